@@ -1,0 +1,25 @@
+"""The errors this package raises on purpose.
+
+All share :class:`UQError`, so that a caller (the command line, for one) can tell a message meant for its user from a
+bug. Each also is the built-in error a Python programmer would expect, so ``except ValueError`` keeps working.
+"""
+
+
+class UQError(Exception):
+    """Base class of every error of this package's contract."""
+
+
+class InputError(UQError, ValueError):
+    """An argument, a batch or a file does not hold what is documented; the message names it, what was expected, what came."""
+
+
+class NotFittedError(UQError, RuntimeError):
+    """Something that a post-training fit provides was asked for before that fit."""
+
+
+class MissingExtraError(UQError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class UnsupportedError(UQError, NotImplementedError):
+    """A combination that is known not to work, said before anything runs."""
