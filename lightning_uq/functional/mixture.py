@@ -1,0 +1,109 @@
+r"""Equal-weight mixtures of Gaussians: what an ensemble of regressors predicts.
+
+All take component means and variances [Z, B, D] and work per element: the D target dimensions are independent given
+the index. Half precision is upcast to float32.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def _upcast(*tensors: Tensor) -> list[Tensor]:
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return [t.to(dtype) for t in tensors]
+
+
+def mixture_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [B, D] of the mixture.
+
+    mu* = mean_z mu_z and sigma*^2 = mean_z sigma_z^2 + mean_z (mu_z - mu*)^2. The textbook form
+    mean(sigma^2 + mu^2) - mu*^2 is the same number and goes negative in float32 when |mu| is large.
+
+    Source: Lakshminarayanan et al., arXiv 1612.01474.
+
+    Example:
+        >>> mixture_moments(torch.tensor([[[0.0]], [[2.0]]]), torch.tensor([[[1.0]], [[3.0]]]))
+        (tensor([[1.]]), tensor([[3.]]))
+    """
+    mean, variance = _upcast(mean, variance)
+    center = mean.mean(0)
+    return center, variance.mean(0) + (mean - center).square().mean(0)
+
+
+def gaussian_log_prob(mean: Tensor, variance: Tensor, value: Tensor) -> Tensor:
+    """log N(value; mean, variance), elementwise, with its -log(2 pi)/2."""
+    mean, variance, value = _upcast(mean, variance, value)
+    return -0.5 * (_LOG_2PI + variance.log() + (value - mean).square() / variance)
+
+
+def mixture_log_prob(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
+    """log mean_z N(target; mu_z, sigma_z^2), elementwise [B, D].
+
+    Example:
+        >>> mixture_log_prob(torch.zeros(2, 1, 1), torch.ones(2, 1, 1), torch.zeros(1, 1))
+        tensor([[-0.9189]])
+    """
+    return torch.logsumexp(gaussian_log_prob(mean, variance, target), 0) - math.log(mean.shape[0])
+
+
+def mixture_cdf(mean: Tensor, variance: Tensor, value: Tensor) -> Tensor:
+    """P(Y <= value) = mean_z Phi((value - mu_z) / sigma_z), elementwise [B, D]."""
+    mean, variance, value = _upcast(mean, variance, value)
+    return torch.special.ndtr((value - mean) * variance.rsqrt()).mean(0)
+
+
+def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor) -> Tensor:
+    """The value [B, D] with ``mixture_cdf(value) = level``, by bisection in float64.
+
+    The quantile of a mixture lies between the least and the greatest of its components' quantiles, which bracket the
+    root; 64 halvings reach float64 resolution.
+
+    Args:
+        mean: Component means [Z, B, D].
+        variance: Component variances [Z, B, D].
+        level: Probability in (0, 1), a number or a tensor that broadcasts to [B, D].
+
+    Example:
+        >>> mixture_quantile(torch.tensor([[[-1.0]], [[1.0]]]), torch.ones(2, 1, 1), 0.5).abs() < 1e-6
+        tensor([[True]])
+    """
+    dtype = _upcast(mean, variance)[0].dtype
+    mean, variance = mean.double(), variance.double()
+    probability = torch.as_tensor(level, dtype=torch.float64, device=mean.device)
+    components = mean + variance.sqrt() * torch.special.ndtri(probability)
+    low, high = components.amin(0), components.amax(0)
+    for _ in range(64):
+        middle = low + (high - low) / 2
+        below = mixture_cdf(mean, variance, middle) < probability
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + (high - low) / 2).to(dtype)
+
+
+def mixture_crps(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
+    """Continuous ranked probability score of the mixture, elementwise [B, D], in the target's units; lower is better.
+
+    Closed form with A(m, s^2) = 2 s phi(m/s) + m (2 Phi(m/s) - 1), the mean of |N(m, s^2)|:
+    CRPS = mean_z A(y - mu_z, sigma_z^2) - 1/2 mean_{z,z'} A(mu_z - mu_z', sigma_z^2 + sigma_z'^2).
+
+    Source: Grimit et al., Q. J. R. Meteorol. Soc. 132 (2006).
+
+    Example:
+        >>> mixture_crps(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), torch.zeros(1, 1))
+        tensor([[0.2337]])
+    """
+    mean, variance, target = _upcast(mean, variance, target)
+    to_target = _mean_absolute(target - mean, variance).mean(0)
+    # One row of the pair matrix at a time keeps memory at [Z, B, D].
+    between = torch.stack([_mean_absolute(m - mean, v + variance).mean(0) for m, v in zip(mean, variance, strict=True)])
+    return to_target - 0.5 * between.mean(0)
+
+
+def _mean_absolute(mean: Tensor, variance: Tensor) -> Tensor:
+    scale = variance.sqrt()
+    z = mean / scale
+    density = torch.exp(-0.5 * z.square() - 0.5 * _LOG_2PI)
+    return 2 * scale * density + mean * (2 * torch.special.ndtr(z) - 1)

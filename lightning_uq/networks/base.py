@@ -1,0 +1,74 @@
+"""The one idea of this package: every method is an epistemic network f(x, z)."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+
+
+class EpistemicNetwork(nn.Module, ABC):
+    """A network f(x, z): an input, and an index z that says which hypothesis is speaking.
+
+    A subclass provides :meth:`sample_index` and :meth:`forward`; everything downstream (predictions, metrics, modules,
+    the comparison) then works on it. What does not depend on z should run once, only the head Z times.
+
+    Attributes:
+        num_indices: Size of a finite index set (an ensemble's members), or None where z is drawn from a distribution.
+            A finite set is enumerated exactly at evaluation, never resampled.
+
+    Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924).
+    """
+
+    num_indices: int | None = None
+
+    @abstractmethod
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``num_samples`` indices, stacked on axis 0: [Z] for members, [Z, index_dim] for vectors."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under each of the Z rows of ``index``."""
+
+    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
+        """The indices to evaluate with: all of a finite set, else ``num_samples`` draws, the same at every call.
+
+        Args:
+            num_samples: Number of draws Z from an infinite index set; a finite one ignores it.
+            seed: Seed of those draws, so that two evaluations of one network are equal.
+        """
+        if self.num_indices is not None:
+            return torch.arange(self.num_indices)
+        if num_samples < 1:
+            raise InputError(f"Expected argument `num_samples` to be at least 1, but got {num_samples}.")
+        return self.sample_index(num_samples, torch.Generator().manual_seed(seed))
+
+
+class DeterministicNetwork(EpistemicNetwork):
+    """A plain network as an epistemic one: a single index, whose output never varies.
+
+    Args:
+        network: Any module that maps x [B, ...] to outputs [B, ...].
+
+    Example:
+        >>> import torch
+        >>> net = DeterministicNetwork(torch.nn.Linear(2, 3))
+        >>> net(torch.zeros(5, 2), net.evaluation_index(100)).shape
+        torch.Size([1, 5, 3])
+    """
+
+    num_indices = 1
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Zeros [Z]: there is one index."""
+        return torch.zeros(num_samples, dtype=torch.long)
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        """Outputs [Z, B, ...]: one pass, repeated over the index without a copy."""
+        output: Tensor = self.network(x)
+        return output.unsqueeze(0).expand(len(index), *output.shape)

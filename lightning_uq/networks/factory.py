@@ -1,0 +1,143 @@
+"""Factories of networks: what an ensemble calls once a member, and how a checkpoint remembers it."""
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_uq.errors import InputError
+
+
+class Factory:
+    """An importable class or function with its arguments, called anew for every network that is built.
+
+    LightningCLI can write it in YAML, where a function with arguments would be called once and arrive as an instance:
+
+    .. code-block:: yaml
+
+        network:
+          class_path: lightning_uq.Factory
+          init_args:
+            target: torchvision.models.resnet18
+            kwargs: {num_classes: 10}
+
+    Args:
+        target: Dotted import path of the class or function.
+        kwargs: Its keyword arguments.
+
+    Raises:
+        InputError: ``target`` cannot be imported or is not callable.
+
+    Example:
+        >>> Factory("torch.nn.Linear", {"in_features": 2, "out_features": 3})()
+        Linear(in_features=2, out_features=3, bias=True)
+    """
+
+    def __init__(self, target: str, kwargs: dict[str, Any] | None = None) -> None:
+        self.target = target
+        self.kwargs = dict(kwargs or {})
+        self._function = _import(target)
+
+    def __call__(self) -> nn.Module:
+        """Build one network."""
+        built: nn.Module = self._function(**self.kwargs)
+        return built
+
+    def __repr__(self) -> str:
+        return f"Factory({self.target!r}, {self.kwargs!r})"
+
+    def __reduce__(self) -> tuple[type["Factory"], tuple[str, dict[str, Any]]]:
+        return Factory, (self.target, self.kwargs)
+
+
+NetworkFactory = Factory | Callable[[], nn.Module]
+
+
+def check_factory(factory: object, argument: str = "network") -> Callable[[], nn.Module]:
+    """``factory`` itself, or an :class:`InputError` where a built network or nothing callable came instead."""
+    if isinstance(factory, nn.Module):
+        raise InputError(
+            f"Expected argument `{argument}` to be a factory that builds a new network at each call, but got an instance "
+            f"of {type(factory).__name__}. Pass `lambda: {type(factory).__name__}(...)`, a function, or a `Factory`: "
+            "members copied from one instance would share their initial weights."
+        )
+    if not callable(factory):
+        raise InputError(f"Expected argument `{argument}` to be a callable or a `Factory`, but got {factory!r}.")
+    return factory
+
+
+def build_network(factory: Callable[[], nn.Module], argument: str = "network") -> nn.Module:
+    """Call ``factory`` once and check that a module came."""
+    network = factory()
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"Expected the factory in argument `{argument}` to return a torch.nn.Module, but it returned {network!r}."
+        )
+    return network
+
+
+def factory_to_config(factory: object) -> dict[str, Any] | None:
+    """A factory as plain data, or None where it cannot be found again by import (a lambda, a local function).
+
+    An importable class or function, a ``functools.partial`` of one with plain arguments, and a :class:`Factory` become
+    ``{"target": "package.name", "kwargs": {...}}``, so that a checkpoint loads under ``weights_only=True``.
+
+    Example:
+        >>> factory_to_config(functools.partial(nn.Linear, 2, out_features=3)) is None  # positional arguments are not named
+        True
+        >>> factory_to_config(functools.partial(nn.ReLU, inplace=True))
+        {'target': 'torch.nn.modules.activation.ReLU', 'kwargs': {'inplace': True}}
+    """
+    kwargs: Mapping[str, Any] = {}
+    if isinstance(factory, Factory):
+        return {"target": factory.target, "kwargs": dict(factory.kwargs)} if _is_plain(factory.kwargs) else None
+    if isinstance(factory, functools.partial):
+        if factory.args:
+            return None
+        factory, kwargs = factory.func, factory.keywords
+    target = f"{getattr(factory, '__module__', None)}.{getattr(factory, '__qualname__', None)}"
+    try:
+        found = _import(target)
+    except InputError:
+        return None
+    if found is not factory or target.startswith("__main__.") or not _is_plain(kwargs):
+        return None
+    return {"target": target, "kwargs": dict(kwargs)}
+
+
+def factory_from_config(config: object) -> object:
+    """The inverse of :func:`factory_to_config`; anything else is given back as it came."""
+    if isinstance(config, Mapping) and set(config) == {"target", "kwargs"}:
+        return Factory(config["target"], dict(config["kwargs"]))
+    return config
+
+
+def _import(target: str) -> Callable[..., Any]:
+    module_path, _, name = target.rpartition(".")
+    # A nested class has its owner in the path: shorten the module part until it imports.
+    names = [name]
+    while module_path:
+        try:
+            found: Any = importlib.import_module(module_path)
+        except ModuleNotFoundError as error:
+            if error.name is not None and not module_path.startswith(error.name):
+                raise  # the module exists and one of its own imports does not
+            module_path, _, outer = module_path.rpartition(".")
+            names.insert(0, outer)
+            continue
+        for part in names:
+            found = getattr(found, part, None)
+        if callable(found):
+            return found  # type: ignore[no-any-return]
+        break
+    raise InputError(f"Expected argument `target` to be the import path of a class or function, but got {target!r}.")
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float | bool)
