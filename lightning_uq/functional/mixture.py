@@ -47,13 +47,15 @@ def mixture_log_prob(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
         >>> mixture_log_prob(torch.zeros(2, 1, 1), torch.ones(2, 1, 1), torch.zeros(1, 1))
         tensor([[-0.9189]])
     """
-    return torch.logsumexp(gaussian_log_prob(mean, variance, target), 0) - math.log(mean.shape[0])
+    log_prob: Tensor = torch.logsumexp(gaussian_log_prob(mean, variance, target), 0) - math.log(mean.shape[0])
+    return log_prob
 
 
 def mixture_cdf(mean: Tensor, variance: Tensor, value: Tensor) -> Tensor:
     """P(Y <= value) = mean_z Phi((value - mu_z) / sigma_z), elementwise [B, D]."""
     mean, variance, value = _upcast(mean, variance, value)
-    return torch.special.ndtr((value - mean) * variance.rsqrt()).mean(0)
+    cdf: Tensor = torch.special.ndtr((value - mean) * variance.rsqrt()).mean(0)
+    return cdf
 
 
 def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor) -> Tensor:
@@ -106,4 +108,5 @@ def _mean_absolute(mean: Tensor, variance: Tensor) -> Tensor:
     scale = variance.sqrt()
     z = mean / scale
     density = torch.exp(-0.5 * z.square() - 0.5 * _LOG_2PI)
-    return 2 * scale * density + mean * (2 * torch.special.ndtr(z) - 1)
+    absolute: Tensor = 2 * scale * density + mean * (2 * torch.special.ndtr(z) - 1)
+    return absolute

@@ -85,18 +85,18 @@ def factory_to_config(factory: object) -> dict[str, Any] | None:
     ``{"target": "package.name", "kwargs": {...}}``, so that a checkpoint loads under ``weights_only=True``.
 
     Example:
-        >>> factory_to_config(functools.partial(nn.Linear, 2, out_features=3)) is None  # positional arguments are not named
+        >>> factory_to_config(functools.partial(nn.Linear, 2, out_features=3)) is None
         True
         >>> factory_to_config(functools.partial(nn.ReLU, inplace=True))
         {'target': 'torch.nn.modules.activation.ReLU', 'kwargs': {'inplace': True}}
     """
-    kwargs: Mapping[str, Any] = {}
     if isinstance(factory, Factory):
         return {"target": factory.target, "kwargs": dict(factory.kwargs)} if _is_plain(factory.kwargs) else None
+    kwargs: Mapping[str, Any] = {}
     if isinstance(factory, functools.partial):
         if factory.args:
             return None
-        factory, kwargs = factory.func, factory.keywords
+        kwargs, factory = factory.keywords, factory.func
     target = f"{getattr(factory, '__module__', None)}.{getattr(factory, '__qualname__', None)}"
     try:
         found = _import(target)

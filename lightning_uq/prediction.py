@@ -1,0 +1,438 @@
+"""What every method returns: frozen, tensor-only predictions with the member axis explicit.
+
+Shapes: Z index or member, B batch, C classes, D target dimensions. A class axis that has more axes behind it
+(segmentation, logits [Z, B, C, H, W]) keeps its place; every score is then [B, H, W].
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional import dirichlet, entropy, mixture
+
+_P = TypeVar("_P", bound="Prediction")
+
+
+class Prediction(ABC):
+    """Base of all predictions: a frozen set of tensors that moves, concatenates and exports as one.
+
+    Subclasses name their tensors and each one's batch axis in ``_batch_axis`` (None: shared by the batch) and pass
+    them to :meth:`_set`; an absent optional tensor is None.
+    """
+
+    _batch_axis: ClassVar[dict[str, int | None]]
+
+    def _set(self, **tensors: Tensor | None) -> None:
+        for name, tensor in tensors.items():
+            if tensor is not None and not isinstance(tensor, Tensor):
+                raise InputError(f"Expected argument `{name}` to be a tensor, but got {type(tensor).__name__}.")
+        object.__setattr__(self, "_tensors", tensors)
+
+    @classmethod
+    def _from_tensors(cls: type[_P], tensors: dict[str, Tensor | None]) -> _P:
+        """An instance from its raw tensors; they were checked when they were first given."""
+        new = cls.__new__(cls)
+        object.__setattr__(new, "_tensors", tensors)
+        return new
+
+    def _get(self, name: str) -> Tensor:
+        tensor: Tensor | None = self.__dict__["_tensors"][name]
+        if tensor is None:
+            raise InputError(f"This prediction holds no `{name}`.")
+        return tensor
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is frozen; make a new one instead of setting `{name}`.")
+
+    def __len__(self) -> int:
+        return next(t.shape[a] for t, a in self._tensors_and_axes() if a is not None)
+
+    def __repr__(self) -> str:
+        shapes = {name: list(t.shape) for name, t in self.__dict__["_tensors"].items() if t is not None}
+        return f"{type(self).__name__}({', '.join(f'{name}={shape}' for name, shape in shapes.items())})"
+
+    def __getstate__(self) -> dict[str, Tensor | None]:
+        return dict(self.__dict__["_tensors"])
+
+    def __setstate__(self, state: dict[str, Tensor | None]) -> None:
+        object.__setattr__(self, "_tensors", state)
+
+    def _tensors_and_axes(self) -> list[tuple[Tensor, int | None]]:
+        tensors = self.__dict__["_tensors"]
+        return [(tensors[name], axis) for name, axis in self._batch_axis.items() if tensors.get(name) is not None]
+
+    def to(self: _P, *args: Any, **kwargs: Any) -> _P:
+        """A copy on another device or in another dtype; takes what ``Tensor.to`` takes. Lightning moves predictions so."""
+        tensors = self.__dict__["_tensors"]
+        return self._from_tensors({k: None if t is None else t.to(*args, **kwargs) for k, t in tensors.items()})
+
+    @classmethod
+    def cat(cls: type[_P], predictions: Sequence[_P]) -> _P:
+        """Concatenate batches: what ``trainer.predict`` returned becomes one prediction.
+
+        Raises:
+            InputError: The list is empty, mixes types, or its parts disagree on what they hold.
+        """
+        if not predictions:
+            raise InputError("Expected argument `predictions` to hold at least one prediction, but got none.")
+        kind = type(predictions[0])
+        if any(type(p) is not kind for p in predictions):
+            names = sorted({type(p).__name__ for p in predictions})
+            raise InputError(f"Expected argument `predictions` to be of one type, but got {', '.join(names)}.")
+        joined: dict[str, Tensor | None] = {}
+        for name, axis in kind._batch_axis.items():
+            parts = [p.__dict__["_tensors"][name] for p in predictions]
+            present = [part for part in parts if part is not None]
+            if present and len(present) < len(parts):
+                raise InputError(f"Expected all or none of `predictions` to hold `{name}`, but only some do.")
+            if not present:
+                joined[name] = None
+            elif axis is None:
+                if any(not torch.equal(part, present[0]) for part in present):
+                    raise InputError(f"Expected `{name}` to be the same in all of `predictions`, but it differs.")
+                joined[name] = present[0]
+            else:
+                joined[name] = torch.cat(present, axis)
+        return kind._from_tensors(joined)
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Tensor]:
+        """Named per-input results, the batch on axis 0: what a table or a file takes."""
+
+    @abstractmethod
+    def log_prob(self, target: Tensor) -> Tensor:
+        """Log-probability, or log-density, of ``target`` under the prediction."""
+
+    @property
+    def log_density(self) -> Tensor:
+        """Log-density [B] of the input's features under the density that was fitted after training.
+
+        Raises:
+            NotFittedError: No density was fitted.
+        """
+        tensor: Tensor | None = self.__dict__["_tensors"].get("log_density")
+        if tensor is None:
+            raise NotFittedError("This prediction carries no `log_density`: no feature density was fitted.")
+        return tensor
+
+    def _optional(self) -> dict[str, Tensor]:
+        density = self.__dict__["_tensors"].get("log_density")
+        return {} if density is None else {"log_density": density}
+
+
+class ClassProbabilities(Prediction):
+    """What categorical predictions share: everything that follows from the pooled log-probabilities [B, C, ...]."""
+
+    @property
+    @abstractmethod
+    def log_probs(self) -> Tensor:
+        """Pooled (and, after a calibration, tempered) log-probabilities [B, C, ...]."""
+
+    @property
+    @abstractmethod
+    def expected_entropy(self) -> Tensor:
+        """Mean entropy of the hypotheses, in nats: [B, ...]."""
+
+    @property
+    @abstractmethod
+    def mutual_information(self) -> Tensor:
+        """Mutual information of label and index, in nats: [B, ...]; a pooled calibration leaves it as it is."""
+
+    @property
+    def probs(self) -> Tensor:
+        """Pooled probabilities [B, C, ...]."""
+        return self.log_probs.exp()
+
+    @property
+    def label(self) -> Tensor:
+        """Most probable class [B, ...]."""
+        return self.log_probs.argmax(1)
+
+    @property
+    def confidence(self) -> Tensor:
+        """Probability of the most probable class: [B, ...]."""
+        return self.log_probs.amax(1).exp()
+
+    @property
+    def predictive_entropy(self) -> Tensor:
+        """Entropy of the pooled probabilities, in nats: [B, ...]."""
+        return entropy.entropy(self.log_probs, 1)
+
+    def log_prob(self, target: Tensor) -> Tensor:
+        """Log-probability [B, ...] of the class indices ``target`` [B, ...]."""
+        if target.is_floating_point() or target.shape != self.label.shape:
+            raise InputError(
+                f"Expected argument `target` to be class indices of shape {list(self.label.shape)}, but got "
+                f"{target.dtype} of shape {list(target.shape)}."
+            )
+        return self.log_probs.gather(1, target.long().unsqueeze(1)).squeeze(1)
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """``label``, ``confidence``, ``probs``, the three entropies, and ``log_density`` where there is one."""
+        return {
+            "label": self.label,
+            "confidence": self.confidence,
+            "probs": self.probs,
+            "predictive_entropy": self.predictive_entropy,
+            "expected_entropy": self.expected_entropy,
+            "mutual_information": self.mutual_information,
+            **self._optional(),
+        }
+
+
+class CategoricalPrediction(ClassProbabilities):
+    """A classifier's prediction: one row of logits per hypothesis.
+
+    Args:
+        logits: Raw logits [Z, B, C] (or [Z, B, C, ...]).
+        temperature: Scalar T of a pooled calibration: probabilities are softmax(log(mean_z p_z) / T). The members, hence
+            ``expected_entropy`` and ``mutual_information``, stay as they are.
+        log_density: Log-density [B] of the input's features, where one was fitted.
+
+    Raises:
+        InputError: ``logits`` has fewer than three axes.
+
+    Example:
+        >>> prediction = CategoricalPrediction(torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]]]))
+        >>> prediction.probs
+        tensor([[0.5000, 0.5000]])
+        >>> prediction.mutual_information
+        tensor([0.3278])
+    """
+
+    _batch_axis: ClassVar[dict[str, int | None]] = {
+        "logits": 1,
+        "temperature": None,
+        "log_density": 0,
+        "pooled_log_probs": 0,
+        "member_entropy": 0,
+    }
+
+    def __init__(self, logits: Tensor, temperature: Tensor | None = None, log_density: Tensor | None = None) -> None:
+        if isinstance(logits, Tensor) and logits.ndim < 3:
+            raise InputError(f"Expected argument `logits` to be [Z, B, C], but got shape {list(logits.shape)}.")
+        self._set(
+            logits=logits, temperature=temperature, log_density=log_density, pooled_log_probs=None, member_entropy=None
+        )
+
+    def pool(self) -> "CategoricalPrediction":
+        """The same prediction without its members: log-probabilities and moments alone, Z times smaller."""
+        tensors = dict(self.__dict__["_tensors"])
+        if tensors["logits"] is not None:
+            tensors.update(logits=None, pooled_log_probs=self._mean_log_probs, member_entropy=self.expected_entropy)
+        return self._from_tensors(tensors)
+
+    @property
+    def logits(self) -> Tensor:
+        """Raw member logits [Z, B, C, ...].
+
+        Raises:
+            InputError: The members were pooled away.
+        """
+        if self.__dict__["_tensors"]["logits"] is None:
+            raise InputError(
+                "The members' `logits` were pooled when this prediction was made; set `return_members=True` on the "
+                "module to keep them."
+            )
+        return self._get("logits")
+
+    @property
+    def _mean_log_probs(self) -> Tensor:
+        pooled: Tensor | None = self.__dict__["_tensors"]["pooled_log_probs"]
+        return entropy.mean_log_probs(self.logits) if pooled is None else pooled
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Pooled log-probabilities [B, C, ...], after the temperature where there is one."""
+        log_probs, temperature = self._mean_log_probs, self.__dict__["_tensors"]["temperature"]
+        return log_probs if temperature is None else torch.log_softmax(log_probs / temperature, 1)
+
+    @property
+    def expected_entropy(self) -> Tensor:
+        """mean_z H[p_z] in nats: [B, ...]."""
+        stored: Tensor | None = self.__dict__["_tensors"]["member_entropy"]
+        return entropy.expected_entropy(self.logits) if stored is None else stored
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """H[mean_z p_z] - mean_z H[p_z] in nats: [B, ...], from the untempered members."""
+        if self.__dict__["_tensors"]["logits"] is not None:
+            return entropy.mutual_information(self.logits)
+        return (entropy.entropy(self._mean_log_probs, 1) - self.expected_entropy).clamp_min(0)
+
+
+class DirichletPrediction(ClassProbabilities):
+    """An evidential classifier's prediction: a Dirichlet over class probabilities.
+
+    Args:
+        concentration: alpha [B, C] (or [B, C, ...]), positive.
+        temperature: Scalar T that tempers the mean probabilities alone.
+        log_density: Log-density [B] of the input's features, where one was fitted.
+
+    Example:
+        >>> prediction = DirichletPrediction(torch.tensor([[3.0, 1.0]]))
+        >>> prediction.probs, prediction.vacuity
+        (tensor([[0.7500, 0.2500]], dtype=torch.float64), tensor([0.5000], dtype=torch.float64))
+    """
+
+    _batch_axis: ClassVar[dict[str, int | None]] = {"concentration": 0, "temperature": None, "log_density": 0}
+
+    def __init__(
+        self, concentration: Tensor, temperature: Tensor | None = None, log_density: Tensor | None = None
+    ) -> None:
+        if isinstance(concentration, Tensor) and (concentration.ndim < 2 or not bool((concentration > 0).all())):
+            raise InputError(
+                "Expected argument `concentration` to be positive and of shape [B, C], but got shape "
+                f"{list(concentration.shape)}"
+                + ("." if concentration.ndim < 2 else " with values that are not positive.")
+            )
+        self._set(concentration=concentration, temperature=temperature, log_density=log_density)
+
+    @property
+    def concentration(self) -> Tensor:
+        """alpha [B, C, ...]."""
+        return self._get("concentration")
+
+    @property
+    def log_probs(self) -> Tensor:
+        """log(alpha / S) [B, C, ...] in float64, after the temperature where there is one."""
+        alpha, temperature = self.concentration.double(), self.__dict__["_tensors"]["temperature"]
+        log_mean = alpha.log() - alpha.sum(1, keepdim=True).log()
+        return log_mean if temperature is None else torch.log_softmax(log_mean / temperature, 1)
+
+    @property
+    def expected_entropy(self) -> Tensor:
+        """E[H[p]] in nats: [B, ...]."""
+        return dirichlet.dirichlet_expected_entropy(self.concentration)
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """H[E[p]] - E[H[p]] in nats: [B, ...]."""
+        return dirichlet.dirichlet_mutual_information(self.concentration)
+
+    @property
+    def differential_entropy(self) -> Tensor:
+        """Differential entropy of the Dirichlet in nats: [B, ...]."""
+        return dirichlet.dirichlet_differential_entropy(self.concentration)
+
+    @property
+    def vacuity(self) -> Tensor:
+        """C / S: 1 without any evidence, towards 0 as it grows: [B, ...]."""
+        alpha = self.concentration.double()
+        return alpha.shape[1] / alpha.sum(1)
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """As for any classifier, with ``vacuity`` and ``differential_entropy``."""
+        return {**super().to_dict(), "vacuity": self.vacuity, "differential_entropy": self.differential_entropy}
+
+
+class GaussianMixturePrediction(Prediction):
+    """A regressor's prediction: an equal-weight mixture of one Gaussian per hypothesis.
+
+    Args:
+        mean: Component means [Z, B, D], kept as ``member_mean``.
+        variance: Component variances [Z, B, D], positive, kept as ``member_variance``.
+        log_density: Log-density [B] of the input's features, where one was fitted.
+
+    Raises:
+        InputError: The shapes differ or have not three axes.
+
+    Example:
+        >>> prediction = GaussianMixturePrediction(torch.tensor([[[0.0]], [[2.0]]]), torch.ones(2, 1, 1))
+        >>> prediction.mean, prediction.variance, prediction.epistemic_variance
+        (tensor([[1.]]), tensor([[2.]]), tensor([[1.]]))
+    """
+
+    _batch_axis: ClassVar[dict[str, int | None]] = {"member_mean": 1, "member_variance": 1, "log_density": 0}
+
+    def __init__(self, mean: Tensor, variance: Tensor, log_density: Tensor | None = None) -> None:
+        self._set(member_mean=mean, member_variance=variance, log_density=log_density)
+        if mean.ndim != 3 or mean.shape != variance.shape:
+            raise InputError(
+                f"Expected arguments `mean` and `variance` to be of one shape [Z, B, D], but got {list(mean.shape)} and "
+                f"{list(variance.shape)}."
+            )
+
+    @property
+    def member_mean(self) -> Tensor:
+        """Component means [Z, B, D]."""
+        return self._get("member_mean")
+
+    @property
+    def member_variance(self) -> Tensor:
+        """Component variances [Z, B, D]."""
+        return self._get("member_variance")
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the mixture [B, D]."""
+        return mixture.mixture_moments(self.member_mean, self.member_variance)[0]
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the mixture [B, D]: the sum of the next two."""
+        return mixture.mixture_moments(self.member_mean, self.member_variance)[1]
+
+    @property
+    def aleatoric_variance(self) -> Tensor:
+        """mean_z sigma_z^2 [B, D]."""
+        return mixture.mixture_moments(torch.zeros_like(self.member_mean), self.member_variance)[1]
+
+    @property
+    def epistemic_variance(self) -> Tensor:
+        """Variance over z of the means [B, D]."""
+        return mixture.mixture_moments(self.member_mean, torch.zeros_like(self.member_variance))[1]
+
+    def log_prob(self, target: Tensor) -> Tensor:
+        """log mean_z prod_d N(target_d; mu_zd, sigma_zd^2): [B] for ``target`` [B, D].
+
+        The dimensions are independent given the index, not under the mixture.
+        """
+        self._check(target)
+        members = mixture.gaussian_log_prob(self.member_mean, self.member_variance, target).sum(-1)
+        return torch.logsumexp(members, 0) - math.log(len(members))
+
+    def quantile(self, level: float) -> Tensor:
+        """Quantile [B, D] of the mixture's marginals at a ``level`` in (0, 1)."""
+        if not 0 < level < 1:
+            raise InputError(f"Expected argument `level` to be in (0, 1), but got {level}.")
+        return mixture.mixture_quantile(self.member_mean, self.member_variance, level)
+
+    def cdf(self, target: Tensor) -> Tensor:
+        """P(Y_d <= target_d) [B, D] under the mixture's marginals."""
+        self._check(target)
+        return mixture.mixture_cdf(self.member_mean, self.member_variance, target)
+
+    def crps(self, target: Tensor) -> Tensor:
+        """Continuous ranked probability score [B, D] of the mixture's marginals, in the target's units."""
+        self._check(target)
+        return mixture.mixture_crps(self.member_mean, self.member_variance, target)
+
+    def interval(self, level: float) -> tuple[Tensor, Tensor]:
+        """Central interval (lower, upper), each [B, D], that holds a share ``level`` of the mixture."""
+        if not 0 < level < 1:
+            raise InputError(f"Expected argument `level` to be in (0, 1), but got {level}.")
+        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """``mean``, ``variance`` and its two parts, and ``log_density`` where there is one."""
+        return {
+            "mean": self.mean,
+            "variance": self.variance,
+            "aleatoric_variance": self.aleatoric_variance,
+            "epistemic_variance": self.epistemic_variance,
+            **self._optional(),
+        }
+
+    def _check(self, target: Tensor) -> None:
+        expected = self.member_mean.shape[1:]
+        if target.shape != expected:
+            raise InputError(
+                f"Expected argument `target` to be of shape {list(expected)}, but got {list(target.shape)}; an array of "
+                "another shape would broadcast."
+            )
