@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.networks.output import Output, OutputReader
 
 
 class EpistemicNetwork(nn.Module, ABC):
@@ -17,11 +18,19 @@ class EpistemicNetwork(nn.Module, ABC):
     Attributes:
         num_indices: Size of a finite index set (an ensemble's members), or None where z is drawn from a distribution.
             A finite set is enumerated exactly at evaluation, never resampled.
+        read_output: Turns what an inner network returns into its output tensor; subclasses apply it to every inner call.
+
+    Args:
+        output: What an inner network returns: see :class:`~lightning_uq.networks.output.OutputReader`.
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924).
     """
 
     num_indices: int | None = None
+
+    def __init__(self, output: Output = "logits") -> None:
+        super().__init__()
+        self.read_output = OutputReader(output)
 
     @abstractmethod
     def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -50,6 +59,7 @@ class DeterministicNetwork(EpistemicNetwork):
 
     Args:
         network: Any module that maps x [B, ...] to outputs [B, ...].
+        output: What ``network`` returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function that picks the logits.
 
     Example:
         >>> import torch
@@ -60,8 +70,8 @@ class DeterministicNetwork(EpistemicNetwork):
 
     num_indices = 1
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, network: nn.Module, output: Output = "logits") -> None:
+        super().__init__(output)
         self.network = network
 
     def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -70,5 +80,5 @@ class DeterministicNetwork(EpistemicNetwork):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, ...]: one pass, repeated over the index without a copy."""
-        output: Tensor = self.network(x)
+        output = self.read_output(self.network(x))
         return output.unsqueeze(0).expand(len(index), *output.shape)

@@ -40,10 +40,9 @@ class Factory:
         self.kwargs = dict(kwargs or {})
         self._function = _import(target)
 
-    def __call__(self) -> nn.Module:
-        """Build one network."""
-        built: nn.Module = self._function(**self.kwargs)
-        return built
+    def __call__(self, *args: Any) -> Any:
+        """Call the target: ``target(*args, **kwargs)``. A network's factory is called without arguments."""
+        return self._function(*args, **self.kwargs)
 
     def __repr__(self) -> str:
         return f"Factory({self.target!r}, {self.kwargs!r})"
@@ -79,7 +78,7 @@ def build_network(factory: Callable[[], nn.Module], argument: str = "network") -
 
 
 def factory_to_config(factory: object) -> dict[str, Any] | None:
-    """A factory as plain data, or None where it cannot be found again by import (a lambda, a local function).
+    """A factory, or any callable, as plain data; None where no import finds it again (a lambda, a local function).
 
     An importable class or function, a ``functools.partial`` of one with plain arguments, and a :class:`Factory` become
     ``{"target": "package.name", "kwargs": {...}}``, so that a checkpoint loads under ``weights_only=True``.
@@ -91,7 +90,7 @@ def factory_to_config(factory: object) -> dict[str, Any] | None:
         {'target': 'torch.nn.modules.activation.ReLU', 'kwargs': {'inplace': True}}
     """
     if isinstance(factory, Factory):
-        return {"target": factory.target, "kwargs": dict(factory.kwargs)} if _is_plain(factory.kwargs) else None
+        return {"target": factory.target, "kwargs": dict(factory.kwargs)} if is_plain(factory.kwargs) else None
     kwargs: Mapping[str, Any] = {}
     if isinstance(factory, functools.partial):
         if factory.args:
@@ -102,12 +101,12 @@ def factory_to_config(factory: object) -> dict[str, Any] | None:
         found = _import(target)
     except InputError:
         return None
-    if found is not factory or target.startswith("__main__.") or not _is_plain(kwargs):
+    if found is not factory or target.startswith("__main__.") or not is_plain(kwargs):
         return None
     return {"target": target, "kwargs": dict(kwargs)}
 
 
-def factory_from_config(config: object) -> object:
+def factory_from_config(config: Any) -> Any:
     """The inverse of :func:`factory_to_config`; anything else is given back as it came."""
     if isinstance(config, Mapping) and set(config) == {"target", "kwargs"}:
         return Factory(config["target"], dict(config["kwargs"]))
@@ -135,9 +134,10 @@ def _import(target: str) -> Callable[..., Any]:
     raise InputError(f"Expected argument `target` to be the import path of a class or function, but got {target!r}.")
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
+    """Whether a value is made of None, strings, numbers, lists and string-keyed mappings alone."""
     if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
+        return all(is_plain(item) for item in value)
     return value is None or isinstance(value, str | int | float | bool)

@@ -1,0 +1,74 @@
+"""What a batch holds, and which of its rows count."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from lightning_uq.errors import InputError
+
+
+def unpack_batch(batch: Any) -> tuple[Any, Tensor | None]:
+    """Input and target of a batch: ``(x, y)`` or longer, a bare ``x``, or a mapping with ``input`` (and ``target``).
+
+    Raises:
+        InputError: A mapping without ``input``, or an empty sequence.
+
+    Example:
+        >>> unpack_batch({"input": torch.zeros(2, 3)})[1] is None
+        True
+    """
+    if isinstance(batch, Mapping):
+        if "input" not in batch:
+            raise InputError(
+                f"Expected a mapping batch to hold `input` (and `target`), but got keys {sorted(map(str, batch))}. "
+                "Override `unpack_batch`, or pass `unpack_batch=` to a callback."
+            )
+        return batch["input"], batch.get("target")
+    if isinstance(batch, list | tuple):
+        if not batch:
+            raise InputError("Expected a batch to hold an input, but got an empty sequence.")
+        return batch[0], batch[1] if len(batch) > 1 else None
+    return batch, None
+
+
+def sample_index(batch: Any) -> Tensor | None:
+    """The rows' positions in the data set, where the batch carries them (key ``index``, or ``data.Indexed``'s third)."""
+    if isinstance(batch, Mapping):
+        index = batch.get("index")
+    else:
+        index = batch[2] if isinstance(batch, list | tuple) and len(batch) == 3 else None
+    return index if isinstance(index, Tensor) and not index.is_floating_point() else None
+
+
+def batch_size(x: Any) -> int:
+    """Number of rows of an input: of a tensor, or of the first tensor in a nest of them."""
+    leaves = torch.utils._pytree.tree_leaves(x)
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return len(leaf)
+    raise InputError(f"Expected an input that holds a tensor with a batch axis, but got {type(x).__name__}.")
+
+
+def unpadded_rows(loader: Any, batch_idx: int, size: int) -> Tensor | None:
+    """Mask [size] of the rows that are not a distributed sampler's padding; None where all of them count.
+
+    Lightning's evaluation sampler repeats rows until every rank has as many: 5 samples on 2 ranks are counted as 6. Row j
+    of rank r stands at r + j R in the data set, so it is a repeat where that reaches the set's length. The sampler itself
+    is left alone, so that ranks keep equal numbers of batches and a user's own collectives still match.
+    """
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return None
+    total = len(sampler.dataset)  # type: ignore[arg-type]
+    per_batch = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size
+    if per_batch is None:
+        raise InputError(
+            "Expected a data loader with a batch size, so that the sampler's padding can be told from data; "
+            f"{type(loader.batch_sampler).__name__} names none."
+        )
+    position = sampler.rank + (batch_idx * per_batch + torch.arange(size)) * sampler.num_replicas
+    keep = position < total
+    return None if bool(keep.all()) else keep

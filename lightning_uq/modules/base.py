@@ -1,0 +1,333 @@
+"""The steps every method shares; a method adds its network, and what is special about its training."""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_uq import batches
+from lightning_uq.errors import InputError
+from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
+from lightning_uq.metrics import (
+    CRPS,
+    RMSE,
+    BrierScore,
+    ExpectedCalibrationError,
+    GaussianNLL,
+    IntervalCoverage,
+    JointLogLoss,
+    NegativeLogLikelihood,
+)
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.factory import factory_from_config, factory_to_config, is_plain
+from lightning_uq.networks.output import check_class_logits
+from lightning_uq.prediction import CategoricalPrediction, GaussianMixturePrediction, Prediction
+
+Task = Literal["classification", "regression"]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+MAX_MEMBERS = 32
+"""Predictions keep their members up to this many indices, unless ``return_members`` asks for all."""
+
+
+class UncertaintyModule(LightningModule):
+    """A LightningModule around an epistemic network f(x, z): the steps, metrics and predictions of every method.
+
+    A method subclasses it, builds its :class:`EpistemicNetwork`, and overrides what is special: often only
+    :meth:`training_loss`. The steps log ``train_loss``, ``val_*`` and ``test_*``; a sample that a distributed sampler
+    repeats as padding is counted once.
+
+    Args:
+        network: The epistemic network.
+        task: ``"classification"`` (outputs are logits [B, C]) or ``"regression"`` (outputs [B, 2D]: means, then raw
+            variances, of which the variance is softplus(raw) + 1e-6).
+        num_classes: C, where it is known; the network's output is checked against it.
+        optimizer: Called with the parameters.
+        lr_scheduler: Called with the optimizer; a ``ReduceLROnPlateau`` follows ``val_loss`` unless it names a monitor.
+        loss: ``loss(output[B, ...], target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
+        num_train_samples: Indices drawn per training step, where the index set is infinite.
+        num_eval_samples: Indices per evaluation, where the index set is infinite.
+        return_members: Whether predictions keep their members [Z, B, C]: True, False, or None for "up to 32".
+
+    Attributes:
+        ood_score: The method's out-of-distribution score, fixed before any such data is seen.
+    """
+
+    ood_score: ClassVar[str] = "predictive_entropy"
+
+    def __init__(
+        self,
+        network: EpistemicNetwork,
+        *,
+        task: Task = "classification",
+        num_classes: int | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        loss: Loss | None = None,
+        num_train_samples: int = 1,
+        num_eval_samples: int = 100,
+        return_members: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if task not in ("classification", "regression"):
+            raise InputError(f"Expected argument `task` to be 'classification' or 'regression', but got {task!r}.")
+        if num_classes is not None and (task == "regression" or num_classes < 2):
+            raise InputError(
+                f"Expected argument `num_classes` to be at least 2, and to be left out for regression, but got "
+                f"{num_classes} with task={task!r}."
+            )
+        self.network = network
+        self.task = task
+        self.num_classes = num_classes
+        self.optimizer = restore_argument(optimizer, "optimizer")
+        self.lr_scheduler = restore_argument(lr_scheduler, "lr_scheduler")
+        self.loss = restore_argument(loss, "loss")
+        self.num_train_samples = num_train_samples
+        self.num_eval_samples = num_eval_samples
+        self.return_members = return_members
+        self._output_checked = False
+        # One list of metrics a data loader, made when the number of loaders is known.
+        self.val_metrics = nn.ModuleList()
+        self.test_metrics = nn.ModuleList()
+
+    # ------------------------------------------------------------------ outputs and predictions
+
+    def unpack_batch(self, batch: Any) -> tuple[Any, Tensor | None]:
+        """Input and target of a batch: ``(x, y)``, a bare ``x``, or a mapping; override it for anything else."""
+        return batches.unpack_batch(batch)
+
+    def forward(self, x: Any) -> Tensor:
+        """Raw outputs [Z, B, ...] over the evaluation indices: logits, or means and raw variances."""
+        output: Tensor = self.network(x, self.network.evaluation_index(self.num_eval_samples).to(self.device))
+        self._check_output(output)
+        return output
+
+    def prediction(self, output: Tensor) -> Prediction:
+        """The prediction that outputs [Z, B, ...] stand for."""
+        if self.task == "regression":
+            return GaussianMixturePrediction(*split_gaussian(output))
+        prediction = CategoricalPrediction(output)
+        keep = len(output) <= MAX_MEMBERS if self.return_members is None else self.return_members
+        return prediction if keep else prediction.pool()
+
+    def predict(self, x: Any) -> Prediction:
+        """The prediction for inputs x [B, ...], as :meth:`predict_step` makes it for a batch."""
+        return self.prediction(self(x))
+
+    # ------------------------------------------------------------------ steps
+
+    def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
+        """Mean over the drawn indices of the loss; an override may sum, reweight or regularise."""
+        num = self.network.num_indices or self.num_train_samples
+        index = self.network.sample_index(num).to(self.device)
+        return self.index_losses(self.network(x, index), y).mean()
+
+    def index_losses(self, output: Tensor, y: Tensor) -> Tensor:
+        """The loss of each index: outputs [Z, B, ...] and targets to [Z]."""
+        self._check_output(output)
+        return torch.stack([self.example_loss(member, y) for member in output])
+
+    def example_loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """The loss of one index's outputs [B, ...], a scalar."""
+        if self.loss is not None:
+            value: Tensor = self.loss(output, y)
+            return value
+        if self.task == "regression":
+            return gaussian_nll_loss(*split_gaussian(output), y)
+        return F.cross_entropy(output, y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One step of :meth:`training_loss`, logged as ``train_loss``."""
+        x, y = self._labelled(batch, batch_idx)
+        loss = self.training_loss(x, y, batch)
+        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=batches.batch_size(x))
+        return loss
+
+    def on_validation_start(self) -> None:
+        """Make a set of metrics for every loader."""
+        self._make_metrics(self.val_metrics, self.trainer.val_dataloaders, self.validation_metrics)
+
+    def on_test_start(self) -> None:
+        """Make a set of metrics for every loader."""
+        self._make_metrics(self.test_metrics, self.trainer.test_dataloaders, self.evaluation_metrics)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update and log ``val_loss`` and the validation metrics."""
+        loaders = _as_list(self.trainer.val_dataloaders)
+        self._evaluate("val", self.val_metrics, loaders, batch, batch_idx, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update and log ``test_loss`` and the test metrics."""
+        loaders = _as_list(self.trainer.test_dataloaders)
+        self._evaluate("test", self.test_metrics, loaders, batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> Prediction:
+        """The prediction for a batch ``(x, y)``, a bare ``x`` or a mapping; a target is not looked at."""
+        x, _ = self.unpack_batch(batch)
+        self._check_input(x, batch_idx)
+        return self.predict(x)
+
+    # ------------------------------------------------------------------ metrics
+
+    def validation_metrics(self) -> dict[str, Metric]:
+        """Metrics logged as ``val_<name>``; cheap ones, since they run every epoch."""
+        if self.task == "regression":
+            return {"nll": GaussianNLL(), "rmse": RMSE()}
+        classes = self._known_classes()
+        metrics: dict[str, Metric] = {"nll": NegativeLogLikelihood(), "ece": ExpectedCalibrationError()}
+        return {"accuracy": MulticlassAccuracy(classes, average="micro"), **metrics} if classes else metrics
+
+    def evaluation_metrics(self) -> dict[str, Metric]:
+        """Metrics logged as ``test_<name>``."""
+        if self.task == "regression":
+            return {**self.validation_metrics(), "crps": CRPS(), "coverage_95": IntervalCoverage(0.95)}
+        return {**self.validation_metrics(), "brier": BrierScore(), "joint_log_loss": JointLogLoss()}
+
+    def _make_metrics(self, into: nn.ModuleList, loaders: Any, make: Callable[[], dict[str, Metric]]) -> None:
+        while len(into) < len(_as_list(loaders)):
+            into.append(nn.ModuleDict(make()).to(self.device))
+        for metrics in into:
+            for metric in metrics.values():  # type: ignore[operator]  # a ModuleList yields bare Modules
+                metric.reset()
+
+    def _evaluate(
+        self, stage: str, metric_sets: nn.ModuleList, loaders: list[Any], batch: Any, batch_idx: int, loader_idx: int
+    ) -> None:
+        x, y = self._labelled(batch, batch_idx)
+        output = self(x)
+        keep = batches.unpadded_rows(loaders[loader_idx], batch_idx, len(y)) if loaders else None
+        if keep is not None:
+            output, y = output[:, keep], y[keep.to(y.device)]
+        metrics: dict[str, Metric] = dict(metric_sets[loader_idx].items())  # type: ignore[operator]
+        if len(y):
+            prediction = self.prediction(output)
+            for name, metric in metrics.items():
+                if isinstance(metric, JointLogLoss):
+                    index = batches.sample_index(batch)
+                    metric.update(output, y, index if keep is None or index is None else index[keep.to(index.device)])
+                elif name == "accuracy":
+                    metric.update(prediction.label, y)  # type: ignore[attr-defined]
+                else:
+                    metric.update(prediction, y)
+            loss = self.index_losses(output, y).mean()
+            self.log(f"{stage}_loss", loss, prog_bar=stage == "val", batch_size=len(y), sync_dist=True)
+        self.log_dict({f"{stage}_{name}": metric for name, metric in metrics.items()}, batch_size=max(len(y), 1))
+
+    def _known_classes(self) -> int | None:
+        return self.num_classes
+
+    # ------------------------------------------------------------------ checks
+
+    def _labelled(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor]:
+        x, y = self.unpack_batch(batch)
+        if y is None:
+            raise InputError(
+                "Expected a batch with a target, `(x, y)` or a mapping with `input` and `target`, but it holds an input "
+                "alone. Override `unpack_batch` where it lies elsewhere."
+            )
+        self._check_input(x, batch_idx)
+        if batch_idx == 0 or y.device.type == "cpu":
+            if self.task == "classification":
+                check_labels(y, self.num_classes)
+            elif not bool(torch.isfinite(y).all()):
+                raise InputError("Expected the targets to be finite, but they hold NaN or infinity.")
+        return x, y
+
+    def _check_input(self, x: Any, batch_idx: int) -> None:
+        # On a GPU a look at the values waits for the device, so there only the first batch is looked at.
+        if isinstance(x, Tensor) and x.is_floating_point() and (batch_idx == 0 or x.device.type == "cpu"):
+            finite = torch.isfinite(x)
+            if not bool(finite.all()):
+                bad = int((~finite.flatten(1).all(1)).sum()) if x.ndim > 1 else int((~finite).sum())
+                raise InputError(
+                    f"Expected the input to be finite, but {bad} of {len(x)} rows of batch {batch_idx} hold NaN or infinity."
+                )
+
+    def _check_output(self, output: Tensor) -> None:
+        if self._output_checked or torch.compiler.is_compiling():
+            return
+        if self.task == "classification":
+            check_class_logits(output, self.num_classes, self.network.read_output.output)
+        elif output.ndim != 3 or output.shape[-1] % 2:
+            raise InputError(
+                "Expected a regression network to return [B, 2 D], the means and the raw variances, but got shape "
+                f"{list(output.shape[1:])}."
+            )
+        self._output_checked = True
+
+    # ------------------------------------------------------------------ optimizer and checkpoint
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over all parameters that need a gradient, and its scheduler."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            config["monitor"] = getattr(scheduler, "monitor", "val_loss")
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value,typeddict-item]
+
+    def _save_arguments(self, **arguments: Any) -> None:
+        """Save constructor arguments as plain data, so that a checkpoint loads under ``weights_only=True``.
+
+        An importable factory, optimizer or loss is saved by its name and arguments. What has no name (a lambda, a built
+        network) is marked, and :func:`restore_argument` asks for it by name when a checkpoint is loaded without it.
+        """
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters()  # the command line's own configuration, which is plain data already
+            return
+        self.save_hyperparameters({name: saved_argument(value) for name, value in arguments.items()})
+        self._hparams_name = "kwargs"
+
+
+def saved_argument(value: Any) -> Any:
+    """An argument as plain data; what cannot be imported again becomes ``{"unsaved": description}``."""
+    if is_plain(value):
+        return value
+    config = factory_to_config(value)
+    return {"unsaved": f"{type(value).__module__}.{type(value).__qualname__}"} if config is None else config
+
+
+def restore_argument(value: Any, name: str) -> Any:
+    """The inverse of :func:`saved_argument`.
+
+    Raises:
+        InputError: The argument could not be saved, and has to be passed again.
+    """
+    if isinstance(value, dict) and set(value) == {"unsaved"}:
+        raise InputError(
+            f"Argument `{name}` was a {value['unsaved']}, which no checkpoint can hold as plain data. Pass it again: "
+            f"`load_from_checkpoint(path, {name}=...)`; a `Factory` or an importable function is saved by its name."
+        )
+    return factory_from_config(value)
+
+
+def check_labels(y: Tensor, num_classes: int | None) -> None:
+    """An :class:`InputError` where class labels are not integers in [0, C)."""
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise InputError(f"Expected the targets to be integer class labels, but got {y.dtype}.")
+    if y.numel():
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= (math.inf if num_classes is None else num_classes):
+            upper = "C" if num_classes is None else str(num_classes)
+            raise InputError(
+                f"Expected the targets to be class labels in [0, {upper}), but got values {low} to {high}."
+            )
+
+
+def _as_list(loaders: Any) -> list[Any]:
+    if loaders is None:
+        return []
+    if isinstance(loaders, dict):
+        return list(loaders.values())
+    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]

@@ -1,0 +1,76 @@
+"""What a network returns, said once: ``output="logits" | "probs" | "log_probs" | callable``."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+
+Output = Literal["logits", "probs", "log_probs"] | Callable[[Any], Tensor]
+
+
+class OutputReader:
+    """Turns what a network returned into a tensor of logits (or of regression outputs).
+
+    Args:
+        output: ``"logits"`` and ``"log_probs"`` are taken as they are (softmax(log p) = p), ``"probs"`` are taken to log
+            space, and a callable picks the tensor from anything else, e.g. ``lambda out: out["logits"]``.
+
+    Raises:
+        InputError: The network returned no tensor, and ``output`` is no callable that picks one.
+
+    Example:
+        >>> OutputReader("probs")(torch.tensor([[0.5, 0.5]]))
+        tensor([[-0.6931, -0.6931]])
+    """
+
+    def __init__(self, output: Output = "logits") -> None:
+        if not callable(output) and output not in ("logits", "probs", "log_probs"):
+            raise InputError(
+                f"Expected argument `output` to be 'logits', 'probs', 'log_probs' or a callable, but got {output!r}."
+            )
+        self.output = output
+
+    def __call__(self, raw: Any) -> Tensor:
+        """The tensor that downstream code works on."""
+        if callable(self.output):
+            raw = self.output(raw)
+        if not isinstance(raw, Tensor):
+            holds = f" with keys {sorted(map(str, raw))}" if isinstance(raw, Mapping) else ""
+            raise InputError(
+                f"The network returned a {type(raw).__name__}{holds}, not a tensor. Pass argument `output` a function that "
+                'picks the logits from it, for example `output=lambda out: out["logits"]`.'
+            )
+        if self.output == "probs":
+            # A half-precision 0 or a rounding below it is a legal probability: bound it by the smallest normal number.
+            probs = raw if raw.dtype == torch.float64 else raw.float()
+            return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+        return raw
+
+
+def check_class_logits(logits: Tensor, num_classes: int | None, output: Output) -> None:
+    """Tell, once, what is not a classifier's logits [Z, B, C, ...].
+
+    Raises:
+        InputError: The class axis is missing or of another size, or every row sums to one within [0, 1]: probabilities.
+    """
+    if logits.ndim < 3 or logits.shape[2] < 2:
+        raise InputError(
+            f"Expected the network to return logits [B, C] with C >= 2, but got shape {list(logits.shape[1:])}. Pass "
+            "argument `output` a function that makes them, for example from a single logit."
+        )
+    if num_classes is not None and logits.shape[2] != num_classes:
+        raise InputError(
+            f"Expected the network to return {num_classes} logits (argument `num_classes`), but it returned "
+            f"{logits.shape[2]}: features, perhaps. Pass argument `output` a function that makes the logits."
+        )
+    if output == "logits":
+        values = logits.detach().float()
+        sums_to_one = ((values.sum(2) - 1).abs() < 1e-3).all() and ((values >= 0) & (values <= 1)).all()
+        if bool(sums_to_one):
+            raise InputError(
+                "The network returned probabilities (every row lies in [0, 1] and sums to 1) where logits were expected. "
+                'Pass argument `output="probs"`, or return the logits.'
+            )
