@@ -2,8 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := cli,data,report,notebooks,dev
+# Two workers on two cores: one thread each, or they wait for one another.
+TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow lint notebooks bench clean
+
+install: .venv/.installed
 
 # The stamp is renewed when the dependencies change.
 .venv/.installed: pyproject.toml
@@ -12,4 +16,29 @@ EXTRAS := cli,data,report,notebooks,dev
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@
 
-install: .venv/.installed
+# The main job, on data that comes with scikit-learn: one table, results.json, report.html and figures in runs/compare/.
+demo: install
+	$(BIN)/lightning-uq compare --data digits --ood-classes 8,9 --seeds 3 --seed 0 --out runs/compare
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(TEST) -m "not slow"
+
+test-slow: install
+	$(TEST) -m slow
+
+# Executes every notebook in full and keeps its output; `make test` executes them in a fast mode.
+notebooks: install
+	$(BIN)/python notebooks/execute.py
+
+bench: install
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python benchmarks/ensemble.py
+
+clean:
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
