@@ -1,0 +1,81 @@
+"""Pure tensor maths, one file per quantity: no state, no Lightning."""
+
+from lightning_uq.functional.calibration import (
+    adaptive_bin_statistics,
+    bin_statistics,
+    calibration_error,
+    expected_calibration_error,
+    smooth_calibration_error,
+)
+from lightning_uq.functional.dirichlet import (
+    dirichlet_differential_entropy,
+    dirichlet_expected_entropy,
+    dirichlet_mutual_information,
+)
+from lightning_uq.functional.entropy import (
+    expected_entropy,
+    mean_log_probs,
+    mutual_information,
+    predictive_entropy,
+)
+from lightning_uq.functional.joint import (
+    consecutive_joint_log_loss,
+    dyadic_joint_log_loss,
+    joint_log_loss,
+    sampled_joint_log_loss,
+)
+from lightning_uq.functional.mixture import (
+    gaussian_log_prob,
+    mixture_cdf,
+    mixture_crps,
+    mixture_log_prob,
+    mixture_moments,
+    mixture_quantile,
+)
+from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
+from lightning_uq.functional.regression import gaussian_nll, interval_covered, quantile_calibration_error
+from lightning_uq.functional.scores import SCORES, energy, max_logit, max_softmax, variation_ratio
+from lightning_uq.functional.scoring import brier_score, negative_log_likelihood
+from lightning_uq.functional.selective import augrc, aurc, generalized_risk_curve, risk_coverage_curve
+
+__all__ = [
+    "SCORES",
+    "adaptive_bin_statistics",
+    "augrc",
+    "aurc",
+    "auroc",
+    "average_precision",
+    "bin_statistics",
+    "brier_score",
+    "calibration_error",
+    "consecutive_joint_log_loss",
+    "dirichlet_differential_entropy",
+    "dirichlet_expected_entropy",
+    "dirichlet_mutual_information",
+    "dyadic_joint_log_loss",
+    "energy",
+    "expected_calibration_error",
+    "expected_entropy",
+    "fpr_at_tpr",
+    "gaussian_log_prob",
+    "gaussian_nll",
+    "generalized_risk_curve",
+    "interval_covered",
+    "joint_log_loss",
+    "max_logit",
+    "max_softmax",
+    "mean_log_probs",
+    "mixture_cdf",
+    "mixture_crps",
+    "mixture_log_prob",
+    "mixture_moments",
+    "mixture_quantile",
+    "mutual_information",
+    "negative_log_likelihood",
+    "predictive_entropy",
+    "quantile_calibration_error",
+    "risk_coverage_curve",
+    "sampled_joint_log_loss",
+    "smooth_calibration_error",
+    "variation_ratio",
+]

@@ -1,0 +1,330 @@
+"""Calibration errors: binned, debiased, class-wise and smooth.
+
+A binned error is two steps, so that a data set can be streamed: :func:`bin_statistics` sums a batch into bins, sums of
+batches add, and :func:`calibration_error` reads the total.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import (
+    check_choice,
+    check_integer,
+    classification_rows,
+    to_sum_dtype,
+    upcast,
+)
+
+Norm = Literal["l1", "l2", "max"]
+Binning = Literal["uniform", "adaptive"]
+
+_NUM_CELLS = 8192
+
+
+def top_label(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Confidence and correctness of the most probable class (the first one on ties).
+
+    Args:
+        probs: Probabilities [N, C].
+        target: Class indices [N].
+
+    Returns:
+        The confidence [N], in the dtype of ``probs``, and whether the class is the target, [N] of bool.
+
+    Example:
+        >>> top_label(torch.tensor([[0.25, 0.75], [0.5, 0.5]]), torch.tensor([1, 1]))
+        (tensor([0.7500, 0.5000]), tensor([ True, False]))
+    """
+    confidence, label = probs.max(1)
+    return confidence, label == target
+
+
+def bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) -> Tensor:
+    """Sum confidences into the equal-width bins ((k - 1) / num_bins, k / num_bins].
+
+    A confidence of exactly 0 is in the first bin, one of exactly 1 in the last. An edge is k / num_bins rounded to the
+    dtype of ``confidence``, so that a confidence written as k / num_bins lies on the edge, hence in the bin below it, in
+    every precision.
+
+    Args:
+        confidence: Probabilities [N], or [N, C] for one set of bins a class.
+        correct: Whether each came true, of the same shape.
+        num_bins: Number of bins.
+
+    Returns:
+        [3, num_bins] or [3, C, num_bins] in float64: the number of rows, of those that came true, and the sum of the
+        confidences.
+
+    Example:
+        >>> bin_statistics(torch.tensor([0.5, 1.0]), torch.tensor([True, False]), 2)
+        tensor([[1.0000, 1.0000],
+                [1.0000, 0.0000],
+                [0.5000, 1.0000]], dtype=torch.float64)
+    """
+    # linspace would accumulate its own rounding; k / num_bins in float64 is correctly rounded.
+    edges = (torch.arange(1, num_bins, dtype=torch.float64) / num_bins).to(confidence.dtype).to(confidence.device)
+    return _sum_bins(confidence, correct, torch.bucketize(upcast(confidence), upcast(edges)), num_bins)
+
+
+def adaptive_bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) -> Tensor:
+    """Sum confidences into bins of equal mass, (q_{k-1}, q_k] with q_k the ceil(k N / num_bins)-th smallest of them.
+
+    Equal confidences always share a bin, so the result depends neither on the order of the rows nor on how a sort breaks
+    ties; where ties are many, bins are uneven and some are empty.
+
+    Args:
+        confidence: All probabilities [N] of the data set, or [N, C] for one set of bins a class.
+        correct: Whether each came true, of the same shape.
+        num_bins: Number of bins.
+
+    Returns:
+        As :func:`bin_statistics`.
+
+    Source: Nixon et al., CVPR workshops 2019 (arXiv 1904.01685).
+
+    Example:
+        >>> adaptive_bin_statistics(torch.tensor([0.9, 0.6, 0.7, 0.8]), torch.tensor([1, 0, 0, 1]), 2)[0]
+        tensor([2., 2.], dtype=torch.float64)
+    """
+    columns = confidence.reshape(len(confidence), -1).T.contiguous()
+    if columns.shape[1] == 0:
+        return to_sum_dtype(confidence.new_zeros(3, *confidence.shape[1:], num_bins))
+    cuts = -(-torch.arange(1, num_bins, device=columns.device) * columns.shape[1] // num_bins) - 1
+    edges = columns.sort(1).values[:, cuts]
+    bins = torch.searchsorted(edges, columns)
+    return _sum_bins(confidence, correct, bins.T.reshape(confidence.shape), num_bins)
+
+
+def _sum_bins(confidence: Tensor, correct: Tensor, bins: Tensor, num_bins: int) -> Tensor:
+    classes = confidence.shape[1:]
+    if classes:
+        bins = bins + num_bins * torch.arange(classes[0], device=bins.device)
+    bins, size = bins.reshape(-1), num_bins * classes.numel()
+    rows = [torch.ones_like(confidence), correct, confidence]
+    sums = [_scatter_sum(bins, row.reshape(-1), size) for row in rows]
+    return torch.stack(sums).reshape(3, *classes, num_bins)
+
+
+def _scatter_sum(cells: Tensor, values: Tensor, size: int) -> Tensor:
+    """Sum ``values`` by cell in the dtype of sums."""
+    values = to_sum_dtype(values)
+    if cells.device.type == "cpu":
+        return torch.bincount(cells, values, size)
+    # bincount with weights has no deterministic form on CUDA and raises under Trainer(deterministic=True).
+    return values.new_zeros(size).index_add_(0, cells, values)
+
+
+def calibration_error(statistics: Tensor, norm: Norm = "l1", debiased: bool = False) -> Tensor:
+    """Calibration error of summed bins.
+
+    With n_b rows, accuracy a_b and mean confidence c_b in bin b, N = sum n_b:
+
+    - ``l1``: sum_b n_b / N |a_b - c_b|
+    - ``l2``: sqrt(sum_b n_b / N (a_b - c_b)^2)
+    - ``max``: max_b |a_b - c_b| over the bins that are not empty
+    - ``l2``, debiased: sqrt(max(0, sum_b n_b / N [(a_b - c_b)^2 - a_b (1 - a_b) / (n_b - 1)])); a bin of one row, whose
+      variance is unknown, contributes 0.
+
+    Class-wise statistics [3, C, num_bins] are one such set of C x num_bins cells: ``l1`` is then the mean over classes
+    of the class-wise error (Kull et al.), ``l2`` the marginal calibration error (Kumar et al.).
+
+    Args:
+        statistics: What :func:`bin_statistics` returned, or a sum of such.
+        norm: "l1", "l2" or "max".
+        debiased: Subtract the sampling variance from each squared gap; for ``l2`` alone.
+
+    Returns:
+        A scalar in [0, 1]; NaN without a row.
+
+    Raises:
+        InputError: ``debiased`` with another norm than ``l2``, or an unknown norm.
+
+    Source: Naeini et al., AAAI 2015; Kumar et al., NeurIPS 2019 (arXiv 1909.10155); Kull et al., NeurIPS 2019
+    (arXiv 1910.12656).
+
+    Example:
+        >>> statistics = bin_statistics(torch.tensor([0.75, 0.75]), torch.tensor([True, False]), 4)
+        >>> calibration_error(statistics), calibration_error(statistics, "l2", debiased=True)
+        (tensor(0.2500, dtype=torch.float64), tensor(0., dtype=torch.float64))
+    """
+    check_norm(norm, debiased)
+    count, correct, confidence = statistics.flatten(1)
+    total = count.sum()
+    filled = count.clamp_min(1)
+    accuracy = correct / filled
+    gap = (correct - confidence).abs() / filled
+    weight = count / total  # NaN without a row, and so is then the result
+    if norm == "max":
+        return torch.where(total > 0, gap.amax(), torch.nan)
+    if norm == "l1":
+        return torch.sum(weight * gap)
+    squared = gap.square()
+    if debiased:
+        variance = accuracy * (1 - accuracy) / (count - 1).clamp_min(1)
+        squared = torch.where(count > 1, squared - variance, 0.0)
+    return torch.sum(weight * squared).clamp_min(0).sqrt()
+
+
+def check_norm(norm: str, debiased: bool) -> None:
+    """Refuse an unknown norm, and a debiased estimate of any but l2."""
+    check_choice("norm", norm, ("l1", "l2", "max"))
+    if debiased and norm != "l2":
+        raise InputError(
+            f"Expected argument `debiased` to be False with norm={norm!r}: the debiased estimator exists for 'l2' alone."
+        )
+
+
+def expected_calibration_error(
+    probs: Tensor,
+    target: Tensor,
+    num_bins: int = 15,
+    norm: Norm = "l1",
+    binning: Binning = "uniform",
+    debiased: bool = False,
+    classwise: bool = False,
+) -> Tensor:
+    """Expected calibration error of a data set that fits in memory; see :func:`calibration_error` for the formulas.
+
+    Args:
+        probs: Probabilities [B, C] (or [B, C, ...], each position a row).
+        target: Class indices [B] (or [B, ...]).
+        num_bins: Number of bins.
+        norm: "l1" (the usual ECE), "l2" or "max" (the maximum calibration error).
+        binning: "uniform" for equal width, "adaptive" for equal mass.
+        debiased: Kumar et al.'s debiased estimate, for ``l2`` alone.
+        classwise: Calibrate each class's probability instead of the top label's.
+
+    Returns:
+        A scalar in [0, 1]; a fraction, not per cent.
+
+    Raises:
+        InputError: ``probs`` are no probabilities, shapes differ, or a target is out of range.
+
+    Example:
+        >>> probs = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+        >>> expected_calibration_error(probs, torch.tensor([0, 1]))
+        tensor(0.2500, dtype=torch.float64)
+    """
+    check_integer("num_bins", num_bins, 1)
+    check_choice("binning", binning, ("uniform", "adaptive"))
+    check_norm(norm, debiased)
+    confidence, correct = calibration_pairs(*classification_rows(probs, target), classwise)
+    statistics = bin_statistics if binning == "uniform" else adaptive_bin_statistics
+    return calibration_error(statistics(confidence, correct, num_bins), norm, debiased)
+
+
+def calibration_pairs(probs: Tensor, target: Tensor, classwise: bool) -> tuple[Tensor, Tensor]:
+    """The (probability, came true) pairs of rows [N, C]: the top label's [N], or every class's [N, C]."""
+    if not classwise:
+        return top_label(probs, target)
+    return probs, target[:, None] == torch.arange(probs.shape[1], device=probs.device)
+
+
+def residual_grid(confidence: Tensor, correct: Tensor) -> Tensor:
+    """Sum residuals and rows onto a fine grid over [0, 1], what :func:`smooth_calibration_error` streams.
+
+    Each row is shared between the two grid nodes around its confidence in proportion to its distance from them, so that
+    the first moment is kept and smoothing at a bandwidth s errs by O((h / s)^2), h = 1 / 8192.
+
+    Args:
+        confidence: Probabilities [N].
+        correct: Whether each came true, [N].
+
+    Returns:
+        [2, 8193] in float64: the sum of (correct - confidence), and the number of rows.
+
+    Example:
+        >>> residual_grid(torch.tensor([1.0]), torch.tensor([False]))[:, -1]
+        tensor([-1.,  1.], dtype=torch.float64)
+    """
+    confidence = to_sum_dtype(confidence)
+    residual = to_sum_dtype(correct) - confidence
+    position = confidence.clamp(0, 1) * _NUM_CELLS
+    left = position.floor().clamp_max(_NUM_CELLS - 1)
+    share = position - left
+    left = left.long()
+    rows = (residual, torch.ones_like(residual))
+    size = _NUM_CELLS + 1
+    return torch.stack(
+        [_scatter_sum(left, row * (1 - share), size) + _scatter_sum(left + 1, row * share, size) for row in rows]
+    )
+
+
+def smooth_residual(grid: Tensor, bandwidth: Tensor | float) -> Tensor:
+    """Smooth node masses [..., M + 1] over [0, 1] into a density with a Gaussian reflected at both ends.
+
+    Reflection makes the masses an even function of period 2, on which convolution with a Gaussian is a product with
+    exp(-(k pi s)^2 / 2) in the cosine basis: exact at the nodes, in O(M log M).
+
+    Args:
+        grid: Node masses [..., M + 1].
+        bandwidth: Standard deviation s of the Gaussian, in units of probability.
+
+    Returns:
+        The density at the nodes, [..., M + 1].
+    """
+    cells = grid.shape[-1] - 1
+    # A node at an end is its own mirror image, hence counts twice.
+    ends = grid[..., [0, -1]] * 2
+    even = torch.cat([ends[..., :1], grid[..., 1:-1], ends[..., 1:], grid[..., 1:-1].flip(-1)], -1)
+    frequency = torch.arange(cells + 1, dtype=grid.dtype, device=grid.device) * torch.pi
+    spectrum = torch.fft.rfft(even) * torch.exp(-0.5 * (frequency * bandwidth).square())
+    density: Tensor = torch.fft.irfft(spectrum, n=2 * cells)[..., : cells + 1] * cells
+    return density
+
+
+def smooth_bandwidth(grid: Tensor) -> Tensor:
+    """The fixed point s of s = smECE_s, by bisection of a function that falls in s; its value is smECE itself.
+
+    Args:
+        grid: What :func:`residual_grid` returned, or a sum of such.
+
+    Returns:
+        A scalar in [0, 1]; NaN without a row.
+    """
+    residual = grid[0] / grid[1].sum()
+    low, high = torch.zeros_like(residual[0]), torch.ones_like(residual[0])
+    for _ in range(50):
+        middle = (low + high) / 2
+        above = _integral(smooth_residual(residual, middle).abs()) > middle
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return torch.where(grid[1].sum() > 0, (low + high) / 2, torch.nan)
+
+
+def _integral(values: Tensor) -> Tensor:
+    return torch.trapezoid(values, dx=1 / (values.shape[-1] - 1))
+
+
+def smooth_calibration_error(probs: Tensor, target: Tensor) -> Tensor:
+    r"""Smooth calibration error (smECE) of the top label: no bins, and a consistent measure of calibration.
+
+    With confidence f_i and correctness y_i, and K_s the Gaussian of standard deviation s reflected at 0 and 1,
+
+        smECE_s = \int_0^1 | 1/N sum_i K_s(t, f_i) (y_i - f_i) | dt,
+
+    and smECE is the unique s with smECE_s = s: the data choose the bandwidth. It is computed on a grid of 8,193 nodes
+    (see :func:`residual_grid`), hence to an absolute error below about 1e-4.
+
+    Args:
+        probs: Probabilities [B, C] (or [B, C, ...], each position a row).
+        target: Class indices [B] (or [B, ...]).
+
+    Returns:
+        A scalar in [0, 1].
+
+    Raises:
+        InputError: ``probs`` are no probabilities, shapes differ, or a target is out of range.
+
+    Source: Blasiok & Nakkiran, ICLR 2024 (arXiv 2309.12236).
+
+    Example:
+        >>> probs = torch.tensor([[0.25, 0.75]]).expand(100, 2)
+        >>> smooth_calibration_error(probs, torch.zeros(100, dtype=torch.long)).round(decimals=3)
+        tensor(0.7500, dtype=torch.float64)
+    """
+    return smooth_bandwidth(residual_grid(*top_label(*classification_rows(probs, target))))

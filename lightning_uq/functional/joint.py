@@ -1,0 +1,252 @@
+"""Joint log-loss: how well a method predicts the labels of several inputs together.
+
+A marginal score judges each input alone and cannot tell knowing from guessing: only joint predictions show whether the
+members agree on *which* labels go together. With log p_zt = log p_z(y_t | x_t) and tau inputs, a joint prediction costs
+
+    - log mean_z exp( sum_t log p_zt ),
+
+in nats and not divided by tau. By Jensen's inequality the value falls as the number of hypotheses Z grows, so compare
+methods at equal Z alone.
+
+Source: Osband et al., The Neural Testbed (arXiv 2110.04629); dyadic sampling: Osband et al., arXiv 2202.13509.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import (
+    check_choice,
+    check_floating,
+    check_integer,
+    check_no_nan,
+    check_target,
+    check_target_values,
+    to_sum_dtype,
+)
+
+Sampling = Literal["dyadic", "sampled", "consecutive"]
+
+_CHUNK = 1 << 22  # logits converted to float64 at a time: 32 MB
+
+
+def true_class_log_probs(logits: Tensor, target: Tensor, *, validate: bool = True) -> Tensor:
+    """log p_z(y_b | x_b) in float64, a few members at a time, so that a large Z costs Z x B numbers and not Z x B x C.
+
+    Args:
+        logits: Member logits [Z, B, C].
+        target: Class indices [B].
+        validate: Check the values too, not shapes and dtypes alone.
+
+    Returns:
+        [Z, B].
+
+    Raises:
+        InputError: Shapes or dtypes are not these, a target is out of range, a logit is NaN.
+
+    Example:
+        >>> true_class_log_probs(torch.tensor([[[0.0, 0.0]]]), torch.tensor([1]))
+        tensor([[-0.6931]], dtype=torch.float64)
+    """
+    check_floating("logits", logits, 3, "[Z, B, C]")
+    if logits.ndim != 3 or len(logits) == 0:
+        raise InputError(f"Expected argument `logits` to be [Z, B, C] with Z > 0, but got shape {list(logits.shape)}.")
+    check_target(target, logits.shape[1:2])
+    if validate:
+        check_target_values(target, logits.shape[2])
+    step = max(1, _CHUNK // max(1, logits[0].numel()))
+    rows = [_gather_log_prob(part, target.long()) for part in torch.split(logits, step)]
+    log_probs = torch.cat(rows)
+    if validate:
+        check_no_nan("logits", log_probs)
+    return log_probs
+
+
+def _gather_log_prob(logits: Tensor, target: Tensor) -> Tensor:
+    logits = to_sum_dtype(logits)
+    true = logits.gather(2, target.expand(len(logits), -1).unsqueeze(2)).squeeze(2)
+    return true - logits.logsumexp(2)
+
+
+def _log_mean(members: Tensor) -> Tensor:
+    return members.logsumexp(0) - math.log(len(members))
+
+
+def dyadic_joint_log_loss(log_probs: Tensor, tau: int = 10) -> Tensor:
+    """Joint log-loss of tau draws, with replacement, from each pair of consecutive rows: its exact expectation.
+
+    If k of the tau draws fall on the first row of a pair, the joint likelihood depends on k alone, and k is binomial. The
+    expectation over the draws is thus a sum of tau + 1 terms,
+
+        sum_k binom(tau, k) 2^-tau ( - log mean_z exp( k log p_z0 + (tau - k) log p_z1 ) ),
+
+    without the noise of drawing.
+
+    Args:
+        log_probs: Log-probabilities of the true classes [Z, 2 G]; rows 2 g and 2 g + 1 are a pair.
+        tau: Number of draws.
+
+    Returns:
+        [G] in nats.
+
+    Example:
+        >>> dyadic_joint_log_loss(torch.log(torch.tensor([[0.5, 0.5]])).double(), tau=2)
+        tensor([1.3863], dtype=torch.float64)
+    """
+    first, second = log_probs[:, 0::2], log_probs[:, 1::2]
+    loss = first.new_zeros(first.shape[1])
+    for k in range(tau + 1):
+        # An end of the sum leaves one row out: 0 * -inf would be NaN.
+        parts = [count * row for count, row in ((k, first), (tau - k, second)) if count]
+        weight = math.comb(tau, k) * 0.5**tau
+        loss = loss - weight * _log_mean(sum(parts[1:], start=parts[0]))
+    return loss
+
+
+def sampled_joint_log_loss(log_probs: Tensor, selected: Tensor) -> Tensor:
+    """Joint log-loss of given draws from each block of kappa consecutive rows, as in ENN's polyadic metric.
+
+    Args:
+        log_probs: Log-probabilities of the true classes [Z, kappa G].
+        selected: Drawn rows [G, tau], each in [0, kappa) within its block.
+
+    Returns:
+        [G] in nats.
+
+    Raises:
+        InputError: The blocks do not divide the rows, or a draw is out of range.
+
+    Example:
+        >>> log_probs = torch.log(torch.tensor([[0.5, 0.25]]))
+        >>> sampled_joint_log_loss(log_probs, torch.tensor([[0, 0, 1]]))
+        tensor([2.7726])
+    """
+    groups = len(selected)
+    if selected.ndim != 2 or (groups == 0) != (log_probs.shape[1] == 0) or (groups and log_probs.shape[1] % groups):
+        raise InputError(
+            f"Expected argument `selected` to be [G, tau] with G blocks in {log_probs.shape[1]} rows, but got shape "
+            f"{list(selected.shape)}."
+        )
+    if groups == 0:
+        return log_probs.new_zeros(0)
+    kappa = log_probs.shape[1] // groups
+    if bool(((selected < 0) | (selected >= kappa)).any()):
+        raise InputError(f"Expected argument `selected` to hold rows in [0, {kappa}), but got others.")
+    blocks = log_probs.reshape(len(log_probs), groups, kappa)
+    return -_log_mean(blocks.gather(2, selected.long().expand(len(log_probs), -1, -1)).sum(2))
+
+
+def consecutive_joint_log_loss(log_probs: Tensor, tau: int = 10) -> Tensor:
+    """Joint log-loss of each block of tau consecutive rows.
+
+    Args:
+        log_probs: Log-probabilities of the true classes [Z, tau G].
+        tau: Rows in a block.
+
+    Returns:
+        [G] in nats.
+
+    Example:
+        >>> consecutive_joint_log_loss(torch.log(torch.tensor([[0.5, 0.25]])), tau=2)
+        tensor([2.0794])
+    """
+    return -_log_mean(log_probs.reshape(len(log_probs), -1, tau).sum(2))
+
+
+def hashed_draws(first: int, groups: int, tau: int, kappa: int, seed: int, device: torch.device) -> Tensor:
+    """Draws [groups, tau] in [0, kappa) for groups ``first``, ``first + 1``, ...: a hash of (seed, group, draw).
+
+    A draw does not depend on what was drawn before it, hence not on how a data set is cut into batches. The hash is
+    SplitMix64's finalizer over a counter.
+    """
+    group = torch.arange(first, first + groups, device=device)[:, None]
+    counter = group * tau + torch.arange(tau, device=device)
+    state = _mix(counter + _mix(torch.full((), seed, device=device)))
+    return (state & 0x7FFFFFFFFFFFFFFF) % kappa
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64 on int64, whose overflow wraps; a shift is arithmetic, so its sign bits are masked off."""
+    x = x - 0x61C8864680B583EB  # + 0x9E3779B97F4A7C15 modulo 2^64
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def check_joint(tau: int, kappa: int, sampling: str) -> None:
+    """Refuse settings of a joint log-loss that are not defined."""
+    check_integer("tau", tau, 1)
+    check_integer("kappa", kappa, 1)
+    check_choice("sampling", sampling, ("dyadic", "sampled", "consecutive"))
+    if sampling == "dyadic" and kappa != 2:
+        raise InputError(
+            f"Expected argument `kappa` to be 2 with sampling='dyadic', whose expectation is exact for pairs alone, but "
+            f"got {kappa}; use sampling='sampled' for kappa anchors."
+        )
+
+
+def joint_log_loss(
+    logits: Tensor,
+    target: Tensor,
+    tau: int = 10,
+    kappa: int = 2,
+    sampling: Sampling = "dyadic",
+    *,
+    generator: torch.Generator | None = None,
+    selected: Tensor | None = None,
+) -> Tensor:
+    """Mean joint log-loss over a data set that fits in memory; rows that fill no block at its end are left out.
+
+    Args:
+        logits: Member logits [Z, B, C].
+        target: Class indices [B].
+        tau: Labels predicted together.
+        kappa: Distinct inputs among them (anchors); "consecutive" has tau distinct ones and ignores it.
+        sampling: "dyadic": the expectation over tau draws from each pair of consecutive rows. "sampled": one such draw
+            from each kappa consecutive rows. "consecutive": each tau consecutive rows, every one once.
+        generator: Source of the draws of "sampled"; torch's global one without it.
+        selected: The draws of "sampled" themselves, [B // kappa, tau].
+
+    Returns:
+        A scalar in nats, not divided by tau; NaN without a full block. It falls as Z grows: compare at equal Z.
+
+    Raises:
+        InputError: Shapes or values do not fit, or "dyadic" with another kappa than 2.
+
+    Example:
+        >>> logits = torch.tensor([[[9.0, -9.0], [9.0, -9.0]], [[-9.0, 9.0], [-9.0, 9.0]]])
+        >>> joint_log_loss(logits, torch.tensor([1, 1]), tau=10)  # the members agree that the labels go together
+        tensor(0.6931, dtype=torch.float64)
+    """
+    check_joint(tau, kappa, sampling)
+    if selected is not None and sampling != "sampled":
+        raise InputError(f"Expected argument `selected` with sampling='sampled' alone, but sampling is {sampling!r}.")
+    log_probs = true_class_log_probs(logits, target)
+    groups = log_probs.shape[1] // block_size(tau, kappa, sampling)
+    if sampling == "sampled" and selected is None:
+        device = None if generator is None else generator.device
+        selected = torch.randint(kappa, (groups, tau), generator=generator, device=device).to(logits.device)
+    return block_losses(log_probs, tau, kappa, sampling, selected).mean()
+
+
+def block_size(tau: int, kappa: int, sampling: Sampling) -> int:
+    """Consecutive rows that make one joint prediction."""
+    return tau if sampling == "consecutive" else kappa
+
+
+def block_losses(log_probs: Tensor, tau: int, kappa: int, sampling: Sampling, selected: Tensor | None) -> Tensor:
+    """Joint log-loss [G] of each full block of rows [Z, N], by any of the three samplings."""
+    size = block_size(tau, kappa, sampling)
+    log_probs = log_probs[:, : log_probs.shape[1] // size * size]
+    if sampling == "dyadic":
+        return dyadic_joint_log_loss(log_probs, tau)
+    if sampling == "consecutive":
+        return consecutive_joint_log_loss(log_probs, tau)
+    if selected is None:
+        raise InputError("Expected argument `selected` with sampling='sampled', but got None.")
+    return sampled_joint_log_loss(log_probs, selected)

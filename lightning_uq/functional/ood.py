@@ -1,0 +1,176 @@
+"""Detection of out-of-distribution inputs by a score, exactly and with ties.
+
+All take a score [N], higher = more out of distribution, and ``is_ood`` [N] (bool, or 0 and 1). A detector is a threshold
+on the score, so rows with equal scores are always on the same side of it; that settles ties. Counts are integers, hence
+exact; each returns a float64 scalar, or NaN where one of the two kinds is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import check_choice, check_no_nan, check_open_unit, to_sum_dtype
+
+Positive = Literal["out", "in"]
+
+
+def check_detection(score: Tensor, is_ood: Tensor, *, validate: bool = True) -> tuple[Tensor, Tensor]:
+    """Scores and labels as checked vectors, the labels as bool.
+
+    Raises:
+        InputError: A score is not floating point or NaN, the shapes differ or are not [N], or a label is neither 0 nor 1.
+    """
+    if not isinstance(score, Tensor) or not score.is_floating_point() or score.ndim != 1:
+        came = f"{score.dtype} of shape {list(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+        raise InputError(f"Expected argument `score` to be a floating-point tensor [N], but got {came}.")
+    if not isinstance(is_ood, Tensor) or is_ood.shape != score.shape:
+        came = f"shape {list(is_ood.shape)}" if isinstance(is_ood, Tensor) else type(is_ood).__name__
+        raise InputError(f"Expected argument `is_ood` to be a tensor of shape {list(score.shape)}, but got {came}.")
+    if is_ood.is_floating_point():
+        raise InputError(f"Expected argument `is_ood` to be of dtype bool or an integer dtype, but got {is_ood.dtype}.")
+    if validate:
+        check_no_nan("score", score)
+        if is_ood.dtype != torch.bool and bool(((is_ood != 0) & (is_ood != 1)).any()):
+            raise InputError("Expected argument `is_ood` to hold 0 and 1 alone, but got other values.")
+    return score, is_ood.bool()
+
+
+def detection_counts(score: Tensor, is_positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Cumulative counts, from the highest score down, at each distinct score.
+
+    Args:
+        score: Scores [N].
+        is_positive: Labels [N] of bool.
+
+    Returns:
+        Two int64 tensors [T], one entry per distinct score: the true and the false positives among the rows that score
+        at least that much.
+
+    Example:
+        >>> detection_counts(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([True, True, False]))
+        (tensor([1, 2]), tensor([0, 1]))
+    """
+    ordered, order = score.sort(descending=True)
+    last = torch.ones_like(ordered, dtype=torch.bool)
+    last[:-1] = ordered[1:] != ordered[:-1]
+    end = last.nonzero().squeeze(1)
+    true = is_positive[order].long().cumsum(0)[end]
+    return true, end + 1 - true
+
+
+def auroc(score: Tensor, is_ood: Tensor) -> Tensor:
+    """Area under the ROC curve: P(score_out > score_in) + 1/2 P(score_out = score_in).
+
+    Args:
+        score: Scores [N].
+        is_ood: Labels [N].
+
+    Returns:
+        A scalar in [0, 1]; 0.5 is chance.
+
+    Raises:
+        InputError: See :func:`check_detection`.
+
+    Example:
+        >>> auroc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0, 0, 1, 1]))
+        tensor(0.8750, dtype=torch.float64)
+    """
+    score, is_ood = check_detection(score, is_ood)
+    true, false = (to_sum_dtype(count) for count in _with_origin(*detection_counts(score, is_ood)))
+    return torch.trapezoid(true, false) / (true[-1] * false[-1])
+
+
+def _with_origin(true: Tensor, false: Tensor) -> tuple[Tensor, Tensor]:
+    zero = true.new_zeros(1)
+    return torch.cat([zero, true]), torch.cat([zero, false])
+
+
+def roc_curve(score: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor]:
+    """The ROC curve's false and true positive rates, from (0, 0) to (1, 1), one point per distinct score."""
+    true, false = (to_sum_dtype(c) for c in _with_origin(*detection_counts(*check_detection(score, is_ood))))
+    return false / false[-1], true / true[-1]
+
+
+def average_precision(score: Tensor, is_ood: Tensor, positive: Positive = "out") -> Tensor:
+    """Average precision, sum_t (R_t - R_{t-1}) P_t over the distinct thresholds: the step-wise area, no interpolation.
+
+    Args:
+        score: Scores [N].
+        is_ood: Labels [N].
+        positive: Which kind is to be found. "out" ranks by the score; "in" asks how well in-distribution rows are found
+            by a low score. The two numbers are not comparable: their chance level is the share of the positive kind.
+
+    Returns:
+        A scalar in [0, 1].
+
+    Raises:
+        InputError: See :func:`check_detection`; or ``positive`` is unknown.
+
+    Example:
+        >>> average_precision(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
+        tensor(0.8333, dtype=torch.float64)
+    """
+    recall, precision = precision_recall_curve(score, is_ood, positive)
+    area = (recall.diff(prepend=recall.new_zeros(1)) * precision).sum()
+    return torch.where(is_ood.bool().any() & ~is_ood.bool().all(), area, torch.nan)
+
+
+def precision_recall_curve(score: Tensor, is_ood: Tensor, positive: Positive = "out") -> tuple[Tensor, Tensor]:
+    """Recall and precision at each distinct score, from the most to the least positive."""
+    check_choice("positive", positive, ("out", "in"))
+    score, is_ood = check_detection(score, is_ood)
+    counts = detection_counts(score, is_ood) if positive == "out" else detection_counts(-score, ~is_ood)
+    true, false = (to_sum_dtype(count) for count in counts)
+    return true / true[-1:], true / (true + false)
+
+
+def fpr_at_tpr(score: Tensor, is_ood: Tensor, tpr: float = 0.95, positive: Positive = "in") -> Tensor:
+    """False positive rate of the strictest threshold that finds at least a share ``tpr`` of the positive kind.
+
+    - ``positive="in"`` (the usual FPR95): a row is accepted as in-distribution where score <= t. t is the smallest
+      threshold that accepts at least ``tpr`` of the in-distribution rows; returned is the share of out-of-distribution
+      rows accepted with them.
+    - ``positive="out"``: a row is flagged where score >= t. t is the largest threshold that flags at least ``tpr`` of the
+      out-of-distribution rows; returned is the share of in-distribution rows flagged with them.
+
+    Rows tied at t are accepted (flagged) together.
+
+    Args:
+        score: Scores [N].
+        is_ood: Labels [N].
+        tpr: The share to be found, in (0, 1).
+        positive: "in" or "out".
+
+    Returns:
+        A scalar in [0, 1]; lower is better.
+
+    Raises:
+        InputError: See :func:`check_detection`; or ``tpr`` or ``positive`` is out of range.
+
+    Example:
+        >>> score = torch.tensor([0.1, 0.2, 0.3, 0.9, 0.8, 0.25])
+        >>> fpr_at_tpr(score, torch.tensor([0, 0, 0, 0, 1, 1]), tpr=0.75)
+        tensor(0.5000, dtype=torch.float64)
+    """
+    check_open_unit("tpr", tpr)
+    check_choice("positive", positive, ("out", "in"))
+    score, is_ood = check_detection(score, is_ood)
+    if positive == "in":
+        score, is_ood = -score, ~is_ood
+    found, others = score[is_ood], score[~is_ood]
+    if len(found) == 0 or len(others) == 0:
+        return to_sum_dtype(score.new_full((), torch.nan))
+    threshold = found.sort(descending=True).values[_least_count(tpr, len(found)) - 1]
+    return to_sum_dtype((others >= threshold).sum()) / len(others)
+
+
+def _least_count(share: float, total: int) -> int:
+    """The least k with k / total >= share as floats, so that 19 of 20 is 95 %; share * total alone rounds either way."""
+    count = max(1, int(share * total) - 1)
+    while count / total < share:
+        count += 1
+    return count

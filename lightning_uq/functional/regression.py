@@ -1,0 +1,148 @@
+"""Scores of equal-weight Gaussian mixtures [Z, B, D] against a target [B, D]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import check_choice, check_floating, to_sum_dtype, upcast
+from lightning_uq.functional.calibration import Norm
+from lightning_uq.functional.mixture import gaussian_log_prob, mixture_cdf, mixture_moments
+
+
+def check_mixture(mean: Tensor, variance: Tensor, target: Tensor, *, validate: bool = True) -> None:
+    """Refuse a mixture or a target of other shapes, with NaN in it, or with a variance that is not positive.
+
+    Raises:
+        InputError: One of these, by name.
+    """
+    check_floating("mean", mean, 3, "[Z, B, D] (a single network's is mean[None])")
+    check_floating("variance", variance, 3, "[Z, B, D]")
+    check_floating("target", target, 1, "[B, D]")
+    if mean.ndim != 3 or mean.shape != variance.shape or len(mean) == 0:
+        raise InputError(
+            f"Expected arguments `mean` and `variance` to be of one shape [Z, B, D] with Z > 0, but got "
+            f"{list(mean.shape)} and {list(variance.shape)}."
+        )
+    if target.shape != mean.shape[1:]:
+        raise InputError(
+            f"Expected argument `target` to be of shape {list(mean.shape[1:])}, but got {list(target.shape)}; another "
+            "shape would broadcast."
+        )
+    if not validate:
+        return
+    for name, value in (("mean", mean), ("target", target)):
+        if not bool(value.isfinite().all()):
+            raise InputError(f"Expected argument `{name}` to be finite, but got NaN or infinity.")
+    if not bool(((variance > 0) & variance.isfinite()).all()):
+        raise InputError("Expected argument `variance` to be positive and finite, but got other values.")
+
+
+def gaussian_nll(mean: Tensor, variance: Tensor, target: Tensor, moment_matched: bool = False) -> Tensor:
+    """Negative log-density of the target in nats, its log(2 pi) / 2 included.
+
+    - the mixture: -log mean_z prod_d N(y_d; mu_zd, sigma_zd^2); dimensions are independent given z, not under the mixture
+    - ``moment_matched``: -sum_d log N(y_d; mu*_d, sigma*_d^2), with the mixture's mean and variance: the single Gaussian
+      of the deep-ensembles paper's table
+
+    Args:
+        mean: Component means [Z, B, D].
+        variance: Component variances [Z, B, D].
+        target: [B, D].
+        moment_matched: The single Gaussian instead of the mixture.
+
+    Returns:
+        [B]; lower is better.
+
+    Source: Lakshminarayanan et al., NeurIPS 2017 (arXiv 1612.01474).
+
+    Example:
+        >>> gaussian_nll(torch.zeros(2, 1, 1), torch.ones(2, 1, 1), torch.zeros(1, 1))
+        tensor([0.9189])
+    """
+    if moment_matched:
+        return -gaussian_log_prob(*mixture_moments(mean, variance), target).sum(-1)
+    return math.log(len(mean)) - torch.logsumexp(gaussian_log_prob(mean, variance, target).sum(-1), 0)
+
+
+def interval_covered(mean: Tensor, variance: Tensor, target: Tensor, level: float) -> Tensor:
+    """Whether the target lies in the mixture's central interval of this level, elementwise.
+
+    A value lies between two quantiles exactly if its probability integral does between their levels, so no quantile is
+    searched for.
+
+    Args:
+        mean: Component means [Z, B, D].
+        variance: Component variances [Z, B, D].
+        target: [B, D].
+        level: Share of probability in the interval, in (0, 1).
+
+    Returns:
+        [B, D] of bool.
+
+    Example:
+        >>> interval_covered(torch.zeros(1, 2, 1), torch.ones(1, 2, 1), torch.tensor([[1.9], [2.0]]), 0.95)
+        tensor([[ True],
+                [False]])
+    """
+    integral = mixture_cdf(*_wide(mean, variance, target))
+    return ((1 - level) / 2 <= integral) & (integral <= (1 + level) / 2)
+
+
+def quantile_counts(mean: Tensor, variance: Tensor, target: Tensor, num_levels: int) -> Tensor:
+    """How many targets lie at or below the predicted quantile of each level k / (num_levels + 1), k = 1 ... num_levels.
+
+    Args:
+        mean: Component means [Z, B, D].
+        variance: Component variances [Z, B, D].
+        target: [B, D].
+        num_levels: Number of levels.
+
+    Returns:
+        [num_levels] in float64.
+
+    Example:
+        >>> quantile_counts(torch.zeros(1, 2, 1), torch.ones(1, 2, 1), torch.tensor([[-9.0], [0.1]]), 3)
+        tensor([1., 1., 2.], dtype=torch.float64)
+    """
+    integral = mixture_cdf(*_wide(mean, variance, target)).reshape(-1)
+    levels = quantile_levels(num_levels).to(integral)
+    first = torch.searchsorted(levels, integral)  # the least level that is not below the integral
+    return to_sum_dtype(torch.bincount(first, minlength=num_levels + 1)[:num_levels].cumsum(0))
+
+
+def quantile_levels(num_levels: int) -> Tensor:
+    """The levels k / (num_levels + 1) in float64."""
+    return torch.arange(1, num_levels + 1, dtype=torch.float64) / (num_levels + 1)
+
+
+def quantile_calibration_error(counts: Tensor, total: Tensor, norm: Norm = "l1") -> Tensor:
+    """Distance between the levels of predicted quantiles and the shares of targets below them.
+
+    Args:
+        counts: What :func:`quantile_counts` returned, or a sum of such: [num_levels].
+        total: Number of targets.
+        norm: "l1" for the mean absolute, "l2" for the root mean squared, "max" for the largest difference.
+
+    Returns:
+        A scalar in [0, 1]; NaN without a target.
+
+    Source: Kuleshov et al., ICML 2018 (arXiv 1807.00263).
+
+    Example:
+        >>> quantile_calibration_error(torch.tensor([0.0, 2.0, 2.0]).double(), torch.tensor(4.0))
+        tensor(0.1667, dtype=torch.float64)
+    """
+    check_choice("norm", norm, ("l1", "l2", "max"))
+    gap = (counts / total - quantile_levels(len(counts)).to(counts)).abs()
+    if norm == "max":
+        return gap.amax()
+    return gap.mean() if norm == "l1" else gap.square().mean().sqrt()
+
+
+def _wide(*tensors: Tensor) -> list[Tensor]:
+    """In float64: a probability integral close to 1 has too few digits in float32 to be compared with a level."""
+    return [to_sum_dtype(upcast(tensor)) for tensor in tensors]

@@ -1,0 +1,49 @@
+"""Proper scores of a categorical prediction, row by row."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_uq.functional._validation import upcast
+
+
+def negative_log_likelihood(probs: Tensor, target: Tensor) -> Tensor:
+    """-log p_y in nats; infinite where the true class was given a probability of exactly 0.
+
+    Args:
+        probs: Probabilities [N, C].
+        target: Class indices [N].
+
+    Returns:
+        [N]; lower is better.
+
+    Example:
+        >>> import torch
+        >>> negative_log_likelihood(torch.tensor([[0.5, 0.5]]), torch.tensor([1]))
+        tensor([0.6931])
+    """
+    return -upcast(probs.gather(1, target[:, None]).squeeze(1)).log()
+
+
+def brier_score(probs: Tensor, target: Tensor) -> Tensor:
+    """sum_c (p_c - 1[y = c])^2, in [0, 2]: the sum over classes, as Brier had it, not the mean.
+
+    Args:
+        probs: Probabilities [N, C].
+        target: Class indices [N].
+
+    Returns:
+        [N]; lower is better.
+
+    Source: Brier, Monthly Weather Review 78 (1950).
+
+    Example:
+        >>> import torch
+        >>> brier_score(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([1, 1]))
+        tensor([0.5000, 2.0000])
+    """
+    probs = upcast(probs)
+    true = probs.gather(1, target[:, None]).squeeze(1)
+    # (1 - p_y)^2 + sum_{c != y} p_c^2: no 1 - 2 p_y + sum p^2, whose cancellation spoils a confident row.
+    others = probs.square().scatter(1, target[:, None], 0.0).sum(1)
+    return (1 - true).square() + others
