@@ -1,0 +1,38 @@
+import pytest
+import torch
+from torch.distributions import Dirichlet
+
+from lightning_uq.functional import dirichlet
+
+ALPHA = torch.tensor([[1.0, 1.0, 1.0], [10.0, 2.0, 0.5], [0.1, 0.1, 5.0]], dtype=torch.float64)
+
+
+def test_expected_entropy_is_the_mean_entropy_of_draws():
+    torch.manual_seed(0)
+    draws = Dirichlet(ALPHA).sample((200_000,))
+    monte_carlo = torch.special.entr(draws).sum(-1).mean(0)
+    torch.testing.assert_close(dirichlet.dirichlet_expected_entropy(ALPHA), monte_carlo, rtol=0, atol=4e-3)
+
+
+def test_mutual_information_is_what_the_mean_has_above_it():
+    mean = ALPHA / ALPHA.sum(1, keepdim=True)
+    torch.testing.assert_close(
+        dirichlet.dirichlet_mutual_information(ALPHA) + dirichlet.dirichlet_expected_entropy(ALPHA),
+        torch.special.entr(mean).sum(1),
+    )
+
+
+def test_differential_entropy_is_torchs():
+    torch.testing.assert_close(dirichlet.dirichlet_differential_entropy(ALPHA), Dirichlet(ALPHA).entropy())
+
+
+def test_float32_evidence_is_worked_on_in_float64():
+    # With S large the mutual information tends to (C - 1) / (2 S).
+    alpha = torch.full((1, 4), 5e6)
+    assert dirichlet.dirichlet_mutual_information(alpha).item() == pytest.approx(3 / (2 * 2e7), rel=1e-2)
+
+
+def test_a_map_keeps_its_axes():
+    maps = torch.rand(2, 3, 4, 5) + 0.5
+    assert dirichlet.dirichlet_expected_entropy(maps).shape == (2, 4, 5)
+    assert dirichlet.dirichlet_differential_entropy(maps).shape == (2, 4, 5)

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_uq.functional import entropy
+
+
+def members(seed: int, z: int = 4, b: int = 5, c: int = 3, scale: float = 3.0) -> torch.Tensor:
+    return scale * torch.randn(z, b, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 6), st.sampled_from([0.1, 3.0, 100.0]))
+def test_the_decomposition_adds_up_and_is_recomputed_from_its_definition(seed, z, scale):
+    logits = members(seed, z=z, scale=scale)
+    probs = logits.softmax(2)
+    mean = probs.mean(0)
+    h_mean = -torch.special.xlogy(mean, mean).sum(1)
+    h_members = -torch.special.xlogy(probs, probs).sum(2).mean(0)
+    torch.testing.assert_close(entropy.predictive_entropy(logits), h_mean, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(entropy.expected_entropy(logits), h_members, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(entropy.mutual_information(logits), h_mean - h_members, rtol=1e-7, atol=1e-12)
+    assert (entropy.mutual_information(logits) >= 0).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000))
+def test_member_order_duplicates_and_shifts_change_nothing(seed):
+    logits = members(seed)
+    for name in ("predictive_entropy", "expected_entropy", "mutual_information"):
+        score = getattr(entropy, name)
+        expected = score(logits)
+        torch.testing.assert_close(score(logits.flip(0)), expected)
+        torch.testing.assert_close(score(torch.cat([logits, logits])), expected)
+        torch.testing.assert_close(score(logits + torch.randn(4, 5, 1, dtype=torch.float64)), expected)
+
+
+def test_saturated_and_infinite_logits_stay_finite():
+    logits = torch.tensor([[[1e4, -1e4, 0.0]], [[-math.inf, 0.0, -math.inf]]])
+    assert entropy.predictive_entropy(logits).isfinite().all()
+    torch.testing.assert_close(entropy.mutual_information(logits), torch.tensor([math.log(2)]))
+    assert entropy.expected_entropy(logits).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_single_member_has_no_mutual_information():
+    assert entropy.mutual_information(members(0, z=1)).abs().max() < 1e-12
+
+
+def test_agreeing_confident_members_in_float32_are_not_negative():
+    logits = members(1, z=1, b=2000).float().repeat(10, 1, 1)
+    information = entropy.mutual_information(logits)
+    assert (information >= 0).all()
+    assert information.max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_upcast(dtype):
+    logits = members(2).to(dtype)
+    score = entropy.predictive_entropy(logits)
+    assert score.dtype == torch.float32
+    torch.testing.assert_close(score, entropy.predictive_entropy(logits.float()))
+
+
+def test_a_segmentation_map_keeps_its_axes():
+    logits = torch.randn(2, 3, 4, 5, 6)
+    score = entropy.mutual_information(logits)
+    assert score.shape == (3, 5, 6)
+    torch.testing.assert_close(score[:, 1, 2], entropy.mutual_information(logits[:, :, :, 1, 2]))

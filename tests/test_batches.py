@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from lightning_uq.batches import batch_size, sample_index, unpack_batch, unpadded_rows
+from lightning_uq.errors import InputError
+
+X, Y = torch.zeros(3, 2), torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize("batch", [(X, Y), [X, Y], (X, Y, Y), {"input": X, "target": Y}])
+def test_input_and_target(batch):
+    x, y = unpack_batch(batch)
+    assert x is X
+    assert y is Y
+
+
+@pytest.mark.parametrize("batch", [X, (X,), {"input": X}])
+def test_input_alone(batch):
+    x, y = unpack_batch(batch)
+    assert x is X
+    assert y is None
+
+
+def test_what_cannot_be_read_says_what_to_do():
+    with pytest.raises(InputError, match=r"got keys \['image'\].*unpack_batch"):
+        unpack_batch({"image": X})
+    with pytest.raises(InputError, match="empty sequence"):
+        unpack_batch([])
+    with pytest.raises(InputError, match="batch axis"):
+        batch_size("text")
+
+
+def test_index_is_found_where_it_is_and_not_guessed():
+    assert sample_index((X, Y)) is None
+    assert sample_index((X, Y, Y)) is Y
+    assert sample_index((X, Y, Y.float())) is None  # weights, perhaps
+    assert sample_index({"input": X, "index": Y}) is Y
+
+
+def test_size_of_nested_input():
+    assert batch_size({"ids": X, "mask": X}) == 3
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 7, 8, 16, 17])
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_every_row_counts_exactly_once(n, world, drop_last):
+    data = TensorDataset(torch.arange(n))
+    seen: list[int] = []
+    for rank in range(world):
+        loader = DataLoader(
+            data, batch_size=3, drop_last=drop_last, sampler=DistributedSampler(data, world, rank, shuffle=False)
+        )
+        for i, (x,) in enumerate(loader):
+            keep = unpadded_rows(loader, i, len(x))
+            seen += (x if keep is None else x[keep]).tolist()
+    assert len(seen) == len(set(seen))
+    if not drop_last:
+        assert sorted(seen) == list(range(n))
+
+
+def test_an_ordinary_loader_has_no_padding():
+    assert unpadded_rows(DataLoader(TensorDataset(X), batch_size=2), 0, 2) is None
