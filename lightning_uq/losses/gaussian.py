@@ -1,0 +1,93 @@
+"""Gaussian negative log-likelihood, and the convention by which one output tensor holds means and variances."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+
+MIN_VARIANCE = 1e-6
+"""Added to the softplus of a raw variance, which underflows to zero on its own."""
+
+
+def split_gaussian(output: Tensor, min_variance: float = MIN_VARIANCE) -> tuple[Tensor, Tensor]:
+    """Mean and variance, each [..., D], of a regression output [..., 2D]: the means, then the raw variances.
+
+    variance = softplus(raw) + ``min_variance``. Half precision is upcast to float32 first.
+
+    Args:
+        output: Output [..., 2D] of a network with mean and variance heads.
+        min_variance: The smallest variance, in squared units of the target.
+
+    Raises:
+        InputError: The last axis is not even.
+
+    Source: Lakshminarayanan et al., arXiv 1612.01474, section 2.2.1.
+
+    Example:
+        >>> mean, variance = split_gaussian(torch.tensor([[1.0, 0.0]]))
+        >>> mean, variance
+        (tensor([[1.]]), tensor([[0.6931]]))
+    """
+    if output.ndim < 1 or output.shape[-1] == 0 or output.shape[-1] % 2:
+        raise InputError(
+            "Expected argument `output` to be of shape [..., 2 D], D means and then D raw variances, but got shape "
+            f"{list(output.shape)}."
+        )
+    mean, raw = _upcast(output).chunk(2, dim=-1)
+    return mean, F.softplus(raw) + min_variance
+
+
+def gaussian_nll_loss(
+    mean: Tensor,
+    variance: Tensor,
+    target: Tensor,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    full: bool = False,
+) -> Tensor:
+    r"""Negative log-likelihood of a Gaussian: 0.5 * (log variance + (target - mean)^2 / variance).
+
+    Args:
+        mean: Means [B, D], or [Z, B, D] over an index.
+        variance: Variances of the same shape, above zero.
+        target: Targets of the same shape; [B, D] also goes with [Z, B, D]. Nothing else is broadcast: a target [B]
+            against means [B, 1] would otherwise pair every sample with every other.
+        reduction: ``"mean"`` over all elements, ``"sum"``, or ``"none"`` for the shape of ``mean``.
+        full: Whether to add the constant log(2 pi) / 2, which makes it the negative log-density.
+
+    Raises:
+        InputError: The shapes do not go together, or ``reduction`` is unknown.
+
+    Source: Lakshminarayanan et al., arXiv 1612.01474, equation 1.
+
+    Example:
+        >>> gaussian_nll_loss(torch.zeros(3, 1), torch.ones(3, 1), torch.ones(3, 1))
+        tensor(0.5000)
+    """
+    if mean.shape != variance.shape:
+        raise InputError(
+            f"Expected arguments `mean` and `variance` to have one shape, but got {list(mean.shape)} and "
+            f"{list(variance.shape)}."
+        )
+    if target.shape != mean.shape and not (mean.ndim == 3 and target.shape == mean.shape[1:]):
+        raise InputError(
+            f"Expected argument `target` to have the shape of `mean`, {list(mean.shape)}, but got {list(target.shape)}."
+        )
+    mean, variance, target = _upcast(mean), _upcast(variance), _upcast(target)
+    loss = 0.5 * (variance.log() + (target - mean).square() / variance)
+    if full:
+        loss = loss + 0.5 * math.log(2 * math.pi)
+    if reduction == "mean":
+        return loss.mean()
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "none":
+        return loss
+    raise InputError(f"Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {reduction!r}.")
+
+
+def _upcast(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
