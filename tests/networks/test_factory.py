@@ -1,0 +1,81 @@
+import functools
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks.factory import (
+    Factory,
+    build_network,
+    check_factory,
+    factory_from_config,
+    factory_to_config,
+)
+
+
+class Outer:
+    class Net(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+
+
+def test_a_factory_builds_a_new_network_each_time_and_pickles():
+    factory = Factory("torch.nn.Linear", {"in_features": 2, "out_features": 3})
+    first, second = factory(), pickle.loads(pickle.dumps(factory))()
+    assert first is not second
+    assert not torch.equal(first.weight, second.weight)
+
+
+@pytest.mark.parametrize("target", ["torch.nn.NoSuch", "no_such_package.Net", "Linear", "torch.nn.init.math.pi"])
+def test_a_wrong_path_is_named(target):
+    with pytest.raises(InputError, match=f"import path of a class or function, but got '{target}'"):
+        Factory(target)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        nn.ReLU,
+        functools.partial(nn.Linear, in_features=2, out_features=3),
+        Factory("torch.nn.Linear", {"in_features": 2, "out_features": 3}),
+        torch.nn.functional.mse_loss,
+        torch.optim.SGD,
+        functools.partial(torch.optim.SGD, lr=0.5, momentum=0.9),
+    ],
+)
+def test_what_can_be_imported_goes_round(value):
+    config = factory_to_config(value)
+    assert isinstance(config, dict)
+    restored = factory_from_config(config)
+    assert isinstance(restored, Factory)
+    assert factory_to_config(restored) == config
+
+
+def test_an_optimizer_goes_round_with_its_arguments():
+    restored = factory_from_config(factory_to_config(functools.partial(torch.optim.SGD, lr=0.5)))
+    assert restored([nn.Parameter(torch.zeros(1))]).defaults["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "value", [lambda: nn.ReLU(), functools.partial(nn.Linear, 2, 3), functools.partial(nn.ReLU, object()), nn.ReLU()]
+)
+def test_what_cannot_be_found_again_is_none(value):
+    assert factory_to_config(value) is None
+
+
+def test_a_local_function_is_not_taken_for_an_importable_one():
+    def build() -> nn.Module:
+        return nn.ReLU()
+
+    assert factory_to_config(build) is None
+
+
+def test_an_instance_is_not_a_factory():
+    with pytest.raises(InputError, match="`network` to be a factory.*got an instance of Linear"):
+        check_factory(nn.Linear(2, 2))
+    with pytest.raises(InputError, match="callable or a `Factory`, but got 3"):
+        check_factory(3)
+    with pytest.raises(InputError, match=r"`network` to return a torch.nn.Module, but it returned 3"):
+        build_network(lambda: 3)
