@@ -52,17 +52,19 @@ def batch_size(x: Any) -> int:
     raise InputError(f"Expected an input that holds a tensor with a batch axis, but got {type(x).__name__}.")
 
 
-def unpadded_rows(loader: Any, batch_idx: int, size: int) -> Tensor | None:
-    """Mask [size] of the rows that are not a distributed sampler's padding; None where all of them count.
+def distributed_rows(loader: Any, batch_idx: int, size: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Positions [size] of a batch's rows in the data set, and the mask of those that are not padding.
 
     Lightning's evaluation sampler repeats rows until every rank has as many: 5 samples on 2 ranks are counted as 6. Row j
     of rank r stands at r + j R in the data set, so it is a repeat where that reaches the set's length. The sampler itself
     is left alone, so that ranks keep equal numbers of batches and a user's own collectives still match.
+
+    Returns:
+        ``(position, keep)``, or ``(None, None)`` for a loader without a distributed sampler.
     """
     sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
-        return None
-    total = len(sampler.dataset)  # type: ignore[arg-type]
+    if not isinstance(sampler, DistributedSampler):
+        return None, None
     per_batch = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size
     if per_batch is None:
         raise InputError(
@@ -70,5 +72,10 @@ def unpadded_rows(loader: Any, batch_idx: int, size: int) -> Tensor | None:
             f"{type(loader.batch_sampler).__name__} names none."
         )
     position = sampler.rank + (batch_idx * per_batch + torch.arange(size)) * sampler.num_replicas
-    keep = position < total
-    return None if bool(keep.all()) else keep
+    return position, position < len(sampler.dataset)  # type: ignore[arg-type]
+
+
+def unpadded_rows(loader: Any, batch_idx: int, size: int) -> Tensor | None:
+    """Mask [size] of the rows that are not a distributed sampler's padding; None where all of them count."""
+    _, keep = distributed_rows(loader, batch_idx, size)
+    return None if keep is None or bool(keep.all()) else keep

@@ -11,8 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric, Metric
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError
@@ -154,11 +153,11 @@ class UncertaintyModule(LightningModule):
 
     def on_validation_start(self) -> None:
         """Make a set of metrics for every loader."""
-        self._make_metrics(self.val_metrics, self.trainer.val_dataloaders, self.validation_metrics)
+        self.val_metrics = self._make_metrics(self.trainer.val_dataloaders, self.validation_metrics)
 
     def on_test_start(self) -> None:
         """Make a set of metrics for every loader."""
-        self._make_metrics(self.test_metrics, self.trainer.test_dataloaders, self.evaluation_metrics)
+        self.test_metrics = self._make_metrics(self.trainer.test_dataloaders, self.evaluation_metrics)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update and log ``val_loss`` and the validation metrics."""
@@ -179,51 +178,47 @@ class UncertaintyModule(LightningModule):
     # ------------------------------------------------------------------ metrics
 
     def validation_metrics(self) -> dict[str, Metric]:
-        """Metrics logged as ``val_<name>``; cheap ones, since they run every epoch."""
+        """Metrics logged as ``val_<name>`` beside ``val_loss``; cheap ones, since they run every epoch."""
         if self.task == "regression":
             return {"nll": GaussianNLL(), "rmse": RMSE()}
-        classes = self._known_classes()
-        metrics: dict[str, Metric] = {"nll": NegativeLogLikelihood(), "ece": ExpectedCalibrationError()}
-        return {"accuracy": MulticlassAccuracy(classes, average="micro"), **metrics} if classes else metrics
+        return {"accuracy": MeanMetric(), "nll": NegativeLogLikelihood(), "ece": ExpectedCalibrationError()}
 
     def evaluation_metrics(self) -> dict[str, Metric]:
-        """Metrics logged as ``test_<name>``."""
+        """Metrics logged as ``test_<name>`` beside ``test_loss``."""
         if self.task == "regression":
             return {**self.validation_metrics(), "crps": CRPS(), "coverage_95": IntervalCoverage(0.95)}
         return {**self.validation_metrics(), "brier": BrierScore(), "joint_log_loss": JointLogLoss()}
 
-    def _make_metrics(self, into: nn.ModuleList, loaders: Any, make: Callable[[], dict[str, Metric]]) -> None:
-        while len(into) < len(_as_list(loaders)):
-            into.append(nn.ModuleDict(make()).to(self.device))
-        for metrics in into:
-            for metric in metrics.values():  # type: ignore[operator]  # a ModuleList yields bare Modules
-                metric.reset()
+    def _make_metrics(self, loaders: Any, make: Callable[[], dict[str, Metric]]) -> nn.ModuleList:
+        # A fresh set a loader: metrics that several loaders share would mix their samples.
+        sets = [nn.ModuleDict({"loss": MeanMetric(), **make()}) for _ in _as_list(loaders)]
+        return nn.ModuleList(sets).to(self.device)
 
     def _evaluate(
         self, stage: str, metric_sets: nn.ModuleList, loaders: list[Any], batch: Any, batch_idx: int, loader_idx: int
     ) -> None:
         x, y = self._labelled(batch, batch_idx)
         output = self(x)
-        keep = batches.unpadded_rows(loaders[loader_idx], batch_idx, len(y)) if loaders else None
-        if keep is not None:
-            output, y = output[:, keep], y[keep.to(y.device)]
-        metrics: dict[str, Metric] = dict(metric_sets[loader_idx].items())  # type: ignore[operator]
+        index = batches.sample_index(batch)
+        metrics = dict(metric_sets[loader_idx].items())  # type: ignore[operator]  # a ModuleList yields bare Modules
+        position, keep = batches.distributed_rows(loaders[loader_idx], batch_idx, len(y))
+        if position is not None and keep is not None:
+            # Positions also keep the joint log-loss the same on any number of ranks.
+            index = (position if index is None else index.cpu())[keep]
+            output, y = output[:, keep.to(output.device)], y[keep.to(y.device)]
         if len(y):
             prediction = self.prediction(output)
             for name, metric in metrics.items():
-                if isinstance(metric, JointLogLoss):
-                    index = batches.sample_index(batch)
-                    metric.update(output, y, index if keep is None or index is None else index[keep.to(index.device)])
+                if name == "loss":
+                    metric.update(self.index_losses(output, y).mean(), weight=len(y))
                 elif name == "accuracy":
-                    metric.update(prediction.label, y)  # type: ignore[attr-defined]
+                    metric.update((prediction.label == y).float())  # type: ignore[attr-defined]
+                elif isinstance(metric, JointLogLoss):
+                    metric.update(output, y, index)
                 else:
                     metric.update(prediction, y)
-            loss = self.index_losses(output, y).mean()
-            self.log(f"{stage}_loss", loss, prog_bar=stage == "val", batch_size=len(y), sync_dist=True)
-        self.log_dict({f"{stage}_{name}": metric for name, metric in metrics.items()}, batch_size=max(len(y), 1))
-
-    def _known_classes(self) -> int | None:
-        return self.num_classes
+        logged = {f"{stage}_{name}": metric for name, metric in metrics.items()}
+        self.log_dict(logged, prog_bar=stage == "val", batch_size=max(len(y), 1))
 
     # ------------------------------------------------------------------ checks
 
