@@ -106,7 +106,7 @@ class UncertaintyModule(LightningModule):
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, ...] over the evaluation indices: logits, or means and raw variances."""
-        output: Tensor = self.network(x, self.network.evaluation_index(self.num_eval_samples).to(self.device))
+        output: Tensor = self.network(x, self._place(self.network.evaluation_index(self.num_eval_samples)))
         self._check_output(output)
         return output
 
@@ -127,8 +127,12 @@ class UncertaintyModule(LightningModule):
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean over the drawn indices of the loss; an override may sum, reweight or regularise."""
         num = self.network.num_indices or self.num_train_samples
-        index = self.network.sample_index(num).to(self.device)
+        index = self._place(self.network.sample_index(num))
         return self.index_losses(self.network(x, index), y).mean()
+
+    def _place(self, index: Tensor) -> Tensor:
+        # Member numbers are read by Python: on the CPU that waits for no device.
+        return index if self.network.num_indices is not None else index.to(self.device)
 
     def index_losses(self, output: Tensor, y: Tensor) -> Tensor:
         """The loss of each index: outputs [Z, B, ...] and targets to [Z]."""
