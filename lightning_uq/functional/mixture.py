@@ -54,8 +54,8 @@ def mixture_log_prob(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
 def mixture_cdf(mean: Tensor, variance: Tensor, value: Tensor) -> Tensor:
     """P(Y <= value) = mean_z Phi((value - mu_z) / sigma_z), elementwise [B, D]."""
     mean, variance, value = _upcast(mean, variance, value)
-    cdf: Tensor = torch.special.ndtr((value - mean) * variance.rsqrt()).mean(0)
-    return cdf
+    probability: Tensor = torch.special.ndtr((value - mean) * variance.rsqrt()).mean(0)
+    return probability
 
 
 def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor) -> Tensor:
