@@ -23,7 +23,7 @@ from lightning_uq.functional._validation import (
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["uniform", "adaptive"]
 
-_NUM_CELLS = 8192
+NUM_CELLS = 8192
 
 
 def top_label(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,12 +244,12 @@ def residual_grid(confidence: Tensor, correct: Tensor) -> Tensor:
     """
     confidence = to_sum_dtype(confidence)
     residual = to_sum_dtype(correct) - confidence
-    position = confidence.clamp(0, 1) * _NUM_CELLS
-    left = position.floor().clamp_max(_NUM_CELLS - 1)
+    position = confidence.clamp(0, 1) * NUM_CELLS
+    left = position.floor().clamp_max(NUM_CELLS - 1)
     share = position - left
     left = left.long()
     rows = (residual, torch.ones_like(residual))
-    size = _NUM_CELLS + 1
+    size = NUM_CELLS + 1
     return torch.stack(
         [_scatter_sum(left, row * (1 - share), size) + _scatter_sum(left + 1, row * share, size) for row in rows]
     )

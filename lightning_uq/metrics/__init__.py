@@ -1,0 +1,34 @@
+"""Metrics of uncertainty as ``torchmetrics.Metric``: each a thin shell over :mod:`lightning_uq.functional`.
+
+Classification metrics take ``update(probs, target)`` or a prediction object in place of ``probs``; logits go in with the
+constructor's ``from_logits=True`` alone and are never guessed from the values. Detection metrics take
+``update(score, is_ood)``, regression metrics ``update(prediction, target)``. States are float64 at any precision of the
+module that holds them. Accuracy is torchmetrics' own.
+"""
+
+from lightning_uq.metrics.calibration import ExpectedCalibrationError, SmoothCalibrationError
+from lightning_uq.metrics.joint import JointLogLoss
+from lightning_uq.metrics.ood import OODAUPRC, OODAUROC, OODFPR95
+from lightning_uq.metrics.regression import CRPS, RMSE, GaussianNLL, IntervalCoverage, QuantileCalibrationError
+from lightning_uq.metrics.scoring import BrierScore, MutualInformation, NegativeLogLikelihood, PredictiveEntropy
+from lightning_uq.metrics.selective import AUGRC, AURC
+
+__all__ = [
+    "AUGRC",
+    "AURC",
+    "CRPS",
+    "OODAUPRC",
+    "OODAUROC",
+    "OODFPR95",
+    "RMSE",
+    "BrierScore",
+    "ExpectedCalibrationError",
+    "GaussianNLL",
+    "IntervalCoverage",
+    "JointLogLoss",
+    "MutualInformation",
+    "NegativeLogLikelihood",
+    "PredictiveEntropy",
+    "QuantileCalibrationError",
+    "SmoothCalibrationError",
+]

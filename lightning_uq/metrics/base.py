@@ -1,0 +1,203 @@
+"""What all metrics here share: states that keep their precision, and a way to be drawn."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from lightning_uq.errors import InputError, MissingExtraError
+from lightning_uq.functional._validation import (
+    check_bool,
+    check_floating,
+    check_no_nan,
+    classification_rows,
+    to_sum_dtype,
+    upcast,
+)
+
+
+class HasProbs(Protocol):
+    """A prediction object: anything with pooled probabilities [B, C, ...]."""
+
+    @property
+    def probs(self) -> Tensor:
+        """Pooled probabilities [B, C, ...]."""
+
+
+class UncertaintyMetric(Metric):
+    """Base of the metrics: float64 states that no change of a module's precision touches.
+
+    torchmetrics shields a state from ``module.half()``, but not from ``module.to(torch.bfloat16)``, which is what
+    Lightning calls under ``precision="bf16-true"``: a count in bfloat16 stops at 256. Here a state follows the module's
+    device alone; ``set_dtype`` still converts it on purpose. Sums and rows are float64 (float32 on MPS, which has none).
+
+    Curves that :meth:`plot` draws show the state of this process; inside ``with metric.sync_context():`` on every rank,
+    that of all.
+
+    Args:
+        validate_args: Check the values of each batch (a pass over the data, and a synchronisation on a GPU). Shapes and
+            dtypes are always checked.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+    """
+
+    is_differentiable: bool | None = False
+    full_state_update: bool | None = False
+
+    def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_bool("validate_args", validate_args)
+        self.validate_args = validate_args
+        self._row_dtypes: dict[str, torch.dtype] = {}
+
+    def _add_sum(self, name: str, *shape: int) -> None:
+        """Register a state that is summed over batches and ranks.
+
+        Names differ by what is summed: a ``MetricCollection`` lets metrics share states that have the same names and, on
+        the first batch, the same values.
+        """
+        self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _add_rows(self, name: str, dtype: torch.dtype = torch.float64) -> None:
+        """Register a state that keeps a number per row, concatenated over batches and ranks."""
+        self.add_state(name, [], dist_reduce_fx="cat")
+        self._row_dtypes[name] = dtype
+
+    def _append(self, name: str, values: Tensor) -> None:
+        dtype = self._row_dtypes[name]
+        getattr(self, name).append(to_sum_dtype(values) if dtype == torch.float64 else values.to(dtype))
+
+    def _rows(self, name: str) -> Tensor:
+        """All rows of a state as one vector, empty where there are none."""
+        state, dtype = getattr(self, name), self._row_dtypes[name]
+        if isinstance(state, Tensor):  # synchronised
+            state = [state]
+        if not state:
+            empty = torch.empty(0, device=self.device)
+            return to_sum_dtype(empty) if dtype == torch.float64 else empty.to(dtype)
+        rows = torch.cat(state)
+        return to_sum_dtype(rows) if dtype == torch.float64 else rows.to(dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        convert = self._dtype_convert
+
+        def move(tensor: Tensor) -> Tensor:
+            if convert and tensor.is_floating_point():
+                return fn(tensor)
+            try:
+                moved = fn(tensor)
+            except TypeError:
+                if tensor.dtype != torch.float64:
+                    raise
+                return fn(tensor.float())  # a device without float64
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, exclude_state)
+
+    def _sync_dist(
+        self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
+    ) -> None:
+        # torchmetrics stands in float32 for a rank without rows, which cannot be gathered with another dtype.
+        for name in self._row_dtypes:
+            setattr(self, name, [self._rows(name)])
+        super()._sync_dist(dist_sync_fn, process_group=process_group)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the metric.
+
+        Args:
+            val: One result of ``compute`` or ``forward``, or a list of them, drawn as points. Without it the metric's own
+                figure is drawn: a curve where it has one, else its value.
+            ax: A matplotlib axis to draw on; a new figure without it.
+
+        Returns:
+            The figure and the axis.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise MissingExtraError(
+                "Plots need matplotlib, which is not installed: pip install 'lightning-uq[report]'."
+            ) from error
+        if val is not None:
+            return self._plot(val, ax)
+        if ax is None:
+            _, ax = pyplot.subplots()
+        self._draw(ax)
+        return ax.get_figure(), ax
+
+    def _draw(self, ax: Any) -> None:
+        self._plot(None, ax)
+
+    def _draw_curve(self, ax: Any, x: Tensor, y: Tensor, x_label: str, y_label: str, value: Tensor) -> None:
+        ax.plot(x.cpu().numpy(), y.detach().cpu().numpy(), drawstyle="default")
+        ax.set(xlabel=x_label, ylabel=y_label, title=f"{type(self).__name__} {float(value):.4f}")
+
+
+class MeanMetric(UncertaintyMetric):
+    """The mean of a per-row value, kept as one sum and one count.
+
+    Args:
+        name: Name of the sum's state, which says what is summed.
+        kwargs: See :class:`UncertaintyMetric`.
+    """
+
+    is_differentiable: bool | None = True
+
+    count: Tensor
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._sum_name = name
+        self._add_sum(name)
+        self._add_sum("count")
+
+    def _add(self, values: Tensor) -> None:
+        setattr(self, self._sum_name, getattr(self, self._sum_name) + to_sum_dtype(values).sum())
+        self.count = self.count + values.numel()
+
+    def compute(self) -> Tensor:
+        """The mean over all rows; NaN without one."""
+        mean: Tensor = getattr(self, self._sum_name) / self.count
+        return mean
+
+
+def prediction_rows(
+    prediction: Tensor | HasProbs, target: Tensor, from_logits: bool, validate: bool
+) -> tuple[Tensor, Tensor]:
+    """What a classification metric's ``update`` was given, as rows of probabilities [N, C] and class indices [N].
+
+    Raises:
+        InputError: ``prediction`` is neither a tensor nor has ``probs``, or the values do not fit.
+    """
+    if not isinstance(prediction, Tensor):
+        return classification_rows(get_probs(prediction), target, validate=validate)
+    if not from_logits:
+        return classification_rows(prediction, target, validate=validate)
+    return classification_rows(logits_to_log_probs(prediction, validate).exp(), target, validate=validate)
+
+
+def get_probs(prediction: HasProbs) -> Tensor:
+    """``prediction.probs``, or the error that says what was expected."""
+    probs = getattr(prediction, "probs", None)
+    if not isinstance(probs, Tensor):
+        raise InputError(
+            f"Expected argument `prediction` to be a tensor [B, C] or a prediction with `probs`, but got "
+            f"{type(prediction).__name__}."
+        )
+    return probs
+
+
+def logits_to_log_probs(logits: Tensor, validate: bool) -> Tensor:
+    """Log-probabilities [B, C, ...] of logits, in at least float32."""
+    check_floating("logits", logits, 2, "[B, C, ...]")
+    log_probs = torch.log_softmax(upcast(logits), 1)
+    if validate:
+        check_no_nan("logits", log_probs)
+    return log_probs

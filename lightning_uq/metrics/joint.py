@@ -1,0 +1,165 @@
+"""The joint log-loss over a data set."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics.utilities.prints import rank_zero_warn
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional import joint
+from lightning_uq.functional._validation import check_integer
+from lightning_uq.metrics.base import HasProbs, UncertaintyMetric
+
+
+class JointLogLoss(UncertaintyMetric):
+    """Mean joint log-loss of tau labels predicted together, in nats and not divided by tau.
+
+    It asks what a marginal score cannot: do the hypotheses agree on which labels go together? The value falls as the
+    number of hypotheses Z grows (Jensen's inequality), so compare methods at equal Z alone.
+
+    Rows are taken in blocks of consecutive ones: pairs for "dyadic", ``kappa`` for "sampled", ``tau`` for "consecutive".
+    There are two ways to say which rows are consecutive:
+
+    - Without ``index``, the order of arrival. Rows left over by a batch wait for the next; what is left at the end is
+      dropped. The state is one sum, but on several ranks each makes blocks of its own rows and drops its own rest, so the
+      value depends on the number of ranks, and on the order of the data.
+    - With ``index``, each sample's number in the data set. Blocks are made of the sorted indices, an index seen twice (a
+      padded sampler's) counts once, and the value does not depend on batch size, order or rank. The state is Z numbers a
+      row.
+
+    ``forward`` gives the value of its batch alone, which is NaN where that holds no full block.
+
+    Args:
+        tau: Labels predicted together.
+        kappa: Distinct inputs (anchors) among them, for "dyadic" (always 2) and "sampled".
+        sampling: "dyadic": the exact expectation over tau draws, with replacement, from each pair; no noise of drawing.
+            "sampled": one such draw from each block of ``kappa`` rows, as in ENN; the draws are a hash of (seed, number
+            of the block on its rank), the same at every batch size. "consecutive": each block of ``tau`` rows, once.
+        seed: Seed of the draws of "sampled".
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Raises:
+        InputError: An argument is not one of these, or "dyadic" with another ``kappa`` than 2.
+
+    Source: Osband et al., The Neural Testbed (arXiv 2110.04629) and dyadic sampling (arXiv 2202.13509).
+
+    Example:
+        >>> logits = torch.tensor([[[9.0, -9.0], [9.0, -9.0]], [[-9.0, 9.0], [-9.0, 9.0]]])  # [Z, B, C]
+        >>> metric = JointLogLoss(tau=10)
+        >>> metric.update(logits, torch.tensor([1, 1]))  # unsure of each label, sure that they are the same
+        >>> metric.compute()
+        tensor(0.6931, dtype=torch.float64)
+    """
+
+    is_differentiable: bool | None = True
+    higher_is_better: bool | None = False
+    # A batch continues the block that the last one left open: `forward` must not start from an empty state.
+    full_state_update: bool | None = True
+    plot_lower_bound: float | None = 0.0
+
+    num_members: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        tau: int = 10,
+        kappa: int = 2,
+        sampling: Literal["dyadic", "sampled", "consecutive"] = "dyadic",
+        seed: int = 0,
+        validate_args: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(validate_args=validate_args, **kwargs)
+        joint.check_joint(tau, kappa, sampling)
+        check_integer("seed", seed, 0)
+        self.tau, self.kappa, self.sampling, self.seed = tau, kappa, sampling, seed
+        self._sum_name = f"joint_log_loss_{sampling}_{tau}_{kappa}_{seed}"
+        self._add_sum(self._sum_name)
+        self._add_sum("count")
+        self._add_rows("carried")  # rows of the open block, [n, Z] flattened
+        self._add_rows("log_probs")  # all rows, [N, Z] flattened, where they come with an index
+        self._add_rows("index", torch.int64)
+        self.add_state("num_members", torch.tensor(0), dist_reduce_fx="max")
+
+    def update(self, prediction: Tensor | HasProbs, target: Tensor, index: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: Member logits [Z, B, C], or a prediction object with member ``logits``.
+            target: Class indices [B].
+            index: The samples' numbers in the data set, integers [B]; in every update or in none.
+
+        Raises:
+            InputError: Shapes or values do not fit, the number of members changed, or ``index`` came in some updates only.
+        """
+        logits = prediction if isinstance(prediction, Tensor) else getattr(prediction, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                "Expected argument `prediction` to be member logits [Z, B, C] or a prediction with member `logits`, but "
+                f"got {type(prediction).__name__}."
+            )
+        log_probs = joint.true_class_log_probs(logits, target, validate=self.validate_args)
+        members, seen = len(log_probs), int(self.num_members)
+        if seen not in (0, members):
+            raise InputError(f"Expected argument `prediction` to have {seen} members as before, but got {members}.")
+        self.num_members = torch.full_like(self.num_members, members)
+        if index is None:
+            self._add_consecutive(log_probs)
+        else:
+            self._add_indexed(log_probs, index)
+
+    def _add_indexed(self, log_probs: Tensor, index: Tensor) -> None:
+        if not isinstance(index, Tensor) or index.shape != log_probs.shape[1:] or index.dtype not in _INTEGERS:
+            came = f"{index.dtype} of shape {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+            raise InputError(
+                f"Expected argument `index` to be integers of shape {list(log_probs.shape[1:])}, but got {came}."
+            )
+        if float(self.count) or self._rows("carried").numel():
+            raise InputError("Expected argument `index` in every update or in none, but earlier ones had none.")
+        self._append("log_probs", log_probs.T.reshape(-1))
+        self._append("index", index)
+
+    def _add_consecutive(self, log_probs: Tensor) -> None:
+        if self._rows("index").numel():
+            raise InputError("Expected argument `index` in every update or in none, but earlier ones had it.")
+        rows = torch.cat([self._rows("carried").reshape(-1, len(log_probs)).T, log_probs], 1)
+        size = joint.block_size(self.tau, self.kappa, self.sampling)
+        full = rows.shape[1] // size * size
+        loss = self._losses(rows[:, :full], int(self.count))
+        setattr(self, self._sum_name, getattr(self, self._sum_name) + loss.sum())
+        self.count = self.count + len(loss)
+        self.carried = [rows[:, full:].detach().T.reshape(-1)]
+
+    def _losses(self, log_probs: Tensor, first: int) -> Tensor:
+        selected = None
+        if self.sampling == "sampled":
+            groups = log_probs.shape[1] // self.kappa
+            selected = joint.hashed_draws(first, groups, self.tau, self.kappa, self.seed, log_probs.device)
+        return joint.block_losses(log_probs, self.tau, self.kappa, self.sampling, selected)
+
+    def compute(self) -> Tensor:
+        """Mean joint log-loss in nats over the full blocks; NaN, with a warning, without one."""
+        index = self._rows("index")
+        if index.numel():
+            rows = self._rows("log_probs").reshape(-1, int(self.num_members))
+            if len(rows) != len(index):
+                raise InputError("Expected the same number of members on every rank, but the ranks' rows do not fit.")
+            ordered, order = index.sort(stable=True)
+            first = torch.ones_like(ordered, dtype=torch.bool)
+            first[1:] = ordered[1:] != ordered[:-1]
+            loss = self._losses(rows[order[first]].T, 0)
+            total, count = loss.sum(), len(loss)
+        else:
+            total, count = getattr(self, self._sum_name), int(self.count)
+        if count == 0:
+            size = joint.block_size(self.tau, self.kappa, self.sampling)
+            rank_zero_warn(
+                f"JointLogLoss has not seen {size} rows that make a joint prediction; its value is NaN.", UserWarning
+            )
+            return torch.full_like(total, torch.nan)
+        return total / count
+
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

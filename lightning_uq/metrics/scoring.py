@@ -1,0 +1,219 @@
+"""Proper scores and entropies, averaged over a data set."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional import scoring
+from lightning_uq.functional._validation import (
+    check_bool,
+    check_floating,
+    check_no_nan,
+    check_probs_values,
+    check_target,
+    check_target_values,
+    flatten_classes,
+    upcast,
+)
+from lightning_uq.functional.entropy import entropy, mutual_information
+from lightning_uq.metrics.base import HasProbs, MeanMetric, get_probs, logits_to_log_probs, prediction_rows
+
+
+class NegativeLogLikelihood(MeanMetric):
+    """Mean -log p of the true class, in nats; a proper score.
+
+    A prediction object is scored by its own ``log_prob``, in log space; probabilities by their logarithm, which is
+    infinite where the true class has a probability of exactly 0.
+
+    Args:
+        from_logits: ``update`` takes logits instead of probabilities.
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> import torch
+        >>> metric = NegativeLogLikelihood()
+        >>> metric.update(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+        >>> metric.compute()
+        tensor(0.6931, dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = False
+    plot_lower_bound: float | None = 0.0
+
+    def __init__(self, from_logits: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("negative_log_likelihood", validate_args=validate_args, **kwargs)
+        check_bool("from_logits", from_logits)
+        self.from_logits = from_logits
+
+    def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: Probabilities [B, C, ...] (logits with ``from_logits``), or a prediction object.
+            target: Class indices [B, ...].
+
+        Raises:
+            InputError: The values are no probabilities or indices, or shapes differ.
+        """
+        if isinstance(prediction, Tensor) and not self.from_logits:
+            self._add(scoring.negative_log_likelihood(*prediction_rows(prediction, target, False, self.validate_args)))
+            return
+        if isinstance(prediction, Tensor):
+            log_probs = logits_to_log_probs(prediction, self.validate_args)
+        else:
+            log_probs = _log_probs(prediction)
+        check_target(target, log_probs.shape[:1] + log_probs.shape[2:])
+        if self.validate_args:
+            check_target_values(target, log_probs.shape[1])
+            check_no_nan("prediction", log_probs)
+        self._add(-log_probs.gather(1, target.long().unsqueeze(1)))
+
+
+def _log_probs(prediction: HasProbs) -> Tensor:
+    """Pooled log-probabilities [B, C, ...] of a prediction object, without leaving log space where it keeps them."""
+    log_probs = getattr(prediction, "log_probs", None)
+    return log_probs if isinstance(log_probs, Tensor) else upcast(get_probs(prediction)).log()
+
+
+class BrierScore(MeanMetric):
+    """Mean squared distance between probabilities and the one-hot target, summed over classes: in [0, 2]; a proper score.
+
+    Args:
+        from_logits: ``update`` takes logits instead of probabilities.
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> import torch
+        >>> metric = BrierScore()
+        >>> metric.update(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = False
+    plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 2.0
+
+    def __init__(self, from_logits: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("brier_score", validate_args=validate_args, **kwargs)
+        check_bool("from_logits", from_logits)
+        self.from_logits = from_logits
+
+    def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
+        """Add a batch; see :meth:`NegativeLogLikelihood.update`."""
+        self._add(scoring.brier_score(*prediction_rows(prediction, target, self.from_logits, self.validate_args)))
+
+
+class PredictiveEntropy(MeanMetric):
+    """Mean entropy of the pooled prediction, in nats.
+
+    Args:
+        from_logits: ``update`` takes logits instead of probabilities.
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> import torch
+        >>> metric = PredictiveEntropy()
+        >>> metric.update(torch.tensor([[0.5, 0.5]]))
+        >>> metric.compute()
+        tensor(0.6931, dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = None
+    plot_lower_bound: float | None = 0.0
+
+    def __init__(self, from_logits: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("predictive_entropy", validate_args=validate_args, **kwargs)
+        check_bool("from_logits", from_logits)
+        self.from_logits = from_logits
+
+    def update(self, prediction: Tensor | HasProbs, target: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: Probabilities [B, C, ...] (logits with ``from_logits``), or a prediction object.
+            target: Ignored; here so that the metric can stand in a ``MetricCollection``.
+
+        Raises:
+            InputError: The values are no probabilities.
+        """
+        if not isinstance(prediction, Tensor):
+            log_probs = _log_probs(prediction)
+        elif self.from_logits:
+            log_probs = logits_to_log_probs(prediction, self.validate_args)
+        else:
+            check_floating("probs", prediction, 2, "[B, C, ...]")
+            if self.validate_args:
+                check_probs_values(flatten_classes(prediction))
+            log_probs = upcast(prediction).log()
+        values = entropy(log_probs, 1)
+        if self.validate_args:
+            check_no_nan("prediction", values)
+        self._add(values)
+
+
+class MutualInformation(MeanMetric):
+    """Mean mutual information of label and index, in nats: the members' disagreement; 0 for a single member.
+
+    Args:
+        from_logits: ``update`` takes member logits instead of member probabilities.
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Source: Houlsby et al. (arXiv 1112.5745).
+
+    Example:
+        >>> import torch
+        >>> metric = MutualInformation()
+        >>> metric.update(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))  # two members, sure of the opposite
+        >>> metric.compute()
+        tensor(0.6931, dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = None
+    plot_lower_bound: float | None = 0.0
+
+    def __init__(self, from_logits: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("mutual_information", validate_args=validate_args, **kwargs)
+        check_bool("from_logits", from_logits)
+        self.from_logits = from_logits
+
+    def update(self, prediction: Tensor | HasProbs, target: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: Member probabilities [Z, B, C, ...] (member logits with ``from_logits``), or a prediction object
+                that has ``mutual_information`` or member ``logits``.
+            target: Ignored; here so that the metric can stand in a ``MetricCollection``.
+
+        Raises:
+            InputError: The values are no probabilities, or the object has no members.
+        """
+        values = self._values(prediction)
+        if self.validate_args:
+            check_no_nan("prediction", values)
+        self._add(values)
+
+    def _values(self, prediction: Tensor | HasProbs) -> Tensor:
+        if isinstance(prediction, Tensor):
+            name = "logits" if self.from_logits else "probs"
+            check_floating(name, prediction, 3, "[Z, B, C, ...]")
+            if self.from_logits:
+                return mutual_information(prediction)
+            if self.validate_args:
+                check_probs_values(flatten_classes(prediction.flatten(0, 1)))
+            return mutual_information(upcast(prediction).log())
+        values = getattr(prediction, "mutual_information", None)
+        if isinstance(values, Tensor):
+            return values
+        logits = getattr(prediction, "logits", None)
+        if not isinstance(logits, Tensor) or logits.ndim < 3:
+            raise InputError(
+                "Expected argument `prediction` to be a tensor [Z, B, C] or a prediction with `mutual_information` or "
+                f"member `logits` [Z, B, C], but got {type(prediction).__name__}."
+            )
+        return mutual_information(logits)

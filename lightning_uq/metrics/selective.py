@@ -1,0 +1,109 @@
+"""Selective prediction over a data set: answer the most confident rows first."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_uq.functional import selective
+from lightning_uq.functional._validation import check_bool
+from lightning_uq.functional.calibration import top_label
+from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, prediction_rows
+
+
+class SelectiveMetric(UncertaintyMetric):
+    """Base of the selective metrics: keeps each row's confidence (its largest probability) and whether it is wrong.
+
+    Args:
+        from_logits: ``update`` takes logits instead of probabilities.
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+    """
+
+    higher_is_better: bool | None = False
+    plot_lower_bound: float | None = 0.0
+
+    def __init__(self, from_logits: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__(validate_args=validate_args, **kwargs)
+        check_bool("from_logits", from_logits)
+        self.from_logits = from_logits
+        self._add_rows("confidence")
+        self._add_rows("error", torch.uint8)
+
+    def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: Probabilities [B, C, ...] (logits with ``from_logits``), or a prediction object.
+            target: Class indices [B, ...].
+
+        Raises:
+            InputError: The values are no probabilities or indices, or shapes differ.
+        """
+        rows = prediction_rows(prediction, target, self.from_logits, self.validate_args)
+        confidence, correct = top_label(*rows)
+        self._append("confidence", confidence.detach())
+        self._append("error", ~correct)
+
+
+class AURC(SelectiveMetric):
+    """Area under the risk-coverage curve: the mean, over i, of the error rate among the i most confident rows.
+
+    Rows of equal confidence stand in no order, so the value is the expectation over their random orders.
+
+    Args:
+        from_logits: ``update`` takes logits instead of probabilities.
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Source: Geifman et al., ICLR 2019 (arXiv 1805.08206).
+
+    Example:
+        >>> metric = AURC()
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), torch.tensor([0, 0, 1]))
+        >>> metric.compute()
+        tensor(0.1111, dtype=torch.float64)
+    """
+
+    plot_upper_bound: float | None = 1.0
+
+    def compute(self) -> Tensor:
+        """The area in [0, 1]; NaN without a row."""
+        return selective.aurc(self._rows("confidence"), self._rows("error"))
+
+    def _draw(self, ax: Any) -> None:
+        coverage, risk = selective.risk_coverage_curve(self._rows("confidence"), self._rows("error"))
+        self._draw_curve(ax, coverage, risk, "coverage", "selective risk", risk.mean())
+
+
+class AUGRC(SelectiveMetric):
+    """Area under the generalized-risk-coverage curve: the mean share of rows that are answered and wrong; in [0, 1/2].
+
+    Equal to (1 - AUROC) a (1 - a) + (1 - a)^2 / 2 with the accuracy a and the AUROC of confidence against correctness;
+    ties are averaged over their random orders. Unlike the AURC it does not weigh the few most confident rows above all
+    others.
+
+    Args:
+        from_logits: ``update`` takes logits instead of probabilities.
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Source: Traub et al., NeurIPS 2024 (arXiv 2407.01032).
+
+    Example:
+        >>> metric = AUGRC()
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([0, 1]))
+        >>> metric.compute()
+        tensor(0.1250, dtype=torch.float64)
+    """
+
+    plot_upper_bound: float | None = 0.5
+
+    def compute(self) -> Tensor:
+        """The area in [0, 1/2]; NaN without a row."""
+        return selective.augrc(self._rows("confidence"), self._rows("error"))
+
+    def _draw(self, ax: Any) -> None:
+        confidence, error = self._rows("confidence"), self._rows("error")
+        coverage, risk = selective.generalized_risk_curve(confidence, error)
+        self._draw_curve(ax, coverage, risk, "coverage", "generalized risk", selective.augrc(confidence, error))
