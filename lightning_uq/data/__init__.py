@@ -1,0 +1,15 @@
+"""Data modules and generators; none of them downloads anything by itself."""
+
+from lightning_uq.data.arrays import ArrayDataModule, NpzDataModule, stratified_split
+from lightning_uq.data.digits import DigitsDataModule
+from lightning_uq.data.toy import ToyCurveDataModule, toy_curve, two_moons
+
+__all__ = [
+    "ArrayDataModule",
+    "DigitsDataModule",
+    "NpzDataModule",
+    "ToyCurveDataModule",
+    "stratified_split",
+    "toy_curve",
+    "two_moons",
+]
