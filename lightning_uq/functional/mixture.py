@@ -76,7 +76,7 @@ def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor) -> T
     dtype = _upcast(mean, variance)[0].dtype
     mean, variance = mean.double(), variance.double()
     probability = torch.as_tensor(level, dtype=torch.float64, device=mean.device)
-    components = mean + variance.sqrt() * torch.special.ndtri(probability)
+    components: Tensor = mean + variance.sqrt() * torch.special.ndtri(probability)
     low, high = components.amin(0), components.amax(0)
     for _ in range(64):
         middle = low + (high - low) / 2

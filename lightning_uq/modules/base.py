@@ -62,6 +62,9 @@ class UncertaintyModule(LightningModule):
     """
 
     ood_score: ClassVar[str] = "predictive_entropy"
+    # One set of metrics a data loader, made when the number of loaders is known.
+    val_metrics: nn.ModuleList
+    test_metrics: nn.ModuleList
 
     def __init__(
         self,
@@ -94,9 +97,6 @@ class UncertaintyModule(LightningModule):
         self.num_eval_samples = num_eval_samples
         self.return_members = return_members
         self._output_checked = False
-        # One list of metrics a data loader, made when the number of loaders is known.
-        self.val_metrics = nn.ModuleList()
-        self.test_metrics = nn.ModuleList()
 
     # ------------------------------------------------------------------ outputs and predictions
 
@@ -221,8 +221,14 @@ class UncertaintyModule(LightningModule):
                     metric.update(output, y, index)
                 else:
                     metric.update(prediction, y)
-        logged = {f"{stage}_{name}": metric for name, metric in metrics.items()}
-        self.log_dict(logged, prog_bar=stage == "val", batch_size=max(len(y), 1))
+        for name, metric in metrics.items():
+            self.log(
+                f"{stage}_{name}",
+                metric,
+                prog_bar=stage == "val" and name in ("loss", "accuracy", "rmse"),
+                batch_size=max(len(y), 1),
+                metric_attribute=f"{stage}_metrics.{loader_idx}.{name}",
+            )
 
     # ------------------------------------------------------------------ checks
 
