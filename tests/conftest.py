@@ -1,0 +1,61 @@
+"""What every test may use: a quiet trainer, a seed, and a way to run a script on two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_trainer(tmp_path) -> Callable[..., Trainer]:
+    """A Trainer on the CPU that prints nothing and writes below ``tmp_path``."""
+
+    def make(**kwargs: Any) -> Trainer:
+        quiet = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "max_epochs": 1,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(**{**quiet, **kwargs})
+
+    return make
+
+
+@pytest.fixture
+def run_script(tmp_path) -> Callable[..., Any]:
+    """Run Python code in a process of its own (which may start a second rank); what it writes to ``out`` as JSON is returned."""
+
+    def run(code: str, *, timeout: int = 120) -> Any:
+        script, out = tmp_path / "script.py", tmp_path / "out.json"
+        script.write_text(f"out = {str(out)!r}\n{code}")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(out.read_text())
+
+    return run

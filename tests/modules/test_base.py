@@ -1,0 +1,297 @@
+import functools
+import json
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.joint import joint_log_loss
+from lightning_uq.losses.gaussian import split_gaussian
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.modules.deterministic import DeterministicModule
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.factory import Factory
+from lightning_uq.prediction import CategoricalPrediction, GaussianMixturePrediction
+
+X = torch.randn(45, 4, generator=torch.Generator().manual_seed(1))
+Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
+TARGET = X[:, :1] + 0.1 * X[:, 1:2]
+LINEAR = Factory("torch.nn.Linear", {"in_features": 4, "out_features": 3})
+
+
+def loader(y: torch.Tensor = Y, batch_size: int = 8) -> DataLoader:
+    return DataLoader(TensorDataset(X, y), batch_size=batch_size)
+
+
+class GaussianLogits(EpistemicNetwork):
+    """Logits that are linear in z: an infinite index set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def sample_index(self, num_samples, generator=None):
+        return torch.randn(num_samples, 3, generator=generator)
+
+    def forward(self, x, index):
+        return self.linear(x) + index.unsqueeze(1)
+
+
+def test_a_classifier_learns_and_its_test_metrics_are_recomputed(make_trainer):
+    module = DeterministicModule(LINEAR, num_classes=3, optimizer=functools.partial(torch.optim.Adam, lr=0.1))
+    trainer = make_trainer(max_epochs=5)
+    trainer.fit(module, loader(), loader())
+    (result,) = trainer.test(module, loader(), verbose=False)
+    with torch.no_grad():
+        logits = module.network.network(X).double()
+    log_probs = logits.log_softmax(1)
+    probs = log_probs.exp()
+    expected = {
+        "test_loss": -log_probs[torch.arange(45), Y].mean(),
+        "test_nll": -log_probs[torch.arange(45), Y].mean(),
+        "test_accuracy": (probs.argmax(1) == Y).double().mean(),
+        "test_brier": (probs - nn.functional.one_hot(Y, 3)).square().sum(1).mean(),
+        "test_joint_log_loss": joint_log_loss(logits.unsqueeze(0), Y),
+    }
+    assert set(result) == {*expected, "test_ece"}
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(float(value), rel=1e-5), name
+    assert result["test_accuracy"] > 0.7
+
+
+def test_a_regressor_learns_and_its_test_metrics_are_recomputed(make_trainer):
+    module = DeterministicModule(
+        nn.Linear(4, 2), task="regression", optimizer=functools.partial(torch.optim.Adam, lr=0.05)
+    )
+    trainer = make_trainer(max_epochs=10)
+    trainer.fit(module, loader(TARGET), loader(TARGET))
+    (result,) = trainer.test(module, loader(TARGET), verbose=False)
+    with torch.no_grad():
+        mean, variance = split_gaussian(module.network.network(X))
+    nll = -torch.distributions.Normal(mean, variance.sqrt()).log_prob(TARGET).mean()
+    assert result["test_nll"] == pytest.approx(nll.item(), rel=1e-5)
+    assert result["test_rmse"] == pytest.approx((mean - TARGET).square().mean().sqrt().item(), rel=1e-5)
+    assert set(result) == {"test_loss", "test_nll", "test_rmse", "test_crps", "test_coverage_95"}
+    prediction = trainer.predict(module, loader(TARGET))[0]
+    assert isinstance(prediction, GaussianMixturePrediction)
+    assert prediction.mean.shape == (8, 1)
+
+
+def test_metrics_start_afresh_in_every_epoch_and_every_test(make_trainer):
+    module = DeterministicModule(LINEAR, optimizer=functools.partial(torch.optim.SGD, lr=0.0))
+    trainer = make_trainer(max_epochs=3)
+    trainer.fit(module, loader(), loader())
+    value = trainer.callback_metrics["val_accuracy"].item()
+    first = trainer.test(module, loader(), verbose=False)[0]
+    assert trainer.test(module, loader(), verbose=False)[0] == first
+    assert first["test_accuracy"] == pytest.approx(value)
+
+
+def test_several_loaders_are_kept_apart(make_trainer):
+    module = DeterministicModule(LINEAR)
+    other = DataLoader(TensorDataset(X[:10], Y[:10]), batch_size=4)
+    both = make_trainer().test(module, [loader(), other], verbose=False)
+    for i, single in enumerate((loader(), other)):
+        (alone,) = make_trainer().test(module, single, verbose=False)
+        assert both[i] == pytest.approx({f"{k}/dataloader_idx_{i}": v for k, v in alone.items()})
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        X,
+        TensorDataset(X, Y),
+        [{"input": x, "target": y} for x, y in zip(X, Y, strict=True)],
+        [{"input": x} for x in X],
+        TensorDataset(X, Y, torch.arange(45)),
+    ],
+)
+def test_predict_takes_tensors_tuples_and_mappings(make_trainer, batches):
+    module = DeterministicModule(LINEAR)
+    predictions = make_trainer().predict(module, DataLoader(batches, batch_size=8))
+    whole = CategoricalPrediction.cat(predictions)
+    with torch.no_grad():
+        torch.testing.assert_close(whole.probs, module.network.network(X).softmax(1))
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed", "bf16-true", "64-true"])
+def test_every_precision(make_trainer, precision):
+    module = DeterministicModule(LINEAR, num_classes=3)
+    trainer = make_trainer(precision=precision)
+    trainer.fit(module, loader(), loader())
+    (result,) = trainer.test(module, loader(), verbose=False)
+    exact = make_trainer(precision="64-true").test(module.double(), loader(), verbose=False)[0]
+    assert result["test_nll"] == pytest.approx(exact["test_nll"], rel=2e-2)
+
+
+def test_an_infinite_index_set_is_evaluated_with_fixed_draws_and_pooled_beyond_32(make_trainer):
+    module = UncertaintyModule(GaussianLogits(), num_classes=3, num_eval_samples=40, num_train_samples=4)
+    make_trainer().fit(module, loader())
+    assert torch.equal(module(X), module(X))
+    assert module(X).shape == (40, 45, 3)
+    with pytest.raises(InputError, match="return_members=True"):
+        _ = module.predict(X).logits
+    full = module.predict(X)
+    module.return_members = True
+    assert module.predict(X).logits.shape == (40, 45, 3)
+    torch.testing.assert_close(full.mutual_information, module.predict(X).mutual_information, rtol=1e-3, atol=1e-5)
+    module.return_members, module.num_eval_samples = None, 32
+    assert module.predict(X).logits.shape == (32, 45, 3)
+
+
+def test_a_checkpoint_loads_bare_where_the_factory_has_a_name(make_trainer, tmp_path):
+    module = DeterministicModule(LINEAR, num_classes=3, optimizer=functools.partial(torch.optim.SGD, lr=0.3))
+    trainer = make_trainer()
+    trainer.fit(module, loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = DeterministicModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert torch.equal(loaded(X), module(X))
+    assert loaded.configure_optimizers().defaults["lr"] == 0.3
+    assert loaded.num_classes == 3
+
+
+def test_a_network_without_a_name_is_asked_for(make_trainer, tmp_path):
+    module = DeterministicModule(nn.Linear(4, 3))
+    trainer = make_trainer()
+    trainer.fit(module, loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=r"Argument `network` was a torch.nn.modules.linear.Linear.*network=\.\.\."):
+        DeterministicModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    loaded = DeterministicModule.load_from_checkpoint(tmp_path / "a.ckpt", network=nn.Linear(4, 3), weights_only=True)
+    assert torch.equal(loaded(X), module(X))
+
+
+def test_resuming_gives_the_uninterrupted_run(make_trainer, tmp_path):
+    def fit(epochs, ckpt_path=None):
+        seed_everything(3, verbose=False)
+        module = DeterministicModule(LINEAR)
+        trainer = make_trainer(max_epochs=epochs)
+        trainer.fit(module, loader(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        return module, trainer
+
+    whole, _ = fit(4)
+    _, trainer = fit(2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = fit(4, tmp_path / "half.ckpt")
+    assert torch.equal(resumed.network.network.weight, whole.network.network.weight)
+
+
+def test_a_plateau_scheduler_follows_the_validation_loss(make_trainer):
+    module = DeterministicModule(
+        LINEAR,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.1),
+        lr_scheduler=functools.partial(torch.optim.lr_scheduler.ReduceLROnPlateau, threshold=1e9, patience=0),
+    )
+    trainer = make_trainer(max_epochs=4)
+    trainer.fit(module, loader(), loader())
+    assert trainer.optimizers[0].param_groups[0]["lr"] < 0.1
+
+
+def test_two_ranks_count_each_sample_once(run_script):
+    code = """
+import json, sys, torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, TensorDataset
+from lightning_uq.modules.deterministic import DeterministicModule
+from lightning_uq.networks.factory import Factory
+torch.manual_seed(0)
+x, y = torch.randn(21, 4), torch.randint(0, 3, (21,))
+module = DeterministicModule(Factory("torch.nn.Linear", {"in_features": 4, "out_features": 3}), num_classes=3)
+trainer = Trainer(accelerator="cpu", devices=DEVICES, strategy="ddp" if DEVICES > 1 else "auto", logger=False,
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, precision="64-true")
+(result,) = trainer.test(module, DataLoader(TensorDataset(x, y), batch_size=4), verbose=False)
+if trainer.is_global_zero:
+    json.dump(result, open(out, "w"))
+"""
+    one, two = (run_script(code.replace("DEVICES", str(n))) for n in (1, 2))
+    assert two == pytest.approx(one, rel=1e-6), json.dumps([one, two])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "match"),
+    [
+        (X.clone().index_fill_(0, torch.tensor([2]), float("nan")), Y, "1 of 8 rows of batch 0 hold NaN"),
+        (X, Y + 1, r"class labels in \[0, 3\), but got values"),
+        (X, Y - 1, r"class labels in \[0, 3\), but got values -1"),
+        (X, Y.float(), "integer class labels, but got torch.float32"),
+        (X, Y == 0, "integer class labels, but got torch.bool"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_bad_batches_are_named(make_trainer, x, y, match, stage):
+    with pytest.raises(InputError, match=match):
+        getattr(make_trainer(), stage)(
+            DeterministicModule(LINEAR, num_classes=3), DataLoader(TensorDataset(x, y), batch_size=8)
+        )
+
+
+def test_a_batch_without_a_target_is_named(make_trainer):
+    with pytest.raises(InputError, match="holds an input alone"):
+        make_trainer().fit(DeterministicModule(LINEAR), DataLoader(X, batch_size=8))
+
+
+def test_a_target_that_would_broadcast_is_refused(make_trainer):
+    with pytest.raises(InputError, match=r"`target` to have the shape of `mean`, \[8, 1\], but got \[8\]"):
+        make_trainer().fit(DeterministicModule(nn.Linear(4, 2), task="regression"), loader(TARGET[:, 0]))
+
+
+def test_infinite_targets_are_refused(make_trainer):
+    target = TARGET.clone()
+    target[0] = float("inf")
+    with pytest.raises(InputError, match="targets to be finite"):
+        make_trainer().fit(DeterministicModule(nn.Linear(4, 2), task="regression"), loader(target))
+
+
+@pytest.mark.parametrize(
+    ("network", "kwargs", "match"),
+    [
+        (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), {}, 'output="probs"'),
+        (nn.Linear(4, 7), {"num_classes": 3}, r"3 logits \(argument `num_classes`\)"),
+        (nn.Linear(4, 3), {"task": "regression"}, r"\[B, 2 D\]"),
+    ],
+)
+def test_what_the_network_returns_is_checked_at_the_first_batch(network, kwargs, match):
+    with pytest.raises(InputError, match=match):
+        DeterministicModule(network, **kwargs)(X)
+
+
+def test_probabilities_and_dicts_are_read_where_they_are_declared():
+    logits = nn.Linear(4, 3)
+    softmax = DeterministicModule(nn.Sequential(logits, nn.Softmax(1)), output="probs")
+    torch.testing.assert_close(softmax.predict(X).probs, DeterministicModule(logits).predict(X).probs)
+
+    class InADict(nn.Module):
+        def forward(self, x):
+            return {"logits": logits(x)}
+
+    wrapped = DeterministicModule(InADict(), output=lambda out: out["logits"])
+    torch.testing.assert_close(wrapped.predict(X).probs, DeterministicModule(logits).predict(X).probs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"task": "ranking"}, "`task` to be 'classification' or 'regression', but got 'ranking'"),
+        ({"num_classes": 1}, "`num_classes` to be at least 2"),
+        ({"num_classes": 3, "task": "regression"}, "left out for regression"),
+        ({"output": "softmax"}, "`output`"),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs, match):
+    with pytest.raises(InputError, match=match):
+        DeterministicModule(LINEAR, **kwargs)
+
+
+def test_a_loss_of_ones_own(make_trainer):
+    calls = []
+
+    def hinge(output, target):
+        calls.append(output.shape)
+        return nn.functional.multi_margin_loss(output, target)
+
+    make_trainer().fit(DeterministicModule(LINEAR, loss=hinge), loader())
+    assert calls[0] == (8, 3)
