@@ -1,0 +1,24 @@
+"""Plots, the table's columns and the HTML report."""
+
+from lightning_uq.report.files import writable_directory, write_files
+from lightning_uq.report.html import Report, Section, render_html
+from lightning_uq.report.plots import reliability_diagram, risk_coverage_figure, score_histogram, to_png
+from lightning_uq.report.table import COLUMNS, RESULT_KEYS, Column, best_methods, cell, shown_columns
+
+__all__ = [
+    "COLUMNS",
+    "RESULT_KEYS",
+    "Column",
+    "Report",
+    "Section",
+    "best_methods",
+    "cell",
+    "reliability_diagram",
+    "render_html",
+    "risk_coverage_figure",
+    "score_histogram",
+    "shown_columns",
+    "to_png",
+    "writable_directory",
+    "write_files",
+]
