@@ -1,0 +1,174 @@
+"""A user's data loader read exactly: every row once, in order, shared out over the ranks without padding."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from itertools import islice
+from typing import Any
+
+from lightning.fabric.utilities.distributed import _DatasetSamplerWrapper
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
+
+from lightning_uq.errors import InputError
+
+
+def check_loader(loader: Any, name: str) -> None:
+    """Refuse what is no data loader, and what can be read only once.
+
+    Raises:
+        InputError: ``loader`` is neither a DataLoader nor a re-iterable of batches; the message begins with ``name``.
+    """
+    hint = ""
+    if isinstance(loader, Dataset):
+        hint = "; wrap the data set in a DataLoader"
+    elif isinstance(loader, Iterator):
+        hint = ", which can be read only once; pass a DataLoader or a list of batches"
+    elif isinstance(loader, Iterable) and not isinstance(loader, Tensor | Mapping | str | bytes):
+        return
+    raise InputError(
+        f"Expected {name} to be a DataLoader, or an iterable of batches, but got {type(loader).__name__}{hint}."
+    )
+
+
+def exact_loader(
+    loader: Any, trainer: Trainer | None = None, *, name: str = "loader", limit: int | float | None = None
+) -> Iterable[Any]:
+    """The loader's batches with ``drop_last`` off, un-shuffled, un-padded; rank r of R gets rows r, r + R, r + 2R, ...
+
+    Shuffling and distributed samplers become sequential; any other sampler keeps its own rows (a subset stays that
+    subset), and a batch sampler of the user's keeps its batches, which are then what is shared out. A list of batches is
+    shared out batch by batch. An iterable data set, or a DataLoader with an iteration of its own, is read as it is on every
+    rank, with a warning where there are several: only its owner can shard it.
+
+    Args:
+        loader: What :func:`check_loader` accepts.
+        trainer: Its ranks share the rows; None for all of them here. A collective with a random sampler.
+        name: What messages call it.
+        limit: At most so many batches a rank (int), or such a share of them (float, at least one batch), as
+            ``limit_test_batches`` has it.
+
+    Raises:
+        InputError: See :func:`check_loader`; or a share is asked of a loader without a length.
+    """
+    check_loader(loader, name)
+    rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+    if isinstance(loader, Sequence):
+        mine = loader[rank::world]
+        return mine[: _count(len(mine), limit)]
+    if not _can_be_rebuilt(loader):
+        if world > 1:
+            rank_zero_warn(
+                f"Each of the {world} ranks reads {name} as it is ({type(loader).__name__} over an iterable data set, or "
+                "with its own iteration), so rows that it does not shard by rank are counted more than once."
+            )
+        return _First(loader, limit, name)
+    kwargs = {
+        "num_workers": loader.num_workers,
+        "collate_fn": loader.collate_fn,
+        "pin_memory": loader.pin_memory,
+        "timeout": loader.timeout,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+        "prefetch_factor": loader.prefetch_factor,
+    }
+    # The user's generator is not passed on: iterating would advance it.
+    batch_sampler = loader.batch_sampler
+    own = batch_sampler is not None and type(batch_sampler) is not BatchSampler
+    items = (
+        _batches_of(batch_sampler)
+        if own
+        else _rows_of(loader.sampler if batch_sampler is None else batch_sampler.sampler)
+    )
+    if world > 1 and not isinstance(items, range):
+        items = trainer.strategy.broadcast(items)  # type: ignore[union-attr]  # a random sampler's draws differ by rank
+    items = items[rank::world]
+    if own:
+        return DataLoader(loader.dataset, batch_sampler=items[: _count(len(items), limit)], **kwargs)
+    per_batch = loader.batch_size
+    if limit is not None:
+        items = items[: _count(-(-len(items) // (per_batch or 1)), limit) * (per_batch or 1)]
+    return DataLoader(loader.dataset, batch_size=per_batch, sampler=items, **kwargs)
+
+
+def _can_be_rebuilt(loader: Any) -> bool:
+    return (
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and type(loader).__iter__ is DataLoader.__iter__
+        and type(loader)._get_iterator is DataLoader._get_iterator
+    )
+
+
+def _rows_of(sampler: Any) -> Sequence[Any]:
+    """The rows that a sampler gives, in order, un-padded."""
+    if isinstance(sampler, DistributedSampler):
+        if isinstance(sampler.dataset, _DatasetSamplerWrapper):  # Lightning's, around a sampler of the user's
+            return _rows_of(sampler.dataset._sampler)
+        return range(len(sampler.dataset))  # type: ignore[arg-type]
+    if isinstance(sampler, SequentialSampler):
+        return range(len(sampler.data_source))
+    if isinstance(sampler, RandomSampler) and sampler.num_samples >= len(sampler.data_source):
+        return range(len(sampler.data_source))
+    if isinstance(sampler, SubsetRandomSampler):
+        return list(sampler.indices)
+    return _drawn(sampler)
+
+
+def _batches_of(batch_sampler: Any) -> list[Any]:
+    """The batches of a user's batch sampler, with none dropped, over un-padded rows where it draws on a sampler."""
+    batch_sampler = copy(batch_sampler)
+    if hasattr(batch_sampler, "drop_last"):
+        batch_sampler.drop_last = False
+    if isinstance(getattr(batch_sampler, "sampler", None), DistributedSampler):
+        batch_sampler.sampler = _rows_of(batch_sampler.sampler)
+    return _drawn(batch_sampler)
+
+
+def _drawn(sampler: Any) -> list[Any]:
+    """One pass over a sampler that leaves its generator where it was."""
+    generator = getattr(sampler, "generator", None)
+    if generator is None:
+        return list(sampler)
+    state = generator.get_state()
+    try:
+        return list(sampler)
+    finally:
+        generator.set_state(state)
+
+
+def _count(length: int, limit: int | float | None) -> int:
+    if limit is None:
+        return length
+    return min(length, limit) if isinstance(limit, int) else min(length, max(1, int(length * limit)))
+
+
+class _First:
+    """The first batches of a loader that is read as it is."""
+
+    def __init__(self, loader: Iterable[Any], limit: int | float | None, name: str) -> None:
+        self.loader = loader
+        self.stop: int | None = None
+        if isinstance(limit, float) and limit < 1:
+            try:
+                self.stop = _count(len(loader), limit)  # type: ignore[arg-type]
+            except TypeError:
+                raise InputError(
+                    f"Expected an integer limit on batches (such as `limit_test_batches`) where {name} has no length, but "
+                    f"got {limit}."
+                ) from None
+        elif isinstance(limit, int):
+            self.stop = limit
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.loader, self.stop)

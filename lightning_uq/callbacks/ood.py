@@ -1,0 +1,405 @@
+"""How well scores tell out-of-distribution inputs from the test set, for any classifier under the Trainer."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+from lightning_uq import batches
+from lightning_uq.callbacks._loaders import check_loader, exact_loader
+from lightning_uq.callbacks._running import (
+    LogitReader,
+    PredictFn,
+    UnpackBatch,
+    check_strategy,
+    evaluating,
+    gather_rows,
+    is_uncertainty_module,
+    raise_together,
+    to_device,
+    together,
+)
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.functional._validation import to_sum_dtype
+from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
+from lightning_uq.functional.scores import SCORES
+from lightning_uq.networks.output import Output
+
+Score = Callable[[Tensor], Tensor]
+
+DEFAULT_SCORES = ("predictive_entropy", "max_softmax", "energy")
+"""What is scored of a module that names no score of its own: what one row of logits can give."""
+
+
+@runtime_checkable
+class OODScorer(Protocol):
+    """What a callback of the same Trainer, or the module itself, has so that its scores are among those logged.
+
+    The model runs once a batch, inside the context that :meth:`ood_scores` returns, so a scorer may hook a layer there;
+    the function that the context yields is called after it. A name that :data:`SCORES` also has is then this scorer's.
+
+    Example:
+        >>> from contextlib import contextmanager
+        >>> class Distance(Callback):  # the least distance of a layer's features to stored ones
+        ...     ood_score_names = ("distance",)
+        ...     def __init__(self, features): self.features = features
+        ...     @contextmanager
+        ...     def ood_scores(self, model):
+        ...         seen = []
+        ...         handle = model.layer.register_forward_hook(lambda module, x, out: seen.append(out))
+        ...         try:
+        ...             yield lambda logits: {"distance": torch.cdist(seen[-1], self.features).amin(1)}
+        ...         finally:
+        ...             handle.remove()
+        >>> isinstance(Distance(torch.zeros(2, 3)), OODScorer)
+        True
+    """
+
+    @property
+    def ood_score_names(self) -> Sequence[str]:
+        """Names of the scores, the same on every rank and before the first batch."""
+
+    def ood_scores(self, model: Any) -> AbstractContextManager[Callable[[Tensor], Mapping[str, Tensor]]]:
+        """A context around one call of the model; it yields ``f(logits [Z, B, C]) -> {name: [B]}``."""
+
+
+class OODDetection(Callback):
+    """Test how well scores tell other data sets from the test set: for any LightningModule that classifies.
+
+    While the module is tested, each in-distribution batch is scored too; after the last one, the loaders of ``ood`` are
+    read. The module's ``test_step`` never sees these. For each of them and each score, these are logged (and returned by
+    ``trainer.test``), higher scores meaning more out of distribution:
+
+    - ``ood_auroc/<name>/<score>``: area under the ROC curve;
+    - ``ood_auprc_out/<name>/<score>`` and ``ood_auprc_in/...``: average precision with either kind as the positive one;
+    - ``ood_fpr95/...``: share of out-of-distribution inputs accepted where 95 % of the test set are.
+
+    Scoring costs one forward pass a batch beside the user's own, in evaluation mode and with an isolated random state, on a
+    copy of the batch as the test step got it: the user's metrics stay what they are. Every sample counts once on any
+    number of ranks. Kept are the scores, one number a sample. ``limit_test_batches`` holds for the ``ood`` loaders too: at
+    most so many batches a rank.
+
+    The out-of-distribution batches go through the same transfer hooks as the test set's, so they should be built alike.
+    Nothing random is averaged away: a loader that augments is scored as it augments.
+
+    Args:
+        ood: The loaders by name, or a function that returns them, called when testing starts. None: the data module's
+            ``ood_dataloaders()``. Read in order, un-shuffled, ``drop_last`` off, shared out over the ranks.
+        scores: Names from :data:`lightning_uq.functional.scores.SCORES` or of an :class:`OODScorer`, functions
+            ``logits [Z, B, C] -> [B]``, or a mapping from a name to either. None: the module's own ``ood_score`` (or
+            :data:`DEFAULT_SCORES` for a module that has none), and all that other callbacks of the Trainer provide.
+        predict_fn: ``predict_fn(model, x)`` gives what ``output`` reads: logits [B, C], or [Z, B, C] for an ensemble. Default
+            the module's ``forward``.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``; the target is not looked at. Default ``(x, y)``, a bare ``x`` or
+            a mapping with ``input``.
+        output: What the module (or ``predict_fn``) returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function
+            that picks the logits. The first batch is checked.
+        in_distribution: Where there are several test loaders, the index of the one that is in distribution (the others may
+            be shifted versions of it); None pools them all.
+
+    Raises:
+        InputError: An argument is not as above; no loader; an empty loader; an output that is no classifier's logits; a
+            score that is NaN. An error on one rank is raised on all.
+        UnsupportedError: Under FSDP, DeepSpeed or model parallelism, or with ``test_step(dataloader_iter)``.
+
+    Example:
+        >>> x = torch.tensor([[4.0, 0.0], [0.0, 3.0], [0.1, 0.0]])
+        >>> OODDetection(scores="max_softmax").score(nn.Identity(), [x])
+        {'max_softmax': tensor([0.0180, 0.0474, 0.4750])}
+    """
+
+    def __init__(
+        self,
+        ood: Mapping[str, Any] | Callable[[], Any] | None = None,
+        scores: str | Sequence[str | Callable[[Any], Any]] | Mapping[str, str | Callable[[Any], Any]] | None = None,
+        predict_fn: PredictFn | None = None,
+        unpack_batch: UnpackBatch | None = None,
+        output: Output = "logits",
+        in_distribution: int | None = 0,
+    ) -> None:
+        super().__init__()
+        if ood is not None and not callable(ood):
+            _check_loaders(ood, "ood")
+        self.ood = ood
+        self.scores = _named(scores)
+        self.read = LogitReader(predict_fn, unpack_batch, output)
+        self.in_distribution = in_distribution
+        self._reset()
+
+    def _reset(self) -> None:
+        self._loaders: dict[str, Any] = {}
+        self._inside: _Scored | None = None
+        self._batch: Any = None
+        self._error: Exception | None = None
+
+    # ------------------------------------------------------------------ without a Trainer
+
+    def score(self, model: nn.Module, loader: Iterable[Any]) -> dict[str, Tensor]:
+        """The scores {name: [N]} of a loader's samples, on the CPU: row i is sample i, whatever the loader shuffles.
+
+        Args:
+            model: Any classifier; it runs where its parameters are, and in their precision.
+            loader: A DataLoader or an iterable of batches.
+        """
+        scored = self._scored(model, None)
+        with evaluating(model):
+            self._score_loader(scored, model, exact_loader(loader, name="argument `loader`"), None, "argument `loader`")
+        return {name: self._gather(scored, name, None, "argument `loader`").cpu() for name in scored.wanted}
+
+    # ------------------------------------------------------------------ hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work before anything runs."""
+        check_strategy(trainer, type(self).__name__)
+        self._scored(pl_module, trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the loaders."""
+        self._reset()
+        if is_param_in_hook_signature(pl_module.test_step, "dataloader_iter", explicit=True):
+            raise UnsupportedError(
+                "OODDetection does not support `test_step(dataloader_iter)`, under which hooks do not know their batch."
+            )
+        number = len(_test_loaders(trainer))
+        if self.in_distribution is not None and not 0 <= self.in_distribution < number:
+            raise InputError(
+                f"Expected argument `in_distribution` to be the index of one of the {number} test loaders, or None, but got "
+                f"{self.in_distribution}."
+            )
+        self._inside = self._scored(pl_module, trainer)
+        self._loaders = self._find_loaders(trainer)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Copy the batch: what the test step does to it in place is not what is scored, nor the other way round."""
+        if self.in_distribution in (None, dataloader_idx):
+            self._batch = apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score the batch just tested."""
+        if self.in_distribution not in (None, dataloader_idx) or self._error is not None or self._inside is None:
+            return
+        loader = _test_loaders(trainer)[dataloader_idx]
+        try:
+            with evaluating(pl_module, trainer):
+                self._score_batch(
+                    self._inside,
+                    pl_module,
+                    self._batch,
+                    trainer,
+                    lambda size: batches.unpadded_rows(loader, batch_idx, size),
+                )
+        except Exception as error:
+            if trainer.world_size == 1:
+                raise
+            self._error = error  # raised with the other ranks at the end: now they would wait for this one
+        finally:
+            self._batch = None
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the out-of-distribution loaders, and log."""
+        inside = self._inside
+        if inside is None:
+            return
+        raise_together(self._error, trainer)
+        reference = {name: self._gather(inside, name, trainer, "the test set") for name in inside.wanted}
+        for ood_name, loader in self._loaders.items():
+            where = f"argument `ood[{ood_name!r}]`"
+            outside = self._scored(pl_module, trainer)
+            batches_of_rank = exact_loader(loader, trainer, name=where, limit=trainer.limit_test_batches)
+            with together(trainer), evaluating(pl_module, trainer):
+                self._score_loader(outside, pl_module, batches_of_rank, trainer, where)
+            for name in outside.wanted:
+                scores = self._gather(outside, name, trainer, where)
+                values = detection_metrics(reference[name], scores)
+                for metric, value in values.items():
+                    # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
+                    pl_module.log(f"{metric}/{ood_name}/{name}", value, batch_size=1, sync_dist=True)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Free the scores."""
+        self._reset()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Free the scores."""
+        self._reset()
+
+    # ------------------------------------------------------------------ loaders
+
+    def _find_loaders(self, trainer: Trainer) -> dict[str, Any]:
+        if self.ood is not None:
+            found, name = (self.ood(), "what `ood` returns") if callable(self.ood) else (self.ood, "`ood`")
+            return _check_loaders(found, name)
+        provider = getattr(getattr(trainer, "datamodule", None), "ood_dataloaders", None)
+        if provider is None:
+            raise InputError(
+                "OODDetection has no loaders: pass argument `ood={'name': loader}`, or give the data module a method "
+                "`ood_dataloaders` that returns them."
+            )
+        return _check_loaders(provider(), "what `ood_dataloaders` returns")
+
+    # ------------------------------------------------------------------ scoring
+
+    def _scored(self, model: nn.Module, trainer: Trainer | None) -> "_Scored":
+        """The scores to compute for a model, none computed yet."""
+        callbacks = trainer.callbacks if trainer is not None else []  # type: ignore[attr-defined]
+        scorers = [one for one in (model, *callbacks) if isinstance(one, OODScorer)]
+        provided = [name for scorer in scorers for name in scorer.ood_score_names]
+        twice = {name for name in provided if provided.count(name) > 1}
+        if twice:
+            raise InputError(f"Expected every score to come from one callback, but several provide {sorted(twice)}.")
+        wanted = self.scores
+        if wanted is None:
+            own = getattr(model, "ood_score", None)
+            names = [own] if isinstance(own, str) else list(DEFAULT_SCORES)
+            wanted = {name: name for name in dict.fromkeys([*names, *provided])}
+        unknown = [score for score in wanted.values() if isinstance(score, str) and score not in {*SCORES, *provided}]
+        if unknown:
+            raise InputError(
+                f"Expected argument `scores` to hold names among {', '.join([*SCORES, *provided])}, or functions, but got "
+                f"{unknown[0]!r}."
+            )
+        named = [score for score in wanted.values() if isinstance(score, str) and score not in provided]
+        if named and is_uncertainty_module(model) and getattr(model, "task", None) == "regression":
+            raise InputError(
+                f"Expected a classifier, but got a {type(model).__name__} for regression, whose outputs {named[0]!r} does not "
+                "score. Pass functions of its outputs [Z, B, 2 D] as argument `scores`."
+            )
+        return _Scored(wanted, scorers)
+
+    def _score_loader(
+        self, scored: "_Scored", model: nn.Module, loader: Iterable[Any], trainer: Trainer | None, where: str
+    ) -> None:
+        for batch in loader:
+            self._score_batch(scored, model, to_device(batch, model, trainer), trainer)
+
+    def _score_batch(
+        self,
+        scored: "_Scored",
+        model: nn.Module,
+        batch: Any,
+        trainer: Trainer | None,
+        rows: Callable[[int], Tensor | None] = lambda size: None,
+    ) -> None:
+        """Add a batch's scores to ``scored``; ``rows(B)`` is the mask of the rows that count, None for all."""
+        with ExitStack() as stack:
+            provided = [stack.enter_context(scorer.ood_scores(model)) for scorer in scored.scorers]
+            logits = self.read(model, batch, trainer, check=scored.is_empty)
+            values = {name: value for function in provided for name, value in function(logits).items()}
+        keep = rows(logits.shape[1])
+        for name, score in scored.wanted.items():
+            if isinstance(score, str):
+                value = values[score] if score in values else SCORES[score](logits)
+            else:
+                value = score(logits)
+            if not isinstance(value, Tensor) or value.shape != logits.shape[1:2] or not value.is_floating_point():
+                came = (
+                    f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                )
+                raise InputError(
+                    f"Expected score {name!r} to be a floating-point tensor [B] = [{logits.shape[1]}], but got {came}."
+                )
+            value = value if value.dtype == torch.float64 else value.float()
+            scored.add(name, value if keep is None else value[keep.to(value.device)])
+
+    def _gather(self, scored: "_Scored", name: str, trainer: Trainer | None, where: str) -> Tensor:
+        """All ranks' scores; an error where there are none, or NaN."""
+        scores = scored.rows(name)
+        if trainer is not None:  # a rank without rows has to agree on device and dtype
+            scores = gather_rows(to_sum_dtype(scores.to(trainer.strategy.root_device)), trainer)
+        if not len(scores):
+            raise InputError(f"Expected {where} to hold samples, but it is empty.")
+        nan = int(scores.isnan().sum())
+        if nan:
+            raise InputError(
+                f"Score {name!r} is NaN for {nan} of {len(scores)} inputs of {where}: look for NaN in the inputs or in "
+                "the network's output."
+            )
+        return scores
+
+
+class _Scored:
+    """The scores of one loader's samples, by name."""
+
+    def __init__(self, wanted: Mapping[str, str | Score], scorers: Sequence[OODScorer]) -> None:
+        self.wanted = wanted
+        self.scorers = scorers
+        self._rows: dict[str, list[Tensor]] = {name: [] for name in wanted}
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self._rows.values())
+
+    def add(self, name: str, rows: Tensor) -> None:
+        self._rows[name].append(rows)
+
+    def rows(self, name: str) -> Tensor:
+        return torch.cat(self._rows[name]) if self._rows[name] else torch.empty(0)
+
+
+def detection_metrics(inside: Tensor, outside: Tensor) -> dict[str, Tensor]:
+    """The four numbers that are logged, of the scores of in- and of out-of-distribution samples, [N] and [M].
+
+    Example:
+        >>> {k: v.item() for k, v in detection_metrics(torch.tensor([0.1, 0.2]), torch.tensor([0.3])).items()}
+        {'ood_auroc': 1.0, 'ood_auprc_out': 1.0, 'ood_auprc_in': 1.0, 'ood_fpr95': 0.0}
+    """
+    score = torch.cat([inside, outside])
+    is_ood = torch.arange(len(score), device=score.device) >= len(inside)
+    return {
+        "ood_auroc": auroc(score, is_ood),
+        "ood_auprc_out": average_precision(score, is_ood, "out"),
+        "ood_auprc_in": average_precision(score, is_ood, "in"),
+        "ood_fpr95": fpr_at_tpr(score, is_ood, 0.95, "in"),
+    }
+
+
+def _named(scores: Any) -> dict[str, str | Score] | None:
+    if scores is None:
+        return None
+    if isinstance(scores, str) or callable(scores):
+        scores = (scores,)
+    if isinstance(scores, Mapping):
+        named = dict(scores)
+    elif isinstance(scores, Sequence):
+        named = {one if isinstance(one, str) else getattr(one, "__name__", ""): one for one in scores}
+        if len(named) < len(scores) or not all(name.isidentifier() for name in named):
+            raise InputError(
+                "Expected the functions in argument `scores` to have a name each, all different; pass a mapping from names to "
+                "functions instead."
+            )
+    else:
+        raise InputError(f"Expected argument `scores` to be names or functions, but got {type(scores).__name__}.")
+    wrong = [score for score in named.values() if not isinstance(score, str) and not callable(score)]
+    if wrong or not named:
+        came = type(wrong[0]).__name__ if wrong else "none"
+        raise InputError(f"Expected argument `scores` to hold names or functions, but got {came}.")
+    return named
+
+
+def _check_loaders(loaders: Any, name: str) -> dict[str, Any]:
+    if not isinstance(loaders, Mapping) or not loaders or not all(isinstance(key, str) for key in loaders):
+        came = "an empty mapping" if isinstance(loaders, Mapping) and not loaders else type(loaders).__name__
+        raise InputError(f"Expected {name} to be a mapping from names to data loaders, but got {came}.")
+    for key, loader in loaders.items():
+        check_loader(loader, f"`ood[{key!r}]`")
+    return dict(loaders)
+
+
+def _test_loaders(trainer: Trainer) -> list[Any]:
+    loaders: list[Any] = torch.utils._pytree.tree_leaves(trainer.test_dataloaders)
+    return loaders
