@@ -1,0 +1,56 @@
+"""Samples that know their position: what a bootstrap needs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from lightning_uq.errors import InputError
+
+
+class Indexed(Dataset[Any]):
+    """A data set whose items carry their position: ``(x, y)`` becomes ``(x, y, index)``, a mapping gains ``index``.
+
+    Wrap the whole data set before it is split or shuffled, so that a sample keeps its number.
+
+    Args:
+        dataset: A map-style data set of ``(x, y)`` or of mappings.
+
+    Raises:
+        InputError: ``dataset`` has no length, or an item is neither a pair nor a mapping without ``index``.
+
+    Example:
+        >>> Indexed([("a", 0), ("b", 1)])[1]
+        ('b', 1, 1)
+        >>> Indexed([{"input": "a", "target": 0}])[0]
+        {'input': 'a', 'target': 0, 'index': 0}
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+            raise InputError(
+                f"Expected argument `dataset` to be map-style, with a length and items by position, but got "
+                f"{type(dataset).__name__}. Yield the index with the samples of a stream."
+            )
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.dataset[index]
+        position = int(index) % len(self)
+        if isinstance(item, Mapping) and "index" not in item:
+            return {**item, "index": position}
+        if isinstance(item, list | tuple) and len(item) == 2:
+            return (*item, position)
+        raise InputError(
+            f"Expected the items of `dataset` to be `(x, y)`, or mappings without the key `index`, but item {position} is "
+            f"{_describe(item)}."
+        )
+
+
+def _describe(item: object) -> str:
+    if isinstance(item, list | tuple):
+        return f"a {type(item).__name__} of length {len(item)}"
+    return "a mapping with `index`" if isinstance(item, Mapping) else f"a {type(item).__name__}"

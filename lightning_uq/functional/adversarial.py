@@ -1,0 +1,99 @@
+"""The fast gradient sign method, and a loss smoothed with it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+def fgsm(x: Tensor, gradient: Tensor, epsilon: float | Tensor) -> Tensor:
+    """x + epsilon * sign(gradient): the step of a box of size epsilon that raises the loss the most, to first order.
+
+    Args:
+        x: Inputs [..., B, ...].
+        gradient: Gradient of the loss with respect to ``x``; where it is zero or no number, ``x`` stays.
+        epsilon: Size of the step in units of ``x``, a number or a tensor that broadcasts to ``x``.
+
+    Source: Goodfellow et al., "Explaining and Harnessing Adversarial Examples", ICLR 2015 (arXiv 1412.6572).
+
+    Example:
+        >>> fgsm(torch.zeros(3), torch.tensor([5.0, -0.1, 0.0]), 0.5)
+        tensor([ 0.5000, -0.5000,  0.0000])
+    """
+    return x + epsilon * gradient.sign().nan_to_num()
+
+
+def adversarial_loss(
+    loss: Callable[[Tensor], Tensor],
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    epsilon: float | Tensor,
+    *,
+    loss_scale: float = 1.0,
+    second_pass: AbstractContextManager[object] | None = None,
+) -> Tensor:
+    """0.5 * loss(x) + 0.5 * loss(x'), with x' = :func:`fgsm` of x, held fixed: two forward and two backward passes.
+
+    The paper adds the two losses; the mean keeps the size of the gradient, and with it the meaning of a learning rate.
+    The clean pass' backward gives the gradients of the input and of the parameters at once; the latter are handed over
+    to the backward of the returned loss, so nothing reaches ``.grad`` before it, and DDP and gradient scaling act as on
+    any loss.
+
+    Args:
+        loss: Called with the inputs, with x first and x' then; returns a scalar. Several members' losses may be summed
+            where each has its own slice of ``x``.
+        x: Inputs.
+        parameters: All parameters that ``loss`` trains; a gradient to anything else is lost.
+        epsilon: Size of the step in units of ``x``, a number or a tensor that broadcasts to ``x``.
+        loss_scale: Factor on the clean loss during its backward pass, divided out after it, against underflow in half
+            precision.
+        second_pass: Entered for the pass of x', for instance :func:`held_batch_statistics`.
+
+    Source: Lakshminarayanan et al., NeurIPS 2017 (arXiv 1612.01474), section 2.3; the mean is deep-ensembles-pytorch's.
+
+    Example:
+        >>> weight = torch.tensor(2.0, requires_grad=True)
+        >>> adversarial_loss(lambda x: (weight * x).square().sum(), torch.ones(1), [weight], 0.5).backward()
+        >>> weight.grad
+        tensor(6.5000)
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    leaf = x.detach().requires_grad_()
+    clean = loss(leaf)
+    gradient, *gradients = torch.autograd.grad(clean * loss_scale, [leaf, *trained], allow_unused=True)
+    x_adversarial = x.detach() if gradient is None else fgsm(x.detach(), gradient, epsilon)
+    known = [(p, g / loss_scale) for p, g in zip(trained, gradients, strict=True) if g is not None]
+    handed_over: Tensor = _GivenGradient.apply(clean.detach(), *(p for p, _ in known), *(g for _, g in known))
+    with second_pass or nullcontext():
+        return 0.5 * (handed_over + loss(x_adversarial))
+
+
+@contextmanager
+def held_batch_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, normalisation layers in training mode use their batch's statistics but do not record them."""
+    layers = [m for m in module.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+class _GivenGradient(torch.autograd.Function):
+    """A value whose gradients are known already: (value, *parameters, *gradients) to value."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *parameters_and_gradients: Tensor) -> Tensor:
+        gradients = parameters_and_gradients[len(parameters_and_gradients) // 2 :]
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        return (None, *(grad_outputs[0] * gradient for gradient in gradients), *(None for _ in gradients))
