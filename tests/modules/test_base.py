@@ -7,7 +7,6 @@ from lightning.pytorch import seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-
 from lightning_uq.errors import InputError
 from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.losses.gaussian import split_gaussian
