@@ -95,7 +95,7 @@ def exact_loader(
     items = items[rank::world]
     if own:
         return DataLoader(loader.dataset, batch_sampler=items[: _count(len(items), limit)], **kwargs)
-    per_batch = loader.batch_size
+    per_batch = None if batch_sampler is None else batch_sampler.batch_size
     if limit is not None:
         items = items[: _count(-(-len(items) // (per_batch or 1)), limit) * (per_batch or 1)]
     return DataLoader(loader.dataset, batch_size=per_batch, sampler=items, **kwargs)
