@@ -26,8 +26,9 @@ def max_softmax(logits: Tensor) -> Tensor:
         >>> max_softmax(torch.tensor([[[0.0, 0.0]]]))
         tensor([0.5000])
     """
-    # -expm1 keeps what 1 - exp would round to 0 for a confident row.
-    return -torch.expm1(mean_log_probs(logits).amax(1))
+    # The sum of the other classes: 1 - max would round to 0, hence tie, all rows that are surer than the dtype resolves.
+    probs = mean_log_probs(logits).exp()
+    return probs.scatter(1, probs.argmax(1, keepdim=True), 0.0).sum(1)
 
 
 def energy(logits: Tensor) -> Tensor:

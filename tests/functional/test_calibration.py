@@ -1,0 +1,372 @@
+"""Calibration errors against their definitions, reference numbers and the edges of their bins."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional import expected_calibration_error, smooth_calibration_error
+from lightning_uq.functional.calibration import (
+    adaptive_bin_statistics,
+    bin_statistics,
+    calibration_error,
+    residual_grid,
+    smooth_bandwidth,
+)
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+def bins_by_loop(confidence, num_bins):
+    """The bin of each confidence, by comparing it with every edge in exact arithmetic of the dtype."""
+    found = []
+    for c in confidence.tolist():
+        k = 1
+        while k < num_bins and c > torch.tensor(k / num_bins, dtype=confidence.dtype).item():
+            k += 1
+        found.append(k - 1)
+    return found
+
+
+def ece_by_loop(confidence, correct, bins, num_bins, norm="l1", debiased=False):
+    total, terms = len(bins), []
+    for b in range(num_bins):
+        rows = [i for i, found in enumerate(bins) if found == b]
+        if not rows:
+            continue
+        accuracy = sum(float(correct[i]) for i in rows) / len(rows)
+        gap = abs(sum(float(confidence[i]) for i in rows) / len(rows) - accuracy)
+        if debiased:
+            squared = gap**2 - accuracy * (1 - accuracy) / (len(rows) - 1) if len(rows) > 1 else 0.0
+            terms.append((len(rows) / total, squared))
+        else:
+            terms.append((len(rows) / total, gap))
+    if norm == "max":
+        return max(gap for _, gap in terms)
+    if norm == "l1":
+        return sum(w * gap for w, gap in terms)
+    if debiased:
+        return math.sqrt(max(0.0, sum(w * squared for w, squared in terms)))
+    return math.sqrt(sum(w * gap**2 for w, gap in terms))
+
+
+def random_problem(seed, rows=300, classes=4, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    probs = (scale * torch.randn(rows, classes, generator=generator)).softmax(1)
+    return probs, torch.randint(classes, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+@pytest.mark.parametrize("num_bins", [1, 2, 10, 15, 97])
+def test_uniform_bins_equal_the_definition(norm, num_bins):
+    probs, target = random_problem(num_bins)
+    confidence, label = probs.max(1)
+    expected = ece_by_loop(confidence, label == target, bins_by_loop(confidence, num_bins), num_bins, norm)
+    assert expected_calibration_error(probs, target, num_bins, norm).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_bins", [3, 15])
+def test_debiased_equals_the_definition(num_bins):
+    probs, target = random_problem(7, rows=60)
+    confidence, label = probs.max(1)
+    bins = bins_by_loop(confidence, num_bins)
+    expected = ece_by_loop(confidence, label == target, bins, num_bins, "l2", debiased=True)
+    value = expected_calibration_error(probs, target, num_bins, "l2", debiased=True)
+    assert value.item() == pytest.approx(expected, abs=1e-12)
+    assert 0 < value < expected_calibration_error(probs, target, num_bins, "l2")
+
+
+def test_debiased_square_has_mean_zero_for_a_calibrated_model():
+    """The unclamped sum behind the root is unbiased: over many samples its mean is within three standard errors of 0."""
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.tensor([0.6, 0.8]).repeat(20)
+    squares, plug_in = [], []
+    for _ in range(400):
+        correct = torch.rand(40, generator=generator) < confidence
+        count, hits, total = bin_statistics(confidence, correct, 5)
+        accuracy, gap = hits / count, (hits - total) / count
+        shown = count > 0
+        squares.append(((count / 40) * (gap.square() - accuracy * (1 - accuracy) / (count - 1)))[shown].sum().item())
+        plug_in.append(calibration_error(torch.stack([count, hits, total]), "l2").item() ** 2)
+    error = np.std(squares) / math.sqrt(len(squares))
+    assert abs(np.mean(squares)) < 3 * error
+    assert np.mean(plug_in) > 10 * error
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("num_bins", [1, 3, 7, 10, 15, 30, 49])
+def test_a_confidence_on_an_edge_is_in_the_bin_below(dtype, num_bins):
+    edges = (torch.arange(num_bins + 1, dtype=torch.float64) / num_bins).to(dtype)
+    above = torch.nextafter(edges[:-1], torch.ones_like(edges[:-1]))
+    for k in range(num_bins):
+        assert bin_statistics(edges[k + 1, None], torch.ones(1), num_bins)[0].argmax() == k
+        assert bin_statistics(above[k, None], torch.ones(1), num_bins)[0].argmax() == k
+    assert bin_statistics(edges[:1], torch.ones(1), num_bins)[0].argmax() == 0
+
+
+def test_bins_of_the_reference_edges():
+    """Each k/15 in float32 is in bin k - 1, as in the original's counting form; 0 is in the first, where it raised."""
+    data = np.load(REFERENCE / "ddu_ece.npz")
+    confidence, expected = torch.tensor(data["bin_edges/conf"]), data["bin_edges/ceil_bin"].clip(min=0)
+    found = [int(bin_statistics(c[None], torch.ones(1), 15)[0].argmax()) for c in confidence]
+    assert found == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "case", ["N1_C10", "N7_C2", "N100_C10", "N1000_C10", "edges_C15", "saturated_C4", "ties_uniform_C10"]
+)
+@pytest.mark.parametrize("num_bins", [10, 15])
+def test_reference_ece(case, num_bins):
+    """The original's value; on edges its two functions differ (.24667, .25111) and the (lo, hi] one is the first."""
+    data = np.load(REFERENCE / "ddu_ece.npz")
+    logits, labels = torch.tensor(data[f"{case}/logits"]), torch.tensor(data[f"{case}/labels"])
+    value = expected_calibration_error(logits.softmax(1), labels, num_bins).item()
+    assert value == pytest.approx(float(data[f"{case}/ece{num_bins}"]), abs=1e-6)
+    if num_bins == 15:
+        statistics = bin_statistics(*_pairs(logits.softmax(1), labels), 15)
+        assert statistics[0].tolist() == data[f"{case}/bin_count15"].tolist()
+
+
+def _pairs(probs, target):
+    confidence, label = probs.max(1)
+    return confidence, label == target
+
+
+@pytest.mark.parametrize("num_bins", [5, 10, 15])
+def test_reference_enn(num_bins):
+    data = np.load(REFERENCE / "enn_metrics_ece.npz")
+    probs, labels = torch.tensor(data["logits"]).softmax(2).mean(0), torch.tensor(data["labels"]).long()[:, 0]
+    assert expected_calibration_error(probs, labels, num_bins).item() == pytest.approx(
+        float(data[f"ece_{num_bins}"]), abs=1e-6
+    )
+    count, correct, confidence = bin_statistics(*_pairs(probs, labels), num_bins)
+    np.testing.assert_array_equal(count, data[f"ece_{num_bins}/counts"])
+    np.testing.assert_array_equal(correct, data[f"ece_{num_bins}/correct_sums"])
+    np.testing.assert_allclose(confidence, data[f"ece_{num_bins}/prob_sums"], rtol=1e-6)
+
+
+def test_confidence_of_exactly_one_is_counted():
+    """ENN's own metric drops such rows (its counts sum to 2 of 4); ours agrees with its single-batch form, which keeps them."""
+    data = np.load(REFERENCE / "enn_metrics_ece.npz")
+    probs, labels = torch.tensor(data["sat/logits"]).softmax(2).mean(0), torch.tensor(data["sat/labels"]).long()[:, 0]
+    value = expected_calibration_error(probs, labels, 10).item()
+    assert data["sat/counts"].sum() == 2
+    assert value == pytest.approx(float(data["sat/single_ece_10"]), abs=1e-6)
+    assert abs(value - float(data["sat/ece_10"])) > 0.03
+
+
+def test_saturated_rows_share_the_last_bin_with_their_neighbours():
+    """torchmetrics 1.9 gives a confidence of 1.0 a bin of its own, and 0.525 here."""
+    probs = torch.tensor([[1.0, 0.0], [0.95, 0.05], [1.0, 0.0], [0.95, 0.05]])
+    target = torch.tensor([1, 0, 0, 1])
+    assert bin_statistics(*_pairs(probs, target), 10)[0].tolist() == [0.0] * 9 + [4.0]
+    assert expected_calibration_error(probs, target, 10).item() == pytest.approx(0.475, abs=1e-7)
+
+
+@pytest.mark.parametrize("binning", ["uniform", "adaptive"])
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+def test_classwise_is_the_mean_over_classes(norm, binning):
+    probs, target = random_problem(3)
+    value = expected_calibration_error(probs, target, 10, norm, binning, classwise=True).item()
+    statistics = bin_statistics if binning == "uniform" else adaptive_bin_statistics
+    each = [calibration_error(statistics(probs[:, c], target == c, 10), norm).item() for c in range(4)]
+    pooled = {"l1": np.mean(each), "l2": math.sqrt(np.mean(np.square(each))), "max": max(each)}
+    assert value == pytest.approx(pooled[norm], abs=1e-12)
+
+
+def test_adaptive_bins_have_equal_mass_and_the_definition():
+    probs, target = random_problem(5, rows=103)
+    confidence, label = probs.max(1)
+    count, correct, total = adaptive_bin_statistics(confidence, label == target, 10)
+    assert set(count.tolist()) == {10.0, 11.0}
+    order = confidence.argsort()
+    start = 0
+    for size, hits, mass in zip(count.int().tolist(), correct.tolist(), total.tolist(), strict=True):
+        rows = order[start : start + size]
+        assert (label == target)[rows].sum().item() == hits
+        assert confidence[rows].double().sum().item() == pytest.approx(mass)
+        start += size
+
+
+def test_adaptive_ties_share_a_bin_in_any_order():
+    confidence = torch.tensor([0.5] * 7 + [0.9] * 3)
+    correct = torch.tensor([1, 0, 1, 0, 1, 0, 0, 1, 1, 0])
+    values = set()
+    for seed in range(20):
+        order = torch.randperm(10, generator=torch.Generator().manual_seed(seed))
+        statistics = adaptive_bin_statistics(confidence[order], correct[order], 5)
+        assert sorted(statistics[0].tolist()) == [0, 0, 0, 3, 7]
+        values.add(round(calibration_error(statistics).item(), 12))
+    assert len(values) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_adaptive_with_fewer_rows_than_bins(rows):
+    confidence = torch.linspace(0.6, 0.9, rows)
+    statistics = adaptive_bin_statistics(confidence, torch.ones(rows), 15)
+    assert statistics[0].sum() == rows
+    assert calibration_error(statistics).item() == pytest.approx((1 - confidence).mean().item(), abs=1e-7)
+
+
+def test_no_rows_is_nan():
+    for norm in ("l1", "l2", "max"):
+        assert calibration_error(torch.zeros(3, 15), norm).isnan()
+        empty = expected_calibration_error(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), norm=norm)
+        assert empty.isnan()
+    adaptive = expected_calibration_error(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), binning="adaptive")
+    assert adaptive.isnan()
+    assert smooth_calibration_error(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)).isnan()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 20), st.sampled_from(["uniform", "adaptive"]))
+def test_order_of_rows_is_irrelevant(seed, rows, num_bins, binning):
+    probs, target = random_problem(seed, rows)
+    probs = (probs * 8).round() + 1  # many ties
+    probs = probs / probs.sum(1, keepdim=True)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    for norm in ("l1", "l2", "max"):
+        value = expected_calibration_error(probs, target, num_bins, norm, binning)
+        again = expected_calibration_error(probs[order], target[order], num_bins, norm, binning)
+        assert again.item() == pytest.approx(value.item(), abs=1e-12)
+        assert 0 <= value <= 1
+    assert value >= expected_calibration_error(probs, target, num_bins, "l2", binning) - 1e-12
+    assert (
+        expected_calibration_error(probs, target, num_bins, "l2", binning)
+        >= expected_calibration_error(probs, target, num_bins, "l1", binning) - 1e-12
+    )
+
+
+def test_batches_add_up():
+    probs, target = random_problem(1)
+    pairs = _pairs(probs, target)
+    parts = sum(bin_statistics(pairs[0][i : i + 7], pairs[1][i : i + 7], 15) for i in range(0, 300, 7))
+    torch.testing.assert_close(parts, bin_statistics(*pairs, 15), rtol=1e-12, atol=1e-12)
+
+
+def test_segmentation_is_flattened():
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.randn(2, 3, 4, 5, generator=generator).softmax(1)
+    target = torch.randint(3, (2, 4, 5), generator=generator)
+    rows = probs.permute(0, 2, 3, 1).reshape(-1, 3)
+    for options in ({}, {"classwise": True}, {"binning": "adaptive"}):
+        assert torch.equal(
+            expected_calibration_error(probs, target, **options),
+            expected_calibration_error(rows, target.reshape(-1), **options),
+        )
+
+
+# Smooth calibration error
+
+
+def smece_at(bandwidth, confidence, residual, nodes=20001):
+    """The definition: the integral of the absolute smoothed residual, images of the Gaussian summed one by one."""
+    t = np.linspace(0, 1, nodes)[:, None]
+    kernel = 0.0
+    for mirror in range(-6, 7):
+        for image in (confidence + 2 * mirror, -confidence + 2 * mirror):
+            kernel = kernel + np.exp(-0.5 * ((t - image) / bandwidth) ** 2)
+    kernel = kernel / (bandwidth * math.sqrt(2 * math.pi))
+    return np.trapezoid(np.abs((kernel * residual).mean(1)), t[:, 0])
+
+
+@pytest.mark.parametrize(("seed", "scale"), [(0, 1.0), (1, 4.0), (2, 12.0)])
+def test_smooth_error_equals_the_definition(seed, scale):
+    probs, target = random_problem(seed, rows=40, scale=scale)
+    confidence, label = probs.double().max(1)
+    residual = (label == target).double() - confidence
+    c, r = confidence.numpy(), residual.numpy()
+    expected = brentq(lambda s: smece_at(s, c, r) - s, 1e-3, 1.0, xtol=1e-7)
+    assert smooth_calibration_error(probs.double(), target).item() == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("confidence", [1.0, 0.75, 0.5])
+def test_smooth_error_of_one_atom_is_its_gap(confidence):
+    """All mass at one point: smoothing moves it about, so the integral is the gap at any bandwidth."""
+    probs = torch.tensor([[confidence, 1 - confidence]]).expand(10, 2)
+    target = torch.tensor([0, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    assert smooth_calibration_error(probs, target).item() == pytest.approx(confidence - 0.1, abs=1e-5)
+
+
+def test_smooth_error_of_a_perfect_model_is_zero_and_of_a_calibrated_one_small():
+    sure = torch.tensor([[1.0, 0.0]]).expand(50, 2)
+    assert smooth_calibration_error(sure, torch.zeros(50, dtype=torch.long)) < 1e-9
+    generator = torch.Generator().manual_seed(0)
+    p = 0.5 + 0.5 * torch.rand(20000, generator=generator)
+    probs = torch.stack([p, 1 - p], 1)
+    target = (torch.rand(20000, generator=generator) > p).long()
+    calibrated = smooth_calibration_error(probs, target)
+    assert calibrated < 0.02
+    assert smooth_calibration_error(probs, torch.ones(20000, dtype=torch.long)) > 0.5
+
+
+def test_residual_grid_keeps_mass_and_mean():
+    confidence = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    correct = confidence > 0.5
+    residual, count = residual_grid(confidence, correct)
+    node = torch.linspace(0, 1, len(count), dtype=torch.float64)
+    assert count.sum().item() == pytest.approx(100)
+    assert (count * node).sum().item() == pytest.approx(confidence.double().sum().item(), abs=1e-9)
+    assert residual.sum().item() == pytest.approx((correct.double() - confidence.double()).sum().item(), abs=1e-9)
+    assert 0 < smooth_bandwidth(torch.stack([residual, count])) < 1
+
+
+# Bad input
+
+
+def test_debiased_exists_for_l2_alone():
+    probs, target = random_problem(0)
+    for norm in ("l1", "max"):
+        with pytest.raises(InputError, match=r"`debiased` to be False with norm='(l1|max)'"):
+            expected_calibration_error(probs, target, norm=norm, debiased=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_bins": 0}, "`num_bins` to be an integer of at least 1, but got 0"),
+        ({"num_bins": True}, "`num_bins` to be an integer of at least 1, but got True"),
+        ({"num_bins": 2.0}, "`num_bins` to be an integer"),
+        ({"norm": "l3"}, "`norm` to be one of 'l1', 'l2', 'max', but got 'l3'"),
+        ({"binning": "mass"}, "`binning` to be one of 'uniform', 'adaptive', but got 'mass'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InputError, match=message):
+        expected_calibration_error(*random_problem(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("probs", "target", "message"),
+    [
+        (torch.tensor([[0.5, 0.6]]), torch.tensor([0]), r"`probs` to sum to one .*from_logits=True.* a sum of 1.1"),
+        (torch.tensor([[2.0, -1.0]]), torch.tensor([0]), r"`probs` to hold probabilities in \[0, 1\].* but got -1"),
+        (torch.tensor([[0.5, float("nan")]]), torch.tensor([0]), "`probs` to hold probabilities, but got NaN"),
+        (torch.tensor([[1, 0]]), torch.tensor([0]), r"`probs` to be a floating-point tensor \[B, C, ...\]"),
+        (torch.tensor([0.5, 0.5]), torch.tensor([0]), r"floating-point tensor .* got torch.float32 of shape \[2\]"),
+        ([[0.5, 0.5]], torch.tensor([0]), "`probs` to be a tensor .* but got list"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([2]), r"class indices in \[0, 2\), but got 2"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([-1]), r"class indices in \[0, 2\), but got -1"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([0.0]), "integer dtype, but got torch.float32"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([True]), "integer dtype, but got torch.bool"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([[0]]), r"`target` to be of shape \[1\], but got \[1, 1\]"),
+        (torch.tensor([[0.5, 0.5]]), [0], "`target` to be a tensor of class indices, but got list"),
+    ],
+)
+def test_bad_values(probs, target, message):
+    with pytest.raises(InputError, match=message):
+        expected_calibration_error(probs, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_softmax_of_any_dtype_is_accepted(dtype):
+    probs = (4 * torch.randn(200, 100, generator=torch.Generator().manual_seed(0))).to(dtype).softmax(1)
+    assert 0 < expected_calibration_error(probs, torch.zeros(200, dtype=torch.int32)) < 1
+    # ... and so is one that was widened afterwards
+    assert 0 < expected_calibration_error(probs.float(), torch.zeros(200, dtype=torch.uint8)) < 1
