@@ -56,6 +56,7 @@ class Method:
             of a score that a callback provides.
         trained_as: Name of another method whose trained network this one reads differently; None where it trains its own.
         callbacks: Makes the post-training callbacks.
+        fits: Whether the method makes sense on this problem; without ``--methods`` those that do not are left out.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Method:
     ood_score: str
     trained_as: str | None = None
     callbacks: Callable[[Setting], list[Callback]] = lambda setting: []
+    fits: Callable[[Setting], bool] = lambda setting: True
 
 
 _METHODS: dict[str, Method] = {}
@@ -74,6 +76,7 @@ def register_method(
     ood_score: str,
     trained_as: str | None = None,
     callbacks: Callable[[Setting], list[Callback]] = lambda setting: [],
+    fits: Callable[[Setting], bool] = lambda setting: True,
 ) -> Callable[[Callable[[Setting], LightningModule]], Callable[[Setting], LightningModule]]:
     """Register the decorated recipe as a row of the comparison.
 
@@ -85,7 +88,7 @@ def register_method(
         known = _METHODS.get(name)
         if known is not None and known.build.__module__ != build.__module__:
             raise InputError(f"Expected a new `name` for a method, but {known.build.__module__} registered {name!r}.")
-        _METHODS[name] = Method(name, build, ood_score, trained_as, callbacks)
+        _METHODS[name] = Method(name, build, ood_score, trained_as, callbacks, fits)
         return build
 
     return register
