@@ -124,7 +124,7 @@ class OODDetection(Callback):
     ) -> None:
         super().__init__()
         if ood is not None and not callable(ood):
-            _check_loaders(ood, "ood")
+            _check_loaders(ood, "argument `ood`")
         self.ood = ood
         self.scores = _named(scores)
         self.read = LogitReader(predict_fn, unpack_batch, output)
@@ -156,15 +156,15 @@ class OODDetection(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before anything runs."""
         check_strategy(trainer, type(self).__name__)
+        if is_param_in_hook_signature(pl_module.test_step, "dataloader_iter", explicit=True):
+            raise UnsupportedError(
+                "OODDetection does not support `test_step(dataloader_iter)`, under which hooks do not know their batch."
+            )
         self._scored(pl_module, trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the loaders."""
         self._reset()
-        if is_param_in_hook_signature(pl_module.test_step, "dataloader_iter", explicit=True):
-            raise UnsupportedError(
-                "OODDetection does not support `test_step(dataloader_iter)`, under which hooks do not know their batch."
-            )
         number = len(_test_loaders(trainer))
         if self.in_distribution is not None and not 0 <= self.in_distribution < number:
             raise InputError(
@@ -242,7 +242,7 @@ class OODDetection(Callback):
 
     def _find_loaders(self, trainer: Trainer) -> dict[str, Any]:
         if self.ood is not None:
-            found, name = (self.ood(), "what `ood` returns") if callable(self.ood) else (self.ood, "`ood`")
+            found, name = (self.ood(), "what `ood` returns") if callable(self.ood) else (self.ood, "argument `ood`")
             return _check_loaders(found, name)
         provider = getattr(getattr(trainer, "datamodule", None), "ood_dataloaders", None)
         if provider is None:

@@ -43,7 +43,7 @@ class Frozen(nn.Sequential):
 
 
 def states():
-    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002  # the global state is the point
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -64,7 +64,7 @@ def test_everything_is_put_back(fails, fitting):
             assert trainer.state.stage is (RunningStage.VALIDATING if fitting else RunningStage.TRAINING)
             model.log("loss", 1.0)
             model.log_dict({"loss": 1.0})
-            torch.rand(3), np.random.rand(3), random.random()
+            torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
             if fails:
                 raise KeyError
 
