@@ -71,6 +71,13 @@ class Prediction(ABC):
         tensors = self.__dict__["_tensors"]
         return self._from_tensors({k: None if t is None else t.to(*args, **kwargs) for k, t in tensors.items()})
 
+    def replace(self: _P, **tensors: Tensor) -> _P:
+        """A copy with other tensors in the place of those named, as ``temperature`` or ``log_density``."""
+        unknown = set(tensors) - set(self._batch_axis)
+        if unknown:
+            raise InputError(f"Expected names among {sorted(self._batch_axis)}, but got {sorted(unknown)}.")
+        return self._from_tensors({**self.__dict__["_tensors"], **tensors})
+
     @classmethod
     def cat(cls: type[_P], predictions: Sequence[_P]) -> _P:
         """Concatenate batches: what ``trainer.predict`` returned becomes one prediction.

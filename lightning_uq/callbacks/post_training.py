@@ -4,10 +4,10 @@ Fitted state belongs to one set of weights. This base fits it on those weights, 
 recognises at validation, test and prediction whether the weights in memory are the ones it was fitted on.
 """
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +19,18 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_uq.callbacks._loaders import exact_loader
-from lightning_uq.callbacks._running import LogitReader, PredictFn, UnpackBatch, check_strategy, evaluating
+from lightning_uq.callbacks._running import (
+    LogitReader,
+    PredictFn,
+    UnpackBatch,
+    check_strategy,
+    evaluating,
+    is_uncertainty_module,
+)
 from lightning_uq.errors import InputError, NotFittedError, UQError
 from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.output import Output
+from lightning_uq.prediction import CategoricalPrediction, Prediction
 
 Weights = Literal["best", "last"]
 
@@ -66,7 +74,7 @@ class PostTrainingCallback(Callback, ABC):
         self.attach = attach
         self.logits = LogitReader(predict_fn, unpack_batch, output)
         self.uq_ckpt_path: str | None = None
-        self._tensors: dict[str, Tensor] | None = None
+        self._tensors: dict[str, Any] | None = None
         self._fingerprint: Tensor | None = None
         self._known_loader: Any = None  # what this process fitted with
         self._verified = False
@@ -74,7 +82,7 @@ class PostTrainingCallback(Callback, ABC):
     # ------------------------------------------------------------------ what a subclass provides
 
     @abstractmethod
-    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Tensor]:
+    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """Read ``loader`` (already exact for this rank) and return the fitted state; the same on every rank."""
 
     @abstractmethod
@@ -85,8 +93,13 @@ class PostTrainingCallback(Callback, ABC):
         """At most so many batches of the default loader."""
         return None
 
-    def restore_tensors(self, tensors: dict[str, Tensor] | None) -> None:  # noqa: B027  # optional
+    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:  # optional
         """Called whenever the fitted state changes; None when it is cleared."""
+
+    @contextmanager
+    def attaching(self, model: nn.Module) -> Iterator[Callable[[Prediction], Prediction]]:
+        """A context around one call of the model; what it yields then adds what was fitted to the prediction."""
+        yield lambda prediction: prediction
 
     # ------------------------------------------------------------------ state
 
@@ -109,10 +122,12 @@ class PostTrainingCallback(Callback, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a fitted state back."""
         if set(state_dict) != {"version", "tensors", "fingerprint"} or state_dict["version"] != 1:
-            raise InputError(f"Expected a fitted state of {type(self).__name__}, version 1, but got {sorted(state_dict)}.")
+            raise InputError(
+                f"Expected a fitted state of {type(self).__name__}, version 1, but got {sorted(state_dict)}."
+            )
         self._set(state_dict["tensors"], state_dict["fingerprint"])
 
-    def _set(self, tensors: dict[str, Tensor] | None, fingerprint: Tensor | None) -> None:
+    def _set(self, tensors: dict[str, Any] | None, fingerprint: Tensor | None) -> None:
         self._tensors, self._fingerprint = tensors, fingerprint
         self.restore_tensors(tensors)
 
@@ -128,7 +143,7 @@ class PostTrainingCallback(Callback, ABC):
         loader = exact_loader(loader, name="argument `loader`")
         with torch.inference_mode(False), evaluating(model, fitting=True):
             tensors = self.fit_tensors(model, loader, None)
-        self._set(tensors, weights_fingerprint(model))
+        self._set(_on_cpu(tensors), weights_fingerprint(model))
         return self
 
     def check_fitted(self, model: nn.Module) -> None:
@@ -173,7 +188,8 @@ class PostTrainingCallback(Callback, ABC):
         self._verified = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """An interrupted fit leaves nothing fitted."""
+        """An interrupted fit leaves nothing fitted, and an interrupted prediction nothing wrapped."""
+        unpatch(pl_module)
         if trainer.state.fn == TrainerFn.FITTING:
             self._set(None, None)
 
@@ -187,7 +203,7 @@ class PostTrainingCallback(Callback, ABC):
             exact = exact_loader(loader, trainer, name="argument `dataloader`", limit=limit)
             tensors = self.fit_tensors(pl_module, exact, trainer)
             fingerprint = weights_fingerprint(pl_module)
-        self._set({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, fingerprint)
+        self._set(_on_cpu(tensors), fingerprint)
 
     def _best_path(self, trainer: Trainer) -> str | None:
         paths = [
@@ -271,6 +287,20 @@ class PostTrainingCallback(Callback, ABC):
         """Verify at the first batch of ``trainer.predict``."""
         self._verify(trainer, pl_module)
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let predictions carry what was fitted: those of our modules, and with ``attach`` of any."""
+        if is_uncertainty_module(pl_module):
+            patch(pl_module, "predict_step", lambda inner: _Predict(self, pl_module, inner))
+        elif self.attach:
+            patch(pl_module, "predict_step", lambda inner: _Predict(self, pl_module, inner, self._predict_foreign))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the module's own ``predict_step`` back."""
+        unpatch(pl_module)
+
+    def _predict_foreign(self, pl_module: LightningModule, batch: Any) -> Prediction:
+        return CategoricalPrediction(self.logits(pl_module, batch, pl_module.trainer))
+
     def _verify(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """State in memory, else a sibling file, else a refit, else an error: rank 0 decides for all."""
         if self._verified:
@@ -329,6 +359,53 @@ class PostTrainingCallback(Callback, ABC):
         )
 
 
+def _on_cpu(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.detach().cpu().clone() if isinstance(v, Tensor) else v for k, v in tensors.items()}
+
+
+class _Predict:
+    """A ``predict_step`` whose predictions carry what a callback fitted."""
+
+    def __init__(
+        self,
+        callback: PostTrainingCallback,
+        model: LightningModule,
+        inner: Callable[..., Any],
+        foreign: Callable[[LightningModule, Any], Prediction] | None = None,
+    ) -> None:
+        self.callback = callback
+        self.model = model
+        # The first of our callbacks replaces the predict_step of a module that is not ours; the next build on it.
+        self.make = inner if foreign is None or isinstance(inner, _Predict) else partial(_ignoring_rest, foreign, model)
+
+    def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Prediction:
+        with self.callback.attaching(self.model) as attach:
+            prediction = self.make(batch, *args, **kwargs)
+        return attach(prediction)
+
+
+def _ignoring_rest(
+    function: Callable[..., Prediction], model: LightningModule, batch: Any, *_: Any, **__: Any
+) -> Prediction:
+    return function(model, batch)
+
+
+def patch(module: nn.Module, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace a method of one instance until :func:`unpatch`; ``wrap`` gets what it was, perhaps patched already."""
+    patched = module.__dict__.setdefault("_lightning_uq_patched", {})
+    patched.setdefault(name, module.__dict__.get(name))
+    module.__dict__[name] = wrap(getattr(module, name))
+
+
+def unpatch(module: nn.Module) -> None:
+    """Put back every method that :func:`patch` replaced."""
+    for name, own in module.__dict__.pop("_lightning_uq_patched", {}).items():
+        if own is None:
+            del module.__dict__[name]
+        else:
+            module.__dict__[name] = own
+
+
 def _is_raw_model(path: str, pl_module: LightningModule) -> bool:
     """Whether the module holds the raw weights of a checkpoint whose ``state_dict`` is an average."""
     if not Path(path).is_file():
@@ -336,9 +413,10 @@ def _is_raw_model(path: str, pl_module: LightningModule) -> bool:
     raw = torch.load(path, map_location="cpu", weights_only=True).get("current_model_state")
     if raw is None:
         return False
-    twin = copy.deepcopy(raw)
     held = pl_module.state_dict()
-    return all(name in held and torch.equal(held[name].cpu(), tensor.to(held[name].dtype)) for name, tensor in twin.items())
+    return all(
+        name in held and torch.equal(held[name].cpu(), value.to(held[name].dtype)) for name, value in raw.items()
+    )
 
 
 def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -352,9 +430,13 @@ def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:
     except UQError:
         raise
     except Exception as error:
-        raise InputError(f"Expected argument `path` to name a checkpoint, but {path} cannot be read: {error}") from error
+        raise InputError(
+            f"Expected argument `path` to name a checkpoint, but {path} cannot be read: {error}"
+        ) from error
     callbacks = checkpoint.get("callbacks", {}) if isinstance(checkpoint, dict) else {}
-    found = {k: s for k, s in callbacks.items() if isinstance(s, dict) and set(s) == {"version", "tensors", "fingerprint"}}
+    found = {
+        k: s for k, s in callbacks.items() if isinstance(s, dict) and set(s) == {"version", "tensors", "fingerprint"}
+    }
     if not found:
         raise InputError(f"Expected argument `path` to hold the state of a fitted callback, but {path} holds none.")
     return found

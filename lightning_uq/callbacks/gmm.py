@@ -1,0 +1,242 @@
+"""A Gaussian per class over a trained network's features: density, Mahalanobis and relative Mahalanobis scores."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_uq.callbacks._features import FeatureReader
+from lightning_uq.callbacks._loaders import exact_loader
+from lightning_uq.callbacks._running import PredictFn, UnpackBatch, evaluating, gather_rows, to_device, together
+from lightning_uq.callbacks.post_training import PostTrainingCallback, Weights
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional.gaussian import ClassStatistics, Covariance, Priors, Regularization, fit_gaussian
+from lightning_uq.networks.density import DensityScore, GaussianDensity
+from lightning_uq.networks.output import Output
+from lightning_uq.prediction import Prediction
+
+
+class FitGMM(PostTrainingCallback):
+    """Deep Deterministic Uncertainty after training: a Gaussian per class over the features, on any LightningModule.
+
+    One pass over the training data, in float64 and in memory C D^2, with the network in evaluation mode and without the
+    augmentation that transfer hooks add. (Augmentation inside a data set cannot be removed from outside: give the data
+    module a ``uq_fit_dataloader()``, or pass ``dataloader``.) On any number of ranks the numbers are those of one.
+
+    The predictions of this package's modules then carry ``log_density``; with :class:`OODDetection` the score is among
+    those logged; :meth:`score` gives it for any loader. An ensemble has one density a member, pooled by log-mean-exp.
+
+    Args:
+        feature_layer: Name of the layer whose input holds the features, or ``"auto"``: the linear layer that feeds the
+            output.
+        covariance: ``"full"`` (DDU), ``"tied"`` (one for all classes) or ``"diagonal"``.
+        priors: ``"uniform"`` or ``"empirical"`` class priors in the density.
+        regularization: ``"oas"``, an absolute value, or ``"ddu"``, the original's schedule: see
+            :func:`~lightning_uq.functional.gaussian.fit_gaussian`.
+        score: ``"log_density"``, ``"mahalanobis"`` or ``"relative_mahalanobis"``; the last is the most robust across
+            architectures.
+        dataloader: Fitting data; default the data module's ``uq_fit_dataloader()``, else the training data, in order.
+        weights: ``"best"`` or ``"last"``.
+        memory_budget: Bytes that the scatter matrices may take.
+        name: Tells two of these apart.
+        predict_fn: ``predict_fn(model, x)`` runs the model, where ``forward`` does not.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``.
+        output: What the model returns.
+        attach: Whether the predictions of a module that is not ours are replaced by ours, with ``log_density``.
+
+    Raises:
+        InputError: At the start of the training for what can be known then; in fitting for a class with fewer than two
+            rows, NaN features, a covariance that does not factor, or too little memory.
+
+    Source: Mukhoti et al., CVPR 2023 (arXiv 2102.11582); Ren et al., arXiv 2106.09022.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+        >>> loader = [(x, (x[:, 0] > 0).long())]
+        >>> gmm = FitGMM(regularization=1e-3).fit(network, loader)
+        >>> gmm.score(network, [x, 100 * x]).shape
+        torch.Size([80])
+    """
+
+    def __init__(
+        self,
+        feature_layer: str = "auto",
+        covariance: Covariance = "full",
+        priors: Priors = "uniform",
+        regularization: Regularization = "oas",
+        score: DensityScore = "log_density",
+        dataloader: Any = None,
+        weights: Weights = "best",
+        *,
+        memory_budget: int = 4 * 2**30,
+        name: str | None = None,
+        predict_fn: PredictFn | None = None,
+        unpack_batch: UnpackBatch | None = None,
+        output: Output = "logits",
+        attach: bool = False,
+    ) -> None:
+        super().__init__(
+            dataloader=dataloader,
+            weights=weights,
+            name=name,
+            predict_fn=predict_fn,
+            unpack_batch=unpack_batch,
+            output=output,
+            attach=attach,
+        )
+        GaussianDensity(score=score)  # checks the name
+        self.covariance = covariance
+        self.priors = priors
+        self.regularization = regularization
+        self.score_name = score
+        self.memory_budget = memory_budget
+        self.features = FeatureReader(feature_layer, self.logits)
+        self.densities: list[GaussianDensity] = []
+
+    # ------------------------------------------------------------------ fitting
+
+    def default_loader(self, trainer: Trainer) -> Any:
+        """The data module's ``uq_fit_dataloader()``, else the training loader."""
+        provider = getattr(trainer.datamodule, "uq_fit_dataloader", None)  # type: ignore[attr-defined]
+        if provider is not None:
+            return provider()
+        loader = trainer.train_dataloader
+        if loader is None:
+            loader = trainer.fit_loop._data_source.dataloader()
+        if isinstance(loader, dict | list | tuple):
+            raise InputError(
+                f"Expected one training loader to fit {type(self).__name__} on, but the Trainer has {len(loader)}. Pass "
+                "argument `dataloader`."
+            )
+        return loader
+
+    def loader_limit(self, trainer: Trainer) -> int | float | None:
+        """``limit_train_batches`` holds for the fit as well."""
+        if getattr(trainer.datamodule, "uq_fit_dataloader", None) is not None:  # type: ignore[attr-defined]
+            return None
+        limit: int | float | None = trainer.limit_train_batches
+        return limit
+
+    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
+        """One streaming pass; the sums of all ranks are merged at its end."""
+        statistics: list[ClassStatistics] = []
+        with together(trainer):
+            num_classes = self._stream(model, loader, trainer, statistics)
+        if trainer is not None and trainer.world_size > 1:
+            statistics = self._reduce(statistics, num_classes, trainer)
+        if not statistics:
+            raise InputError(f"Expected {type(self).__name__}'s fitting data to hold samples, but it is empty.")
+        tensors: dict[str, Any] = {"feature_layer": self.features.resolved, "num_members": len(statistics)}
+        for i, member in enumerate(statistics):
+            fit = fit_gaussian(member, self.covariance, self.priors, self.regularization)
+            tensors.update({f"{i}.{name}": value for name, value in fit._asdict().items()})
+        return tensors
+
+    def _stream(self, model: nn.Module, loader: Any, trainer: Trainer | None, statistics: list[ClassStatistics]) -> int:
+        num_classes = 0
+        for raw in loader:
+            batch = to_device(raw, model, trainer)
+            _, y = self.logits.unpack(model, batch)
+            if y is None or y.is_floating_point():
+                raise InputError(
+                    f"Expected {type(self).__name__}'s fitting data to hold class labels, but a batch has "
+                    f"{'none' if y is None else f'targets of {y.dtype}'}. Pass argument `unpack_batch`, or a `dataloader` "
+                    "with `(x, y)`."
+                )
+            if not statistics:
+                num_classes = self.logits(model, batch, trainer).shape[2]
+            features = self.features(model, batch, trainer)
+            for i, rows in enumerate(features):
+                if i == len(statistics):
+                    statistics.append(
+                        ClassStatistics(
+                            num_classes, rows.shape[1], self.covariance, self.memory_budget // len(features)
+                        )
+                    )
+                statistics[i].update(rows.cpu(), y.cpu())
+        return num_classes
+
+    def _reduce(self, statistics: list[ClassStatistics], num_classes: int, trainer: Trainer) -> list[ClassStatistics]:
+        # A rank without a row learns the shapes from the others, and takes part with zeros.
+        shape = (len(statistics), num_classes, statistics[0].num_features if statistics else 0)
+        shapes = gather_rows(torch.tensor([shape], device=trainer.strategy.root_device), trainer)
+        members, classes, features = shapes.amax(0).tolist()
+        while len(statistics) < members:
+            statistics.append(ClassStatistics(classes, features, self.covariance, self.memory_budget // members))
+        layers: list[str | None] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(layers, self.features.resolved)
+        self.features.resolved = next((layer for layer in layers if layer is not None), None)
+        device = trainer.strategy.root_device
+
+        def all_sum(tensor: Tensor) -> Tensor:
+            moved = tensor.to(device)
+            torch.distributed.all_reduce(moved)
+            return moved.to(tensor.device)
+
+        for member in statistics:
+            member.reduce(all_sum)
+        return statistics
+
+    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
+        """Make the densities that the fitted tensors describe."""
+        self.densities = []
+        if tensors is None:
+            return
+        self.features.resolved = tensors["feature_layer"]
+        for i in range(tensors["num_members"]):
+            density = GaussianDensity(score=self.score_name)
+            prefix = f"{i}."
+            density.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+            self.densities.append(density)
+
+    # ------------------------------------------------------------------ scoring
+
+    def score(self, model: nn.Module, loader: Any) -> Tensor:
+        """Scores [N] of a loader's samples in order, higher = more out of distribution, on the CPU in float64.
+
+        Raises:
+            NotFittedError: Nothing was fitted, or on other weights than ``model`` has.
+        """
+        self.check_fitted(model)
+        scores = []
+        with evaluating(model):
+            for batch in exact_loader(loader, name="argument `loader`"):
+                features = self.features(model, to_device(batch, model))
+                scores.append(self._pooled(features, self.score_name).cpu())
+        return torch.cat(scores)
+
+    def log_density(self, features: Tensor) -> Tensor:
+        """Log-density [B] of features [M, B, D], pooled over members by log-mean-exp, in float64."""
+        return -self._pooled(features, "log_density")
+
+    def _pooled(self, features: Tensor, name: DensityScore) -> Tensor:
+        if not self.densities:
+            raise NotFittedError(f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)`.")
+        members = [d.to(f.device).score(f, name) for d, f in zip(self.densities, features, strict=True)]
+        if name == "log_density":
+            return -(torch.logsumexp(-torch.stack(members), 0) - math.log(len(members)))
+        return torch.stack(members).mean(0)
+
+    # ------------------------------------------------------------------ what others see
+
+    @property
+    def ood_score_names(self) -> tuple[str, ...]:
+        """The score that :class:`OODDetection` logs."""
+        return (self.score_name if self.name is None else f"{self.name}_{self.score_name}",)
+
+    @contextmanager
+    def ood_scores(self, model: nn.Module) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+        """A context around one call of the model, after which the function gives this score [B]."""
+        with self.features.recording(model) as features:
+            yield lambda logits: {self.ood_score_names[0]: self._pooled(features(), self.score_name)}
+
+    @contextmanager
+    def attaching(self, model: nn.Module) -> Iterator[Callable[[Prediction], Prediction]]:
+        """A context around one call of the model, after which the function adds ``log_density`` to its prediction."""
+        with self.features.recording(model) as features:
+            yield lambda prediction: prediction.replace(log_density=self.log_density(features()))
