@@ -169,15 +169,15 @@ class ArrayDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Training batches, in an order that follows the seed."""
         generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(self.dataset("train"), self.batch_size, shuffle=True, generator=generator)
+        return DataLoader(self.dataset("train"), batch_size=self.batch_size, shuffle=True, generator=generator)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches."""
-        return DataLoader(self.dataset("val"), self.batch_size)
+        return DataLoader(self.dataset("val"), batch_size=self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches."""
-        return DataLoader(self.dataset("test"), self.batch_size)
+        return DataLoader(self.dataset("test"), batch_size=self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test batches again."""
@@ -189,7 +189,7 @@ class ArrayDataModule(LightningDataModule):
         if not len(held_out):
             return {}
         name = "_".join([self.name, *map(str, self.ood_classes)])
-        return {name: DataLoader(held_out, self.batch_size)}
+        return {name: DataLoader(held_out, batch_size=self.batch_size)}
 
 
 class NpzDataModule(ArrayDataModule):
