@@ -1,14 +1,16 @@
 """Ensembles as epistemic networks: the index is a member's number, and the set is finite."""
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.networks import stacked
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.output import Output
+from lightning_uq.networks.output import Output, OutputReader
 
 Execution = Literal["loop", "stacked", "vmap", "auto"]
 
@@ -50,7 +52,10 @@ class EnsembleNetwork(EpistemicNetwork):
         super().__init__(output)
         members = check_members(members)
         self.num_indices = len(members)
-        self.execution_reason = execution_reason or "The members run one after the other."
+        self.execution_reason = execution_reason
+        self._adopt(members)
+
+    def _adopt(self, members: list[nn.Module]) -> None:
         self.members = nn.ModuleList(members)
 
     def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -148,6 +153,225 @@ class EnsembleNetwork(EpistemicNetwork):
         return wanted
 
 
+class StackedEnsembleNetwork(EnsembleNetwork):
+    """M networks of one architecture as one network over stacked parameters [M, ...]; see :class:`EnsembleNetwork`.
+
+    One member's forward pass is translated, operation by operation, into one for all: a linear layer of M members is a
+    single batched product. Each element-wise mask (dropout) is drawn for every member by itself, and BatchNorm keeps
+    each member's statistics. There are no submodules: :meth:`member` gives a copy of one.
+
+    Args:
+        members: The M networks; their weights are copied.
+        output: What a member returns; a function that picks it is translated with the network.
+        execution_reason: One sentence that says why this execution was chosen.
+
+    Raises:
+        UnsupportedError: The members differ in more than their weights, or do what has no stacked counterpart.
+
+    Example:
+        >>> members = [nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3)) for _ in range(4)]
+        >>> network, loop = StackedEnsembleNetwork(members), EnsembleNetwork(members)
+        >>> x = torch.randn(5, 2)
+        >>> torch.allclose(network(x), loop(x), atol=1e-6)
+        True
+        >>> [tuple(p.shape) for p in network.parameters()]
+        [(4, 8, 2), (4, 8), (4, 3, 8), (4, 3)]
+        >>> list(network.state_dict()) == list(loop.state_dict())
+        True
+    """
+
+    execution = "stacked"
+    is_stacked = True
+
+    def _adopt(self, members: list[nn.Module]) -> None:
+        stacked.check_alike(members)
+        # A copy without values: what a member looks like, hidden from the parameters and the submodules.
+        self._hidden = (stacked.skeleton(members[0]),)
+        self._keys = {name: "members/" + name.replace(".", "/") for name, _ in stacked.named_tensors(members[0])}
+        self._state_names = tuple(members[0].state_dict())
+        for name, parameter in members[0].named_parameters():
+            values = torch.stack([m.get_parameter(name).detach() for m in members])
+            self.register_parameter(self._keys[name], nn.Parameter(values, requires_grad=parameter.requires_grad))
+        for name, _ in members[0].named_buffers():
+            values = torch.stack([m.get_buffer(name).detach() for m in members])
+            self.register_buffer(self._keys[name], values, persistent=name in self._state_names)
+        self.training = members[0].training
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Translate the forward pass in both modes, so that what cannot be translated is told now."""
+        self._programs = {mode: stacked.lift(self._hidden[0].train(mode), self.read_output) for mode in (True, False)}
+
+    def _skeleton(self) -> nn.Module:
+        # A caller may set `training` without calling `train` (Lightning does, after a validation).
+        skeleton = self._hidden[0]
+        return skeleton if skeleton.training == self.training else skeleton.train(self.training)
+
+    # A program is made from the skeleton, and is made again where the network is copied or unpickled.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_programs"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._prepare()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {**self._parameters, **self._buffers}
+        return {name: tensors[key] for name, key in self._keys.items()}  # type: ignore[misc]  # none is None
+
+    def _run(self, x: Any, which: Sequence[int] | None) -> Tensor:
+        tensors = self._tensors()
+        if which is None:
+            return self._call(tensors, x, None)
+        index = torch.tensor(which, device=next(iter(tensors.values())).device)
+        chosen = {name: tensor.index_select(0, index) for name, tensor in tensors.items()}
+        output = self._call(chosen, x, None)
+        if self.training:
+            with torch.no_grad():
+                for name, key in self._keys.items():
+                    if key in self._buffers:
+                        tensors[name].index_copy_(0, index, chosen[name])
+        return output
+
+    def _run_each(self, xs: Tensor) -> Tensor:
+        return self._call(self._tensors(), xs, 0)
+
+    def _call(self, tensors: dict[str, Tensor], x: Any, x_axis: int | None) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"Expected argument `x` to be a tensor where members are stacked, but got {type(x).__name__}."
+            )
+        if x_axis is None:
+            x = x.expand(len(next(iter(tensors.values()))), *x.shape)
+        output = self._programs[self.training](x, tensors)
+        return output if callable(self.read_output.output) else self.read_output(output)
+
+    def member(self, i: int) -> nn.Module:
+        """A copy of member ``i`` with its weights, as a plain network."""
+        i = self._check_member(i)
+        network = copy.deepcopy(self._skeleton())
+        for name, tensor in self._tensors().items():
+            owner_name, _, own = name.rpartition(".")
+            owner = network.get_submodule(owner_name)
+            value = tensor[i].detach().clone(memory_format=torch.contiguous_format)
+            if own in owner._parameters:
+                owner._parameters[own] = nn.Parameter(value, requires_grad=tensor.requires_grad)
+            else:
+                owner._buffers[own] = value
+        return network
+
+    def member_state_dict(self, i: int) -> dict[str, Tensor]:
+        """State of member ``i`` under its own names; copies."""
+        i, tensors = self._check_member(i), self._tensors()
+        return {
+            name: tensors[name][i].detach().clone(memory_format=torch.contiguous_format) for name in self._state_names
+        }
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """One list of the stacked leaves [M, ...]."""
+        return [list(self.parameters())]
+
+    def clip_gradients_per_member(
+        self, clip_val: float, algorithm: str = "norm", *, norm_type: float = 2.0
+    ) -> Tensor | None:
+        """See :meth:`EnsembleNetwork.clip_gradients_per_member`; a member's gradient is its slice of each leaf's."""
+        if check_algorithm(algorithm) == "value":
+            return super().clip_gradients_per_member(clip_val, algorithm)
+        grads = [p.grad.reshape(self.num_indices, -1) for p in self.parameters() if p.grad is not None]
+        if not grads:
+            return torch.zeros(self.num_indices)
+        norms = torch.stack([torch.linalg.vector_norm(g, norm_type, dim=1).to(grads[0].device) for g in grads])
+        norm: Tensor = torch.linalg.vector_norm(norms, norm_type, dim=0)
+        factor = (clip_val / (norm + 1e-6)).clamp(max=1.0)
+        for p in self.parameters():
+            if p.grad is not None:
+                p.grad.mul_(factor.view(-1, *[1] * (p.ndim - 1)).to(p.grad))
+        return norm
+
+    # The state dict has the names that a loop would have.
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        tensors = self._tensors()
+        for i in range(self.num_indices):
+            for name in self._state_names:
+                value = tensors[name][i]
+                destination[f"{prefix}members.{i}.{name}"] = value if keep_vars else value.detach()
+            if hasattr(destination, "_metadata"):
+                for name, module in self._hidden[0].named_modules(prefix=f"{prefix}members.{i}"):
+                    destination._metadata[name] = {"version": module._version}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for hook in self._load_state_dict_pre_hooks.values():
+            hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        assign = bool(local_metadata.get("assign_to_params_buffers", False))
+        tensors, expected = self._tensors(), set()
+        for name in self._state_names:
+            rows = []
+            for i in range(self.num_indices):
+                key = f"{prefix}members.{i}.{name}"
+                expected.add(key)
+                if key not in state_dict:
+                    missing_keys.append(key)
+                elif state_dict[key].shape != tensors[name].shape[1:]:
+                    error_msgs.append(
+                        f"size mismatch for {key}: copying a param with shape {tuple(state_dict[key].shape)} from checkpoint, "
+                        f"the shape in current model is {tuple(tensors[name].shape[1:])}."
+                    )
+                elif assign:
+                    rows.append(state_dict[key])
+                else:
+                    with torch.no_grad():
+                        tensors[name][i].copy_(state_dict[key])
+            if len(rows) == self.num_indices:
+                self._assign(name, torch.stack(rows).detach())
+        if strict:
+            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in expected]
+
+    def _assign(self, name: str, values: Tensor) -> None:
+        key = self._keys[name]
+        old = self._parameters.get(key)
+        if old is None:
+            self._buffers[key] = values
+        else:
+            self._parameters[key] = nn.Parameter(values, requires_grad=old.requires_grad)
+
+
+class VmapEnsembleNetwork(StackedEnsembleNetwork):
+    """As :class:`StackedEnsembleNetwork`, run by ``torch.vmap``: any architecture that it can map, convolutions included.
+
+    Args:
+        members: The M networks; their weights are copied.
+        output: What a member returns.
+        execution_reason: One sentence that says why this execution was chosen.
+
+    Raises:
+        UnsupportedError: The members differ in more than their weights, or (at the first call) do what cannot be mapped.
+
+    Example:
+        >>> members = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()) for _ in range(3)]
+        >>> VmapEnsembleNetwork(members)(torch.zeros(5, 1, 4, 4)).shape
+        torch.Size([3, 5, 8])
+    """
+
+    execution = "vmap"
+
+    def _prepare(self) -> None:
+        pass
+
+    def _call(self, tensors: dict[str, Tensor], x: Any, x_axis: int | None) -> Tensor:
+        return stacked.call_mapped(self._skeleton(), self.read_output, tensors, x, x_axis)
+
+
 def build_ensemble(
     members: Iterable[nn.Module],
     execution: Execution = "auto",
@@ -155,25 +379,65 @@ def build_ensemble(
     output: Output = "logits",
     mixed_precision: bool = False,
 ) -> EnsembleNetwork:
-    """An ensemble of ``members`` that runs as ``execution`` says.
+    """An ensemble of ``members`` that runs as ``execution`` says; ``.execution_reason`` says what came of it and why.
+
+    ``"auto"`` stacks the members where they are alike and made of layers that stack (linear, norms, activations,
+    dropout), uses ``torch.vmap`` for other alike members that lie on a GPU, and else runs them one after the other: so
+    convolutions on a CPU, where batching gains nothing, and LightningModules.
 
     Args:
         members: The M networks.
-        execution: ``"loop"`` or ``"auto"``.
+        execution: ``"loop"``, ``"stacked"``, ``"vmap"`` or ``"auto"``.
         output: What a member returns: see :class:`~lightning_uq.networks.output.OutputReader`.
-        mixed_precision: Whether the members will run under autocast.
+        mixed_precision: Whether the members will run under autocast, which ``"auto"`` then does not mix with
+            ``torch.vmap``: autocast reaches the layers that this package knows of, not a member's own products.
 
     Raises:
-        InputError: ``execution`` is none of these.
-        UnsupportedError: The members cannot run as asked.
+        InputError: ``execution`` is none of these, or the members are no modules.
+        UnsupportedError: The members cannot run as asked; the message names the module or operation.
+
+    Example:
+        >>> network = build_ensemble([nn.Linear(2, 3) for _ in range(5)])
+        >>> network.execution, network.execution_reason
+        ('stacked', 'Ensemble of 5 runs stacked: its members are alike, and one batched product serves them all.')
     """
     if execution not in ("loop", "stacked", "vmap", "auto"):
         raise InputError(
             f"Expected argument `execution` to be 'loop', 'stacked', 'vmap' or 'auto', but got {execution!r}."
         )
-    if execution in ("stacked", "vmap"):
-        raise UnsupportedError(f"execution={execution!r} is not available for these members; use 'loop' or 'auto'.")
-    return EnsembleNetwork(members, output, execution_reason="The members run one after the other.")
+    members = check_members(members)
+    begin = f"Ensemble of {len(members)} runs"
+    if execution == "auto":
+        return _choose(members, output, mixed_precision, begin)
+    kind = {"loop": EnsembleNetwork, "stacked": StackedEnsembleNetwork, "vmap": VmapEnsembleNetwork}[execution]
+    how = "in a loop" if execution == "loop" else execution if execution == "stacked" else "under torch.vmap"
+    try:
+        return kind(members, output, execution_reason=f"{begin} {how}, as asked.")
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"execution={execution!r} does not support these members: {error}. Use execution='loop' or 'auto'."
+        ) from error
+
+
+def _choose(members: list[nn.Module], output: Output, mixed_precision: bool, begin: str) -> EnsembleNetwork:
+    if len(members) == 1:
+        return EnsembleNetwork(members, output, execution_reason=f"{begin} in a loop: one member has nothing to share.")
+    why = "its members are alike, and one batched product serves them all"
+    try:
+        return StackedEnsembleNetwork(members, output, execution_reason=f"{begin} stacked: {why}.")
+    except UnsupportedError as error:
+        reason = str(error)
+    if all(p.is_cuda for member in members for p in member.parameters()) and not mixed_precision:
+        try:
+            stacked.check_mappable(members[0], OutputReader(output))
+            return VmapEnsembleNetwork(
+                members,
+                output,
+                execution_reason=f"{begin} under torch.vmap: its members are alike, on a GPU, and {reason}.",
+            )
+        except UnsupportedError as error:
+            reason = str(error)
+    return EnsembleNetwork(members, output, execution_reason=f"{begin} in a loop: {reason}.")
 
 
 def check_members(members: Any) -> list[nn.Module]:
