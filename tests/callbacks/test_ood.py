@@ -531,3 +531,104 @@ def test_the_helpers_agree_with_the_definitions():
     found = {name: value.item() for name, value in detection_metrics(inside, outside).items()}
     assert found == pytest.approx(definition(inside, outside), abs=1e-12)
     assert json.dumps(found)
+
+
+# ---------------------------------------------------------------------- two ranks
+
+RANKS = """
+import json, sys, warnings
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
+from lightning_uq.callbacks import OODDetection
+from lightning_uq.errors import InputError
+
+warnings.filterwarnings("ignore")
+
+class Plain(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3, bias=False)
+        nn.init.eye_(self.net.weight)
+
+    def forward(self, x):
+        return 3 * self.net(x)
+
+    def test_step(self, batch, batch_idx):
+        return None
+
+def data(n, shift, seed, **kwargs):
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)) + shift
+    return DataLoader(TensorDataset(x), batch_size=3, **kwargs)
+
+def test(inside, ood, devices, **kwargs):
+    trainer = Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=OODDetection(ood, ["energy", "max_softmax"]),
+        **kwargs
+    )
+    try:
+        (result,) = trainer.test(Plain(), inside, verbose=False)
+        return trainer, dict(result)
+    except InputError as error:
+        return trainer, str(error)
+
+def spoilt(n, row):
+    loader = data(n, 0, 7)
+    loader.dataset.tensors[0][row] = torch.nan
+    return loader
+
+loaders = {
+    "odd": lambda: (data(13, 0, 0), {"a": data(11, 1, 1), "b": data(6, 2, 2, shuffle=True, drop_last=True)}),
+    "one": lambda: (data(1, 0, 0), {"a": data(1, 1, 1)}),
+    "subset": lambda: (
+        data(20, 0, 0, sampler=[3, 1, 8, 12, 7]),  # Lightning lets the ranks shuffle a random one each on its own
+        {"a": data(20, 1, 1, sampler=SubsetRandomSampler([2, 9, 5]))},
+    ),
+    "double": lambda: (data(13, 0, 0), {"a": data(1, 1, 1)}),
+    "spoilt_test_set": lambda: (spoilt(12, 5), {"a": data(5, 1, 1)}),
+    "spoilt_ood": lambda: (data(12, 0, 0), {"a": spoilt(9, 3)}),
+    "empty": lambda: (data(12, 0, 0), {"a": data(0, 0, 0)}),
+    "raises": lambda: (
+        data(12, 0, 0),
+        {"a": DataLoader(TensorDataset(torch.zeros(6, 4)), batch_size=3), "b": [torch.zeros(2, 4), torch.zeros(2, 5, 4)]},
+    ),
+}
+
+if __name__ == "__main__":
+    found = {}
+    for name, make in loaders.items():
+        precision = "64-true" if name == "double" else "32-true"
+        trainer, two = test(*make(), 2, precision=precision)
+        found[name] = {"two": two}
+        if trainer.is_global_zero:
+            found[name]["one"] = test(*make(), 1, precision=precision)[1]
+        trainer.strategy.barrier()
+    with open(out if trainer.is_global_zero else out + "1", "w") as file:
+        json.dump(found, file)
+    trainer.strategy.barrier()
+"""
+
+
+def test_two_ranks_give_what_one_gives(run_script, tmp_path):
+    found = run_script(RANKS)
+    second = json.loads((tmp_path / "out.json1").read_text())
+    for name in ("odd", "one", "subset", "double"):
+        assert set(found[name]["one"]) == {
+            f"{m}/{o}/{s}"
+            for m in METRICS
+            for o in found[name]["one"] and (("a", "b") if name == "odd" else ("a",))
+            for s in ("energy", "max_softmax")
+        }
+        assert found[name]["two"] == pytest.approx(found[name]["one"], abs=1e-12), name
+        assert second[name]["two"] == found[name]["two"]
+    for name, message in {
+        "spoilt_test_set": "Score 'energy' is NaN for 1 of 12 inputs of the test set",
+        "spoilt_ood": r"Score 'energy' is NaN for 1 of 9 inputs of argument `ood\['a'\]`",
+        "empty": r"Expected argument `ood\['a'\]` to hold samples, but it is empty",
+        "raises": r"Expected logits \[B, C\] from Plain, but got shape",
+    }.items():
+        print(name, found[name], second[name])
+        assert re.match(message, found[name]["two"])
+        assert found[name]["two"] == found[name]["one"] == second[name]["two"]
