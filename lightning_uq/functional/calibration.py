@@ -91,7 +91,7 @@ def adaptive_bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) 
         >>> adaptive_bin_statistics(torch.tensor([0.9, 0.6, 0.7, 0.8]), torch.tensor([1, 0, 0, 1]), 2)[0]
         tensor([2., 2.], dtype=torch.float64)
     """
-    columns = torch.atleast_2d(confidence.movedim(0, -1)).contiguous()  # [1 or C, N]
+    columns = (confidence[None] if confidence.ndim == 1 else confidence.T).contiguous()  # [1 or C, N]
     if columns.shape[1] == 0:
         return to_sum_dtype(confidence.new_zeros(3, *confidence.shape[1:], num_bins))
     cuts = -(-torch.arange(1, num_bins, device=columns.device) * columns.shape[1] // num_bins) - 1

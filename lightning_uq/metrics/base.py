@@ -68,6 +68,8 @@ class UncertaintyMetric(Metric):
 
     def _append(self, name: str, values: Tensor) -> None:
         dtype = self._row_dtypes[name]
+        if not self.is_differentiable:  # a kept row must not keep its graph
+            values = values.detach()
         getattr(self, name).append(to_sum_dtype(values) if dtype == torch.float64 else values.to(dtype))
 
     def _rows(self, name: str) -> Tensor:

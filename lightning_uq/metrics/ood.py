@@ -38,7 +38,7 @@ class DetectionMetric(UncertaintyMetric):
             InputError: Shapes or dtypes do not fit, a score is NaN, or a label is neither 0 nor 1.
         """
         score, is_ood = ood.check_detection(score, is_ood, validate=self.validate_args)
-        self._append("score", score.detach())
+        self._append("score", score)
         self._append("is_ood", is_ood)
 
     def compute(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
@@ -32,7 +33,6 @@ class NegativeLogLikelihood(MeanMetric):
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
-        >>> import torch
         >>> metric = NegativeLogLikelihood()
         >>> metric.update(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
         >>> metric.compute()
@@ -86,7 +86,6 @@ class BrierScore(MeanMetric):
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
-        >>> import torch
         >>> metric = BrierScore()
         >>> metric.update(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
         >>> metric.compute()
@@ -116,7 +115,6 @@ class PredictiveEntropy(MeanMetric):
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
-        >>> import torch
         >>> metric = PredictiveEntropy()
         >>> metric.update(torch.tensor([[0.5, 0.5]]))
         >>> metric.compute()
@@ -141,19 +139,20 @@ class PredictiveEntropy(MeanMetric):
         Raises:
             InputError: The values are no probabilities.
         """
-        if not isinstance(prediction, Tensor):
-            log_probs = _log_probs(prediction)
-        elif self.from_logits:
-            log_probs = logits_to_log_probs(prediction, self.validate_args)
-        else:
-            check_floating("probs", prediction, 2, "[B, C, ...]")
-            if self.validate_args:
-                check_probs_values(flatten_classes(prediction))
-            log_probs = upcast(prediction).log()
-        values = entropy(log_probs, 1)
+        values = self._values(prediction)
         if self.validate_args:
             check_no_nan("prediction", values)
         self._add(values)
+
+    def _values(self, prediction: Tensor | HasProbs) -> Tensor:
+        if not isinstance(prediction, Tensor):
+            return entropy(_log_probs(prediction), 1)
+        if self.from_logits:
+            return entropy(logits_to_log_probs(prediction, self.validate_args), 1)
+        check_floating("probs", prediction, 2, "[B, C, ...]")
+        if self.validate_args:
+            check_probs_values(flatten_classes(prediction))
+        return torch.sum(torch.special.entr(upcast(prediction)), 1)
 
 
 class MutualInformation(MeanMetric):
@@ -167,7 +166,6 @@ class MutualInformation(MeanMetric):
     Source: Houlsby et al. (arXiv 1112.5745).
 
     Example:
-        >>> import torch
         >>> metric = MutualInformation()
         >>> metric.update(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))  # two members, sure of the opposite
         >>> metric.compute()

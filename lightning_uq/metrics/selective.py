@@ -42,7 +42,7 @@ class SelectiveMetric(UncertaintyMetric):
         """
         rows = prediction_rows(prediction, target, self.from_logits, self.validate_args)
         confidence, correct = top_label(*rows)
-        self._append("confidence", confidence.detach())
+        self._append("confidence", confidence)
         self._append("error", ~correct)
 
 

@@ -1,0 +1,216 @@
+"""Classification metrics: what `update` takes, what it refuses, and values that a shell over functions could get wrong."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torchmetrics.classification import MulticlassCalibrationError
+
+from lightning_uq import functional
+from lightning_uq.errors import InputError
+from lightning_uq.metrics import (
+    AUGRC,
+    AURC,
+    BrierScore,
+    ExpectedCalibrationError,
+    MutualInformation,
+    NegativeLogLikelihood,
+    PredictiveEntropy,
+    SmoothCalibrationError,
+)
+from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction
+
+WITH_TARGET = [ExpectedCalibrationError, SmoothCalibrationError, NegativeLogLikelihood, BrierScore, AURC, AUGRC]
+POOLED = [*WITH_TARGET, PredictiveEntropy]
+
+
+@pytest.fixture
+def logits():
+    return 2 * torch.randn(4, 30, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def target():
+    return torch.randint(3, (30,), generator=torch.Generator().manual_seed(1))
+
+
+def value(metric, *arguments):
+    metric.update(*arguments)
+    return metric.compute().item()
+
+
+@pytest.mark.parametrize("constructor", POOLED)
+def test_logits_probs_and_predictions_agree(constructor, logits, target):
+    pooled = logits.softmax(2).mean(0)
+    expected = value(constructor(), pooled, target)
+    prediction = CategoricalPrediction(logits)
+    assert value(constructor(), prediction, target) == pytest.approx(expected, abs=1e-6)
+    assert value(constructor(from_logits=True), pooled.log() + 3.0, target) == pytest.approx(expected, abs=1e-6)
+    # from_logits is about tensors; an object says itself what it holds
+    assert value(constructor(from_logits=True), prediction, target) == pytest.approx(expected, abs=1e-6)
+    assert value(constructor(), SimpleNamespace(probs=pooled), target) == pytest.approx(expected, abs=1e-6)
+    assert value(constructor(), torch.distributions.Categorical(pooled), target) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("constructor", POOLED)
+def test_evidential_prediction(constructor, target):
+    concentration = 0.1 + 5 * torch.rand(30, 3, generator=torch.Generator().manual_seed(2))
+    expected = value(constructor(), concentration / concentration.sum(1, keepdim=True), target)
+    assert value(constructor(), DirichletPrediction(concentration), target) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("constructor", WITH_TARGET)
+def test_segmentation(constructor):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 3, 4, 5, generator=generator)
+    target = torch.randint(3, (2, 4, 5), generator=generator)
+    flat = logits.permute(0, 1, 3, 4, 2).reshape(2, -1, 3)
+    probs = logits.softmax(2).mean(0)
+    expected = value(constructor(), flat.softmax(2).mean(0), target.reshape(-1))
+    assert value(constructor(), probs, target) == pytest.approx(expected, abs=1e-6)
+    assert value(constructor(), CategoricalPrediction(logits), target) == pytest.approx(expected, abs=1e-6)
+    assert value(constructor(from_logits=True), probs.log(), target) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("constructor", POOLED)
+def test_logits_in_the_unit_interval_are_not_taken_for_probabilities(constructor):
+    """torchmetrics guesses from the values, batch by batch."""
+    logits = torch.tensor([[0.9, 0.1, 0.4]])
+    target = torch.tensor([0])
+    metric = constructor()
+    with pytest.raises(
+        InputError, match=r"`probs` to sum to one over the class axis .*`from_logits=True`, but got a sum"
+    ):
+        metric.update(logits, target)
+    expected = value(constructor(), logits.softmax(1), target)
+    assert value(constructor(from_logits=True), logits, target) == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("constructor", POOLED)
+@pytest.mark.parametrize("prediction", [None, [[0.5, 0.5]], SimpleNamespace(), SimpleNamespace(probs=[0.5, 0.5])])
+def test_neither_tensor_nor_prediction(constructor, prediction, target):
+    with pytest.raises(InputError, match=r"`prediction` to be a tensor \[B, C\] or a prediction with `probs`, but got"):
+        constructor().update(prediction, target)
+
+
+@pytest.mark.parametrize("constructor", WITH_TARGET)
+def test_bad_batches(constructor, target):
+    probs = torch.full((30, 3), 1 / 3)
+    for from_logits in (False, True):
+        metric = constructor(from_logits=from_logits)
+        with pytest.raises(InputError, match=r"class indices in \[0, 3\), but got 9"):
+            metric.update(probs, torch.where(target == 0, 9, target))
+        with pytest.raises(InputError, match=r"`target` to be of shape \[30\], but got \[29\]"):
+            metric.update(probs, target[1:])
+        with pytest.raises(InputError, match=r"integer dtype, but got torch\.float32"):
+            metric.update(probs, target.float())
+        with pytest.raises(InputError, match="NaN"):
+            metric.update(torch.where(probs > 1, probs, torch.nan), target)
+        with pytest.raises(InputError, match=re.escape("[B, C, ...], but got torch.float32 of shape [30]")):
+            metric.update(probs[:, 0], target)
+        metric.update(probs, target)  # a refused batch leaves nothing behind
+        assert metric.compute().item() == pytest.approx(value(constructor(from_logits=from_logits), probs, target))
+    with pytest.raises(InputError, match="`from_logits` to be True or False, but got 'yes'"):
+        constructor(from_logits="yes")
+    with pytest.raises(InputError, match=r"class indices in \[0, 3\), but got 3"):
+        constructor().update(CategoricalPrediction(torch.zeros(2, 30, 3)), target + 3 * (target == 0))
+
+
+def test_nll_of_a_prediction_stays_in_log_space():
+    """A probability of exp(-200) is 0 in float32; its logarithm is not lost."""
+    logits, target = torch.tensor([[[200.0, 0.0]]]), torch.tensor([1])
+    assert value(NegativeLogLikelihood(), CategoricalPrediction(logits), target) == 200
+    assert value(NegativeLogLikelihood(from_logits=True), logits[0], target) == 200
+    assert value(NegativeLogLikelihood(), logits[0].softmax(1), target) == torch.inf
+
+
+def test_temperature_of_a_prediction_counts(logits, target):
+    tempered = CategoricalPrediction(logits, temperature=torch.tensor(2.0))
+    pooled = logits.softmax(2).mean(0)
+    expected = value(NegativeLogLikelihood(from_logits=True), pooled.log() / 2, target)
+    assert value(NegativeLogLikelihood(), tempered, target) == pytest.approx(expected, abs=1e-6)
+
+
+def test_against_torchmetrics_where_it_is_right(logits, target):
+    """Without a confidence of exactly 1 or on an edge, the two agree; at 1.0 its version 1.9 does not hold (0.525)."""
+    probs = logits[0].softmax(1)
+    for norm in ("l1", "l2", "max"):
+        theirs = MulticlassCalibrationError(3, 15, norm)
+        theirs.update(probs, target)
+        ours = value(ExpectedCalibrationError(norm=norm), probs, target)
+        assert ours == pytest.approx(theirs.compute().item(), abs=1e-6)
+    saturated = torch.tensor([[1.0, 0.0], [0.95, 0.05], [1.0, 0.0], [0.95, 0.05]])
+    ece = value(ExpectedCalibrationError(num_bins=10), saturated, torch.tensor([1, 0, 0, 1]))
+    assert ece == pytest.approx(0.475, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_bins": 0}, "`num_bins` to be an integer of at least 1, but got 0"),
+        ({"norm": "l1", "debiased": True}, "the debiased estimator exists for 'l2' alone"),
+        ({"norm": "max", "debiased": True}, "`debiased` to be False with norm='max'"),
+        ({"norm": "l4"}, "`norm` to be one of"),
+        ({"binning": "none"}, "`binning` to be one of"),
+        ({"classwise": "all"}, "`classwise` to be True or False, but got 'all'"),
+        ({"debiased": 1, "norm": "l2"}, "`debiased` to be True or False, but got 1"),
+    ],
+)
+def test_bad_calibration_options(options, message):
+    with pytest.raises(InputError, match=message):
+        ExpectedCalibrationError(**options)
+
+
+@pytest.mark.parametrize("binning", ["uniform", "adaptive"])
+def test_number_of_classes_must_not_change(binning):
+    metric = ExpectedCalibrationError(classwise=True, binning=binning)
+    metric.update(torch.full((2, 3), 1 / 3), torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="`prediction` to have 3 classes as before, but got 4"):
+        metric.update(torch.full((2, 4), 1 / 4), torch.tensor([0, 1]))
+
+
+def test_uniform_state_does_not_grow(logits, target):
+    metric = ExpectedCalibrationError(num_bins=15)
+    for _ in range(5):
+        metric.update(logits[0].softmax(1), target)
+    assert metric.bins.shape == (3, 1, 15)
+    assert metric.bins[0].sum() == 150
+
+
+def test_many_rows_are_counted_in_float64():
+    """Past 2^24 rows a float32 count stands still."""
+    metric = NegativeLogLikelihood()
+    metric.count += 2**24
+    metric.update(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+    assert metric.count == 2**24 + 1
+
+
+def test_mutual_information(logits):
+    expected = functional.mutual_information(logits).double().mean().item()
+    assert value(MutualInformation(), logits.softmax(2)) == pytest.approx(expected, abs=1e-6)
+    assert value(MutualInformation(from_logits=True), logits) == pytest.approx(expected, abs=1e-6)
+    prediction = CategoricalPrediction(logits)
+    assert value(MutualInformation(), prediction) == pytest.approx(expected, abs=1e-6)
+    assert value(MutualInformation(), prediction.pool()) == pytest.approx(expected, abs=1e-6)
+    assert value(MutualInformation(), SimpleNamespace(logits=logits)) == pytest.approx(expected, abs=1e-6)
+    assert value(MutualInformation(), logits[:1].softmax(2)) == pytest.approx(0, abs=1e-7)
+    spread = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # zeros among the probabilities
+    assert value(MutualInformation(), spread) == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_mutual_information_bad_input(logits):
+    metric = MutualInformation()
+    with pytest.raises(InputError, match=r"`probs` to be a floating-point tensor \[Z, B, C, ...\]"):
+        metric.update(logits[0].softmax(1))
+    with pytest.raises(InputError, match="`probs` to hold probabilities in"):
+        metric.update(logits)
+    with pytest.raises(InputError, match=r"`mutual_information` or member `logits`.* got SimpleNamespace"):
+        metric.update(SimpleNamespace(logits=logits[0]))
+    with pytest.raises(InputError, match="NaN"):
+        MutualInformation(from_logits=True).update(logits * torch.nan)
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(ValueError, match="Unexpected keyword arguments: `nbins`"):
+        ExpectedCalibrationError(nbins=10)
