@@ -93,15 +93,15 @@ class ToyCurveDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Training batches, in an order that follows the seed."""
         generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(self._parts["train"], self.batch_size, shuffle=True, generator=generator)
+        return DataLoader(self._parts["train"], batch_size=self.batch_size, shuffle=True, generator=generator)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches."""
-        return DataLoader(self._parts["val"], self.batch_size)
+        return DataLoader(self._parts["val"], batch_size=self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches."""
-        return DataLoader(self._parts["test"], self.batch_size)
+        return DataLoader(self._parts["test"], batch_size=self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test batches again."""
