@@ -271,9 +271,13 @@ class UncertaintyModule(LightningModule):
 
     # ------------------------------------------------------------------ optimizer and checkpoint
 
+    def optimized_parameters(self) -> list[Any]:
+        """What the optimizer is called with: the parameters that need a gradient, or groups of them."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters that need a gradient, and its scheduler."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.optimizer(self.optimized_parameters())
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
