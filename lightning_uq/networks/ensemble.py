@@ -315,25 +315,26 @@ class StackedEnsembleNetwork(EnsembleNetwork):
             hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
         tensors, expected = self._tensors(), set()
-        for name in self._state_names:
-            rows = []
-            for i in range(self.num_indices):
-                key = f"{prefix}members.{i}.{name}"
+        given: dict[str, list[Tensor]] = {name: [] for name in self._state_names}
+        for i in range(self.num_indices):
+            for name in self._state_names:
+                key, shape = f"{prefix}members.{i}.{name}", tensors[name].shape[1:]
                 expected.add(key)
                 if key not in state_dict:
                     missing_keys.append(key)
-                elif state_dict[key].shape != tensors[name].shape[1:]:
+                elif state_dict[key].shape != shape:
                     error_msgs.append(
-                        f"size mismatch for {key}: copying a param with shape {tuple(state_dict[key].shape)} from checkpoint, "
-                        f"the shape in current model is {tuple(tensors[name].shape[1:])}."
+                        f"size mismatch for {key}: copying a param with shape {state_dict[key].shape} from checkpoint, the "
+                        f"shape in current model is {shape}."
                     )
                 elif assign:
-                    rows.append(state_dict[key])
+                    given[name].append(state_dict[key])
                 else:
                     with torch.no_grad():
                         tensors[name][i].copy_(state_dict[key])
-            if len(rows) == self.num_indices:
-                self._assign(name, torch.stack(rows).detach())
+        for name, values in given.items():
+            if len(values) == self.num_indices:
+                self._assign(name, torch.stack(values).detach())
         if strict:
             unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in expected]
 
