@@ -1,0 +1,237 @@
+"""A fitted feature density as a module of buffers: it moves, saves and exports, and has nothing to train."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional._validation import check_choice
+from lightning_uq.functional.gaussian import (
+    ClassStatistics,
+    Covariance,
+    GaussianFit,
+    Priors,
+    Regularization,
+    fit_gaussian,
+    squared_distances,
+)
+
+DensityScore = Literal["log_density", "mahalanobis", "relative_mahalanobis"]
+
+_SCORES = ("log_density", "mahalanobis", "relative_mahalanobis")
+_CHUNK_ELEMENTS = 2**20
+
+
+class GaussianDensity(nn.Module):
+    """One Gaussian a class over features, fitted: log-densities and Mahalanobis distances.
+
+    Whitening matrices are precomputed, so that scoring is one matrix product a class; rows go in chunks, so that memory
+    does not grow with their number. Results are float64 whatever the features are. The buffers keep their precision when a
+    module around them is cast: a log-density in bfloat16 would be of no use.
+
+    An instance without a fit is empty; ``load_state_dict`` gives it the shapes and the precision of what was saved.
+
+    Args:
+        fit: What :func:`~lightning_uq.functional.gaussian.fit_gaussian` returned.
+        score: What ``forward`` returns: "log_density" (its negative), "mahalanobis" or "relative_mahalanobis".
+        dtype: ``torch.float32`` to run the products in single precision, at about 1e-6 of the result's size and half the
+            memory; do not where a covariance is nearly singular. By default the precision of the fit, float64.
+
+    Raises:
+        InputError: ``score`` is unknown, or ``dtype`` is neither float32 nor float64.
+
+    Source: Mukhoti et al., CVPR 2023 (arXiv 2102.11582).
+
+    Example:
+        >>> features = torch.tensor([[-1.0], [1.0], [9.0], [11.0]])
+        >>> density = GaussianDensity.fit_features(features, torch.tensor([0, 0, 1, 1]), regularization=0.0)
+        >>> density.log_prob(torch.tensor([[0.0], [10.0]])).round(decimals=2)
+        tensor([[ -1.2700, -26.2700],
+                [-26.2700,  -1.2700]], dtype=torch.float64)
+        >>> density(torch.tensor([[0.0], [5.0], [20.0]])).round(decimals=2)
+        tensor([ 1.9600,  7.5200, 26.9600], dtype=torch.float64)
+    """
+
+    mean: Tensor
+    whitening: Tensor
+    log_det: Tensor
+    log_prior: Tensor
+    background_mean: Tensor
+    background_whitening: Tensor
+    shrinkage: Tensor
+    ridge: Tensor
+
+    def __init__(
+        self,
+        fit: GaussianFit | None = None,
+        score: DensityScore = "log_density",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("score", score, _SCORES)
+        if dtype not in (None, torch.float32, torch.float64):
+            raise InputError(f"Expected argument `dtype` to be torch.float32 or torch.float64, but got {dtype}.")
+        self.score_name: DensityScore = score
+        self.dtype = dtype
+        for name in GaussianFit._fields:
+            value = torch.empty(0, dtype=torch.float64) if fit is None else getattr(fit, name)
+            self.register_buffer(name, value.to(self._dtype_of(name, value)))
+
+    @classmethod
+    def fit_features(
+        cls,
+        features: Tensor,
+        labels: Tensor,
+        num_classes: int | None = None,
+        covariance: Covariance = "full",
+        priors: Priors = "uniform",
+        regularization: Regularization = "oas",
+        score: DensityScore = "log_density",
+        dtype: torch.dtype | None = None,
+        memory_budget: int = 4 * 2**30,
+    ) -> "GaussianDensity":
+        """Fit features [N, D] with class indices [N] that are in memory.
+
+        Args:
+            features: [N, D].
+            labels: [N].
+            num_classes: C; one more than the largest label by default.
+            covariance: See :func:`~lightning_uq.functional.gaussian.fit_gaussian`, as for the next two.
+            priors: "uniform" or "empirical".
+            regularization: "oas", "ddu" or a float.
+            score: As of the class, as is the next.
+            dtype: Precision of the products.
+            memory_budget: Bytes that the scatter matrices may take.
+        """
+        if features.ndim != 2 or not len(features):
+            raise InputError(
+                f"Expected argument `features` to be [N, D] with at least one row, but got {list(features.shape)}."
+            )
+        classes = int(labels.max()) + 1 if num_classes is None else num_classes
+        statistics = ClassStatistics(classes, features.shape[1], covariance, memory_budget, features.device)
+        statistics.update(features, labels)
+        return cls(fit_gaussian(statistics, covariance, priors, regularization), score, dtype)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is anything to score with."""
+        return self.mean.ndim == 2
+
+    def log_prob(self, features: Tensor) -> Tensor:
+        """log p(f | c), without the prior: [..., D] -> [..., C] in float64.
+
+            log p(f | c) = -1/2 (|A_c (f - mu_c)|^2 + log |Sigma_c| + D log 2 pi)
+
+        Raises:
+            NotFittedError: The density is empty.
+            InputError: ``features`` are not [..., D].
+        """
+        return self._by_rows(self._log_prob, features)
+
+    def log_density(self, features: Tensor) -> Tensor:
+        """log sum_c pi_c p(f | c): [..., D] -> [...] in float64.
+
+        A density in the strict sense: with uniform priors pi_c = 1 / C, so that it is the original's, which has no prior,
+        less log C.
+        """
+        return self._by_rows(lambda rows: torch.logsumexp(self._log_prob(rows) + self.log_prior, 1), features)
+
+    def mahalanobis(self, features: Tensor) -> Tensor:
+        """min_c |A_c (f - mu_c)|^2: [..., D] -> [...] in float64; higher is further out."""
+        return self._by_rows(lambda rows: self._distances(rows).amin(1), features)
+
+    def relative_mahalanobis(self, features: Tensor) -> Tensor:
+        """The least squared distance less that to the background: [..., D] -> [...] in float64; higher is further out.
+
+        The background is all training rows as one class. With a tied covariance this is Ren et al.'s score; with any other
+        it is an extension of it.
+
+        Source: Ren et al., arXiv 2106.09022.
+        """
+        return self._by_rows(self._relative, features)
+
+    def score(self, features: Tensor, name: DensityScore | None = None) -> Tensor:
+        """An out-of-distribution score, higher further out: [..., D] -> [...] in float64.
+
+        Args:
+            features: [..., D].
+            name: "log_density" for -log p(f), "mahalanobis" or "relative_mahalanobis"; the constructor's by default.
+        """
+        name = self.score_name if name is None else name
+        check_choice("name", name, _SCORES)
+        if name == "log_density":
+            return -self.log_density(features)
+        return self.mahalanobis(features) if name == "mahalanobis" else self.relative_mahalanobis(features)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The score that the constructor chose: [..., D] -> [...]; it exports."""
+        return self.score(features)
+
+    def extra_repr(self) -> str:
+        """Shapes and what forward returns."""
+        if not self.is_fitted:
+            return f"not fitted, score={self.score_name!r}"
+        classes, features = self.mean.shape
+        kind = "diagonal" if self.whitening.ndim == 2 else "tied" if len(self.whitening) < classes else "full"
+        return f"{classes} classes, {features} features, covariance={kind!r}, score={self.score_name!r}"
+
+    def _by_rows(self, score: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+        if not self.is_fitted:
+            raise NotFittedError("This density is empty: fit it, or load the state of a fitted one, before scoring.")
+        D = self.mean.shape[1]
+        if not features.is_floating_point() or features.ndim < 1 or features.shape[-1] != D:
+            raise InputError(
+                f"Expected argument `features` to be a floating-point tensor [..., {D}], but got {features.dtype} of shape "
+                f"{list(features.shape)}."
+            )
+        rows = features.reshape(-1, D)
+        if torch.compiler.is_compiling():  # a loop over an unknown number of chunks is no graph
+            result = score(rows)
+        else:
+            result = torch.cat([score(chunk) for chunk in torch.split(rows, max(64, _CHUNK_ELEMENTS // D))])
+        return result.reshape(features.shape[:-1] + result.shape[1:])
+
+    def _center(self, rows: Tensor) -> Tensor:
+        """Rows relative to the background mean, taken in float64 before any rounding to the products' precision."""
+        return (rows.double() - self.background_mean).to(self.whitening.dtype)
+
+    def _distances(self, rows: Tensor) -> Tensor:
+        return _full_precision(squared_distances, self._center(rows), self._center(self.mean), self.whitening)
+
+    def _relative(self, rows: Tensor) -> Tensor:
+        origin = torch.zeros_like(self.background_mean, dtype=self.whitening.dtype)[None]
+        background = _full_precision(squared_distances, self._center(rows), origin, self.background_whitening)
+        return self._distances(rows).amin(1) - background.squeeze(1)
+
+    def _log_prob(self, rows: Tensor) -> Tensor:
+        return -0.5 * (self._distances(rows) + self.log_det + self.mean.shape[1] * math.log(2 * math.pi))
+
+    def _dtype_of(self, name: str, value: Tensor) -> torch.dtype:
+        return self.dtype if self.dtype is not None and name.endswith("whitening") else value.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GaussianDensity":
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor):
+                setattr(self, name, torch.empty_like(value, dtype=self._dtype_of(name, value), device=buffer.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Call outside autocast, which would round float32 products to half precision."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return function(*tensors)
+    with torch.autocast(device, enabled=False):
+        return function(*tensors)
