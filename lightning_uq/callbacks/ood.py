@@ -31,6 +31,7 @@ from lightning_uq.functional.scores import SCORES
 from lightning_uq.networks.output import Output
 
 Score = Callable[[Tensor], Tensor]
+AnyScore = Callable[[Any], Any] | str  # the command line takes the first that fits, and a function's path is also a str
 
 DEFAULT_SCORES = ("predictive_entropy", "max_softmax", "energy")
 """What is scored of a module that names no score of its own: what one row of logits can give."""
@@ -41,7 +42,8 @@ class OODScorer(Protocol):
     """What a callback of the same Trainer, or the module itself, has so that its scores are among those logged.
 
     The model runs once a batch, inside the context that :meth:`ood_scores` returns, so a scorer may hook a layer there;
-    the function that the context yields is called after it. A name that :data:`SCORES` also has is then this scorer's.
+    the function that the context yields is called after it. A name that :data:`SCORES` also has is then this scorer's. Both
+    must do without collectives: ranks may hold unequal numbers of batches.
 
     Example:
         >>> from contextlib import contextmanager
@@ -85,7 +87,8 @@ class OODDetection(Callback):
     most so many batches a rank.
 
     The out-of-distribution batches go through the same transfer hooks as the test set's, so they should be built alike.
-    Nothing random is averaged away: a loader that augments is scored as it augments.
+    Nothing random is averaged away: a loader that augments is scored as it augments. (Under DDP, Lightning lets each rank
+    draw a random sampler of the *test* set on its own; seed them alike with ``seed_everything``.)
 
     Args:
         ood: The loaders by name, or a function that returns them, called when testing starts. None: the data module's
@@ -116,7 +119,7 @@ class OODDetection(Callback):
     def __init__(
         self,
         ood: Mapping[str, Any] | Callable[[], Any] | None = None,
-        scores: str | Sequence[str | Callable[[Any], Any]] | Mapping[str, str | Callable[[Any], Any]] | None = None,
+        scores: Sequence[AnyScore] | Mapping[str, AnyScore] | AnyScore | None = None,
         predict_fn: PredictFn | None = None,
         unpack_batch: UnpackBatch | None = None,
         output: Output = "logits",
@@ -279,7 +282,8 @@ class OODDetection(Callback):
                 f"Expected a classifier, but got a {type(model).__name__} for regression, whose outputs {named[0]!r} does not "
                 "score. Pass functions of its outputs [Z, B, 2 D] as argument `scores`."
             )
-        return _Scored(wanted, scorers)
+        needed = [scorer for scorer in scorers if {*scorer.ood_score_names}.intersection(wanted.values())]
+        return _Scored(wanted, needed)
 
     def _score_loader(
         self, scored: "_Scored", model: nn.Module, loader: Iterable[Any], trainer: Trainer | None, where: str
@@ -377,7 +381,7 @@ def _named(scores: Any) -> dict[str, str | Score] | None:
         named = dict(scores)
     elif isinstance(scores, Sequence):
         named = {one if isinstance(one, str) else getattr(one, "__name__", ""): one for one in scores}
-        if len(named) < len(scores) or not all(name.isidentifier() for name in named):
+        if len(named) < len(scores) or named.keys() & {"", "<lambda>"}:
             raise InputError(
                 "Expected the functions in argument `scores` to have a name each, all different; pass a mapping from names to "
                 "functions instead."

@@ -1,4 +1,5 @@
 import json
+import pickle
 import re
 from contextlib import contextmanager
 
@@ -367,6 +368,41 @@ def test_two_callbacks_with_one_name_are_an_error(make_trainer):
     trainer = make_trainer(callbacks=[FeatureNorm("norm"), FeatureNorm("norm"), OODDetection({"a": data(9)})])
     with pytest.raises(InputError, match=r"come from one callback, but several provide \['norm'\]"):
         trainer.test(Plain(), data(30), verbose=False)
+
+
+def test_a_scorer_that_nobody_asked_for_does_not_run(make_trainer):
+    other = FeatureNorm("norm")
+    trainer = make_trainer(callbacks=[OODDetection({"a": data(9)}, "energy"), other])
+    assert set(ood_part(trainer.test(Plain(), data(30), verbose=False)[0])) == {f"{m}/a/energy" for m in METRICS}
+    assert other.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ("energy", {"energy": "energy"}),
+        (["energy", "max_logit"], {"energy": "energy", "max_logit": "max_logit"}),
+        (["lightning_uq.functional.scores.energy"], {"energy": SCORES["energy"]}),
+        ({"H": "predictive_entropy"}, {"H": "predictive_entropy"}),
+    ],
+)
+def test_the_command_line_builds_it(tmp_path, monkeypatch, scores, expected):
+    monkeypatch.setattr("sys.argv", ["main"])
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    config = {"accelerator": "cpu", "logger": False, "default_root_dir": str(tmp_path)}
+    entry = {"class_path": "lightning_uq.callbacks.OODDetection", "init_args": {"scores": scores}}
+    cli = LightningCLI(
+        Plain,
+        run=False,
+        seed_everything_default=False,
+        args={"trainer": {**config, "callbacks": [entry]}},
+        save_config_callback=None,
+    )
+    (callback,) = (one for one in cli.trainer.callbacks if isinstance(one, OODDetection))
+    assert callback.scores == expected
+    assert pickle.loads(pickle.dumps(callback)).scores == expected
 
 
 # ---------------------------------------------------------------------- without a Trainer
