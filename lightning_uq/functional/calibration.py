@@ -105,9 +105,10 @@ def _sum_bins(confidence: Tensor, correct: Tensor, bins: Tensor, num_bins: int) 
     if classes:
         bins = bins + num_bins * torch.arange(classes[0], device=bins.device)
     bins, size = bins.reshape(-1), num_bins * classes.numel()
-    rows = [torch.ones_like(confidence), correct, confidence]
-    sums = [_scatter_sum(bins, row.reshape(-1), size) for row in rows]
-    return torch.stack(sums).reshape(3, *classes, num_bins)
+    # One integer count of (came true, bin), which is exact and deterministic everywhere.
+    wrong, right = torch.bincount(bins + size * correct.reshape(-1).long(), minlength=2 * size).reshape(2, size)
+    total = _scatter_sum(bins, confidence.reshape(-1), size)
+    return torch.stack([(wrong + right).to(total), right.to(total), total]).reshape(3, *classes, num_bins)
 
 
 def _scatter_sum(cells: Tensor, values: Tensor, size: int) -> Tensor:

@@ -138,7 +138,7 @@ class UncertaintyMetric(Metric):
         self._plot(None, ax)
 
     def _draw_curve(self, ax: Any, x: Tensor, y: Tensor, x_label: str, y_label: str, value: Tensor) -> None:
-        ax.plot(x.cpu().numpy(), y.detach().cpu().numpy(), drawstyle="default")
+        ax.plot(x.cpu().numpy(), y.detach().cpu().numpy())
         ax.set(xlabel=x_label, ylabel=y_label, title=f"{type(self).__name__} {float(value):.4f}")
 
 
