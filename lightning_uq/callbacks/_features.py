@@ -142,19 +142,23 @@ def last_linear(network: nn.Module, run: Callable[[], Any]) -> str:
             "found none. Name the layer whose input holds the features."
         )
     if any(x.data_ptr() != feeding[-1][1].data_ptr() for _, x in feeding):
-        listed = ", ".join(repr(name.replace("_orig_mod.", "")) for name, _ in feeding)
+        listed = ", ".join(repr(_uncompiled(name)) for name, _ in feeding)
         raise InputError(
             f"Several linear layers with different inputs feed the output of {type(network).__name__}: {listed}. Name one "
             "as `feature_layer`."
         )
-    return feeding[-1][0].replace("_orig_mod.", "")
+    return _uncompiled(feeding[-1][0])
+
+
+def _uncompiled(name: str) -> str:
+    """A module's path without what ``torch.compile`` adds to it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _submodule(network: nn.Module, name: str) -> nn.Module:
-    modules = {
-        path.replace("_orig_mod.", "").removesuffix("_orig_mod").rstrip("."): m for path, m in network.named_modules()
-    }
-    if name not in modules or not name:
+    # Of a compiled layer and the one inside, which share a name, the inner one is last, and is the one that is run.
+    modules = {_uncompiled(path): module for path, module in network.named_modules()}
+    if name not in modules:
         linear = [path for path, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)]
         raise InputError(
             f"Expected argument `feature_layer` to be 'auto' or the name of a submodule of {type(network).__name__}, but "

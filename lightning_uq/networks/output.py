@@ -66,7 +66,7 @@ def check_class_logits(logits: Tensor, num_classes: int | None, output: Output) 
             f"Expected the network to return {num_classes} logits (argument `num_classes`), but it returned "
             f"{logits.shape[2]}: features, perhaps. Pass argument `output` a function that makes the logits."
         )
-    if output == "logits":
+    if output == "logits" and logits.numel():
         values = logits.detach().float()
         sums_to_one = ((values.sum(2) - 1).abs() < 1e-3).all() and ((values >= 0) & (values <= 1)).all()
         if bool(sums_to_one):
