@@ -386,6 +386,7 @@ def test_a_scorer_that_nobody_asked_for_does_not_run(make_trainer):
         ({"H": "predictive_entropy"}, {"H": "predictive_entropy"}),
     ],
 )
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning's calls of jsonargparse
 def test_the_command_line_builds_it(tmp_path, monkeypatch, scores, expected):
     monkeypatch.setattr("sys.argv", ["main"])
     pytest.importorskip("jsonargparse")
