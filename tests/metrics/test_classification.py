@@ -1,8 +1,10 @@
 """Classification metrics: what `update` takes, what it refuses, and values that a shell over functions could get wrong."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torchmetrics.classification import MulticlassCalibrationError
@@ -214,3 +216,18 @@ def test_mutual_information_bad_input(logits):
 def test_unknown_arguments_are_refused():
     with pytest.raises(ValueError, match="Unexpected keyword arguments: `nbins`"):
         ExpectedCalibrationError(nbins=10)
+
+
+REAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "logits" / "nncal_densenet40_cifar10.npz"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the saved logits of a real network are not here")
+@pytest.mark.parametrize(("temperature", "ece", "nll"), [(1.0, 0.05500, 0.43006), (2.883, 0.00946, 0.22509)])
+def test_known_answer_of_a_real_network(temperature, ece, nll):
+    """DenseNet-40 on CIFAR-10, 10,000 test images, before and after its temperature."""
+    data = np.load(REAL)
+    logits = torch.tensor(data["test_logits"]) / temperature
+    target = torch.tensor(data["test_labels"].astype(np.int64))
+    assert value(ExpectedCalibrationError(from_logits=True), logits, target) == pytest.approx(ece, abs=2e-5)
+    assert value(NegativeLogLikelihood(from_logits=True), logits, target) == pytest.approx(nll, abs=2e-5)
+    assert value(SmoothCalibrationError(from_logits=True), logits, target) == pytest.approx(ece, abs=0.01)
