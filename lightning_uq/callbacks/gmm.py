@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_uq.callbacks._features import FeatureReader
@@ -18,6 +18,7 @@ from lightning_uq.functional.gaussian import ClassStatistics, Covariance, Priors
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.output import Output
 from lightning_uq.prediction import Prediction
+from lightning_uq.registry import Setting, methods, register_method
 
 
 class FitGMM(PostTrainingCallback):
@@ -227,7 +228,7 @@ class FitGMM(PostTrainingCallback):
     @property
     def ood_score_names(self) -> tuple[str, ...]:
         """The score that :class:`OODDetection` logs."""
-        return (self.score_name if self.name is None else f"{self.name}_{self.score_name}",)
+        return (self.score_name if self.name in (None, self.score_name) else f"{self.name}_{self.score_name}",)
 
     @contextmanager
     def ood_scores(self, model: nn.Module) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
@@ -240,3 +241,17 @@ class FitGMM(PostTrainingCallback):
         """A context around one call of the model, after which the function adds ``log_density`` to its prediction."""
         with self.features.recording(model) as features:
             yield lambda prediction: prediction.replace(log_density=self.log_density(features()))
+
+
+def _softmax(setting: Setting) -> LightningModule:
+    return methods()["softmax"].build(setting)
+
+
+# Softmax's training, read by its features' density.
+register_method("ddu", ood_score="log_density", trained_as="softmax", callbacks=lambda setting: [FitGMM()])(_softmax)
+register_method(
+    "relative_mahalanobis",
+    ood_score="relative_mahalanobis",
+    trained_as="softmax",
+    callbacks=lambda setting: [FitGMM(covariance="tied", score="relative_mahalanobis", name="relative_mahalanobis")],
+)(_softmax)
