@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 
 def fgsm(x: Tensor, gradient: Tensor, epsilon: float | Tensor) -> Tensor:
@@ -50,7 +49,7 @@ def adversarial_loss(
         epsilon: Size of the step in units of ``x``, a number or a tensor that broadcasts to ``x``.
         loss_scale: Factor on the clean loss during its backward pass, divided out after it, against underflow in half
             precision.
-        second_pass: Entered for the pass of x', for instance :func:`held_batch_statistics`.
+        second_pass: Entered for the pass of x', for instance :func:`held_buffers`.
 
     Source: Lakshminarayanan et al., NeurIPS 2017 (arXiv 1612.01474), section 2.3; the mean is deep-ensembles-pytorch's.
 
@@ -72,16 +71,24 @@ def adversarial_loss(
 
 
 @contextmanager
-def held_batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, normalisation layers in training mode use their batch's statistics but do not record them."""
-    layers = [m for m in module.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = False
+def held_buffers(module: nn.Module) -> Iterator[None]:
+    """Inside, what a module in training mode records in its buffers (the statistics of BatchNorm) goes to copies.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> with held_buffers(norm):
+        ...     _ = norm(torch.tensor([[1.0], [3.0]]))
+        >>> norm.running_mean
+        tensor([0.])
+    """
+    held = [(m._buffers, dict(m._buffers)) for m in module.modules() if m.training and m._buffers]
     try:
+        for buffers, originals in held:
+            buffers.update({name: None if b is None else b.clone() for name, b in originals.items()})
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for buffers, originals in held:
+            buffers.update(originals)
 
 
 class _GivenGradient(torch.autograd.Function):

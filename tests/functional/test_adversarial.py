@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_uq.functional.adversarial import adversarial_loss, fgsm, held_batch_statistics
+from lightning_uq.functional.adversarial import adversarial_loss, fgsm, held_buffers
 
 
 def test_fgsm_moves_along_the_sign_alone():
@@ -111,29 +111,31 @@ def test_the_second_pass_runs_inside_its_context():
         x,
         list(model.parameters()),
         0.1,
-        second_pass=held_batch_statistics(model),
+        second_pass=held_buffers(model),
     )
     loss.backward()
     for (name, value), expected in zip(model.named_buffers(), once.buffers(), strict=True):
         assert torch.equal(value, expected), name
     assert model[1].num_batches_tracked == 1
-    assert model[1].track_running_stats
 
 
-def test_held_statistics_still_normalise_by_the_batch_and_come_back_after_an_error():
+def test_held_buffers_still_normalise_by_the_batch_and_come_back_after_an_error():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3).eval())
     x = 5 + torch.randn(16, 3)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with held_batch_statistics(model):
+    before = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    with held_buffers(model):
         torch.testing.assert_close(model[0](x).mean(0), torch.zeros(3), atol=1e-5, rtol=0)
         torch.testing.assert_close(model[2](x), x / math.sqrt(1 + 1e-5))
 
     def stop():
-        with held_batch_statistics(model):
+        with held_buffers(model):
             model[0](x)
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         stop()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert [m.track_running_stats for m in model] == [True, False, True]
+    for name, buffer in model.named_buffers():
+        assert buffer is before[name][0], name
+        assert torch.equal(buffer, before[name][1]), name
+    model[0](x)
+    assert model[0].num_batches_tracked == 1

@@ -1,0 +1,161 @@
+"""Build the members of an ensemble: each by its own call of a factory, under its own seed."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.functional.bootstrap import member_seed
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.modules.streams import RandomStream
+from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, build_ensemble
+from lightning_uq.networks.factory import build_network, check_factory
+from lightning_uq.networks.output import Output
+from lightning_uq.networks.priors import NetworkWithPrior
+
+SAME_START = "members start from the same weights"
+
+
+def build_members(
+    network: Callable[[], nn.Module],
+    num_members: int,
+    seed: int,
+    *,
+    prior_network: Callable[[], nn.Module] | None = None,
+    prior_scale: float = 0.0,
+) -> tuple[list[nn.Module], list[RandomStream]]:
+    """Call the factory once a member; nothing that it draws is taken from the global generators.
+
+    Args:
+        network: The factory.
+        num_members: M.
+        seed: Member i is built under ``member_seed(seed, i)``.
+        prior_network: Factory of the members' frozen priors, drawn after each member's network.
+        prior_scale: Their scale.
+
+    Returns:
+        The members, and the random stream of each as its building left it: a member that goes on drawing from there draws
+        what it would alone, in a process seeded with its seed.
+
+    Raises:
+        InputError: The factory hands out one instance, or parameters, twice, or mixes LightningModules with others.
+    """
+    streams = [RandomStream(member_seed(seed, i)) for i in range(num_members)]
+    members: list[nn.Module] = []
+    seen: set[int] = set()
+    for i, stream in enumerate(streams):
+        with stream.active():
+            member = _new(network, "network", i, seen)
+            if prior_network is not None:
+                member = NetworkWithPrior(member, _new(prior_network, "prior_network", i, seen), prior_scale)
+        members.append(member)
+    lightning = [isinstance(member, LightningModule) for member in members]
+    if any(lightning) and not all(lightning):
+        raise InputError("Expected argument `network` to build LightningModules alone, or none, but it built both.")
+    if isinstance(members[0], UncertaintyModule):
+        raise InputError(
+            f"Expected argument `network` to build networks, or LightningModules of your own, but it built a "
+            f"{type(members[0]).__name__}. Pass what builds its network."
+        )
+    if num_members > 1 and _same_weights(members):
+        rank_zero_warn(
+            f"All {num_members} {SAME_START}: the factory in argument `network` loads them, or sets the seed itself. Members "
+            "then differ by what training draws alone."
+        )
+    return members, streams
+
+
+def _new(factory: Callable[[], nn.Module], argument: str, i: int, seen: set[int]) -> nn.Module:
+    built = build_network(factory, argument)
+    shared = [name for name, p in built.named_parameters() if p.requires_grad and id(p) in seen]
+    if id(built) in seen or shared:
+        what = f"the same {type(built).__name__}" if id(built) in seen else f"the same parameter {shared[0]!r}"
+        raise InputError(
+            f"Expected the factory in argument `{argument}` to build a new network at each call, but its call {i + 1} gave "
+            f"{what} as an earlier one: members would train one another's weights."
+        )
+    seen.update([id(built), *(id(p) for p in built.parameters())])
+    return built
+
+
+def _same_weights(members: Sequence[nn.Module]) -> bool:
+    """Whether all members agree in every parameter that is no constant."""
+    drawn = [
+        name
+        for name, p in members[0].named_parameters()
+        if p.requires_grad and not nn.parameter.is_lazy(p) and _varies(p)
+    ]
+    others = [dict(member.named_parameters()) for member in members[1:]]
+    return bool(drawn) and all(
+        name in other and torch.equal(members[0].get_parameter(name), other[name]) for name in drawn for other in others
+    )
+
+
+def _varies(parameter: nn.Parameter) -> bool:
+    return parameter.numel() > 1 and bool((parameter != parameter.flatten()[0]).any())
+
+
+def run_members(
+    members: list[nn.Module],
+    execution: Execution,
+    output: Output,
+    optimizer: Callable[[Any], torch.optim.Optimizer],
+) -> EnsembleNetwork:
+    """The members as one network, run as ``execution`` says and the optimizer allows.
+
+    Raises:
+        UnsupportedError: Members are asked to be stacked for an optimizer that would mix them.
+    """
+    if execution != "loop" and not isinstance(members[0], LightningModule):
+        kind = type(optimizer([nn.Parameter(torch.zeros(1, 1))]))
+        if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+            if execution != "auto":
+                raise UnsupportedError(
+                    f"execution={execution!r} does not support {kind.__name__}, which is not known to act entry by entry: one "
+                    "member's gradient could move another. Use SGD, Adam or AdamW, or execution='loop' or 'auto'."
+                )
+            why = f"{kind.__name__} is not known to act entry by entry, as SGD, Adam and AdamW do"
+            reason = f"Ensemble of {len(members)} runs in a loop: {why}."
+            return EnsembleNetwork(members, output, execution_reason=reason)
+    return build_ensemble(members, execution, output=output)
+
+
+def check_arguments(**given: Any) -> None:
+    """An :class:`InputError` where the arguments of an ensemble are out of range or do not go together."""
+    check_factory(given["network"])
+    if given["prior_network"] is not None:
+        check_factory(given["prior_network"], "prior_network")
+    if not isinstance(given["num_members"], int) or given["num_members"] < 1:
+        raise InputError(
+            f"Expected argument `num_members` to be an integer of at least 1, but got {given['num_members']!r}."
+        )
+    if (given["prior_network"] is None) != (given["prior_scale"] == 0):
+        raise InputError(
+            "Expected arguments `prior_network` and `prior_scale` together (the network's own factory matches it), but got "
+            f"prior_scale={given['prior_scale']} {'without' if given['prior_network'] is None else 'with'} a prior network."
+        )
+    epsilon = given["adversarial_epsilon"]
+    if epsilon is not None and not epsilon >= 0:
+        raise InputError(f"Expected argument `adversarial_epsilon` to be None or at least 0, but got {epsilon}.")
+    choices = {
+        "adversarial_scale": ("range", "absolute"),
+        "bootstrap": (None, "none", "bernoulli", "exponential", "poisson"),
+    }
+    for name, allowed in choices.items():
+        if given[name] not in allowed:
+            raise InputError(f"Expected argument `{name}` to be one of {allowed}, but got {given[name]!r}.")
+
+
+def check_lightning_arguments(kind: str, **given: Any) -> None:
+    """An :class:`InputError` where an argument would change what LightningModules do in their own steps."""
+    defaults = {"optimizer": (torch.optim.Adam,), "lr_scheduler": (None,), "loss": (None,), "prior_network": (None,)}
+    for name, default in {**defaults, "bootstrap": (None, "none")}.items():
+        if given[name] not in default:
+            raise InputError(
+                f"Expected argument `{name}` to be left out where members are LightningModules: {kind} brings its own steps, "
+                f"but got {given[name]!r}."
+            )

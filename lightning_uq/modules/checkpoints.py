@@ -1,0 +1,166 @@
+"""Checkpoints of ensembles: members that were trained apart, and optimizer states of another execution."""
+
+import functools
+import inspect
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.modules.base import UncertaintyModule, restore_argument
+
+# Lists of one entry a parameter group, in the state of a scheduler.
+_PER_GROUP = {
+    "base_lrs", "_last_lr", "min_lrs", "max_lrs", "initial_lrs", "total_lrs", "lr_lambdas", "base_momentums", "max_momentums",
+}  # fmt: skip
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and hyper-parameters of a Lightning checkpoint, or of a file that holds a state dict alone.
+
+    Raises:
+        InputError: The file is missing, damaged, holds other objects than ``weights_only=True`` allows, or no weights.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"Expected {str(path)!r} to be a checkpoint of weights and plain data, but: {reason}"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(
+            f"Expected {str(path)!r} to hold a state dict, alone or under `state_dict`, but it holds a "
+            f"{type(content).__name__} without weights."
+        )
+    return dict(state), dict(content.get("hyper_parameters", {}))
+
+
+def factory_of(
+    module_class: type[LightningModule] | None, hyper_parameters: Mapping[str, Any], path: str | Path
+) -> tuple[Callable[[], nn.Module], dict[str, Any]]:
+    """What builds a member again, from the hyper-parameters of its checkpoint, and what those say about its outputs.
+
+    Raises:
+        InputError: They do not say it.
+    """
+    ours = module_class is not None and issubclass(module_class, UncertaintyModule)
+    if module_class is not None and not ours:
+        parameters = inspect.signature(module_class).parameters
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        kwargs = {name: value for name, value in hyper_parameters.items() if takes_all or name in parameters}
+        return functools.partial(module_class, **kwargs), {}
+    if "network" not in hyper_parameters:
+        raise InputError(
+            f"Expected argument `network`, a factory of the members, or `module_class`, since {str(path)!r} does not say what "
+            "network it belongs to."
+        )
+    found = {name: hyper_parameters[name] for name in ("task", "num_classes", "output") if name in hyper_parameters}
+    return restore_argument(hyper_parameters["network"], "network"), found
+
+
+def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
+    """Load a member's weights, strictly; a plain network also from a module that held it as an attribute.
+
+    Raises:
+        InputError: Names or shapes do not match.
+    """
+    wanted = member.state_dict().keys()
+    # The network of a LightningModule lies below a name of its owner's, such as `model.`
+    first = next(iter(wanted), "")
+    for prefix in sorted({name[: -len(first)] for name in state if name.endswith(first)}, key=len):
+        if wanted == {name.removeprefix(prefix) for name in state if name.startswith(prefix)}:
+            state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            break
+    missing, foreign = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+    if missing or foreign:
+        raise InputError(
+            f"Expected {str(path)!r} to hold the weights of {type(member).__name__}, but it lacks {_some(missing)} and has "
+            f"{_some(foreign)}, which belong to something else."
+        )
+    try:
+        member.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(
+            f"Expected {str(path)!r} to hold the weights of {type(member).__name__}, but: {reason}"
+        ) from error
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
+
+
+def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack: bool) -> dict[str, Any]:
+    """The optimizer state of an ensemble in a loop (a parameter group a member) as that of a stacked one, or back.
+
+    Adam, AdamW and SGD act entry by entry, so a stacked leaf's state is the members' states, stacked.
+
+    Args:
+        state: What the optimizer's ``state_dict`` gave.
+        num_members: M.
+        stack: Whether ``state`` is a loop's, to be stacked; else a stacked one, to be taken apart.
+
+    Raises:
+        InputError: The state is not of such a layout, or the members' groups or step counts differ.
+    """
+    groups = state["param_groups"]
+    options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    per_group = len(groups[0]["params"])
+    if len(groups) != (num_members if stack else 1) or any(o != options[0] for o in options):
+        raise InputError(
+            "Expected the optimizer state of an ensemble whose members share all settings, one parameter group a member in "
+            f"a loop or one in all when stacked, but got {len(groups)} groups for {num_members} members. Resume with the "
+            "`execution` that wrote the checkpoint."
+        )
+    entries, new = state["state"], {}
+    for j in range(per_group):
+        if stack:
+            members = [entries.get(groups[m]["params"][j]) for m in range(num_members)]
+            if any(member is None for member in members):
+                if any(member is not None for member in members):
+                    raise InputError("Expected every member to have stepped; resume with execution='loop'.")
+                continue
+            new[j] = {key: _stack(key, [member[key] for member in members]) for key in members[0]}
+        elif groups[0]["params"][j] in entries:
+            entry = entries[groups[0]["params"][j]]
+            for m in range(num_members):
+                new[m * per_group + j] = {key: _slice(key, value, m) for key, value in entry.items()}
+    count = 1 if stack else num_members
+    indices = [list(range(m * per_group, (m + 1) * per_group)) for m in range(count)]
+    return {"state": new, "param_groups": [{**options[0], "params": params} for params in indices]}
+
+
+def convert_scheduler_state(state: Any, num_members: int, *, stack: bool) -> Any:
+    """The state of a scheduler over one parameter group a member as that of one over a single group, or back."""
+    if isinstance(state, Mapping):
+        return {
+            key: ([value[0]] * (1 if stack else num_members) if value else value)
+            if key in _PER_GROUP and isinstance(value, list)
+            else convert_scheduler_state(value, num_members, stack=stack)
+            for key, value in state.items()
+        }
+    if isinstance(state, list):
+        return [convert_scheduler_state(value, num_members, stack=stack) for value in state]
+    return state
+
+
+def _stack(key: str, values: list[Any]) -> Any:
+    if key == "step" or not isinstance(values[0], Tensor):
+        if any(value != values[0] for value in values):
+            raise InputError("Expected all members to have taken as many steps; resume with execution='loop'.")
+        return values[0]
+    return torch.stack(values)
+
+
+def _slice(key: str, value: Any, m: int) -> Any:
+    # A clone a member: optimizers write into their state in place.
+    if isinstance(value, Tensor):
+        return value.clone() if key == "step" else value[m].clone()
+    return value

@@ -1,0 +1,430 @@
+"""Deep ensembles: M networks, or M LightningModules, trained side by side."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_uq import batches
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
+from lightning_uq.functional.bootstrap import bootstrap_weights
+from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
+from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.modules.building import (
+    SAME_START,
+    build_members,
+    check_arguments,
+    check_lightning_arguments,
+    run_members,
+)
+from lightning_uq.modules.checkpoints import (
+    convert_optimizer_state,
+    convert_scheduler_state,
+    factory_of,
+    load_member,
+    read_checkpoint,
+)
+from lightning_uq.modules.input_range import training_range
+from lightning_uq.modules.members import MemberHooks, call_step, maps_one_input
+from lightning_uq.modules.streams import from_plain, random_state, set_random_state, to_plain
+from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
+from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.output import Output
+from lightning_uq.registry import Setting, register_method
+
+_STATE = "lightning_uq_ensemble"
+
+
+class EnsembleModule(MemberHooks, UncertaintyModule):
+    """A deep ensemble: M members from one factory, each trained as it would be alone, and read as one prediction.
+
+    The factory builds plain networks, trained here, or your own LightningModules, unmodified: then every member's
+    ``training_step``, ``validation_step``, ``configure_optimizers``, hooks and logging run as they are. What a member logs
+    as ``val_loss`` appears as ``member_3/val_loss``, and the members' mean as ``val_loss``; this module's own metrics of
+    the ensemble then stand under ``ensemble/val_*`` and ``ensemble/test_*``.
+
+    The loss is the sum over members, so each gets exactly the gradient that it would get alone; gradient clipping is per
+    member. ``train_loss`` is logged as the mean.
+
+    Args:
+        network: A factory, called once a member: a :class:`Factory`, a class, a function or a lambda.
+        num_members: M.
+        task: ``"classification"`` (outputs are logits [B, C]) or ``"regression"`` (outputs [B, 2D]: means, raw variances).
+        num_classes: C, where it is known.
+        optimizer: Called with the parameters (one group a member, or one of stacked leaves); LightningModules bring theirs.
+        lr_scheduler: Called with the optimizer.
+        loss: ``loss(output, target)`` of one member, a scalar (or [B], which ``bootstrap`` needs); default cross-entropy or
+            Gaussian NLL.
+        adversarial_epsilon: Size of an FGSM step whose loss is averaged with the clean one: 0.5 l(x) + 0.5 l(x'). The paper
+            adds the two, which doubles the gradient; its step is 0.01 of the range.
+        prior_network: Factory of an additive random prior, frozen, one a member; the network's own factory matches it.
+        prior_scale: Scale of the prior.
+        bootstrap: Weights of the samples in each member's loss: ``"bernoulli"`` (0 or 2), ``"exponential"`` or
+            ``"poisson"``. They belong to a sample's position, so batches must carry it: see :class:`data.Indexed`.
+        adversarial_scale: ``"range"``: the step is in units of each input dimension's range (each channel's, for images)
+            over the training data; ``"absolute"``: in units of the input.
+        output: What a member's forward returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks them.
+        seed: Seeds the members' initial weights, random streams and bootstrap; drawn from the global generator by default.
+        execution: ``"loop"``, ``"stacked"`` (linear layers of all members in one product), ``"vmap"``, or ``"auto"``.
+
+    Raises:
+        InputError: The arguments do not go together, or the factory does not build M networks.
+        UnsupportedError: The members, or the optimizer, cannot run under the ``execution`` asked for.
+
+    Source: Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS
+    2017 (arXiv 1612.01474).
+
+    Example:
+        >>> ensemble = EnsembleModule(lambda: nn.Linear(4, 3), num_members=5, num_classes=3, seed=0)
+        >>> prediction = ensemble.predict(torch.zeros(2, 4))
+        >>> prediction.logits.shape, prediction.probs.shape
+        (torch.Size([5, 2, 3]), torch.Size([2, 3]))
+    """
+
+    ood_score = "mutual_information"
+    network: EnsembleNetwork
+
+    def __init__(
+        self,
+        network: Factory | Callable[[], nn.Module],
+        num_members: int = 5,
+        *,
+        task: Task = "classification",
+        num_classes: int | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        loss: Loss | None = None,
+        adversarial_epsilon: float | None = None,
+        prior_network: Factory | Callable[[], nn.Module] | None = None,
+        prior_scale: float = 0.0,
+        bootstrap: Literal["none", "bernoulli", "exponential", "poisson"] | None = None,
+        adversarial_scale: Literal["range", "absolute"] = "range",
+        output: Output = "logits",
+        seed: int | None = None,
+        execution: Execution = "auto",
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        given["seed"] = seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
+        given.update({name: restore_argument(given[name], name) for name in ("network", "prior_network", "optimizer")})
+        check_arguments(**given)
+        members, streams = build_members(
+            given["network"], num_members, seed, prior_network=given["prior_network"], prior_scale=prior_scale
+        )
+        lightning_members = [member for member in members if isinstance(member, LightningModule)]
+        if lightning_members:
+            check_lightning_arguments(type(members[0]).__name__, **given)
+        super().__init__(
+            run_members(members, execution, restore_argument(output, "output"), given["optimizer"]),
+            task=task,
+            num_classes=num_classes,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            loss=loss,
+        )
+        self.seed = seed
+        self.bootstrap = bootstrap or "none"
+        self.adversarial_epsilon = adversarial_epsilon
+        self.adversarial_scale = adversarial_scale
+        self.input_range: Tensor | None
+        self.register_buffer("input_range", None)
+        self._range_is_restored = False
+        self._resume_random_state: dict[str, Any] | None = None
+        self._says_why = execution == "auto" and not lightning_members
+        self._told_misfit = False
+        if lightning_members:
+            self.adopt(lightning_members, streams)
+        self._save_arguments(**given)
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        checkpoints: Sequence[str | Path],
+        network: Factory | Callable[[], nn.Module] | None = None,
+        *,
+        module_class: type[LightningModule] | None = None,
+        **kwargs: Any,
+    ) -> "EnsembleModule":
+        """Collect members that were trained apart.
+
+        Args:
+            checkpoints: One file a member: a Lightning checkpoint, or a state dict alone, read with ``weights_only=True``.
+            network: Factory of a member, a plain network or a LightningModule; the weights of a plain network are also
+                found below an attribute of a LightningModule's.
+            module_class: Instead of ``network``: the LightningModule that wrote the files, called with their
+                hyper-parameters. Neither is needed for files of a :class:`DeterministicModule` with an importable factory.
+            kwargs: Further arguments of :class:`EnsembleModule`.
+
+        Raises:
+            InputError: A file cannot be read, or does not fit what the factory builds.
+
+        Example:
+            >>> import tempfile
+            >>> networks = [nn.Linear(4, 3) for _ in range(2)]
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     paths = [f"{folder}/{i}.pt" for i in range(2)]
+            ...     for path, trained in zip(paths, networks):
+            ...         torch.save(trained.state_dict(), path)
+            ...     ensemble = EnsembleModule.from_checkpoints(paths, lambda: nn.Linear(4, 3))
+            >>> torch.equal(ensemble.network.member(1).weight, networks[1].weight)
+            True
+        """
+        if isinstance(checkpoints, str | Path) or not checkpoints:
+            raise InputError(f"Expected argument `checkpoints` to be a list of files, but got {checkpoints!r}.")
+        files = [read_checkpoint(path) for path in checkpoints]
+        if network is None:
+            network, found = factory_of(module_class, files[0][1], checkpoints[0])
+            kwargs = {**found, **kwargs}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=f".*{SAME_START}")  # they are about to be replaced
+            ensemble = cls(network, len(files), **kwargs)
+        state: dict[str, Tensor] = {}
+        for i, (path, (weights, _)) in enumerate(zip(checkpoints, files, strict=True)):
+            member = ensemble.network.member(i)
+            load_member(member, weights, path)
+            state.update({f"members.{i}.{name}": value for name, value in member.state_dict().items()})
+        ensemble.network.load_state_dict(state)
+        return ensemble
+
+    # ------------------------------------------------------------------ training
+
+    def setup(self, stage: str) -> None:
+        """Say how the members run, and agree on the seed over ranks."""
+        if isinstance(self.trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+            raise UnsupportedError(
+                f"EnsembleModule does not run under {type(self.trainer.strategy).__name__}, which shards parameters: use DDP."
+            )
+        if self._says_why and stage == "fit":
+            rank_zero_info(self.network.execution_reason)
+            self._says_why = False
+        self.seed = self.trainer.strategy.broadcast(self.seed)
+        super().setup(stage)
+
+    def on_fit_start(self) -> None:
+        """Go on with the random numbers where the checkpoint left them: the data order too."""
+        super().on_fit_start()
+        if self._resume_random_state is not None:
+            set_random_state(self._resume_random_state, self.device)
+            self._resume_random_state = None
+
+    def on_train_start(self) -> None:
+        """Take the range of the inputs, where adversarial steps are measured in it."""
+        super().on_train_start()
+        if self.adversarial_epsilon is not None and self.adversarial_scale == "range" and not self._range_is_restored:
+            self.input_range = training_range(self, self.unpack_batch)
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
+                average = getattr(callback, "_average_model", None)  # copied from this module before it had a range
+                if isinstance(average, AveragedModel):
+                    average.module.input_range = self.input_range.clone()
+        self._range_is_restored = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        """One step of every member; plain networks log ``train_loss``, LightningModules what they log."""
+        if self.lightning_members:
+            return self.training_steps(batch, batch_idx)
+        x, y = self._labelled(batch, batch_idx)
+        loss = self.training_loss(x, y, batch)
+        mean = loss.detach() / self.network.num_indices
+        self.log("train_loss", mean, prog_bar=True, batch_size=batches.batch_size(x))
+        return loss
+
+    def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
+        """Sum over members of their losses."""
+        weights = self._bootstrap_weights(batch)
+        if self.adversarial_epsilon is None:
+            return self.index_losses(self.network(x), y, weights).sum()
+        step = self._adversarial_step(x)
+        return adversarial_loss(
+            lambda xs: self.index_losses(self.network.forward_each(xs), y, weights).sum(),
+            x.expand(self.network.num_indices, *x.shape),
+            list(self.network.parameters()),
+            step,
+            loss_scale=self._loss_scale(),
+            second_pass=held_buffers(self.network),
+        )
+
+    def index_losses(self, output: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The loss of each member [M] from outputs [M, B, ...], its samples weighted by ``weights`` [M, B]."""
+        self._check_output(output)
+        if self.loss is not None or type(self).example_loss is not UncertaintyModule.example_loss:
+            losses = torch.stack([self.example_loss(member, y) for member in output])
+            if weights is not None and losses.shape != weights.shape:
+                raise InputError(
+                    f"Expected argument `loss` to return the losses of the samples, [{weights.shape[1]}], so that "
+                    f"`bootstrap` can weight them, but it returned shape {list(losses.shape[1:])}."
+                )
+        elif self.task == "regression":
+            losses = gaussian_nll_loss(*split_gaussian(output), y, reduction="none")
+        else:
+            together = F.cross_entropy(
+                output.flatten(0, 1), y.expand(len(output), *y.shape).flatten(0, 1), reduction="none"
+            )
+            losses = together.reshape(*output.shape[:2], *together.shape[1:])
+        if weights is not None:
+            losses = losses.flatten(2).mean(2) * weights if losses.ndim > 2 else losses * weights
+        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+    def member_training_step(self, member: LightningModule, batch: Any, batch_idx: int) -> Any:
+        """A LightningModule's own training step, averaged with that of the adversarial batch where one is asked for."""
+        if self.adversarial_epsilon is None:
+            return super().member_training_step(member, batch, batch_idx)
+        x, _ = self.unpack_batch(batch)
+        step = self._adversarial_step(x)
+        outputs: list[Any] = []
+
+        def loss(inputs: Tensor) -> Tensor:
+            outputs.append(call_step(member.training_step, _with_input(batch, inputs), batch_idx))
+            value = outputs[-1]["loss"] if isinstance(outputs[-1], Mapping) else outputs[-1]
+            if not isinstance(value, Tensor):
+                raise InputError(f"Expected `training_step` to return a loss for every batch, but got {value!r}.")
+            return value
+
+        value = adversarial_loss(
+            loss, x, list(member.parameters()), step, loss_scale=self._loss_scale(), second_pass=self.quiet(member)
+        )
+        return {**outputs[0], "loss": value} if isinstance(outputs[0], Mapping) else value
+
+    def _bootstrap_weights(self, batch: Any) -> Tensor | None:
+        if self.bootstrap == "none":
+            return None
+        index = batches.sample_index(batch)
+        if index is None:
+            raise InputError(
+                f"Expected the training batches to carry their samples' positions for bootstrap={self.bootstrap!r}: wrap the "
+                "training set as `lightning_uq.data.Indexed(dataset)`, or give the batch a key `index`."
+            )
+        return bootstrap_weights(index.to(self.device), self.network.num_indices, self.seed, self.bootstrap)
+
+    def _adversarial_step(self, x: Any) -> float | Tensor:
+        assert self.adversarial_epsilon is not None
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(
+                f"Expected the input to be a floating-point tensor for adversarial training, but got {got}."
+            )
+        if self.adversarial_scale == "absolute":
+            return self.adversarial_epsilon
+        if self.input_range is None:
+            raise InputError(
+                "The range of the training inputs is not known: train with a Trainer, which takes it, or pass "
+                '`adversarial_scale="absolute"`.'
+            )
+        return (self.adversarial_epsilon * self.input_range).to(x.dtype)
+
+    def _loss_scale(self) -> Any:
+        scaler = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
+        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _evaluate(
+        self, stage: str, metric_sets: nn.ModuleList, loaders: list[Any], batch: Any, batch_idx: int, loader_idx: int
+    ) -> None:
+        if self.lightning_members:
+            step = "validation_step" if stage == "val" else "test_step"
+            self.evaluation_steps(step, batch, batch_idx, loader_idx)
+            misfit = self._misfit(batch)
+            if misfit is not None:
+                if not self._told_misfit:
+                    rank_zero_info(f"No metrics of the ensemble as a whole are logged: {misfit}.")
+                self._told_misfit = True
+                return
+            stage = f"ensemble/{stage}"
+        super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)
+
+    def _misfit(self, batch: Any) -> str | None:
+        """Why a LightningModule's batch cannot be scored by this module's metrics, or None."""
+        if not maps_one_input(self.lightning_members[0]):
+            return f"{type(self.lightning_members[0]).__name__}.forward does not map one input to an output"
+        try:
+            _, y = self.unpack_batch(batch)
+        except InputError:
+            return "the batches are no pairs (x, y); override `unpack_batch` to say what they hold"
+        if not isinstance(y, Tensor) or not y.ndim:
+            return "the batches hold no target"
+        if self.task == "regression":
+            return None if y.is_floating_point() else "the targets are no numbers, as task='regression' expects"
+        labels = not y.is_floating_point() and y.dtype != torch.bool and bool((y >= 0).all())
+        return None if labels else "the targets are no class labels, as task='classification' expects"
+
+    # ------------------------------------------------------------------ optimizer and checkpoint
+
+    def optimized_parameters(self) -> list[Any]:
+        """One parameter group a member, or one of the stacked leaves."""
+        groups = [[p for p in group if p.requires_grad] for group in self.network.parameter_groups()]
+        return [{"params": group} for group in groups if group]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over all members; the members' own, as one, where they are LightningModules."""
+        return self.configure_members() if self.lightning_members else super().configure_optimizers()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each member's gradient by itself."""
+        if self.lightning_members:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            self.network.clip_gradients_per_member(gradient_clip_val, gradient_clip_algorithm or "norm")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what resuming exactly needs: seed, execution and random states."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_STATE] = {
+            "seed": self.seed,
+            "stacked": self.network.is_stacked,
+            "random_state": to_plain(random_state(self.device)),
+            **self.save_members(checkpoint),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again; an optimizer state of another execution is converted."""
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint.get(_STATE)
+        if saved is None:
+            return
+        self.seed = saved["seed"]
+        resuming = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        self.load_members(checkpoint, saved, resuming=resuming)
+        if not resuming:
+            return
+        self._resume_random_state = from_plain(saved["random_state"])
+        self._range_is_restored = "input_range" in checkpoint["state_dict"]
+        stack, size = self.network.is_stacked, self.network.num_indices
+        if stack != saved["stacked"] and "optimizer_states" in checkpoint:
+            states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+            checkpoint["optimizer_states"] = [convert_optimizer_state(s, size, stack=stack) for s in states]
+            checkpoint["lr_schedulers"] = [convert_scheduler_state(s, size, stack=stack) for s in schedulers]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}input_range" in state_dict:
+            self.input_range = torch.empty_like(state_dict[f"{prefix}input_range"], device=self.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _with_input(batch: Any, x: Tensor) -> Any:
+    """The batch with another input."""
+    if isinstance(batch, Mapping):
+        return {**batch, "input": x}
+    if isinstance(batch, list | tuple):
+        return type(batch)(*(x, *batch[1:])) if hasattr(batch, "_fields") else type(batch)((x, *batch[1:]))
+    return x
+
+
+@register_method("ensemble", ood_score="mutual_information")
+def _ensemble(setting: Setting) -> EnsembleModule:
+    return EnsembleModule(setting.network, num_classes=setting.num_classes, optimizer=setting.optimizer)

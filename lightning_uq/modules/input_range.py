@@ -1,0 +1,81 @@
+"""The range of the training inputs, which adversarial steps are measured in."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import RunningStage
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from lightning_uq.errors import InputError
+from lightning_uq.modules.streams import RandomStream
+
+
+def training_range(module: LightningModule, unpack_batch: Any) -> Tensor:
+    """Largest minus smallest value of every input dimension over the training data, [D], or [C, 1, 1] over images [C, H, W].
+
+    Each rank reads its share of the data set once, in order, with the batch's hooks in their validating stage, so that
+    what augments on the device does not augment here; the result is the same on all ranks. What a data set itself draws
+    at random cannot be removed from outside.
+
+    Args:
+        module: A module whose Trainer has set up its training loader.
+        unpack_batch: Gives (input, target) of a batch.
+
+    Raises:
+        InputError: There are several training loaders, or the inputs are no floating-point tensors, or not finite.
+    """
+    trainer = module.trainer
+    stage = trainer.state.stage
+    bounds = None
+    with RandomStream(0).active(module.device), torch.no_grad():
+        try:
+            trainer.state.stage = RunningStage.VALIDATING
+            for batch in _every_row(trainer.train_dataloader, trainer.global_rank, trainer.world_size):
+                batch = trainer.precision_plugin.convert_input(batch)
+                batch = trainer.strategy.batch_to_device(module._on_before_batch_transfer(batch))
+                low, high = _extremes(unpack_batch(batch)[0])
+                stacked = torch.stack([-low, high])
+                bounds = stacked if bounds is None else torch.maximum(bounds, stacked)
+        finally:
+            trainer.state.stage = stage
+    if bounds is None:
+        raise InputError("Expected the training loader to hold data for the range of the inputs, but it is empty.")
+    bounds = torch.as_tensor(trainer.strategy.reduce(bounds, reduce_op="max"))
+    return bounds.sum(0)
+
+
+def _every_row(loader: Any, rank: int, world: int) -> Iterable[Any]:
+    if not isinstance(loader, DataLoader):
+        raise InputError(
+            f"Expected one training DataLoader to take the range of the inputs from, but got {type(loader).__name__}. Pass "
+            '`adversarial_scale="absolute"`, with `adversarial_epsilon` in units of the input.'
+        )
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        return loader
+    dataset: Any = loader.dataset
+    whole = (SequentialSampler, RandomSampler, DistributedSampler)
+    rows = list(range(len(dataset))) if isinstance(loader.sampler, whole) else sorted(set(loader.sampler))
+    return DataLoader(
+        dataset,
+        batch_size=loader.batch_size,
+        sampler=rows[rank::world] or rows[:1],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
+
+
+def _extremes(x: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"Expected the input to be a floating-point tensor for adversarial training, but got {got}.")
+    x = x if x.dtype == torch.float64 else x.float()
+    # Pixels of a channel are alike; the entries of a vector, or of a sequence, are not.
+    dims = (0, *range(2, x.ndim)) if x.ndim >= 4 else (0,)
+    low, high = x.amin(dims, keepdim=True)[0], x.amax(dims, keepdim=True)[0]
+    if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
+        raise InputError("Expected the training inputs to be finite, but they hold NaN or infinity.")
+    return low, high
