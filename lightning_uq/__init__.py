@@ -1,3 +1,35 @@
-"""Uncertainty quantification for PyTorch Lightning."""
+"""Uncertainty quantification for PyTorch Lightning: every method is a network f(x, z), and every output [Z, B, ...]."""
+
+from lightning_uq import losses, metrics
+from lightning_uq.callbacks import FitGMM, OODDetection
+from lightning_uq.data import Indexed
+from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.modules.deterministic import DeterministicModule
+from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.networks import EpistemicNetwork, Factory
+from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction, GaussianMixturePrediction, Prediction
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CategoricalPrediction",
+    "DeterministicModule",
+    "DirichletPrediction",
+    "EnsembleModule",
+    "EpistemicNetwork",
+    "Factory",
+    "FitGMM",
+    "GaussianMixturePrediction",
+    "Indexed",
+    "InputError",
+    "MissingExtraError",
+    "NotFittedError",
+    "OODDetection",
+    "Prediction",
+    "UQError",
+    "UncertaintyModule",
+    "UnsupportedError",
+    "losses",
+    "metrics",
+]

@@ -2,11 +2,13 @@
 
 from lightning_uq.data.arrays import ArrayDataModule, NpzDataModule, stratified_split
 from lightning_uq.data.digits import DigitsDataModule
+from lightning_uq.data.indexed import Indexed
 from lightning_uq.data.toy import ToyCurveDataModule, toy_curve, two_moons
 
 __all__ = [
     "ArrayDataModule",
     "DigitsDataModule",
+    "Indexed",
     "NpzDataModule",
     "ToyCurveDataModule",
     "stratified_split",
