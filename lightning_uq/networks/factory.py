@@ -107,9 +107,13 @@ def factory_to_config(factory: object) -> dict[str, Any] | None:
 
 
 def factory_from_config(config: Any) -> Any:
-    """The inverse of :func:`factory_to_config`; anything else is given back as it came."""
+    """The inverse of :func:`factory_to_config`; anything else is given back as it came.
+
+    A callable without arguments comes back as itself, so that it equals the default it may have been.
+    """
     if isinstance(config, Mapping) and set(config) == {"target", "kwargs"}:
-        return Factory(config["target"], dict(config["kwargs"]))
+        factory = Factory(config["target"], dict(config["kwargs"]))
+        return factory if factory.kwargs else factory._function
     return config
 
 
