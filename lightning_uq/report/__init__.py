@@ -2,8 +2,9 @@
 
 from lightning_uq.report.files import writable_directory, write_files
 from lightning_uq.report.html import Report, Section, render_html
-from lightning_uq.report.plots import reliability_diagram, risk_coverage_figure, score_histogram, to_png
+from lightning_uq.report.plots import reliability_diagram, risk_coverage_figure, score_histogram, score_label, to_png
 from lightning_uq.report.table import COLUMNS, RESULT_KEYS, Column, best_methods, cell, shown_columns
+from lightning_uq.report.terminal import print_table
 
 __all__ = [
     "COLUMNS",
@@ -13,10 +14,12 @@ __all__ = [
     "Section",
     "best_methods",
     "cell",
+    "print_table",
     "reliability_diagram",
     "render_html",
     "risk_coverage_figure",
     "score_histogram",
+    "score_label",
     "shown_columns",
     "to_png",
     "writable_directory",

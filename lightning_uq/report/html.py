@@ -59,7 +59,7 @@ _TEMPLATE = """\
 </tr>
 {% endfor %}</tbody>
 </table></div>
-<p>Mean and standard error over seeds; the best mean of a column is bold. ↑: higher is better, ↓: lower is better.</p>
+<p>{{ "Mean and standard error over seeds" if has_errors else "Values of one seed" }}; the best mean of a column is bold. ↑: higher is better, ↓: lower is better.</p>
 <dl>{% for column in columns %}<dt>{{ column.label }}</dt><dd>{{ column.title }}</dd>{% endfor %}</dl>
 <h2>How to read it</h2>
 <ul>{% for note in notes %}<li>{{ note }}</li>
@@ -144,6 +144,7 @@ def render_html(report: Report) -> str:
     ]
     template = Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
     return template.render(
+        has_errors=any(se for row in rows for _, se, _ in row["cells"]),
         title=report.title,
         introduction=report.introduction,
         columns=columns,

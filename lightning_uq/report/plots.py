@@ -26,7 +26,21 @@ SCORE_LABELS = {
     "energy": "Energy",
     "max_logit": "- largest logit",
     "variation_ratio": "Variation ratio",
+    "log_density": "- log density of the features",
+    "mahalanobis": "Squared Mahalanobis distance",
+    "relative_mahalanobis": "Relative Mahalanobis distance",
+    "vacuity": "Vacuity",
 }
+
+
+def score_label(score: str) -> str:
+    """What a score is called on an axis; every one is higher the more an input is out of distribution.
+
+    Example:
+        >>> score_label("max_logit"), score_label("my_score")
+        ('- largest logit', 'my score')
+    """
+    return SCORE_LABELS.get(score, score.replace("_", " "))
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -57,7 +71,7 @@ def to_png(figure: "Figure", dpi: int = 150) -> bytes:
 def reliability_diagram(
     confidence: Tensor, correct: Tensor, *, title: str = "", note: str = "", num_bins: int = 15
 ) -> "Figure":
-    """Accuracy against confidence, bin by bin, above the share of predictions in each bin.
+    """Accuracy against confidence, bin by bin with 95 % Wilson intervals, above the number of predictions in each bin.
 
     Args:
         confidence: Probability of the predicted class [N].
@@ -72,7 +86,7 @@ def reliability_diagram(
     Example:
         >>> figure = reliability_diagram(torch.tensor([0.6, 0.9]), torch.tensor([False, True]))
         >>> [ax.get_ylabel() for ax in figure.axes]
-        ['Accuracy', 'Share']
+        ['Accuracy', 'Inputs']
     """
     if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
         raise InputError(
@@ -83,8 +97,7 @@ def reliability_diagram(
     used = count > 0
     centre = ((torch.arange(num_bins) + 0.5)[used] / num_bins).numpy()
     accuracy, mean_confidence = (hits / count)[used].numpy(), (total / count)[used].numpy()
-    share = (count / count.sum())[used].numpy()
-    error = (accuracy * (1 - accuracy) / count[used].numpy()) ** 0.5
+    error = _wilson(accuracy, count[used].numpy())
 
     figure = new_figure(4.2, 4.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -95,8 +108,8 @@ def reliability_diagram(
     top.plot(mean_confidence, mean_confidence, "D", color=OUT_COLOR, markersize=4, label="Mean confidence", zorder=4)
     top.set(ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1.02), title=title)
     top.legend(loc="upper left", frameon=False, fontsize=9, title=note or None, title_fontsize=9, alignment="left")
-    bottom.bar(centre, share, width, color=GREY)
-    bottom.set(xlabel="Confidence", ylabel="Share", ylim=(0, 1))
+    bottom.bar(centre, count[used].numpy(), width, color=GREY)
+    bottom.set(xlabel="Confidence", ylabel="Inputs", yscale="log", ylim=(0.7, 1.5 * len(confidence)))
     _plain([top, bottom])
     return figure
 
@@ -141,7 +154,7 @@ def score_histogram(
         settings: dict[str, Any] = {"bins": edges.numpy(), "density": True, "color": color}
         axes.hist(clipped, histtype="stepfilled", alpha=0.35, **settings)
         axes.hist(clipped, histtype="step", linewidth=1.5, label=name, **settings)
-    axes.set(xlabel=SCORE_LABELS.get(score, score.replace("_", " ")), ylabel="Density", title=title)
+    axes.set(xlabel=score_label(score), ylabel="Density", title=title)
     axes.set_xlim(float(edges[0]), float(edges[-1]))
     axes.legend(frameon=False, fontsize=9, title=note or None, title_fontsize=9, alignment="left")
     _plain([axes])
@@ -176,6 +189,13 @@ def risk_coverage_figure(curves: Mapping[str, tuple[Tensor, Tensor]]) -> "Figure
     axes.legend(frameon=False, fontsize=9, ncols=columns, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     _plain([axes])
     return figure
+
+
+def _wilson(share: Any, count: Any, z: float = 1.96) -> Any:
+    """Distances [2, N] from a share of successes down and up to the ends of its Wilson interval."""
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return [(share - centre + half).clip(0), (centre + half - share).clip(0)]
 
 
 def _plain(axes: list[Any]) -> None:

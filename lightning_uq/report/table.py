@@ -69,8 +69,8 @@ def cell(row: Row, column: Column) -> tuple[str, str]:
     value = row.get(column.key)
     if value is None or value["mean"] is None or not math.isfinite(value["mean"]):
         return "-", ""
-    # A count does not vary with the seed.
-    show_error = value["se"] is not None and column.key != "parameters"
+    # A count does not vary with the seed, and a time with the machine more than with the seed.
+    show_error = value["se"] is not None and column.group != "cost"
     return column.text(value["mean"]), f"±{column.text(value['se'])}" if show_error else ""
 
 

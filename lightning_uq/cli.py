@@ -1,0 +1,208 @@
+"""The command line: ``lightning-uq compare``, and LightningCLI's ``fit``, ``validate``, ``test`` and ``predict``."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import lightning_uq
+from lightning_uq.errors import MissingExtraError, UQError
+
+DEBUG = "LIGHTNING_UQ_DEBUG"
+
+_HELP = f"""\
+usage: lightning-uq [-h] [--version] COMMAND ...
+
+Uncertainty quantification for PyTorch Lightning.
+
+commands:
+  compare    train and evaluate uncertainty methods side by side on one data set
+  fit        train a module: --config FILE.yaml
+  validate   one validation epoch: --config FILE.yaml --ckpt_path FILE.ckpt
+  test       one test epoch: --config FILE.yaml --ckpt_path FILE.ckpt
+  predict    predict with a trained module: --config FILE.yaml --ckpt_path FILE.ckpt
+
+`lightning-uq COMMAND --help` lists the options of one. fit, validate, test and predict are LightningCLI over every
+module, callback and data module of this package and of your own (the working directory is searched for imports).
+
+A mistake in the input is told in one line; with the environment variable {DEBUG}=1 it comes with its traceback.
+"""
+
+
+class UsageError(UQError):
+    """The command line, or a configuration file, cannot be understood."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and give its exit code: 0, or 2 after one line on stderr for whatever the user can mend.
+
+    Args:
+        argv: The arguments; None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments, from_process=argv is None)
+    except _mendable() as error:
+        if os.environ.get(DEBUG):
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"lightning-uq: error: {text}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: list[str], *, from_process: bool) -> int:
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(_HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"lightning-uq {lightning_uq.__version__}")
+        return 0
+    # What a user's configuration names may lie where the command is run, as with `python -m`.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    if command == "compare":
+        return _compare(arguments[1:])
+    if command in ("fit", "validate", "test", "predict"):
+        return _lightning(arguments, from_process=from_process)
+    raise UsageError(f"unknown command {command!r}: choose from compare, fit, validate, test, predict (see --help)")
+
+
+def _mendable() -> tuple[type[BaseException], ...]:
+    """Errors that say what the user can do: ours, Lightning's about its configuration, and files that cannot be opened."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return UQError, MisconfigurationException, FileNotFoundError, PermissionError, IsADirectoryError
+
+
+# ---------------------------------------------------------------------- compare
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells an error in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _compare_parser() -> _Parser:
+    parser = _Parser(
+        prog="lightning-uq compare",
+        description="Train and evaluate uncertainty methods on the same splits with the same backbone and training; print one "
+        "table, and write results.json, report.html and figures.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--data",
+        default="digits",
+        help="digits (default), or an .npz file with arrays x [N, ...] of numbers and y [N] of integer labels",
+    )
+    parser.add_argument(
+        "--ood-classes",
+        type=_integers,
+        metavar="LABELS",
+        help="labels held out as out-of-distribution data, such as 8,9 (default: 8,9 of the digits, none of a file)",
+    )
+    parser.add_argument(
+        "--methods", type=_names, metavar="NAMES", help="such as softmax,ensemble (default: all that fit the data)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default 3)")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
+    parser.add_argument("--max-epochs", type=int, help="epochs of a training at most (default 100)")
+    parser.add_argument(
+        "--accelerator", default="cpu", help="Lightning's accelerator (default cpu, where results repeat)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where to write (default runs/compare)")
+    return parser
+
+
+def _compare(arguments: list[str]) -> int:
+    parsed = _compare_parser().parse_args(arguments)
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise _missing_extra("rich") from error
+    from lightning_uq.compare import Configuration, Recipe, compare, write
+    from lightning_uq.compare.terminal import TerminalProgress
+    from lightning_uq.report import print_table, writable_directory
+    from lightning_uq.report.plots import new_figure
+
+    recipe = Recipe() if parsed.max_epochs is None else Recipe(max_epochs=parsed.max_epochs)
+    configuration = Configuration(
+        parsed.data, parsed.ood_classes, parsed.methods, parsed.seeds, parsed.seed, parsed.accelerator, recipe
+    )
+    # What would fail at the end fails now: a missing matplotlib, a directory that cannot be written to.
+    new_figure(1, 1)
+    existed = parsed.out.exists()
+    writable_directory(parsed.out)
+    try:
+        with TerminalProgress(Console(stderr=True)) as progress:
+            comparison = compare(configuration, progress)
+        files = write(comparison, parsed.out)
+    except BaseException:
+        if not existed and not any(parsed.out.iterdir()):
+            parsed.out.rmdir()
+        raise
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120  # a file or a pipe has no width; rich would take 80
+    print_table(comparison.rows, console)
+    figures = sum(name.endswith(".png") for name in files)
+    console.print(
+        f"Wrote results.json, report.html and {figures} figures to {parsed.out}", highlight=False, soft_wrap=True
+    )
+    return 0
+
+
+def _missing_extra(module: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"The command line needs {module}, which the extra `cli` brings: pip install 'lightning-uq[cli]'."
+    )
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected labels separated by commas, such as 8,9, but got {text!r}"
+        ) from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+# ---------------------------------------------------------------------- fit, validate, test, predict
+
+
+def _lightning(arguments: list[str], *, from_process: bool) -> int:
+    try:
+        import jsonargparse  # noqa: F401  # LightningCLI would fail without naming our extra
+    except ImportError as error:
+        raise _missing_extra("jsonargparse") from error
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    class Parser(LightningArgumentParser):
+        """Tells an error in one line, without the usage before it."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            if not self.exit_on_error:  # one of jsonargparse's trials: it goes on with the next
+                super().error(message, ex)
+            raise UsageError(message) from ex
+
+    with warnings.catch_warnings():
+        # Lightning's own, about the torch it runs on.
+        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
+        warnings.filterwarnings("ignore", ".*LightningCLI's args parameter is intended to run from within Python.*")
+        LightningCLI(
+            parser_class=Parser,
+            parser_kwargs={"prog": "lightning-uq"},
+            save_config_kwargs={"overwrite": True},
+            # Without arguments it reads those of the process, which other ranks are started with.
+            args=None if from_process else arguments,
+        )
+    return 0

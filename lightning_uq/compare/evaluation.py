@@ -1,0 +1,220 @@
+"""One row's numbers for one seed, read off the predictions that the Trainer makes."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_uq.callbacks.ood import OODScorer, detection_metrics
+from lightning_uq.compare.training import Trained
+from lightning_uq.data import ArrayDataModule
+from lightning_uq.errors import InputError
+from lightning_uq.functional import SCORES
+from lightning_uq.metrics import BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.prediction import CategoricalPrediction, ClassProbabilities
+from lightning_uq.registry import Method
+
+TAU = 10
+NUM_BINS = 15
+TIMED_ROWS = 1000
+
+
+@dataclass
+class Pooled:
+    """One method's predictions on the test and held-out data, seed after seed: what the figures show.
+
+    Attributes:
+        confidence: Probability of the predicted class, of test inputs.
+        correct: Whether it was right.
+        score_in: Out-of-distribution scores of test inputs.
+        score_out: Those of held-out inputs.
+    """
+
+    confidence: list[Tensor] = field(default_factory=list)
+    correct: list[Tensor] = field(default_factory=list)
+    score_in: list[Tensor] = field(default_factory=list)
+    score_out: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One method's numbers for one seed.
+
+    Attributes:
+        values: By result key; one that does not apply is absent.
+        num_hypotheses: Z of its predictions, None where they have no members.
+    """
+
+    values: dict[str, float]
+    num_hypotheses: int | None
+
+
+def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerator: str, pooled: Pooled) -> Evaluation:
+    """Measure a trained method on the test split and on the held-out classes, and add its predictions to ``pooled``."""
+    module, callbacks = trained.module, trained.callbacks[method.name]
+    if isinstance(module, UncertaintyModule):
+        module.return_members = True  # the joint log-loss needs them
+    scorers = [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
+
+    def predict(loader: Any, *, labelled: bool) -> _Reader:
+        reader = _Reader(method.ood_score, scorers, labelled=labelled)
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            callbacks=[*callbacks, reader],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.predict(module, loader, return_predictions=False)
+        return reader
+
+    inside = predict(data.test_dataloader(), labelled=True)
+    score_in, correct = torch.cat(inside.scores), torch.cat(inside.correct)
+    values = {"accuracy": float(correct.double().mean())}
+    values |= {key: float(metric.compute()) for key, metric in inside.metrics.items() if metric.update_called}
+    pooled.confidence.append(torch.cat(inside.confidence))
+    pooled.correct.append(correct)
+    pooled.score_in.append(score_in)
+    outside = [predict(loader, labelled=False) for loader in data.ood_dataloaders().values()]
+    if outside:
+        score_out = torch.cat([scores for reader in outside for scores in reader.scores])
+        pooled.score_out.append(score_out)
+        values |= {key: float(value) for key, value in detection_metrics(score_in, score_out).items()}
+    values["parameters"] = num_weights(module)
+    values["ms_per_1000"] = _milliseconds(module.to(inside.device), method.ood_score, scorers, data)
+    values["train_seconds"] = trained.seconds[method.name]
+    return Evaluation(values, inside.num_hypotheses)
+
+
+def ood_score(name: str, prediction: Any, provided: Sequence[Callable[[Tensor], Mapping[str, Tensor]]] = ()) -> Tensor:
+    """A prediction's out-of-distribution score [B], higher = more out of distribution, found by its name.
+
+    A score that a callback or the module provides (:class:`~lightning_uq.callbacks.ood.OODScorer`) comes first, then a
+    property of the prediction, then a key of :data:`~lightning_uq.functional.scores.SCORES`, applied to its members.
+
+    Args:
+        name: The score's name.
+        prediction: A classifier's prediction.
+        provided: What the scorers' contexts yielded around the model's call.
+
+    Raises:
+        InputError: Nothing has a score of that name.
+
+    Example:
+        >>> ood_score("energy", CategoricalPrediction(torch.zeros(1, 1, 2)))
+        tensor([-0.6931])
+    """
+    members = isinstance(prediction, CategoricalPrediction)
+    logits = prediction.logits if members else prediction.log_probs.unsqueeze(0)
+    for function in provided:
+        scores = function(logits)
+        if name in scores:
+            return scores[name]
+    own = getattr(prediction, name, None)
+    if isinstance(own, Tensor):
+        return own
+    if members and name in SCORES:
+        return SCORES[name](logits)
+    raise InputError(
+        f"Expected `ood_score` to be the name of a score of {type(prediction).__name__}, of a callback or among "
+        f"{', '.join(SCORES)}, but got {name!r}."
+    )
+
+
+def num_weights(module: nn.Module) -> int:
+    """Number of weights: parameters and floating-point buffers (a frozen prior is one), each counted once.
+
+    Running statistics, which follow from the data (BatchNorm's, and any buffer named ``running_*``), and the states of
+    metrics are none.
+
+    Example:
+        >>> num_weights(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+        15
+    """
+    counted = {id(parameter): parameter.numel() for parameter in module.parameters()}
+    for part in module.modules():
+        if isinstance(part, Metric):
+            continue
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.is_floating_point() and not name.startswith("running_"):
+                counted[id(buffer)] = buffer.numel()
+    return sum(counted.values())
+
+
+class _Reader(Callback):
+    """Reads predictions as the Trainer makes them: metrics, confidences and out-of-distribution scores."""
+
+    def __init__(self, ood_score: str, scorers: Sequence[OODScorer], *, labelled: bool) -> None:
+        self.ood_score = ood_score
+        self.scorers = scorers
+        self.labelled = labelled
+        self.metrics: dict[str, Metric] = {
+            "nll": NegativeLogLikelihood(),
+            "brier": BrierScore(),
+            "ece": ExpectedCalibrationError(num_bins=NUM_BINS),
+            "joint_log_loss": JointLogLoss(tau=TAU, sampling="dyadic"),
+        }
+        self.confidence: list[Tensor] = []
+        self.correct: list[Tensor] = []
+        self.scores: list[Tensor] = []
+        self.num_hypotheses: int | None = None
+        self.device = torch.device("cpu")
+        self._stack = ExitStack()
+        self._provided: list[Callable[[Tensor], Mapping[str, Tensor]]] = []
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.device = pl_module.device
+        self._provided = [self._stack.enter_context(scorer.ood_scores(pl_module)) for scorer in self.scorers]
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.scores.append(ood_score(self.ood_score, outputs, self._provided).cpu())
+        self._stack.close()
+        if not self.labelled:
+            return
+        prediction: ClassProbabilities = outputs.to("cpu")
+        target = batch[1].cpu()
+        self.confidence.append(prediction.confidence)
+        self.correct.append(prediction.label == target)
+        for key in ("nll", "brier", "ece"):
+            self.metrics[key].update(prediction, target)
+        if isinstance(prediction, CategoricalPrediction):
+            self.num_hypotheses = len(prediction.logits)
+            self.metrics["joint_log_loss"].update(prediction.logits, target)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stack.close()
+
+
+def _milliseconds(
+    module: LightningModule,
+    score: str,
+    scorers: Sequence[OODScorer],
+    data: ArrayDataModule,
+    *,
+    warm_up: int = 3,
+    repeats: int = 11,
+) -> float:
+    """Median time of the probabilities and the score of 1,000 inputs in one batch, back on the CPU."""
+    x = data.dataset("test").tensors[0]
+    batch = (x[torch.arange(TIMED_ROWS) % len(x)].to(module.device),)
+    times = []
+    for _ in range(warm_up + repeats):
+        start = time.perf_counter()
+        with torch.inference_mode(), ExitStack() as stack:
+            provided = [stack.enter_context(scorer.ood_scores(module)) for scorer in scorers]
+            prediction = module.predict_step(batch, 0)
+            prediction.probs.cpu(), ood_score(score, prediction, provided).cpu()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[warm_up:])

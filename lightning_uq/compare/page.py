@@ -1,0 +1,229 @@
+"""What a comparison leaves behind: results.json, the figures and the report."""
+
+import json
+import os
+import platform
+import shlex
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torchmetrics
+
+import lightning_uq
+from lightning_uq.compare.configuration import HIDDEN_SIZES
+from lightning_uq.compare.evaluation import NUM_BINS, TAU
+from lightning_uq.compare.run import Comparison
+from lightning_uq.report import (
+    Report,
+    Section,
+    reliability_diagram,
+    render_html,
+    risk_coverage_figure,
+    score_histogram,
+    score_label,
+    to_png,
+    write_files,
+)
+
+STALE = ("reliability_*.png", "scores_*.png", "risk_coverage.png")
+
+
+def write(comparison: Comparison, directory: Path) -> list[str]:
+    """Write ``results.json``, ``report.html`` and the PNG figures into a directory: all of them, or none.
+
+    Figures of an earlier comparison there are replaced.
+
+    Returns:
+        The files' names.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figures = draw(comparison)
+    results = json.dumps(comparison.results(), indent=2, allow_nan=False) + "\n"
+    page = render_html(make_report(comparison, figures))
+    files = {"results.json": results.encode(), "report.html": page.encode(), **figures}
+    write_files(directory, files, stale=STALE)
+    return list(files)
+
+
+def draw(comparison: Comparison) -> dict[str, bytes]:
+    """The figures as PNG, by file name."""
+    figures, curves = {}, {}
+    rows = {row["method"]: row for row in comparison.rows}
+    for names in equal_predictions(comparison):
+        pooled = comparison.pooled[names[0]]
+        confidence, correct = torch.cat(pooled.confidence), torch.cat(pooled.correct)
+        title, note = textwrap.fill(", ".join(names), 34), _mean("ECE", rows[names[0]], "ece")
+        curves[textwrap.fill(", ".join(names), 24)] = confidence, ~correct
+        figures[f"reliability_{names[0]}.png"] = to_png(
+            reliability_diagram(confidence, correct, title=title, note=note, num_bins=NUM_BINS)
+        )
+    for name, pooled in comparison.pooled.items():
+        if pooled.score_out:
+            score_in, score_out = torch.cat(pooled.score_in), torch.cat(pooled.score_out)
+            score, note = comparison.methods[name].ood_score, _mean("AUROC", rows[name], "ood_auroc")
+            figures[f"scores_{name}.png"] = to_png(
+                score_histogram(score_in, score_out, score=score, title=name, note=note)
+            )
+    figures["risk_coverage.png"] = to_png(risk_coverage_figure(curves))
+    return figures
+
+
+def equal_predictions(comparison: Comparison) -> list[list[str]]:
+    """The methods, those together that read the same networks and predict the same: one figure is enough for them."""
+    groups: list[list[str]] = []
+    for name, method in comparison.methods.items():
+        trainee, pooled = method.trained_as or name, comparison.pooled[name]
+        for group in groups:
+            other = comparison.methods[group[0]]
+            same = zip(pooled.confidence, comparison.pooled[other.name].confidence, strict=True)
+            if (other.trained_as or other.name) == trainee and all(torch.equal(a, b) for a, b in same):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
+
+
+def make_report(comparison: Comparison, figures: Mapping[str, bytes]) -> Report:
+    """The report's texts and tables around these figures."""
+    setting, sizes, configuration = comparison.setting, comparison.sizes, comparison.configuration
+    held_out = ", ".join(map(str, configuration.ood_classes or ()))
+    counts = f"{sizes['train']:,} training, {sizes['val']:,} validation and {sizes['test']:,} test samples"
+    introduction = [
+        f"{len(comparison.rows)} methods on {setting.data}: {setting.num_classes} classes in distribution "
+        + (
+            f"and classes {held_out} held out as out-of-distribution (OOD) data; "
+            if held_out
+            else "and none held out; "
+        )
+        + f"{counts}{', ' + format(sizes['ood'], ',') + ' held-out ones' if held_out else ''}.",
+    ]
+    sections = [
+        Section(
+            "Reliability",
+            f"Accuracy in {NUM_BINS} bins of confidence, test samples of all seeds together. On the dashed line a "
+            "confidence means what it says; below it the method is overconfident. Bars are 95 % Wilson intervals.",
+            _pick(figures, "reliability_", "Reliability diagram of "),
+        ),
+        Section(
+            "Out-of-distribution scores",
+            "Each method's own score on test samples and on held-out classes, all seeds together; the less the two "
+            "overlap, the better. The outermost bins hold what lies beyond them.",
+            _pick(figures, "scores_", "Out-of-distribution scores of "),
+        ),
+        Section(
+            "Risk and coverage",
+            "If a method answers only its most confident share of the test samples (coverage), how many of the answers are "
+            "wrong (risk)? Lower is better. To the left few samples are answered, and one error is a tall step.",
+            {"Risk-coverage curves": figures["risk_coverage.png"]},
+        ),
+    ]
+    return Report(
+        title=f"Uncertainty methods compared on {setting.data}",
+        introduction=introduction,
+        rows=comparison.rows,
+        notes=_notes(comparison),
+        sections=[section for section in sections if section.figures],
+        facts={
+            "Methods": {name: _about(comparison, name) for name in comparison.methods},
+            "Configuration": _configuration(comparison),
+            "Versions": versions(),
+        },
+    )
+
+
+def command_line(comparison: Comparison) -> str:
+    """The command that repeats the comparison."""
+    configuration = comparison.configuration
+    arguments = ["--data", configuration.data, "--ood-classes", ",".join(map(str, configuration.ood_classes or ()))]
+    arguments += ["--methods", ",".join(comparison.methods), "--seeds", str(configuration.seeds)]
+    arguments += ["--seed", str(configuration.seed)]
+    if configuration.accelerator != "cpu":
+        arguments += ["--accelerator", configuration.accelerator]
+    return shlex.join(["lightning-uq", "compare", *arguments])
+
+
+def versions() -> dict[str, str]:
+    """What the numbers, and the times above all, were made with."""
+    return {
+        "lightning_uq": lightning_uq.__version__,
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "torchmetrics": torchmetrics.__version__,
+        "Python": platform.python_version(),
+        "System": f"{platform.system()} {platform.machine()}",
+        "CPU cores": str(os.cpu_count()),
+    }
+
+
+def _configuration(comparison: Comparison) -> dict[str, Any]:
+    configuration, recipe = comparison.configuration, comparison.configuration.recipe
+    widths = [comparison.setting.num_features, *HIDDEN_SIZES, comparison.setting.num_classes]
+    return {
+        "Command": command_line(comparison),
+        "Seeds": ", ".join(map(str, configuration.all_seeds)),
+        "Split": "60 % training, 20 % validation, 20 % test, stratified, drawn anew with every seed",
+        "Backbone": "-".join(map(str, widths)) + " (ReLU), the same for all methods",
+        "Training": f"Adam, learning rate {recipe.learning_rate:g}, batches of {recipe.batch_size}, at most "
+        f"{recipe.max_epochs} epochs; stopped after {recipe.patience} without a better validation NLL, and the best "
+        "epoch's weights are evaluated",
+        "Accelerator": f"{configuration.accelerator}, one thread",
+    }
+
+
+def _about(comparison: Comparison, name: str) -> str:
+    method, hypotheses = comparison.methods[name], comparison.num_hypotheses[name]
+    parts = [f"OOD score: {score_label(method.ood_score).lower()}"]
+    if hypotheses is not None:
+        parts.append(f"Z = {hypotheses}")
+    if method.trained_as is not None:
+        parts.append(f"reads the networks trained as {method.trained_as}")
+    return "; ".join(parts)
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    seeds, sizes = comparison.configuration.seeds, comparison.sizes
+    notes = [
+        f"The joint log-loss is that of {TAU} labels predicted together (not divided by {TAU}). It falls as the number of "
+        "hypotheses Z grows, so compare it at equal Z; with Z = 1 it is the NLL times "
+        f"{TAU}.",
+        f"The calibration error is the plug-in estimate, which is above zero even for a perfect model: with {sizes['test']:,} "
+        "test samples differences of a few thousandths mean nothing.",
+        "The standard error is over seeds, each with a split, initial weights and an order of batches of its own. The splits "
+        "are of one data set, so that the true uncertainty is larger than it says."
+        if seeds > 1
+        else "There is one seed, hence no standard error: a difference between methods may be chance.",
+        "Parameters counts all weights, frozen priors included; running statistics are none. Times are this machine's, with "
+        "one thread; the training time of a method that reads another's networks includes theirs.",
+    ]
+    if sizes["ood"]:
+        notes.insert(
+            2,
+            "Out-of-distribution numbers hold for these held-out classes alone: on others the order of methods can change. "
+            "Every score was fixed before any such data was seen, and nothing was chosen on it. Average precision depends on the "
+            f"share of OOD samples, here {sizes['ood'] / (sizes['ood'] + sizes['test']):.0%}.",
+        )
+    if any(method.trained_as for method in comparison.methods.values()):
+        notes.append(
+            "Methods that read the same trained networks (see below) share a diagram where their predictions are equal."
+        )
+    return notes
+
+
+def _pick(figures: Mapping[str, bytes], prefix: str, alt: str) -> dict[str, bytes]:
+    return {
+        alt + name.removeprefix(prefix).removesuffix(".png"): png
+        for name, png in figures.items()
+        if name.startswith(prefix)
+    }
+
+
+def _mean(label: str, row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    return "" if value is None or value["mean"] is None else f"{label} {value['mean']:.3f}"

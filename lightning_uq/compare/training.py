@@ -1,0 +1,127 @@
+"""One training of the comparison, under Lightning's Trainer like any other."""
+
+import math
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_uq.compare.configuration import Configuration
+from lightning_uq.data import ArrayDataModule
+from lightning_uq.registry import Method, Setting
+
+
+class Progress:
+    """What :func:`compare` tells while it works; this one listens to nothing, the command line draws a bar."""
+
+    def start(self, trainings: int, epochs: int) -> None:
+        """So many trainings of so many epochs at most are about to begin."""
+
+    def training(self, method: str, seed: int) -> None:
+        """A training begins."""
+
+    def epoch(self) -> None:
+        """One of its epochs is done."""
+
+    def trained(self, epochs: int, seconds: float) -> None:
+        """It ended after so many epochs."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training, with the best epoch's weights.
+
+    Attributes:
+        module: The trained module.
+        callbacks: The fitted post-training callbacks of each method that reads it.
+        seconds: For each of those methods, the training's time and that of its own callbacks.
+    """
+
+    module: LightningModule
+    callbacks: dict[str, list[Callback]]
+    seconds: dict[str, float]
+
+
+def train(
+    trainee: Method,
+    readers: Sequence[Method],
+    setting: Setting,
+    data: ArrayDataModule,
+    seed: int,
+    configuration: Configuration,
+    progress: Progress,
+) -> Trained:
+    """Train once for all methods that read the result; their post-training callbacks are fitted under the same Trainer."""
+    recipe = configuration.recipe
+    progress.training(trainee.name, seed)
+    # A clock stands before and after each method's callbacks, so that a row is charged with its own alone.
+    clocks = [_Clock()]
+    callbacks: dict[str, list[Callback]] = {}
+    sequence: list[Callback] = [clocks[0]]
+    with _seeded(seed), tempfile.TemporaryDirectory() as directory:
+        for method in readers:
+            callbacks[method.name] = method.callbacks(setting)
+            clocks.append(_Clock())
+            sequence += [*callbacks[method.name], clocks[-1]]
+        start = time.perf_counter()
+        module = trainee.build(setting)
+        best = ModelCheckpoint(directory, "best", monitor="val_nll", save_weights_only=True)
+        trainer = Trainer(
+            accelerator=configuration.accelerator,
+            devices=1,
+            max_epochs=recipe.max_epochs,
+            callbacks=[EarlyStopping("val_nll", patience=recipe.patience), _Epochs(progress), *sequence, best],
+            default_root_dir=directory,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+        )
+        trainer.fit(module, datamodule=data)
+        weights = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    module.cpu().load_state_dict(weights)
+    shared = clocks[0].time - start
+    progress.trained(trainer.current_epoch, shared)
+    seconds = {
+        method.name: shared + after.time - before.time
+        for method, before, after in zip(readers, clocks[:-1], clocks[1:], strict=True)
+    }
+    return Trained(module.eval(), callbacks, seconds)
+
+
+class _Epochs(Callback):
+    """Tells of every epoch."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.progress.epoch()
+
+
+class _Clock(Callback):
+    """Remembers when training ended for the callbacks before it."""
+
+    time = math.nan
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.time = time.perf_counter()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Every random state set to ``seed``, and put back afterwards."""
+    with isolate_rng():
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  # what a method may use is the global state
+        torch.manual_seed(seed)
+        yield
