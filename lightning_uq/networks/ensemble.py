@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks import stacked
+from lightning_uq.networks._alike import check_alike, named_tensors, skeleton
+from lightning_uq.networks._mapped import call_mapped, check_mappable
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.output import Output, OutputReader
+from lightning_uq.networks.stacked import lift
 
 Execution = Literal["loop", "stacked", "vmap", "auto"]
 
@@ -122,8 +124,9 @@ class EnsembleNetwork(EpistemicNetwork):
             InputError: ``algorithm`` is neither.
         """
         if check_algorithm(algorithm) == "value":
-            for group in self.parameter_groups():
-                nn.utils.clip_grad_value_(group, clip_val)
+            with_gradient = [p for p in self.parameters() if p.grad is not None]
+            if with_gradient:  # torch fails on none
+                nn.utils.clip_grad_value_(with_gradient, clip_val)
             return None
         return torch.stack([nn.utils.clip_grad_norm_(g, clip_val, norm_type) for g in self.parameter_groups()])
 
@@ -184,10 +187,10 @@ class StackedEnsembleNetwork(EnsembleNetwork):
     is_stacked = True
 
     def _adopt(self, members: list[nn.Module]) -> None:
-        stacked.check_alike(members)
+        check_alike(members)
         # A copy without values: what a member looks like, hidden from the parameters and the submodules.
-        self._hidden = (stacked.skeleton(members[0]),)
-        self._keys = {name: "members/" + name.replace(".", "/") for name, _ in stacked.named_tensors(members[0])}
+        self._hidden = (skeleton(members[0]),)
+        self._keys = {name: "members/" + name.replace(".", "/") for name, _ in named_tensors(members[0])}
         self._state_names = tuple(members[0].state_dict())
         for name, parameter in members[0].named_parameters():
             values = torch.stack([m.get_parameter(name).detach() for m in members])
@@ -200,12 +203,12 @@ class StackedEnsembleNetwork(EnsembleNetwork):
 
     def _prepare(self) -> None:
         """Translate the forward pass in both modes, so that what cannot be translated is told now."""
-        self._programs = {mode: stacked.lift(self._hidden[0].train(mode), self.read_output) for mode in (True, False)}
+        self._programs = {mode: lift(self._hidden[0].train(mode), self.read_output) for mode in (True, False)}
 
     def _skeleton(self) -> nn.Module:
         # A caller may set `training` without calling `train` (Lightning does, after a validation).
-        skeleton = self._hidden[0]
-        return skeleton if skeleton.training == self.training else skeleton.train(self.training)
+        hidden = self._hidden[0]
+        return hidden if hidden.training == self.training else hidden.train(self.training)
 
     # A program is made from the skeleton, and is made again where the network is copied or unpickled.
 
@@ -370,7 +373,7 @@ class VmapEnsembleNetwork(StackedEnsembleNetwork):
         pass
 
     def _call(self, tensors: dict[str, Tensor], x: Any, x_axis: int | None) -> Tensor:
-        return stacked.call_mapped(self._skeleton(), self.read_output, tensors, x, x_axis)
+        return call_mapped(self._skeleton(), self.read_output, tensors, x, x_axis)
 
 
 def build_ensemble(
@@ -430,7 +433,7 @@ def _choose(members: list[nn.Module], output: Output, mixed_precision: bool, beg
         reason = str(error)
     if all(p.is_cuda for member in members for p in member.parameters()) and not mixed_precision:
         try:
-            stacked.check_mappable(members[0], OutputReader(output))
+            check_mappable(members[0], OutputReader(output))
             return VmapEnsembleNetwork(
                 members,
                 output,

@@ -1,4 +1,4 @@
-"""Many networks of one architecture at once: are they alike, and what is their forward pass over stacked weights?
+"""One forward pass over the stacked weights of many networks of one architecture.
 
 A *lifted* tensor is what every member would hold at one point of its forward pass, stacked: [M, *shape of one member].
 :func:`lift` traces one member with ``torch.fx`` and translates the graph into one over lifted tensors: a linear layer
@@ -6,184 +6,46 @@ becomes one batched product, an element-wise function stays as it is, an axis mo
 not name is refused, never guessed.
 """
 
-import contextlib
 import copy
-import enum
 import functools
 import operator
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FunctionType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.networks._alike import label, named_tensors
 from lightning_uq.networks.output import OutputReader
 from lightning_uq.networks.priors import add_prior
 
-# --------------------------------------------------------------------------------------------- are the members alike?
-
-
-def check_alike(members: Sequence[nn.Module]) -> None:
-    """Check that one forward pass, with the members' tensors exchanged, speaks for all of them.
-
-    Raises:
-        UnsupportedError: They differ in anything but the values of their parameters and buffers, or hold what cannot be
-            exchanged; the message names it.
-    """
-    first = members[0]
-    _check_exchangeable(first)
-    seen: set[int] = set()
-    for i, member in enumerate(members):
-        for name, tensor in named_tensors(member):
-            if id(tensor) in seen:
-                raise UnsupportedError(f"{name!r} of member {i} is shared with another member or under another name")
-            seen.add(id(tensor))
-    ours = dict(first.named_modules())
-    for i, member in enumerate(members[1:], 1):
-        theirs = dict(member.named_modules())
-        if ours.keys() != theirs.keys():
-            raise UnsupportedError(f"member {i} has other submodules than member 0")
-        for name, module in ours.items():
-            difference = _difference(module, theirs[name])
-            if difference is not None:
-                raise UnsupportedError(f"{_label(name, module)} of member {i} differs from member 0 in {difference}")
-    # One switch will move all modules, so their modes must be those that it leaves (a frozen prior's is its own).
-    switched = dict(skeleton(first).train(first.training).named_modules())
-    for name, module in ours.items():
-        if module.training != switched[name].training:
-            raise UnsupportedError(f"{_label(name, module)} is not in the mode of the whole network")
-
-
-def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters and buffers, under every name they have."""
-    yield from network.named_parameters(remove_duplicate=False)
-    yield from network.named_buffers(remove_duplicate=False)
-
-
-def skeleton(network: nn.Module) -> nn.Module:
-    """A copy of ``network`` without the values of its tensors.
-
-    Raises:
-        UnsupportedError: It cannot be copied.
-    """
-    try:
-        return copy.deepcopy(network).to("meta")
-    except Exception as error:  # whatever an attribute raises that no copy can be made of
-        raise UnsupportedError(f"{type(network).__name__} cannot be copied ({error})") from error
-
-
-def _check_exchangeable(network: nn.Module) -> None:
-    if any(base.__name__ == "LightningModule" for base in type(network).__mro__):
-        raise UnsupportedError("a LightningModule runs its own steps, one member after the other")
-    tensors = dict(named_tensors(network))
-    if not tensors:
-        raise UnsupportedError(f"{type(network).__name__} has no parameters")
-    for name, tensor in tensors.items():
-        if nn.parameter.is_lazy(tensor):
-            raise UnsupportedError(f"{name!r} is lazy and has not seen its first batch")
-        if type(tensor) not in (nn.Parameter, Tensor):
-            raise UnsupportedError(f"{name!r} is a {type(tensor).__name__}, not a plain parameter or buffer")
-    for name, module in network.named_modules():
-        where = _label(name, module)
-        for hooks in ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "load_state_dict_pre"):
-            if getattr(module, f"_{hooks}_hooks"):
-                raise UnsupportedError(f"{where} has {hooks} hooks")
-        if isinstance(module, nn.RNNBase):
-            raise UnsupportedError(f"{where} is recurrent")
-        if isinstance(module, nn.SyncBatchNorm):
-            raise UnsupportedError(f"{where} talks to other processes")
-        if isinstance(module, _NormBase) and module.track_running_stats and module.momentum is None:
-            raise UnsupportedError(f"{where} has momentum=None, a cumulative average")
-    names = {name for name, _ in network.named_parameters()} | set(persistent_buffers(network))
-    if set(network.state_dict()) != names:
-        raise UnsupportedError(
-            f"the state dict of {type(network).__name__} has entries beside its parameters and buffers"
-        )
-
-
-def _label(name: str, module: nn.Module) -> str:
-    return f"{name!r} ({type(module).__name__})" if name else type(module).__name__
-
-
-def persistent_buffers(network: nn.Module) -> list[str]:
-    """Names of the buffers that the state dict holds."""
-    return [
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in network.named_modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and name not in module._non_persistent_buffers_set
-    ]
-
-
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
-
-
-def _difference(a: nn.Module, b: nn.Module) -> str | None:
-    if type(a) is not type(b):
-        return f"its class, {type(b).__name__} instead of {type(a).__name__}"
-    for kind in ("_parameters", "_buffers"):
-        ours, theirs = getattr(a, kind), getattr(b, kind)
-        for name in {**ours, **theirs}:
-            if _signature(ours.get(name)) != _signature(theirs.get(name)):
-                return f"the shape, dtype, device or requires_grad of {name!r}"
-    if a._non_persistent_buffers_set != b._non_persistent_buffers_set:
-        return "which buffers are persistent"
-    ours, theirs = ({k: v for k, v in vars(m).items() if k not in _MODULE_ATTRIBUTES} for m in (a, b))
-    for name in {**ours, **theirs}:
-        if name not in ours or name not in theirs or not _same(ours[name], theirs[name]):
-            return f"its attribute {name!r}"
-    return None
-
-
-def _signature(tensor: Tensor | None) -> object:
-    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
-
-
-_PLAIN = (str, int, float, complex, bytes, torch.dtype, torch.device, type(None), type, enum.Enum, range, slice)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two attributes surely mean the same. A tensor never does: it would be one for all members."""
-    if type(a) is not type(b) or isinstance(a, Tensor):
-        return False
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if a is b:
-        return True
-    if isinstance(a, functools.partial):
-        return _same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
-    if isinstance(a, FunctionType):  # a lambda in a constructor is a new function at each call
-        return a.__code__ is b.__code__ and _same(_bound_values(a), _bound_values(b))
-    return isinstance(a, _PLAIN) and bool(a == b)
-
-
-def _bound_values(function: FunctionType) -> tuple[Any, ...]:
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    # A function in a closure may refer back to this one, so it counts by identity alone.
-    cells = [id(value) if isinstance(value, FunctionType) else value for value in cells]
-    return function.__defaults__, function.__kwdefaults__, cells
-
-
-# ------------------------------------------------------------------------------------ operations over lifted tensors
+# --------------------------------------------------------------------------------- operations over lifted tensors
 
 
 def align(*lifted: Tensor) -> list[Tensor]:
-    """Give lifted tensors one number of axes, with ones behind the member axis: broadcasting then is each member's own."""
+    """Give lifted tensors one number of axes, with ones behind the member axis: broadcasting then is each member's own.
+
+    Example:
+        >>> [tuple(t.shape) for t in align(torch.zeros(5, 8, 3), torch.zeros(5, 3), torch.zeros(5))]
+        [(5, 8, 3), (5, 1, 3), (5, 1, 1)]
+    """
     ndim = max(tensor.ndim for tensor in lifted)
+    dtypes = [tensor.dtype for tensor in lifted if tensor.ndim > 1 and tensor.is_floating_point()]
+    if dtypes and len(dtypes) < len(lifted):  # a member's scalar does not widen the type of its other operand
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        lifted = tuple(t.to(dtype) if t.ndim == 1 and t.is_floating_point() else t for t in lifted)
     return [_pad_axes(tensor, ndim) for tensor in lifted]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` for each member: x [M, ..., in], weight [M, out, in], bias [M, out]."""
+    """``F.linear`` for each member: x [M, ..., in], weight [M, out, in], bias [M, out].
+
+    Example:
+        >>> linear(torch.ones(2, 7, 4), torch.ones(2, 3, 4), torch.zeros(2, 3)).shape
+        torch.Size([2, 7, 3])
+    """
     if x.ndim == 2:
         return linear(x.unsqueeze(1), weight, bias).squeeze(1)
     if x.ndim > 3:
@@ -231,7 +93,7 @@ def batch_norm(
     if training and count is not None:
         count += 1
     channels = x.transpose(0, 1).flatten(1, 2)
-    mean, variance, weight, bias = (None if t is None else t.reshape(-1) for t in (mean, variance, weight, bias))
+    mean, variance, weight, bias = (None if t is None else t.view(-1) for t in (mean, variance, weight, bias))
     out = F.batch_norm(channels, mean, variance, weight, bias, training or mean is None, momentum, eps)
     return out.reshape(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0, 1)
 
@@ -261,9 +123,9 @@ def _pad_axes(lifted: Tensor, ndim: int) -> Tensor:
     return lifted.reshape(lifted.shape[0], *[1] * missing, *lifted.shape[1:]) if missing > 0 else lifted
 
 
-# ------------------------------------------------------------------------------------------- from one member to all
+# ---------------------------------------------------------------------------------------- from one member to all
 
-_ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
+ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
     nn.AlphaDropout, nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
     nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softsign,
     nn.Tanh, nn.Tanhshrink,
@@ -336,6 +198,11 @@ def lift(network: nn.Module, reader: OutputReader) -> Program:
 
     Raises:
         UnsupportedError: The network does something that has no lifted counterpart; the message names it.
+
+    Example:
+        >>> program = lift(nn.Sequential(nn.Linear(2, 3), nn.Tanh()), OutputReader())
+        >>> program(torch.zeros(4, 5, 2), {"0.weight": torch.zeros(4, 3, 2), "0.bias": torch.zeros(4, 3)}).shape
+        torch.Size([4, 5, 3])
     """
     return _Lifter(network, reader).program()
 
@@ -393,7 +260,7 @@ class _Lifter:
             if not leaf.users:
                 self.graph.erase_node(leaf)
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.target is batch_norm)
-        return Program(fx.GraphModule(self.kept, self.graph), [name.removeprefix("network.") for name in used])
+        return Program(fx.GraphModule(self.kept, self.graph), [own_name(name) for name in used])
 
     # One method a kind of node. Each gives the node of the new graph.
 
@@ -408,17 +275,17 @@ class _Lifter:
 
     def _output(self, node: fx.Node) -> Any:
         result = node.args[0]
-        if not isinstance(result, fx.Node) or result in self.sizes or result in self.tuples:
-            raise UnsupportedError(
-                f"the members return a {type(result).__name__}, not one tensor; argument `output` can pick it"
-            )
-        return self.graph.output(self.env[result])
+        if self._is_tensor(result):
+            return self.graph.output(self.env[result])  # type: ignore[index]
+        kind = "several tensors or a size" if isinstance(result, fx.Node) else f"a {type(result).__name__}"
+        kind = kind.replace("immutable_", "")  # what fx makes of a list or a dict
+        raise UnsupportedError(f"the members return {kind}, not one tensor; argument `output` can pick it")
 
     def _call_module(self, node: fx.Node) -> fx.Node:
         name = str(node.target)
         module = self.modules[name]
         if len(node.args) != 1 or node.kwargs or not self._is_tensor(node.args[0]):
-            raise self._refusal(f"a call of {name.removeprefix('network.')!r} with more than one tensor")
+            raise self._refusal(f"a call of {label(own_name(name), module)} with more than one tensor")
         x = self.env[node.args[0]]  # type: ignore[index]  # just checked to be a node
         weight, bias = self.leaves.get(f"{name}.weight"), self.leaves.get(f"{name}.bias")
         call = self.graph.call_function
@@ -436,7 +303,7 @@ class _Lifter:
         if type(module) in (nn.Softmax, nn.LogSoftmax) and module.dim is not None:
             function = torch.softmax if type(module) is nn.Softmax else torch.log_softmax
             return call(function, (x, _lift_axis(module.dim)))
-        if type(module) in _ELEMENTWISE_MODULES:
+        if type(module) in ELEMENTWISE_MODULES:
             kept = copy.deepcopy(module)
             if getattr(kept, "inplace", False):
                 self._check_overwrite(node, node.args[0])
@@ -444,7 +311,7 @@ class _Lifter:
             key = f"module_{len(self.kept)}"
             self.kept[key] = kept
             return self.graph.call_module(key, (x,))
-        raise self._refusal(f"{name.removeprefix('network.')!r} ({type(module).__name__})")
+        raise self._refusal(label(own_name(name), module))
 
     def _call_function(self, node: fx.Node) -> Any:
         target, args, kwargs = node.target, node.args, dict(node.kwargs)
@@ -463,13 +330,15 @@ class _Lifter:
             return heads
         if target in _AXIS_FUNCTIONS:
             return self._with_axes(node, _AXIS_FUNCTIONS[target])
+        if target is getattr:
+            raise self._refusal(f"the attribute {args[1]!r} of a tensor")
         raise self._refusal(f"the function {getattr(target, '__name__', target)}")
 
     def _call_method(self, node: fx.Node) -> Any:
         name, args = str(node.target), node.args
         if self._is_tensor(args[0]):
             x = self.env[args[0]]  # type: ignore[index]
-            if name in ("view", "reshape"):
+            if name in ("view", "reshape") and torch.dtype not in map(type, args):
                 return self.graph.call_function(reshape, (x, *self._map(args[1:])), self._map(dict(node.kwargs)))
             if name == "size":
                 shape = self.graph.call_function(member_shape, (x,))
@@ -482,7 +351,7 @@ class _Lifter:
         raise self._refusal(f"the method {name}")
 
     def _elementwise(self, node: fx.Node, name: str) -> fx.Node:
-        args, kwargs = list(self._map(node.args)), self._map(dict(node.kwargs))
+        args, kwargs = list(self._map(node.args)), dict(self._map(node.kwargs))
         if all(not isinstance(a, fx.Node) or a in self.sizes for a in node.args):  # arithmetic on sizes
             return self._size(self.graph.create_node(node.op, node.target, tuple(args), kwargs), node)
         if kwargs.pop("inplace", False):
@@ -521,7 +390,7 @@ class _Lifter:
     def _parallel_heads(self, node: fx.Node) -> fx.Node | None:
         """Linear heads on one input, concatenated, as one product with the concatenated weights; else None."""
         heads: Any = node.args[0] if node.args else ()
-        if not isinstance(heads, list | tuple) or [*node.args[1:], *node.kwargs.values()] != [-1]:
+        if not heads or not isinstance(heads, list | tuple) or [*node.args[1:], *node.kwargs.values()] != [-1]:
             return None
         for head in heads:
             if not (
@@ -577,119 +446,14 @@ class _Lifter:
 _FRESH = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d)
 
 
+def own_name(name: str) -> str:
+    """The name that a submodule or tensor of a traced graph has in its network."""
+    return name.removeprefix("network").removeprefix(".")
+
+
 def _lift_axis(axis: int) -> int:
     return axis + 1 if axis >= 0 else axis
 
 
 def _nodes(value: slice) -> bool:
     return any(isinstance(bound, fx.Node) for bound in (value.start, value.stop, value.step))
-
-
-# ----------------------------------------------------------------------------------------------------------- torch.vmap
-
-
-def call_mapped(
-    network: nn.Module, reader: OutputReader, tensors: Mapping[str, Tensor], x: Any, x_axis: int | None
-) -> Tensor:
-    """Outputs [M, B, ...] of ``network`` under stacked ``tensors`` [M, ...], by ``torch.vmap``.
-
-    Args:
-        network: One member; its values are not looked at.
-        reader: What picks the output tensor.
-        tensors: Every parameter and buffer by name; buffers that the network moves in place are moved in place.
-        x: The input, shared by the members (``x_axis`` None) or one a member, stacked (``x_axis`` 0).
-        x_axis: Where the member axis of ``x`` is.
-
-    Raises:
-        UnsupportedError: ``torch.vmap`` cannot map what the network does.
-    """
-
-    def call_one(tensors: dict[str, Tensor], x: Any) -> Tensor:
-        return reader(torch.func.functional_call(network, tensors, (x,)))
-
-    device = next(iter(tensors.values())).device.type
-    autocast = _AutocastInVmap(device) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
-    try:
-        with autocast:
-            output: Tensor = torch.vmap(call_one, in_dims=(0, x_axis), randomness="different")(dict(tensors), x)
-    except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
-        raise UnsupportedError(
-            f"execution='vmap' does not support {type(network).__name__}: {error} Use execution='loop'."
-        ) from error
-    return output
-
-
-class _AutocastInVmap(TorchFunctionMode):
-    """Gives mapped layers the types that autocast gives them outside of ``torch.vmap``.
-
-    A mapped layer is taken apart before autocast sees it: its bias or scale would be added in float32.
-    """
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device = device
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _AUTOCAST_LOW:
-            args, kwargs = _cast((args, kwargs), torch.get_autocast_dtype(self.device))
-        elif func in _AUTOCAST_NORMS:
-            dtype = _norm_dtype(func, args[0].dtype, self.device, torch.get_autocast_dtype(self.device))
-            args, kwargs = _cast((args, kwargs), torch.float32)
-            return func(*args, **kwargs).to(dtype)
-        return func(*args, **kwargs)
-
-
-_AUTOCAST_LOW = {
-    F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-    torch.addmm, torch.baddbmm, torch.addbmm,
-}  # fmt: skip
-_AUTOCAST_NORMS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
-    F.layer_norm: lambda x, weight: F.layer_norm(x, (1,), weight, weight),
-    F.rms_norm: lambda x, weight: F.rms_norm(x, (1,), weight),
-    F.group_norm: lambda x, weight: F.group_norm(x, 1, weight, weight),
-    F.batch_norm: lambda x, weight: F.batch_norm(x, weight.clone(), weight.clone(), weight, weight, True),
-}
-
-
-def _cast(args: Any, dtype: torch.dtype) -> Any:
-    def cast(value: Any) -> Any:
-        wide = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        return value.to(dtype) if wide else value
-
-    return tree_map(cast, args)
-
-
-@functools.lru_cache
-def _norm_dtype(func: Any, dtype: torch.dtype, device: str, autocast: torch.dtype) -> torch.dtype:
-    """What an unmapped norm of this input returns under the autocast that is on: asked of a tiny one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of the slower kernel that it takes for mixed types
-        x = torch.zeros(2, 1, dtype=dtype, device=device)
-        return _AUTOCAST_NORMS[func](x, torch.ones(1, device=device)).dtype
-
-
-_MAPPABLE = (
-    *_ELEMENTWISE_MODULES, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.BatchNorm1d,
-    nn.BatchNorm2d, nn.BatchNorm3d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Flatten,
-    nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.MaxPool1d, nn.MaxPool2d, nn.RMSNorm,
-)  # fmt: skip
-
-
-def check_mappable(network: nn.Module, reader: OutputReader) -> None:
-    """Check that ``torch.vmap`` is known to map every layer, and that no branch depends on values.
-
-    Raises:
-        UnsupportedError: It is not known.
-    """
-    for node in trace(network, reader).nodes:
-        if node.op == "call_module":
-            module = network.get_submodule(str(node.target).removeprefix("network").removeprefix("."))
-            if type(module) not in _MAPPABLE:
-                raise UnsupportedError(
-                    f"{node.target!r} ({type(module).__name__}) is not known to work under torch.vmap"
-                )
