@@ -12,7 +12,9 @@ HERE = Path(__file__).parent
 def execute(path: Path, timeout: int = 1200) -> nbformat.NotebookNode:
     """Run a notebook in its own folder; an error in a cell is raised."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
+    NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
+    ).execute()
     for cell in notebook.cells:  # times and counts of a run are no content
         cell.metadata.pop("execution", None)
     return notebook
