@@ -1,0 +1,60 @@
+"""LeNet-5 with ReLU and max-pooling, for 28x28 inputs."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks.spectral_norm import spectral_normalize
+
+
+class LeNet(nn.Module):
+    """LeNet-5: two convolutions and three linear layers, 44,426 parameters; the features are 84-dimensional.
+
+    Args:
+        num_classes: Classes C.
+        in_channels: Channels of the input.
+        input_size: Height and width of the input, at least 16; it sets the width of the first linear layer.
+        spectral_normalization: Bound every layer but the last (the original has no such variant).
+        coeff: The bound.
+        n_power_iterations: Steps of the power iteration in a training forward.
+
+    Raises:
+        InputError: A smaller ``input_size``.
+
+    Source: LeCun et al., "Gradient-based learning applied to document recognition", Proceedings of the IEEE 86 (1998);
+    widths and activations as in Mukhoti et al. (arXiv 2102.11582).
+
+    Example:
+        >>> import torch
+        >>> LeNet()(torch.zeros(5, 1, 28, 28)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        input_size: int = 28,
+        spectral_normalization: bool = False,
+        coeff: float = 3.0,
+        n_power_iterations: int = 1,
+    ) -> None:
+        super().__init__()
+        if input_size < 16:
+            raise InputError(f"Expected argument `input_size` to be at least 16, but got {input_size}.")
+        side = ((input_size - 4) // 2 - 4) // 2
+        self.conv1 = nn.Conv2d(in_channels, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(16 * side**2, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, num_classes)
+        if spectral_normalization:
+            spectral_normalize(self, coeff, n_power_iterations, exclude=["fc3"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, in_channels, input_size, input_size]."""
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(self.fc1(x.flatten(1)))
+        logits: Tensor = self.fc3(F.relu(self.fc2(x)))
+        return logits

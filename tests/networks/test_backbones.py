@@ -1,0 +1,229 @@
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks import backbones
+from lightning_uq.networks.backbones import VGG16, FCResNet, LeNet, ResNet, WideResNet, resnet18, resnet50, resnet110
+from lightning_uq.networks.backbones.resnet import AvgPoolShortcut
+from lightning_uq.networks.factory import Factory, factory_to_config
+from lightning_uq.networks.spectral_norm import remove_spectral_norm, spectral_normalize
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+COUNTS = json.loads((REFERENCE / "ddu_model_counts.json").read_text())
+FAMILIES = {"resnet18": resnet18, "resnet50": resnet50, "resnet110": resnet110, "wrn": WideResNet, "vgg16": VGG16}
+LAST = {"resnet18": "fc", "resnet50": "fc", "resnet110": "fc", "wrn": "linear", "vgg16": "classifier", "lenet": "fc3"}
+
+
+def build(case, **changes):
+    """The network of a reference case, its name, and the size of its input."""
+    name, *flags = case.split("_")
+    if name == "lenet":
+        return LeNet(), name, (1, 28, 28)
+    arguments = {"spectral_normalization": "sn1" in flags, "modified": "mod1" in flags, **changes}
+    if "mnist" in flags:
+        arguments["in_channels"] = 1
+        if name == "vgg16":
+            arguments["input_size"] = 28
+    return FAMILIES[name](**arguments), name, (1, 28, 28) if "mnist" in flags else (3, 32, 32)
+
+
+def is_bounded(layer):
+    return parametrize.is_parametrized(layer, "weight")
+
+
+@pytest.mark.parametrize("case", COUNTS)
+def test_the_original_parameter_counts_are_met(case):
+    expected = COUNTS[case]
+    with torch.device("meta"):
+        net, name, _ = build(case)
+    assert sum(p.numel() for p in net.parameters()) == expected["params"]
+    assert sum(is_bounded(layer) for layer in net.modules()) == expected["sn_layers"]
+    last = getattr(net, LAST[name])
+    assert type(last) is nn.Linear
+    assert last.in_features == expected.get("feature_dim", last.in_features)
+
+
+# The fastest of each family, and the two whose layers differ by the size of the input.
+LOGITS = [
+    "resnet18_sn0_mod0",
+    "resnet18_sn0_mod1",
+    "resnet18_sn1_mod0",
+    "resnet18_mnist_sn1_mod1",
+    "resnet50_sn0_mod1",
+    "wrn_sn0_mod0",
+    "wrn_sn1_mod1",
+    "vgg16_sn0_mod1",
+    "vgg16_mnist_sn1_mod0",
+    "lenet_sn0_mod0",
+]
+
+
+@pytest.mark.parametrize("case", LOGITS)
+def test_the_original_logits_are_met(case):
+    expected = COUNTS[case]
+    torch.manual_seed(0)
+    net, name, shape = build(case, spectral_normalization=False)
+    x = torch.linspace(-1, 1, int(np.prod(shape))).view(1, *shape)
+    last = getattr(net, LAST[name])
+    if "sn1" in case:
+        # The original draws u and v right after each convolution's weight: draw as many here.
+        norms = spectral_buffers(case, x)
+        torch.manual_seed(0)
+        for key, layer in net.named_modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.reset_parameters()
+                for size in norms.pop(key, ()):
+                    torch.randn(size)
+        assert not norms
+        if name == "wrn":
+            for layer in net.modules():
+                if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(last.bias)
+        # Before training the original's norms are those of random u and v, about 0.
+        spectral_normalize(net, n_warmup_iterations=0, eps=1e-5, exclude=[LAST[name]])
+    features = []
+    last.register_forward_hook(lambda _, args, out: features.append(args[0]))
+    with torch.no_grad():
+        logits = net.eval()(x)
+    assert features[0].shape == (1, expected["feature_dim"])
+    torch.testing.assert_close(logits[0], torch.tensor(expected["logits_seed0_eval"]), rtol=1e-4, atol=2e-6)
+    assert features[0].sum().item() == pytest.approx(expected["feature_sum"], rel=1e-4, abs=2e-5)
+
+
+def spectral_buffers(case, x):
+    """Sizes of the two vectors of each bounded layer, in the order in which the original draws them."""
+    net, _, _ = build(case)
+    with torch.no_grad():
+        net.eval()(x)
+    sizes, total = {}, 0
+    for key, layer in net.named_modules():
+        if is_bounded(layer):
+            norm = layer.parametrizations.weight[0]
+            u, v = norm.u.numel(), norm.v.numel()
+            sizes[key] = (v, u) if norm.v.ndim > 1 else (u, v)
+            total += u + v + norm.sigma.numel()
+    assert total == COUNTS[case]["sn_buffers"]
+    return sizes
+
+
+def test_the_shortcut_is_the_original_one():
+    reference = np.load(REFERENCE / "ddu_avgpool_shortcut.npz")
+    for kind, stride in (("even", 2), ("odd", 2), ("s1", 1)):
+        x, expected = (torch.from_numpy(reference[f"{part}_{kind}"]) for part in ("x", "out"))
+        torch.testing.assert_close(AvgPoolShortcut(3, 5, stride)(x), expected, rtol=1e-6, atol=1e-6)
+
+
+SMALL = {
+    "lenet": (lambda **kw: LeNet(**kw), (1, 28, 28)),
+    "resnet18": (lambda **kw: resnet18(modified=True, **kw), (3, 16, 16)),
+    "bottleneck": (lambda **kw: ResNet("bottleneck", (1, 1, 1, 1), **kw), (3, 16, 16)),
+    "wide_resnet": (lambda **kw: WideResNet(depth=10, widen_factor=1, modified=True, **kw), (3, 16, 16)),
+    "vgg16": (lambda **kw: VGG16(in_channels=1, input_size=28, **kw), (1, 28, 28)),
+    "fc_resnet": (lambda **kw: FCResNet(hidden_features=16, num_classes=10, **kw), (2,)),
+}
+
+
+@pytest.mark.parametrize("spectral_normalization", [False, True])
+@pytest.mark.parametrize("family", SMALL)
+def test_a_network_trains_pickles_and_loads(family, spectral_normalization):
+    make, shape = SMALL[family]
+    torch.manual_seed(0)
+    net = make(spectral_normalization=spectral_normalization)
+    x = torch.randn(4, *shape)
+    loss = nn.functional.cross_entropy(net(x), torch.arange(4))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    net.eval()
+    with torch.no_grad():
+        expected = net(x)
+        assert expected.shape == (4, 10)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(net))(x), expected)
+        other = make(spectral_normalization=spectral_normalization)
+        other.load_state_dict(net.state_dict())
+        torch.testing.assert_close(other.eval()(x), expected)
+        if spectral_normalization:
+            torch.testing.assert_close(remove_spectral_norm(net)(x), expected)
+            net.load_state_dict(make().state_dict())  # the names of a plain network
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_spectral_norm_changes_no_random_draw(family):
+    make, _ = SMALL[family]
+    states = []
+    for spectral_normalization in (False, True):
+        torch.manual_seed(0)
+        states.append(dict(make(spectral_normalization=spectral_normalization).named_parameters()))
+    bounded = {key.replace("parametrizations.weight.original", "weight"): value for key, value in states[1].items()}
+    assert set(bounded) == set(states[0])
+    assert all(torch.equal(states[0][key], bounded[key]) for key in bounded)
+
+
+def test_a_checkpoint_of_the_original_loads():
+    """Its names: those of the modules, with ``weight_orig`` and its companions."""
+    torch.manual_seed(0)
+    net = WideResNet(depth=10, widen_factor=1, spectral_normalization=True)
+    net(torch.randn(2, 3, 32, 32))
+    state = {}
+    for key, value in net.state_dict().items():
+        key = key.replace("parametrizations.weight.original", "weight_orig")
+        key = key.replace("parametrizations.weight.0.", "weight_")
+        state[key] = value.flatten() if key.endswith(("weight_u", "weight_v", "weight_sigma")) else value
+    assert {"conv1.weight_orig", "layer2.0.shortcut.weight_u", "linear.weight"} < set(state)
+    other = WideResNet(depth=10, widen_factor=1, spectral_normalization=True)
+    other.load_state_dict(state)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(other.eval()(x), net.eval()(x))
+
+
+def test_leaky_relu_is_the_modification_of_the_activation():
+    for make in (resnet18, WideResNet, VGG16):
+        for modified, kind in ((False, nn.ReLU), (True, nn.LeakyReLU)):
+            with torch.device("meta"):
+                net = make(modified=modified)
+            kinds = {type(layer) for layer in net.modules() if isinstance(layer, (nn.ReLU, nn.LeakyReLU))}
+            assert kinds == {kind}
+
+
+def test_every_backbone_is_an_importable_factory():
+    for name in backbones.__all__:
+        if name != "ResNet":
+            factory = Factory(f"lightning_uq.networks.backbones.{name}", {"num_classes": 3})
+            with torch.device("meta"):
+                assert isinstance(factory(), nn.Module)
+            assert factory_to_config(getattr(backbones, name)) is not None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: ResNet("wide", (1, 1, 1, 1)),
+            "Expected argument `block` to be one of ['basic', 'bottleneck'], but got 'wide'.",
+        ),
+        (
+            lambda: ResNet("basic", (1, 1)),
+            "Expected argument `num_blocks` to be four numbers of at least 1, but got [1, 1].",
+        ),
+        (lambda: WideResNet(depth=20), "Expected argument `depth` to be 6 n + 4 with n of at least 1, but got 20."),
+        (lambda: WideResNet(depth=4), "Expected argument `depth` to be 6 n + 4 with n of at least 1, but got 4."),
+        (lambda: LeNet(input_size=15), "Expected argument `input_size` to be at least 16, but got 15."),
+        (lambda: VGG16(input_size=64), "Expected argument `input_size` to be 28 or 32, but got 64."),
+        (
+            lambda: FCResNet(activation="gelu"),
+            "Expected argument `activation` to be one of ['relu', 'elu'], but got 'gelu'.",
+        ),
+    ],
+)
+def test_wrong_arguments(make, message):
+    with pytest.raises(InputError) as info:
+        make()
+    assert str(info.value) == message
