@@ -50,7 +50,7 @@ def build_members(
     for i, stream in enumerate(streams):
         with stream.active():
             member = _new(network, "network", i, seen)
-            if prior_network is not None:
+            if prior_network is not None and not isinstance(member, LightningModule):  # which is refused below
                 member = NetworkWithPrior(member, _new(prior_network, "prior_network", i, seen), prior_scale)
         members.append(member)
     lightning = [isinstance(member, LightningModule) for member in members]

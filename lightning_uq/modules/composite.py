@@ -41,6 +41,12 @@ class CompositeOptimizer(Optimizer):
         self.optimizers = list(optimizers)
         self.defaults: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizers": self.optimizers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # the base class would restore groups of its own
+
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]  # an attribute in the base class
         """The members' own groups, one after the other."""

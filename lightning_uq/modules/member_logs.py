@@ -67,6 +67,10 @@ class MemberLogs(LightningModule):
             _, prog_bar, args, kwargs = entries[0]
             if isinstance(values[0], Metric):
                 mean: Any = MeanOfMetrics(values)
+                kwargs = {
+                    "metric_attribute": name,
+                    **kwargs,
+                }  # it is no attribute, so Lightning cannot look its name up
             else:
                 mean = torch.stack([torch.as_tensor(v, device=self.device).detach().squeeze() for v in values])
                 mean = (mean if mean.is_floating_point() else mean.float()).mean()

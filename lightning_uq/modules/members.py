@@ -84,6 +84,10 @@ class MemberHooks(MemberLogs):
         if overrides(first, "configure_model"):
             self.__dict__["configure_model"] = partial(self.each_member, "configure_model")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Optimizers and schedulers are the Trainer's; these are references to them, of one run.
+        return {**super().__getstate__(), "_composite": None, "_schedulers": []}
+
     # ------------------------------------------------------------------ turns
 
     @contextmanager
