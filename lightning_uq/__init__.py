@@ -1,7 +1,7 @@
 """Uncertainty quantification for PyTorch Lightning: every method is a network f(x, z), and every output [Z, B, ...]."""
 
 from lightning_uq import losses, metrics
-from lightning_uq.callbacks import FitGMM, OODDetection
+from lightning_uq.callbacks import FitGMM, OODDetection, TemperatureScaling, VectorScaling
 from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
 from lightning_uq.modules.base import UncertaintyModule
@@ -27,9 +27,11 @@ __all__ = [
     "NotFittedError",
     "OODDetection",
     "Prediction",
+    "TemperatureScaling",
     "UQError",
     "UncertaintyModule",
     "UnsupportedError",
+    "VectorScaling",
     "losses",
     "metrics",
 ]

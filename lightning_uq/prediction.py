@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional import dirichlet, entropy, mixture
+from lightning_uq.functional.vector_scaling import apply_vector_scaling
 
 _P = TypeVar("_P", bound="Prediction")
 
@@ -150,6 +151,15 @@ class ClassProbabilities(Prediction):
     def mutual_information(self) -> Tensor:
         """Mutual information of label and index, in nats: [B, ...]; a pooled calibration leaves it as it is."""
 
+    def _calibrated(self, log_probs: Tensor) -> Tensor:
+        tensors = self.__dict__["_tensors"]
+        if tensors["temperature"] is not None:
+            return torch.log_softmax(log_probs / tensors["temperature"], 1)
+        if tensors["class_scaling"] is not None:
+            scale, bias = tensors["class_scaling"].to(log_probs.device)
+            return torch.log_softmax(apply_vector_scaling(log_probs, scale, bias).to(log_probs.dtype), 1)
+        return log_probs
+
     @property
     def probs(self) -> Tensor:
         """Pooled probabilities [B, C, ...]."""
@@ -199,6 +209,7 @@ class CategoricalPrediction(ClassProbabilities):
         logits: Raw logits [Z, B, C] (or [Z, B, C, ...]).
         temperature: Scalar T of a pooled calibration: probabilities are softmax(log(mean_z p_z) / T). The members, hence
             ``expected_entropy`` and ``mutual_information``, stay as they are.
+        class_scaling: Scale and bias [2, C] of a pooled calibration by vector scaling, in the place of T.
         log_density: Log-density [B] of the input's features, where one was fitted.
 
     Raises:
@@ -215,16 +226,28 @@ class CategoricalPrediction(ClassProbabilities):
     _batch_axis: ClassVar[dict[str, int | None]] = {
         "logits": 1,
         "temperature": None,
+        "class_scaling": None,
         "log_density": 0,
         "pooled_log_probs": 0,
         "member_entropy": 0,
     }
 
-    def __init__(self, logits: Tensor, temperature: Tensor | None = None, log_density: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        temperature: Tensor | None = None,
+        log_density: Tensor | None = None,
+        class_scaling: Tensor | None = None,
+    ) -> None:
         if isinstance(logits, Tensor) and logits.ndim < 3:
             raise InputError(f"Expected argument `logits` to be [Z, B, C], but got shape {list(logits.shape)}.")
         self._set(
-            logits=logits, temperature=temperature, log_density=log_density, pooled_log_probs=None, member_entropy=None
+            logits=logits,
+            temperature=temperature,
+            class_scaling=class_scaling,
+            log_density=log_density,
+            pooled_log_probs=None,
+            member_entropy=None,
         )
 
     def pool(self) -> "CategoricalPrediction":
@@ -255,9 +278,8 @@ class CategoricalPrediction(ClassProbabilities):
 
     @property
     def log_probs(self) -> Tensor:
-        """Pooled log-probabilities [B, C, ...], after the temperature where there is one."""
-        log_probs, temperature = self._mean_log_probs, self.__dict__["_tensors"]["temperature"]
-        return log_probs if temperature is None else torch.log_softmax(log_probs / temperature, 1)
+        """Pooled log-probabilities [B, C, ...], after the calibration where there is one."""
+        return self._calibrated(self._mean_log_probs)
 
     @property
     def expected_entropy(self) -> Tensor:
@@ -279,6 +301,7 @@ class DirichletPrediction(ClassProbabilities):
     Args:
         concentration: alpha [B, C] (or [B, C, ...]), positive.
         temperature: Scalar T that tempers the mean probabilities alone.
+        class_scaling: Scale and bias [2, C] of a vector scaling of the mean probabilities alone.
         log_density: Log-density [B] of the input's features, where one was fitted.
 
     Example:
@@ -287,10 +310,19 @@ class DirichletPrediction(ClassProbabilities):
         (tensor([[0.7500, 0.2500]], dtype=torch.float64), tensor([0.5000], dtype=torch.float64))
     """
 
-    _batch_axis: ClassVar[dict[str, int | None]] = {"concentration": 0, "temperature": None, "log_density": 0}
+    _batch_axis: ClassVar[dict[str, int | None]] = {
+        "concentration": 0,
+        "temperature": None,
+        "class_scaling": None,
+        "log_density": 0,
+    }
 
     def __init__(
-        self, concentration: Tensor, temperature: Tensor | None = None, log_density: Tensor | None = None
+        self,
+        concentration: Tensor,
+        temperature: Tensor | None = None,
+        log_density: Tensor | None = None,
+        class_scaling: Tensor | None = None,
     ) -> None:
         if isinstance(concentration, Tensor) and (concentration.ndim < 2 or not bool((concentration > 0).all())):
             raise InputError(
@@ -298,7 +330,9 @@ class DirichletPrediction(ClassProbabilities):
                 f"{list(concentration.shape)}"
                 + ("." if concentration.ndim < 2 else " with values that are not positive.")
             )
-        self._set(concentration=concentration, temperature=temperature, log_density=log_density)
+        self._set(
+            concentration=concentration, temperature=temperature, class_scaling=class_scaling, log_density=log_density
+        )
 
     @property
     def concentration(self) -> Tensor:
@@ -308,9 +342,8 @@ class DirichletPrediction(ClassProbabilities):
     @property
     def log_probs(self) -> Tensor:
         """log(alpha / S) [B, C, ...] in float64, after the temperature where there is one."""
-        alpha, temperature = self.concentration.double(), self.__dict__["_tensors"]["temperature"]
-        log_mean = alpha.log() - alpha.sum(1, keepdim=True).log()
-        return log_mean if temperature is None else torch.log_softmax(log_mean / temperature, 1)
+        alpha = self.concentration.double()
+        return self._calibrated(alpha.log() - alpha.sum(1, keepdim=True).log())
 
     @property
     def expected_entropy(self) -> Tensor:

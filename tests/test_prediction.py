@@ -89,6 +89,17 @@ def test_a_pooled_temperature_changes_the_mean_and_not_the_members():
     torch.testing.assert_close(tempered.pool().mutual_information, plain.mutual_information, rtol=1e-4, atol=1e-6)
 
 
+def test_a_class_scaling_calibrates_the_mean_alone():
+    plain = categorical()
+    scaled = plain.replace(class_scaling=torch.stack([torch.full((5,), 0.5), torch.arange(5.0)]))
+    log_probs = plain.log_probs
+    expected = (0.5 * (log_probs - log_probs.mean(1, keepdim=True)) + torch.arange(5.0)).softmax(1)
+    torch.testing.assert_close(scaled.probs, expected)
+    torch.testing.assert_close(scaled.mutual_information, plain.mutual_information)
+    with pytest.raises(InputError, match="names among"):
+        plain.replace(temprature=torch.tensor(1.0))
+
+
 def test_a_density_travels_and_its_lack_is_said():
     with pytest.raises(NotFittedError, match="log_density"):
         _ = categorical().log_density

@@ -2,5 +2,6 @@
 
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.ood import OODDetection, OODScorer
+from lightning_uq.callbacks.temperature import TemperatureScaling, VectorScaling
 
-__all__ = ["FitGMM", "OODDetection", "OODScorer"]
+__all__ = ["FitGMM", "OODDetection", "OODScorer", "TemperatureScaling", "VectorScaling"]

@@ -1,0 +1,335 @@
+"""Calibration after training: a temperature, or a scale and a bias a class, fitted on the validation data."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lightning_uq.callbacks._running import (
+    PredictFn,
+    UnpackBatch,
+    gather_rows,
+    is_uncertainty_module,
+    to_device,
+    together,
+)
+from lightning_uq.callbacks.post_training import PostTrainingCallback, Weights, patch, unpatch
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional._validation import check_choice
+from lightning_uq.functional.temperature import Method, Objective, Scope, _check_method, fit_ensemble_temperature
+from lightning_uq.functional.vector_scaling import fit_vector_scaling
+from lightning_uq.networks.output import Output
+from lightning_uq.prediction import CategoricalPrediction, Prediction
+
+
+class Calibration(PostTrainingCallback):
+    """What calibrating callbacks share: held-out logits, gathered from all ranks, and predictions that carry the result.
+
+    In ``validate``, ``test`` and ``predict`` the predictions of this package's modules are calibrated, so that
+    ``test_nll`` and ``test_ece`` are those after calibration. A module that is not ours is left alone, unless
+    ``attach=True`` replaces its predictions.
+    """
+
+    def fit_logits(self, logits: Tensor, labels: Tensor) -> "Calibration":
+        """Fit logits [N, C] or [Z, N, C] with labels [N] that are in memory; gives back the callback itself."""
+        self._set({**self.fit_members(logits if logits.ndim > 2 else logits.unsqueeze(0), labels)}, None)
+        return self
+
+    @abstractmethod
+    def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The fitted tensors, from the members' logits [Z, N, C] in float64 and labels [N]."""
+
+    @abstractmethod
+    def calibrate(self, prediction: Prediction) -> Prediction:
+        """The prediction, calibrated."""
+
+    # ------------------------------------------------------------------ fitting
+
+    def default_loader(self, trainer: Trainer) -> Any:
+        """The validation loader."""
+        loader = trainer.val_dataloaders
+        source = trainer.fit_loop.epoch_loop.val_loop._data_source
+        if loader is None and trainer.limit_val_batches and source.is_defined():
+            loader = source.dataloader()  # before training it is not yet there
+        if loader is None or (isinstance(loader, dict | list | tuple) and len(loader) != 1):
+            number = "no" if not loader else f"{len(loader)}"
+            raise InputError(
+                f"Expected one validation loader to fit {type(self).__name__} on, but the Trainer has {number}. Pass a "
+                "validation loader to `fit`, or argument `dataloader`."
+            )
+        if isinstance(loader, dict):
+            return next(iter(loader.values()))
+        return loader[0] if isinstance(loader, list | tuple) else loader
+
+    def loader_limit(self, trainer: Trainer) -> int | float | None:
+        """``limit_val_batches`` holds for the fit as well."""
+        limit: int | float | None = trainer.limit_val_batches
+        return limit
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for labels before the training rather than after it."""
+        super().on_fit_start(trainer, pl_module)
+        if is_uncertainty_module(pl_module) and getattr(pl_module, "task", None) == "regression":
+            raise InputError(f"Expected a classifier for {type(self).__name__}, but got task='regression'.")
+        loader = self._fitting_loader(trainer)
+        with isolate_rng():
+            for batch in loader:
+                self._labels(pl_module, batch)
+                return
+        raise InputError(f"Expected {type(self).__name__}'s fitting data to hold samples, but it is empty.")
+
+    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
+        """Logits of all rows, from all ranks, in float64."""
+        logits: list[Tensor] = []
+        labels: list[Tensor] = []
+        with together(trainer):
+            for raw in loader:
+                batch = to_device(raw, model, trainer)
+                y = self._labels(model, batch)
+                rows = self.logits(model, batch, trainer, check=not logits)
+                # Rows first, so that they gather, and each position of a map is a row of its own.
+                logits.append(rows.movedim(2, -1).flatten(1, -2).transpose(0, 1).double())
+                labels.append(y.flatten())
+        device = None if trainer is None else trainer.strategy.root_device
+        all_logits, all_labels = _gather(logits, labels, trainer, device)
+        if not len(all_labels):
+            raise InputError(f"Expected {type(self).__name__}'s fitting data to hold samples, but it is empty.")
+        return self.fit_members(all_logits.transpose(0, 1).cpu(), all_labels.cpu())
+
+    def _labels(self, model: nn.Module, batch: Any) -> Tensor:
+        _, y = self.logits.unpack(model, batch)
+        if y is None or y.is_floating_point():
+            raise InputError(
+                f"Expected {type(self).__name__}'s fitting data to hold class labels, but a batch has "
+                f"{'none' if y is None else f'targets of {y.dtype}'}. Pass argument `unpack_batch`, or a `dataloader` with "
+                "`(x, y)`."
+            )
+        return y
+
+    # ------------------------------------------------------------------ predictions that carry it
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate what ``trainer.validate`` measures; the validations of a training are left as they are."""
+        if trainer.state.fn == "validate":
+            self._calibrate_module(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the module as it was."""
+        unpatch(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate what is tested."""
+        self._calibrate_module(pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the module as it was."""
+        unpatch(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate what is predicted."""
+        if is_uncertainty_module(pl_module):
+            self._calibrate_module(pl_module)
+        else:
+            super().on_predict_start(trainer, pl_module)
+
+    @contextmanager
+    def attaching(self, model: nn.Module) -> Iterator[Callable[[Prediction], Prediction]]:
+        """A context around one call of the model; what it yields then calibrates its prediction."""
+        yield self.calibrate
+
+    def _calibrate_module(self, pl_module: LightningModule) -> None:
+        if is_uncertainty_module(pl_module):
+            patch(pl_module, "prediction", lambda inner: lambda output: self.calibrate(inner(output)))
+
+    def _get(self, name: str) -> Tensor:
+        if self._tensors is None:
+            raise NotFittedError(
+                f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)` or `fit_logits`."
+            )
+        tensor: Tensor = self._tensors[name]
+        return tensor
+
+
+class TemperatureScaling(Calibration):
+    """Temperature scaling after training, on any LightningModule that classifies.
+
+    Fitted on the validation data in float64, whatever the precision of the training. Held-out likelihood usually falls,
+    but nothing guarantees that it does: a temperature fitted on few rows can be worse than none.
+
+    - ``scope="pooled"``: T on the log of the mean probabilities (Rahaman and Thiery). The members stay as they are, hence
+      mutual information and joint log-loss too.
+    - ``"shared"``: one T inside all members, whose pooled likelihood is fitted; joint predictions stay coherent.
+    - ``"member"``: each member's own, as DDU has it.
+
+    For a single network the three are one.
+
+    Args:
+        objective: ``"nll"``, or ``"ece"`` with ``method="grid"``.
+        method: ``"newton"``, or ``"grid"``, DDU's 0.1, 0.2, ..., 10.
+        scope: ``"pooled"``, ``"shared"`` or ``"member"``.
+        dataloader: Fitting data; default the validation loader.
+        weights: ``"best"`` or ``"last"``.
+        name: Tells two of these apart.
+        predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``.
+        output: What the model returns.
+        attach: Whether the predictions of a module that is not ours are replaced by ours, calibrated.
+
+    Raises:
+        InputError: At the start of the training, where there is no validation data or it has no labels.
+
+    Source: Guo et al., ICML 2017 (arXiv 1706.04599); Rahaman & Thiery, NeurIPS 2021 (arXiv 2007.08792).
+
+    Example:
+        >>> logits = torch.tensor([[4.0, 0.0]] * 10)
+        >>> scaling = TemperatureScaling().fit_logits(logits, torch.tensor([0] * 8 + [1] * 2))
+        >>> scaling.temperature.round(decimals=4)
+        tensor(2.8854, dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        objective: Objective = "nll",
+        method: Method = "newton",
+        scope: Scope = "pooled",
+        dataloader: Any = None,
+        weights: Weights = "best",
+        *,
+        name: str | None = None,
+        predict_fn: PredictFn | None = None,
+        unpack_batch: UnpackBatch | None = None,
+        output: Output = "logits",
+        attach: bool = False,
+    ) -> None:
+        super().__init__(
+            dataloader=dataloader,
+            weights=weights,
+            name=name,
+            predict_fn=predict_fn,
+            unpack_batch=unpack_batch,
+            output=output,
+            attach=attach,
+        )
+        _check_method(objective, method)
+        check_choice("scope", scope, ("pooled", "shared", "member"))
+        self.objective = objective
+        self.method = method
+        self.scope = scope
+
+    @property
+    def temperature(self) -> Tensor:
+        """T, a scalar in float64, or [Z] with ``scope="member"``.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        return self._get("temperature")
+
+    def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The temperature of members' logits [Z, N, C]."""
+        fitted = fit_ensemble_temperature(logits, labels, self.scope, self.objective, self.method)
+        return {"temperature": fitted}
+
+    def calibrate(self, prediction: Prediction) -> Prediction:
+        """The prediction with its temperature, or with tempered members."""
+        if self.scope == "pooled":
+            return prediction.replace(temperature=self.temperature.float())
+        if not isinstance(prediction, CategoricalPrediction):
+            raise InputError(
+                f"Expected scope='pooled' for a {type(prediction).__name__}, of which the mean alone can be tempered, but got "
+                f"{self.scope!r}."
+            )
+        return prediction.replace(logits=self._tempered(prediction.logits))
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        T = self.temperature.to(logits.device, torch.float32)
+        return logits / (T.reshape(-1, *[1] * (logits.ndim - 1)) if T.ndim else T)
+
+    def _calibrate_module(self, pl_module: LightningModule) -> None:
+        if self.scope == "pooled" or not is_uncertainty_module(pl_module):
+            super()._calibrate_module(pl_module)
+        else:  # inside the members, so that joint metrics see it too
+            patch(pl_module, "forward", lambda inner: lambda x: self._tempered(inner(x)))
+
+
+class VectorScaling(Calibration):
+    """A scale and a bias a class, with a ridge towards the fitted temperature, on any LightningModule that classifies.
+
+    The ridge's strength is chosen by five-fold validation likelihood; where no strength beats the temperature alone, it is
+    the temperature. Applied to the log of the mean probabilities: members stay as they are.
+
+    Args:
+        dataloader: Fitting data; default the validation loader.
+        weights: ``"best"`` or ``"last"``.
+        name: Tells two of these apart.
+        predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``.
+        output: What the model returns.
+        attach: Whether the predictions of a module that is not ours are replaced by ours, calibrated.
+
+    Source: Guo et al., ICML 2017 (arXiv 1706.04599), section 4.2.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(50, 1)
+        >>> target = torch.tensor([0, 1, 0, 1, 0, 0, 0, 1, 0, 1]).repeat(10)  # class 1 is over-predicted
+        >>> scale, bias = VectorScaling().fit_logits(logits, target).class_scaling
+        >>> bool(bias[0] > bias[1])
+        True
+    """
+
+    def __init__(
+        self,
+        dataloader: Any = None,
+        weights: Weights = "best",
+        *,
+        name: str | None = None,
+        predict_fn: PredictFn | None = None,
+        unpack_batch: UnpackBatch | None = None,
+        output: Output = "logits",
+        attach: bool = False,
+    ) -> None:
+        super().__init__(
+            dataloader=dataloader,
+            weights=weights,
+            name=name,
+            predict_fn=predict_fn,
+            unpack_batch=unpack_batch,
+            output=output,
+            attach=attach,
+        )
+
+    @property
+    def class_scaling(self) -> Tensor:
+        """Scale and bias [2, C] in float64.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        return self._get("class_scaling")
+
+    def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The scaling of the log of the mean probabilities."""
+        fit = fit_vector_scaling(CategoricalPrediction(logits).log_probs, labels)
+        return {"class_scaling": torch.stack([fit.scale, fit.bias])}
+
+    def calibrate(self, prediction: Prediction) -> Prediction:
+        """The prediction with its class scaling."""
+        return prediction.replace(class_scaling=self.class_scaling.float())
+
+
+def _gather(
+    logits: list[Tensor], labels: list[Tensor], trainer: Trainer | None, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
+    """Rows of all ranks; a rank without any learns the shape from the others."""
+    rows = torch.cat(logits) if logits else torch.empty(0, 0, 0, dtype=torch.float64)
+    y = torch.cat(labels).long() if labels else torch.empty(0, dtype=torch.long)
+    if trainer is None or trainer.world_size == 1:
+        return rows, y
+    shapes = gather_rows(torch.tensor([rows.shape[1:]], device=device), trainer)
+    rows = rows.reshape(len(rows), *shapes.amax(0).tolist())
+    return gather_rows(rows.to(device), trainer), gather_rows(y.to(device), trainer)
