@@ -52,7 +52,7 @@ class EnsembleNetwork(EpistemicNetwork):
 
     def __init__(self, members: Iterable[nn.Module], output: Output = "logits", *, execution_reason: str = "") -> None:
         super().__init__(output)
-        members = check_members(members)
+        members = _check_members(members)
         self.num_indices = len(members)
         self.execution_reason = execution_reason
         self._adopt(members)
@@ -74,6 +74,8 @@ class EnsembleNetwork(EpistemicNetwork):
         """
         if index is None:
             return self._run(x, None)
+        if torch.compiler.is_compiling() and not self.training:  # a graph cannot ask which members are wanted
+            return self._run(x, None).index_select(0, index)
         wanted = self._check_index(index)
         if wanted == list(range(self.num_indices)):
             return self._run(x, None)
@@ -123,7 +125,7 @@ class EnsembleNetwork(EpistemicNetwork):
         Raises:
             InputError: ``algorithm`` is neither.
         """
-        if check_algorithm(algorithm) == "value":
+        if _check_algorithm(algorithm) == "value":
             with_gradient = [p for p in self.parameters() if p.grad is not None]
             if with_gradient:  # torch fails on none
                 nn.utils.clip_grad_value_(with_gradient, clip_val)
@@ -279,7 +281,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         self, clip_val: float, algorithm: str = "norm", *, norm_type: float = 2.0
     ) -> Tensor | None:
         """See :meth:`EnsembleNetwork.clip_gradients_per_member`; a member's gradient is its slice of each leaf's."""
-        if check_algorithm(algorithm) == "value":
+        if _check_algorithm(algorithm) == "value":
             return super().clip_gradients_per_member(clip_val, algorithm)
         grads = [p.grad.reshape(self.num_indices, -1) for p in self.parameters() if p.grad is not None]
         if not grads:
@@ -409,7 +411,7 @@ def build_ensemble(
         raise InputError(
             f"Expected argument `execution` to be 'loop', 'stacked', 'vmap' or 'auto', but got {execution!r}."
         )
-    members = check_members(members)
+    members = _check_members(members)
     begin = f"Ensemble of {len(members)} runs"
     if execution == "auto":
         return _choose(members, output, mixed_precision, begin)
@@ -444,7 +446,7 @@ def _choose(members: list[nn.Module], output: Output, mixed_precision: bool, beg
     return EnsembleNetwork(members, output, execution_reason=f"{begin} in a loop: {reason}.")
 
 
-def check_members(members: Any) -> list[nn.Module]:
+def _check_members(members: Any) -> list[nn.Module]:
     """The members as a list, or an :class:`InputError`."""
     if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList):
         raise InputError(f"Expected argument `members` to be a list of modules, but got one {type(members).__name__}.")
@@ -457,7 +459,7 @@ def check_members(members: Any) -> list[nn.Module]:
     return listed
 
 
-def check_algorithm(algorithm: str) -> str:
+def _check_algorithm(algorithm: str) -> str:
     """``"norm"`` or ``"value"``, also from Lightning's enumeration."""
     name = str(getattr(algorithm, "value", algorithm)).lower()
     if name not in ("norm", "value"):

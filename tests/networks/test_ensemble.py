@@ -669,3 +669,10 @@ def test_compiled(execution):
     assert_same(state_of(network), state_of(compiled._orig_mod))
     assert_same(gradients(network), gradients(compiled._orig_mod))
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("execution", KINDS)
+def test_exported(execution):
+    network, x = build(lambda: MLP(12, 3, (4,), norm="batch"), execution).eval(), torch.randn(6, 12)
+    exported = torch.export.export(network, (x, torch.tensor([2, 0]))).module()
+    torch.testing.assert_close(exported(x, torch.tensor([1, 1])), network(x, torch.tensor([1, 1])))
