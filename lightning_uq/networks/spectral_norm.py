@@ -48,7 +48,8 @@ def spectral_normalize(
     same object, so an optimizer made before goes on). Copies, pickles, checkpoints, weight averages, autocast and low
     precision (u, v and sigma are float32 or better) are safe. In evaluation without gradient the bounded weight is
     computed once and reused until ``eval()``, ``train()``, ``load_state_dict`` or a change of the parameter; only a
-    write through ``.data`` goes unseen, so call ``eval()`` after one.
+    write through ``.data`` goes unseen, so call ``eval()`` after one. A compiled network computes it in its graph: use
+    :func:`remove_spectral_norm` for what is only deployed.
 
     Two processes agree on u and v: they start from a fixed seed, never from the global random state, and as buffers
     they are what ``DistributedDataParallel`` broadcasts. All processes must see inputs of one size in one step.
@@ -216,7 +217,7 @@ class _PowerIteration(_Bound):
         self.register_buffer("v", _random_unit(v_shape, like, seed=1))
         self.register_buffer("sigma", like.new_zeros(()))
         self._is_warm = False
-        self._folded: tuple[Tensor, int, int, Tensor] | None = None
+        self._folded: tuple[Tensor, tuple[int, int], Tensor] | None = None
         self._twins: weakref.WeakSet[_PowerIteration] = weakref.WeakSet([self])
 
     def operator(self, weight: Tensor, v: Tensor) -> Tensor:
@@ -270,16 +271,15 @@ class _PowerIteration(_Bound):
         return (w / ((sigma / self.coeff).clamp(min=1) + self.eps)).to(weight.dtype)
 
     def _fold(self, weight: Tensor) -> Tensor:
-        if self._folded is not None:
-            source, version, address, folded = self._folded
+        stamp = _stamp(weight)
+        if self._folded is not None and stamp is not None:
             # The source is kept alive, so that no other tensor can have its address.
-            if source is weight and version == _version(weight) and address == weight.data_ptr():
+            source, old_stamp, folded = self._folded
+            if source is weight and old_stamp == stamp:
                 return folded
-        # A tensor made in inference mode could not enter a later forward with gradient.
-        with torch.inference_mode(False), torch.no_grad():
+        with _lasting(weight), torch.no_grad():
             folded = self._bounded(weight)
-        if not weight.is_inference():
-            self._folded = weight, _version(weight), weight.data_ptr(), folded
+        self._folded = None if stamp is None else (weight, stamp, folded)
         return folded
 
     def _iterate(self, w: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
@@ -294,7 +294,7 @@ class _PowerIteration(_Bound):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _warm_up(self, weight: Tensor) -> None:
-        with torch.inference_mode(False), torch.no_grad(), _full_precision(weight):
+        with _lasting(self.v), torch.no_grad(), _full_precision(weight):
             w = weight.detach().to(self.v.dtype)
             if self.n_warmup_iterations:
                 u, v = self._iterate(w, self.n_warmup_iterations)
@@ -433,7 +433,7 @@ class _ConvolutionNorm(_PowerIteration):
     def _resize(self, size: Sequence[int]) -> None:
         was_sized = self.is_sized
         v_shape, u_shape = [len(self.v), *size], [len(self.u), *self._output_size(size)]
-        with torch.inference_mode(False), torch.no_grad():
+        with _lasting(self.v), torch.no_grad():
             v, u = _random_unit(v_shape, self.v, seed=1), _random_unit(u_shape, self.u, seed=0)
             if was_sized:
                 # Padded with zeros the old vector is stretched as before, so the bound does not jump.
@@ -657,5 +657,16 @@ def _full_precision(weight: Tensor) -> torch.autocast:
     return torch.autocast(weight.device.type, enabled=False)
 
 
-def _version(weight: Tensor) -> int:
-    return -1 if weight.is_inference() else weight._version
+def _lasting(like: Tensor) -> torch.inference_mode:
+    """Out of inference mode, unless ``like`` was made in it: a tensor made in it could enter no later backward."""
+    return torch.inference_mode(like.is_inference())
+
+
+def _stamp(weight: Tensor) -> tuple[int, int] | None:
+    """What changes when ``weight`` is written or replaced; None where nothing does (inference mode, vmap)."""
+    if weight.is_inference():
+        return None
+    try:
+        return weight._version, weight.data_ptr()
+    except RuntimeError:  # a slice under vmap has no memory of its own
+        return None

@@ -439,6 +439,27 @@ def test_a_swapped_parameter_at_the_same_address_is_seen():
     assert outputs == [4.0, 8.0, 12.0]
 
 
+def test_a_network_built_in_inference_mode():
+    with torch.inference_mode():
+        net = spectral_normalize(small_net(), coeff=0.3).eval()
+        first = net(X)
+        original(net[5]).mul_(0.1)
+        assert not torch.allclose(net(X), first)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_vmap_over_stacked_parameters(training):
+    nets = [spectral_normalize(nn.Sequential(nn.Linear(2, 3)), coeff=0.1) for _ in range(2)]
+    for net in nets:
+        net(torch.ones(1, 2))
+        net.train(training)
+    base = copy.deepcopy(nets[0])
+    with torch.no_grad():
+        stacked = torch.func.stack_module_state(nets)
+        call = torch.vmap(lambda *state: torch.func.functional_call(base, state, torch.ones(1, 2)))
+        torch.testing.assert_close(call(*stacked), torch.stack([net(torch.ones(1, 2)) for net in nets]))
+
+
 def test_gradients_flow_in_evaluation_and_match_training():
     net = trained(steps=50).eval()
     net(X).sum().backward()
