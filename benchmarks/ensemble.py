@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from pathlib import Path
 
 import torch
 from deep_ensembles_pytorch import DeepEnsemble, TensorDataset
@@ -88,7 +89,7 @@ def median_seconds(runs: dict[str, Callable[[], float]], repeats: int) -> dict[s
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
+            with Path(os.devnull).open("w") as null, redirect_stdout(null), redirect_stderr(null):
                 times[name].append(run())
     return {name: statistics.median(values) for name, values in times.items()}
 
