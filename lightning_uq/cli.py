@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import lightning_uq
 from lightning_uq.errors import MissingExtraError, UQError
@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _mendable() as error:
         if os.environ.get(DEBUG):
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"lightning-uq: error: {text}", file=sys.stderr)
+        print(f"lightning-uq: error: {_one_line(error)}", file=sys.stderr)
         return 2
 
 
@@ -76,6 +75,21 @@ def _mendable() -> tuple[type[BaseException], ...]:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     return UQError, MisconfigurationException, FileNotFoundError, PermissionError, IsADirectoryError
+
+
+_UNION = "Does not validate against any of the Union subtypes"
+_NOISE = (_UNION, "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>", f"- {_UNION}")
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's message without line breaks, and without what jsonargparse says around the one reason that helps."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if _UNION in text:
+        lines = [line.removeprefix("- ") for line in lines if not line.startswith(_NOISE)]
+        # Where a constructor of ours refused a value, the other types that it is not do not matter.
+        lines = [line for line in lines if line.startswith("Expected argument `")] or lines
+    return " ".join(lines) or type(error).__name__
 
 
 # ---------------------------------------------------------------------- compare
@@ -194,15 +208,54 @@ def _lightning(arguments: list[str], *, from_process: bool) -> int:
                 super().error(message, ex)
             raise UsageError(message) from ex
 
+    class CommandLine(LightningCLI):
+        """Tells a constructor's refusal of its arguments as a mistake in the configuration."""
+
+        def _parse_ckpt_path(self) -> None:
+            # Only what a command line saved is a configuration to take over; of a module that was built in Python the
+            # arguments are other plain data, and the configuration given here is what counts.
+            command = self.config.get("subcommand")
+            path = self.config[command].get("ckpt_path") if command else None
+            if not path or not Path(path).is_file() or "_class_path" in _hyper_parameters(path):
+                super()._parse_ckpt_path()
+
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except ValueError as error:
+                if isinstance(error, UQError) or _UNION not in str(error):
+                    raise
+                raise UsageError(str(error)) from error
+
     with warnings.catch_warnings():
         # Lightning's own, about the torch it runs on.
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
         warnings.filterwarnings("ignore", ".*LightningCLI's args parameter is intended to run from within Python.*")
-        LightningCLI(
-            parser_class=Parser,
-            parser_kwargs={"prog": "lightning-uq"},
-            save_config_kwargs={"overwrite": True},
-            # Without arguments it reads those of the process, which other ranks are started with.
-            args=None if from_process else arguments,
-        )
+        try:
+            CommandLine(
+                parser_class=Parser,
+                parser_kwargs={"prog": "lightning-uq"},
+                save_config_kwargs={"overwrite": True},
+                # Without arguments it reads those of the process, which other ranks are started with.
+                args=None if from_process else arguments,
+            )
+        except RuntimeError as error:
+            if not str(error).startswith("Error(s) in loading state_dict"):
+                raise
+            raise UsageError(f"the checkpoint does not fit the configured module: {str(error)[:400]} ...") from error
     return 0
+
+
+def _hyper_parameters(path: str) -> dict[str, Any]:
+    """What a checkpoint says its module was built with."""
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what its unpickler, its zip reader or its checks raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"Expected `ckpt_path` to be a checkpoint, but {path} cannot be read: {reason[0]}") from error
+    if not isinstance(checkpoint, dict):
+        raise UsageError(f"Expected `ckpt_path` to be a checkpoint, but {path} holds a {type(checkpoint).__name__}.")
+    found: dict[str, Any] = checkpoint.get("hyper_parameters", {})
+    return found

@@ -131,13 +131,16 @@ def choose_methods(names: Sequence[str] | None, setting: Setting) -> dict[str, M
     Raises:
         InputError: A name is unknown, there is none, or the method does not fit the data.
     """
-    known = methods()
+    # A method that reads another's training stands below that one.
+    registered = methods()
+    order = list(registered)
+    known = dict(
+        sorted(
+            registered.items(), key=lambda item: (order.index(item[1].trained_as or item[0]), bool(item[1].trained_as))
+        )
+    )
     if names is None:
-        fitting = [method for method in known.values() if method.fits(setting)]
-        # A method that reads another's training stands below that one.
-        trainees = [method.trained_as or method.name for method in fitting]
-        order = sorted(fitting, key=lambda m: (trainees.index(m.trained_as or m.name), m.trained_as is not None))
-        return {method.name: method for method in order}
+        return {name: method for name, method in known.items() if method.fits(setting)}
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise InputError(
