@@ -4,9 +4,7 @@ from lightning_uq import losses, metrics
 from lightning_uq.callbacks import FitGMM, OODDetection, TemperatureScaling, VectorScaling
 from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
-from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.modules.deterministic import DeterministicModule
-from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules import DeterministicModule, EnsembleModule, UncertaintyModule
 from lightning_uq.networks import EpistemicNetwork, Factory
 from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction, GaussianMixturePrediction, Prediction
 
