@@ -277,14 +277,14 @@ class UncertaintyModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters that need a gradient, and its scheduler."""
-        optimizer = self.optimizer(self.optimized_parameters())
+        optimizer: torch.optim.Optimizer = self.optimizer(self.optimized_parameters())
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             config["monitor"] = getattr(scheduler, "monitor", "val_loss")
-        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value,typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
     def _save_arguments(self, **arguments: Any) -> None:
         """Save constructor arguments as plain data, so that a checkpoint loads under ``weights_only=True``.
