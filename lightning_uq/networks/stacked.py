@@ -50,9 +50,41 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return linear(x.unsqueeze(1), weight, bias).squeeze(1)
     if x.ndim > 3:
         return linear(x.flatten(1, -2), weight, bias).reshape(*x.shape[:-1], weight.shape[1])
-    if bias is None:
-        return torch.bmm(x, weight.mT)
-    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    if torch.is_autocast_enabled(x.device.type):  # its rules do not reach into a function with its own backward
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight))
+        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
+    output: Tensor = _BatchedLinear.apply(x, weight, bias)
+    return output
+
+
+class _BatchedLinear(torch.autograd.Function):
+    """The product x weight^T + bias of every member, with the weight's gradient in the weight's own layout.
+
+    Autograd's would come transposed, and be copied into place at each step: a fifth of the time of a wide network.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is None:
+            return torch.bmm(x, weight.mT)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(grad, weight) if of_x else None,
+            torch.bmm(grad.mT, x) if of_weight else None,
+            grad.sum(1) if of_bias else None,
+        )
 
 
 def layer_norm(

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_uq.errors import UnsupportedError
 from lightning_uq.networks import MLP, EnsembleNetwork, NetworkWithPrior, StackedEnsembleNetwork, build_ensemble
+from lightning_uq.networks.stacked import linear
 
 
 class Custom(nn.Module):
@@ -258,3 +259,37 @@ def test_convolutions_on_a_gpu_run_under_vmap():
     torch.testing.assert_close(network(x), build_ensemble(members, "loop")(x), rtol=1e-3, atol=1e-3)
     with torch.autocast("cuda", torch.bfloat16):
         assert network(x).dtype == build_ensemble(members, "loop")(x).dtype
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_batched_linear_has_first_and_second_gradients(bias):
+    shapes = [(2, 3, 4), (2, 5, 4), *([(2, 5)] if bias else [])]
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    expected = torch.stack([F.linear(*(t[i] for t in tensors)) for i in range(2)])
+    torch.testing.assert_close(linear(*tensors), expected)
+    assert torch.autograd.gradcheck(linear, tensors, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(linear, tensors)
+    linear(*tensors).sum().backward()
+    assert tensors[1].grad.stride() == tensors[1].stride()  # stolen by the parameter, not copied
+
+
+def test_stacked_networks_work_with_function_transforms():
+    network = build_ensemble([MLP(4, 3, (5,), "tanh") for _ in range(2)], "stacked")
+    loop = build_ensemble([network.member(i) for i in range(2)], "loop")
+    x = torch.randn(6, 4)
+    for call in (torch.func.jacrev, lambda f: torch.vmap(f)):
+        torch.testing.assert_close(call(network)(x.clone()), call(loop)(x.clone()))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_gradient_penalty_agrees_with_the_loop(training):
+    network = build_ensemble([MLP(4, 3, (5,), "tanh", norm="layer") for _ in range(2)], "stacked").train(training)
+    loop = build_ensemble([network.member(i) for i in range(2)], "loop").train(training)
+    x = torch.randn(6, 4)
+    for net in (network, loop):
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(net(leaf).square().sum(), leaf, create_graph=True)
+        gradient.square().sum().backward()
+    for i in range(2):
+        weight = network._parameters["members/0/weight"].grad[i]
+        torch.testing.assert_close(weight, loop.member(i)[0].weight.grad, rtol=1e-4, atol=1e-4)
