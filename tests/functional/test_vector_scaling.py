@@ -1,0 +1,112 @@
+"""Vector scaling: its optimum, what its ridge is for, and when it gives way to the temperature."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.temperature import fit_temperature
+from lightning_uq.functional.vector_scaling import _minimise, apply_vector_scaling, fit_vector_scaling
+
+nll = torch.nn.functional.cross_entropy
+
+
+def rows(seed, n, c, miscalibrated=1.0):
+    """Logits whose scale and bias are wrong class by class, by as much as ``miscalibrated``."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(c, (n,), generator=generator)
+    logits = torch.randn(n, c, generator=generator, dtype=torch.float64)
+    logits[torch.arange(n), target] += 3
+    ramp = miscalibrated * torch.linspace(-1, 1, c, dtype=torch.float64)
+    return 3 * logits * (1 + ramp / 3) + 2 * ramp, target
+
+
+def test_it_wins_where_classes_are_miscalibrated():
+    fit = fit_vector_scaling(*rows(0, 2000, 5))
+    logits, target = rows(1, 5000, 5)
+    assert fit.strength < math.inf
+    assert fit.scale.dtype == fit.bias.dtype == torch.float64
+    assert nll(apply_vector_scaling(logits, fit.scale, fit.bias), target) < nll(logits / fit.temperature, target) - 0.01
+
+
+def test_it_is_the_temperature_where_nothing_is_to_be_won():
+    logits, target = rows(2, 2000, 5, miscalibrated=0.0)
+    fit = fit_vector_scaling(logits, target)
+    assert fit.strength == math.inf
+    assert torch.equal(fit.temperature, fit_temperature(logits, target))
+    torch.testing.assert_close(fit.scale, (1 / fit.temperature).expand(5))
+    assert torch.equal(fit.bias, torch.zeros(5, dtype=torch.float64))
+    tempered = apply_vector_scaling(logits, fit.scale, fit.bias).softmax(1)
+    torch.testing.assert_close(tempered, (logits / fit.temperature).softmax(1))
+
+
+@pytest.mark.parametrize("miscalibrated", [0.0, 0.5])
+def test_few_rows_of_many_classes_do_no_harm_as_they_do_without_a_ridge(miscalibrated):
+    logits, target = rows(3, 500, 100, miscalibrated)
+    with pytest.warns(
+        UserWarning, match=r"500 rows of 100 classes, fewer than 20 a class; a temperature alone is safer"
+    ):
+        fit = fit_vector_scaling(logits, target)
+    test, classes = rows(4, 5000, 100, miscalibrated)
+    tempered = nll(test / fit.temperature, classes)
+    assert nll(apply_vector_scaling(test, fit.scale, fit.bias), classes) < tempered + 0.01
+    x = (logits - logits.mean(1, keepdim=True)) / fit.temperature
+    a, b = _minimise(x, target, 1e-9, torch.zeros(2, 100, dtype=torch.float64))
+    assert nll(apply_vector_scaling(test, (1 + a) / fit.temperature, b), classes) > tempered + 0.5
+
+
+@pytest.mark.parametrize("strength", [1e-4, 0.1])
+def test_the_minimum_is_stationary(strength):
+    logits, target = rows(5, 300, 4)
+    x = logits - logits.mean(1, keepdim=True)
+    found = _minimise(x, target, strength, torch.zeros(2, 4, dtype=torch.float64)).requires_grad_()
+    loss = nll((1 + found[0]) * x + found[1], target) + strength / 2 * found.square().sum()
+    assert torch.autograd.grad(loss, found)[0].abs().max() < 1e-7
+    other = _minimise(x, target, strength, torch.randn(2, 4, dtype=torch.float64))
+    torch.testing.assert_close(other, found.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_it_follows_the_scale_of_logits_and_ignores_shifts_and_a_change_of_names():
+    logits, target = rows(6, 600, 4)
+    base = fit_vector_scaling(logits, target)
+    scaled = fit_vector_scaling(100 * logits, target)
+    torch.testing.assert_close(100 * scaled.scale, base.scale, rtol=1e-5, atol=0)
+    torch.testing.assert_close(scaled.bias, base.bias, rtol=1e-5, atol=1e-7)
+    shifted = fit_vector_scaling(logits + torch.randn(600, 1), target)
+    torch.testing.assert_close(shifted.scale, base.scale, rtol=1e-5, atol=0)
+    order = torch.tensor([3, 1, 0, 2])
+    renamed = fit_vector_scaling(logits[:, order.argsort()], order[target])
+    torch.testing.assert_close(renamed.scale[order], base.scale, rtol=1e-5, atol=0)
+    torch.testing.assert_close(renamed.bias[order], base.bias, rtol=1e-5, atol=1e-7)
+    again = fit_vector_scaling(logits, target)
+    assert torch.equal(again.scale, base.scale)
+
+
+def test_the_global_random_state_is_left_alone():
+    state = torch.get_rng_state()
+    fit_vector_scaling(*rows(7, 200, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_pixels_are_rows():
+    logits, target = rows(8, 240, 3)
+    image = logits.reshape(10, 24, 3).movedim(-1, 1).reshape(10, 3, 4, 6)
+    fit, flat = fit_vector_scaling(image, target.reshape(10, 4, 6)), fit_vector_scaling(logits, target)
+    torch.testing.assert_close(fit.scale, flat.scale)
+    applied = apply_vector_scaling(image, fit.scale, fit.bias)
+    expected = apply_vector_scaling(logits, fit.scale, fit.bias)
+    torch.testing.assert_close(applied.movedim(1, -1).reshape(-1, 3), expected)
+
+
+def test_bad_arguments_are_named():
+    logits, target = rows(9, 100, 3)
+    with pytest.raises(InputError, match="at least 5 rows, one a fold, but got 4"):
+        fit_vector_scaling(logits[:4], target[:4])
+    with pytest.raises(InputError, match="`num_folds` to be an integer of at least 2"):
+        fit_vector_scaling(logits, target, num_folds=1)
+    for strengths in ([], [0.0], [-1.0], [math.inf], [math.nan]):
+        with pytest.raises(InputError, match="`strengths` to hold positive numbers"):
+            fit_vector_scaling(logits, target, strengths)
+    with pytest.raises(InputError, match=r"class indices in \[0, 3\)"):
+        fit_vector_scaling(logits, target + 1)
