@@ -52,10 +52,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return linear(x.flatten(1, -2), weight, bias).reshape(*x.shape[:-1], weight.shape[1])
     if torch.is_autocast_enabled(x.device.type):  # its rules do not reach into a function with its own backward
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight))
-        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
+        x, weight, bias = _narrow(x, dtype), _narrow(weight, dtype), None if bias is None else _narrow(bias, dtype)
     output: Tensor = _BatchedLinear.apply(x, weight, bias)
     return output
+
+
+def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
 
 
 class _BatchedLinear(torch.autograd.Function):

@@ -293,3 +293,12 @@ def test_a_gradient_penalty_agrees_with_the_loop(training):
     for i in range(2):
         weight = network._parameters["members/0/weight"].grad[i]
         torch.testing.assert_close(weight, loop.member(i)[0].weight.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("execution", ["loop", "stacked", "vmap"])
+def test_integer_inputs_fail_in_every_execution(execution):
+    network = build_ensemble([nn.Linear(4, 3) for _ in range(2)], execution)
+    with pytest.raises(RuntimeError, match="dtype|type"):
+        network(torch.ones(5, 4, dtype=torch.long))
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="dtype|type"):
+        network(torch.ones(5, 4, dtype=torch.long))
