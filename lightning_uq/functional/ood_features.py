@@ -1,0 +1,188 @@
+"""Out-of-distribution scores that need more than logits: generalised entropy, nearest neighbours, virtual-logit matching.
+
+Of every one, higher means further out, as in :mod:`lightning_uq.functional.scores`. What a score is fitted to is the
+training distribution alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import check_floating, check_integer, check_open_unit, upcast
+from lightning_uq.functional.entropy import mean_log_probs
+
+_CHUNK_ELEMENTS = 2**24
+
+
+def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
+    """Generalised entropy sum_m p_m^gamma (1 - p_m)^gamma over the ``top`` largest of the mean probabilities.
+
+    A small gamma listens to small deviations from certainty; leaving out the tail keeps the noise of many classes out.
+
+    Args:
+        logits: Member logits [Z, B, C] (or [Z, B, C, ...]).
+        gamma: In (0, 1).
+        top: How many classes to sum over; all where there are fewer.
+
+    Returns:
+        [B] (or [B, ...]).
+
+    Raises:
+        InputError: ``logits`` are not as above, or an argument is out of range.
+
+    Source: Liu et al., CVPR 2023.
+
+    Example:
+        >>> gen(torch.tensor([[[0.0, 0.0]], [[0.0, 0.0]]]), gamma=0.5)
+        tensor([1.])
+    """
+    check_floating("logits", logits, 3, "[Z, B, C, ...]")
+    check_open_unit("gamma", gamma)
+    check_integer("top", top, 1)
+    log_probs = mean_log_probs(logits)
+    log_probs = log_probs.topk(min(top, log_probs.shape[1]), 1).values
+    # log(1 - p) = log(-expm1(log p)) keeps the small p; a p of exactly 1 contributes 0^gamma = 0.
+    return torch.exp(gamma * (log_probs + torch.log(-torch.expm1(log_probs)))).sum(1)
+
+
+def knn_distance(features: Tensor, bank: Tensor, k: int = 50, normalize: bool = True) -> Tensor:
+    """Euclidean distance to the ``k``-th nearest of the training features.
+
+    Args:
+        features: [N, D].
+        bank: Training features [M, D].
+        k: Which neighbour; a row that is itself in ``bank`` is its own first.
+        normalize: Scale every feature vector to length 1 first, as the paper does; a zero vector stays one.
+
+    Returns:
+        [N], in at least float32.
+
+    Raises:
+        InputError: Shapes do not fit, or ``k`` is not in [1, M].
+
+    Source: Sun et al., ICML 2022 (arXiv 2204.06507); its k is 50 for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet.
+
+    Example:
+        >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> knn_distance(torch.tensor([[2.0, 0.0]]), bank, k=1), knn_distance(torch.tensor([[2.0, 0.0]]), bank, k=2)
+        (tensor([0.]), tensor([1.4142]))
+    """
+    check_floating("bank", bank, 2, "[M, D]")
+    _check_features(features, bank.shape[-1])
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(bank):
+        raise InputError(
+            f"Expected argument `k` to be an integer from 1 to the {len(bank)} rows of `bank`, but got {k!r}."
+        )
+    dtype = torch.promote_types(upcast(features).dtype, upcast(bank).dtype)
+    rows, bank = features.to(dtype), bank.to(dtype)
+    if normalize:
+        rows, bank = (torch.nn.functional.normalize(x, dim=1) for x in (rows, bank))
+    squares = bank.square().sum(1)
+    distances = [rows.new_empty(0)]
+    for part in torch.split(rows, max(1, _CHUNK_ELEMENTS // len(bank))):
+        # The expanded square ranks, at the speed of a product; the distance itself is taken without its cancellation.
+        ranked = torch.addmm(squares, part, bank.T, alpha=-2).topk(k, 1, largest=False)
+        distances.append((part - bank[ranked.indices[:, -1]]).norm(dim=1))
+    return torch.cat(distances)
+
+
+class VimFit(NamedTuple):
+    """A fitted virtual logit, in float64.
+
+    Attributes:
+        origin: The point [D] at which the last layer gives equal logits, as nearly as it can.
+        residual: An orthonormal basis [D, D - dim] of what training features hardly occupy.
+        alpha: What brings residual norms to the size of logits, a scalar.
+    """
+
+    origin: Tensor
+    residual: Tensor
+    alpha: Tensor
+
+
+def fit_vim(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None, dim: int | None = None) -> VimFit:
+    """Fit the principal subspace of training features, and the scale of a logit made of what lies outside it.
+
+    With the origin o = -W^+ b and R the D - ``dim`` least eigenvectors of mean (f - o)(f - o)^T,
+
+        alpha = mean max_c l_c / mean |R^T (f - o)|.
+
+    Args:
+        features: Training features [N, D], the inputs of the last linear layer.
+        logits: Its outputs [N, C].
+        weight: Its weight [C, D].
+        bias: Its bias [C], or None.
+        dim: Dimension of the principal subspace, from 1 to D - 1; by default, as in the paper, 1000 from D = 2048, else 512
+            from D = 768, else D / 2.
+
+    Returns:
+        The fit, for :func:`vim_score`.
+
+    Raises:
+        InputError: Shapes do not fit, or the features leave nothing outside the subspace.
+
+    Source: Wang et al., CVPR 2022 (arXiv 2203.10807).
+
+    Example:
+        >>> features = torch.tensor([[2.0, 0.1], [-2.0, -0.1], [2.0, -0.1], [-2.0, 0.1]])
+        >>> weight = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> fit = fit_vim(features, features @ weight.T, weight, None, dim=1)
+        >>> fit.alpha.round(decimals=3)
+        tensor(20., dtype=torch.float64)
+        >>> vim_score(torch.tensor([[0.0, 3.0]]), torch.tensor([[0.0, 0.0]]), fit).round(decimals=3)
+        tensor([59.3070], dtype=torch.float64)
+    """
+    check_floating("weight", weight, 2, "[C, D]")
+    C, D = weight.shape
+    _check_features(features, D)
+    if logits.shape != (len(features), C) or len(features) == 0:
+        raise InputError(
+            f"Expected argument `logits` to be of shape [{max(1, len(features))}, {C}], one row a row of `features`, but got "
+            f"{list(logits.shape)}."
+        )
+    if dim is None:
+        dim = 1000 if D >= 2048 else 512 if D >= 768 else D // 2
+    if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim < D:
+        raise InputError(f"Expected argument `dim` to be an integer from 1 to {D - 1}, but got {dim!r}.")
+    weight = weight.detach().double()
+    shift = weight.new_zeros(C) if bias is None else bias.detach().double()
+    origin = -torch.linalg.pinv(weight) @ shift
+    moment = weight.new_zeros(D, D)
+    parts = torch.split(features.detach(), 4096)
+    for part in parts:
+        centered = part.double() - origin
+        moment.addmm_(centered.T, centered)
+    residual = torch.linalg.eigh(moment).eigenvectors[:, : D - dim]  # in ascending order
+    norm = torch.cat([((part.double() - origin) @ residual).norm(dim=1) for part in parts]).mean()
+    if not norm > 1e-6 * (moment.trace() / len(features)).sqrt():
+        raise InputError(
+            f"Expected `features` to vary outside a principal subspace of argument `dim` = {dim} dimensions, but they do not: "
+            "their rank is no larger. Choose a smaller `dim`."
+        )
+    return VimFit(origin, residual, logits.detach().double().amax(1).mean() / norm)
+
+
+def vim_score(features: Tensor, logits: Tensor, fit: VimFit) -> Tensor:
+    """alpha |R^T (f - o)| - logsumexp_c l_c: the virtual logit less the free energy of the others.
+
+    Args:
+        features: [N, D].
+        logits: [N, C].
+        fit: What :func:`fit_vim` returned.
+
+    Returns:
+        [N] in float64.
+    """
+    _check_features(features, len(fit.origin))
+    virtual: Tensor = fit.alpha * ((features.double() - fit.origin) @ fit.residual).norm(dim=1)
+    return virtual - torch.logsumexp(logits.double(), 1)
+
+
+def _check_features(features: Tensor, D: int) -> None:
+    check_floating("features", features, 2, "[N, D]")
+    if features.ndim != 2 or features.shape[1] != D:
+        raise InputError(f"Expected argument `features` to be of shape [N, {D}], but got {list(features.shape)}.")
