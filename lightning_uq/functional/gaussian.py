@@ -88,9 +88,10 @@ class ClassStatistics:
                 f"{smaller}, or raise the budget."
             )
         self.covariance: Covariance = covariance
-        self._count = torch.zeros(C, dtype=torch.float64, device=device)
-        self._mean = torch.zeros(C, D, dtype=torch.float64, device=device)
-        self._scatter = torch.zeros(shape, dtype=torch.float64, device=device)
+        with torch.inference_mode(False):  # or nothing could be added to them once that mode has ended
+            self._count = torch.zeros(C, dtype=torch.float64, device=device)
+            self._mean = torch.zeros(C, D, dtype=torch.float64, device=device)
+            self._scatter = torch.zeros(shape, dtype=torch.float64, device=device)
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._pending_rows = 0
         self._block = max(1024, 64 * C) if covariance == "full" else 1024

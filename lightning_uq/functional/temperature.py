@@ -95,10 +95,10 @@ def fit_temperature(logits: Tensor, target: Tensor, objective: Objective = "nll"
         tensor(1.4427, dtype=torch.float64)
     """
     _check_method(objective, method)
-    rows, classes = _rows(logits, target, 2)
+    rows, classes = calibration_rows(logits, target, 2)
     if method == "grid":
         return _scalar(_grid(lambda T: torch.log_softmax(rows[0] / T, 1), classes, objective), logits)
-    return _announce(_solve(rows, classes), logits)
+    return _announce(best_temperature(rows, classes), logits)
 
 
 def fit_shared_temperature(
@@ -130,10 +130,10 @@ def fit_shared_temperature(
         tensor(1.4427, dtype=torch.float64)
     """
     _check_method(objective, method)
-    rows, classes = _rows(logits, target, 3)
+    rows, classes = calibration_rows(logits, target, 3)
     if method == "grid":
         return _scalar(_grid(lambda T: mean_log_probs(rows / T), classes, objective), logits)
-    return _announce(_solve(rows, classes) if len(rows) == 1 else _search(rows, classes), logits)
+    return _announce(best_temperature(rows, classes) if len(rows) == 1 else _search(rows, classes), logits)
 
 
 def fit_ensemble_temperature(
@@ -199,8 +199,8 @@ def calibrated_nll(logits: Tensor, target: Tensor) -> Tensor:
         >>> calibrated_nll(logits, torch.tensor([0] * 8 + [1] * 2)).round(decimals=4)
         tensor(0.5004, dtype=torch.float64)
     """
-    rows, classes = _rows(logits, target, 2)
-    return _scalar(_objective(rows, classes, 1 / _solve(rows, classes).temperature, 0.0).nll, logits)
+    rows, classes = calibration_rows(logits, target, 2)
+    return _scalar(_objective(rows, classes, 1 / best_temperature(rows, classes).temperature, 0.0).nll, logits)
 
 
 def _check_method(objective: str, method: str) -> None:
@@ -217,7 +217,7 @@ def _double(logits: Tensor) -> Tensor:
     return (logits.cpu() if logits.device.type == "mps" else logits).detach().double()
 
 
-def _rows(logits: Tensor, target: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+def calibration_rows(logits: Tensor, target: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
     """Checked logits [Z, N, C] in float64, finite, and class indices [N]; Z = 1 where ``ndim`` is 2."""
     check_floating("logits", logits, ndim, "[Z, N, C, ...]" if ndim == 3 else "[N, C, ...]")
     members = logits[None] if ndim == 2 else logits
@@ -276,7 +276,7 @@ def _margins(logits: Tensor, target: Tensor) -> Tensor:
     return logits - logits.gather(2, target.expand(len(logits), -1)[..., None])
 
 
-def _solve(logits: Tensor, target: Tensor) -> _Solution:
+def best_temperature(logits: Tensor, target: Tensor) -> _Solution:
     """The optimum for a single predictor, [1, N, C]: the slope in u changes its sign at most once."""
     scale = _scale(logits)
     if scale == 0:

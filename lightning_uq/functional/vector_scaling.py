@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional import temperature
 from lightning_uq.functional._validation import check_integer
+from lightning_uq.functional.temperature import best_temperature, calibration_rows, fit_temperature
 
 _STRENGTHS = tuple(10.0**exponent for exponent in (-4, -3, -2, -1, 0))
 _ROWS_PER_CLASS = 20
@@ -86,7 +86,7 @@ def fit_vector_scaling(
         >>> bool(fit.bias[0] > 0 > fit.bias[1])
         True
     """
-    rows, classes = temperature._rows(logits, target, 2)
+    rows, classes = calibration_rows(logits, target, 2)
     x, C = rows[0], rows.shape[2]
     check_integer("num_folds", num_folds, 2)
     if len(x) < num_folds:
@@ -100,14 +100,14 @@ def fit_vector_scaling(
             stacklevel=2,
         )
     x = x - x.mean(1, keepdim=True)
-    T = temperature.fit_temperature(logits, target).to(x.device)
+    T = fit_temperature(logits, target).to(x.device)
 
     # Shuffled, since rows may lie in the order of their classes; by a fixed seed, so that two fits are equal.
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
     losses = x.new_empty(1 + len(strengths), len(x))  # of each row while held out: under T, then under each strength
     for held in torch.tensor_split(order, num_folds):
         kept = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, held, False)
-        fold = temperature._solve(x[None, kept], classes[kept]).temperature
+        fold = best_temperature(x[None, kept], classes[kept]).temperature
         losses[0, held] = _nll(x[held] / fold, classes[held])
         start = x.new_zeros(2, C)
         for i, strength in sorted(

@@ -221,6 +221,19 @@ def test_sums_are_float64_whatever_comes(dtype):
     )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_mode_and_autocast_leave_the_sums_as_they_are(kind):
+    x, y = rows(5, dtype=torch.float32)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        statistics = ClassStatistics(3, 4, kind)
+        statistics._block = 16
+        statistics.update(x[:40], y[:40])
+    statistics.update(x[40:], y[40:])
+    expected = stream(x, y, kind)
+    torch.testing.assert_close(statistics.scatter, expected.scatter, rtol=1e-11, atol=1e-11)
+    assert fit_gaussian(statistics).log_det.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
