@@ -46,7 +46,7 @@ def build_members(
     """
     streams = [RandomStream(member_seed(seed, i)) for i in range(num_members)]
     members: list[nn.Module] = []
-    seen: set[int] = set()
+    seen: dict[int, object] = {}  # the objects too: an id may be given again
     for i, stream in enumerate(streams):
         with stream.active():
             member = _new(network, "network", i, seen)
@@ -69,7 +69,7 @@ def build_members(
     return members, streams
 
 
-def _new(factory: Callable[[], nn.Module], argument: str, i: int, seen: set[int]) -> nn.Module:
+def _new(factory: Callable[[], nn.Module], argument: str, i: int, seen: dict[int, object]) -> nn.Module:
     built = build_network(factory, argument)
     shared = [name for name, p in built.named_parameters() if p.requires_grad and id(p) in seen]
     if id(built) in seen or shared:
@@ -78,7 +78,7 @@ def _new(factory: Callable[[], nn.Module], argument: str, i: int, seen: set[int]
             f"Expected the factory in argument `{argument}` to build a new network at each call, but its call {i + 1} gave "
             f"{what} as an earlier one: members would train one another's weights."
         )
-    seen.update([id(built), *(id(p) for p in built.parameters())])
+    seen.update({id(part): part for part in (built, *built.parameters())})
     return built
 
 

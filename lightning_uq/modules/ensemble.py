@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -37,8 +36,8 @@ from lightning_uq.modules.checkpoints import (
     read_checkpoint,
 )
 from lightning_uq.modules.input_range import training_range
-from lightning_uq.modules.members import MemberHooks, call_step, maps_one_input
-from lightning_uq.modules.streams import from_plain, random_state, set_random_state, to_plain
+from lightning_uq.modules.members import MemberHooks, call_step, misfit_of
+from lightning_uq.modules.resume import ExactResume
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
@@ -47,7 +46,7 @@ from lightning_uq.registry import Setting, register_method
 _STATE = "lightning_uq_ensemble"
 
 
-class EnsembleModule(MemberHooks, UncertaintyModule):
+class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
     """A deep ensemble: M members from one factory, each trained as it would be alone, and read as one prediction.
 
     The factory builds plain networks, trained here, or your own LightningModules, unmodified: then every member's
@@ -140,7 +139,6 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         self.input_range: Tensor | None
         self.register_buffer("input_range", None)
         self._range_is_restored = False
-        self._resume_random_state: dict[str, Any] | None = None
         self._says_why = execution == "auto" and not lightning_members
         self._told_misfit = False
         if lightning_members:
@@ -210,13 +208,6 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
             self._says_why = False
         self.seed = self.trainer.strategy.broadcast(self.seed)
         super().setup(stage)
-
-    def on_fit_start(self) -> None:
-        """Go on with the random numbers where the checkpoint left them: the data order too."""
-        super().on_fit_start()
-        if self._resume_random_state is not None:
-            set_random_state(self._resume_random_state, self.device)
-            self._resume_random_state = None
 
     def on_train_start(self) -> None:
         """Take the range of the inputs, where adversarial steps are measured in it."""
@@ -334,7 +325,7 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         if self.lightning_members:
             step = "validation_step" if stage == "val" else "test_step"
             self.evaluation_steps(step, batch, batch_idx, loader_idx)
-            misfit = self._misfit(batch)
+            misfit = misfit_of(self.lightning_members[0], batch, self.unpack_batch, self.task)
             if misfit is not None:
                 if not self._told_misfit:
                     rank_zero_info(f"No metrics of the ensemble as a whole are logged: {misfit}.")
@@ -342,21 +333,6 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
                 return
             stage = f"ensemble/{stage}"
         super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)
-
-    def _misfit(self, batch: Any) -> str | None:
-        """Why a LightningModule's batch cannot be scored by this module's metrics, or None."""
-        if not maps_one_input(self.lightning_members[0]):
-            return f"{type(self.lightning_members[0]).__name__}.forward does not map one input to an output"
-        try:
-            _, y = self.unpack_batch(batch)
-        except InputError:
-            return "the batches are no pairs (x, y); override `unpack_batch` to say what they hold"
-        if not isinstance(y, Tensor) or not y.ndim:
-            return "the batches hold no target"
-        if self.task == "regression":
-            return None if y.is_floating_point() else "the targets are no numbers, as task='regression' expects"
-        labels = not y.is_floating_point() and y.dtype != torch.bool and bool((y >= 0).all())
-        return None if labels else "the targets are no class labels, as task='classification' expects"
 
     # ------------------------------------------------------------------ optimizer and checkpoint
 
@@ -382,12 +358,11 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
             self.network.clip_gradients_per_member(gradient_clip_val, gradient_clip_algorithm or "norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what resuming exactly needs: seed, execution and random states."""
+        """Add what going on exactly needs: the seed, how the members run, and what they add themselves."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[_STATE] = {
             "seed": self.seed,
             "stacked": self.network.is_stacked,
-            "random_state": to_plain(random_state(self.device)),
             **self.save_members(checkpoint),
         }
 
@@ -398,11 +373,9 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         if saved is None:
             return
         self.seed = saved["seed"]
-        resuming = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        self.load_members(checkpoint, saved, resuming=resuming)
-        if not resuming:
+        self.load_members(checkpoint, saved, resuming=self.is_resuming)
+        if not self.is_resuming:
             return
-        self._resume_random_state = from_plain(saved["random_state"])
         self._range_is_restored = "input_range" in checkpoint["state_dict"]
         stack, size = self.network.is_stacked, self.network.num_indices
         if stack != saved["stacked"] and "optimizer_states" in checkpoint:

@@ -6,22 +6,17 @@ hooks) is answered for that member.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_uq.errors import InputError
-from lightning_uq.modules.composite import APART, CompositeOptimizer, ScaledOptimizer, configure_member
-from lightning_uq.modules.member_logs import MemberLogs
+from lightning_uq.modules.member_optimization import MemberOptimization, check_member, maps_one_input, overrides
 from lightning_uq.modules.streams import RandomStream, from_plain, to_plain
 
 # What the first member answers for all: where the data come from, and what happens to a batch before the device.
@@ -48,7 +43,7 @@ _HEARD_BY_ALL = (
 )
 
 
-class MemberHooks(MemberLogs):
+class MemberHooks(MemberOptimization):
     """A LightningModule around members: what it does for those that are LightningModules themselves.
 
     A subclass hands its members to :meth:`adopt`, and calls :meth:`training_steps` and :meth:`evaluation_steps`. As long as
@@ -57,21 +52,11 @@ class MemberHooks(MemberLogs):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.lightning_members: tuple[LightningModule, ...] = ()
-        self.streams: list[RandomStream] = []
         self._outputs: list[Any] = []
         self._losses: list[Tensor | None] = []
-        self._composite: CompositeOptimizer | None = None
-        self._schedulers: list[list[LRSchedulerConfig]] = []
 
     def adopt(self, members: Sequence[LightningModule], streams: Sequence[RandomStream]) -> None:
-        """Take the members in, each with its random stream.
-
-        Raises:
-            InputError: A member optimizes by hand, or otherwise takes the training loop over.
-        """
-        for member in members:
-            check_member(member)
+        """Take the members in, each with its random stream."""
         self.lightning_members = tuple(members)
         self.streams = list(streams)
         if not all(member.strict_loading for member in members):
@@ -84,17 +69,34 @@ class MemberHooks(MemberLogs):
         if overrides(first, "configure_model"):
             self.__dict__["configure_model"] = partial(self.each_member, "configure_model")
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Optimizers and schedulers are the Trainer's; these are references to them, of one run.
-        return {**super().__getstate__(), "_composite": None, "_schedulers": []}
+    # ------------------------------------------------------------------ hooks
 
-    # ------------------------------------------------------------------ turns
+    def setup(self, stage: str) -> None:
+        """Give the members what they ask of their Trainer.
 
-    @contextmanager
-    def speaking(self, i: int) -> Iterator[None]:
-        """Member i's turn: the random numbers are its own. What a sanity check draws is forgotten, as it is alone."""
-        with self.streams[i].active(self.device, advance=not self.trainer.sanity_checking):
-            yield
+        Raises:
+            InputError: A member optimizes by hand, or otherwise takes the training loop over, and a fit begins.
+        """
+        super().setup(stage)
+        for i, member in enumerate(self.lightning_members):
+            if stage == "fit":
+                check_member(member)
+            member.trainer = self.trainer
+            # Bound methods and partials, no lambdas: a spawned process gets them by pickle.
+            member.__dict__.update(
+                log=partial(self.log_for, i),
+                optimizers=partial(self.optimizers_of, i),
+                lr_schedulers=partial(self.schedulers_of, i),
+            )
+        self.each_member("setup", stage)
+
+    def teardown(self, stage: str) -> None:
+        """Leave the members as they came."""
+        self.each_member("teardown", stage)
+        for member in self.lightning_members:
+            for name in ("log", "optimizers", "lr_schedulers"):
+                member.__dict__.pop(name, None)
+        super().teardown(stage)
 
     def each_member(self, hook: str, *args: Any, own: Sequence[Any] | None = None) -> list[Any]:
         """Call a hook of every member whose class has one; ``own[i]`` takes the place of member i's first argument."""
@@ -106,27 +108,6 @@ class MemberHooks(MemberLogs):
                     results.append(getattr(member, hook)(*(args if own is None else (own[i], *args[1:]))))
         self.log_means()
         return results
-
-    def setup(self, stage: str) -> None:
-        """Give the members what they ask of their Trainer."""
-        super().setup(stage)
-        for i, member in enumerate(self.lightning_members):
-            member.trainer = self.trainer
-            # Bound methods and partials, no lambdas: a spawned process gets them by pickle.
-            member.__dict__.update(
-                log=partial(self.log_for, i),
-                optimizers=partial(self._optimizers_of, i),
-                lr_schedulers=partial(self._schedulers_of, i),
-            )
-        self.each_member("setup", stage)
-
-    def teardown(self, stage: str) -> None:
-        """Leave the members as they came."""
-        self.each_member("teardown", stage)
-        for member in self.lightning_members:
-            for name in ("log", "optimizers", "lr_schedulers"):
-                member.__dict__.pop(name, None)
-        super().teardown(stage)
 
     # ------------------------------------------------------------------ steps
 
@@ -177,96 +158,6 @@ class MemberHooks(MemberLogs):
             batch if self.trainer.training else self.lightning_members[0].on_after_batch_transfer(batch, dataloader_idx)
         )
 
-    # ------------------------------------------------------------------ optimization
-
-    def configure_members(self) -> CompositeOptimizer:
-        """The members' optimizers as one; their schedulers join Lightning's in :meth:`on_fit_start`."""
-        optimizers, self._schedulers = [], []
-        for i, member in enumerate(self.lightning_members):
-            check_member(member)  # its `setup` may have turned automatic optimization off
-            with self.speaking(i):
-                returned = member.configure_optimizers()
-            optimizer, configs = configure_member(member, f"member_{i}", returned)
-            optimizers.append(optimizer)
-            self._schedulers.append(configs)
-        self._composite = CompositeOptimizer(optimizers)
-        return self._composite
-
-    def on_fit_start(self) -> None:
-        """Hand the members' schedulers to Lightning, before it restores their state."""
-        if self.lightning_members:
-            self.trainer.strategy.lr_scheduler_configs = [config for configs in self._schedulers for config in configs]
-        super().on_fit_start()
-        self.each_member("on_fit_start")
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """Step a scheduler the way its owner does."""
-        for i, configs in enumerate(self._schedulers):
-            if any(config.scheduler is scheduler for config in configs):
-                with self.speaking(i):
-                    self.lightning_members[i].lr_scheduler_step(scheduler, metric)
-                return
-        super().lr_scheduler_step(scheduler, metric)
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """One closure for all members, then every member's own step; under a gradient scaler each is unscaled by itself."""
-        if not self.lightning_members:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            return
-        step_member = partial(self._step_member, epoch, batch_idx)
-        precision = self.trainer.precision_plugin
-        scaler = getattr(precision, "scaler", None)
-        if scaler is None:
-            step: Callable[..., Any] = optimizer.step
-            step(closure=optimizer_closure, step_member=step_member)
-            return
-        assert self._composite is not None
-        assert optimizer_closure is not None
-        # Lightning would look for infinite gradients once for all: a member that overflows would stop the others.
-        skipped = optimizer_closure() is None
-        optimizers = {i: o for i, o in enumerate(self._composite.optimizers) if not skipped and _has_gradient(o)}
-        for member_optimizer in optimizers.values():
-            if not _optimizer_handles_unscaling(member_optimizer):
-                scaler.unscale_(member_optimizer)
-        precision._after_closure(self, self._composite)
-        for i, member_optimizer in optimizers.items():
-            step_member(i, ScaledOptimizer(member_optimizer, scaler))
-        if optimizers:
-            scaler.update()
-
-    def _step_member(self, epoch: int, batch_idx: int, i: int, optimizer: Any) -> None:
-        member = self.lightning_members[i]
-        if overrides(member, "optimizer_step"):
-            with self.speaking(i):
-                member.optimizer_step(epoch, batch_idx, optimizer, _closure_ran)
-        else:
-            optimizer.step()
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Clear gradients the way every member does."""
-        if not self.lightning_members:
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
-        for i, member in enumerate(self.lightning_members):
-            member.optimizer_zero_grad(epoch, batch_idx, self._member_optimizers[i])
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip every member's gradient by itself."""
-        if not self.lightning_members:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        for i, member in enumerate(self.lightning_members):
-            member.configure_gradient_clipping(self._member_optimizers[i], gradient_clip_val, gradient_clip_algorithm)
-
     # ------------------------------------------------------------------ checkpoint
 
     def save_members(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -294,27 +185,12 @@ class MemberHooks(MemberLogs):
                 state.update({prefix + name: value for name, value in mine.pop("state_dict").items()})
                 own[i] = mine
 
-    # ------------------------------------------------------------------ what a member asks
-
-    @property
-    def _member_optimizers(self) -> list[Optimizer]:
-        return [] if self._composite is None else self._composite.optimizers
-
-    def _optimizers_of(self, i: int, use_pl_optimizer: bool = True) -> Any:
-        optimizer = self._member_optimizers[i]
-        strategy = self.trainer.strategy
-        return LightningOptimizer._to_lightning_optimizer(optimizer, strategy) if use_pl_optimizer else optimizer
-
-    def _schedulers_of(self, i: int) -> Any:
-        schedulers = [config.scheduler for config in self._schedulers[i]]
-        return schedulers[0] if len(schedulers) == 1 else schedulers or None
-
     def _own_arguments(self, hook: str) -> Sequence[Any] | None:
         """Each member's own first argument of a hook, where it has one."""
         if hook.endswith("_batch_end") and hook != "on_predict_batch_end":
             return self._outputs
         if hook in ("on_before_zero_grad", "on_before_optimizer_step"):
-            return self._member_optimizers
+            return self.member_optimizers
         return self._losses if hook == "on_before_backward" else None
 
 
@@ -337,36 +213,6 @@ for _name in _HEARD_BY_ALL:
         setattr(MemberHooks, _name, _heard_by_all(_name))
 
 
-def overrides(member: LightningModule, name: str) -> bool:
-    """Whether a member's class brings its own ``name``."""
-    return getattr(type(member), name) is not getattr(LightningModule, name)
-
-
-def check_member(member: LightningModule) -> None:
-    """An :class:`InputError` where a LightningModule cannot train beside others."""
-    kind = type(member).__name__
-    if not overrides(member, "training_step"):
-        raise InputError(f"Expected {kind} to define `training_step`, as a LightningModule that trains does. {APART}")
-    if not member.automatic_optimization:
-        raise InputError(f"Expected {kind} to leave optimization to Lightning, but it optimizes by hand. {APART}")
-    if overrides(member, "backward"):
-        raise InputError(
-            f"Expected {kind} to leave the backward pass to Lightning, but it overrides `backward`. {APART}"
-        )
-    if "dataloader_iter" in inspect.signature(member.training_step).parameters:
-        raise InputError(f"Expected `training_step` of {kind} to take a batch, but it takes `dataloader_iter`. {APART}")
-
-
-def maps_one_input(member: LightningModule) -> bool:
-    """Whether a member has a ``forward`` of one argument."""
-    required = [
-        p
-        for p in inspect.signature(member.forward).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return overrides(member, "forward") and len(required) == 1
-
-
 def call_step(step: Callable[..., Any], *arguments: Any) -> Any:
     """Call a step with as many of ``(batch, batch_idx, dataloader_idx)`` as it takes."""
     parameters = inspect.signature(step).parameters.values()
@@ -376,9 +222,17 @@ def call_step(step: Callable[..., Any], *arguments: Any) -> Any:
     return step(*arguments[: len(taken)])
 
 
-def _closure_ran() -> None:
-    """The closure of a member's own ``optimizer_step``: it ran already, for all members at once."""
-
-
-def _has_gradient(optimizer: Optimizer) -> bool:
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+def misfit_of(member: LightningModule, batch: Any, unpack_batch: Callable[[Any], Any], task: str) -> str | None:
+    """Why metrics of the ensemble cannot score a batch of this member's, or None where they can."""
+    if not maps_one_input(member):
+        return f"{type(member).__name__}.forward does not map one input to an output"
+    try:
+        _, y = unpack_batch(batch)
+    except InputError:
+        return "the batches are no pairs (x, y); override `unpack_batch` to say what they hold"
+    if not isinstance(y, Tensor) or not y.ndim:
+        return "the batches hold no target"
+    if task == "regression":
+        return None if y.is_floating_point() else "the targets are no numbers, as task='regression' expects"
+    labels = not y.is_floating_point() and y.dtype != torch.bool and bool((y >= 0).all())
+    return None if labels else "the targets are no class labels, as task='classification' expects"
