@@ -14,7 +14,7 @@ import torch
 import torchmetrics
 
 import lightning_uq
-from lightning_uq.compare.configuration import HIDDEN_SIZES
+from lightning_uq.compare.configuration import HIDDEN_SIZES, Recipe
 from lightning_uq.compare.evaluation import NUM_BINS, TAU
 from lightning_uq.compare.run import Comparison
 from lightning_uq.report import (
@@ -144,6 +144,8 @@ def command_line(comparison: Comparison) -> str:
     arguments = ["--data", configuration.data, "--ood-classes", ",".join(map(str, configuration.ood_classes or ()))]
     arguments += ["--methods", ",".join(comparison.methods), "--seeds", str(configuration.seeds)]
     arguments += ["--seed", str(configuration.seed)]
+    if configuration.recipe.max_epochs != Recipe().max_epochs:
+        arguments += ["--max-epochs", str(configuration.recipe.max_epochs)]
     if configuration.accelerator != "cpu":
         arguments += ["--accelerator", configuration.accelerator]
     return shlex.join(["lightning-uq", "compare", *arguments])

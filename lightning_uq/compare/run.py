@@ -18,7 +18,7 @@ import torch
 
 from lightning_uq.compare.configuration import HIDDEN_SIZES, Configuration
 from lightning_uq.compare.evaluation import Pooled, evaluate
-from lightning_uq.compare.training import Progress, train
+from lightning_uq.compare.training import Progress, seeded, train
 from lightning_uq.data import ArrayDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.networks.mlp import MLP
@@ -91,7 +91,8 @@ def compare(configuration: Configuration, progress: Progress | None = None) -> C
             for trainee, readers in groups.items():
                 trained = train(methods()[trainee], readers, setting, data, seed, configuration, progress)
                 for method in readers:
-                    evaluation = evaluate(method, trained, data, configuration.accelerator, pooled[method.name])
+                    with seeded(seed):
+                        evaluation = evaluate(method, trained, data, configuration.accelerator, pooled[method.name])
                     values[method.name].append(evaluation.values)
                     num_hypotheses[method.name] = evaluation.num_hypotheses
     return Comparison(
@@ -117,11 +118,11 @@ def summarize(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, floa
         column = [one[key] for one in values if key in one]
         if not column:
             continue
-        mean: float | None = statistics.mean(column)
-        error = statistics.stdev(column) / math.sqrt(len(column)) if len(column) > 1 else None
         if not all(map(math.isfinite, column)):
-            mean = error = None  # JSON has no NaN
-        summary[key] = {"mean": mean, "se": error}
+            summary[key] = {"mean": None, "se": None}  # JSON has no NaN
+            continue
+        error = statistics.stdev(column) / math.sqrt(len(column)) if len(column) > 1 else None
+        summary[key] = {"mean": statistics.mean(column), "se": error}
     return summary
 
 

@@ -66,7 +66,7 @@ def train(
     clocks = [_Clock()]
     callbacks: dict[str, list[Callback]] = {}
     sequence: list[Callback] = [clocks[0]]
-    with _seeded(seed), tempfile.TemporaryDirectory() as directory:
+    with seeded(seed), tempfile.TemporaryDirectory() as directory:
         for method in readers:
             callbacks[method.name] = method.callbacks(setting)
             clocks.append(_Clock())
@@ -118,7 +118,7 @@ class _Clock(Callback):
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Every random state set to ``seed``, and put back afterwards."""
     with isolate_rng():
         random.seed(seed)

@@ -39,7 +39,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("nll", "NLL", "lower", "prediction", _digits(3), "Negative log-likelihood, nats"),
     Column("brier", "Brier", "lower", "prediction", _digits(3), "Brier score, summed over classes"),
     Column("ece", "ECE", "lower", "prediction", _digits(3), "Expected calibration error, 15 bins"),
-    Column("joint_log_loss", "Joint LL", "lower", "prediction", _digits(3), "Joint log-loss of 10 inputs, dyadic, nats"),
+    Column("joint_log_loss", "Joint", "lower", "prediction", _digits(3), "Joint log-loss of 10 inputs, dyadic, nats"),
     Column("ood_auroc", "AUROC", "higher", "detection", _digits(3), "OOD detection: area under the ROC curve"),
     Column("ood_auprc_out", "AP out", "higher", "detection", _digits(3), "OOD detection: average precision, OOD positive"),
     Column("ood_auprc_in", "AP in", "higher", "detection", _digits(3), "OOD detection: average precision, in-dist. positive"),
@@ -89,3 +89,25 @@ def best_methods(rows: Sequence[Row], column: Column) -> set[str]:
     best = (max if column.better == "higher" else min)(values, key=lambda method: values[method])
     winners = {method for method in values if printed[method] == printed[best]}
     return winners if len(winners) < len(values) else set()
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The rows as a table in Markdown, the best means bold: what a README takes.
+
+    Example:
+        >>> print(markdown_table([{"method": "softmax", "nll": {"mean": 0.25, "se": 0.01}}]))
+        | method | NLL |
+        |---|---:|
+        | softmax | 0.250 ±0.010 |
+    """
+    columns = shown_columns(rows)
+    best = {column.key: best_methods(rows, column) for column in columns}
+    lines = ["| method | " + " | ".join(column.label for column in columns) + " |", "|---|" + "---:|" * len(columns)]
+    for row in rows:
+        cells = []
+        for column in columns:
+            mean, error = cell(row, column)
+            mean = f"**{mean}**" if row["method"] in best[column.key] else mean
+            cells.append(f"{mean} {error}".strip())
+        lines.append(f"| {row['method']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from lightning_uq.report import COLUMNS, RESULT_KEYS, best_methods, cell, print_table, shown_columns
+
+BY_KEY = {column.key: column for column in COLUMNS}
+
+
+def row(method, **values):
+    return {"method": method, **{key: {"mean": mean, "se": se} for key, (mean, se) in values.items()}}
+
+
+def printed(rows, width):
+    stream = io.StringIO()
+    print_table(rows, Console(file=stream, width=width, color_system=None))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def rows():
+    names = ("softmax", "relative_mahalanobis", "ensemble")
+    return [row(name, **dict.fromkeys(RESULT_KEYS, (0.5 + i / 10, 0.01))) for i, name in enumerate(names)]
+
+
+def test_keys_are_those_of_the_results_file():
+    assert RESULT_KEYS == (
+        "accuracy",
+        "nll",
+        "brier",
+        "ece",
+        "joint_log_loss",
+        "ood_auroc",
+        "ood_auprc_out",
+        "ood_auprc_in",
+        "ood_fpr95",
+        "parameters",
+        "train_seconds",
+        "ms_per_1000",
+    )
+
+
+def test_direction_of_every_column():
+    higher = {"accuracy", "ood_auroc", "ood_auprc_out", "ood_auprc_in"}
+    assert {column.key for column in COLUMNS if column.better == "higher"} == higher
+
+
+def test_best_follows_the_direction():
+    rows = [row("a", accuracy=(0.9, None), nll=(0.3, None)), row("b", accuracy=(0.8, None), nll=(0.2, None))]
+    assert best_methods(rows, BY_KEY["accuracy"]) == {"a"}
+    assert best_methods(rows, BY_KEY["nll"]) == {"b"}
+
+
+def test_what_prints_alike_is_equally_good():
+    rows = [row("a", nll=(0.20001, None)), row("b", nll=(0.20004, None)), row("c", nll=(0.3, None))]
+    assert best_methods(rows, BY_KEY["nll"]) == {"a", "b"}
+    assert best_methods(rows[:2], BY_KEY["nll"]) == set()
+
+
+def test_a_missing_or_failed_value_is_a_dash_and_never_best():
+    rows = [row("a", nll=(None, None)), row("b", nll=(9.0, 1.0)), {"method": "c"}, row("d", nll=(9.5, None))]
+    assert [cell(one, BY_KEY["nll"]) for one in rows] == [("-", ""), ("9.000", "±1.000"), ("-", ""), ("9.500", "")]
+    assert best_methods(rows, BY_KEY["nll"]) == {"b"}
+    assert [column.key for column in shown_columns(rows)] == ["nll"]
+    assert best_methods([{"method": "c"}], BY_KEY["nll"]) == set()
+
+
+def test_counts_and_times_have_no_error():
+    assert cell(row("a", parameters=(129320, 0.0)), BY_KEY["parameters"]) == ("129,320", "")
+    assert cell(row("a", train_seconds=(4.26, 0.3)), BY_KEY["train_seconds"]) == ("4.3", "")
+
+
+def test_table_fits_120_columns_whole(rows):
+    rows = [{**one, "parameters": {"mean": 1_293_200, "se": 0.0}} for one in rows]
+    text = printed(rows, 120)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert "…" not in text
+    assert all(column.label in lines[0] for column in COLUMNS)
+    assert sum("±" in line for line in lines) == 3
+
+
+def test_a_narrow_terminal_gets_a_table_for_each_group(rows):
+    text = printed(rows, 80)
+    assert "…" not in text
+    assert text.count("relative_mahalanobis") == 3
+    assert all(column.label in text for column in COLUMNS)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_only_the_best_is_bold(rows):
+    stream = io.StringIO()
+    print_table(rows, Console(file=stream, width=120, force_terminal=True, color_system="standard", no_color=True))
+    text = stream.getvalue()
+    ensemble = next(line for line in text.splitlines() if line.startswith("ensemble"))
+    softmax = next(line for line in text.splitlines() if line.startswith("softmax"))
+    higher = sum(column.better == "higher" for column in COLUMNS)
+    assert ensemble.count("\x1b[1m") == higher
+    assert softmax.count("\x1b[1m") == len(COLUMNS) - higher
+
+
+def test_a_method_name_is_no_markup():
+    assert "[bold]x" in printed([row("[bold]x", nll=(1.0, None))], 60)
