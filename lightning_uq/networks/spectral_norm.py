@@ -648,8 +648,8 @@ def _unpad(x: Tensor, size: Sequence[int], padding: Sequence[int], mode: str) ->
     """The adjoint of :func:`_pad`: every padded element goes back to the one that it is a copy of."""
     if mode == "constant":
         return F.pad(x, [-side for side in padding])
-    places = torch.arange(math.prod(size), dtype=torch.float64, device=x.device).reshape(1, *size)
-    index = _pad(places, padding, mode).long().flatten()
+    places = torch.arange(math.prod(size), dtype=torch.float64).reshape(1, *size)
+    index = _pad(places, padding, mode).long().flatten().to(x.device)
     return x.new_zeros(len(x), math.prod(size)).index_add(1, index, x.flatten(1)).reshape(len(x), *size)
 
 

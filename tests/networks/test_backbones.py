@@ -101,6 +101,9 @@ def test_the_original_logits_are_met(case):
 def spectral_buffers(case, x):
     """Sizes of the two vectors of each bounded layer, in the order in which the original draws them."""
     net, _, _ = build(case)
+    for layer in net.modules():
+        if is_bounded(layer):
+            layer.parametrizations.weight[0].n_warmup_iterations = 0  # only the sizes are wanted
     with torch.no_grad():
         net.eval()(x)
     sizes, total = {}, 0
@@ -126,7 +129,7 @@ SMALL = {
     "resnet18": (lambda **kw: resnet18(modified=True, **kw), (3, 16, 16)),
     "bottleneck": (lambda **kw: ResNet("bottleneck", (1, 1, 1, 1), **kw), (3, 16, 16)),
     "wide_resnet": (lambda **kw: WideResNet(depth=10, widen_factor=1, modified=True, **kw), (3, 16, 16)),
-    "vgg16": (lambda **kw: VGG16(in_channels=1, input_size=28, **kw), (1, 28, 28)),
+    "vgg16": (lambda **kw: VGG16(**kw), (3, 32, 32)),
     "fc_resnet": (lambda **kw: FCResNet(hidden_features=16, num_classes=10, **kw), (2,)),
 }
 
