@@ -11,6 +11,7 @@ from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.mlp import MLP, TabularNetwork, load_deep_ensembles_state
 from lightning_uq.networks.output import OutputReader
 from lightning_uq.networks.priors import NetworkWithPrior, freeze_as_buffers
+from lightning_uq.networks.spectral_norm import remove_spectral_norm, spectral_normalize
 
 __all__ = [
     "MLP",
@@ -26,4 +27,6 @@ __all__ = [
     "build_ensemble",
     "freeze_as_buffers",
     "load_deep_ensembles_state",
+    "remove_spectral_norm",
+    "spectral_normalize",
 ]
