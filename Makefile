@@ -39,6 +39,7 @@ notebooks: install
 bench: install
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/ensemble.py
+	$(BIN)/python benchmarks/gmm.py
 
 clean:
 	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
