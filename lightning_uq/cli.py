@@ -78,7 +78,7 @@ def _mendable() -> tuple[type[BaseException], ...]:
 
 
 _UNION = "Does not validate against any of the Union subtypes"
-_NOISE = (_UNION, "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>", f"- {_UNION}")
+_NOISE = (_UNION, "Subtypes:", "Errors:", "Given value type:", "- Expected a <class 'NoneType'>", f"- {_UNION}")
 
 
 def _one_line(error: BaseException) -> str:
@@ -87,6 +87,7 @@ def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if _UNION in text:
         lines = [line.removeprefix("- ") for line in lines if not line.startswith(_NOISE)]
+        lines = [line for line in lines if not line.startswith("Given value: ") or len(line) < 80]
         # Where a constructor of ours refused a value, the other types that it is not do not matter.
         lines = [line for line in lines if line.startswith("Expected argument `")] or lines
     return " ".join(lines) or type(error).__name__
@@ -126,8 +127,12 @@ def _compare_parser() -> _Parser:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument("--max-epochs", type=int, help="epochs of a training at most (default 100)")
+    accelerators = ("auto", "cpu", "cuda", "gpu", "mps")
     parser.add_argument(
-        "--accelerator", default="cpu", help="Lightning's accelerator (default cpu, where results repeat)"
+        "--accelerator",
+        choices=accelerators,
+        default="cpu",
+        help="Lightning's accelerator (default cpu, where results repeat)",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where to write (default runs/compare)")
     return parser
@@ -150,15 +155,16 @@ def _compare(arguments: list[str]) -> int:
     )
     # What would fail at the end fails now: a missing matplotlib, a directory that cannot be written to.
     new_figure(1, 1)
-    existed = parsed.out.exists()
+    made = [path for path in (parsed.out, *parsed.out.parents) if not path.exists()]
     writable_directory(parsed.out)
     try:
         with TerminalProgress(Console(stderr=True)) as progress:
             comparison = compare(configuration, progress)
         files = write(comparison, parsed.out)
     except BaseException:
-        if not existed and not any(parsed.out.iterdir()):
-            parsed.out.rmdir()
+        for path in made:
+            if not any(path.iterdir()):
+                path.rmdir()
         raise
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -200,8 +206,14 @@ def _lightning(arguments: list[str], *, from_process: bool) -> int:
         raise _missing_extra("jsonargparse") from error
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are about how Lightning calls it
+
     class Parser(LightningArgumentParser):
-        """Tells an error in one line, without the usage before it."""
+        """Tells an error in one line, without the usage before it; an option is named in full."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.allow_abbrev = False
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             if not self.exit_on_error:  # one of jsonargparse's trials: it goes on with the next
@@ -223,7 +235,7 @@ def _lightning(arguments: list[str], *, from_process: bool) -> int:
             try:
                 super().instantiate_classes()
             except ValueError as error:
-                if isinstance(error, UQError) or _UNION not in str(error):
+                if isinstance(error, UQError):
                     raise
                 raise UsageError(str(error)) from error
 

@@ -1,0 +1,391 @@
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import lightning_uq
+from lightning_uq import DeterministicModule, Factory
+from lightning_uq.cli import main
+from lightning_uq.report import COLUMNS, RESULT_KEYS
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+USERS_MODULE = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from lightning.pytorch import LightningDataModule, LightningModule
+
+
+class MyModule(LightningModule):
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.net = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class MyData(LightningDataModule):
+    def __init__(self, problem: str = ""):
+        super().__init__()
+        self.problem = problem
+
+    def train_dataloader(self):
+        x, y = torch.randn(20, 4), torch.arange(20) % 3
+        if self.problem == "bug":
+            raise RuntimeError("a bug of my own")
+        if self.problem == "nan":
+            x[3, 1] = torch.nan
+        if self.problem == "label":
+            y[7] = 3
+        return DataLoader(TensorDataset(x, y), 5)
+"""
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    """A directory of one's own, which the command line may add to the import path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "argv", ["lightning-uq"])
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.ERROR)
+    return tmp_path
+
+
+@pytest.fixture
+def users_project(workplace, monkeypatch):
+    """A project in the working directory, and a configuration that names it; gives the configuration's path."""
+    name = f"project_{workplace.name}".replace("-", "_").replace("[", "_").replace("]", "_")
+    (workplace / f"{name}.py").write_text(USERS_MODULE)
+    quiet = ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar")
+    config = {
+        "seed_everything": 0,
+        "model": {"class_path": f"{name}.MyModule"},
+        "data": {"class_path": f"{name}.MyData"},
+        "trainer": {"accelerator": "cpu", "max_epochs": 1, "limit_val_batches": 0, **dict.fromkeys(quiet, False)},
+    }
+    path = workplace / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    yield path
+    sys.modules.pop(name, None)
+
+
+def change(path, **changes):
+    config = yaml.safe_load(path.read_text())
+    config.update(changes)
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+OUR_MODEL = {
+    "class_path": "lightning_uq.DeterministicModule",
+    "init_args": {
+        "network": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 4, "out_features": 3}},
+        "num_classes": 3,
+    },
+}
+
+
+def fails(capsys, *arguments):
+    """The one line on stderr that a command ends with."""
+    assert main(list(arguments)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-uq: error:")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("lightning-uq: error: ")
+
+
+# ------------------------------------------------------------------ compare
+
+QUICK = ("compare", "--methods", "softmax", "--seeds", "1", "--max-epochs", "1")
+
+
+def test_compare_prints_one_table_and_writes_all_files(capsys, workplace):
+    assert main(["compare", "--methods", "softmax,ensemble", "--seeds", "2", "--seed", "3", "--max-epochs", "1"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert all(column.label in lines[0] for column in COLUMNS)
+    assert max(map(len, lines)) <= 120
+    assert [line.split()[0] for line in lines if re.match(r"[a-z]", line)] == ["softmax", "ensemble"]
+    assert lines[-1] == "Wrote results.json, report.html and 5 figures to runs/compare"
+    # Not a terminal: a line for each training, and no bar.
+    assert re.fullmatch(r"(\d/4 \w+, seed [34]: 1 epochs in \d+\.\d s\n){4}", err)
+    results = json.loads((workplace / "runs/compare/results.json").read_text())
+    assert [set(row) for row in results["rows"]] == [{"method", *RESULT_KEYS}] * 2
+    assert sorted(path.name for path in workplace.iterdir()) == ["runs"]
+
+
+def test_progress_bar_on_a_terminal(monkeypatch):
+    import io
+
+    from rich.console import Console
+
+    from lightning_uq.compare.terminal import TerminalProgress
+
+    stream = io.StringIO()
+    with TerminalProgress(Console(file=stream, force_terminal=True, width=110)) as progress:
+        progress.start(2, 10)
+        progress.training("softmax", 0)
+        for _ in range(3):
+            progress.epoch()
+        progress.trained(3, 1.0)
+        progress._bar.refresh()
+        (task,) = progress._bar.tasks
+        assert (task.completed, task.total) == (10, 20)  # an early stop leaves nothing to wait for
+    assert "softmax, seed 0" in stream.getvalue()
+    assert "10/20" in stream.getvalue()
+
+
+def test_compare_options_reach_the_comparison(workplace):
+    np.savez("mine.npz", x=np.random.default_rng(0).normal(size=(60, 3)), y=np.arange(60) % 3)
+    assert main([*QUICK, "--data", "mine.npz", "--ood-classes", "2", "--out", "there"]) == 0
+    page = Path("there/report.html").read_text()
+    for fact in ("mine: 2 classes", "classes 2 held out", "3-128-128-2", "24 training"):
+        assert fact in page
+    assert json.loads(Path("there/results.json").read_text())["data"] == "mine.npz"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "softmax,magic"], "`methods` to hold names among softmax, .* but got 'magic'"),
+        (["--methods", ""], "but got none"),
+        (["--ood-classes", "8,12"], "but got 12"),
+        (["--ood-classes", "eight"], "argument --ood-classes: expected labels separated by commas, .* but got 'eight'"),
+        (["--ood-classes", "0,1,2,3,4,5,6,7,8"], "at least 2 classes"),
+        (["--data", "mnist"], "`data` to be 'digits' or"),
+        (["--data", "nowhere.npz"], "no file nowhere.npz"),
+        (["--seeds", "0"], "`seeds` to be at least 1"),
+        (["--seeds", "many"], "argument --seeds: invalid int value: 'many'"),
+        (["--accelerator", "abacus"], "abacus"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["--out", "file"], "Expected a directory to write to, but file is none: "),
+    ],
+)
+def test_compare_refuses_in_one_line(capsys, workplace, arguments, message):
+    Path("file").touch()
+    assert re.search(message, fails(capsys, *QUICK, *arguments))
+    assert [path.name for path in workplace.iterdir()] == ["file"]
+
+
+def test_compare_refuses_bad_arrays_in_one_line(capsys):
+    x, y = np.zeros((60, 3)), np.arange(60) % 3
+    for name, arrays, message in (
+        ("nan.npz", {"x": np.where(np.eye(60)[:, :3] > 0, np.nan, x), "y": y}, "array `x` of nan.npz to be finite"),
+        ("labels.npz", {"x": x, "y": y - 1}, "array `y` of labels.npz to hold labels from 0 on, but got -1"),
+        ("no_y.npz", {"x": x}, "y is missing"),
+    ):
+        np.savez(name, **arrays)
+        assert message in fails(capsys, *QUICK, "--data", name)
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [
+        ("sklearn.datasets", "data", QUICK),
+        ("matplotlib.figure", "report", QUICK),
+        ("rich.console", "cli", QUICK),
+        ("jsonargparse", "cli", ("fit", "--config", "x.yaml")),
+    ],
+)
+def test_a_missing_extra_is_named_before_anything_is_trained(capsys, monkeypatch, module, extra, arguments):
+    monkeypatch.setitem(sys.modules, module, None)
+    message = fails(capsys, *arguments)
+    assert f"extra `{extra}`" in message
+    assert f"pip install 'lightning-uq[{extra}]'" in message
+
+
+def test_a_failure_leaves_an_earlier_result_alone(capsys, monkeypatch):
+    assert main([*QUICK, "--out", "there"]) == 0
+    before = {path.name: path.read_bytes() for path in Path("there").iterdir()}
+    monkeypatch.setattr("lightning_uq.compare.page.render_html", lambda report: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        main([*QUICK, "--seed", "9", "--out", "there"])
+    assert {path.name: path.read_bytes() for path in Path("there").iterdir()} == before
+    with pytest.raises(ZeroDivisionError):
+        main([*QUICK, "--out", "elsewhere"])
+    assert not Path("elsewhere").exists()
+
+
+# ------------------------------------------------------------------ fit, validate, test, predict
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_fits_tests_and_loads_bare(config, workplace):
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+    run = ["--config", str(config), "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2", *quiet]
+    assert main(["fit", *run, "--trainer.max_epochs=1"]) == 0
+    (checkpoint,) = [path for path in workplace.rglob("*.ckpt") if "-uq" not in path.name]
+    assert str(checkpoint.relative_to(workplace)) in config.read_text()
+    for command in ("validate", "test", "predict"):
+        limit = f"--trainer.limit_{command.replace('idate', '')}_batches=1"
+        assert main([command, "--config", str(config), *quiet, limit, "--ckpt_path", str(checkpoint)]) == 0
+    name = yaml.safe_load(config.read_text())["model"]["class_path"].rpartition(".")[2]
+    module = getattr(lightning_uq, name).load_from_checkpoint(checkpoint, weights_only=True)
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[key]) for key, value in module.state_dict().items())
+
+
+def test_there_is_a_configuration_for_each_kind_of_module():
+    named = {yaml.safe_load(path.read_text())["model"]["class_path"] for path in CONFIGS}
+    assert named >= {"lightning_uq.DeterministicModule", "lightning_uq.EnsembleModule"}
+
+
+def test_a_users_own_module_is_found_in_the_working_directory(users_project):
+    assert main(["fit", "--config", str(users_project)]) == 0
+
+
+def test_a_checkpoint_written_in_python_is_tested_here(make_trainer, workplace):
+    network = Factory(
+        "lightning_uq.networks.mlp.MLP", {"in_features": 64, "out_features": 8, "hidden_sizes": [128, 128]}
+    )
+    module = DeterministicModule(network, num_classes=8)
+    trainer = make_trainer()
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint("python.ckpt")
+    config = str(ROOT / "configs" / "softmax_digits.yaml")
+    quiet = ("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu")
+    assert main(["test", "--config", config, *quiet, "--ckpt_path", "python.ckpt"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("nan", "Expected the input to be finite, but 1 of 5 rows of batch 0"),
+        ("label", r"labels in \[0, 3\), but got values 0 to 3"),
+    ],
+)
+def test_bad_training_data_is_one_line(capsys, users_project, problem, message):
+    change(users_project, model=OUR_MODEL)
+    assert re.search(message, fails(capsys, "fit", "--config", str(users_project), f"--data.problem={problem}"))
+
+
+def test_a_bug_keeps_its_traceback(users_project):
+    with pytest.raises(RuntimeError, match="a bug of my own"):
+        main(["fit", "--config", str(users_project), "--data.problem=bug"])
+
+
+def test_debug_gives_the_traceback(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_UQ_DEBUG", "1")
+    with pytest.raises(lightning_uq.UQError, match="unknown command"):
+        main(["frobnicate"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "nowhere.yaml"], "File does not exist: .*nowhere.yaml"),
+        (["--config", "broken.yaml"], "Problems parsing config: while parsing a flow sequence"),
+        ([], "the following arguments are required: .*model"),
+        (["--config", "config.yaml", "--frobnicate=1"], "--frobnicate"),
+        (["--config", "config.yaml", "--trainer.max_epoch=1"], "max_epoch"),
+        (["--config", "config.yaml", "--trainer.max_epochs=few"], "max_epochs.*few"),
+        (["--config", "config.yaml", "--trainer.accelerator=abacus"], "abacus"),
+        (["--config", "config.yaml", "--model=lightning_uq.NoModule"], "NoModule"),
+        (["--config", "config.yaml", "--model.init_args.width=wide"], "wide"),
+        (["--config", "config.yaml", "--ckpt_path=nowhere.ckpt"], "Checkpoint file not found: nowhere.ckpt"),
+        (
+            ["--config", "config.yaml", "--ckpt_path=broken.yaml"],
+            "`ckpt_path` to be a checkpoint, but broken.yaml cannot be read",
+        ),
+        (
+            ["--config", "config.yaml", "--ckpt_path=list.ckpt"],
+            "`ckpt_path` to be a checkpoint, but list.ckpt holds a list",
+        ),
+        (["--config", "config.yaml", "--ckpt_path=other.ckpt"], "the checkpoint does not fit the configured module"),
+    ],
+)
+def test_fit_refuses_in_one_line(capsys, users_project, arguments, message):
+    Path("broken.yaml").write_text("model: [1, 2\n")
+    torch.save([1], "list.ckpt")
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0"}, "other.ckpt")
+    assert re.search(message, fails(capsys, "fit", *arguments))
+
+
+@pytest.mark.parametrize(
+    ("init_args", "message"),
+    [
+        ({"num_clases": 3}, "Option 'num_clases' is not accepted"),
+        ({"num_classes": 1}, "Expected argument `num_classes` to be at least 2"),
+        (
+            {"network": {"class_path": "lightning_uq.Factory", "init_args": {"target": "torch.nn.Linnear"}}},
+            "but got 'torch.nn.Linnear'",
+        ),
+    ],
+)
+def test_a_refused_argument_of_a_module_is_one_short_line(capsys, users_project, init_args, message):
+    change(users_project, model={**OUR_MODEL, "init_args": {**OUR_MODEL["init_args"], **init_args}})
+    line = fails(capsys, "fit", "--config", str(users_project))
+    assert message in line
+    assert len(line) < 300
+
+
+# ------------------------------------------------------------------ the commands themselves
+
+
+def test_help_lists_all_commands_and_options(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {command} " in text for command in ("compare", "fit", "validate", "test", "predict"))
+    assert main([]) == 0
+    assert capsys.readouterr().out == text
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for option in (
+        "--data",
+        "--ood-classes",
+        "--methods",
+        "--seeds",
+        "--seed",
+        "--out",
+        "--max-epochs",
+        "--accelerator",
+    ):
+        assert option in text
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lightning-uq {lightning_uq.__version__}\n"
+
+
+def test_an_unknown_command(capsys):
+    assert "unknown command 'frobnicate': choose from compare, fit" in fails(capsys, "frobnicate")
+
+
+def test_as_a_process(workplace, users_project):
+    """The console script and `python -m`: exit codes, clean streams, and the user's module found without help."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    script = Path(sys.executable).with_name("lightning-uq")
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "lightning_uq"]
+    commands = [
+        [sys.executable, "-m", "lightning_uq", "compare", "--methods", "magic"],
+        [*start, "fit", "--config", str(users_project)],
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command, env=environment, cwd=workplace, **pipes) for command in commands]
+    streams = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [2, 0], streams
+    (nothing, line), (_, log) = streams
+    assert nothing == ""
+    assert line.startswith("lightning-uq: error: Expected argument `methods`")
+    assert line.count("\n") == 1
+    assert "Traceback" not in log
+    assert "LeafSpec" not in log
