@@ -152,10 +152,16 @@ def check_arguments(**given: Any) -> None:
 
 def check_lightning_arguments(kind: str, **given: Any) -> None:
     """An :class:`InputError` where an argument would change what LightningModules do in their own steps."""
-    defaults = {"optimizer": (torch.optim.Adam,), "lr_scheduler": (None,), "loss": (None,), "prior_network": (None,)}
-    for name, default in {**defaults, "bootstrap": (None, "none")}.items():
-        if given[name] not in default:
+    given["optimizer"] = None if _is_plain_adam(given["optimizer"]) else given["optimizer"]
+    for name in ("optimizer", "lr_scheduler", "loss", "prior_network", "bootstrap"):
+        if given[name] not in (None, "none"):
             raise InputError(
                 f"Expected argument `{name}` to be left out where members are LightningModules: {kind} brings its own steps, "
                 f"but got {given[name]!r}."
             )
+
+
+def _is_plain_adam(optimizer: Callable[[Any], torch.optim.Optimizer]) -> bool:
+    """Whether this is the default; the command line passes it as a partial with all its arguments."""
+    made, plain = (make([nn.Parameter(torch.zeros(1, 1))]) for make in (optimizer, torch.optim.Adam))
+    return type(made) is type(plain) and made.defaults == plain.defaults

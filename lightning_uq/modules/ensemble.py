@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -313,8 +314,11 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
             )
         return (self.adversarial_epsilon * self.input_range).to(x.dtype)
 
+    def _scaler(self) -> Any:
+        return getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
+
     def _loss_scale(self) -> Any:
-        scaler = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
+        scaler = self._scaler()
         return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
 
     # ------------------------------------------------------------------ evaluation
@@ -355,6 +359,11 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
         if self.lightning_members:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
+            if self._scaler() is not None and _optimizer_handles_unscaling(optimizer):
+                raise UnsupportedError(
+                    f"{type(optimizer).__name__} unscales gradients within its own step, after they would be clipped: leave out "
+                    "`fused=True`, or `gradient_clip_val`."
+                )
             self.network.clip_gradients_per_member(gradient_clip_val, gradient_clip_algorithm or "norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -45,7 +45,8 @@ class ExactResume(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Set it again where the checkpoint was written before its epoch had ended: the loader begins once more."""
         super().on_train_epoch_start()
-        if self._resumed_random_state is not None and not self.trainer.fit_loop.is_resuming:
+        again = not getattr(self.trainer.fit_loop, "is_resuming", True)
+        if self._resumed_random_state is not None and again:
             set_random_state(self._resumed_random_state, self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:

@@ -648,6 +648,14 @@ def test_precision(precision, execution, make_trainer):
     assert float(nll) == pytest.approx(float(expected_nll), abs=0.05)
 
 
+def test_clipping_and_an_optimizer_that_unscales_by_itself(make_trainer):
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    ensemble = EnsembleModule(mlp, 2, optimizer=lambda p: torch.optim.Adam(p, fused=True))
+    with pytest.raises(UnsupportedError, match="Adam unscales gradients within its own step"):
+        make_trainer(plugins=plugin, gradient_clip_val=0.1).fit(ensemble, loader())
+    make_trainer(gradient_clip_val=0.1).fit(ensemble, loader())
+
+
 @pytest.mark.parametrize("arguments", [{}, {"adversarial_epsilon": 0.01}], ids=str)
 def test_weight_averages(arguments, make_trainer, tmp_path):
     averages = []

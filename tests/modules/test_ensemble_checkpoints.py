@@ -313,6 +313,17 @@ def test_lightning_modules_from_their_checkpoints(make_trainer, tmp_path):
     assert torch.equal(again.eval()(x), ensemble.eval()(x))
 
 
+def test_modules_that_optimize_by_hand_can_be_collected(make_trainer, tmp_path):
+    modules, paths = train_apart(Manual, make_trainer, tmp_path)
+    ensemble = EnsembleModule.from_checkpoints(paths, module_class=Manual, num_classes=3)
+    (result,) = make_trainer().test(ensemble, loader(), verbose=False)
+    x, y = dataset().tensors
+    probs = expected_output(modules, x).softmax(2).mean(0)
+    assert result["ensemble/test_nll"] == pytest.approx(F.nll_loss(probs.log(), y).item(), rel=1e-5)
+    with pytest.raises(InputError, match="Manual to leave optimization to Lightning"):
+        make_trainer().fit(ensemble, loader())
+
+
 def test_deterministic_modules_say_what_they_are(make_trainer, tmp_path):
     modules, paths = train_apart(lambda: DeterministicModule(LINEAR, num_classes=3), make_trainer, tmp_path)
     x = dataset().tensors[0]

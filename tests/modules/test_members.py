@@ -4,13 +4,14 @@ import copy
 import pickle
 import random
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -279,6 +280,16 @@ def test_every_way_of_logging(make_trainer):
         assert [metrics[f"member_{i}/{name}"] for i in range(M)] == pytest.approx(expected)
         assert metrics[name] == pytest.approx(np.mean(expected))
         assert metrics[f"{name}_epoch"] == metrics[name]
+
+
+def test_weights_are_averaged(make_trainer):
+    ensemble = EnsembleModule(Lit, 2, seed=SEED)
+    make_trainer(max_epochs=3, callbacks=[EMAWeightAveraging(decay=0.5)]).fit(ensemble, loader(), loader(20))
+    for i in range(2):
+        with RandomStream(member_seed(SEED, i)).active():
+            single = Lit()
+            make_trainer(max_epochs=3, callbacks=[EMAWeightAveraging(decay=0.5)]).fit(single, loader(), loader(20))
+        assert difference(ensemble, i, single) == 0.0
 
 
 def test_monitors_find_the_mean(make_trainer, tmp_path):
@@ -698,6 +709,7 @@ def test_a_mapping_without_a_loss(make_trainer):
     ("arguments", "name"),
     [
         ({"optimizer": torch.optim.SGD}, "optimizer"),
+        ({"optimizer": partial(torch.optim.Adam, lr=0.1)}, "optimizer"),
         ({"lr_scheduler": torch.optim.lr_scheduler.LinearLR}, "lr_scheduler"),
         ({"loss": F.cross_entropy}, "loss"),
         ({"bootstrap": "poisson"}, "bootstrap"),
@@ -709,6 +721,11 @@ def test_arguments_that_modules_bring_themselves(arguments, name):
         InputError, match=rf"argument `{name}` to be left out where members are LightningModules: Lit brings"
     ):
         EnsembleModule(Lit, 2, **arguments)
+
+
+def test_the_default_optimizer_may_come_spelled_out():
+    """As the command line passes it."""
+    EnsembleModule(Lit, 2, optimizer=partial(torch.optim.Adam, lr=0.001, weight_decay=0))
 
 
 def test_composite_optimizer_refuses_what_belongs_to_a_member():
