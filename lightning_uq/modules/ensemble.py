@@ -55,6 +55,10 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
     as ``val_loss`` appears as ``member_3/val_loss``, and the members' mean as ``val_loss``; this module's own metrics of
     the ensemble then stand under ``ensemble/val_*`` and ``ensemble/test_*``.
 
+    Member i is what the factory builds in a process that ``member_seed(seed, i)`` seeds; a LightningModule then goes on with
+    the random numbers of such a process, and, given the same batches, ends with exactly the weights that it would have alone.
+    A resumed training goes on with the random state, and so the data order, of the one that it resumes.
+
     The loss is the sum over members, so each gets exactly the gradient that it would get alone; gradient clipping is per
     member. ``train_loss`` is logged as the mean.
 
@@ -259,9 +263,8 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
         elif self.task == "regression":
             losses = gaussian_nll_loss(*split_gaussian(output), y, reduction="none")
         else:
-            together = F.cross_entropy(
-                output.flatten(0, 1), y.expand(len(output), *y.shape).flatten(0, 1), reduction="none"
-            )
+            logits = (output if output.dtype == torch.float64 else output.float()).flatten(0, 1)
+            together = F.cross_entropy(logits, y.expand(len(output), *y.shape).flatten(0, 1), reduction="none")
             losses = together.reshape(*output.shape[:2], *together.shape[1:])
         if weights is not None:
             losses = losses.flatten(2).mean(2) * weights if losses.ndim > 2 else losses * weights

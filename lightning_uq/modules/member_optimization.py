@@ -28,10 +28,6 @@ class MemberOptimization(MemberLogs):
         self._composite: CompositeOptimizer | None = None
         self._schedulers: list[list[LRSchedulerConfig]] = []
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Optimizers and schedulers are the Trainer's; these are references to them, of one run.
-        return {**super().__getstate__(), "_composite": None, "_schedulers": []}
-
     @contextmanager
     def speaking(self, i: int) -> Iterator[None]:
         """Member i's turn: the random numbers are its own. What a sanity check draws is forgotten, as it is alone."""

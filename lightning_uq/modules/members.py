@@ -69,6 +69,11 @@ class MemberHooks(MemberOptimization):
         if overrides(first, "configure_model"):
             self.__dict__["configure_model"] = partial(self.each_member, "configure_model")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What belongs to one run stays behind: the Trainer's optimizers, and losses with their graphs.
+        of_a_run: dict[str, Any] = {"_composite": None, "_schedulers": [], "_outputs": [], "_losses": [], "_logged": {}}
+        return {**super().__getstate__(), **of_a_run}
+
     # ------------------------------------------------------------------ hooks
 
     def setup(self, stage: str) -> None:
@@ -200,6 +205,8 @@ def _heard_by_all(name: str) -> Callable[..., Any]:
         if not self.lightning_members:
             return result
         results = self.each_member(name, *args, own=self._own_arguments(name))
+        if name.endswith("_batch_end"):
+            self._outputs, self._losses = [], []
         # -1 from `on_train_batch_start` skips the rest of an epoch: for all members or for none.
         return -1 if results and all(r == -1 for r in results) else result
 

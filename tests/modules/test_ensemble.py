@@ -246,6 +246,14 @@ def test_losses_of_segmentation_and_of_your_own():
     torch.testing.assert_close(own.index_losses(own(x), y), own(x).sum((1, 2, 3, 4)))
 
 
+def test_losses_of_half_precision_are_taken_in_float32():
+    ensemble = EnsembleModule(mlp, 2)
+    output, y = torch.randn(2, 8, 3).bfloat16(), torch.randint(3, (8,))
+    losses = ensemble.index_losses(output, y)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, torch.stack([F.cross_entropy(member.float(), y) for member in output]))
+
+
 def test_learning_rate_schedule_and_one_group_a_member(make_trainer):
     def schedule(optimizer):
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -261,7 +269,7 @@ def test_learning_rate_schedule_and_one_group_a_member(make_trainer):
 
 def test_auto_says_once_what_it_chose_and_why(make_trainer, monkeypatch):
     said = []
-    monkeypatch.setattr("lightning_uq.modules.ensemble.rank_zero_info", said.append)
+    monkeypatch.setitem(EnsembleModule.setup.__globals__, "rank_zero_info", said.append)
     ensemble = EnsembleModule(mlp, M)
     for _ in range(2):
         make_trainer().fit(ensemble, loader(8))

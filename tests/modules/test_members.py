@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.modules.composite import CompositeOptimizer
 from lightning_uq.modules.ensemble import EnsembleModule
@@ -408,6 +408,7 @@ def test_an_ensemble_can_be_pickled_while_it_trains(make_trainer):
     class Pickle(Callback):
         def on_train_batch_end(self, trainer, pl_module, *args):
             copies.append(pickle.loads(pickle.dumps(pl_module)))
+            copy.deepcopy(pl_module)
 
     ensemble = EnsembleModule(Lit, 2, seed=SEED)
     make_trainer(callbacks=[Pickle()], limit_train_batches=1).fit(ensemble, loader())
@@ -608,7 +609,7 @@ class Regressor(Lit):
 )
 def test_targets_that_do_not_fit_are_left_to_the_member(batch, reason, make_trainer, monkeypatch):
     said = []
-    monkeypatch.setattr("lightning_uq.modules.ensemble.rank_zero_info", said.append)
+    monkeypatch.setitem(EnsembleModule.setup.__globals__, "rank_zero_info", said.append)
 
     class Free(Lit):
         def validation_step(self, batch, batch_idx):
@@ -721,6 +722,12 @@ def test_arguments_that_modules_bring_themselves(arguments, name):
         InputError, match=rf"argument `{name}` to be left out where members are LightningModules: Lit brings"
     ):
         EnsembleModule(Lit, 2, **arguments)
+
+
+def test_modules_run_in_a_loop():
+    assert EnsembleModule(Lit, 2).network.execution == "loop"
+    with pytest.raises(UnsupportedError, match="execution='stacked' does not support these members"):
+        EnsembleModule(Lit, 2, execution="stacked")
 
 
 def test_the_default_optimizer_may_come_spelled_out():
