@@ -32,7 +32,12 @@ class FeatureReader:
     def __init__(self, layer: str, logits: LogitReader) -> None:
         self.layer = layer
         self.logits = logits
-        self.resolved: str | None = None if layer == "auto" else layer
+        self.resolved: str | None = None
+        self.reset()
+
+    def reset(self, resolved: str | None = None) -> None:
+        """Take the layer that a fit found, or, without it, be as new: another network's may be another."""
+        self.resolved = resolved or (None if self.layer == "auto" else self.layer)
 
     def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> Tensor:
         """Features [M, B, D] of a batch; half precision is upcast to float32."""

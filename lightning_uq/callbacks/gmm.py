@@ -9,10 +9,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._features import FeatureReader
-from lightning_uq.callbacks._loaders import exact_loader
-from lightning_uq.callbacks._running import PredictFn, UnpackBatch, evaluating, gather_rows, to_device, together
-from lightning_uq.callbacks.post_training import PostTrainingCallback, Weights
+from lightning_uq.callbacks._running import PredictFn, UnpackBatch, to_device, together
+from lightning_uq.callbacks.feature_scores import FeatureCallback
+from lightning_uq.callbacks.post_training import Weights
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.gaussian import ClassStatistics, Covariance, Priors, Regularization, fit_gaussian
 from lightning_uq.networks.density import DensityScore, GaussianDensity
@@ -21,7 +20,7 @@ from lightning_uq.prediction import Prediction
 from lightning_uq.registry import Setting, methods, register_method
 
 
-class FitGMM(PostTrainingCallback):
+class FitGMM(FeatureCallback):
     """Deep Deterministic Uncertainty after training: a Gaussian per class over the features, on any LightningModule.
 
     One pass over the training data, in float64 and in memory C D^2, with the network in evaluation mode and without the
@@ -82,6 +81,7 @@ class FitGMM(PostTrainingCallback):
         attach: bool = False,
     ) -> None:
         super().__init__(
+            feature_layer,
             dataloader=dataloader,
             weights=weights,
             name=name,
@@ -94,44 +94,27 @@ class FitGMM(PostTrainingCallback):
         self.covariance = covariance
         self.priors = priors
         self.regularization = regularization
-        self.score_name = score
+        self.score_name: DensityScore = score
         self.memory_budget = memory_budget
-        self.features = FeatureReader(feature_layer, self.logits)
         self.densities: list[GaussianDensity] = []
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on."""
+        fit = {"covariance": self.covariance, "priors": self.priors, "regularization": self.regularization}
+        return {**super().settings, **fit}
+
     # ------------------------------------------------------------------ fitting
-
-    def default_loader(self, trainer: Trainer) -> Any:
-        """The data module's ``uq_fit_dataloader()``, else the training loader."""
-        provider = getattr(trainer.datamodule, "uq_fit_dataloader", None)  # type: ignore[attr-defined]
-        if provider is not None:
-            return provider()
-        loader = trainer.train_dataloader
-        if loader is None:
-            loader = trainer.fit_loop._data_source.dataloader()
-        if isinstance(loader, dict | list | tuple):
-            raise InputError(
-                f"Expected one training loader to fit {type(self).__name__} on, but the Trainer has {len(loader)}. Pass "
-                "argument `dataloader`."
-            )
-        return loader
-
-    def loader_limit(self, trainer: Trainer) -> int | float | None:
-        """``limit_train_batches`` holds for the fit as well."""
-        if getattr(trainer.datamodule, "uq_fit_dataloader", None) is not None:  # type: ignore[attr-defined]
-            return None
-        limit: int | float | None = trainer.limit_train_batches
-        return limit
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """One streaming pass; the sums of all ranks are merged at its end."""
         statistics: list[ClassStatistics] = []
         with together(trainer):
             num_classes = self._stream(model, loader, trainer, statistics)
+        D = statistics[0].num_features if statistics else 0
+        members, classes, D = self.agree((len(statistics), num_classes, D), trainer)
         if trainer is not None and trainer.world_size > 1:
-            statistics = self._reduce(statistics, num_classes, trainer)
-        if not statistics:
-            raise InputError(f"Expected {type(self).__name__}'s fitting data to hold samples, but it is empty.")
+            self._reduce(statistics, members, classes, D, trainer)
         tensors: dict[str, Any] = {"feature_layer": self.features.resolved, "num_members": len(statistics)}
         for i, member in enumerate(statistics):
             fit = fit_gaussian(member, self.covariance, self.priors, self.regularization)
@@ -162,16 +145,11 @@ class FitGMM(PostTrainingCallback):
                 statistics[i].update(rows.cpu(), y.cpu())
         return num_classes
 
-    def _reduce(self, statistics: list[ClassStatistics], num_classes: int, trainer: Trainer) -> list[ClassStatistics]:
-        # A rank without a row learns the shapes from the others, and takes part with zeros.
-        shape = (len(statistics), num_classes, statistics[0].num_features if statistics else 0)
-        shapes = gather_rows(torch.tensor([shape], device=trainer.strategy.root_device), trainer)
-        members, classes, features = shapes.amax(0).tolist()
-        while len(statistics) < members:
-            statistics.append(ClassStatistics(classes, features, self.covariance, self.memory_budget // members))
-        layers: list[str | None] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(layers, self.features.resolved)
-        self.features.resolved = next((layer for layer in layers if layer is not None), None)
+    def _reduce(
+        self, statistics: list[ClassStatistics], members: int, classes: int, num_features: int, trainer: Trainer
+    ) -> None:
+        while len(statistics) < members:  # a rank without a row takes part with zeros
+            statistics.append(ClassStatistics(classes, num_features, self.covariance, self.memory_budget // members))
         device = trainer.strategy.root_device
 
         def all_sum(tensor: Tensor) -> Tensor:
@@ -181,14 +159,13 @@ class FitGMM(PostTrainingCallback):
 
         for member in statistics:
             member.reduce(all_sum)
-        return statistics
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Make the densities that the fitted tensors describe."""
+        super().restore_tensors(tensors)
         self.densities = []
         if tensors is None:
             return
-        self.features.resolved = tensors["feature_layer"]
         for i in range(tensors["num_members"]):
             density = GaussianDensity(score=self.score_name)
             prefix = f"{i}."
@@ -197,19 +174,9 @@ class FitGMM(PostTrainingCallback):
 
     # ------------------------------------------------------------------ scoring
 
-    def score(self, model: nn.Module, loader: Any) -> Tensor:
-        """Scores [N] of a loader's samples in order, higher = more out of distribution, on the CPU in float64.
-
-        Raises:
-            NotFittedError: Nothing was fitted, or on other weights than ``model`` has.
-        """
-        self.check_fitted(model)
-        scores = []
-        with evaluating(model):
-            for batch in exact_loader(loader, name="argument `loader`"):
-                features = self.features(model, to_device(batch, model))
-                scores.append(self._pooled(features, self.score_name).cpu())
-        return torch.cat(scores)
+    def feature_scores(self, features: Tensor) -> Tensor:
+        """The score [B] of features [M, B, D] that the constructor chose."""
+        return self._pooled(features, self.score_name)
 
     def log_density(self, features: Tensor) -> Tensor:
         """Log-density [B] of features [M, B, D], pooled over members by log-mean-exp, in float64."""
@@ -222,19 +189,6 @@ class FitGMM(PostTrainingCallback):
         if name == "log_density":
             return -(torch.logsumexp(-torch.stack(members), 0) - math.log(len(members)))
         return torch.stack(members).mean(0)
-
-    # ------------------------------------------------------------------ what others see
-
-    @property
-    def ood_score_names(self) -> tuple[str, ...]:
-        """The score that :class:`OODDetection` logs."""
-        return (self.score_name if self.name in (None, self.score_name) else f"{self.name}_{self.score_name}",)
-
-    @contextmanager
-    def ood_scores(self, model: nn.Module) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
-        """A context around one call of the model, after which the function gives this score [B]."""
-        with self.features.recording(model) as features:
-            yield lambda logits: {self.ood_score_names[0]: self._pooled(features(), self.score_name)}
 
     @contextmanager
     def attaching(self, model: nn.Module) -> Iterator[Callable[[Prediction], Prediction]]:

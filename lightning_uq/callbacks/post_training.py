@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._loaders import exact_loader
+from lightning_uq.callbacks._loaders import check_loader, exact_loader
 from lightning_uq.callbacks._running import (
     LogitReader,
     PredictFn,
@@ -33,6 +33,9 @@ from lightning_uq.networks.output import Output
 from lightning_uq.prediction import CategoricalPrediction, Prediction
 
 Weights = Literal["best", "last"]
+
+WRITTEN_BY = "lightning_uq_class_path"
+"""Key in a -uq.ckpt of the import path of the LightningModule that it was fitted on."""
 
 
 class PostTrainingCallback(Callback, ABC):
@@ -113,19 +116,46 @@ class PostTrainingCallback(Callback, ABC):
         """Key in a checkpoint's ``callbacks``: the class, and the name where there is one."""
         return type(self).__qualname__ if self.name is None else self._generate_state_key(name=self.name)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on, as plain data: a state that was fitted under other settings is not this callback's."""
+        output = self.logits.read.output
+        return {"predict_fn": self.logits.predict_fn is not None, "output": "custom" if callable(output) else output}
+
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, or nothing before a fit: what a checkpoint holds."""
         if self._tensors is None:
             return {}
-        return {"version": 1, "tensors": self._tensors, "fingerprint": self._fingerprint}
+        return {"version": 1, "settings": self.settings, "tensors": self._tensors, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a fitted state back."""
-        if set(state_dict) != {"version", "tensors", "fingerprint"} or state_dict["version"] != 1:
+        """Take a fitted state back.
+
+        Raises:
+            InputError: It is no such state, or was fitted under other settings than this callback has.
+        """
+        if not _is_state(state_dict):
             raise InputError(
                 f"Expected a fitted state of {type(self).__name__}, version 1, but got {sorted(state_dict)}."
             )
+        refusal = self._refusal(state_dict)
+        if refusal is not None:
+            raise InputError(refusal)
         self._set(state_dict["tensors"], state_dict["fingerprint"])
+
+    def _refusal(self, state: dict[str, Any]) -> str | None:
+        """Why a fitted state is not this callback's, or None."""
+        theirs, ours = state["settings"], self.settings
+        differing = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+        if not differing:
+            return None
+        return (
+            f"Expected the state of {self.state_key!r} to be fitted with "
+            + ", ".join(f"{key}={ours.get(key)!r}" for key in differing)
+            + ", as this callback is set, but it was fitted with "
+            + ", ".join(f"{key}={theirs.get(key)!r}" for key in differing)
+            + ". Set the callback alike, or give it a `name` of its own."
+        )
 
     def _set(self, tensors: dict[str, Any] | None, fingerprint: Tensor | None) -> None:
         self._tensors, self._fingerprint = tensors, fingerprint
@@ -175,7 +205,7 @@ class PostTrainingCallback(Callback, ABC):
                     f"{type(self).__name__} stands before {type(later).__name__} in the Trainer's callbacks, so it would be "
                     "fitted on weights that are not yet averaged. Swap them."
                 )
-        self._fitting_loader(trainer)
+        check_loader(self._fitting_loader(trainer), "argument `dataloader`")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit while the strategy still stands: in ``on_fit_end`` the module is already back on the CPU."""
@@ -199,7 +229,7 @@ class PostTrainingCallback(Callback, ABC):
     def _fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
         limit = None if self.dataloader is not None else self.loader_limit(trainer)
         self._set(None, None)
-        with torch.inference_mode(False), evaluating(pl_module, trainer, fitting=True):
+        with torch.inference_mode(False), unpatched(pl_module), evaluating(pl_module, trainer, fitting=True):
             exact = exact_loader(loader, trainer, name="argument `dataloader`", limit=limit)
             tensors = self.fit_tensors(pl_module, exact, trainer)
             fingerprint = weights_fingerprint(pl_module)
@@ -248,7 +278,10 @@ class PostTrainingCallback(Callback, ABC):
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             # An averaging callback has put its own last average there; it is what the module holds in any case.
             checkpoint["state_dict"] = pl_module.state_dict()
-        checkpoint["callbacks"] = {**(checkpoint.get("callbacks") or {}), **states}
+        known = {c.state_key for c in others}  # those fitted on other weights have no place here
+        kept = {key: state for key, state in (checkpoint.get("callbacks") or {}).items() if key not in known}
+        checkpoint["callbacks"] = {**kept, **states}
+        checkpoint[WRITTEN_BY] = f"{type(pl_module).__module__}.{type(pl_module).__qualname__}"
         trainer.strategy.save_checkpoint(checkpoint, path)
         trainer.strategy.barrier("lightning_uq_write")
         self.uq_ckpt_path = str(path)
@@ -337,14 +370,19 @@ class PostTrainingCallback(Callback, ABC):
 
     def _look_up(self, trainer: Trainer, pl_module: LightningModule, current: Tensor) -> tuple[str, Any]:
         tested = trainer.ckpt_path
+        refusal: str | None = None
         siblings = [self.uq_ckpt_path]
         if tested is not None:
             siblings.insert(0, str(Path(tested).with_name(f"{Path(tested).stem}-uq.ckpt")))
         for path in siblings:
             if path is not None and Path(path).is_file():
                 state = torch.load(path, map_location="cpu", weights_only=True).get("callbacks", {}).get(self.state_key)
-                if state and same_weights(state["fingerprint"], current, pl_module):
-                    return "file", (path, state)
+                if not _is_state(state) or state["fingerprint"] is None:
+                    continue
+                if same_weights(state["fingerprint"], current, pl_module):
+                    refusal = self._refusal(state)
+                    if refusal is None:
+                        return "file", (path, state)
         if tested is not None and _is_raw_model(str(tested), pl_module):
             return "error", (
                 f"The weights in memory are not those of {tested} but the raw ones that it keeps beside the average: the "
@@ -352,6 +390,8 @@ class PostTrainingCallback(Callback, ABC):
             )
         if self._loader_for_refit() is not None:
             return "refit", None
+        if refusal is not None:
+            return "error", refusal
         return "error", (
             f"{type(self).__name__} has no state that was fitted on the weights in memory"
             + (f", and there is none beside {tested}" if tested is not None else "")
@@ -406,6 +446,22 @@ def unpatch(module: nn.Module) -> None:
             module.__dict__[name] = own
 
 
+@contextmanager
+def unpatched(module: nn.Module) -> Iterator[None]:
+    """The module as it was before :func:`patch`, for the time of a fit: what is fitted must not see its own result."""
+    held = {name: module.__dict__.pop(name) for name in module.__dict__.get("_lightning_uq_patched", {})}
+    module.__dict__.update({n: own for n, own in module.__dict__.get("_lightning_uq_patched", {}).items() if own})
+    try:
+        yield
+    finally:
+        module.__dict__.update(held)
+
+
+def _is_state(state: Any) -> bool:
+    keys = {"version", "settings", "tensors", "fingerprint"}
+    return isinstance(state, dict) and set(state) == keys and state["version"] == 1
+
+
 def _is_raw_model(path: str, pl_module: LightningModule) -> bool:
     """Whether the module holds the raw weights of a checkpoint whose ``state_dict`` is an average."""
     if not Path(path).is_file():
@@ -434,9 +490,7 @@ def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:
             f"Expected argument `path` to name a checkpoint, but {path} cannot be read: {error}"
         ) from error
     callbacks = checkpoint.get("callbacks", {}) if isinstance(checkpoint, dict) else {}
-    found = {
-        k: s for k, s in callbacks.items() if isinstance(s, dict) and set(s) == {"version", "tensors", "fingerprint"}
-    }
+    found = {key: state for key, state in callbacks.items() if _is_state(state)}
     if not found:
         raise InputError(f"Expected argument `path` to hold the state of a fitted callback, but {path} holds none.")
     return found

@@ -10,7 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from lightning_uq.callbacks._loaders import exact_loader
 from lightning_uq.callbacks._running import (
+    LogitReader,
     PredictFn,
     UnpackBatch,
     gather_rows,
@@ -24,7 +26,7 @@ from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.temperature import Method, Objective, Scope, _check_method, fit_ensemble_temperature
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.networks.output import Output
-from lightning_uq.prediction import CategoricalPrediction, Prediction
+from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction, Prediction
 
 
 class Calibration(PostTrainingCallback):
@@ -34,6 +36,9 @@ class Calibration(PostTrainingCallback):
     ``test_nll`` and ``test_ece`` are those after calibration. A module that is not ours is left alone, unless
     ``attach=True`` replaces its predictions.
     """
+
+    of_members = False
+    """Whether the result acts inside the members, rather than on the log of their mean probabilities."""
 
     def fit_logits(self, logits: Tensor, labels: Tensor) -> "Calibration":
         """Fit logits [N, C] or [Z, N, C] with labels [N] that are in memory; gives back the callback itself."""
@@ -47,6 +52,18 @@ class Calibration(PostTrainingCallback):
     @abstractmethod
     def calibrate(self, prediction: Prediction) -> Prediction:
         """The prediction, calibrated."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a second calibration of the same predictions, which can carry one."""
+        super().setup(trainer, pl_module, stage)
+        ours = is_uncertainty_module(pl_module)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        others = [c for c in callbacks if isinstance(c, Calibration) and (ours or c.attach)]
+        if len(others) > 1:
+            raise InputError(
+                f"Expected one callback that calibrates the predictions of {type(pl_module).__name__}, but the Trainer has "
+                f"{' and '.join(type(c).__name__ for c in others)}. Fit the others with `fit(model, loader)`."
+            )
 
     # ------------------------------------------------------------------ fitting
 
@@ -76,7 +93,7 @@ class Calibration(PostTrainingCallback):
         super().on_fit_start(trainer, pl_module)
         if is_uncertainty_module(pl_module) and getattr(pl_module, "task", None) == "regression":
             raise InputError(f"Expected a classifier for {type(self).__name__}, but got task='regression'.")
-        loader = self._fitting_loader(trainer)
+        loader = exact_loader(self._fitting_loader(trainer), name="argument `dataloader`", limit=1)
         with isolate_rng():
             for batch in loader:
                 self._labels(pl_module, batch)
@@ -91,9 +108,8 @@ class Calibration(PostTrainingCallback):
             for raw in loader:
                 batch = to_device(raw, model, trainer)
                 y = self._labels(model, batch)
-                rows = self.logits(model, batch, trainer, check=not logits)
-                # Rows first, so that they gather, and each position of a map is a row of its own.
-                logits.append(rows.movedim(2, -1).flatten(1, -2).transpose(0, 1).double())
+                rows = class_logits(self.logits, model, batch, trainer, check=not logits, of_members=self.of_members)
+                logits.append(rows.transpose(0, 1).double())  # rows first, so that they gather
                 labels.append(y.flatten())
         device = None if trainer is None else trainer.strategy.root_device
         all_logits, all_labels = _gather(logits, labels, trainer, device)
@@ -220,6 +236,12 @@ class TemperatureScaling(Calibration):
         self.objective = objective
         self.method = method
         self.scope = scope
+        self.of_members = scope != "pooled"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on."""
+        return {**super().settings, "objective": self.objective, "method": self.method, "scope": self.scope}
 
     @property
     def temperature(self) -> Tensor:
@@ -237,13 +259,10 @@ class TemperatureScaling(Calibration):
 
     def calibrate(self, prediction: Prediction) -> Prediction:
         """The prediction with its temperature, or with tempered members."""
-        if self.scope == "pooled":
+        if not self.of_members:
             return prediction.replace(temperature=self.temperature.float())
         if not isinstance(prediction, CategoricalPrediction):
-            raise InputError(
-                f"Expected scope='pooled' for a {type(prediction).__name__}, of which the mean alone can be tempered, but got "
-                f"{self.scope!r}."
-            )
+            raise _mean_alone(prediction)
         return prediction.replace(logits=self._tempered(prediction.logits))
 
     def _tempered(self, logits: Tensor) -> Tensor:
@@ -251,7 +270,7 @@ class TemperatureScaling(Calibration):
         return logits / (T.reshape(-1, *[1] * (logits.ndim - 1)) if T.ndim else T)
 
     def _calibrate_module(self, pl_module: LightningModule) -> None:
-        if self.scope == "pooled" or not is_uncertainty_module(pl_module):
+        if not self.of_members or not is_uncertainty_module(pl_module):
             super()._calibrate_module(pl_module)
         else:  # inside the members, so that joint metrics see it too
             patch(pl_module, "forward", lambda inner: lambda x: self._tempered(inner(x)))
@@ -314,12 +333,55 @@ class VectorScaling(Calibration):
 
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The scaling of the log of the mean probabilities."""
-        fit = fit_vector_scaling(CategoricalPrediction(logits).log_probs, labels)
+        rows = CategoricalPrediction(logits.double()).log_probs
+        order = _order(rows, labels)  # ranks hand over rows in orders of their own, and the folds must not differ
+        fit = fit_vector_scaling(rows[order], labels[order])
         return {"class_scaling": torch.stack([fit.scale, fit.bias])}
 
     def calibrate(self, prediction: Prediction) -> Prediction:
         """The prediction with its class scaling."""
         return prediction.replace(class_scaling=self.class_scaling.float())
+
+
+def class_logits(
+    reader: LogitReader,
+    model: nn.Module,
+    batch: Any,
+    trainer: Trainer | None = None,
+    *,
+    check: bool = True,
+    of_members: bool = False,
+) -> Tensor:
+    """Logits [Z, B, C] whose softmax a calibration is about: of a Dirichlet, the log of its mean [1, B, C].
+
+    Raises:
+        InputError: ``of_members``, and a Dirichlet has none.
+    """
+    logits = reader(model, batch, trainer, check=check)
+    if reader.predict_fn is not None or not is_uncertainty_module(model):
+        return logits
+    prediction = model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
+    if not isinstance(prediction, DirichletPrediction):
+        return logits
+    if of_members:
+        raise _mean_alone(prediction)
+    return prediction.log_probs.unsqueeze(0)
+
+
+def _mean_alone(prediction: Prediction) -> InputError:
+    return InputError(
+        f"Expected scope='pooled' for a {type(prediction).__name__}, of which the mean alone can be tempered, but got a scope "
+        "inside its members."
+    )
+
+
+def _order(rows: Tensor, labels: Tensor) -> Tensor | slice:
+    """An order of rows [N, C] by what they hold: only rows that are equal may change places."""
+    if rows.ndim != 2 or labels.shape != rows.shape[:1]:
+        return slice(None)  # an error that the fit will tell
+    direction = torch.randn(rows.shape[1], dtype=rows.dtype, generator=torch.Generator().manual_seed(0))
+    by_value = (rows.clamp_min(torch.finfo(torch.float32).min) @ direction).argsort(stable=True)
+    return by_value[labels[by_value].argsort(stable=True)]
 
 
 def _gather(

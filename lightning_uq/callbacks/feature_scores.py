@@ -1,0 +1,145 @@
+"""What callbacks share that fit something to a network's features on the training data and score inputs by it."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_uq.callbacks._features import FeatureReader
+from lightning_uq.callbacks._loaders import exact_loader
+from lightning_uq.callbacks._running import PredictFn, UnpackBatch, evaluating, gather_rows, to_device
+from lightning_uq.callbacks.post_training import PostTrainingCallback, Weights
+from lightning_uq.errors import InputError
+from lightning_uq.networks.output import Output
+
+
+class FeatureCallback(PostTrainingCallback):
+    """Fits features [M, B, D] of the training data, and scores inputs by theirs: higher is more out of distribution.
+
+    A subclass says what to fit (:meth:`fit_tensors`) and how features are scored (:meth:`feature_scores`). With
+    :class:`OODDetection` in the same Trainer the score is among those logged; :meth:`score` gives it for any loader.
+
+    Args:
+        feature_layer: Name of the layer whose input holds the features, or ``"auto"``.
+        dataloader: Fitting data; default the data module's ``uq_fit_dataloader()``, else the training data, in order.
+        weights: ``"best"`` or ``"last"``.
+        name: Tells two of a class apart.
+        predict_fn: ``predict_fn(model, x)`` runs the model, where ``forward`` does not.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``.
+        output: What the model returns.
+        attach: Whether the predictions of a module that is not ours are replaced by ours.
+
+    Attributes:
+        score_name: What the score is called.
+    """
+
+    score_name: str
+
+    def __init__(
+        self,
+        feature_layer: str = "auto",
+        dataloader: Any = None,
+        weights: Weights = "best",
+        *,
+        name: str | None = None,
+        predict_fn: PredictFn | None = None,
+        unpack_batch: UnpackBatch | None = None,
+        output: Output = "logits",
+        attach: bool = False,
+    ) -> None:
+        super().__init__(
+            dataloader=dataloader,
+            weights=weights,
+            name=name,
+            predict_fn=predict_fn,
+            unpack_batch=unpack_batch,
+            output=output,
+            attach=attach,
+        )
+        self.features = FeatureReader(feature_layer, self.logits)
+
+    @abstractmethod
+    def feature_scores(self, features: Tensor) -> Tensor:
+        """Scores [B] of features [M, B, D], on their device, in float64."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on."""
+        return {**super().settings, "feature_layer": self.features.layer}
+
+    # ------------------------------------------------------------------ fitting
+
+    def default_loader(self, trainer: Trainer) -> Any:
+        """The data module's ``uq_fit_dataloader()``, else the training loader."""
+        provider = getattr(trainer.datamodule, "uq_fit_dataloader", None)  # type: ignore[attr-defined]
+        if provider is not None:
+            return provider()
+        loader = trainer.train_dataloader
+        if loader is None:
+            loader = trainer.fit_loop._data_source.dataloader()
+        if isinstance(loader, dict | list | tuple):
+            raise InputError(
+                f"Expected one training loader to fit {type(self).__name__} on, but the Trainer has {len(loader)}. Pass "
+                "argument `dataloader`."
+            )
+        return loader
+
+    def loader_limit(self, trainer: Trainer) -> int | float | None:
+        """``limit_train_batches`` holds for the fit as well."""
+        if getattr(trainer.datamodule, "uq_fit_dataloader", None) is not None:  # type: ignore[attr-defined]
+            return None
+        limit: int | float | None = trainer.limit_train_batches
+        return limit
+
+    def agree(self, shape: tuple[int, ...], trainer: Trainer | None) -> tuple[int, ...]:
+        """The largest of the ranks' shapes, and the layer's name: what a rank without a row has to learn. A collective.
+
+        Raises:
+            InputError: No rank has a row (its first number, the members, is 0).
+        """
+        if trainer is not None and trainer.world_size > 1:
+            shapes = gather_rows(torch.tensor([shape], device=trainer.strategy.root_device), trainer)
+            shape = tuple(shapes.amax(0).tolist())
+            layers: list[str | None] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(layers, self.features.resolved)
+            self.features.resolved = next((layer for layer in layers if layer is not None), None)
+        if not shape[0]:
+            raise InputError(f"Expected {type(self).__name__}'s fitting data to hold samples, but it is empty.")
+        return shape
+
+    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
+        """Know the layer again that was fitted on, or that none was."""
+        self.features.reset(None if tensors is None else tensors["feature_layer"])
+
+    # ------------------------------------------------------------------ scoring
+
+    def score(self, model: nn.Module, loader: Any) -> Tensor:
+        """Scores [N] of a loader's samples in order, higher = more out of distribution, on the CPU in float64.
+
+        Raises:
+            NotFittedError: Nothing was fitted, or on other weights than ``model`` has.
+        """
+        self.check_fitted(model)
+        scores = []
+        with evaluating(model):
+            for batch in exact_loader(loader, name="argument `loader`"):
+                features = self.features(model, to_device(batch, model))
+                scores.append(self.feature_scores(features).cpu())
+        if not scores:
+            raise InputError("Expected argument `loader` to hold samples, but it is empty.")
+        return torch.cat(scores)
+
+    @property
+    def ood_score_names(self) -> tuple[str, ...]:
+        """The score that :class:`OODDetection` logs."""
+        return (self.score_name if self.name in (None, self.score_name) else f"{self.name}_{self.score_name}",)
+
+    @contextmanager
+    def ood_scores(self, model: nn.Module) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+        """A context around one call of the model, after which the function gives this score [B]."""
+        with self.features.recording(model) as features:
+            yield lambda logits: {self.ood_score_names[0]: self.feature_scores(features())}
