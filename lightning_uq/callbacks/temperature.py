@@ -267,6 +267,7 @@ class TemperatureScaling(Calibration):
 
     def _tempered(self, logits: Tensor) -> Tensor:
         T = self.temperature.to(logits.device, torch.float32)
+        logits = logits if logits.dtype == torch.float64 else logits.float()  # a scalar T would not, and round again
         return logits / (T.reshape(-1, *[1] * (logits.ndim - 1)) if T.ndim else T)
 
     def _calibrate_module(self, pl_module: LightningModule) -> None:
