@@ -1,7 +1,8 @@
 """Callbacks for any LightningModule, one a file."""
 
+from lightning_uq.callbacks.calibrated_nll import CalibratedNLL
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.ood import OODDetection, OODScorer
 from lightning_uq.callbacks.temperature import TemperatureScaling, VectorScaling
 
-__all__ = ["FitGMM", "OODDetection", "OODScorer", "TemperatureScaling", "VectorScaling"]
+__all__ = ["CalibratedNLL", "FitGMM", "OODDetection", "OODScorer", "TemperatureScaling", "VectorScaling"]

@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_uq.callbacks._classification import class_labels
 from lightning_uq.callbacks._running import PredictFn, UnpackBatch, to_device, together
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.post_training import Weights
-from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.errors import NotFittedError
 from lightning_uq.functional.gaussian import ClassStatistics, Covariance, Priors, Regularization, fit_gaussian
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.output import Output
@@ -125,13 +126,7 @@ class FitGMM(FeatureCallback):
         num_classes = 0
         for raw in loader:
             batch = to_device(raw, model, trainer)
-            _, y = self.logits.unpack(model, batch)
-            if y is None or y.is_floating_point():
-                raise InputError(
-                    f"Expected {type(self).__name__}'s fitting data to hold class labels, but a batch has "
-                    f"{'none' if y is None else f'targets of {y.dtype}'}. Pass argument `unpack_batch`, or a `dataloader` "
-                    "with `(x, y)`."
-                )
+            y = class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
             if not statistics:
                 num_classes = self.logits(model, batch, trainer).shape[2]
             features = self.features(model, batch, trainer)

@@ -10,12 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from lightning_uq.callbacks._classification import class_labels, class_logits, gather_logits, mean_alone
 from lightning_uq.callbacks._loaders import exact_loader
 from lightning_uq.callbacks._running import (
-    LogitReader,
     PredictFn,
     UnpackBatch,
-    gather_rows,
     is_uncertainty_module,
     to_device,
     together,
@@ -26,7 +25,7 @@ from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.temperature import Method, Objective, Scope, _check_method, fit_ensemble_temperature
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.networks.output import Output
-from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction, Prediction
+from lightning_uq.prediction import CategoricalPrediction, Prediction
 
 
 class Calibration(PostTrainingCallback):
@@ -111,21 +110,13 @@ class Calibration(PostTrainingCallback):
                 rows = class_logits(self.logits, model, batch, trainer, check=not logits, of_members=self.of_members)
                 logits.append(rows.transpose(0, 1).double())  # rows first, so that they gather
                 labels.append(y.flatten())
-        device = None if trainer is None else trainer.strategy.root_device
-        all_logits, all_labels = _gather(logits, labels, trainer, device)
+        all_logits, all_labels = gather_logits(logits, labels, trainer)
         if not len(all_labels):
             raise InputError(f"Expected {type(self).__name__}'s fitting data to hold samples, but it is empty.")
         return self.fit_members(all_logits.transpose(0, 1).cpu(), all_labels.cpu())
 
     def _labels(self, model: nn.Module, batch: Any) -> Tensor:
-        _, y = self.logits.unpack(model, batch)
-        if y is None or y.is_floating_point():
-            raise InputError(
-                f"Expected {type(self).__name__}'s fitting data to hold class labels, but a batch has "
-                f"{'none' if y is None else f'targets of {y.dtype}'}. Pass argument `unpack_batch`, or a `dataloader` with "
-                "`(x, y)`."
-            )
-        return y
+        return class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
 
     # ------------------------------------------------------------------ predictions that carry it
 
@@ -262,7 +253,7 @@ class TemperatureScaling(Calibration):
         if not self.of_members:
             return prediction.replace(temperature=self.temperature.float())
         if not isinstance(prediction, CategoricalPrediction):
-            raise _mean_alone(prediction)
+            raise mean_alone(prediction)
         return prediction.replace(logits=self._tempered(prediction.logits))
 
     def _tempered(self, logits: Tensor) -> Tensor:
@@ -344,38 +335,6 @@ class VectorScaling(Calibration):
         return prediction.replace(class_scaling=self.class_scaling.float())
 
 
-def class_logits(
-    reader: LogitReader,
-    model: nn.Module,
-    batch: Any,
-    trainer: Trainer | None = None,
-    *,
-    check: bool = True,
-    of_members: bool = False,
-) -> Tensor:
-    """Logits [Z, B, C] whose softmax a calibration is about: of a Dirichlet, the log of its mean [1, B, C].
-
-    Raises:
-        InputError: ``of_members``, and a Dirichlet has none.
-    """
-    logits = reader(model, batch, trainer, check=check)
-    if reader.predict_fn is not None or not is_uncertainty_module(model):
-        return logits
-    prediction = model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
-    if not isinstance(prediction, DirichletPrediction):
-        return logits
-    if of_members:
-        raise _mean_alone(prediction)
-    return prediction.log_probs.unsqueeze(0)
-
-
-def _mean_alone(prediction: Prediction) -> InputError:
-    return InputError(
-        f"Expected scope='pooled' for a {type(prediction).__name__}, of which the mean alone can be tempered, but got a scope "
-        "inside its members."
-    )
-
-
 def _order(rows: Tensor, labels: Tensor) -> Tensor | slice:
     """An order of rows [N, C] by what they hold: only rows that are equal may change places."""
     if rows.ndim != 2 or labels.shape != rows.shape[:1]:
@@ -383,16 +342,3 @@ def _order(rows: Tensor, labels: Tensor) -> Tensor | slice:
     direction = torch.randn(rows.shape[1], dtype=rows.dtype, generator=torch.Generator().manual_seed(0))
     by_value = (rows.clamp_min(torch.finfo(torch.float32).min) @ direction).argsort(stable=True)
     return by_value[labels[by_value].argsort(stable=True)]
-
-
-def _gather(
-    logits: list[Tensor], labels: list[Tensor], trainer: Trainer | None, device: torch.device | None
-) -> tuple[Tensor, Tensor]:
-    """Rows of all ranks; a rank without any learns the shape from the others."""
-    rows = torch.cat(logits) if logits else torch.empty(0, 0, 0, dtype=torch.float64)
-    y = torch.cat(labels).long() if labels else torch.empty(0, dtype=torch.long)
-    if trainer is None or trainer.world_size == 1:
-        return rows, y
-    shapes = gather_rows(torch.tensor([rows.shape[1:]], device=device), trainer)
-    rows = rows.reshape(len(rows), *shapes.amax(0).tolist())
-    return gather_rows(rows.to(device), trainer), gather_rows(y.to(device), trainer)

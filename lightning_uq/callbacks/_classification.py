@@ -1,0 +1,71 @@
+"""Labels and logits of any classifier's batches, as what is fitted after training reads them."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_uq.callbacks._running import LogitReader, gather_rows, is_uncertainty_module
+from lightning_uq.errors import InputError
+from lightning_uq.prediction import DirichletPrediction, Prediction
+
+
+def class_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
+    """Class labels [B] of a batch.
+
+    Raises:
+        InputError: It has none; the message begins with ``where``.
+    """
+    _, y = reader.unpack(model, batch)
+    if y is None or y.is_floating_point():
+        raise InputError(
+            f"Expected {where} to hold class labels, but a batch has "
+            f"{'none' if y is None else f'targets of {y.dtype}'}. Pass argument `unpack_batch`, or a loader with `(x, y)`."
+        )
+    return y
+
+
+def class_logits(
+    reader: LogitReader,
+    model: nn.Module,
+    batch: Any,
+    trainer: Trainer | None = None,
+    *,
+    check: bool = True,
+    of_members: bool = False,
+) -> Tensor:
+    """Logits [Z, B, C] whose softmax a calibration is about: of a Dirichlet, the log of its mean [1, B, C].
+
+    Raises:
+        InputError: ``of_members``, and a Dirichlet has none.
+    """
+    logits = reader(model, batch, trainer, check=check)
+    if reader.predict_fn is not None or not is_uncertainty_module(model):
+        return logits
+    prediction = model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
+    if not isinstance(prediction, DirichletPrediction):
+        return logits
+    if of_members:
+        raise mean_alone(prediction)
+    return prediction.log_probs.unsqueeze(0)
+
+
+def mean_alone(prediction: Prediction) -> InputError:
+    """The error where members are asked of a prediction that has none."""
+    return InputError(
+        f"Expected scope='pooled' for a {type(prediction).__name__}, of which the mean alone can be tempered, but got a scope "
+        "inside its members."
+    )
+
+
+def gather_logits(logits: list[Tensor], labels: list[Tensor], trainer: Trainer | None) -> tuple[Tensor, Tensor]:
+    """Logits [N, Z, C] and labels [N] of all ranks; a rank without any learns the shape from the others. A collective."""
+    rows = torch.cat(logits) if logits else torch.empty(0, 0, 0, dtype=torch.float64)
+    y = torch.cat(labels).long() if labels else torch.empty(0, dtype=torch.long)
+    if trainer is None or trainer.world_size == 1:
+        return rows, y
+    device = trainer.strategy.root_device
+    shapes = gather_rows(torch.tensor([rows.shape[1:]], device=device), trainer)
+    rows = rows.reshape(len(rows), *shapes.amax(0).tolist())
+    return gather_rows(rows.double().to(device), trainer), gather_rows(y.to(device), trainer)

@@ -1,0 +1,151 @@
+"""A validation loss from which miscalibration is taken out: what to choose a checkpoint by that will be calibrated."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from lightning_uq import batches
+from lightning_uq.callbacks._classification import class_labels, class_logits, gather_logits
+from lightning_uq.callbacks._running import (
+    LogitReader,
+    PredictFn,
+    UnpackBatch,
+    check_strategy,
+    evaluating,
+    raise_together,
+)
+from lightning_uq.errors import InputError
+from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.temperature import calibrated_nll
+from lightning_uq.networks.output import Output
+
+
+class CalibratedNLL(Callback):
+    """Logs ``val_nll_calibrated``: the validation NLL after the best temperature on those very rows, for any classifier.
+
+    A validation loss mixes how well classes are told apart with how well confidences are scaled, and begins to rise when
+    the second suffers, long before the first has peaked. Since a temperature repairs the second after training, the
+    checkpoint to keep is the one of least NLL after it (refine, then calibrate)::
+
+        Trainer(callbacks=[CalibratedNLL(), TemperatureScaling(), ModelCheckpoint(monitor="val_nll_calibrated")])
+
+    It is logged at the end of each validation, so ``ModelCheckpoint``, ``EarlyStopping`` and a ``ReduceLROnPlateau`` may
+    monitor it, wherever they stand among the callbacks: they look after all callbacks have logged. Each sample counts once
+    on any number of ranks. The price is one more forward pass a validation batch, in evaluation mode and with an isolated
+    random state; of an ensemble the pooled prediction counts. Sanity checks before the training are skipped.
+
+    Args:
+        predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``.
+        output: What the model returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+        dataloader_idx: Which validation loader, where there are several.
+
+    Raises:
+        InputError: At the first validation batch, where it has no class labels, or the model gives no logits.
+        UnsupportedError: Under FSDP, DeepSpeed or model parallelism.
+
+    Source: Berta et al., "Rethinking early stopping: refine, then calibrate" (arXiv 2501.19195).
+
+    Example:
+        >>> from lightning.pytorch.callbacks import ModelCheckpoint
+        >>> callbacks = [CalibratedNLL(), ModelCheckpoint(monitor=CalibratedNLL.monitor)]
+        >>> callbacks[1].monitor
+        'val_nll_calibrated'
+    """
+
+    monitor = "val_nll_calibrated"
+
+    def __init__(
+        self,
+        predict_fn: PredictFn | None = None,
+        unpack_batch: UnpackBatch | None = None,
+        output: Output = "logits",
+        dataloader_idx: int = 0,
+    ) -> None:
+        super().__init__()
+        self.read = LogitReader(predict_fn, unpack_batch, output)
+        self.dataloader_idx = dataloader_idx
+        self._reset()
+
+    def _reset(self) -> None:
+        self._rows: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._batch: Any = None
+        self._error: Exception | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what was not tested."""
+        check_strategy(trainer, type(self).__name__)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._reset()
+        number = len(_loaders(trainer))
+        if not 0 <= self.dataloader_idx < number:
+            raise InputError(
+                f"Expected argument `dataloader_idx` to be the index of one of the {number} validation loaders, but got "
+                f"{self.dataloader_idx}."
+            )
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Copy the batch: what the validation step does to it in place is not what is scored."""
+        if dataloader_idx == self.dataloader_idx and not trainer.sanity_checking:
+            self._batch = apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the batch's pooled log-probabilities."""
+        batch, self._batch = self._batch, None
+        if batch is None or self._error is not None:
+            return
+        try:
+            with evaluating(pl_module, trainer):
+                y = class_labels(self.read, pl_module, batch, "the validation data").flatten()
+                logits = class_logits(self.read, pl_module, batch, trainer, check=not self._rows)
+            rows = mean_log_probs(logits)
+            keep = batches.unpadded_rows(_loaders(trainer)[dataloader_idx], batch_idx, len(rows))
+            if keep is not None:
+                rows, y = rows[keep.to(rows.device)], y[keep.to(y.device)]
+            self._rows.append(rows.unsqueeze(1))
+            self._labels.append(y)
+        except Exception as error:
+            if trainer.world_size == 1:
+                raise
+            self._error = error  # raised with the other ranks at the end: now they would wait for this one
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the value of all ranks' rows."""
+        if trainer.sanity_checking:
+            return
+        raise_together(self._error, trainer)
+        rows, labels = gather_logits(self._rows, self._labels, trainer)
+        if not len(labels):
+            raise InputError("Expected the validation data to hold samples, but it is empty.")
+        value = calibrated_nll(rows.squeeze(1), labels)
+        # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
+        pl_module.log(self.monitor, value.float(), batch_size=1, sync_dist=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Free the rows."""
+        self._reset()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Free the rows."""
+        self._reset()
+
+
+def _loaders(trainer: Trainer) -> list[Any]:
+    loaders: list[Any] = torch.utils._pytree.tree_leaves(trainer.val_dataloaders)
+    return loaders
