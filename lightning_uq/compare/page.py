@@ -120,7 +120,7 @@ def make_report(comparison: Comparison, figures: Mapping[str, bytes]) -> Report:
         Section(
             "Risk and coverage",
             "If a method answers only its most confident share of the test samples (coverage), how many of the answers are "
-            "wrong (risk)? Lower is better. To the left few samples are answered, and one error is a tall step.",
+            "wrong (risk)? Lower is better. The axis starts before the first error; the curve's last point is the error rate of all.",
             {"Risk-coverage curves": figures["risk_coverage.png"]},
         ),
     ]

@@ -1,6 +1,7 @@
 """Figures of a comparison. Each function makes a figure of its own: no window, no global state of matplotlib."""
 
 import io
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -148,14 +149,20 @@ def score_histogram(
         low, high = low - 0.5, high + 0.5
     edges = torch.linspace(float(low), float(high), num_bins + 1, dtype=torch.float64)
     figure = new_figure(4.2, 3.2)
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.subplots()
     for values, color, name in ((score_in, IN_COLOR, "In distribution"), (score_out, OUT_COLOR, "Out of distribution")):
         clipped = values.double().clamp(edges[0], edges[-1]).numpy()
         settings: dict[str, Any] = {"bins": edges.numpy(), "density": True, "color": color}
         axes.hist(clipped, histtype="stepfilled", alpha=0.35, **settings)
         axes.hist(clipped, histtype="step", linewidth=1.5, label=name, **settings)
-    axes.set(xlabel=score_label(score), ylabel="Density", title=title)
+    axes.set(xlabel=score_label(score), ylabel="Density (square-root scale)", title=title)
     axes.set_xlim(float(edges[0]), float(edges[-1]))
+    # A confident network's scores pile up in one bin; on a linear scale nothing else would be seen.
+    axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.legend(frameon=False, fontsize=9, title=note or None, title_fontsize=9, alignment="left")
     _plain([axes])
     return figure
@@ -179,11 +186,15 @@ def risk_coverage_figure(curves: Mapping[str, tuple[Tensor, Tensor]]) -> "Figure
         raise InputError("Expected argument `curves` to hold at least one method, but got none.")
     figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
+    first_error = 1.0
     for i, (method, (confidence, error)) in enumerate(curves.items()):
         coverage, risk = risk_coverage_curve(confidence, error)
+        first_error = min([first_error, *coverage[risk > 0][:1].tolist()])
         style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": LINES[i // len(COLORS) % len(LINES)]}
         axes.plot(coverage.numpy(), 100 * risk.numpy(), label=method, linewidth=1.8, **style)
-    axes.set(xlabel="Coverage (share of inputs answered, most confident first)", ylabel="Error rate (%)", xlim=(0, 1))
+    axes.set(xlabel="Coverage (share of inputs answered, most confident first)", ylabel="Error rate (%)")
+    # A good classifier's most confident answers hold no error: the axis starts shortly before the first one.
+    axes.set(xlim=(max(0.0, math.floor(20 * first_error - 1) / 20), 1))
     axes.set_ylim(bottom=0)
     columns = 1 + (len(curves) - 1) // 14
     axes.legend(frameon=False, fontsize=9, ncols=columns, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)

@@ -86,7 +86,7 @@ def test_histograms_have_area_one_and_hold_every_score():
         width = (axes.get_xlim()[1] - axes.get_xlim()[0]) / 40
         assert y.max() * width < 1
         assert abs(np.trapezoid(y, x)) == pytest.approx(1, rel=1e-6)
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Energy", "Density")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Energy", "Density (square-root scale)")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["In distribution", "Out of distribution"]
 
 
@@ -117,6 +117,19 @@ def test_risk_coverage_ends_at_the_error_rate(predictions):
         assert line.get_xdata()[-1] == 1
         assert line.get_ydata()[-1] == pytest.approx(100 * float((~correct).double().mean()))
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["softmax", "other"]
+
+
+def test_axis_starts_before_the_first_error():
+    confidence = torch.linspace(1, 0, 100)
+    figure = risk_coverage_figure(
+        {"late": (confidence, torch.arange(100) >= 62), "none": (confidence, torch.zeros(100) > 0)}
+    )
+    low, high = figure.axes[0].get_xlim()
+    assert 0.5 < low < 0.62
+    assert high == 1
+    nothing_wrong = risk_coverage_figure({"none": (confidence, torch.zeros(100) > 0)})
+    assert nothing_wrong.axes[0].get_xlim()[1] == 1
+    assert pixels(nothing_wrong).std() > 0.05
 
 
 def test_many_methods_stay_distinct(predictions):
