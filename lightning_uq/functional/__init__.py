@@ -33,6 +33,7 @@ from lightning_uq.functional.mixture import (
     mixture_quantile,
 )
 from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
+from lightning_uq.functional.ood_features import VimFit, fit_vim, gen, knn_distance, vim_score
 from lightning_uq.functional.regression import gaussian_nll, interval_covered, quantile_calibration_error
 from lightning_uq.functional.scores import SCORES, energy, max_logit, max_softmax, variation_ratio
 from lightning_uq.functional.scoring import brier_score, negative_log_likelihood
@@ -40,6 +41,7 @@ from lightning_uq.functional.selective import augrc, aurc, generalized_risk_curv
 
 __all__ = [
     "SCORES",
+    "VimFit",
     "adaptive_bin_statistics",
     "augrc",
     "aurc",
@@ -56,12 +58,15 @@ __all__ = [
     "energy",
     "expected_calibration_error",
     "expected_entropy",
+    "fit_vim",
     "fpr_at_tpr",
     "gaussian_log_prob",
     "gaussian_nll",
+    "gen",
     "generalized_risk_curve",
     "interval_covered",
     "joint_log_loss",
+    "knn_distance",
     "max_logit",
     "max_softmax",
     "mean_log_probs",
@@ -78,4 +83,5 @@ __all__ = [
     "sampled_joint_log_loss",
     "smooth_calibration_error",
     "variation_ratio",
+    "vim_score",
 ]

@@ -44,9 +44,11 @@ def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
     check_open_unit("gamma", gamma)
     check_integer("top", top, 1)
     log_probs = mean_log_probs(logits)
+    # 1 - p of the most probable class is the others' sum: a difference would round to 0 for rows of unequal certainty.
+    others = log_probs.scatter(1, log_probs.argmax(1, keepdim=True), -torch.inf)
     log_probs = log_probs.topk(min(top, log_probs.shape[1]), 1).values
-    # log(1 - p) = log(-expm1(log p)) keeps the small p; a p of exactly 1 contributes 0^gamma = 0.
-    return torch.exp(gamma * (log_probs + torch.log(-torch.expm1(log_probs)))).sum(1)
+    rest = torch.cat([torch.logsumexp(others, 1, keepdim=True), torch.log1p(-log_probs[:, 1:].exp())], 1)
+    return torch.exp(gamma * (log_probs + rest)).sum(1)
 
 
 def knn_distance(features: Tensor, bank: Tensor, k: int = 50, normalize: bool = True) -> Tensor:

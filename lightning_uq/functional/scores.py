@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_uq.functional._validation import upcast
 from lightning_uq.functional.entropy import expected_entropy, mean_log_probs, mutual_information, predictive_entropy
+from lightning_uq.functional.ood_features import gen
 
 
 def max_softmax(logits: Tensor) -> Tensor:
@@ -82,5 +83,6 @@ SCORES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "energy": energy,
         "max_logit": max_logit,
         "variation_ratio": variation_ratio,
+        "gen": gen,
     }
 )

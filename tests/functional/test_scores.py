@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_uq.functional import SCORES, energy, max_logit, max_softmax, variation_ratio
+from lightning_uq.functional import SCORES, energy, gen, max_logit, max_softmax, variation_ratio
 
 REFERENCE = np.load(Path(__file__).parents[1] / "reference" / "ddu_scores.npz")
 NAMES = ["predictive_entropy", "mutual_information", "expected_entropy", "max_softmax", "energy", "max_logit"]
@@ -91,7 +91,14 @@ def test_shift_of_logits():
     """A softmax ignores a constant; the energy and the largest logit do not, and members keep their own."""
     logits = members(3)
     shift = torch.randn(5, 12, 1, generator=torch.Generator().manual_seed(0))
-    for name in ("predictive_entropy", "mutual_information", "expected_entropy", "max_softmax", "variation_ratio"):
+    for name in (
+        "predictive_entropy",
+        "mutual_information",
+        "expected_entropy",
+        "max_softmax",
+        "variation_ratio",
+        "gen",
+    ):
         torch.testing.assert_close(SCORES[name](logits + shift), SCORES[name](logits), atol=1e-5, rtol=1e-5)
     for name in ("energy", "max_logit"):
         torch.testing.assert_close(SCORES[name](logits + 2.0), SCORES[name](logits) - 2.0)
@@ -104,6 +111,20 @@ def test_a_confident_row_keeps_its_digits():
 
 
 def test_names_and_immutability():
-    assert set(NAMES) | {"variation_ratio"} == set(SCORES)
+    assert set(NAMES) | {"variation_ratio", "gen"} == set(SCORES)
     with pytest.raises(TypeError):
         SCORES["new"] = energy
+
+
+def test_gen_tells_rows_of_all_but_certain_confidence_apart():
+    logits = torch.tensor([[[30.0, 0.0, 0.0], [40.0, 0.0, 0.0], [400.0, 0.0, 0.0]]])
+    value = gen(logits)
+    assert value[0] > value[1] > value[2] >= 0
+    p = 2 * math.exp(-30.0)  # of both others
+    assert value[0].item() == pytest.approx(p**0.1 + 2 * (p / 2) ** 0.1, rel=1e-5)
+
+
+def test_gen_of_one_class_and_of_missing_classes():
+    assert gen(torch.zeros(2, 3, 1)).tolist() == [0.0] * 3
+    missing = torch.tensor([[[1.0, 0.0, -math.inf]]])
+    torch.testing.assert_close(gen(missing), gen(missing[..., :2]))
