@@ -1,0 +1,166 @@
+"""Epinets: joint predictions from one network, at the price of a small head."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.networks.epinet import EpinetNetwork
+from lightning_uq.networks.factory import Factory, build_network
+from lightning_uq.networks.output import Output
+from lightning_uq.registry import Setting, register_method
+
+
+class EpinetModule(UncertaintyModule):
+    """An epinet around a network, one being trained or a pretrained one: f(x, z) = base(x) + epinet(sg[features], z).
+
+    The base runs once and the head for every index, so that a hundred hypotheses cost little more than one. The epinet's
+    gradients do not reach the base, which learns by its own path.
+
+    The defaults need no tuning to the network at hand: features are standardised by running statistics, and the prior is
+    scaled on the first training batch, so that ``prior_scale=1.0`` is a spread over z of one logit.
+
+    Args:
+        network: The base: a network, or a factory of it (which a checkpoint can remember); logits [B, C], or [B, 2D] for
+            regression.
+        feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several; the features are
+            those layers' inputs.
+        num_classes: C, where it is known.
+        index_dim: Dimension of z.
+        hidden_sizes: Hidden layers of the epinet.
+        prior_hidden_sizes: Hidden layers of its prior; the same by default.
+        prior_scale: The prior's spread over z, in logits (for regression: in units of the network's output).
+        standardize_features: Whether running statistics standardise the features. With a frozen base they are those of the
+            first epoch, and stay.
+        include_inputs: Whether the flattened input follows the features.
+        freeze_base: Whether the base stays as it is: in eval mode, without gradients.
+        num_train_samples: Indices drawn per training step.
+        num_eval_samples: Indices per evaluation.
+        task: ``"classification"`` or ``"regression"``.
+        optimizer: Called with the parameters: the base's (unless it is frozen) and the epinet's, no prior's.
+        lr_scheduler: Called with the optimizer.
+        loss: ``loss(output, target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
+        output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+        calibrate_prior: Whether the scales of priors are spreads over z; else they are factors, as the original's are.
+        additive_prior: Factory of a further prior g(x, z); see :mod:`lightning_uq.networks.priors`.
+        additive_prior_scale: Its scale.
+        base_scale: Factor of the base's logits.
+        temperature: Divides the logits in evaluation.
+        return_members: Whether predictions keep their members [Z, B, C]; None: up to 32.
+
+    Raises:
+        InputError: A layer is unknown, or the arguments do not go together.
+
+    Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924).
+
+    Example:
+        >>> module = EpinetModule(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)), num_classes=3)
+        >>> module(torch.zeros(5, 4)).shape, module.predict(torch.zeros(5, 4)).probs.shape
+        (torch.Size([100, 5, 3]), torch.Size([5, 3]))
+    """
+
+    ood_score = "predictive_entropy"
+    network: EpinetNetwork
+
+    def __init__(
+        self,
+        network: nn.Module | Factory | Callable[[], nn.Module],
+        feature_layers: str | Sequence[str] = "auto",
+        num_classes: int | None = None,
+        index_dim: int = 8,
+        hidden_sizes: Sequence[int] = (50, 50),
+        prior_hidden_sizes: Sequence[int] | None = None,
+        prior_scale: float = 1.0,
+        standardize_features: bool = True,
+        include_inputs: bool = False,
+        freeze_base: bool = False,
+        num_train_samples: int = 8,
+        num_eval_samples: int = 100,
+        *,
+        task: Task = "classification",
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        loss: Loss | None = None,
+        output: Output = "logits",
+        calibrate_prior: bool = True,
+        additive_prior: Factory | Callable[[], nn.Module] | None = None,
+        additive_prior_scale: float = 1.0,
+        base_scale: float = 1.0,
+        temperature: float = 1.0,
+        return_members: bool | None = None,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        network = restore_argument(network, "network")
+        prior = restore_argument(additive_prior, "additive_prior")
+        built = network if isinstance(network, nn.Module) else build_network(network)
+        super().__init__(
+            EpinetNetwork(
+                built,
+                feature_layers,
+                num_classes,
+                index_dim=index_dim,
+                hidden_sizes=hidden_sizes,
+                prior_hidden_sizes=prior_hidden_sizes,
+                prior_scale=prior_scale,
+                standardize_features=standardize_features,
+                include_inputs=include_inputs,
+                freeze_base=freeze_base,
+                calibrate_prior=calibrate_prior,
+                base_scale=base_scale,
+                additive_prior=None if prior is None else build_network(prior, "additive_prior"),
+                additive_prior_scale=additive_prior_scale,
+                temperature=temperature,
+                output=restore_argument(output, "output"),
+            ),
+            task=task,
+            num_classes=num_classes,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            loss=loss,
+            num_train_samples=num_train_samples,
+            num_eval_samples=num_eval_samples,
+            return_members=return_members,
+        )
+        self.network.evaluation_index(num_eval_samples)
+        self._save_arguments(**{**given, "network": network})
+
+    def setup(self, stage: str) -> None:
+        """Build the head on a training batch, where the network's structure did not tell its sizes."""
+        super().setup(stage)
+        if stage == "fit" and not self.network.is_initialized:
+            with isolate_rng():
+                loader = self.trainer.fit_loop._data_source.dataloader()
+                batch = next(iter(loader), None)
+            if batch is None:
+                raise InputError("Expected the training loader to hold data for `feature_layers`, but it is empty.")
+            x, _ = self.unpack_batch(batch)
+            self.network.initialize(move_data_to_device(x, self.device))
+
+    def on_train_epoch_start(self) -> None:
+        """Features of a frozen base do not change: their statistics are those of the first epoch."""
+        super().on_train_epoch_start()
+        self.network.track_features(not self.network.freeze_base or self.current_epoch == 0)
+
+    def optimized_parameters(self) -> list[Any]:
+        """The parameters that need a gradient: the base's, unless it is frozen, and the epinet's.
+
+        Raises:
+            InputError: The head is not built yet.
+        """
+        if not self.network.is_initialized:
+            raise InputError(
+                "The epinet's head is not built yet, since the network does not tell its sizes without data. Call "
+                "`module.network.initialize(x)` with a batch, or name `feature_layers` and `num_classes`."
+            )
+        return super().optimized_parameters()
+
+
+@register_method("epinet", ood_score="predictive_entropy")
+def _epinet(setting: Setting) -> EpinetModule:
+    return EpinetModule(setting.network, num_classes=setting.num_classes, optimizer=setting.optimizer)

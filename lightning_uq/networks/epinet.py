@@ -1,0 +1,518 @@
+"""Epinets: a small head that reads a network's features and an index, beside the network's own output."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
+from lightning_uq.networks.indexers import GaussianIndexer
+from lightning_uq.networks.output import Output
+from lightning_uq.networks.priors import AdditivePrior, freeze_as_buffers, truncated_normal_init_
+
+_SPREAD_DRAWS = 256
+_SMALLEST_SPREAD = 0.1  # of a feature, relative to the root mean square over features
+
+
+class ProjectedMLP(nn.Module):
+    """An MLP whose outputs, one vector a class, are projected on the index: reshape(MLP([z, h]), [B, C, D_z]) . z.
+
+    All indices run in one batched call. The first layer's product with the features does not depend on z and is taken
+    once, and the last layer's weights are projected before they meet the batch, which saves its factor D_z.
+
+    Args:
+        in_features: Size F of the features [B, F].
+        out_features: Size C of the output.
+        index_dim: Size D_z of the index.
+        hidden_sizes: Widths of the hidden layers, with ReLU; none makes the output quadratic in z at most.
+        concat_index: Whether the MLP reads z too, before the features; else z only projects.
+
+    Source: Osband et al., arXiv 2107.08924, section 3.3 and ``enn.networks.epinet``; initialised as there.
+
+    Example:
+        >>> ProjectedMLP(7, 3, index_dim=5)(torch.zeros(4, 7), torch.zeros(6, 5)).shape
+        torch.Size([6, 4, 3])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        index_dim: int,
+        hidden_sizes: Sequence[int] = (50, 50),
+        concat_index: bool = True,
+    ) -> None:
+        super().__init__()
+        self.out_features = out_features
+        self.index_dim = index_dim
+        self.concat_index = concat_index
+        sizes = [in_features + index_dim * concat_index, *hidden_sizes, out_features * index_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        truncated_normal_init_(self)
+
+    def forward(self, features: Tensor, index: Tensor) -> Tensor:
+        """Outputs [Z, B, C] of features [B, F] under the rows of ``index`` [Z, D_z]."""
+        first, last = self.layers[0], self.layers[-1]
+        weight: Tensor = first.weight  # type: ignore[assignment]
+        features, index = features.to(weight.dtype), index.to(weight)
+        split = self.index_dim * self.concat_index
+        if len(self.layers) == 1:
+            shape = (self.out_features, self.index_dim)
+            by_feature = F.linear(features, weight[:, split:], first.bias)  # type: ignore[arg-type]
+            output = torch.einsum("bcd,zd->zbc", by_feature.reshape(-1, *shape), index)
+            if self.concat_index:
+                by_index = F.linear(index, weight[:, :split]).reshape(-1, *shape)
+                output = output + torch.einsum("zcd,zd->zc", by_index, index).unsqueeze(1)
+            return output
+        h = F.linear(features, weight[:, split:], first.bias).unsqueeze(0)  # type: ignore[arg-type]
+        if self.concat_index:
+            h = h + F.linear(index, weight[:, :split]).unsqueeze(1)
+        h = h.relu()
+        for layer in self.layers[1:-1]:
+            h = layer(h).relu()
+        projected = torch.einsum("cdh,zd->zhc", _by_class(last.weight, self.index_dim), index)
+        bias = F.linear(index, _by_class(last.bias, self.index_dim))
+        return torch.matmul(h, projected) + bias.unsqueeze(1)
+
+
+class _KeepsPrecision(nn.Module):
+    """Buffers that a cast of the network around them to half precision leaves in float32."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "_KeepsPrecision":
+        def keep(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            half = moved.is_floating_point() and moved.dtype.itemsize < 4
+            return tensor.to(moved.device) if half else moved
+
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class FeatureScaler(_KeepsPrecision):
+    """Standardises features by running statistics, in training as in evaluation.
+
+    The statistics are the mean over the first batches, then an exponential average; with ``momentum=0`` they stay the mean
+    over all batches. All ranks agree: the sums of a batch are added up over them. A feature that hardly varies is divided
+    by a tenth of what features vary by on average, so that a rarely active one does not explode.
+
+    Args:
+        num_features: F.
+        momentum: Weight of a batch once 1 / (number of batches) is below it.
+
+    Example:
+        >>> scaler = FeatureScaler(1)
+        >>> scaler(torch.tensor([[1.0], [3.0]]))
+        tensor([[-1.],
+                [ 1.]])
+        >>> scaler.eval()(torch.tensor([[4.0]]))
+        tensor([[2.]])
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    running_batches: Tensor
+
+    def __init__(self, num_features: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.tracking = True
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("running_batches", torch.zeros((), dtype=torch.long))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F], each of about mean 0 and variance 1."""
+        if self.training and self.tracking:
+            self._update(features.detach())
+        std = self.running_var.sqrt()
+        floor = _SMALLEST_SPREAD * self.running_var.mean().sqrt()
+        scale = torch.maximum(std, floor)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return (features.to(scale.dtype) - self.running_mean) / scale
+
+    def _update(self, features: Tensor) -> None:
+        x = features.double()
+        count = x.new_full((1,), len(x))
+        sums = _all_sum(torch.cat([count, x.sum(0), x.square().sum(0)]))
+        mean, square = (sums[1:] / sums[0]).chunk(2)
+        variance = (square - mean.square()).clamp_min(0)
+        weight = (1 / (self.running_batches + 1)).clamp_min(self.momentum).double()
+        shift = mean - self.running_mean
+        self.running_var.copy_(
+            (1 - weight) * self.running_var + weight * variance + weight * (1 - weight) * shift.square()
+        )
+        self.running_mean.copy_(self.running_mean + weight * shift)
+        self.running_batches += 1
+
+
+class PriorScale(_KeepsPrecision):
+    """Scales a prior by the spread that it has over z.
+
+    The spread is the root mean square, over inputs and outputs, of the prior's standard deviation over z. It is measured
+    once, on the first training batch of all ranks, and kept.
+
+    Args:
+        scale: The spread, in units of the output (logits). A prior that nobody measured is multiplied by it.
+
+    Example:
+        >>> prior = PriorScale(2.0)
+        >>> prior.measure(torch.tensor([[[-3.0]], [[3.0]]]))
+        >>> prior(torch.tensor([[[-3.0]], [[3.0]]])).std(0).round(decimals=3)
+        tensor([[2.]])
+    """
+
+    running_spread: Tensor
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.measured = False
+        self.register_buffer("running_spread", torch.zeros(()))
+
+    def measure(self, prior: Tensor) -> None:
+        """Take the spread of the prior's outputs [Z, B, C] as the unit."""
+        variance = prior.detach().double().var(0)
+        sums = _all_sum(torch.stack([variance.sum(), variance.new_tensor(variance.numel())]))
+        self.running_spread.copy_((sums[0] / sums[1]).sqrt())
+        self.measured = True
+
+    def forward(self, prior: Tensor) -> Tensor:
+        """scale * prior / spread, [Z, B, C]."""
+        spread = torch.where(self.running_spread > 0, self.running_spread, torch.ones_like(self.running_spread))
+        return prior * (self.scale / spread).to(prior.dtype)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.measured = bool(self.running_spread > 0)
+
+
+class Epinet(nn.Module):
+    """The head alone: learnable and prior :class:`ProjectedMLP` over features and an index.
+
+    Args:
+        in_features: Size F of the features.
+        out_features: Size C of the output.
+        index_dim: Size D_z of the index.
+        hidden_sizes: Hidden layers of the learnable part.
+        prior_hidden_sizes: Hidden layers of the prior; those of the learnable part by default.
+        prior_scale: Scale of the prior; 0 leaves it out.
+        standardize_features: Whether running statistics standardise the features of both parts.
+
+    Source: ``MLPEpinetWithPrior`` of ``enn.networks.epinet``, which multiplies the prior by its scale and does not
+    standardise.
+
+    Example:
+        >>> learned, prior = Epinet(7, 3, index_dim=5)(torch.zeros(4, 7), torch.randn(6, 5))
+        >>> learned.shape, prior.requires_grad
+        (torch.Size([6, 4, 3]), False)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        index_dim: int = 8,
+        hidden_sizes: Sequence[int] = (50, 50),
+        prior_hidden_sizes: Sequence[int] | None = None,
+        prior_scale: float = 1.0,
+        standardize_features: bool = False,
+    ) -> None:
+        super().__init__()
+        prior_hidden_sizes = hidden_sizes if prior_hidden_sizes is None else prior_hidden_sizes
+        self.scaler = FeatureScaler(in_features) if standardize_features else None
+        self.learned = ProjectedMLP(in_features, out_features, index_dim, hidden_sizes)
+        self.prior = (
+            freeze_as_buffers(ProjectedMLP(in_features, out_features, index_dim, prior_hidden_sizes))
+            if prior_scale
+            else None
+        )
+        self.prior_scale = PriorScale(prior_scale)
+
+    def forward(
+        self, features: Tensor, index: Tensor, calibration_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Learnable part and scaled prior, each [Z, B, C], of features [B, F] and ``index`` [Z, D_z].
+
+        No gradient reaches the features. With ``calibration_index`` [Z', D_z], the spread of the prior over it, at these
+        features, becomes the unit of its scale.
+        """
+        features = features.detach()
+        if self.scaler is not None:
+            features = self.scaler(features)
+        learned: Tensor = self.learned(features, index)
+        if self.prior is None:
+            return learned, torch.zeros_like(learned)
+        if calibration_index is not None:
+            with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+                self.prior_scale.measure(self.prior(features, calibration_index))
+        return learned, self.prior_scale(self.prior(features, index)).detach()
+
+
+class EpinetNetwork(EpistemicNetwork):
+    """f(x, z) = base_scale * base(x) + epinet(sg[features], z) + priors: an epinet around any network.
+
+    The base runs once, the head for all indices in one batched call. The features are the inputs of named layers, detached:
+    the epinet does not train the base, which learns by its own path. Where the layer, or the size of its features or of the
+    output, cannot be told from the network itself, the head is built on the first batch (:meth:`initialize`), or from the
+    shapes of a state dict that is loaded.
+
+    In training mode the first batch also sets the unit of the priors' scale; it is saved with the state.
+
+    Args:
+        base: The network, x [B, ...] to outputs [B, C].
+        feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several; the features are
+            those layers' inputs, one after the other. ``"<output>"`` is the base's own output.
+        num_outputs: C, where the network does not tell it.
+        index_dim: Dimension of z, a standard normal vector.
+        hidden_sizes: Hidden layers of the epinet.
+        prior_hidden_sizes: Hidden layers of its prior; the same by default.
+        prior_scale: Scale of the prior.
+        standardize_features: Whether running statistics standardise the features.
+        include_inputs: Whether the flattened input follows the features.
+        freeze_base: Whether the base is kept as it is: in eval mode, without gradients.
+        calibrate_prior: Whether scales are spreads over z in units of the output; else they multiply the raw priors, as the
+            original's do.
+        base_scale: Factor of the base's output.
+        additive_prior: A further prior g(x, z) to [Z, B, C]; see :class:`~lightning_uq.networks.priors.AdditivePrior`.
+        additive_prior_scale: Its scale.
+        temperature: Divides the outputs in eval mode.
+        output: What ``base`` returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+
+    Raises:
+        InputError: A layer is unknown, or the base's output is not [B, C].
+
+    Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924). Their code lets the epinet's
+    gradients reach the base in one place (``combine_base_epinet_as_enn``), against the paper; here they never do.
+
+    Example:
+        >>> base = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> network = EpinetNetwork(base)
+        >>> network.layers, network(torch.zeros(5, 4), network.sample_index(7)).shape
+        (['2'], torch.Size([7, 5, 3]))
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        feature_layers: str | Sequence[str] = "auto",
+        num_outputs: int | None = None,
+        *,
+        index_dim: int = 8,
+        hidden_sizes: Sequence[int] = (50, 50),
+        prior_hidden_sizes: Sequence[int] | None = None,
+        prior_scale: float = 1.0,
+        standardize_features: bool = True,
+        include_inputs: bool = False,
+        freeze_base: bool = False,
+        calibrate_prior: bool = True,
+        base_scale: float = 1.0,
+        additive_prior: nn.Module | None = None,
+        additive_prior_scale: float = 1.0,
+        temperature: float = 1.0,
+        output: Output = "logits",
+    ) -> None:
+        super().__init__(output)
+        _check_arguments(
+            hidden_sizes=hidden_sizes,
+            prior_hidden_sizes=prior_hidden_sizes or (),
+            prior_scale=prior_scale,
+            additive_prior_scale=additive_prior_scale,
+            temperature=temperature,
+        )
+        self.indexer = GaussianIndexer(index_dim)
+        self.base = base
+        self.freeze_base = freeze_base
+        if freeze_base:
+            base.requires_grad_(False).eval()
+        self.num_outputs = num_outputs
+        self.include_inputs = include_inputs
+        self.calibrate_prior = calibrate_prior
+        self.base_scale = base_scale
+        self.temperature = temperature
+        self._head = {
+            "index_dim": index_dim,
+            "hidden_sizes": tuple(hidden_sizes),
+            "prior_hidden_sizes": None if prior_hidden_sizes is None else tuple(prior_hidden_sizes),
+            "prior_scale": prior_scale,
+            "standardize_features": standardize_features,
+        }
+        self.additive_prior = additive_prior
+        if additive_prior is not None and not isinstance(additive_prior, AdditivePrior):
+            freeze_as_buffers(additive_prior)
+        self.additive_scale = PriorScale(additive_prior_scale)
+        self.epinet: Epinet | None = None
+        self.tap: FeatureTap | None = None
+        self._evaluation: dict[tuple[int, int], Tensor] = {}
+        names = [feature_layers] if isinstance(feature_layers, str) else list(feature_layers)
+        if names != ["auto"]:
+            self.tap = FeatureTap(base, names)
+        self._build_from_structure()
+
+    @property
+    def layers(self) -> list[str] | None:
+        """Names of the layers whose inputs are the features; None where they are not known before the first batch."""
+        return None if self.tap is None else self.tap.layers
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the head is built and its layers are known."""
+        return self.epinet is not None and self.tap is not None
+
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal vectors [Z, index_dim]."""
+        return self.indexer(num_samples, generator)
+
+    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
+        """See :meth:`EpistemicNetwork.evaluation_index`; drawn once, so that an exported graph holds them as a constant."""
+        if (num_samples, seed) not in self._evaluation:
+            self._evaluation[num_samples, seed] = super().evaluation_index(num_samples, seed=seed)
+        return self._evaluation[num_samples, seed]
+
+    def forward(self, x: Any, index: Tensor) -> Tensor:
+        """Outputs [Z, B, C] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""
+        learned, prior = self.learned_and_prior(x, index)
+        output = learned + prior
+        return output if self.training else output / self.temperature
+
+    def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands of the output, each [Z, B, C]: base and epinet, which are trained, and the priors."""
+        self.initialize(x)
+        assert self.epinet is not None
+        base, features = self._base(x)
+        calibrating = self.training and self.calibrate_prior
+        draws = self._draws(features) if calibrating and not self.epinet.prior_scale.measured else None
+        learned, prior = self.epinet(features, index, draws)
+        if self.additive_prior is not None:
+            if calibrating and not self.additive_scale.measured:
+                with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+                    self.additive_scale.measure(self.additive_prior(x, self._draws(features)))
+            prior = prior + self.additive_scale(self.additive_prior(x, index)).to(prior.dtype)
+        return base.unsqueeze(0) * self.base_scale + learned, prior
+
+    def initialize(self, x: Any) -> None:
+        """Build what the network's structure alone did not tell, from one batch ``x`` [B, ...]; else do nothing.
+
+        Raises:
+            InputError: ``feature_layers="auto"`` finds no layer, or several.
+        """
+        if self.is_initialized:
+            return
+        modes = [(module, module.training) for module in self.base.modules()]
+        self.base.eval()
+        try:
+            if self.tap is None:
+                self.tap = FeatureTap(self.base, [last_linear(self.base, lambda: self.base(x), "feature_layers")])
+            with torch.no_grad():
+                base, features = self._base(x)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        if self.epinet is None:
+            self._build(features.shape[1], base.shape[1])
+
+    def train(self, mode: bool = True) -> "EpinetNetwork":
+        """Set the mode of what is trained; a frozen base stays in eval mode, priors always."""
+        super().train(mode)
+        if self.freeze_base:
+            self.base.eval()
+        for prior in (self.additive_prior, None if self.epinet is None else self.epinet.prior):
+            if prior is not None:
+                prior.eval()
+        return self
+
+    def track_features(self, mode: bool = True) -> None:
+        """Whether training goes on moving the statistics that standardise the features."""
+        if self.epinet is not None and self.epinet.scaler is not None:
+            self.epinet.scaler.tracking = mode
+
+    def _base(self, x: Any) -> tuple[Tensor, Tensor]:
+        assert self.tap is not None
+        with torch.no_grad() if self.freeze_base else nullcontext():
+            raw, features = self.tap.run(self.base, x)
+            base = self.read_output(raw)
+        if base.ndim != 2:
+            raise InputError(f"Expected the base network to return [B, C], but got shape {list(base.shape)}.")
+        if self.include_inputs:
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                raise InputError("Expected the input to be a floating-point tensor for `include_inputs=True`.")
+            features.append(x.detach().flatten(1).to(features[0].dtype))
+        return base, torch.cat(features, dim=1)
+
+    def _draws(self, like: Tensor) -> Tensor:
+        """Indices that the spread of a prior is measured over, the same everywhere."""
+        return self.indexer(_SPREAD_DRAWS, torch.Generator().manual_seed(0)).to(like.device)
+
+    def _build_from_structure(self) -> None:
+        """Build the head where the network's layers tell the sizes of its features and its output."""
+        num_outputs = self.num_outputs
+        if self.tap is None:
+            found = traced_last_linear(self.base)
+            if found is None:
+                return
+            self.tap = FeatureTap(self.base, [found[0]])
+            num_outputs = num_outputs or (None if callable(self.read_output.output) else found[1])
+        if num_outputs is None or self.include_inputs:
+            return
+        sizes = [num_outputs if name == OUTPUT else _size_of(submodule(self.base, name)) for name in self.tap.layers]
+        if None not in sizes:
+            self._build(sum(size for size in sizes if size is not None), num_outputs)
+
+    def _build(self, in_features: int, num_outputs: int) -> None:
+        self.epinet = Epinet(in_features, num_outputs, **self._head)  # type: ignore[arg-type]
+        if self.freeze_base and self.epinet.scaler is not None:
+            self.epinet.scaler.momentum = 0.0
+        like = next((p for p in self.base.parameters() if p.is_floating_point()), None)
+        if like is not None:
+            self.epinet.to(like.device, like.dtype)
+        self.train(self.training)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if self.epinet is None:
+            layers = f"{prefix}epinet.learned.layers."
+            last = len(self._head["hidden_sizes"])  # type: ignore[arg-type]
+            first, bias = state_dict.get(f"{layers}0.weight"), state_dict.get(f"{layers}{last}.bias")
+            if isinstance(first, Tensor) and isinstance(bias, Tensor):
+                index_dim = self.indexer.index_dim
+                self._build(first.shape[1] - index_dim, len(bias) // index_dim)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _by_class(weight: Any, index_dim: int) -> Tensor:
+    """[C D_z, ...] to [C, D_z, ...]."""
+    return weight.reshape(-1, index_dim, *weight.shape[1:])  # type: ignore[no-any-return]
+
+
+def _size_of(layer: nn.Module) -> int | None:
+    """Number of features that a layer takes, where it says so."""
+    for kinds, attribute in (
+        ((nn.Linear,), "in_features"),
+        ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "in_channels"),
+        ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), "num_features"),
+    ):
+        if isinstance(layer, kinds):
+            return int(getattr(layer, attribute))
+    return None
+
+
+def _all_sum(x: Tensor) -> Tensor:
+    """The sum over all ranks."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def _check_arguments(*, hidden_sizes: Sequence[int], prior_hidden_sizes: Sequence[int], **numbers: float) -> None:
+    for name, sizes in (("hidden_sizes", hidden_sizes), ("prior_hidden_sizes", prior_hidden_sizes)):
+        if any(size < 1 for size in sizes):
+            raise InputError(f"Expected argument `{name}` to hold widths of at least 1, but got {list(sizes)}.")
+    for name, number in numbers.items():
+        if not (number > 0 if name == "temperature" else number >= 0):
+            least = "above 0" if name == "temperature" else "at least 0"
+            raise InputError(f"Expected argument `{name}` to be {least}, but got {number}.")

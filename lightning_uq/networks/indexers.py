@@ -1,0 +1,163 @@
+"""Reference distributions: where the indices z of a network f(x, z) are drawn from."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+
+
+class Indexer(ABC):
+    """A distribution of indices: ``indexer(num_samples, generator)`` draws them, independent, stacked on axis 0.
+
+    Attributes:
+        num_indices: Size of a finite index set, which evaluations enumerate; None where there are infinitely many.
+
+    Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924), and their code (``enn.networks``).
+    """
+
+    num_indices: int | None = None
+
+    @abstractmethod
+    def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``num_samples`` indices; from the global generator without ``generator``."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
+
+class EnsembleIndexer(Indexer):
+    """Member numbers [Z], uniform with replacement: Z draws do not visit every member once.
+
+    Args:
+        num_members: M.
+
+    Example:
+        >>> EnsembleIndexer(3)(5, torch.Generator().manual_seed(0))
+        tensor([2, 0, 2, 0, 1])
+    """
+
+    def __init__(self, num_members: int) -> None:
+        self.num_members = self.num_indices = _at_least_one("num_members", num_members)
+
+    def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Member numbers [Z]."""
+        return torch.randint(self.num_members, (num_samples,), generator=generator)
+
+
+class GaussianIndexer(Indexer):
+    """z ~ N(0, I): [Z, index_dim].
+
+    Args:
+        index_dim: Dimension of z.
+
+    Example:
+        >>> GaussianIndexer(8)(100).shape
+        torch.Size([100, 8])
+    """
+
+    def __init__(self, index_dim: int) -> None:
+        self.index_dim = _at_least_one("index_dim", index_dim)
+
+    def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal vectors [Z, index_dim]."""
+        return torch.randn(num_samples, self.index_dim, generator=generator)
+
+
+class ScaledGaussianIndexer(Indexer):
+    """z ~ index_scale / sqrt(index_dim) * N(0, I): [Z, index_dim], of mean squared length index_scale^2.
+
+    Args:
+        index_dim: Dimension of z.
+        index_scale: Root mean square of its length.
+
+    Example:
+        >>> ScaledGaussianIndexer(8)(10_000, torch.Generator().manual_seed(0)).square().sum(1).mean()
+        tensor(0.9995)
+    """
+
+    def __init__(self, index_dim: int, index_scale: float = 1.0) -> None:
+        self.index_dim = _at_least_one("index_dim", index_dim)
+        self.index_scale = index_scale
+
+    def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Normal vectors [Z, index_dim]."""
+        z = torch.randn(num_samples, self.index_dim, generator=generator)
+        return z * (self.index_scale / math.sqrt(self.index_dim))
+
+
+class GaussianWithUnitIndexer(Indexer):
+    """z = (1, N(0, I) / sqrt(index_dim - 1)): [Z, index_dim]; the first entry always speaks for the mean.
+
+    It is not normalised: neither z nor its random part has a fixed length.
+
+    Args:
+        index_dim: Dimension of z, at least 2.
+
+    Example:
+        >>> indexer = GaussianWithUnitIndexer(3)
+        >>> indexer(2)[:, 0], indexer.mean_index
+        (tensor([1., 1.]), tensor([1., 0., 0.]))
+    """
+
+    def __init__(self, index_dim: int) -> None:
+        if index_dim < 2:
+            raise InputError(f"Expected argument `index_dim` to be at least 2, but got {index_dim}.")
+        self.index_dim = index_dim
+
+    @property
+    def mean_index(self) -> Tensor:
+        """(1, 0, ..., 0) [index_dim]."""
+        return torch.eye(1, self.index_dim)[0]
+
+    def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Vectors [Z, index_dim] that begin with 1."""
+        z = torch.randn(num_samples, self.index_dim - 1, generator=generator) / math.sqrt(self.index_dim - 1)
+        return torch.cat([torch.ones(num_samples, 1), z], dim=1)
+
+
+class DirichletIndexer(Indexer):
+    """z ~ Dirichlet(concentration): [Z, K], each row a distribution over K members.
+
+    Args:
+        concentration: K positive numbers.
+
+    Example:
+        >>> z = DirichletIndexer([1.0, 1.0, 8.0])(10_000, torch.Generator().manual_seed(0))
+        >>> z.mean(0).round(decimals=2)
+        tensor([0.1000, 0.1000, 0.8000])
+    """
+
+    def __init__(self, concentration: Sequence[float] | Tensor) -> None:
+        values = torch.as_tensor(concentration, dtype=torch.float32)
+        if values.ndim != 1 or not len(values) or not bool((values > 0).all() and values.isfinite().all()):
+            raise InputError(
+                f"Expected argument `concentration` to be positive numbers [K], but got {values.tolist()}."
+            )
+        self.concentration: list[float] = values.tolist()
+
+    def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Points of the simplex [Z, K]."""
+        return torch._sample_dirichlet(torch.tensor(self.concentration).expand(num_samples, -1), generator)
+
+
+class SeedIndexer(Indexer):
+    """Seeds [Z], integers in [0, 2^31): for networks whose randomness is a function of a seed, as dropout's mask is.
+
+    Example:
+        >>> SeedIndexer()(3).dtype
+        torch.int64
+    """
+
+    def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Seeds [Z]."""
+        return torch.randint(2**31, (num_samples,), generator=generator)
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise InputError(f"Expected argument `{name}` to be at least 1, but got {value}.")
+    return value
