@@ -30,7 +30,7 @@ class TerminalProgress(Progress):
             disable=not console.is_terminal,
         )
         self._trainings = self._epochs = self._trained = 0
-        self._task = self._bar.add_task("", total=None)
+        self._task = self._bar.add_task("reading the data", total=None)
         self._name = ""
 
     def __enter__(self) -> "TerminalProgress":

@@ -38,7 +38,10 @@ _TEMPLATE = """\
   @media print {
     @page { size: A4 landscape; margin: 12mm; }
     body { max-width: none; padding: 0; font-size: 10pt; }
-    table { font-size: 7.5pt; } th, td { padding: 1mm 1.2mm; }
+    table, dl { font-size: 7.5pt; } th, td { padding: 1mm 1.2mm; }
+    .se, .better { font-size: 6pt; }
+    h2, h2 + p { break-after: avoid; } tr { break-inside: avoid; }
+    .single { max-width: 170mm; }
     .wide { overflow: visible; }
     .grid { grid-template-columns: repeat(3, 1fr); }
   }

@@ -108,7 +108,15 @@ def reliability_diagram(
     top.errorbar(centre, accuracy, error, fmt="none", ecolor="black", elinewidth=0.8, capsize=2, zorder=3)
     top.plot(mean_confidence, mean_confidence, "D", color=OUT_COLOR, markersize=4, label="Mean confidence", zorder=4)
     top.set(ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1.02), title=title)
-    top.legend(loc="upper left", frameon=False, fontsize=9, title=note or None, title_fontsize=9, alignment="left")
+    top.legend(
+        loc="upper left",
+        edgecolor="none",
+        framealpha=0.8,
+        fontsize=9,
+        title=note or None,
+        title_fontsize=9,
+        alignment="left",
+    )
     bottom.bar(centre, count[used].numpy(), width, color=GREY)
     bottom.set(xlabel="Confidence", ylabel="Inputs", yscale="log", ylim=(0.7, 1.5 * len(confidence)))
     _plain([top, bottom])
@@ -161,9 +169,9 @@ def score_histogram(
     axes.set_xlim(float(edges[0]), float(edges[-1]))
     # A confident network's scores pile up in one bin; on a linear scale nothing else would be seen.
     axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 2.2 * axes.dataLim.y1)  # room for the legend
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.legend(frameon=False, fontsize=9, title=note or None, title_fontsize=9, alignment="left")
+    axes.legend(frameon=False, fontsize=9, title=note or None, title_fontsize=9, loc="upper center", ncols=2)
     _plain([axes])
     return figure
 
