@@ -1,6 +1,7 @@
-"""The command line: ``lightning-uq compare``, and LightningCLI's ``fit``, ``validate``, ``test`` and ``predict``."""
+"""The command line: ``lightning-uq compare`` and ``evaluate``, and LightningCLI's ``fit``, ``validate``, ``test`` and ``predict``."""
 
 import argparse
+import json
 import os
 import sys
 import warnings
@@ -20,6 +21,7 @@ Uncertainty quantification for PyTorch Lightning.
 
 commands:
   compare    train and evaluate uncertainty methods side by side on one data set
+  evaluate   accuracy, calibration and detection of trained checkpoints, over runs: --run FILE.ckpt --data digits --ood 8,9
   fit        train a module: --config FILE.yaml
   validate   one validation epoch: --config FILE.yaml --ckpt_path FILE.ckpt
   test       one test epoch: --config FILE.yaml --ckpt_path FILE.ckpt
@@ -65,9 +67,13 @@ def _run(arguments: list[str], *, from_process: bool) -> int:
         sys.path.insert(0, str(Path.cwd()))
     if command == "compare":
         return _compare(arguments[1:])
+    if command == "evaluate":
+        return _evaluate(arguments[1:])
     if command in ("fit", "validate", "test", "predict"):
         return _lightning(arguments, from_process=from_process)
-    raise UsageError(f"unknown command {command!r}: choose from compare, fit, validate, test, predict (see --help)")
+    raise UsageError(
+        f"unknown command {command!r}: choose from compare, evaluate, fit, validate, test, predict (see --help)"
+    )
 
 
 def _mendable() -> tuple[type[BaseException], ...]:
@@ -103,6 +109,9 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
+_ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
+
+
 def _compare_parser() -> _Parser:
     parser = _Parser(
         prog="lightning-uq compare",
@@ -127,10 +136,9 @@ def _compare_parser() -> _Parser:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument("--max-epochs", type=int, help="epochs of a training at most (default 100)")
-    accelerators = ("auto", "cpu", "cuda", "gpu", "mps")
     parser.add_argument(
         "--accelerator",
-        choices=accelerators,
+        choices=_ACCELERATORS,
         default="cpu",
         help="Lightning's accelerator (default cpu, where results repeat)",
     )
@@ -194,6 +202,108 @@ def _integers(text: str) -> tuple[int, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+# ---------------------------------------------------------------------- evaluate
+
+
+def _evaluate_parser() -> _Parser:
+    parser = _Parser(
+        prog="lightning-uq evaluate",
+        description="Evaluate trained checkpoints as the DDU experiments do: accuracy, calibration error and two "
+        "out-of-distribution scores, before and after temperature scaling, as mean and standard error over runs.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--run",
+        dest="runs",
+        action="append",
+        nargs="+",
+        required=True,
+        metavar="CKPT",
+        help="a Lightning checkpoint, or those of an ensemble's members; give --run again for each further run",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="digits, mnist, fashion_mnist, kmnist, dirty_mnist, cifar10, cifar100, svhn, an .npz file, or the import path of a "
+        "LightningDataModule",
+    )
+    parser.add_argument(
+        "--ood",
+        required=True,
+        help="labels held out of digits or a file, such as 8,9; or a data set of like images, such as svhn; or one of the "
+        "data module's ood_dataloaders()",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where to write")
+    parser.add_argument(
+        "--model-type",
+        choices=("softmax", "ensemble", "gmm"),
+        default="softmax",
+        help="what m1 and m2 are: logsumexp and entropy (softmax, default), mutual information and entropy (ensemble), "
+        "feature density and entropy of its posterior (gmm)",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--module", help="import path of the LightningModule, for checkpoints that do not name theirs")
+    source.add_argument("--network", help="import path of what builds the network alone, in place of a module")
+    parser.add_argument("--init-args", type=_mapping, default={}, metavar="JSON", help="arguments of either")
+    parser.add_argument(
+        "--data-args", type=_mapping, default={}, metavar="JSON", help='such as \'{"root": "data", "batch_size": 256}\''
+    )
+    parser.add_argument(
+        "--data-seeds",
+        type=_integers,
+        default=(),
+        metavar="SEEDS",
+        help="seeds of the split that each run (or each checkpoint) was trained on, such as 1,2,3",
+    )
+    parser.add_argument("--feature-layer", default="auto", help="gmm: name of the layer whose input is the features")
+    parser.add_argument(
+        "--regularization",
+        type=_regularization,
+        default="oas",
+        help="gmm: oas (default), ddu (the original's schedule of jitters), or a number",
+    )
+    parser.add_argument("--accelerator", choices=_ACCELERATORS, default="cpu", help="where to compute (default cpu)")
+    return parser
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parsed = _evaluate_parser().parse_args(arguments)
+    from lightning_uq.evaluate import Settings, evaluate, write
+    from lightning_uq.report import writable_directory
+
+    given = {name: value for name, value in vars(parsed).items() if name != "out"}
+    settings = Settings(**given)
+    if parsed.out.is_dir():
+        raise UsageError(f"argument --out: expected a file to write to, but {parsed.out} is a directory")
+    writable_directory(parsed.out.parent)
+    result = evaluate(settings, lambda path: print(path, file=sys.stderr))
+    write(result, parsed.out)
+    for key, mean in result["mean"].items():
+        error = result["std"][key]
+        print(f"{key:14s} {mean:.4f}" + ("" if error is None else f" +- {error:.4f}"))
+    print(f"Wrote {parsed.out}")
+    return 0
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON object, but {text!r} is none: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, but got {text!r}")
+    return found
+
+
+def _regularization(text: str) -> str | float:
+    if text in ("oas", "ddu"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected oas, ddu or a number, but got {text!r}") from None
 
 
 # ---------------------------------------------------------------------- fit, validate, test, predict

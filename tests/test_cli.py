@@ -341,7 +341,7 @@ def test_a_refused_argument_of_a_module_is_one_short_line(capsys, users_project,
 def test_help_lists_all_commands_and_options(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {command} " in text for command in ("compare", "fit", "validate", "test", "predict"))
+    assert all(f"\n  {command} " in text for command in ("compare", "evaluate", "fit", "validate", "test", "predict"))
     assert main([]) == 0
     assert capsys.readouterr().out == text
     with pytest.raises(SystemExit) as ended:
@@ -367,7 +367,7 @@ def test_version(capsys):
 
 
 def test_an_unknown_command(capsys):
-    assert "unknown command 'frobnicate': choose from compare, fit" in fails(capsys, "frobnicate")
+    assert "unknown command 'frobnicate': choose from compare, evaluate, fit" in fails(capsys, "frobnicate")
 
 
 def test_as_a_process(workplace, users_project):

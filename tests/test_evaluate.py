@@ -1,0 +1,449 @@
+"""`lightning-uq evaluate`: every number recomputed from the networks' own logits and features."""
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import nn
+
+from lightning_uq import DeterministicModule, EnsembleModule, Factory
+from lightning_uq.cli import main
+from lightning_uq.data import DigitsDataModule
+from lightning_uq.errors import InputError
+from lightning_uq.evaluate import Outputs, Settings, evaluate, load_model, metrics
+from lightning_uq.networks import MLP
+
+REFERENCE = Path(__file__).parent / "reference"
+DETECTION = [f"{m}_{key}" for m in ("m1", "m2") for key in ("auroc", "auprc", "auprc_in", "auprc_out")]
+KEYS = ["accuracy", "ece", *DETECTION, "t_ece", *(f"t_{key}" for key in DETECTION)]
+NETWORK = Factory("lightning_uq.networks.mlp.MLP", {"in_features": 64, "out_features": 8, "hidden_sizes": [24]})
+OURS = "lightning_uq.DeterministicModule"
+
+USERS_FILE = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning_uq.data import DigitsDataModule, stratified_split
+
+
+class Lit(LightningModule):
+    def __init__(self, width):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 8))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class FixedTest(LightningDataModule):
+    '''Its test set is that of seed 0; its seed splits the rest, as the image data modules do.'''
+
+    def __init__(self, seed: int = 0, labelled: bool = True):
+        super().__init__()
+        self.seed, self.labelled = seed, labelled
+
+    def setup(self, stage):
+        digits = DigitsDataModule(seed=0)
+        x, y = digits.dataset("train").tensors
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
+        self.parts = {"val": (x[order[:200]], y[order[:200]]), "train": (x[order[200:]], y[order[200:]])}
+        self.parts["test"], self.parts["ood"] = digits.dataset("test").tensors, digits.dataset("ood").tensors
+
+    def loader(self, part, **kwargs):
+        tensors = self.parts[part] if self.labelled or part != "val" else self.parts[part][:1]
+        return DataLoader(TensorDataset(*tensors), 100, **kwargs)
+
+    def train_dataloader(self):
+        return self.loader("train", shuffle=True, drop_last=True)
+
+    def val_dataloader(self):
+        return self.loader("val")
+
+    def test_dataloader(self):
+        return self.loader("test")
+
+    def ood_dataloaders(self):
+        return {"near": self.loader("ood"), "far": [(5 * torch.randn(50, 64),)]}
+"""
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Three networks that were trained a little, on the splits of seed 0, 0 and 1."""
+    trained = []
+    for seed, split in ((0, 0), (1, 0), (2, 1)):
+        torch.manual_seed(seed)
+        network = MLP(64, 8, [24])
+        optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+        x, y = DigitsDataModule(seed=split).dataset("train").tensors
+        for _ in range(25):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(x), y).backward()
+            optimizer.step()
+        trained.append(network.eval())
+    return trained
+
+
+@pytest.fixture(autouse=True)
+def checkpoints(networks, tmp_path, monkeypatch):
+    """The networks' checkpoints 0.ckpt, 1.ckpt and 2.ckpt in a directory of one's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for i, network in enumerate(networks):
+        module = DeterministicModule(NETWORK, num_classes=8)
+        module.network.network.load_state_dict(network.state_dict())
+        save(module, f"{i}.ckpt")
+    (tmp_path / "users_file.py").write_text(USERS_FILE)
+    yield
+    sys.modules.pop("users_file", None)
+
+
+def save(module, path):
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, barebones=False
+    )
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+
+
+def by_hand(model_type, members, data_of_members, jitter=None):
+    """The DDU definitions in numpy and scikit-learn."""
+    data = data_of_members[0]
+    (x, y), (far, _) = data.dataset("test").tensors, data.dataset("ood").tensors
+    with torch.no_grad():
+        inside, outside = (np.stack([member(part).double().numpy() for member in members]) for part in (x, far))
+        validation = [
+            (member(d.dataset("val").tensors[0]).double().numpy(), d.dataset("val").tensors[1].numpy())
+            for member, d in zip(members, data_of_members, strict=True)
+        ]
+    y = y.numpy()
+    temperatures = []
+    for logits, labels in validation:
+        grid = np.arange(1, 101) / 10
+        nll = [-(softmax(logits / T, log=True)[np.arange(len(labels)), labels]).mean() for T in grid]
+        temperatures.append(grid[int(np.argmin(nll))])
+    density = None
+    if jitter is not None:
+        density = [gaussian_log_probs(members[0], data, part, jitter) for part in (x, far)]
+    T = np.array(temperatures)[:, None, None]
+    values = {}
+    for prefix, a, b in (("", inside, outside), ("t_", inside / T, outside / T)):
+        probs = softmax(a).mean(0)
+        if not prefix:
+            values["accuracy"] = (probs.argmax(1) == y).mean()
+        values[f"{prefix}ece"] = ece(probs, y)
+        if model_type == "ensemble":
+            m1, m2 = ([f(softmax(part)) for part in (a, b)] for f in (mutual_information, mean_entropy))
+            found = {"m1": (m1, "out"), "m2": (m2, "out")}
+        else:
+            c, d = (a[0], b[0]) if density is None else density
+            m1 = [-np.log(np.exp(part - part.max()).sum(1)) - part.max() for part in (c, d)]
+            m2 = [mean_entropy(softmax(part)[None]) for part in (c, d)]
+            found = {"m1": (m1, "in"), "m2": (m2, "out")}
+        for name, ((s, t), positive) in found.items():
+            scores, is_ood = np.concatenate([s, t]), np.repeat([0, 1], [len(s), len(t)])
+            values[f"{prefix}{name}_auroc"] = roc_auc_score(is_ood, scores)
+            values[f"{prefix}{name}_auprc_in"] = average_precision_score(1 - is_ood, -scores)
+            values[f"{prefix}{name}_auprc_out"] = average_precision_score(is_ood, scores)
+            values[f"{prefix}{name}_auprc"] = values[f"{prefix}{name}_auprc_{positive}"]
+    return values, temperatures
+
+
+def softmax(logits, log=False):
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return log_probs if log else np.exp(log_probs)
+
+
+def mean_entropy(probs):
+    p = probs.mean(0)
+    return -(p * np.log(p)).sum(1)
+
+
+def mutual_information(probs):
+    return mean_entropy(probs) + (probs * np.log(probs)).sum(2).mean(0)
+
+
+def ece(probs, y):
+    confidence, correct = probs.max(1), probs.argmax(1) == y
+    bins = np.ceil(15 * confidence - 1).astype(int)
+    gaps = [abs(correct[bins == k].sum() - confidence[bins == k].sum()) for k in range(15)]
+    return sum(gaps) / len(y)
+
+
+def gaussian_log_probs(network, data, x, jitter):
+    train_x, train_y = data.dataset("train").tensors
+    f, g = hidden(network, train_x), hidden(network, x)
+    columns = []
+    for c in range(8):
+        rows = f[train_y == c]
+        normal = torch.distributions.MultivariateNormal(
+            rows.mean(0), torch.cov(rows.T) + jitter * torch.eye(f.shape[1])
+        )
+        columns.append(normal.log_prob(g))
+    return torch.stack(columns, 1).numpy()
+
+
+def hidden(network, inputs):
+    """The input of the last linear layer, by a hook of the test's own."""
+    last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
+    seen = []
+    handle = last.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
+    with torch.no_grad():
+        network(inputs)
+    handle.remove()
+    return seen[0]
+
+
+def run(*arguments):
+    assert main(["evaluate", *arguments, "--out", "out.json"]) == 0
+    return json.loads(Path("out.json").read_text(), parse_constant=pytest.fail)
+
+
+def fails(capsys, *arguments):
+    """The one line on stderr that the command ends with."""
+    assert main(["evaluate", *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if not line.endswith(".ckpt")] == lines[-1:]
+    assert not Path("out.json").exists()
+    return lines[-1].removeprefix("lightning-uq: error: ")
+
+
+DIGITS = ("--data", "digits", "--ood", "8,9")
+
+
+# ---------------------------------------------------------------------- the numbers
+
+
+def test_softmax_over_two_runs(networks, capsys):
+    result = run("--run", "0.ckpt", "--run", "2.ckpt", "--module", OURS, *DIGITS, "--data-seeds", "0,1")
+    splits = [DigitsDataModule(seed=0), DigitsDataModule(seed=1)]
+    expected = [by_hand("softmax", [networks[i]], [d]) for i, d in zip((0, 2), splits, strict=True)]
+    assert list(result) == ["mean", "std", "values", "info"]
+    assert sorted(result["values"]) == sorted(KEYS)
+    for key in KEYS:
+        a, b = (values[key] for values, _ in expected)
+        assert result["values"][key] == pytest.approx([a, b], abs=1e-9)
+        assert result["mean"][key] == pytest.approx((a + b) / 2, abs=1e-9)
+        # The standard error of two is half their difference.
+        assert result["std"][key] == pytest.approx(abs(a - b) / 2, abs=1e-9)
+    assert np.allclose(result["info"]["temperature"], [T for _, T in expected], atol=1e-9)
+    assert result["info"]["runs"] == [["0.ckpt"], ["2.ckpt"]]
+    assert result["info"]["ood_name"] == "digits_8_9"
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == "Wrote out.json"
+    assert out[0].split() == ["accuracy", f"{result['mean']['accuracy']:.4f}", "+-", f"{result['std']['accuracy']:.4f}"]
+
+
+def test_one_run_has_no_standard_error():
+    result = run("--run", "0.ckpt", "--module", OURS, *DIGITS)
+    assert set(result["std"].values()) == {None}
+    assert all(result["values"][key] == [result["mean"][key]] for key in KEYS)
+
+
+def test_an_ensembles_members_in_files_or_in_one(networks):
+    data = DigitsDataModule(seed=0)
+    expected, temperatures = by_hand("ensemble", networks[:2], [data, data])
+    apart = run("--run", "0.ckpt", "1.ckpt", "--module", OURS, "--model-type", "ensemble", *DIGITS)
+    assert apart["mean"] == pytest.approx(expected, abs=1e-9)
+    assert apart["info"]["temperature"] == [pytest.approx(temperatures)]
+    assert expected["m1_auroc"] != expected["t_m1_auroc"]
+    save(EnsembleModule.from_checkpoints(["0.ckpt", "1.ckpt"], num_classes=8), "both.ckpt")
+    whole = run(
+        "--run", "both.ckpt", "--module", "lightning_uq.EnsembleModule", "--model-type", "ensemble", *DIGITS
+    )  # fmt: skip
+    assert whole["mean"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_gmm(networks):
+    gmm = ("--model-type", "gmm", "--regularization", "0.01")
+    result = run("--run", "0.ckpt", "--module", OURS, *DIGITS, *gmm)
+    expected, _ = by_hand("gmm", [networks[0]], [DigitsDataModule(seed=0)], jitter=0.01)
+    assert result["mean"] == pytest.approx(expected, abs=1e-9)
+    assert all(result["mean"][f"t_{key}"] == result["mean"][key] for key in DETECTION)
+    assert result["mean"]["t_ece"] != result["mean"]["ece"]
+    softmax = run("--run", "0.ckpt", "--module", OURS, *DIGITS)
+    assert softmax["mean"]["accuracy"] == result["mean"]["accuracy"]
+    assert softmax["mean"]["m2_auroc"] != result["mean"]["m2_auroc"]
+
+
+@pytest.mark.parametrize("name", ["ddu_auroc_of_logits", "ddu_gmm_well_C3_D8"])
+def test_scores_are_the_originals(name):
+    stored = np.load(REFERENCE / f"{name}.npz")
+    kind = "gmm" if "gmm" in name else "softmax"
+    inside, outside = ("logp_test", "logp_ood") if kind == "gmm" else ("logits_in", "logits_ood")
+    # In float32, as the original has them: entropies of its saturated posterior tie at 0, which in float64 they do not.
+    inside, outside = (torch.from_numpy(stored[key]).float() for key in (inside, outside))
+    labels = torch.zeros(len(inside), dtype=torch.long)
+    outputs = Outputs(inside[None], labels, outside[None], torch.ones(1), inside, outside)
+    values = metrics(kind, outputs)
+    found = [values[f"{m}_{key}"] for m in ("m1", "m2") for key in ("auroc", "auprc")]
+    assert found == pytest.approx(stored["m1_auroc_auprc_m2_auroc_auprc"].tolist(), abs=1e-7)
+
+
+def test_temperatures_of_each_members_own_split(networks):
+    """A data module of one's own: its seed moves the validation data, its test data stay."""
+    import users_file
+
+    own = ("--data", "users_file.FixedTest", "--ood", "near", "--module", OURS, "--model-type", "ensemble")
+    result = run("--run", "0.ckpt", "1.ckpt", *own, "--data-seeds", "3,4")
+    temperatures = []
+    for network, seed in zip(networks[:2], (3, 4), strict=True):
+        data = users_file.FixedTest(seed)
+        data.setup("fit")
+        x, y = data.parts["val"]
+        with torch.no_grad():
+            logits = network(x).double().numpy()
+        nll = [-softmax(logits / T, log=True)[np.arange(len(y)), y].mean() for T in np.arange(1, 101) / 10]
+        temperatures.append((1 + int(np.argmin(nll))) / 10)
+    assert result["info"]["temperature"] == [pytest.approx(temperatures)]
+    assert result["info"]["data_seeds"] == [[3, 4]]
+    assert result["info"]["ood_name"] == "near"
+
+
+def test_a_density_is_fitted_to_all_training_rows_in_a_loader_that_shuffles_and_drops():
+    arguments = ("--run", "0.ckpt", "--module", OURS, "--data", "users_file.FixedTest", "--ood", "near")
+    first, second = (run(*arguments, "--model-type", "gmm")["values"] for _ in range(2))
+    assert first == second
+
+
+# ---------------------------------------------------------------------- models
+
+
+def test_a_checkpoint_of_the_command_line_names_its_module():
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    options = [f"--trainer.{name}={str(value).lower()}" for name, value in quiet.items()]
+    config = Path(__file__).parents[1] / "configs" / "softmax_digits.yaml"
+    fit = ["fit", "--config", str(config), *options, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    assert main(fit) == 0
+    (path,) = Path().rglob("best.ckpt")
+    named = run("--run", str(path), *DIGITS)
+    # A density's file names it too.
+    fit[2] = str(config.with_name("ddu_digits.yaml"))
+    assert main(fit) == 0
+    (path,) = Path().rglob("best-uq.ckpt")
+    assert run("--run", str(path), *DIGITS, "--model-type", "gmm")["mean"].keys() == named["mean"].keys()
+
+
+def test_a_users_module_and_a_network_alone(networks):
+    import users_file
+
+    lit = users_file.Lit(24)
+    for own, trained in zip(lit.net[::2], [m for m in networks[0].modules() if isinstance(m, nn.Linear)], strict=True):
+        own.load_state_dict(trained.state_dict())
+    save(lit, "lit.ckpt")
+    expected = run("--run", "0.ckpt", "--module", OURS, *DIGITS, "--model-type", "gmm")
+    width = ("--init-args", '{"width": 24}')
+    users = run("--run", "lit.ckpt", "--module", "users_file.Lit", *width, *DIGITS, "--model-type", "gmm")
+    assert users["mean"] == pytest.approx(expected["mean"], abs=1e-6)
+    alone = ("--network", NETWORK.target, "--init-args", json.dumps(NETWORK.kwargs))
+    bare = run("--run", "0.ckpt", *alone, *DIGITS, "--model-type", "gmm")
+    assert bare["mean"] == expected["mean"]
+
+
+def test_load_model_gives_the_module(networks):
+    x = torch.rand(3, 64)
+    loaded = load_model("1.ckpt", OURS)
+    assert isinstance(loaded, DeterministicModule)
+    assert torch.equal(loaded.eval()(x)[0], networks[1](x))
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "0.ckpt"], "'0.ckpt' does not name the LightningModule that wrote it: pass argument `module`"),
+        (["--run", "nowhere.ckpt", "--module", OURS], "Expected 'nowhere.ckpt' to be a checkpoint"),
+        (
+            ["--run", "0.ckpt", "--module", "lightning_uq.Nothing"],
+            "`module` to be the import path of a LightningModule",
+        ),
+        (["--run", "0.ckpt", "--module", "no_such_package.Lit"], "but got 'no_such_package.Lit'"),
+        (["--run", "0.ckpt", "--module", "torch.nn.Linear"], "`module` to be the import path of a LightningModule"),
+        (
+            ["--run", "0.ckpt", "--module", "users_file.Lit"],
+            "'0.ckpt' to be a checkpoint of users_file.Lit, but it says",
+        ),
+        (["--run", "0.ckpt", "--network", "torch.nn.Linnear"], "`target` to be the import path of a class or function"),
+        (
+            ["--run", "0.ckpt", "--network", "torch.nn.Linear"],
+            "`network` to build a network, but 'torch.nn.Linear' says",
+        ),
+        (["--run", "0.ckpt", "--network", "torch.nn.ReLU"], "Expected '0.ckpt' to hold the weights of ReLU"),
+        (["--run", "0.ckpt", "--module", OURS, "--network", NETWORK.target], "not allowed with argument"),
+        (["--run", "0.ckpt", "--init-args", "{}x"], "argument --init-args: expected a JSON object"),
+        (["--run", "0.ckpt", "--init-args", "[1]"], "argument --init-args: expected a JSON object, but got"),
+        (["--run", "0.ckpt", "--init-args", '{"a": 1}'], "`init_args` with `module` or `network`"),
+        (["--run", "0.ckpt", "1.ckpt", "--module", OURS], "one network with model_type='softmax'.* holds 2"),
+        (["--run", "0.ckpt", "--module", OURS, "--model-type", "ensemble"], "several members.* '0.ckpt' holds 1"),
+        (["--run", "0.ckpt", "1.ckpt", "--module", OURS, "--model-type", "gmm"], "one network with model_type='gmm'"),
+        (["--run", "0.ckpt", "--model-type", "magic"], "--model-type: invalid choice: 'magic'"),
+        (["--run", "0.ckpt", "--regularization", "much"], "expected oas, ddu or a number, but got 'much'"),
+        (["--run", "0.ckpt", "--data-seeds", "1,2,3"], "one seed, one for each of 1 runs.* but got 3"),
+        (["--run", "0.ckpt", "--data-seeds", "one"], "argument --data-seeds: expected"),
+        ([], "the following arguments are required: --run"),
+    ],
+)
+def test_models_and_options_are_refused_in_one_line(capsys, arguments, message):
+    line = fails(capsys, *arguments, *DIGITS, "--out", "out.json")
+    assert re.search(message, line), line
+    assert len(line) < 700
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "imagenet", "--ood", "svhn"], "`data` to be one of .*mnist.*, but got 'imagenet'"),
+        (["--data", "digits", "--ood", "svhn"], "`ood` to be labels held out of the data.* but got 'svhn'"),
+        (["--data", "digits", "--ood", "8,12"], "but got 12"),
+        (["--data", "mnist", "--ood", "svhn"], "'svhn'"),
+        (["--data", "mnist", "--ood", "fashion_mnist"], "training files of MNIST in data"),
+        (["--data", "nowhere.npz", "--ood", "1"], "no file nowhere.npz"),
+        (["--data", "users_file.Lit", "--ood", "near"], "`data` to be the import path of a LightningDataModule"),
+        (["--data", "users_file.FixedTest", "--ood", "8,9"], "`ood` to be one of near, far.* but got '8,9'"),
+        (
+            ["--data", "digits", "--ood", "8,9", "--data-args", '{"sead": 1}'],
+            "`data_args` to be arguments of Digits.*sead",
+        ),
+        (["--data", "lightning_uq.data.ToyCurveDataModule", "--ood", "x"], "to have `ood_dataloaders"),
+        (
+            ["--data", "users_file.FixedTest", "--ood", "near", "--data-args", '{"labelled": false}'],
+            "the validation data to hold class labels",
+        ),
+        (["--data", "digits", "--ood", "9"], r"class labels in \[0, 8\), but got values 0 to 8"),
+    ],
+)
+def test_data_are_refused_in_one_line(capsys, arguments, message):
+    line = fails(capsys, "--run", "0.ckpt", "--module", OURS, *arguments, "--out", "out.json")
+    assert re.search(message, line), line
+
+
+def test_a_test_set_that_moves_with_the_seed_is_no_ensembles(capsys):
+    members = ("--run", "0.ckpt", "2.ckpt", "--module", OURS, "--model-type", "ensemble", *DIGITS)
+    assert "the test set depends on the seed" in fails(capsys, *members, "--data-seeds", "0,1", "--out", "out.json")
+
+
+def test_out_must_be_a_file_before_anything_is_read(capsys, tmp_path):
+    (tmp_path / "there").mkdir()
+    line = fails(capsys, "--run", "nowhere.ckpt", "--module", OURS, *DIGITS, "--out", "there")
+    assert line == "argument --out: expected a file to write to, but there is a directory"
+
+
+def test_settings_in_python():
+    with pytest.raises(InputError, match="at least one run"):
+        Settings([], "digits", "8,9")
+    with pytest.raises(InputError, match="`accelerator` to be one of"):
+        Settings([["0.ckpt"]], "digits", "8,9", accelerator="abacus")
+    result = evaluate(Settings([["0.ckpt"]], "digits", "8,9", module=OURS))
+    assert math.isfinite(result["mean"]["ece"])
+    json.dumps(result, allow_nan=False)
