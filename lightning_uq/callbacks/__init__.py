@@ -2,7 +2,18 @@
 
 from lightning_uq.callbacks.calibrated_nll import CalibratedNLL
 from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.callbacks.knn import FitKNN
 from lightning_uq.callbacks.ood import OODDetection, OODScorer
 from lightning_uq.callbacks.temperature import TemperatureScaling, VectorScaling
+from lightning_uq.callbacks.vim import FitViM
 
-__all__ = ["CalibratedNLL", "FitGMM", "OODDetection", "OODScorer", "TemperatureScaling", "VectorScaling"]
+__all__ = [
+    "CalibratedNLL",
+    "FitGMM",
+    "FitKNN",
+    "FitViM",
+    "OODDetection",
+    "OODScorer",
+    "TemperatureScaling",
+    "VectorScaling",
+]

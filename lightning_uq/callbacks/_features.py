@@ -83,6 +83,12 @@ class FeatureReader:
 
             yield features
 
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """The layer whose input is read, in each of the M members."""
+        if self.resolved is None:
+            raise NotFittedError("The feature layer is not known before a fit.")
+        return [submodule(network, self.resolved) for network in _inner_networks(model)]
+
     def _alone(self, member: nn.Module, x: Tensor, trainer: Trainer | None) -> Tensor:
         assert self.resolved is not None
         with input_of(submodule(member, self.resolved)) as record:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks._features import FeatureReader
 from lightning_uq.callbacks._loaders import exact_loader
-from lightning_uq.callbacks._running import PredictFn, UnpackBatch, evaluating, gather_rows, to_device
+from lightning_uq.callbacks._running import PredictFn, UnpackBatch, evaluating, gather_rows, to_device, together
 from lightning_uq.callbacks.post_training import PostTrainingCallback, Weights
 from lightning_uq.errors import InputError
 from lightning_uq.networks.output import Output
@@ -110,6 +110,28 @@ class FeatureCallback(PostTrainingCallback):
         if not shape[0]:
             raise InputError(f"Expected {type(self).__name__}'s fitting data to hold samples, but it is empty.")
         return shape
+
+    def gather_features(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> Tensor:
+        """All rows' features [M, N, D] in float32, from all ranks, on the CPU.
+
+        Raises:
+            InputError: There is no row, or one is not finite; on all ranks.
+        """
+        parts: list[Tensor] = []
+        with together(trainer):
+            for raw in loader:
+                features = self.features(model, to_device(raw, model, trainer), trainer)
+                if not bool(features.isfinite().all()):
+                    raise InputError(
+                        f"Expected the features that {type(self).__name__} is fitted to, the input of layer "
+                        f"{self.features.resolved!r}, to be finite, but they hold NaN or infinity."
+                    )
+                parts.append(features.transpose(0, 1).float().cpu())  # rows first, so that they gather
+        members, D = self.agree((parts[0].shape[1:] if parts else (0, 0)), trainer)
+        rows = torch.cat(parts) if parts else torch.empty(0, members, D)
+        if trainer is not None and trainer.world_size > 1:
+            rows = gather_rows(rows.to(trainer.strategy.root_device), trainer).cpu()
+        return rows.transpose(0, 1).contiguous()
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Know the layer again that was fitted on, or that none was."""

@@ -1,0 +1,139 @@
+"""Virtual-logit matching: what of the features lies outside their principal subspace, against the logits."""
+
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_uq.callbacks._running import PredictFn, UnpackBatch
+from lightning_uq.callbacks.feature_scores import FeatureCallback
+from lightning_uq.callbacks.post_training import Weights
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional._validation import check_integer
+from lightning_uq.functional.ood_features import VimFit, fit_vim, vim_score
+from lightning_uq.networks.output import Output
+
+
+class FitViM(FeatureCallback):
+    """Virtual-logit matching after training: features and logits in one out-of-distribution score.
+
+    The norm of what lies outside the principal subspace of the training features becomes one more logit; the score is that
+    logit less the log-sum-exp of the others, which orders inputs as its softmax probability does. The layer must be the
+    linear one that makes the logits, which are taken from it as they are, before any calibration. While fitting, the
+    features are held in memory, N x D numbers; for a very large set pass a subset as ``dataloader``. With
+    :class:`OODDetection` the score ``vim`` is among those logged; an ensemble's is the mean of its members'. Labels are not
+    looked at.
+
+    Args:
+        dim: Dimension of the principal subspace; by default the paper's, 1000 from D = 2048, else 512 from D = 768, else D / 2.
+        feature_layer: Name of the linear layer that makes the logits, or ``"auto"``.
+        dataloader: Fitting data; default the data module's ``uq_fit_dataloader()``, else the training data, in order.
+        weights: ``"best"`` or ``"last"``.
+        name: Tells two of these apart.
+        predict_fn: ``predict_fn(model, x)`` runs the model, where ``forward`` does not.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``; the target is not looked at.
+        output: What the model returns.
+
+    Raises:
+        InputError: The layer is not linear; the features hold NaN, or leave nothing outside the subspace; there is no
+            fitting data.
+
+    Warns:
+        UserWarning: The largest logits of the training rows are negative in the mean, so that the scale of the virtual logit
+            is too, and the score is of no use.
+
+    Source: Wang et al., CVPR 2022 (arXiv 2203.10807).
+
+    Example:
+        >>> network = nn.Sequential(nn.Identity(), nn.Linear(2, 2, bias=False))
+        >>> with torch.no_grad():
+        ...     _ = network[1].weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+        >>> x = torch.tensor([[2.0, 0.1], [-2.0, -0.1], [2.0, -0.1], [-2.0, 0.1]])
+        >>> vim = FitViM(dim=1).fit(network, [x])
+        >>> vim.score(network, [torch.tensor([[2.0, 0.0], [2.0, 3.0]])]).round(decimals=2)
+        tensor([-2.0200, 57.9800], dtype=torch.float64)
+    """
+
+    score_name = "vim"
+
+    def __init__(
+        self,
+        dim: int | None = None,
+        feature_layer: str = "auto",
+        dataloader: Any = None,
+        weights: Weights = "best",
+        *,
+        name: str | None = None,
+        predict_fn: PredictFn | None = None,
+        unpack_batch: UnpackBatch | None = None,
+        output: Output = "logits",
+    ) -> None:
+        super().__init__(
+            feature_layer,
+            dataloader,
+            weights,
+            name=name,
+            predict_fn=predict_fn,
+            unpack_batch=unpack_batch,
+            output=output,
+        )
+        if dim is not None:
+            check_integer("dim", dim, 1)
+        self.dim = dim
+        self._members: list[tuple[VimFit, Tensor, Tensor]] = []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on."""
+        return {**super().settings, "dim": self.dim}
+
+    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
+        """Each member's origin, residual space and scale, and its last layer."""
+        features = self.gather_features(model, loader, trainer)
+        tensors: dict[str, Any] = {"feature_layer": self.features.resolved, "num_members": len(features)}
+        for i, (rows, layer) in enumerate(zip(features, self.features.layers(model), strict=True)):
+            if not isinstance(layer, nn.Linear) or layer.in_features != rows.shape[1]:
+                raise InputError(
+                    f"Expected argument `feature_layer` to name the linear layer that makes the logits of features [B, D], but "
+                    f"{self.features.resolved!r} is a {type(layer).__name__} whose features are [B, {rows.shape[1]}]."
+                )
+            weight = layer.weight.detach().cpu().double()
+            bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu().double()
+            logits = nn.functional.linear(rows, weight.to(rows.dtype), bias.to(rows.dtype))
+            fit = fit_vim(rows, logits, weight, bias, self.dim)
+            if not fit.alpha > 0:
+                warnings.warn(
+                    "The largest logits of the training rows are negative in the mean, so that ViM's virtual logit is too: the "
+                    "score is of no use. Shift the last layer's bias.",
+                    stacklevel=2,
+                )
+            tensors.update({f"{i}.{key}": value for key, value in fit._asdict().items()})
+            tensors.update({f"{i}.weight": weight, f"{i}.bias": bias})
+        return tensors
+
+    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
+        """Take the fits."""
+        super().restore_tensors(tensors)
+        self._members = []
+        if tensors is None:
+            return
+        for i in range(tensors["num_members"]):
+            fit = VimFit(*(tensors[f"{i}.{field}"] for field in VimFit._fields))
+            self._members.append((fit, tensors[f"{i}.weight"], tensors[f"{i}.bias"]))
+
+    def feature_scores(self, features: Tensor) -> Tensor:
+        """The virtual logit less the log-sum-exp of the others [B], for features [M, B, D]; the mean over members."""
+        if not self._members:
+            raise NotFittedError("FitViM is not fitted: train with it, or call `fit(model, loader)`.")
+        if self._members[0][1].device != features.device:
+            self._members = [
+                (VimFit(*(t.to(features.device) for t in fit)), weight.to(features.device), bias.to(features.device))
+                for fit, weight, bias in self._members
+            ]
+        scores = [
+            vim_score(rows, nn.functional.linear(rows.double(), weight, bias), fit)
+            for rows, (fit, weight, bias) in zip(features, self._members, strict=True)
+        ]
+        return torch.stack(scores).mean(0)
