@@ -1,10 +1,12 @@
 """Epinets: joint predictions from one network, at the price of a small head."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -141,6 +143,9 @@ class EpinetModule(UncertaintyModule):
                 raise InputError("Expected the training loader to hold data for `feature_layers`, but it is empty.")
             x, _ = self.unpack_batch(batch)
             self.network.initialize(move_data_to_device(x, self.device))
+        if stage == "fit" and (count := self.network.num_frozen):
+            # Lightning warns of modules in eval mode; of others than these it still does.
+            warnings.filterwarnings("ignore", rf".*Found {count} module\(s\) in eval mode", PossibleUserWarning)
 
     def on_train_epoch_start(self) -> None:
         """Features of a frozen base do not change: their statistics are those of the first epoch."""

@@ -228,11 +228,12 @@ class Epinet(nn.Module):
         prior_hidden_sizes = hidden_sizes if prior_hidden_sizes is None else prior_hidden_sizes
         self.scaler = FeatureScaler(in_features) if standardize_features else None
         self.learned = ProjectedMLP(in_features, out_features, index_dim, hidden_sizes)
-        self.prior = (
-            freeze_as_buffers(ProjectedMLP(in_features, out_features, index_dim, prior_hidden_sizes))
-            if prior_scale
-            else None
-        )
+        self.prior: nn.Module | None = None
+        if prior_scale:
+            # Its mode makes no difference: it follows the network's, so that nobody warns of modules in eval mode.
+            self.prior = freeze_as_buffers(
+                ProjectedMLP(in_features, out_features, index_dim, prior_hidden_sizes)
+            ).train()
         self.prior_scale = PriorScale(prior_scale)
 
     def forward(
@@ -418,14 +419,20 @@ class EpinetNetwork(EpistemicNetwork):
             self._build(features.shape[1], base.shape[1])
 
     def train(self, mode: bool = True) -> "EpinetNetwork":
-        """Set the mode of what is trained; a frozen base stays in eval mode, priors always."""
+        """Set the mode; a frozen base and an additive prior stay in eval mode."""
         super().train(mode)
         if self.freeze_base:
             self.base.eval()
-        for prior in (self.additive_prior, None if self.epinet is None else self.epinet.prior):
-            if prior is not None:
-                prior.eval()
+        if self.additive_prior is not None:
+            self.additive_prior.eval()
         return self
+
+    @property
+    def num_frozen(self) -> int:
+        """Number of modules that are in eval mode always."""
+        frozen = [self.base] if self.freeze_base else []
+        frozen += [] if self.additive_prior is None else [self.additive_prior]
+        return sum(len(list(part.modules())) for part in frozen)
 
     def track_features(self, mode: bool = True) -> None:
         """Whether training goes on moving the statistics that standardise the features."""
