@@ -1,0 +1,84 @@
+"""MC-dropout: a network's own dropout layers, left on in evaluation, as one set of hypotheses."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+
+from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.networks.dropout import DropoutNetwork, Mask
+from lightning_uq.networks.factory import Factory, build_network
+from lightning_uq.networks.output import Output
+from lightning_uq.registry import Setting, register_method
+
+
+class DropoutModule(UncertaintyModule):
+    """MC-dropout: a network with dropout layers, whose masks follow from an index.
+
+    Args:
+        network: A network with ``nn.Dropout`` layers, or a factory of it (which a checkpoint can remember); logits [B, C],
+            or [B, 2D] for regression.
+        mask: ``"shared"``: one mask an index, the same for all of the batch, so that an index is one function of x, as joint
+            predictions need; ``"per_example"``: every row of a batch has masks of its own, as is usual in MC-dropout.
+        num_train_samples: Masks drawn per training step.
+        num_eval_samples: Masks per evaluation.
+        task: ``"classification"`` or ``"regression"``.
+        num_classes: C, where it is known.
+        optimizer: Called with the parameters.
+        lr_scheduler: Called with the optimizer.
+        loss: ``loss(output, target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
+        output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+        return_members: Whether predictions keep their members [Z, B, C]; None: up to 32.
+
+    Raises:
+        InputError: The network has no dropout layer.
+
+    Source: Gal & Ghahramani, ICML 2016 (arXiv 1506.02142); Osband et al., arXiv 2107.08924, for shared masks.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
+        >>> DropoutModule(network, num_classes=3)(torch.zeros(5, 4)).shape
+        torch.Size([100, 5, 3])
+    """
+
+    ood_score = "predictive_entropy"
+    network: DropoutNetwork
+
+    def __init__(
+        self,
+        network: nn.Module | Factory | Callable[[], nn.Module],
+        mask: Mask = "shared",
+        num_train_samples: int = 1,
+        num_eval_samples: int = 100,
+        *,
+        task: Task = "classification",
+        num_classes: int | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        loss: Loss | None = None,
+        output: Output = "logits",
+        return_members: bool | None = None,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        network = restore_argument(network, "network")
+        built = network if isinstance(network, nn.Module) else build_network(network)
+        super().__init__(
+            DropoutNetwork(built, mask, restore_argument(output, "output")),
+            task=task,
+            num_classes=num_classes,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            loss=loss,
+            num_train_samples=num_train_samples,
+            num_eval_samples=num_eval_samples,
+            return_members=return_members,
+        )
+        self._save_arguments(**{**given, "network": network})
+
+
+@register_method("dropout", ood_score="predictive_entropy")
+def _dropout(setting: Setting) -> DropoutModule:
+    network = functools.partial(setting.network, dropout=0.1)  # type: ignore[call-arg]  # the shared MLP has it
+    return DropoutModule(network, num_classes=setting.num_classes, optimizer=setting.optimizer)

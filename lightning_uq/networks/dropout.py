@@ -1,0 +1,160 @@
+"""MC-dropout as an epistemic network: the index is a seed, and the masks are a function of it."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.indexers import SeedIndexer
+from lightning_uq.networks.output import Output
+
+Mask = Literal["shared", "per_example"]
+
+_MASK = 0xFFFFFFFF
+_CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_MAX_ROWS = 1 << 16  # of one pass in evaluation
+
+
+class DropoutNetwork(EpistemicNetwork):
+    """f(x, z) of any network with dropout layers: the index z is a seed, from which every mask follows.
+
+    The same index gives the same masks, in training and in evaluation, on any device; all indices run in one batched call.
+    Masks divide by the probability of keeping, as ever.
+
+    Args:
+        network: A network with ``nn.Dropout`` layers (or ``Dropout1d`` to ``3d``), which this network then drives, in place.
+            Dropout that is a function call inside of a forward, as an attention layer's, is left out in evaluation.
+        mask: ``"shared"``: one mask an index, the same for all of the batch, so that an index is one function of x, as joint
+            predictions need; ``"per_example"``: every row of a batch has masks of its own, as is usual in MC-dropout.
+        output: What ``network`` returns.
+
+    Raises:
+        InputError: The network has no dropout layer.
+        UnsupportedError: It has an alpha dropout layer.
+
+    Source: Gal & Ghahramani, ICML 2016 (arXiv 1506.02142); one mask an index: ``enn.networks.dropout``.
+
+    Example:
+        >>> network = DropoutNetwork(nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3)))
+        >>> output = network(torch.ones(5, 2), torch.tensor([1, 2, 1]))
+        >>> output.shape, torch.equal(output[0], output[2]), torch.equal(output[0], output[1])
+        (torch.Size([3, 5, 3]), True, False)
+    """
+
+    def __init__(self, network: nn.Module, mask: Mask = "shared", output: Output = "logits") -> None:
+        super().__init__(output)
+        if mask not in ("shared", "per_example"):
+            raise InputError(f"Expected argument `mask` to be 'shared' or 'per_example', but got {mask!r}.")
+        layers = [module for module in network.modules() if isinstance(module, _DropoutNd)]
+        for layer in layers:
+            if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout):
+                raise UnsupportedError(f"DropoutNetwork does not support {type(layer).__name__}: use nn.Dropout.")
+        if not any(layer.p > 0 for layer in layers):
+            raise InputError(
+                f"Expected argument `network` to have `nn.Dropout` layers, but {type(network).__name__} has none with p > 0. "
+                "Dropout that is a function call cannot be seen from outside."
+            )
+        self.indexer = SeedIndexer()
+        self.base = network
+        self.mask = mask
+        self._active: _Pass | None = None
+        for layer in layers:
+            layer.register_forward_hook(_Mask(self))
+
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Seeds [Z]."""
+        return self.indexer(num_samples, generator)
+
+    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
+        """The seeds seed * 2^20 + (0, ..., num_samples - 1): a hash makes of neighbours what it makes of any."""
+        if num_samples < 1:
+            raise InputError(f"Expected argument `num_samples` to be at least 1, but got {num_samples}.")
+        return torch.arange(num_samples) + (seed << 20)
+
+    def forward(self, x: Any, index: Tensor) -> Tensor:
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the seeds ``index`` [Z]."""
+        if index.ndim != 1 or index.is_floating_point():
+            raise InputError(f"Expected argument `index` to be seeds [Z], integers, but got {list(index.shape)}.")
+        if self.training or torch.compiler.is_compiling():
+            return self._run(x, index)
+        rows = max(1, _size(x))
+        return torch.cat([self._run(x, part) for part in torch.split(index, max(1, _MAX_ROWS // rows))])
+
+    def mask_of(self, index: Tensor, layer: int, shape: torch.Size, rate: float) -> Tensor:
+        """Which entries a dropout layer keeps: True with probability 1 - ``rate``, [Z, *shape].
+
+        Args:
+            index: Seeds [Z].
+            layer: The layer's number, in the order in which layers are called.
+            shape: Shape of one index's mask.
+            rate: Probability of dropping.
+        """
+        entries = torch.arange(shape.numel(), device=index.device).reshape(shape)
+        keys = _hash(_hash(index) ^ (layer + 1)).reshape(-1, *[1] * len(shape))
+        return _hash(_hash(entries) ^ keys) >= round(rate * 2**32)
+
+    def _run(self, x: Any, index: Tensor) -> Tensor:
+        repeated = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.repeat(len(index), *[1] * (t.ndim - 1)), x)
+        self._active = _Pass(index)
+        switched = [m for m in self.base.modules() if isinstance(m, _DropoutNd) and m.training]
+        try:
+            for module in switched:  # its own mask would be drawn for nothing
+                module.training = False
+            output = self.read_output(self.base(repeated))
+        finally:
+            self._active = None
+            for module in switched:
+                module.training = True
+        return output.reshape(len(index), -1, *output.shape[1:])
+
+    def _masked(self, layer: _DropoutNd, x: Tensor) -> Tensor:
+        assert self._active is not None
+        index, number = self._active.index.to(x.device), self._active.next_layer()
+        if layer.p == 0:
+            return x
+        shape = list(x.shape)
+        shape[0] = shape[0] // len(index) if self.mask == "per_example" else 1
+        if isinstance(layer, _CHANNELWISE):
+            shape[2:] = [1] * (x.ndim - 2)
+        kept = self.mask_of(index, number, torch.Size(shape), layer.p)
+        scale = 0.0 if layer.p == 1 else 1 / (1 - layer.p)
+        masked = x.reshape(len(index), -1, *x.shape[1:]) * (kept * scale).to(x.dtype)
+        return masked.reshape(x.shape)
+
+
+class _Pass:
+    """One pass through the network: its seeds, and how many dropout layers were called."""
+
+    def __init__(self, index: Tensor) -> None:
+        self.index = index
+        self.called = 0
+
+    def next_layer(self) -> int:
+        self.called += 1
+        return self.called - 1
+
+
+class _Mask:
+    """A hook that is copied with the network it hangs on."""
+
+    def __init__(self, network: DropoutNetwork) -> None:
+        self.network = network
+
+    def __call__(self, module: _DropoutNd, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return None if self.network._active is None else self.network._masked(module, output)
+
+
+def _hash(x: Tensor) -> Tensor:
+    """32 well-mixed bits of an integer, as int64 (Wellons' ``lowbias32``)."""
+    x = (x ^ (x >> 32)) & _MASK
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def _size(x: Any) -> int:
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim]
+    return len(leaves[0]) if leaves else 1
