@@ -4,9 +4,21 @@ from lightning_uq import losses, metrics
 from lightning_uq.callbacks import FitGMM, OODDetection, TemperatureScaling, VectorScaling
 from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
-from lightning_uq.modules import DeterministicModule, EnsembleModule, UncertaintyModule
+from lightning_uq.modules import (
+    DeterministicModule,
+    EnsembleModule,
+    EvidentialModule,
+    EvidentialRegressionModule,
+    UncertaintyModule,
+)
 from lightning_uq.networks import EpistemicNetwork, Factory
-from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction, GaussianMixturePrediction, Prediction
+from lightning_uq.prediction import (
+    CategoricalPrediction,
+    DirichletPrediction,
+    GaussianMixturePrediction,
+    Prediction,
+    StudentTPrediction,
+)
 
 __version__ = "0.1.0"
 
@@ -16,6 +28,8 @@ __all__ = [
     "DirichletPrediction",
     "EnsembleModule",
     "EpistemicNetwork",
+    "EvidentialModule",
+    "EvidentialRegressionModule",
     "Factory",
     "FitGMM",
     "GaussianMixturePrediction",
@@ -25,6 +39,7 @@ __all__ = [
     "NotFittedError",
     "OODDetection",
     "Prediction",
+    "StudentTPrediction",
     "TemperatureScaling",
     "UQError",
     "UncertaintyModule",

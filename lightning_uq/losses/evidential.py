@@ -47,7 +47,9 @@ def clamped_exp(x: Tensor, clamp: float = 10.0) -> Tensor:
     """
     if not clamp > 0:
         raise InputError(f"Expected argument `clamp` to be positive, but got {clamp}.")
-    return upcast(x).clamp(-clamp, clamp).exp()
+    x = upcast(x)
+    # What the gradient of torch's clamp is at a bound depends on its version.
+    return torch.where(x.abs() <= clamp, x, x.detach().clamp(-clamp, clamp)).exp()
 
 
 def evidence_function(name: Evidence) -> Callable[[Tensor], Tensor]:

@@ -3,5 +3,13 @@
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules.evidential import EvidentialModule
+from lightning_uq.modules.evidential_regression import EvidentialRegressionModule
 
-__all__ = ["DeterministicModule", "EnsembleModule", "UncertaintyModule"]
+__all__ = [
+    "DeterministicModule",
+    "EnsembleModule",
+    "EvidentialModule",
+    "EvidentialRegressionModule",
+    "UncertaintyModule",
+]

@@ -207,10 +207,7 @@ class EvidentialModule(UncertaintyModule):
         handle = self.network.register_forward_hook(lambda module, args, output: seen.append(output))
 
         def scores(logits: Tensor) -> Mapping[str, Tensor]:
-            prediction = self.prediction(seen[-1] if seen else logits)
-            mean = prediction.log_probs.unsqueeze(0)
-            own = {name: getattr(prediction, name) for name in _DIRICHLET_SCORES}
-            return own | {name: SCORES[name](mean) for name in _MEAN_SCORES}
+            return _Scores(self.prediction(seen[-1] if seen else logits))
 
         try:
             yield scores
@@ -246,6 +243,27 @@ class EvidentialModule(UncertaintyModule):
         if self.annealing_epochs is not None:
             return self.trainer.current_epoch >= self.annealing_epochs
         return self.trainer.global_step >= self.annealing_steps
+
+
+class _Scores(Mapping[str, Tensor]):
+    """The scores [B] of a prediction by name, each computed when it is asked for."""
+
+    def __init__(self, prediction: DirichletPrediction) -> None:
+        self._prediction = prediction
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in _MEAN_SCORES:
+            return SCORES[name](self._prediction.log_probs.unsqueeze(0))
+        if name not in _DIRICHLET_SCORES:
+            raise KeyError(name)
+        score: Tensor = getattr(self._prediction, name)
+        return score
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_DIRICHLET_SCORES + _MEAN_SCORES)
+
+    def __len__(self) -> int:
+        return len(_DIRICHLET_SCORES + _MEAN_SCORES)
 
 
 class RelaxedDirichletPrediction(DirichletPrediction):
