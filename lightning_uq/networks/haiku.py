@@ -1,0 +1,151 @@
+"""Weights of DeepMind's ENN, as Haiku names them, for the networks here."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks.ensemble import EnsembleNetwork
+from lightning_uq.networks.epinet import Epinet, EpinetNetwork
+from lightning_uq.networks.priors import AdditivePrior, NetworkWithPrior
+
+_EPINET, _PRIOR = "train_epinet", "prior_epinet"
+
+
+def read_haiku(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """The arrays of an ``.npz`` file by name; what would have to be unpickled is refused.
+
+    ENN publishes its checkpoints as pickles, which run code when they are read: convert one with
+    ``numpy.savez(path, **{f"{module}/{name}": array})`` where it comes from.
+
+    Raises:
+        InputError: The file holds Python objects, or is no ``.npz``.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"Expected {str(path)!r} to be an .npz file of arrays without Python objects, but: {error}"
+        ) from error
+
+
+def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: int = 0) -> nn.Module:
+    """Load ENN's Haiku parameters into one of our networks, in place.
+
+    Names are ``module/path/w`` and ``module/path/b``. Layers are matched in order: Haiku numbers them (``linear``,
+    ``linear_1``, ...) as they are called, and ours are registered so. Linear weights [in, out] are transposed,
+    convolutions [H, W, in, out] become [out, in, H, W].
+
+    - An :class:`EpinetNetwork`: ``train_epinet``, ``prior_epinet``, and all else is the base's.
+    - An :class:`Epinet`: ``train_epinet`` and ``prior_epinet`` (left out where it has no prior).
+    - An :class:`AdditivePrior` or :class:`EnsembleNetwork`: every array has an axis of members.
+    - Any other network: its linear layers and convolutions.
+
+    Args:
+        network: The network.
+        params: Arrays by name, or a mapping of mappings as Haiku's own.
+        member_axis: Where the members' axis is: first in ENN's ``vmap`` ensembles, last in its einsum ensembles.
+
+    Returns:
+        ``network`` itself.
+
+    Raises:
+        InputError: The numbers of layers, or two shapes, differ.
+
+    Source: google-deepmind/enn at da8ec76.
+
+    Example:
+        >>> layer = load_haiku(nn.Linear(2, 3), {"linear": {"w": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "b": [0.0, 0.0, 0.0]}})
+        >>> layer.weight.tolist()
+        [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
+    """
+    arrays = dict(_flat(params))
+    if isinstance(network, EpinetNetwork):
+        if network.epinet is None:
+            raise InputError("Expected the epinet to be built; call its `initialize(x)` with a batch first.")
+        heads = {name: value for name, value in arrays.items() if name.split("/")[0] in (_EPINET, _PRIOR)}
+        load_haiku(network.epinet, heads)
+        load_haiku(network.base, {name: value for name, value in arrays.items() if name not in heads})
+    elif isinstance(network, Epinet):
+        _load_layers(network.learned, {n: v for n, v in arrays.items() if n.split("/")[0] == _EPINET})
+        if network.prior is not None:
+            _load_layers(network.prior, {n: v for n, v in arrays.items() if n.split("/")[0] == _PRIOR})
+    elif isinstance(network, AdditivePrior | EnsembleNetwork):
+        members: Sequence[Any] = network.functions if isinstance(network, AdditivePrior) else network.members  # type: ignore[assignment]
+        for i, member in enumerate(members):
+            part = member.network if isinstance(member, NetworkWithPrior) else member
+            _check_members(arrays, len(members), member_axis)
+            _load_layers(part, {name: value.select(member_axis, i) for name, value in arrays.items()})
+    else:
+        _load_layers(network, arrays)
+    return network
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+
+
+def _check_members(arrays: Mapping[str, Tensor], count: int, axis: int) -> None:
+    for name, value in arrays.items():
+        if value.ndim == 0 or value.shape[axis] != count:
+            raise InputError(
+                f"Expected {name!r} to have {count} members on axis {axis}, but got shape {list(value.shape)}."
+            )
+
+
+def _load_layers(network: nn.Module, arrays: Mapping[str, Tensor]) -> None:
+    ours = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    theirs: dict[str, dict[str, Tensor]] = {}
+    for name, value in arrays.items():
+        path, _, leaf = name.rpartition("/")
+        theirs.setdefault(path, {})[leaf] = value
+    # Convolutions come before the linear layers, and each kind in the order of its numbers.
+    order = sorted(theirs, key=lambda path: (-theirs[path]["w"].ndim if "w" in theirs[path] else 0, _number(path)))
+    if len(order) != len(ours):
+        raise InputError(
+            f"Expected argument `params` to hold {len(ours)} layers for {type(network).__name__}, but got {len(order)}: "
+            f"{', '.join(order)}."
+        )
+    for layer, name in zip(ours, order, strict=True):
+        _load_leaf(layer, "weight", f"{name}/w", theirs[name].get("w"))
+        _load_leaf(layer, "bias", f"{name}/b", theirs[name].get("b"))
+
+
+def _load_leaf(layer: nn.Module, ours: str, name: str, value: Tensor | None) -> None:
+    target: Tensor | None = getattr(layer, ours)
+    if value is None or target is None:
+        if value is not target:
+            holds = "none" if value is None else "one"
+            raise InputError(
+                f"Expected {name!r} to go with the {ours} of a {type(layer).__name__}, but there is {holds}."
+            )
+        return
+    if ours == "weight":
+        value = value.permute(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
+    if value.shape != target.shape:
+        raise InputError(
+            f"Expected {name!r} to fit a {type(layer).__name__} with {ours} {list(target.shape)}, but got "
+            f"{list(value.shape)} after the change of axes."
+        )
+    with torch.no_grad():
+        target.copy_(value)
+
+
+def _number(layer: str) -> tuple[list[tuple[str, int]], str]:
+    """Haiku's layers by number: ``linear`` is before ``linear_1``, and that before ``linear_10``."""
+    key = []
+    for part in layer.split("/"):
+        match = re.fullmatch(r"(.*?)(?:_(\d+))?", part)
+        assert match is not None
+        key.append((match[1], int(match[2] or 0)))
+    return key, layer
