@@ -1,7 +1,16 @@
 """Uncertainty quantification for PyTorch Lightning: every method is a network f(x, z), and every output [Z, B, ...]."""
 
 from lightning_uq import losses, metrics
-from lightning_uq.callbacks import FitGMM, OODDetection, TemperatureScaling, VectorScaling
+from lightning_uq.callbacks import (
+    CalibratedNLL,
+    FitGMM,
+    FitKNN,
+    FitViM,
+    OODDetection,
+    TemperatureScaling,
+    VectorScaling,
+    load_fitted,
+)
 from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
 from lightning_uq.modules import (
@@ -23,6 +32,7 @@ from lightning_uq.prediction import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CalibratedNLL",
     "CategoricalPrediction",
     "DeterministicModule",
     "DirichletPrediction",
@@ -32,6 +42,8 @@ __all__ = [
     "EvidentialRegressionModule",
     "Factory",
     "FitGMM",
+    "FitKNN",
+    "FitViM",
     "GaussianMixturePrediction",
     "Indexed",
     "InputError",
@@ -45,6 +57,7 @@ __all__ = [
     "UncertaintyModule",
     "UnsupportedError",
     "VectorScaling",
+    "load_fitted",
     "losses",
     "metrics",
 ]

@@ -1,6 +1,7 @@
 """Callbacks for any LightningModule, one a file."""
 
 from lightning_uq.callbacks.calibrated_nll import CalibratedNLL
+from lightning_uq.callbacks.fitted import load_fitted
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.knn import FitKNN
 from lightning_uq.callbacks.ood import OODDetection, OODScorer
@@ -16,4 +17,5 @@ __all__ = [
     "OODScorer",
     "TemperatureScaling",
     "VectorScaling",
+    "load_fitted",
 ]

@@ -44,7 +44,7 @@ class FeatureReader:
         """Features [M, B, D] of a batch; half precision is upcast to float32."""
         if self.resolved is None:
             x, _ = self.logits.unpack(model, batch)
-            network = _inner_networks(model)[0]
+            network = inner_networks(model)[0]
             if network is model:
                 self.resolved = last_linear(model, lambda: self.logits(model, batch, trainer, check=False))
             else:
@@ -69,9 +69,9 @@ class FeatureReader:
                 inputs = stack.enter_context(input_of(ensemble))
 
                 def features() -> Tensor:
-                    return torch.stack([self._alone(member, inputs[-1], trainer) for member in _inner_networks(model)])
+                    return torch.stack([self._alone(member, inputs[-1], trainer) for member in inner_networks(model)])
             else:
-                records = [stack.enter_context(input_of(submodule(n, layer))) for n in _inner_networks(model)]
+                records = [stack.enter_context(input_of(submodule(n, layer))) for n in inner_networks(model)]
 
                 def features() -> Tensor:
                     if not all(records):
@@ -87,7 +87,7 @@ class FeatureReader:
         """The layer whose input is read, in each of the M members."""
         if self.resolved is None:
             raise NotFittedError("The feature layer is not known before a fit.")
-        return [submodule(network, self.resolved) for network in _inner_networks(model)]
+        return [submodule(network, self.resolved) for network in inner_networks(model)]
 
     def _alone(self, member: nn.Module, x: Tensor, trainer: Trainer | None) -> Tensor:
         assert self.resolved is not None
@@ -96,7 +96,7 @@ class FeatureReader:
         return pooled(record[-1])
 
 
-def _inner_networks(model: nn.Module) -> list[nn.Module]:
+def inner_networks(model: nn.Module) -> list[nn.Module]:
     """The networks that have features of their own: an ensemble's members, our modules' network, or the model itself."""
     network = model.network if is_uncertainty_module(model) else None
     if isinstance(network, EnsembleNetwork):

@@ -27,15 +27,15 @@ from lightning_uq.callbacks._running import (
     evaluating,
     is_uncertainty_module,
 )
-from lightning_uq.errors import InputError, NotFittedError, UQError
+from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.output import Output
 from lightning_uq.prediction import CategoricalPrediction, Prediction
 
 Weights = Literal["best", "last"]
 
-WRITTEN_BY = "lightning_uq_class_path"
-"""Key in a -uq.ckpt of the import path of the LightningModule that it was fitted on."""
+WRITTEN_BY = "lightning_uq_written_by"
+"""Key in a ``-uq.ckpt``: which LightningModule it was fitted on, as plain data."""
 
 
 class PostTrainingCallback(Callback, ABC):
@@ -281,7 +281,8 @@ class PostTrainingCallback(Callback, ABC):
         known = {c.state_key for c in others}  # those fitted on other weights have no place here
         kept = {key: state for key, state in (checkpoint.get("callbacks") or {}).items() if key not in known}
         checkpoint["callbacks"] = {**kept, **states}
-        checkpoint[WRITTEN_BY] = f"{type(pl_module).__module__}.{type(pl_module).__qualname__}"
+        class_path = f"{type(pl_module).__module__}.{type(pl_module).__qualname__}"
+        checkpoint[WRITTEN_BY] = {"class_path": class_path, "is_ours": is_uncertainty_module(pl_module)}
         trainer.strategy.save_checkpoint(checkpoint, path)
         trainer.strategy.barrier("lightning_uq_write")
         self.uq_ckpt_path = str(path)
@@ -475,21 +476,31 @@ def _is_raw_model(path: str, pl_module: LightningModule) -> bool:
     )
 
 
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A Lightning checkpoint, read on the CPU as weights and plain data.
+
+    Raises:
+        InputError: The file is none.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises anything at all
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"Expected argument `path` to name a checkpoint, but {path} cannot be read: {reason}"
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(f"Expected argument `path` to name a checkpoint, but {path} holds no `state_dict`.")
+    return checkpoint
+
+
 def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:
     """The fitted states that a ``-uq.ckpt`` holds, by key.
 
     Raises:
         InputError: The file is no checkpoint, or holds none.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UQError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"Expected argument `path` to name a checkpoint, but {path} cannot be read: {error}"
-        ) from error
-    callbacks = checkpoint.get("callbacks", {}) if isinstance(checkpoint, dict) else {}
+    callbacks = read_checkpoint(path).get("callbacks") or {}
     found = {key: state for key, state in callbacks.items() if _is_state(state)}
     if not found:
         raise InputError(f"Expected argument `path` to hold the state of a fitted callback, but {path} holds none.")

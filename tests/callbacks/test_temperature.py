@@ -649,5 +649,7 @@ def test_the_states_file_is_plain(make_trainer, tmp_path):
     make_trainer(callbacks=[scaling, keep], enable_checkpointing=True).fit(UsersModule(), loader(), val_loader())
     assert Path(scaling.uq_ckpt_path).name == Path(keep.best_model_path).stem + "-uq.ckpt"
     content = torch.load(scaling.uq_ckpt_path, weights_only=True)
-    assert content["lightning_uq_class_path"].endswith("test_temperature.UsersModule")
+    written_by = content["lightning_uq_written_by"]
+    assert written_by["class_path"].endswith("test_temperature.UsersModule")
+    assert written_by["is_ours"] is False
     assert content["callbacks"]["TemperatureScaling"]["settings"]["scope"] == "pooled"

@@ -1,0 +1,263 @@
+"""From a ``-uq.ckpt`` back to a network, with what was fitted after training inside."""
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_uq.callbacks._features import inner_networks
+from lightning_uq.callbacks._running import PredictFn, is_uncertainty_module
+from lightning_uq.callbacks.post_training import WRITTEN_BY, fitted_states, read_checkpoint
+from lightning_uq.errors import InputError, UQError
+from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
+from lightning_uq.networks.density import GaussianDensity
+from lightning_uq.networks.ensemble import EnsembleNetwork
+from lightning_uq.networks.factory import factory_from_config
+from lightning_uq.networks.features import uncompiled
+from lightning_uq.networks.fitted import FittedNetwork
+from lightning_uq.networks.output import Output, OutputReader
+from lightning_uq.prediction import DirichletPrediction
+
+Network = nn.Module | Callable[[], nn.Module]
+
+
+def load_fitted(
+    path: str | Path,
+    network: Network | None = None,
+    *,
+    states: Sequence[str] | None = None,
+    predict_fn: PredictFn | None = None,
+    output: Output | None = None,
+) -> FittedNetwork:
+    """A plain module from what ``FitGMM``, ``TemperatureScaling`` and ``VectorScaling`` wrote: no Trainer needed.
+
+    Called with inputs it gives calibrated probabilities [B, C], or ``(probabilities, log_density)`` where a density was
+    fitted; ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of
+    those that the states were fitted on.
+
+    Args:
+        path: The ``-uq.ckpt``; it is read with ``weights_only=True``.
+        network: The module that was trained, with any weights (a copy of it takes the file's), or the network inside, whose
+            names in the file may lie below one common prefix, such as ``model.``. None: the class that wrote the file is
+            imported and built from its hyper-parameters. Of a module of this package, ``network`` may also be what its own
+            argument ``network`` takes.
+        states: Keys of the states to put inside, where the file holds several calibrations, or several densities.
+        predict_fn: The ``predict_fn(model, x)`` that the callbacks had, where they had one.
+        output: The ``output`` that they had, where it was a function.
+
+    Returns:
+        The module, in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: The file cannot be read or holds no such state; the network cannot be built, or is another; the weights
+            are not those that the states were fitted on.
+
+    Example:
+        >>> load_fitted("missing-uq.ckpt")
+        Traceback (most recent call last):
+        ...
+        lightning_uq.errors.InputError: Expected argument `path` to name a checkpoint, but missing-uq.ckpt cannot be read: ...
+    """
+    chosen = _choose(fitted_states(path), states, path)
+    model, prefix, beside = _model(path, network)
+    current = _fingerprint(model, prefix, beside)
+    for key, state in chosen.items():
+        if state["fingerprint"] is None or not same_weights(state["fingerprint"], current, model):
+            raise InputError(
+                f"Expected the weights in {path} to be those that {key} was fitted on, but their fingerprints differ."
+            )
+    return _compose(model, prefix, chosen, predict_fn, output)
+
+
+def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Path) -> dict[str, Any]:
+    """At most one calibration and one density, by key."""
+    usable = {key: state for key, state in found.items() if _kind(state) is not None}
+    if wanted is not None:
+        unknown = [key for key in ([wanted] if isinstance(wanted, str) else wanted) if key not in usable]
+        if isinstance(wanted, str) or unknown:
+            came = repr(wanted) if isinstance(wanted, str) else unknown[0]
+            raise InputError(f"Expected argument `states` to be a list of keys among {list(usable)}, but got {came}.")
+        usable = {key: usable[key] for key in wanted}
+    if not usable:
+        raise InputError(
+            f"Expected {path} to hold the state of a density or a calibration, but it holds {list(found)}, whose scores are "
+            "those callbacks' own."
+        )
+    for kind in ("calibration", "density"):
+        several = [key for key, state in usable.items() if _kind(state) == kind]
+        if len(several) > 1:
+            raise InputError(f"{path} holds several states of a {kind}: {several}. Name one in argument `states`.")
+    return usable
+
+
+def _kind(state: dict[str, Any]) -> str | None:
+    tensors = state["tensors"]
+    if "temperature" in tensors or "class_scaling" in tensors:
+        return "calibration"
+    return "density" if "0.whitening" in tensors else None
+
+
+# ---------------------------------------------------------------------- the network
+
+
+def _model(path: str | Path, network: Network | None) -> tuple[nn.Module, str, dict[str, Tensor]]:
+    """The module with the file's weights, the prefix below which its names lie there, and what lies beside it."""
+    checkpoint = read_checkpoint(path)
+    written_by = checkpoint.get(WRITTEN_BY, {})
+    if network is None or (written_by.get("is_ours") and not is_uncertainty_module(network)):
+        return _rebuilt(path, written_by, network), "", {}
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"Expected argument `network` to be a torch.nn.Module, but got {type(network).__name__}: a factory is for files "
+            "of this package's own modules."
+        )
+    model = copy.deepcopy(network)
+    state = {uncompiled(name): tensor for name, tensor in checkpoint["state_dict"].items()}
+    names = {uncompiled(name): name for name in model.state_dict()}
+    first = next(iter(names), "")
+    prefixes = [name[: -len(first)] for name in state if name == first or name.endswith(f".{first}")]
+    prefix = next((p for p in sorted(prefixes, key=len) if all(p + name in state for name in names)), None)
+    beside = {name: t for name, t in state.items() if prefix is not None and not name.startswith(prefix)}
+    if prefix is None or len(beside) + len(names) != len(state):
+        missing, foreign = sorted(set(names) - set(state)), sorted(set(state) - {f"{prefix or ''}{n}" for n in names})
+        raise InputError(
+            f"Expected argument `network` to have the weights that {path} holds, but "
+            + (f"the file lacks {missing[:1]}" if prefix is None else f"the network lacks {foreign[:1]}")
+            + f" ({len(names)} and {len(state)} tensors)."
+        )
+    try:
+        model.load_state_dict({own: state[prefix + name] for name, own in names.items()})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"Expected argument `network` to have the weights that {path} holds, but {reason}") from error
+    return model, prefix, beside
+
+
+def _rebuilt(path: str | Path, written_by: dict[str, Any], network: Network | None) -> LightningModule:
+    """An instance of the class that wrote the file, from its hyper-parameters."""
+    name = written_by.get("class_path")
+    hint = "Pass argument `network`, an instance of it with any weights."
+    if name is None:
+        raise InputError(f"{path} does not say which LightningModule wrote it. {hint}")
+    try:
+        found = factory_from_config({"target": name, "kwargs": {}})
+    except InputError as error:
+        raise InputError(f"{path} was written by {name}, which cannot be imported here. {hint}") from error
+    if not inspect.isclass(found) or not issubclass(found, LightningModule):
+        raise InputError(f"{path} names {name} as its LightningModule, which it is not. {hint}")
+    given: Any = {} if network is None else {"network": copy.deepcopy(network)}
+    try:
+        return found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
+    except (UQError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} was written by {name}, which cannot be built from it: {reason} {hint}") from error
+
+
+def _fingerprint(model: nn.Module, prefix: str, beside: dict[str, Tensor]) -> Tensor:
+    """The fingerprint of the whole that a network below a prefix, and what lies beside it, were part of."""
+    whole = model
+    for part in reversed([part for part in prefix.split(".") if part]):
+        outer = nn.Module()
+        outer.add_module(part, whole)
+        whole = outer
+    for name, tensor in beside.items():
+        owner = whole
+        *path, own = name.split(".")
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_buffer(own, tensor)
+    return weights_fingerprint(whole)
+
+
+# ---------------------------------------------------------------------- the whole
+
+
+def _compose(
+    model: nn.Module, prefix: str, states: dict[str, Any], predict_fn: PredictFn | None, output: Output | None
+) -> FittedNetwork:
+    for key, state in states.items():
+        settings = state["settings"]
+        if settings["predict_fn"] and predict_fn is None:
+            raise InputError(f"{key} was fitted with a `predict_fn`: pass it as argument `predict_fn`.")
+        if settings["output"] == "custom" and output is None:
+            raise InputError(f"{key} was fitted with a function as `output`: pass it as argument `output`.")
+    wrapped: nn.Module
+    if predict_fn is None and is_uncertainty_module(model):
+        wrapped = _Ours(_with_layers(model))
+    else:
+        if output is None:  # the calibration's, where there is one
+            output = max(states.values(), key=lambda state: _kind(state) == "calibration")["settings"]["output"]
+        wrapped = _Foreign(model, predict_fn, output)
+    parts: dict[str, Any] = {}
+    for state in states.values():
+        tensors = state["tensors"]
+        if _kind(state) == "density":
+            layer = tensors["feature_layer"].removeprefix(prefix)
+            parts.update(densities=_densities(tensors), layers=_layers(wrapped, model, layer))
+        else:
+            parts.update({name: tensors[name] for name in ("temperature", "class_scaling") if name in tensors})
+            parts["of_members"] = state["settings"].get("scope", "pooled") != "pooled"
+    return FittedNetwork(wrapped, **parts)
+
+
+def _densities(tensors: dict[str, Any]) -> list[GaussianDensity]:
+    densities = []
+    for i in range(tensors["num_members"]):
+        densities.append(GaussianDensity())
+        prefix = f"{i}."
+        densities[-1].load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    return densities
+
+
+def _with_layers(model: nn.Module) -> nn.Module:
+    """Members that run at once have no layers of their own; here they run one after the other, and export as they are."""
+    network = model.network
+    if isinstance(network, EnsembleNetwork) and network.is_stacked:
+        members = [network.member(i) for i in range(network.num_indices)]
+        model.network = EnsembleNetwork(members, network.read_output.output)
+    return model
+
+
+def _layers(wrapped: nn.Module, model: nn.Module, layer: str) -> list[str]:
+    """The layer's name in the whole, in each of its members."""
+    names = {module: uncompiled(name) for name, module in wrapped.named_modules()}
+    return [f"{names[inner]}.{layer}" for inner in inner_networks(model)]
+
+
+class _Ours(nn.Module):
+    """The logits of one of our modules, or the log of a Dirichlet's mean, at the indices that it is evaluated with."""
+
+    index: Tensor
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        network: Any = model.network
+        self.register_buffer("index", network.evaluation_index(getattr(model, "num_eval_samples", 1)), persistent=False)
+
+    def forward(self, x: Any) -> Tensor:
+        network: Any = self.model.network
+        # Without an index all members run, whose numbers would have to be read from the device.
+        logits: Tensor = network(x) if isinstance(network, EnsembleNetwork) else network(x, self.index)
+        prediction = self.model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
+        return prediction.log_probs.unsqueeze(0) if isinstance(prediction, DirichletPrediction) else logits
+
+
+class _Foreign(nn.Module):
+    """The logits [Z, B, C] of any other module."""
+
+    def __init__(self, model: nn.Module, predict_fn: PredictFn | None, output: Output) -> None:
+        super().__init__()
+        self.model = model
+        self.predict_fn = predict_fn
+        self.read = OutputReader(output)
+
+    def forward(self, x: Any) -> Tensor:
+        logits = self.read(self.model(x) if self.predict_fn is None else self.predict_fn(self.model, x))
+        return logits if logits.ndim == 3 else logits.unsqueeze(0)

@@ -1,0 +1,103 @@
+"""A trained network with its calibration and its density inside, as one plain module."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.vector_scaling import apply_vector_scaling
+from lightning_uq.networks.density import GaussianDensity
+from lightning_uq.networks.features import FeatureTap
+
+
+class FittedNetwork(nn.Module):
+    """Inputs to calibrated probabilities [B, C], or to ``(probabilities [B, C], log_density [B])`` where a density is inside.
+
+    What :func:`~lightning_uq.load_fitted` gives back: no Trainer, no callbacks; it moves, is cast, pickled, compiled and
+    exported whole. Temperatures, and the density's tensors, keep their precision in a cast to half precision.
+
+    Where a density is inside, features are read while the network runs, so one instance is not for several threads at a
+    time; an exported one is.
+
+    Args:
+        network: Gives logits [Z, B, C], or, of a Dirichlet, the log of its mean [1, B, C].
+        temperature: T, pooled; or one T that acts inside the members, or one a member, with ``of_members``.
+        of_members: Where T acts.
+        class_scaling: Scale and bias [2, C] of the log of the mean probabilities, in the place of T.
+        densities: The density of each member's features.
+        layers: Names, in ``network``, of the layers whose inputs these are.
+
+    Raises:
+        InputError: Both calibrations are given, or not one layer a density.
+
+    Example:
+        >>> from lightning_uq.networks.ensemble import EnsembleNetwork
+        >>> network = EnsembleNetwork([nn.Linear(2, 2)])
+        >>> fitted, x = FittedNetwork(network, temperature=torch.tensor(2.0)), torch.randn(3, 2)
+        >>> torch.allclose(fitted(x), torch.softmax(network(x)[0] / 2, 1))
+        True
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        temperature: Tensor | None = None,
+        of_members: bool = False,
+        class_scaling: Tensor | None = None,
+        densities: Sequence[GaussianDensity] = (),
+        layers: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if temperature is not None and class_scaling is not None:
+            raise InputError("Expected one of the arguments `temperature` and `class_scaling`, but got both.")
+        if len(layers) != len(densities):
+            raise InputError(
+                f"Expected one of argument `layers` a density, but got {len(layers)} and {len(densities)}."
+            )
+        self.network = network
+        # Numbers, not buffers: a cast to half precision leaves them as they are.
+        self.temperature: Any = None if temperature is None else temperature.tolist()
+        self.of_members = of_members
+        self.class_scaling: Any = None if class_scaling is None else class_scaling.tolist()
+        self.densities = nn.ModuleList(densities)
+        self.tap = FeatureTap(network, layers) if layers else None
+        self.eval()
+
+    def forward(self, x: Any) -> Tensor | tuple[Tensor, Tensor]:
+        """Probabilities, and the log-density where one is inside."""
+        if self.tap is None:
+            return self._log_probs(self.network(x)).exp()
+        logits, features = self.tap.run(self.network, x)
+        members = [density.log_density(f) for density, f in zip(self.densities, features, strict=True)]  # type: ignore[operator]
+        log_density = torch.logsumexp(torch.stack(members), 0) - math.log(len(members))
+        return self._log_probs(logits).exp(), log_density
+
+    def _log_probs(self, logits: Tensor) -> Tensor:
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.temperature is None:
+            log_probs = mean_log_probs(logits)
+        elif self.of_members:
+            T = torch.tensor(self.temperature, dtype=logits.dtype, device=logits.device)
+            log_probs = mean_log_probs(logits / T.reshape(-1, *[1] * (logits.ndim - 1)))
+        else:
+            log_probs = torch.log_softmax(mean_log_probs(logits) / self.temperature, 1)
+        if self.class_scaling is not None:
+            scale, bias = torch.tensor(self.class_scaling, dtype=logits.dtype, device=logits.device)
+            log_probs = torch.log_softmax(apply_vector_scaling(log_probs, scale, bias), 1)
+        return log_probs
+
+    def extra_repr(self) -> str:
+        """What is inside."""
+        inside = []
+        if self.temperature is not None:
+            inside.append(f"temperature={self.temperature}{' of members' if self.of_members else ''}")
+        if self.class_scaling is not None:
+            inside.append("class scaling")
+        if self.tap is not None:
+            inside.append(f"density of {self.tap.layers}")
+        return ", ".join(inside) or "nothing fitted"
