@@ -78,8 +78,11 @@ def student_t_crps(value: Tensor, df: Tensor, location: Tensor, scale: Tensor) -
 
 
 def _log_beta(df: Tensor) -> Tensor:
-    """log B(1/2, df / 2)."""
-    return 0.5 * math.log(math.pi) + torch.lgamma(df / 2) - torch.lgamma((df + 1) / 2)
+    """log B(1/2, df / 2); its two log-gammas cancel where df is large, so there it is a series in 1 / df."""
+    half = df / 2
+    series = 0.5 * half.log() - 1 / (8 * half) + 1 / (192 * half**3)
+    ratio = torch.where(df > 1000, series, torch.lgamma(half + 0.5) - torch.lgamma(half))
+    return 0.5 * math.log(math.pi) - ratio
 
 
 def _cdf_of_angle(angle: Tensor, df: Tensor) -> Tensor:
