@@ -33,7 +33,8 @@ class Setting:
         num_train: Number of training samples n.
         network: Factory of the backbone that all methods share.
         optimizer: Called with the parameters; the same for all methods unless a recipe says otherwise.
-        options: What a data set adds for its methods (the testbed's temperature).
+        options: What a data set adds for its methods. The testbed's: ``temperature`` T, ``input_dim`` d, ``num_train`` n and
+            ``num_members`` of an ensemble; its network and optimizer, weight decay included, are its agents' own.
     """
 
     data: str
@@ -57,6 +58,7 @@ class Method:
         trained_as: Name of another method whose trained network this one reads differently; None where it trains its own.
         callbacks: Makes the post-training callbacks.
         fits: Whether the method makes sense on this problem; without ``--methods`` those that do not are left out.
+        length: Where the data fix the number of training steps: how many times that number it takes.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Method:
     trained_as: str | None = None
     callbacks: Callable[[Setting], list[Callback]] = lambda setting: []
     fits: Callable[[Setting], bool] = lambda setting: True
+    length: Callable[[Setting], int] = lambda setting: 1
 
 
 _METHODS: dict[str, Method] = {}
@@ -77,6 +80,7 @@ def register_method(
     trained_as: str | None = None,
     callbacks: Callable[[Setting], list[Callback]] = lambda setting: [],
     fits: Callable[[Setting], bool] = lambda setting: True,
+    length: Callable[[Setting], int] = lambda setting: 1,
 ) -> Callable[[Callable[[Setting], LightningModule]], Callable[[Setting], LightningModule]]:
     """Register the decorated recipe as a row of the comparison.
 
@@ -88,7 +92,7 @@ def register_method(
         known = _METHODS.get(name)
         if known is not None and known.build.__module__ != build.__module__:
             raise InputError(f"Expected a new `name` for a method, but {known.build.__module__} registered {name!r}.")
-        _METHODS[name] = Method(name, build, ood_score, trained_as, callbacks, fits)
+        _METHODS[name] = Method(name, build, ood_score, trained_as, callbacks, fits, length)
         return build
 
     return register

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_uq.data import ArrayDataModule, DigitsDataModule, NpzDataModule
+from lightning_uq.data import ArrayDataModule, DigitsDataModule, NpzDataModule, TestbedDataModule
 from lightning_uq.errors import InputError
 
 HIDDEN_SIZES = (128, 128)
@@ -25,12 +25,18 @@ class Recipe:
         patience: Epochs without a better validation NLL before training stops.
         learning_rate: Adam's.
         batch_size: Samples a training batch.
+        steps: Instead of epochs until the validation NLL stops falling: so many steps, whose last weights are kept.
     """
 
     max_epochs: int = 100
     patience: int = 10
     learning_rate: float = 2e-3
     batch_size: int = 32
+    steps: int | None = None
+
+
+TESTBED_RECIPE = Recipe(learning_rate=1e-3, batch_size=100, steps=1000)
+"""How the Neural Testbed trains its agents."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +44,17 @@ class Configuration:
     """What is compared.
 
     Attributes:
-        data: ``"digits"`` or the path of an ``.npz`` file with arrays ``x`` and ``y``.
+        data: ``"digits"``, ``"testbed"`` or the path of an ``.npz`` file with arrays ``x`` and ``y``.
         ood_classes: Labels held out as out-of-distribution data; None: 8 and 9 of the digits, none of a file.
         methods: Names of methods; None: all that are registered for this kind of data.
         seeds: Number of seeds n; they are ``seed`` ... ``seed + n - 1``.
         seed: The first of them.
         accelerator: Lightning's; results repeat exactly on ``"cpu"`` alone.
-        recipe: The training that all methods share.
+        recipe: The training that all methods share; on the testbed that of its agents.
+        problem: Path of the testbed's problem (:class:`~lightning_uq.data.TestbedDataModule`).
 
     Raises:
-        InputError: A number is out of range.
+        InputError: A number is out of range, or the arguments do not go together.
     """
 
     data: str = "digits"
@@ -57,13 +64,35 @@ class Configuration:
     seed: int = 0
     accelerator: str = "cpu"
     recipe: Recipe = field(default_factory=Recipe)
+    problem: str | None = None
 
     def __post_init__(self) -> None:
+        if self.data == "testbed" and self.recipe == Recipe():
+            object.__setattr__(self, "recipe", TESTBED_RECIPE)  # the dataclass is frozen
+        self._check_testbed()
         for name, value in (("seeds", self.seeds), ("max_epochs", self.recipe.max_epochs)):
             if value < 1:
                 raise InputError(f"Expected argument `{name}` to be at least 1, but got {value}.")
         if self.seed < 0 or self.seed + self.seeds > 2**32:
             raise InputError(f"Expected argument `seed` to be in [0, 2^32 - {self.seeds}], but got {self.seed}.")
+
+    def _check_testbed(self) -> None:
+        if self.data != "testbed":
+            if self.problem is not None:
+                raise InputError(f"Expected argument `problem` with data='testbed' alone, but data is {self.data!r}.")
+            if self.recipe.steps is not None:
+                raise InputError(f"Expected `steps` of a recipe with data='testbed' alone, but data is {self.data!r}.")
+            return
+        if self.problem is None:
+            raise InputError(
+                "Expected argument `problem` to be the path of an .npz file with data='testbed', but got None."
+            )
+        if self.recipe.steps is None or self.recipe.steps < 1:
+            raise InputError(
+                "Expected no `max_epochs` with data='testbed', whose methods all train for the same number of steps."
+            )
+        if self.ood_classes:
+            raise InputError("Expected no `ood_classes` with data='testbed', where none is held out.")
 
     @property
     def all_seeds(self) -> range:
@@ -78,16 +107,22 @@ class Configuration:
             MissingExtraError: The digits without scikit-learn.
         """
         arguments: dict[str, Any] = {"seed": seed, "batch_size": self.recipe.batch_size}
+        data: ArrayDataModule
+        if self.data == "testbed":
+            assert self.problem is not None
+            assert self.recipe.steps is not None
+            data = TestbedDataModule(self.problem, num_steps=self.recipe.steps, **arguments)
+            data.setup()
+            return data
         if self.ood_classes is not None:
             arguments["ood_classes"] = self.ood_classes
-        data: ArrayDataModule
         if self.data == "digits":
             data = DigitsDataModule(**arguments)
         elif self.data.endswith(".npz"):
             data = NpzDataModule(self.data, **arguments)
         else:
             raise InputError(
-                f"Expected argument `data` to be 'digits' or the path of an .npz file, but got {self.data!r}."
+                f"Expected argument `data` to be 'digits', 'testbed' or the path of an .npz file, but got {self.data!r}."
             )
         data.setup()
         return data

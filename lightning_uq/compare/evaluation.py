@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_uq.callbacks.ood import OODScorer, detection_metrics
+from lightning_uq.compare.testbed import testbed_values
 from lightning_uq.compare.training import Trained
-from lightning_uq.data import ArrayDataModule
+from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.functional import SCORES
 from lightning_uq.metrics import BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
@@ -90,6 +91,8 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
         score_out = torch.cat([scores for reader in outside for scores in reader.scores])
         pooled.score_out.append(score_out)
         values |= {key: float(value) for key, value in detection_metrics(score_in, score_out).items()}
+    if isinstance(data, TestbedDataModule):
+        values |= testbed_values(module.to(inside.device), data)
     values["parameters"] = num_weights(module)
     values["ms_per_1000"] = _milliseconds(module.to(inside.device), method.ood_score, scorers, data)
     values["train_seconds"] = trained.seconds[method.name]

@@ -18,8 +18,9 @@ import torch
 
 from lightning_uq.compare.configuration import HIDDEN_SIZES, Configuration
 from lightning_uq.compare.evaluation import Pooled, evaluate
+from lightning_uq.compare.testbed import AGENTS, testbed_setting
 from lightning_uq.compare.training import Progress, seeded, train
-from lightning_uq.data import ArrayDataModule
+from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.registry import Method, Setting, methods
@@ -79,7 +80,10 @@ def compare(configuration: Configuration, progress: Progress | None = None) -> C
     chosen = choose_methods(configuration.methods, setting)
     configuration = replace(configuration, ood_classes=data.ood_classes, methods=tuple(chosen))
     groups = share_trainings(chosen)
-    progress.start(len(groups) * configuration.seeds, configuration.recipe.max_epochs)
+    epochs = configuration.recipe.max_epochs
+    if configuration.recipe.steps is not None:
+        epochs = max(methods()[trainee].length(setting) for trainee in groups)
+    progress.start(len(groups) * configuration.seeds, epochs)
 
     values: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     pooled = {name: Pooled() for name in chosen}
@@ -127,7 +131,7 @@ def summarize(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, floa
 
 
 def choose_methods(names: Sequence[str] | None, setting: Setting) -> dict[str, Method]:
-    """The registered methods of these names, in this order; None: all that fit the data.
+    """The registered methods of these names, in this order; None: all that fit the data (the testbed's own agents there).
 
     Raises:
         InputError: A name is unknown, there is none, or the method does not fit the data.
@@ -140,6 +144,8 @@ def choose_methods(names: Sequence[str] | None, setting: Setting) -> dict[str, M
             registered.items(), key=lambda item: (order.index(item[1].trained_as or item[0]), bool(item[1].trained_as))
         )
     )
+    if names is None and setting.data == "testbed":
+        names = [name for name in AGENTS if name in known]
     if names is None:
         return {name: method for name, method in known.items() if method.fits(setting)}
     unknown = [name for name in names if name not in known]
@@ -164,6 +170,8 @@ def share_trainings(chosen: Mapping[str, Method]) -> dict[str, list[Method]]:
 
 def make_setting(configuration: Configuration, data: ArrayDataModule) -> Setting:
     """What the methods may know of the data."""
+    if isinstance(data, TestbedDataModule):
+        return testbed_setting(data, configuration.recipe.learning_rate)
     return Setting(
         data=data.name,
         num_features=data.num_features,

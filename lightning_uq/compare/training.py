@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """One training, with the best epoch's weights.
+    """One training, with the weights that its recipe keeps.
 
     Attributes:
         module: The trained module.
@@ -59,7 +59,10 @@ def train(
     configuration: Configuration,
     progress: Progress,
 ) -> Trained:
-    """Train once for all methods that read the result; their post-training callbacks are fitted under the same Trainer."""
+    """Train once for all methods that read the result; their post-training callbacks are fitted under the same Trainer.
+
+    A recipe of a fixed number of steps keeps the last weights, and what has no parameters is not trained.
+    """
     recipe = configuration.recipe
     progress.training(trainee.name, seed)
     # A clock stands before and after each method's callbacks, so that a row is charged with its own alone.
@@ -73,22 +76,32 @@ def train(
             sequence += [*callbacks[method.name], clocks[-1]]
         start = time.perf_counter()
         module = trainee.build(setting)
-        best = ModelCheckpoint(directory, "best", monitor="val_nll", save_weights_only=True)
+        fixed = recipe.steps is not None
+        stop: list[Callback] = [] if fixed else [EarlyStopping("val_nll", patience=recipe.patience)]
+        best = [] if fixed else [ModelCheckpoint(directory, "best", monitor="val_nll", save_weights_only=True)]
         trainer = Trainer(
             accelerator=configuration.accelerator,
             devices=1,
-            max_epochs=recipe.max_epochs,
-            callbacks=[EarlyStopping("val_nll", patience=recipe.patience), _Epochs(progress), *sequence, best],
+            max_epochs=trainee.length(setting) if fixed else recipe.max_epochs,
+            callbacks=[*stop, _Epochs(progress), *sequence, *best],
             default_root_dir=directory,
             logger=False,
+            enable_checkpointing=not fixed,
+            limit_val_batches=0 if fixed else 1.0,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
-        trainer.fit(module, datamodule=data)
-        weights = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-    module.cpu().load_state_dict(weights)
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            trainer.fit(module, datamodule=data)
+        else:
+            for clock in clocks:
+                clock.stop()
+        module.cpu()
+        if best:
+            weights = torch.load(best[0].best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+            module.load_state_dict(weights)
     shared = clocks[0].time - start
     progress.trained(trainer.current_epoch, shared)
     seconds = {
@@ -113,8 +126,11 @@ class _Clock(Callback):
 
     time = math.nan
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def stop(self) -> None:
         self.time = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stop()
 
 
 @contextmanager

@@ -14,6 +14,18 @@ from lightning_uq.data.images import (
     blend_digits,
 )
 from lightning_uq.data.indexed import Indexed
+from lightning_uq.data.testbed import (
+    JointDraws,
+    TestbedDataModule,
+    classification_problem,
+    draw_teacher,
+    gaussian_inputs,
+    gp_posterior,
+    nngp_kernel,
+    polyadic_inputs,
+    regression_problem,
+    teacher_logits,
+)
 from lightning_uq.data.toy import ToyCurveDataModule, toy_curve, two_moons
 
 __all__ = [
@@ -25,13 +37,23 @@ __all__ = [
     "FashionMNISTDataModule",
     "ImageDataModule",
     "Indexed",
+    "JointDraws",
     "KMNISTDataModule",
     "MNISTDataModule",
     "NpzDataModule",
     "SVHNDataModule",
+    "TestbedDataModule",
     "ToyCurveDataModule",
     "blend_digits",
+    "classification_problem",
+    "draw_teacher",
+    "gaussian_inputs",
+    "gp_posterior",
+    "nngp_kernel",
+    "polyadic_inputs",
+    "regression_problem",
     "stratified_split",
+    "teacher_logits",
     "toy_curve",
     "two_moons",
 ]

@@ -232,7 +232,7 @@ class NpzDataModule(ArrayDataModule):
 
     def load_arrays(self) -> tuple[Tensor, Tensor]:
         """The file's arrays, checked."""
-        arrays = _read_npz(self.path, ("x", "y"))
+        arrays = read_npz(self.path, ("x", "y"))
         x, y = arrays["x"], arrays["y"]
         if x.ndim < 2 or x.size == 0 or x.dtype.kind not in "fiub":
             raise InputError(
@@ -260,7 +260,12 @@ class NpzDataModule(ArrayDataModule):
         return features, torch.from_numpy(y.astype(np.int64))
 
 
-def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
+def read_npz(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray[Any, Any]]:
+    """Arrays of an ``.npz`` file: all of ``names``, and those of ``optional`` that it has; no other is opened.
+
+    Raises:
+        InputError: The file cannot be read, or an array is missing.
+    """
     try:
         # Pickled objects stay shut: opening them could run anything.
         with path.open("rb") as stream:
@@ -275,7 +280,7 @@ def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray[Any, A
                     f"Expected {path} to hold arrays {_listed(names)}, but {_listed(missing)} is missing among "
                     f"{_listed(sorted(file.files)) or 'none'}."
                 )
-            return {name: file[name] for name in names}
+            return {name: file[name] for name in (*names, *optional) if name in file.files}
     except InputError:
         raise
     except FileNotFoundError:

@@ -1,0 +1,152 @@
+"""The Neural Testbed in the comparison: its agents' configuration, and the divergence that it judges them by.
+
+Source: Osband et al., arXiv 2110.04629, and ``neural_testbed.agents.factories``: networks with two hidden layers of 50, Adam
+at 1e-3, batches of 100, 1,000 steps, and an L2 term, biases included, that falls with n / d. A method's own numbers
+stand in its recipe.
+"""
+
+import functools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_uq.data import TestbedDataModule
+from lightning_uq.functional.testbed import joint_log_likelihood, kl_estimate, true_label_log_probs, uniform_kl
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.networks.mlp import MLP
+from lightning_uq.networks.priors import truncated_normal_init_
+from lightning_uq.prediction import CategoricalPrediction
+from lightning_uq.registry import Setting
+
+AGENTS = ("epinet", "ensemble_prior", "ensemble", "dropout", "softmax", "uniform")
+"""The rows of a comparison that names none."""
+
+HIDDEN_SIZES = (50, 50)
+NUM_MEMBERS = 10
+NUM_INDICES = 1000
+"""Indices z that a divergence is estimated with, where there are infinitely many."""
+
+_ROWS_AT_ONCE = 200_000
+
+
+def agent_network(
+    in_features: int,
+    out_features: int,
+    hidden_sizes: Sequence[int] = HIDDEN_SIZES,
+    dropout: float = 0.0,
+    nonzero_bias: bool = False,
+) -> MLP:
+    """An agent's ReLU MLP, initialised as the testbed's are.
+
+    Args:
+        in_features: d.
+        out_features: C.
+        hidden_sizes: Hidden layers.
+        dropout: After each of them.
+        nonzero_bias: Whether the first layer's bias is drawn as its weights are; else it is zero, as the others.
+
+    Example:
+        >>> agent_network(10, 2)[0].bias.abs().max()
+        tensor(0., grad_fn=<MaxBackward1>)
+    """
+    network = MLP(in_features, out_features, hidden_sizes, dropout=dropout)
+    truncated_normal_init_(network)
+    first = network[0]
+    if nonzero_bias and isinstance(first, nn.Linear):
+        std = in_features**-0.5
+        nn.init.trunc_normal_(first.bias, 0.0, std, -2 * std, 2 * std)
+    return network
+
+
+def testbed_setting(data: TestbedDataModule, learning_rate: float) -> Setting:
+    """What an agent is told: T, d, n and C, with the network and the optimizer that agents share.
+
+    The L2 term is sqrt(T) d / n times the sum of squares of all trained weights, which is Adam's ``weight_decay`` of twice as
+    much. The original's ensembles divide it by their size K, as they do their loss, where ours are sums over members.
+    """
+    num_features, num_train, temperature = data.num_features, data.num_train, data.temperature
+    l2 = math.sqrt(temperature) * num_features / num_train
+    return Setting(
+        data=data.name,
+        num_features=num_features,
+        num_classes=data.num_classes,
+        num_train=num_train,
+        network=functools.partial(agent_network, in_features=num_features, out_features=data.num_classes),
+        optimizer=functools.partial(torch.optim.Adam, lr=learning_rate, weight_decay=2 * l2),
+        options={"temperature": temperature, "num_members": NUM_MEMBERS},
+    )
+
+
+def testbed_values(module: LightningModule, data: TestbedDataModule) -> dict[str, float]:
+    """``kl_tau1`` and ``kl_tau10``, each also over the uniform agent's, and how many draws were infinite.
+
+    Args:
+        module: A trained module, on any device.
+        data: The problem; of it only the joint draws are looked at.
+    """
+    values: dict[str, float] = {}
+    infinite = 0
+    for tau in data.taus:
+        draws = data.joint_draws(tau)
+        estimate = kl_estimate(draws.true_log_likelihood, model_log_likelihood(module, draws.x, draws.y))
+        values[f"kl_tau{tau}"] = kl = float(estimate.mean)
+        values[f"kl_tau{tau}_normalized"] = kl / float(uniform_kl(draws.true_log_likelihood, data.num_classes, tau))
+        infinite += estimate.num_infinite
+        if estimate.num_infinite:
+            warnings.warn(
+                f"{estimate.num_infinite} of {estimate.num_draws} draws of kl_tau{tau} were infinite: labels that "
+                f"{type(module).__name__} gave no probability. Each counts as the largest finite one, as in the testbed.",
+                stacklevel=2,
+            )
+    return {**values, "kl_infinite": infinite}
+
+
+@torch.inference_mode()
+def model_log_likelihood(
+    module: LightningModule, x: Tensor, y: Tensor, num_indices: int = NUM_INDICES, rows: int = _ROWS_AT_ONCE
+) -> Tensor:
+    """log of the mean over z of prod_t p_z(y_t | x_t): [S] in float64.
+
+    Inputs that repeat one another, as polyadic ones do, are predicted once. A finite index set is enumerated; of an infinite
+    one ``num_indices`` are drawn, the same for all draws, and read in parts, each with one call of the base.
+
+    Args:
+        module: An :class:`UncertaintyModule`, or a module whose ``predict_step`` makes predictions.
+        x: Inputs [S, tau, d].
+        y: Labels [S, tau].
+        num_indices: Indices drawn from an infinite set.
+        rows: Rows of one part: indices times distinct inputs.
+    """
+    module.eval()
+    distinct, position = torch.unique(x.flatten(0, 1), dim=0, return_inverse=True)
+    distinct = distinct.to(module.device)
+
+    def log_probs() -> Iterator[Tensor]:
+        for logits in _logits(module, distinct, num_indices, max(1, rows // len(distinct))):
+            each_class = torch.arange(logits.shape[-1])[:, None].expand(-1, len(distinct))
+            table = torch.stack([true_label_log_probs(logits, label) for label in each_class], dim=-1)
+            yield table.flatten(1)[:, position * logits.shape[-1] + y.flatten()].reshape(len(logits), *y.shape)
+
+    return joint_log_likelihood(log_probs())
+
+
+def _logits(module: LightningModule, x: Tensor, num_indices: int, at_once: int) -> Iterator[Tensor]:
+    """Logits [z, N, C] of part after part of the indices."""
+    if not isinstance(module, UncertaintyModule):
+        yield _members(module.predict_step((x,), 0))
+        return
+    index = module.network.evaluation_index(num_indices)
+    for part in index.split(at_once):
+        output = module.network(x, part if module.network.num_indices is not None else part.to(module.device))
+        yield _members(module.prediction(output))
+
+
+def _members(prediction: object) -> Tensor:
+    if isinstance(prediction, CategoricalPrediction):
+        return prediction.logits.cpu()
+    log_probs: Tensor = prediction.log_probs  # type: ignore[attr-defined]  # what all other classifiers' predictions have
+    return log_probs.unsqueeze(0).cpu()

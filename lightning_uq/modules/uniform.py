@@ -1,0 +1,55 @@
+"""The Neural Testbed's yardstick: equal probabilities for all classes, whatever the input."""
+
+import torch
+from torch import Tensor
+
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.registry import Setting, register_method
+
+
+class UniformNetwork(EpistemicNetwork):
+    """Logits of zero, and no parameters.
+
+    Args:
+        num_classes: C.
+
+    Example:
+        >>> UniformNetwork(3)(torch.ones(1, 4), torch.arange(1))
+        tensor([[[0., 0., 0.]]])
+    """
+
+    num_indices = 1
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_outputs = num_classes
+
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Zeros [Z]: there is one index."""
+        return torch.zeros(num_samples, dtype=torch.long)
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        """Zeros [Z, B, C]."""
+        return x.new_zeros(len(index), len(x), self.num_outputs)
+
+
+class UniformModule(UncertaintyModule):
+    """Predicts 1 / C always: there is nothing to train.
+
+    Args:
+        num_classes: C.
+
+    Example:
+        >>> UniformModule(num_classes=4).predict(torch.zeros(1, 2)).probs
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(UniformNetwork(num_classes), num_classes=num_classes)
+        self._save_arguments(num_classes=num_classes)
+
+
+@register_method("uniform", ood_score="predictive_entropy", fits=lambda setting: setting.data == "testbed")
+def _uniform(setting: Setting) -> UniformModule:
+    return UniformModule(setting.num_classes)
