@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional._validation import check_bool, check_choice, check_floating, to_sum_dtype, upcast
-from lightning_uq.functional.dirichlet import dirichlet_log_det_fisher, kl_to_uniform, log_rising_factorial_ratio
+from lightning_uq.functional.dirichlet import (
+    dirichlet_log_det_fisher,
+    expected_squared_error,
+    kl_to_uniform,
+    log_rising_factorial_ratio,
+)
 
 Reduction = Literal["none", "mean", "sum"]
 Risk = Literal["sse", "nll", "cross_entropy"]
@@ -539,14 +544,10 @@ def _variance(rows: _Rows, alpha: Tensor) -> Tensor:
 
 
 def _sse(rows: _Rows) -> Tensor:
+    if not rows.soft:
+        return expected_squared_error(rows.evidence, rows.hot)
     alpha = rows.evidence + 1
-    if rows.soft:
-        return (_squared_error(rows, alpha) + _variance(rows, alpha)).sum(1)
-    # With g = 1 - p_y and Q the squared error, sum_c p_c (1 - p_c) = 2 g - Q: fewer passes, and g keeps its digits.
-    rest = alpha.masked_fill(rows.hot, 0.0).sum(1, keepdim=True)
-    total = alpha.sum(1)
-    error = (torch.where(rows.hot, rest, alpha) / total.unsqueeze(1)).square().sum(1)
-    return error + (2 * rest.squeeze(1) / total - error) / (total + 1)
+    return (_squared_error(rows, alpha) + _variance(rows, alpha)).sum(1)
 
 
 def _nll(rows: _Rows) -> Tensor:
