@@ -6,8 +6,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -338,3 +339,24 @@ def test_vim_names_what_it_cannot_use():
 def test_wrong_arguments_are_named(make, match):
     with pytest.raises(InputError, match=match):
         make()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jsonargparse, by release
+def test_the_command_line_builds_all_of_them():
+    pytest.importorskip("jsonargparse")
+    parser = LightningArgumentParser()
+    parser.add_argument("--callbacks", type=list[Callback])
+    given = {
+        "FitGMM": {"covariance": "tied", "regularization": 0.1},
+        "TemperatureScaling": {"scope": "shared", "output": "probs"},
+        "VectorScaling": {"weights": "last"},
+        "CalibratedNLL": {"dataloader_idx": 1},
+        "FitKNN": {"k": 5},
+        "FitViM": {"dim": 3},
+    }
+    entries = [{"class_path": f"lightning_uq.{name}", "init_args": args} for name, args in given.items()]
+    built = parser.instantiate_classes(parser.parse_object({"callbacks": entries})).callbacks
+    for callback, (name, args) in zip(built, given.items(), strict=True):
+        assert type(callback).__name__ == name
+        seen = {**vars(callback), **getattr(callback, "settings", {})}
+        assert {key: seen[key] for key in args} == args

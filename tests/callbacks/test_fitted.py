@@ -18,6 +18,8 @@ from lightning_uq.callbacks.temperature import TemperatureScaling, VectorScaling
 from lightning_uq.errors import InputError
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules.epinet import EpinetModule
+from lightning_uq.modules.evidential import EvidentialModule
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.fitted import FittedNetwork
@@ -126,6 +128,9 @@ def assert_close(one, other, tol=1e-6):
         (ensemble, lambda: TemperatureScaling(scope="member")),
         (lambda: ensemble(execution="loop"), lambda: TemperatureScaling()),
         (lambda: Evidential(NETWORK, num_classes=2, optimizer=SGD), lambda: TemperatureScaling()),
+        (lambda: EvidentialModule(NETWORK, num_classes=2, optimizer=SGD), lambda: VectorScaling()),
+        (lambda: EpinetModule(NETWORK, num_classes=2, optimizer=SGD), lambda: TemperatureScaling()),
+        (lambda: EpinetModule(NETWORK, num_classes=2, optimizer=SGD), lambda: TemperatureScaling(scope="shared")),
     ],
 )
 def test_it_predicts_what_the_trainer_does(write, make, calibration):
@@ -299,8 +304,15 @@ def test_it_copies_compiles_and_exports(fitted, remake):
 BATCH = ({0: torch.export.Dim("batch", min=2)},)
 
 
-@pytest.mark.parametrize("make", [UsersModule, lambda: Evidential(NETWORK, num_classes=2, optimizer=SGD)])
-def test_a_foreign_module_and_a_dirichlet_export_too(write, make):
+@pytest.mark.parametrize(
+    "make",
+    [
+        UsersModule,
+        lambda: EvidentialModule(NETWORK, num_classes=2, optimizer=SGD),
+        lambda: EpinetModule(NETWORK, num_classes=2, optimizer=SGD),
+    ],
+)
+def test_other_modules_export_too(write, make):
     path, _ = write(make(), FitGMM(), TemperatureScaling())
     fitted = load_fitted(path, make())
     exported = torch.export.export(fitted, (TEST_X[:7],), dynamic_shapes=BATCH).module()

@@ -26,6 +26,8 @@ from lightning_uq.functional.vector_scaling import apply_vector_scaling, fit_vec
 from lightning_uq.metrics import JointLogLoss
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules.epinet import EpinetModule
+from lightning_uq.modules.evidential import EvidentialModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction
 
@@ -370,6 +372,36 @@ def test_of_a_dirichlet_the_mean_alone_is_tempered(make_trainer):
         TemperatureScaling(scope="shared").fit(module, val_loader())
     with pytest.raises(InputError, match="the mean alone"):
         TemperatureScaling(scope="member").fit_logits(log_mean(VAL_X), VAL_Y).calibrate(plain)
+
+
+def test_the_real_evidential_module(make_trainer):
+    module = EvidentialModule(NETWORK, num_classes=3, optimizer=SGD, loss="re_edl")
+    scaling = TemperatureScaling(weights="last")
+    trainer = make_trainer(callbacks=[scaling], max_epochs=6)
+    trainer.fit(module, loader(), val_loader())
+    with torch.no_grad():
+        log_mean = module.eval().predict(VAL_X).log_probs
+    assert_close(scaling.temperature, fit_temperature(log_mean, VAL_Y), 1e-4)
+    calibrated = DirichletPrediction.cat(trainer.predict(module, held_out()))
+    with torch.no_grad():
+        plain = module.eval().predict(TEST_X)
+    assert_close(calibrated.log_probs, torch.log_softmax(plain.log_probs / scaling.temperature, 1))
+    assert torch.equal(calibrated.vacuity, plain.vacuity)
+
+
+@pytest.mark.parametrize("scope", ["pooled", "shared"])
+def test_many_hypotheses_whose_predictions_are_pooled(make_trainer, scope):
+    module = EpinetModule(NETWORK, num_classes=3, optimizer=Factory("torch.optim.SGD", {"lr": 0.1}))
+    scaling = TemperatureScaling(weights="last", scope=scope)
+    trainer = make_trainer(callbacks=[scaling], max_epochs=6)
+    trainer.fit(module, loader(), val_loader())
+    logits = logits_of(module, VAL_X)
+    assert len(logits) == 100
+    assert_close(scaling.temperature, fit_ensemble_temperature(logits, VAL_Y, scope), 1e-4)
+    whole = CategoricalPrediction.cat(trainer.predict(module, held_out()))
+    inside, outside = (scaling.temperature, 1) if scope == "shared" else (1, scaling.temperature)
+    mean = (logits_of(module, TEST_X).double() / inside).softmax(2).mean(0).log()
+    assert_close(whole.log_probs, torch.log_softmax(mean / outside, 1))
 
 
 def test_members_that_are_lightning_modules(make_trainer):
