@@ -324,7 +324,8 @@ class DirichletPrediction(ClassProbabilities):
         log_density: Tensor | None = None,
         class_scaling: Tensor | None = None,
     ) -> None:
-        if isinstance(concentration, Tensor) and (concentration.ndim < 2 or not bool((concentration > 0).all())):
+        look = isinstance(concentration, Tensor) and not torch.compiler.is_compiling()  # a graph holds no values
+        if look and (concentration.ndim < 2 or not bool((concentration > 0).all())):
             raise InputError(
                 "Expected argument `concentration` to be positive and of shape [B, C], but got shape "
                 f"{list(concentration.shape)}"
