@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from lightning_uq.data.indexed import IndexedSample
 from lightning_uq.errors import InputError
 
 
@@ -35,12 +36,10 @@ def unpack_batch(batch: Any) -> tuple[Any, Tensor | None]:
 
 
 def sample_index(batch: Any) -> Tensor | None:
-    """The rows' positions in the data set, where the batch carries them (key ``index``, or ``data.Indexed``'s third)."""
-    if isinstance(batch, Mapping):
-        index = batch.get("index")
-    else:
-        index = batch[2] if isinstance(batch, list | tuple) and len(batch) == 3 else None
-    return index if isinstance(index, Tensor) and not index.is_floating_point() else None
+    """The rows' positions in the data set, where the batch carries them: a key ``index``, or from ``data.Indexed``."""
+    index = batch.get("index") if isinstance(batch, Mapping) else getattr(batch, "index", None)
+    known = isinstance(batch, Mapping | IndexedSample)
+    return index if known and isinstance(index, Tensor) and not index.is_floating_point() else None
 
 
 def batch_size(x: Any) -> int:

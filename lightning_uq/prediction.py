@@ -266,8 +266,8 @@ class CategoricalPrediction(ClassProbabilities):
         """
         if self.__dict__["_tensors"]["logits"] is None:
             raise InputError(
-                "The members' `logits` were pooled when this prediction was made; set `return_members=True` on the "
-                "module to keep them."
+                "The members' `logits` were pooled when this prediction was made; set `module.return_members = True` to "
+                "keep them."
             )
         return self._get("logits")
 

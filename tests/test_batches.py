@@ -3,6 +3,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_uq.batches import batch_size, sample_index, unpack_batch, unpadded_rows
+from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError
 
 X, Y = torch.zeros(3, 2), torch.tensor([0, 1, 2])
@@ -33,8 +34,10 @@ def test_what_cannot_be_read_says_what_to_do():
 
 def test_index_is_found_where_it_is_and_not_guessed():
     assert sample_index((X, Y)) is None
-    assert sample_index((X, Y, Y)) is Y
-    assert sample_index((X, Y, Y.float())) is None  # weights, perhaps
+    assert sample_index((X, Y, Y)) is None  # a group, perhaps
+    (batch,) = DataLoader(Indexed(TensorDataset(X, Y)), batch_size=3)
+    assert torch.equal(sample_index(batch), torch.arange(3))
+    assert unpack_batch(batch)[0] is batch.input
     assert sample_index({"input": X, "index": Y}) is Y
 
 

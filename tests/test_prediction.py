@@ -74,7 +74,7 @@ def test_pooling_keeps_every_score_and_says_where_the_logits_went():
     pooled = prediction.pool()
     for name, value in prediction.to_dict().items():
         torch.testing.assert_close(pooled.to_dict()[name], value, rtol=1e-5, atol=1e-6)
-    with pytest.raises(InputError, match="return_members=True"):
+    with pytest.raises(InputError, match="return_members = True"):
         _ = pooled.logits
     assert len(type(pooled).cat([pooled, pooled])) == 8
 

@@ -1,15 +1,23 @@
 """Samples that know their position: what a bootstrap needs."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
 from lightning_uq.errors import InputError
 
 
+class IndexedSample(NamedTuple):
+    """A sample with its position; collated, a batch of them. A third item of another tuple is never taken for a position."""
+
+    input: Any
+    target: Any
+    index: Any
+
+
 class Indexed(Dataset[Any]):
-    """A data set whose items carry their position: ``(x, y)`` becomes ``(x, y, index)``, a mapping gains ``index``.
+    """A data set whose items carry their position: ``(x, y)`` becomes an :class:`IndexedSample`, a mapping gains ``index``.
 
     Wrap the whole data set before it is split or shuffled, so that a sample keeps its number.
 
@@ -21,7 +29,7 @@ class Indexed(Dataset[Any]):
 
     Example:
         >>> Indexed([("a", 0), ("b", 1)])[1]
-        ('b', 1, 1)
+        IndexedSample(input='b', target=1, index=1)
         >>> Indexed([{"input": "a", "target": 0}])[0]
         {'input': 'a', 'target': 0, 'index': 0}
     """
@@ -43,7 +51,7 @@ class Indexed(Dataset[Any]):
         if isinstance(item, Mapping) and "index" not in item:
             return {**item, "index": position}
         if isinstance(item, list | tuple) and len(item) == 2:
-            return (*item, position)
+            return IndexedSample(*item, position)
         raise InputError(
             f"Expected the items of `dataset` to be `(x, y)`, or mappings without the key `index`, but item {position} is "
             f"{_describe(item)}."

@@ -62,6 +62,7 @@ class UncertaintyModule(LightningModule):
     """
 
     ood_score: ClassVar[str] = "predictive_entropy"
+    _outputs_per_target: int = 2  # a mean and a raw variance
     # One set of metrics a data loader, made when the number of loaders is known.
     val_metrics: nn.ModuleList
     test_metrics: nn.ModuleList
@@ -97,6 +98,7 @@ class UncertaintyModule(LightningModule):
         self.num_eval_samples = num_eval_samples
         self.return_members = return_members
         self._output_checked = False
+        self._labels_checked = False
 
     # ------------------------------------------------------------------ outputs and predictions
 
@@ -134,10 +136,26 @@ class UncertaintyModule(LightningModule):
         # Member numbers are read by Python: on the CPU that waits for no device.
         return index if self.network.num_indices is not None else index.to(self.device)
 
-    def index_losses(self, output: Tensor, y: Tensor) -> Tensor:
-        """The loss of each index: outputs [Z, B, ...] and targets to [Z]."""
+    def index_losses(self, output: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The loss of each index [Z] from outputs [Z, B, ...] and targets; ``weights`` [Z, B] or [B] weigh the samples."""
         self._check_output(output)
-        return torch.stack([self.example_loss(member, y) for member in output])
+        self._check_target(output, y)
+        if self.loss is not None or type(self).example_loss is not UncertaintyModule.example_loss:
+            losses = torch.stack([self.example_loss(member, y) for member in output])
+            if weights is not None and losses.shape != output.shape[:2]:
+                raise InputError(
+                    f"Expected argument `loss` to return the losses of the samples, [{output.shape[1]}], so that they can be "
+                    f"weighted, but it returned shape {list(losses.shape[1:])}."
+                )
+        elif self.task == "regression":
+            losses = gaussian_nll_loss(*split_gaussian(output), y, reduction="none")
+        else:
+            logits = (output if output.dtype == torch.float64 else output.float()).flatten(0, 1)
+            together = F.cross_entropy(logits, y.expand(len(output), *y.shape).flatten(0, 1), reduction="none")
+            losses = together.reshape(*output.shape[:2], *together.shape[1:])
+        if weights is not None:
+            losses = losses.flatten(2).mean(2) * weights if losses.ndim > 2 else losses * weights
+        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
     def example_loss(self, output: Tensor, y: Tensor) -> Tensor:
         """The loss of one index's outputs [B, ...], a scalar."""
@@ -257,6 +275,23 @@ class UncertaintyModule(LightningModule):
                     f"Expected the input to be finite, but {bad} of {len(x)} rows of batch {batch_idx} hold NaN or infinity."
                 )
 
+    def _check_target(self, output: Tensor, y: Tensor) -> None:
+        if self.task == "regression":
+            expected = (*output.shape[1:-1], output.shape[-1] // self._outputs_per_target)
+            kind, remedy = "the targets", "an array of another shape would broadcast."
+        else:
+            expected = (*output.shape[1:2], *output.shape[3:])
+            kind = "the class labels"
+            remedy = "Where the network returns features, pass argument `output` a function that makes the logits [B, C]."
+        if y.shape != expected:
+            raise InputError(
+                f"Expected {kind} to be of shape {list(expected)}, since the network returns {list(output.shape[1:])}, but "
+                f"got {list(y.shape)}; {remedy}"
+            )
+        if self.task == "classification" and (y.device.type == "cpu" or not self._labels_checked):
+            check_labels(y, output.shape[2])
+            self._labels_checked = True
+
     def _check_output(self, output: Tensor) -> None:
         if self._output_checked or torch.compiler.is_compiling():
             return
@@ -265,7 +300,7 @@ class UncertaintyModule(LightningModule):
         elif output.ndim != 3 or output.shape[-1] % 2:
             raise InputError(
                 "Expected a regression network to return [B, 2 D], the means and the raw variances, but got shape "
-                f"{list(output.shape[1:])}."
+                f"{list(output.shape[1:])}. Pass argument `output` a function that makes them."
             )
         self._output_checked = True
 
@@ -304,7 +339,8 @@ def saved_argument(value: Any) -> Any:
     if is_plain(value):
         return value
     config = factory_to_config(value)
-    return {"unsaved": f"{type(value).__module__}.{type(value).__qualname__}"} if config is None else config
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return {"unsaved": f"{named.__module__}.{named.__qualname__}"} if config is None else config
 
 
 def restore_argument(value: Any, name: str) -> Any:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,26 +43,44 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def factory_of(
-    module_class: type[LightningModule] | None, hyper_parameters: Mapping[str, Any], path: str | Path
+    module_class: type[LightningModule] | None,
+    hyper_parameters: Sequence[Mapping[str, Any]],
+    paths: Sequence[str | Path],
 ) -> tuple[Callable[[], nn.Module], dict[str, Any]]:
-    """What builds a member again, from the hyper-parameters of its checkpoint, and what those say about its outputs.
+    """What builds the members again, from the hyper-parameters of their checkpoints, and what those say of their outputs.
 
     Raises:
-        InputError: They do not say it.
+        InputError: They do not say it, or say different things: one factory cannot build members that differ.
     """
     ours = module_class is not None and issubclass(module_class, UncertaintyModule)
     if module_class is not None and not ours:
         parameters = inspect.signature(module_class).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        kwargs = {name: value for name, value in hyper_parameters.items() if takes_all or name in parameters}
-        return functools.partial(module_class, **kwargs), {}
-    if "network" not in hyper_parameters:
-        raise InputError(
-            f"Expected argument `network`, a factory of the members, or `module_class`, since {str(path)!r} does not say what "
-            "network it belongs to."
-        )
-    found = {name: hyper_parameters[name] for name in ("task", "num_classes", "output") if name in hyper_parameters}
-    return restore_argument(hyper_parameters["network"], "network"), found
+        wanted = [{k: v for k, v in given.items() if takes_all or k in parameters} for given in hyper_parameters]
+        _check_equal(wanted, paths)
+        return functools.partial(module_class, **wanted[0]), {}
+    for given, path in zip(hyper_parameters, paths, strict=True):
+        if "network" not in given:
+            raise InputError(
+                f"Expected argument `network`, a factory of the members, or `module_class`, since {str(path)!r} does not say "
+                "what network it belongs to."
+            )
+    names = ("network", "task", "num_classes", "output")
+    wanted = [{name: given[name] for name in names if name in given} for given in hyper_parameters]
+    _check_equal(wanted, paths)
+    first = wanted[0]
+    return restore_argument(first.pop("network"), "network"), first
+
+
+def _check_equal(hyper_parameters: Sequence[Mapping[str, Any]], paths: Sequence[str | Path]) -> None:
+    for given, path in zip(hyper_parameters, paths, strict=True):
+        differing = [k for k in {**hyper_parameters[0], **given} if given.get(k) != hyper_parameters[0].get(k)]
+        if differing:
+            raise InputError(
+                f"Expected the files to hold members built alike, but {str(path)!r} has other values than {str(paths[0])!r} of "
+                f"{', '.join(differing)}. Pass argument `network`, a factory, where the difference does not matter to the "
+                "network."
+            )
 
 
 def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:

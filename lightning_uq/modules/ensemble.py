@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -20,7 +19,6 @@ from lightning_uq import batches
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
 from lightning_uq.functional.bootstrap import bootstrap_weights
-from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
 from lightning_uq.modules.building import (
     SAME_START,
@@ -185,9 +183,13 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
         """
         if isinstance(checkpoints, str | Path) or not checkpoints:
             raise InputError(f"Expected argument `checkpoints` to be a list of files, but got {checkpoints!r}.")
+        if network is not None and module_class is not None:
+            raise InputError("Expected one of the arguments `network` and `module_class`, but got both.")
+        if "num_members" in kwargs:
+            raise InputError("Expected no argument `num_members`: there is one member a file.")
         files = [read_checkpoint(path) for path in checkpoints]
         if network is None:
-            network, found = factory_of(module_class, files[0][1], checkpoints[0])
+            network, found = factory_of(module_class, [hyper_parameters for _, hyper_parameters in files], checkpoints)
             kwargs = {**found, **kwargs}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=f".*{SAME_START}")  # they are about to be replaced
@@ -249,26 +251,6 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
             loss_scale=self._loss_scale(),
             second_pass=held_buffers(self.network),
         )
-
-    def index_losses(self, output: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The loss of each member [M] from outputs [M, B, ...], its samples weighted by ``weights`` [M, B]."""
-        self._check_output(output)
-        if self.loss is not None or type(self).example_loss is not UncertaintyModule.example_loss:
-            losses = torch.stack([self.example_loss(member, y) for member in output])
-            if weights is not None and losses.shape != weights.shape:
-                raise InputError(
-                    f"Expected argument `loss` to return the losses of the samples, [{weights.shape[1]}], so that "
-                    f"`bootstrap` can weight them, but it returned shape {list(losses.shape[1:])}."
-                )
-        elif self.task == "regression":
-            losses = gaussian_nll_loss(*split_gaussian(output), y, reduction="none")
-        else:
-            logits = (output if output.dtype == torch.float64 else output.float()).flatten(0, 1)
-            together = F.cross_entropy(logits, y.expand(len(output), *y.shape).flatten(0, 1), reduction="none")
-            losses = together.reshape(*output.shape[:2], *together.shape[1:])
-        if weights is not None:
-            losses = losses.flatten(2).mean(2) * weights if losses.ndim > 2 else losses * weights
-        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
     def member_training_step(self, member: LightningModule, batch: Any, batch_idx: int) -> Any:
         """A LightningModule's own training step, averaged with that of the adversarial batch where one is asked for."""

@@ -71,6 +71,7 @@ class EvidentialRegressionModule(UncertaintyModule):
             DeterministicNetwork(built, output), task="regression", optimizer=optimizer, lr_scheduler=lr_scheduler
         )
         self.evidence_loss = evidence_loss
+        self._outputs_per_target = NUM_BLOCKS[loss]
         self._save_arguments(
             network=network,
             loss=loss,

@@ -132,7 +132,7 @@ def test_an_infinite_index_set_is_evaluated_with_fixed_draws_and_pooled_beyond_3
     make_trainer().fit(module, loader())
     assert torch.equal(module(X), module(X))
     assert module(X).shape == (40, 45, 3)
-    with pytest.raises(InputError, match="return_members=True"):
+    with pytest.raises(InputError, match="return_members = True"):
         _ = module.predict(X).logits
     full = module.predict(X)
     module.return_members = True
@@ -234,8 +234,25 @@ def test_a_batch_without_a_target_is_named(make_trainer):
 
 
 def test_a_target_that_would_broadcast_is_refused(make_trainer):
-    with pytest.raises(InputError, match=r"`target` to have the shape of `mean`, \[8, 1\], but got \[8\]"):
-        make_trainer().fit(DeterministicModule(nn.Linear(4, 2), task="regression"), loader(TARGET[:, 0]))
+    for loss in (None, lambda output, y: (output[:, :1] - y).square().mean()):
+        module = DeterministicModule(nn.Linear(4, 2), task="regression", loss=loss)
+        with pytest.raises(InputError, match=r"targets to be of shape \[8, 1\].* but got \[8\]; .* would broadcast"):
+            make_trainer().fit(module, loader(TARGET[:, 0]))
+
+
+@pytest.mark.parametrize(
+    ("network", "y", "match"),
+    [
+        (nn.Linear(4, 3), Y + 1, r"class labels in \[0, 3\), but got values 1 to 3"),
+        (nn.Linear(4, 3), Y.unsqueeze(1), r"class labels to be of shape \[8\].* but got \[8, 1\]"),
+        (nn.Unflatten(1, (4, 1, 1)), Y, r"class labels to be of shape \[8, 1, 1\].*Where the network returns features, pass argument `output`"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_labels_that_do_not_fit_the_output_are_named_without_num_classes(make_trainer, network, y, match, stage):
+    module = DeterministicModule(network, optimizer=lambda parameters: torch.optim.SGD([torch.zeros(1)], lr=0.1))
+    with pytest.raises(InputError, match=match):
+        getattr(make_trainer(), stage)(module, loader(y))
 
 
 def test_infinite_targets_are_refused(make_trainer):
@@ -274,6 +291,7 @@ def test_probabilities_and_dicts_are_read_where_they_are_declared():
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
+        ({"network": {"unsaved": "x.<lambda>"}}, r"Argument `network` was a x.<lambda>"),
         ({"task": "ranking"}, "`task` to be 'classification' or 'regression', but got 'ranking'"),
         ({"num_classes": 1}, "`num_classes` to be at least 2"),
         ({"num_classes": 3, "task": "regression"}, "left out for regression"),
@@ -282,7 +300,7 @@ def test_probabilities_and_dicts_are_read_where_they_are_declared():
 )
 def test_wrong_arguments_are_named(kwargs, match):
     with pytest.raises(InputError, match=match):
-        DeterministicModule(LINEAR, **kwargs)
+        DeterministicModule(**{"network": LINEAR, **kwargs})
 
 
 def test_a_loss_of_ones_own(make_trainer):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_uq.data.indexed import Indexed
+from lightning_uq.data.indexed import Indexed, IndexedSample
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import bootstrap_weights, member_seed
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
@@ -536,8 +536,9 @@ def test_adversarial_training_needs_a_loss_of_every_member(make_trainer):
 def test_bootstrap_weights_the_samples_of_each_member(kind, execution):
     ensemble = EnsembleModule(mlp, M, bootstrap=kind, execution=execution, seed=4)
     data = Indexed(dataset(40))
-    x, y, index = next(iter(DataLoader(data, batch_size=16, shuffle=True)))
-    loss = ensemble.training_loss(x, y, (x, y, index))
+    batch = next(iter(DataLoader(data, batch_size=16, shuffle=True)))
+    x, y, index = batch
+    loss = ensemble.training_loss(x, y, batch)
     weights = bootstrap_weights(index, M, 4, kind)
     each = [F.cross_entropy(ensemble.network.member(i)(x), y, reduction="none") for i in range(M)]
     expected = sum((weights[i] * each[i]).mean() for i in range(M))
@@ -553,21 +554,25 @@ def test_bootstrap_of_regression_and_of_a_loss_of_samples():
     weights = bootstrap_weights(index, M, 1, "poisson")
     output = ensemble.network(x)
     each = gaussian_nll_loss(*split_gaussian(output), y, reduction="none").mean(2)
-    torch.testing.assert_close(ensemble.training_loss(x, y, (x, y, index)), (weights * each).mean(1).sum())
+    torch.testing.assert_close(ensemble.training_loss(x, y, IndexedSample(x, y, index)), (weights * each).mean(1).sum())
     y = torch.tensor([0, 1, 2, 0, 1, 2])
     own = EnsembleModule(mlp, M, bootstrap="poisson", seed=1, loss=nn.CrossEntropyLoss(reduction="none"))
     plain = EnsembleModule(mlp, M, bootstrap="poisson", seed=1)
-    torch.testing.assert_close(own.training_loss(x, y, (x, y, index)), plain.training_loss(x, y, (x, y, index)))
+    batch = IndexedSample(x, y, index)
+    torch.testing.assert_close(own.training_loss(x, y, batch), plain.training_loss(x, y, batch))
     scalar = EnsembleModule(mlp, M, bootstrap="poisson", loss=nn.CrossEntropyLoss())
     with pytest.raises(
         InputError, match=r"argument `loss` to return the losses of the samples, \[6\].*returned shape \[\]"
     ):
-        scalar.training_loss(x, y, (x, y, index))
+        scalar.training_loss(x, y, batch)
 
 
 def test_bootstrap_without_positions_is_a_value_error(make_trainer):
     with pytest.raises(ValueError, match=r"bootstrap='poisson'.*lightning_uq\.data\.Indexed\(dataset\).*key `index`"):
         make_trainer().fit(EnsembleModule(mlp, 2, bootstrap="poisson"), loader())
+    groups = TensorDataset(*dataset().tensors, torch.zeros(len(dataset()), dtype=torch.long))
+    with pytest.raises(ValueError, match=r"lightning_uq\.data\.Indexed"):  # a third item is no position by itself
+        make_trainer().fit(EnsembleModule(mlp, 2, bootstrap="poisson"), loader(data=groups))
     make_trainer().fit(EnsembleModule(mlp, 2, bootstrap="none"), loader())
     make_trainer().fit(EnsembleModule(mlp, 2, bootstrap="poisson"), loader(data=Indexed(dataset())), loader())
 
@@ -634,7 +639,7 @@ def test_regression(execution, make_trainer):
 def test_a_target_without_its_axis_is_an_error(make_trainer):
     data = TensorDataset(torch.randn(8, 4), torch.randn(8))
     ensemble = EnsembleModule(lambda: mlp(4, 2), 2, task="regression")
-    with pytest.raises(InputError, match=r"`target` to have the shape of `mean`.*got \[8\]"):
+    with pytest.raises(InputError, match=r"targets to be of shape \[8, 1\].*got \[8\]"):
         make_trainer().fit(ensemble, loader(data=data))
 
 

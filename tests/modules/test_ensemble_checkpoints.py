@@ -399,3 +399,45 @@ def test_files_without_a_network(tmp_path):
     for nothing in ([], str(path)):
         with pytest.raises(InputError, match="Expected argument `checkpoints` to be a list of files, but got"):
             EnsembleModule.from_checkpoints(nothing, network)
+
+
+class Activated(LightningModule):
+    def __init__(self, act: str = "ReLU", lr: float = 0.1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(4, 5), getattr(nn, act)(), nn.Linear(5, 3))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_files_of_members_built_differently_are_not_built_alike(tmp_path):
+    def save(name, module):
+        torch.save(
+            {
+                "state_dict": module.state_dict(),
+                "hyper_parameters": dict(module.hparams),
+                "pytorch-lightning_version": "2.6.6",
+            },
+            tmp_path / name,
+        )
+        return tmp_path / name
+
+    relu, tanh = save("a.ckpt", Activated()), save("b.ckpt", Activated("Tanh"))
+    with pytest.raises(InputError, match=r"built alike, but '.*b.ckpt' has other values than '.*a.ckpt' of act"):
+        EnsembleModule.from_checkpoints([relu, tanh], module_class=Activated)
+    with pytest.raises(InputError, match="one of the arguments `network` and `module_class`"):
+        EnsembleModule.from_checkpoints([relu], Activated, module_class=Activated)
+    with pytest.raises(InputError, match="no argument `num_members`"):
+        EnsembleModule.from_checkpoints([relu], Activated, num_members=1)
+    slower = Activated(lr=0.2)
+    ensemble = EnsembleModule.from_checkpoints([relu, save("c.ckpt", slower)], Activated)  # a factory settles it
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(ensemble.network.member(1)(x), slower(x))
+    ours = [
+        save(f"{act}.ckpt", DeterministicModule(Factory("lightning_uq.networks.MLP", {**sizes, "activation": act})))
+        for sizes in [{"in_features": 4, "out_features": 3}]
+        for act in ("relu", "silu")
+    ]
+    with pytest.raises(InputError, match="built alike.*of network"):
+        EnsembleModule.from_checkpoints(ours)

@@ -98,6 +98,11 @@ def difference(ensemble, i, module):
     )
 
 
+def described(options):
+    """An id that is the same in every process: a function's or class's name, not its address."""
+    return ",".join(f"{key}={getattr(value, '__name__', value)}" for key, value in options.items()) or "plain"
+
+
 def scaled(growth_interval=3):
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 2.0**10, growth_interval=growth_interval))
 
@@ -123,7 +128,7 @@ def scaled(growth_interval=3):
             {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2, "precision": "bf16-mixed"},
         ),
     ],
-    ids=str,
+    ids=described,
 )
 def test_member_ends_as_it_would_alone(module, options, make_trainer):
     def factory():
@@ -195,7 +200,7 @@ def test_random_numbers_are_a_members_own(make_trainer):
         assert difference(ensemble, i, single) == 0.0
 
 
-@pytest.mark.parametrize("module", [{"dropout": 0.5, "scheduler": "step"}, {"scheduler": "every step"}], ids=str)
+@pytest.mark.parametrize("module", [{"dropout": 0.5, "scheduler": "step"}, {"scheduler": "every step"}], ids=described)
 def test_a_resumed_training_ends_as_the_uninterrupted_one(module, make_trainer, tmp_path):
     def factory():
         return Lit(**module)
@@ -434,7 +439,7 @@ class WarmsUp(Lit):
         optimizer.zero_grad(set_to_none=False)
 
 
-@pytest.mark.parametrize("options", [{}, {"plugins": scaled}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"plugins": scaled}], ids=described)
 def test_a_members_own_optimization_hooks_are_its_own(options, make_trainer):
     made = lambda: {name: make() for name, make in options.items()}  # noqa: E731
     ensemble = EnsembleModule(lambda: WarmsUp(scheduler="step"), M, seed=SEED)

@@ -36,6 +36,14 @@ def test_an_unknown_form_is_refused():
         OutputReader("probabilities")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_probabilities_are_noticed_in_every_precision(dtype, classes):
+    probs = (3 * torch.randn(1, 64, classes, dtype=torch.float64)).softmax(2).to(dtype)
+    with pytest.raises(InputError, match='output="probs"'):
+        check_class_logits(probs, None, "logits")
+
+
 def test_probabilities_taken_for_logits_are_noticed():
     with pytest.raises(InputError, match='output="probs"'):
         check_class_logits(LOGITS.softmax(2), 3, "logits")
