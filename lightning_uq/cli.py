@@ -122,7 +122,13 @@ def _compare_parser() -> _Parser:
     parser.add_argument(
         "--data",
         default="digits",
-        help="digits (default), or an .npz file with arrays x [N, ...] of numbers and y [N] of integer labels",
+        help="digits (default), testbed (with --problem), or an .npz file with arrays x [N, ...] of numbers and y [N] of "
+        "integer labels",
+    )
+    parser.add_argument(
+        "--problem",
+        metavar="FILE.npz",
+        help="a stored problem of the Neural Testbed: adds kl_tau1 and kl_tau10 to each row",
     )
     parser.add_argument(
         "--ood-classes",
@@ -159,7 +165,14 @@ def _compare(arguments: list[str]) -> int:
 
     recipe = Recipe() if parsed.max_epochs is None else Recipe(max_epochs=parsed.max_epochs)
     configuration = Configuration(
-        parsed.data, parsed.ood_classes, parsed.methods, parsed.seeds, parsed.seed, parsed.accelerator, recipe
+        parsed.data,
+        parsed.ood_classes,
+        parsed.methods,
+        parsed.seeds,
+        parsed.seed,
+        parsed.accelerator,
+        recipe,
+        parsed.problem,
     )
     # What would fail at the end fails now: a missing matplotlib, a directory that cannot be written to.
     new_figure(1, 1)

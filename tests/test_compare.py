@@ -214,7 +214,7 @@ def test_default_is_every_method_that_fits(register):
     setting = make_setting(Configuration(), Configuration().make_data(0))
     chosen = list(choose_methods(None, setting))
     assert "a_unfit" not in chosen
-    assert set(chosen) == set(registry.methods()) - {"a_unfit"}
+    assert set(chosen) == set(registry.methods()) - {"a_unfit", "uniform"}
     assert chosen.index("softmax") < chosen.index("energy") < chosen.index("ensemble")
     assert chosen.index("softmax") < chosen.index("a_reader") < chosen.index("ensemble")
     with pytest.raises(InputError, match="to fit digits, but a_unfit does not"):
@@ -236,7 +236,7 @@ def test_sharing_groups_by_training():
     [
         ({"methods": ("softmax", "nope")}, "`methods` to hold names among softmax, .*, but got 'nope'"),
         ({"methods": ()}, "but got none"),
-        ({"data": "mnist"}, "`data` to be 'digits' or the path of an .npz file, but got 'mnist'"),
+        ({"data": "mnist"}, "`data` to be 'digits', 'testbed' or the path of an .npz file, but got 'mnist'"),
         ({"data": "nowhere.npz"}, "there is no file nowhere.npz"),
         ({"ood_classes": (8, 12)}, "labels of digits .* but got 12"),
         ({"seeds": 0}, "`seeds` to be at least 1, but got 0"),

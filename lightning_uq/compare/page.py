@@ -17,6 +17,7 @@ import lightning_uq
 from lightning_uq.compare.configuration import HIDDEN_SIZES, Recipe
 from lightning_uq.compare.evaluation import NUM_BINS, TAU
 from lightning_uq.compare.run import Comparison
+from lightning_uq.compare.testbed import NUM_INDICES
 from lightning_uq.report import (
     Report,
     Section,
@@ -29,6 +30,10 @@ from lightning_uq.report import (
     write_files,
 )
 
+_SEEDS = {
+    False: "Each has a split of its own too; the splits are of one data set, so that the true uncertainty is larger than it says.",
+    True: "The problem is the same, so that it says nothing of other problems.",
+}
 STALE = ("reliability_*.png", "scores_*.png", "risk_coverage.png")
 
 
@@ -95,6 +100,8 @@ def make_report(comparison: Comparison, figures: Mapping[str, bytes]) -> Report:
     setting, sizes, configuration = comparison.setting, comparison.sizes, comparison.configuration
     held_out = ", ".join(map(str, configuration.ood_classes or ()))
     counts = f"{sizes['train']:,} training, {sizes['val']:,} validation and {sizes['test']:,} test samples"
+    if comparison.configuration.problem is not None:
+        counts = f"{sizes['train']:,} training and {sizes['test']:,} test samples"
     introduction = [
         f"{len(comparison.rows)} methods on {setting.data}: {setting.num_classes} classes in distribution "
         + (
@@ -141,7 +148,11 @@ def make_report(comparison: Comparison, figures: Mapping[str, bytes]) -> Report:
 def command_line(comparison: Comparison) -> str:
     """The command that repeats the comparison."""
     configuration = comparison.configuration
-    arguments = ["--data", configuration.data, "--ood-classes", ",".join(map(str, configuration.ood_classes or ()))]
+    arguments = ["--data", configuration.data]
+    if configuration.problem is None:
+        arguments += ["--ood-classes", ",".join(map(str, configuration.ood_classes or ()))]
+    else:
+        arguments += ["--problem", configuration.problem]
     arguments += ["--methods", ",".join(comparison.methods), "--seeds", str(configuration.seeds)]
     arguments += ["--seed", str(configuration.seed)]
     if configuration.recipe.max_epochs != Recipe().max_epochs:
@@ -166,6 +177,8 @@ def versions() -> dict[str, str]:
 
 def _configuration(comparison: Comparison) -> dict[str, Any]:
     configuration, recipe = comparison.configuration, comparison.configuration.recipe
+    if recipe.steps is not None:
+        return _testbed_configuration(comparison, recipe.steps)
     widths = [comparison.setting.num_features, *HIDDEN_SIZES, comparison.setting.num_classes]
     return {
         "Command": command_line(comparison),
@@ -175,6 +188,20 @@ def _configuration(comparison: Comparison) -> dict[str, Any]:
         "Training": f"Adam, learning rate {recipe.learning_rate:g}, batches of {recipe.batch_size}, at most "
         f"{recipe.max_epochs} epochs; stopped after {recipe.patience} without a better validation NLL, and the best "
         "epoch's weights are evaluated",
+        "Accelerator": f"{configuration.accelerator}, one thread",
+    }
+
+
+def _testbed_configuration(comparison: Comparison, steps: int) -> dict[str, Any]:
+    configuration, recipe, setting = comparison.configuration, comparison.configuration.recipe, comparison.setting
+    return {
+        "Command": command_line(comparison),
+        "Seeds": ", ".join(map(str, configuration.all_seeds)),
+        "Problem": f"d = {setting.num_features}, n = {setting.num_train}, T = {setting.options['temperature']:g}; training sees "
+        "its training inputs and labels alone",
+        "Networks": "the testbed's agents: two hidden layers of 50 (dropout's of 100), ReLU, Haiku's initial weights",
+        "Training": f"Adam, learning rate {recipe.learning_rate:g}, batches of {recipe.batch_size}, {steps:,} steps, an L2 term "
+        "as each agent has it; the last weights are evaluated",
         "Accelerator": f"{configuration.accelerator}, one thread",
     }
 
@@ -191,19 +218,30 @@ def _about(comparison: Comparison, name: str) -> str:
 
 def _notes(comparison: Comparison) -> list[str]:
     seeds, sizes = comparison.configuration.seeds, comparison.sizes
+    testbed = comparison.configuration.problem is not None
     notes = [
         f"The joint log-loss is that of {TAU} labels predicted together (not divided by {TAU}). It falls as the number of "
         "hypotheses Z grows, so compare it at equal Z; with Z = 1 it is the NLL times "
         f"{TAU}.",
         f"The calibration error is the plug-in estimate, which is above zero even for a perfect model: with {sizes['test']:,} "
         "test samples differences of a few thousandths mean nothing.",
-        "The standard error is over seeds, each with a split, initial weights and an order of batches of its own. The splits "
-        "are of one data set, so that the true uncertainty is larger than it says."
+        (
+            "The standard error is over seeds, each with initial weights and an order of batches of its own. "
+            + _SEEDS[testbed]
+        )
         if seeds > 1
         else "There is one seed, hence no standard error: a difference between methods may be chance.",
         "Parameters counts all weights, frozen priors included; running statistics are none. Times are this machine's, with "
         "one thread; the training time of a method that reads another's networks includes theirs.",
     ]
+    if testbed:
+        notes.insert(
+            0,
+            "KL is the divergence of a method's prediction of 1 label, or of 10 labels together, from the environment that the "
+            f"problem was drawn from, in nats: a mean over {sizes['test']:,} draws, with Monte-Carlo error of its own (the "
+            f"methods share the draws); of methods with infinitely many hypotheses {NUM_INDICES:,} are drawn for it. /u: "
+            "over that of equal probabilities. Inf.: draws of infinite divergence, each counted as the largest finite one.",
+        )
     if sizes["ood"]:
         notes.insert(
             2,

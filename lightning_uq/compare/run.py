@@ -24,7 +24,7 @@ from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.registry import Method, Setting, methods
-from lightning_uq.report import RESULT_KEYS
+from lightning_uq.report.table import ALL_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def summarize(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, floa
         {'nll': {'mean': 2.0, 'se': 1.0}}
     """
     summary: dict[str, dict[str, float | None]] = {}
-    for key in RESULT_KEYS:
+    for key in (column.key for column in ALL_COLUMNS):
         column = [one[key] for one in values if key in one]
         if not column:
             continue

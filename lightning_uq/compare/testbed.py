@@ -140,7 +140,7 @@ def _logits(module: LightningModule, x: Tensor, num_indices: int, at_once: int) 
         yield _members(module.predict_step((x,), 0))
         return
     index = module.network.evaluation_index(num_indices)
-    for part in index.split(at_once):
+    for part in torch.split(index, at_once):
         output = module.network(x, part if module.network.num_indices is not None else part.to(module.device))
         yield _members(module.prediction(output))
 

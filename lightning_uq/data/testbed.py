@@ -442,9 +442,9 @@ class TestbedDataModule(ArrayDataModule):
         return meta
 
     def _number(self, name: str, least: float) -> float:
-        value = self._meta.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < least or value == 0:
+        value: Any = self._meta.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not (value >= least > 0 or value > least == 0):
             what = "above 0" if least == 0 else f"of at least {least}"
             raise InputError(f"Expected `meta` of {self.path} to give `{name}` as a number {what}, but got {value!r}.")
         return float(value)

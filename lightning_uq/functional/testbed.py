@@ -155,7 +155,8 @@ def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
         tensor(0.6931, dtype=torch.float64)
     """
     p, q = to_sum_dtype(p), to_sum_dtype(q)
-    return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(-1)
+    terms: Tensor = torch.special.xlogy(p, p) - torch.special.xlogy(p, q)
+    return terms.sum(-1)
 
 
 def log_sum_product(weights: Tensor, probs: Tensor) -> Tensor:
@@ -195,7 +196,8 @@ def gaussian_log_likelihood(error: Tensor, covariance: Tensor) -> Tensor:
     factor = factor.expand(*error.shape[:-1], *factor.shape[-2:])
     white = torch.linalg.solve_triangular(factor, error.unsqueeze(-1), upper=False).squeeze(-1)
     half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return -0.5 * (white.square().sum(-1) + error.shape[-1] * math.log(2 * math.pi)) - half_log_det
+    log_density: Tensor = -0.5 * (white.square().sum(-1) + error.shape[-1] * math.log(2 * math.pi)) - half_log_det
+    return log_density
 
 
 def gaussian_sample_kl(samples: Tensor, target: Tensor, noise_std: float, true_log_likelihood: Tensor) -> KLEstimate:

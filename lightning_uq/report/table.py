@@ -25,7 +25,7 @@ class Column:
     key: str
     label: str
     better: Literal["higher", "lower"]
-    group: Literal["prediction", "detection", "cost"]
+    group: Literal["prediction", "testbed", "detection", "cost"]
     text: Callable[[float], str]
     title: str
 
@@ -40,11 +40,6 @@ COLUMNS: tuple[Column, ...] = (
     Column("brier", "Brier", "lower", "prediction", _digits(3), "Brier score, summed over classes"),
     Column("ece", "ECE", "lower", "prediction", _digits(3), "Expected calibration error, 15 bins"),
     Column("joint_log_loss", "Joint", "lower", "prediction", _digits(3), "Joint log-loss of 10 inputs, dyadic, nats"),
-    Column("kl_tau1", "KL 1", "lower", "prediction", _digits(3), "Testbed: KL from the environment, 1 label, nats"),
-    Column("kl_tau10", "KL 10", "lower", "prediction", _digits(3), "Testbed: KL from the environment, 10 labels jointly, nats"),
-    Column("kl_tau1_normalized", "KL 1/u", "lower", "prediction", _digits(3), "Testbed: KL, 1 label, over the uniform agent's"),
-    Column("kl_tau10_normalized", "KL 10/u", "lower", "prediction", _digits(3), "Testbed: KL, 10 labels, over the uniform agent's"),
-    Column("kl_infinite", "Inf.", "lower", "prediction", _digits(0), "Testbed: infinite draws, counted as the largest finite one"),
     Column("ood_auroc", "AUROC", "higher", "detection", _digits(3), "OOD detection: area under the ROC curve"),
     Column("ood_auprc_out", "AP out", "higher", "detection", _digits(3), "OOD detection: average precision, OOD positive"),
     Column("ood_auprc_in", "AP in", "higher", "detection", _digits(3), "OOD detection: average precision, in-dist. positive"),
@@ -53,14 +48,24 @@ COLUMNS: tuple[Column, ...] = (
     Column("train_seconds", "Train s", "lower", "cost", _digits(1), "Training time, seconds"),
     Column("ms_per_1000", "ms/1k", "lower", "cost", _digits(2), "Milliseconds per 1,000 predictions"),
 )  # fmt: skip
-"""All columns, in their order; a table shows those that any of its rows has."""
+"""The columns of any data, in their order; a table shows those that any of its rows has."""
+
+TESTBED_COLUMNS: tuple[Column, ...] = (
+    Column("kl_tau1", "KL 1", "lower", "testbed", _digits(3), "KL from the environment, 1 label, nats"),
+    Column("kl_tau10", "KL 10", "lower", "testbed", _digits(3), "KL from the environment, 10 labels jointly, nats"),
+    Column("kl_tau1_normalized", "KL 1/u", "lower", "testbed", _digits(3), "KL, 1 label, over the uniform agent's"),
+    Column("kl_tau10_normalized", "KL 10/u", "lower", "testbed", _digits(3), "KL, 10 labels, over the uniform agent's"),
+    Column("kl_infinite", "Inf.", "lower", "testbed", _digits(0), "Infinite draws, counted as the largest finite one"),
+)  # fmt: skip
+"""What only the testbed has, between the predictions' columns and the others."""
 
 RESULT_KEYS = tuple(column.key for column in COLUMNS)
+ALL_COLUMNS = (*COLUMNS[:5], *TESTBED_COLUMNS, *COLUMNS[5:])
 
 
 def shown_columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that at least one row has a value for."""
-    return [column for column in COLUMNS if any(column.key in row for row in rows)]
+    return [column for column in ALL_COLUMNS if any(column.key in row for row in rows)]
 
 
 def cell(row: Row, column: Column) -> tuple[str, str]:
