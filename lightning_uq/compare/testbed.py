@@ -142,7 +142,9 @@ def _logits(module: LightningModule, x: Tensor, num_indices: int, at_once: int) 
     index = module.network.evaluation_index(num_indices)
     for part in torch.split(index, at_once):
         output = module.network(x, part if module.network.num_indices is not None else part.to(module.device))
-        yield _members(module.prediction(output))
+        prediction = module.prediction(output)
+        # A classifier's members are its outputs, whether its predictions keep them or not.
+        yield output.cpu() if isinstance(prediction, CategoricalPrediction) else _members(prediction)
 
 
 def _members(prediction: object) -> Tensor:

@@ -394,4 +394,5 @@ def _with_input(batch: Any, x: Tensor) -> Any:
 
 @register_method("ensemble", ood_score="mutual_information")
 def _ensemble(setting: Setting) -> EnsembleModule:
-    return EnsembleModule(setting.network, num_classes=setting.num_classes, optimizer=setting.optimizer)
+    members = setting.options.get("num_members", 5)
+    return EnsembleModule(setting.network, members, num_classes=setting.num_classes, optimizer=setting.optimizer)
