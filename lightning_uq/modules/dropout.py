@@ -1,6 +1,7 @@
 """MC-dropout: a network's own dropout layers, left on in evaluation, as one set of hypotheses."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,9 @@ from lightning_uq.networks.dropout import DropoutNetwork, Mask
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
+
+DROPOUT = 0.1
+"""Probability of a zero, on the digits: that of the testbed's agent, untuned."""
 
 
 class DropoutModule(UncertaintyModule):
@@ -80,5 +84,15 @@ class DropoutModule(UncertaintyModule):
 
 @register_method("dropout", ood_score="predictive_entropy")
 def _dropout(setting: Setting) -> DropoutModule:
-    network = functools.partial(setting.network, dropout=0.1)  # type: ignore[call-arg]  # the shared MLP has it
+    if "temperature" in setting.options:  # the testbed's agent, whose penalty is Adam's weight decay of twice that
+        d, n = setting.num_features, setting.num_train
+        decay = 2 * math.sqrt(setting.options["temperature"]) * d / n
+        sizes = {"in_features": d, "out_features": setting.num_classes, "hidden_sizes": [100, 100], "dropout": 0.1}
+        return DropoutModule(
+            Factory("lightning_uq.networks.haiku.haiku_mlp", sizes),
+            num_eval_samples=1000,
+            num_classes=setting.num_classes,
+            optimizer=functools.partial(torch.optim.Adam, lr=1e-3, weight_decay=decay),
+        )
+    network = functools.partial(setting.network, dropout=DROPOUT)  # type: ignore[call-arg]  # the shared MLP has it
     return DropoutModule(network, num_classes=setting.num_classes, optimizer=setting.optimizer)

@@ -58,7 +58,7 @@ class DropoutNetwork(EpistemicNetwork):
                 "Dropout that is a function call cannot be seen from outside."
             )
         self.indexer = SeedIndexer()
-        self.base = network
+        self.network = network
         self.mask = mask
         self._active: _Pass | None = None
         for layer in layers:
@@ -99,11 +99,11 @@ class DropoutNetwork(EpistemicNetwork):
     def _run(self, x: Any, index: Tensor) -> Tensor:
         repeated = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.repeat(len(index), *[1] * (t.ndim - 1)), x)
         self._active = _Pass(index)
-        switched = [m for m in self.base.modules() if isinstance(m, _DropoutNd) and m.training]
+        switched = [m for m in self.network.modules() if isinstance(m, _DropoutNd) and m.training]
         try:
             for module in switched:  # its own mask would be drawn for nothing
                 module.training = False
-            output = self.read_output(self.base(repeated))
+            output = self.read_output(self.network(repeated))
         finally:
             self._active = None
             for module in switched:

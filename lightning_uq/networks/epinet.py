@@ -350,6 +350,8 @@ class EpinetNetwork(EpistemicNetwork):
         self.additive_scale = PriorScale(additive_prior_scale)
         self.epinet: Epinet | None = None
         self.tap: FeatureTap | None = None
+        # Made here, and not where they are needed: a compiled or exported graph holds them as constants.
+        self._calibration_index = self.indexer(_SPREAD_DRAWS, torch.Generator().manual_seed(0))
         self._evaluation: dict[tuple[int, int], Tensor] = {}
         names = [feature_layers] if isinstance(feature_layers, str) else list(feature_layers)
         if names != ["auto"]:
@@ -388,12 +390,16 @@ class EpinetNetwork(EpistemicNetwork):
         assert self.epinet is not None
         base, features = self._base(x)
         calibrating = self.training and self.calibrate_prior
-        draws = self._draws(features) if calibrating and not self.epinet.prior_scale.measured else None
+        draws = (
+            self._calibration_index.to(features.device)
+            if calibrating and not self.epinet.prior_scale.measured
+            else None
+        )
         learned, prior = self.epinet(features, index, draws)
         if self.additive_prior is not None:
             if calibrating and not self.additive_scale.measured:
                 with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-                    self.additive_scale.measure(self.additive_prior(x, self._draws(features)))
+                    self.additive_scale.measure(self.additive_prior(x, self._calibration_index.to(features.device)))
             prior = prior + self.additive_scale(self.additive_prior(x, index)).to(prior.dtype)
         return base.unsqueeze(0) * self.base_scale + learned, prior
 
@@ -451,10 +457,6 @@ class EpinetNetwork(EpistemicNetwork):
                 raise InputError("Expected the input to be a floating-point tensor for `include_inputs=True`.")
             features.append(x.detach().flatten(1).to(features[0].dtype))
         return base, torch.cat(features, dim=1)
-
-    def _draws(self, like: Tensor) -> Tensor:
-        """Indices that the spread of a prior is measured over, the same everywhere."""
-        return self.indexer(_SPREAD_DRAWS, torch.Generator().manual_seed(0)).to(like.device)
 
     def _build_from_structure(self) -> None:
         """Build the head where the network's layers tell the sizes of its features and its output."""
