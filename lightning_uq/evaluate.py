@@ -34,10 +34,11 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
 import lightning_uq.data
+from lightning_uq.callbacks._classification import class_logits
 from lightning_uq.callbacks._loaders import exact_loader
 from lightning_uq.callbacks._running import LogitReader, evaluating, is_uncertainty_module, to_device
 from lightning_uq.callbacks.gmm import FitGMM
-from lightning_uq.callbacks.post_training import WRITTEN_BY
+from lightning_uq.callbacks.post_training import WRITTEN_BY, read_checkpoint
 from lightning_uq.data import ArrayDataModule, ImageDataModule, NpzDataModule
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.functional import (
@@ -54,7 +55,7 @@ from lightning_uq.functional.entropy import entropy, log_softmax
 from lightning_uq.functional.gaussian import Regularization
 from lightning_uq.functional.temperature import fit_ensemble_temperature
 from lightning_uq.modules.base import check_labels
-from lightning_uq.modules.checkpoints import load_member, read_checkpoint
+from lightning_uq.modules.checkpoints import load_member
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.report.files import writable_directory, write_files
 
@@ -291,13 +292,14 @@ def load_model(
         [[1.0, 1.0]]
     """
     arguments = dict(init_args or {})
-    state, hyper_parameters = read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     if network is not None:
         with _told(f"Expected argument `network` to build a network, but {network!r} says"):
             built = build_network(Factory(network, arguments), "network")
-        load_member(built, state, path)
+        load_member(built, checkpoint["state_dict"], path)
         return built
-    name = module or hyper_parameters.get("_class_path") or _written_by(path)
+    of_command_line = checkpoint.get("hyper_parameters", {}).get("_class_path")
+    name = module or of_command_line or checkpoint.get(WRITTEN_BY, {}).get("class_path")
     if name is None:
         raise InputError(
             f"{str(path)!r} does not name the LightningModule that wrote it: pass argument `module`, its import path "
@@ -307,11 +309,6 @@ def load_model(
     with _told(f"Expected {str(path)!r} to be a checkpoint of {name}, but it says"):
         loaded: nn.Module = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True, **arguments)
     return loaded
-
-
-def _written_by(path: str | Path) -> str | None:
-    name: str | None = torch.load(path, map_location="cpu", weights_only=True).get(WRITTEN_BY)
-    return name
 
 
 def _device(accelerator: str) -> torch.device:
@@ -369,6 +366,9 @@ class _Data:
     ood_name: str
 
 
+_OOD_ARGUMENTS = {"ood_classes", "ood_datasets"}
+
+
 def data_names() -> dict[str, type[LightningDataModule]]:
     """Data modules by the names that ``--data`` takes.
 
@@ -380,7 +380,10 @@ def data_names() -> dict[str, type[LightningDataModule]]:
     return {
         kind.name: kind
         for kind in kinds
-        if inspect.isclass(kind) and issubclass(kind, ArrayDataModule | ImageDataModule) and getattr(kind, "name", None)
+        if inspect.isclass(kind)
+        and issubclass(kind, ArrayDataModule | ImageDataModule)
+        and getattr(kind, "name", None)
+        and not _OOD_ARGUMENTS.isdisjoint(inspect.signature(kind).parameters)
     }
 
 
@@ -492,10 +495,10 @@ class _Pass:
                 x, y = reader.unpack(model, batch)
                 log_prob = None
                 if gmm is None:
-                    logits = reader(model, batch)
+                    logits = class_logits(reader, model, batch)
                 else:
                     with gmm.features.recording(model) as features:
-                        logits = reader(model, batch)
+                        logits = class_logits(reader, model, batch)
                     log_prob = gmm.densities[0].cpu().log_prob(features()[0].cpu())
                 mark = x.double().sum().cpu() if isinstance(x, Tensor) else torch.zeros((), dtype=torch.float64)
                 yield logits.cpu().double(), None if y is None else y.cpu(), log_prob, mark

@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
-from lightning_uq import DeterministicModule, EnsembleModule, Factory
+from lightning_uq import DeterministicModule, EnsembleModule, EvidentialModule, Factory
 from lightning_uq.cli import main
 from lightning_uq.data import DigitsDataModule
 from lightning_uq.errors import InputError
@@ -349,6 +349,17 @@ def test_a_users_module_and_a_network_alone(networks):
     assert bare["mean"] == expected["mean"]
 
 
+def test_a_dirichlet_is_read_by_its_mean():
+    module = EvidentialModule(NETWORK, num_classes=8)
+    save(module, "evidential.ckpt")
+    result = run("--run", "evidential.ckpt", "--module", "lightning_uq.EvidentialModule", *DIGITS)
+    x, y = DigitsDataModule(seed=0).dataset("test").tensors
+    with torch.no_grad():
+        probs = module.eval().predict(x).probs.double()
+    assert result["mean"]["ece"] == pytest.approx(ece(probs.numpy(), y.numpy()), abs=1e-6)
+    assert result["mean"]["accuracy"] == pytest.approx(float((probs.argmax(1) == y).double().mean()))
+
+
 def test_load_model_gives_the_module(networks):
     x = torch.rand(3, 64)
     loaded = load_model("1.ckpt", OURS)
@@ -363,7 +374,7 @@ def test_load_model_gives_the_module(networks):
     ("arguments", "message"),
     [
         (["--run", "0.ckpt"], "'0.ckpt' does not name the LightningModule that wrote it: pass argument `module`"),
-        (["--run", "nowhere.ckpt", "--module", OURS], "Expected 'nowhere.ckpt' to be a checkpoint"),
+        (["--run", "nowhere.ckpt", "--module", OURS], "to name a checkpoint, but nowhere.ckpt cannot be read"),
         (
             ["--run", "0.ckpt", "--module", "lightning_uq.Nothing"],
             "`module` to be the import path of a LightningModule",
