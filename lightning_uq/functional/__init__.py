@@ -10,7 +10,11 @@ from lightning_uq.functional.calibration import (
 from lightning_uq.functional.dirichlet import (
     dirichlet_differential_entropy,
     dirichlet_expected_entropy,
+    dirichlet_log_det_fisher,
     dirichlet_mutual_information,
+    dirichlet_predictive_entropy,
+    expected_squared_error,
+    kl_to_uniform,
 )
 from lightning_uq.functional.entropy import (
     expected_entropy,
@@ -38,6 +42,12 @@ from lightning_uq.functional.regression import gaussian_nll, interval_covered, q
 from lightning_uq.functional.scores import SCORES, energy, max_logit, max_softmax, variation_ratio
 from lightning_uq.functional.scoring import brier_score, negative_log_likelihood
 from lightning_uq.functional.selective import augrc, aurc, generalized_risk_curve, risk_coverage_curve
+from lightning_uq.functional.student_t import (
+    student_t_cdf,
+    student_t_crps,
+    student_t_log_prob,
+    student_t_quantile,
+)
 
 __all__ = [
     "SCORES",
@@ -53,11 +63,14 @@ __all__ = [
     "consecutive_joint_log_loss",
     "dirichlet_differential_entropy",
     "dirichlet_expected_entropy",
+    "dirichlet_log_det_fisher",
     "dirichlet_mutual_information",
+    "dirichlet_predictive_entropy",
     "dyadic_joint_log_loss",
     "energy",
     "expected_calibration_error",
     "expected_entropy",
+    "expected_squared_error",
     "fit_vim",
     "fpr_at_tpr",
     "gaussian_log_prob",
@@ -66,6 +79,7 @@ __all__ = [
     "generalized_risk_curve",
     "interval_covered",
     "joint_log_loss",
+    "kl_to_uniform",
     "knn_distance",
     "max_logit",
     "max_softmax",
@@ -82,6 +96,10 @@ __all__ = [
     "risk_coverage_curve",
     "sampled_joint_log_loss",
     "smooth_calibration_error",
+    "student_t_cdf",
+    "student_t_crps",
+    "student_t_log_prob",
+    "student_t_quantile",
     "variation_ratio",
     "vim_score",
 ]
