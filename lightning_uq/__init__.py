@@ -15,7 +15,9 @@ from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
 from lightning_uq.modules import (
     DeterministicModule,
+    DropoutModule,
     EnsembleModule,
+    EpinetModule,
     EvidentialModule,
     EvidentialRegressionModule,
     UncertaintyModule,
@@ -36,7 +38,9 @@ __all__ = [
     "CategoricalPrediction",
     "DeterministicModule",
     "DirichletPrediction",
+    "DropoutModule",
     "EnsembleModule",
+    "EpinetModule",
     "EpistemicNetwork",
     "EvidentialModule",
     "EvidentialRegressionModule",

@@ -2,13 +2,17 @@
 
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.deterministic import DeterministicModule
+from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.modules.evidential import EvidentialModule
 from lightning_uq.modules.evidential_regression import EvidentialRegressionModule
 
 __all__ = [
     "DeterministicModule",
+    "DropoutModule",
     "EnsembleModule",
+    "EpinetModule",
     "EvidentialModule",
     "EvidentialRegressionModule",
     "UncertaintyModule",

@@ -1,8 +1,8 @@
 """MC-dropout: a network's own dropout layers, left on in evaluation, as one set of hypotheses."""
 
 import functools
-import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -84,15 +84,11 @@ class DropoutModule(UncertaintyModule):
 
 @register_method("dropout", ood_score="predictive_entropy")
 def _dropout(setting: Setting) -> DropoutModule:
-    if "temperature" in setting.options:  # the testbed's agent, whose penalty is Adam's weight decay of twice that
-        d, n = setting.num_features, setting.num_train
-        decay = 2 * math.sqrt(setting.options["temperature"]) * d / n
-        sizes = {"in_features": d, "out_features": setting.num_classes, "hidden_sizes": [100, 100], "dropout": 0.1}
+    if "temperature" in setting.options:  # the testbed's agent
+        sizes: dict[str, Any] = {"hidden_sizes": (100, 100), "dropout": 0.1, "nonzero_bias": True}
+        network = functools.partial(setting.network, **sizes)
         return DropoutModule(
-            Factory("lightning_uq.networks.haiku.haiku_mlp", sizes),
-            num_eval_samples=1000,
-            num_classes=setting.num_classes,
-            optimizer=functools.partial(torch.optim.Adam, lr=1e-3, weight_decay=decay),
+            network, num_eval_samples=1000, num_classes=setting.num_classes, optimizer=setting.optimizer
         )
     network = functools.partial(setting.network, dropout=DROPOUT)  # type: ignore[call-arg]  # the shared MLP has it
     return DropoutModule(network, num_classes=setting.num_classes, optimizer=setting.optimizer)

@@ -2,11 +2,9 @@
 
 import functools
 import math
-
-import torch
+from typing import Any
 
 from lightning_uq.modules.ensemble import EnsembleModule
-from lightning_uq.networks.factory import Factory
 from lightning_uq.registry import Setting, register_method
 
 PRIOR_SCALE = 100.0
@@ -17,24 +15,15 @@ their initial weights, whose logits are small."""
 
 @register_method("ensemble_prior", ood_score="mutual_information")
 def _ensemble_prior(setting: Setting) -> EnsembleModule:
-    if (
-        "temperature" in setting.options
-    ):  # the testbed's agent, with 10 members; a member's penalty is Adam's weight decay
-        temperature, d, n = setting.options["temperature"], setting.num_features, setting.num_train
-        sizes = {"in_features": d, "out_features": setting.num_classes, "hidden_sizes": [50, 50]}
-        network = Factory("lightning_uq.networks.haiku.haiku_mlp", sizes)
-        return EnsembleModule(
-            network,
-            num_members=10,
-            num_classes=setting.num_classes,
-            prior_network=network,
-            prior_scale=3 / math.sqrt(temperature),
-            optimizer=functools.partial(torch.optim.Adam, lr=1e-3, weight_decay=2 * math.sqrt(temperature) * d / n),
-        )
+    network, scale = setting.network, PRIOR_SCALE
+    if "temperature" in setting.options:  # the testbed's agent, whose first biases are not zero
+        start: dict[str, Any] = {"nonzero_bias": True}
+        network, scale = functools.partial(setting.network, **start), 3 / math.sqrt(setting.options["temperature"])
     return EnsembleModule(
-        setting.network,
+        network,
+        setting.options.get("num_members", 5),
         num_classes=setting.num_classes,
-        prior_network=setting.network,
-        prior_scale=PRIOR_SCALE,
+        prior_network=network,
+        prior_scale=scale,
         optimizer=setting.optimizer,
     )

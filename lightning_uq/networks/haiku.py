@@ -18,25 +18,21 @@ from lightning_uq.networks.priors import AdditivePrior, NetworkWithPrior, trunca
 _EPINET, _PRIOR = "train_epinet", "prior_epinet"
 
 
-def haiku_mlp(
-    in_features: int, out_features: int, hidden_sizes: Sequence[int] = (50, 50), dropout: float = 0.0
-) -> nn.Module:
-    """An MLP with Haiku's initial weights: the network of the testbed's agents, (50, 50) by default.
+def haiku_mlp(in_features: int, out_features: int, hidden_sizes: Sequence[int] = (50, 50)) -> MLP:
+    """A ReLU MLP with Haiku's initial weights: the network of the testbed's agents.
 
     Args:
         in_features: Input dimension d.
         out_features: C.
         hidden_sizes: Widths of the hidden layers.
-        dropout: Probability of a zero, of the inputs and of the hidden units; 0 leaves dropout out.
 
     Example:
-        >>> haiku_mlp(10, 2)(torch.zeros(3, 10))
-        tensor([[0., 0.],
-                [0., 0.],
-                [0., 0.]], grad_fn=<AddmmBackward0>)
+        >>> haiku_mlp(10, 2)[0].bias.any()
+        tensor(False)
     """
-    network = truncated_normal_init_(MLP(in_features, out_features, hidden_sizes, dropout=dropout))
-    return nn.Sequential(nn.Dropout(dropout), *network.children()) if dropout else network
+    network = MLP(in_features, out_features, hidden_sizes)
+    truncated_normal_init_(network)
+    return network
 
 
 def read_haiku(path: str | PathLike[str]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.compare.evaluation import num_weights
+from lightning_uq.compare.testbed import agent_network
 from lightning_uq.errors import InputError
 from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.modules.deterministic import DeterministicModule
@@ -401,10 +402,13 @@ def test_named_configurations():
 
 
 def test_the_recipe_of_the_testbed_follows_its_options():
-    setting = Setting("testbed", 10, 2, 100, BASE, torch.optim.Adam, {"temperature": 0.1})
+    network = functools.partial(agent_network, in_features=10, out_features=2)
+    setting = Setting("testbed", 10, 2, 100, network, torch.optim.Adam, {"temperature": 0.1, "num_members": 10})
     epinet, prior, dropout = (methods()[name].build(setting) for name in ("epinet", "ensemble_prior", "dropout"))
     assert epinet.network.additive_scale.scale == pytest.approx(3.0)
     assert prior.network.num_indices == 10
+    assert prior.hparams["prior_scale"] == pytest.approx(3 / 0.1**0.5)
+    assert prior.network.member(0).prior[0].bias.any()
     assert sum(p.numel() for p in prior.parameters()) == 32020
     assert sum(p.numel() for p in dropout.parameters()) == 11402
 
