@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_uq.callbacks.ood import OODScorer, detection_metrics
-from lightning_uq.compare.testbed import testbed_values
+from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.errors import InputError
@@ -92,7 +92,7 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
         pooled.score_out.append(score_out)
         values |= {key: float(value) for key, value in detection_metrics(score_in, score_out).items()}
     if isinstance(data, TestbedDataModule):
-        values |= testbed_values(module.to(inside.device), data)
+        values |= divergences(module.to(inside.device), data)
     values["parameters"] = num_weights(module)
     values["ms_per_1000"] = _milliseconds(module.to(inside.device), method.ood_score, scorers, data)
     values["train_seconds"] = trained.seconds[method.name]

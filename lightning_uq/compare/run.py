@@ -18,7 +18,7 @@ import torch
 
 from lightning_uq.compare.configuration import HIDDEN_SIZES, Configuration
 from lightning_uq.compare.evaluation import Pooled, evaluate
-from lightning_uq.compare.testbed import AGENTS, testbed_setting
+from lightning_uq.compare.testbed import AGENTS, agent_setting
 from lightning_uq.compare.training import Progress, seeded, train
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.errors import InputError
@@ -171,7 +171,7 @@ def share_trainings(chosen: Mapping[str, Method]) -> dict[str, list[Method]]:
 def make_setting(configuration: Configuration, data: ArrayDataModule) -> Setting:
     """What the methods may know of the data."""
     if isinstance(data, TestbedDataModule):
-        return testbed_setting(data, configuration.recipe.learning_rate)
+        return agent_setting(data, configuration.recipe.learning_rate)
     return Setting(
         data=data.name,
         num_features=data.num_features,

@@ -30,7 +30,7 @@ NUM_MEMBERS = 10
 NUM_INDICES = 1000
 """Indices z that a divergence is estimated with, where there are infinitely many."""
 
-_ROWS_AT_ONCE = 200_000
+_ROWS_AT_ONCE = 50_000
 
 
 def agent_network(
@@ -62,7 +62,7 @@ def agent_network(
     return network
 
 
-def testbed_setting(data: TestbedDataModule, learning_rate: float) -> Setting:
+def agent_setting(data: TestbedDataModule, learning_rate: float) -> Setting:
     """What an agent is told: T, d, n and C, with the network and the optimizer that agents share.
 
     The L2 term is sqrt(T) d / n times the sum of squares of all trained weights, which is Adam's ``weight_decay`` of twice as
@@ -81,7 +81,7 @@ def testbed_setting(data: TestbedDataModule, learning_rate: float) -> Setting:
     )
 
 
-def testbed_values(module: LightningModule, data: TestbedDataModule) -> dict[str, float]:
+def divergences(module: LightningModule, data: TestbedDataModule) -> dict[str, float]:
     """``kl_tau1`` and ``kl_tau10``, each also over the uniform agent's, and how many draws were infinite.
 
     Args:

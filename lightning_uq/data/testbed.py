@@ -359,6 +359,7 @@ class TestbedDataModule(ArrayDataModule):
 
     def load_arrays(self) -> tuple[Tensor, Tensor]:
         """The training inputs [n, d] and labels [n]."""
+        self._read_meta()
         arrays = read_npz(self.path, ("x_train", "y_train"))
         return self._labelled(arrays, "x_train", "y_train", ndim=2)
 
@@ -366,8 +367,6 @@ class TestbedDataModule(ArrayDataModule):
         """Load and check the file, once."""
         if self._parts:
             return
-        self._meta = self._read_meta()
-        self._num_classes = int(self._number("num_classes", 2))
         x, y = self.load_arrays()
         self._classes = tuple(range(self._num_classes))
         tau = min(self.taus)
@@ -405,6 +404,7 @@ class TestbedDataModule(ArrayDataModule):
         Raises:
             InputError: The file has none, or they do not fit together.
         """
+        self.setup()
         names = (f"x_test_tau{tau}", f"y_test_tau{tau}", f"true_ll_tau{tau}")
         arrays = read_npz(self.path, names)
         x, y = self._labelled(arrays, *names[:2], ndim=3)
@@ -431,7 +431,7 @@ class TestbedDataModule(ArrayDataModule):
         """The draws of single labels."""
         return DataLoader(self.dataset("test"), batch_size=max(self.batch_size, 1000))
 
-    def _read_meta(self) -> dict[str, Any]:
+    def _read_meta(self) -> None:
         text = read_npz(self.path, ("x_train", "y_train", "meta"))["meta"]
         try:
             meta = json.loads(str(text))
@@ -439,7 +439,8 @@ class TestbedDataModule(ArrayDataModule):
             raise InputError(f"Expected array `meta` of {self.path} to be a JSON text, but: {error}.") from error
         if not isinstance(meta, dict):
             raise InputError(f"Expected array `meta` of {self.path} to be a JSON object, but got {meta!r}.")
-        return meta
+        self._meta = meta
+        self._num_classes = int(self._number("num_classes", 2))
 
     def _number(self, name: str, least: float) -> float:
         value: Any = self._meta.get(name)
