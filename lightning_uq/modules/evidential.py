@@ -337,7 +337,7 @@ class UnpredictedClasses(UncertaintyMetric):
 
     def classes(self) -> list[int]:
         """Which they are, over all ranks; a collective."""
-        with self.sync_context(should_sync=not self._is_synced):
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=not self._is_synced):
             missing: list[int] = self._missing.nonzero().flatten().tolist()
         return missing
 

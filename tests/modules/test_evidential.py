@@ -398,6 +398,21 @@ def test_bad_outputs_and_labels(make_trainer):
         make_trainer().fit(EvidentialModule(NETWORK, 3), DataLoader(TensorDataset(x, y + 1), batch_size=60))
 
 
+def test_counts_of_all_ranks_decide():
+    theirs = {"labelled": torch.tensor([0.0, 2.0, 1.0]).double(), "predicted": torch.tensor([0.0, 3.0, 0.0]).double()}
+    states = iter(list(theirs) * 2)  # gathered by compute, then by classes
+    metric = UnpredictedClasses(
+        3,
+        dist_sync_fn=lambda mine, group=None: [mine, theirs[next(states)]],
+        distributed_available_fn=lambda: True,
+    )
+    metric.update(DirichletPrediction(torch.eye(3)[[0, 0]] + 1), torch.tensor([0, 1]))
+    assert metric.compute() == 1
+    assert metric.classes() == [2]
+    assert metric.labelled.tolist() == [1, 1, 0]  # this rank's own again
+
+
+@pytest.mark.slow
 def test_two_ranks_count_their_predictions_together(run_script):
     out = run_script(
         """
