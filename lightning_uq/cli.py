@@ -347,12 +347,25 @@ def _lightning(arguments: list[str], *, from_process: bool) -> int:
         """Tells a constructor's refusal of its arguments as a mistake in the configuration."""
 
         def _parse_ckpt_path(self) -> None:
-            # Only what a command line saved is a configuration to take over; of a module that was built in Python the
-            # arguments are other plain data, and the configuration given here is what counts.
+            # Lightning would put the configuration that a checkpoint remembers in the place of the one given here.
             command = self.config.get("subcommand")
             path = self.config[command].get("ckpt_path") if command else None
-            if not path or not Path(path).is_file() or "_class_path" in _hyper_parameters(path):
-                super()._parse_ckpt_path()
+            if path and Path(path).is_file():
+                _check_checkpoint(path)
+
+        def after_predict(self) -> None:
+            """Write what was predicted, one file a rank."""
+            from lightning_uq.prediction import Prediction
+            from lightning_uq.report.predictions import write_predictions
+
+            predictions: Any = self.trainer.predict_loop.predictions
+            if predictions and isinstance(predictions[0], list):  # several loaders
+                predictions = [prediction for loader in predictions for prediction in loader]
+            if not predictions or not isinstance(predictions[0], Prediction):
+                return  # the module's own kind; a writer callback of the user's knows what to do with it
+            rank = "" if self.trainer.world_size == 1 else f"-rank{self.trainer.global_rank}"
+            path = Path(self.trainer.default_root_dir) / f"predictions{rank}.csv"
+            print(f"Wrote {write_predictions(predictions, path)} predictions to {path}")
 
         def instantiate_classes(self) -> None:
             try:
@@ -381,16 +394,16 @@ def _lightning(arguments: list[str], *, from_process: bool) -> int:
     return 0
 
 
-def _hyper_parameters(path: str) -> dict[str, Any]:
-    """What a checkpoint says its module was built with."""
+def _check_checkpoint(path: str) -> None:
+    """A :class:`UsageError` where a file is no checkpoint of plain data."""
     import torch
 
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what its unpickler, its zip reader or its checks raise
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"Expected `ckpt_path` to be a checkpoint, but {path} cannot be read: {reason[0]}") from error
+        raise UsageError(
+            f"Expected `ckpt_path` to be a checkpoint of plain data, but {path} cannot be read as one "
+            f"({type(error).__name__}): it is damaged, something else, or holds pickled code, which is not run."
+        ) from error
     if not isinstance(checkpoint, dict):
         raise UsageError(f"Expected `ckpt_path` to be a checkpoint, but {path} holds a {type(checkpoint).__name__}.")
-    found: dict[str, Any] = checkpoint.get("hyper_parameters", {})
-    return found

@@ -1,3 +1,4 @@
+import csv
 import json
 import logging
 import os
@@ -168,7 +169,7 @@ def test_compare_options_reach_the_comparison(workplace):
         (["--ood-classes", "8,12"], "but got 12"),
         (["--ood-classes", "eight"], "argument --ood-classes: expected labels separated by commas, .* but got 'eight'"),
         (["--ood-classes", "0,1,2,3,4,5,6,7,8"], "at least 2 classes"),
-        (["--data", "mnist"], "`data` to be 'digits' or"),
+        (["--data", "mnist"], "`data` to be 'digits', 'testbed' or"),
         (["--data", "nowhere.npz"], "no file nowhere.npz"),
         (["--seeds", "0"], "`seeds` to be at least 1"),
         (["--seeds", "many"], "argument --seeds: invalid int value: 'many'"),
@@ -225,6 +226,7 @@ def test_a_failure_leaves_an_earlier_result_alone(capsys, monkeypatch):
 # ------------------------------------------------------------------ fit, validate, test, predict
 
 
+@pytest.mark.filterwarnings("ignore:Of the classes in the validation data")  # two batches teach little
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_fits_tests_and_loads_bare(config, workplace):
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
@@ -235,6 +237,11 @@ def test_every_configuration_fits_tests_and_loads_bare(config, workplace):
     for command in ("validate", "test", "predict"):
         limit = f"--trainer.limit_{command.replace('idate', '')}_batches=1"
         assert main([command, "--config", str(config), *quiet, limit, "--ckpt_path", str(checkpoint)]) == 0
+    (written,) = workplace.rglob("predictions.csv")
+    with written.open() as file:
+        header, *rows = csv.reader(file)
+    assert {"label", "mean_0"} & set(header)
+    assert len(rows) > 1
     name = yaml.safe_load(config.read_text())["model"]["class_path"].rpartition(".")[2]
     module = getattr(lightning_uq, name).load_from_checkpoint(checkpoint, weights_only=True)
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
@@ -261,6 +268,34 @@ def test_a_checkpoint_written_in_python_is_tested_here(make_trainer, workplace):
     config = str(ROOT / "configs" / "softmax_digits.yaml")
     quiet = ("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu")
     assert main(["test", "--config", config, *quiet, "--ckpt_path", "python.ckpt"]) == 0
+
+
+def test_the_given_configuration_counts_and_not_the_checkpoints(capsys, workplace):
+    quiet = ("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.limit_train_batches=1")
+    softmax, ensemble = (str(ROOT / "configs" / f"{name}_digits.yaml") for name in ("softmax", "ensemble"))
+    assert main(["fit", "--config", softmax, *quiet, "--trainer.max_epochs=1"]) == 0
+    (checkpoint,) = workplace.rglob("*.ckpt")
+    capsys.readouterr()
+    refused = fails(capsys, "test", "--config", ensemble, *quiet[:2], "--ckpt_path", str(checkpoint))
+    assert "the checkpoint does not fit the configured module" in refused
+
+
+@pytest.mark.parametrize(
+    ("init_args", "message"),
+    [
+        (
+            {"optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": -1.0}}},
+            "`optimizer`.*Invalid learning rate",
+        ),
+        (
+            {"network": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 5, "out_features": 3}}},
+            r"The network does not take an input of shape \[5, 4\]",
+        ),
+    ],
+)
+def test_what_fails_at_the_first_batch_is_one_line(capsys, users_project, init_args, message):
+    change(users_project, model={**OUR_MODEL, "init_args": {**OUR_MODEL["init_args"], **init_args}})
+    assert re.search(message, fails(capsys, "fit", "--config", str(users_project)))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +336,7 @@ def test_debug_gives_the_traceback(monkeypatch):
         (["--config", "config.yaml", "--ckpt_path=nowhere.ckpt"], "Checkpoint file not found: nowhere.ckpt"),
         (
             ["--config", "config.yaml", "--ckpt_path=broken.yaml"],
-            "`ckpt_path` to be a checkpoint, but broken.yaml cannot be read",
+            "`ckpt_path` to be a checkpoint of plain data, but broken.yaml cannot be read as one",
         ),
         (
             ["--config", "config.yaml", "--ckpt_path=list.ckpt"],

@@ -108,7 +108,12 @@ class UncertaintyModule(LightningModule):
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, ...] over the evaluation indices: logits, or means and raw variances."""
-        output: Tensor = self.network(x, self._place(self.network.evaluation_index(self.num_eval_samples)))
+        index = self._place(self.network.evaluation_index(self.num_eval_samples))
+        try:
+            output: Tensor = self.network(x, index)
+        except RuntimeError as error:
+            self._explain(error, x)
+            raise
         self._check_output(output)
         return output
 
@@ -169,7 +174,11 @@ class UncertaintyModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step of :meth:`training_loss`, logged as ``train_loss``."""
         x, y = self._labelled(batch, batch_idx)
-        loss = self.training_loss(x, y, batch)
+        try:
+            loss = self.training_loss(x, y, batch)
+        except RuntimeError as error:
+            self._explain(error, x)
+            raise
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=batches.batch_size(x))
         return loss
 
@@ -275,6 +284,13 @@ class UncertaintyModule(LightningModule):
                     f"Expected the input to be finite, but {bad} of {len(x)} rows of batch {batch_idx} hold NaN or infinity."
                 )
 
+    def _explain(self, error: RuntimeError, x: Any) -> None:
+        """Tell what torch says of shapes that do not meet, at the first batch, as the input's misfit."""
+        first = not self._output_checked and isinstance(x, Tensor)
+        if first and any(word in str(error) for word in ("shape", "size")):
+            text = str(error).splitlines()[0]
+            raise InputError(f"The network does not take an input of shape {list(x.shape)}: {text}") from error
+
     def _check_target(self, output: Tensor, y: Tensor) -> None:
         if self.task == "regression":
             expected = (*output.shape[1:-1], output.shape[-1] // self._outputs_per_target)
@@ -282,7 +298,9 @@ class UncertaintyModule(LightningModule):
         else:
             expected = (*output.shape[1:2], *output.shape[3:])
             kind = "the class labels"
-            remedy = "Where the network returns features, pass argument `output` a function that makes the logits [B, C]."
+            remedy = (
+                "Where the network returns features, pass argument `output` a function that makes the logits [B, C]."
+            )
         if y.shape != expected:
             raise InputError(
                 f"Expected {kind} to be of shape {list(expected)}, since the network returns {list(output.shape[1:])}, but "
@@ -312,7 +330,10 @@ class UncertaintyModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters that need a gradient, and its scheduler."""
-        optimizer: torch.optim.Optimizer = self.optimizer(self.optimized_parameters())
+        try:
+            optimizer: torch.optim.Optimizer = self.optimizer(self.optimized_parameters())
+        except (TypeError, ValueError) as error:
+            raise InputError(f"Expected argument `optimizer` to build an optimizer, but: {error}") from error
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)

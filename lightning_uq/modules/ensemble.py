@@ -316,12 +316,23 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
             self.evaluation_steps(step, batch, batch_idx, loader_idx)
             misfit = misfit_of(self.lightning_members[0], batch, self.unpack_batch, self.task)
             if misfit is not None:
-                if not self._told_misfit:
-                    rank_zero_info(f"No metrics of the ensemble as a whole are logged: {misfit}.")
-                self._told_misfit = True
+                self._tell_misfit(misfit)
                 return
             stage = f"ensemble/{stage}"
+            try:
+                super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)
+            except InputError as error:
+                # The user's module need not predict classes or variances for its own steps to be right.
+                if self._output_checked:
+                    raise
+                self._tell_misfit(str(error))
+            return
         super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)
+
+    def _tell_misfit(self, reason: str) -> None:
+        if not self._told_misfit:
+            rank_zero_info(f"No metrics of the ensemble as a whole are logged: {reason.rstrip('.')}.")
+        self._told_misfit = True
 
     # ------------------------------------------------------------------ optimizer and checkpoint
 

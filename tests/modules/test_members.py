@@ -749,3 +749,33 @@ def test_composite_optimizer_refuses_what_belongs_to_a_member():
     ):
         composite.load_state_dict(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1).state_dict())
     assert "SGD" in repr(composite)
+
+
+class MeanOnly(LightningModule):
+    """A regressor without a variance: right for its own steps, but no density to score."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.mse_loss(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_members_without_a_density_train_and_validate_by_their_own_steps(make_trainer):
+    data = DataLoader(TensorDataset(torch.randn(12, 4), torch.randn(12, 1)), batch_size=4)
+    ensemble = EnsembleModule(MeanOnly, 2, task="regression")
+    trainer = make_trainer()
+    trainer.fit(ensemble, data, data)
+    assert set(trainer.callback_metrics) == {"val_loss", "member_0/val_loss", "member_1/val_loss"}
+    with pytest.raises(InputError, match="argument `output` a function that makes them"):
+        trainer.predict(ensemble, data)
