@@ -51,7 +51,7 @@ class Indexed(Dataset[Any]):
         if isinstance(item, Mapping) and "index" not in item:
             return {**item, "index": position}
         if isinstance(item, list | tuple) and len(item) == 2:
-            return IndexedSample(*item, position)
+            return IndexedSample(item[0], item[1], position)
         raise InputError(
             f"Expected the items of `dataset` to be `(x, y)`, or mappings without the key `index`, but item {position} is "
             f"{_describe(item)}."
