@@ -187,6 +187,27 @@ def test_weight_decay_is_the_gradient_of_the_originals_penalty(path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_an_epinet_takes_ten_times_the_steps_with_much_data(tmp_path):
+    assert [epochs for name, _, epochs in told_of(tmp_path, num_train=501) if name == "epinet"] == [10]
+    assert {epochs for _, _, epochs in told_of(tmp_path, num_train=500)} == {1}
+
+
+def told_of(tmp_path, num_train):
+    told = []
+
+    class Log(Progress):
+        def training(self, method, seed):
+            told.append([method, seed])
+
+        def trained(self, epochs, seconds):
+            told[-1].append(epochs)
+
+    file = tmp_path / f"{num_train}.npz"
+    np.savez(file, **classification_problem(input_dim=1, num_train=num_train, num_test=3))
+    compare(configure(str(file), methods=("epinet", "softmax"), recipe=Recipe(batch_size=100, steps=2)), Log())
+    return told
+
+
 def test_agent_networks_start_as_the_originals_do():
     network = agent_network(400, 2, hidden_sizes=(300,), dropout=0.1, nonzero_bias=True)
     assert network[0].weight.std().item() * 20 == pytest.approx(0.8796, abs=0.01)
