@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import EvidentialModule, Factory, OODDetection, TemperatureScaling
 from lightning_uq.compare.evaluation import ood_score
+from lightning_uq.data import DigitsDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.functional import dirichlet
 from lightning_uq.losses import EvidentialLoss, FisherEvidentialLoss, MaxNormLoss, RelaxedEvidentialLoss, clamped_exp
@@ -257,6 +258,31 @@ def test_it_warns_of_a_class_that_is_never_predicted(make_trainer):
     epochs = EvidentialModule(Fixed([1.0, 0.0, -1.0]), 3, annealing_epochs=1)
     with pytest.warns(UserWarning, match="are never predicted"):
         make_trainer(max_epochs=2).fit(epochs, loader(), loader())
+
+
+def test_max_norm_collapses_at_the_original_s_factor_and_not_at_ours(make_trainer):
+    accuracy = {}
+    network = Factory(
+        "lightning_uq.networks.mlp.MLP", {"in_features": 64, "out_features": 8, "hidden_sizes": [128, 128]}
+    )
+    for factor in (1.0, None):
+        torch.manual_seed(0)
+        data = DigitsDataModule(ood_classes=(8, 9), seed=0, batch_size=128)
+        module = EvidentialModule(
+            network,
+            8,
+            loss="maxnorm",
+            max_reg_factor=factor,
+            annealing_steps=140,
+            optimizer=lambda p: torch.optim.Adam(p, 2e-3),
+        )
+        trainer = make_trainer(max_epochs=25, check_val_every_n_epoch=25)
+        expected = pytest.warns(UserWarning, match="are never predicted") if factor else warnings.catch_warnings()
+        with expected:
+            trainer.fit(module, data)
+        accuracy[factor] = float(trainer.callback_metrics["val_accuracy"])
+    assert accuracy[1.0] < 0.85
+    assert accuracy[None] > 0.95
 
 
 def test_a_class_without_labels_need_not_be_predicted():
