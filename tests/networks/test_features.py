@@ -1,0 +1,98 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, pooled, traced_last_linear
+
+X = torch.randn(5, 4)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.body, self.other = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.mean, self.variance = nn.Linear(6, 1), nn.Linear(6, 1)
+        self.shared = shared
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        return torch.cat([self.mean(h), self.variance(h if self.shared else self.other(x).relu())], 1)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x) if x.sum() > 0 else self.head(-x)
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "size"),
+    [
+        (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), "2", 3),
+        (nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3), nn.LogSoftmax(1)), "2", None),
+        (TwoHeads(shared=True), "variance", None),
+    ],
+)
+def test_the_graph_and_the_gradient_find_the_same_layer(network, name, size):
+    found = traced_last_linear(network)
+    assert found is not None
+    assert found[1] == size
+    assert last_linear(network, lambda: network(X)) == name
+    layers = dict(network.named_modules())
+    assert layers[found[0]].in_features == layers[name].in_features
+
+
+def test_what_the_graph_does_not_tell():
+    assert traced_last_linear(Branching()) is None  # no graph
+    assert traced_last_linear(TwoHeads(shared=False)) is None  # two inputs
+    assert traced_last_linear(nn.Conv2d(1, 2, 3)) is None  # no linear layer
+    network = TwoHeads(shared=False)
+    with pytest.raises(InputError, match="Several linear layers"):
+        last_linear(network, lambda: network(X), "feature_layers")
+    with pytest.raises(InputError, match="feature_layers='auto'"):
+        last_linear(nn.ReLU(), lambda: X, "feature_layers")
+
+
+def test_a_tap_gives_inputs_in_order_and_holds_nothing_afterwards():
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    tap = FeatureTap(network, ["2", "0", OUTPUT])
+    output, (hidden, x, logits) = tap.run(network, X)
+    torch.testing.assert_close(hidden, network[:2](X))
+    assert torch.equal(x, X)
+    assert torch.equal(logits, output)
+    assert output.requires_grad
+    assert not hidden.requires_grad
+    network(X)
+    assert tap.caught is None
+    copies = copy.deepcopy((network, tap))
+    with torch.no_grad():
+        copies[0][0].weight.zero_()
+    assert not torch.equal(copies[1].run(copies[0], X)[1][0], hidden)
+
+
+def test_layers_that_are_not_there_or_not_run():
+    network = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(InputError, match="`feature_layers`.*got 'fc'"):
+        FeatureTap(network, ["fc"])
+    idle = nn.ModuleDict({"used": nn.Linear(4, 3), "idle": nn.Linear(4, 3)})
+    idle.forward = lambda x: idle["used"](x)
+    with pytest.raises(InputError, match="'idle' was not called"):
+        FeatureTap(idle, ["idle"]).run(idle, X)
+    # After an error the next call is as any other.
+    tap = FeatureTap(network, ["0"])
+    with pytest.raises(RuntimeError):
+        tap.run(network, torch.zeros(2, 9))
+    assert torch.equal(tap.run(network, X)[1][0], X)
+
+
+def test_further_axes_are_averaged_and_half_precision_is_upcast():
+    x = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(pooled(x), x.mean((2, 3)))
+    assert pooled(x.bfloat16()).dtype == torch.float32
+    assert pooled(x.double()).dtype == torch.float64
