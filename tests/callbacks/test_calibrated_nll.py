@@ -162,7 +162,7 @@ def test_training_goes_as_it_would_without(make_trainer):
     for callbacks in ([], [CalibratedNLL()]):
         torch.manual_seed(3)
         module = UsersModule()
-        module.net[1].train = lambda mode=True: module.net[1]  # dropout that draws in evaluation too
+        module.net[1].train = lambda mode=True, layer=module.net[1]: layer  # dropout that draws in evaluation too
         module.on_validation_end = module.on_validation_batch_end = lambda *args: None
         make_trainer(callbacks=callbacks, max_epochs=2).fit(module, loader(), val_loader())
         weights.append(module.net[0].weight.detach())
