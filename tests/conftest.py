@@ -43,7 +43,7 @@ def make_trainer(tmp_path) -> Callable[..., Trainer]:
 def run_script(tmp_path) -> Callable[..., Any]:
     """Run Python code in a process of its own (which may start a second rank); what it writes to ``out`` as JSON is returned."""
 
-    def run(code: str, *, timeout: int = 120) -> Any:
+    def run(code: str, *, timeout: int = 400) -> Any:
         script, out = tmp_path / "script.py", tmp_path / "out.json"
         script.write_text(f"out = {str(out)!r}\n{code}")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
