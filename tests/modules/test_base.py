@@ -245,7 +245,11 @@ def test_a_target_that_would_broadcast_is_refused(make_trainer):
     [
         (nn.Linear(4, 3), Y + 1, r"class labels in \[0, 3\), but got values 1 to 3"),
         (nn.Linear(4, 3), Y.unsqueeze(1), r"class labels to be of shape \[8\].* but got \[8, 1\]"),
-        (nn.Unflatten(1, (4, 1, 1)), Y, r"class labels to be of shape \[8, 1, 1\].*Where the network returns features, pass argument `output`"),
+        (
+            nn.Unflatten(1, (4, 1, 1)),
+            Y,
+            r"class labels to be of shape \[8, 1, 1\].*Where the network returns features, pass argument `output`",
+        ),
     ],
 )
 @pytest.mark.parametrize("stage", ["fit", "test"])
