@@ -28,7 +28,7 @@ from lightning_uq.metrics import (
 )
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import factory_from_config, factory_to_config, is_plain
-from lightning_uq.networks.output import check_class_logits
+from lightning_uq.networks.output import OutputShapeError, check_class_logits
 from lightning_uq.prediction import CategoricalPrediction, GaussianMixturePrediction, Prediction
 
 Task = Literal["classification", "regression"]
@@ -316,7 +316,7 @@ class UncertaintyModule(LightningModule):
         if self.task == "classification":
             check_class_logits(output, self.num_classes, self.network.read_output.output)
         elif output.ndim != 3 or output.shape[-1] % 2:
-            raise InputError(
+            raise OutputShapeError(
                 "Expected a regression network to return [B, 2 D], the means and the raw variances, but got shape "
                 f"{list(output.shape[1:])}. Pass argument `output` a function that makes them."
             )

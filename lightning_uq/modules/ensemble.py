@@ -39,7 +39,7 @@ from lightning_uq.modules.members import MemberHooks, call_step, misfit_of
 from lightning_uq.modules.resume import ExactResume
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.output import Output
+from lightning_uq.networks.output import Output, OutputShapeError
 from lightning_uq.registry import Setting, register_method
 
 _STATE = "lightning_uq_ensemble"
@@ -321,10 +321,8 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
             stage = f"ensemble/{stage}"
             try:
                 super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)
-            except InputError as error:
-                # The user's module need not predict classes or variances for its own steps to be right.
-                if self._output_checked:
-                    raise
+            except OutputShapeError as error:
+                # A user's module need not predict two classes, or a variance, for its own steps to be right.
                 self._tell_misfit(str(error))
             return
         super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)

@@ -11,6 +11,10 @@ from lightning_uq.errors import InputError
 Output = Literal["logits", "probs", "log_probs"] | Callable[[Any], Tensor]
 
 
+class OutputShapeError(InputError):
+    """A network's output has too few numbers to be the prediction that was asked for: one logit, a mean without a variance."""
+
+
 class OutputReader:
     """Turns what a network returned into a tensor of logits (or of regression outputs).
 
@@ -54,10 +58,11 @@ def check_class_logits(logits: Tensor, num_classes: int | None, output: Output) 
     """Tell, once, what is not a classifier's logits [Z, B, C, ...].
 
     Raises:
-        InputError: The class axis is missing or of another size, or every row sums to one within [0, 1]: probabilities.
+        OutputShapeError: The class axis is missing.
+        InputError: It is of another size, or every row sums to one within [0, 1]: probabilities.
     """
     if logits.ndim < 3 or logits.shape[2] < 2:
-        raise InputError(
+        raise OutputShapeError(
             f"Expected the network to return logits [B, C] with C >= 2, but got shape {list(logits.shape[1:])}. Pass "
             "argument `output` a function that makes them, for example from a single logit."
         )
