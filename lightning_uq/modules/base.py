@@ -83,10 +83,11 @@ class UncertaintyModule(LightningModule):
         super().__init__()
         if task not in ("classification", "regression"):
             raise InputError(f"Expected argument `task` to be 'classification' or 'regression', but got {task!r}.")
-        if num_classes is not None and (task == "regression" or num_classes < 2):
+        known = num_classes is not None
+        if known and (task == "regression" or not isinstance(num_classes, int) or num_classes < 2):
             raise InputError(
                 f"Expected argument `num_classes` to be at least 2, and to be left out for regression, but got "
-                f"{num_classes} with task={task!r}."
+                f"{num_classes!r} with task={task!r}."
             )
         self.network = network
         self.task = task

@@ -1,5 +1,6 @@
 """Build the members of an ensemble: each by its own call of a factory, under its own seed."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -129,18 +130,21 @@ def check_arguments(**given: Any) -> None:
     check_factory(given["network"])
     if given["prior_network"] is not None:
         check_factory(given["prior_network"], "prior_network")
-    if not isinstance(given["num_members"], int) or given["num_members"] < 1:
-        raise InputError(
-            f"Expected argument `num_members` to be an integer of at least 1, but got {given['num_members']!r}."
-        )
+    for name, lowest in (("num_members", 1), ("seed", 0)):
+        if not isinstance(given[name], int) or isinstance(given[name], bool) or given[name] < lowest:
+            raise InputError(
+                f"Expected argument `{name}` to be an integer of at least {lowest}, but got {given[name]!r}."
+            )
+    for name in ("adversarial_epsilon", "prior_scale"):
+        value = given[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+        if value is not None and not number:
+            raise InputError(f"Expected argument `{name}` to be a finite number of at least 0, but got {value!r}.")
     if (given["prior_network"] is None) != (given["prior_scale"] == 0):
         raise InputError(
             "Expected arguments `prior_network` and `prior_scale` together (the network's own factory matches it), but got "
             f"prior_scale={given['prior_scale']} {'without' if given['prior_network'] is None else 'with'} a prior network."
         )
-    epsilon = given["adversarial_epsilon"]
-    if epsilon is not None and not epsilon >= 0:
-        raise InputError(f"Expected argument `adversarial_epsilon` to be None or at least 0, but got {epsilon}.")
     choices = {
         "adversarial_scale": ("range", "absolute"),
         "bootstrap": (None, "none", "bernoulli", "exponential", "poisson"),

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq import DeterministicModule, EnsembleModule, FitGMM
 from lightning_uq.compare import Configuration, Recipe, compare
 from lightning_uq.data import DigitsDataModule
+from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional import auroc
 from lightning_uq.networks import MLP
 from lightning_uq.prediction import CategoricalPrediction
@@ -168,3 +169,29 @@ def test_the_relative_mahalanobis_row(compared, features):
     # By predictions the three are one method.
     assert all(rows[name]["nll"] == rows["softmax"]["nll"] for name in rows)
     assert len({row["ood_auroc"]["mean"] for row in rows.values()}) == 3
+
+
+def test_features_in_memory_give_what_a_loader_gives():
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(90, 4)
+    y = torch.arange(90) % 3
+    features = network[1](network[0](x)).detach()
+    streamed, direct = FitGMM().fit(network, [(x, y)]), FitGMM().fit_features(features, y)
+    torch.testing.assert_close(direct.log_density(features), -streamed.score(network, [x]), rtol=1e-6, atol=1e-6)
+    log_prob = direct.log_prob(features)
+    assert log_prob.shape == (90, 3)
+    assert log_prob.dtype == torch.float64
+    expected = torch.logsumexp(log_prob, 1) - math.log(3)  # uniform priors
+    torch.testing.assert_close(direct.log_density(features), expected)
+    members = torch.stack([features, features + 1])
+    pooled = FitGMM().fit_features(members, y)
+    torch.testing.assert_close(
+        pooled.log_prob(members), log_prob, rtol=1e-4, atol=1e-4
+    )  # a shifted member is the same density, shifted
+    single = FitGMM(scoring_dtype="float32").fit_features(features, y)
+    torch.testing.assert_close(single.log_prob(features), log_prob, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(single.log_prob(features), log_prob)
+    with pytest.raises(NotFittedError, match="fit_features"):
+        FitGMM().log_prob(features)
+    with pytest.raises(InputError, match="scoring_dtype"):
+        FitGMM(scoring_dtype="half")
