@@ -375,12 +375,17 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
         saved = checkpoint.get(_STATE)
         if saved is None:
             return
+        size = len({name.split(".")[2] for name in checkpoint["state_dict"] if name.startswith("network.members.")})
+        if size != self.network.num_indices:
+            raise InputError(
+                f"Expected a checkpoint of {self.network.num_indices} members (argument `num_members`), but it holds {size}."
+            )
         self.seed = saved["seed"]
         self.load_members(checkpoint, saved, resuming=self.is_resuming)
         if not self.is_resuming:
             return
         self._range_is_restored = "input_range" in checkpoint["state_dict"]
-        stack, size = self.network.is_stacked, self.network.num_indices
+        stack = self.network.is_stacked
         if stack != saved["stacked"] and "optimizer_states" in checkpoint:
             states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
             checkpoint["optimizer_states"] = [convert_optimizer_state(s, size, stack=stack) for s in states]

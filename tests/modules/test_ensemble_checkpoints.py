@@ -441,3 +441,19 @@ def test_files_of_members_built_differently_are_not_built_alike(tmp_path):
     ]
     with pytest.raises(InputError, match="built alike.*of network"):
         EnsembleModule.from_checkpoints(ours)
+
+
+def test_another_number_of_members_is_named(make_trainer, tmp_path):
+    def network():
+        return nn.Linear(4, 3)
+
+    trainer = make_trainer()
+    data = DataLoader(TensorDataset(torch.randn(8, 4), torch.arange(8) % 3), batch_size=4)
+    trainer.fit(EnsembleModule(network, 2), data)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    for load in (
+        lambda path: EnsembleModule.load_from_checkpoint(path, network=network, num_members=3, weights_only=True),
+        lambda path: make_trainer().fit(EnsembleModule(network, 3), data, ckpt_path=path, weights_only=True),
+    ):
+        with pytest.raises(InputError, match=r"checkpoint of 3 members \(argument `num_members`\), but it holds 2"):
+            load(tmp_path / "two.ckpt")
