@@ -1,7 +1,7 @@
 # Everything runs in .venv, made from the ranges in pyproject.toml.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := cli,data,report,notebooks,dev
+EXTRAS := cli,data,report,parquet,onnx,notebooks,dev
 # Two workers on two cores: one thread each, or they wait for one another.
 TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 

@@ -1,0 +1,1 @@
+"""Which unlabelled samples to label next."""
