@@ -1,0 +1,223 @@
+"""The contract's one list: a method or callback that stands here is run through everything that this folder tests.
+
+Modules are built from importable factories, so that their checkpoints load bare; networks, data and epochs are tiny. Rows
+are uneven in number: no split divides by two ranks.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_uq import callbacks as c
+from lightning_uq import modules as m
+from lightning_uq.networks import Factory
+
+FEATURES, CLASSES, TARGETS = 4, 3, 2
+
+AXES = {
+    "32-true": "fit, validate, test and predict in float32",
+    "bf16-mixed": "the same under autocast to bfloat16",
+    "bf16-true": "the same with bfloat16 weights",
+    "64-true": "the same with float64 weights",
+    "options": "accumulated gradients, clipping, limited batches",
+    "loaders": "several loaders in every stage",
+    "iterable": "an iterable data set without a length",
+    "fast_dev_run": "`fast_dev_run` and `barebones`",
+    "ddp": "two gloo processes give what one gives, at uneven numbers of rows",
+    "ddp_spawn": "the same, started by `spawn`",
+    "reload": "save, load bare under `weights_only=True`, the same numbers; `best` and `last`",
+    "resume": "resuming at an epoch's end gives the numbers of the uninterrupted run",
+    "mid-epoch": "resuming in mid-epoch, with a loader that keeps its state",
+    "kill": "a process killed while it writes a checkpoint leaves the previous one whole",
+    "ema": "`EMAWeightAveraging`, before and after",
+    "swa": "`StochasticWeightAveraging`, before and after",
+    "stopping": "`EarlyStopping`",
+    "compile": "`torch.compile` of the inner network",
+    "export": "`torch.export`",
+    "onnx": "ONNX, run by onnxruntime, gives PyTorch's numbers",
+    "predict": "tensor, tuple and mapping batches, uneven ones: one prediction type",
+    "bad input": "NaN, infinity, wrong labels, nothing at all: one clear error, nothing half-written",
+    "memory": "ten rounds of train, test and predict: memory and open files stay flat",
+    "unsupported": "FSDP and DeepSpeed are refused by name",
+    "gpu": "16-mixed and bf16-mixed on a CUDA device",
+}
+"""What is tested, in the order of the published grid's columns."""
+
+
+# ---------------------------------------------------------------------- data and networks
+
+
+def rows(num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Three blobs in four dimensions, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(num) % CLASSES
+    centres = 2 * torch.eye(CLASSES, FEATURES)
+    return centres[y] + torch.randn(num, FEATURES, generator=generator), y
+
+
+def dataset(task: str, num: int, seed: int = 0) -> TensorDataset:
+    """Inputs with class labels, or with two targets each."""
+    x, y = rows(num, seed)
+    return TensorDataset(x, y if task == "classification" else torch.stack([x.sum(1), x[:, 0].sin()], 1))
+
+
+def loader(task: str, num: int, seed: int = 0, **kwargs: Any) -> DataLoader:
+    """A data set in batches of eight, in order unless told otherwise."""
+    return DataLoader(dataset(task, num, seed), batch_size=8, **kwargs)
+
+
+def network(out: int = CLASSES, dropout: float = 0.0) -> nn.Module:
+    """A small MLP as a user writes it."""
+    return nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, out))
+
+
+def dropout_network() -> nn.Module:
+    """The same with a dropout layer that drops."""
+    return network(dropout=0.3)
+
+
+def gaussian_network() -> nn.Module:
+    """The same with a mean and a raw variance a target."""
+    return network(2 * TARGETS)
+
+
+def evidential_network() -> nn.Module:
+    """The same with the four parameters a target of evidential regression."""
+    return network(4 * TARGETS)
+
+
+def far_loader() -> DataLoader:
+    """Rows far from all others, an odd number."""
+    return DataLoader(TensorDataset(20 + rows(13, seed=9)[0]), batch_size=8)
+
+
+class UsersModule(LightningModule):
+    """A classifier of somebody who has never heard of this package: what the callbacks and ensembles are given."""
+
+    def __init__(self, batchnorm: bool = False) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        norm = nn.BatchNorm1d(8) if batchnorm else nn.Identity()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 8), norm, nn.ReLU(), nn.Linear(8, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("test_loss", F.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        return self(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+# ---------------------------------------------------------------------- the list
+
+
+@dataclass(frozen=True)
+class ModuleCase:
+    """A LightningModule of the package.
+
+    Attributes:
+        name: Its row in the grid.
+        build: Makes it.
+        task: What its batches hold.
+        unsupported: Axes that it does not support, with the reason; the grid prints it.
+    """
+
+    name: str
+    build: Callable[[], m.UncertaintyModule]
+    task: str = "classification"
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CallbackCase:
+    """A callback of the package, put on :class:`UsersModule`.
+
+    Attributes:
+        name: Its row in the grid.
+        build: Makes it; takes keyword arguments that all constructors share.
+        fits: Whether it fits a state after training.
+        unsupported: Axes that it does not support, with the reason.
+    """
+
+    name: str
+    build: Callable[..., Callback]
+    fits: bool = True
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+
+
+OPTIMIZERS = {
+    "classification": Factory("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9}),
+    "regression": Factory("torch.optim.Adam", {"lr": 0.01}),  # a likelihood with a free variance is steep
+}
+
+
+def _module(
+    name: str, cls: type, *args: Any, unsupported: Mapping[str, str] | None = None, **kwargs: Any
+) -> ModuleCase:
+    task = kwargs.get("task", "classification")
+    if task == "classification":
+        kwargs["num_classes"] = CLASSES
+    return ModuleCase(name, partial(cls, *args, optimizer=OPTIMIZERS[task], **kwargs), task, unsupported or {})
+
+
+REGRESSION: dict[str, Any] = {"task": "regression"}
+PRIOR: dict[str, Any] = {"prior_network": network, "prior_scale": 1.0}
+
+MODULES = [
+    _module("Deterministic", m.DeterministicModule, network),
+    _module("Deterministic, regression", m.DeterministicModule, gaussian_network, **REGRESSION),
+    _module("Ensemble, loop", m.EnsembleModule, network, 3, seed=1, execution="loop"),
+    _module("Ensemble, stacked", m.EnsembleModule, network, 3, seed=1, execution="stacked"),
+    _module("Ensemble, vmap", m.EnsembleModule, network, 3, seed=1, execution="vmap"),
+    _module("Ensemble, priors", m.EnsembleModule, network, 3, seed=1, **PRIOR),
+    _module("Ensemble, regression", m.EnsembleModule, gaussian_network, 3, seed=1, **REGRESSION),
+    _module("Epinet", m.EpinetModule, network, hidden_sizes=(6,), index_dim=3, num_eval_samples=5),
+    _module("Epinet, frozen base", m.EpinetModule, network, freeze_base=True, hidden_sizes=(6,), num_eval_samples=5),
+    _module(
+        "Epinet, regression", m.EpinetModule, gaussian_network, hidden_sizes=(6,), num_eval_samples=5, **REGRESSION
+    ),
+    _module("Dropout, shared masks", m.DropoutModule, dropout_network, num_eval_samples=5),
+    _module("Dropout, a mask an example", m.DropoutModule, dropout_network, "per_example", num_eval_samples=5),
+    _module("Evidential", m.EvidentialModule, network),
+    _module("Evidential, max-norm", m.EvidentialModule, network, loss="maxnorm"),
+    ModuleCase(
+        "Evidential, regression",
+        partial(m.EvidentialRegressionModule, evidential_network, optimizer=OPTIMIZERS["regression"]),
+        "regression",
+    ),
+    ModuleCase("Ensemble of a user's modules", partial(m.EnsembleModule, UsersModule, 3, seed=1, num_classes=CLASSES)),
+]
+
+CALLBACKS = [
+    CallbackCase("FitGMM", partial(c.FitGMM)),
+    CallbackCase("FitGMM, tied covariance", partial(c.FitGMM, covariance="tied", score="relative_mahalanobis")),
+    CallbackCase("FitKNN", partial(c.FitKNN, k=3)),
+    CallbackCase("FitViM", partial(c.FitViM, dim=2)),
+    CallbackCase("TemperatureScaling", partial(c.TemperatureScaling)),
+    CallbackCase("VectorScaling", partial(c.VectorScaling)),
+    CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits=False),
+    CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits=False),
+]
+
+CLASSIFIERS = [case for case in MODULES if case.task == "classification"]
+FITTING = [case for case in CALLBACKS if case.fits]

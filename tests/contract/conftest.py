@@ -1,0 +1,88 @@
+"""Parametrises the suite over the list, and writes what came of it as a table."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.contract.cases import AXES, CALLBACKS, CLASSIFIERS, FITTING, MODULES
+
+LISTS = {"module_case": MODULES, "classifier_case": CLASSIFIERS, "callback_case": CALLBACKS, "fitting_case": FITTING}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--grid", type=Path, help="write what passed as a table to this Markdown file")
+
+
+def pytest_generate_tests(metafunc):
+    for argument, cases in LISTS.items():
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, cases, ids=[case.name.replace(" ", "_") for case in cases])
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marker = item.get_closest_marker("axis")
+        if marker is None or not hasattr(item, "callspec"):
+            continue
+        (axis,) = marker.args
+        assert axis in AXES, f"{item.nodeid} names an axis that the list lacks: {axis}"
+        for argument in LISTS.keys() & item.callspec.params.keys():
+            case = item.callspec.params[argument]
+            item.user_properties.append(("contract", [case.name, axis]))
+            if axis in case.unsupported:
+                item.add_marker(pytest.mark.skip(reason=f"unsupported: {case.unsupported[axis]}"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report):
+    # Under several workers this runs in the process that collects their reports too.
+    if report.when == "call" or report.outcome != "passed":
+        for name, value in report.user_properties:
+            if name == "contract":
+                reason = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else ""
+                _CELLS[tuple(value)].add((report.outcome, reason))
+
+
+_CELLS = defaultdict(set)
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--grid", None)
+    if path is not None and not hasattr(session.config, "workerinput"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(grid(_CELLS))
+
+
+def grid(cells):
+    """The table: a row for each case, a column for each axis."""
+    lines, notes = [], {}
+
+    def cell(case, axis):
+        found = cells.get((case.name, axis), set())
+        outcomes = {outcome for outcome, _ in found}
+        if not found:
+            return ""
+        if "failed" in outcomes:
+            return "**fails**"
+        if "passed" in outcomes:
+            return "yes"
+        (reason,) = {reason for _, reason in found}
+        return f"no [^{notes.setdefault(reason, len(notes) + 1)}]"
+
+    for title, cases in (("Modules", MODULES), ("Callbacks", CALLBACKS)):
+        axes = [axis for axis in AXES if any((case.name, axis) in cells for case in cases)]
+        lines += [f"## {title}", "", "| | " + " | ".join(axes) + " |", "|---" * (len(axes) + 1) + "|"]
+        lines += [f"| {case.name} | " + " | ".join(cell(case, axis) for axis in axes) + " |" for case in cases]
+        lines.append("")
+    text = ["# What is tested, and how", "", *HEAD, ""]
+    text += [f"- **{axis}**: {meaning}" for axis, meaning in AXES.items()]
+    text += ["", *lines, *(f"[^{number}]: {reason}" for reason, number in notes.items())]
+    return "\n".join(text).rstrip() + "\n"
+
+
+HEAD = [
+    "`make contract` runs every module and callback through every way in which Lightning runs it, and writes this page.",
+    "`yes`: all tests of the cell passed. `no`: not supported, or not run where the page was made, with the reason below.",
+    "An empty cell: the question does not arise.",
+]

@@ -1,0 +1,42 @@
+"""Every module and callback in every precision of the Trainer."""
+
+import pytest
+import torch
+
+from tests.contract.cases import UsersModule, loader
+from tests.contract.running import TEST, TRAIN, VAL, nll_of, run_all
+
+WEIGHTS = {"32-true": torch.float32, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+PRECISIONS = [pytest.param(name, marks=pytest.mark.axis(name)) for name in WEIGHTS]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_modules(make_trainer, module_case, precision):
+    trainer = make_trainer(precision=precision, max_epochs=2)
+    module = module_case.build()
+    (untrained,) = trainer.test(module, loader(module_case.task, TEST, 2), verbose=False)
+    before = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    found = run_all(trainer, module_case, module)
+    assert all(p.dtype == WEIGHTS[precision] for p in module.parameters())
+    # Every parameter that the optimizer has was moved by it, and to the better, in every precision.
+    assert before
+    assert not {
+        n for n, p in module.named_parameters() if n in before and torch.equal(p.detach(), before[n].to(p.dtype))
+    }
+    assert nll_of(found["tested"]) < nll_of(untrained)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_callbacks(make_trainer, callback_case, precision):
+    callback = callback_case.build()
+    trainer = make_trainer(precision=precision, max_epochs=2, callbacks=[callback])
+    module = UsersModule()
+    kind = "classification"
+    trainer.fit(module, loader(kind, TRAIN, shuffle=True), loader(kind, VAL, 1))
+    (tested,) = trainer.test(module, loader(kind, TEST, 2), verbose=False)
+    assert tested["test_loss"] < 1.2
+    if callback_case.fits:
+        state = callback.state_dict()["tensors"]
+        floats = [v for v in state.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+        assert floats
+        assert all(bool(torch.isfinite(v).all()) for v in floats)
