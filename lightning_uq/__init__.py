@@ -7,9 +7,11 @@ from lightning_uq.callbacks import (
     FitKNN,
     FitViM,
     OODDetection,
+    PredictionWriter,
     TemperatureScaling,
     VectorScaling,
     load_fitted,
+    read_predictions,
 )
 from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
@@ -55,6 +57,7 @@ __all__ = [
     "NotFittedError",
     "OODDetection",
     "Prediction",
+    "PredictionWriter",
     "StudentTPrediction",
     "TemperatureScaling",
     "UQError",
@@ -64,4 +67,5 @@ __all__ = [
     "load_fitted",
     "losses",
     "metrics",
+    "read_predictions",
 ]

@@ -5,6 +5,7 @@ from lightning_uq.callbacks.fitted import load_fitted
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.knn import FitKNN
 from lightning_uq.callbacks.ood import OODDetection, OODScorer
+from lightning_uq.callbacks.prediction_writer import PredictionWriter, read_predictions
 from lightning_uq.callbacks.temperature import TemperatureScaling, VectorScaling
 from lightning_uq.callbacks.vim import FitViM
 
@@ -15,7 +16,9 @@ __all__ = [
     "FitViM",
     "OODDetection",
     "OODScorer",
+    "PredictionWriter",
     "TemperatureScaling",
     "VectorScaling",
     "load_fitted",
+    "read_predictions",
 ]
