@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -53,6 +53,14 @@ def read_haiku(path: str | PathLike[str]) -> dict[str, Tensor]:
         ) from error
 
 
+@runtime_checkable
+class HaikuNamed(Protocol):
+    """A network that says what Haiku calls its layers."""
+
+    def haiku_layers(self) -> Mapping[tuple[str, ...], nn.Module]:
+        """Layers by their names below the network's own, without Haiku's ``~``; several where several versions differ."""
+
+
 def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: int = 0) -> nn.Module:
     """Load ENN's Haiku parameters into one of our networks, in place.
 
@@ -63,18 +71,22 @@ def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: in
     - An :class:`EpinetNetwork`: ``train_epinet``, ``prior_epinet``, and all else is the base's.
     - An :class:`Epinet`: ``train_epinet`` and ``prior_epinet`` (left out where it has no prior).
     - An :class:`AdditivePrior` or :class:`EnsembleNetwork`: every array has an axis of members.
+    - A network that says what Haiku calls its layers (:class:`HaikuNamed`: the backbones of ENN): each layer by its name,
+      whatever stands before it; batch normalisation takes its averages, and their counter, from Haiku's state.
     - Any other network: its linear layers and convolutions.
 
     Args:
         network: The network.
-        params: Arrays by name, or a mapping of mappings as Haiku's own.
+        params: Arrays by name, or a mapping of mappings as Haiku's own. With batch normalisation, parameters and state:
+            ``{**params, **state}``.
         member_axis: Where the members' axis is: first in ENN's ``vmap`` ensembles, last in its einsum ensembles.
 
     Returns:
         ``network`` itself.
 
     Raises:
-        InputError: The numbers of layers, or two shapes, differ.
+        InputError: The numbers of layers, or two shapes, differ; of a :class:`HaikuNamed` network, a name is missing or
+            left over.
 
     Source: google-deepmind/enn at da8ec76.
 
@@ -122,6 +134,9 @@ def _check_members(arrays: Mapping[str, Tensor], count: int, axis: int) -> None:
 
 
 def _load_layers(network: nn.Module, arrays: Mapping[str, Tensor]) -> None:
+    if isinstance(network, HaikuNamed):
+        _load_named(network, arrays)
+        return
     ours = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     theirs: dict[str, dict[str, Tensor]] = {}
     for name, value in arrays.items():
@@ -139,6 +154,62 @@ def _load_layers(network: nn.Module, arrays: Mapping[str, Tensor]) -> None:
         _load_leaf(layer, "bias", f"{name}/b", theirs[name].get("b"))
 
 
+def _load_named(network: HaikuNamed, arrays: Mapping[str, Tensor]) -> None:
+    kind, layers = type(network).__name__, network.haiku_layers()
+    given = {"/".join(part for part in name.split("/") if part != "~"): name for name in arrays}
+    root = _root(next(iter(layers)), given, kind)
+    expected: dict[str, tuple[nn.Module, str | None]] = {}
+    for spellings, layer in layers.items():
+        paths = [root + spelling for spelling in spellings]
+        path = next((path for path in paths if any(name.startswith(f"{path}/") for name in given)), paths[0])
+        expected |= {f"{path}/{leaf}": (layer, ours) for leaf, ours in _leaves(layer).items()}
+    missing = [name for name, (_, ours) in expected.items() if ours and name not in given]
+    if missing:
+        state = "_ema/" in missing[0]
+        raise InputError(
+            f"Expected argument `params` to hold {missing[0]!r} for {kind}, but it does not"
+            f"{f', nor {len(missing) - 1} more' if len(missing) > 1 else ''}."
+            f"{' The averages are in the state of Haiku: pass {**params, **state}.' if state else ''}"
+        )
+    unused = [theirs for name, theirs in given.items() if name not in expected]
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise InputError(f"Expected argument `params` to hold the arrays of {kind} alone, but got {unused[0]!r}{more}.")
+    for name, (layer, ours) in expected.items():
+        if ours:
+            theirs = given[name]
+            _load_leaf(layer, ours, theirs, arrays[theirs])
+
+
+def _root(first: tuple[str, ...], given: Mapping[str, str], kind: str) -> str:
+    """What stands before the names of the layers: that of the network, and of what it lies in."""
+    ends = [f"{name}/w" for name in first]
+    roots = [n.removesuffix(end) for n in given for end in ends if n == end or n.endswith(f"/{end}")]
+    if len(roots) != 1:
+        found = ", ".join(repr(name) for name in list(given.values())[:4])
+        raise InputError(
+            f"Expected argument `params` to hold {ends[0]!r}, the first layer of {kind}, once, but got it {len(roots)} "
+            f"times, among {len(given)} arrays{': ' if found else ''}{found}{', ...' if len(given) > 4 else ''}."
+        )
+    return roots[0]
+
+
+def _leaves(layer: nn.Module) -> dict[str, str | None]:
+    """Haiku's names of a layer's arrays, and ours; None is one that follows from the others."""
+    if not isinstance(layer, nn.BatchNorm2d):
+        return {"w": "weight"} if layer.bias is None else {"w": "weight", "b": "bias"}
+    return {
+        **({} if layer.weight is None else {"scale": "weight"}),
+        "offset": "bias",
+        "mean_ema/average": "running_mean",
+        "var_ema/average": "running_var",
+        "mean_ema/counter": "num_batches_tracked",
+        "var_ema/counter": None,
+        "mean_ema/hidden": None,  # the average before it is divided by 1 - decay^counter
+        "var_ema/hidden": None,
+    }
+
+
 def _load_leaf(layer: nn.Module, ours: str, name: str, value: Tensor | None) -> None:
     target: Tensor | None = getattr(layer, ours)
     if value is None or target is None:
@@ -148,7 +219,9 @@ def _load_leaf(layer: nn.Module, ours: str, name: str, value: Tensor | None) -> 
                 f"Expected {name!r} to go with the {ours} of a {type(layer).__name__}, but there is {holds}."
             )
         return
-    if ours == "weight":
+    if isinstance(layer, nn.BatchNorm2d) and value.shape[:-1] == (1, 1, 1):
+        value = value.flatten()
+    elif ours == "weight":
         value = value.permute(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
     if value.shape != target.shape:
         raise InputError(

@@ -164,6 +164,30 @@ class AdditivePrior(nn.Module):
         return torch.einsum("zk,kbc->zbc", index.to(outputs), outputs)
 
 
+def pad_same(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], value: float = 0.0) -> Tensor:
+    """Pad [..., H, W] as TensorFlow's SAME does: a window then fits ceil(size / stride) times, the odd row stands behind.
+
+    Args:
+        x: Images [..., H, W].
+        kernel_size: Height and width of the window.
+        stride: Its steps.
+        value: What is filled in; -inf before max-pooling.
+
+    Example:
+        >>> pad_same(torch.ones(1, 4), (1, 3), (1, 2)).tolist()
+        [[1.0, 1.0, 1.0, 1.0, 0.0]]
+    """
+    padding: list[int] = []
+    for size, kernel, step in zip(x.shape[:-3:-1], kernel_size[::-1], stride[::-1], strict=True):
+        missing = max((-(-size // step) - 1) * step + kernel - size, 0)
+        padding += [missing // 2, missing - missing // 2]
+    return F.pad(x, padding, value=value)
+
+
+# The padding follows from the size, which a tracer does not know: it records the call whole.
+torch.fx.wrap("pad_same")
+
+
 class SameConv2d(nn.Conv2d):
     """A convolution with TensorFlow's SAME padding: ceil(size / stride) outputs, the odd zero behind.
 
@@ -174,11 +198,7 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C', ceil(H / s), ceil(W / s)]."""
-        padding: list[int] = []
-        for size, kernel, stride in zip(x.shape[:-3:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
-            missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            padding += [missing // 2, missing - missing // 2]
-        return super().forward(F.pad(x, padding))
+        return super().forward(pad_same(x, self.kernel_size, self.stride))
 
 
 class ConvFunction(nn.Module):
