@@ -16,12 +16,14 @@ from lightning_uq.callbacks import (
 from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
 from lightning_uq.modules import (
+    BayesByBackpropModule,
     DeterministicModule,
     DropoutModule,
     EnsembleModule,
     EpinetModule,
     EvidentialModule,
     EvidentialRegressionModule,
+    HypermodelModule,
     UncertaintyModule,
 )
 from lightning_uq.networks import EpistemicNetwork, Factory
@@ -36,6 +38,7 @@ from lightning_uq.prediction import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BayesByBackpropModule",
     "CalibratedNLL",
     "CategoricalPrediction",
     "DeterministicModule",
@@ -51,6 +54,7 @@ __all__ = [
     "FitKNN",
     "FitViM",
     "GaussianMixturePrediction",
+    "HypermodelModule",
     "Indexed",
     "InputError",
     "MissingExtraError",

@@ -60,6 +60,12 @@ from lightning_uq.functional.testbed import (
     true_label_log_probs,
     uniform_kl,
 )
+from lightning_uq.functional.variational import (
+    diagonal_gaussian_kl,
+    linear_hypermodel_kl,
+    sampled_kl,
+    scale_mixture_log_prob,
+)
 
 __all__ = [
     "SCORES",
@@ -75,6 +81,7 @@ __all__ = [
     "calibration_error",
     "categorical_kl",
     "consecutive_joint_log_loss",
+    "diagonal_gaussian_kl",
     "dirichlet_differential_entropy",
     "dirichlet_expected_entropy",
     "dirichlet_log_det_fisher",
@@ -100,6 +107,7 @@ __all__ = [
     "kl_estimate",
     "kl_to_uniform",
     "knn_distance",
+    "linear_hypermodel_kl",
     "log_sum_product",
     "max_logit",
     "max_softmax",
@@ -115,6 +123,8 @@ __all__ = [
     "quantile_calibration_error",
     "risk_coverage_curve",
     "sampled_joint_log_loss",
+    "sampled_kl",
+    "scale_mixture_log_prob",
     "smooth_calibration_error",
     "student_t_cdf",
     "student_t_crps",

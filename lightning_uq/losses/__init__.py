@@ -1,5 +1,6 @@
 """Losses: Gaussian likelihood, evidence for classes, evidential regression."""
 
+from lightning_uq.losses.elbo import categorical_log_likelihood, elbo_loss, gaussian_noise_log_likelihood
 from lightning_uq.losses.evidential import (
     EvidenceLoss,
     EvidentialLoss,
@@ -28,16 +29,19 @@ __all__ = [
     "FisherEvidentialLoss",
     "MaxNormLoss",
     "RelaxedEvidentialLoss",
+    "categorical_log_likelihood",
     "clamped_exp",
     "dirichlet_cross_entropy_loss",
     "dirichlet_fisher_regularizer",
     "dirichlet_mse_loss",
     "dirichlet_nll_loss",
     "dirichlet_pnorm_loss",
+    "elbo_loss",
     "evidential_loss",
     "evidential_regression_loss",
     "fisher_evidential_loss",
     "gaussian_nll_loss",
+    "gaussian_noise_log_likelihood",
     "maxnorm_loss",
     "relaxed_evidential_loss",
     "split_gaussian",

@@ -1,6 +1,8 @@
 """Networks f(x, z): an input, and an index that says which hypothesis is speaking."""
 
 from lightning_uq.networks.base import DeterministicNetwork, EpistemicNetwork
+from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork, CatMLPEnsemble
 from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import (
     EnsembleNetwork,
@@ -10,7 +12,11 @@ from lightning_uq.networks.ensemble import (
 )
 from lightning_uq.networks.epinet import Epinet, EpinetNetwork, ProjectedMLP
 from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.gaussian_noise import GaussianNoiseMLP
 from lightning_uq.networks.haiku import load_haiku, read_haiku
+from lightning_uq.networks.hypermodel import HypermodelNetwork, PriorIndependentLayers
+from lightning_uq.networks.index_mlp import IndexMLP, index_mlp_with_gp_prior
+from lightning_uq.networks.index_priors import ChoicePrior, EpistemicNetworkWithPrior, RandomIndexMLP
 from lightning_uq.networks.indexers import (
     DirichletIndexer,
     EnsembleIndexer,
@@ -20,6 +26,7 @@ from lightning_uq.networks.indexers import (
     ScaledGaussianIndexer,
     SeedIndexer,
 )
+from lightning_uq.networks.initializers import variance_scaling_
 from lightning_uq.networks.mlp import MLP, TabularNetwork, load_deep_ensembles_state
 from lightning_uq.networks.output import OutputReader
 from lightning_uq.networks.priors import (
@@ -32,11 +39,18 @@ from lightning_uq.networks.priors import (
     mlp_prior,
     truncated_normal_init_,
 )
+from lightning_uq.networks.random_features import NullFunction, RandomFeatureGP, gp_prior
+from lightning_uq.networks.scaling import CenteredNetwork, ScaledNetwork
 from lightning_uq.networks.spectral_norm import remove_spectral_norm, spectral_normalize
 
 __all__ = [
     "MLP",
     "AdditivePrior",
+    "BayesByBackpropNetwork",
+    "CatMLPEnsemble",
+    "CategoricalRegressionNetwork",
+    "CenteredNetwork",
+    "ChoicePrior",
     "DeterministicNetwork",
     "DirichletIndexer",
     "DropoutNetwork",
@@ -45,14 +59,23 @@ __all__ = [
     "Epinet",
     "EpinetNetwork",
     "EpistemicNetwork",
+    "EpistemicNetworkWithPrior",
     "Factory",
     "GaussianIndexer",
+    "GaussianNoiseMLP",
     "GaussianWithUnitIndexer",
+    "HypermodelNetwork",
+    "IndexMLP",
     "Indexer",
     "NetworkWithPrior",
+    "NullFunction",
     "OutputReader",
+    "PriorIndependentLayers",
     "ProjectedMLP",
+    "RandomFeatureGP",
+    "RandomIndexMLP",
     "ScaledGaussianIndexer",
+    "ScaledNetwork",
     "SeedIndexer",
     "StackedEnsembleNetwork",
     "TabularNetwork",
@@ -60,8 +83,10 @@ __all__ = [
     "build_ensemble",
     "cifar_conv_prior",
     "freeze_as_buffers",
+    "gp_prior",
     "imagenet_conv_prior",
     "imagenet_mlp_prior",
+    "index_mlp_with_gp_prior",
     "load_deep_ensembles_state",
     "load_haiku",
     "mlp_prior",
@@ -69,4 +94,5 @@ __all__ = [
     "remove_spectral_norm",
     "spectral_normalize",
     "truncated_normal_init_",
+    "variance_scaling_",
 ]

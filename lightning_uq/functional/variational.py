@@ -1,0 +1,181 @@
+"""Divergences of variational inference over a network's weights, in nats, summed over the weights.
+
+Each is KL(q || p) of a variational distribution q and a prior p of P weights. An evidence lower bound divides it by the number
+of training samples; see :func:`~lightning_uq.losses.elbo_loss`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import to_sum_dtype, upcast
+
+_RIDGE = 1e-6  # the original's, on W W^T
+
+
+def diagonal_gaussian_kl(mean: Tensor, std: Tensor, prior_std: float = 1.0) -> Tensor:
+    """KL(N(mean, diag(std^2)) || N(0, prior_std^2 I)), a scalar.
+
+    sum_p [(std_p^2 + mean_p^2) / prior_std^2 - 1 - 2 log(std_p / prior_std)] / 2.
+
+    Args:
+        mean: Means of the P weights, of any shape.
+        std: Their standard deviations, above zero, of the same shape.
+        prior_std: The prior's standard deviation.
+
+    Raises:
+        InputError: The shapes differ, or ``prior_std`` is not above zero.
+
+    Source: Blundell et al., ICML 2015 (arXiv 1505.05424); ``get_analytical_diagonal_linear_model_prior_kl_fn`` of ENN.
+
+    Example:
+        >>> diagonal_gaussian_kl(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]))
+        tensor(2.)
+    """
+    _check_same_shape(mean=mean, std=std)
+    _check_positive(prior_std=prior_std)
+    mean, std = upcast(mean) / prior_std, upcast(std) / prior_std
+    std = std.clamp_min(torch.finfo(std.dtype).tiny)  # a softplus underflows, and its logarithm would be infinite
+    return 0.5 * (std.square() + mean.square() - 1 - 2 * std.log()).sum()
+
+
+def scale_mixture_log_prob(
+    weights: Tensor, prior_std: float, second_prior_std: float = 1.0, mixture_weight: float = 1.0
+) -> Tensor:
+    """log p(weights), summed over the last axis, where each weight is a mixture of two Gaussians of mean zero.
+
+    p(w) = mixture_weight N(w; 0, prior_std^2) + (1 - mixture_weight) N(w; 0, second_prior_std^2).
+
+    Args:
+        weights: [..., P].
+        prior_std: Standard deviation of the first component.
+        second_prior_std: That of the second.
+        mixture_weight: Probability of the first, in [0, 1].
+
+    Returns:
+        Log-densities [...].
+
+    Raises:
+        InputError: A standard deviation is not above zero, or the probability is out of range.
+
+    Source: Blundell et al., arXiv 1505.05424, equation 7.
+
+    Example:
+        >>> scale_mixture_log_prob(torch.zeros(2), prior_std=1.0)  # 2 log N(0; 0, 1)
+        tensor(-1.8379)
+    """
+    _check_positive(prior_std=prior_std, second_prior_std=second_prior_std)
+    if not 0 <= mixture_weight <= 1:
+        raise InputError(f"Expected argument `mixture_weight` to lie in [0, 1], but got {mixture_weight}.")
+    weights = upcast(weights)
+    parts = [
+        math.log(weight) + _gaussian_log_prob(weights, 0.0, std)
+        for weight, std in ((mixture_weight, prior_std), (1 - mixture_weight, second_prior_std))
+        if weight > 0
+    ]
+    log_prob: Tensor = torch.logsumexp(torch.stack(parts), dim=0).sum(-1)
+    return log_prob
+
+
+def sampled_kl(
+    weights: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    prior_std: float,
+    second_prior_std: float = 1.0,
+    mixture_weight: float = 1.0,
+) -> Tensor:
+    """log q(weights) - log p(weights) of draws from a diagonal Gaussian q: its mean over them estimates KL(q || p).
+
+    The prior p is a scale mixture (:func:`scale_mixture_log_prob`), against which the divergence has no closed form.
+
+    Args:
+        weights: Draws [..., P] from q.
+        mean: Means of q [P].
+        std: Standard deviations of q [P], above zero.
+        prior_std: Standard deviation of the prior's first component.
+        second_prior_std: That of its second.
+        mixture_weight: Probability of the first.
+
+    Returns:
+        One number a draw, [...].
+
+    Raises:
+        InputError: The shapes do not go together, or a number is out of range.
+
+    Source: Blundell et al., arXiv 1505.05424, equation 2; ``get_sample_based_model_prior_kl_fn`` of ENN.
+
+    Example:
+        >>> sampled_kl(torch.zeros(3), torch.zeros(3), torch.ones(3), prior_std=1.0)
+        tensor(0.)
+    """
+    _check_same_shape(mean=mean, std=std)
+    if weights.shape[-1:] != mean.shape:
+        raise InputError(
+            f"Expected argument `weights` to be [..., {mean.numel()}], as `mean` is, but got {list(weights.shape)}."
+        )
+    log_prior = scale_mixture_log_prob(weights, prior_std, second_prior_std, mixture_weight)
+    mean, std = upcast(mean), upcast(std)
+    std = std.clamp_min(torch.finfo(std.dtype).tiny)
+    return _gaussian_log_prob(upcast(weights), mean, std).sum(-1) - log_prior
+
+
+def linear_hypermodel_kl(weight: Tensor, bias: Tensor, prior_std: float = 1.0) -> Tensor:
+    """The divergence of a linear hypermodel's weights u = z W + b, z ~ N(0, prior_std^2 I), from N(0, prior_std^2 I).
+
+    The D rows of W span the only directions in which u varies; within them, with A = W W^T + 1e-6 I,
+
+    [tr A - D - log det A + b^T W^T A^-1 W b / prior_std^2] / 2.
+
+    The part of b outside of them is not charged (there the divergence is infinite whatever b is).
+
+    Args:
+        weight: W [D, P].
+        bias: b [P].
+        prior_std: Standard deviation of the index z and of the prior of the weights u.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: The shapes do not go together, or ``prior_std`` is not above zero.
+
+    Source: ``get_analytical_linear_model_prior_kl_fn`` of ENN; Dwaracherla et al., arXiv 2006.07464.
+
+    Example:
+        >>> linear_hypermodel_kl(torch.eye(2, 5), torch.tensor([1.0, 0.0, 0.0, 0.0, 9.0])).round(decimals=4)
+        tensor(0.5000)
+    """
+    if weight.ndim != 2 or bias.shape != weight.shape[1:]:
+        raise InputError(
+            f"Expected arguments `weight` and `bias` to be [D, P] and [P], but got {list(weight.shape)} and {list(bias.shape)}."
+        )
+    _check_positive(prior_std=prior_std)
+    dtype = upcast(weight).dtype
+    weight, bias = to_sum_dtype(weight), to_sum_dtype(bias)  # A is singular but for its ridge where rows are alike
+    square = weight @ weight.mT + _RIDGE * torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+    factor = torch.linalg.cholesky(square)
+    log_det = 2 * factor.diagonal().log().sum()
+    projected = torch.linalg.solve_triangular(factor, (weight @ bias).unsqueeze(1), upper=False) / prior_std
+    kl: Tensor = 0.5 * (square.trace() - len(weight) - log_det + projected.square().sum())
+    return kl.to(dtype)
+
+
+def _gaussian_log_prob(x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
+    log_std = std.log() if isinstance(std, Tensor) else math.log(std)
+    return -0.5 * (((x - mean) / std).square() + math.log(2 * math.pi)) - log_std
+
+
+def _check_same_shape(*, mean: Tensor, std: Tensor) -> None:
+    if mean.shape != std.shape:
+        raise InputError(
+            f"Expected arguments `mean` and `std` to have one shape, but got {list(mean.shape)} and {list(std.shape)}."
+        )
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not number > 0 or not math.isfinite(number):
+            raise InputError(f"Expected argument `{name}` to be above 0, but got {number}.")

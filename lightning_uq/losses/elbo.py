@@ -1,0 +1,110 @@
+"""The negative evidence lower bound of variational inference over weights, and the log-likelihoods in it."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+
+
+def elbo_loss(
+    log_likelihood: Tensor,
+    kl: Tensor,
+    num_samples: float,
+    temperature: float | None = None,
+    input_dim: int | None = None,
+) -> Tensor:
+    """Negative evidence lower bound of a training sample: kl / num_samples - log_likelihood.
+
+    With the Neural Testbed's scaling the divergence is also multiplied by sqrt(temperature) * input_dim.
+
+    Args:
+        log_likelihood: Mean over a batch, in nats: of one index, a scalar, or of each index, [Z].
+        kl: KL(q || p) of the weights (see :mod:`lightning_uq.functional.variational`): a scalar, or an estimate an index [Z].
+        num_samples: Number of training samples N.
+        temperature: T of the problem that generated the data, if it is known.
+        input_dim: Dimension of its inputs d; it goes with ``temperature``.
+
+    Returns:
+        The loss, of the shape that the two broadcast to; its mean over indices is what is minimised.
+
+    Raises:
+        InputError: A number is not above zero, or only one of ``temperature`` and ``input_dim`` is given.
+
+    Source: Blundell et al., ICML 2015 (arXiv 1505.05424); ``ElboLoss`` of ENN, which does not scale where one of the two
+    is missing.
+
+    Example:
+        >>> elbo_loss(torch.tensor([-1.0, -2.0]), torch.tensor(50.0), num_samples=100)
+        tensor([1.5000, 2.5000])
+        >>> elbo_loss(torch.tensor(-1.0), torch.tensor(50.0), num_samples=100, temperature=0.25, input_dim=4)
+        tensor(2.)
+    """
+    if not num_samples > 0:
+        raise InputError(f"Expected argument `num_samples` to be above 0, but got {num_samples}.")
+    scale = 1.0
+    if (temperature is None) != (input_dim is None):
+        raise InputError("Expected arguments `temperature` and `input_dim` together, or neither.")
+    if temperature is not None and input_dim is not None:
+        if not (temperature > 0 and input_dim > 0):
+            raise InputError(
+                f"Expected arguments `temperature` and `input_dim` to be above 0, but got {temperature} and {input_dim}."
+            )
+        scale = math.sqrt(temperature) * input_dim
+    return kl * (scale / num_samples) - log_likelihood
+
+
+def categorical_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the batch of log p(target): a scalar for logits [B, C], [Z] for logits [Z, B, C].
+
+    Args:
+        logits: [B, C] or [Z, B, C].
+        target: Class indices [B].
+
+    Raises:
+        InputError: The shapes do not go together.
+
+    Example:
+        >>> categorical_log_likelihood(torch.zeros(3, 5, 2), torch.tensor([0, 1, 1, 0, 1]))
+        tensor([-0.6931, -0.6931, -0.6931])
+    """
+    if logits.ndim not in (2, 3) or target.shape != logits.shape[-2:-1]:
+        raise InputError(
+            f"Expected arguments `logits` and `target` to be [B, C] or [Z, B, C], and [B], but got {list(logits.shape)} and "
+            f"{list(target.shape)}."
+        )
+    log_probs = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+    return log_probs.gather(-1, target.long().expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1).mean(-1)
+
+
+def gaussian_noise_log_likelihood(output: Tensor, target: Tensor, noise_std: float) -> Tensor:
+    """-mean((output - target)^2) / (2 noise_std^2): the log-likelihood under Gaussian noise, without its constant.
+
+    Args:
+        output: Means [B, D] or [Z, B, D].
+        target: Targets [B, D].
+        noise_std: Standard deviation of the noise, in units of the target.
+
+    Returns:
+        A scalar, or [Z].
+
+    Raises:
+        InputError: The shapes do not go together, or ``noise_std`` is not above zero.
+
+    Source: ``get_awgn_loglike_fn`` of ENN.
+
+    Example:
+        >>> gaussian_noise_log_likelihood(torch.ones(4, 1), torch.zeros(4, 1), noise_std=0.5)
+        tensor(-2.)
+    """
+    if output.ndim not in (2, 3) or target.shape != output.shape[-2:]:
+        raise InputError(
+            f"Expected arguments `output` and `target` to be [B, D] or [Z, B, D], and [B, D], but got {list(output.shape)} "
+            f"and {list(target.shape)}."
+        )
+    if not noise_std > 0:
+        raise InputError(f"Expected argument `noise_std` to be above 0, but got {noise_std}.")
+    error = (output if output.dtype == torch.float64 else output.float()) - target
+    return -0.5 * error.square().mean((-2, -1)) / noise_std**2

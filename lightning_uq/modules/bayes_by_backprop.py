@@ -1,0 +1,154 @@
+"""Bayes by backprop: variational inference over a network's weights."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.losses.elbo import elbo_loss
+from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.networks.factory import Factory, build_network
+from lightning_uq.networks.output import Output
+from lightning_uq.registry import Setting, register_method
+
+
+class BayesByBackpropModule(UncertaintyModule):
+    """A Gaussian over every weight, fitted by the evidence lower bound: kl_weight * KL / N + the mean loss over draws.
+
+    It has 2 P parameters, P the network's own. An index is P numbers: choose fewer of them where P is large.
+
+    Args:
+        network: The network, or a factory of it (which a checkpoint can remember); logits [B, C], or [B, 2D] for regression.
+            Its parameters are the means. It has no BatchNorm.
+        prior_std: Standard deviation of the weights' prior, a Gaussian of mean zero.
+        second_prior_std: That of a second component, which makes the prior a scale mixture and the divergence an estimate
+            from the drawn weights; None: there is one component, and the divergence is exact.
+        mixture_weight: Probability of the first component.
+        kl_weight: Factor of the divergence; below 1 it is a cold posterior. The testbed's is sqrt(T) d.
+        initial_std: Standard deviation that every weight starts with.
+        temperature: Divides the outputs.
+        num_train: N; None: the size of the training data set, read when training begins.
+        num_train_samples: Indices drawn per training step.
+        num_eval_samples: Indices per evaluation.
+        task: ``"classification"`` or ``"regression"``.
+        num_classes: C, where it is known.
+        optimizer: Called with the parameters. Weight decay would pull on means and spreads beside the prior.
+        lr_scheduler: Called with the optimizer.
+        loss: ``loss(output, target) -> scalar`` for one index, a mean negative log-likelihood; default cross-entropy or
+            Gaussian NLL.
+        output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+        return_members: Whether predictions keep their members [Z, B, C]; None: up to 32.
+
+    Raises:
+        InputError: A number is out of range, or N is not known.
+        UnsupportedError: The network has a BatchNorm layer.
+
+    Source: Blundell et al., "Weight Uncertainty in Neural Networks", ICML 2015 (arXiv 1505.05424).
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> BayesByBackpropModule(network, num_classes=3)(torch.zeros(5, 4)).shape
+        torch.Size([100, 5, 3])
+    """
+
+    ood_score = "predictive_entropy"
+    network: BayesByBackpropNetwork
+
+    def __init__(
+        self,
+        network: nn.Module | Factory | Callable[[], nn.Module],
+        prior_std: float = 1.0,
+        second_prior_std: float | None = None,
+        mixture_weight: float = 0.5,
+        kl_weight: float = 1.0,
+        initial_std: float = 0.01,
+        temperature: float = 1.0,
+        num_train: int | None = None,
+        num_train_samples: int = 8,
+        num_eval_samples: int = 100,
+        *,
+        task: Task = "classification",
+        num_classes: int | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        loss: Loss | None = None,
+        output: Output = "logits",
+        return_members: bool | None = None,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        _check(prior_std, second_prior_std, mixture_weight, kl_weight, num_train)
+        network = restore_argument(network, "network")
+        built = network if isinstance(network, nn.Module) else build_network(network)
+        super().__init__(
+            BayesByBackpropNetwork(built, initial_std, temperature, restore_argument(output, "output")),
+            task=task,
+            num_classes=num_classes,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            loss=loss,
+            num_train_samples=num_train_samples,
+            num_eval_samples=num_eval_samples,
+            return_members=return_members,
+        )
+        self.prior: dict[str, Any] = {
+            "prior_std": prior_std,
+            "second_prior_std": second_prior_std,
+            "mixture_weight": mixture_weight,
+        }
+        self.kl_weight = kl_weight
+        self.num_train = num_train
+        self._num_train = num_train
+        self._save_arguments(**{**given, "network": network})
+
+    def on_train_start(self) -> None:
+        """Count the training samples, unless the constructor was told their number."""
+        super().on_train_start()
+        if self.num_train is None:
+            try:
+                self._num_train = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+            except (AttributeError, TypeError) as error:
+                raise InputError(
+                    f"Expected argument `num_train`, since the training data do not tell their number: {error}."
+                ) from error
+
+    def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
+        """The negative evidence lower bound of a sample, averaged over the drawn indices."""
+        if self._num_train is None:
+            raise InputError("Expected argument `num_train` where the loss is taken without a Trainer.")
+        weights = self.network.weights(self._place(self.network.sample_index(self.num_train_samples)))
+        losses = self.index_losses(self.network.call(x, weights), y)
+        kl = self.network.kl(**self.prior, weights=weights)
+        return elbo_loss(-losses, self.kl_weight * kl, self._num_train).mean()
+
+
+def _check(
+    prior_std: float, second_prior_std: float | None, mixture_weight: float, kl_weight: float, num_train: int | None
+) -> None:
+    stds = {"prior_std": prior_std, "second_prior_std": 1.0 if second_prior_std is None else second_prior_std}
+    for name, value in {**stds, "num_train": 1 if num_train is None else num_train}.items():
+        if not value > 0:
+            raise InputError(f"Expected argument `{name}` to be above 0, but got {value}.")
+    if not kl_weight >= 0:
+        raise InputError(f"Expected argument `kl_weight` to be at least 0, but got {kl_weight}.")
+    if not 0 <= mixture_weight <= 1:
+        raise InputError(f"Expected argument `mixture_weight` to lie in [0, 1], but got {mixture_weight}.")
+
+
+@register_method("bayes_by_backprop", ood_score="predictive_entropy")
+def _bayes_by_backprop(setting: Setting) -> BayesByBackpropModule:
+    if "temperature" in setting.options:  # the testbed's agent, without its fellows' weight decay
+        return BayesByBackpropModule(
+            setting.network,
+            kl_weight=math.sqrt(setting.options["temperature"]) * setting.num_features,
+            num_train=setting.num_train,
+            num_eval_samples=1000,
+            num_classes=setting.num_classes,
+            optimizer=functools.partial(torch.optim.Adam, lr=3e-3),
+        )
+    return BayesByBackpropModule(setting.network, num_classes=setting.num_classes, optimizer=setting.optimizer)

@@ -1,0 +1,143 @@
+"""Hypermodels: an index chooses the weights of the whole network."""
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+
+from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.networks.factory import Factory, build_network
+from lightning_uq.networks.hypermodel import HypermodelNetwork, Initialization, PriorIndependentLayers
+from lightning_uq.networks.indexers import ScaledGaussianIndexer
+from lightning_uq.networks.output import Output
+from lightning_uq.registry import Setting, register_method
+
+
+class HypermodelModule(UncertaintyModule):
+    """A hypermodel of a network: f(x, z) = network(x; weights(z)) + prior(x, z), with z of mean squared length one.
+
+    It has (index_dim + 1) P parameters, P the network's own. Hypotheses differ where the data leave them free; a prior says
+    by how much.
+
+    Args:
+        network: The network whose weights are generated, or a factory of it (which a checkpoint can remember); logits
+            [B, C], or [B, 2D] for regression. It has no BatchNorm.
+        index_dim: Dimension of z.
+        hidden_sizes: Widths of the layers of an MLP between z and the weights; none makes them linear in z.
+        scale: Whether generated weights are divided by sqrt(fan_in).
+        initialization: ``"network"``: weights(z) varies about the network's own initial weights; ``"enn"``: as ENN draws it.
+        prior: Factory of a prior g(x, z) to [Z, B, C], which is frozen:
+            :class:`~lightning_uq.networks.hypermodel.PriorIndependentLayers` or another; None: no prior.
+        prior_scale: Its scale.
+        calibrate_prior: Whether that is a spread over z in units of the output (logits); else it multiplies the raw prior.
+        num_train_samples: Indices drawn per training step.
+        num_eval_samples: Indices per evaluation.
+        task: ``"classification"`` or ``"regression"``.
+        num_classes: C, where it is known.
+        optimizer: Called with the parameters, of which no prior's are.
+        lr_scheduler: Called with the optimizer.
+        loss: ``loss(output, target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
+        output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+        return_members: Whether predictions keep their members [Z, B, C]; None: up to 32.
+
+    Raises:
+        InputError: The network has no layer whose weights could be generated.
+        UnsupportedError: It has a BatchNorm layer.
+
+    Source: Dwaracherla et al., "Hypermodels for Exploration", ICLR 2020 (arXiv 2006.07464).
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> prior = Factory(
+        ...     "lightning_uq.networks.PriorIndependentLayers", {"in_features": 4, "out_features": 3, "index_dim": 6}
+        ... )
+        >>> HypermodelModule(network, index_dim=6, prior=prior, num_classes=3)(torch.zeros(5, 4)).shape
+        torch.Size([100, 5, 3])
+    """
+
+    ood_score = "predictive_entropy"
+    network: HypermodelNetwork
+
+    def __init__(
+        self,
+        network: nn.Module | Factory | Callable[[], nn.Module],
+        index_dim: int = 8,
+        hidden_sizes: Sequence[int] = (),
+        scale: bool = True,
+        initialization: Initialization = "network",
+        prior: Factory | Callable[[], nn.Module] | None = None,
+        prior_scale: float = 1.0,
+        calibrate_prior: bool = True,
+        num_train_samples: int = 16,
+        num_eval_samples: int = 100,
+        *,
+        task: Task = "classification",
+        num_classes: int | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        loss: Loss | None = None,
+        output: Output = "logits",
+        return_members: bool | None = None,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        network = restore_argument(network, "network")
+        prior = restore_argument(prior, "prior")
+        built = network if isinstance(network, nn.Module) else build_network(network)
+        super().__init__(
+            HypermodelNetwork(
+                built,
+                ScaledGaussianIndexer(index_dim),
+                hidden_sizes,
+                scale=scale,
+                initialization=initialization,
+                prior=None if prior is None else build_network(prior, "prior"),
+                prior_scale=prior_scale,
+                calibrate_prior=calibrate_prior,
+                output=restore_argument(output, "output"),
+            ),
+            task=task,
+            num_classes=num_classes,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            loss=loss,
+            num_train_samples=num_train_samples,
+            num_eval_samples=num_eval_samples,
+            return_members=return_members,
+        )
+        self._save_arguments(**{**given, "network": network})
+
+    def setup(self, stage: str) -> None:
+        """The prior is in eval mode always, of which Lightning would warn."""
+        super().setup(stage)
+        if stage == "fit" and (count := self.network.num_frozen):
+            warnings.filterwarnings("ignore", rf".*Found {count} module\(s\) in eval mode", PossibleUserWarning)
+
+
+@register_method("hypermodel", ood_score="predictive_entropy", length=lambda setting: 2)
+def _hypermodel(setting: Setting) -> HypermodelModule:
+    sizes: dict[str, Any] = {"in_features": setting.num_features, "out_features": setting.num_classes}
+    if "temperature" in setting.options:  # the testbed's agent
+        return HypermodelModule(
+            setting.network,
+            index_dim=6,
+            scale=False,
+            initialization="enn",
+            prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=6),
+            prior_scale=1 / math.sqrt(setting.options["temperature"]),
+            calibrate_prior=False,
+            num_eval_samples=1000,
+            num_classes=setting.num_classes,
+            optimizer=setting.optimizer,
+        )
+    return HypermodelModule(
+        setting.network,
+        prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=8),
+        num_classes=setting.num_classes,
+        optimizer=setting.optimizer,
+    )

@@ -1,0 +1,146 @@
+"""Bayes by backprop: a Gaussian over every weight of a network, whose index is the noise in its draw."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.variational import diagonal_gaussian_kl, sampled_kl
+from lightning_uq.networks._generated import call_with_weights, check_generable, in_chunks
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.output import Output
+
+
+class BayesByBackpropNetwork(EpistemicNetwork):
+    """f(x, z) = network(x; mean + softplus(rho) z) / temperature, with z ~ N(0, I_P): one entry a weight.
+
+    All parameters of the network that require a gradient have a standard deviation of their own; the parameters themselves
+    are the means, so that a pretrained network starts from its weights. All indices run in one batched call; in evaluation as
+    many at once as memory has room for, though an index alone is P numbers. A BatchNorm layer is refused: its running
+    statistics cannot speak for all indices.
+
+    Args:
+        network: The network; its parameters become the means, in place.
+        initial_std: Standard deviation softplus(rho) that every weight starts with.
+        temperature: Divides the outputs.
+        output: What ``network`` returns.
+
+    Raises:
+        InputError: The network has nothing to train, or a number is not above zero.
+        UnsupportedError: It has a BatchNorm layer with running statistics.
+
+    Source: Blundell et al., "Weight Uncertainty in Neural Networks", ICML 2015 (arXiv 1505.05424); ``make_bbb_enn`` of ENN.
+
+    Example:
+        >>> network = BayesByBackpropNetwork(nn.Linear(4, 3))
+        >>> network.num_weights, network(torch.zeros(5, 4), network.sample_index(7)).shape
+        (15, torch.Size([7, 5, 3]))
+    """
+
+    def __init__(
+        self, network: nn.Module, initial_std: float = 0.01, temperature: float = 1.0, output: Output = "logits"
+    ) -> None:
+        super().__init__(output)
+        for name, number in (("initial_std", initial_std), ("temperature", temperature)):
+            if not number > 0:
+                raise InputError(f"Expected argument `{name}` to be above 0, but got {number}.")
+        check_generable(network, "BayesByBackpropNetwork")
+        self.network = network
+        self.temperature = temperature
+        means = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        if not means:
+            raise InputError(
+                f"Expected argument `network` to have parameters that require a gradient, but {type(network).__name__} has "
+                "none."
+            )
+        self.names = list(means)
+        self._sizes = [mean.numel() for mean in means.values()]
+        start = torch.cat([mean.detach().flatten() for mean in means.values()])
+        self.rho = nn.Parameter(torch.full_like(start, math.log(math.expm1(initial_std))))
+        self._evaluation: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def num_weights(self) -> int:
+        """P, the number of weights, which is the index's dimension."""
+        return sum(self._sizes)
+
+    @property
+    def mean(self) -> Tensor:
+        """Means of the weights [P], in the order of ``names``."""
+        return torch.cat([mean.flatten() for mean in self._means().values()])
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviations of the weights [P], at least in float32."""
+        return F.softplus(self.rho if self.rho.dtype == torch.float64 else self.rho.float())
+
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal vectors [Z, P], on the generator's device; without one on that of the weights."""
+        device = self.rho.device if generator is None else generator.device
+        return torch.randn(num_samples, self.num_weights, generator=generator, device=device)
+
+    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
+        """See :meth:`EpistemicNetwork.evaluation_index`; the last one asked for is kept."""
+        if (num_samples, seed) not in self._evaluation:
+            self._evaluation = {(num_samples, seed): super().evaluation_index(num_samples, seed=seed)}
+        return self._evaluation[num_samples, seed]
+
+    def weights(self, index: Tensor) -> dict[str, Tensor]:
+        """The weights [Z, *shape] by their names in the network."""
+        if index.ndim != 2 or index.shape[1] != self.num_weights or not index.is_floating_point():
+            raise InputError(
+                f"Expected argument `index` to be vectors [Z, {self.num_weights}], one entry a weight, but got {index.dtype} of "
+                f"shape {list(index.shape)}."
+            )
+        stds = torch.split(self.std, self._sizes)
+        noises = torch.split(index.to(self.rho.device), self._sizes, dim=1)
+        return {
+            name: (mean + (noise.to(std) * std).reshape(-1, *mean.shape)).to(mean.dtype)
+            for (name, mean), std, noise in zip(self._means().items(), stds, noises, strict=True)
+        }
+
+    def call(self, x: Any, weights: dict[str, Tensor]) -> Tensor:
+        """Outputs [Z, B, ...] under the weights that :meth:`weights` gave."""
+        return call_with_weights(self.network, self.read_output, weights, x) / self.temperature
+
+    def forward(self, x: Any, index: Tensor) -> Tensor:
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, P]."""
+        if self.training or torch.compiler.is_compiling():
+            return self.call(x, self.weights(index))
+        return in_chunks(lambda part: self.call(x, self.weights(part)), index, self.num_weights, x)
+
+    def kl(
+        self,
+        prior_std: float = 1.0,
+        second_prior_std: float | None = None,
+        mixture_weight: float = 0.5,
+        weights: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """KL of the weights' distribution from a prior, in nats: exact for one Gaussian, else estimated from ``weights``.
+
+        Args:
+            prior_std: Standard deviation of the prior.
+            second_prior_std: That of a second component; None: there is one.
+            mixture_weight: Probability of the first component.
+            weights: Draws of the weights, which the estimate against a mixture needs.
+
+        Returns:
+            A scalar, or an estimate a draw [Z].
+
+        Raises:
+            InputError: There are no draws for a mixture, or a number is out of range.
+        """
+        if second_prior_std is None:
+            return diagonal_gaussian_kl(self.mean, self.std, prior_std)
+        if weights is None:
+            raise InputError(
+                "Expected argument `weights` with `second_prior_std`: the divergence from a mixture is estimated."
+            )
+        draws = torch.cat([weights[name].flatten(1) for name in self.names], dim=1)
+        return sampled_kl(draws, self.mean, self.std, prior_std, second_prior_std, mixture_weight)
+
+    def _means(self) -> dict[str, Tensor]:
+        return {name: self.network.get_parameter(name) for name in self.names}

@@ -1,0 +1,305 @@
+"""Hypermodels: a network that maps an index to the weights of another network."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.networks._generated import call_with_weights, check_generable, in_chunks
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.epinet import PriorScale
+from lightning_uq.networks.indexers import Indexer, ScaledGaussianIndexer
+from lightning_uq.networks.mlp import MLP
+from lightning_uq.networks.output import Output
+from lightning_uq.networks.priors import AdditivePrior, freeze_as_buffers, truncated_normal_init_
+
+Initialization = Literal["network", "enn"]
+
+_DRAWS = 256
+_GENERATED = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+_CUT = 0.87962566103423978  # standard deviation of a unit normal that is cut at two
+
+
+class HypermodelNetwork(EpistemicNetwork):
+    """f(x, z) = network(x; weights(z)) + prior(x, z), where weights(z) is linear in z, or in an MLP of it.
+
+    The weights and biases of the network's linear layers and convolutions are generated, those that require a gradient;
+    other parameters (of a LayerNorm, say) are trained as ever and shared by all indices. All indices run in one batched
+    call; in evaluation as many at once as memory has room for. A BatchNorm layer is refused: its running statistics cannot
+    speak for all indices.
+
+    P weights take (D + 1) P numbers, D the size of the index or of the torso's last layer.
+
+    Args:
+        network: The network whose weights are generated, in place: on its own it has none from then on.
+        indexer: Where z is drawn from, a vector; default :class:`ScaledGaussianIndexer` of dimension 8.
+        hidden_sizes: Widths of the torso's layers, an MLP over z with ReLU between them and none after the last; none makes
+            a linear hypermodel.
+        scale: Whether generated weights (no biases) are divided by sqrt(fan_in), so that those to be learnt are of order one.
+        initialization: ``"network"``: at first weights(z) varies about the network's own initial weights, with their spread,
+            layer by layer; ``"enn"``: as ENN draws it, about small random weights.
+        prior: A prior g(x, z) to [Z, B, C], frozen: :class:`PriorIndependentLayers`, another :class:`HypermodelNetwork`, or
+            any of :mod:`lightning_uq.networks.priors`.
+        prior_scale: Its scale.
+        calibrate_prior: Whether that scale is a spread over z in units of the output, measured on the first training batch;
+            else it multiplies the prior, as the original's does.
+        output: What ``network`` returns.
+
+    Raises:
+        InputError: The network has no layer whose weights could be generated, or the indexer draws no vectors.
+        UnsupportedError: It has a BatchNorm layer with running statistics, or one parameter under two names.
+
+    Source: Dwaracherla et al., "Hypermodels for Exploration", ICLR 2020 (arXiv 2006.07464); ``enn.networks.hypermodels``.
+
+    Example:
+        >>> network = HypermodelNetwork(MLP(4, 3, hidden_sizes=(16,)))
+        >>> network(torch.zeros(5, 4), network.sample_index(7)).shape
+        torch.Size([7, 5, 3])
+        >>> [(name, tuple(p.shape)) for name, p in network.named_parameters()]
+        [('generator.weight', (131, 8)), ('generator.bias', (131,))]
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        indexer: Indexer | None = None,
+        hidden_sizes: Sequence[int] = (),
+        *,
+        scale: bool = True,
+        initialization: Initialization = "network",
+        prior: nn.Module | None = None,
+        prior_scale: float = 1.0,
+        calibrate_prior: bool = True,
+        output: Output = "logits",
+    ) -> None:
+        super().__init__(output)
+        if initialization not in ("network", "enn"):
+            raise InputError(
+                f"Expected argument `initialization` to be 'network' or 'enn', but got {initialization!r}."
+            )
+        if not prior_scale >= 0:
+            raise InputError(f"Expected argument `prior_scale` to be at least 0, but got {prior_scale}.")
+        check_generable(network, "HypermodelNetwork")
+        self.indexer = ScaledGaussianIndexer(8) if indexer is None else indexer
+        # Drawn here, and not where it is needed: a compiled graph holds it as a constant.
+        self._calibration_index = self.indexer(_DRAWS, torch.Generator().manual_seed(0))
+        if self._calibration_index.ndim != 2 or not self._calibration_index.is_floating_point():
+            raise InputError(f"Expected argument `indexer` to draw vectors [Z, D], but {self.indexer!r} does not.")
+        self.index_dim = self._calibration_index.shape[1]
+        self.network = network
+        initial = _take_weights(network)
+        self.names = list(initial)
+        self._shapes = [value.shape for value in initial.values()]
+        self._factors = [1 / math.sqrt(_fan_in(value)) if scale else 1.0 for value in initial.values()]
+        like = next(iter(initial.values()))
+        sizes = [self.index_dim, *hidden_sizes]
+        self.torso: nn.Module = nn.Identity()
+        if hidden_sizes:
+            self.torso = truncated_normal_init_(MLP(sizes[0], sizes[-1], sizes[1:-1]))
+        self.generator = nn.Linear(sizes[-1], self.num_weights)
+        self._initialize(list(initial.values()), initialization)
+        self.torso.to(like.device, like.dtype)
+        self.generator.to(like.device, like.dtype)
+        self.prior = prior if prior is None or isinstance(prior, AdditivePrior) else freeze_as_buffers(prior)
+        self.prior_scale = PriorScale(prior_scale)
+        self.calibrate_prior = calibrate_prior
+        self._evaluation: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def num_weights(self) -> int:
+        """P, the number of weights that are generated for each index."""
+        return sum(shape.numel() for shape in self._shapes)
+
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Vectors [Z, index_dim] of the indexer."""
+        return self.indexer(num_samples, generator)
+
+    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
+        """See :meth:`EpistemicNetwork.evaluation_index`; drawn once, so that an exported graph holds them as a constant."""
+        if (num_samples, seed) not in self._evaluation:
+            self._evaluation[num_samples, seed] = super().evaluation_index(num_samples, seed=seed)
+        return self._evaluation[num_samples, seed]
+
+    def weights(self, index: Tensor) -> dict[str, Tensor]:
+        """The weights [Z, *shape] by their names in the network, as it is called with them."""
+        if index.ndim != 2 or index.shape[1] != self.index_dim or not index.is_floating_point():
+            raise InputError(
+                f"Expected argument `index` to be vectors [Z, {self.index_dim}], but got {index.dtype} of shape "
+                f"{list(index.shape)}."
+            )
+        flat: Tensor = self.generator(self.torso(index.to(self.generator.weight)))
+        parts = torch.split(flat, [shape.numel() for shape in self._shapes], dim=1)
+        return {
+            name: part.reshape(-1, *shape) * factor if factor != 1 else part.reshape(-1, *shape)
+            for name, part, shape, factor in zip(self.names, parts, self._shapes, self._factors, strict=True)
+        }
+
+    def forward(self, x: Any, index: Tensor) -> Tensor:
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""
+        if self.training and self.calibrate_prior and self.prior is not None and not self.prior_scale.measured:
+            with torch.no_grad(), torch.autocast(self.generator.weight.device.type, enabled=False):
+                self.prior_scale.measure(self.prior(x, self._calibration_index.to(self.generator.weight)))
+        if self.training or torch.compiler.is_compiling():
+            return self._run(x, index)
+        return in_chunks(lambda part: self._run(x, part), index, self.num_weights, x)
+
+    def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands of the output, each [Z, B, ...]: what is trained, and the scaled prior."""
+        learned = call_with_weights(self.network, self.read_output, self.weights(index), x)
+        if self.prior is None:
+            return learned, torch.zeros_like(learned)
+        prior: Tensor = self.prior_scale(self.prior(x, index.to(self.generator.weight)))
+        if prior.shape != learned.shape:
+            raise InputError(
+                f"Expected the prior's output to have the network's shape {list(learned.shape)}, but got {list(prior.shape)}."
+            )
+        return learned, prior
+
+    def train(self, mode: bool = True) -> "HypermodelNetwork":
+        """Set the mode; the prior stays in eval mode."""
+        super().train(mode)
+        if self.prior is not None:
+            self.prior.eval()
+        return self
+
+    @property
+    def num_frozen(self) -> int:
+        """Number of modules that are in eval mode always."""
+        return 0 if self.prior is None else len(list(self.prior.modules()))
+
+    def _run(self, x: Any, index: Tensor) -> Tensor:
+        learned, prior = self.learned_and_prior(x, index)
+        return learned if self.prior is None else learned + prior.to(learned.dtype)
+
+    @torch.no_grad()
+    def _initialize(self, initial: list[Tensor], initialization: Initialization) -> None:
+        weights = torch.split(self.generator.weight, [value.numel() for value in initial])
+        biases = torch.split(self.generator.bias, [value.numel() for value in initial])
+        length = self.torso(self._calibration_index).square().sum(1).mean().sqrt()
+        for weight, bias, value, factor in zip(weights, biases, initial, self._factors, strict=True):
+            if initialization == "network":
+                start = value.flatten().float() / factor
+                nn.init.normal_(weight).mul_(start.square().mean().sqrt() / length)
+                bias.copy_(start)
+            else:  # Haiku's VarianceScaling(1, "fan_avg", "truncated_normal"), of the bias too, whose fans are its length
+                for part, fan in ((weight, (weight.shape[0] + weight.shape[1]) / 2), (bias, weight.shape[0])):
+                    std = fan**-0.5 / _CUT
+                    nn.init.trunc_normal_(part, 0.0, std, -2 * std, 2 * std)
+
+
+class PriorIndependentLayers(nn.Module):
+    """A frozen MLP g(x, z) whose layers' weights are linear in the index, each in a part of z of its own.
+
+    Layer l reads its share z_l of the index: weights sum_i w_i z_li and biases sum_i b_i z_li, where each weight's vector w
+    and each bias's b is of length one. All but the first layer divide their weights by sqrt(fan_in). With fewer entries than
+    layers, every layer reads all of z. Its weights are buffers.
+
+    Args:
+        in_features: Input dimension d; inputs are flattened.
+        out_features: C.
+        index_dim: Dimension of z.
+        hidden_sizes: Widths of the hidden layers, with ReLU.
+        weight_scaling: Variance of a generated weight, per unit of |z_l|^2.
+        bias_scaling: That of a bias.
+        bias: Added to b after its length is set.
+        seed: Seed of its weights; the global generator draws them without it.
+
+    Raises:
+        InputError: A size below 1, or an input or index of another size.
+
+    Source: ``PriorMLPIndependentLayers`` of ``enn.networks.hypermodels``.
+
+    Example:
+        >>> prior = PriorIndependentLayers(4, 3, index_dim=6, seed=0)
+        >>> prior(torch.zeros(5, 4), torch.randn(7, 6)).shape, list(prior.parameters())
+        (torch.Size([7, 5, 3]), [])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        index_dim: int,
+        hidden_sizes: Sequence[int] = (10,),
+        weight_scaling: float = 1.0,
+        bias_scaling: float = 1.0,
+        bias: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = [in_features, *hidden_sizes, out_features]
+        for name, size in (("index_dim", index_dim), *(("in_features, hidden_sizes, out_features", s) for s in sizes)):
+            if size < 1:
+                raise InputError(f"Expected argument `{name}` to be at least 1, but got {size}.")
+        self.in_features = in_features
+        self.index_dim = index_dim
+        self.num_layers = len(sizes) - 1
+        self.weight_scaling = weight_scaling
+        self.bias_scaling = bias_scaling
+        self.bias = bias
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        for i, ((a, b), part) in enumerate(
+            zip(itertools.pairwise(sizes), self._split(torch.zeros(1, index_dim)), strict=True)
+        ):
+            self.register_buffer(f"weight_{i}", torch.randn(b, a, part.shape[1], generator=generator))
+            self.register_buffer(f"bias_{i}", torch.randn(b, part.shape[1], generator=generator))
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, index_dim]."""
+        if index.ndim != 2 or index.shape[1] != self.index_dim:
+            raise InputError(
+                f"Expected argument `index` to be [Z, {self.index_dim}], but got shape {list(index.shape)}."
+            )
+        h = x.flatten(1)
+        if h.shape[1] != self.in_features:
+            raise InputError(
+                f"Expected a prior's input of {self.in_features} features (argument `in_features`), but got {h.shape[1]}."
+            )
+        for i, part in enumerate(self._split(index)):
+            # The lengths are set here, so that a state dict or ENN's weights go in as they are.
+            weight = F.normalize(self.get_buffer(f"weight_{i}"), dim=-1, eps=0) * math.sqrt(self.weight_scaling)
+            bias = F.normalize(self.get_buffer(f"bias_{i}"), dim=-1, eps=0) * math.sqrt(self.bias_scaling) + self.bias
+            if i:
+                weight = weight / math.sqrt(weight.shape[1])
+                h = h.relu()
+            part = part.to(weight)
+            weights = torch.einsum("oki,zi->zko", weight, part)
+            h = torch.matmul(h.to(weights.dtype), weights) + torch.einsum("oi,zi->zo", bias, part).unsqueeze(1)
+        return h
+
+    def _split(self, index: Tensor) -> Sequence[Tensor]:
+        if self.index_dim < self.num_layers:
+            return [index] * self.num_layers
+        return torch.tensor_split(index, self.num_layers, dim=1)
+
+
+def _take_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The weights that will be generated, by name; an empty buffer stays in the place of each."""
+    if len(list(network.named_parameters())) != len(list(network.named_parameters(remove_duplicate=False))):
+        raise UnsupportedError("HypermodelNetwork does not support one parameter under two names.")
+    taken: dict[str, Tensor] = {}
+    for path, module in network.named_modules():
+        if isinstance(module, _GENERATED):
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.requires_grad and parameter.is_floating_point():
+                    del module._parameters[name]
+                    module.register_buffer(name, parameter.new_empty(0).detach(), persistent=False)
+                    taken[f"{path}.{name}" if path else name] = parameter.detach()
+    if not taken:
+        raise InputError(
+            f"Expected argument `network` to have linear layers or convolutions that require a gradient, but "
+            f"{type(network).__name__} has none."
+        )
+    return taken
+
+
+def _fan_in(value: Tensor) -> int:
+    """Inputs of one output; 1 of a bias."""
+    return value[0].numel() if value.ndim > 1 else 1
