@@ -1,0 +1,123 @@
+"""Regression as classification over atoms: 2-hot targets, their cross-entropy, and the layout of the outputs."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.atoms import check_atoms, two_hot
+
+
+def categorical_regression_loss(
+    logits: Tensor,
+    target: Tensor,
+    atoms: Tensor,
+    prior: Tensor | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> Tensor:
+    """Cross-entropy of a distribution over atoms against the 2-hot encoding of ``target - prior``.
+
+    The prediction is the mean of the atoms plus the prior, so that the atoms learn what the prior leaves.
+
+    Args:
+        logits: Logits [B, D, A], or [Z, B, D, A] over an index.
+        target: Targets [B, D]; clipped, less the prior, to the atoms' range.
+        atoms: Ascending atoms [A].
+        prior: Additive prior of the logits' shape without A; no gradient reaches it.
+        reduction: ``"mean"`` over all elements, ``"sum"``, or ``"none"`` for the logits' shape without A.
+
+    Raises:
+        InputError: The shapes do not go together, or ``reduction`` is unknown.
+
+    Source: ``Cat2HotRegression`` of google-deepmind/enn, there for D = 1.
+
+    Example:
+        >>> atoms = torch.tensor([-1.0, 0.0, 1.0])
+        >>> categorical_regression_loss(torch.zeros(5, 1, 3), torch.zeros(5, 1), atoms)
+        tensor(1.0986)
+    """
+    if logits.ndim not in (3, 4) or logits.shape[-1] != len(atoms):
+        raise InputError(
+            f"Expected argument `logits` to be [B, D, {len(atoms)}] or [Z, B, D, {len(atoms)}], but got shape "
+            f"{list(logits.shape)}."
+        )
+    if target.shape != logits.shape[-3:-1]:
+        raise InputError(
+            f"Expected argument `target` to be of shape {list(logits.shape[-3:-1])}, but got {list(target.shape)}."
+        )
+    if prior is not None and prior.shape != logits.shape[:-1]:
+        raise InputError(
+            f"Expected argument `prior` to be of shape {list(logits.shape[:-1])}, but got {list(prior.shape)}."
+        )
+    log_probs = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
+    target = target if target.dtype == torch.float64 else target.float()
+    left = target if prior is None else target - prior.detach()
+    loss = -(two_hot(left, atoms) * log_probs).sum(-1)
+    if reduction == "none":
+        return loss.expand(logits.shape[:-1])
+    if reduction == "mean":
+        return loss.mean()
+    if reduction == "sum":
+        return loss.sum()
+    raise InputError(f"Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {reduction!r}.")
+
+
+def join_atoms(logits: Tensor, prior: Tensor) -> Tensor:
+    """One output [..., D A + D] of logits [..., D, A] and the prior [..., D], in that order.
+
+    Example:
+        >>> join_atoms(torch.zeros(5, 2, 9), torch.zeros(5, 2)).shape
+        torch.Size([5, 20])
+    """
+    return torch.cat([logits.flatten(-2), prior], -1)
+
+
+def split_atoms(output: Tensor, num_atoms: int) -> tuple[Tensor, Tensor]:
+    """Logits [..., D, A] and prior [..., D] of an output [..., D A + D]: the inverse of :func:`join_atoms`.
+
+    Raises:
+        InputError: The last axis is no multiple of A + 1.
+
+    Example:
+        >>> logits, prior = split_atoms(torch.zeros(5, 20), 9)
+        >>> logits.shape, prior.shape
+        (torch.Size([5, 2, 9]), torch.Size([5, 2]))
+    """
+    size = output.shape[-1] if output.ndim else 0
+    if not size or size % (num_atoms + 1):
+        raise InputError(
+            f"Expected argument `output` to be of shape [..., D x {num_atoms} + D], logits over {num_atoms} atoms and then the "
+            f"prior, but got shape {list(output.shape)}."
+        )
+    dims = size // (num_atoms + 1)
+    return output[..., : dims * num_atoms].unflatten(-1, (dims, num_atoms)), output[..., dims * num_atoms :]
+
+
+class Cat2HotRegression(nn.Module):
+    """:func:`categorical_regression_loss` with its atoms.
+
+    Args:
+        atoms: Ascending atoms [A], at least two.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Raises:
+        InputError: The atoms do not ascend.
+
+    Example:
+        >>> loss = Cat2HotRegression([-1.0, 0.0, 1.0])
+        >>> loss(torch.zeros(5, 1, 3), torch.zeros(5, 1), prior=torch.ones(5, 1))
+        tensor(1.0986)
+    """
+
+    atoms: Tensor
+
+    def __init__(self, atoms: Tensor | Sequence[float], reduction: Literal["mean", "sum", "none"] = "mean") -> None:
+        super().__init__()
+        self.register_buffer("atoms", check_atoms(atoms))
+        self.reduction: Literal["mean", "sum", "none"] = reduction
+
+    def forward(self, logits: Tensor, target: Tensor, prior: Tensor | None = None) -> Tensor:
+        """The loss of logits [B, D, A] or [Z, B, D, A] and targets [B, D]."""
+        return categorical_regression_loss(logits, target, self.atoms, prior, self.reduction)

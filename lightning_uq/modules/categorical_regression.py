@@ -1,0 +1,139 @@
+"""Regression by classification over atoms: any index's distribution, trained on 2-hot targets."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.atoms import atom_moments
+from lightning_uq.losses.categorical_regression import categorical_regression_loss, join_atoms, split_atoms
+from lightning_uq.losses.gaussian import MIN_VARIANCE
+from lightning_uq.modules.base import UncertaintyModule, restore_argument
+from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork
+from lightning_uq.networks.factory import Factory, build_network
+from lightning_uq.networks.output import OutputShapeError
+from lightning_uq.prediction import GaussianMixturePrediction
+
+
+class CategoricalRegressionModule(UncertaintyModule):
+    """A regressor whose indices predict distributions over atoms, with random priors on their means.
+
+    The loss is the cross-entropy against the 2-hot encoding of the target less the prior, averaged over indices: all of a
+    finite set in every step. The prediction has one Gaussian an index, with the mean and the variance of its distribution; the
+    variance contains what the 2-hot encoding adds, up to a quarter of the squared distance of two atoms.
+
+    Args:
+        network: A :class:`~lightning_uq.networks.CategoricalRegressionNetwork`, or a factory of it (which a checkpoint can
+            remember).
+        num_train_samples: Indices drawn per training step, where the index set is infinite.
+        num_eval_samples: Indices per evaluation, where the index set is infinite.
+        optimizer: Called with the parameters.
+        lr_scheduler: Called with the optimizer.
+
+    Raises:
+        InputError: ``network`` is no such network.
+
+    Source: ``Cat2HotRegression`` of google-deepmind/enn.
+
+    Example:
+        >>> from lightning_uq.networks import CatMLPEnsemble
+        >>> module = CategoricalRegressionModule(CatMLPEnsemble(4, torch.linspace(-3, 3, 13), num_members=5))
+        >>> module.predict(torch.zeros(6, 4)).epistemic_variance.shape
+        torch.Size([6, 1])
+    """
+
+    ood_score = "epistemic_variance"
+    ood_score_names: ClassVar[tuple[str, ...]] = ("epistemic_variance",)
+    network: CategoricalRegressionNetwork
+
+    def __init__(
+        self,
+        network: CategoricalRegressionNetwork | Factory | Callable[[], nn.Module],
+        num_train_samples: int = 1,
+        num_eval_samples: int = 100,
+        *,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        network = restore_argument(network, "network")
+        built = network if isinstance(network, nn.Module) else build_network(network)
+        if not isinstance(built, CategoricalRegressionNetwork):
+            raise InputError(
+                "Expected argument `network` to be a CategoricalRegressionNetwork, or a factory of one, but got "
+                f"{type(built).__name__}."
+            )
+        super().__init__(
+            built,
+            task="regression",
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            num_train_samples=num_train_samples,
+            num_eval_samples=num_eval_samples,
+        )
+        self._outputs_per_target = len(built.atoms) + 1
+        self._told_range = False
+        self._save_arguments(**{**given, "network": network})
+
+    def forward(self, x: Any) -> Tensor:
+        """Raw outputs [Z, B, D A + D] over the evaluation indices: logits over the atoms, then the prior."""
+        return self._raw(x, self.network.evaluation_index(self.num_eval_samples))
+
+    def prediction(self, output: Tensor) -> GaussianMixturePrediction:
+        """One Gaussian an index, with the moments of its distribution."""
+        logits, prior = split_atoms(output, len(self.network.atoms))
+        mean, variance = atom_moments(logits, self.network.atoms)
+        return GaussianMixturePrediction(mean + prior, variance + MIN_VARIANCE)
+
+    def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
+        """Mean over the members, or over the drawn indices, of the cross-entropy."""
+        self._check_range(y)
+        network = self.network
+        finite = network.num_indices is not None
+        index = network.evaluation_index(0) if finite else network.sample_index(self.num_train_samples)
+        return self.index_losses(self._raw(x, index), y).mean()
+
+    def index_losses(self, output: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The loss of each index [Z] from raw outputs and targets [B, D]; ``weights`` [Z, B] or [B] weigh the samples."""
+        self._check_output(output)
+        self._check_target(output, y)
+        logits, prior = split_atoms(output, len(self.network.atoms))
+        losses = categorical_regression_loss(logits, y, self.network.atoms, prior, reduction="none").mean(-1)
+        return (losses if weights is None else losses * weights).mean(1)
+
+    @contextmanager
+    def ood_scores(self, model: Any) -> Iterator[Callable[[Tensor], Mapping[str, Tensor]]]:
+        """Mean over the target dimensions of the variance over z of the means."""
+        yield lambda output: {"epistemic_variance": self.prediction(output).epistemic_variance.mean(-1)}
+
+    def _raw(self, x: Any, index: Tensor) -> Tensor:
+        try:
+            return join_atoms(*self.network.logits_and_prior(x, self._place(index)))
+        except RuntimeError as error:
+            self._explain(error, x)
+            raise
+
+    def _check_output(self, output: Tensor) -> None:
+        if output.ndim != 3 or output.shape[-1] % self._outputs_per_target:
+            raise OutputShapeError(
+                f"Expected raw outputs [Z, B, {self._outputs_per_target} D], but got shape {list(output.shape)}."
+            )
+        self._output_checked = True
+
+    def _check_range(self, y: Tensor) -> None:
+        """Tell, once, of targets that no distribution over the atoms can reach; on a GPU only the first batch is looked at."""
+        if self._told_range:
+            return
+        atoms = self.network.atoms
+        outside = int(((y < atoms[0]) | (y > atoms[-1])).sum())
+        if outside:
+            rank_zero_warn(
+                f"{outside} of the {y.numel()} targets of a batch lie outside the atoms' range, {float(atoms[0]):g} to "
+                f"{float(atoms[-1]):g}, and are clipped to it: pass wider `atoms`, or scaled targets."
+            )
+        self._told_range = bool(outside) or y.device.type != "cpu"

@@ -1,0 +1,51 @@
+"""What wrappers of epistemic networks, and networks that read the index beside their input, share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks.base import EpistemicNetwork
+
+
+class WrappedNetwork(EpistemicNetwork):
+    """An epistemic network around another, with its indices.
+
+    Args:
+        network: The network f(x, z).
+
+    Raises:
+        InputError: ``network`` is no :class:`EpistemicNetwork`.
+    """
+
+    def __init__(self, network: EpistemicNetwork) -> None:
+        if not isinstance(network, EpistemicNetwork):
+            raise InputError(
+                f"Expected argument `network` to be an EpistemicNetwork, but got {type(network).__name__}; "
+                "DeterministicNetwork makes one of a plain network."
+            )
+        super().__init__(network.read_output.output)
+        self.network = network
+        self.num_indices = network.num_indices
+
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Indices of the inner network."""
+        return self.network.sample_index(num_samples, generator)
+
+    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
+        """Indices to evaluate with of the inner network."""
+        return self.network.evaluation_index(num_samples, seed=seed)
+
+
+def check_vectors(index: Tensor, index_dim: int) -> None:
+    """An :class:`InputError` where ``index`` is not [Z, index_dim]."""
+    if index.ndim != 2 or index.shape[1] != index_dim:
+        raise InputError(f"Expected argument `index` to be [Z, {index_dim}], but got shape {list(index.shape)}.")
+
+
+def read_both(layer: nn.Module, h: Tensor, index: Tensor) -> Tensor:
+    """A linear layer of [h, z], [Z, B, F]; the product with an h [1, B, H] that all indices share is taken once."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    size = h.shape[-1]
+    by_index = F.linear(index, weight[:, size:]).unsqueeze(1)
+    return F.linear(h, weight[:, :size], layer.bias) + by_index  # type: ignore[arg-type]

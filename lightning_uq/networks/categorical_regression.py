@@ -1,0 +1,173 @@
+"""Regression by a distribution over atoms, under any index; ready-made as an ensemble of MLPs with priors."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.atoms import atom_moments, check_atoms
+from lightning_uq.functional.softplus import inverse_softplus
+from lightning_uq.networks._wrapped import WrappedNetwork
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.ensemble import build_ensemble
+from lightning_uq.networks.epinet import _KeepsPrecision
+from lightning_uq.networks.index_priors import ChoicePrior
+from lightning_uq.networks.mlp import MLP
+from lightning_uq.networks.priors import freeze_as_buffers, truncated_normal_init_
+from lightning_uq.networks.random_features import Gamma, RandomFeatureGP
+
+_SMALLEST_VARIANCE = 1e-12  # what a distribution on one atom is given
+
+
+class CategoricalRegressionNetwork(WrappedNetwork):
+    """A regressor whose every index gives a distribution over atoms: its mean is sum_a softmax(logits)_a atom_a + prior(x, z).
+
+    ``forward`` gives the distribution's mean and variance in the layout of every regression network here, so that it works
+    with any module and metric; :class:`~lightning_uq.modules.CategoricalRegressionModule` trains the distribution itself.
+    The variance is that of the atoms. A target between two atoms is learnt as a mixture of both, so noise-free data already
+    has up to a quarter of the squared distance of two atoms.
+
+    Args:
+        network: Epistemic network with outputs [Z, B, D A]: the logits over A atoms of each target dimension.
+        atoms: Ascending numbers [A] that cover the targets, less the prior; what lies outside is clipped in training.
+        prior: Frozen function g(x, z) to [Z, B, D], in units of the target; its parameters become buffers, in place.
+        prior_scale: Its factor.
+
+    Raises:
+        InputError: The atoms do not ascend, or the network's or the prior's outputs are of another shape.
+
+    Source: ``CatOutputWithPrior`` of google-deepmind/enn; Schrittwieser et al., Nature 2020, for the atoms.
+
+    Example:
+        >>> from lightning_uq.networks import EnsembleNetwork
+        >>> members = EnsembleNetwork([nn.Linear(4, 9) for _ in range(5)])
+        >>> network = CategoricalRegressionNetwork(members, torch.linspace(-2, 2, 9))
+        >>> logits, prior = network.logits_and_prior(torch.zeros(6, 4), torch.arange(5))
+        >>> logits.shape, prior.shape, network(torch.zeros(6, 4), torch.arange(5)).shape
+        (torch.Size([5, 6, 1, 9]), torch.Size([5, 6, 1]), torch.Size([5, 6, 2]))
+    """
+
+    def __init__(
+        self,
+        network: EpistemicNetwork,
+        atoms: Tensor | Sequence[float],
+        prior: nn.Module | None = None,
+        prior_scale: float = 1.0,
+    ) -> None:
+        super().__init__(network)
+        self.support = _Atoms(check_atoms(atoms))
+        self.prior = None if prior is None else freeze_as_buffers(prior)
+        self.prior_scale = prior_scale
+
+    @property
+    def atoms(self) -> Tensor:
+        """The atoms [A]."""
+        return self.support.atoms
+
+    def train(self, mode: bool = True) -> "CategoricalRegressionNetwork":
+        """Set the mode of the trained part; the prior stays in eval mode."""
+        super().train(mode)
+        if self.prior is not None:
+            self.prior.eval()
+        return self
+
+    def logits_and_prior(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [Z, B, D, A] over the atoms, and the scaled prior [Z, B, D]."""
+        output: Tensor = self.network(x, index)
+        if output.ndim != 3 or output.shape[-1] % len(self.atoms):
+            raise InputError(
+                f"Expected the network to return [B, D x {len(self.atoms)}], logits over {len(self.atoms)} atoms for each of D "
+                f"target dimensions, but got shape {list(output.shape[1:])}."
+            )
+        logits = output.unflatten(-1, (-1, len(self.atoms)))
+        if self.prior is None:
+            return logits, logits.new_zeros(logits.shape[:-1])
+        prior = self.prior_scale * self.prior(x, index)
+        if prior.shape != logits.shape[:-1]:
+            raise InputError(
+                f"Expected the prior's output to be of shape {list(logits.shape[:-1])}, but got {list(prior.shape)}."
+            )
+        return logits, prior
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        """Means and raw variances [Z, B, 2 D] of x [B, ...]; the variance is softplus of the raw one."""
+        logits, prior = self.logits_and_prior(x, index)
+        mean, variance = atom_moments(logits, self.atoms)
+        return torch.cat([mean + prior, inverse_softplus(variance.clamp_min(_SMALLEST_VARIANCE))], -1)
+
+
+class CatMLPEnsemble(CategoricalRegressionNetwork):
+    """An ensemble of M MLPs with distributions over atoms, each with a real-valued random prior of its own.
+
+    Args:
+        in_features: Size of the flattened input.
+        atoms: Ascending numbers [A].
+        num_outputs: Target dimensions D.
+        num_members: M.
+        hidden_sizes: Widths of each MLP's hidden layers.
+        prior: ``"mlp"``: MLPs of the same widths; ``"gp"``: random-feature Gaussian processes; None: none.
+        prior_scale: Factor of the prior.
+        num_features: Random features of a Gaussian process.
+        gamma: Its inverse length scale, or a range to draw it from.
+        seed: Seed of the priors; the global generator draws them without it.
+
+    Raises:
+        InputError: An argument is not as above.
+
+    Source: ``CatMLPEnsemble``, ``CatMLPEnsembleMlpPrior`` and ``CatMLPEnsembleGpPrior`` of google-deepmind/enn; there every
+    Gaussian process has one output whatever D is.
+
+    Example:
+        >>> network = CatMLPEnsemble(4, torch.linspace(-2, 2, 9).tolist(), num_members=5, prior="gp")
+        >>> network(torch.zeros(6, 4), network.evaluation_index(100)).shape
+        torch.Size([5, 6, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        atoms: Tensor | Sequence[float],
+        num_outputs: int = 1,
+        num_members: int = 10,
+        hidden_sizes: Sequence[int] = (50, 50),
+        prior: Literal["mlp", "gp"] | None = "mlp",
+        prior_scale: float = 1.0,
+        num_features: int = 100,
+        gamma: Gamma = 1.0,
+        seed: int | None = None,
+    ) -> None:
+        if prior not in ("mlp", "gp", None):
+            raise InputError(f"Expected argument `prior` to be 'mlp', 'gp' or None, but got {prior!r}.")
+        for name, size in (("num_members", num_members), ("num_outputs", num_outputs)):
+            if size < 1:
+                raise InputError(f"Expected argument `{name}` to be at least 1, but got {size}.")
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+        def mlp(out_features: int, generator: torch.Generator | None = None) -> nn.Module:
+            return truncated_normal_init_(
+                nn.Sequential(nn.Flatten(), MLP(in_features, out_features, hidden_sizes)), generator
+            )
+
+        size = num_outputs * len(check_atoms(atoms))
+        members = build_ensemble([mlp(size) for _ in range(num_members)])
+        functions: list[nn.Module] = []
+        if prior == "mlp":
+            functions = [mlp(num_outputs, generator) for _ in range(num_members)]
+        elif prior == "gp":
+            functions = [
+                RandomFeatureGP(in_features, num_outputs, num_features, gamma, generator=generator)
+                for _ in range(num_members)
+            ]
+        super().__init__(members, atoms, ChoicePrior(functions) if functions else None, prior_scale)
+
+
+class _Atoms(_KeepsPrecision):
+    """The atoms, which a cast to half precision leaves as they are."""
+
+    atoms: Tensor
+
+    def __init__(self, atoms: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("atoms", atoms)

@@ -1,0 +1,60 @@
+"""An MLP whose units are noisy by as much as they learn to be."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.networks._wrapped import check_vectors
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.indexers import GaussianIndexer
+from lightning_uq.networks.mlp import MLP
+from lightning_uq.networks.priors import truncated_normal_init_
+
+
+class GaussianNoiseMLP(EpistemicNetwork):
+    """A ReLU MLP with a Gaussian term in every bias: each layer is W h + b + c * eps, where c is learnt.
+
+    The index is the noise of all units, one after the other: z = (eps_1, ..., eps_L) ~ N(0, I). It is shared by the batch, so
+    that an index is one function of x.
+
+    Args:
+        in_features: Size of the flattened input.
+        out_features: Classes C, or 2 D for regression: means and raw variances.
+        hidden_sizes: Widths of the hidden layers.
+        init_scale: Initial value of every c.
+
+    Raises:
+        InputError: A size is below 1, or an index is not [Z, number of units].
+
+    Source: ``GaussianNoiseMLP`` of google-deepmind/enn, whose index is a random key.
+
+    Example:
+        >>> network = GaussianNoiseMLP(4, 3, hidden_sizes=(8,))
+        >>> network.indexer, network(torch.zeros(6, 4), network.sample_index(7)).shape
+        (GaussianIndexer(index_dim=11), torch.Size([7, 6, 3]))
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, hidden_sizes: Sequence[int] = (50, 50), init_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        mlp = truncated_normal_init_(MLP(in_features, out_features, hidden_sizes))
+        self.layers = nn.ModuleList(layer for layer in mlp.modules() if isinstance(layer, nn.Linear))
+        self.widths = [*hidden_sizes, out_features]
+        self.noise_scales = nn.ParameterList(torch.full((width,), float(init_scale)) for width in self.widths)
+        self.indexer = GaussianIndexer(sum(self.widths))
+
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal vectors [Z, number of units]."""
+        return self.indexer(num_samples, generator)
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, number of units]."""
+        check_vectors(index, self.indexer.index_dim)
+        dtype = self.noise_scales[0].dtype
+        h = x.flatten(1).to(dtype).unsqueeze(0)
+        noise = index.to(dtype).split(self.widths, dim=1)
+        for i, (layer, scale, eps) in enumerate(zip(self.layers, self.noise_scales, noise, strict=True)):
+            h = layer(h.relu() if i else h) + (scale * eps).unsqueeze(1)
+        return h

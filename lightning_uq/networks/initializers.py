@@ -1,0 +1,66 @@
+"""Haiku's variance-scaling weights."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+
+# Standard deviation that is left of a standard normal which is cut at -2 and 2.
+CUT_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
+
+
+def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fill ``weight``, in place, from N(0, std^2) cut at two standard deviations, so that 0.88 of it is left.
+
+    Example:
+        >>> weight = truncated_normal_(torch.empty(100_000), 1.0, torch.Generator().manual_seed(0))
+        >>> print(f"{weight.std():.2f} {weight.abs().max():.2f}")
+        0.88 2.00
+    """
+    if std == 0:
+        return nn.init.zeros_(weight)
+    return nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+
+
+def variance_scaling_(
+    weight: Tensor,
+    scale: float = 1.0,
+    mode: Literal["fan_in", "fan_out", "fan_avg"] = "fan_in",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill ``weight`` [out, in, ...], in place, with variance ``scale`` / fan, from a normal that is cut at two of its own.
+
+    Unlike :func:`~lightning_uq.networks.priors.truncated_normal_init_`, it makes good what the cut takes from the variance.
+
+    Args:
+        weight: Weights as torch holds them; the axes after the second count for both fans.
+        scale: Variance times fan.
+        mode: Which fan: that of the inputs, of the outputs, or their mean.
+        generator: Source of randomness.
+
+    Returns:
+        ``weight`` itself.
+
+    Raises:
+        InputError: ``mode`` is unknown, ``scale`` is negative, or ``weight`` has fewer than two axes.
+
+    Source: ``hk.initializers.VarianceScaling`` of Haiku 0.0.17.
+
+    Example:
+        >>> weight = variance_scaling_(torch.empty(2000, 100), mode="fan_avg", generator=torch.Generator().manual_seed(0))
+        >>> print(f"{weight.std():.4f} {(1 / 1050) ** 0.5:.4f}")
+        0.0309 0.0309
+    """
+    if weight.ndim < 2:
+        raise InputError(f"Expected argument `weight` to be [out, in, ...], but got shape {list(weight.shape)}.")
+    if not 0 <= scale < math.inf:
+        raise InputError(f"Expected argument `scale` to be a number of at least 0, but got {scale}.")
+    field = weight[0, 0].numel()
+    fans = {"fan_in": weight.shape[1] * field, "fan_out": weight.shape[0] * field}
+    fans["fan_avg"] = (fans["fan_in"] + fans["fan_out"]) / 2  # type: ignore[assignment]  # a half is a fan here
+    if mode not in fans:
+        raise InputError(f"Expected argument `mode` to be one of {list(fans)}, but got {mode!r}.")
+    return truncated_normal_(weight, math.sqrt(scale / fans[mode]) / CUT_STD, generator)

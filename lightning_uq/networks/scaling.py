@@ -1,0 +1,139 @@
+"""Centred inputs and scaled outputs, around any epistemic network."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.softplus import inverse_softplus_exp, log_softplus
+from lightning_uq.networks._wrapped import WrappedNetwork
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.epinet import _KeepsPrecision
+
+_EPS = 1e-9
+
+
+class Standardize(_KeepsPrecision):
+    """(x - mean) / (std + 1e-9), by fixed statistics.
+
+    A feature that did not vary is centred and left unscaled: 1e-9 would make 1e9 of its first variation.
+
+    Args:
+        mean: Mean [...] of one input.
+        std: Standard deviation of the same shape.
+
+    Raises:
+        InputError: The shapes differ, or the numbers are no statistics.
+
+    Example:
+        >>> Standardize(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 0.0]))(torch.tensor([[5.0, 6.0]]))
+        tensor([[2., 1.]])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        if mean.shape != std.shape:
+            raise InputError(
+                f"Expected arguments `mean` and `std` to have one shape, but got {list(mean.shape)} and {list(std.shape)}."
+            )
+        if not bool((mean.isfinite() & std.isfinite() & (std >= 0)).all()):
+            raise InputError(
+                "Expected arguments `mean` and `std` to be finite, and `std` not negative, but they are not."
+            )
+        self.register_buffer("mean", mean.detach().float())
+        std = std.detach().float()
+        self.register_buffer("scale", torch.where(std > 0, std + _EPS, torch.ones_like(std)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardised x [B, ...], in its own precision."""
+        output = (x.to(self.mean.dtype) - self.mean) / self.scale
+        return output.to(x.dtype) if x.is_floating_point() else output
+
+
+class CenteredNetwork(WrappedNetwork):
+    """f((x - mean) / (std + 1e-9), z): an epistemic network that sees inputs standardised by the training data's statistics.
+
+    Args:
+        network: The network f(x, z).
+        mean: Mean [...] of the training inputs, elementwise.
+        std: Standard deviation of the same shape; where it is 0, the input is centred alone.
+
+    Raises:
+        InputError: The statistics are no such numbers.
+
+    Source: ``make_centered_enn`` of google-deepmind/enn, which divides a constant feature by 1e-9.
+
+    Example:
+        >>> from lightning_uq.networks import DeterministicNetwork
+        >>> x_train = torch.tensor([[1.0, 7.0], [3.0, 7.0]])
+        >>> network = CenteredNetwork.from_data(DeterministicNetwork(torch.nn.Identity()), x_train)
+        >>> network(torch.tensor([[4.0, 8.0]]), torch.tensor([0]))
+        tensor([[[2., 1.]]])
+    """
+
+    def __init__(self, network: EpistemicNetwork, mean: Tensor, std: Tensor) -> None:
+        super().__init__(network)
+        self.standardize = Standardize(mean, std)
+
+    @classmethod
+    def from_data(cls, network: EpistemicNetwork, x_train: Tensor) -> "CenteredNetwork":
+        """Take the statistics of ``x_train`` [N, ...], in float64; the standard deviation divides by N.
+
+        Raises:
+            InputError: ``x_train`` has no batch axis or holds no row.
+        """
+        if x_train.ndim < 2 or not len(x_train):
+            raise InputError(
+                f"Expected argument `x_train` to be [N, ...], N at least 1, but got {list(x_train.shape)}."
+            )
+        x = x_train.detach().double()
+        return cls(network, x.mean(0), x.std(0, correction=0))
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        """Outputs [Z, B, ...] of raw inputs x [B, ...]."""
+        output: Tensor = self.network(self.standardize(x), index)
+        return output
+
+
+class ScaledNetwork(WrappedNetwork):
+    """scale * f(x, z): an epistemic network whose output is in other units.
+
+    Args:
+        network: The network f(x, z).
+        scale: The factor; logits divided by a temperature T have 1 / T.
+        heads: ``"gaussian"`` for outputs [Z, B, 2 D]: means are multiplied by ``scale``, and variances, softplus of what is
+            returned, by its square. None multiplies the whole output.
+
+    Raises:
+        InputError: ``scale`` is no positive number, or ``heads`` is unknown.
+
+    Source: ``scale_enn_output`` of google-deepmind/enn.
+
+    Example:
+        >>> from lightning_uq.networks import DeterministicNetwork
+        >>> network = ScaledNetwork(DeterministicNetwork(torch.nn.Identity()), 10.0)
+        >>> network(torch.tensor([[1.0, 2.0]]), torch.tensor([0]))
+        tensor([[[10., 20.]]])
+    """
+
+    def __init__(self, network: EpistemicNetwork, scale: float, heads: Literal["gaussian"] | None = None) -> None:
+        super().__init__(network)
+        if not 0 < scale < math.inf:
+            raise InputError(f"Expected argument `scale` to be a positive number, but got {scale}.")
+        if heads not in ("gaussian", None):
+            raise InputError(f"Expected argument `heads` to be 'gaussian' or None, but got {heads!r}.")
+        self.scale = scale
+        self.heads = heads
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        """Scaled outputs [Z, B, ...]."""
+        output: Tensor = self.network(x, index)
+        if self.heads is None:
+            return output * self.scale
+        mean, raw = output.chunk(2, -1)
+        return torch.cat([mean * self.scale, inverse_softplus_exp(log_softplus(raw) + 2 * math.log(self.scale))], -1)
