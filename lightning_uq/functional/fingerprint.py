@@ -45,9 +45,16 @@ def weights_fingerprint(module: nn.Module) -> Tensor:
 
 
 def same_weights(fitted: Tensor, current: Tensor, module: nn.Module) -> bool:
-    """Whether two fingerprints agree in the coarsest floating dtype that ``module`` now holds."""
-    held = {tensor.dtype for _, tensor in _persistent(module)}
+    """Whether two fingerprints agree in the coarsest floating dtype that the weights of ``module`` have now, or had.
+
+    In a float64 run Lightning loads a checkpoint into float32 weights before it makes them float64: weights that float32
+    holds exactly are compared as float32.
+    """
+    tensors = [tensor for _, tensor in _persistent(module) if tensor.is_floating_point()]
+    held = {tensor.dtype for tensor in tensors}
     coarsest = max((i for i, dtype in enumerate(DTYPES) if dtype in held), default=0)
+    if DTYPES[coarsest] == torch.float64 and all(torch.equal(t, t.float().to(t.dtype)) for t in tensors):
+        coarsest = DTYPES.index(torch.float32)
     return bool(fitted[coarsest].cpu() == current[coarsest].cpu())
 
 

@@ -280,6 +280,17 @@ def test_another_precision_is_not_taken_for_other_weights(make_trainer, tmp_path
     assert_same_fit(gmm, fresh)
 
 
+def test_float64_weights_that_were_loaded_into_float32_ones_are_recognised(make_trainer, tmp_path):
+    gmm, fresh = FitGMM(), FitGMM()
+    fitting = make_trainer(callbacks=[gmm, checkpoint(tmp_path)], enable_checkpointing=True, precision="64-true")
+    fitting.fit(UsersModule(), loader(), loader())
+    # Lightning restores before it makes the module float64: the weights are rounded on their way.
+    make_trainer(callbacks=[fresh], precision="64-true").test(
+        UsersModule(), loader(), ckpt_path=gmm.uq_ckpt_path, verbose=False, weights_only=True
+    )
+    assert_same_fit(gmm, fresh)
+
+
 # ---------------------------------------------------------------------- 6: the fitting data
 
 
