@@ -17,6 +17,7 @@ from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
 from lightning_uq.modules import (
     BayesByBackpropModule,
+    CategoricalRegressionModule,
     DeterministicModule,
     DropoutModule,
     EnsembleModule,
@@ -41,6 +42,7 @@ __all__ = [
     "BayesByBackpropModule",
     "CalibratedNLL",
     "CategoricalPrediction",
+    "CategoricalRegressionModule",
     "DeterministicModule",
     "DirichletPrediction",
     "DropoutModule",

@@ -1,5 +1,6 @@
-"""Losses: Gaussian likelihood, evidence for classes, evidential regression."""
+"""Losses: Gaussian likelihood, categorical regression, evidence for classes, evidential regression."""
 
+from lightning_uq.losses.categorical_regression import Cat2HotRegression, categorical_regression_loss
 from lightning_uq.losses.elbo import categorical_log_likelihood, elbo_loss, gaussian_noise_log_likelihood
 from lightning_uq.losses.evidential import (
     EvidenceLoss,
@@ -23,6 +24,7 @@ from lightning_uq.losses.evidential_regression import EvidentialRegressionLoss, 
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 
 __all__ = [
+    "Cat2HotRegression",
     "EvidenceLoss",
     "EvidentialLoss",
     "EvidentialRegressionLoss",
@@ -30,6 +32,7 @@ __all__ = [
     "MaxNormLoss",
     "RelaxedEvidentialLoss",
     "categorical_log_likelihood",
+    "categorical_regression_loss",
     "clamped_exp",
     "dirichlet_cross_entropy_loss",
     "dirichlet_fisher_regularizer",

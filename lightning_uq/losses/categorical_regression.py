@@ -92,7 +92,8 @@ def split_atoms(output: Tensor, num_atoms: int) -> tuple[Tensor, Tensor]:
             f"prior, but got shape {list(output.shape)}."
         )
     dims = size // (num_atoms + 1)
-    return output[..., : dims * num_atoms].unflatten(-1, (dims, num_atoms)), output[..., dims * num_atoms :]
+    logits, prior = torch.split(output, [dims * num_atoms, dims], -1)
+    return logits.reshape(*output.shape[:-1], dims, num_atoms), prior
 
 
 class Cat2HotRegression(nn.Module):

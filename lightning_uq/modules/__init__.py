@@ -2,6 +2,7 @@
 
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule
+from lightning_uq.modules.categorical_regression import CategoricalRegressionModule
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
@@ -12,6 +13,7 @@ from lightning_uq.modules.hypermodel import HypermodelModule
 
 __all__ = [
     "BayesByBackpropModule",
+    "CategoricalRegressionModule",
     "DeterministicModule",
     "DropoutModule",
     "EnsembleModule",

@@ -81,7 +81,7 @@ class CategoricalRegressionNetwork(WrappedNetwork):
                 f"Expected the network to return [B, D x {len(self.atoms)}], logits over {len(self.atoms)} atoms for each of D "
                 f"target dimensions, but got shape {list(output.shape[1:])}."
             )
-        logits = output.unflatten(-1, (-1, len(self.atoms)))
+        logits = output.reshape(*output.shape[:-1], -1, len(self.atoms))
         if self.prior is None:
             return logits, logits.new_zeros(logits.shape[:-1])
         prior = self.prior_scale * self.prior(x, index)

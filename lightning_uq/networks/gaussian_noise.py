@@ -54,7 +54,7 @@ class GaussianNoiseMLP(EpistemicNetwork):
         check_vectors(index, self.indexer.index_dim)
         dtype = self.noise_scales[0].dtype
         h = x.flatten(1).to(dtype).unsqueeze(0)
-        noise = index.to(dtype).split(self.widths, dim=1)
+        noise = torch.split(index.to(dtype), self.widths, 1)
         for i, (layer, scale, eps) in enumerate(zip(self.layers, self.noise_scales, noise, strict=True)):
             h = layer(h.relu() if i else h) + (scale * eps).unsqueeze(1)
         return h

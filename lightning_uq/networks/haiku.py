@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.ensemble import EnsembleNetwork
+from lightning_uq.networks._wrapped import WrappedNetwork
+from lightning_uq.networks.ensemble import EnsembleNetwork, StackedEnsembleNetwork
 from lightning_uq.networks.epinet import Epinet, EpinetNetwork
+from lightning_uq.networks.index_priors import ChoicePrior
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.networks.priors import AdditivePrior, NetworkWithPrior, truncated_normal_init_
 
@@ -70,7 +72,9 @@ def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: in
 
     - An :class:`EpinetNetwork`: ``train_epinet``, ``prior_epinet``, and all else is the base's.
     - An :class:`Epinet`: ``train_epinet`` and ``prior_epinet`` (left out where it has no prior).
-    - An :class:`AdditivePrior` or :class:`EnsembleNetwork`: every array has an axis of members.
+    - An :class:`AdditivePrior`, :class:`ChoicePrior` or :class:`EnsembleNetwork`: every array has an axis of members.
+    - A network around another (with a prior, over atoms, centred or scaled): the parameters are those of the inner one; what
+      ENN holds outside of its parameters, a prior above all, is loaded by itself.
     - A network that says what Haiku calls its layers (:class:`HaikuNamed`: the backbones of ENN): each layer by its name,
       whatever stands before it; batch normalisation takes its averages, and their counter, from Haiku's state.
     - Any other network: its linear layers and convolutions.
@@ -106,6 +110,12 @@ def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: in
         _load_layers(network.learned, {n: v for n, v in arrays.items() if n.split("/")[0] == _EPINET})
         if network.prior is not None:
             _load_layers(network.prior, {n: v for n, v in arrays.items() if n.split("/")[0] == _PRIOR})
+    elif isinstance(network, WrappedNetwork | ChoicePrior):
+        inner = network.network if isinstance(network, WrappedNetwork) else network.functions
+        load_haiku(inner, arrays, member_axis=member_axis)
+    elif isinstance(network, StackedEnsembleNetwork):  # its members are slices: copies of them are loaded and put back
+        loop = EnsembleNetwork([network.member(i) for i in range(network.num_indices)])
+        network.load_state_dict(load_haiku(loop, arrays, member_axis=member_axis).state_dict())
     elif isinstance(network, AdditivePrior | EnsembleNetwork):
         members: Sequence[Any] = network.functions if isinstance(network, AdditivePrior) else network.members  # type: ignore[assignment]
         for i, member in enumerate(members):

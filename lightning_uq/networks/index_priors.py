@@ -161,8 +161,8 @@ class RandomIndexMLP(nn.Module):
         """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, index_dim]."""
         check_vectors(index, self.index_dim)
         first, *others = self.mlp
-        x = x.flatten(1)
-        h = read_both(first, x.unsqueeze(0).to(first.weight), index.to(first.weight))
+        weight: Tensor = first.weight  # type: ignore[assignment]  # it is linear
+        h = read_both(first, x.flatten(1).unsqueeze(0).to(weight.dtype), index.to(weight))
         for layer in others:
             h = layer(h)
         return h
