@@ -42,6 +42,21 @@ def sample_index(batch: Any) -> Tensor | None:
     return index if known and isinstance(index, Tensor) and not index.is_floating_point() else None
 
 
+def known_sample_index(batch: Any, argument: str) -> Tensor:
+    """:func:`sample_index` of a training batch, for what cannot do without: ``argument``, as it was given.
+
+    Raises:
+        InputError: The batch does not carry it.
+    """
+    index = sample_index(batch)
+    if index is None:
+        raise InputError(
+            f"Expected the training batches to carry their samples' positions for {argument}: wrap the training set as "
+            "`lightning_uq.data.Indexed(dataset)`, or give the batch a key `index`."
+        )
+    return index
+
+
 def batch_size(x: Any) -> int:
     """Number of rows of an input: of a tensor, or of the first tensor in a nest of them."""
     leaves = torch.utils._pytree.tree_leaves(x)

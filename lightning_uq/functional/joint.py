@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional._hashing import mix
 from lightning_uq.functional._validation import (
     check_choice,
     check_floating,
@@ -166,16 +167,8 @@ def hashed_draws(first: int, groups: int, tau: int, kappa: int, seed: int, devic
     """
     group = torch.arange(first, first + groups, device=device)[:, None]
     counter = group * tau + torch.arange(tau, device=device)
-    state = _mix(counter + _mix(torch.full((), seed, device=device)))
+    state = mix(counter + mix(torch.full((), seed, device=device)))
     return (state & 0x7FFFFFFFFFFFFFFF) % kappa
-
-
-def _mix(x: Tensor) -> Tensor:
-    """SplitMix64 on int64, whose overflow wraps; a shift is arithmetic, so its sign bits are masked off."""
-    x = x - 0x61C8864680B583EB  # + 0x9E3779B97F4A7C15 modulo 2^64
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 def check_joint(tau: int, kappa: int, sampling: str) -> None:

@@ -3,11 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.data_noise import IndexDistribution
 
 
 class Indexer(ABC):
@@ -15,11 +17,14 @@ class Indexer(ABC):
 
     Attributes:
         num_indices: Size of a finite index set, which evaluations enumerate; None where there are infinitely many.
+        distribution: What Gaussian vectors are distributed as, for noise on the data that is made of them; None where there
+            is none to be made. Integers need no name. See :mod:`lightning_uq.functional.data_noise`.
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924), and their code (``enn.networks``).
     """
 
     num_indices: int | None = None
+    distribution: ClassVar[IndexDistribution | None] = None
 
     @abstractmethod
     def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -59,6 +64,8 @@ class GaussianIndexer(Indexer):
         torch.Size([100, 8])
     """
 
+    distribution = "gaussian"
+
     def __init__(self, index_dim: int) -> None:
         self.index_dim = _at_least_one("index_dim", index_dim)
 
@@ -78,6 +85,8 @@ class ScaledGaussianIndexer(Indexer):
         >>> ScaledGaussianIndexer(8)(10_000, torch.Generator().manual_seed(0)).square().sum(1).mean()
         tensor(0.9995)
     """
+
+    distribution = "scaled"
 
     def __init__(self, index_dim: int, index_scale: float = 1.0) -> None:
         self.index_dim = _at_least_one("index_dim", index_dim)
@@ -102,6 +111,8 @@ class GaussianWithUnitIndexer(Indexer):
         >>> indexer(2)[:, 0], indexer.mean_index
         (tensor([1., 1.]), tensor([1., 0., 0.]))
     """
+
+    distribution = "unit"
 
     def __init__(self, index_dim: int) -> None:
         if index_dim < 2:

@@ -1,0 +1,57 @@
+"""SplitMix64: random numbers that are a function of what they belong to, the same in any order, batch, rank and device.
+
+Source: Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 / golden ratio, odd."""
+
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def signed(value: int) -> int:
+    """An unsigned 64-bit number as the int64 of the same bits, whose products wrap around alike."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def shift(z: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right of an int64; torch's is arithmetic."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def finalize(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64."""
+    z = (z ^ shift(z, 30)) * signed(_FIRST)
+    z = (z ^ shift(z, 27)) * signed(_SECOND)
+    return z ^ shift(z, 31)
+
+
+def mix(x: Tensor) -> Tensor:
+    """One step of SplitMix64 from the state ``x``, int64."""
+    return finalize(x + signed(GOLDEN))
+
+
+def chain(*values: int) -> int:
+    """64 unsigned bits from a sequence of integers, with Python's own."""
+    z = 0
+    for value in values:
+        z = (z + value + 1) * GOLDEN & _MASK
+        z = (z ^ z >> 30) * _FIRST & _MASK
+        z = (z ^ z >> 27) * _SECOND & _MASK
+        z ^= z >> 31
+    return z
+
+
+def chain_last(start: int, last: Tensor) -> Tensor:
+    """:func:`chain` of values that begin alike and end in each of ``last``, from the ``start`` that the others gave."""
+    return finalize((last.long() + signed((start + 1) & _MASK)) * signed(GOLDEN))
+
+
+def to_uniform(bits: Tensor) -> Tensor:
+    """Numbers in (0, 1), float64: the upper 53 bits fill one; the half keeps 0 out, and what would round to 1 is bounded."""
+    return ((shift(bits, 11).double() + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)

@@ -1,0 +1,187 @@
+"""Noise on the data that belongs to a sample and an index: what makes the hypotheses of an epistemic network disagree.
+
+Under a member's number or a seed, noise is a hash of (seed, z, sample). Under a Gaussian vector z it has to be a smooth
+function of z, or no network could learn it: each sample has fixed Gaussian signatures b and c, and the noise is made of the
+products b.z and c.z. Either way it is the same in every epoch, batch, order, rank and device.
+
+Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924), and ``enn.data_noise`` of
+google-deepmind/enn, whose draws come from another generator.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._hashing import chain
+from lightning_uq.functional._validation import check_choice, check_floating, check_integer, upcast
+from lightning_uq.functional.bootstrap import Bootstrap, counter_uniform
+
+IndexDistribution = Literal["gaussian", "scaled", "unit"]
+"""Where Gaussian indices come from: N(0, I); N(0, I / D); (1, N(0, I / (D - 1)))."""
+
+_KINDS: dict[str, tuple[str, ...]] = {
+    "gaussian": ("bernoulli", "exponential"),
+    "scaled": ("bernoulli", "exponential"),
+    "unit": ("bernoulli",),
+}
+
+
+def gaussian_signatures(index: Tensor, dim: int, seed: int = 0, *, stream: int = 0) -> Tensor:
+    """Standard normal vectors [B, dim], float64, one a sample: a hash of (seed, stream, dimension, sample).
+
+    Args:
+        index: Positions [B] of the samples in the data set, integers.
+        dim: Size of a signature.
+        seed: Which noise.
+        stream: Which of several independent signatures of one seed.
+
+    Raises:
+        InputError: ``index`` is not [B] of integers, or ``dim`` is below 1.
+
+    Example:
+        >>> b = gaussian_signatures(torch.arange(4), 3)
+        >>> torch.equal(gaussian_signatures(torch.tensor([2, 0]), 3), b[[2, 0]])
+        True
+    """
+    check_integer("dim", dim, 1)
+    return torch.special.ndtri(counter_uniform(index, dim, _stream_seed(seed, stream))).T
+
+
+def gaussian_bootstrap_weights(
+    z: Tensor,
+    signature: Tensor,
+    second_signature: Tensor | None = None,
+    *,
+    kind: Bootstrap = "bernoulli",
+    distribution: IndexDistribution = "gaussian",
+) -> Tensor:
+    """Bootstrap weights [Z, B] under Gaussian indices.
+
+    ``"bernoulli"``: 1 + sign(b.z), which is 0 or 2. ``"exponential"``: ((b.z)^2 + (c.z)^2) / 2, with b and c divided by
+    sqrt(D) where z is not. The mean over samples and indices is 1; over the indices alone it is 1 for a Bernoulli weight,
+    and about 1 for an exponential one. Indices with a unit know Bernoulli weights only, and there a sample's own mean
+    depends on its signature, since the unit adds b_1 to each product.
+
+    Args:
+        z: Indices [Z, D].
+        signature: b [B, D], of standard normal numbers: :func:`gaussian_signatures`.
+        second_signature: c [B, D], for ``"exponential"``.
+        kind: ``"none"``, ``"bernoulli"`` or ``"exponential"``.
+        distribution: Where z comes from: ``"gaussian"`` is N(0, I), ``"scaled"`` N(0, I / D) and ``"unit"``
+            (1, N(0, I / (D - 1))).
+
+    Raises:
+        InputError: A shape or the distribution is wrong, or ``kind`` is not defined for it.
+
+    Example:
+        >>> b = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> gaussian_bootstrap_weights(torch.tensor([[0.5, 1.0]]), b)
+        tensor([[2., 0.]])
+    """
+    check_choice("distribution", distribution, tuple(_KINDS))
+    z, signature = _check_signature(z, signature, z.shape[-1])
+    if kind == "none":
+        return z.new_ones(len(z), len(signature))
+    if kind not in _KINDS[distribution]:
+        known = " and ".join(repr(name) for name in _KINDS[distribution])
+        raise InputError(
+            f"Expected argument `kind` to be {known} for Gaussian indices of the distribution {distribution!r}, but got "
+            f"{kind!r}; members of an ensemble know every kind."
+        )
+    first = z @ signature.T
+    if kind == "bernoulli":
+        return 1 + first.sign()
+    if second_signature is None:
+        raise InputError("Expected argument `second_signature` with kind='exponential', but got None.")
+    _, second_signature = _check_signature(z, second_signature, z.shape[-1], "second_signature")
+    squares = first.square() + (z @ second_signature.T).square()
+    return 0.5 * (squares / z.shape[-1] if distribution == "gaussian" else squares)
+
+
+def gaussian_target_noise(
+    z: Tensor, signature: Tensor, std: float, *, distribution: IndexDistribution = "gaussian"
+) -> Tensor:
+    """Gaussian noise on the targets under Gaussian indices: std b.z, [Z, B].
+
+    Under N(0, I) the signature b is taken to length 1, so that a sample's noise has variance std^2 over z; under the other
+    distributions, whose z has about length 1, it stays as it is. A unit takes no part in it.
+
+    Args:
+        z: Indices [Z, D].
+        signature: b [B, D] of standard normal numbers, :func:`gaussian_signatures`; [B, D - 1] for ``"unit"``. With
+            [B, K, D] there are K targets a sample, each with noise of its own, and the result is [Z, B, K].
+        std: Standard deviation of the noise, in units of the target.
+        distribution: See :func:`gaussian_bootstrap_weights`.
+
+    Raises:
+        InputError: A shape or the distribution is wrong, or ``std`` is negative.
+
+    Example:
+        >>> gaussian_target_noise(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]]), std=0.5)
+        tensor([[2.]])
+    """
+    check_choice("distribution", distribution, tuple(_KINDS))
+    _check_std(std)
+    check_floating("z", z, 2, "[Z, D]")
+    if distribution == "unit":
+        z = z[:, 1:]
+    z, signature = _check_signature(z, signature, z.shape[-1])
+    if distribution == "gaussian":
+        signature = torch.nn.functional.normalize(signature, dim=-1)
+    return std * torch.einsum("zd,b...d->zb...", z, signature)
+
+
+def member_target_noise(
+    index: Tensor, members: int | Tensor, std: float, seed: int = 0, *, num_targets: int = 1
+) -> Tensor:
+    """Gaussian noise on the targets under members' numbers or seeds, [M, B, K] in float64: independent N(0, std^2).
+
+    Args:
+        index: Positions [B] of the samples in the data set, integers.
+        members: M for the members 0 to M - 1, or their numbers [M].
+        std: Standard deviation, in units of the target.
+        seed: Which noise.
+        num_targets: K targets a sample.
+
+    Raises:
+        InputError: The indices are no integers, or ``std`` is negative.
+
+    Example:
+        >>> noise = member_target_noise(torch.arange(1000), 5, std=0.1)
+        >>> noise.shape, round(noise.std().item(), 2)
+        (torch.Size([5, 1000, 1]), 0.1)
+    """
+    _check_std(std)
+    check_integer("num_targets", num_targets, 1)
+    uniform = [counter_uniform(index, members, _stream_seed(seed, _TARGETS + k)) for k in range(num_targets)]
+    return std * torch.special.ndtri(torch.stack(uniform, 2))
+
+
+_TARGETS = 2  # the first stream that no bootstrap reads
+
+
+def _stream_seed(seed: int, stream: int) -> int:
+    """A seed that neither the bootstrap of ``seed`` nor another stream shares."""
+    return chain(seed, stream, 0) >> 1
+
+
+def _check_signature(z: Tensor, signature: Tensor, dim: int, name: str = "signature") -> tuple[Tensor, Tensor]:
+    check_floating("z", z, 2, "[Z, D]")
+    check_floating(name, signature, 2, "[B, D]")
+    if z.ndim != 2 or signature.shape[-1] != dim:
+        raise InputError(
+            f"Expected argument `{name}` to end in an axis of {dim}, that of the indices [Z, {dim}], but got shape "
+            f"{list(signature.shape)} with z of shape {list(z.shape)}."
+        )
+    z = upcast(z)
+    return z, signature.to(z)
+
+
+def _check_std(std: float) -> None:
+    if isinstance(std, bool) or not isinstance(std, int | float) or not (math.isfinite(std) and std >= 0):
+        raise InputError(f"Expected argument `std` to be a finite number of at least 0, but got {std!r}.")
