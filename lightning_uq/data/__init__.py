@@ -2,6 +2,17 @@
 
 from lightning_uq.data.arrays import ArrayDataModule, NpzDataModule, stratified_split
 from lightning_uq.data.digits import DigitsDataModule
+from lightning_uq.data.environments import (
+    draw_from_gp,
+    draw_inputs,
+    draw_teacher,
+    gaussian_inputs,
+    gp_posterior,
+    nngp_kernel,
+    polyadic_inputs,
+    teacher_logits,
+    weibull_inputs,
+)
 from lightning_uq.data.images import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -15,17 +26,12 @@ from lightning_uq.data.images import (
 )
 from lightning_uq.data.indexed import Indexed
 from lightning_uq.data.testbed import (
-    JointDraws,
-    TestbedDataModule,
     classification_problem,
-    draw_teacher,
-    gaussian_inputs,
-    gp_posterior,
-    nngp_kernel,
-    polyadic_inputs,
+    gp_classification_problem,
     regression_problem,
-    teacher_logits,
+    save_problem,
 )
+from lightning_uq.data.testbed_module import JointDraws, TestbedDataModule
 from lightning_uq.data.toy import ToyCurveDataModule, toy_curve, two_moons
 
 __all__ = [
@@ -46,14 +52,19 @@ __all__ = [
     "ToyCurveDataModule",
     "blend_digits",
     "classification_problem",
+    "draw_from_gp",
+    "draw_inputs",
     "draw_teacher",
     "gaussian_inputs",
+    "gp_classification_problem",
     "gp_posterior",
     "nngp_kernel",
     "polyadic_inputs",
     "regression_problem",
+    "save_problem",
     "stratified_split",
     "teacher_logits",
     "toy_curve",
     "two_moons",
+    "weibull_inputs",
 ]

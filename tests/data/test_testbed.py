@@ -13,13 +13,18 @@ from lightning_uq import DeterministicModule
 from lightning_uq.data import (
     TestbedDataModule,
     classification_problem,
+    draw_from_gp,
+    draw_inputs,
     draw_teacher,
     gaussian_inputs,
+    gp_classification_problem,
     gp_posterior,
     nngp_kernel,
     polyadic_inputs,
     regression_problem,
+    save_problem,
     teacher_logits,
+    weibull_inputs,
 )
 from lightning_uq.errors import InputError
 
@@ -142,7 +147,7 @@ def test_a_lower_temperature_is_less_random():
     assert entropies == sorted(entropies)
 
 
-@pytest.mark.parametrize("make", [classification_problem, regression_problem])
+@pytest.mark.parametrize("make", [classification_problem, gp_classification_problem, regression_problem])
 def test_seeds_repeat_and_the_global_state_stays(make):
     before = torch.random.get_rng_state()
     first, again, other = (make(num_test=20, seed=seed) for seed in (0, 0, 1))
@@ -166,12 +171,132 @@ def test_gaussian_test_inputs():
         ({"temperature": math.nan}, "`temperature` to be above 0, but got nan"),
         ({"num_classes": 1}, "`num_classes` to be at least 2, but got 1"),
         ({"taus": (0, 10)}, "`tau` to be above 0, but got 0"),
-        ({"inputs": "weibull"}, "`inputs` to be 'polyadic' or 'gaussian', but got 'weibull'"),
+        ({"inputs": "uniform"}, "`inputs` to be 'polyadic', 'gaussian' or 'weibull', but got 'uniform'"),
+        ({"rejected_classes": 2}, r"`rejected_classes` to be in \[0, 2\), but got 2"),
+        ({"rejected_classes": -1}, r"`rejected_classes` to be in \[0, 2\), but got -1"),
+        ({"reject_prob": 1.5}, r"`reject_prob` to be in \[0, 1\], but got 1.5"),
     ],
 )
 def test_problems_that_cannot_be(changes, message):
     with pytest.raises(InputError, match=message):
         classification_problem(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_inputs": 0}, "`num_inputs` to be above 0, but got 0"),
+        ({"ridge": 0.0}, "`ridge` to be above 0, but got 0"),
+        ({"temperature": math.inf}, "`temperature` to be above 0, but got inf"),
+        ({"num_classes": 1}, "`num_classes` to be at least 2, but got 1"),
+        ({"taus": ()}, "`tau` to be above 0, but got 0"),
+    ],
+)
+def test_gaussian_processes_that_cannot_be(changes, message):
+    with pytest.raises(InputError, match=message):
+        gp_classification_problem(**changes)
+
+
+def test_weibull_inputs_keep_their_anchor_and_their_distances():
+    x = weibull_inputs(4000, 3, 200, generator=torch.Generator().manual_seed(0)).double()
+    assert abs(x[:, 0].std().item() - 1) < 0.01
+    # The original's parameters: scale ln(10)^(-1/k), concentration k.
+    k = math.log10(math.log2(10))
+    distribution = torch.distributions.Weibull(math.log(10) ** (-1 / k), k)
+    for place in (1, 2):
+        difference = x[:, place] - x[:, 0]
+        radius = difference.square().mean(1).sqrt()
+        for t in (0.01, 0.1, 1.0, 3.0):
+            share = (radius < t).double().mean().item()
+            assert share == pytest.approx(distribution.cdf(torch.tensor(t)).item(), abs=0.03)
+        away = radius > 0.01
+        assert (difference[away] / radius[away].unsqueeze(1)).mean().abs() < 0.01
+    once = weibull_inputs(2000, 1, 3, generator=torch.Generator().manual_seed(1))
+    assert once.shape == (2000, 1, 3)
+    assert once.isfinite().all()
+    assert once.std().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("inputs", ["polyadic", "gaussian", "weibull"])
+def test_inputs_repeat_with_their_seed(inputs):
+    first, again, other = (draw_inputs(inputs, 5, 4, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    assert first.shape == (5, 4, 3)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_shift_takes_classes_from_the_training_data_alone():
+    common = {"input_dim": 4, "num_train": 20_000, "temperature": 0.5, "num_classes": 4, "num_test": 2000, "seed": 5}
+    plain = classification_problem(**common)
+    none, rare, gone = (
+        classification_problem(**common, rejected_classes=2, reject_prob=prob) for prob in (0.0, 0.8, 1.0)
+    )
+    rejected = json.loads(str(gone["meta"]))["rejected_classes"]
+    assert len(set(rejected)) == 2
+    assert json.loads(str(rare["meta"]))["rejected_classes"] == rejected
+
+    def share(problem, name="y_train"):
+        return np.isin(problem[name], rejected).mean()
+
+    p = plain["true_probs_train"][:, rejected].sum(1).mean()
+    assert share(gone) == 0
+    assert share(none) == pytest.approx(p, abs=0.02)
+    assert share(rare) == pytest.approx(0.2 * p / (1 - 0.8 * p), abs=0.02)  # kept with probability 0.2
+    assert len(gone["x_train"]) == len(rare["x_train"]) == 20_000
+    assert share(gone, "y_test_tau1") == pytest.approx(p, abs=0.05)
+    # Labels still belong to their inputs.
+    for problem in (rare, gone):
+        probs, y = problem["true_probs_train"], problem["y_train"].astype(int)
+        own, others = (np.take_along_axis(probs, labels, 1).mean() for labels in (y, np.roll(y, 1)))
+        assert own > others + 0.02
+
+
+def test_a_teacher_that_draws_one_class_cannot_lose_it():
+    # Almost without noise, and in one dimension, some teachers give all inputs one label; half of those lose it.
+    common = {"input_dim": 1, "num_train": 200, "temperature": 1e-4, "num_test": 1}
+    one_sided = [s for s in range(40) if len(np.unique(classification_problem(**common, seed=s)["y_train"])) == 1]
+
+    def refuses(seed):
+        try:
+            classification_problem(**common, rejected_classes=1, seed=seed)
+        except InputError:
+            return True
+        return False
+
+    refused = [seed for seed in one_sided if refuses(seed)]
+    assert 0 < len(refused) < len(one_sided)
+    message = r"to leave 200 training samples, but of 12000 drawn, with classes \[[01]\] rejected, 0 were left"
+    with pytest.raises(InputError, match=message):
+        classification_problem(**common, rejected_classes=1, seed=refused[0])
+
+
+# ------------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize(
+    "make",
+    [classification_problem, gp_classification_problem],
+)
+def test_a_saved_problem_is_read_again(tmp_path, make):
+    problem = make(3, 20, 0.25, num_classes=3, num_test=30, taus=(1, 10, 100))
+    path = tmp_path / "new" / "problem.npz"
+    save_problem(problem, path)
+    save_problem(problem, str(path))
+    stored = arrays_of(path)
+    assert stored.keys() == problem.keys()
+    assert all(np.array_equal(stored[name], value) for name, value in problem.items())
+    data = TestbedDataModule(str(path))
+    assert (data.num_features, data.num_train, data.num_classes, data.temperature) == (3, 20, 3, 0.25)
+    assert data.taus == (1, 10, 100)
+    assert data.joint_draws(100).y.shape == (30, 100)
+
+
+def test_what_cannot_be_saved(tmp_path, problem):
+    with pytest.raises(InputError, match=r"`path` to be an \.npz file, but got .*problem"):
+        save_problem(problem, tmp_path / "problem")
+    with pytest.raises(InputError, match="`problem` to be a testbed problem, but it lacks y_train, meta"):
+        save_problem({"x_train": problem["x_train"]}, tmp_path / "problem.npz")
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------ the Gaussian process
@@ -226,6 +351,35 @@ def test_regression_noise_has_its_log_density():
     assert json.loads(str(problem["meta"]))["noise_std"] == 0.5
     with pytest.raises(InputError, match="`noise_std` to be above 0, but got 0"):
         regression_problem(noise_std=0)
+
+
+def test_functions_drawn_have_the_kernels_covariance():
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = draw_from_gp(x, 40_000, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(values.cov(), nngp_kernel(x), rtol=0.05, atol=0.01)
+    assert values.mean(1).abs().max() < 0.02
+
+
+def test_gaussian_process_labels_follow_their_softmax():
+    problem = gp_classification_problem(2, 30, 0.25, num_classes=3, num_test=3000, num_inputs=200, seed=3)
+    assert json.loads(str(problem["meta"])) == {
+        "input_dim": 2, "num_train": 30, "temperature": 0.25, "num_classes": 3, "seed": 3
+    }  # fmt: skip
+    probs, y = problem["true_probs_tau10"].astype(float), problem["y_test_tau10"].astype(int)
+    logits = problem["true_logits_tau10"].astype(float)
+    np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), probs, atol=1e-5)
+    np.testing.assert_allclose(np.bincount(y.ravel(), minlength=3) / y.size, probs.mean((0, 1)), atol=0.02)
+    chosen = np.take_along_axis(probs, y, -1)[..., 0]
+    np.testing.assert_allclose(np.log(chosen).sum(1), problem["true_ll_tau10"], rtol=1e-4, atol=1e-4)
+    # One input has one function value, wherever it is drawn.
+    x, rows = np.unique(problem["x_test_tau10"].reshape(-1, 2), axis=0, return_inverse=True)
+    assert len(x) == 200
+    flat = logits.reshape(-1, 3)
+    for row in range(0, 200, 40):
+        assert np.ptp(flat[rows.ravel() == row], axis=0).max() == 0
+    # A lower temperature sharpens the same functions.
+    sharper = gp_classification_problem(2, 30, 0.125, num_classes=3, num_test=3000, num_inputs=200, seed=3)
+    assert sharper["true_probs_train"].max(1).mean() > problem["true_probs_train"].max(1).mean()
 
 
 # ------------------------------------------------------------------ the data module
