@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.networks._haiku_generated import load_generated
 from lightning_uq.networks._wrapped import WrappedNetwork
+from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork, StackedEnsembleNetwork
 from lightning_uq.networks.epinet import Epinet, EpinetNetwork
+from lightning_uq.networks.hypermodel import HypermodelNetwork, PriorIndependentLayers
 from lightning_uq.networks.index_priors import ChoicePrior
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.networks.priors import AdditivePrior, NetworkWithPrior, truncated_normal_init_
@@ -77,6 +80,7 @@ def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: in
       ENN holds outside of its parameters, a prior above all, is loaded by itself.
     - A network that says what Haiku calls its layers (:class:`HaikuNamed`: the backbones of ENN): each layer by its name,
       whatever stands before it; batch normalisation takes its averages, and their counter, from Haiku's state.
+    - A :class:`HypermodelNetwork` or :class:`BayesByBackpropNetwork` of an MLP, or :class:`PriorIndependentLayers`.
     - Any other network: its linear layers and convolutions.
 
     Args:
@@ -122,6 +126,8 @@ def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: in
             part = member.network if isinstance(member, NetworkWithPrior) else member
             _check_members(arrays, len(members), member_axis)
             _load_layers(part, {name: value.select(member_axis, i) for name, value in arrays.items()})
+    elif isinstance(network, HypermodelNetwork | BayesByBackpropNetwork | PriorIndependentLayers):
+        load_generated(network, arrays)
     else:
         _load_layers(network, arrays)
     return network
@@ -229,8 +235,8 @@ def _load_leaf(layer: nn.Module, ours: str, name: str, value: Tensor | None) -> 
                 f"Expected {name!r} to go with the {ours} of a {type(layer).__name__}, but there is {holds}."
             )
         return
-    if isinstance(layer, nn.BatchNorm2d) and value.shape[:-1] == (1, 1, 1):
-        value = value.flatten()
+    if isinstance(layer, nn.BatchNorm2d):
+        value = value.flatten() if value.shape[:-1] == (1, 1, 1) else value
     elif ours == "weight":
         value = value.permute(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
     if value.shape != target.shape:

@@ -96,7 +96,7 @@ class HypermodelNetwork(EpistemicNetwork):
         self.network = network
         initial = _take_weights(network)
         self.names = list(initial)
-        self._shapes = [value.shape for value in initial.values()]
+        self.shapes = [value.shape for value in initial.values()]
         self._factors = [1 / math.sqrt(_fan_in(value)) if scale else 1.0 for value in initial.values()]
         like = next(iter(initial.values()))
         sizes = [self.index_dim, *hidden_sizes]
@@ -115,7 +115,7 @@ class HypermodelNetwork(EpistemicNetwork):
     @property
     def num_weights(self) -> int:
         """P, the number of weights that are generated for each index."""
-        return sum(shape.numel() for shape in self._shapes)
+        return sum(shape.numel() for shape in self.shapes)
 
     def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Vectors [Z, index_dim] of the indexer."""
@@ -135,10 +135,10 @@ class HypermodelNetwork(EpistemicNetwork):
                 f"{list(index.shape)}."
             )
         flat: Tensor = self.generator(self.torso(index.to(self.generator.weight)))
-        parts = torch.split(flat, [shape.numel() for shape in self._shapes], dim=1)
+        parts = torch.split(flat, [shape.numel() for shape in self.shapes], dim=1)
         return {
             name: part.reshape(-1, *shape) * factor if factor != 1 else part.reshape(-1, *shape)
-            for name, part, shape, factor in zip(self.names, parts, self._shapes, self._factors, strict=True)
+            for name, part, shape, factor in zip(self.names, parts, self.shapes, self._factors, strict=True)
         }
 
     def forward(self, x: Any, index: Tensor) -> Tensor:
