@@ -353,19 +353,24 @@ def _lightning(arguments: list[str], *, from_process: bool) -> int:
             if path and Path(path).is_file():
                 _check_checkpoint(path)
 
-        def after_predict(self) -> None:
-            """Write what was predicted, one file a rank."""
-            from lightning_uq.prediction import Prediction
-            from lightning_uq.report.predictions import write_predictions
+        def before_predict(self) -> None:
+            """Write what is predicted, where that is this package's and no callback of the user's does it."""
+            from lightning.pytorch.callbacks import BasePredictionWriter
 
-            predictions: Any = self.trainer.predict_loop.predictions
-            if predictions and isinstance(predictions[0], list):  # several loaders
-                predictions = [prediction for loader in predictions for prediction in loader]
-            if not predictions or not isinstance(predictions[0], Prediction):
-                return  # the module's own kind; a writer callback of the user's knows what to do with it
-            rank = "" if self.trainer.world_size == 1 else f"-rank{self.trainer.global_rank}"
-            path = Path(self.trainer.default_root_dir) / f"predictions{rank}.csv"
-            print(f"Wrote {write_predictions(predictions, path)} predictions to {path}")
+            from lightning_uq import PredictionWriter, UncertaintyModule
+
+            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
+            ours = isinstance(self.model, UncertaintyModule) or any(getattr(c, "attach", False) for c in callbacks)
+            if ours and not any(isinstance(c, BasePredictionWriter | PredictionWriter) for c in callbacks):
+                callbacks.append(PredictionWriter(self.trainer.default_root_dir, "csv", overwrite=True))
+            # Nobody would see what the Trainer returns, and it grows with the data.
+            self.config_init["predict"]["return_predictions"] = False
+
+        def after_predict(self) -> None:
+            """Tell which files this process wrote."""
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by its connector
+                for path, rows in getattr(callback, "written", {}).items():
+                    print(f"Wrote {rows} predictions to {path}")
 
         def instantiate_classes(self) -> None:
             try:

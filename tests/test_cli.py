@@ -238,9 +238,10 @@ def test_every_configuration_fits_tests_and_loads_bare(config, workplace):
     for command in ("validate", "test", "predict"):
         limit = f"--trainer.limit_{command.replace('idate', '')}_batches=1"
         assert main([command, "--config", str(config), *quiet, limit, "--ckpt_path", str(checkpoint)]) == 0
-    (written,) = workplace.rglob("predictions.csv")
+    (written,) = workplace.rglob("predictions-rank0.csv")
     with written.open() as file:
         header, *rows = csv.reader(file)
+    assert header[0] == "index"
     assert {"label", "mean_0"} & set(header)
     assert len(rows) > 1
     name = yaml.safe_load(config.read_text())["model"]["class_path"].rpartition(".")[2]

@@ -121,6 +121,7 @@ class PredictionWriter(Callback):
                 "PredictionWriter does not support `predict_step(dataloader_iter)`, under which hooks do not know their batch."
             )
         self.written = {}
+        self._discard()  # where another callback's `on_exception` failed before this one's
         with together(trainer):
             try:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -170,7 +171,7 @@ class PredictionWriter(Callback):
         for file in self._files.values():
             file.partial.replace(file.path)
         self.written = {file.path: file.rows for file in self._files.values()}
-        self._reset()
+        self._files = {}
         for path, (_, rank) in _named(self.output_dir, self.format).items():
             mine = rank == trainer.global_rank or (trainer.is_global_zero and rank >= trainer.world_size)
             if mine and path not in self.written:
@@ -178,13 +179,13 @@ class PredictionWriter(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing half-written."""
-        with ExitStack() as stack:  # all of them, even where one fails
-            for file in self._files.values():
-                stack.callback(file.discard)
-        self._reset()
+        self._discard()
 
-    def _reset(self) -> None:
-        self._files, self._counts = {}, {}
+    def _discard(self) -> None:
+        files, self._files, self._counts = self._files, {}, {}
+        with ExitStack() as stack:  # all of them, even where one fails
+            for file in files.values():
+                stack.callback(file.discard)
 
     # ------------------------------------------------------------------ rows and columns
 
