@@ -105,15 +105,15 @@ def weighted_mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
         >>> weighted_mean(torch.ones(2, 4), torch.tensor([2.0, 0.0, 0.0, 0.0]))
         tensor([0.5000, 0.5000])
     """
+    if weights is None:
+        return losses.flatten(1).mean(1)
     each = losses.flatten(2).mean(2) if losses.ndim > 2 else losses
-    if weights is not None:
-        if weights.shape not in (each.shape, each.shape[1:]):
-            raise InputError(
-                f"Expected argument `weights` to be of shape {list(each.shape[1:])} or {list(each.shape)}, but got "
-                f"{list(weights.shape)}."
-            )
-        each = each * weights.to(each)
-    return each.mean(1)
+    if weights.shape not in (each.shape, each.shape[1:]):
+        raise InputError(
+            f"Expected argument `weights` to be of shape {list(each.shape[1:])} or {list(each.shape)}, but got "
+            f"{list(weights.shape)}."
+        )
+    return (each * weights.to(each)).mean(1)
 
 
 def average_over_indices(

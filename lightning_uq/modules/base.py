@@ -1,7 +1,8 @@
 """The steps every method shares; a method adds its network, and what is special about its training."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,9 @@ from torchmetrics import MeanMetric, Metric
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError
+from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
+from lightning_uq.losses.index import each_cross_entropy, takes_indices, weighted_mean
 from lightning_uq.metrics import (
     CRPS,
     RMSE,
@@ -27,12 +30,13 @@ from lightning_uq.metrics import (
     NegativeLogLikelihood,
 )
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.factory import factory_from_config, factory_to_config, is_plain
+from lightning_uq.networks.factory import Factory, factory_from_config, factory_to_config, is_plain
 from lightning_uq.networks.output import OutputShapeError, check_class_logits
 from lightning_uq.prediction import CategoricalPrediction, GaussianMixturePrediction, Prediction
 
 Task = Literal["classification", "regression"]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Regularizer = Callable[[EpistemicNetwork, Any], Tensor]
 
 MAX_MEMBERS = 32
 """Predictions keep their members up to this many indices, unless ``return_members`` asks for all."""
@@ -52,10 +56,16 @@ class UncertaintyModule(LightningModule):
         num_classes: C, where it is known; the network's output is checked against it.
         optimizer: Called with the parameters.
         lr_scheduler: Called with the optimizer; a ``ReduceLROnPlateau`` follows ``val_loss`` unless it names a monitor.
-        loss: ``loss(output[B, ...], target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
+        loss: ``loss(output[B, ...], target) -> scalar`` for one index; default cross-entropy or Gaussian NLL. A loss with an
+            attribute ``over_indices = True``, as :class:`~lightning_uq.losses.JointLoss`, takes the outputs [Z, B, ...] of all.
         num_train_samples: Indices drawn per training step, where the index set is infinite.
         num_eval_samples: Indices per evaluation, where the index set is infinite.
         return_members: Whether predictions keep their members [Z, B, C]: True, False, or None for "up to 32".
+        data_noise: Noise on the training data that belongs to (sample, index):
+            :class:`~lightning_uq.losses.BootstrapNoise` or :class:`~lightning_uq.losses.GaussianTargetNoise`. The batches must
+            carry their samples' positions: see :class:`~lightning_uq.data.Indexed`.
+        regularizer: ``regularizer(network, x) -> scalar``, added to the training loss: for instance
+            :class:`~lightning_uq.losses.PriorLoss` or :class:`~lightning_uq.losses.L2WeightDecay`.
 
     Attributes:
         ood_score: The method's out-of-distribution score, fixed before any such data is seen.
@@ -79,6 +89,8 @@ class UncertaintyModule(LightningModule):
         num_train_samples: int = 1,
         num_eval_samples: int = 100,
         return_members: bool | None = None,
+        data_noise: DataNoise | None = None,
+        regularizer: Regularizer | None = None,
     ) -> None:
         super().__init__()
         if task not in ("classification", "regression"):
@@ -98,6 +110,12 @@ class UncertaintyModule(LightningModule):
         self.num_train_samples = num_train_samples
         self.num_eval_samples = num_eval_samples
         self.return_members = return_members
+        self.data_noise = restore_argument(data_noise, "data_noise")
+        self.regularizer = restore_argument(regularizer, "regularizer")
+        if task == "classification" and getattr(self.data_noise, "of_targets", False):
+            raise InputError(
+                f"Expected argument `data_noise` to leave class labels as they are, but got {self.data_noise!r}."
+            )
         self._output_checked = False
         self._labels_checked = False
 
@@ -136,18 +154,41 @@ class UncertaintyModule(LightningModule):
         """Mean over the drawn indices of the loss; an override may sum, reweight or regularise."""
         num = self.network.num_indices or self.num_train_samples
         index = self._place(self.network.sample_index(num))
-        return self.index_losses(self.network(x, index), y).mean()
+        y, weights = self.noisy_targets(y, batch, index)
+        loss = self.index_losses(self.network(x, index), y, weights).mean()
+        return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
+
+    def noisy_targets(self, y: Tensor, batch: Any, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Targets [B, ...] or [Z, B, ...], and weights [Z, B] or None, as ``data_noise`` makes them for these indices."""
+        if self.data_noise is None:
+            return y, None
+        sample = batches.known_sample_index(batch, f"data_noise={self.data_noise!r}").to(y.device)
+        indexer = getattr(self.network, "indexer", None)
+        # Targets first: the weights do not depend on them.
+        noisy = self.data_noise.targets(y, sample, index.to(y.device), indexer)
+        return noisy, self.data_noise.weights(sample, index.to(y.device), indexer)
 
     def _place(self, index: Tensor) -> Tensor:
         # Member numbers are read by Python: on the CPU that waits for no device.
         return index if self.network.num_indices is not None else index.to(self.device)
 
     def index_losses(self, output: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The loss of each index [Z] from outputs [Z, B, ...] and targets; ``weights`` [Z, B] or [B] weigh the samples."""
+        """The loss of each index [Z] from outputs [Z, B, ...] and targets [B, ...], or [Z, B, ...] where each has its own.
+
+        ``weights`` [Z, B] or [B] weigh the samples. A loss over all indices has no part for each: its value stands Z times.
+        """
         self._check_output(output)
         self._check_target(output, y)
+        if self.loss is not None and takes_indices(self.loss):
+            if weights is not None:
+                raise InputError(
+                    f"Expected argument `loss` to be one of single indices, so that samples can be weighted, but got {self.loss!r}."
+                )
+            joint: Tensor = self.loss(output, y)
+            return joint.expand(len(output))
         if self.loss is not None or type(self).example_loss is not UncertaintyModule.example_loss:
-            losses = torch.stack([self.example_loss(member, y) for member in output])
+            targets = y if self._has_target_of_each(y) else y.expand(len(output), *y.shape)
+            losses = torch.stack([self.example_loss(*pair) for pair in zip(output, targets, strict=True)])
             if weights is not None and losses.shape != output.shape[:2]:
                 raise InputError(
                     f"Expected argument `loss` to return the losses of the samples, [{output.shape[1]}], so that they can be "
@@ -156,12 +197,11 @@ class UncertaintyModule(LightningModule):
         elif self.task == "regression":
             losses = gaussian_nll_loss(*split_gaussian(output), y, reduction="none")
         else:
-            logits = (output if output.dtype == torch.float64 else output.float()).flatten(0, 1)
-            together = F.cross_entropy(logits, y.expand(len(output), *y.shape).flatten(0, 1), reduction="none")
-            losses = together.reshape(*output.shape[:2], *together.shape[1:])
-        if weights is not None:
-            losses = losses.flatten(2).mean(2) * weights if losses.ndim > 2 else losses * weights
-        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+            losses = each_cross_entropy(output, y)
+        return weighted_mean(losses, weights) if losses.ndim > 1 else losses
+
+    def _has_target_of_each(self, y: Tensor) -> bool:
+        return self.task == "regression" and y.ndim == 3
 
     def example_loss(self, output: Tensor, y: Tensor) -> Tensor:
         """The loss of one index's outputs [B, ...], a scalar."""
@@ -294,7 +334,8 @@ class UncertaintyModule(LightningModule):
 
     def _check_target(self, output: Tensor, y: Tensor) -> None:
         if self.task == "regression":
-            expected = (*output.shape[1:-1], output.shape[-1] // self._outputs_per_target)
+            lead = output.shape[:-1] if self._has_target_of_each(y) else output.shape[1:-1]
+            expected = (*lead, output.shape[-1] // self._outputs_per_target)
             kind, remedy = "the targets", "an array of another shape would broadcast."
         else:
             expected = (*output.shape[1:2], *output.shape[3:])
@@ -360,6 +401,11 @@ def saved_argument(value: Any) -> Any:
     """An argument as plain data; what cannot be imported again becomes ``{"unsaved": description}``."""
     if is_plain(value):
         return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        found = factory_to_config(type(value))
+        if found is not None and is_plain(fields):
+            return {"class_path": found["target"], "init_args": fields}
     config = factory_to_config(value)
     named = value if hasattr(value, "__qualname__") else type(value)
     return {"unsaved": f"{named.__module__}.{named.__qualname__}"} if config is None else config
@@ -376,6 +422,8 @@ def restore_argument(value: Any, name: str) -> Any:
             f"Argument `{name}` was a {value['unsaved']}, which no checkpoint can hold as plain data. Pass it again: "
             f"`load_from_checkpoint(path, {name}=...)`; a `Factory` or an importable function is saved by its name."
         )
+    if isinstance(value, Mapping) and set(value) == {"class_path", "init_args"}:
+        return Factory(value["class_path"], dict(value["init_args"]))()
     return factory_from_config(value)
 
 

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
-from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.losses.data_noise import DataNoise
+from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, restore_argument
 from lightning_uq.networks.dropout import DropoutNetwork, Mask
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
@@ -35,6 +36,8 @@ class DropoutModule(UncertaintyModule):
         loss: ``loss(output, target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         return_members: Whether predictions keep their members [Z, B, C]; None: up to 32.
+        data_noise: Noise on the training data that belongs to (sample, index); see :class:`UncertaintyModule`.
+        regularizer: ``regularizer(network, x) -> scalar``, added to the training loss.
 
     Raises:
         InputError: The network has no dropout layer.
@@ -64,6 +67,8 @@ class DropoutModule(UncertaintyModule):
         loss: Loss | None = None,
         output: Output = "logits",
         return_members: bool | None = None,
+        data_noise: DataNoise | None = None,
+        regularizer: Regularizer | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         network = restore_argument(network, "network")
@@ -78,6 +83,8 @@ class DropoutModule(UncertaintyModule):
             num_train_samples=num_train_samples,
             num_eval_samples=num_eval_samples,
             return_members=return_members,
+            data_noise=data_noise,
+            regularizer=regularizer,
         )
         self._save_arguments(**{**given, "network": network})
 

@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_uq import batches
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
-from lightning_uq.functional.bootstrap import bootstrap_weights
+from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
+from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
 from lightning_uq.modules.building import (
     SAME_START,
@@ -73,13 +74,15 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
             adds the two, which doubles the gradient; its step is 0.01 of the range.
         prior_network: Factory of an additive random prior, frozen, one a member; the network's own factory matches it.
         prior_scale: Scale of the prior.
-        bootstrap: Weights of the samples in each member's loss: ``"bernoulli"`` (0 or 2), ``"exponential"`` or
-            ``"poisson"``. They belong to a sample's position, so batches must carry it: see :class:`data.Indexed`.
+        bootstrap: Weights of the samples in each member's loss: ``"bernoulli"`` (0 or 2), ``"exponential"``, ``"poisson"`` or
+            ``"uniform"``. They belong to a sample's position, so batches must carry it: see :class:`data.Indexed`.
         adversarial_scale: ``"range"``: the step is in units of each input dimension's range (each channel's, for images)
             over the training data; ``"absolute"``: in units of the input.
         output: What a member's forward returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks them.
         seed: Seeds the members' initial weights, random streams and bootstrap; drawn from the global generator by default.
         execution: ``"loop"``, ``"stacked"`` (linear layers of all members in one product), ``"vmap"``, or ``"auto"``.
+        data_noise: Noise on the training data that belongs to (sample, member), as
+            :class:`~lightning_uq.losses.GaussianTargetNoise`; ``bootstrap`` is a name for one that this module seeds.
 
     Raises:
         InputError: The arguments do not go together, or the factory does not build M networks.
@@ -111,11 +114,12 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
         adversarial_epsilon: float | None = None,
         prior_network: Factory | Callable[[], nn.Module] | None = None,
         prior_scale: float = 0.0,
-        bootstrap: Literal["none", "bernoulli", "exponential", "poisson"] | None = None,
+        bootstrap: Bootstrap | None = None,
         adversarial_scale: Literal["range", "absolute"] = "range",
         output: Output = "logits",
         seed: int | None = None,
         execution: Execution = "auto",
+        data_noise: DataNoise | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         given["seed"] = seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
@@ -134,6 +138,7 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             loss=loss,
+            data_noise=data_noise,
         )
         self.seed = seed
         self.bootstrap = bootstrap or "none"
@@ -239,7 +244,7 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Sum over members of their losses."""
-        weights = self._bootstrap_weights(batch)
+        y, weights = self.noisy_targets(y, batch, torch.arange(self.network.num_indices))
         if self.adversarial_epsilon is None:
             return self.index_losses(self.network(x), y, weights).sum()
         step = self._adversarial_step(x)
@@ -272,16 +277,14 @@ class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
         )
         return {**outputs[0], "loss": value} if isinstance(outputs[0], Mapping) else value
 
-    def _bootstrap_weights(self, batch: Any) -> Tensor | None:
+    def noisy_targets(self, y: Tensor, batch: Any, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Targets and weights as ``data_noise`` and ``bootstrap`` make them; their weights are multiplied."""
+        y, weights = super().noisy_targets(y, batch, index)
         if self.bootstrap == "none":
-            return None
-        index = batches.sample_index(batch)
-        if index is None:
-            raise InputError(
-                f"Expected the training batches to carry their samples' positions for bootstrap={self.bootstrap!r}: wrap the "
-                "training set as `lightning_uq.data.Indexed(dataset)`, or give the batch a key `index`."
-            )
-        return bootstrap_weights(index.to(self.device), self.network.num_indices, self.seed, self.bootstrap)
+            return y, weights
+        sample = batches.known_sample_index(batch, f"bootstrap={self.bootstrap!r}").to(self.device)
+        bootstrap = bootstrap_weights(sample, index, self.seed, self.bootstrap)
+        return y, bootstrap if weights is None else bootstrap * weights
 
     def _adversarial_step(self, x: Any) -> float | Tensor:
         assert self.adversarial_epsilon is not None

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.losses.data_noise import DataNoise
+from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, restore_argument
 from lightning_uq.networks.epinet import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
@@ -85,6 +86,8 @@ class EpinetModule(UncertaintyModule):
         base_scale: Factor of the base's logits.
         temperature: Divides the logits in evaluation.
         return_members: Whether predictions keep their members [Z, B, C]; None: up to 32.
+        data_noise: Noise on the training data that belongs to (sample, index); see :class:`UncertaintyModule`.
+        regularizer: ``regularizer(network, x) -> scalar``, added to the training loss.
 
     Raises:
         InputError: A layer is unknown, or the arguments do not go together.
@@ -126,6 +129,8 @@ class EpinetModule(UncertaintyModule):
         base_scale: float = 1.0,
         temperature: float = 1.0,
         return_members: bool | None = None,
+        data_noise: DataNoise | None = None,
+        regularizer: Regularizer | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         network = restore_argument(network, "network")
@@ -158,6 +163,8 @@ class EpinetModule(UncertaintyModule):
             num_train_samples=num_train_samples,
             num_eval_samples=num_eval_samples,
             return_members=return_members,
+            data_noise=data_noise,
+            regularizer=regularizer,
         )
         self.network.evaluation_index(num_eval_samples)
         self._save_arguments(**{**given, "network": network})
