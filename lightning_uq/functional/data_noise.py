@@ -49,7 +49,8 @@ def gaussian_signatures(index: Tensor, dim: int, seed: int = 0, *, stream: int =
         True
     """
     check_integer("dim", dim, 1)
-    return torch.special.ndtri(counter_uniform(index, dim, _stream_seed(seed, stream))).T
+    normal: Tensor = torch.special.ndtri(counter_uniform(index, dim, _stream_seed(seed, stream)))
+    return normal.T
 
 
 def gaussian_bootstrap_weights(
@@ -159,7 +160,8 @@ def member_target_noise(
     _check_std(std)
     check_integer("num_targets", num_targets, 1)
     uniform = [counter_uniform(index, members, _stream_seed(seed, _TARGETS + k)) for k in range(num_targets)]
-    return std * torch.special.ndtri(torch.stack(uniform, 2))
+    normal: Tensor = torch.special.ndtri(torch.stack(uniform, 2))
+    return std * normal
 
 
 _TARGETS = 2  # the first stream that no bootstrap reads
