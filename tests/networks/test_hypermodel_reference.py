@@ -57,7 +57,7 @@ def test_the_prior_of_independent_layers():
 
 
 def test_a_hypermodel_with_it():
-    network = hypermodel(prior=independent_layers(), prior_scale=2.0, calibrate_prior=False)
+    network = hypermodel(scale=False, prior=independent_layers(), prior_scale=2.0, calibrate_prior=False)
     load_haiku(network, under("indep/hyper_fn/"))
     learned, scaled = network.learned_and_prior(X, Z)
     check(learned, DATA["indep/out_train"])
