@@ -171,10 +171,12 @@ def _has_forward(model: nn.Module) -> bool:
 
 
 def gather_rows(rows: Tensor, trainer: Trainer | None = None) -> Tensor:
-    """Every rank's rows [n_r, ...], concatenated in the order of ranks. A collective."""
+    """Every rank's rows [n_r, ...], one rank's after the other's in turn: as :func:`exact_loader` shares them. A collective."""
     if trainer is None or trainer.world_size == 1:
         return rows
-    return torch.cat(gather_all_tensors(rows))
+    parts = gather_all_tensors(rows)
+    turn = [torch.arange(len(part), device=rows.device) * len(parts) + rank for rank, part in enumerate(parts)]
+    return torch.cat(parts)[torch.cat(turn).argsort()]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ are uneven in number: no split divides by two ranks.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -155,14 +155,19 @@ class CallbackCase:
     Attributes:
         name: Its row in the grid.
         build: Makes it; takes keyword arguments that all constructors share.
-        fits: Whether it fits a state after training.
+        fits_on: Whether it fits a state after training, and to which data by default.
         unsupported: Axes that it does not support, with the reason.
     """
 
     name: str
     build: Callable[..., Callback]
-    fits: bool = True
+    fits_on: Literal["train", "val"] | None = "train"
     unsupported: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a state to save."""
+        return self.fits_on is not None
 
 
 OPTIMIZERS = {
@@ -197,7 +202,14 @@ MODULES = [
         "Epinet, regression", m.EpinetModule, gaussian_network, hidden_sizes=(6,), num_eval_samples=5, **REGRESSION
     ),
     _module("Dropout, shared masks", m.DropoutModule, dropout_network, num_eval_samples=5),
-    _module("Dropout, a mask an example", m.DropoutModule, dropout_network, "per_example", num_eval_samples=5),
+    _module(
+        "Dropout, a mask an example",
+        m.DropoutModule,
+        dropout_network,
+        "per_example",
+        num_eval_samples=5,
+        unsupported={"ddp": "a row's mask depends on its place in the batch; shared masks do not"},
+    ),
     _module("Evidential", m.EvidentialModule, network),
     _module("Evidential, max-norm", m.EvidentialModule, network, loss="maxnorm"),
     ModuleCase(
@@ -213,10 +225,10 @@ CALLBACKS = [
     CallbackCase("FitGMM, tied covariance", partial(c.FitGMM, covariance="tied", score="relative_mahalanobis")),
     CallbackCase("FitKNN", partial(c.FitKNN, k=3)),
     CallbackCase("FitViM", partial(c.FitViM, dim=2)),
-    CallbackCase("TemperatureScaling", partial(c.TemperatureScaling)),
-    CallbackCase("VectorScaling", partial(c.VectorScaling)),
-    CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits=False),
-    CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits=False),
+    CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val"),
+    CallbackCase("VectorScaling", partial(c.VectorScaling), fits_on="val"),
+    CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),
+    CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
 ]
 
 CLASSIFIERS = [case for case in MODULES if case.task == "classification"]

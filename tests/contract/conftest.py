@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
             continue
         (axis,) = marker.args
         assert axis in AXES, f"{item.nodeid} names an axis that the list lacks: {axis}"
-        for argument in LISTS.keys() & item.callspec.params.keys():
+        for argument in (LISTS.keys() | {"spawned_case"}) & item.callspec.params.keys():
             case = item.callspec.params[argument]
             item.user_properties.append(("contract", [case.name, axis]))
             if axis in case.unsupported:

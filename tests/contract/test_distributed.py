@@ -1,0 +1,135 @@
+"""Two gloo processes give what one gives: every metric, every fitted state, at numbers of rows that do not divide by two."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from tests.contract.cases import CALLBACKS, MODULES, UsersModule, loader
+from tests.contract.running import TEST, VAL
+from tests.contract.two_ranks import ODD, slug
+
+ROOT = Path(__file__).parents[2]
+# A process that is spawned imports everything anew, some ten seconds a case: all of them are run by `make contract`.
+ALSO_SPAWNED_IN_FAST_TESTS = {"Ensemble, loop", "Epinet", "FitGMM", "TemperatureScaling"}
+
+
+def run(strategy: str, folder: Path, names: list[str] = ()) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.contract.two_ranks", strategy, str(folder), *names],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.fixture(scope="session")
+def ddp(tmp_path_factory) -> Path:
+    """Where every case was run under ``ddp``: once, whatever the number of pytest's workers."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "two_ranks"
+    with FileLock(shared / "two_ranks.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir()
+            run("ddp", folder)
+            (folder / "done").touch()
+    return folder
+
+
+def result(folder: Path, case) -> dict:
+    found = torch.load(folder / f"{slug(case.name)}.pt", weights_only=True)
+    assert "error" not in found, found["error"]
+    return found
+
+
+def alone(make_trainer, **kwargs):
+    return make_trainer(precision="64-true", **kwargs)
+
+
+def load(module, path):
+    module.double().load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    return module
+
+
+def assert_same(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.axis("ddp")
+def test_modules(ddp, module_case, make_trainer):
+    two = result(ddp, module_case)
+    assert two["ranks_agree"]
+    module = load(module_case.build(), two["best"])
+    (one,) = alone(make_trainer).test(module, loader(module_case.task, TEST, 2), verbose=False)
+    # What a user's own module logs counts padded rows twice; ours never does.
+    found = {name: value for name, value in two["tested"].items() if name.startswith("ensemble/")} or two["tested"]
+    assert_same(found, one)
+
+
+@pytest.mark.axis("ddp")
+def test_callbacks(ddp, callback_case, make_trainer):
+    two = result(ddp, callback_case)
+    module = load(UsersModule(), two["best"])
+    kind = "classification"
+    if callback_case.fits:
+        rows = loader(kind, ODD) if callback_case.fits_on == "train" else loader(kind, VAL, 1)
+        assert_same_state(two["state"], callback_case.build().fit(module, rows).state_dict()["tensors"])
+        return
+    trainer = alone(make_trainer, callbacks=[callback_case.build()])
+    (validated,) = trainer.validate(module, loader(kind, VAL, 1), verbose=False)
+    (tested,) = trainer.test(module, loader(kind, TEST, 2), verbose=False)
+    two = {**two["validated"], **two["tested"]}
+    assert_same({k: v for k, v in two.items() if k not in ("val_loss", "test_loss")}, {**validated, **tested})
+
+
+def assert_same_state(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            torch.testing.assert_close(found[name].double(), value.double(), rtol=1e-6, atol=1e-9)
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(found[name], value), name
+        else:
+            assert found[name] == value, name
+
+
+SPAWNED = [
+    pytest.param(case, id=slug(case.name), marks=[] if case.name in ALSO_SPAWNED_IN_FAST_TESTS else pytest.mark.slow)
+    for case in [*MODULES, *CALLBACKS]
+]
+
+
+@pytest.mark.axis("ddp_spawn")
+@pytest.mark.parametrize("spawned_case", SPAWNED)
+def test_after_a_spawned_fit_everything_comes_from_the_files(spawned_case, tmp_path, make_trainer):
+    run("ddp_spawn", tmp_path, [spawned_case.name])
+    two = result(tmp_path, spawned_case)
+    task = getattr(spawned_case, "task", "classification")
+    if spawned_case in MODULES:
+        module = spawned_case.build()
+        (tested,) = alone(make_trainer).test(
+            module, loader(task, TEST, 2), ckpt_path=two["best"], verbose=False, weights_only=True
+        )
+        assert tested
+        assert torch.isfinite(torch.tensor(list(tested.values()))).all()
+        return
+    assert not two["state"]  # the process that started the ranks has none
+    callback, module = spawned_case.build(), UsersModule()
+    alone(make_trainer, callbacks=[callback]).test(
+        module, loader(task, TEST, 2), ckpt_path=two["best"], verbose=False, weights_only=True
+    )
+    if spawned_case.fits:
+        rows = loader(task, ODD) if spawned_case.fits_on == "train" else loader(task, VAL, 1)
+        again = spawned_case.build().fit(load(UsersModule(), two["best"]), rows)
+        assert_same_state(callback.state_dict()["tensors"], again.state_dict()["tensors"])

@@ -1,0 +1,96 @@
+"""Run as a script: every case on two processes; rank 0 keeps what came of it, and test_distributed.py compares.
+
+python -m tests.contract.two_ranks STRATEGY FOLDER [NAME ...]
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tests.contract.cases import CALLBACKS, MODULES, CallbackCase, ModuleCase, UsersModule, loader
+from tests.contract.running import TEST, TRAIN, VAL
+
+ODD = TRAIN + 1  # a rank more than the other
+
+
+def make_trainer(strategy: str, **kwargs: Any) -> Trainer:
+    """Two float64 ranks that write nothing but a best checkpoint."""
+    return Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        precision="64-true",
+        max_epochs=2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kwargs,
+    )
+
+
+def run_module(case: ModuleCase, strategy: str, folder: Path) -> dict[str, Any]:
+    """Train on two ranks, and test the best weights on them."""
+    torch.manual_seed(0)
+    module = case.build()
+    monitor = "ensemble/val_nll" if "user's" in case.name else "val_loss"
+    checkpoint = ModelCheckpoint(dirpath=folder, filename=slug(case.name), monitor=monitor)
+    trainer = make_trainer(strategy, callbacks=[checkpoint])
+    trainer.fit(module, loader(case.task, ODD, shuffle=True), loader(case.task, VAL, 1))
+    result = {"best": checkpoint.best_model_path, "weights": _flat(module)}
+    if strategy == "ddp":
+        (result["tested"],) = trainer.test(module, loader(case.task, TEST, 2), ckpt_path="best", verbose=False)
+        everyone = trainer.strategy.all_gather(_flat(module)).reshape(2, -1)
+        result["ranks_agree"] = bool((everyone[0] == everyone[1]).all())
+    return result
+
+
+def run_callback(case: CallbackCase, strategy: str, folder: Path) -> dict[str, Any]:
+    """Train with the callback on two ranks, and test the best weights with it."""
+    torch.manual_seed(0)
+    module, callback = UsersModule(), case.build()
+    checkpoint = ModelCheckpoint(dirpath=folder, filename=slug(case.name), monitor="val_loss")
+    trainer = make_trainer(strategy, callbacks=[callback, checkpoint])
+    kind = "classification"
+    trainer.fit(module, loader(kind, ODD, shuffle=True), loader(kind, VAL, 1))
+    best = checkpoint.best_model_path
+    result = {"best": best, "state": callback.state_dict().get("tensors")}
+    if strategy == "ddp":
+        (result["validated"],) = trainer.validate(module, loader(kind, VAL, 1), ckpt_path=best, verbose=False)
+        (result["tested"],) = trainer.test(module, loader(kind, TEST, 2), ckpt_path=best, verbose=False)
+    return result
+
+
+def slug(name: str) -> str:
+    """A case's name as a file's."""
+    return name.replace(" ", "_").replace(",", "")
+
+
+def _flat(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in module.state_dict().values()])
+
+
+def main(strategy: str, folder: Path, names: list[str]) -> None:
+    """Every named case, or all; an error is kept as text, so that one case does not hide the others."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for case in [*MODULES, *CALLBACKS]:
+        if names and case.name not in names:
+            continue
+        run = run_module if isinstance(case, ModuleCase) else run_callback
+        try:
+            result = run(case, strategy, folder)
+        except Exception:
+            result = {"error": traceback.format_exc()}
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            torch.save(result, folder / f"{slug(case.name)}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
