@@ -1,6 +1,11 @@
 """Losses: Gaussian likelihood, categorical regression, evidence for classes, evidential regression."""
 
 from lightning_uq.losses.categorical_regression import Cat2HotRegression, categorical_regression_loss
+from lightning_uq.losses.data_noise import (
+    BootstrapNoise,
+    DataNoise,
+    GaussianTargetNoise,
+)
 from lightning_uq.losses.elbo import categorical_log_likelihood, elbo_loss, gaussian_noise_log_likelihood
 from lightning_uq.losses.evidential import (
     EvidenceLoss,
@@ -22,32 +27,81 @@ from lightning_uq.losses.evidential import (
 )
 from lightning_uq.losses.evidential_regression import EvidentialRegressionLoss, evidential_regression_loss, split_nig
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
+from lightning_uq.losses.index import (
+    CombinedLoss,
+    L2WeightDecay,
+    accuracy_error,
+    average_over_indices,
+    cross_entropy_loss,
+    l2_loss,
+    l2_weight_decay,
+)
+from lightning_uq.losses.joint import (
+    JointLoss,
+    joint_nll_loss,
+)
+from lightning_uq.losses.prior import (
+    PriorLoss,
+    distill_mean_classification,
+    distill_mean_regression,
+    distill_var_classification,
+    distill_var_regression,
+    l2_training_penalty,
+    variance_kl,
+)
+from lightning_uq.losses.vae import (
+    binary_log_likelihood,
+    gaussian_vae_log_likelihood,
+    latent_kl,
+)
 
 __all__ = [
+    "BootstrapNoise",
     "Cat2HotRegression",
+    "CombinedLoss",
+    "DataNoise",
     "EvidenceLoss",
     "EvidentialLoss",
     "EvidentialRegressionLoss",
     "FisherEvidentialLoss",
+    "GaussianTargetNoise",
+    "JointLoss",
+    "L2WeightDecay",
     "MaxNormLoss",
+    "PriorLoss",
     "RelaxedEvidentialLoss",
+    "accuracy_error",
+    "average_over_indices",
+    "binary_log_likelihood",
     "categorical_log_likelihood",
     "categorical_regression_loss",
     "clamped_exp",
+    "cross_entropy_loss",
     "dirichlet_cross_entropy_loss",
     "dirichlet_fisher_regularizer",
     "dirichlet_mse_loss",
     "dirichlet_nll_loss",
     "dirichlet_pnorm_loss",
+    "distill_mean_classification",
+    "distill_mean_regression",
+    "distill_var_classification",
+    "distill_var_regression",
     "elbo_loss",
     "evidential_loss",
     "evidential_regression_loss",
     "fisher_evidential_loss",
     "gaussian_nll_loss",
     "gaussian_noise_log_likelihood",
+    "gaussian_vae_log_likelihood",
+    "joint_nll_loss",
+    "l2_loss",
+    "l2_training_penalty",
+    "l2_weight_decay",
+    "latent_kl",
     "maxnorm_loss",
     "relaxed_evidential_loss",
     "split_gaussian",
     "split_nig",
     "uniform_dirichlet_kl",
+    "variance_kl",
 ]
