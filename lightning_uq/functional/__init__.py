@@ -1,11 +1,20 @@
 """Pure tensor maths, one file per quantity: no state, no Lightning."""
 
+from lightning_uq.functional.bootstrap import (
+    bootstrap_weights,
+)
 from lightning_uq.functional.calibration import (
     adaptive_bin_statistics,
     bin_statistics,
     calibration_error,
     expected_calibration_error,
     smooth_calibration_error,
+)
+from lightning_uq.functional.data_noise import (
+    gaussian_bootstrap_weights,
+    gaussian_signatures,
+    gaussian_target_noise,
+    member_target_noise,
 )
 from lightning_uq.functional.dirichlet import (
     dirichlet_differential_entropy,
@@ -77,6 +86,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "bin_statistics",
+    "bootstrap_weights",
     "brier_score",
     "calibration_error",
     "categorical_kl",
@@ -94,11 +104,14 @@ __all__ = [
     "expected_squared_error",
     "fit_vim",
     "fpr_at_tpr",
+    "gaussian_bootstrap_weights",
     "gaussian_kl",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
     "gaussian_nll",
     "gaussian_sample_kl",
+    "gaussian_signatures",
+    "gaussian_target_noise",
     "gen",
     "generalized_risk_curve",
     "interval_covered",
@@ -112,6 +125,7 @@ __all__ = [
     "max_logit",
     "max_softmax",
     "mean_log_probs",
+    "member_target_noise",
     "mixture_cdf",
     "mixture_crps",
     "mixture_log_prob",
