@@ -59,13 +59,16 @@ from lightning_uq.functional.student_t import (
 )
 from lightning_uq.functional.testbed import (
     KLEstimate,
+    Projection,
     categorical_kl,
+    clustered_log_likelihood,
     gaussian_kl,
     gaussian_log_likelihood,
     gaussian_sample_kl,
     joint_log_likelihood,
     kl_estimate,
     log_sum_product,
+    random_projection,
     true_label_log_probs,
     uniform_kl,
 )
@@ -79,6 +82,7 @@ from lightning_uq.functional.variational import (
 __all__ = [
     "SCORES",
     "KLEstimate",
+    "Projection",
     "VimFit",
     "adaptive_bin_statistics",
     "augrc",
@@ -90,6 +94,7 @@ __all__ = [
     "brier_score",
     "calibration_error",
     "categorical_kl",
+    "clustered_log_likelihood",
     "consecutive_joint_log_loss",
     "diagonal_gaussian_kl",
     "dirichlet_differential_entropy",
@@ -135,6 +140,7 @@ __all__ = [
     "negative_log_likelihood",
     "predictive_entropy",
     "quantile_calibration_error",
+    "random_projection",
     "risk_coverage_curve",
     "sampled_joint_log_loss",
     "sampled_kl",
