@@ -26,8 +26,8 @@ class DebiasedBatchNorm2d(nn.BatchNorm2d):
     Example:
         >>> norm = DebiasedBatchNorm2d(1, decay=0.999)
         >>> _ = norm(torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1))
-        >>> print(f"{norm.running_mean.item():.3f} {norm.running_var.item():.3f}")
-        2.000 1.000
+        >>> norm.running_mean.item(), norm.running_var.item()
+        (2.0, 1.0)
     """
 
     running_mean: Tensor
@@ -71,11 +71,15 @@ def debiased_batch_norm(
     with torch.no_grad():
         count.add_(1)
         batches = count.to(torch.promote_types(mean.dtype, torch.float32))
-        # The share of a new batch, (1 - d) / (1 - d^t), falls from 1 to 1 - d.
-        share = 1 / batches if momentum is None else -momentum / torch.expm1(batches * math.log1p(-momentum))
+        # What is kept of the average, d (1 - d^(t-1)) / (1 - d^t), grows from 0, exactly, to d.
+        if momentum is None:
+            kept = (batches - 1) / batches
+        else:
+            rate = math.log1p(-momentum)
+            kept = (1 - momentum) * torch.expm1(rate * (batches - 1)) / torch.expm1(rate * batches)
         size = x.numel() // x.shape[1]
-        mean.add_(share * (batch_mean - mean))
-        variance.add_(share * (batch_variance * ((size - 1) / size) - variance))
+        mean.mul_(kept).add_((1 - kept) * batch_mean)
+        variance.mul_(kept).add_((1 - kept) * batch_variance * ((size - 1) / size))
     return output
 
 
