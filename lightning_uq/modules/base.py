@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -29,6 +28,7 @@ from lightning_uq.metrics import (
     JointLogLoss,
     NegativeLogLikelihood,
 )
+from lightning_uq.modules.resume import ExactResume
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory, factory_from_config, factory_to_config, is_plain
 from lightning_uq.networks.output import OutputShapeError, check_class_logits
@@ -42,12 +42,12 @@ MAX_MEMBERS = 32
 """Predictions keep their members up to this many indices, unless ``return_members`` asks for all."""
 
 
-class UncertaintyModule(LightningModule):
+class UncertaintyModule(ExactResume):
     """A LightningModule around an epistemic network f(x, z): the steps, metrics and predictions of every method.
 
     A method subclasses it, builds its :class:`EpistemicNetwork`, and overrides what is special: often only
     :meth:`training_loss`. The steps log ``train_loss``, ``val_*`` and ``test_*``; a sample that a distributed sampler
-    repeats as padding is counted once.
+    repeats as padding is counted once. A resumed training ends as the uninterrupted one: see :class:`ExactResume`.
 
     Args:
         network: The epistemic network.

@@ -37,7 +37,6 @@ from lightning_uq.modules.checkpoints import (
 )
 from lightning_uq.modules.input_range import training_range
 from lightning_uq.modules.members import MemberHooks, call_step, misfit_of
-from lightning_uq.modules.resume import ExactResume
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output, OutputShapeError
@@ -46,7 +45,7 @@ from lightning_uq.registry import Setting, register_method
 _STATE = "lightning_uq_ensemble"
 
 
-class EnsembleModule(MemberHooks, ExactResume, UncertaintyModule):
+class EnsembleModule(MemberHooks, UncertaintyModule):
     """A deep ensemble: M members from one factory, each trained as it would be alone, and read as one prediction.
 
     The factory builds plain networks, trained here, or your own LightningModules, unmodified: then every member's

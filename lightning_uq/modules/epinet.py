@@ -257,9 +257,18 @@ class EpinetModule(UncertaintyModule):
             # Lightning warns of modules in eval mode; of others than these it still does.
             warnings.filterwarnings("ignore", rf".*Found {count} module\(s\) in eval mode", PossibleUserWarning)
 
+    def on_train_start(self) -> None:
+        """Track features, or not: a training that is resumed in mid-epoch hears no ``on_train_epoch_start`` of it."""
+        super().on_train_start()
+        self._track_features()
+
     def on_train_epoch_start(self) -> None:
-        """Features of a frozen base do not change: their statistics are those of the first epoch."""
+        """Track features, or not."""
         super().on_train_epoch_start()
+        self._track_features()
+
+    def _track_features(self) -> None:
+        # Features of a frozen base do not change: their statistics are those of the first epoch.
         self.network.track_features(not self.network.freeze_base or self.current_epoch == 0)
 
     def optimized_parameters(self) -> list[Any]:

@@ -13,7 +13,12 @@ _KEY = "lightning_uq_random_state"
 class ExactResume(LightningModule):
     """Keeps the process' random state in its checkpoints, and takes it up where a training is resumed.
 
-    At the end of an epoch, that is: within one, Lightning begins the data anew. On several ranks all take up rank 0's.
+    Whatever draws from the generators of torch, numpy and Python in the process is exact then: indices, masks, the user's
+    own dropout layers, the order of a shuffled loader. ``trainer.fit(module, loader, ckpt_path=...)`` so ends with the
+    weights of the uninterrupted training, from a checkpoint of an epoch's end. Within an epoch that takes a loader with
+    ``state_dict`` and ``load_state_dict`` (torchdata's ``StatefulDataLoader``, say): with any other, Lightning begins the data
+    anew and warns. A ``ReduceLROnPlateau`` is not exact, since Lightning saves before its step. On several ranks all take up
+    rank 0's random state.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -39,17 +44,25 @@ class ExactResume(LightningModule):
     def on_fit_start(self) -> None:
         """Set the random state before the loader's first draw."""
         super().on_fit_start()
-        if self._resumed_random_state is not None:
-            set_random_state(self._resumed_random_state, self.device)
+        self._take_up()
+
+    def on_train_start(self) -> None:
+        """Set it again in mid-epoch: what the loader drew to begin, it had drawn when the checkpoint was written."""
+        super().on_train_start()
+        if getattr(self.trainer.fit_loop, "restarted_mid_epoch", False):
+            self._take_up()
 
     def on_train_epoch_start(self) -> None:
         """Set it again where the checkpoint was written before its epoch had ended: the loader begins once more."""
         super().on_train_epoch_start()
-        again = not getattr(self.trainer.fit_loop, "is_resuming", True)
-        if self._resumed_random_state is not None and again:
-            set_random_state(self._resumed_random_state, self.device)
+        if not getattr(self.trainer.fit_loop, "is_resuming", True):
+            self._take_up()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Forget it: the generators go on by themselves."""
         self._resumed_random_state = None
         return super().on_train_batch_start(batch, batch_idx)
+
+    def _take_up(self) -> None:
+        if self._resumed_random_state is not None:
+            set_random_state(self._resumed_random_state, self.device)

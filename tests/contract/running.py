@@ -52,3 +52,15 @@ def assert_sound(prediction: Prediction, num: int) -> None:
 def nll_of(metrics: dict[str, float]) -> float:
     """The negative log-likelihood of our own metrics; an ensemble of Lightning modules logs it below its name."""
     return metrics.get("test_nll", metrics.get("ensemble/test_nll", math.nan))
+
+
+def assert_equal_states(found: Any, expected: Any) -> None:
+    """Two nested states of plain data hold the same, tensors bit for bit."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert_equal_states(found[name], expected[name])
+    elif isinstance(expected, Tensor):
+        assert torch.equal(found, expected)
+    else:
+        assert found == expected
