@@ -1,10 +1,12 @@
 """Regression by classification over atoms: any index's distribution, trained on 2-hot targets."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -79,6 +81,12 @@ class CategoricalRegressionModule(UncertaintyModule):
         self._outputs_per_target = len(built.atoms) + 1
         self._told_range = False
         self._save_arguments(**{**given, "network": network})
+
+    def setup(self, stage: str) -> None:
+        """The prior is in eval mode always, of which Lightning would warn."""
+        super().setup(stage)
+        if stage == "fit" and (count := self.network.num_frozen):
+            warnings.filterwarnings("ignore", rf".*Found {count} module\(s\) in eval mode", PossibleUserWarning)
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, D A + D] over the evaluation indices: logits over the atoms, then the prior."""

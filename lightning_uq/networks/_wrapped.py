@@ -6,19 +6,21 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.priors import freeze_as_buffers
 
 
 class WrappedNetwork(EpistemicNetwork):
-    """An epistemic network around another, with its indices.
+    """An epistemic network around another, with its indices, and perhaps a frozen prior.
 
     Args:
         network: The network f(x, z).
+        prior: A function whose parameters become buffers, in place, and which stays in eval mode.
 
     Raises:
         InputError: ``network`` is no :class:`EpistemicNetwork`.
     """
 
-    def __init__(self, network: EpistemicNetwork) -> None:
+    def __init__(self, network: EpistemicNetwork, prior: nn.Module | None = None) -> None:
         if not isinstance(network, EpistemicNetwork):
             raise InputError(
                 f"Expected argument `network` to be an EpistemicNetwork, but got {type(network).__name__}; "
@@ -27,6 +29,20 @@ class WrappedNetwork(EpistemicNetwork):
         super().__init__(network.read_output.output)
         self.network = network
         self.num_indices = network.num_indices
+        self.prior = None if prior is None else freeze_as_buffers(prior)
+
+    def train(self, mode: bool = True) -> "WrappedNetwork":
+        """Set the mode of the trained part; a prior stays in eval mode."""
+        super().train(mode)
+        if self.prior is not None:
+            self.prior.eval()
+        return self
+
+    @property
+    def num_frozen(self) -> int:
+        """Number of modules that are in eval mode always."""
+        own = 0 if self.prior is None else len(list(self.prior.modules()))
+        return own + int(getattr(self.network, "num_frozen", 0))
 
     def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Indices of the inner network."""

@@ -15,7 +15,7 @@ from lightning_uq.networks.ensemble import build_ensemble
 from lightning_uq.networks.epinet import _KeepsPrecision
 from lightning_uq.networks.index_priors import ChoicePrior
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import freeze_as_buffers, truncated_normal_init_
+from lightning_uq.networks.priors import truncated_normal_init_
 from lightning_uq.networks.random_features import Gamma, RandomFeatureGP
 
 _SMALLEST_VARIANCE = 1e-12  # what a distribution on one atom is given
@@ -56,9 +56,8 @@ class CategoricalRegressionNetwork(WrappedNetwork):
         prior: nn.Module | None = None,
         prior_scale: float = 1.0,
     ) -> None:
-        super().__init__(network)
+        super().__init__(network, prior)
         self.support = _Atoms(check_atoms(atoms))
-        self.prior = None if prior is None else freeze_as_buffers(prior)
         self.prior_scale = prior_scale
 
     @property
@@ -66,22 +65,16 @@ class CategoricalRegressionNetwork(WrappedNetwork):
         """The atoms [A]."""
         return self.support.atoms
 
-    def train(self, mode: bool = True) -> "CategoricalRegressionNetwork":
-        """Set the mode of the trained part; the prior stays in eval mode."""
-        super().train(mode)
-        if self.prior is not None:
-            self.prior.eval()
-        return self
-
     def logits_and_prior(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [Z, B, D, A] over the atoms, and the scaled prior [Z, B, D]."""
         output: Tensor = self.network(x, index)
-        if output.ndim != 3 or output.shape[-1] % len(self.atoms):
+        size, num_atoms = output.shape[-1], len(self.atoms)
+        if output.ndim != 3 or size % num_atoms:
             raise InputError(
-                f"Expected the network to return [B, D x {len(self.atoms)}], logits over {len(self.atoms)} atoms for each of D "
+                f"Expected the network to return [B, D x {num_atoms}], logits over {num_atoms} atoms for each of D "
                 f"target dimensions, but got shape {list(output.shape[1:])}."
             )
-        logits = output.reshape(*output.shape[:-1], -1, len(self.atoms))
+        logits = output.reshape(*output.shape[:-1], size // num_atoms, num_atoms)
         if self.prior is None:
             return logits, logits.new_zeros(logits.shape[:-1])
         prior = self.prior_scale * self.prior(x, index)

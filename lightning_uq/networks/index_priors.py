@@ -49,21 +49,15 @@ class EpistemicNetworkWithPrior(WrappedNetwork):
         scale: float = 1.0,
         moves: Literal["output", "mean"] = "output",
     ) -> None:
-        super().__init__(network)
+        super().__init__(network, prior)
         if moves not in ("output", "mean"):
             raise InputError(f"Expected argument `moves` to be 'output' or 'mean', but got {moves!r}.")
-        self.prior = freeze_as_buffers(prior)
         self.scale = scale
         self.moves = moves
 
-    def train(self, mode: bool = True) -> "EpistemicNetworkWithPrior":
-        """Set the mode of the trained part; the prior stays in eval mode."""
-        super().train(mode)
-        self.prior.eval()
-        return self
-
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, ...] of the network with its prior."""
+        assert self.prior is not None
         output, prior = self.network(x, index), self.prior(x, index)
         if self.moves == "mean":
             prior = F.pad(prior, (0, prior.shape[-1]))
