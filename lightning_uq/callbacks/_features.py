@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from lightning_uq.callbacks._running import LogitReader, is_uncertainty_module
 from lightning_uq.errors import InputError, NotFittedError, UnsupportedError
 from lightning_uq.networks.base import DeterministicNetwork
+from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import input_of, last_linear, pooled, submodule
 
 
 class FeatureReader:
     """Features [M, B, D] of a batch: the input of ``layer`` in each of the M members (one, for a plain network).
+
+    Those of a network with MC-dropout are of the network without masks.
 
     Features with more axes, as a convolution's [B, D, H, W], are averaged over them. What ``torch.compile`` compiled runs
     eagerly here, for a compiled graph skips hooks that are added after its first call.
@@ -60,13 +63,13 @@ class FeatureReader:
             raise NotFittedError("The feature layer is not known before a fit.")
         layer = self.resolved
         trainer = getattr(model, "_trainer", None) if trainer is None else trainer
-        ensemble = getattr(model, "network", None)
+        network = getattr(model, "network", None)
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if (
-                isinstance(ensemble, EnsembleNetwork) and ensemble.is_stacked
-            ):  # members that run at once have no layers of their own: they run once more, each by itself
-                inputs = stack.enter_context(input_of(ensemble))
+            if isinstance(network, DropoutNetwork) or (isinstance(network, EnsembleNetwork) and network.is_stacked):
+                # Members that run at once have no layers of their own, and masks change with the index: such networks run once
+                # more, each by itself and without masks.
+                inputs = stack.enter_context(input_of(network))
 
                 def features() -> Tensor:
                     return torch.stack([self._alone(member, inputs[-1], trainer) for member in inner_networks(model)])
@@ -89,7 +92,7 @@ class FeatureReader:
             raise NotFittedError("The feature layer is not known before a fit.")
         return [submodule(network, self.resolved) for network in inner_networks(model)]
 
-    def _alone(self, member: nn.Module, x: Tensor, trainer: Trainer | None) -> Tensor:
+    def _alone(self, member: nn.Module, x: Any, trainer: Trainer | None) -> Tensor:
         assert self.resolved is not None
         with input_of(submodule(member, self.resolved)) as record:
             _run(member, x, trainer)
@@ -101,7 +104,7 @@ def inner_networks(model: nn.Module) -> list[nn.Module]:
     network = model.network if is_uncertainty_module(model) else None
     if isinstance(network, EnsembleNetwork):
         return [network.member(i) for i in range(network.num_indices)]
-    if isinstance(network, DeterministicNetwork):
+    if isinstance(network, DeterministicNetwork | DropoutNetwork):
         return [network.network]
     if network is None:
         return [model]

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks._features import inner_networks
 from lightning_uq.callbacks._running import PredictFn, is_uncertainty_module
-from lightning_uq.callbacks.post_training import WRITTEN_BY, fitted_states, read_checkpoint
+from lightning_uq.callbacks.post_training import WRITTEN_BY, fitted_states
+from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.density import GaussianDensity
+from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.factory import factory_from_config
 from lightning_uq.networks.features import uncompiled
@@ -189,7 +191,7 @@ def _compose(
             raise InputError(f"{key} was fitted with a function as `output`: pass it as argument `output`.")
     wrapped: nn.Module
     if predict_fn is None and is_uncertainty_module(model):
-        wrapped = _Ours(_with_layers(model))
+        wrapped = _Ours(_with_layers(model), features=any(_kind(state) == "density" for state in states.values()))
     else:
         if output is None:  # the calibration's, where there is one
             output = max(states.values(), key=lambda state: _kind(state) == "calibration")["settings"]["output"]
@@ -235,9 +237,10 @@ class _Ours(nn.Module):
 
     index: Tensor
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, features: bool) -> None:
         super().__init__()
         self.model = model
+        self.features = features
         network: Any = model.network
         self.register_buffer("index", network.evaluation_index(getattr(model, "num_eval_samples", 1)), persistent=False)
 
@@ -245,6 +248,8 @@ class _Ours(nn.Module):
         network: Any = self.model.network
         # Without an index all members run, whose numbers would have to be read from the device.
         logits: Tensor = network(x) if isinstance(network, EnsembleNetwork) else network(x, self.index)
+        if self.features and isinstance(network, DropoutNetwork):
+            network.network(x)  # once more without masks: what is caught last is what the density is of
         prediction = self.model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
         return prediction.log_probs.unsqueeze(0) if isinstance(prediction, DirichletPrediction) else logits
 

@@ -30,7 +30,8 @@ class FitGMM(FeatureCallback):
     module a ``uq_fit_dataloader()``, or pass ``dataloader``.) On any number of ranks the numbers are those of one.
 
     The predictions of this package's modules then carry ``log_density``; with :class:`OODDetection` the score is among
-    those logged; :meth:`score` gives it for any loader. An ensemble has one density a member, pooled by log-mean-exp.
+    those logged; :meth:`score` gives it for any loader. An ensemble has one density a member, pooled by log-mean-exp; a
+    network with MC-dropout has one, of its features without masks.
 
     Args:
         feature_layer: Name of the layer whose input holds the features, or ``"auto"``: the linear layer that feeds the

@@ -127,12 +127,12 @@ def submodule(network: nn.Module, name: str, argument: str = "feature_layer") ->
 
 
 @contextmanager
-def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The first argument of every call of ``module`` inside the context."""
-    caught: list[Tensor] = []
+def input_of(module: nn.Module) -> Iterator[list[Any]]:
+    """The first argument of every call of ``module`` inside the context: a tensor, or a nest of them."""
+    caught: list[Any] = []
 
     def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
-        caught.append(args[0].detach())
+        caught.append(torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, args[0]))
 
     hook = module.register_forward_pre_hook(catch)
     try:

@@ -2,12 +2,14 @@ import functools
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_uq.callbacks.fitted import load_fitted
 from lightning_uq.callbacks.gmm import FitGMM
-from lightning_uq.errors import UnsupportedError
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.networks.factory import Factory
+from lightning_uq.prediction import CategoricalPrediction
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -49,7 +51,14 @@ def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
     assert torch.equal(again.eval()(X), module.eval()(X))
 
 
-def test_a_density_is_refused(make_trainer):
-    module = DropoutModule(BASE, num_classes=3, optimizer=ADAM)
-    with pytest.raises(UnsupportedError, match="names no `base` network"):
-        make_trainer(callbacks=[FitGMM()]).fit(module, loader())
+def test_a_density_is_of_the_network_without_masks(make_trainer, tmp_path):
+    module, gmm = DropoutModule(BASE, num_classes=3, optimizer=ADAM), FitGMM()
+    checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss")
+    trainer = make_trainer(callbacks=[gmm, checkpoint], enable_checkpointing=True)
+    trainer.fit(module, loader(), loader())
+    plain = FitGMM().fit(module.network.network, loader())
+    prediction = CategoricalPrediction.cat(trainer.predict(module, loader()))
+    torch.testing.assert_close(prediction.log_density.double(), -plain.score(module.network.network, loader()))
+    probs, log_density = load_fitted(gmm.uq_ckpt_path)(X)
+    torch.testing.assert_close(probs, prediction.probs)
+    torch.testing.assert_close(log_density, prediction.log_density)
