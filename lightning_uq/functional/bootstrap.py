@@ -73,6 +73,7 @@ def counter_uniform(index: Tensor, members: int | Tensor, seed: int) -> Tensor:
     """
     if isinstance(members, int):
         members = torch.arange(members)
+    check_positions("index", index, "sample positions [B]")
     check_positions("members", members, "member numbers [M]")
     keys = chain_last(chain(seed), members.to(index.device))
     return to_uniform(finalize(keys[:, None] + (index.long() + 1) * signed(GOLDEN)))
