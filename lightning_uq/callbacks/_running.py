@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -15,26 +14,13 @@ from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_uq import batches
-from lightning_uq.errors import InputError, UnsupportedError, UQError
+from lightning_uq.errors import InputError, UQError
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.output import Output, OutputReader, check_class_logits
 
 UnpackBatch = Callable[[Any], tuple[Any, Tensor | None]]
 PredictFn = Callable[[Any, Any], Any]
 """``predict_fn(model, x) -> output``; typed loosely, so that the command line can build what takes one."""
-
-
-def check_strategy(trainer: Trainer, name: str) -> None:
-    """Refuse strategies under which no rank holds the whole model: nothing here was tested there.
-
-    Raises:
-        UnsupportedError: Under FSDP, DeepSpeed or model parallelism.
-    """
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
-        raise UnsupportedError(
-            f"{name} does not support {type(trainer.strategy).__name__} yet, since it shards the model. Use one device or "
-            "`strategy='ddp'` for this stage."
-        )
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from lightning_uq.callbacks._running import (
     LogitReader,
     PredictFn,
     UnpackBatch,
-    check_strategy,
     evaluating,
     raise_together,
 )
@@ -21,6 +20,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.temperature import calibrated_nll
 from lightning_uq.networks.output import Output
+from lightning_uq.strategies import check_strategy
 
 
 class CalibratedNLL(Callback):

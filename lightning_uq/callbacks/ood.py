@@ -16,7 +16,6 @@ from lightning_uq.callbacks._running import (
     LogitReader,
     PredictFn,
     UnpackBatch,
-    check_strategy,
     evaluating,
     gather_rows,
     is_uncertainty_module,
@@ -29,6 +28,7 @@ from lightning_uq.functional._validation import to_sum_dtype
 from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
 from lightning_uq.functional.scores import SCORES
 from lightning_uq.networks.output import Output
+from lightning_uq.strategies import check_strategy
 
 Score = Callable[[Tensor], Tensor]
 AnyScore = Callable[[Any], Any] | str  # the command line takes the first that fits, and a function's path is also a str

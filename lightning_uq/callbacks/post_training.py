@@ -23,19 +23,25 @@ from lightning_uq.callbacks._running import (
     LogitReader,
     PredictFn,
     UnpackBatch,
-    check_strategy,
     evaluating,
     is_uncertainty_module,
 )
+from lightning_uq.checkpoint_files import check_plain, finish_writing, read_checkpoint, reading, write_checkpoint
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.output import Output
 from lightning_uq.prediction import CategoricalPrediction, Prediction
+from lightning_uq.strategies import check_strategy
 
 Weights = Literal["best", "last"]
 
 WRITTEN_BY = "lightning_uq_written_by"
 """Key in a ``-uq.ckpt``: which LightningModule it was fitted on, as plain data."""
+
+_WHY_PLAIN = (
+    "the best checkpoint is read back with `weights_only=True`. Leave it out, `save_hyperparameters(ignore=[{name!r}])`, or "
+    'pass `weights="last"`.'
+)
 
 
 class PostTrainingCallback(Callback, ABC):
@@ -206,6 +212,8 @@ class PostTrainingCallback(Callback, ABC):
                     "fitted on weights that are not yet averaged. Swap them."
                 )
         check_loader(self._fitting_loader(trainer), "argument `dataloader`")
+        if self.weights == "best" and any(c.monitor for c in _model_checkpoints(trainer)):
+            check_plain(dict(pl_module.hparams), f"the hyper-parameters of {type(pl_module).__name__}", _WHY_PLAIN)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit while the strategy still stands: in ``on_fit_end`` the module is already back on the CPU."""
@@ -236,10 +244,11 @@ class PostTrainingCallback(Callback, ABC):
         self._set(_on_cpu(tensors), fingerprint)
 
     def _best_path(self, trainer: Trainer) -> str | None:
+        finish_writing(trainer.strategy)
         paths = [
             callback.best_model_path
-            for callback in trainer.checkpoint_callbacks
-            if isinstance(callback, ModelCheckpoint) and callback.monitor is not None and callback.best_model_path
+            for callback in _model_checkpoints(trainer)
+            if callback.monitor is not None and callback.best_model_path
         ]
         # Rank 0 wrote the file, and another rank may not see it yet: rank 0 says whether it is there.
         path = next((path for path in paths if Path(path).is_file()), None) if self.weights == "best" else None
@@ -252,7 +261,7 @@ class PostTrainingCallback(Callback, ABC):
         before = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
         try:
             if best is not None:
-                checkpoint = trainer.strategy.load_checkpoint(best, weights_only=True)
+                checkpoint = _read_back(best, trainer)
                 pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
             elif trainer.world_size > 1:
                 # BatchNorm's means differ by rank, and tests run with rank 0's.
@@ -268,7 +277,7 @@ class PostTrainingCallback(Callback, ABC):
         states = {c.state_key: c.state_dict() for c in others if c.fitted and c._fits_same_weights(self)}
         if best is not None:
             path = Path(best).with_name(f"{Path(best).stem}-uq.ckpt")
-            checkpoint = trainer.strategy.load_checkpoint(best, weights_only=True)
+            checkpoint = _read_back(best, trainer)
         else:
             path_or_none = self._last_path(trainer, others)
             if path_or_none is None:
@@ -283,8 +292,7 @@ class PostTrainingCallback(Callback, ABC):
         checkpoint["callbacks"] = {**kept, **states}
         class_path = f"{type(pl_module).__module__}.{type(pl_module).__qualname__}"
         checkpoint[WRITTEN_BY] = {"class_path": class_path, "is_ours": is_uncertainty_module(pl_module)}
-        trainer.strategy.save_checkpoint(checkpoint, path)
-        trainer.strategy.barrier("lightning_uq_write")
+        write_checkpoint(trainer.strategy, checkpoint, path)
         self.uq_ckpt_path = str(path)
 
     def _fits_same_weights(self, other: "PostTrainingCallback") -> bool:
@@ -295,7 +303,7 @@ class PostTrainingCallback(Callback, ABC):
         )
 
     def _last_path(self, trainer: Trainer, others: list["PostTrainingCallback"]) -> Path | None:
-        checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+        checkpoints = [c for c in _model_checkpoints(trainer) if c.dirpath]
         if not checkpoints or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         directory = Path(trainer.strategy.broadcast(str(checkpoints[0].dirpath)))
@@ -377,7 +385,12 @@ class PostTrainingCallback(Callback, ABC):
             siblings.insert(0, str(Path(tested).with_name(f"{Path(tested).stem}-uq.ckpt")))
         for path in siblings:
             if path is not None and Path(path).is_file():
-                state = torch.load(path, map_location="cpu", weights_only=True).get("callbacks", {}).get(self.state_key)
+                try:
+                    states = read_checkpoint(path, "the -uq.ckpt to be a checkpoint").get("callbacks") or {}
+                except InputError as error:  # told to the other ranks, too, by the caller
+                    refusal = str(error)
+                    continue
+                state: Any = states.get(self.state_key)
                 if not _is_state(state) or state["fingerprint"] is None:
                     continue
                 if same_weights(state["fingerprint"], current, pl_module):
@@ -463,35 +476,31 @@ def _is_state(state: Any) -> bool:
     return isinstance(state, dict) and set(state) == keys and state["version"] == 1
 
 
+def _model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def _read_back(path: str, trainer: Trainer) -> dict[str, Any]:
+    """The checkpoint that this training wrote."""
+    with reading(path, "the best checkpoint to hold weights and plain data"):
+        checkpoint: dict[str, Any] = trainer.strategy.load_checkpoint(path, weights_only=True)
+    return checkpoint
+
+
 def _is_raw_model(path: str, pl_module: LightningModule) -> bool:
     """Whether the module holds the raw weights of a checkpoint whose ``state_dict`` is an average."""
     if not Path(path).is_file():
         return False
-    raw = torch.load(path, map_location="cpu", weights_only=True).get("current_model_state")
+    try:
+        raw = read_checkpoint(path).get("current_model_state")
+    except InputError:  # it was loaded with `weights_only=False`; this only looks for the reason of a mismatch
+        return False
     if raw is None:
         return False
     held = pl_module.state_dict()
     return all(
         name in held and torch.equal(held[name].cpu(), value.to(held[name].dtype)) for name, value in raw.items()
     )
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A Lightning checkpoint, read on the CPU as weights and plain data.
-
-    Raises:
-        InputError: The file is none.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises anything at all
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(
-            f"Expected argument `path` to name a checkpoint, but {path} cannot be read: {reason}"
-        ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(f"Expected argument `path` to name a checkpoint, but {path} holds no `state_dict`.")
-    return checkpoint
 
 
 def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:

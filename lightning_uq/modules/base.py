@@ -3,18 +3,22 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import IO, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
+from typing_extensions import Self
 
 from lightning_uq import batches
-from lightning_uq.errors import InputError
+from lightning_uq.checkpoint_files import read_checkpoint
+from lightning_uq.errors import InputError, UQError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.losses.index import each_cross_entropy, takes_indices, weighted_mean
@@ -33,6 +37,7 @@ from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory, factory_from_config, factory_to_config, is_plain
 from lightning_uq.networks.output import OutputShapeError, check_class_logits
 from lightning_uq.prediction import CategoricalPrediction, GaussianMixturePrediction, Prediction
+from lightning_uq.strategies import check_strategy
 
 Task = Literal["classification", "regression"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -149,6 +154,11 @@ class UncertaintyModule(ExactResume):
         return self.prediction(self(x))
 
     # ------------------------------------------------------------------ steps
+
+    def setup(self, stage: str) -> None:
+        """Refuse strategies under which this was not tested: FSDP, DeepSpeed, model parallelism."""
+        super().setup(stage)
+        check_strategy(self.trainer, type(self).__name__)
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean over the drawn indices of the loss; an override may sum, reweight or regularise."""
@@ -383,6 +393,44 @@ class UncertaintyModule(ExactResume):
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             config["monitor"] = getattr(scheduler, "monitor", "val_loss")
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    @_restricted_classmethod  # as Lightning's: called on an instance, it would leave that one as it was
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """As Lightning's, and by default from plain data alone, wherever the file lies; a file that does not fit is named.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Where its tensors go.
+            hparams_file: Hyper-parameters, where the file holds none.
+            strict: Whether its weights' names have to match; None: as the module says.
+            weights_only: False also runs code that is pickled in the file.
+            kwargs: Constructor arguments that differ from the file's, or that it could not hold.
+
+        Raises:
+            InputError: The file is damaged, holds pickled code, or was not written by such a module.
+        """
+        given = (checkpoint_path, map_location, hparams_file, strict, weights_only)
+        try:
+            return super().load_from_checkpoint(*given, **kwargs)
+        except (UQError, FileNotFoundError):
+            raise
+        except Exception as error:
+            if isinstance(checkpoint_path, str | Path) and weights_only is not False:
+                read_checkpoint(checkpoint_path, "argument `checkpoint_path` to name a checkpoint")
+            text = " ".join(str(error).split()) or type(error).__name__
+            reason = text if len(text) < 500 else f"{text[:500]} ..."
+            raise InputError(
+                f"Expected argument `checkpoint_path` to name a checkpoint of {cls.__name__}, but {checkpoint_path} does not fit: "
+                f"{reason}"
+            ) from error
 
     def _save_arguments(self, **arguments: Any) -> None:
         """Save constructor arguments as plain data, so that a checkpoint loads under ``weights_only=True``.

@@ -9,13 +9,13 @@ import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_uq import batches
+from lightning_uq.checkpoint_files import read_weights
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
@@ -33,7 +33,6 @@ from lightning_uq.modules.checkpoints import (
     convert_scheduler_state,
     factory_of,
     load_member,
-    read_checkpoint,
 )
 from lightning_uq.modules.input_range import training_range
 from lightning_uq.modules.members import MemberHooks, call_step, misfit_of
@@ -191,7 +190,7 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
             raise InputError("Expected one of the arguments `network` and `module_class`, but got both.")
         if "num_members" in kwargs:
             raise InputError("Expected no argument `num_members`: there is one member a file.")
-        files = [read_checkpoint(path) for path in checkpoints]
+        files = [read_weights(path, "argument `checkpoints` to name checkpoints") for path in checkpoints]
         if network is None:
             network, found = factory_of(module_class, [hyper_parameters for _, hyper_parameters in files], checkpoints)
             kwargs = {**found, **kwargs}
@@ -210,10 +209,6 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
 
     def setup(self, stage: str) -> None:
         """Say how the members run, and agree on the seed over ranks."""
-        if isinstance(self.trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
-            raise UnsupportedError(
-                f"EnsembleModule does not run under {type(self.trainer.strategy).__name__}, which shards parameters: use DDP."
-            )
         if self._says_why and stage == "fit":
             rank_zero_info(self.network.execution_reason)
             self._says_why = False

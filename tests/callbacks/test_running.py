@@ -5,13 +5,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import RunningStage
 from torch import nn
 
 from lightning_uq.callbacks._running import (
     LogitReader,
-    check_strategy,
     evaluating,
     gather_rows,
     is_uncertainty_module,
@@ -19,7 +17,7 @@ from lightning_uq.callbacks._running import (
     to_device,
     together,
 )
-from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.errors import InputError
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.ensemble import EnsembleNetwork
 
@@ -176,14 +174,6 @@ def test_arguments_are_functions(name):
         LogitReader(**{name: "forward"})
     with pytest.raises(InputError, match="Expected argument `output`"):
         LogitReader(output="softmax")
-
-
-@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
-def test_sharded_strategies_are_refused(strategy):
-    trainer = SimpleNamespace(strategy=strategy.__new__(strategy))
-    with pytest.raises(UnsupportedError, match=f"Some does not support {strategy.__name__} yet"):
-        check_strategy(trainer, "Some")
-    check_strategy(SimpleNamespace(strategy=SingleDeviceStrategy()), "Some")
 
 
 def test_one_process_raises_its_own_error():

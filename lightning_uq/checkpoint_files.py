@@ -1,0 +1,164 @@
+"""Checkpoint files: read as weights and plain data alone, written whole or not at all."""
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+
+_EXPECTED = "argument `path` to name a checkpoint"
+
+
+@contextmanager
+def reading(path: str | Path, expected: str = _EXPECTED) -> Iterator[None]:
+    """An :class:`InputError` that names the file and what was ``expected``, where it cannot be read inside."""
+    try:
+        yield
+    except Exception as error:  # a damaged file raises anything at all
+        raise InputError(f"Expected {expected}, but {path} cannot be read: {_reason(error)}") from error
+
+
+def read_file(path: str | Path, expected: str = _EXPECTED) -> Any:
+    """What ``torch.save`` wrote, on the CPU; pickled code in it is refused, not run.
+
+    Args:
+        path: The file.
+        expected: What was expected of what, for the error.
+
+    Raises:
+        InputError: It is missing, damaged or something else, or holds other objects than weights and plain data.
+    """
+    with reading(path, expected):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    # torch's own words recommend `weights_only=False`.
+    if (refused := re.search(r"GLOBAL (\S+)", text)) is not None:
+        return f"it holds {refused[1]}, which is neither weights nor plain data; nothing in it was run."
+    if text.startswith("Weights only load failed"):
+        return "it is no file of torch's, or a damaged one."
+    return text.partition("\n")[0] or type(error).__name__
+
+
+def read_checkpoint(path: str | Path, expected: str = _EXPECTED) -> dict[str, Any]:
+    """A Lightning checkpoint, read as :func:`read_file` reads.
+
+    Raises:
+        InputError: The file cannot be read so, or is no checkpoint.
+    """
+    checkpoint = read_file(path, expected)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(f"Expected {expected}, but {path} holds no `state_dict`.")
+    return checkpoint
+
+
+def read_weights(path: str | Path, expected: str = _EXPECTED) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and hyper-parameters of a Lightning checkpoint, or of a file that holds a state dict alone.
+
+    Raises:
+        InputError: The file cannot be read as :func:`read_file` reads, or holds no weights.
+    """
+    content = read_file(path, expected)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(
+            f"Expected {str(path)!r} to hold a state dict, alone or under `state_dict`, but it holds a "
+            f"{type(content).__name__} without weights."
+        )
+    return dict(state), dict(content.get("hyper_parameters", {}))
+
+
+def check_plain(values: Mapping[str, Any], what: str, why: str) -> None:
+    """An :class:`InputError` where a value could be written into a checkpoint but not be read back; it says ``why``."""
+    for name, value in values.items():
+        file = io.BytesIO()
+        try:
+            plain = not isinstance(value, nn.Module)
+            if plain:
+                torch.save(value, file)
+                file.seek(0)
+                torch.load(file, weights_only=True)
+        except Exception:  # of pickle's, of torch's, or of the value's own
+            plain = False
+        if not plain:
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            raise InputError(
+                f"Expected {what} to be plain data, but `{name}` holds a {kind}, and {why.format(name=name)}"
+            )
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path``: what is written there takes the name at once when all of it is written.
+
+    A process that is killed inside leaves the file that had the name as it was.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_checkpoint(strategy: Strategy, checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint through the strategy, whole or not at all; called on all ranks, which all fail where rank 0 does."""
+    error: Exception | None = None
+    if strategy.is_global_zero:
+        try:
+            with replacing(path) as partial:
+                strategy.save_checkpoint(checkpoint, partial)
+                finish_writing(strategy)
+        except Exception as caught:
+            error = caught
+    told = strategy.broadcast(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    if told is not None:
+        raise RuntimeError(f"Rank 0 could not write {path}: {told}")
+
+
+def finish_writing(strategy: Strategy) -> None:
+    """Wait for checkpoints that another thread is writing."""
+    if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
+        strategy.checkpoint_io.teardown()  # it waits, and begins anew with the next file
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes each checkpoint whole or not at all: ``Trainer(plugins=[AtomicCheckpointIO()])``.
+
+    Lightning writes into the directory for temporary files and moves the result. Where that lies on another file system (a
+    container with a mounted volume, ``/tmp`` in memory), moving is copying, and a process that is killed meanwhile leaves half
+    a file under the checkpoint's name, ``last.ckpt`` perhaps, whose former content is gone. This plugin writes beside the file
+    and renames. Paths of a remote file system are left to Lightning.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "last.ckpt"
+        >>> AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
+        >>> [file.name for file in path.parent.iterdir()]
+        ['last.ckpt']
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to ``path``."""
+        if storage_options is not None or not _is_local_file_protocol(str(path)):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            torch.save(checkpoint, partial)

@@ -1,0 +1,67 @@
+"""`predict` gives one prediction type, whatever the batches look like; what a callback fitted is in it."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_uq.prediction import Prediction
+from tests.contract.cases import CLASSES, UsersModule, loader, rows
+from tests.contract.running import TEST, TRAIN, VAL, assert_sound
+
+KIND = "classification"
+X, Y = rows(TEST, seed=2)
+PARTS = [X[:8], X[8:9], X[9:]]  # of uneven lengths, one of a single row
+BATCHES = {
+    "tensors": PARTS,
+    "tuples": [(x, torch.zeros(len(x))) for x in PARTS],  # a target is not looked at
+    "mappings": [{"input": x} for x in PARTS],
+    "mappings with targets": [{"input": x, "target": torch.zeros(len(x))} for x in PARTS],
+}
+
+
+def fields(prediction):
+    return {k: v for k, v in prediction.to_dict().items() if isinstance(v, torch.Tensor)}
+
+
+@pytest.mark.axis("predict")
+def test_modules(make_trainer, module_case):
+    module = module_case.build()
+    make_trainer().fit(module, loader(module_case.task, TRAIN))
+    found = {}
+    for name, batches in BATCHES.items():
+        parts = make_trainer().predict(module, DataLoader(batches, batch_size=None))
+        assert all(isinstance(part, Prediction) for part in parts)
+        assert [len(part) for part in parts] == [len(x) for x in PARTS]
+        assert len({type(part) for part in parts}) == 1
+        found[name] = type(parts[0]).cat(parts)
+        assert_sound(found[name], TEST)
+    for name, prediction in found.items():
+        for key, value in fields(prediction).items():
+            torch.testing.assert_close(value, fields(found["tensors"])[key], msg=f"{name}: {key}")
+    one = found["tensors"]
+    for key, value in fields(one.to("cpu")).items():
+        assert torch.equal(value, fields(one)[key]), key
+    if "ddp" not in module_case.unsupported:  # a row's prediction does not depend on its neighbours
+        for key, value in fields(module.eval().predict(X)).items():
+            torch.testing.assert_close(value.detach(), fields(one)[key], msg=key)
+
+
+@pytest.mark.axis("predict")
+def test_callbacks(make_trainer, fitting_case):
+    """On a user's module, whose own predictions stay as they are unless `attach` asks for ours."""
+    callback, module = fitting_case.build(), UsersModule()
+    trainer = make_trainer(callbacks=[callback], max_epochs=3)
+    trainer.fit(module, loader(KIND, TRAIN), loader(KIND, VAL, 1))
+    own = trainer.predict(module, DataLoader([(x, x) for x in PARTS], batch_size=None))
+    assert torch.equal(torch.cat(own), torch.cat([module(x) for x in PARTS]).detach())
+    callback.attach = True
+    (first, *rest) = trainer.predict(module, DataLoader([(x, x) for x in PARTS], batch_size=None))
+    ours = type(first).cat([first, *rest])
+    assert_sound(ours, TEST)
+    raw = torch.cat(own).log_softmax(1)
+    calibrated = not torch.allclose(ours.probs.log(), raw, atol=1e-3)
+    dense = ours.to_dict().get("log_density") is not None
+    assert calibrated == (fitting_case.fits_on == "val")
+    if dense:
+        assert ours.log_density.shape == (TEST,)
+    assert ours.probs.shape == (TEST, CLASSES)
