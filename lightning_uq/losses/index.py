@@ -6,9 +6,10 @@ stands there twice, not a larger share of a fixed sum.
 Source: ``enn.losses`` of google-deepmind/enn (Osband et al., arXiv 2107.08924).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,30 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional._validation import check_floating, check_target, upcast
 
 Predicate = Callable[[str, Tensor], bool]
+
+
+class IndexLoss(ABC):
+    """A loss over all indices: a module hands it outputs [Z, B, ...] at once, where any other gets one index's [B, ...].
+
+    What a module asks for is the attribute alone, so a loss need not be of this class: see :func:`takes_indices`.
+
+    Attributes:
+        over_indices: True.
+    """
+
+    over_indices: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """A scalar from outputs [Z, B, ...] and targets [B, ...]."""
+
+
+class Penalty(ABC):
+    """What a module's ``regularizer`` is: a function of the network and the inputs, added to the training loss."""
+
+    @abstractmethod
+    def __call__(self, network: nn.Module, x: Any) -> Tensor:
+        """A scalar from an epistemic network and the batch's inputs."""
 
 
 def l2_loss(output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -206,7 +231,7 @@ def l2_weight_decay(
 
 
 @dataclass(frozen=True)
-class L2WeightDecay:
+class L2WeightDecay(Penalty):
     """:func:`l2_weight_decay` as a module's ``regularizer``; priors, which are buffers here, have no part in it.
 
     Args:

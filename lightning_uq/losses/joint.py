@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional._validation import check_choice, check_target_values, to_sum_dtype, upcast
 from lightning_uq.functional.joint import Sampling, block_losses, block_size, check_joint, true_class_log_probs
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
+from lightning_uq.losses.index import IndexLoss
 
 Likelihood = Literal["categorical", "gaussian"]
 
@@ -92,7 +93,7 @@ def _gaussian(output: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class JointLoss:
+class JointLoss(IndexLoss):
     """:func:`joint_nll_loss` as the ``loss`` of a module, which hands it the outputs of all indices at once.
 
     For a draw of few indices it is biased towards a better loss than that of the infinite mixture's; an ensemble's members
@@ -103,9 +104,6 @@ class JointLoss:
         kappa: Distinct inputs among them, for ``"sampled"``.
         sampling: ``"consecutive"``, ``"dyadic"`` or ``"sampled"``.
         likelihood: ``"categorical"``, or ``"gaussian"`` for regression.
-
-    Attributes:
-        over_indices: True: the loss takes outputs [Z, B, ...]; see :func:`~lightning_uq.losses.index.takes_indices`.
 
     Raises:
         InputError: The settings are not defined.
@@ -122,8 +120,6 @@ class JointLoss:
     kappa: int = 2
     sampling: Sampling = "consecutive"
     likelihood: Likelihood = "categorical"
-
-    over_indices: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_joint(self.tau, self.kappa, self.sampling)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.functional._validation import check_choice, check_floating, check_integer, upcast
 from lightning_uq.losses.gaussian import split_gaussian
-from lightning_uq.losses.index import place_index
+from lightning_uq.losses.index import Penalty, place_index
 
 
 def l2_training_penalty(train: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def variance_kl(variance: Tensor, log_variance: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PriorLoss:
+class PriorLoss(Penalty):
     """scale * :func:`l2_training_penalty` on fake inputs x ~ N(0, input_scale^2), as a module's ``regularizer``.
 
     Inputs have the shape of the batch's. A network with ``learned_and_prior(x, index)`` is penalised for its learned part,

@@ -21,7 +21,7 @@ from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
-from lightning_uq.losses.index import each_cross_entropy, takes_indices, weighted_mean
+from lightning_uq.losses.index import IndexLoss, Penalty, each_cross_entropy, takes_indices, weighted_mean
 from lightning_uq.metrics import (
     CRPS,
     RMSE,
@@ -40,8 +40,10 @@ from lightning_uq.prediction import CategoricalPrediction, GaussianMixturePredic
 from lightning_uq.strategies import check_strategy
 
 Task = Literal["classification", "regression"]
-Loss = Callable[[Tensor, Tensor], Tensor]
-Regularizer = Callable[[EpistemicNetwork, Any], Tensor]
+# The classes beside the callables are what LightningCLI builds from a class path: it takes a callable for a factory of what it
+# returns.
+Loss = Callable[[Tensor, Tensor], Tensor] | IndexLoss | nn.Module
+Regularizer = Callable[[EpistemicNetwork, Any], Tensor] | Penalty | nn.Module
 
 MAX_MEMBERS = 32
 """Predictions keep their members up to this many indices, unless ``return_members`` asks for all."""
