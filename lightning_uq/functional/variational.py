@@ -178,4 +178,4 @@ def _check_same_shape(*, mean: Tensor, std: Tensor) -> None:
 def _check_positive(**numbers: float) -> None:
     for name, number in numbers.items():
         if not number > 0 or not math.isfinite(number):
-            raise InputError(f"Expected argument `{name}` to be above 0, but got {number}.")
+            raise InputError(f"Expected argument `{name}` to be above 0 and finite, but got {number}.")

@@ -1,0 +1,141 @@
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule
+from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.mlp import MLP
+from lightning_uq.registry import Setting, methods
+
+X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
+Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
+SIZES = {"in_features": 4, "out_features": 3, "hidden_sizes": [32]}
+BASE = Factory("lightning_uq.networks.mlp.MLP", SIZES)
+ADAM = functools.partial(torch.optim.Adam, lr=0.02)
+FAST = functools.partial(torch.optim.Adam, lr=0.1)
+
+
+def loader(y=Y) -> DataLoader:
+    return DataLoader(TensorDataset(X, y), batch_size=8)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_it_learns_and_hypotheses_differ(make_trainer, precision):
+    module = BayesByBackpropModule(BASE, num_classes=3, kl_weight=0.1, optimizer=ADAM)
+    trainer = make_trainer(max_epochs=10, precision=precision)
+    trainer.fit(module, loader(), loader())
+    (result,) = trainer.test(module, loader(), verbose=False)
+    assert result["test_accuracy"] > 0.8
+    (again,) = trainer.test(module, loader(), verbose=False)
+    assert result == again
+    assert module.eval().float().predict(X).mutual_information.mean() > 0.001
+
+
+def test_the_prior_wins_where_there_are_no_data(make_trainer):
+    def spread(kl_weight):
+        module = BayesByBackpropModule(BASE, num_classes=3, kl_weight=kl_weight, initial_std=0.1, optimizer=FAST)
+        make_trainer(max_epochs=10).fit(module, loader())
+        return module.network.std.mean()
+
+    assert spread(10.0) > 0.5  # the prior's is 1
+    assert spread(0.0) < 0.2
+
+
+def test_regression(make_trainer):
+    base = Factory("lightning_uq.networks.mlp.MLP", {**SIZES, "out_features": 2})
+    module = BayesByBackpropModule(base, task="regression", optimizer=ADAM)
+    make_trainer(max_epochs=2).fit(module, loader(X[:, :1]), loader(X[:, :1]))
+    assert (module.predict(X).epistemic_variance > 0).all()
+
+
+@pytest.mark.parametrize("second", [None, 0.3])
+def test_the_loss_is_the_negative_elbo(second):
+    module = BayesByBackpropModule(
+        BASE, prior_std=0.8, second_prior_std=second, kl_weight=2.0, num_train=46, num_train_samples=5, num_classes=3
+    )
+    torch.manual_seed(3)
+    loss = module.training_loss(X, Y, None)
+    torch.manual_seed(3)
+    index = module.network.sample_index(5)
+    output = module.network(X, index)
+    kl = module.network.kl(0.8, second, 0.5, module.network.weights(index)).mean()
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(output.flatten(0, 1), Y.repeat(5)) + 2 * kl / 46)
+
+
+def test_the_number_of_samples_is_counted_or_told(make_trainer):
+    module = BayesByBackpropModule(BASE, num_classes=3, optimizer=ADAM)
+    with pytest.raises(InputError, match="`num_train` where the loss is taken without a Trainer"):
+        module.training_loss(X, Y, None)
+    make_trainer().fit(module, loader())
+    assert module._num_train == 46
+    make_trainer().fit(module, DataLoader(TensorDataset(X[:30], Y[:30]), batch_size=8))
+    assert module._num_train == 30
+    told = BayesByBackpropModule(BASE, num_classes=3, num_train=1000, optimizer=ADAM)
+    make_trainer().fit(told, loader())
+    assert told._num_train == 1000
+
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(zip(X, Y, strict=True))
+
+    with pytest.raises(InputError, match="Expected argument `num_train`, since the training data do not tell"):
+        make_trainer().fit(BayesByBackpropModule(BASE, num_classes=3), DataLoader(Endless(), batch_size=8))
+
+
+def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
+    module = BayesByBackpropModule(
+        BASE, num_classes=3, second_prior_std=0.1, mixture_weight=0.3, temperature=0.5, optimizer=ADAM
+    )
+    trainer = make_trainer()
+    trainer.fit(module, loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = BayesByBackpropModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert torch.equal(again.eval()(X), module.eval()(X))
+    assert again.prior == module.prior
+    assert again.network.temperature == 0.5
+
+
+def test_it_starts_from_the_networks_weights():
+    network = MLP(**SIZES)
+    module = BayesByBackpropModule(network, num_classes=3, initial_std=1e-4).eval()
+    torch.testing.assert_close(module(X).mean(0), network(X), atol=1e-3, rtol=0)
+
+
+def test_a_density_is_refused(make_trainer):
+    module = BayesByBackpropModule(BASE, num_classes=3, optimizer=ADAM)
+    with pytest.raises(UnsupportedError, match="names no `base` network"):
+        make_trainer(callbacks=[FitGMM()]).fit(module, loader())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prior_std": 0}, "`prior_std` to be above 0, but got 0"),
+        ({"second_prior_std": -1}, "`second_prior_std` to be above 0, but got -1"),
+        ({"mixture_weight": 2}, r"`mixture_weight` to lie in \[0, 1\], but got 2"),
+        ({"kl_weight": -1}, "`kl_weight` to be at least 0, but got -1"),
+        ({"num_train": 0}, "`num_train` to be above 0, but got 0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(InputError, match=message):
+        BayesByBackpropModule(BASE, num_classes=3, **arguments)
+
+
+def test_the_testbeds_agent():
+    setting = Setting("testbed", 10, 2, 100, functools.partial(MLP, 10, 2, (50, 50)), ADAM, {"temperature": 0.1})
+    module = methods()["bayes_by_backprop"].build(setting)
+    assert sum(p.numel() for p in module.parameters()) == 2 * 3202
+    assert module.kl_weight == pytest.approx(math.sqrt(0.1) * 10)
+    assert module._num_train == 100
+    assert module.prior["prior_std"] == 1.0
+    assert module.prior["second_prior_std"] is None
+    assert (module.num_train_samples, module.num_eval_samples) == (8, 1000)
+    (group,) = module.configure_optimizers().param_groups
+    assert (group["lr"], group["weight_decay"]) == (3e-3, 0)

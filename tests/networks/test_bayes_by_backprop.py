@@ -1,0 +1,148 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.networks.mlp import MLP
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+
+
+def base():
+    return MLP(4, 3, hidden_sizes=(16,), norm="layer")
+
+
+def test_its_weights_are_means_plus_noise():
+    inner = base()
+    own = {name: p.detach().clone() for name, p in inner.named_parameters()}
+    network = BayesByBackpropNetwork(inner, initial_std=0.3)
+    assert network.num_weights == sum(value.numel() for value in own.values())  # the norm's are among them
+    z = network.sample_index(2)
+    weights, start = network.weights(z), 0
+    for name, value in own.items():
+        expected = value + 0.3 * z[:, start : start + value.numel()].reshape(2, *value.shape)
+        torch.testing.assert_close(weights[name], expected)
+        start += value.numel()
+    expected = torch.stack(
+        [torch.func.functional_call(inner, {n: w[i] for n, w in weights.items()}, (X,)) for i in range(2)]
+    )
+    torch.testing.assert_close(network(X, z), expected)
+
+
+def test_at_z_zero_it_is_the_network():
+    inner = base()
+    expected = inner(X)
+    network = BayesByBackpropNetwork(inner, temperature=0.5)
+    torch.testing.assert_close(network(X, torch.zeros(1, network.num_weights))[0], expected / 0.5)
+
+
+def test_frozen_parameters_are_shared_and_certain():
+    inner = base()
+    inner[0].requires_grad_(False)
+    network = BayesByBackpropNetwork(inner)
+    assert network.num_weights == 2 * 16 + 16 * 3 + 3
+    network(X, network.sample_index(3)).sum().backward()
+    assert inner[0].weight.grad is None
+    assert network.rho.grad.abs().sum() > 0
+    assert inner[3].weight.grad.abs().sum() > 0
+
+
+def test_the_divergences():
+    network = BayesByBackpropNetwork(base(), initial_std=0.2)
+    expected = kl_divergence(Normal(network.mean, network.std), Normal(0.0, 0.7)).sum()
+    torch.testing.assert_close(network.kl(0.7), expected)
+    weights = network.weights(network.sample_index(4000, torch.Generator().manual_seed(0)))
+    estimates = network.kl(0.7, second_prior_std=0.7, weights=weights)
+    assert estimates.shape == (4000,)
+    assert abs(estimates.mean() - expected) < 5 * estimates.std() / 4000**0.5
+    gradients = torch.autograd.grad(network.kl(), list(network.parameters()))
+    assert sum(bool(g.any()) for g in gradients) == len(gradients) - 1  # but for the norm's bias, which is zero
+    with pytest.raises(InputError, match="`weights` with `second_prior_std`"):
+        network.kl(0.7, second_prior_std=0.1)
+
+
+def test_the_divergence_does_not_lose_precision():
+    network = BayesByBackpropNetwork(base())
+    exact = copy.deepcopy(network).double().kl()
+    half = copy.deepcopy(network).bfloat16().kl()
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(exact.item(), rel=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network.kl().item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+def test_a_shared_parameter_is_one():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+            self.b = nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    network = BayesByBackpropNetwork(Tied(), initial_std=0.5)
+    assert network.num_weights == 16 + 8
+    z = network.sample_index(1)
+    weights = {name: value[0] for name, value in network.weights(z).items()}
+    h = nn.functional.linear(X, weights["a.weight"], weights["a.bias"])
+    torch.testing.assert_close(network(X, z)[0], nn.functional.linear(h, weights["a.weight"], weights["b.bias"]))
+
+
+def test_indices():
+    network = BayesByBackpropNetwork(base())
+    assert network.sample_index(5).shape == (5, network.num_weights)
+    a, b = (network.sample_index(5, torch.Generator().manual_seed(s)) for s in (3, 3))
+    assert torch.equal(a, b)
+    first = network.evaluation_index(5)
+    assert network.evaluation_index(5) is first
+    assert not torch.equal(network.evaluation_index(5, seed=1), first)
+    assert torch.equal(network.evaluation_index(5), first)
+    assert len(network._evaluation) == 1  # a large one is not kept for nothing
+
+
+def test_chunks_make_no_difference(monkeypatch):
+    network = BayesByBackpropNetwork(base()).eval()
+    z = network.evaluation_index(11)
+    whole = network(X, z)
+    monkeypatch.setattr("lightning_uq.networks._generated._MAX_WEIGHTS", 2 * network.num_weights)
+    torch.testing.assert_close(network(X, z), whole)
+
+
+def test_copies_compilation_export_and_precisions():
+    network = BayesByBackpropNetwork(base())
+    z = network.evaluation_index(4)
+    assert torch.equal(copy.deepcopy(network)(X, z), network(X, z))
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X, z), network(X, z))
+    compiled(X, z).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    network.eval()
+    output = network(X, z)
+    torch.testing.assert_close(torch.export.export(network, (X, z)).module()(X, z), output)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(network(X, z).float(), output, atol=0.05, rtol=0.05)
+    half = copy.deepcopy(network).bfloat16()(X.bfloat16(), z)
+    assert half.dtype == torch.bfloat16
+    assert copy.deepcopy(network).double()(X.double(), z).dtype == torch.float64
+
+
+def test_bad_arguments():
+    with pytest.raises(UnsupportedError, match=r"BayesByBackpropNetwork does not support '1' \(BatchNorm1d\)"):
+        BayesByBackpropNetwork(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
+    with pytest.raises(InputError, match="parameters that require a gradient, but ReLU has none"):
+        BayesByBackpropNetwork(nn.ReLU())
+    with pytest.raises(InputError, match="LazyLinear is lazy"):
+        BayesByBackpropNetwork(nn.LazyLinear(3))
+    for name in ("initial_std", "temperature"):
+        with pytest.raises(InputError, match=f"`{name}` to be above 0, but got 0"):
+            BayesByBackpropNetwork(base(), **{name: 0})
+    network = BayesByBackpropNetwork(nn.Linear(4, 3))
+    for index in (torch.randn(15), torch.randn(3, 14), torch.zeros(3, 15, dtype=torch.long)):
+        with pytest.raises(InputError, match=r"`index` to be vectors \[Z, 15\], one entry a weight"):
+            network(X, index)
