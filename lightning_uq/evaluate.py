@@ -38,7 +38,8 @@ from lightning_uq.callbacks._classification import class_logits
 from lightning_uq.callbacks._loaders import exact_loader
 from lightning_uq.callbacks._running import LogitReader, evaluating, is_uncertainty_module, to_device
 from lightning_uq.callbacks.gmm import FitGMM
-from lightning_uq.callbacks.post_training import WRITTEN_BY, read_checkpoint
+from lightning_uq.callbacks.post_training import WRITTEN_BY
+from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.data import ArrayDataModule, ImageDataModule, NpzDataModule
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.functional import (

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,6 @@ from lightning_uq.modules.base import UncertaintyModule, restore_argument
 _PER_GROUP = {
     "base_lrs", "_last_lr", "min_lrs", "max_lrs", "initial_lrs", "total_lrs", "lr_lambdas", "base_momentums", "max_momentums",
 }  # fmt: skip
-
-
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and hyper-parameters of a Lightning checkpoint, or of a file that holds a state dict alone.
-
-    Raises:
-        InputError: The file is missing, damaged, holds other objects than ``weights_only=True`` allows, or no weights.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(
-            f"Expected {str(path)!r} to be a checkpoint of weights and plain data, but: {reason}"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(
-            f"Expected {str(path)!r} to hold a state dict, alone or under `state_dict`, but it holds a "
-            f"{type(content).__name__} without weights."
-        )
-    return dict(state), dict(content.get("hyper_parameters", {}))
 
 
 def factory_of(

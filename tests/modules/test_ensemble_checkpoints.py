@@ -373,7 +373,7 @@ def test_files_that_hold_no_member(tmp_path):
         "pickle.pt": {"state_dict": network().state_dict(), "hyper_parameters": {"x": Payload()}},
     }.items():
         with pytest.raises(
-            InputError, match=rf"Expected '.*{name}' to be a checkpoint of weights and plain data, but: .+"
+            InputError, match=rf"Expected argument `checkpoints` to name checkpoints, but .*{name} cannot be read: .+"
         ):
             collect(name, content)
     for name, content in {"list.pt": [1, 2], "number.pt": 3, "bare.pt": {"epoch": 3}}.items():
