@@ -53,8 +53,10 @@ COLUMNS: tuple[Column, ...] = (
 TESTBED_COLUMNS: tuple[Column, ...] = (
     Column("kl_tau1", "KL 1", "lower", "testbed", _digits(3), "KL from the environment, 1 label, nats"),
     Column("kl_tau10", "KL 10", "lower", "testbed", _digits(3), "KL from the environment, 10 labels jointly, nats"),
+    Column("kl_tau100", "KL 100", "lower", "testbed", _digits(2), "KL from the environment, 100 labels jointly, nats"),
     Column("kl_tau1_normalized", "KL 1/u", "lower", "testbed", _digits(3), "KL, 1 label, over the uniform agent's"),
     Column("kl_tau10_normalized", "KL 10/u", "lower", "testbed", _digits(3), "KL, 10 labels, over the uniform agent's"),
+    Column("kl_tau100_normalized", "KL 100/u", "lower", "testbed", _digits(3), "KL, 100 labels, over the uniform agent's"),
     Column("kl_infinite", "Inf.", "lower", "testbed", _digits(0), "Infinite draws, counted as the largest finite one"),
 )  # fmt: skip
 """What only the testbed has, between the predictions' columns and the others."""

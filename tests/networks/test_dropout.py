@@ -83,12 +83,20 @@ def test_a_layer_called_twice_has_two_masks():
     assert not torch.equal(output[0], output[1])
 
 
-def test_chunks_make_no_difference(monkeypatch):
+@pytest.mark.parametrize("limit", ["_MAX_ROWS_CPU", "_MAX_NUMBERS"])
+def test_chunks_make_no_difference(monkeypatch, limit):
     network = DropoutNetwork(base()).eval()
     z = network.evaluation_index(11)
+    passes = []
+    network.network.register_forward_hook(lambda module, args, output: passes.append(len(output)))
     whole = network(X, z)
-    monkeypatch.setattr("lightning_uq.networks.dropout._MAX_ROWS", 13)
+    assert passes == [11 * len(X)]
+    passes.clear()
+    monkeypatch.setattr(
+        f"lightning_uq.networks.dropout.{limit}", 2 * (X.numel() if limit == "_MAX_NUMBERS" else len(X))
+    )
     torch.testing.assert_close(network(X, z), whole)
+    assert passes == [2 * len(X)] * 5 + [len(X)]
 
 
 def test_modes_are_left_as_they_were_and_no_random_state_is_used():
