@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
@@ -180,6 +182,9 @@ class PredictionWriter(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing half-written."""
         self._discard()
+        if trainer.state.fn == TrainerFn.PREDICTING and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            for path in self.output_dir.glob(f".predictions*.{self.format}.part"):
+                path.unlink()  # of the ranks that were spawned, which ended without being told
 
     def _discard(self) -> None:
         files, self._files, self._counts = self._files, {}, {}

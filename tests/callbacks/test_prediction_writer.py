@@ -547,14 +547,7 @@ class Mine(IterableDataset):
         yield from ({"input": X[i], "index": i} for i in range(RANK, N, 2))
 
 
-class Failing(DeterministicModule):
-    def predict_step(self, batch, batch_idx=0):
-        if batch_idx == 1 and RANK == 1:
-            raise RuntimeError("on one rank")
-        return super().predict_step(batch, batch_idx)
-
-
-def run(name, loader, format, devices=2, kind=DeterministicModule, **kwargs):
+def run(name, loader, format, devices=2, **kwargs):
     directory = Path(out).parent / name
     writer = PredictionWriter(directory, format, overwrite=True)
     trainer = Trainer(
@@ -562,7 +555,7 @@ def run(name, loader, format, devices=2, kind=DeterministicModule, **kwargs):
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **kwargs,
     )
     try:
-        trainer.predict(kind(network, num_classes=3), loader, return_predictions=False)
+        trainer.predict(DeterministicModule(network, num_classes=3), loader, return_predictions=False)
     except InputError as error:
         return str(error)
     trainer.strategy.barrier()
@@ -619,3 +612,58 @@ def test_two_processes_write_each_sample_once(run_script):
     assert "does not shuffle, but it has a RandomSampler" in found["refused"]["shuffled"]
     assert "without one every rank predicts all samples" in found["refused"]["unshared"]
     assert "carry" in found["refused"]["stream"]
+
+
+SPAWNED = """
+import json, torch
+from pathlib import Path
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+from lightning_uq import DeterministicModule, PredictionWriter, read_predictions
+
+
+class Failing(DeterministicModule):
+    def predict_step(self, batch, batch_idx=0):
+        if batch_idx == 1 and self.global_rank == 1:
+            raise RuntimeError("on one rank")
+        return super().predict_step(batch, batch_idx)
+
+
+def run(kind):
+    writer = PredictionWriter(Path(out).parent / "there", "csv")
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, callbacks=[writer], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )
+    loader = DataLoader(torch.zeros(7, 4), 1)
+    trainer.predict(kind(nn.Linear(4, 3), num_classes=3), loader, return_predictions=False)
+
+
+if __name__ == "__main__":
+    try:
+        run(Failing)
+    except Exception as error:
+        text = str(error)
+    left = [path.name for path in (Path(out).parent / "there").iterdir()]
+    run(DeterministicModule)
+    index = read_predictions(Path(out).parent / "there")["index"].tolist()
+    json.dump({"error": text, "left": left, "index": index}, open(out, "w"))
+"""
+
+
+@pytest.mark.slow
+def test_spawned_processes(run_script):
+    found = run_script(SPAWNED)
+    assert "on one rank" in found["error"]
+    assert found["left"] == []
+    assert found["index"] == list(range(7))
+
+
+def test_what_spawned_ranks_left_is_removed(make_trainer, tmp_path):
+    trainer = make_trainer(strategy="ddp_spawn", devices=2)
+    trainer.state.fn = "predict"
+    (tmp_path / ".predictions-rank1.csv.part").touch()
+    (tmp_path / "predictions-rank0.csv").touch()
+    PredictionWriter(tmp_path, "csv").on_exception(trainer, None, RuntimeError())
+    assert names(tmp_path) == ["predictions-rank0.csv"]
