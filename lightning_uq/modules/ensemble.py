@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from lightning_uq import batches
 from lightning_uq.checkpoint_files import read_weights
@@ -20,6 +20,7 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.losses.data_noise import DataNoise
+from lightning_uq.modules.averages import averaged_copies
 from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
 from lightning_uq.modules.building import (
     SAME_START,
@@ -212,18 +213,29 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         if self._says_why and stage == "fit":
             rank_zero_info(self.network.execution_reason)
             self._says_why = False
+        if stage == "fit":
+            self._check_averaging()
         self.seed = self.trainer.strategy.broadcast(self.seed)
         super().setup(stage)
+
+    def _check_averaging(self) -> None:
+        kind = StochasticWeightAveraging
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+        if not self.network.is_stacked or not any(isinstance(callback, kind) for callback in callbacks):
+            return
+        if kind.pl_module_contains_batch_norm(self.network.member(0)):  # type: ignore[arg-type]  # any module does
+            raise UnsupportedError(
+                "StochasticWeightAveraging measures the statistics of BatchNorm layers anew for its average, and does not "
+                "find those of members that run at once: they would stay those of the last weights. Use execution='loop'."
+            )
 
     def on_train_start(self) -> None:
         """Take the range of the inputs, where adversarial steps are measured in it."""
         super().on_train_start()
         if self.adversarial_epsilon is not None and self.adversarial_scale == "range" and not self._range_is_restored:
             self.input_range = training_range(self, self.unpack_batch)
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
-                average = getattr(callback, "_average_model", None)  # copied from this module before it had a range
-                if isinstance(average, AveragedModel):
-                    average.module.input_range = self.input_range.clone()
+            for average in averaged_copies(self.trainer):  # they were made before there was a range
+                average.input_range = self.input_range.clone()
         self._range_is_restored = False
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:  # type: ignore[override]

@@ -1,5 +1,6 @@
 """Epinets: joint predictions from one network, at the price of a small head."""
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.data_noise import DataNoise
+from lightning_uq.modules.averages import averaged_copies
 from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, restore_argument
 from lightning_uq.networks.epinet import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
@@ -253,6 +255,8 @@ class EpinetModule(UncertaintyModule):
                 raise InputError("Expected the training loader to hold data for `feature_layers`, but it is empty.")
             x, _ = self.unpack_batch(batch)
             self.network.initialize(move_data_to_device(x, self.device))
+            for average in averaged_copies(self.trainer):  # they were made before there was a head
+                average.network = copy.deepcopy(self.network).to(average.device)
         if stage == "fit" and (count := self.network.num_frozen):
             # Lightning warns of modules in eval mode; of others than these it still does.
             warnings.filterwarnings("ignore", rf".*Found {count} module\(s\) in eval mode", PossibleUserWarning)

@@ -412,10 +412,14 @@ class EpinetNetwork(EpistemicNetwork):
         if self.is_initialized:
             return
         modes = [(module, module.training) for module in self.base.modules()]
+        with torch.inference_mode(False):  # the head outlives it, and a layer is found by gradients
+            self._initialize(torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, x))
+
+    def _initialize(self, x: Any) -> None:
         self.base.eval()
         try:
             if self.tap is None:
-                self.tap = FeatureTap(self.base, [last_linear(self.base, lambda: self.base(x), "feature_layers")])
+                self.tap = FeatureTap(self.base, [last_linear(self.base, lambda: call_network(self.base, x), "feature_layers")])
             with torch.no_grad():
                 base, features = self._base(x)
         finally:

@@ -214,6 +214,14 @@ def test_what_the_structure_does_not_tell_is_built_on_the_first_batch(make_train
     assert torch.equal(third.eval()(X), other.eval()(X))
 
 
+def test_a_head_that_is_built_while_it_is_tested_can_be_trained(make_trainer):
+    module = EpinetModule(Untraceable, optimizer=ADAM, output=logits)
+    make_trainer().test(module, loader(), verbose=False)  # in inference mode, whose tensors no gradient may meet
+    assert module.network.is_initialized
+    assert not any(tensor.is_inference() for tensor in module.state_dict().values())
+    make_trainer().fit(module.train(), loader())
+
+
 @pytest.mark.parametrize("layers", [["0", "4"], ["2", "<output>"], "4"])
 def test_several_feature_layers(layers):
     network = EpinetModule(BASE, feature_layers=layers, num_classes=3, include_inputs=True).network

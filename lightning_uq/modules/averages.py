@@ -1,0 +1,19 @@
+"""The copies of a module in which averaging callbacks keep their averages."""
+
+from collections.abc import Iterator
+
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim.swa_utils import AveragedModel
+
+
+def averaged_copies(trainer: Trainer) -> Iterator[LightningModule]:
+    """Each averaging callback's copy of the module.
+
+    It is made in the callback's ``setup``, before the module's own: what the module adds there, or later, it has to add to
+    the copies too, since Lightning averages the tensors of both in the order in which they come.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
+        average = getattr(callback, "_average_model", None)
+        copy = average.module if isinstance(average, AveragedModel) else average
+        if isinstance(copy, LightningModule):
+            yield copy
