@@ -419,7 +419,7 @@ class EpinetNetwork(EpistemicNetwork):
         self.base.eval()
         try:
             if self.tap is None:
-                self.tap = FeatureTap(self.base, [last_linear(self.base, lambda: call_network(self.base, x), "feature_layers")])
+                self.tap = FeatureTap(self.base, [last_linear(self.base, lambda: self.base(x), "feature_layers")])
             with torch.no_grad():
                 base, features = self._base(x)
         finally:
