@@ -580,8 +580,8 @@ for format in ("parquet", "csv"):
         (directory / f"predictions-rank2.{format}").write_text("old")
     results[format, "two"] = run("two-" + format, DataLoader(data, 2), format)
     results[format, "padded"] = run("padded-" + format, DataLoader(data, 2, sampler=padded), format)
-    results[format, "mixed"] = run("mixed-" + format, DataLoader(Indexed(data), 2, sampler=mixed), format)
-    results[format, "stream"] = run("stream-" + format, DataLoader(Mine(), 2), format)
+results["csv", "mixed"] = run("mixed", DataLoader(Indexed(data), 2, sampler=mixed), "csv")
+results["csv", "stream"] = run("stream", DataLoader(Mine(), 2), "csv")
 results["csv", "one row"] = run("one-row", DataLoader(data, 1, sampler=padded), "csv", limit_predict_batches=4)
 refused = {
     "shuffled": run("a", DataLoader(data, 2, shuffle=True), "csv"),
@@ -600,7 +600,7 @@ def test_two_processes_write_each_sample_once(run_script):
     for format in ("parquet", "csv"):
         one = results[format, "one"]
         assert one["table"]["index"] == list(range(7))
-        for name in ("two", "padded", "mixed", "stream"):
+        for name in ("two", "padded", *(("mixed", "stream") if format == "csv" else ())):
             result = results[format, name]
             assert result["files"] == [f"predictions-rank{r}.{format}" for r in range(2)], (format, name)
             table = result["table"]
