@@ -532,8 +532,8 @@ class StudentTPrediction(Prediction):
     @property
     def scale(self) -> Tensor:
         """Scale of the Student-t [B, D]: sqrt(beta (1 + nu) / (nu alpha))."""
-        nu = self._get("nu")
-        return (self._get("beta") * (1 + nu) / (nu * self._get("alpha"))).sqrt()
+        # Divided first: products of large parameters would overflow.
+        return (self._get("beta") / self._get("alpha") * (1 + 1 / self._get("nu"))).sqrt()
 
     @property
     def variance(self) -> Tensor:

@@ -6,7 +6,12 @@ import torch
 
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional import entropy
-from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction, GaussianMixturePrediction
+from lightning_uq.prediction import (
+    CategoricalPrediction,
+    DirichletPrediction,
+    GaussianMixturePrediction,
+    StudentTPrediction,
+)
 
 
 def categorical(b: int = 4, **kwargs) -> CategoricalPrediction:
@@ -163,3 +168,9 @@ def test_segmentation_keeps_its_axes():
     assert prediction.probs.shape == (3, 4, 5, 6)
     assert prediction.label.shape == prediction.mutual_information.shape == (3, 5, 6)
     assert prediction.log_prob(prediction.label).shape == (3, 5, 6)
+
+
+def test_a_student_t_of_huge_parameters_has_a_scale():
+    huge = torch.full((1, 1), 3e38)
+    prediction = StudentTPrediction(torch.zeros(1, 1), huge, huge, huge)
+    torch.testing.assert_close(prediction.scale, torch.ones(1, 1))

@@ -56,7 +56,7 @@ def student_t_scale(nu: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         >>> student_t_scale(torch.tensor(1.0), torch.tensor(2.0), torch.tensor(4.0))
         tensor(2.)
     """
-    return (beta * (1 + nu) / (nu * alpha)).sqrt()
+    return (beta / alpha * (1 + 1 / nu)).sqrt()  # products of large parameters would overflow
 
 
 def evidential_regression_loss(

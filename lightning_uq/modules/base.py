@@ -153,7 +153,9 @@ class UncertaintyModule(ExactResume):
 
     def predict(self, x: Any) -> Prediction:
         """The prediction for inputs x [B, ...], as :meth:`predict_step` makes it for a batch."""
-        return self.prediction(self(x))
+        output = self(x)
+        self._check_numbers(output)
+        return self.prediction(output)
 
     # ------------------------------------------------------------------ steps
 
@@ -224,6 +226,19 @@ class UncertaintyModule(ExactResume):
             return gaussian_nll_loss(*split_gaussian(output), y)
         return F.cross_entropy(output, y)
 
+    def teardown(self, stage: str) -> None:
+        """Name a loader that held nothing: Lightning would have trained, tested or predicted on no batch at all."""
+        super().teardown(stage)
+        trainer = self.trainer
+        argument, limit, *batches_of_loaders = {
+            "fit": ("train_dataloaders", trainer.limit_train_batches, trainer.num_training_batches),
+            "validate": ("dataloaders", trainer.limit_val_batches, *trainer.num_val_batches),
+            "test": ("dataloaders", trainer.limit_test_batches, *trainer.num_test_batches),
+            "predict": ("dataloaders", trainer.limit_predict_batches, *trainer.num_predict_batches),
+        }[stage]
+        if limit != 0 and not any(batches_of_loaders):
+            raise InputError(f"Expected argument `{argument}` to hold samples, but it is empty.")
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step of :meth:`training_loss`, logged as ``train_loss``."""
         x, y = self._labelled(batch, batch_idx)
@@ -232,6 +247,7 @@ class UncertaintyModule(ExactResume):
         except RuntimeError as error:
             self._explain(error, x)
             raise
+        self._check_first_loss(loss)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=batches.batch_size(x))
         return loss
 
@@ -291,6 +307,7 @@ class UncertaintyModule(ExactResume):
             index = (position if index is None else index.cpu())[keep]
             output, y = output[:, keep.to(output.device)], y[keep.to(y.device)]
         if len(y):
+            self._check_numbers(output)
             prediction = self.prediction(output)
             for name, metric in metrics.items():
                 if name == "loss":
@@ -323,6 +340,8 @@ class UncertaintyModule(ExactResume):
         if batch_idx == 0 or y.device.type == "cpu":
             if self.task == "classification":
                 check_labels(y, self.num_classes)
+            elif not y.is_floating_point():
+                raise InputError(f"Expected the targets to be floating-point numbers, but got {y.dtype}.")
             elif not bool(torch.isfinite(y).all()):
                 raise InputError("Expected the targets to be finite, but they hold NaN or infinity.")
         return x, y
@@ -376,6 +395,24 @@ class UncertaintyModule(ExactResume):
             )
         self._output_checked = True
 
+    def _check_first_loss(self, loss: Tensor) -> None:
+        # Later steps are not looked at: under fp16 a loss may overflow, and the step is skipped.
+        if self.global_step == 0 and not bool(loss.isfinite()):
+            raise InputError(
+                f"Expected the loss of the first step to be finite, but got {loss.item()}: the network's weights or outputs "
+                "hold NaN or infinity, or the loss does not fit them."
+            )
+
+    def _check_numbers(self, output: Tensor) -> None:
+        # A class may be ruled out by a logit of minus infinity; nothing else is a number to predict with.
+        bad = output.isnan() | (output == math.inf) if self.task == "classification" else ~output.isfinite()
+        if bool(bad.any()):
+            rows = int(bad.transpose(0, 1).flatten(1).any(1).sum())
+            raise InputError(
+                f"Expected the network to return finite numbers, but its outputs for {rows} of {output.shape[1]} rows hold NaN "
+                "or infinity. Its weights may hold them too, after a training that diverged."
+            )
+
     # ------------------------------------------------------------------ optimizer and checkpoint
 
     def optimized_parameters(self) -> list[Any]:
@@ -398,7 +435,7 @@ class UncertaintyModule(ExactResume):
 
     @_restricted_classmethod  # as Lightning's: called on an instance, it would leave that one as it was
     def load_from_checkpoint(
-        cls,
+        cls,  # noqa: N805  # a class method
         checkpoint_path: str | Path | IO[bytes],
         map_location: Any = None,
         hparams_file: str | Path | None = None,

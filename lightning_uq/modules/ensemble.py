@@ -244,6 +244,7 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
             return self.training_steps(batch, batch_idx)
         x, y = self._labelled(batch, batch_idx)
         loss = self.training_loss(x, y, batch)
+        self._check_first_loss(loss)
         mean = loss.detach() / self.network.num_indices
         self.log("train_loss", mean, prog_bar=True, batch_size=batches.batch_size(x))
         return loss
