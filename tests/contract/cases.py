@@ -185,6 +185,20 @@ def _module(
     return ModuleCase(name, partial(cls, *args, optimizer=OPTIMIZERS[task], **kwargs), task, unsupported or {})
 
 
+HYPER_PRIOR = Factory(
+    "lightning_uq.networks.PriorIndependentLayers", {"in_features": FEATURES, "out_features": CLASSES, "index_dim": 3}
+)
+ATOMS = Factory(
+    "lightning_uq.networks.CatMLPEnsemble",
+    {
+        "in_features": FEATURES,
+        "atoms": [float(atom) for atom in range(-12, 13)],
+        "num_outputs": TARGETS,
+        "num_members": 3,
+        "hidden_sizes": [6],
+        "seed": 0,
+    },
+)
 REGRESSION: dict[str, Any] = {"task": "regression"}
 PRIOR: dict[str, Any] = {"prior_network": network, "prior_scale": 1.0}
 
@@ -215,6 +229,15 @@ MODULES = [
     ModuleCase(
         "Evidential, regression",
         partial(m.EvidentialRegressionModule, evidential_network, optimizer=OPTIMIZERS["regression"]),
+        "regression",
+    ),
+    _module("Hypermodel", m.HypermodelModule, network, index_dim=3, num_eval_samples=5),
+    _module("Hypermodel, prior", m.HypermodelModule, network, index_dim=3, prior=HYPER_PRIOR, num_eval_samples=5),
+    _module("Bayes by backprop", m.BayesByBackpropModule, network, num_train=40, num_eval_samples=5),
+    _module("Bayes by backprop, regression", m.BayesByBackpropModule, gaussian_network, num_train=40, **REGRESSION),
+    ModuleCase(
+        "Categorical regression",
+        partial(m.CategoricalRegressionModule, ATOMS, optimizer=OPTIMIZERS["regression"]),
         "regression",
     ),
     ModuleCase("Ensemble of a user's modules", partial(m.EnsembleModule, UsersModule, 3, seed=1, num_classes=CLASSES)),

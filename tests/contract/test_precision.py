@@ -17,7 +17,10 @@ def test_modules(make_trainer, module_case, precision):
     (untrained,) = trainer.test(module, loader(module_case.task, TEST, 2), verbose=False)
     before = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     found = run_all(trainer, module_case, module)
-    assert all(p.dtype == WEIGHTS[precision] for p in module.parameters())
+    # A few parameters are kept in float32 by design: steps of a standard deviation are lost in a bfloat16.
+    dtypes = {p.dtype for p in module.parameters()}
+    assert WEIGHTS[precision] in dtypes
+    assert dtypes <= {WEIGHTS[precision], torch.float32}
     # Every parameter that the optimizer has was moved by it, and to the better, in every precision.
     assert before
     assert not {

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from lightning_uq.callbacks import PredictionWriter, read_predictions
 from lightning_uq.prediction import Prediction
 from tests.contract.cases import CLASSES, UsersModule, loader, rows
 from tests.contract.running import TEST, TRAIN, VAL, assert_sound
@@ -44,6 +45,25 @@ def test_modules(make_trainer, module_case):
     if "ddp" not in module_case.unsupported:  # a row's prediction does not depend on its neighbours
         for key, value in fields(module.eval().predict(X)).items():
             torch.testing.assert_close(value.detach(), fields(one)[key], msg=key)
+
+
+@pytest.mark.axis("predict")
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_what_is_written(make_trainer, module_case, precision, tmp_path):
+    """Each row once, in the order of the data, whatever the precision."""
+    module, writer = module_case.build(), PredictionWriter(tmp_path / "out", "csv")
+    trainer = make_trainer(precision=precision)
+    trainer.fit(module, loader(module_case.task, TRAIN))
+    parts = make_trainer(precision=precision, callbacks=[writer]).predict(module, loader(module_case.task, TEST, 2))
+    columns, whole = read_predictions(tmp_path / "out"), type(parts[0]).cat(parts)
+    assert columns["index"].tolist() == list(range(TEST))
+    if module_case.task == KIND:
+        assert columns["label"].tolist() == whole.label.tolist()
+        torch.testing.assert_close(
+            torch.from_numpy(columns["confidence"]), whole.confidence.double(), rtol=1e-6, atol=1e-6
+        )
+    else:
+        torch.testing.assert_close(torch.from_numpy(columns["mean_0"]), whole.mean[:, 0].double(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.axis("predict")

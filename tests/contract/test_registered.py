@@ -22,7 +22,8 @@ def test_every_module_is_in_the_list():
 
 
 def test_every_callback_is_in_the_list():
-    assert {type(case.build()) for case in CALLBACKS} >= _exported(callbacks, Callback)
+    writer = {callbacks.PredictionWriter}  # test_predict.py puts it on every module
+    assert {type(case.build()) for case in CALLBACKS} >= _exported(callbacks, Callback) - writer
 
 
 def test_names_are_told_apart():
