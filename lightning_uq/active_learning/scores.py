@@ -1,0 +1,327 @@
+"""Acquisition scores: how much a label of each unlabelled input is worth; of every one, the highest are acquired first.
+
+Each takes logits [Z, B, C] and returns [B]; half precision is upcast to float32. :data:`ACQUISITION_SCORES` maps their names
+to them, :func:`score` also reads predictions, and :func:`acquire` says which inputs to label. All of them rank inputs one by
+one: of a batch of near copies they take every copy.
+
+Source: ``enn.active_learning`` of google-deepmind/enn, whose entropies are NaN where a probability underflows to 0; these
+are not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import check_floating, check_integer, check_target, check_target_values
+from lightning_uq.functional.entropy import log_softmax, mean_log_probs, mutual_information, predictive_entropy
+from lightning_uq.functional.scores import max_softmax
+from lightning_uq.prediction import CategoricalPrediction, ClassProbabilities, Prediction
+
+ClassValues = Sequence[float] | Tensor
+
+
+def uniform(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """A number in [0, 1) for each input, drawn at random: the yardstick of every other score.
+
+    Args:
+        logits: [Z, B, C], of which only B counts.
+        generator: Source of the draw; torch's global one without it.
+
+    Example:
+        >>> uniform(torch.zeros(1, 5, 2)).shape
+        torch.Size([5])
+    """
+    _check(logits)
+    device = None if generator is None else generator.device
+    return torch.rand(logits.shape[1], generator=generator, device=device).to(logits.device)
+
+
+def variance(logits: Tensor) -> Tensor:
+    """Variance of the probabilities over the hypotheses, summed over classes: sum_c Var_z p_z(c), Z in its denominator.
+
+    Example:
+        >>> variance(torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]]))
+        tensor([0.5000])
+    """
+    _check(logits)
+    return _variance(log_softmax(logits, 2).exp()).sum(1)
+
+
+def nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of the labels, -log mean_z p_z(y), in nats; it needs the labels that it would acquire.
+
+    Example:
+        >>> nll(torch.zeros(1, 1, 2), torch.tensor([1]))
+        tensor([0.6931])
+    """
+    labels = _check_labels(logits, labels)
+    return -mean_log_probs(logits).gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+def joint_nll(logits: Tensor, labels: Tensor, tau: int = 10) -> Tensor:
+    """tau times the hypotheses' mean negative log-likelihood of the labels, -tau mean_z log p_z(y), in nats.
+
+    So ENN defines what it calls the joint one: a mean of logarithms, which bounds -log mean_z p_z(y)^tau, that of tau copies of
+    an input with one label, from above.
+
+    Args:
+        logits: [Z, B, C].
+        labels: Class indices [B].
+        tau: Copies of an input.
+
+    Example:
+        >>> joint_nll(torch.zeros(1, 1, 2), torch.tensor([1]))
+        tensor([6.9315])
+    """
+    check_integer("tau", tau, 1)
+    labels = _check_labels(logits, labels)
+    index = labels.expand(len(logits), -1).unsqueeze(2)
+    return -tau * log_softmax(logits, 2).gather(2, index).squeeze(2).mean(0)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of the mean prediction, H[mean_z p_z], in nats.
+
+    Example:
+        >>> entropy(torch.zeros(1, 1, 2))
+        tensor([0.6931])
+    """
+    _check(logits)
+    return predictive_entropy(logits)
+
+
+def margin(logits: Tensor) -> Tensor:
+    """Minus the distance of the two largest mean probabilities.
+
+    Source: Scheffer et al., IDA 2001.
+
+    Example:
+        >>> margin(torch.tensor([[[0.6, 0.3, 0.1]]]).log())
+        tensor([-0.3000])
+    """
+    _check(logits)
+    first, second = mean_log_probs(logits).topk(2, 1).values.exp().unbind(1)
+    return second - first
+
+
+def bald(logits: Tensor) -> Tensor:
+    """Mutual information of label and index, H[mean_z p_z] - mean_z H[p_z], in nats: what the hypotheses disagree on.
+
+    Source: Houlsby et al., arXiv 1112.5745; Gal et al., ICML 2017 (arXiv 1703.02910).
+
+    Example:
+        >>> bald(torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]]))
+        tensor([0.6931])
+    """
+    _check(logits)
+    return mutual_information(logits)
+
+
+def var_ratios(logits: Tensor) -> Tensor:
+    """Variation ratio of the mean prediction, 1 - max_c mean_z p_z(c).
+
+    That of votes, the share of hypotheses whose label is not the most frequent one, is
+    :func:`~lightning_uq.functional.scores.variation_ratio`.
+
+    Example:
+        >>> var_ratios(torch.tensor([[[0.6, 0.3, 0.1]]]).log())
+        tensor([0.4000])
+    """
+    _check(logits)
+    return max_softmax(logits)
+
+
+def ucb(logits: Tensor, class_values: ClassValues | None = None, factor: float = 1.0) -> Tensor:
+    """Upper confidence bound of an input's value: mean_z v_z + factor std_z v_z, where v_z = sum_c p_z(c) value_c.
+
+    Args:
+        logits: [Z, B, C].
+        class_values: What an input of each class is worth, [C]; None: 1 for class 0, nothing for others.
+        factor: Number of standard deviations (of a population: Z in their denominator).
+
+    Raises:
+        InputError: There is not one finite value a class, or ``factor`` is not finite.
+
+    Example:
+        >>> ucb(torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]]))
+        tensor([1.])
+    """
+    if not -torch.inf < factor < torch.inf:
+        raise InputError(f"Expected argument `factor` to be finite, but got {factor}.")
+    values = _values(logits, class_values)
+    return values.mean(0) + factor * _variance(values).sqrt()
+
+
+def scaled_mean(logits: Tensor, class_values: ClassValues | None = None) -> Tensor:
+    """An input's mean value, mean_z sum_c p_z(c) value_c: the first part of :func:`ucb`.
+
+    Example:
+        >>> scaled_mean(torch.zeros(1, 1, 2), class_values=[1.0, 3.0])
+        tensor([2.])
+    """
+    return _values(logits, class_values).mean(0)
+
+
+def scaled_std(logits: Tensor, class_values: ClassValues | None = None) -> Tensor:
+    """Standard deviation over the hypotheses of an input's value, std_z sum_c p_z(c) value_c: the second part of :func:`ucb`.
+
+    Example:
+        >>> scaled_std(torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]]))
+        tensor([0.5000])
+    """
+    return _variance(_values(logits, class_values)).sqrt()
+
+
+ACQUISITION_SCORES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    {
+        "uniform": uniform,
+        "variance": variance,
+        "nll": nll,
+        "joint_nll": joint_nll,
+        "entropy": entropy,
+        "margin": margin,
+        "bald": bald,
+        "var_ratios": var_ratios,
+        "ucb": ucb,
+        "scaled_mean": scaled_mean,
+        "scaled_std": scaled_std,
+    }
+)
+
+LABELLED = frozenset({"nll", "joint_nll"})
+"""Scores of inputs whose labels are known, to replay training on them or to judge another score by."""
+
+_POOLED = frozenset({"uniform", "nll", "entropy", "margin", "var_ratios", "scaled_mean"})
+
+
+def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None, **options: Any) -> Tensor:
+    """A score by its name, of logits or of what a classifier of this package predicts.
+
+    Scores of the mean prediction alone (entropy, margin, var_ratios, nll, scaled_mean) read a prediction as calibrated, and any
+    has them; ``bald`` is its ``mutual_information``. The others need the members that ``return_members`` keeps.
+
+    Args:
+        name: A key of :data:`ACQUISITION_SCORES`.
+        outputs: Logits [Z, B, C], or a :class:`~lightning_uq.CategoricalPrediction` or
+            :class:`~lightning_uq.DirichletPrediction`.
+        labels: Class indices [B], for those in :data:`LABELLED` alone; others do not look at them.
+        options: What the score takes further: ``class_values``, ``factor``, ``tau`` or ``generator``.
+
+    Returns:
+        [B]; the highest are acquired first.
+
+    Raises:
+        InputError: An unknown name, labels that lack, or a prediction without what the score needs.
+
+    Example:
+        >>> score("bald", torch.tensor([[[50.0, 0.0], [1.0, 1.0]], [[0.0, 50.0], [1.0, 1.0]]]))
+        tensor([0.6931, 0.0000])
+    """
+    if name not in ACQUISITION_SCORES:
+        raise InputError(f"Expected argument `name` to be one of {', '.join(ACQUISITION_SCORES)}, but got {name!r}.")
+    function = ACQUISITION_SCORES[name]
+    known = [option for option in inspect.signature(function).parameters if option not in ("logits", "labels")]
+    if not options.keys() <= set(known):
+        raise InputError(f"Expected options of {name!r} among {known}, but got {sorted(options)}.")
+    if name in LABELLED:
+        if labels is None:
+            raise InputError(f"Expected argument `labels` with the score {name!r}, but got None.")
+        options["labels"] = labels
+    if name == "bald" and isinstance(outputs, ClassProbabilities):
+        return outputs.mutual_information
+    return function(_logits(name, outputs), **options)
+
+
+def select(scores: Tensor, num: int) -> Tensor:
+    """Positions [num] of the highest scores, highest first; of equal ones the first.
+
+    Args:
+        scores: [B].
+        num: How many.
+
+    Raises:
+        InputError: There are fewer scores, or one is NaN.
+
+    Example:
+        >>> select(torch.tensor([0.1, 0.7, 0.2, 0.7]), 3)
+        tensor([1, 3, 2])
+    """
+    check_floating("scores", scores, 1, "[B]")
+    check_integer("num", num, 1)
+    if scores.ndim > 1 or len(scores) < num:
+        raise InputError(f"Expected argument `scores` to hold at least {num} in [B], but got {list(scores.shape)}.")
+    if bool(scores.isnan().any()):
+        raise InputError(f"Expected argument `scores` to hold numbers, but {int(scores.isnan().sum())} are NaN.")
+    return scores.argsort(descending=True, stable=True)[:num]
+
+
+def acquire(name: str, outputs: Tensor | Prediction, num: int, labels: Tensor | None = None, **options: Any) -> Tensor:
+    """Positions [num] of the inputs to label next: :func:`select` of :func:`score`.
+
+    Example:
+        >>> acquire("entropy", torch.tensor([[[9.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]), num=2)
+        tensor([1, 2])
+    """
+    return select(score(name, outputs, labels, **options), num)
+
+
+def _logits(name: str, outputs: Tensor | Prediction) -> Tensor:
+    """What a score is a function of: logits, or log-probabilities of one pooled hypothesis."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, ClassProbabilities) and name in _POOLED:
+        return outputs.log_probs.unsqueeze(0)
+    if isinstance(outputs, CategoricalPrediction):
+        return outputs.logits
+    raise InputError(
+        f"Expected argument `outputs` to be logits [Z, B, C], or a prediction that has what {name!r} needs, but got "
+        f"{type(outputs).__name__}."
+    )
+
+
+def _values(logits: Tensor, class_values: ClassValues | None) -> Tensor:
+    """The value [Z, B] of every input under every hypothesis."""
+    _check(logits)
+    probs = log_softmax(logits, 2).exp()
+    if class_values is None:
+        return probs[..., 0]
+    values = torch.as_tensor(class_values, dtype=probs.dtype, device=probs.device)
+    if values.shape != probs.shape[2:] or not bool(values.isfinite().all()):
+        raise InputError(
+            f"Expected argument `class_values` to be {probs.shape[2]} finite numbers, one a class, but got "
+            f"{values.tolist()}."
+        )
+    return probs @ values
+
+
+def _variance(x: Tensor) -> Tensor:
+    """Over axis 0, whose length is the denominator; torch's own warns where there is no input."""
+    return (x - x.mean(0)).square().mean(0)
+
+
+def _check(logits: Tensor) -> None:
+    check_floating("logits", logits, 3, "[Z, B, C]")
+    if logits.ndim != 3 or not len(logits) or logits.shape[2] < 2:
+        raise InputError(
+            f"Expected argument `logits` to be [Z, B, C] with Z of at least 1 and C of at least 2, but got {list(logits.shape)}."
+        )
+    # A class may be ruled out by minus infinity, but not all of them.
+    bad = logits.isnan().any() | (logits.amax(2).isinf().any() if logits.numel() else False)
+    if bool(bad):
+        raise InputError(
+            "Expected argument `logits` to be finite (or minus infinity for some classes), but got others."
+        )
+
+
+def _check_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    _check(logits)
+    check_target(labels, logits.shape[1:2])
+    check_target_values(labels, logits.shape[2])
+    return labels.long().to(logits.device)
