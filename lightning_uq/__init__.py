@@ -13,6 +13,7 @@ from lightning_uq.callbacks import (
     load_fitted,
     read_predictions,
 )
+from lightning_uq.checkpoint_files import AtomicCheckpointIO
 from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
 from lightning_uq.modules import (
@@ -39,6 +40,7 @@ from lightning_uq.prediction import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AtomicCheckpointIO",
     "BayesByBackpropModule",
     "CalibratedNLL",
     "CategoricalPrediction",
