@@ -28,7 +28,7 @@ def load_generated(network: nn.Module, arrays: Mapping[str, Tensor]) -> None:
     elif isinstance(network, BayesByBackpropNetwork):
         shapes = [network.network.get_parameter(name).shape for name in network.names]
         position = _positions(network.names, shapes)
-        network.rho.copy_(_take(left, "diagonal_linear/w", position.shape)[position])
+        network.spread.rho.copy_(_take(left, "diagonal_linear/w", position.shape)[position] - network.spread.start)
         means = _take(left, "diagonal_linear/b", position.shape)[position]
         parts = torch.split(means, [shape.numel() for shape in shapes])
         for name, shape, part in zip(network.names, shapes, parts, strict=True):

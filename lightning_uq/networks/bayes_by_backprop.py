@@ -8,14 +8,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import upcast
 from lightning_uq.functional.variational import diagonal_gaussian_kl, sampled_kl
 from lightning_uq.networks._generated import call_with_weights, check_generable, in_chunks
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.output import Output
 
 
+class Spread(nn.Module):
+    """Standard deviations softplus(start + rho) of P weights, where rho, which is learnt, begins with zeros.
+
+    softplus^-1(0.01) itself is -4.6, where bfloat16 numbers lie 0.03 apart: an optimizer's steps would be lost in it.
+
+    Args:
+        num_weights: P.
+        initial_std: What all start with; the state dict holds it too.
+
+    Example:
+        >>> Spread(3, 0.5)()
+        tensor([0.5000, 0.5000, 0.5000], grad_fn=<SoftplusBackward0>)
+    """
+
+    def __init__(self, num_weights: int, initial_std: float) -> None:
+        super().__init__()
+        self.start = math.log(math.expm1(initial_std))
+        self.rho = nn.Parameter(torch.zeros(num_weights))
+
+    def forward(self) -> Tensor:
+        """Standard deviations [P], at least in float32."""
+        return F.softplus(upcast(self.rho) + self.start)
+
+    def get_extra_state(self) -> Tensor:
+        """Where rho starts from."""
+        return torch.tensor(self.start, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """See :meth:`get_extra_state`."""
+        self.start = float(state)
+
+
 class BayesByBackpropNetwork(EpistemicNetwork):
-    """f(x, z) = network(x; mean + softplus(rho) z) / temperature, with z ~ N(0, I_P): one entry a weight.
+    """f(x, z) = network(x; mean + std z) / temperature, with z ~ N(0, I_P): one entry a weight.
 
     All parameters of the network that require a gradient have a standard deviation of their own; the parameters themselves
     are the means, so that a pretrained network starts from its weights. All indices run in one batched call; in evaluation as
@@ -24,7 +57,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
 
     Args:
         network: The network; its parameters become the means, in place.
-        initial_std: Standard deviation softplus(rho) that every weight starts with.
+        initial_std: Standard deviation that every weight starts with.
         temperature: Divides the outputs.
         output: What ``network`` returns.
 
@@ -58,8 +91,8 @@ class BayesByBackpropNetwork(EpistemicNetwork):
             )
         self.names = list(means)
         self._sizes = [mean.numel() for mean in means.values()]
-        start = torch.cat([mean.detach().flatten() for mean in means.values()])
-        self.rho = nn.Parameter(torch.full_like(start, math.log(math.expm1(initial_std))))
+        like = next(iter(means.values()))
+        self.spread = Spread(self.num_weights, initial_std).to(like.device, like.dtype)
         self._evaluation: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -75,17 +108,19 @@ class BayesByBackpropNetwork(EpistemicNetwork):
     @property
     def std(self) -> Tensor:
         """Standard deviations of the weights [P], at least in float32."""
-        return F.softplus(self.rho if self.rho.dtype == torch.float64 else self.rho.float())
+        std: Tensor = self.spread()
+        return std
 
     def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal vectors [Z, P], on the generator's device; without one on that of the weights."""
-        device = self.rho.device if generator is None else generator.device
+        device = self.spread.rho.device if generator is None else generator.device
         return torch.randn(num_samples, self.num_weights, generator=generator, device=device)
 
     def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
         """See :meth:`EpistemicNetwork.evaluation_index`; the last one asked for is kept."""
         if (num_samples, seed) not in self._evaluation:
-            self._evaluation = {(num_samples, seed): super().evaluation_index(num_samples, seed=seed)}
+            with torch.inference_mode(False):  # or no gradient could be taken with it, once that mode has ended
+                self._evaluation = {(num_samples, seed): super().evaluation_index(num_samples, seed=seed)}
         return self._evaluation[num_samples, seed]
 
     def weights(self, index: Tensor) -> dict[str, Tensor]:
@@ -96,7 +131,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
                 f"shape {list(index.shape)}."
             )
         stds = torch.split(self.std, self._sizes)
-        noises = torch.split(index.to(self.rho.device), self._sizes, dim=1)
+        noises = torch.split(index.to(self.spread.rho.device), self._sizes, dim=1)
         return {
             name: (mean + (noise.to(std) * std).reshape(-1, *mean.shape)).to(mean.dtype)
             for (name, mean), std, noise in zip(self._means().items(), stds, noises, strict=True)

@@ -124,7 +124,8 @@ class HypermodelNetwork(EpistemicNetwork):
     def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
         """See :meth:`EpistemicNetwork.evaluation_index`; drawn once, so that an exported graph holds them as a constant."""
         if (num_samples, seed) not in self._evaluation:
-            self._evaluation[num_samples, seed] = super().evaluation_index(num_samples, seed=seed)
+            with torch.inference_mode(False):  # or no gradient could be taken with it, once that mode has ended
+                self._evaluation[num_samples, seed] = super().evaluation_index(num_samples, seed=seed)
         return self._evaluation[num_samples, seed]
 
     def weights(self, index: Tensor) -> dict[str, Tensor]:

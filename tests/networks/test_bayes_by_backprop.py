@@ -47,7 +47,7 @@ def test_frozen_parameters_are_shared_and_certain():
     assert network.num_weights == 2 * 16 + 16 * 3 + 3
     network(X, network.sample_index(3)).sum().backward()
     assert inner[0].weight.grad is None
-    assert network.rho.grad.abs().sum() > 0
+    assert network.spread.rho.grad.abs().sum() > 0
     assert inner[3].weight.grad.abs().sum() > 0
 
 
@@ -104,6 +104,31 @@ def test_indices():
     assert not torch.equal(network.evaluation_index(5, seed=1), first)
     assert torch.equal(network.evaluation_index(5), first)
     assert len(network._evaluation) == 1  # a large one is not kept for nothing
+
+
+def test_an_index_drawn_in_inference_mode_serves_training_too():
+    network = BayesByBackpropNetwork(base())
+    with torch.inference_mode():
+        network.eval()(X, network.evaluation_index(3))
+    network(X, network.evaluation_index(3)).sum().backward()
+
+
+def test_small_steps_of_the_spread_survive_bfloat16():
+    network = BayesByBackpropNetwork(base()).bfloat16()
+    before = network.std.detach().clone()
+    assert before.dtype == torch.float32
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    network.kl().backward()
+    optimizer.step()
+    torch.testing.assert_close(network.std, before * (1 + 1e-3), rtol=1e-4, atol=0)
+
+
+def test_a_state_brings_its_start():
+    network, other = BayesByBackpropNetwork(base(), initial_std=0.2), BayesByBackpropNetwork(base())
+    other.load_state_dict(network.state_dict())
+    torch.testing.assert_close(other.std, network.std)
+    z = network.sample_index(2)
+    assert torch.equal(other(X, z), network(X, z))
 
 
 def test_chunks_make_no_difference(monkeypatch):

@@ -247,6 +247,13 @@ def test_precisions(make):
     torch.testing.assert_close(double.float(), output, atol=1e-4, rtol=1e-3)
 
 
+def test_an_index_drawn_in_inference_mode_serves_training_too():
+    network = HypermodelNetwork(base())
+    with torch.inference_mode():
+        network.eval()(X, network.evaluation_index(3))
+    network(X, network.evaluation_index(3)).sum().backward()
+
+
 def test_indices():
     network = HypermodelNetwork(base(), GaussianWithUnitIndexer(4))
     assert (network.sample_index(5)[:, 0] == 1).all()
