@@ -59,7 +59,7 @@ def known_sample_index(batch: Any, argument: str) -> Tensor:
 
 def batch_size(x: Any) -> int:
     """Number of rows of an input: of a tensor, or of the first tensor in a nest of them."""
-    leaves = torch.utils._pytree.tree_leaves(x)
+    leaves = torch.utils._pytree.tree_leaves(dict(x) if isinstance(x, Mapping) else x)
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return len(leaf)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks._running import LogitReader, is_uncertainty_module
 from lightning_uq.errors import InputError, NotFittedError, UnsupportedError
+from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
@@ -118,6 +119,6 @@ def inner_networks(model: nn.Module) -> list[nn.Module]:
 
 def _run(network: nn.Module, x: Any, trainer: Trainer | None) -> Any:
     if trainer is None:
-        return network(x)
+        return call_network(network, x)
     with trainer.precision_plugin.forward_context():
-        return network(x)
+        return call_network(network, x)

@@ -101,6 +101,11 @@ def exact_loader(
     return DataLoader(loader.dataset, batch_size=per_batch, sampler=items, **kwargs)
 
 
+def can_be_reread(loader: Any) -> bool:
+    """Whether reading from a loader takes nothing away from who reads it next."""
+    return isinstance(loader, Sequence) or _can_be_rebuilt(loader)
+
+
 def _can_be_rebuilt(loader: Any) -> bool:
     return (
         isinstance(loader, DataLoader)

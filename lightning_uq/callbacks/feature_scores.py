@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_uq.callbacks._features import FeatureReader
-from lightning_uq.callbacks._loaders import exact_loader
+from lightning_uq.callbacks._loaders import can_be_reread, exact_loader
 from lightning_uq.callbacks._running import PredictFn, UnpackBatch, evaluating, gather_rows, to_device, together
 from lightning_uq.callbacks.post_training import PostTrainingCallback, Weights
 from lightning_uq.errors import InputError
@@ -132,6 +132,16 @@ class FeatureCallback(PostTrainingCallback):
         if trainer is not None and trainer.world_size > 1:
             rows = gather_rows(rows.to(trainer.strategy.root_device), trainer).cpu()
         return rows.transpose(0, 1).contiguous()
+
+    def try_fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
+        """Look at the first batch, unless the loader is one whose batches the training would then lack."""
+        if can_be_reread(loader):
+            super().try_fit(trainer, pl_module, loader)
+
+    def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
+        """Look for the features."""
+        self.features(model, batch, trainer)
+        self.features.reset()
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Know the layer again that was fitted on, or that none was."""

@@ -15,6 +15,7 @@ from lightning_uq.callbacks.post_training import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
+from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
@@ -249,7 +250,7 @@ class _Ours(nn.Module):
         # Without an index all members run, whose numbers would have to be read from the device.
         logits: Tensor = network(x) if isinstance(network, EnsembleNetwork) else network(x, self.index)
         if self.features and isinstance(network, DropoutNetwork):
-            network.network(x)  # once more without masks: what is caught last is what the density is of
+            call_network(network.network, x)  # once more without masks: what is caught last is what the density is of
         prediction = self.model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
         return prediction.log_probs.unsqueeze(0) if isinstance(prediction, DirichletPrediction) else logits
 
@@ -264,5 +265,5 @@ class _Foreign(nn.Module):
         self.read = OutputReader(output)
 
     def forward(self, x: Any) -> Tensor:
-        logits = self.read(self.model(x) if self.predict_fn is None else self.predict_fn(self.model, x))
+        logits = self.read(call_network(self.model, x) if self.predict_fn is None else self.predict_fn(self.model, x))
         return logits if logits.ndim == 3 else logits.unsqueeze(0)

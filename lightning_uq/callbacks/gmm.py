@@ -125,6 +125,12 @@ class FitGMM(FeatureCallback):
             self._reduce(statistics, members, classes, D, trainer)
         return self._fit_statistics(statistics)
 
+    def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
+        """Look for labels, logits and features."""
+        class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
+        self.logits(model, batch, trainer)
+        super().check_batch(model, batch, trainer)
+
     def fit_features(self, features: Tensor, labels: Tensor, num_classes: int | None = None) -> "FitGMM":
         """Fit features [N, D], or [M, N, D] of an ensemble's members, with labels [N] that are in memory.
 

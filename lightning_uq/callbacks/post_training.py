@@ -25,6 +25,7 @@ from lightning_uq.callbacks._running import (
     UnpackBatch,
     evaluating,
     is_uncertainty_module,
+    to_device,
 )
 from lightning_uq.checkpoint_files import check_plain, finish_writing, read_checkpoint, reading, write_checkpoint
 from lightning_uq.errors import InputError, NotFittedError
@@ -109,6 +110,9 @@ class PostTrainingCallback(Callback, ABC):
     def attaching(self, model: nn.Module) -> Iterator[Callable[[Prediction], Prediction]]:
         """A context around one call of the model; what it yields then adds what was fitted to the prediction."""
         yield lambda prediction: prediction
+
+    def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:  # optional
+        """Raise, before the training, what :meth:`fit_tensors` would raise after it, as far as one batch tells."""
 
     # ------------------------------------------------------------------ state
 
@@ -211,9 +215,23 @@ class PostTrainingCallback(Callback, ABC):
                     f"{type(self).__name__} stands before {type(later).__name__} in the Trainer's callbacks, so it would be "
                     "fitted on weights that are not yet averaged. Swap them."
                 )
-        check_loader(self._fitting_loader(trainer), "argument `dataloader`")
+        loader = self._fitting_loader(trainer)
+        check_loader(loader, "argument `dataloader`")
+        self.try_fit(trainer, pl_module, loader)
         if self.weights == "best" and any(c.monitor for c in _model_checkpoints(trainer)):
             check_plain(dict(pl_module.hparams), f"the hyper-parameters of {type(pl_module).__name__}", _WHY_PLAIN)
+
+    def try_fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
+        """Look at the first batch; eagerly, since nothing is compiled yet.
+
+        Raises:
+            InputError: There is none, or :meth:`check_batch` says so.
+        """
+        with evaluating(pl_module, trainer, fitting=True), torch.compiler.set_stance("force_eager"):
+            for batch in exact_loader(loader, name="argument `dataloader`", limit=1):
+                self.check_batch(pl_module, to_device(batch, pl_module, trainer), trainer)
+                return
+        raise InputError(f"Expected {type(self).__name__}'s fitting data to hold samples, but it is empty.")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit while the strategy still stands: in ``on_fit_end`` the module is already back on the CPU."""

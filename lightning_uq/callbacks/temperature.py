@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_uq.callbacks._classification import class_labels, class_logits, gather_logits, mean_alone
-from lightning_uq.callbacks._loaders import exact_loader
 from lightning_uq.callbacks._running import (
     PredictFn,
     UnpackBatch,
@@ -88,16 +86,15 @@ class Calibration(PostTrainingCallback):
         return limit
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for labels before the training rather than after it."""
-        super().on_fit_start(trainer, pl_module)
+        """Refuse what has no classes."""
         if is_uncertainty_module(pl_module) and getattr(pl_module, "task", None) == "regression":
             raise InputError(f"Expected a classifier for {type(self).__name__}, but got task='regression'.")
-        loader = exact_loader(self._fitting_loader(trainer), name="argument `dataloader`", limit=1)
-        with isolate_rng():
-            for batch in loader:
-                self._labels(pl_module, batch)
-                return
-        raise InputError(f"Expected {type(self).__name__}'s fitting data to hold samples, but it is empty.")
+        super().on_fit_start(trainer, pl_module)
+
+    def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
+        """Look for labels and logits."""
+        self._labels(model, batch)
+        class_logits(self.logits, model, batch, trainer, of_members=self.of_members)
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """Logits of all rows, from all ranks, in float64."""

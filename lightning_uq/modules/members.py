@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.modules.member_optimization import MemberOptimization, check_member, maps_one_input, overrides
 from lightning_uq.modules.streams import RandomStream, from_plain, to_plain
+from lightning_uq.networks._calling import takes_by_name
 
 # What the first member answers for all: where the data come from, and what happens to a batch before the device.
 _ANSWERED_BY_FIRST = (
@@ -231,12 +232,13 @@ def call_step(step: Callable[..., Any], *arguments: Any) -> Any:
 
 def misfit_of(member: LightningModule, batch: Any, unpack_batch: Callable[[Any], Any], task: str) -> str | None:
     """Why metrics of the ensemble cannot score a batch of this member's, or None where they can."""
-    if not maps_one_input(member):
-        return f"{type(member).__name__}.forward does not map one input to an output"
     try:
-        _, y = unpack_batch(batch)
+        x, y = unpack_batch(batch)
     except InputError:
         return "the batches are no pairs (x, y); override `unpack_batch` to say what they hold"
+    by_name = overrides(member, "forward") and takes_by_name(member, x)
+    if not by_name and not maps_one_input(member):
+        return f"{type(member).__name__}.forward does not map one input to an output"
     if not isinstance(y, Tensor) or not y.ndim:
         return "the batches hold no target"
     if task == "regression":

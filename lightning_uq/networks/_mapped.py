@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_uq.errors import UnsupportedError
 from lightning_uq.networks._alike import label
+from lightning_uq.networks._calling import takes_by_name
 from lightning_uq.networks.output import OutputReader
 from lightning_uq.networks.stacked import ELEMENTWISE_MODULES, own_name, trace
 
@@ -33,9 +34,11 @@ def call_mapped(
     Raises:
         UnsupportedError: ``torch.vmap`` cannot map what the network does.
     """
+    by_name = takes_by_name(network, x)
 
     def call_one(tensors: dict[str, Tensor], x: Any) -> Tensor:
-        return reader(torch.func.functional_call(network, tensors, (x,)))
+        args, kwargs = ((), x) if by_name else ((x,), {})
+        return reader(torch.func.functional_call(network, tensors, args, dict(kwargs)))
 
     device = next(iter(tensors.values())).device.type
     autocast = _AutocastInVmap(device) if torch.is_autocast_enabled(device) else contextlib.nullcontext()

@@ -1,5 +1,6 @@
 """MC-dropout as an epistemic network: the index is a seed, and the masks are a function of it."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.indexers import SeedIndexer
 from lightning_uq.networks.output import Output
@@ -79,6 +81,8 @@ class DropoutNetwork(EpistemicNetwork):
         """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the seeds ``index`` [Z]."""
         if index.ndim != 1 or index.is_floating_point():
             raise InputError(f"Expected argument `index` to be seeds [Z], integers, but got {list(index.shape)}.")
+        if isinstance(x, Mapping):
+            x = dict(x)  # of a class of its own, as a tokenizer gives, it is no nest to torch
         if self.training or torch.compiler.is_compiling():
             return self._run(x, index)
         return torch.cat([self._run(x, part) for part in torch.split(index, _indices_at_once(x))])
@@ -103,7 +107,7 @@ class DropoutNetwork(EpistemicNetwork):
         try:
             for module in switched:  # its own mask would be drawn for nothing
                 module.training = False
-            output = self.read_output(self.network(repeated))
+            output = self.read_output(call_network(self.network, repeated))
         finally:
             self._active = None
             for module in switched:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.networks._calling import call_network
 
 OUTPUT = "<output>"
 """Among the layers of :class:`FeatureTap`: the network's own output."""
@@ -167,11 +168,11 @@ class FeatureTap:
             if name != OUTPUT:
                 submodule(network, name, "feature_layers").register_forward_pre_hook(_Catch(self, name))
 
-    def run(self, network: nn.Module, *args: Any) -> tuple[Any, list[Tensor]]:
+    def run(self, network: nn.Module, x: Any) -> tuple[Any, list[Tensor]]:
         """The network's output, and the layers' inputs [B, D], in order."""
         self.caught = {}
         try:
-            output = network(*args)
+            output = call_network(network, x)
             caught = self.caught
         finally:
             self.caught = None

@@ -93,9 +93,9 @@ def test_it_fits_in_evaluation_mode_and_puts_everything_back(make_trainer):
     trainer = make_trainer(callbacks=[gmm], num_sanity_val_steps=0)
     trainer.fit(module, loader())
     assert_same_fit(gmm, reference(module.state_dict(), gmm))
-    training_calls = 6  # batches of the epoch
-    assert module.modes[:training_calls] == [True] * training_calls
-    assert set(module.modes[training_calls:]) == {False}
+    first = module.modes.index(True)  # before it, one batch is looked at
+    assert module.modes[first : first + 6] == [True] * 6  # batches of the epoch
+    assert not any(module.modes[:first] + module.modes[first + 6 :])
     assert all(m.training for m in module.modules())
 
 

@@ -1,0 +1,62 @@
+"""How a network is called with a batch's input: a tensor, a nest of them, or its arguments by name."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_uq.errors import InputError
+
+
+def call_network(network: nn.Module, x: Any) -> Any:
+    """``network(x)``, or ``network(**x)`` for a mapping whose keys are arguments of its ``forward``, as Hugging Face's take.
+
+    Raises:
+        InputError: ``forward`` does not take one input.
+
+    Example:
+        >>> call_network(nn.Bilinear(2, 3, 4), {"input1": torch.zeros(5, 2), "input2": torch.zeros(5, 3)}).shape
+        torch.Size([5, 4])
+    """
+    if takes_by_name(network, x):
+        return network(**x)
+    if torch.compiler.is_compiling():
+        return network(x)
+    try:
+        return network(x)
+    except TypeError as error:
+        reason = _refusal(network, x)
+        if reason is None:
+            raise
+        raise InputError(
+            f"Expected `forward` of {type(network).__name__} to take a batch's input alone, but {reason}. Let `unpack_batch` "
+            "return the input as a mapping from the names of these arguments, or pass argument `predict_fn` to a callback."
+        ) from error
+
+
+def takes_by_name(network: nn.Module, x: Any) -> bool:
+    """Whether ``x`` is a mapping whose keys are arguments of the network's ``forward``."""
+    if not isinstance(x, Mapping) or not all(isinstance(key, str) for key in x):
+        return False
+    return _signature(network) is not None and _refusal(network, **x) is None
+
+
+def _refusal(network: nn.Module, *args: Any, **kwargs: Any) -> str | None:
+    """Why ``forward`` cannot be called so, or None where it can, or where it does not say."""
+    signature = _signature(network)
+    try:
+        if signature is not None:
+            signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return f"it has {error}"
+    return None
+
+
+def _signature(network: nn.Module) -> inspect.Signature | None:
+    # An optimized module is asked for the one inside; a scripted one has no signature.
+    try:
+        return inspect.signature(getattr(network, "_orig_mod", network).forward)
+    except (TypeError, ValueError):
+        return None
