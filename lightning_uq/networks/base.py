@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.output import Output, OutputReader
 
 
@@ -80,5 +81,5 @@ class DeterministicNetwork(EpistemicNetwork):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, ...]: one pass, repeated over the index without a copy."""
-        output = self.read_output(self.network(x))
+        output = self.read_output(call_network(self.network, x))
         return output.unsqueeze(0).expand(len(index), *output.shape)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks._alike import check_alike, named_tensors, skeleton
+from lightning_uq.networks._calling import call_network
 from lightning_uq.networks._mapped import call_mapped, check_mappable
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.output import Output, OutputReader
@@ -135,7 +136,7 @@ class EnsembleNetwork(EpistemicNetwork):
     def _run(self, x: Any, which: Sequence[int] | None) -> Tensor:
         """Outputs of the members ``which`` (ascending, distinct), or of all."""
         members = self.members if which is None else [self.members[i] for i in which]
-        return torch.stack([self.read_output(member(x)) for member in members])
+        return torch.stack([self.read_output(call_network(member, x)) for member in members])
 
     def _run_each(self, xs: Tensor) -> Tensor:
         return torch.stack([self.read_output(member(x)) for member, x in zip(self.members, xs, strict=True)])

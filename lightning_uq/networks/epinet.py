@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
 from lightning_uq.networks.indexers import GaussianIndexer
@@ -419,7 +420,9 @@ class EpinetNetwork(EpistemicNetwork):
         self.base.eval()
         try:
             if self.tap is None:
-                self.tap = FeatureTap(self.base, [last_linear(self.base, lambda: self.base(x), "feature_layers")])
+                self.tap = FeatureTap(
+                    self.base, [last_linear(self.base, lambda: call_network(self.base, x), "feature_layers")]
+                )
             with torch.no_grad():
                 base, features = self._base(x)
         finally:
