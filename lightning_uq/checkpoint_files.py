@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,8 @@ def read_file(path: str | Path, expected: str = _EXPECTED) -> Any:
     Raises:
         InputError: It is missing, damaged or something else, or holds other objects than weights and plain data.
     """
-    with reading(path, expected):
+    with reading(path, expected), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a file that is no pickle
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -47,9 +49,10 @@ def _reason(error: Exception) -> str:
     # torch's own words recommend `weights_only=False`.
     if (refused := re.search(r"GLOBAL (\S+)", text)) is not None:
         return f"it holds {refused[1]}, which is neither weights nor plain data; nothing in it was run."
-    if text.startswith("Weights only load failed"):
-        return "it is no file of torch's, or a damaged one."
-    return text.partition("\n")[0] or type(error).__name__
+    if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
+        return f"{error.strerror}."
+    told = "" if text.startswith("Weights only load failed") else text.partition("\n")[0][:100]
+    return f"it is damaged, or no file that torch wrote ({type(error).__name__}{told and ': '}{told})."
 
 
 def read_checkpoint(path: str | Path, expected: str = _EXPECTED) -> dict[str, Any]:

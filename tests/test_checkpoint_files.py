@@ -1,0 +1,228 @@
+"""Reading checkpoint files as plain data, and writing them whole."""
+
+import errno
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from torch import nn
+
+from lightning_uq import AtomicCheckpointIO, FitGMM, InputError
+from lightning_uq.callbacks.post_training import fitted_states
+from lightning_uq.checkpoint_files import check_plain, read_checkpoint, read_file, read_weights, replacing
+from tests.contract.cases import UsersModule, loader
+
+STATE = {"state_dict": {"weight": torch.ones(2)}}
+
+
+class Harmful:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def refused(path, content):
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(InputError) as caught:
+        read_file(path)
+    return str(caught.value)
+
+
+def test_other_objects_are_refused_by_name_and_nothing_is_run(tmp_path):
+    path, ran = tmp_path / "a.ckpt", tmp_path / "ran"
+    message = refused(path, {**STATE, "x": Harmful(ran)})
+    assert message == (
+        f"Expected argument `path` to name a checkpoint, but {path} cannot be read: it holds {os.mkdir.__module__}.mkdir, which "
+        "is neither weights nor plain data; nothing in it was run."
+    )
+    assert not ran.exists()
+    assert "it holds pathlib" in refused(path, {**STATE, "x": tmp_path})
+    assert "it holds torch.nn.modules.linear.Linear" in refused(path, {**STATE, "x": nn.Linear(1, 1)})
+    torch.load(path, weights_only=False)  # it was no other fault
+    assert "weights_only" not in message
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = tmp_path / "a.ckpt"
+    torch.save(STATE, path)
+    whole = path.read_bytes()
+    for content in (b"not a checkpoint", b"", whole[: len(whole) // 2], whole[:-1]):
+        assert "cannot be read: it is damaged, or no file that torch wrote (" in refused(path, content)
+    path.unlink()
+    for nothing in (path, tmp_path):
+        with pytest.raises(InputError, match="cannot be read: .*No such file|Is a directory"):
+            read_file(nothing)
+    with pytest.raises(InputError, match="^Expected argument `x` to be good, but .*a.ckpt cannot be read"):
+        read_file(path, "argument `x` to be good")
+
+
+def test_what_holds_no_weights(tmp_path):
+    path = tmp_path / "a.ckpt"
+    for content in ([1], {"weight": torch.ones(1)}, {"state_dict": 3}):
+        torch.save(content, path)
+        with pytest.raises(InputError, match="holds no `state_dict`"):
+            read_checkpoint(path)
+    for content in ([1], {"epoch": 3}, {"state_dict": {}}):
+        torch.save(content, path)
+        with pytest.raises(InputError, match="to hold a state dict, alone or under `state_dict`"):
+            read_weights(path)
+    torch.save(STATE["state_dict"], path)
+    assert torch.equal(read_weights(path)[0]["weight"], torch.ones(2))
+
+
+def test_an_error_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "a.ckpt"
+    path.write_text("old")
+
+    def interrupted():
+        with replacing(path) as partial:
+            partial.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    with replacing(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------------- under a Trainer
+
+
+def fit(make_trainer, tmp_path, module=None, **kwargs):
+    gmm, best = FitGMM(), ModelCheckpoint(tmp_path, filename="best", monitor="val_loss")
+    trainer = make_trainer(max_epochs=2, callbacks=[best, gmm], enable_checkpointing=True, **kwargs)
+    trainer.fit(
+        UsersModule() if module is None else module, loader("classification", 40), loader("classification", 21, 1)
+    )
+    return gmm, trainer
+
+
+class Slow(TorchCheckpointIO):
+    """Takes its time, so that a thread that writes is still at it when the training ends."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        time.sleep(0.2)
+        torch.save(checkpoint, path)
+
+
+class Full(TorchCheckpointIO):
+    """The disk has no room for a ``-uq.ckpt``."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        if "lightning_uq_written_by" in checkpoint:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        torch.save(checkpoint, path)
+
+
+def test_checkpoints_that_another_thread_writes_are_waited_for(make_trainer, tmp_path):
+    gmm, _ = fit(make_trainer, tmp_path, plugins=[AsyncCheckpointIO(Slow())])
+    assert Path(gmm.uq_ckpt_path).name == "best-uq.ckpt"
+    assert fitted_states(gmm.uq_ckpt_path).keys() == {"FitGMM"}
+    best, written = (read_checkpoint(tmp_path / name)["state_dict"] for name in ("best.ckpt", "best-uq.ckpt"))
+    assert all(torch.equal(written[name], best[name]) for name in best)
+
+
+def test_a_full_disk_leaves_no_half_file(make_trainer, tmp_path):
+    with pytest.raises(OSError, match="No space left"):
+        fit(make_trainer, tmp_path, plugins=[Full()])
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+class Configured(UsersModule):
+    def __init__(self, where=None, inner=None):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+@pytest.mark.filterwarnings("ignore:.*is an instance of `nn.Module`")
+@pytest.mark.parametrize(
+    ("given", "name", "kind"),
+    [
+        ({"where": Path("x")}, "where", "pathlib"),
+        ({"inner": nn.Linear(1, 1)}, "inner", "torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_hyper_parameters_that_cannot_be_read_back_are_named_before_the_training(
+    make_trainer, tmp_path, given, name, kind
+):
+    with pytest.raises(InputError) as caught:
+        fit(make_trainer, tmp_path, Configured(**given))
+    text = str(caught.value)
+    assert f"hyper-parameters of Configured to be plain data, but `{name}` holds a {kind}" in text
+    assert f"save_hyperparameters(ignore=['{name}'])" in text
+    assert not list(tmp_path.iterdir())
+    # Nothing is read back where the last weights are fitted on.
+    gmm = FitGMM(weights="last")
+    make_trainer(callbacks=[gmm]).fit(
+        Configured(**given), loader("classification", 40), loader("classification", 21, 1)
+    )
+    assert gmm.fitted
+
+
+def test_what_is_plain():
+    check_plain({"a": 1, "b": None, "c": {"d": [torch.ones(1), "x", (2.0,)]}}, "it", "so")
+    with pytest.raises(InputError, match="Expected it to be plain data, but `f` holds a builtins.function, and so"):
+        check_plain({"f": lambda: 1}, "it", "so")
+
+
+# ---------------------------------------------------------------------- killed on another file system
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+def test_the_plugin_is_whole_where_temporary_files_lie_on_another_file_system(make_trainer, tmp_path, monkeypatch):
+    from tests.contract.killing import die, dies
+
+    def other_file_system(source, target, *args, **kwargs):
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+
+    def half(source, target, **kwargs):
+        Path(target).write_bytes(Path(source).read_bytes()[:100])
+        die()
+
+    def previous_survives(name, plugins):
+        path = tmp_path / name
+        trainer = make_trainer(plugins=plugins)
+        trainer.fit(UsersModule(), loader("classification", 40), loader("classification", 21, 1))
+        trainer.save_checkpoint(path)
+
+        def write():
+            os.rename = other_file_system
+            shutil.copyfile = half
+            torch.save = lambda content, file: (
+                (Path(file).write_bytes(b"half"), die()) if plugins else save(content, file)
+            )
+            trainer.save_checkpoint(path)
+
+        save = torch.save
+        assert dies(write)
+        return path.stat().st_size > 100
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert previous_survives("ours.ckpt", [AtomicCheckpointIO()])
+    # The fault that the plugin is for. Should this fail, Lightning has mended it.
+    assert not previous_survives("lightnings.ckpt", [])
+
+
+def test_the_plugin_saves_and_loads(make_trainer, tmp_path):
+    gmm, trainer = fit(make_trainer, tmp_path, plugins=[AtomicCheckpointIO()])
+    trainer.save_checkpoint(tmp_path / "new" / "folder" / "a.ckpt")
+    read_checkpoint(tmp_path / "new" / "folder" / "a.ckpt")
+    assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "best-uq.ckpt", "new"}
+    trainer.test(UsersModule(), loader("classification", 21), ckpt_path="best", verbose=False)
+    assert gmm.fitted
