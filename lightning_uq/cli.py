@@ -1,16 +1,20 @@
-"""The command line: ``lightning-uq compare`` and ``evaluate``, and LightningCLI's ``fit``, ``validate``, ``test`` and ``predict``."""
+"""The command line: ``lightning-uq compare``, ``evaluate`` and ``bandit``, and LightningCLI's ``fit``, ``validate``, ``test`` and ``predict``."""
 
 import argparse
 import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import lightning_uq
 from lightning_uq.errors import MissingExtraError, UQError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DEBUG = "LIGHTNING_UQ_DEBUG"
 
@@ -22,6 +26,7 @@ Uncertainty quantification for PyTorch Lightning.
 commands:
   compare    train and evaluate uncertainty methods side by side on one data set
   evaluate   accuracy, calibration and detection of trained checkpoints, over runs: --run FILE.ckpt --data digits --ood 8,9
+  bandit     regret of uncertainty methods that act on what they know: Thompson sampling, on problems of the testbed
   fit        train a module: --config FILE.yaml
   validate   one validation epoch: --config FILE.yaml --ckpt_path FILE.ckpt
   test       one test epoch: --config FILE.yaml --ckpt_path FILE.ckpt
@@ -69,10 +74,12 @@ def _run(arguments: list[str], *, from_process: bool) -> int:
         return _compare(arguments[1:])
     if command == "evaluate":
         return _evaluate(arguments[1:])
+    if command == "bandit":
+        return _bandit(arguments[1:])
     if command in ("fit", "validate", "test", "predict"):
         return _lightning(arguments, from_process=from_process)
     raise UsageError(
-        f"unknown command {command!r}: choose from compare, evaluate, fit, validate, test, predict (see --help)"
+        f"unknown command {command!r}: choose from compare, evaluate, bandit, fit, validate, test, predict (see --help)"
     )
 
 
@@ -154,14 +161,10 @@ def _compare_parser() -> _Parser:
 
 def _compare(arguments: list[str]) -> int:
     parsed = _compare_parser().parse_args(arguments)
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise _missing_extra("rich") from error
+    console = _console()
     from lightning_uq.compare import Configuration, Recipe, compare, write
     from lightning_uq.compare.terminal import TerminalProgress
-    from lightning_uq.report import print_table, writable_directory
-    from lightning_uq.report.plots import new_figure
+    from lightning_uq.report import print_table
 
     recipe = Recipe() if parsed.max_epochs is None else Recipe(max_epochs=parsed.max_epochs)
     configuration = Configuration(
@@ -174,28 +177,47 @@ def _compare(arguments: list[str]) -> int:
         recipe,
         parsed.problem,
     )
-    # What would fail at the end fails now: a missing matplotlib, a directory that cannot be written to.
-    new_figure(1, 1)
-    made = [path for path in (parsed.out, *parsed.out.parents) if not path.exists()]
-    writable_directory(parsed.out)
-    try:
-        with TerminalProgress(Console(stderr=True)) as progress:
+    with _output_directory(parsed.out):
+        with TerminalProgress(_console(stderr=True)) as progress:
             comparison = compare(configuration, progress)
         files = write(comparison, parsed.out)
-    except BaseException:
-        for path in made:
-            if not any(path.iterdir()):
-                path.rmdir()
-        raise
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 120  # a file or a pipe has no width; rich would take 80
     print_table(comparison.rows, console)
     figures = sum(name.endswith(".png") for name in files)
     console.print(
         f"Wrote results.json, report.html and {figures} figures to {parsed.out}", highlight=False, soft_wrap=True
     )
     return 0
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    """Where tables go, or progress."""
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise _missing_extra("rich") from error
+    console = Console(stderr=stderr)
+    if not stderr and not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120  # a file or a pipe has no width; rich would take 80
+    return console
+
+
+@contextmanager
+def _output_directory(path: Path) -> Iterator[None]:
+    """The directory to write figures and results to, which is gone again where nothing came to be written."""
+    from lightning_uq.report import writable_directory
+    from lightning_uq.report.plots import new_figure
+
+    # What would fail at the end fails now: a missing matplotlib, a directory that cannot be written to.
+    new_figure(1, 1)
+    made = [directory for directory in (path, *path.parents) if not directory.exists()]
+    writable_directory(path)
+    try:
+        yield
+    except BaseException:
+        for directory in made:
+            if not any(directory.iterdir()):
+                directory.rmdir()
+        raise
 
 
 def _missing_extra(module: str) -> MissingExtraError:
@@ -317,6 +339,55 @@ def _regularization(text: str) -> str | float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected oas, ddu or a number, but got {text!r}") from None
+
+
+# ---------------------------------------------------------------------- bandit
+
+
+def _bandit_parser() -> _Parser:
+    parser = _Parser(
+        prog="lightning-uq bandit",
+        description="Let the Neural Testbed's agents play bandits by Thompson sampling, all the same ones: at each step an agent "
+        "takes what is best under one hypothesis, and learns from the reward. Print each one's regret, and write results.json "
+        "and regret.png.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--methods",
+        type=_names,
+        metavar="NAMES",
+        help="such as epinet,softmax (default: epinet,ensemble_prior,ensemble,dropout,softmax,uniform, of which the last takes "
+        "any action; also hypermodel)",
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="number of problems, one a seed (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
+    parser.add_argument("--steps", type=int, default=1000, help="actions of a run (default 1000)")
+    parser.add_argument("--input-dim", type=int, default=2, metavar="D", help="dimension of an action (default 2)")
+    parser.add_argument("--num-actions", type=int, metavar="A", help="actions to choose among (default 50 D)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.1, metavar="T", help="how random rewards are (default 0.1)"
+    )
+    parser.add_argument("--fresh-actions", action="store_true", help="offer other actions at each step")
+    parser.add_argument("--out", type=Path, default=Path("runs/bandit"), help="where to write (default runs/bandit)")
+    return parser
+
+
+def _bandit(arguments: list[str]) -> int:
+    parsed = _bandit_parser().parse_args(arguments)
+    console = _console()
+    from lightning_uq.compare.bandit import COLUMNS, BanditConfiguration, play, write
+    from lightning_uq.compare.terminal import TerminalProgress
+    from lightning_uq.report.terminal import make_table
+
+    given = {name: value for name, value in vars(parsed).items() if name != "out"}
+    configuration = BanditConfiguration(**given)
+    with _output_directory(parsed.out):
+        with TerminalProgress(_console(stderr=True), "steps") as progress:
+            result = play(configuration, progress)
+        write(result, parsed.out)
+    console.print(make_table(result.rows(), COLUMNS))
+    console.print(f"Wrote results.json and regret.png to {parsed.out}", highlight=False, soft_wrap=True)
+    return 0
 
 
 # ---------------------------------------------------------------------- fit, validate, test, predict

@@ -88,7 +88,7 @@ def compare(configuration: Configuration, progress: Progress | None = None) -> C
     values: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     pooled = {name: Pooled() for name in chosen}
     num_hypotheses: dict[str, int | None] = {}
-    with _quiet(), _one_thread():
+    with _quiet(), one_thread():
         for seed in configuration.all_seeds:
             data = configuration.make_data(seed)
             setting = make_setting(configuration, data)
@@ -185,7 +185,8 @@ def make_setting(configuration: Configuration, data: ArrayDataModule) -> Setting
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """One thread of torch's, as many as there were afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

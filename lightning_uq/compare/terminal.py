@@ -14,16 +14,17 @@ class TerminalProgress(Progress):
 
     Args:
         console: Where to.
+        unit: What a training's length is counted in.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, unit: str = "epochs") -> None:
+        self._console, self._unit = console, unit
         self._bar = Bar(
             TextColumn("{task.description:<32}"),
             BarColumn(),
             TaskProgressColumn(),
             MofNCompleteColumn(),
-            TextColumn("epochs"),
+            TextColumn(unit),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -62,4 +63,4 @@ class TerminalProgress(Progress):
         self._bar.update(self._task, completed=self._trained * self._epochs)
         if self._bar.disable:
             count = f"{self._trained}/{self._trainings}"
-            self._console.print(f"{count} {self._name}: {epochs} epochs in {seconds:.1f} s", highlight=False)
+            self._console.print(f"{count} {self._name}: {epochs} {self._unit} in {seconds:.1f} s", highlight=False)

@@ -2,7 +2,14 @@
 
 from lightning_uq.report.files import writable_directory, write_files
 from lightning_uq.report.html import Report, Section, render_html
-from lightning_uq.report.plots import reliability_diagram, risk_coverage_figure, score_histogram, score_label, to_png
+from lightning_uq.report.plots import (
+    regret_figure,
+    reliability_diagram,
+    risk_coverage_figure,
+    score_histogram,
+    score_label,
+    to_png,
+)
 from lightning_uq.report.table import COLUMNS, RESULT_KEYS, Column, best_methods, cell, markdown_table, shown_columns
 from lightning_uq.report.terminal import print_table
 
@@ -16,6 +23,7 @@ __all__ = [
     "cell",
     "markdown_table",
     "print_table",
+    "regret_figure",
     "reliability_diagram",
     "render_html",
     "risk_coverage_figure",

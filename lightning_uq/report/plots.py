@@ -210,6 +210,43 @@ def risk_coverage_figure(curves: Mapping[str, tuple[Tensor, Tensor]]) -> "Figure
     return figure
 
 
+def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
+    """Regret up to each step: the mean over runs, in a band of one standard error to either side.
+
+    Args:
+        regret: For each method the cumulative regret of its runs [S, T].
+        title: Heading of the figure.
+
+    Raises:
+        InputError: No method, or one without a run.
+
+    Example:
+        >>> figure = regret_figure({"softmax": torch.tensor([[0.5, 0.7, 0.7], [0.1, 0.1, 0.2]])})
+        >>> figure.axes[0].get_ylabel()
+        'Cumulative regret'
+    """
+    if not regret or any(runs.ndim != 2 or not runs.numel() for runs in regret.values()):
+        raise InputError(
+            f"Expected argument `regret` to hold runs [S, T] of at least one method, but got "
+            f"{ {method: list(runs.shape) for method, runs in regret.items()} }."
+        )
+    figure = new_figure(7.2, 4.2)
+    axes = figure.subplots()
+    for i, (method, runs) in enumerate(regret.items()):
+        mean, step = runs.mean(0).numpy(), range(1, runs.shape[1] + 1)
+        style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": LINES[i // len(COLORS) % len(LINES)]}
+        axes.plot(step, mean, label=method, linewidth=1.8, **style)
+        if len(runs) > 1:
+            error = (runs.std(0) / len(runs) ** 0.5).numpy()
+            axes.fill_between(step, mean - error, mean + error, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="Step", ylabel="Cumulative regret", title=title)
+    axes.set_xlim(1, max(2, *(runs.shape[1] for runs in regret.values())))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    _plain([axes])
+    return figure
+
+
 def _wilson(share: Any, count: Any, z: float = 1.96) -> Any:
     """Distances [2, N] from a share of successes down and up to the ends of its Wilson interval."""
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
