@@ -385,10 +385,14 @@ class PostTrainingCallback(Callback, ABC):
             if trainer.world_size > 1:
                 self.load_state_dict(trainer.strategy.broadcast(self.state_dict()))
         else:
-            rank_zero_warn(
-                f"{type(self).__name__} was fitted on other weights than are now in memory, or not at all; it is fitted "
-                "again, from the same loader. To use the weights it was fitted on, pass `ckpt_path`."
-            )
+            name = type(self).__name__
+            if self._fingerprint is None:
+                rank_zero_info(f"{name} is fitted now, from argument `dataloader`, on the weights in memory.")
+            else:
+                rank_zero_warn(
+                    f"{name} was fitted on other weights than are now in memory; it is fitted again, from the same loader. To "
+                    "use the weights it was fitted on, pass `ckpt_path`."
+                )
             self._fit(trainer, pl_module, self._loader_for_refit())
         self._verified = True
 

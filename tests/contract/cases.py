@@ -47,6 +47,11 @@ AXES = {
     "memory": "ten rounds of train, test and predict: memory and open files stay flat",
     "unsupported": "FSDP and DeepSpeed are refused by name",
     "gpu": "16-mixed and bf16-mixed on a CUDA device",
+    "EnsembleModule": "a user's modules as members: trained, tested, read as one prediction, reloaded bare",
+    "EpinetModule": "an epinet around a user's module, or around the trained network inside it",
+    "FitGMM": "fitted on a user's module, and on an ensemble of them; its outputs are left alone",
+    "TemperatureScaling": "the same",
+    "OODDetection": "the same",
 }
 """What is tested, in the order of the published grid's columns."""
 

@@ -1,4 +1,4 @@
-"""Parametrises the suite over the list, and writes what came of it as a table."""
+"""Parametrises the suite over the lists, and writes what came of it as a table."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 
 from tests.contract.cases import AXES, CALLBACKS, CLASSIFIERS, FITTING, MODULES
+from tests.contract.users import USERS
 
-LISTS = {"module_case": MODULES, "classifier_case": CLASSIFIERS, "callback_case": CALLBACKS, "fitting_case": FITTING}
+LISTS = {
+    "module_case": MODULES,
+    "classifier_case": CLASSIFIERS,
+    "callback_case": CALLBACKS,
+    "fitting_case": FITTING,
+    "user_case": USERS,
+    "asking_case": [case for case in USERS if case.unpack_batch is not None],
+}
 
 
 def pytest_addoption(parser):
@@ -70,7 +78,7 @@ def grid(cells):
         (reason,) = {reason for _, reason in found}
         return f"no [^{notes.setdefault(reason, len(notes) + 1)}]"
 
-    for title, cases in (("Modules", MODULES), ("Callbacks", CALLBACKS)):
+    for title, cases in (("Modules", MODULES), ("Callbacks", CALLBACKS), ("Users' modules", USERS)):
         axes = [axis for axis in AXES if any((case.name, axis) in cells for case in cases)]
         lines += [f"## {title}", "", "| | " + " | ".join(axes) + " |", "|---" * (len(axes) + 1) + "|"]
         lines += [f"| {case.name} | " + " | ".join(cell(case, axis) for axis in axes) + " |" for case in cases]
