@@ -99,8 +99,13 @@ def register_method(
 
 
 def methods() -> dict[str, Method]:
-    """All registered methods by name, in the order of their files."""
+    """All registered methods by name: the softmax first, as what the others are compared with; then by file, modules first."""
     for room in ("lightning_uq.modules", "lightning_uq.callbacks"):
         for module in pkgutil.iter_modules(importlib.import_module(room).__path__, room + "."):
             importlib.import_module(module.name)
-    return dict(_METHODS)
+
+    def place(method: Method) -> tuple[bool, bool, str]:
+        file = method.build.__module__
+        return method.name != "softmax", ".callbacks." in file, file
+
+    return {method.name: method for method in sorted(_METHODS.values(), key=place)}
