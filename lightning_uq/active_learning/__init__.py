@@ -1,5 +1,6 @@
-"""Which unlabelled samples to label next."""
+"""Which unlabelled samples to label next, and which actions to take."""
 
+from lightning_uq.active_learning.bandit import Bandit, thompson_sampling
 from lightning_uq.active_learning.scores import ACQUISITION_SCORES, acquire, score, select
 
-__all__ = ["ACQUISITION_SCORES", "acquire", "score", "select"]
+__all__ = ["ACQUISITION_SCORES", "Bandit", "acquire", "score", "select", "thompson_sampling"]
