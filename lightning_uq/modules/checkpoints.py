@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.modules.base import UncertaintyModule, restore_argument
+from lightning_uq.networks.features import uncompiled
 
 # Lists of one entry a parameter group, in the state of a scheduler.
 _PER_GROUP = {
@@ -66,7 +67,8 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
     Raises:
         InputError: Names or shapes do not match.
     """
-    wanted = member.state_dict().keys()
+    own = {uncompiled(name): name for name in member.state_dict()}
+    wanted, state = own.keys(), {uncompiled(name): value for name, value in state.items()}
     # The network of a LightningModule lies below a name of its owner's, such as `model.`
     first = next(iter(wanted), "")
     for prefix in sorted({name[: -len(first)] for name in state if name.endswith(first)}, key=len):
@@ -80,7 +82,7 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
             f"{_some(foreign)}, which belong to something else."
         )
     try:
-        member.load_state_dict(state)
+        member.load_state_dict({own[name]: value for name, value in state.items()})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(

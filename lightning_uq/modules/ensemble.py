@@ -27,6 +27,7 @@ from lightning_uq.modules.building import (
     build_members,
     check_arguments,
     check_lightning_arguments,
+    expect_eval_mode,
     run_members,
 )
 from lightning_uq.modules.checkpoints import (
@@ -40,6 +41,7 @@ from lightning_uq.modules.members import MemberHooks, call_step, misfit_of
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output, OutputShapeError
+from lightning_uq.networks.priors import NetworkWithPrior
 from lightning_uq.registry import Setting, register_method
 
 _STATE = "lightning_uq_ensemble"
@@ -215,6 +217,8 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
             self._says_why = False
         if stage == "fit":
             self._check_averaging()
+            priors = [part.prior for part in self.network.modules() if isinstance(part, NetworkWithPrior)]
+            expect_eval_mode(sum(len(list(prior.modules())) for prior in priors))
         self.seed = self.trainer.strategy.broadcast(self.seed)
         super().setup(stage)
 

@@ -1,14 +1,12 @@
 """Epinets: joint predictions from one network, at the price of a small head."""
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -17,6 +15,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.modules.averages import averaged_copies
 from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, restore_argument
+from lightning_uq.modules.building import expect_eval_mode
 from lightning_uq.networks.epinet import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
@@ -257,9 +256,8 @@ class EpinetModule(UncertaintyModule):
             self.network.initialize(move_data_to_device(x, self.device))
             for average in averaged_copies(self.trainer):  # they were made before there was a head
                 average.network = copy.deepcopy(self.network).to(average.device)
-        if stage == "fit" and (count := self.network.num_frozen):
-            # Lightning warns of modules in eval mode; of others than these it still does.
-            warnings.filterwarnings("ignore", rf".*Found {count} module\(s\) in eval mode", PossibleUserWarning)
+        if stage == "fit":
+            expect_eval_mode(self.network.num_frozen)
 
     def on_train_start(self) -> None:
         """Track features, or not: a training that is resumed in mid-epoch hears no ``on_train_epoch_start`` of it."""

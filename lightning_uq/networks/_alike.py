@@ -77,6 +77,10 @@ def _check_exchangeable(network: nn.Module) -> None:
             raise UnsupportedError(f"{name!r} is a {type(tensor).__name__}, not a plain parameter or buffer")
     for name, module in network.named_modules():
         where = label(name, module)
+        if hasattr(module, "_orig_mod"):
+            raise UnsupportedError(
+                f"{where} is compiled; members that run at once are compiled as one, by `network.compile()`"
+            )
         for hooks in ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "load_state_dict_pre"):
             if getattr(module, f"_{hooks}_hooks"):
                 raise UnsupportedError(f"{where} has {hooks} hooks")

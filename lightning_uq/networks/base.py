@@ -1,12 +1,14 @@
 """The one idea of this package: every method is an epistemic network f(x, z)."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks._calling import call_network
+from lightning_uq.networks._compiled import take_compiled_names
 from lightning_uq.networks.output import Output, OutputReader
 
 
@@ -53,6 +55,10 @@ class EpistemicNetwork(nn.Module, ABC):
         if num_samples < 1:
             raise InputError(f"Expected argument `num_samples` to be at least 1, but got {num_samples}.")
         return self.sample_index(num_samples, torch.Generator().manual_seed(seed))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        take_compiled_names(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class DeterministicNetwork(EpistemicNetwork):

@@ -1,6 +1,8 @@
 """MC-dropout as an epistemic network: the index is a seed, and the masks are a function of it."""
 
 from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -87,7 +89,7 @@ class DropoutNetwork(EpistemicNetwork):
             return self._run(x, index)
         return torch.cat([self._run(x, part) for part in torch.split(index, _indices_at_once(x))])
 
-    def mask_of(self, index: Tensor, layer: int, shape: torch.Size, rate: float) -> Tensor:
+    def mask_of(self, index: Tensor, layer: int, shape: Sequence[int], rate: float) -> Tensor:
         """Which entries a dropout layer keeps: True with probability 1 - ``rate``, [Z, *shape].
 
         Args:
@@ -96,7 +98,8 @@ class DropoutNetwork(EpistemicNetwork):
             shape: Shape of one index's mask.
             rate: Probability of dropping.
         """
-        entries = torch.arange(shape.numel(), device=index.device).reshape(shape)
+        # Not a `torch.Size`, which would make the batch's size a constant of an exported graph.
+        entries = torch.arange(math.prod(shape), device=index.device).reshape(*shape)
         keys = _hash(_hash(index) ^ (layer + 1)).reshape(-1, *[1] * len(shape))
         return _hash(_hash(entries) ^ keys) >= round(rate * 2**32)
 
@@ -123,7 +126,7 @@ class DropoutNetwork(EpistemicNetwork):
         shape[0] = shape[0] // len(index) if self.mask == "per_example" else 1
         if isinstance(layer, _CHANNELWISE):
             shape[2:] = [1] * (x.ndim - 2)
-        kept = self.mask_of(index, number, torch.Size(shape), layer.p)
+        kept = self.mask_of(index, number, shape, layer.p)
         scale = 0.0 if layer.p == 1 else 1 / (1 - layer.p)
         masked = x.reshape(len(index), -1, *x.shape[1:]) * (kept * scale).to(x.dtype)
         return masked.reshape(x.shape)

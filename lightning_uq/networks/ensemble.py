@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks._alike import check_alike, named_tensors, skeleton
 from lightning_uq.networks._calling import call_network
+from lightning_uq.networks._compiled import take_compiled_names
 from lightning_uq.networks._mapped import call_mapped, check_mappable
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.output import Output, OutputReader
@@ -309,7 +310,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
 
     def _load_from_state_dict(
         self,
-        state_dict: Mapping[str, Any],
+        state_dict: dict[str, Any],
         prefix: str,
         local_metadata: Mapping[str, Any],
         strict: bool,
@@ -317,6 +318,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        take_compiled_names(self, state_dict, prefix)
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         assign = bool(local_metadata.get("assign_to_params_buffers", False))

@@ -412,11 +412,11 @@ class EpinetNetwork(EpistemicNetwork):
         """
         if self.is_initialized:
             return
-        modes = [(module, module.training) for module in self.base.modules()]
         with torch.inference_mode(False):  # the head outlives it, and a layer is found by gradients
             self._initialize(torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, x))
 
     def _initialize(self, x: Any) -> None:
+        modes = [(module, module.training) for module in self.base.modules()]
         self.base.eval()
         try:
             if self.tap is None:
@@ -489,7 +489,7 @@ class EpinetNetwork(EpistemicNetwork):
             self.epinet.to(like.device, like.dtype)
         self.train(self.training)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.epinet is None:
             layers = f"{prefix}epinet.learned.layers."
             last = len(self._head["hidden_sizes"])  # type: ignore[arg-type]
