@@ -223,7 +223,7 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
     Example:
         >>> figure = regret_figure({"softmax": torch.tensor([[0.5, 0.7, 0.7], [0.1, 0.1, 0.2]])})
         >>> figure.axes[0].get_ylabel()
-        'Cumulative regret'
+        'Cumulative regret (square-root scale)'
     """
     if not regret or any(runs.ndim != 2 or not runs.numel() for runs in regret.values()):
         raise InputError(
@@ -238,10 +238,16 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
         axes.plot(step, mean, label=method, linewidth=1.8, **style)
         if len(runs) > 1:
             error = (runs.std(0) / len(runs) ** 0.5).numpy()
-            axes.fill_between(step, mean - error, mean + error, color=style["color"], alpha=0.15, linewidth=0)
-    axes.set(xlabel="Step", ylabel="Cumulative regret", title=title)
+            axes.fill_between(step, (mean - error).clip(0), mean + error, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="Step", ylabel="Cumulative regret (square-root scale)", title=title)
     axes.set_xlim(1, max(2, *(runs.shape[1] for runs in regret.values())))
-    axes.set_ylim(bottom=0)
+    # Agents that learn are hundreds of times better than chance: on a linear scale they would be one line.
+    axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))
+    top = max(float(axes.dataLim.y1), 0.1)
+    ticks = [base * 10.0**power for power in range(-4, 9) for base in (1, 2, 5)]
+    axes.set_yticks([0, *(tick for tick in ticks if top / 250 <= tick <= top)])
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.set_ylim(0, 1.05 * top)
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     _plain([axes])
     return figure

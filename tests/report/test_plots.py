@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from lightning_uq.errors import InputError, MissingExtraError
 from lightning_uq.functional import bin_statistics
-from lightning_uq.report import reliability_diagram, risk_coverage_figure, score_histogram, to_png
+from lightning_uq.report import regret_figure, reliability_diagram, risk_coverage_figure, score_histogram, to_png
 from lightning_uq.report.plots import COLORS, LINES, score_label
 
 
@@ -167,3 +167,33 @@ def test_missing_matplotlib_names_the_extra(monkeypatch, predictions):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"extra `report`.*lightning-uq\[report\]"):
         reliability_diagram(*predictions)
+
+
+# ------------------------------------------------------------------ regret
+
+
+def test_regret_curves_are_means_in_bands_of_standard_errors():
+    runs = torch.tensor([[1.0, 2.0, 4.0], [3.0, 6.0, 6.0]])
+    figure = regret_figure({"a": runs, "b": runs[:1] / 100}, title="two")
+    (axes,) = figure.axes
+    a, b = axes.lines
+    np.testing.assert_allclose(a.get_ydata(), [2.0, 4.0, 5.0])
+    np.testing.assert_allclose(b.get_ydata(), [0.01, 0.02, 0.04])
+    assert a.get_xdata()[-1] == 3
+    (band,) = axes.collections  # one run has none
+    last = sorted({y for x, y in band.get_paths()[0].vertices if x == 3})
+    np.testing.assert_allclose([last[0], last[-1]], [4.0, 6.0], rtol=1e-6)  # 5 -+ sqrt(2) / sqrt(2)
+    assert axes.get_title() == "two"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    assert axes.get_yticks()[0] == 0
+
+
+@pytest.mark.parametrize("runs", [torch.zeros(2, 4), torch.zeros(1, 1), 1e6 * torch.ones(2, 3)])
+def test_regret_of_nothing_or_of_much_is_drawn(runs):
+    assert pixels(regret_figure({"a": runs})).shape[2] == 3
+
+
+@pytest.mark.parametrize("regret", [{}, {"a": torch.zeros(0, 3)}, {"a": torch.zeros(3)}])
+def test_no_regret_is_refused(regret):
+    with pytest.raises(InputError, match=r"`regret` to hold runs \[S, T\] of at least one method"):
+        regret_figure(regret)
