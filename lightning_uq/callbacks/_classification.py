@@ -18,10 +18,11 @@ def class_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) 
         InputError: It has none; the message begins with ``where``.
     """
     _, y = reader.unpack(model, batch)
-    if y is None or y.is_floating_point() or y.dtype == torch.bool:
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool:
+        came = "none" if y is None else f"targets of {y.dtype if isinstance(y, Tensor) else type(y).__name__}"
         raise InputError(
-            f"Expected {where} to hold class labels, but a batch has "
-            f"{'none' if y is None else f'targets of {y.dtype}'}. Pass argument `unpack_batch`, or a loader with `(x, y)`."
+            f"Expected {where} to hold class labels, but a batch has {came}. Pass argument `unpack_batch`, or a loader with "
+            "`(x, y)`."
         )
     return y
 

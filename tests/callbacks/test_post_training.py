@@ -615,3 +615,58 @@ def test_an_mlp_of_ours_is_hooked_at_its_last_layer():
     network = MLP(4, 2, hidden_sizes=(5,))
     tensors = FitGMM().fit(network, loader()).state_dict()["tensors"]
     assert tensors["0.mean"].shape == (2, 5)
+
+
+# ---------------------------------------------------------------------- what would fail after the training fails before it
+
+
+class Untouched(UsersModule):
+    on_after_batch_transfer = LightningModule.on_after_batch_transfer
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "message"),
+    [
+        ([(X, "ab")], {}, "FitGMM's fitting data to hold class labels, but a batch has targets of str"),
+        ([{"image": X, "label": Y}], {}, r"got keys \['image', 'label'\].*`unpack_batch=`"),
+        ([(X, X[:, 0])], {}, r"FitGMM's fitting data to hold class labels, but a batch has targets of torch.float32"),
+        ([(X, Y)], {"feature_layer": "nose"}, r"argument `feature_layer`.*got 'nose'"),
+        (
+            [(X, Y)],
+            {"predict_fn": lambda model, x: {"out": model(x)}},
+            r"a dict with keys \['out'\].*argument `output`",
+        ),
+        ([(X, Y)], {"predict_fn": lambda model, x: model(x).softmax(1)}, r"returned probabilities"),
+        ([], {}, "FitGMM's fitting data to hold samples, but it is empty"),
+    ],
+)
+def test_the_first_batch_is_looked_at_before_the_training(data, given, message, make_trainer):
+    module, trainer = Untouched(), make_trainer(callbacks=[FitGMM(dataloader=data, **given)])
+    with pytest.raises(InputError, match=message):
+        trainer.fit(module, loader())
+    assert trainer.global_step == 0
+    assert not any(module.modes)
+
+
+def test_a_loader_that_is_read_as_it_comes_is_left_to_the_training(make_trainer):
+    class Stream(torch.utils.data.IterableDataset):
+        read = 0
+
+        def __iter__(self):
+            for row in DATA:
+                Stream.read += 1
+                yield row
+
+    trainer = make_trainer(callbacks=[FitGMM()], limit_train_batches=2)
+    seen = []
+    module = UsersModule()
+    step = module.training_step
+    module.training_step = lambda batch, batch_idx: seen.append(Stream.read) or step(batch, batch_idx)
+    trainer.fit(module, DataLoader(Stream(), batch_size=8))
+    assert seen[0] <= 16  # a batch, and the one that Lightning fetches ahead
+
+
+def test_what_was_never_fitted_is_fitted_from_its_loader_without_a_warning(make_trainer):
+    module, gmm = UsersModule(), FitGMM(dataloader=loader())
+    make_trainer(callbacks=[gmm]).test(module, loader(), verbose=False)
+    assert_same_fit(gmm, reference(module.state_dict(), gmm))
