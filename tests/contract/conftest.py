@@ -35,8 +35,9 @@ def pytest_collection_modifyitems(items):
             continue
         (axis,) = marker.args
         assert axis in AXES, f"{item.nodeid} names an axis that the list lacks: {axis}"
-        for argument in (LISTS.keys() | {"spawned_case"}) & item.callspec.params.keys():
-            case = item.callspec.params[argument]
+        for case in item.callspec.params.values():
+            if not hasattr(case, "unsupported"):  # no case, but an argument
+                continue
             item.user_properties.append(("contract", [case.name, axis]))
             if axis in case.unsupported:
                 item.add_marker(pytest.mark.skip(reason=f"unsupported: {case.unsupported[axis]}"))
