@@ -224,19 +224,24 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
         >>> score("bald", torch.tensor([[[50.0, 0.0], [1.0, 1.0]], [[0.0, 50.0], [1.0, 1.0]]]))
         tensor([0.6931, 0.0000])
     """
-    if name not in ACQUISITION_SCORES:
-        raise InputError(f"Expected argument `name` to be one of {', '.join(ACQUISITION_SCORES)}, but got {name!r}.")
-    function = ACQUISITION_SCORES[name]
-    known = [option for option in inspect.signature(function).parameters if option not in ("logits", "labels")]
-    if not options.keys() <= set(known):
-        raise InputError(f"Expected options of {name!r} among {known}, but got {sorted(options)}.")
+    check_score(name, options)
     if name in LABELLED:
         if labels is None:
             raise InputError(f"Expected argument `labels` with the score {name!r}, but got None.")
         options["labels"] = labels
     if name == "bald" and isinstance(outputs, ClassProbabilities):
         return outputs.mutual_information
-    return function(_logits(name, outputs), **options)
+    return ACQUISITION_SCORES[name](_logits(name, outputs), **options)
+
+
+def check_score(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an unknown name, and options that the score does not take."""
+    if name not in ACQUISITION_SCORES:
+        raise InputError(f"Expected argument `name` to be one of {', '.join(ACQUISITION_SCORES)}, but got {name!r}.")
+    parameters = inspect.signature(ACQUISITION_SCORES[name]).parameters
+    known = [option for option in parameters if option not in ("logits", "labels")]
+    if not options.keys() <= set(known):
+        raise InputError(f"Expected options of {name!r} among {known}, but got {sorted(options)}.")
 
 
 def select(scores: Tensor, num: int) -> Tensor:
