@@ -1,8 +1,7 @@
 """MC-dropout as an epistemic network: the index is a seed, and the masks are a function of it."""
 
-from collections.abc import Mapping
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning_uq import callbacks, modules
 from lightning_uq.modules.base import UncertaintyModule
 from tests.contract.cases import AXES, CALLBACKS, MODULES
+from tests.contract.users import USERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "contract.md"
 
@@ -27,7 +28,7 @@ def test_every_callback_is_in_the_list():
 
 
 def test_names_are_told_apart():
-    names = [case.name for case in [*MODULES, *CALLBACKS]]
+    names = [case.name for case in [*MODULES, *CALLBACKS, *USERS]]
     assert len(set(names)) == len(names)
 
 
@@ -35,7 +36,7 @@ def test_the_published_grid_has_a_row_for_each_and_no_failure(request):
     if request.config.getoption("--grid", None):
         pytest.skip("the page is being written")
     text = PAGE.read_text()
-    for case in [*MODULES, *CALLBACKS]:
+    for case in [*MODULES, *CALLBACKS, *USERS]:
         assert f"| {case.name} |" in text, f"run `make contract`: {case.name} is not in {PAGE.name}"
     for axis in AXES:
         assert f"**{axis}**" in text
