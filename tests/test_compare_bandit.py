@@ -209,3 +209,25 @@ def test_a_written_result_is_whole(workplace):
     found = json.loads((workplace / "results.json").read_text())
     assert found["rows"][0]["regret"]["se"] is None
     assert found["curve_steps"] == [1]
+
+
+def test_help_lists_the_command_and_its_options(capsys):
+    assert main(["--help"]) == 0
+    assert "\n  bandit " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["bandit", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for option in (
+        "methods",
+        "seeds",
+        "seed",
+        "steps",
+        "input-dim",
+        "num-actions",
+        "temperature",
+        "fresh-actions",
+        "out",
+    ):
+        assert f"--{option} " in text
+    assert f"(default:{','.join(AGENTS)},of" in "".join(text.split())  # without the line breaks of a narrow terminal
