@@ -308,6 +308,19 @@ def polyadic_hundred(num_draws=6):
     return torch.from_numpy(problem["x_test_tau100"]), torch.from_numpy(problem["y_test_tau100"][..., 0]).long()
 
 
+def test_a_likelihood_that_is_no_number_is_told(path, tmp_path):
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    arrays["true_ll_tau10"][3] = np.nan
+    np.savez(tmp_path / "nan.npz", **arrays)
+    with pytest.warns(
+        UserWarning, match=r"Array true_ll_tau10 of .*nan.npz is not finite, so that kl_tau10 is not defined"
+    ):
+        values = divergences(DeterministicModule(nn.Linear(3, 2)), TestbedDataModule(str(tmp_path / "nan.npz")))
+    assert math.isnan(values["kl_tau10"])
+    assert math.isfinite(values["kl_tau1"])
+
+
 @pytest.mark.parametrize("rows", [40, 10**9])
 def test_above_ten_labels_hypotheses_are_sorted_into_cells(rows):
     x, y = polyadic_hundred()

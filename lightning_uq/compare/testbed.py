@@ -110,6 +110,11 @@ def divergences(module: LightningModule, data: TestbedDataModule, estimator: Est
     infinite = 0
     for tau in data.taus:
         draws = data.joint_draws(tau)
+        if not bool(draws.true_log_likelihood.isfinite().all()):
+            warnings.warn(
+                f"Array true_ll_tau{tau} of {data.path} is not finite, so that kl_tau{tau} is not defined.",
+                stacklevel=2,
+            )
         model = model_log_likelihood(module, draws.x, draws.y, estimator=estimator)
         estimate = kl_estimate(draws.true_log_likelihood, model)
         values[f"kl_tau{tau}"] = kl = float(estimate.mean)

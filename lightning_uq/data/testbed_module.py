@@ -53,7 +53,7 @@ class TestbedDataModule(ArrayDataModule):
         num_steps: Training batches an epoch.
 
     Raises:
-        InputError: The file cannot be read, an array is missing or holds what it must not; the message names both.
+        InputError: From ``setup`` on: the file cannot be read, an array is missing or holds what it must not; both are named.
 
     Example:
         >>> import tempfile
@@ -97,6 +97,8 @@ class TestbedDataModule(ArrayDataModule):
         self._check_dimension(f"x_test_tau{tau}", x_test, x.shape[1])
         # Of several labels that belong together only the first is a test sample of its own.
         parts = {"train": (x, y), "val": (x[:0], y[:0]), "test": (x_test[:, 0], y_test[:, 0]), "ood": (x[:0], y[:0])}
+        for tau in self.taus:  # what is wrong with them is told before the training, not after
+            self._read_draws(tau, x.shape[1])
         self._parts = {part: TensorDataset(*tensors) for part, tensors in parts.items()}
 
     @property
@@ -116,7 +118,7 @@ class TestbedDataModule(ArrayDataModule):
         if not found:
             raise InputError(
                 f"Expected {self.path} to be a testbed problem, with arrays such as x_test_tau1, y_test_tau1 and "
-                "true_ll_tau1, but it holds none."
+                f"true_ll_tau1 (or of {TAUS[1]} or {TAUS[2]} labels), but it holds none."
             )
         return tuple(tau for tau in TAUS if f"true_ll_tau{tau}" in found)
 
@@ -127,17 +129,7 @@ class TestbedDataModule(ArrayDataModule):
             InputError: The file has none, or they do not fit together.
         """
         self.setup()
-        names = (f"x_test_tau{tau}", f"y_test_tau{tau}", f"true_ll_tau{tau}")
-        arrays = read_npz(self.path, names)
-        x, y = self._labelled(arrays, *names[:2], ndim=3)
-        self._check_dimension(names[0], x, self.num_features)
-        log_likelihood = torch.from_numpy(arrays[names[2]])
-        if x.shape[1] != tau or log_likelihood.shape != x.shape[:1] or not log_likelihood.is_floating_point():
-            raise InputError(
-                f"Expected {self.path} to hold {names[0]} of shape [S, {tau}, d] and {names[2]} of shape [S], numbers, but "
-                f"got {list(x.shape)} and {list(log_likelihood.shape)}."
-            )
-        return JointDraws(x, y, log_likelihood)
+        return self._read_draws(tau, self.num_features)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """``num_steps`` batches of ``batch_size``, in an order that follows the seed."""
@@ -195,6 +187,19 @@ class TestbedDataModule(ArrayDataModule):
         if not bool(features.isfinite().all()):
             raise InputError(f"Expected array `{x_name}` of {self.path} to be finite, but it holds NaN or infinity.")
         return features, torch.from_numpy(y.astype(np.int64))
+
+    def _read_draws(self, tau: int, input_dim: int) -> JointDraws:
+        names = (f"x_test_tau{tau}", f"y_test_tau{tau}", f"true_ll_tau{tau}")
+        arrays = read_npz(self.path, names)
+        x, y = self._labelled(arrays, *names[:2], ndim=3)
+        self._check_dimension(names[0], x, input_dim)
+        log_likelihood = torch.from_numpy(arrays[names[2]])
+        if x.shape[1] != tau or log_likelihood.shape != x.shape[:1] or not log_likelihood.is_floating_point():
+            raise InputError(
+                f"Expected {self.path} to hold {names[0]} of shape [S, {tau}, d] and {names[2]} of shape [S], numbers, but "
+                f"got {list(x.shape)} and {list(log_likelihood.shape)}."
+            )
+        return JointDraws(x, y, log_likelihood)
 
     def _check_dimension(self, name: str, x: Tensor, input_dim: int) -> None:
         if x.shape[-1] != input_dim:

@@ -478,8 +478,6 @@ def test_files_that_do_not_hold_a_problem(write, changes, message):
     def read():
         data.setup()
         assert data.temperature > 0
-        for tau in data.taus:
-            data.joint_draws(tau)
 
     with pytest.raises(InputError, match=message):
         read()
