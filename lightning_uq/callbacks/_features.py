@@ -15,6 +15,7 @@ from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import input_of, last_linear, pooled, submodule
+from lightning_uq.networks.priors import NetworkWithPrior
 
 
 class FeatureReader:
@@ -101,10 +102,14 @@ class FeatureReader:
 
 
 def inner_networks(model: nn.Module) -> list[nn.Module]:
-    """The networks that have features of their own: an ensemble's members, our modules' network, or the model itself."""
+    """The networks that have features of their own: an ensemble's members, our modules' network, or the model itself.
+
+    Of a member with a random prior it is the part that is trained.
+    """
     network = model.network if is_uncertainty_module(model) else None
     if isinstance(network, EnsembleNetwork):
-        return [network.member(i) for i in range(network.num_indices)]
+        members = [network.member(i) for i in range(network.num_indices)]
+        return [member.network if isinstance(member, NetworkWithPrior) else member for member in members]
     if isinstance(network, DeterministicNetwork | DropoutNetwork):
         return [network.network]
     if network is None:

@@ -171,6 +171,22 @@ def test_the_relative_mahalanobis_row(compared, features):
     assert len({row["ood_auroc"]["mean"] for row in rows.values()}) == 3
 
 
+@pytest.mark.parametrize("execution", ["loop", "stacked"])
+def test_features_of_a_member_with_a_prior_are_those_of_its_trained_part(execution):
+    def network():
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    module = EnsembleModule(
+        network, 2, num_classes=3, seed=0, prior_network=network, prior_scale=1.0, execution=execution
+    ).eval()
+    x, y = torch.randn(90, 4), torch.arange(90) % 3
+    gmm = FitGMM().fit(module, [(x, y)])
+    features = torch.stack([hidden(module.network.member(i).network, x) for i in range(2)])
+    torch.testing.assert_close(
+        gmm.score(module, [x]), -FitGMM().fit_features(features, y).log_density(features), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_features_in_memory_give_what_a_loader_gives():
     network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     x = torch.randn(90, 4)

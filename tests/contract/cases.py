@@ -248,11 +248,13 @@ MODULES = [
     ModuleCase("Ensemble of a user's modules", partial(m.EnsembleModule, UsersModule, 3, seed=1, num_classes=CLASSES)),
 ]
 
+OWN_SCORES = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")
+
 CALLBACKS = [
     CallbackCase("FitGMM", partial(c.FitGMM)),
     CallbackCase("FitGMM, tied covariance", partial(c.FitGMM, covariance="tied", score="relative_mahalanobis")),
-    CallbackCase("FitKNN", partial(c.FitKNN, k=3)),
-    CallbackCase("FitViM", partial(c.FitViM, dim=2)),
+    CallbackCase("FitKNN", partial(c.FitKNN, k=3), unsupported=OWN_SCORES),
+    CallbackCase("FitViM", partial(c.FitViM, dim=2), unsupported=OWN_SCORES),
     CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val"),
     CallbackCase("VectorScaling", partial(c.VectorScaling), fits_on="val"),
     CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),

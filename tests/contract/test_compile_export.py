@@ -1,0 +1,297 @@
+"""A compiled network trains to the same numbers; what was trained leaves Python as one graph, and gives the same numbers."""
+
+import logging
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from lightning_uq import FitGMM, FitKNN, FitViM, TemperatureScaling, load_fitted
+from lightning_uq.callbacks._features import inner_networks
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.modules import DeterministicModule, EnsembleModule
+from lightning_uq.networks import EpistemicNetwork
+from tests.contract.cases import CLASSES, CLASSIFIERS, MODULES, UsersModule, loader, network, rows
+from tests.contract.running import TEST, TRAIN, VAL, run_all
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*no finite positive temperature"
+)  # of a network that has hardly learned
+KIND = "classification"
+X = rows(TEST, 2)[0]
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+BATCH = ({0: torch.export.Dim("batch")},)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+# ---------------------------------------------------------------------- torch.compile
+
+
+def compiled(factory, backend):
+    """What a factory makes, its network compiled; a user compiles what lies inside of the LightningModule."""
+    made = factory()
+    if isinstance(made, LightningModule):
+        made.net = torch.compile(made.net, backend=backend)
+        return made
+    return torch.compile(made, backend=backend)
+
+
+def with_compiled_network(case, backend):
+    """The case's module, built from a factory of compiled networks; or f(x, z) compiled, where it has no such network."""
+    factory, *rest = case.build.args
+    with torch.random.fork_rng():
+        whole = isinstance(factory(), EpistemicNetwork) or getattr(case.build().network, "is_stacked", False)
+    if whole:
+        return in_place(case.build(), backend)
+    return case.build.func(partial(compiled, factory, backend), *rest, **case.build.keywords)
+
+
+def in_place(module, backend):
+    """f(x, z) compiled as a whole, which leaves its names as they are."""
+    for part in module.network.modules():
+        if isinstance(part, EpistemicNetwork):
+            part.compile(backend=backend)
+    return module
+
+
+def trained(trainer, case, make):
+    torch.manual_seed(0)
+    return run_all(trainer, case, make())
+
+
+def assert_same_run(found, expected):
+    ours = {name.replace("_orig_mod.", ""): value for name, value in found["module"].state_dict().items()}
+    theirs = expected["module"].state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert_close(ours[name], value)
+    for part in ("validated", "tested"):
+        assert found[part] == pytest.approx(expected[part], rel=1e-5)
+    predicted = found["prediction"].to_dict()
+    for name, value in expected["prediction"].to_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert_close(predicted[name], value)
+
+
+@pytest.mark.axis("compile")
+def test_a_module_with_a_compiled_network(make_trainer, module_case, tmp_path):
+    counter, trainer = CompileCounterWithBackend("aot_eager"), make_trainer()
+    found = trained(trainer, module_case, lambda: with_compiled_network(module_case, counter))
+    assert_same_run(found, trained(make_trainer(), module_case, module_case.build))
+    assert counter.frame_count or module_case.name in WEIGHTS_ARE_MADE
+    # What one has learned, the other takes.
+    trainer.save_checkpoint(tmp_path / "compiled.ckpt", weights_only=True)
+    plain = module_case.build()
+    rows = loader(module_case.task, TEST, 2)
+    (tested,) = make_trainer().test(plain, rows, ckpt_path=tmp_path / "compiled.ckpt", weights_only=True, verbose=False)
+    assert tested == pytest.approx(found["tested"], rel=1e-5)
+    again = with_compiled_network(module_case, "eager")
+    again.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert_close(again.eval()(X), plain.eval()(X))
+
+
+WEIGHTS_ARE_MADE = {case.name for case in MODULES if case.name.startswith(("Hypermodel", "Bayes by backprop"))}
+"""Their network is called with weights that another made, past what was compiled of it."""
+
+
+@pytest.mark.slow
+@pytest.mark.axis("compile")
+def test_a_module_whose_f_is_compiled_as_a_whole(make_trainer, module_case):
+    counter = CompileCounterWithBackend("aot_eager")
+    found = trained(make_trainer(), module_case, lambda: in_place(module_case.build(), counter))
+    assert counter.frame_count or module_case.name == "Ensemble of a user's modules"  # whose steps are its members'
+    assert_same_run(found, trained(make_trainer(), module_case, module_case.build))
+
+
+@pytest.mark.slow
+@pytest.mark.axis("compile")
+def test_inductor(make_trainer):
+    (case,) = (case for case in MODULES if case.name == "Epinet")
+    found = trained(make_trainer(), case, lambda: with_compiled_network(case, "inductor"))
+    assert_same_run(found, trained(make_trainer(), case, case.build))
+
+
+@pytest.mark.parametrize("execution", ["stacked", "vmap"])
+def test_members_that_run_at_once_are_compiled_as_one(execution):
+    factory = partial(compiled, network, "eager")
+    with pytest.raises(
+        UnsupportedError, match=r"OptimizedModule is compiled; .* `network.compile\(\)`. Use execution='loop'"
+    ):
+        EnsembleModule(factory, 3, num_classes=CLASSES, execution=execution)
+    module = EnsembleModule(factory, 3, num_classes=CLASSES)
+    assert module.network.execution == "loop"
+    assert "is compiled" in module.network.execution_reason
+
+
+def test_members_from_the_checkpoints_of_compiled_modules(make_trainer, tmp_path):
+    paths = [tmp_path / f"{i}.ckpt" for i in range(2)]
+    modules = [DeterministicModule(partial(compiled, network, "eager"), num_classes=CLASSES) for _ in paths]
+    for path, module in zip(paths, modules, strict=True):
+        trainer = make_trainer()
+        trainer.fit(module, loader(KIND, TRAIN))
+        trainer.save_checkpoint(path)
+    ensemble = EnsembleModule.from_checkpoints(paths, network)
+    with torch.no_grad():
+        assert_close(ensemble.eval()(X), torch.cat([module.eval()(X) for module in modules]))
+
+
+@pytest.mark.axis("compile")
+def test_callbacks_of_a_module_whose_network_is_compiled(make_trainer, callback_case, tmp_path):
+    runs = []
+    for counter in (None, CompileCounterWithBackend("aot_eager")):
+        torch.manual_seed(0)
+        module, callback = UsersModule(batchnorm=True), callback_case.build()
+        if counter is not None:
+            module.net = torch.compile(module.net, backend=counter)
+        checkpoint = ModelCheckpoint(tmp_path, filename=str(counter is None), monitor="val_loss")
+        trainer = make_trainer(max_epochs=2, callbacks=[callback, checkpoint], enable_checkpointing=True)
+        trainer.fit(module, loader(KIND, TRAIN, shuffle=True), loader(KIND, VAL, 1))
+        (tested,) = trainer.test(module, loader(KIND, TEST, 2), ckpt_path="best", weights_only=True, verbose=False)
+        runs.append((module, callback, tested, counter))
+    (plain, expected, metrics, _), (_, found, again, counter) = runs
+    assert counter.frame_count
+    assert again == pytest.approx(metrics, rel=1e-5)
+    if not callback_case.fits:
+        return
+    for name, value in expected.state_dict()["tensors"].items():
+        if isinstance(value, torch.Tensor):
+            assert_close(found.state_dict()["tensors"][name], value)
+        else:
+            assert found.state_dict()["tensors"][name] == value
+    found.check_fitted(plain)  # weights are known by what they are, not by what compiling calls them
+
+
+# ---------------------------------------------------------------------- torch.export and ONNX
+
+
+# One of a kind is fast enough for every run; all of them are run by `make contract`.
+ONE_OF_A_KIND = {
+    "Deterministic", "Ensemble, loop", "Ensemble, stacked", "Epinet", "Dropout, shared masks", "Evidential",
+    "Deterministic, regression",
+}  # fmt: skip
+
+
+def some(cases):
+    """The cases, those that are like another marked as slow."""
+    return [
+        pytest.param(case, id=case.name.replace(" ", "_"), marks=[pytest.mark.slow] * (case.name not in ONE_OF_A_KIND))
+        for case in cases
+    ]
+
+
+def trained_module(make_trainer, case):
+    module = case.build()
+    trainer = make_trainer()
+    trainer.fit(module, loader(case.task, TRAIN, shuffle=True), loader(case.task, VAL, 1))
+    return module.eval()
+
+
+def with_all_fitted(make_trainer, module, folder, *callbacks):
+    """The network with what was fitted inside, from its file alone."""
+    checkpoint = ModelCheckpoint(folder, filename="best", monitor="val_loss")
+    trainer = make_trainer(callbacks=[*callbacks, checkpoint], enable_checkpointing=True)
+    trainer.fit(module, loader(KIND, TRAIN), loader(KIND, VAL, 1))
+    return load_fitted(callbacks[-1].uq_ckpt_path, module)
+
+
+def density(module):
+    """A density, where the network has features: one whose weights are made has none that belong to it."""
+    try:
+        inner_networks(module)
+    except UnsupportedError:
+        return []
+    return [FitGMM()]
+
+
+def assert_exports(model):
+    exported = torch.export.export(model, (X[:7],), dynamic_shapes=BATCH).module()
+    for num in (1, 2, 7, TEST):
+        with torch.no_grad():
+            assert_close(exported(X[:num]), model(X[:num]))
+
+
+def assert_onnx_runs(model, folder):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = folder / "model.onnx"
+    torch.onnx.export(model, (X[:7],), path, dynamo=True, dynamic_shapes=BATCH, verbose=False)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    for num in (1, 2, 7, TEST):
+        with torch.no_grad():
+            expected = model(X[:num])
+        found = session.run(None, {given.name: X[:num].numpy()})
+        for one, other in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
+            assert_close(torch.as_tensor(one), other)
+
+
+@pytest.mark.axis("export")
+def test_a_modules_forward_exports(make_trainer, module_case):
+    assert_exports(trained_module(make_trainer, module_case))
+
+
+@pytest.mark.axis("onnx")
+@pytest.mark.parametrize("exported_case", some(MODULES))
+def test_a_modules_forward_runs_as_onnx(make_trainer, exported_case, tmp_path):
+    assert_onnx_runs(trained_module(make_trainer, exported_case), tmp_path)
+
+
+@pytest.mark.axis("export")
+@pytest.mark.parametrize("exported_case", some(CLASSIFIERS))
+def test_network_temperature_and_density_export_as_one_graph(make_trainer, exported_case, tmp_path):
+    module = exported_case.build()
+    assert_exports(with_all_fitted(make_trainer, module, tmp_path, *density(module), TemperatureScaling()))
+
+
+@pytest.mark.axis("onnx")
+@pytest.mark.parametrize("exported_case", some(CLASSIFIERS))
+def test_network_temperature_and_density_run_as_one_onnx_graph(make_trainer, exported_case, tmp_path):
+    module = exported_case.build()
+    assert_onnx_runs(with_all_fitted(make_trainer, module, tmp_path, *density(module), TemperatureScaling()), tmp_path)
+
+
+@pytest.mark.parametrize("callback", [FitKNN(k=3), FitViM(dim=2)])
+def test_scores_of_their_own_are_refused_by_name(make_trainer, callback, tmp_path):
+    name = type(callback).__name__
+    with pytest.raises(InputError, match=rf"density or a calibration, but it holds \['{name}'\], whose scores are"):
+        with_all_fitted(make_trainer, UsersModule(), tmp_path, callback)
+
+
+@pytest.mark.parametrize("check", [pytest.param(name, marks=pytest.mark.axis(name)) for name in ("export", "onnx")])
+def test_what_a_callback_fitted_leaves_with_the_network(make_trainer, fitting_case, check, tmp_path):
+    fitted = with_all_fitted(make_trainer, UsersModule(batchnorm=True), tmp_path, fitting_case.build())
+    assert_exports(fitted) if check == "export" else assert_onnx_runs(fitted, tmp_path)
+
+
+def test_what_the_page_shows_is_run(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.ERROR)
+    names = {"__name__": "export"}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
+        exec(compile(block, PAGE.name, "exec"), names)
+    assert names["logits"].shape == (5, 256, 3)
+    probs = torch.as_tensor(names["logits"]).softmax(-1).mean(0)
+    assert_close(probs, names["many"].predict(names["x"]).probs)
+    for found, expected in zip(names["exported"].module()(names["x"]), names["fitted"](names["x"]), strict=True):
+        assert_close(found, expected)
+    assert names["log_density"].shape == (256,)
