@@ -1,12 +1,10 @@
 """Regression by classification over atoms: any index's distribution, trained on 2-hot targets."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from lightning_uq.functional.atoms import atom_moments
 from lightning_uq.losses.categorical_regression import categorical_regression_loss, join_atoms, split_atoms
 from lightning_uq.losses.gaussian import MIN_VARIANCE
 from lightning_uq.modules.base import UncertaintyModule, restore_argument
+from lightning_uq.modules.building import expect_eval_mode
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import OutputShapeError
@@ -85,8 +84,8 @@ class CategoricalRegressionModule(UncertaintyModule):
     def setup(self, stage: str) -> None:
         """The prior is in eval mode always, of which Lightning would warn."""
         super().setup(stage)
-        if stage == "fit" and (count := self.network.num_frozen):
-            warnings.filterwarnings("ignore", rf".*Found {count} module\(s\) in eval mode", PossibleUserWarning)
+        if stage == "fit":
+            expect_eval_mode(self.network.num_frozen)
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, D A + D] over the evaluation indices: logits over the atoms, then the prior."""

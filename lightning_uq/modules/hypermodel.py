@@ -2,16 +2,16 @@
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
-from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.losses.data_noise import DataNoise
+from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, restore_argument
+from lightning_uq.modules.building import expect_eval_mode
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.hypermodel import HypermodelNetwork, Initialization, PriorIndependentLayers
 from lightning_uq.networks.indexers import ScaledGaussianIndexer
@@ -48,6 +48,8 @@ class HypermodelModule(UncertaintyModule):
         optimizer: Called with the parameters, of which no prior's are.
         lr_scheduler: Called with the optimizer.
         loss: ``loss(output, target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
+        data_noise: Noise on the training data that belongs to (sample, index); see :class:`UncertaintyModule`.
+        regularizer: ``regularizer(network, x) -> scalar``, added to the training loss.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         return_members: Whether predictions keep their members [Z, B, C]; None: up to 32.
 
@@ -87,6 +89,8 @@ class HypermodelModule(UncertaintyModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         loss: Loss | None = None,
+        data_noise: DataNoise | None = None,
+        regularizer: Regularizer | None = None,
         output: Output = "logits",
         return_members: bool | None = None,
     ) -> None:
@@ -111,6 +115,8 @@ class HypermodelModule(UncertaintyModule):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             loss=loss,
+            data_noise=data_noise,
+            regularizer=regularizer,
             num_train_samples=num_train_samples,
             num_eval_samples=num_eval_samples,
             return_members=return_members,
@@ -120,8 +126,8 @@ class HypermodelModule(UncertaintyModule):
     def setup(self, stage: str) -> None:
         """The prior is in eval mode always, of which Lightning would warn."""
         super().setup(stage)
-        if stage == "fit" and (count := self.network.num_frozen):
-            warnings.filterwarnings("ignore", rf".*Found {count} module\(s\) in eval mode", PossibleUserWarning)
+        if stage == "fit":
+            expect_eval_mode(self.network.num_frozen)
 
 
 @register_method("hypermodel", ood_score="predictive_entropy", length=lambda setting: 2)

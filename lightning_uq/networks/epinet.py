@@ -16,7 +16,7 @@ from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
 from lightning_uq.networks.indexers import GaussianIndexer
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors import AdditivePrior, freeze_as_buffers, truncated_normal_init_
+from lightning_uq.networks.priors import AdditivePrior, check_prior, freeze_as_buffers, truncated_normal_init_
 
 _SPREAD_DRAWS = 256
 _SMALLEST_SPREAD = 0.1  # of a feature, relative to the root mean square over features
@@ -345,6 +345,7 @@ class EpinetNetwork(EpistemicNetwork):
             "prior_scale": prior_scale,
             "standardize_features": standardize_features,
         }
+        check_prior(additive_prior, "additive_prior")
         self.additive_prior = additive_prior
         if additive_prior is not None and not isinstance(additive_prior, AdditivePrior):
             freeze_as_buffers(additive_prior)

@@ -16,7 +16,7 @@ from lightning_uq.networks.epinet import PriorScale
 from lightning_uq.networks.indexers import Indexer, ScaledGaussianIndexer
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors import AdditivePrior, freeze_as_buffers, truncated_normal_init_
+from lightning_uq.networks.priors import AdditivePrior, check_prior, freeze_as_buffers, truncated_normal_init_
 
 Initialization = Literal["network", "enn"]
 
@@ -107,6 +107,7 @@ class HypermodelNetwork(EpistemicNetwork):
         self._initialize(list(initial.values()), initialization)
         self.torso.to(like.device, like.dtype)
         self.generator.to(like.device, like.dtype)
+        check_prior(prior, "prior")
         self.prior = prior if prior is None or isinstance(prior, AdditivePrior) else freeze_as_buffers(prior)
         self.prior_scale = PriorScale(prior_scale)
         self.calibrate_prior = calibrate_prior

@@ -1,5 +1,6 @@
 """Additive random priors: a frozen random function that training cannot move."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -8,6 +9,25 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks.mlp import MLP
+
+
+def check_prior(prior: nn.Module | None, argument: str) -> None:
+    """Refuse a plain network where a prior g(x, z) of an input and an index is expected.
+
+    Raises:
+        InputError: It takes one argument, or is no module.
+    """
+    if prior is None:
+        return
+    if not isinstance(prior, nn.Module):
+        raise InputError(f"Expected argument `{argument}` to be a module g(x, z), but got {prior!r}.")
+    try:
+        inspect.signature(prior.forward).bind(None, None)
+    except TypeError:
+        raise InputError(
+            f"Expected argument `{argument}` to be a network g(x, z) of an input and an index, but {type(prior).__name__} does "
+            "not take the two. See `lightning_uq.networks.priors`; `AdditivePrior` makes one of plain networks."
+        ) from None
 
 
 def freeze_as_buffers(module: nn.Module) -> nn.Module:

@@ -713,7 +713,7 @@ def test_sharding_strategies_are_refused():
         from lightning.pytorch.strategies import FSDPStrategy
 
         strategy = FSDPStrategy.__new__(FSDPStrategy)
-        callbacks = []
+        callbacks = ()
 
     ensemble = EnsembleModule(mlp, 2)
     ensemble._trainer = FakeTrainer()
