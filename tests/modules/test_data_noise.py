@@ -21,6 +21,7 @@ from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.epinet import EpinetModule
+from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.indexers import (
     DirichletIndexer,
@@ -128,6 +129,19 @@ def test_epinet_by_definition(monkeypatch):
     expected = cross_entropy_loss(module.network(x, z), y, weights).mean()
     torch.testing.assert_close(module.training_loss(x, y, data), expected)
     torch.testing.assert_close(module.training_loss(x, y, {"input": x, "target": y, "index": index.int()}), expected)
+
+
+def test_hypermodel_by_definition(monkeypatch):
+    """Its index is scaled: the signatures are then not."""
+    noise = BootstrapNoise("exponential", seed=2)
+    module = HypermodelModule(mlp(), index_dim=8, num_classes=3, data_noise=noise, num_train_samples=5)
+    z = torch.randn(5, 8) / 8**0.5
+    monkeypatch.setattr(module.network, "sample_index", lambda num, generator=None: z[:num])
+    x, y, index = data = batch()
+    b, c = (gaussian_signatures(index, 8, 2, stream=stream) for stream in (0, 1))
+    weights = gaussian_bootstrap_weights(z, b, c, kind="exponential", distribution="scaled")
+    expected = cross_entropy_loss(module.network(x, z), y, weights).mean()
+    torch.testing.assert_close(module.training_loss(x, y, data), expected)
 
 
 def test_epinet_regression_by_definition(monkeypatch):
