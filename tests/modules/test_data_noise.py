@@ -137,6 +137,7 @@ def test_hypermodel_by_definition(monkeypatch):
     module = HypermodelModule(mlp(), index_dim=8, num_classes=3, data_noise=noise, num_train_samples=5)
     z = torch.randn(5, 8) / 8**0.5
     monkeypatch.setattr(module.network, "sample_index", lambda num, generator=None: z[:num])
+    module.eval()  # the network drops units too
     x, y, index = data = batch()
     b, c = (gaussian_signatures(index, 8, 2, stream=stream) for stream in (0, 1))
     weights = gaussian_bootstrap_weights(z, b, c, kind="exponential", distribution="scaled")
