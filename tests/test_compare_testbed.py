@@ -14,7 +14,7 @@ from lightning_uq.cli import main
 from lightning_uq.compare import Configuration, Progress, Recipe, compare
 from lightning_uq.compare import configuration as configuration_module
 from lightning_uq.compare.evaluation import num_weights
-from lightning_uq.compare.page import command_line
+from lightning_uq.compare.page import command_line, make_report
 from lightning_uq.compare.run import choose_methods, make_setting
 from lightning_uq.compare.testbed import (
     AGENTS,
@@ -359,6 +359,8 @@ def test_a_row_gains_a_hundred_labels(tmp_path):
     assert uniform["kl_tau100"]["mean"] == pytest.approx(expected, abs=1e-4)
     assert uniform["kl_tau100_normalized"]["mean"] == pytest.approx(1)
     assert ensemble["kl_tau100"]["mean"] != uniform["kl_tau100"]["mean"]
+    notes = make_report(comparison, {"risk_coverage.png": b""}).notes
+    assert any(note.startswith("KL 100 is the testbed's estimate for more than ten labels") for note in notes)
 
 
 def test_one_hypothesis_needs_no_cells():

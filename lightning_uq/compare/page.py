@@ -242,6 +242,12 @@ def _notes(comparison: Comparison) -> list[str]:
             f"methods share the draws); of methods with infinitely many hypotheses {NUM_INDICES:,} are drawn for it. /u: "
             "over that of equal probabilities. Inf.: draws of infinite divergence, each counted as the largest finite one.",
         )
+    if any("kl_tau100" in row for row in comparison.rows):
+        notes.insert(
+            1,
+            "KL 100 is the testbed's estimate for more than ten labels: hypotheses that predict alike are put together by random "
+            "hyperplanes. With few distinct inputs in a draw it is mostly too high.",
+        )
     if sizes["ood"]:
         notes.insert(
             2,
