@@ -245,7 +245,7 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
     axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))
     top = max(float(axes.dataLim.y1), 0.1)
     ticks = [base * 10.0**power for power in range(-4, 9) for base in (1, 2, 5)]
-    axes.set_yticks([0, *(tick for tick in ticks if top / 250 <= tick <= top)])
+    axes.set_yticks([0, *(tick for tick in ticks if top / 100 <= tick <= top)])
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.set_ylim(0, 1.05 * top)
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
