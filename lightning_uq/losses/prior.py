@@ -133,9 +133,9 @@ def variance_kl(variance: Tensor, log_variance: Tensor) -> Tensor:
 class PriorLoss(Penalty):
     """scale * :func:`l2_training_penalty` on fake inputs x ~ N(0, input_scale^2), as a module's ``regularizer``.
 
-    Inputs have the shape of the batch's. A network with ``learned_and_prior(x, index)`` is penalised for its learned part,
-    any other for its whole output. It runs in eval mode, so that fake inputs move none of its statistics; gradients flow
-    as ever.
+    Inputs have the shape of the batch's. A network is penalised for what is trained in its output
+    (``network.learned_and_prior(x, index)``). It runs in eval mode, so that fake inputs move none of its statistics;
+    gradients flow as ever.
 
     With ``distill`` the output under the indexer's ``mean_index`` also learns the mean of the others:
     :func:`distill_mean_classification`, or :func:`distill_mean_regression` of the means of outputs [Z, B, 2 D].
@@ -148,6 +148,7 @@ class PriorLoss(Penalty):
 
     Raises:
         InputError: The settings are out of range, the input is no floating-point tensor, or no index is that of the mean.
+        UnsupportedError: Members of an ensemble have priors of their own, which cannot be told from the rest.
 
     Source: ``ClassificationPriorLoss`` and ``RegressionPriorLoss`` of google-deepmind/enn, which fail with
     ``distill_index=True`` and on networks with BatchNorm.
@@ -203,11 +204,7 @@ class PriorLoss(Penalty):
 
 def _learned(network: nn.Module, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """The trained part of the outputs, and the whole."""
-    parts = getattr(network, "learned_and_prior", None)
-    if parts is None:
-        output: Tensor = network(x, index)
-        return output, output
-    learned, prior = parts(x, index)
+    learned, prior = network.learned_and_prior(x, index)  # type: ignore[operator]  # EpistemicNetwork's
     return learned, learned + prior
 
 

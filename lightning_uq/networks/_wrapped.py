@@ -1,5 +1,7 @@
 """What wrappers of epistemic networks, and networks that read the index beside their input, share."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +39,11 @@ class WrappedNetwork(EpistemicNetwork):
         if self.prior is not None:
             self.prior.eval()
         return self
+
+    @property
+    def indexer(self) -> Any:
+        """The inner network's indexer, by which noise on the data knows its indices; None where it has none."""
+        return getattr(self.network, "indexer", None)
 
     @property
     def num_frozen(self) -> int:

@@ -1,15 +1,17 @@
 """The one idea of this package: every method is an epistemic network f(x, z)."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks._calling import call_network
 from lightning_uq.networks._compiled import take_compiled_names
 from lightning_uq.networks.output import Output, OutputReader
+from lightning_uq.networks.priors import NetworkWithPrior
 
 
 class EpistemicNetwork(nn.Module, ABC):
@@ -43,6 +45,20 @@ class EpistemicNetwork(nn.Module, ABC):
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under each of the Z rows of ``index``."""
 
+    def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands of the output, each [Z, B, ...]: what is trained, and the frozen priors; zeros where it has none.
+
+        Raises:
+            UnsupportedError: Its members have priors of their own (:class:`NetworkWithPrior`), which they add themselves.
+        """
+        if any(isinstance(module, NetworkWithPrior) for module in self._all_modules()):
+            raise UnsupportedError(
+                f"The trained part of {type(self).__name__} cannot be told from its members' priors. Build it as an "
+                "EpistemicNetworkWithPrior of plain members and a ChoicePrior."
+            )
+        output: Tensor = self(x, index)
+        return output, torch.zeros_like(output)
+
     def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
         """The indices to evaluate with: all of a finite set, else ``num_samples`` draws, the same at every call.
 
@@ -55,6 +71,10 @@ class EpistemicNetwork(nn.Module, ABC):
         if num_samples < 1:
             raise InputError(f"Expected argument `num_samples` to be at least 1, but got {num_samples}.")
         return self.sample_index(num_samples, torch.Generator().manual_seed(seed))
+
+    def _all_modules(self) -> Iterable[nn.Module]:
+        """Its modules; also those that run under the weights of others."""
+        return self.modules()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         take_compiled_names(self, state_dict, prefix)

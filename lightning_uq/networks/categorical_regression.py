@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
@@ -86,9 +87,15 @@ class CategoricalRegressionNetwork(WrappedNetwork):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Means and raw variances [Z, B, 2 D] of x [B, ...]; the variance is softplus of the raw one."""
+        learned, prior = self.learned_and_prior(x, index)
+        return learned + prior
+
+    def learned_and_prior(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands of the output, each [Z, B, 2 D]: the distribution's moments, and the prior, which moves means alone."""
         logits, prior = self.logits_and_prior(x, index)
         mean, variance = atom_moments(logits, self.atoms)
-        return torch.cat([mean + prior, inverse_softplus(variance.clamp_min(_SMALLEST_VARIANCE))], -1)
+        learned = torch.cat([mean, inverse_softplus(variance.clamp_min(_SMALLEST_VARIANCE))], -1)
+        return learned, F.pad(prior.to(learned.dtype), (0, prior.shape[-1]))
 
 
 class CatMLPEnsemble(CategoricalRegressionNetwork):

@@ -275,6 +275,9 @@ class StackedEnsembleNetwork(EnsembleNetwork):
             name: tensors[name][i].detach().clone(memory_format=torch.contiguous_format) for name in self._state_names
         }
 
+    def _all_modules(self) -> Iterable[nn.Module]:
+        return self._skeleton().modules()
+
     def parameter_groups(self) -> list[list[nn.Parameter]]:
         """One list of the stacked leaves [M, ...]."""
         return [list(self.parameters())]

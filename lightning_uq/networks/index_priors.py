@@ -57,11 +57,17 @@ class EpistemicNetworkWithPrior(WrappedNetwork):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, ...] of the network with its prior."""
+        return add_prior(self.network(x, index), self._prior(x, index), self.scale)
+
+    def learned_and_prior(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands of the output, each [Z, B, ...]: what is trained, and the scaled priors."""
+        learned, prior = self.network.learned_and_prior(x, index)
+        return learned, add_prior(prior, self._prior(x, index), self.scale)
+
+    def _prior(self, x: Tensor, index: Tensor) -> Tensor:
         assert self.prior is not None
-        output, prior = self.network(x, index), self.prior(x, index)
-        if self.moves == "mean":
-            prior = F.pad(prior, (0, prior.shape[-1]))
-        return add_prior(output, prior, self.scale)
+        prior: Tensor = self.prior(x, index)
+        return F.pad(prior, (0, prior.shape[-1])) if self.moves == "mean" else prior
 
 
 class ChoicePrior(nn.Module):

@@ -99,6 +99,10 @@ class CenteredNetwork(WrappedNetwork):
         output: Tensor = self.network(self.standardize(x), index)
         return output
 
+    def learned_and_prior(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands of the output, each [Z, B, ...]: what is trained, and the priors."""
+        return self.network.learned_and_prior(self.standardize(x), index)
+
 
 class ScaledNetwork(WrappedNetwork):
     """scale * f(x, z): an epistemic network whose output is in other units.
@@ -132,7 +136,15 @@ class ScaledNetwork(WrappedNetwork):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Scaled outputs [Z, B, ...]."""
-        output: Tensor = self.network(x, index)
+        return self._scale(self.network(x, index))
+
+    def learned_and_prior(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands of the output, each [Z, B, ...]: what is trained, and the priors; with heads also their variances."""
+        learned, prior = self.network.learned_and_prior(x, index)
+        scaled = self._scale(learned)
+        return scaled, self._scale(learned + prior) - scaled
+
+    def _scale(self, output: Tensor) -> Tensor:
         if self.heads is None:
             return output * self.scale
         mean, raw = output.chunk(2, -1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.losses import (
     PriorLoss,
     binary_log_likelihood,
@@ -21,12 +21,18 @@ from lightning_uq.losses import (
     variance_kl,
 )
 from lightning_uq.networks.base import DeterministicNetwork, EpistemicNetwork
-from lightning_uq.networks.ensemble import EnsembleNetwork
+from lightning_uq.networks.categorical_regression import CatMLPEnsemble
+from lightning_uq.networks.ensemble import EnsembleNetwork, build_ensemble
 from lightning_uq.networks.epinet import EpinetNetwork
 from lightning_uq.networks.features import OUTPUT
 from lightning_uq.networks.haiku import load_haiku
+from lightning_uq.networks.index_mlp import index_mlp_with_gp_prior
+from lightning_uq.networks.index_priors import ChoicePrior, EpistemicNetworkWithPrior
 from lightning_uq.networks.indexers import GaussianWithUnitIndexer
 from lightning_uq.networks.mlp import MLP
+from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.networks.random_features import gp_prior
+from lightning_uq.networks.scaling import CenteredNetwork, ScaledNetwork
 
 DATA = {
     k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parents[1] / "reference/enn_losses_prior_vae.npz").items()
@@ -203,6 +209,65 @@ def test_the_learned_part_alone_is_penalised_and_no_prior_is_calibrated():
     large = PriorLoss(num_samples=4)(net, torch.randn(6, 2))
     assert large < 10  # the prior's square would be thousands
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def zeroed(net):
+    """Nothing is trained yet: all that its output has is priors."""
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    return net
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: CenteredNetwork(net, torch.zeros(2), torch.ones(2)),
+                                  lambda net: ScaledNetwork(net, 3.0)])  # fmt: skip
+def test_additive_priors_are_not_penalised(wrap):
+    members = EnsembleNetwork([nn.Linear(2, 3) for _ in range(4)])
+    choice = EpistemicNetworkWithPrior(members, ChoicePrior([nn.Linear(2, 3) for _ in range(4)]), scale=50.0)
+    for net in (choice, index_mlp_with_gp_prior(2, 3, prior_scale=50.0)):
+        net = wrap(zeroed(net))
+        x, index = torch.randn(5, 2), net.sample_index(6)
+        assert net(x, index).abs().max() > 1
+        assert PriorLoss(num_samples=8)(net, x).item() == 0
+        learned, prior = net.learned_and_prior(x, index)
+        torch.testing.assert_close(learned + prior, net(x, index))
+        twice = EpistemicNetworkWithPrior(net, net_prior(net), scale=2.0)
+        assert not twice.learned_and_prior(x, index)[0].any()
+
+
+def net_prior(net):
+    """Another prior for the indices of a network."""
+    return (
+        ChoicePrior([nn.Linear(2, 3) for _ in range(4)]) if net.num_indices else gp_prior(2, 3, net.indexer.index_dim)
+    )
+
+
+def test_the_parts_of_regression_networks_with_priors():
+    x = torch.randn(5, 2)
+    scaled = ScaledNetwork(index_mlp_with_gp_prior(2, 1, heads="gaussian", prior_scale=50.0), 3.0, heads="gaussian")
+    for net in (CatMLPEnsemble(2, [-1.0, 0.0, 1.0], num_members=4, prior_scale=50.0), scaled):
+        index = net.sample_index(6)
+        learned, prior = net.learned_and_prior(x, index)
+        torch.testing.assert_close(learned + prior, net(x, index))
+        assert learned[..., 0].abs().max() < 20 < prior[..., 0].abs().max()
+        torch.testing.assert_close(prior[..., 1], torch.zeros(6, 5), rtol=0, atol=1e-4)  # it moves no variance
+
+
+@pytest.mark.parametrize("build", [EnsembleNetwork, build_ensemble])
+def test_priors_inside_of_members_are_refused(build):
+    net = build([NetworkWithPrior(nn.Linear(2, 3), nn.Linear(2, 3), 1.0) for _ in range(3)])
+    with pytest.raises(UnsupportedError, match="cannot be told from its members' priors"):
+        PriorLoss()(net, torch.zeros(4, 2))
+    assert net.training
+
+
+def test_distillation_through_a_wrapper():
+    net = index_mlp_with_gp_prior(2, 3, num_priors=4)
+    assert torch.equal(net.indexer.mean_index, torch.eye(5)[0])
+    plain, distilled = (
+        PriorLoss(num_samples=20, distill=distill)(net, torch.randn(6, 2)) for distill in (None, "classification")
+    )
+    assert plain.isfinite()
+    assert distilled.isfinite()
 
 
 def test_inputs_have_the_batchs_shape_type_and_the_scale_asked_for():

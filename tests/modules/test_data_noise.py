@@ -23,6 +23,8 @@ from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.hypermodel import HypermodelNetwork
+from lightning_uq.networks.index_mlp import index_mlp_with_gp_prior
 from lightning_uq.networks.indexers import (
     DirichletIndexer,
     EnsembleIndexer,
@@ -31,6 +33,7 @@ from lightning_uq.networks.indexers import (
     ScaledGaussianIndexer,
     SeedIndexer,
 )
+from lightning_uq.networks.scaling import CenteredNetwork
 
 INDEXERS = [GaussianIndexer(6), ScaledGaussianIndexer(6), ScaledGaussianIndexer(6, 3.0), GaussianWithUnitIndexer(6)]
 SAMPLE = torch.arange(300)
@@ -143,6 +146,23 @@ def test_hypermodel_by_definition(monkeypatch):
     weights = gaussian_bootstrap_weights(z, b, c, kind="exponential", distribution="scaled")
     expected = cross_entropy_loss(module.network(x, z), y, weights).mean()
     torch.testing.assert_close(module.training_loss(x, y, data), expected)
+
+
+def test_wrapped_networks_know_their_indices(monkeypatch):
+    """The indices of a network around another are the inner one's."""
+    x, y, index = data = batch()
+    inner = HypermodelNetwork(nn.Linear(2, 3))
+    with_prior = index_mlp_with_gp_prior(2, 3, num_priors=7)
+    for network, dim in ((CenteredNetwork.from_data(inner, x), 8), (with_prior, 8)):
+        module = UncertaintyModule(
+            network, num_classes=3, data_noise=BootstrapNoise(seed=2), num_train_samples=5
+        ).eval()
+        z = network.sample_index(5)
+        monkeypatch.setattr(network, "sample_index", lambda num, generator=None, z=z: z)
+        weights = gaussian_bootstrap_weights(z, gaussian_signatures(index, dim, 2))
+        torch.testing.assert_close(
+            module.training_loss(x, y, data), cross_entropy_loss(network(x, z), y, weights).mean()
+        )
 
 
 def test_epinet_regression_by_definition(monkeypatch):
