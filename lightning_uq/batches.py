@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
@@ -64,6 +65,30 @@ def batch_size(x: Any) -> int:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return len(leaf)
     raise InputError(f"Expected an input that holds a tensor with a batch axis, but got {type(x).__name__}.")
+
+
+def check_not_empty(trainer: Trainer, stage: str) -> None:
+    """At the end of a stage (``"fit"``, ``"validate"``, ``"test"``, ``"predict"``), name a loader that held nothing.
+
+    Lightning itself would have trained, tested or predicted on no batch at all, without a word. On several ranks a stream is
+    not looked at, for one of them may rightly have had nothing of it.
+
+    Raises:
+        InputError: No loader of the stage gave a batch.
+    """
+    loop: Any
+    argument, limit, numbers, loop = {
+        "fit": ("train_dataloaders", trainer.limit_train_batches, [trainer.num_training_batches], trainer.fit_loop),
+        "validate": ("dataloaders", trainer.limit_val_batches, trainer.num_val_batches, trainer.validate_loop),
+        "test": ("dataloaders", trainer.limit_test_batches, trainer.num_test_batches, trainer.test_loop),
+        "predict": ("dataloaders", trainer.limit_predict_batches, trainer.num_predict_batches, trainer.predict_loop),
+    }[stage]
+    if stage == "fit":  # an epoch may never have begun, where none was asked for
+        read = loop.epoch_loop.batch_progress.total.ready or not loop.epoch_progress.total.ready
+    else:
+        read = loop.batch_progress.current.ready
+    if limit != 0 and (not any(numbers) or (trainer.world_size == 1 and not read)):
+        raise InputError(f"Expected argument `{argument}` to hold samples, but it is empty.")
 
 
 def distributed_rows(loader: Any, batch_idx: int, size: int) -> tuple[Tensor, Tensor] | tuple[None, None]:

@@ -141,6 +141,11 @@ class CalibratedNLL(Callback):
         """Free the rows."""
         self._reset()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Name validation data that held nothing, for which Lightning calls no other hook."""
+        if stage == "validate":
+            batches.check_not_empty(trainer, stage)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Free the rows."""
         self._reset()

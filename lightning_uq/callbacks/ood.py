@@ -237,6 +237,11 @@ class OODDetection(Callback):
         """Free the scores."""
         self._reset()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Name a test set that held nothing, for which Lightning calls no other hook."""
+        if stage == "test":
+            batches.check_not_empty(trainer, stage)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Free the scores."""
         self._reset()

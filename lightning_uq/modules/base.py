@@ -13,6 +13,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchmetrics import MeanMetric, Metric
 from typing_extensions import Self
 
@@ -229,15 +230,7 @@ class UncertaintyModule(ExactResume):
     def teardown(self, stage: str) -> None:
         """Name a loader that held nothing: Lightning would have trained, tested or predicted on no batch at all."""
         super().teardown(stage)
-        trainer = self.trainer
-        argument, limit, *batches_of_loaders = {
-            "fit": ("train_dataloaders", trainer.limit_train_batches, trainer.num_training_batches),
-            "validate": ("dataloaders", trainer.limit_val_batches, *trainer.num_val_batches),
-            "test": ("dataloaders", trainer.limit_test_batches, *trainer.num_test_batches),
-            "predict": ("dataloaders", trainer.limit_predict_batches, *trainer.num_predict_batches),
-        }[stage]
-        if limit != 0 and not any(batches_of_loaders):
-            raise InputError(f"Expected argument `{argument}` to hold samples, but it is empty.")
+        batches.check_not_empty(self.trainer, stage)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step of :meth:`training_loss`, logged as ``train_loss``."""
@@ -336,6 +329,11 @@ class UncertaintyModule(ExactResume):
                 "Expected a batch with a target, `(x, y)` or a mapping with `input` and `target`, but it holds an input "
                 "alone. Override `unpack_batch` where it lies elsewhere."
             )
+        if not isinstance(y, Tensor):
+            raise InputError(
+                f"Expected the targets of a batch to be a tensor, but got a {type(y).__name__}. Let the data set give numbers; "
+                "where the batch is no pair, as that of several training loaders, override `unpack_batch`."
+            )
         self._check_input(x, batch_idx)
         if batch_idx == 0 or y.device.type == "cpu":
             if self.task == "classification":
@@ -347,21 +345,25 @@ class UncertaintyModule(ExactResume):
         return x, y
 
     def _check_input(self, x: Any, batch_idx: int) -> None:
-        # On a GPU a look at the values waits for the device, so there only the first batch is looked at.
-        if isinstance(x, Tensor) and x.is_floating_point() and (batch_idx == 0 or x.device.type == "cpu"):
-            finite = torch.isfinite(x)
-            if not bool(finite.all()):
-                bad = int((~finite.flatten(1).all(1)).sum()) if x.ndim > 1 else int((~finite).sum())
-                raise InputError(
-                    f"Expected the input to be finite, but {bad} of {len(x)} rows of batch {batch_idx} hold NaN or infinity."
-                )
+        for leaf in tree_leaves(dict(x) if isinstance(x, Mapping) else x):
+            # On a GPU a look at the values waits for the device, so there only the first batch is looked at.
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and (batch_idx == 0 or leaf.device.type == "cpu"):
+                # One of several inputs may be a mask to add, of which minus infinity is a part.
+                bad = ~leaf.isfinite() if leaf is x else leaf.isnan() | (leaf == math.inf)
+                if bool(bad.any()):
+                    rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad.reshape(-1)
+                    raise InputError(
+                        f"Expected the input to be finite, but {int(rows.sum())} of {len(rows)} rows of batch {batch_idx} hold "
+                        "NaN or infinity."
+                    )
 
     def _explain(self, error: RuntimeError, x: Any) -> None:
         """Tell what torch says of shapes that do not meet, at the first batch, as the input's misfit."""
         first = not self._output_checked and isinstance(x, Tensor)
-        if first and any(word in str(error) for word in ("shape", "size")):
+        if first and any(word in str(error) for word in ("shape", "size", "dtype")):
             text = str(error).splitlines()[0]
-            raise InputError(f"The network does not take an input of shape {list(x.shape)}: {text}") from error
+            kind = f"shape {list(x.shape)} and {x.dtype}"
+            raise InputError(f"The network does not take an input of {kind}: {text}") from error
 
     def _check_target(self, output: Tensor, y: Tensor) -> None:
         if self.task == "regression":

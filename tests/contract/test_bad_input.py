@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_uq.errors import InputError, NotFittedError, UQError
 from tests.contract.cases import CLASSES, FEATURES, UsersModule, dataset, loader, rows
@@ -99,12 +99,33 @@ def test_targets_of_the_wrong_kind(make_trainer, module_case, stage):
 
 
 @pytest.mark.axis("bad input")
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+@pytest.mark.parametrize("targets", [["cat"] * 9, list(range(9))], ids=["words", "a list"])
+def test_targets_that_are_no_tensor(make_trainer, module_case, stage, targets):
+    module = module_case.build()
+    bad = DataLoader([(dataset(module_case.task, 9).tensors[0], targets)], batch_size=None)
+    # A user's own loss comes first, with torch's error.
+    error, text = (TypeError, "target") if is_of_users(module) else (InputError, "targets of a batch .*but got a list")
+    with pytest.raises(error, match=text):
+        run(make_trainer(num_sanity_val_steps=0), stage, module, bad)
+
+
+class NoRows(IterableDataset):
+    """A stream that ends before it begins; nobody knows its length before that."""
+
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.axis("bad input")
 @pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("streamed", [False, True], ids=["listed", "streamed"])
 @pytest.mark.filterwarnings("ignore:Total length of .* across ranks is zero")
-def test_no_rows_at_all(make_trainer, module_case, stage):
+def test_no_rows_at_all(make_trainer, module_case, stage, streamed):
     argument = "train_dataloaders" if stage == "fit" else "dataloaders"
+    nothing = DataLoader(NoRows(), batch_size=8) if streamed else loader(module_case.task, 0)
     with pytest.raises(InputError, match=f"argument `{argument}` to hold samples, but it is empty"):
-        run(make_trainer(), stage, module_case.build(), loader(module_case.task, 0))
+        run(make_trainer(), stage, module_case.build(), nothing)
 
 
 @pytest.mark.axis("bad input")
@@ -225,6 +246,28 @@ def test_memory_that_nobody_has(fitting_case):
     with pytest.raises(InputError, match="memory_budget"):
         callback.fit(wide, pairs())
     assert not callback.fitted
+
+
+# ---------------------------------------------------------------------- callbacks that fit nothing, but measure
+
+MEASURED = {
+    "nan in an input": (lambda: spoilt(NAN), "NaN|hold no nan"),
+    "infinity in an input": (lambda: spoilt(INF), "NaN|hold no nan"),
+    "no rows": (lambda: pairs(X[:0], LABEL[:0]), "to hold samples, but it is empty"),
+    "no rows of a stream": (lambda: DataLoader(NoRows(), batch_size=8), "to hold samples, but it is empty"),
+}
+
+
+@pytest.mark.axis("bad input")
+@pytest.mark.parametrize("kind", MEASURED)
+@pytest.mark.filterwarnings("ignore:Total length of .* across ranks is zero")
+def test_data_that_is_measured(make_trainer, callback_case, kind):
+    if callback_case.fits:
+        pytest.skip("it measures nothing")
+    make, match = MEASURED[kind]
+    stage = "validate" if callback_case.name == "CalibratedNLL" else "test"
+    with pytest.raises(InputError, match=match):
+        run(make_trainer(callbacks=[callback_case.build()]), stage, UsersModule(), make())
 
 
 # ---------------------------------------------------------------------- what hypothesis finds

@@ -316,3 +316,39 @@ def test_a_loss_of_ones_own(make_trainer):
 
     make_trainer().fit(DeterministicModule(LINEAR, loss=hinge), loader())
     assert calls[0] == (8, 3)
+
+
+class OfTwo(torch.nn.Module):
+    """A network of two inputs, the second of which is added as a mask would be."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+
+    def forward(self, x, mask):
+        return self.linear(x) + mask.exp()
+
+
+def test_one_of_several_inputs_is_looked_at_too(make_trainer):
+    """In any batch: a training would go on with weights that are NaN."""
+
+    def batches_with(value, name):
+        inputs = {"x": torch.randn(8, 4), "mask": torch.zeros(8, 3)}
+        bad = {**inputs, name: inputs[name].clone()}
+        bad[name][5, 1] = value
+        return DataLoader([{"input": one, "target": torch.arange(8) % 3} for one in (inputs, bad)], batch_size=None)
+
+    for value, name in ((float("nan"), "x"), (float("inf"), "x"), (float("nan"), "mask")):
+        module = DeterministicModule(OfTwo(), num_classes=3)
+        with pytest.raises(InputError, match="input to be finite, but 1 of 8 rows of batch 1"):
+            make_trainer().fit(module, batches_with(value, name))
+        with pytest.raises(InputError, match="input to be finite, but 1 of 8 rows of batch 1"):
+            make_trainer().predict(module, batches_with(value, name))
+    make_trainer().fit(DeterministicModule(OfTwo(), num_classes=3), batches_with(-float("inf"), "mask"))
+
+
+def test_an_input_of_another_dtype_is_named(make_trainer):
+    module = DeterministicModule(torch.nn.Linear(4, 3), num_classes=3)
+    whole = DataLoader(TensorDataset(torch.ones(8, 4, dtype=torch.long), torch.arange(8) % 3), batch_size=8)
+    with pytest.raises(InputError, match=r"does not take an input of shape \[8, 4\] and torch.int64: .*dtype"):
+        make_trainer().fit(module, whole)
