@@ -19,6 +19,8 @@ from lightning_uq.functional import (
 )
 from lightning_uq.functional import joint as module
 from lightning_uq.functional._hashing import mix
+from lightning_uq.metrics import JointLogLoss
+from lightning_uq.prediction import CategoricalPrediction
 
 REFERENCE = np.load(Path(__file__).parents[1] / "reference" / "enn_metrics_joint.npz")
 LOGITS = torch.tensor(REFERENCE["logits"])
@@ -59,6 +61,29 @@ def test_one_label_at_a_time_is_the_marginal():
     pairs = LABELS[:22]
     even = joint_log_loss(LOGITS[:, :22], pairs, 1, sampling="consecutive").item()
     assert joint_log_loss(LOGITS, LABELS, 1).item() == pytest.approx(even, rel=1e-12)
+
+
+def test_reference_log_mean():
+    values = torch.tensor(REFERENCE["logmeanexp_in"]).unsqueeze(1)
+    assert module._log_mean(values).item() == pytest.approx(float(REFERENCE["logmeanexp_out"]), rel=1e-6)
+    impossible = torch.full((3, 1), -math.inf)
+    assert module._log_mean(impossible).item() == float(REFERENCE["logmeanexp_allneginf"])
+
+
+def test_reference_accuracy():
+    correct = CategoricalPrediction(LOGITS).label == LABELS
+    assert correct.double().mean().item() == pytest.approx(float(REFERENCE["accuracy"]), rel=1e-6)
+
+
+def test_reference_mean_over_batches():
+    """The original averages batches of 10 and 13 rows alike; a metric here counts every row once."""
+    metric, values = JointLogLoss(tau=1, sampling="consecutive"), []
+    for rows in (slice(0, 10), slice(10, 23)):
+        values.append(joint_log_loss(LOGITS[:, rows], LABELS[rows], 1, sampling="consecutive").item())
+        metric.update(CategoricalPrediction(LOGITS[:, rows]), LABELS[rows])
+    assert np.mean(values) == pytest.approx(float(REFERENCE["aggregator_value"]), rel=1e-6)
+    assert float(metric.compute()) == pytest.approx(float(REFERENCE["marginal_nll"]), rel=1e-6)
+    assert abs(float(metric.compute()) - float(REFERENCE["aggregator_value"])) > 1e-4
 
 
 @pytest.mark.parametrize("tau", [1, 2, 3, 6])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
+from lightning_uq.data.environments import polyadic_inputs
 from lightning_uq.errors import InputError
 from lightning_uq.functional import expected_calibration_error, joint_log_loss
 from lightning_uq.functional.testbed import (
@@ -52,6 +53,25 @@ def test_the_originals_divergence(reference, tau):
     close(estimate.mean, reference[f"tau{tau}/kl_estimate"])
     close(estimate.std, reference[f"tau{tau}/kl_std"])
     assert (estimate.num_infinite, estimate.num_draws) == (0, 12)
+
+
+@pytest.mark.parametrize("tau", [1, 10])
+def test_the_originals_environment(reference, tau):
+    target = reference[f"tau{tau}/y_test"][..., 0]
+    log_probs = true_label_log_probs(reference[f"tau{tau}/true_probs"].log().unsqueeze(0), target)
+    close(log_probs.sum(2)[0], reference[f"tau{tau}/true_ll"])
+    # Each of the indices is one of six linear members. (Those of its test accuracy, and its test ECE's, are not in the file.)
+    members = torch.einsum("std,mdc->smtc", reference[f"tau{tau}/x_test"], reference["net_W"])
+    members = members + reference["net_b"][:, None]
+    distance = (reference[f"tau{tau}/enn_logits"].unsqueeze(2) - members.unsqueeze(1)).abs().amax((3, 4))
+    assert distance.amin(2).max() < 1e-5
+
+
+def test_the_originals_polyadic_draw(reference, monkeypatch):
+    draws = {"randn": reference["polyadic_anchors"], "randint": reference["polyadic_idx"].long()}
+    for name, draw in draws.items():
+        monkeypatch.setattr(torch, name, lambda *size, generator=None, draw=draw: draw.unsqueeze(0))
+    close(polyadic_inputs(1, 10, 2, kappa=2)[0], reference["polyadic_x"])
 
 
 def test_the_originals_infinite_draw(reference):
