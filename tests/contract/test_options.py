@@ -1,9 +1,13 @@
 """Every module and callback under the Trainer's options, and with loaders of other kinds."""
 
+import math
+
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from lightning_uq.modules import EnsembleModule
 from tests.contract.cases import UsersModule, dataset, loader
 from tests.contract.running import TEST, TRAIN, VAL, assert_finite, assert_sound
 
@@ -36,13 +40,30 @@ def fit_and_test(trainer, module, train, val, test):
 
 # ---------------------------------------------------------------------- options
 
+CLIP = 0.01
+
+
+class GradientNorms(Callback):
+    """The norm of all gradients that each step was taken with."""
+
+    def __init__(self):
+        self.norms, self.steps = [], 0
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step > self.steps:
+            gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
+            self.norms.append(torch.cat(gradients).norm().item())
+        self.steps = trainer.global_step
+
 
 @pytest.mark.axis("options")
 def test_modules_with_options(make_trainer, module_case):
+    gradients = GradientNorms()
     trainer = make_trainer(
+        callbacks=[gradients],
         max_epochs=2,
         accumulate_grad_batches=2,
-        gradient_clip_val=0.5,
+        gradient_clip_val=CLIP,
         limit_train_batches=3,
         limit_val_batches=0.5,
         limit_test_batches=2,
@@ -51,6 +72,10 @@ def test_modules_with_options(make_trainer, module_case):
     trainer.fit(module, loader(module_case.task, TRAIN, shuffle=True), loader(module_case.task, VAL, 1))
     # Three batches an epoch, two to a step: the rest of an epoch makes a step of its own.
     assert trainer.global_step in (4, 4 * len(trainer.optimizers))
+    # All of these gradients were larger. An ensemble clips each member's by itself.
+    norm = CLIP * math.sqrt(module.network.num_indices if isinstance(module, EnsembleModule) else 1)
+    assert len(gradients.norms) == 4
+    assert gradients.norms == pytest.approx([norm] * 4, rel=1e-2)
     (tested,) = trainer.test(module, loader(module_case.task, TEST, 2), verbose=False)
     assert_finite(tested)
     first = DataLoader(Subset(dataset(module_case.task, TEST, 2), range(16)), batch_size=8)
@@ -195,4 +220,5 @@ def test_callbacks_in_a_hurry(make_trainer, callback_case, options, tmp_path):
     trainer = make_trainer(**options, **quiet, callbacks=[callback])
     trainer.fit(module, loader(KIND, TRAIN), loader(KIND, VAL, 1))
     trainer.test(module, loader(KIND, TEST, 2), verbose=False)
+    assert not callback_case.fits or callback.fitted
     assert not list(tmp_path.rglob("*.ckpt"))

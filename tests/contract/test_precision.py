@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.contract.cases import UsersModule, loader
-from tests.contract.running import TEST, TRAIN, VAL, nll_of, run_all
+from tests.contract.running import TEST, TRAIN, VAL, assert_finite, assert_sound, nll_of, run_all
 
 WEIGHTS = {"32-true": torch.float32, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}
 PRECISIONS = [pytest.param(name, marks=pytest.mark.axis(name)) for name in WEIGHTS]
@@ -36,10 +36,17 @@ def test_callbacks(make_trainer, callback_case, precision):
     module = UsersModule()
     kind = "classification"
     trainer.fit(module, loader(kind, TRAIN, shuffle=True), loader(kind, VAL, 1))
+    (validated,) = trainer.validate(module, loader(kind, VAL, 1), verbose=False)
     (tested,) = trainer.test(module, loader(kind, TEST, 2), verbose=False)
+    assert_finite(validated)
+    assert_finite(tested)
     assert tested["test_loss"] < 1.2
     if callback_case.fits:
         state = callback.state_dict()["tensors"]
         floats = [v for v in state.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
         assert floats
         assert all(bool(torch.isfinite(v).all()) for v in floats)
+        assert all(v.dtype in (torch.float32, torch.float64) for v in floats)  # a half would round what was summed
+        callback.attach = True
+        predictions = trainer.predict(module, loader(kind, TEST, 2))
+        assert_sound(type(predictions[0]).cat(predictions), TEST)

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from lightning_uq.callbacks import PredictionWriter, read_predictions
+from lightning_uq import load_fitted
+from lightning_uq.callbacks import FitGMM, PredictionWriter, TemperatureScaling, read_predictions
+from lightning_uq.callbacks._features import inner_networks
+from lightning_uq.errors import UnsupportedError
 from lightning_uq.prediction import Prediction
 from tests.contract.cases import CLASSES, UsersModule, loader, rows
 from tests.contract.running import TEST, TRAIN, VAL, assert_sound
@@ -45,6 +49,46 @@ def test_modules(make_trainer, module_case):
     if "ddp" not in module_case.unsupported:  # a row's prediction does not depend on its neighbours
         for key, value in fields(module.eval().predict(X)).items():
             torch.testing.assert_close(value.detach(), fields(one)[key], msg=key)
+
+
+def density(module):
+    """A density, where the network has features: one whose weights are made has none that belong to it."""
+    try:
+        inner_networks(module)
+    except UnsupportedError:
+        return []
+    return [FitGMM(weights="last")]
+
+
+@pytest.mark.axis("predict")
+@pytest.mark.filterwarnings("ignore:.*no finite positive temperature")
+def test_modules_with_what_was_fitted(make_trainer, classifier_case, tmp_path):
+    """One prediction, averaged over its members, calibrated, and with its density; the same without a Trainer."""
+    module = classifier_case.build()
+    gmm, scaling = density(module), TemperatureScaling(weights="last")
+    kept = ModelCheckpoint(tmp_path)
+    trainer = make_trainer(callbacks=[*gmm, scaling, kept], enable_checkpointing=True, max_epochs=2)
+    trainer.fit(module, loader(KIND, TRAIN), loader(KIND, VAL, 1))
+    for batches in BATCHES.values():
+        data = DataLoader(batches, batch_size=None)
+        plain, parts = make_trainer().predict(module, data), trainer.predict(module, data)
+        kind = type(plain[0])
+        ours, raw = kind.cat(parts), kind.cat(plain)
+        assert_sound(ours, TEST)
+        temperature = scaling.temperature.float()
+        expected = (raw.log_probs / temperature.to(raw.log_probs.dtype)).softmax(1)
+        torch.testing.assert_close(ours.probs, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.mutual_information, raw.mutual_information)
+        assert (temperature == 1) == torch.equal(ours.probs, raw.probs)
+        for one in gmm:
+            torch.testing.assert_close(ours.log_density, -one.score(module, data))
+    outputs = load_fitted(scaling.uq_ckpt_path, module)(X)
+    probs, *log_density = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert len(log_density) == len(gmm)
+    if "ddp" not in classifier_case.unsupported:  # a row's prediction does not depend on its neighbours
+        torch.testing.assert_close(probs.to(ours.probs.dtype), ours.probs, rtol=1e-5, atol=1e-6)
+    for found in log_density:
+        torch.testing.assert_close(found, ours.log_density, rtol=1e-5, atol=1e-5)  # of features in other batches
 
 
 @pytest.mark.axis("predict")

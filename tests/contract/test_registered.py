@@ -38,6 +38,6 @@ def test_the_published_grid_has_a_row_for_each_and_no_failure(request):
     text = PAGE.read_text()
     for case in [*MODULES, *CALLBACKS, *USERS]:
         assert f"| {case.name} |" in text, f"run `make contract`: {case.name} is not in {PAGE.name}"
-    for axis in AXES:
-        assert f"**{axis}**" in text
+    columns = {cell.strip() for line in text.splitlines() if line.startswith("| | ") for cell in line.split("|")}
+    assert set(AXES) <= columns, f"run `make contract`: {set(AXES) - columns} are not in {PAGE.name}"
     assert "fails" not in text

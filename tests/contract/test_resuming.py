@@ -132,6 +132,24 @@ def test_modules_in_mid_epoch(make_trainer, module_case, tmp_path, step):
     assert_same_end(resumed, whole, after=step)
 
 
+@pytest.mark.axis("mid-epoch")
+def test_callbacks_in_mid_epoch(make_trainer, callback_case, tmp_path):
+    def fit(*callbacks, **kwargs):
+        torch.manual_seed(0)
+        callback, module = callback_case.build(), UsersModule()
+        trainer = make_trainer(max_epochs=2, callbacks=[callback, *callbacks], enable_checkpointing=bool(callbacks))
+        rows = ResumableLoader(dataset("classification", TRAIN))
+        trainer.fit(module, rows, loader("classification", VAL, 1), **kwargs)
+        (tested,) = trainer.test(module, loader("classification", TEST, 2), verbose=False)
+        return callback.state_dict(), {**_floats(trainer.callback_metrics, "val"), **tested}
+
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=STEPS + 3, save_top_k=-1)
+    state, metrics = fit(every)
+    resumed, again = fit(ckpt_path=tmp_path / f"step={STEPS + 3}.ckpt", weights_only=True)
+    assert_equal_states(resumed, state)
+    assert again == metrics
+
+
 @pytest.mark.axis("resume")
 def test_callbacks(make_trainer, callback_case, tmp_path):
     """On a user's module, whose own steps draw nothing: what is fitted, and what is measured, is the same."""
