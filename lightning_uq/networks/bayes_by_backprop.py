@@ -31,7 +31,7 @@ class Spread(nn.Module):
 
     def __init__(self, num_weights: int, initial_std: float) -> None:
         super().__init__()
-        self.start = math.log(math.expm1(initial_std))
+        self.start = initial_std + math.log(-math.expm1(-initial_std))  # exp(initial_std) would overflow
         self.rho = nn.Parameter(torch.zeros(num_weights))
 
     def forward(self) -> Tensor:
@@ -78,8 +78,8 @@ class BayesByBackpropNetwork(EpistemicNetwork):
     ) -> None:
         super().__init__(output)
         for name, number in (("initial_std", initial_std), ("temperature", temperature)):
-            if not number > 0:
-                raise InputError(f"Expected argument `{name}` to be above 0, but got {number}.")
+            if not 0 < number < math.inf:
+                raise InputError(f"Expected argument `{name}` to be above 0 and finite, but got {number}.")
         check_generable(network, "BayesByBackpropNetwork")
         self.network = network
         self.temperature = temperature

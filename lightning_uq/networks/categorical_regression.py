@@ -1,5 +1,6 @@
 """Regression by a distribution over atoms, under any index; ready-made as an ensemble of MLPs with priors."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -58,6 +59,8 @@ class CategoricalRegressionNetwork(WrappedNetwork):
         prior_scale: float = 1.0,
     ) -> None:
         super().__init__(network, prior)
+        if not 0 <= prior_scale < math.inf:
+            raise InputError(f"Expected argument `prior_scale` to be a number of at least 0, but got {prior_scale}.")
         self.support = _Atoms(check_atoms(atoms))
         self.prior_scale = prior_scale
 

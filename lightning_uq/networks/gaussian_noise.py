@@ -1,10 +1,12 @@
 """An MLP whose units are noisy by as much as they learn to be."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lightning_uq.errors import InputError
 from lightning_uq.networks._wrapped import check_vectors
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.indexers import GaussianIndexer
@@ -25,7 +27,7 @@ class GaussianNoiseMLP(EpistemicNetwork):
         init_scale: Initial value of every c.
 
     Raises:
-        InputError: A size is below 1, or an index is not [Z, number of units].
+        InputError: A size is below 1, ``init_scale`` no number of at least 0, or an index is not [Z, number of units].
 
     Source: ``GaussianNoiseMLP`` of google-deepmind/enn, whose index is a random key.
 
@@ -39,6 +41,8 @@ class GaussianNoiseMLP(EpistemicNetwork):
         self, in_features: int, out_features: int, hidden_sizes: Sequence[int] = (50, 50), init_scale: float = 1.0
     ) -> None:
         super().__init__()
+        if not 0 <= init_scale < math.inf:
+            raise InputError(f"Expected argument `init_scale` to be a number of at least 0, but got {init_scale}.")
         mlp = truncated_normal_init_(MLP(in_features, out_features, hidden_sizes))
         self.layers = nn.ModuleList(layer for layer in mlp.modules() if isinstance(layer, nn.Linear))
         self.widths = [*hidden_sizes, out_features]

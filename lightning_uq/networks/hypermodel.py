@@ -84,8 +84,8 @@ class HypermodelNetwork(EpistemicNetwork):
             raise InputError(
                 f"Expected argument `initialization` to be 'network' or 'enn', but got {initialization!r}."
             )
-        if not prior_scale >= 0:
-            raise InputError(f"Expected argument `prior_scale` to be at least 0, but got {prior_scale}.")
+        if not 0 <= prior_scale < math.inf:
+            raise InputError(f"Expected argument `prior_scale` to be at least 0 and finite, but got {prior_scale}.")
         check_generable(network, "HypermodelNetwork")
         self.indexer = ScaledGaussianIndexer(8) if indexer is None else indexer
         # Drawn here, and not where it is needed: a compiled graph holds it as a constant.

@@ -52,6 +52,8 @@ class EpistemicNetworkWithPrior(WrappedNetwork):
         super().__init__(network, prior)
         if moves not in ("output", "mean"):
             raise InputError(f"Expected argument `moves` to be 'output' or 'mean', but got {moves!r}.")
+        if not 0 <= scale < math.inf:
+            raise InputError(f"Expected argument `scale` to be a number of at least 0, but got {scale}.")
         self.scale = scale
         self.moves = moves
 

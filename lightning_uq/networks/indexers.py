@@ -81,6 +81,9 @@ class ScaledGaussianIndexer(Indexer):
         index_dim: Dimension of z.
         index_scale: Root mean square of its length.
 
+    Raises:
+        InputError: ``index_dim`` is below 1, or ``index_scale`` is not above 0 and finite.
+
     Example:
         >>> ScaledGaussianIndexer(8)(10_000, torch.Generator().manual_seed(0)).square().sum(1).mean()
         tensor(0.9995)
@@ -90,6 +93,8 @@ class ScaledGaussianIndexer(Indexer):
 
     def __init__(self, index_dim: int, index_scale: float = 1.0) -> None:
         self.index_dim = _at_least_one("index_dim", index_dim)
+        if not 0 < index_scale < math.inf:
+            raise InputError(f"Expected argument `index_scale` to be above 0 and finite, but got {index_scale}.")
         self.index_scale = index_scale
 
     def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:

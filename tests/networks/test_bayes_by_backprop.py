@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -123,6 +124,12 @@ def test_small_steps_of_the_spread_survive_bfloat16():
     torch.testing.assert_close(network.std, before * (1 + 1e-3), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("std", [1e-6, 0.01, 1.0, 30.0, 5000.0])
+def test_any_spread_may_be_the_first(std):
+    network = BayesByBackpropNetwork(nn.Linear(4, 3), initial_std=std)
+    torch.testing.assert_close(network.std, torch.full((15,), std))
+
+
 def test_a_state_brings_its_start():
     network, other = BayesByBackpropNetwork(base(), initial_std=0.2), BayesByBackpropNetwork(base())
     other.load_state_dict(network.state_dict())
@@ -165,8 +172,9 @@ def test_bad_arguments():
     with pytest.raises(InputError, match="LazyLinear is lazy"):
         BayesByBackpropNetwork(nn.LazyLinear(3))
     for name in ("initial_std", "temperature"):
-        with pytest.raises(InputError, match=f"`{name}` to be above 0, but got 0"):
-            BayesByBackpropNetwork(base(), **{name: 0})
+        for value in (0, math.inf, math.nan):
+            with pytest.raises(InputError, match=f"`{name}` to be above 0 and finite, but got {value}"):
+                BayesByBackpropNetwork(base(), **{name: value})
     network = BayesByBackpropNetwork(nn.Linear(4, 3))
     for index in (torch.randn(15), torch.randn(3, 14), torch.zeros(3, 15, dtype=torch.long)):
         with pytest.raises(InputError, match=r"`index` to be vectors \[Z, 15\], one entry a weight"):

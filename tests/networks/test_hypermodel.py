@@ -296,8 +296,9 @@ def test_bad_arguments():
         HypermodelNetwork(nn.LazyLinear(3))
     with pytest.raises(InputError, match="`initialization`"):
         HypermodelNetwork(base(), initialization="zero")
-    with pytest.raises(InputError, match="`prior_scale` to be at least 0, but got -1"):
-        HypermodelNetwork(base(), prior_scale=-1)
+    for scale in (-1, float("inf"), float("nan")):
+        with pytest.raises(InputError, match=f"`prior_scale` to be at least 0 and finite, but got {scale}"):
+            HypermodelNetwork(base(), prior_scale=scale)
     with pytest.raises(InputError, match=r"`indexer` to draw vectors \[Z, D\], but EnsembleIndexer"):
         HypermodelNetwork(base(), EnsembleIndexer(3))
     tied = base()

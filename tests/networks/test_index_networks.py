@@ -171,6 +171,9 @@ def test_without_noise_it_is_an_mlp():
     torch.testing.assert_close(output, output[:1].expand_as(output))
     with pytest.raises(InputError, match=r"`index` to be \[Z, 10\]"):
         network(X, torch.zeros(4, 9))
+    for scale in (-1.0, float("nan")):
+        with pytest.raises(InputError, match=f"`init_scale` to be a number of at least 0, but got {scale}"):
+            GaussianNoiseMLP(4, 3, init_scale=scale)
 
 
 # ---------------------------------------------------------------------------------------------------------- priors
@@ -269,6 +272,11 @@ def test_prior_misuse():
         EpistemicNetworkWithPrior(nn.Linear(4, 3), nn.Linear(4, 3))
     with pytest.raises(InputError, match="`moves` to be 'output' or 'mean', but got 'all'"):
         EpistemicNetworkWithPrior(ensemble(), gp_prior(4, 3, 5), moves="all")
+    for scale in (-1.0, float("inf")):
+        with pytest.raises(InputError, match=f"`scale` to be a number of at least 0, but got {scale}"):
+            EpistemicNetworkWithPrior(ensemble(), gp_prior(4, 3, 5), scale=scale)
+        with pytest.raises(InputError, match=f"`prior_scale` to be a number of at least 0, but got {scale}"):
+            CatMLPEnsemble(4, [0.0, 1.0], prior_scale=scale)
     short = EpistemicNetworkWithPrior(ensemble(4), ChoicePrior([nn.Linear(4, 2) for _ in range(5)]))
     with pytest.raises(InputError, match=r"shape \[5, 6, 4\], but got \[5, 6, 2\]"):
         short(X, torch.arange(5))

@@ -68,6 +68,8 @@ def test_only_members_are_a_finite_set():
     [
         (lambda: GaussianIndexer(0), "`index_dim` to be at least 1"),
         (lambda: GaussianWithUnitIndexer(1), "`index_dim` to be at least 2"),
+        (lambda: ScaledGaussianIndexer(4, 0.0), "`index_scale` to be above 0 and finite, but got 0.0"),
+        (lambda: ScaledGaussianIndexer(4, float("inf")), "`index_scale` to be above 0 and finite, but got inf"),
         (lambda: EnsembleIndexer(0), "`num_members` to be at least 1"),
         (lambda: DirichletIndexer([]), "`concentration`"),
         (lambda: DirichletIndexer([1.0, -1.0]), "`concentration`"),
