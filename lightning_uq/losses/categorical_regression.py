@@ -23,7 +23,7 @@ def categorical_regression_loss(
 
     Args:
         logits: Logits [B, D, A], or [Z, B, D, A] over an index.
-        target: Targets [B, D]; clipped, less the prior, to the atoms' range.
+        target: Targets [B, D], or [Z, B, D] where every index has its own; clipped, less the prior, to the atoms' range.
         atoms: Ascending atoms [A].
         prior: Additive prior of the logits' shape without A; no gradient reaches it.
         reduction: ``"mean"`` over all elements, ``"sum"``, or ``"none"`` for the logits' shape without A.
@@ -43,7 +43,7 @@ def categorical_regression_loss(
             f"Expected argument `logits` to be [B, D, {len(atoms)}] or [Z, B, D, {len(atoms)}], but got shape "
             f"{list(logits.shape)}."
         )
-    if target.shape != logits.shape[-3:-1]:
+    if target.shape not in (logits.shape[-3:-1], logits.shape[:-1]):
         raise InputError(
             f"Expected argument `target` to be of shape {list(logits.shape[-3:-1])}, but got {list(target.shape)}."
         )

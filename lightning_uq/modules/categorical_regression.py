@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.functional.atoms import atom_moments
 from lightning_uq.losses.categorical_regression import categorical_regression_loss, join_atoms, split_atoms
+from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.gaussian import MIN_VARIANCE
-from lightning_uq.modules.base import UncertaintyModule, restore_argument
+from lightning_uq.modules.base import Regularizer, UncertaintyModule, restore_argument
 from lightning_uq.modules.building import expect_eval_mode
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork
 from lightning_uq.networks.factory import Factory, build_network
@@ -35,6 +36,8 @@ class CategoricalRegressionModule(UncertaintyModule):
         num_eval_samples: Indices per evaluation, where the index set is infinite.
         optimizer: Called with the parameters.
         lr_scheduler: Called with the optimizer.
+        data_noise: Noise on the training data that belongs to (sample, index); see :class:`UncertaintyModule`.
+        regularizer: ``regularizer(network, x) -> scalar``, added to the training loss.
 
     Raises:
         InputError: ``network`` is no such network.
@@ -60,6 +63,8 @@ class CategoricalRegressionModule(UncertaintyModule):
         *,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        data_noise: DataNoise | None = None,
+        regularizer: Regularizer | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         network = restore_argument(network, "network")
@@ -76,6 +81,8 @@ class CategoricalRegressionModule(UncertaintyModule):
             lr_scheduler=lr_scheduler,
             num_train_samples=num_train_samples,
             num_eval_samples=num_eval_samples,
+            data_noise=data_noise,
+            regularizer=regularizer,
         )
         self._outputs_per_target = len(built.atoms) + 1
         self._told_range = False
@@ -103,10 +110,12 @@ class CategoricalRegressionModule(UncertaintyModule):
         network = self.network
         finite = network.num_indices is not None
         index = network.evaluation_index(0) if finite else network.sample_index(self.num_train_samples)
-        return self.index_losses(self._raw(x, index), y).mean()
+        y, weights = self.noisy_targets(y, batch, self._place(index))
+        loss = self.index_losses(self._raw(x, index), y, weights).mean()
+        return loss if self.regularizer is None else loss + self.regularizer(network, x)
 
     def index_losses(self, output: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The loss of each index [Z] from raw outputs and targets [B, D]; ``weights`` [Z, B] or [B] weigh the samples."""
+        """The loss of each index [Z] from raw outputs and targets [B, D] or [Z, B, D]; ``weights`` [Z, B] or [B] weigh the samples."""
         self._check_output(output)
         self._check_target(output, y)
         logits, prior = split_atoms(output, len(self.network.atoms))

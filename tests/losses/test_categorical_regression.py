@@ -82,7 +82,7 @@ def test_layout():
         ((torch.zeros(5, 9), torch.zeros(5)), r"`logits` to be \[B, D, 9\] or \[Z, B, D, 9\], but got shape \[5, 9\]"),
         ((torch.zeros(5, 1, 8), torch.zeros(5, 1)), "but got shape"),
         ((torch.zeros(5, 1, 9), torch.zeros(5)), r"`target` to be of shape \[5, 1\], but got \[5\]"),
-        ((torch.zeros(2, 5, 1, 9), torch.zeros(2, 5, 1)), r"`target` to be of shape \[5, 1\], but got \[2, 5, 1\]"),
+        ((torch.zeros(2, 5, 1, 9), torch.zeros(3, 5, 1)), r"`target` to be of shape \[5, 1\], but got \[3, 5, 1\]"),
     ],
 )
 def test_shapes_that_do_not_meet_are_told(arguments, message):

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq import CategoricalRegressionModule, GaussianMixturePrediction
 from lightning_uq.callbacks.ood import OODDetection
 from lightning_uq.errors import InputError
+from lightning_uq.losses import BootstrapNoise, GaussianTargetNoise, L2WeightDecay
 from lightning_uq.losses.categorical_regression import categorical_regression_loss, split_atoms
 from lightning_uq.networks import CategoricalRegressionNetwork, CatMLPEnsemble, Factory, GaussianNoiseMLP
 
@@ -79,6 +80,25 @@ def test_several_target_dimensions_and_an_infinite_index_set(make_trainer):
     trainer.fit(module, loader(y=y), loader(y=y))
     assert trainer.callback_metrics["val_rmse"] < 0.4
     assert module.predict(X).member_mean.shape == (7, 70, 2)
+
+
+@pytest.mark.parametrize("noise", [BootstrapNoise("exponential", seed=3), GaussianTargetNoise(0.3, seed=3)], ids=repr)
+def test_noise_on_the_data_and_a_regularizer_by_definition(noise):
+    module = CategoricalRegressionModule(NETWORK, data_noise=noise, regularizer=L2WeightDecay(0.1))
+    sample = torch.randperm(200)[:70]
+    loss = module.training_loss(X, Y, {"input": X, "target": Y, "index": sample})
+    logits, prior = module.network.logits_and_prior(X, torch.arange(4))
+    expected = []
+    for i in range(4):
+        member = torch.tensor([i])
+        target, weights = noise.targets(Y, sample, member), noise.weights(sample, member)
+        target = target[0] if target.ndim == 3 else target
+        losses = categorical_regression_loss(
+            logits[i], target, torch.tensor(ATOMS), prior[i], reduction="none"
+        ).squeeze(1)
+        expected.append((losses if weights is None else losses * weights[0]).mean())
+    penalty = 0.1 * sum(p.square().sum() for p in module.network.parameters())
+    torch.testing.assert_close(loss, torch.stack(expected).mean() + penalty)
 
 
 def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
