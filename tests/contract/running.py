@@ -7,6 +7,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_uq.callbacks import FitGMM
+from lightning_uq.callbacks._features import inner_networks
+from lightning_uq.errors import UnsupportedError
 from lightning_uq.prediction import Prediction
 from tests.contract.cases import CLASSES, ModuleCase, loader
 
@@ -47,6 +50,15 @@ def assert_sound(prediction: Prediction, num: int) -> None:
     for value in prediction.to_dict().values():
         if isinstance(value, Tensor) and value.is_floating_point():
             assert bool(torch.isfinite(value).all())
+
+
+def density(module: LightningModule, **kwargs: Any) -> list[FitGMM]:
+    """A density, where the network has features: one whose weights are made has none that belong to it."""
+    try:
+        inner_networks(module)
+    except UnsupportedError:
+        return []
+    return [FitGMM(**kwargs)]
 
 
 def nll_of(metrics: dict[str, float]) -> float:

@@ -11,13 +11,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from lightning_uq import FitGMM, FitKNN, FitViM, TemperatureScaling, load_fitted
-from lightning_uq.callbacks._features import inner_networks
+from lightning_uq import FitKNN, FitViM, TemperatureScaling, load_fitted
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules import DeterministicModule, EnsembleModule
 from lightning_uq.networks import EpistemicNetwork
 from tests.contract.cases import CLASSES, CLASSIFIERS, MODULES, UsersModule, loader, network, rows
-from tests.contract.running import TEST, TRAIN, VAL, run_all
+from tests.contract.running import TEST, TRAIN, VAL, density, run_all
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*no finite positive temperature"
@@ -208,15 +207,6 @@ def with_all_fitted(make_trainer, module, folder, *callbacks):
     trainer = make_trainer(callbacks=[*callbacks, checkpoint], enable_checkpointing=True)
     trainer.fit(module, loader(KIND, TRAIN), loader(KIND, VAL, 1))
     return load_fitted(callbacks[-1].uq_ckpt_path, module)
-
-
-def density(module):
-    """A density, where the network has features: one whose weights are made has none that belong to it."""
-    try:
-        inner_networks(module)
-    except UnsupportedError:
-        return []
-    return [FitGMM()]
 
 
 def assert_exports(model):

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 
+from lightning_uq.callbacks import PredictionWriter, read_predictions
 from tests.contract.cases import CALLBACKS, MODULES, UsersModule, loader
 from tests.contract.running import TEST, VAL
 from tests.contract.two_ranks import ODD, slug
@@ -67,14 +69,24 @@ def assert_same(found: dict[str, float], expected: dict[str, float]) -> None:
 
 
 @pytest.mark.axis("ddp")
-def test_modules(ddp, module_case, make_trainer):
+def test_modules(ddp, module_case, make_trainer, tmp_path):
     two = result(ddp, module_case)
     assert two["ranks_agree"]
-    module = load(module_case.build(), two["best"])
-    (one,) = alone(make_trainer).test(module, loader(module_case.task, TEST, 2), verbose=False)
-    # What a user's own module logs counts padded rows twice; ours never does.
-    found = {name: value for name, value in two["tested"].items() if name.startswith("ensemble/")} or two["tested"]
-    assert_same(found, one)
+    module, task = load(module_case.build(), two["best"]), module_case.task
+    (validated,) = alone(make_trainer).validate(module, loader(task, VAL, 1), verbose=False)
+    (tested,) = alone(make_trainer).test(module, loader(task, TEST, 2), verbose=False)
+    for found, expected in ((two["validated"], validated), (two["tested"], tested)):
+        # What a user's own module logs counts padded rows twice; ours never does.
+        assert_same({k: v for k, v in found.items() if k.startswith("ensemble/")} or found, expected)
+    # A file a rank, and together each row once.
+    written = ddp / f"{slug(module_case.name)}-predictions"
+    assert {file.name for file in written.iterdir()} == {f"predictions-rank{rank}.csv" for rank in (0, 1)}
+    alone(make_trainer, callbacks=[PredictionWriter(tmp_path / "alone", "csv")]).predict(module, loader(task, TEST, 2))
+    columns, expected = read_predictions(written), read_predictions(tmp_path / "alone")
+    assert columns["index"].tolist() == list(range(TEST))
+    assert columns.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(columns[name], values, rtol=1e-6, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.axis("ddp")
@@ -112,12 +124,16 @@ SPAWNED = [
 
 @pytest.mark.axis("ddp_spawn")
 @pytest.mark.parametrize("spawned_case", SPAWNED)
-def test_after_a_spawned_fit_everything_comes_from_the_files(spawned_case, tmp_path, make_trainer):
+def test_after_a_spawned_fit_everything_comes_from_the_files(spawned_case, request, tmp_path, make_trainer):
     run("ddp_spawn", tmp_path, [spawned_case.name])
     two = result(tmp_path, spawned_case)
     task = getattr(spawned_case, "task", "classification")
     if spawned_case in MODULES:
         module = spawned_case.build()
+        # The process that started the ranks has what they have learned; where nothing is drawn, what `ddp` learns.
+        if module.network.num_indices is not None:
+            under_ddp = result(request.getfixturevalue("ddp"), spawned_case)
+            torch.testing.assert_close(two["weights"], under_ddp["weights"], rtol=1e-6, atol=1e-9)
         (tested,) = alone(make_trainer).test(
             module, loader(task, TEST, 2), ckpt_path=two["best"], verbose=False, weights_only=True
         )

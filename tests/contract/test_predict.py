@@ -6,12 +6,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from lightning_uq import load_fitted
-from lightning_uq.callbacks import FitGMM, PredictionWriter, TemperatureScaling, read_predictions
-from lightning_uq.callbacks._features import inner_networks
-from lightning_uq.errors import UnsupportedError
+from lightning_uq.callbacks import PredictionWriter, TemperatureScaling, read_predictions
 from lightning_uq.prediction import Prediction
 from tests.contract.cases import CLASSES, UsersModule, loader, rows
-from tests.contract.running import TEST, TRAIN, VAL, assert_sound
+from tests.contract.running import TEST, TRAIN, VAL, assert_sound, density
 
 KIND = "classification"
 X, Y = rows(TEST, seed=2)
@@ -51,21 +49,12 @@ def test_modules(make_trainer, module_case):
             torch.testing.assert_close(value.detach(), fields(one)[key], msg=key)
 
 
-def density(module):
-    """A density, where the network has features: one whose weights are made has none that belong to it."""
-    try:
-        inner_networks(module)
-    except UnsupportedError:
-        return []
-    return [FitGMM(weights="last")]
-
-
 @pytest.mark.axis("predict")
 @pytest.mark.filterwarnings("ignore:.*no finite positive temperature")
 def test_modules_with_what_was_fitted(make_trainer, classifier_case, tmp_path):
     """One prediction, averaged over its members, calibrated, and with its density; the same without a Trainer."""
     module = classifier_case.build()
-    gmm, scaling = density(module), TemperatureScaling(weights="last")
+    gmm, scaling = density(module, weights="last"), TemperatureScaling(weights="last")
     kept = ModelCheckpoint(tmp_path)
     trainer = make_trainer(callbacks=[*gmm, scaling, kept], enable_checkpointing=True, max_epochs=2)
     trainer.fit(module, loader(KIND, TRAIN), loader(KIND, VAL, 1))

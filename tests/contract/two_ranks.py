@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_uq.callbacks import PredictionWriter
 from tests.contract.cases import CALLBACKS, MODULES, CallbackCase, ModuleCase, UsersModule, loader
 from tests.contract.running import TEST, TRAIN, VAL
 
@@ -36,16 +37,19 @@ def make_trainer(strategy: str, **kwargs: Any) -> Trainer:
 
 
 def run_module(case: ModuleCase, strategy: str, folder: Path) -> dict[str, Any]:
-    """Train on two ranks, and test the best weights on them."""
+    """Train on two ranks; validate, test and write predictions of the best weights on them."""
     torch.manual_seed(0)
     module = case.build()
     monitor = "ensemble/val_nll" if "user's" in case.name else "val_loss"
     checkpoint = ModelCheckpoint(dirpath=folder, filename=slug(case.name), monitor=monitor)
-    trainer = make_trainer(strategy, callbacks=[checkpoint])
+    writer = PredictionWriter(folder / f"{slug(case.name)}-predictions", "csv")
+    trainer = make_trainer(strategy, callbacks=[checkpoint, writer])
     trainer.fit(module, loader(case.task, ODD, shuffle=True), loader(case.task, VAL, 1))
     result = {"best": checkpoint.best_model_path, "weights": _flat(module)}
     if strategy == "ddp":
+        (result["validated"],) = trainer.validate(module, loader(case.task, VAL, 1), ckpt_path="best", verbose=False)
         (result["tested"],) = trainer.test(module, loader(case.task, TEST, 2), ckpt_path="best", verbose=False)
+        trainer.predict(module, loader(case.task, TEST, 2), ckpt_path="best", return_predictions=False)
         everyone = trainer.strategy.all_gather(_flat(module)).reshape(2, -1)
         result["ranks_agree"] = bool((everyone[0] == everyone[1]).all())
     return result
