@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
@@ -35,7 +37,7 @@ from lightning_uq.metrics import (
 )
 from lightning_uq.modules.resume import ExactResume
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.factory import Factory, factory_from_config, factory_to_config, is_plain
+from lightning_uq.networks.factory import Factory, build_network, factory_from_config, factory_to_config, is_plain
 from lightning_uq.networks.output import OutputShapeError, check_class_logits
 from lightning_uq.prediction import CategoricalPrediction, GaussianMixturePrediction, Prediction
 from lightning_uq.strategies import check_strategy
@@ -58,7 +60,7 @@ class UncertaintyModule(ExactResume):
     repeats as padding is counted once. A resumed training ends as the uninterrupted one: see :class:`ExactResume`.
 
     Args:
-        network: The epistemic network.
+        network: The epistemic network, or a factory of it (which a checkpoint can remember).
         task: ``"classification"`` (outputs are logits [B, C]) or ``"regression"`` (outputs [B, 2D]: means, then raw
             variances, of which the variance is softplus(raw) + 1e-6).
         num_classes: C, where it is known; the network's output is checked against it.
@@ -87,7 +89,7 @@ class UncertaintyModule(ExactResume):
 
     def __init__(
         self,
-        network: EpistemicNetwork,
+        network: EpistemicNetwork | Factory | Callable[[], nn.Module],
         *,
         task: Task = "classification",
         num_classes: int | None = None,
@@ -100,6 +102,7 @@ class UncertaintyModule(ExactResume):
         data_noise: DataNoise | None = None,
         regularizer: Regularizer | None = None,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         if task not in ("classification", "regression"):
             raise InputError(f"Expected argument `task` to be 'classification' or 'regression', but got {task!r}.")
@@ -109,7 +112,14 @@ class UncertaintyModule(ExactResume):
                 f"Expected argument `num_classes` to be at least 2, and to be left out for regression, but got "
                 f"{num_classes!r} with task={task!r}."
             )
-        self.network = network
+        network = restore_argument(network, "network")
+        built = network if isinstance(network, nn.Module) else build_network(network)
+        if not isinstance(built, EpistemicNetwork):
+            raise InputError(
+                f"Expected argument `network` to be an EpistemicNetwork, or a factory of one, but got {type(built).__name__}; "
+                "DeterministicModule takes a plain network."
+            )
+        self.network: EpistemicNetwork = built
         self.task = task
         self.num_classes = num_classes
         self.optimizer = restore_argument(optimizer, "optimizer")
@@ -126,6 +136,8 @@ class UncertaintyModule(ExactResume):
             )
         self._output_checked = False
         self._labels_checked = False
+        if type(self) is UncertaintyModule:  # a method saves its own arguments
+            self._save_arguments(**{**given, "network": network})
 
     # ------------------------------------------------------------------ outputs and predictions
 
@@ -161,9 +173,11 @@ class UncertaintyModule(ExactResume):
     # ------------------------------------------------------------------ steps
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies under which this was not tested: FSDP, DeepSpeed, model parallelism."""
+        """Refuse strategies under which this was not tested (FSDP, DeepSpeed, model parallelism); priors are in eval mode always."""
         super().setup(stage)
         check_strategy(self.trainer, type(self).__name__)
+        if stage == "fit":
+            expect_eval_mode(getattr(self.network, "num_frozen", 0))
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean over the drawn indices of the loss; an override may sum, reweight or regularise."""
@@ -484,6 +498,12 @@ class UncertaintyModule(ExactResume):
             return
         self.save_hyperparameters({name: saved_argument(value) for name, value in arguments.items()})
         self._hparams_name = "kwargs"
+
+
+def expect_eval_mode(num_modules: int) -> None:
+    """Keep Lightning from warning of so many modules that are frozen, and so in eval mode always; of others it still does."""
+    if num_modules:
+        warnings.filterwarnings("ignore", rf".*Found {num_modules} module\(s\) in eval mode", PossibleUserWarning)
 
 
 def saved_argument(value: Any) -> Any:

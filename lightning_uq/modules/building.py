@@ -1,12 +1,10 @@
 """Build the members of an ensemble: each by its own call of a factory, under its own seed."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
@@ -125,12 +123,6 @@ def run_members(
             reason = f"Ensemble of {len(members)} runs in a loop: {why}."
             return EnsembleNetwork(members, output, execution_reason=reason)
     return build_ensemble(members, execution, output=output)
-
-
-def expect_eval_mode(num_modules: int) -> None:
-    """Keep Lightning from warning of so many modules that are frozen, and so in eval mode always; of others it still does."""
-    if num_modules:
-        warnings.filterwarnings("ignore", rf".*Found {num_modules} module\(s\) in eval mode", PossibleUserWarning)
 
 
 def check_arguments(**given: Any) -> None:

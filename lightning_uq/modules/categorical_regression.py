@@ -15,7 +15,6 @@ from lightning_uq.losses.categorical_regression import categorical_regression_lo
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.gaussian import MIN_VARIANCE
 from lightning_uq.modules.base import Regularizer, UncertaintyModule, restore_argument
-from lightning_uq.modules.building import expect_eval_mode
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import OutputShapeError
@@ -87,12 +86,6 @@ class CategoricalRegressionModule(UncertaintyModule):
         self._outputs_per_target = len(built.atoms) + 1
         self._told_range = False
         self._save_arguments(**{**given, "network": network})
-
-    def setup(self, stage: str) -> None:
-        """The prior is in eval mode always, of which Lightning would warn."""
-        super().setup(stage)
-        if stage == "fit":
-            expect_eval_mode(self.network.num_frozen)
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, D A + D] over the evaluation indices: logits over the atoms, then the prior."""

@@ -21,13 +21,12 @@ from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.modules.base import Loss, Task, UncertaintyModule, expect_eval_mode, restore_argument
 from lightning_uq.modules.building import (
     SAME_START,
     build_members,
     check_arguments,
     check_lightning_arguments,
-    expect_eval_mode,
     run_members,
 )
 from lightning_uq.modules.checkpoints import (

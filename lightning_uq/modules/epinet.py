@@ -14,8 +14,7 @@ from torch import nn
 from lightning_uq.errors import InputError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, restore_argument
-from lightning_uq.modules.building import expect_eval_mode
+from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, expect_eval_mode, restore_argument
 from lightning_uq.networks.epinet import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output

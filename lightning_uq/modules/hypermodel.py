@@ -11,7 +11,6 @@ from torch import nn
 
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, restore_argument
-from lightning_uq.modules.building import expect_eval_mode
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.hypermodel import HypermodelNetwork, Initialization, PriorIndependentLayers
 from lightning_uq.networks.indexers import ScaledGaussianIndexer
@@ -122,12 +121,6 @@ class HypermodelModule(UncertaintyModule):
             return_members=return_members,
         )
         self._save_arguments(**{**given, "network": network})
-
-    def setup(self, stage: str) -> None:
-        """The prior is in eval mode always, of which Lightning would warn."""
-        super().setup(stage)
-        if stage == "fit":
-            expect_eval_mode(self.network.num_frozen)
 
 
 @register_method("hypermodel", ood_score="predictive_entropy", length=lambda setting: 2)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import CategoricalPrediction, GaussianMixturePrediction, UncertaintyModule
+from lightning_uq.errors import InputError
 from lightning_uq.networks import (
     MLP,
     CatMLPEnsemble,
@@ -15,6 +16,7 @@ from lightning_uq.networks import (
     ChoicePrior,
     EnsembleNetwork,
     EpistemicNetworkWithPrior,
+    Factory,
     GaussianNoiseMLP,
     IndexMLP,
     RandomFeatureGP,
@@ -23,9 +25,6 @@ from lightning_uq.networks import (
     gp_prior,
     index_mlp_with_gp_prior,
 )
-
-# A prior is in eval mode always, and Lightning tells so.
-pytestmark = pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 LABELS = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -114,3 +113,33 @@ def test_compiled_and_exported(name):
     torch.testing.assert_close(torch.compile(network, backend="aot_eager")(X, index), expected, rtol=1e-4, atol=1e-5)
     exported = torch.export.export(network, (X, index)).module()
     torch.testing.assert_close(exported(X, index), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_a_factory_loads_bare(make_trainer, tmp_path):
+    sizes = {"in_features": 4, "out_features": 3, "num_priors": 5, "hidden_sizes": [8]}
+    network = Factory("lightning_uq.networks.index_mlp_with_gp_prior", sizes)
+    module = UncertaintyModule(network, num_classes=3, num_train_samples=4, num_eval_samples=7)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(module, loader(LABELS))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = UncertaintyModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True).eval()
+    assert (again.num_classes, again.num_train_samples, again.num_eval_samples) == (3, 4, 7)
+    assert torch.equal(again(X), module.eval()(X))
+
+
+def test_a_built_network_has_to_be_passed_again(make_trainer, tmp_path):
+    module = UncertaintyModule(IndexMLP(4, 3), num_classes=3, num_eval_samples=7)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(module, loader(LABELS))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"Pass it again: `load_from_checkpoint\(path, network=...\)`"):
+        UncertaintyModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    again = UncertaintyModule.load_from_checkpoint(tmp_path / "last.ckpt", network=IndexMLP(4, 3), weights_only=True)
+    assert torch.equal(again.eval()(X), module.eval()(X))  # with as many indices
+
+
+def test_a_plain_network_is_refused():
+    with pytest.raises(
+        InputError, match="to be an EpistemicNetwork, or a factory of one, but got Linear; Deterministic"
+    ):
+        UncertaintyModule(nn.Linear(4, 3), num_classes=3)
