@@ -84,11 +84,16 @@ class Prediction(ABC):
         """Concatenate batches: what ``trainer.predict`` returned becomes one prediction.
 
         Raises:
-            InputError: The list is empty, mixes types, or its parts disagree on what they hold.
+            InputError: The list is empty, mixes types or holds no predictions, or its parts disagree on what they hold.
         """
         if not predictions:
             raise InputError("Expected argument `predictions` to hold at least one prediction, but got none.")
         kind = type(predictions[0])
+        if not issubclass(kind, Prediction):
+            raise InputError(
+                f"Expected argument `predictions` to hold predictions, but it holds a {kind.__name__}. Of several loaders "
+                "`trainer.predict` returns a list each: concatenate one of them."
+            )
         if any(type(p) is not kind for p in predictions):
             names = sorted({type(p).__name__ for p in predictions})
             raise InputError(f"Expected argument `predictions` to be of one type, but got {', '.join(names)}.")

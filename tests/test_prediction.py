@@ -174,3 +174,9 @@ def test_a_student_t_of_huge_parameters_has_a_scale():
     huge = torch.full((1, 1), 3e38)
     prediction = StudentTPrediction(torch.zeros(1, 1), huge, huge, huge)
     torch.testing.assert_close(prediction.scale, torch.ones(1, 1))
+
+
+def test_what_several_loaders_gave_is_named():
+    one = CategoricalPrediction(torch.zeros(1, 2, 3))
+    with pytest.raises(InputError, match="but it holds a list. Of several loaders"):
+        CategoricalPrediction.cat([[one], [one]])

@@ -142,7 +142,8 @@ class PostTrainingCallback(Callback, ABC):
         """Take a fitted state back.
 
         Raises:
-            InputError: It is no such state, or was fitted under other settings than this callback has.
+            InputError: It is no such state, or was fitted under other settings than this callback has. One of another class,
+                or a part of one, leaves nothing fitted.
         """
         if not _is_state(state_dict):
             raise InputError(
@@ -151,7 +152,15 @@ class PostTrainingCallback(Callback, ABC):
         refusal = self._refusal(state_dict)
         if refusal is not None:
             raise InputError(refusal)
-        self._set(state_dict["tensors"], state_dict["fingerprint"])
+        tensors = state_dict["tensors"]
+        try:
+            self._set(tensors, state_dict["fingerprint"])
+        except Exception as error:  # what another class fitted raises anything at all
+            self._set(None, None)
+            held = sorted(tensors) if isinstance(tensors, dict) else type(tensors).__name__
+            raise InputError(
+                f"Expected a fitted state of {type(self).__name__}, but its `tensors` are another's: {held}."
+            ) from error
 
     def _refusal(self, state: dict[str, Any]) -> str | None:
         """Why a fitted state is not this callback's, or None."""

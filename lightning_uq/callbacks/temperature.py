@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -33,6 +33,9 @@ class Calibration(PostTrainingCallback):
     ``test_nll`` and ``test_ece`` are those after calibration. A module that is not ours is left alone, unless
     ``attach=True`` replaces its predictions.
     """
+
+    tensor_name: ClassVar[str]
+    """What the fitted tensor is called."""
 
     of_members = False
     """Whether the result acts inside the members, rather than on the log of their mean probabilities."""
@@ -150,12 +153,21 @@ class Calibration(PostTrainingCallback):
         if is_uncertainty_module(pl_module):
             patch(pl_module, "prediction", lambda inner: lambda output: self.calibrate(inner(output)))
 
-    def _get(self, name: str) -> Tensor:
+    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
+        """Refuse what is no calibration of this kind.
+
+        Raises:
+            InputError: The fitted tensor is not there.
+        """
+        if tensors is not None and not isinstance(tensors.get(self.tensor_name), Tensor):
+            raise InputError(f"Expected a tensor `{self.tensor_name}`, but got {sorted(tensors)}.")
+
+    def _get(self) -> Tensor:
         if self._tensors is None:
             raise NotFittedError(
                 f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)` or `fit_logits`."
             )
-        tensor: Tensor = self._tensors[name]
+        tensor: Tensor = self._tensors[self.tensor_name]
         return tensor
 
 
@@ -195,6 +207,8 @@ class TemperatureScaling(Calibration):
         >>> scaling.temperature.round(decimals=4)
         tensor(2.8854, dtype=torch.float64)
     """
+
+    tensor_name = "temperature"
 
     def __init__(
         self,
@@ -238,7 +252,7 @@ class TemperatureScaling(Calibration):
         Raises:
             NotFittedError: Nothing was fitted.
         """
-        return self._get("temperature")
+        return self._get()
 
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The temperature of members' logits [Z, N, C]."""
@@ -290,6 +304,8 @@ class VectorScaling(Calibration):
         True
     """
 
+    tensor_name = "class_scaling"
+
     def __init__(
         self,
         dataloader: Any = None,
@@ -318,7 +334,7 @@ class VectorScaling(Calibration):
         Raises:
             NotFittedError: Nothing was fitted.
         """
-        return self._get("class_scaling")
+        return self._get()
 
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The scaling of the log of the mean probabilities."""

@@ -16,6 +16,7 @@ from lightning_uq.functional.temperature import best_temperature, calibration_ro
 
 _STRENGTHS = tuple(10.0**exponent for exponent in (-4, -3, -2, -1, 0))
 _ROWS_PER_CLASS = 20
+_MAX_BYTES = 4 * 2**30
 
 
 class VectorScalingFit(NamedTuple):
@@ -71,7 +72,7 @@ def fit_vector_scaling(
 
     Raises:
         InputError: As for :func:`~lightning_uq.functional.temperature.fit_temperature`; fewer rows than folds; a strength
-            that is not positive.
+            that is not positive; more than some ten thousand classes, whose Hessian [2 C, 2 C] would take over 4 GiB.
 
     Warns:
         UserWarning: There are fewer than 20 rows a class; or the temperature has no finite optimum.
@@ -89,6 +90,11 @@ def fit_vector_scaling(
     rows, classes = calibration_rows(logits, target, 2)
     x, C = rows[0], rows.shape[2]
     check_integer("num_folds", num_folds, 2)
+    if (size := 8 * (2 * C) ** 2) > _MAX_BYTES:
+        raise InputError(
+            f"Expected argument `logits` to have so few classes that second derivatives of {_MAX_BYTES / 2**30:.3g} GiB do, but "
+            f"those of {C} classes take {size / 2**30:.3g} GiB. Fit a temperature."
+        )
     if len(x) < num_folds:
         raise InputError(f"Expected argument `logits` to hold at least {num_folds} rows, one a fold, but got {len(x)}.")
     if not strengths or not all(0 < strength < math.inf for strength in strengths):

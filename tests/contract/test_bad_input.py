@@ -237,15 +237,33 @@ def test_classes_that_are_missing(fitting_case, kept):
 
 
 @pytest.mark.axis("bad input")
+@UNTRAINED
 def test_memory_that_nobody_has(fitting_case):
     """A million classes: said before anything is allocated."""
-    if fitting_case.name != "FitGMM":
-        pytest.skip("it holds no matrix for each class")
+    named = {"FitGMM": "argument `memory_budget`", "VectorScaling": "those of 1000000 classes take"}
+    if fitting_case.name not in named:
+        pytest.skip("its memory does not grow with the square of anything that large")
     wide = torch.nn.Sequential(torch.nn.Linear(FEATURES, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1_000_000))
     callback = fitting_case.build()
-    with pytest.raises(InputError, match="memory_budget"):
-        callback.fit(wide, pairs())
+    with pytest.raises(InputError, match=named[fitting_case.name]):
+        callback.fit(wide, pairs(X[:8], LABEL[:8]))
     assert not callback.fitted
+
+
+@pytest.mark.axis("bad input")
+@UNTRAINED
+def test_states_that_are_anothers(fitting_case):
+    """Or a part of its own: nothing is left that could be used."""
+    callback = fitting_case.build().fit(UsersModule(), pairs())
+    state = callback.state_dict()
+    for tensors in ({}, {"another": torch.zeros(1)}, {"feature_layer": "3", "num_members": 1}, 5):
+        with pytest.raises(
+            InputError, match=f"Expected a fitted state of {type(callback).__name__}, but its `tensors`"
+        ):
+            callback.load_state_dict({**state, "tensors": tensors})
+        assert not callback.fitted
+    callback.load_state_dict(state)
+    assert callback.fitted
 
 
 # ---------------------------------------------------------------------- callbacks that fit nothing, but measure
