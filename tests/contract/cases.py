@@ -27,7 +27,7 @@ AXES = {
     "bf16-true": "the same with bfloat16 weights",
     "64-true": "the same with float64 weights",
     "options": "accumulated gradients, clipping, limited batches",
-    "loaders": "several loaders in every stage",
+    "loaders": "several loaders to validate, test and predict",
     "iterable": "an iterable data set without a length",
     "fast_dev_run": "`fast_dev_run` and `barebones`",
     "ddp": "two gloo processes give what one gives, at uneven numbers of rows",

@@ -76,7 +76,7 @@ def grid(cells):
             return "**fails**"
         if "passed" in outcomes:
             return "yes"
-        (reason,) = {reason for _, reason in found}
+        reason = "; ".join(sorted({reason for _, reason in found}))
         return f"no [^{notes.setdefault(reason, len(notes) + 1)}]"
 
     for title, cases in (("Modules", MODULES), ("Callbacks", CALLBACKS), ("Users' modules", USERS)):
