@@ -39,13 +39,21 @@ def make_trainer(tmp_path) -> Callable[..., Trainer]:
     return make
 
 
+# Threads of gloo that are still joined to a group when the interpreter ends abort the process, now and then.
+_LEAVE = """
+import torch.distributed
+if torch.distributed.is_available() and torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
+"""
+
+
 @pytest.fixture
 def run_script(tmp_path) -> Callable[..., Any]:
     """Run Python code in a process of its own (which may start a second rank); what it writes to ``out`` as JSON is returned."""
 
     def run(code: str, *, timeout: int = 400) -> Any:
         script, out = tmp_path / "script.py", tmp_path / "out.json"
-        script.write_text(f"out = {str(out)!r}\n{code}")
+        script.write_text(f"out = {str(out)!r}\n{code}\n{_LEAVE}")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             [sys.executable, str(script)],
