@@ -32,6 +32,7 @@ class EpistemicNetwork(nn.Module, ABC):
     """
 
     num_indices: int | None = None
+    _drawn: tuple[tuple[int, int], Tensor] | None = None
 
     def __init__(self, output: Output = "logits") -> None:
         super().__init__()
@@ -70,7 +71,12 @@ class EpistemicNetwork(nn.Module, ABC):
             return torch.arange(self.num_indices)
         if num_samples < 1:
             raise InputError(f"Expected argument `num_samples` to be at least 1, but got {num_samples}.")
-        return self.sample_index(num_samples, torch.Generator().manual_seed(seed))
+        if self._drawn is None or self._drawn[0] != (num_samples, seed):
+            # Drawn once, so that an exported graph holds them as a constant; and never as inference tensors, with which no
+            # gradient could be taken once that mode has ended.
+            with torch.inference_mode(False):
+                self._drawn = (num_samples, seed), self.sample_index(num_samples, torch.Generator().manual_seed(seed))
+        return self._drawn[1]
 
     def _all_modules(self) -> Iterable[nn.Module]:
         """Its modules; also those that run under the weights of others."""

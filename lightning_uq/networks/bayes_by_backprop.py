@@ -93,7 +93,6 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         self._sizes = [mean.numel() for mean in means.values()]
         like = next(iter(means.values()))
         self.spread = Spread(self.num_weights, initial_std).to(like.device, like.dtype)
-        self._evaluation: dict[tuple[int, int], Tensor] = {}
 
     @property
     def num_weights(self) -> int:
@@ -115,13 +114,6 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         """Standard normal vectors [Z, P], on the generator's device; without one on that of the weights."""
         device = self.spread.rho.device if generator is None else generator.device
         return torch.randn(num_samples, self.num_weights, generator=generator, device=device)
-
-    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
-        """See :meth:`EpistemicNetwork.evaluation_index`; the last one asked for is kept."""
-        if (num_samples, seed) not in self._evaluation:
-            with torch.inference_mode(False):  # or no gradient could be taken with it, once that mode has ended
-                self._evaluation = {(num_samples, seed): super().evaluation_index(num_samples, seed=seed)}
-        return self._evaluation[num_samples, seed]
 
     def weights(self, index: Tensor) -> dict[str, Tensor]:
         """The weights [Z, *shape] by their names in the network."""

@@ -354,7 +354,6 @@ class EpinetNetwork(EpistemicNetwork):
         self.tap: FeatureTap | None = None
         # Made here, and not where they are needed: a compiled or exported graph holds them as constants.
         self._calibration_index = self.indexer(_SPREAD_DRAWS, torch.Generator().manual_seed(0))
-        self._evaluation: dict[tuple[int, int], Tensor] = {}
         names = [feature_layers] if isinstance(feature_layers, str) else list(feature_layers)
         if names != ["auto"]:
             self.tap = FeatureTap(base, names)
@@ -373,12 +372,6 @@ class EpinetNetwork(EpistemicNetwork):
     def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal vectors [Z, index_dim]."""
         return self.indexer(num_samples, generator)
-
-    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
-        """See :meth:`EpistemicNetwork.evaluation_index`; drawn once, so that an exported graph holds them as a constant."""
-        if (num_samples, seed) not in self._evaluation:
-            self._evaluation[num_samples, seed] = super().evaluation_index(num_samples, seed=seed)
-        return self._evaluation[num_samples, seed]
 
     def forward(self, x: Any, index: Tensor) -> Tensor:
         """Outputs [Z, B, C] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""

@@ -111,7 +111,6 @@ class HypermodelNetwork(EpistemicNetwork):
         self.prior = prior if prior is None or isinstance(prior, AdditivePrior) else freeze_as_buffers(prior)
         self.prior_scale = PriorScale(prior_scale)
         self.calibrate_prior = calibrate_prior
-        self._evaluation: dict[tuple[int, int], Tensor] = {}
 
     @property
     def num_weights(self) -> int:
@@ -121,13 +120,6 @@ class HypermodelNetwork(EpistemicNetwork):
     def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Vectors [Z, index_dim] of the indexer."""
         return self.indexer(num_samples, generator)
-
-    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
-        """See :meth:`EpistemicNetwork.evaluation_index`; drawn once, so that an exported graph holds them as a constant."""
-        if (num_samples, seed) not in self._evaluation:
-            with torch.inference_mode(False):  # or no gradient could be taken with it, once that mode has ended
-                self._evaluation[num_samples, seed] = super().evaluation_index(num_samples, seed=seed)
-        return self._evaluation[num_samples, seed]
 
     def weights(self, index: Tensor) -> dict[str, Tensor]:
         """The weights [Z, *shape] by their names in the network, as it is called with them."""

@@ -96,7 +96,9 @@ class NullFunction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Zeros [B, C] for x [B, ...]."""
-        return torch.zeros(len(x), self.num_outputs, device=x.device, dtype=x.dtype if x.is_floating_point() else None)
+        return torch.zeros(
+            x.shape[0], self.num_outputs, device=x.device, dtype=x.dtype if x.is_floating_point() else None
+        )
 
 
 def gp_prior(

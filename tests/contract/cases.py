@@ -204,6 +204,14 @@ ATOMS = Factory(
         "seed": 0,
     },
 )
+
+
+def _of(target: str, out_features: int, **kwargs: Any) -> Factory:
+    """A small network of the package by its name."""
+    sizes = {"in_features": FEATURES, "out_features": out_features, "hidden_sizes": [8]}
+    return Factory(f"lightning_uq.networks.{target}", {**sizes, **kwargs})
+
+
 REGRESSION: dict[str, Any] = {"task": "regression"}
 PRIOR: dict[str, Any] = {"prior_network": network, "prior_scale": 1.0}
 
@@ -244,6 +252,18 @@ MODULES = [
         "Categorical regression",
         partial(m.CategoricalRegressionModule, ATOMS, optimizer=OPTIMIZERS["regression"]),
         "regression",
+    ),
+    # Networks without a module of their own, under the base class.
+    _module("Index MLP", m.UncertaintyModule, _of("IndexMLP", CLASSES, index_dim=3), num_eval_samples=5),
+    _module(
+        "Index MLP, process prior, regression",
+        m.UncertaintyModule,
+        _of("index_mlp_with_gp_prior", TARGETS, num_priors=3, num_features=8, heads="gaussian", seed=0),
+        num_eval_samples=5,
+        **REGRESSION,
+    ),
+    _module(
+        "Gaussian noise MLP", m.UncertaintyModule, _of("GaussianNoiseMLP", CLASSES, init_scale=0.1), num_eval_samples=5
     ),
     ModuleCase("Ensemble of a user's modules", partial(m.EnsembleModule, UsersModule, 3, seed=1, num_classes=CLASSES)),
 ]

@@ -104,7 +104,7 @@ def test_indices():
     assert network.evaluation_index(5) is first
     assert not torch.equal(network.evaluation_index(5, seed=1), first)
     assert torch.equal(network.evaluation_index(5), first)
-    assert len(network._evaluation) == 1  # a large one is not kept for nothing
+    assert network._drawn[0] == (5, 0)  # the last one alone is kept
 
 
 def test_an_index_drawn_in_inference_mode_serves_training_too():
