@@ -43,6 +43,27 @@ def sample_index(batch: Any) -> Tensor | None:
     return index if known and isinstance(index, Tensor) and not index.is_floating_point() else None
 
 
+def sample_weights(batch: Any) -> Tensor | None:
+    """The samples' weights in the training loss [B], where a mapping carries them under ``weight``.
+
+    Raises:
+        InputError: They are no finite numbers of at least 0, one a sample.
+
+    Example:
+        >>> sample_weights({"input": torch.zeros(2, 3), "weight": torch.tensor([1.0, 0.5])})
+        tensor([1.0000, 0.5000])
+    """
+    weight = batch.get("weight") if isinstance(batch, Mapping) else None
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or weight.dtype == torch.bool:
+        got = f"{weight.dtype} of shape {list(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise InputError(f"Expected `weight` of a batch to be numbers [B], one a sample, but got {got}.")
+    if not bool((weight.isfinite() & (weight >= 0)).all()):
+        raise InputError("Expected `weight` of a batch to hold finite numbers of at least 0, but it does not.")
+    return weight
+
+
 def known_sample_index(batch: Any, argument: str) -> Tensor:
     """:func:`sample_index` of a training batch, for what cannot do without: ``argument``, as it was given.
 

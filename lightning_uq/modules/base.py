@@ -57,7 +57,8 @@ class UncertaintyModule(ExactResume):
 
     A method subclasses it, builds its :class:`EpistemicNetwork`, and overrides what is special: often only
     :meth:`training_loss`. The steps log ``train_loss``, ``val_*`` and ``test_*``; a sample that a distributed sampler
-    repeats as padding is counted once. A resumed training ends as the uninterrupted one: see :class:`ExactResume`.
+    repeats as padding is counted once. A mapping's ``weight`` [B] weighs its samples in the training loss (their weighted losses
+    are divided by B). A resumed training ends as the uninterrupted one: see :class:`ExactResume`.
 
     Args:
         network: The epistemic network, or a factory of it (which a checkpoint can remember).
@@ -188,14 +189,25 @@ class UncertaintyModule(ExactResume):
         return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
 
     def noisy_targets(self, y: Tensor, batch: Any, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Targets [B, ...] or [Z, B, ...], and weights [Z, B] or None, as ``data_noise`` makes them for these indices."""
+        """Targets [B, ...] or [Z, B, ...], and the samples' weights [Z, B] or [B], if any, for these indices.
+
+        ``data_noise`` makes them; a mapping's own ``weight`` [B] multiplies its weights.
+        """
+        own = batches.sample_weights(batch)
+        if own is not None and own.shape != y.shape[:1]:
+            raise InputError(
+                f"Expected `weight` of a batch to hold {len(y)} numbers, one a sample, but got {len(own)}."
+            )
         if self.data_noise is None:
-            return y, None
+            return y, own
         sample = batches.known_sample_index(batch, f"data_noise={self.data_noise!r}").to(y.device)
         indexer = getattr(self.network, "indexer", None)
         # Targets first: the weights do not depend on them.
         noisy = self.data_noise.targets(y, sample, index.to(y.device), indexer)
-        return noisy, self.data_noise.weights(sample, index.to(y.device), indexer)
+        weights = self.data_noise.weights(sample, index.to(y.device), indexer)
+        if own is not None:
+            weights = own if weights is None else weights * own
+        return noisy, weights
 
     def _place(self, index: Tensor) -> Tensor:
         # Member numbers are read by Python: on the CPU that waits for no device.

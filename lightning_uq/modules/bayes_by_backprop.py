@@ -125,8 +125,10 @@ class BayesByBackpropModule(UncertaintyModule):
         """The negative evidence lower bound of a sample, averaged over the drawn indices."""
         if self._num_train is None:
             raise InputError("Expected argument `num_train` where the loss is taken without a Trainer.")
-        weights = self.network.weights(self._place(self.network.sample_index(self.num_train_samples)))
-        losses = self.index_losses(self.network.call(x, weights), y)
+        index = self._place(self.network.sample_index(self.num_train_samples))
+        y, sample_weights = self.noisy_targets(y, batch, index)
+        weights = self.network.weights(index)
+        losses = self.index_losses(self.network.call(x, weights), y, sample_weights)
         kl = self.network.kl(**self.prior, weights=weights)
         return elbo_loss(-losses, self.kl_weight * kl, self._num_train).mean()
 

@@ -18,9 +18,11 @@ from lightning_uq.functional.data_noise import (
 from lightning_uq.losses import BootstrapNoise, DataNoise, GaussianTargetNoise, cross_entropy_loss
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.epinet import EpinetModule
+from lightning_uq.modules.evidential import EvidentialModule
 from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.hypermodel import HypermodelNetwork
@@ -195,6 +197,65 @@ def test_ensemble_and_dropout_by_definition(monkeypatch):
     monkeypatch.setattr(dropout.network, "sample_index", lambda num, generator=None: seeds)
     expected = cross_entropy_loss(dropout.network(x, seeds), y, bootstrap_weights(index, seeds, 0, "uniform")).mean()
     torch.testing.assert_close(dropout.training_loss(x, y, data), expected)
+
+
+WEIGHT = torch.rand(12, generator=torch.Generator().manual_seed(2))
+
+
+def weighted(**kwargs):
+    x, y, index = batch(**kwargs)
+    return x, y, {"input": x, "target": y, "index": index, "weight": WEIGHT}
+
+
+def test_a_batchs_own_weights_by_definition(monkeypatch):
+    x, y, data = weighted()
+    ensemble = EnsembleModule(lambda: nn.Linear(2, 3), 4, num_classes=3)
+    expected = cross_entropy_loss(ensemble.network(x), y, WEIGHT).sum()
+    torch.testing.assert_close(ensemble.training_loss(x, y, data), expected)
+    noisy = EnsembleModule(lambda: nn.Linear(2, 3), 4, num_classes=3, data_noise=BootstrapNoise("poisson", seed=9))
+    expected = cross_entropy_loss(noisy.network(x), y, bootstrap_weights(data["index"], 4, 9, "poisson") * WEIGHT).sum()
+    torch.testing.assert_close(noisy.training_loss(x, y, data), expected)
+    epinet = EpinetModule(mlp(), num_classes=3, num_train_samples=5).eval()
+    z = torch.randn(5, 8)
+    monkeypatch.setattr(epinet.network, "sample_index", lambda num, generator=None: z)
+    torch.testing.assert_close(
+        epinet.training_loss(x, y, data), cross_entropy_loss(epinet.network(x, z), y, WEIGHT).mean()
+    )
+
+
+def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch):
+    x, y, data = weighted()
+    module = BayesByBackpropModule(nn.Linear(2, 3), num_classes=3, num_train=12, kl_weight=0.0)
+    z = torch.randn(8, module.network.num_weights)
+    monkeypatch.setattr(module.network, "sample_index", lambda num, generator=None: z)
+    data["weight"] = torch.cat([torch.ones(6), torch.zeros(6)])
+    half = {"input": x[:6], "target": y[:6]}
+    torch.testing.assert_close(module.training_loss(x, y, data), module.training_loss(x[:6], y[:6], half) / 2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "match"),
+    [
+        (torch.tensor([1.0, float("nan")] * 6), "`weight` of a batch to hold finite numbers of at least 0"),
+        (-torch.ones(12), "`weight` of a batch to hold finite numbers of at least 0"),
+        (torch.ones(11), "`weight` of a batch to hold 12 numbers, one a sample, but got 11"),
+        (
+            torch.ones(12, 1),
+            r"`weight` of a batch to be numbers \[B\], one a sample, but got torch.float32 of shape \[12, 1\]",
+        ),
+        ([1.0] * 12, r"`weight` of a batch to be numbers \[B\], one a sample, but got list"),
+    ],
+)
+def test_weights_that_are_none(weight, match):
+    x, y, data = weighted()
+    with pytest.raises(InputError, match=match):
+        EnsembleModule(lambda: nn.Linear(2, 3), 2, num_classes=3).training_loss(x, y, {**data, "weight": weight})
+
+
+def test_losses_that_cannot_be_weighted_say_so():
+    x, y, data = weighted()
+    with pytest.raises(InputError, match="so that they can be weighted"):
+        EvidentialModule(nn.Linear(2, 3), 3).training_loss(x, y, data)
 
 
 def test_an_ensembles_bootstrap_is_the_noise_of_its_seed_and_both_multiply():
