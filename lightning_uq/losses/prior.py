@@ -145,6 +145,8 @@ class PriorLoss(Penalty):
         num_samples: Indices drawn.
         input_scale: Standard deviation of the fake inputs, in units of the network's input.
         distill: None, ``"classification"`` or ``"regression"``.
+        heads: ``"gaussian"`` where outputs are [Z, B, 2 D], means then raw variances: the means alone are penalised, as the
+            original's, which have no variance. None: all outputs.
 
     Raises:
         InputError: The settings are out of range, the input is no floating-point tensor, or no index is that of the mean.
@@ -164,6 +166,7 @@ class PriorLoss(Penalty):
     num_samples: int = 1
     input_scale: float = 1.0
     distill: Literal["classification", "regression"] | None = None
+    heads: Literal["gaussian"] | None = None
 
     def __post_init__(self) -> None:
         check_integer("num_samples", self.num_samples, 1)
@@ -172,6 +175,8 @@ class PriorLoss(Penalty):
                 raise InputError(f"Expected argument `{name}` to be at least 0, but got {getattr(self, name)!r}.")
         if self.distill is not None:
             check_choice("distill", self.distill, ("classification", "regression"))
+        if self.heads is not None:
+            check_choice("heads", self.heads, ("gaussian",))
 
     def __call__(self, network: nn.Module, x: Any) -> Tensor:
         """The loss, a scalar, of an epistemic network; of ``x`` [B, ...] only shape, dtype and device matter."""
@@ -184,7 +189,7 @@ class PriorLoss(Penalty):
         network.eval()
         try:
             train, output = _learned(network, fake, index)
-            loss = self.scale * l2_training_penalty(train)
+            loss = self.scale * l2_training_penalty(train.chunk(2, -1)[0] if self.heads == "gaussian" else train)
             if self.distill is None:
                 return loss
             mean_index = getattr(getattr(network, "indexer", None), "mean_index", None)

@@ -319,3 +319,14 @@ def test_distillation_to_the_index_of_the_mean(task):
         expected = distill_mean_regression(output[..., :1], distilled[..., :1])
     torch.testing.assert_close(both, plain + expected)
     assert expected > 0
+
+
+def test_gaussian_heads_are_penalised_in_their_means_alone():
+    network = DeterministicNetwork(nn.Linear(2, 4))
+    with torch.no_grad():
+        network.network.weight.zero_()
+        network.network.bias.copy_(torch.tensor([2.0, 4.0, 7.0, 9.0]))  # two means, then two raw variances
+    assert PriorLoss(heads="gaussian")(network, torch.zeros(5, 2)).item() == pytest.approx(0.5 * (4 + 16) / 2)
+    assert PriorLoss()(network, torch.zeros(5, 2)).item() == pytest.approx(0.5 * (4 + 16 + 49 + 81) / 4)
+    with pytest.raises(InputError, match="`heads`"):
+        PriorLoss(heads="mean")
