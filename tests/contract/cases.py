@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import callbacks as c
 from lightning_uq import modules as m
+from lightning_uq.batches import unpadded_rows
 from lightning_uq.networks import Factory
+from tests.metrics import cases as measured
 
 FEATURES, CLASSES, TARGETS = 4, 3, 2
 
@@ -133,6 +135,24 @@ class UsersModule(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.5)
 
 
+class Measured(LightningModule):
+    """Logs one metric as a user would, fed with the rows whose numbers are in the batch, the padded ones left out."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.key, self.rows = key, measured.Data()
+        self.layer = nn.Linear(1, 1)  # what a precision is about
+        self.metric = measured.make(key)
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        (numbers,) = batch
+        keep = unpadded_rows(self.trainer.test_dataloaders, batch_idx, len(numbers))
+        numbers = numbers if keep is None else numbers[keep]
+        if len(numbers):
+            self.metric.update(*measured.CASES[self.key][2](self.rows, numbers))
+        self.log("value", self.metric)
+
+
 # ---------------------------------------------------------------------- the list
 
 
@@ -173,6 +193,21 @@ class CallbackCase:
     def fits(self) -> bool:
         """Whether there is a state to save."""
         return self.fits_on is not None
+
+
+@dataclass(frozen=True)
+class MetricCase:
+    """A metric of the package.
+
+    Attributes:
+        name: Its class, its row in the grid.
+        key: Its entry in ``tests/metrics/cases.py``, which holds its data.
+        unsupported: Axes that it does not support, with the reason.
+    """
+
+    name: str
+    key: str
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
 OPTIMIZERS = {
@@ -280,6 +315,13 @@ CALLBACKS = [
     CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
 ]
+
+# One entry for each class; where blocks are made of rows in order of arrival, the one that is given the rows' positions.
+_KEYS: dict[type, str] = {}
+for _key, (_cls, *_) in measured.CASES.items():
+    if _key not in measured.ORDERED:
+        _KEYS.setdefault(_cls, _key)
+METRICS = [MetricCase(cls.__name__, key) for cls, key in _KEYS.items()]
 
 CLASSIFIERS = [case for case in MODULES if case.task == "classification"]
 FITTING = [case for case in CALLBACKS if case.fits]

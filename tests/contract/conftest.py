@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.cases import AXES, CALLBACKS, CLASSIFIERS, FITTING, MODULES
+from tests.contract.cases import AXES, CALLBACKS, CLASSIFIERS, FITTING, METRICS, MODULES
 from tests.contract.users import USERS
 
 LISTS = {
@@ -13,6 +13,7 @@ LISTS = {
     "classifier_case": CLASSIFIERS,
     "callback_case": CALLBACKS,
     "fitting_case": FITTING,
+    "metric_case": METRICS,
     "user_case": USERS,
     "asking_case": [case for case in USERS if case.unpack_batch is not None],
 }
@@ -79,7 +80,12 @@ def grid(cells):
         reason = "; ".join(sorted({reason for _, reason in found}))
         return f"no [^{notes.setdefault(reason, len(notes) + 1)}]"
 
-    for title, cases in (("Modules", MODULES), ("Callbacks", CALLBACKS), ("Users' modules", USERS)):
+    for title, cases in (
+        ("Modules", MODULES),
+        ("Callbacks", CALLBACKS),
+        ("Metrics", METRICS),
+        ("Users' modules", USERS),
+    ):
         axes = [axis for axis in AXES if any((case.name, axis) in cells for case in cases)]
         lines += [f"## {title}", "", "| | " + " | ".join(axes) + " |", "|---" * (len(axes) + 1) + "|"]
         lines += [f"| {case.name} | " + " | ".join(cell(case, axis) for axis in axes) + " |" for case in cases]
@@ -91,7 +97,7 @@ def grid(cells):
 
 
 HEAD = [
-    "`make contract` runs every module and callback through every way in which Lightning runs it, and writes this page.",
+    "`make contract` runs every module, callback and metric through every way in which Lightning runs it, and writes this page.",
     "`yes`: all tests of the cell passed. `no`: not supported, or not run where the page was made, with the reason below.",
     "An empty cell: the question does not arise.",
 ]

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks import PredictionWriter, read_predictions
-from tests.contract.cases import CALLBACKS, MODULES, UsersModule, loader
+from tests.contract.cases import CALLBACKS, MODULES, Measured, UsersModule, loader
 from tests.contract.running import TEST, VAL
 from tests.contract.two_ranks import ODD, slug
+from tests.metrics.cases import ROWS
 
 ROOT = Path(__file__).parents[2]
 # A process that is spawned imports everything anew, some ten seconds a case: all of them are run by `make contract`.
@@ -103,6 +105,13 @@ def test_callbacks(ddp, callback_case, make_trainer):
     (tested,) = trainer.test(module, loader(kind, TEST, 2), verbose=False)
     two = {**two["validated"], **two["tested"]}
     assert_same({k: v for k, v in two.items() if k not in ("val_loss", "test_loss")}, {**validated, **tested})
+
+
+@pytest.mark.axis("ddp")
+def test_metrics(ddp, metric_case, make_trainer):
+    rows = DataLoader(TensorDataset(torch.arange(ROWS)), batch_size=7)
+    (one,) = alone(make_trainer).test(Measured(metric_case.key), rows, verbose=False)
+    assert_same(result(ddp, metric_case)["tested"], one)
 
 
 def assert_same_state(found: dict, expected: dict) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Callback
 
-from lightning_uq import callbacks, modules
+from lightning_uq import callbacks, metrics, modules
 from lightning_uq.modules.base import UncertaintyModule
-from tests.contract.cases import AXES, CALLBACKS, MODULES
+from tests.contract.cases import AXES, CALLBACKS, METRICS, MODULES
 from tests.contract.users import USERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "contract.md"
@@ -27,8 +27,12 @@ def test_every_callback_is_in_the_list():
     assert {type(case.build()) for case in CALLBACKS} >= _exported(callbacks, Callback) - writer
 
 
+def test_every_metric_is_in_the_list():
+    assert {case.name for case in METRICS} == set(metrics.__all__)
+
+
 def test_names_are_told_apart():
-    names = [case.name for case in [*MODULES, *CALLBACKS, *USERS]]
+    names = [case.name for case in [*MODULES, *CALLBACKS, *METRICS, *USERS]]
     assert len(set(names)) == len(names)
 
 
@@ -36,7 +40,7 @@ def test_the_published_grid_has_a_row_for_each_and_no_failure(request):
     if request.config.getoption("--grid", None):
         pytest.skip("the page is being written")
     text = PAGE.read_text()
-    for case in [*MODULES, *CALLBACKS, *USERS]:
+    for case in [*MODULES, *CALLBACKS, *METRICS, *USERS]:
         assert f"| {case.name} |" in text, f"run `make contract`: {case.name} is not in {PAGE.name}"
     columns = {cell.strip() for line in text.splitlines() if line.startswith("| | ") for cell in line.split("|")}
     assert set(AXES) <= columns, f"run `make contract`: {set(AXES) - columns} are not in {PAGE.name}"

@@ -13,10 +13,22 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks import PredictionWriter
-from tests.contract.cases import CALLBACKS, MODULES, CallbackCase, ModuleCase, UsersModule, loader
+from tests.contract.cases import (
+    CALLBACKS,
+    METRICS,
+    MODULES,
+    CallbackCase,
+    Measured,
+    MetricCase,
+    ModuleCase,
+    UsersModule,
+    loader,
+)
 from tests.contract.running import TEST, TRAIN, VAL
+from tests.metrics.cases import ROWS
 
 ODD = TRAIN + 1  # a rank more than the other
 
@@ -71,6 +83,13 @@ def run_callback(case: CallbackCase, strategy: str, folder: Path) -> dict[str, A
     return result
 
 
+def run_metric(case: MetricCase, strategy: str, folder: Path) -> dict[str, Any]:
+    """The metric over all rows, an odd number."""
+    rows = DataLoader(TensorDataset(torch.arange(ROWS)), batch_size=7)
+    (tested,) = make_trainer(strategy).test(Measured(case.key), rows, verbose=False)
+    return {"tested": tested}
+
+
 def slug(name: str) -> str:
     """A case's name as a file's."""
     return name.replace(" ", "_").replace(",", "")
@@ -84,10 +103,11 @@ def main(strategy: str, folder: Path, names: list[str]) -> None:
     """Every named case, or all; an error is kept as text, so that one case does not hide the others."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for case in [*MODULES, *CALLBACKS]:
+    runs = {ModuleCase: run_module, CallbackCase: run_callback, MetricCase: run_metric}
+    for case in [*MODULES, *CALLBACKS, *METRICS]:
         if names and case.name not in names:
             continue
-        run = run_module if isinstance(case, ModuleCase) else run_callback
+        run = runs[type(case)]
         try:
             result = run(case, strategy, folder)
         except Exception:
