@@ -218,6 +218,8 @@ def main(rank, folder):
         found.append(str(error))
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(found, file)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # or gloo's threads abort the process at its end, now and then
 
 if __name__ == "__main__":
     folder = os.path.dirname(out)

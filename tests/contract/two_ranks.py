@@ -114,6 +114,8 @@ def main(strategy: str, folder: Path, names: list[str]) -> None:
             result = {"error": traceback.format_exc()}
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             torch.save(result, folder / f"{slug(case.name)}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # or gloo's threads abort the process at its end, now and then
 
 
 if __name__ == "__main__":
