@@ -29,7 +29,7 @@ from lightning_uq.modules import (
     UncertaintyModule,
 )
 from lightning_uq.networks import EpistemicNetwork, Factory
-from lightning_uq.prediction import (
+from lightning_uq.predictions import (
     CategoricalPrediction,
     DirichletPrediction,
     GaussianMixturePrediction,

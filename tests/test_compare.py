@@ -17,7 +17,7 @@ from lightning_uq.compare.page import command_line, equal_predictions
 from lightning_uq.compare.run import choose_methods, make_setting, share_trainings, summarize
 from lightning_uq.errors import InputError
 from lightning_uq.functional import SCORES, auroc
-from lightning_uq.prediction import CategoricalPrediction
+from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.report import RESULT_KEYS
 
 TIMES = ("train_seconds", "ms_per_1000")

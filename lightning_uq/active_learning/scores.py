@@ -22,7 +22,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional._validation import check_floating, check_integer, check_target, check_target_values
 from lightning_uq.functional.entropy import log_softmax, mean_log_probs, mutual_information, predictive_entropy
 from lightning_uq.functional.scores import max_softmax
-from lightning_uq.prediction import CategoricalPrediction, ClassProbabilities, Prediction
+from lightning_uq.predictions import CategoricalPrediction, ClassProbabilities, Prediction
 
 ClassValues = Sequence[float] | Tensor
 

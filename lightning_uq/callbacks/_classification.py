@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks._running import LogitReader, gather_rows, is_uncertainty_module
 from lightning_uq.errors import InputError
-from lightning_uq.prediction import DirichletPrediction, Prediction
+from lightning_uq.predictions import DirichletPrediction, Prediction
 
 
 def class_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:

@@ -23,7 +23,7 @@ from lightning_uq.networks.factory import factory_from_config
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.output import Output, OutputReader
-from lightning_uq.prediction import DirichletPrediction
+from lightning_uq.predictions import DirichletPrediction
 
 Network = nn.Module | Callable[[], nn.Module]
 

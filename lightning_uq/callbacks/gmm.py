@@ -18,7 +18,7 @@ from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.gaussian import ClassStatistics, Covariance, Priors, Regularization, fit_gaussian
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.output import Output
-from lightning_uq.prediction import Prediction
+from lightning_uq.predictions import Prediction
 from lightning_uq.registry import Setting, methods, register_method
 
 

@@ -31,7 +31,7 @@ from lightning_uq.checkpoint_files import check_plain, finish_writing, read_chec
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.output import Output
-from lightning_uq.prediction import CategoricalPrediction, Prediction
+from lightning_uq.predictions import CategoricalPrediction, Prediction
 from lightning_uq.strategies import check_strategy
 
 Weights = Literal["best", "last"]

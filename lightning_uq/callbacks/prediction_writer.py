@@ -22,7 +22,7 @@ from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampl
 from lightning_uq import batches
 from lightning_uq.callbacks._running import together
 from lightning_uq.errors import InputError, MissingExtraError, UnsupportedError
-from lightning_uq.prediction import ClassProbabilities, GaussianMixturePrediction, Prediction, StudentTPrediction
+from lightning_uq.predictions import ClassProbabilities, GaussianMixturePrediction, Prediction, StudentTPrediction
 
 Format = Literal["parquet", "csv"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv")

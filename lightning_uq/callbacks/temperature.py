@@ -23,7 +23,7 @@ from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.temperature import Method, Objective, Scope, _check_method, fit_ensemble_temperature
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.networks.output import Output
-from lightning_uq.prediction import CategoricalPrediction, Prediction
+from lightning_uq.predictions import CategoricalPrediction, Prediction
 
 
 class Calibration(PostTrainingCallback):

@@ -20,7 +20,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional import SCORES
 from lightning_uq.metrics import BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.prediction import CategoricalPrediction, ClassProbabilities
+from lightning_uq.predictions import CategoricalPrediction, ClassProbabilities
 from lightning_uq.registry import Method
 
 TAU = 10

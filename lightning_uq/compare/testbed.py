@@ -30,7 +30,7 @@ from lightning_uq.functional.testbed import (
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.networks.priors import truncated_normal_init_
-from lightning_uq.prediction import CategoricalPrediction
+from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.registry import Setting
 
 AGENTS = ("epinet", "ensemble_prior", "ensemble", "dropout", "softmax", "uniform")

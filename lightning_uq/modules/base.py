@@ -39,7 +39,7 @@ from lightning_uq.modules.resume import ExactResume
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory, build_network, factory_from_config, factory_to_config, is_plain
 from lightning_uq.networks.output import OutputShapeError, check_class_logits
-from lightning_uq.prediction import CategoricalPrediction, GaussianMixturePrediction, Prediction
+from lightning_uq.predictions import CategoricalPrediction, GaussianMixturePrediction, Prediction
 from lightning_uq.strategies import check_strategy
 
 Task = Literal["classification", "regression"]

@@ -18,7 +18,7 @@ from lightning_uq.modules.base import Regularizer, UncertaintyModule, restore_ar
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import OutputShapeError
-from lightning_uq.prediction import GaussianMixturePrediction
+from lightning_uq.predictions import GaussianMixturePrediction
 
 
 class CategoricalRegressionModule(UncertaintyModule):

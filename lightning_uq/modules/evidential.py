@@ -27,7 +27,7 @@ from lightning_uq.modules.base import UncertaintyModule, restore_argument
 from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
-from lightning_uq.prediction import DirichletPrediction
+from lightning_uq.predictions import DirichletPrediction
 from lightning_uq.registry import Setting, register_method
 
 EvidentialLossName = Literal["evidential", "nll", "cross_entropy", "maxnorm", "r_edl", "re_edl", "i_edl"]
@@ -273,7 +273,7 @@ class RelaxedDirichletPrediction(DirichletPrediction):
     Args:
         concentration: alpha [B, C, ...].
         prior: lambda, the weight of each class without any evidence.
-        temperature: See :class:`~lightning_uq.prediction.DirichletPrediction`, as for the next two.
+        temperature: See :class:`~lightning_uq.predictions.DirichletPrediction`, as for the next two.
         log_density: Log-density [B].
         class_scaling: Scale and bias [2, C].
 

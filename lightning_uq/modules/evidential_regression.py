@@ -21,7 +21,7 @@ from lightning_uq.modules.base import UncertaintyModule, restore_argument
 from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
-from lightning_uq.prediction import StudentTPrediction
+from lightning_uq.predictions import StudentTPrediction
 
 
 class EvidentialRegressionModule(UncertaintyModule):

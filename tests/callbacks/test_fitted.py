@@ -24,7 +24,7 @@ from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.prediction import DirichletPrediction
+from lightning_uq.predictions import DirichletPrediction
 
 GENERATOR = torch.Generator().manual_seed(1)
 X, VAL_X, TEST_X = (torch.randn(n, 4, generator=GENERATOR) for n in (80, 90, 31))

@@ -13,7 +13,7 @@ from lightning_uq.data import DigitsDataModule
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional import auroc
 from lightning_uq.networks import MLP
-from lightning_uq.prediction import CategoricalPrediction
+from lightning_uq.predictions import CategoricalPrediction
 
 
 def mlp(hidden=(32,)):

@@ -17,7 +17,7 @@ from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.prediction import CategoricalPrediction
+from lightning_uq.predictions import CategoricalPrediction
 
 X = torch.randn(45, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long()

@@ -29,7 +29,7 @@ from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.modules.evidential import EvidentialModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction
+from lightning_uq.predictions import CategoricalPrediction, DirichletPrediction
 
 NETWORK = Factory("lightning_uq.networks.mlp.MLP", {"in_features": 4, "out_features": 3, "hidden_sizes": [8]})
 SGD = Factory("torch.optim.SGD", {"lr": 1.0})

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_uq.callbacks import FitGMM
 from lightning_uq.callbacks._features import inner_networks
 from lightning_uq.errors import UnsupportedError
-from lightning_uq.prediction import Prediction
+from lightning_uq.predictions import Prediction
 from tests.contract.cases import CLASSES, ModuleCase, loader
 
 TRAIN, VAL, TEST = 40, 61, 27  # rows

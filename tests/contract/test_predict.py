@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from lightning_uq import load_fitted
 from lightning_uq.callbacks import PredictionWriter, TemperatureScaling, read_predictions
-from lightning_uq.prediction import Prediction
+from lightning_uq.predictions import Prediction
 from tests.contract.cases import CLASSES, UsersModule, loader, rows
 from tests.contract.running import TEST, TRAIN, VAL, assert_sound, density
 

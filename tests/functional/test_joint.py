@@ -20,7 +20,7 @@ from lightning_uq.functional import (
 from lightning_uq.functional import joint as module
 from lightning_uq.functional._hashing import mix
 from lightning_uq.metrics import JointLogLoss
-from lightning_uq.prediction import CategoricalPrediction
+from lightning_uq.predictions import CategoricalPrediction
 
 REFERENCE = np.load(Path(__file__).parents[1] / "reference" / "enn_metrics_joint.npz")
 LOGITS = torch.tensor(REFERENCE["logits"])

@@ -8,7 +8,7 @@ from scipy import integrate, stats
 from lightning_uq.errors import InputError
 from lightning_uq.functional import student_t
 from lightning_uq.functional.mixture import mixture_crps
-from lightning_uq.prediction import StudentTPrediction
+from lightning_uq.predictions import StudentTPrediction
 
 DF = [1.0, 2.0, 2.01, 3.5, 10.0, 100.0, 1e4, 1e8]
 Y = [-1e6, -40.0, -3.0, -0.5, 0.0, 1e-8, 0.7, 2.0, 12.0, 1e9]

@@ -21,7 +21,7 @@ from lightning_uq.metrics import (
     PredictiveEntropy,
     SmoothCalibrationError,
 )
-from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction
+from lightning_uq.predictions import CategoricalPrediction, DirichletPrediction
 
 WITH_TARGET = [ExpectedCalibrationError, SmoothCalibrationError, NegativeLogLikelihood, BrierScore, AURC, AUGRC]
 POOLED = [*WITH_TARGET, PredictiveEntropy]

@@ -15,7 +15,7 @@ from lightning_uq.metrics import (
     IntervalCoverage,
     QuantileCalibrationError,
 )
-from lightning_uq.prediction import GaussianMixturePrediction
+from lightning_uq.predictions import GaussianMixturePrediction
 
 DETECTION = [OODAUROC, OODAUPRC, OODFPR95]
 REGRESSION = [GaussianNLL, CRPS, RMSE, IntervalCoverage, QuantileCalibrationError]

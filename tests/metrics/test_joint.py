@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_uq.errors import InputError
 from lightning_uq.functional import joint_log_loss
 from lightning_uq.metrics import JointLogLoss
-from lightning_uq.prediction import CategoricalPrediction, DirichletPrediction
+from lightning_uq.predictions import CategoricalPrediction, DirichletPrediction
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = 2 * torch.randn(4, 25, 3, generator=GENERATOR)

@@ -14,7 +14,7 @@ from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory
-from lightning_uq.prediction import CategoricalPrediction, GaussianMixturePrediction
+from lightning_uq.predictions import CategoricalPrediction, GaussianMixturePrediction
 
 X = torch.randn(45, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()

@@ -9,7 +9,7 @@ from lightning_uq.callbacks.fitted import load_fitted
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.prediction import CategoricalPrediction
+from lightning_uq.predictions import CategoricalPrediction
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()

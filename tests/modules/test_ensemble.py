@@ -22,7 +22,7 @@ from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.priors import NetworkWithPrior
-from lightning_uq.prediction import GaussianMixturePrediction
+from lightning_uq.predictions import GaussianMixturePrediction
 from lightning_uq.registry import Setting, methods
 
 EXECUTIONS = ("loop", "stacked", "vmap")

@@ -15,7 +15,7 @@ from lightning_uq.functional import dirichlet
 from lightning_uq.losses import EvidentialLoss, FisherEvidentialLoss, MaxNormLoss, RelaxedEvidentialLoss, clamped_exp
 from lightning_uq.modules.evidential import RelaxedDirichletPrediction, UnpredictedClasses
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.prediction import DirichletPrediction
+from lightning_uq.predictions import DirichletPrediction
 from lightning_uq.registry import methods
 
 NETWORK = Factory("lightning_uq.networks.mlp.MLP", {"in_features": 2, "out_features": 3, "hidden_sizes": [8]})

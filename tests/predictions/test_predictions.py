@@ -6,7 +6,7 @@ import torch
 
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional import entropy
-from lightning_uq.prediction import (
+from lightning_uq.predictions import (
     CategoricalPrediction,
     DirichletPrediction,
     GaussianMixturePrediction,

@@ -1,0 +1,21 @@
+"""What every method returns: frozen, tensor-only predictions with the member axis explicit, one file per type.
+
+Shapes: Z index or member, B batch, C classes, D target dimensions. A class axis that has more axes behind it
+(segmentation, logits [Z, B, C, H, W]) keeps its place; every score is then [B, H, W].
+"""
+
+from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.categorical import CategoricalPrediction
+from lightning_uq.predictions.class_probabilities import ClassProbabilities
+from lightning_uq.predictions.dirichlet import DirichletPrediction
+from lightning_uq.predictions.gaussian_mixture import GaussianMixturePrediction
+from lightning_uq.predictions.student_t import StudentTPrediction
+
+__all__ = [
+    "CategoricalPrediction",
+    "ClassProbabilities",
+    "DirichletPrediction",
+    "GaussianMixturePrediction",
+    "Prediction",
+    "StudentTPrediction",
+]
