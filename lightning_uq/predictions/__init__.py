@@ -9,6 +9,9 @@ from lightning_uq.predictions.categorical import CategoricalPrediction
 from lightning_uq.predictions.class_probabilities import ClassProbabilities
 from lightning_uq.predictions.dirichlet import DirichletPrediction
 from lightning_uq.predictions.gaussian_mixture import GaussianMixturePrediction
+from lightning_uq.predictions.numbers import NumberPrediction
+from lightning_uq.predictions.pooled_categorical import PooledCategoricalPrediction
+from lightning_uq.predictions.pooled_regression import PooledRegressionPrediction
 from lightning_uq.predictions.student_t import StudentTPrediction
 
 __all__ = [
@@ -16,6 +19,9 @@ __all__ = [
     "ClassProbabilities",
     "DirichletPrediction",
     "GaussianMixturePrediction",
+    "NumberPrediction",
+    "PooledCategoricalPrediction",
+    "PooledRegressionPrediction",
     "Prediction",
     "StudentTPrediction",
 ]

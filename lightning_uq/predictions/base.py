@@ -1,54 +1,130 @@
 """What all predictions are: frozen sets of tensors that move, slice, concatenate and export as one."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.errors import InputError
+from lightning_uq.predictions.fields import Field
+from lightning_uq.predictions.rows import Rows, selected_rows, take_rows
 
 _P = TypeVar("_P", bound="Prediction")
 
 
 class Prediction(ABC):
-    """Base of all predictions: a frozen set of tensors that moves, concatenates and exports as one.
+    """Base of all predictions: a frozen set of tensors that moves, slices, concatenates and exports as one.
 
-    Subclasses name their tensors and each one's batch axis in ``_batch_axis`` (None: shared by the batch) and pass
-    them to :meth:`_set`; an absent optional tensor is None.
+    A subclass declares its tensors as class attributes, each a :class:`~lightning_uq.predictions.fields.Field`. The
+    constructor takes the required ones by position or by name and the optional ones by name.
+
+    Args:
+        args: The required tensors, in the order of their declaration.
+        kwargs: Tensors by name.
+
+    Attributes:
+        score_names: The names that :meth:`score` takes.
+        has_logits: Whether the prediction holds the logits [Z, B, C] of every hypothesis.
+
+    Raises:
+        InputError: A tensor is not one, or its shape or values are out of range.
     """
 
-    _batch_axis: ClassVar[dict[str, int | None]]
+    score_names: ClassVar[tuple[str, ...]] = ()
+    has_logits: ClassVar[bool] = False
+    _fields: ClassVar[dict[str, Field]] = {}
 
-    def _set(self, **tensors: Tensor | None) -> None:
-        for name, tensor in tensors.items():
-            if tensor is not None and not isinstance(tensor, Tensor):
-                raise InputError(f"Expected argument `{name}` to be a tensor, but got {type(tensor).__name__}.")
+    log_density = Field(
+        "Log-density [B] of the input's features under the density that was fitted after training.",
+        batch_axis=0,
+        fitted_by="feature density",
+    )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        found: dict[str, Field] = {}
+        for kind in reversed(cls.__mro__):
+            for name in list(found):
+                if name in vars(kind) and not isinstance(vars(kind)[name], Field):
+                    del found[name]
+            found.update({name: value for name, value in vars(kind).items() if isinstance(value, Field)})
+        cls._fields = dict(sorted(found.items(), key=lambda item: item[1].optional))
+        required, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect` and `help` show
+            [
+                inspect.Parameter(name, named, default=None, annotation=Tensor | None)
+                if field.optional
+                else inspect.Parameter(name, required, annotation=Tensor)
+                for name, field in cls._fields.items()
+            ]
+        )
+
+    def __init__(self, *args: Tensor | None, **kwargs: Tensor | None) -> None:
+        required = [name for name, field in self._fields.items() if not field.optional]
+        given = {**dict(zip(required, args, strict=False)), **kwargs}
+        if len(args) + len(kwargs) != len(given) or not set(required) <= given.keys() <= self._fields.keys():
+            inspect.signature(type(self)).bind(*args, **kwargs)  # raises a TypeError that names what is wrong
+        tensors = {name: given.get(name) for name in self._fields}
+        self._check_tensors(tensors)
         object.__setattr__(self, "_tensors", tensors)
+        self._check()
+        if not torch.compiler.is_compiling():  # a graph holds no values
+            self._check_values()
+
+    # ------------------------------------------------------------------ checks
 
     @classmethod
-    def _from_tensors(cls: type[_P], tensors: dict[str, Tensor | None]) -> _P:
-        """An instance from its raw tensors; they were checked when they were first given."""
+    def _check_tensors(cls, tensors: dict[str, Tensor | None]) -> None:
+        """Refuse what is no tensor."""
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor) and (tensor is not None or not cls._fields[name].optional):
+                raise InputError(f"`{name}` must be a tensor, but it is a {type(tensor).__name__}.")
+
+    def _check(self) -> None:
+        """Refuse shapes that do not fit together; a subclass adds those of its own tensors before it calls this."""
+        sizes = {name: tensor.shape[axis] for name, tensor, axis in self._present() if axis is not None}
+        (first, num_rows), *others = sizes.items()
+        for name, size in others:
+            if size != num_rows:
+                raise InputError(f"`{name}` must have as many rows as `{first}`: {num_rows}, but it has {size}.")
+
+    def _check_values(self) -> None:  # noqa: B027  # not every type limits its values
+        """Refuse values that are out of range; called once, when the tensors are first given."""
+
+    # ------------------------------------------------------------------ a set of tensors
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor | None]) -> Self:
+        """A prediction of tensors that were checked when they were first given."""
         new = cls.__new__(cls)
         object.__setattr__(new, "_tensors", tensors)
         return new
 
-    def _get(self, name: str) -> Tensor:
+    def _get(self, name: str) -> Tensor | None:
         tensor: Tensor | None = self.__dict__["_tensors"][name]
-        if tensor is None:
-            raise InputError(f"This prediction holds no `{name}`.")
         return tensor
+
+    def _present(self) -> list[tuple[str, Tensor, int | None]]:
+        """Name, tensor and batch axis of the tensors that are there."""
+        tensors = ((name, self._get(name), field.batch_axis) for name, field in self._fields.items())
+        return [(name, tensor, axis) for name, tensor, axis in tensors if tensor is not None]
+
+    def _once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What ``compute`` returns, kept for the next call under the same autograd mode."""
+        if torch.compiler.is_compiling():
+            return compute()
+        kept: dict[Any, Tensor] = self.__dict__.setdefault("_kept", {})
+        key = (name, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        if key not in kept:
+            kept[key] = compute()
+        return kept[key]
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__} is frozen; make a new one instead of setting `{name}`.")
-
-    def __len__(self) -> int:
-        return next(t.shape[a] for t, a in self._tensors_and_axes() if a is not None)
-
-    def __repr__(self) -> str:
-        shapes = {name: list(t.shape) for name, t in self.__dict__["_tensors"].items() if t is not None}
-        return f"{type(self).__name__}({', '.join(f'{name}={shape}' for name, shape in shapes.items())})"
 
     def __getstate__(self) -> dict[str, Tensor | None]:
         return dict(self.__dict__["_tensors"])
@@ -56,21 +132,49 @@ class Prediction(ABC):
     def __setstate__(self, state: dict[str, Tensor | None]) -> None:
         object.__setattr__(self, "_tensors", state)
 
-    def _tensors_and_axes(self) -> list[tuple[Tensor, int | None]]:
-        tensors = self.__dict__["_tensors"]
-        return [(tensors[name], axis) for name, axis in self._batch_axis.items() if tensors.get(name) is not None]
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}={list(tensor.shape)}" for name, tensor, _ in self._present())
+        return f"{type(self).__name__}({shapes})"
 
-    def to(self: _P, *args: Any, **kwargs: Any) -> _P:
+    # ------------------------------------------------------------------ rows
+
+    def __len__(self) -> int:
+        return next(tensor.shape[axis] for _, tensor, axis in self._present() if axis is not None)
+
+    def __getitem__(self, index: Rows) -> Self:
+        """The prediction of some rows: an integer (one row), a slice, a mask [B] or positions [N].
+
+        Raises:
+            InputError: The index is none of these, or a mask has another length.
+            IndexError: A position is out of range.
+        """
+        rows = selected_rows(index, len(self))
+        taken = {name: t if axis is None else take_rows(t, axis, rows) for name, t, axis in self._present()}
+        return self._from_tensors({name: taken.get(name) for name in self._fields})
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[i] for i in range(len(self)))
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """A copy on another device or in another dtype; takes what ``Tensor.to`` takes. Lightning moves predictions so."""
-        tensors = self.__dict__["_tensors"]
-        return self._from_tensors({k: None if t is None else t.to(*args, **kwargs) for k, t in tensors.items()})
+        moved = {name: tensor.to(*args, **kwargs) for name, tensor, _ in self._present()}
+        return self._from_tensors({name: moved.get(name) for name in self._fields})
 
-    def replace(self: _P, **tensors: Tensor) -> _P:
-        """A copy with other tensors in the place of those named, as ``temperature`` or ``log_density``."""
-        unknown = set(tensors) - set(self._batch_axis)
+    def replace(self, **tensors: Tensor | None) -> Self:
+        """A copy with other tensors in place of those named, as ``temperature`` or ``log_density``; None removes an optional one.
+
+        Raises:
+            InputError: A name is unknown, or a tensor does not fit the others.
+        """
+        unknown = sorted(tensors.keys() - self._fields.keys())
         if unknown:
-            raise InputError(f"Expected names among {sorted(self._batch_axis)}, but got {sorted(unknown)}.")
-        return self._from_tensors({**self.__dict__["_tensors"], **tensors})
+            raise InputError(f"{type(self).__name__} has no tensors {unknown}. It has {', '.join(self._fields)}.")
+        self._check_tensors(tensors)
+        new = self._from_tensors({**self.__dict__["_tensors"], **tensors})
+        new._check()
+        if not torch.compiler.is_compiling() and any(not self._fields[name].optional for name in tensors):
+            new._check_values()
+        return new
 
     @classmethod
     def cat(cls: type[_P], predictions: Sequence[_P]) -> _P:
@@ -80,52 +184,86 @@ class Prediction(ABC):
             InputError: The list is empty, mixes types or holds no predictions, or its parts disagree on what they hold.
         """
         if not predictions:
-            raise InputError("Expected argument `predictions` to hold at least one prediction, but got none.")
+            raise InputError("`predictions` must hold at least one prediction, but it is empty.")
         kind = type(predictions[0])
         if not issubclass(kind, Prediction):
             raise InputError(
-                f"Expected argument `predictions` to hold predictions, but it holds a {kind.__name__}. Of several loaders "
-                "`trainer.predict` returns a list each: concatenate one of them."
+                f"`predictions` must hold predictions, but it holds a {kind.__name__}. With several loaders "
+                "`trainer.predict` returns one list per loader: concatenate one of them."
             )
         if any(type(p) is not kind for p in predictions):
             names = sorted({type(p).__name__ for p in predictions})
-            raise InputError(f"Expected argument `predictions` to be of one type, but got {', '.join(names)}.")
-        joined: dict[str, Tensor | None] = {}
-        for name, axis in kind._batch_axis.items():
-            parts = [p.__dict__["_tensors"][name] for p in predictions]
-            present = [part for part in parts if part is not None]
-            if present and len(present) < len(parts):
-                raise InputError(f"Expected all or none of `predictions` to hold `{name}`, but only some do.")
-            if not present:
-                joined[name] = None
-            elif axis is None:
-                if any(not torch.equal(part, present[0]) for part in present):
-                    raise InputError(f"Expected `{name}` to be the same in all of `predictions`, but it differs.")
-                joined[name] = present[0]
-            else:
-                joined[name] = torch.cat(present, axis)
-        return kind._from_tensors(joined)
+            raise InputError(f"`predictions` must be of one type, but it holds {', '.join(names)}.")
+        return kind._from_tensors(
+            {name: _joined(name, field.batch_axis, predictions) for name, field in kind._fields.items()}
+        )
+
+    # ------------------------------------------------------------------ what a prediction says
+
+    @property
+    def num_indices(self) -> int | None:
+        """Z, the number of hypotheses that the prediction holds; None if they were pooled."""
+        return None
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """The axes of positions behind each input, as (H, W) of a segmentation; empty if there is one result per input."""
+        return ()
+
+    def pool(self) -> "Prediction":
+        """The prediction without its members: pooled results and moments alone, Z times smaller."""
+        return self
+
+    def score(self, name: str) -> Tensor:
+        """A score [B] (or [B, ...] of a map) by its name: the higher, the more uncertain or out of distribution.
+
+        Raises:
+            InputError: ``name`` is not among ``score_names``.
+        """
+        if name not in self.score_names:
+            raise InputError(
+                f"{type(self).__name__} has no score {name!r}. Its scores are {', '.join(self.score_names)}.{self._hint}"
+            )
+        return self._score(name)
+
+    _hint: ClassVar[str] = ""
+    """What else the error for an unknown score says."""
+
+    def _score(self, name: str) -> Tensor:
+        score: Tensor = getattr(self, name)
+        return score
 
     @abstractmethod
-    def to_dict(self) -> dict[str, Tensor]:
-        """Named per-input results, the batch on axis 0: what a table or a file takes."""
+    def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
+        """Named per-input results, the batch on axis 0: what a table or a file takes.
+
+        Args:
+            interval: The share of a central interval in (0, 1), whose bounds are added where numbers are predicted.
+        """
 
     @abstractmethod
     def log_prob(self, target: Tensor) -> Tensor:
         """Log-probability, or log-density, of ``target`` under the prediction."""
 
-    @property
-    def log_density(self) -> Tensor:
-        """Log-density [B] of the input's features under the density that was fitted after training.
-
-        Raises:
-            NotFittedError: No density was fitted.
-        """
-        tensor: Tensor | None = self.__dict__["_tensors"].get("log_density")
-        if tensor is None:
-            raise NotFittedError("This prediction carries no `log_density`: no feature density was fitted.")
-        return tensor
-
-    def _optional(self) -> dict[str, Tensor]:
-        density = self.__dict__["_tensors"].get("log_density")
+    def _density(self) -> dict[str, Tensor]:
+        density = self._get("log_density")
         return {} if density is None else {"log_density": density}
+
+
+def _joined(name: str, axis: int | None, predictions: Sequence[Prediction]) -> Tensor | None:
+    """One field of several predictions."""
+    parts = [prediction._get(name) for prediction in predictions]
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    if len(present) < len(parts):
+        raise InputError(f"All or none of `predictions` must hold `{name}`, but only some do.")
+    if axis is None:
+        if any(not torch.equal(part, present[0]) for part in present):
+            raise InputError(f"`{name}` must be the same in all of `predictions`, but it differs.")
+        return present[0]
+    shapes = {(*part.shape[:axis], *part.shape[axis + 1 :]) for part in present}
+    if len(shapes) > 1:
+        found = " and ".join(str(list(part.shape)) for part in present)
+        raise InputError(f"`{name}` may differ in axis {axis} alone over `predictions`, but its shapes are {found}.")
+    return torch.cat(present, axis)

@@ -4,20 +4,33 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import entropy
+from lightning_uq.functional.scores import SCORES
 from lightning_uq.functional.vector_scaling import apply_vector_scaling
 from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.fields import Field
 
 
 class ClassProbabilities(Prediction):
-    """What categorical predictions share: everything that follows from the pooled log-probabilities [B, C, ...]."""
+    """What predictions of classes share: everything that follows from the pooled log-probabilities [B, C, ...].
+
+    A calibration, a temperature or a class scaling, acts on the log of the mean probabilities. It changes ``log_probs`` and
+    what follows from them: ``probs``, ``label``, ``confidence`` and ``predictive_entropy``. The hypotheses, hence
+    ``expected_entropy``, ``mutual_information`` and the scores that read the hypotheses, stay as they are.
+    """
+
+    temperature = Field("Scalar T: probabilities are softmax(log(mean_z p_z) / T).", fitted_by="temperature")
+    class_scaling = Field("Scale and bias [2, C] of a vector scaling, in place of T.", fitted_by="class scaling")
+
+    # ------------------------------------------------------------------ what a type says
 
     @property
     @abstractmethod
-    def log_probs(self) -> Tensor:
-        """Pooled (and, after a calibration, tempered) log-probabilities [B, C, ...]."""
+    def mean_log_probs(self) -> Tensor:
+        """Log of the mean probabilities [B, C, ...], before any calibration."""
 
     @property
     @abstractmethod
@@ -29,12 +42,58 @@ class ClassProbabilities(Prediction):
     def mutual_information(self) -> Tensor:
         """Mutual information of label and index, in nats: [B, ...]; a pooled calibration leaves it as it is."""
 
+    @property
+    def logits(self) -> Tensor:
+        """Raw logits [Z, B, C, ...] of every hypothesis.
+
+        Raises:
+            InputError: The prediction does not hold them; ``has_logits`` says so beforehand.
+        """
+        raise self._no_logits()
+
+    def temper_members(self, temperature: Tensor) -> Self:
+        """A copy whose hypotheses are divided by T, a scalar or [Z], each before they are pooled.
+
+        Raises:
+            InputError: The prediction holds no ``logits``.
+        """
+        raise self._no_logits()
+
+    def _no_logits(self) -> InputError:
+        return InputError(
+            f"A {type(self).__name__} has no member `logits`: only its mean probabilities can be calibrated or scored as "
+            "logits. Use `log_probs`, or scope='pooled' for a temperature."
+        )
+
+    @property
+    def calibration_logits(self) -> Tensor:
+        """Logits [Z, B, C, ...] that a calibration is fitted to: the members', or the log of the mean with Z = 1."""
+        return self.logits if self.has_logits else self.mean_log_probs.unsqueeze(0)
+
+    def pool(self) -> "ClassProbabilities":
+        """The prediction without its members: log of the mean probabilities and moments alone, Z times smaller."""
+        from lightning_uq.predictions.pooled_categorical import PooledCategoricalPrediction
+
+        return PooledCategoricalPrediction(
+            self.mean_log_probs,
+            self.expected_entropy,
+            self.mutual_information,
+            **{name: self._get(name) for name in ("temperature", "class_scaling", "log_density")},
+        )
+
+    # ------------------------------------------------------------------ what follows
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Pooled log-probabilities [B, C, ...], after the calibration if there is one."""
+        return self._once("log_probs", lambda: self._calibrated(self.mean_log_probs))
+
     def _calibrated(self, log_probs: Tensor) -> Tensor:
-        tensors = self.__dict__["_tensors"]
-        if tensors["temperature"] is not None:
-            return torch.log_softmax(log_probs / tensors["temperature"], 1)
-        if tensors["class_scaling"] is not None:
-            scale, bias = tensors["class_scaling"].to(log_probs.device)
+        temperature, class_scaling = self._get("temperature"), self._get("class_scaling")
+        if temperature is not None:
+            return torch.log_softmax(log_probs / temperature, 1)
+        if class_scaling is not None:
+            scale, bias = class_scaling.to(log_probs.device)
             return torch.log_softmax(apply_vector_scaling(log_probs, scale, bias).to(log_probs.dtype), 1)
         return log_probs
 
@@ -60,15 +119,60 @@ class ClassProbabilities(Prediction):
 
     def log_prob(self, target: Tensor) -> Tensor:
         """Log-probability [B, ...] of the class indices ``target`` [B, ...]."""
-        if target.is_floating_point() or target.shape != self.label.shape:
+        expected = [len(self), *self.map_shape]
+        if target.is_floating_point() or list(target.shape) != expected:
             raise InputError(
-                f"Expected argument `target` to be class indices of shape {list(self.label.shape)}, but got "
-                f"{target.dtype} of shape {list(target.shape)}."
+                f"`target` must be class indices of shape {expected}, but it is {target.dtype} of shape "
+                f"{list(target.shape)}."
             )
         return self.log_probs.gather(1, target.long().unsqueeze(1)).squeeze(1)
 
-    def to_dict(self) -> dict[str, Tensor]:
-        """``label``, ``confidence``, ``probs``, the three entropies, and ``log_density`` where there is one."""
+    def _score(self, name: str) -> Tensor:
+        if hasattr(type(self), name):
+            return super()._score(name)
+        return SCORES[name](self.mean_log_probs.unsqueeze(0))
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """The axes of positions behind each input, as (H, W) of a segmentation; empty if there is one label per input."""
+        tensor, axis = self._classes()
+        return tuple(tensor.shape[axis + 1 :])
+
+    def _classes(self) -> tuple[Tensor, int]:
+        """The first tensor with a class axis, and that axis."""
+        for name, tensor, _ in self._present():
+            axis = self._fields[name].class_axis
+            if axis is not None:
+                return tensor, axis
+        raise InputError(f"{type(self).__name__} declares no field with a class axis.")
+
+    def as_rows(self) -> Self:
+        """The prediction with every position of a map as a row of its own: [B, C, H, W] becomes [B H W, C].
+
+        A ``log_density`` [B] is repeated for each position of its input.
+        """
+        if not self.map_shape:
+            return self
+        num_positions = torch.Size(self.map_shape).numel()
+        rows: dict[str, Tensor] = {}
+        for name, tensor, axis in self._present():
+            class_axis = self._fields[name].class_axis
+            if axis is None:
+                rows[name] = tensor
+            elif class_axis is not None:
+                rows[name] = tensor.movedim(class_axis, -1).flatten(axis, -2)
+            elif tensor.ndim > axis + 1:
+                rows[name] = tensor.flatten(axis)
+            else:
+                rows[name] = tensor.repeat_interleave(num_positions, axis)
+        return self._from_tensors({name: rows.get(name) for name in self._fields})
+
+    def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
+        """``label``, ``confidence``, ``probs``, the three entropies, and ``log_density`` if there is one.
+
+        Args:
+            interval: Ignored, because classes have no interval.
+        """
         return {
             "label": self.label,
             "confidence": self.confidence,
@@ -76,5 +180,13 @@ class ClassProbabilities(Prediction):
             "predictive_entropy": self.predictive_entropy,
             "expected_entropy": self.expected_entropy,
             "mutual_information": self.mutual_information,
-            **self._optional(),
+            **self._density(),
         }
+
+    def _check_classes(self, name: str, axes: str) -> None:
+        """Refuse a tensor with a class axis that has too few axes."""
+        tensor, class_axis = self._get(name), self._fields[name].class_axis
+        if tensor is None or class_axis is None or tensor.ndim > class_axis:
+            return
+        add = "" if tensor.ndim < class_axis else f" Add the index axis: `{name}.unsqueeze(0)`."
+        raise InputError(f"`{name}` must have shape {axes}, but its shape is {list(tensor.shape)}.{add}")

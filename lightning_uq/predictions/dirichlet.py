@@ -1,5 +1,7 @@
 """The prediction of an evidential classifier."""
 
+import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -8,80 +10,100 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional import dirichlet
 from lightning_uq.predictions.class_probabilities import ClassProbabilities
+from lightning_uq.predictions.fields import Field
 
 
 class DirichletPrediction(ClassProbabilities):
-    """An evidential classifier's prediction: a Dirichlet over class probabilities.
+    """An evidential classifier's prediction: one Dirichlet over class probabilities per hypothesis.
 
     Args:
-        concentration: alpha [B, C] (or [B, C, ...]), positive.
+        concentration: alpha [Z, B, C] (or [Z, B, C, ...]), positive; Z = 1 for one network.
+        prior: Scalar weight of each class without any evidence: concentration = evidence + prior. Absent, it is 1.
         temperature: Scalar T that tempers the mean probabilities alone.
         class_scaling: Scale and bias [2, C] of a vector scaling of the mean probabilities alone.
-        log_density: Log-density [B] of the input's features, where one was fitted.
+        log_density: Log-density [B] of the input's features, if one was fitted.
+
+    Raises:
+        InputError: ``concentration`` has fewer than three axes, or values that are not positive.
+
+    Source: Malinin & Gales, NeurIPS 2018 (arXiv 1802.10501); the prior: Chen et al., R-EDL, ICLR 2024.
 
     Example:
-        >>> prediction = DirichletPrediction(torch.tensor([[3.0, 1.0]]))
+        >>> import torch
+        >>> prediction = DirichletPrediction(torch.tensor([[[3.0, 1.0]]]))
         >>> prediction.probs, prediction.vacuity
         (tensor([[0.7500, 0.2500]], dtype=torch.float64), tensor([0.5000], dtype=torch.float64))
     """
 
-    _batch_axis: ClassVar[dict[str, int | None]] = {
-        "concentration": 0,
-        "temperature": None,
-        "class_scaling": None,
-        "log_density": 0,
-    }
+    score_names: ClassVar[tuple[str, ...]] = (
+        "vacuity",
+        "mutual_information",
+        "differential_entropy",
+        "predictive_entropy",
+        "expected_entropy",
+        "max_softmax",
+        "gen",
+    )
 
-    def __init__(
-        self,
-        concentration: Tensor,
-        temperature: Tensor | None = None,
-        log_density: Tensor | None = None,
-        class_scaling: Tensor | None = None,
-    ) -> None:
-        look = isinstance(concentration, Tensor) and not torch.compiler.is_compiling()  # a graph holds no values
-        if look and (concentration.ndim < 2 or not bool((concentration > 0).all())):
-            raise InputError(
-                "Expected argument `concentration` to be positive and of shape [B, C], but got shape "
-                f"{list(concentration.shape)}"
-                + ("." if concentration.ndim < 2 else " with values that are not positive.")
-            )
-        self._set(
-            concentration=concentration, temperature=temperature, class_scaling=class_scaling, log_density=log_density
-        )
+    concentration = Field("alpha [Z, B, C, ...] of every hypothesis.", batch_axis=1, class_axis=2)
+    prior = Field("Weight of each class without any evidence; 1 if none was given.", default=1.0)
+
+    def _check(self) -> None:
+        self._check_classes("concentration", "[Z, B, C]")
+        super()._check()
+
+    def _check_values(self) -> None:
+        if not bool((self.concentration > 0).all()):
+            raise InputError("`concentration` must be positive, but some of its values are not.")
 
     @property
-    def concentration(self) -> Tensor:
-        """alpha [B, C, ...]."""
-        return self._get("concentration")
+    def num_indices(self) -> int:
+        """Z, the number of hypotheses."""
+        return len(self.concentration)
 
     @property
-    def log_probs(self) -> Tensor:
-        """log(alpha / S) [B, C, ...] in float64, after the temperature where there is one."""
+    def mean_log_probs(self) -> Tensor:
+        """log mean_z alpha_z / S_z [B, C, ...] in float64, before any calibration."""
+        return self._once("mean_log_probs", self._mean_log_probs)
+
+    def _mean_log_probs(self) -> Tensor:
         alpha = self.concentration.double()
-        return self._calibrated(alpha.log() - alpha.sum(1, keepdim=True).log())
+        log_probs = alpha.log() - alpha.sum(2, keepdim=True).log()
+        mean: Tensor = torch.logsumexp(log_probs, 0) - math.log(len(alpha))
+        return mean
 
     @property
     def expected_entropy(self) -> Tensor:
-        """E[H[p]] in nats: [B, ...]."""
-        return dirichlet.dirichlet_expected_entropy(self.concentration)
+        """mean_z E[H[p] | z] in nats: [B, ...]."""
+        return self._mean(dirichlet.dirichlet_expected_entropy)
 
     @property
     def mutual_information(self) -> Tensor:
-        """H[E[p]] - E[H[p]] in nats: [B, ...]."""
-        return dirichlet.dirichlet_mutual_information(self.concentration)
+        """H[E[p]] - E[H[p]] in nats, over the hypotheses and their Dirichlets: [B, ...]."""
+        alpha = self.concentration.double()
+        mean = (alpha / alpha.sum(2, keepdim=True)).mean(0)
+        return (torch.special.entr(mean).sum(1) - self.expected_entropy).clamp_min(0)
 
     @property
     def differential_entropy(self) -> Tensor:
-        """Differential entropy of the Dirichlet in nats: [B, ...]."""
-        return dirichlet.dirichlet_differential_entropy(self.concentration)
+        """Mean over z of the Dirichlets' differential entropy, in nats: [B, ...]."""
+        return self._mean(dirichlet.dirichlet_differential_entropy)
 
     @property
     def vacuity(self) -> Tensor:
-        """C / S: 1 without any evidence, towards 0 as it grows: [B, ...]."""
+        """Mean over z of prior C / S: 1 without any evidence, towards 0 as it grows: [B, ...]."""
         alpha = self.concentration.double()
-        return alpha.shape[1] / alpha.sum(1)
+        return (alpha.shape[2] / alpha.sum(2)).mean(0) * self.prior
 
-    def to_dict(self) -> dict[str, Tensor]:
+    def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
         """As for any classifier, with ``vacuity`` and ``differential_entropy``."""
-        return {**super().to_dict(), "vacuity": self.vacuity, "differential_entropy": self.differential_entropy}
+        return {
+            **super().to_dict(interval),
+            "vacuity": self.vacuity,
+            "differential_entropy": self.differential_entropy,
+        }
+
+    def _mean(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """The mean over z of a function of concentrations [N, C, ...]."""
+        values = function(self.concentration.flatten(0, 1))
+        return values.reshape(*self.concentration.shape[:2], *values.shape[1:]).mean(0)

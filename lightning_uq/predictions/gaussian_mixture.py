@@ -1,26 +1,25 @@
 """The prediction of a regressor with means and variances."""
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_uq.errors import InputError
 from lightning_uq.functional import mixture
-from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.fields import Field
+from lightning_uq.predictions.numbers import NumberPrediction, check_level
 
 
-class GaussianMixturePrediction(Prediction):
+class GaussianMixturePrediction(NumberPrediction):
     """A regressor's prediction: an equal-weight mixture of one Gaussian per hypothesis.
 
     Args:
-        mean: Component means [Z, B, D], kept as ``member_mean``.
-        variance: Component variances [Z, B, D], positive, kept as ``member_variance``.
-        log_density: Log-density [B] of the input's features, where one was fitted.
+        member_mean: Component means [Z, B, D].
+        member_variance: Component variances [Z, B, D], positive.
+        log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
-        InputError: The shapes differ or have not three axes.
+        InputError: The shapes differ or do not have three axes.
 
     Example:
         >>> prediction = GaussianMixturePrediction(torch.tensor([[[0.0]], [[2.0]]]), torch.ones(2, 1, 1))
@@ -28,25 +27,17 @@ class GaussianMixturePrediction(Prediction):
         (tensor([[1.]]), tensor([[2.]]), tensor([[1.]]))
     """
 
-    _batch_axis: ClassVar[dict[str, int | None]] = {"member_mean": 1, "member_variance": 1, "log_density": 0}
+    member_mean = Field("Component means [Z, B, D].", batch_axis=1)
+    member_variance = Field("Component variances [Z, B, D].", batch_axis=1)
 
-    def __init__(self, mean: Tensor, variance: Tensor, log_density: Tensor | None = None) -> None:
-        self._set(member_mean=mean, member_variance=variance, log_density=log_density)
-        if mean.ndim != 3 or mean.shape != variance.shape:
-            raise InputError(
-                f"Expected arguments `mean` and `variance` to be of one shape [Z, B, D], but got {list(mean.shape)} and "
-                f"{list(variance.shape)}."
-            )
+    def _check(self) -> None:
+        self._check_shapes("[Z, B, D]", "member_mean", "member_variance")
+        super()._check()
 
     @property
-    def member_mean(self) -> Tensor:
-        """Component means [Z, B, D]."""
-        return self._get("member_mean")
-
-    @property
-    def member_variance(self) -> Tensor:
-        """Component variances [Z, B, D]."""
-        return self._get("member_variance")
+    def num_indices(self) -> int:
+        """Z, the number of components."""
+        return len(self.member_mean)
 
     @property
     def mean(self) -> Tensor:
@@ -73,46 +64,19 @@ class GaussianMixturePrediction(Prediction):
 
         The dimensions are independent given the index, not under the mixture.
         """
-        self._check(target)
+        target = self._checked(target)
         members = mixture.gaussian_log_prob(self.member_mean, self.member_variance, target).sum(-1)
         return torch.logsumexp(members, 0) - math.log(len(members))
 
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] of the mixture's marginals at a ``level`` in (0, 1)."""
-        if not 0 < level < 1:
-            raise InputError(f"Expected argument `level` to be in (0, 1), but got {level}.")
+        check_level(level)
         return mixture.mixture_quantile(self.member_mean, self.member_variance, level)
 
     def cdf(self, target: Tensor) -> Tensor:
         """P(Y_d <= target_d) [B, D] under the mixture's marginals."""
-        self._check(target)
-        return mixture.mixture_cdf(self.member_mean, self.member_variance, target)
+        return mixture.mixture_cdf(self.member_mean, self.member_variance, self._checked(target))
 
     def crps(self, target: Tensor) -> Tensor:
         """Continuous ranked probability score [B, D] of the mixture's marginals, in the target's units."""
-        self._check(target)
-        return mixture.mixture_crps(self.member_mean, self.member_variance, target)
-
-    def interval(self, level: float) -> tuple[Tensor, Tensor]:
-        """Central interval (lower, upper), each [B, D], that holds a share ``level`` of the mixture."""
-        if not 0 < level < 1:
-            raise InputError(f"Expected argument `level` to be in (0, 1), but got {level}.")
-        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
-
-    def to_dict(self) -> dict[str, Tensor]:
-        """``mean``, ``variance`` and its two parts, and ``log_density`` where there is one."""
-        return {
-            "mean": self.mean,
-            "variance": self.variance,
-            "aleatoric_variance": self.aleatoric_variance,
-            "epistemic_variance": self.epistemic_variance,
-            **self._optional(),
-        }
-
-    def _check(self, target: Tensor) -> None:
-        expected = self.member_mean.shape[1:]
-        if target.shape != expected:
-            raise InputError(
-                f"Expected argument `target` to be of shape {list(expected)}, but got {list(target.shape)}; an array of "
-                "another shape would broadcast."
-            )
+        return mixture.mixture_crps(self.member_mean, self.member_variance, self._checked(target))

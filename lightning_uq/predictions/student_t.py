@@ -1,145 +1,148 @@
 """The prediction of an evidential regressor."""
 
+import math
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import student_t
-from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.fields import Field
+from lightning_uq.predictions.numbers import NumberPrediction, check_level
 
 
-class StudentTPrediction(Prediction):
-    """An evidential regressor's prediction: a normal-inverse-gamma over mean and variance, a Student-t over the target.
+class StudentTPrediction(NumberPrediction):
+    """An evidential regressor's prediction: per hypothesis a normal-inverse-gamma, hence a Student-t over the target.
 
-    mu ~ N(location, sigma^2 / nu), sigma^2 ~ Inverse-Gamma(alpha, beta), so that the target is Student-t with 2 alpha degrees
-    of freedom, this location and the squared scale beta (1 + nu) / (nu alpha).
+    mu ~ N(location, sigma^2 / nu) and sigma^2 ~ Inverse-Gamma(alpha, beta), so that the target is Student-t with 2 alpha
+    degrees of freedom, this location and the squared scale beta (1 + nu) / (nu alpha). Several hypotheses are an equal-weight
+    mixture; the D dimensions are independent given the hypothesis.
 
     Args:
-        location: gamma [B, D].
-        nu: [B, D], positive.
-        alpha: [B, D], above 1.
-        beta: [B, D], positive.
-        log_density: Log-density [B] of the input's features, where one was fitted.
+        location: gamma [Z, B, D]; Z = 1 for one network.
+        nu: [Z, B, D], positive.
+        alpha: [Z, B, D], above 1.
+        beta: [Z, B, D], positive.
+        log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
-        InputError: The shapes differ, have not two axes, or a value is out of range.
+        InputError: The shapes differ or do not have three axes, or a value is out of range.
 
     Source: Amini et al., NeurIPS 2020 (arXiv 1910.02600); Meinert et al., AAAI 2023 (arXiv 2205.10060).
 
     Example:
-        >>> one = torch.ones(1, 1)
+        >>> one = torch.ones(1, 1, 1)
         >>> prediction = StudentTPrediction(0 * one, 2 * one, 3 * one, 4 * one)
         >>> prediction.aleatoric_variance, prediction.epistemic_variance, prediction.variance
         (tensor([[2.]]), tensor([[1.]]), tensor([[3.]]))
     """
 
-    _batch_axis: ClassVar[dict[str, int | None]] = {"location": 0, "nu": 0, "alpha": 0, "beta": 0, "log_density": 0}
+    score_names: ClassVar[tuple[str, ...]] = (*NumberPrediction.score_names, "inverse_nu")
 
-    def __init__(
-        self, location: Tensor, nu: Tensor, alpha: Tensor, beta: Tensor, log_density: Tensor | None = None
-    ) -> None:
-        self._set(location=location, nu=nu, alpha=alpha, beta=beta, log_density=log_density)
-        shapes = [list(x.shape) for x in (location, nu, alpha, beta)]
-        if location.ndim != 2 or any(shape != shapes[0] for shape in shapes):
-            raise InputError(
-                "Expected arguments `location`, `nu`, `alpha` and `beta` to be of one shape [B, D], but got "
-                f"{', '.join(map(str, shapes))}."
-            )
-        if not bool(((nu > 0) & (alpha > 1) & (beta > 0)).all()):
-            raise InputError("Expected arguments `nu` and `beta` to be positive and `alpha` above 1, but they are not.")
+    location = Field("gamma [Z, B, D].", batch_axis=1)
+    nu = Field("nu [Z, B, D], the evidence for the location.", batch_axis=1)
+    alpha = Field("alpha [Z, B, D], the shape of the inverse gamma.", batch_axis=1)
+    beta = Field("beta [Z, B, D], the scale of the inverse gamma.", batch_axis=1)
+
+    def _check(self) -> None:
+        self._check_shapes("[Z, B, D]", "location", "nu", "alpha", "beta")
+        super()._check()
+
+    def _check_values(self) -> None:
+        if not bool(((self.nu > 0) & (self.alpha > 1) & (self.beta > 0)).all()):
+            raise InputError("`nu` and `beta` must be positive and `alpha` above 1, but some of their values are not.")
 
     @property
-    def mean(self) -> Tensor:
-        """E[y] = location [B, D]."""
-        return self._get("location")
+    def num_indices(self) -> int:
+        """Z, the number of hypotheses."""
+        return len(self.location)
 
     @property
     def degrees_of_freedom(self) -> Tensor:
-        """2 alpha [B, D]."""
-        return 2 * self._get("alpha")
+        """2 alpha [Z, B, D]."""
+        return 2 * self.alpha
 
     @property
     def scale(self) -> Tensor:
-        """Scale of the Student-t [B, D]: sqrt(beta (1 + nu) / (nu alpha))."""
+        """Scale of each Student-t [Z, B, D]: sqrt(beta (1 + nu) / (nu alpha))."""
         # Divided first: products of large parameters would overflow.
-        return (self._get("beta") / self._get("alpha") * (1 + 1 / self._get("nu"))).sqrt()
+        return (self.beta / self.alpha * (1 + 1 / self.nu)).sqrt()
 
     @property
-    def variance(self) -> Tensor:
-        """Var[y] = beta (1 + nu) / (nu (alpha - 1)) [B, D]: the sum of the next two."""
-        return self.aleatoric_variance + self.epistemic_variance
+    def mean(self) -> Tensor:
+        """E[y] = mean_z location_z [B, D]."""
+        return self.location.mean(0)
 
     @property
     def aleatoric_variance(self) -> Tensor:
-        """E[sigma^2] = beta / (alpha - 1) [B, D]: Amini's reading."""
-        return self._get("beta") / (self._get("alpha") - 1)
+        """mean_z E[sigma^2 | z] = mean_z beta / (alpha - 1) [B, D]: Amini's reading."""
+        return (self.beta / (self.alpha - 1)).mean(0)
 
     @property
     def epistemic_variance(self) -> Tensor:
-        """Var[mu] = beta / (nu (alpha - 1)) [B, D]: Amini's reading."""
-        return self.aleatoric_variance / self._get("nu")
+        """mean_z Var[mu | z] + Var_z[location] [B, D], where Var[mu | z] = beta / (nu (alpha - 1)) is Amini's reading."""
+        within = (self.beta / (self.alpha - 1) / self.nu).mean(0)
+        return within + (self.location - self.mean).square().mean(0)
+
+    @property
+    def inverse_nu(self) -> Tensor:
+        """mean_z 1 / nu [B, D]: the variance of mu relative to that of the noise."""
+        return (1 / self.nu).mean(0)
 
     def uncertainties(self, reading: Literal["amini", "meinert"] = "amini") -> tuple[Tensor, Tensor]:
         """Aleatoric and epistemic uncertainty, each [B, D], as one of two papers reads them.
 
-        - ``"amini"``: the standard deviations sqrt(beta / (alpha - 1)) and sqrt(beta / (nu (alpha - 1))), in the target's units;
-        - ``"meinert"``: the Student-t's scale, in the target's units, and 1 / sqrt(nu), relative to it and without unit.
+        - ``"amini"``: the roots of ``aleatoric_variance`` and ``epistemic_variance``, in the target's units;
+        - ``"meinert"``: the Student-t's scale, in the target's units, and 1 / sqrt(nu), relative to it and without unit. It is
+          defined for one hypothesis.
 
         Raises:
-            InputError: ``reading`` is neither.
+            InputError: ``reading`` is neither, or there are several hypotheses for ``"meinert"``.
         """
         if reading == "amini":
             return self.aleatoric_variance.sqrt(), self.epistemic_variance.sqrt()
-        if reading == "meinert":
-            return self.scale, self._get("nu").rsqrt()
-        raise InputError(f"Expected argument `reading` to be 'amini' or 'meinert', but got {reading!r}.")
+        if reading != "meinert":
+            raise InputError(f"`reading` must be 'amini' or 'meinert', but it is {reading!r}.")
+        if self.num_indices != 1:
+            raise InputError(
+                f"reading='meinert' is defined for one hypothesis, but the prediction has {self.num_indices}. Read `scale` and "
+                "`nu` [Z, B, D], or use reading='amini'."
+            )
+        return self.scale[0], self.nu[0].rsqrt()
 
     def log_prob(self, target: Tensor) -> Tensor:
-        """sum_d log St(target_d): [B] in float64 for ``target`` [B, D]."""
-        return student_t.student_t_log_prob(self._checked(target), *self._student_t).sum(-1)
+        """log mean_z prod_d St(target_d; z): [B] in float64 for ``target`` [B, D]."""
+        members = student_t.student_t_log_prob(self._checked(target), *self._student_t).sum(-1)
+        return torch.logsumexp(members, 0) - math.log(len(members))
 
     def cdf(self, target: Tensor) -> Tensor:
-        """P(Y_d <= target_d) [B, D] in float64."""
-        return student_t.student_t_cdf(self._checked(target), *self._student_t)
+        """P(Y_d <= target_d) [B, D] in float64, under the marginals."""
+        return student_t.student_t_cdf(self._checked(target), *self._student_t).mean(0)
 
     def crps(self, target: Tensor) -> Tensor:
-        """Continuous ranked probability score [B, D] in float64, in the target's units; lower is better."""
-        return student_t.student_t_crps(self._checked(target), *self._student_t)
+        """Continuous ranked probability score [B, D] of the marginals in float64, in the target's units; lower is better."""
+        return student_t.student_t_mixture_crps(self._checked(target), *self._student_t)
 
     def quantile(self, level: float) -> Tensor:
-        """Quantile [B, D] at a ``level`` in (0, 1), in float64."""
-        if not 0 < level < 1:
-            raise InputError(f"Expected argument `level` to be in (0, 1), but got {level}.")
-        return student_t.student_t_quantile(level, *self._student_t)
+        """Quantile [B, D] of the marginals at a ``level`` in (0, 1), in float64."""
+        check_level(level)
+        return student_t.student_t_mixture_quantile(level, *self._student_t)
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
-        """Central interval (lower, upper), each [B, D], that holds a share ``level`` of the Student-t."""
-        if not 0 < level < 1:
-            raise InputError(f"Expected argument `level` to be in (0, 1), but got {level}.")
+        """Central interval (lower, upper), each [B, D], that holds a share ``level`` of each marginal."""
+        if self.num_indices != 1:
+            return super().interval(level)
+        check_level(level)
         upper = self.quantile((1 + level) / 2)
         return 2 * self.mean - upper, upper
 
-    def to_dict(self) -> dict[str, Tensor]:
-        """``mean``, ``variance`` and its two parts, ``degrees_of_freedom``, ``scale``, and ``log_density`` if there is one."""
-        return {
-            "mean": self.mean,
-            "variance": self.variance,
-            "aleatoric_variance": self.aleatoric_variance,
-            "epistemic_variance": self.epistemic_variance,
-            "degrees_of_freedom": self.degrees_of_freedom,
-            "scale": self.scale,
-            **self._optional(),
-        }
+    def _parameters(self) -> dict[str, Tensor]:
+        """``degrees_of_freedom`` and ``scale`` of one hypothesis."""
+        return (
+            {"degrees_of_freedom": self.degrees_of_freedom[0], "scale": self.scale[0]} if self.num_indices == 1 else {}
+        )
 
     @property
     def _student_t(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.degrees_of_freedom, self.mean, self.scale
-
-    def _checked(self, target: Tensor) -> Tensor:
-        if target.shape != self.mean.shape:
-            raise InputError(
-                f"Expected argument `target` to be of shape {list(self.mean.shape)}, but got {list(target.shape)}; an array "
-                "of another shape would broadcast."
-            )
-        return target
+        return self.degrees_of_freedom, self.location, self.scale

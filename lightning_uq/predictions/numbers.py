@@ -1,0 +1,116 @@
+"""What all predictions of numbers share."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.predictions.base import Prediction
+
+
+class NumberPrediction(Prediction):
+    """What predictions of targets [B, D] share: a mean, and a variance that is the sum of two parts."""
+
+    score_names: ClassVar[tuple[str, ...]] = ("variance", "aleatoric_variance", "epistemic_variance")
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """E[y] [B, D]."""
+
+    @property
+    @abstractmethod
+    def aleatoric_variance(self) -> Tensor:
+        """Mean over the hypotheses of the variance that each of them expects [B, D]."""
+
+    @property
+    @abstractmethod
+    def epistemic_variance(self) -> Tensor:
+        """Variance of the hypotheses' means [B, D]."""
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[y] [B, D]: the sum of the aleatoric and the epistemic variance."""
+        return self.aleatoric_variance + self.epistemic_variance
+
+    @abstractmethod
+    def log_prob(self, target: Tensor) -> Tensor:
+        """Joint log-density [B] of the target [B, D]."""
+
+    @abstractmethod
+    def quantile(self, level: float) -> Tensor:
+        """Quantile [B, D] of the marginals at a ``level`` in (0, 1)."""
+
+    @abstractmethod
+    def cdf(self, target: Tensor) -> Tensor:
+        """P(Y_d <= target_d) [B, D] under the marginals."""
+
+    @abstractmethod
+    def crps(self, target: Tensor) -> Tensor:
+        """Continuous ranked probability score [B, D] of the marginals, in the target's units; lower is better."""
+
+    def interval(self, level: float) -> tuple[Tensor, Tensor]:
+        """Central interval (lower, upper), each [B, D], that holds a share ``level`` of each marginal."""
+        check_level(level)
+        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+    def pool(self) -> "NumberPrediction":
+        """The prediction without its members: the mean and the two variances, Z times smaller."""
+        from lightning_uq.predictions.pooled_regression import PooledRegressionPrediction
+
+        moments = self.mean, self.aleatoric_variance, self.epistemic_variance
+        return PooledRegressionPrediction(*moments, log_density=self._get("log_density"))
+
+    def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
+        """``mean``, ``variance`` and its two parts, ``lower`` and ``upper`` of an interval, and ``log_density`` if there is one.
+
+        Args:
+            interval: The share in (0, 1) of the central interval from ``lower`` to ``upper``; None leaves them out.
+        """
+        bounds = {} if interval is None else dict(zip(("lower", "upper"), self.interval(interval), strict=True))
+        return {
+            "mean": self.mean,
+            "variance": self.variance,
+            "aleatoric_variance": self.aleatoric_variance,
+            "epistemic_variance": self.epistemic_variance,
+            **self._parameters(),
+            **self._density(),
+            **bounds,
+        }
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """Further results of the type, for :meth:`to_dict`."""
+        return {}
+
+    def _score(self, name: str) -> Tensor:
+        return super()._score(name).mean(-1)
+
+    def _checked(self, target: Tensor) -> Tensor:
+        expected = list(self.mean.shape)
+        if list(target.shape) != expected:
+            raise InputError(
+                f"`target` must have shape {expected}, but its shape is {list(target.shape)}; an array of another shape would "
+                "broadcast."
+            )
+        return target
+
+    def _check_shapes(self, axes: str, *names: str) -> None:
+        """Refuse tensors that do not have one shape with these axes."""
+        tensors = {name: self.__dict__["_tensors"][name] for name in names}
+        shapes = [list(tensor.shape) for tensor in tensors.values()]
+        ndim = len(axes.split())
+        if len(shapes[0]) == ndim and all(shape == shapes[0] for shape in shapes):
+            return
+        same = all(shape == shapes[0] for shape in shapes)
+        add = f" Add the index axis: `{names[0]}.unsqueeze(0)`." if same and ndim == 3 and len(shapes[0]) == 2 else ""
+        raise InputError(
+            f"{', '.join(f'`{name}`' for name in names)} must have one shape {axes}, but their shapes are "
+            f"{', '.join(map(str, shapes))}.{add}"
+        )
+
+
+def check_level(level: float) -> None:
+    """Refuse a probability outside (0, 1)."""
+    if not 0 < level < 1:
+        raise InputError(f"`level` must be in (0, 1), but it is {level}.")

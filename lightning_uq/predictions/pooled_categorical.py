@@ -1,0 +1,65 @@
+"""The prediction of a classifier whose members were pooled."""
+
+from typing import ClassVar
+
+from lightning_uq.errors import InputError
+from lightning_uq.predictions.class_probabilities import ClassProbabilities
+from lightning_uq.predictions.fields import Field
+
+
+class PooledCategoricalPrediction(ClassProbabilities):
+    """What is left of a classifier's prediction without its members: mean probabilities and two moments.
+
+    A module makes it in place of a prediction with more than 32 members, which are Z times larger; :meth:`pool` of a
+    prediction with members makes it, too. Every result that it has in common with them is the same number.
+
+    Args:
+        mean_log_probs: log mean_z p_z [B, C] (or [B, C, ...]), before any calibration.
+        expected_entropy: mean_z H[p_z] in nats [B, ...].
+        mutual_information: H[mean_z p_z] - mean_z H[p_z] in nats [B, ...].
+        temperature: Scalar T of a pooled calibration.
+        class_scaling: Scale and bias [2, C] of a pooled calibration.
+        log_density: Log-density [B] of the input's features, if one was fitted.
+
+    Raises:
+        InputError: The shapes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from lightning_uq.predictions import CategoricalPrediction
+        >>> CategoricalPrediction(torch.zeros(1000, 2, 3)).pool()
+        PooledCategoricalPrediction(mean_log_probs=[2, 3], expected_entropy=[2], mutual_information=[2])
+    """
+
+    score_names: ClassVar[tuple[str, ...]] = (
+        "predictive_entropy",
+        "mutual_information",
+        "expected_entropy",
+        "max_softmax",
+        "gen",
+    )
+    _hint: ClassVar[str] = (
+        " The others need the members, which were pooled: set `module.return_members = True` to keep them."
+    )
+
+    mean_log_probs = Field("log mean_z p_z [B, C, ...], before any calibration.", batch_axis=0, class_axis=1)
+    expected_entropy = Field("Mean entropy of the hypotheses, in nats: [B, ...].", batch_axis=0)
+    mutual_information = Field("H[mean_z p_z] - mean_z H[p_z] in nats: [B, ...].", batch_axis=0)
+
+    def pool(self) -> "PooledCategoricalPrediction":
+        """The prediction itself."""
+        return self
+
+    def _check(self) -> None:
+        self._check_classes("mean_log_probs", "[B, C]")
+        expected = [len(self), *self.map_shape]
+        for name in ("expected_entropy", "mutual_information"):
+            if list(self.__dict__["_tensors"][name].shape) != expected:
+                found = list(self.__dict__["_tensors"][name].shape)
+                raise InputError(f"`{name}` must have shape {expected}, but its shape is {found}.")
+        super()._check()
+
+    def _no_logits(self) -> InputError:
+        return InputError(
+            "The members' `logits` were pooled when this prediction was made. Set `module.return_members = True` to keep them."
+        )

@@ -1,0 +1,77 @@
+"""What selects rows of a prediction: an integer, a slice, a boolean mask or a list of positions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+
+Rows = int | slice | Tensor | Sequence[int] | Sequence[bool] | np.ndarray[Any, Any]
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+
+
+def selected_rows(index: Any, num_rows: int) -> slice | Tensor:
+    """An index as a slice with a positive step, or as positions [N] in [0, ``num_rows``).
+
+    Raises:
+        InputError: The index is of another kind, or a mask has another length.
+        IndexError: A position is out of range.
+
+    Example:
+        >>> selected_rows(-1, 5), selected_rows([True, False, True], 3)
+        (slice(4, 5, None), tensor([0, 2]))
+    """
+    if isinstance(index, slice):
+        return index if index.step is None or index.step > 0 else torch.tensor(range(num_rows)[index], dtype=torch.long)
+    if isinstance(index, int | np.integer) and not isinstance(index, bool):
+        at = int(index)
+        _check_range(at, at, num_rows)
+        return slice(at % num_rows, at % num_rows + 1)
+    positions = _as_tensor(index)
+    if positions.ndim == 0 and positions.dtype in _INTEGERS:
+        return selected_rows(int(positions), num_rows)
+    if positions.ndim != 1:
+        raise InputError(
+            f"An index of rows must have one axis, but its shape is {list(positions.shape)}. A prediction is indexed along "
+            "its batch axis alone."
+        )
+    if positions.dtype == torch.bool:
+        if len(positions) != num_rows:
+            raise InputError(f"A mask must have one value per row: {num_rows}, but it has {len(positions)}.")
+        return positions.nonzero().squeeze(1)
+    if not len(positions):
+        return positions.long()
+    if positions.dtype not in _INTEGERS:
+        raise InputError(f"Positions of rows must be integers, but they are {positions.dtype}.")
+    positions = positions.long()
+    _check_range(int(positions.min()), int(positions.max()), num_rows)
+    return torch.where(positions < 0, positions + num_rows, positions)
+
+
+def take_rows(tensor: Tensor, axis: int, rows: slice | Tensor) -> Tensor:
+    """The rows of a tensor along its batch axis."""
+    if isinstance(rows, slice):
+        return tensor[(slice(None),) * axis + (rows,)]
+    return tensor.index_select(axis, rows.to(tensor.device))
+
+
+def _as_tensor(index: Any) -> Tensor:
+    if isinstance(index, list | Tensor | np.ndarray):
+        try:
+            return torch.as_tensor(index)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    raise InputError(
+        "A prediction is indexed by an integer, a slice, a mask [B] or positions [N], but the index is a "
+        f"{type(index).__name__}: {index!r}."
+    )
+
+
+def _check_range(low: int, high: int, num_rows: int) -> None:
+    if low < -num_rows or high >= num_rows:
+        wrong = low if low < -num_rows else high
+        raise IndexError(f"Row {wrong} is out of range: the prediction has {num_rows} rows.")
