@@ -55,10 +55,10 @@ from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.entropy import entropy, log_softmax
 from lightning_uq.functional.gaussian import Regularization
 from lightning_uq.functional.temperature import fit_ensemble_temperature
-from lightning_uq.modules.base import check_labels
 from lightning_uq.modules.checkpoints import load_member
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.report.files import writable_directory, write_files
+from lightning_uq.tasks import Classification
 
 ModelType = Literal["softmax", "ensemble", "gmm"]
 
@@ -485,7 +485,7 @@ class _Pass:
         if any(y is None or y.is_floating_point() for y in self._labels):
             raise InputError(f"Expected the {self.part} data to hold class labels, `(x, y)`.")
         labels = torch.cat(self._labels)
-        check_labels(labels, self.logits.shape[2])
+        Classification().check_target(labels, self.logits)
         return labels
 
     def _batches(self, model: nn.Module, loader: Any, gmm: FitGMM | None) -> Iterator[tuple[Any, ...]]:

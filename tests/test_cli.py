@@ -263,7 +263,7 @@ def test_a_checkpoint_written_in_python_is_tested_here(make_trainer, workplace):
     network = Factory(
         "lightning_uq.networks.mlp.MLP", {"in_features": 64, "out_features": 8, "hidden_sizes": [128, 128]}
     )
-    module = DeterministicModule(network, num_classes=8)
+    module = DeterministicModule(network)
     trainer = make_trainer()
     trainer.strategy.connect(module)
     trainer.save_checkpoint("python.ckpt")

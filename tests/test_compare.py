@@ -297,7 +297,7 @@ def test_a_callbacks_score_is_read_and_charged_to_its_row(register):
 
 def test_score_order_provider_then_property_then_members():
     categorical = CategoricalPrediction(torch.randn(3, 4, 5))
-    dirichlet = DirichletPrediction(1 + torch.rand(4, 5))
+    dirichlet = DirichletPrediction(1 + torch.rand(1, 4, 5))
     assert torch.equal(ood_score("energy", categorical), SCORES["energy"](categorical.logits))
     assert torch.equal(ood_score("mutual_information", categorical), categorical.mutual_information)
     assert torch.equal(ood_score("vacuity", dirichlet), dirichlet.vacuity)
@@ -305,9 +305,9 @@ def test_score_order_provider_then_property_then_members():
     own = [lambda logits: {"other": logits}, lambda logits: {"energy": logits[0, :, 0]}]
     assert torch.equal(ood_score("energy", categorical, own), categorical.logits[0, :, 0])
     assert torch.equal(ood_score("energy", dirichlet, own), dirichlet.log_probs[:, 0])
-    with pytest.raises(InputError, match=r"name of a score of CategoricalPrediction.*but got 'nope'"):
+    with pytest.raises(InputError, match=r"CategoricalPrediction has no score 'nope'. Its scores are predictive_entropy, "):
         ood_score("nope", categorical)
-    with pytest.raises(InputError, match="but got 'energy'"):
+    with pytest.raises(InputError, match="DirichletPrediction has no score 'energy'"):
         ood_score("energy", dirichlet)
 
 

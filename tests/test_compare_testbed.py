@@ -254,7 +254,7 @@ def test_likelihoods_in_parts_are_those_of_every_index_alone(rows):
     modules = [
         EnsembleModule(lambda: nn.Linear(3, 2), num_members=7),
         DeterministicModule(nn.Linear(3, 2)),
-        EpinetModule(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), num_classes=2).eval(),
+        EpinetModule(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))).eval(),
     ]
     for module in modules[: 2 if rows == 1 else 3]:
         torch.testing.assert_close(
@@ -266,7 +266,7 @@ def test_the_base_runs_once_a_part():
     calls = []
     base = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     base.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
-    module = EpinetModule(base, num_classes=2)
+    module = EpinetModule(base)
     x, y = polyadic(20)
     distinct = len(x.flatten(0, 1).unique(dim=0))
     calls.clear()
@@ -279,7 +279,7 @@ def test_a_prediction_without_members_is_one_hypothesis():
         pytest.skip("no such method")
     from lightning_uq import EvidentialModule
 
-    module = EvidentialModule(nn.Linear(3, 2), num_classes=2)
+    module = EvidentialModule(nn.Linear(3, 2))
     x, y = polyadic()
     log_probs = module.predict(x.flatten(0, 1)).log_probs.double()
     expected = log_probs.gather(1, y.flatten().unsqueeze(1)).reshape(y.shape).sum(1)
@@ -324,7 +324,7 @@ def test_a_likelihood_that_is_no_number_is_told(path, tmp_path):
 @pytest.mark.parametrize("rows", [40, 10**9])
 def test_above_ten_labels_hypotheses_are_sorted_into_cells(rows):
     x, y = polyadic_hundred()
-    module = EpinetModule(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), num_classes=2).eval()
+    module = EpinetModule(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))).eval()
     with torch.no_grad():
         logits = module.network(x.flatten(0, 1), module.network.evaluation_index(64))
     planes = random_projection(100, 2, generator=torch.Generator().manual_seed(0))

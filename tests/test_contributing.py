@@ -17,7 +17,7 @@ def test_the_example_method_trains_tests_predicts_and_registers(tmp_path, monkey
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
     names: dict = {"__name__": "my_method"}
     exec(compile(code, "my_method.py", "exec"), names)
-    module = names["NoisyLogitsModule"](torch.nn.Linear(4, 3), num_classes=3)
+    module = names["NoisyLogitsModule"](torch.nn.Linear(4, 3))
     data = TensorDataset(torch.randn(20, 4), torch.randint(0, 3, (20,)))
     loader = DataLoader(data, batch_size=10)
     trainer = Trainer(

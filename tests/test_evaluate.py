@@ -98,7 +98,7 @@ def checkpoints(networks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for i, network in enumerate(networks):
-        module = DeterministicModule(NETWORK, num_classes=8)
+        module = DeterministicModule(NETWORK)
         module.network.network.load_state_dict(network.state_dict())
         save(module, f"{i}.ckpt")
     (tmp_path / "users_file.py").write_text(USERS_FILE)
@@ -256,7 +256,7 @@ def test_an_ensembles_members_in_files_or_in_one(networks):
     assert apart["mean"] == pytest.approx(expected, abs=1e-9)
     assert apart["info"]["temperature"] == [pytest.approx(temperatures)]
     assert expected["m1_auroc"] != expected["t_m1_auroc"]
-    save(EnsembleModule.from_checkpoints(["0.ckpt", "1.ckpt"], num_classes=8), "both.ckpt")
+    save(EnsembleModule.from_checkpoints(["0.ckpt", "1.ckpt"]), "both.ckpt")
     whole = run(
         "--run", "both.ckpt", "--module", "lightning_uq.EnsembleModule", "--model-type", "ensemble", *DIGITS
     )  # fmt: skip
@@ -350,7 +350,7 @@ def test_a_users_module_and_a_network_alone(networks):
 
 
 def test_a_dirichlet_is_read_by_its_mean():
-    module = EvidentialModule(NETWORK, num_classes=8)
+    module = EvidentialModule(NETWORK)
     save(module, "evidential.ckpt")
     result = run("--run", "evidential.ckpt", "--module", "lightning_uq.EvidentialModule", *DIGITS)
     x, y = DigitsDataModule(seed=0).dataset("test").tensors

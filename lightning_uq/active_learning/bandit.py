@@ -132,7 +132,7 @@ def thompson_sampling(
     check_integer("steps_per_action", steps_per_action, 0)
     if l2 is not None and not 0 <= l2 < math.inf:
         raise InputError(f"Expected argument `l2` to be finite and at least 0, but got {l2}.")
-    if not isinstance(module, UncertaintyModule) or module.task != "classification":
+    if not isinstance(module, UncertaintyModule) or not module.task.has_classes:
         raise InputError(f"Expected argument `module` to be a classifier of ours, but got {type(module).__name__}.")
     optimizer = _optimizer(module, l2)
     return _play(module, bandit, num_steps, optimizer, l2, steps_per_action, _Replay(bandit, batch_size, capacity))

@@ -17,7 +17,8 @@ from lightning_uq import batches
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.output import Output, OutputReader, check_class_logits
+from lightning_uq.networks.output import Output, OutputReader
+from lightning_uq.tasks import Classification, Task
 
 UnpackBatch = Callable[[Any], tuple[Any, Tensor | None]]
 PredictFn = Callable[[Any, Any], Any]
@@ -111,6 +112,13 @@ class LogitReader:
         self.unpack_batch = unpack_batch
         self.read = OutputReader(output)
 
+    def task(self, model: nn.Module) -> Task:
+        """What the outputs mean: a module of ours says it, and any other is a classifier."""
+        if self.predict_fn is None and is_uncertainty_module(model):
+            own: Task = model.task  # type: ignore[assignment]  # a Module's attribute is untyped
+            return own
+        return Classification()
+
     def unpack(self, model: nn.Module, batch: Any) -> tuple[Any, Tensor | None]:
         """Input and target of a batch."""
         own = model.unpack_batch if is_uncertainty_module(model) else batches.unpack_batch
@@ -145,7 +153,7 @@ class LogitReader:
                 "`predict_fn`, a function `(model, x)` that returns [B, C], or [Z, B, C] with one row per hypothesis."
             )
         if check and not ours:
-            check_class_logits(logits, None, self.read.output)
+            Classification().check_output(logits)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _run(self, model: nn.Module, x: Any) -> Any:

@@ -18,7 +18,6 @@ from lightning_uq.callbacks._running import (
     UnpackBatch,
     evaluating,
     gather_rows,
-    is_uncertainty_module,
     raise_together,
     to_device,
     together,
@@ -26,9 +25,9 @@ from lightning_uq.callbacks._running import (
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional._validation import to_sum_dtype
 from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
-from lightning_uq.functional.scores import SCORES
 from lightning_uq.networks.output import Output
 from lightning_uq.strategies import check_strategy
+from lightning_uq.tasks import describe
 
 Score = Callable[[Tensor], Tensor]
 AnyScore = Callable[[Any], Any] | str  # the command line takes the first that fits, and a function's path is also a str
@@ -42,7 +41,7 @@ class OODScorer(Protocol):
     """What a callback of the same Trainer, or the module itself, has so that its scores are among those logged.
 
     The model runs once a batch, inside the context that :meth:`ood_scores` returns, so a scorer may hook a layer there;
-    the function that the context yields is called after it. A name that :data:`SCORES` also has is then this scorer's. Both
+    the function that the context yields is called after it. A name that the prediction also has is then this scorer's. Both
     must do without collectives: ranks may hold unequal numbers of batches.
 
     Example:
@@ -93,7 +92,7 @@ class OODDetection(Callback):
     Args:
         ood: The loaders by name, or a function that returns them, called when testing starts. None: the data module's
             ``ood_dataloaders()``. Read in order, un-shuffled, ``drop_last`` off, shared out over the ranks.
-        scores: Names from :data:`lightning_uq.functional.scores.SCORES` or of an :class:`OODScorer`, functions
+        scores: Names that the task's predictions score (see ``Task.score_names``) or of an :class:`OODScorer`, functions
             ``logits [Z, B, C] -> [B]``, or a mapping from a name to either. None: the module's own ``ood_score`` (or
             :data:`DEFAULT_SCORES` for a module that has none), and all that other callbacks of the Trainer provide.
         predict_fn: ``predict_fn(model, x)`` gives what ``output`` reads: logits [B, C], or [Z, B, C] for an ensemble. Default
@@ -275,17 +274,13 @@ class OODDetection(Callback):
             own = getattr(model, "ood_score", None)
             names = [own] if isinstance(own, str) else list(DEFAULT_SCORES)
             wanted = {name: name for name in dict.fromkeys([*names, *provided])}
-        unknown = [score for score in wanted.values() if isinstance(score, str) and score not in {*SCORES, *provided}]
+        task = self.read.task(model)
+        known = [*task.score_names, *provided]
+        unknown = [score for score in wanted.values() if isinstance(score, str) and score not in known]
         if unknown:
             raise InputError(
-                f"Expected argument `scores` to hold names among {', '.join([*SCORES, *provided])}, or functions, but got "
+                f"`scores` must hold functions, or names among {', '.join(known)} for {describe(task)}, but it holds "
                 f"{unknown[0]!r}."
-            )
-        named = [score for score in wanted.values() if isinstance(score, str) and score not in provided]
-        if named and is_uncertainty_module(model) and getattr(model, "task", None) == "regression":
-            raise InputError(
-                f"Expected a classifier, but got a {type(model).__name__} for regression, whose outputs {named[0]!r} does not "
-                "score. Pass functions of its outputs [Z, B, 2 D] as argument `scores`."
             )
         needed = [scorer for scorer in scorers if {*scorer.ood_score_names}.intersection(wanted.values())]
         return _Scored(wanted, needed)
@@ -309,10 +304,11 @@ class OODDetection(Callback):
             provided = [stack.enter_context(scorer.ood_scores(model)) for scorer in scored.scorers]
             logits = self.read(model, batch, trainer, check=scored.is_empty)
             values = {name: value for function in provided for name, value in function(logits).items()}
+        prediction = self.read.task(model).predict(logits)
         keep = rows(logits.shape[1])
         for name, score in scored.wanted.items():
             if isinstance(score, str):
-                value = values[score] if score in values else SCORES[score](logits)
+                value = values[score] if score in values else prediction.score(score)
             else:
                 value = score(logits)
             if not isinstance(value, Tensor) or value.shape != logits.shape[1:2] or not value.is_floating_point():

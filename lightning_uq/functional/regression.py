@@ -88,7 +88,16 @@ def interval_covered(mean: Tensor, variance: Tensor, target: Tensor, level: floa
         tensor([[ True],
                 [False]])
     """
-    integral = mixture_cdf(*_wide(mean, variance, target))
+    return in_central_interval(mixture_cdf(*_wide(mean, variance, target)), level)
+
+
+def in_central_interval(integral: Tensor, level: float) -> Tensor:
+    """Whether a probability integral P(Y <= y) lies between the levels of a central interval, elementwise.
+
+    Example:
+        >>> in_central_interval(torch.tensor([0.01, 0.5]), 0.95)
+        tensor([False,  True])
+    """
     return ((1 - level) / 2 <= integral) & (integral <= (1 + level) / 2)
 
 
@@ -108,7 +117,17 @@ def quantile_counts(mean: Tensor, variance: Tensor, target: Tensor, num_levels: 
         >>> quantile_counts(torch.zeros(1, 2, 1), torch.ones(1, 2, 1), torch.tensor([[-9.0], [0.1]]), 3)
         tensor([1., 1., 2.], dtype=torch.float64)
     """
-    integral = mixture_cdf(*_wide(mean, variance, target)).reshape(-1)
+    return counts_below_quantiles(mixture_cdf(*_wide(mean, variance, target)), num_levels)
+
+
+def counts_below_quantiles(integral: Tensor, num_levels: int) -> Tensor:
+    """:func:`quantile_counts` from the probability integrals P(Y <= y) of the targets, of any shape.
+
+    Example:
+        >>> counts_below_quantiles(torch.tensor([0.1, 0.6]), 3)
+        tensor([1., 1., 2.], dtype=torch.float64)
+    """
+    integral = integral.reshape(-1)
     levels = quantile_levels(num_levels).to(integral)
     first = torch.searchsorted(levels, integral)  # the least level that is not below the integral
     return to_sum_dtype(torch.bincount(first, minlength=num_levels + 1)[:num_levels].cumsum(0))

@@ -3,15 +3,22 @@
 Classification metrics take ``update(probs, target)`` or a prediction object in place of ``probs``; logits go in with the
 constructor's ``from_logits=True`` alone and are never guessed from the values. Detection metrics take
 ``update(score, is_ood)``, regression metrics ``update(prediction, target)``. States are float64 at any precision of the
-module that holds them. Accuracy is torchmetrics' own.
+module that holds them.
 """
 
 from lightning_uq.metrics.calibration import ExpectedCalibrationError, SmoothCalibrationError
 from lightning_uq.metrics.joint import JointLogLoss
 from lightning_uq.metrics.ood import OODAUPRC, OODAUROC, OODFPR95
-from lightning_uq.metrics.regression import CRPS, RMSE, GaussianNLL, IntervalCoverage, QuantileCalibrationError
-from lightning_uq.metrics.scoring import BrierScore, MutualInformation, NegativeLogLikelihood, PredictiveEntropy
+from lightning_uq.metrics.regression import CRPS, RMSE, IntervalCoverage, QuantileCalibrationError, RegressionNLL
+from lightning_uq.metrics.scoring import (
+    Accuracy,
+    BrierScore,
+    MutualInformation,
+    NegativeLogLikelihood,
+    PredictiveEntropy,
+)
 from lightning_uq.metrics.selective import AUGRC, AURC
+from lightning_uq.metrics.unpredicted import UnpredictedClasses
 
 __all__ = [
     "AUGRC",
@@ -21,14 +28,16 @@ __all__ = [
     "OODAUROC",
     "OODFPR95",
     "RMSE",
+    "Accuracy",
     "BrierScore",
     "ExpectedCalibrationError",
-    "GaussianNLL",
     "IntervalCoverage",
     "JointLogLoss",
     "MutualInformation",
     "NegativeLogLikelihood",
     "PredictiveEntropy",
     "QuantileCalibrationError",
+    "RegressionNLL",
     "SmoothCalibrationError",
+    "UnpredictedClasses",
 ]

@@ -58,6 +58,7 @@ class JointLogLoss(UncertaintyMetric):
     # A batch continues the block that the last one left open: `forward` must not start from an empty state.
     full_state_update: bool | None = True
     plot_lower_bound: float | None = 0.0
+    takes_index = True
 
     num_members: Tensor
     count: Tensor

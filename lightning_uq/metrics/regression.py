@@ -1,4 +1,4 @@
-"""Metrics of regression: a prediction is an equal-weight mixture of one Gaussian per hypothesis."""
+"""Metrics of regression: a prediction is a distribution of the target, or the components of a Gaussian mixture."""
 
 from typing import Any, Literal, Protocol
 
@@ -6,46 +6,82 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import regression
-from lightning_uq.functional._validation import check_bool, check_choice, check_integer, check_open_unit, to_sum_dtype
-from lightning_uq.functional.mixture import mixture_crps, mixture_moments
+from lightning_uq.functional._validation import (
+    check_bool,
+    check_choice,
+    check_floating,
+    check_integer,
+    check_open_unit,
+    to_sum_dtype,
+)
+from lightning_uq.functional.mixture import gaussian_log_prob
 from lightning_uq.metrics.base import MeanMetric, UncertaintyMetric
+from lightning_uq.predictions import GaussianMixturePrediction
 
 
-class HasMembers(Protocol):
-    """A prediction object: anything with component means and variances [Z, B, D]."""
-
-    @property
-    def member_mean(self) -> Tensor:
-        """Component means [Z, B, D]."""
+class Distribution(Protocol):
+    """A prediction object: the distribution of targets [B, D], one per dimension."""
 
     @property
-    def member_variance(self) -> Tensor:
-        """Component variances [Z, B, D]."""
+    def mean(self) -> Tensor:
+        """Mean [B, D]."""
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance [B, D]."""
+
+    def log_prob(self, target: Tensor) -> Tensor:
+        """Log-density [B] of targets [B, D]."""
+
+    def cdf(self, target: Tensor) -> Tensor:
+        """Probability [B, D] of at most the target."""
+
+    def crps(self, target: Tensor) -> Tensor:
+        """Continuous ranked probability score [B, D]."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "Distribution":
+        """A copy in another dtype."""
 
 
-Mixture = HasMembers | tuple[Tensor, Tensor]
+Predicted = Distribution | tuple[Tensor, Tensor]
 
 
-def _components(prediction: Mixture, target: Tensor, validate: bool) -> tuple[Tensor, Tensor]:
+def _distribution(prediction: Predicted, target: Tensor, validate: bool) -> Distribution:
+    """The prediction, or the Gaussian mixture of a tuple (mean, variance) of tensors [Z, B, D]; checked with its target."""
     if isinstance(prediction, tuple) and len(prediction) == 2:
-        mean, variance = prediction
-    elif hasattr(prediction, "member_mean") and hasattr(prediction, "member_variance"):
-        mean, variance = prediction.member_mean, prediction.member_variance
-    else:
+        regression.check_mixture(*prediction, target, validate=validate)
+        return GaussianMixturePrediction(*prediction)
+    if not all(hasattr(prediction, name) for name in ("mean", "log_prob", "cdf", "crps")):
         raise InputError(
-            "Expected argument `prediction` to be a prediction with `member_mean` and `member_variance`, or a tuple (mean, "
-            f"variance) of tensors [Z, B, D], but got {type(prediction).__name__}."
+            "Argument `prediction` must be a prediction with `mean`, `log_prob`, `cdf` and `crps`, or a tuple (mean, variance) "
+            f"of tensors [Z, B, D], but it is a {type(prediction).__name__}."
         )
-    regression.check_mixture(mean, variance, target, validate=validate)
-    return mean, variance
+    found: Distribution = prediction  # type: ignore[assignment]  # the names were looked for
+    check_floating("target", target, 1, "[B, D]")
+    if target.shape != found.mean.shape:
+        raise InputError(
+            f"Argument `target` must have shape {list(found.mean.shape)}, but it has {list(target.shape)}; another shape would "
+            "broadcast."
+        )
+    if validate:
+        for name, value in (("mean", found.mean), ("target", target)):
+            if not bool(value.isfinite().all()):
+                raise InputError(f"Argument `{name}` must be finite, but it holds NaN or infinity.")
+    return found
 
 
-class GaussianNLL(MeanMetric):
-    """Mean negative log-density of the target [B, D], in nats a row (summed over D), its log(2 pi) / 2 included.
+def _integral(prediction: Predicted, target: Tensor, validate: bool) -> Tensor:
+    """The probability integral P(Y <= target) [B, D] in float64: close to 1 float32 has too few digits for a comparison."""
+    wide = to_sum_dtype(target)
+    return to_sum_dtype(_distribution(prediction, target, validate).to(wide.dtype).cdf(wide))
+
+
+class RegressionNLL(MeanMetric):
+    """Mean negative log-density of the target [B, D], in nats per row (summed over D), its log(2 pi) / 2 included.
 
     Args:
-        moment_matched: Score the single Gaussian with the mixture's mean and variance, as in the deep-ensembles paper's
-            table, instead of the mixture itself.
+        moment_matched: Score the single Gaussian with the prediction's mean and variance, as in the deep-ensembles paper's
+            table, instead of the prediction itself.
         validate_args: Check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
@@ -53,7 +89,7 @@ class GaussianNLL(MeanMetric):
 
     Example:
         >>> import torch
-        >>> metric = GaussianNLL()
+        >>> metric = RegressionNLL()
         >>> metric.update((torch.zeros(1, 1, 1), torch.ones(1, 1, 1)), torch.zeros(1, 1))  # Z, B, D = 1, 1, 1
         >>> metric.compute()
         tensor(0.9189, dtype=torch.float64)
@@ -63,22 +99,25 @@ class GaussianNLL(MeanMetric):
 
     def __init__(self, moment_matched: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
         check_bool("moment_matched", moment_matched)
-        name = "gaussian_nll_moment_matched" if moment_matched else "gaussian_nll_mixture"
+        name = "regression_nll_moment_matched" if moment_matched else "regression_nll"
         super().__init__(name, validate_args=validate_args, **kwargs)
         self.moment_matched = moment_matched
 
-    def update(self, prediction: Mixture, target: Tensor) -> None:
+    def update(self, prediction: Predicted, target: Tensor) -> None:
         """Add a batch.
 
         Args:
-            prediction: A prediction object, or a tuple (mean, variance), each [Z, B, D].
+            prediction: A prediction object, or a tuple (mean, variance) of a Gaussian mixture, each [Z, B, D].
             target: [B, D].
 
         Raises:
             InputError: Shapes differ, a variance is not positive, or a value is NaN or infinite.
         """
-        mean, variance = _components(prediction, target, self.validate_args)
-        self._add(regression.gaussian_nll(mean, variance, target, self.moment_matched))
+        found = _distribution(prediction, target, self.validate_args)
+        if self.moment_matched:
+            self._add(-gaussian_log_prob(found.mean, found.variance, target).sum(-1))
+        else:
+            self._add(-found.log_prob(target))
 
 
 class CRPS(MeanMetric):
@@ -106,10 +145,9 @@ class CRPS(MeanMetric):
     def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
         super().__init__("crps", validate_args=validate_args, **kwargs)
 
-    def update(self, prediction: Mixture, target: Tensor) -> None:
-        """Add a batch; see :meth:`GaussianNLL.update`."""
-        mean, variance = _components(prediction, target, self.validate_args)
-        self._add(mixture_crps(mean, variance, target))
+    def update(self, prediction: Predicted, target: Tensor) -> None:
+        """Add a batch; see :meth:`RegressionNLL.update`."""
+        self._add(_distribution(prediction, target, self.validate_args).crps(target))
 
 
 class RMSE(MeanMetric):
@@ -133,10 +171,9 @@ class RMSE(MeanMetric):
     def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
         super().__init__("squared_error", validate_args=validate_args, **kwargs)
 
-    def update(self, prediction: Mixture, target: Tensor) -> None:
-        """Add a batch; see :meth:`GaussianNLL.update`."""
-        mean, variance = _components(prediction, target, self.validate_args)
-        center = mixture_moments(mean, variance)[0]
+    def update(self, prediction: Predicted, target: Tensor) -> None:
+        """Add a batch; see :meth:`RegressionNLL.update`."""
+        center = _distribution(prediction, target, self.validate_args).mean
         self._add((to_sum_dtype(center) - to_sum_dtype(target)).square())
 
     def compute(self) -> Tensor:
@@ -174,10 +211,9 @@ class IntervalCoverage(MeanMetric):
         super().__init__(f"covered_{float(level).hex().replace('.', '_')}", validate_args=validate_args, **kwargs)
         self.level = level
 
-    def update(self, prediction: Mixture, target: Tensor) -> None:
-        """Add a batch; see :meth:`GaussianNLL.update`."""
-        mean, variance = _components(prediction, target, self.validate_args)
-        self._add(regression.interval_covered(mean, variance, target, self.level))
+    def update(self, prediction: Predicted, target: Tensor) -> None:
+        """Add a batch; see :meth:`RegressionNLL.update`."""
+        self._add(regression.in_central_interval(_integral(prediction, target, self.validate_args), self.level))
 
 
 class QuantileCalibrationError(UncertaintyMetric):
@@ -223,10 +259,10 @@ class QuantileCalibrationError(UncertaintyMetric):
         self._add_sum("below", num_levels)
         self._add_sum("count")
 
-    def update(self, prediction: Mixture, target: Tensor) -> None:
-        """Add a batch; see :meth:`GaussianNLL.update`."""
-        mean, variance = _components(prediction, target, self.validate_args)
-        self.below = self.below + regression.quantile_counts(mean, variance, target, self.num_levels)
+    def update(self, prediction: Predicted, target: Tensor) -> None:
+        """Add a batch; see :meth:`RegressionNLL.update`."""
+        integral = _integral(prediction, target, self.validate_args)
+        self.below = self.below + regression.counts_below_quantiles(integral, self.num_levels)
         self.count = self.count + target.numel()
 
     def compute(self) -> Tensor:
@@ -241,4 +277,4 @@ class QuantileCalibrationError(UncertaintyMetric):
         ax.set(xlim=(0, 1), ylim=(0, 1))
 
 
-__all__ = ["CRPS", "RMSE", "GaussianNLL", "IntervalCoverage", "QuantileCalibrationError"]
+__all__ = ["CRPS", "RMSE", "IntervalCoverage", "QuantileCalibrationError", "RegressionNLL"]

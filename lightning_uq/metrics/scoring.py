@@ -77,6 +77,51 @@ def _log_probs(prediction: HasProbs) -> Tensor:
     return log_probs if isinstance(log_probs, Tensor) else upcast(get_probs(prediction)).log()
 
 
+class Accuracy(MeanMetric):
+    """Share of rows whose most probable class is the true one.
+
+    It is torchmetrics' micro accuracy, without a number of classes: rows of maps count one by one.
+
+    Args:
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> metric = Accuracy()
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    is_differentiable: bool | None = False
+    higher_is_better: bool | None = True
+    plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("correct", **kwargs)
+
+    def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: Probabilities or logits [B, C, ...], or a prediction object.
+            target: Class indices [B, ...].
+
+        Raises:
+            InputError: The values are no indices, or shapes differ.
+        """
+        if isinstance(prediction, Tensor):
+            check_floating("prediction", prediction, 2, "[B, C, ...]")
+            scores = prediction
+        else:
+            scores = _log_probs(prediction)
+        check_target(target, scores.shape[:1] + scores.shape[2:])
+        if self.validate_args:
+            check_target_values(target, scores.shape[1])
+            check_no_nan("prediction", scores)
+        self._add(scores.argmax(1) == target)
+
+
 class BrierScore(MeanMetric):
     """Mean squared distance between probabilities and the one-hot target, summed over classes: in [0, 2]; a proper score.
 

@@ -5,10 +5,9 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
@@ -23,26 +22,14 @@ from lightning_uq import batches
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.losses.data_noise import DataNoise
-from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
-from lightning_uq.losses.index import IndexLoss, Penalty, each_cross_entropy, takes_indices, weighted_mean
-from lightning_uq.metrics import (
-    CRPS,
-    RMSE,
-    BrierScore,
-    ExpectedCalibrationError,
-    GaussianNLL,
-    IntervalCoverage,
-    JointLogLoss,
-    NegativeLogLikelihood,
-)
+from lightning_uq.losses.index import IndexLoss, Penalty, takes_indices
 from lightning_uq.modules.resume import ExactResume
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory, build_network, factory_from_config, factory_to_config, is_plain
-from lightning_uq.networks.output import OutputShapeError, check_class_logits
-from lightning_uq.predictions import CategoricalPrediction, GaussianMixturePrediction, Prediction
+from lightning_uq.predictions import Prediction
 from lightning_uq.strategies import check_strategy
+from lightning_uq.tasks import Progress, Stage, Task, describe, sums_and_counts, task_of
 
-Task = Literal["classification", "regression"]
 # The classes beside the callables are what LightningCLI builds from a class path: it takes a callable for a factory of what it
 # returns.
 Loss = Callable[[Tensor, Tensor], Tensor] | IndexLoss | nn.Module
@@ -52,26 +39,42 @@ MAX_MEMBERS = 32
 """Predictions keep their members up to this many indices, unless ``return_members`` asks for all."""
 
 
+class Targets(NamedTuple):
+    """What a training loss compares outputs [Z, B, ...] with.
+
+    Attributes:
+        values: Targets [B, ...], or [Z, B, ...] if every index has its own.
+        of_each_index: Whether every index has its own.
+        weights: The samples' own weights [B], which normalise the loss as well: sum w l / sum w.
+        noise_weights: Weights [Z, B] or [B] of ``data_noise``, which do not: mean w l. Their expectation is 1.
+    """
+
+    values: Tensor
+    of_each_index: bool = False
+    weights: Tensor | None = None
+    noise_weights: Tensor | None = None
+
+
 class UncertaintyModule(ExactResume):
     """A LightningModule around an epistemic network f(x, z): the steps, metrics and predictions of every method.
 
     A method subclasses it, builds its :class:`EpistemicNetwork`, and overrides what is special: often only
-    :meth:`training_loss`. The steps log ``train_loss``, ``val_*`` and ``test_*``; a sample that a distributed sampler
-    repeats as padding is counted once. A mapping's ``weight`` [B] weighs its samples in the training loss (their weighted losses
-    are divided by B). A resumed training ends as the uninterrupted one: see :class:`ExactResume`.
+    :meth:`training_loss`. The task says what the outputs mean. The steps log ``train_loss``, ``val_*`` and ``test_*``; a sample
+    that a distributed sampler repeats as padding is counted once. A mapping's ``weight`` [B] weighs its samples in the training
+    loss: sum_b w_b l_b / sum_b w_b. A resumed training ends as the uninterrupted one: see :class:`ExactResume`.
 
     Args:
         network: The epistemic network, or a factory of it (which a checkpoint can remember).
-        task: ``"classification"`` (outputs are logits [B, C]) or ``"regression"`` (outputs [B, 2D]: means, then raw
-            variances, of which the variance is softplus(raw) + 1e-6).
-        num_classes: C, where it is known; the network's output is checked against it.
+        task: What the outputs mean: a :class:`~lightning_uq.tasks.Task` or its name, for instance ``"classification"``
+            (logits [B, C]), ``"segmentation"`` (maps [B, C, *P]) or ``"regression"`` (means and raw variances [B, 2 D]).
         optimizer: Called with the parameters.
         lr_scheduler: Called with the optimizer; a ``ReduceLROnPlateau`` follows ``val_loss`` unless it names a monitor.
-        loss: ``loss(output[B, ...], target) -> scalar`` for one index; default cross-entropy or Gaussian NLL. A loss with an
-            attribute ``over_indices = True``, as :class:`~lightning_uq.losses.JointLoss`, takes the outputs [Z, B, ...] of all.
-        num_train_samples: Indices drawn per training step, where the index set is infinite.
+        loss: ``loss(output[B, ...], target)`` for one index, a scalar or the samples' losses [B, ...], instead of the task's.
+            A loss with an attribute ``over_indices = True``, as :class:`~lightning_uq.losses.JointLoss`, takes the outputs
+            [Z, B, ...] of all.
+        num_train_samples: Indices drawn per training step, where the index set is infinite; of a finite one all are taken.
         num_eval_samples: Indices per evaluation, where the index set is infinite.
-        return_members: Whether predictions keep their members [Z, B, C]: True, False, or None for "up to 32".
+        return_members: Whether predictions keep their members [Z, B, ...]: True, False, or None for "up to 32".
         data_noise: Noise on the training data that belongs to (sample, index):
             :class:`~lightning_uq.losses.BootstrapNoise` or :class:`~lightning_uq.losses.GaussianTargetNoise`. The batches must
             carry their samples' positions: see :class:`~lightning_uq.data.Indexed`.
@@ -79,12 +82,12 @@ class UncertaintyModule(ExactResume):
             :class:`~lightning_uq.losses.PriorLoss` or :class:`~lightning_uq.losses.L2WeightDecay`.
 
     Attributes:
-        ood_score: The method's out-of-distribution score, fixed before any such data is seen.
+        preferred_ood_scores: The method's out-of-distribution scores, fixed before any such data is seen: the first one that
+            the task knows is taken, else the task's own.
     """
 
-    ood_score: ClassVar[str] = "predictive_entropy"
-    _outputs_per_target: int = 2  # a mean and a raw variance
-    # One set of metrics a data loader, made when the number of loaders is known.
+    preferred_ood_scores: ClassVar[tuple[str, ...]] = ()
+    # One set of metrics per data loader, made when the number of loaders is known.
     val_metrics: nn.ModuleList
     test_metrics: nn.ModuleList
 
@@ -92,8 +95,7 @@ class UncertaintyModule(ExactResume):
         self,
         network: EpistemicNetwork | Factory | Callable[[], nn.Module],
         *,
-        task: Task = "classification",
-        num_classes: int | None = None,
+        task: Task | str = "classification",
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         loss: Loss | None = None,
@@ -105,14 +107,6 @@ class UncertaintyModule(ExactResume):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        if task not in ("classification", "regression"):
-            raise InputError(f"Expected argument `task` to be 'classification' or 'regression', but got {task!r}.")
-        known = num_classes is not None
-        if known and (task == "regression" or not isinstance(num_classes, int) or num_classes < 2):
-            raise InputError(
-                f"Expected argument `num_classes` to be at least 2, and to be left out for regression, but got "
-                f"{num_classes!r} with task={task!r}."
-            )
         network = restore_argument(network, "network")
         built = network if isinstance(network, nn.Module) else build_network(network)
         if not isinstance(built, EpistemicNetwork):
@@ -121,8 +115,7 @@ class UncertaintyModule(ExactResume):
                 "DeterministicModule takes a plain network."
             )
         self.network: EpistemicNetwork = built
-        self.task = task
-        self.num_classes = num_classes
+        self.task: Task = task_of(restore_argument(task, "task"))
         self.optimizer = restore_argument(optimizer, "optimizer")
         self.lr_scheduler = restore_argument(lr_scheduler, "lr_scheduler")
         self.loss = restore_argument(loss, "loss")
@@ -131,14 +124,27 @@ class UncertaintyModule(ExactResume):
         self.return_members = return_members
         self.data_noise = restore_argument(data_noise, "data_noise")
         self.regularizer = restore_argument(regularizer, "regularizer")
-        if task == "classification" and getattr(self.data_noise, "of_targets", False):
+        if getattr(self.data_noise, "of_targets", False) and not self.task.has_numeric_targets:
             raise InputError(
-                f"Expected argument `data_noise` to leave class labels as they are, but got {self.data_noise!r}."
+                f"`data_noise` must leave the targets of {describe(self.task)} as they are, but {self.data_noise!r} changes "
+                "them."
+            )
+        kind = self.network.read_output.output
+        if kind in ("probs", "log_probs") and not self.task.takes_probabilities:
+            raise InputError(
+                f"{describe(self.task)} needs the network's raw outputs, but argument `output` is {kind!r}. Pass 'logits', or a "
+                "function that picks them."
             )
         self._output_checked = False
-        self._labels_checked = False
+        self._targets_checked = False
         if type(self) is UncertaintyModule:  # a method saves its own arguments
             self._save_arguments(**{**given, "network": network})
+
+    @property
+    def ood_score(self) -> str:
+        """The default out-of-distribution score: the method's preferred one if the task knows it, else the task's."""
+        known = self.task.score_names
+        return next((name for name in self.preferred_ood_scores if name in known), self.task.ood_score)
 
     # ------------------------------------------------------------------ outputs and predictions
 
@@ -158,18 +164,19 @@ class UncertaintyModule(ExactResume):
         return output
 
     def prediction(self, output: Tensor) -> Prediction:
-        """The prediction that outputs [Z, B, ...] stand for."""
-        if self.task == "regression":
-            return GaussianMixturePrediction(*split_gaussian(output))
-        prediction = CategoricalPrediction(output)
-        keep = len(output) <= MAX_MEMBERS if self.return_members is None else self.return_members
-        return prediction if keep else prediction.pool()
+        """The prediction that outputs [Z, B, ...] stand for, with all its members."""
+        return self.task.predict(output)
 
     def predict(self, x: Any) -> Prediction:
-        """The prediction for inputs x [B, ...], as :meth:`predict_step` makes it for a batch."""
+        """The prediction for inputs x [B, ...], as :meth:`predict_step` makes it for a batch.
+
+        It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False.
+        """
         output = self(x)
         self._check_numbers(output)
-        return self.prediction(output)
+        prediction = self.prediction(output)
+        keep = len(output) <= MAX_MEMBERS if self.return_members is None else self.return_members
+        return prediction if keep else prediction.pool()
 
     # ------------------------------------------------------------------ steps
 
@@ -181,77 +188,84 @@ class UncertaintyModule(ExactResume):
             expect_eval_mode(getattr(self.network, "num_frozen", 0))
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
-        """Mean over the drawn indices of the loss; an override may sum, reweight or regularise."""
-        num = self.network.num_indices or self.num_train_samples
-        index = self._place(self.network.sample_index(num))
-        y, weights = self.noisy_targets(y, batch, index)
-        loss = self.index_losses(self.network(x, index), y, weights).mean()
+        """Mean of the loss over all indices of a finite set, or over drawn ones; an override may sum, reweight or regularise."""
+        index = self._place(self._training_index())
+        loss = self.index_losses(self.network(x, index), self.targets(y, batch, index)).mean()
         return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
 
-    def noisy_targets(self, y: Tensor, batch: Any, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Targets [B, ...] or [Z, B, ...], and the samples' weights [Z, B] or [B], if any, for these indices.
+    def _training_index(self) -> Tensor:
+        num = self.network.num_indices
+        return self.network.sample_index(self.num_train_samples) if num is None else self.network.evaluation_index(num)
 
-        ``data_noise`` makes them; a mapping's own ``weight`` [B] multiplies its weights.
-        """
+    def targets(self, y: Tensor, batch: Any, index: Tensor) -> Targets:
+        """Targets and weights of a training batch for these indices: the batch's own ``weight``, and ``data_noise``."""
         own = batches.sample_weights(batch)
         if own is not None and own.shape != y.shape[:1]:
             raise InputError(
-                f"Expected `weight` of a batch to hold {len(y)} numbers, one a sample, but got {len(own)}."
+                f"`weight` of a batch must hold {len(y)} numbers, one per sample, but it holds {len(own)}."
             )
         if self.data_noise is None:
-            return y, own
+            return Targets(y, weights=own)
         sample = batches.known_sample_index(batch, f"data_noise={self.data_noise!r}").to(y.device)
         indexer = getattr(self.network, "indexer", None)
         # Targets first: the weights do not depend on them.
         noisy = self.data_noise.targets(y, sample, index.to(y.device), indexer)
         weights = self.data_noise.weights(sample, index.to(y.device), indexer)
-        if own is not None:
-            weights = own if weights is None else weights * own
-        return noisy, weights
+        return Targets(noisy, noisy.ndim > y.ndim, own, weights)
 
     def _place(self, index: Tensor) -> Tensor:
         # Member numbers are read by Python: on the CPU that waits for no device.
         return index if self.network.num_indices is not None else index.to(self.device)
 
-    def index_losses(self, output: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The loss of each index [Z] from outputs [Z, B, ...] and targets [B, ...], or [Z, B, ...] where each has its own.
+    def index_losses(self, output: Tensor, y: Tensor | Targets) -> Tensor:
+        """The loss of each index [Z] from outputs [Z, B, ...] and their targets.
 
-        ``weights`` [Z, B] or [B] weigh the samples. A loss over all indices has no part for each: its value stands Z times.
+        It is the batch's total loss divided by its total count, and 0 if nothing counts. A loss over all indices has no part
+        for each: its value stands Z times.
         """
+        return self._losses_and_count(output, y if isinstance(y, Targets) else Targets(y))[0]
+
+    def _losses_and_count(self, output: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """The loss of each index [Z], and the number that one of them was divided by."""
+        y, of_each, weights, noise_weights = targets
         self._check_output(output)
-        self._check_target(output, y)
+        self._check_target(y[0] if of_each else y, output)
+        weighted = weights is not None or noise_weights is not None
+        num, rows = output.shape[:2]
         if self.loss is not None and takes_indices(self.loss):
-            if weights is not None:
+            if weighted:
                 raise InputError(
-                    f"Expected argument `loss` to be one of single indices, so that samples can be weighted, but got {self.loss!r}."
+                    f"`loss` must be one of single indices, so that samples can be weighted, but it is {self.loss!r}."
                 )
             joint: Tensor = self.loss(output, y)
-            return joint.expand(len(output))
-        if self.loss is not None or type(self).example_loss is not UncertaintyModule.example_loss:
-            targets = y if self._has_target_of_each(y) else y.expand(len(output), *y.shape)
-            losses = torch.stack([self.example_loss(*pair) for pair in zip(output, targets, strict=True)])
-            if weights is not None and losses.shape != output.shape[:2]:
-                raise InputError(
-                    f"Expected argument `loss` to return the losses of the samples, [{output.shape[1]}], so that they can be "
-                    f"weighted, but it returned shape {list(losses.shape[1:])}."
-                )
-        elif self.task == "regression":
-            losses = gaussian_nll_loss(*split_gaussian(output), y, reduction="none")
+            return joint.expand(num), output.new_tensor(rows)
+        each = y if of_each else y.expand(num, *y.shape)
+        if self.loss is None:
+            sums, counts = self.task.sample_losses(output.flatten(0, 1), each.flatten(0, 1), self._progress)
         else:
-            losses = each_cross_entropy(output, y)
-        return weighted_mean(losses, weights) if losses.ndim > 1 else losses
+            losses = torch.stack([self.loss(*pair) for pair in zip(output, each, strict=True)])
+            if losses.ndim == 1 and not weighted:
+                return losses, output.new_tensor(rows)
+            if losses.shape[:2] != output.shape[:2]:
+                raise InputError(
+                    f"`loss` must return the losses of the samples, [{rows}] (for torch's own: reduction='none'), so that they "
+                    f"can be weighted, but it returned shape {list(losses.shape[1:])}."
+                )
+            sums, counts = sums_and_counts(losses.flatten(0, 1))
+        sums, counts = sums.reshape(num, rows), counts.reshape(num, rows)
+        if noise_weights is not None:
+            sums = sums * noise_weights.to(sums)
+        if weights is not None:
+            sums, counts = sums * weights.to(sums), counts * weights.to(counts)
+        total, count = sums.sum(1), counts.sum(1)
+        return total / torch.where(count > 0, count, 1), count[0]
 
-    def _has_target_of_each(self, y: Tensor) -> bool:
-        return self.task == "regression" and y.ndim == 3
-
-    def example_loss(self, output: Tensor, y: Tensor) -> Tensor:
-        """The loss of one index's outputs [B, ...], a scalar."""
-        if self.loss is not None:
-            value: Tensor = self.loss(output, y)
-            return value
-        if self.task == "regression":
-            return gaussian_nll_loss(*split_gaussian(output), y)
-        return F.cross_entropy(output, y)
+    @property
+    def _progress(self) -> Progress | None:
+        """How far the training is; None outside a training."""
+        if self._trainer is None or not self.trainer.training:
+            return None
+        return Progress(self.trainer.global_step, self.trainer.current_epoch)
 
     def teardown(self, stage: str) -> None:
         """Name a loader that held nothing: Lightning would have trained, tested or predicted on no batch at all."""
@@ -267,16 +281,22 @@ class UncertaintyModule(ExactResume):
             self._explain(error, x)
             raise
         self._check_first_loss(loss)
-        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=batches.batch_size(x))
+        self._log_training(loss.detach(), x)
         return loss
+
+    def _log_training(self, loss: Tensor, x: Any) -> None:
+        self.log("train_loss", loss, prog_bar=True, batch_size=batches.batch_size(x))
+        progress = self._progress
+        for name, value in ({} if progress is None else self.task.logged(progress)).items():
+            self.log(name, value, batch_size=1)
 
     def on_validation_start(self) -> None:
         """Make a set of metrics for every loader."""
-        self.val_metrics = self._make_metrics(self.trainer.val_dataloaders, self.validation_metrics)
+        self.val_metrics = self._make_metrics(self.trainer.val_dataloaders, "val")
 
     def on_test_start(self) -> None:
         """Make a set of metrics for every loader."""
-        self.test_metrics = self._make_metrics(self.trainer.test_dataloaders, self.evaluation_metrics)
+        self.test_metrics = self._make_metrics(self.trainer.test_dataloaders, "test")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update and log ``val_loss`` and the validation metrics."""
@@ -296,21 +316,20 @@ class UncertaintyModule(ExactResume):
 
     # ------------------------------------------------------------------ metrics
 
-    def validation_metrics(self) -> dict[str, Metric]:
-        """Metrics logged as ``val_<name>`` beside ``val_loss``; cheap ones, since they run every epoch."""
-        if self.task == "regression":
-            return {"nll": GaussianNLL(), "rmse": RMSE()}
-        return {"accuracy": MeanMetric(), "nll": NegativeLogLikelihood(), "ece": ExpectedCalibrationError()}
+    def on_validation_epoch_end(self) -> None:
+        """Let the task look at the metrics, and warn of what they show."""
+        super().on_validation_epoch_end()
+        if self.trainer.sanity_checking:
+            return
+        training = self.trainer.state.fn == "fit"
+        progress = Progress(self.trainer.global_step, self.trainer.current_epoch) if training else None
+        for metrics in self.val_metrics:
+            if any(metric.update_called for metric in metrics.values()):  # type: ignore[operator, union-attr]
+                self.task.review(dict(metrics.items()), progress)  # type: ignore[operator]
 
-    def evaluation_metrics(self) -> dict[str, Metric]:
-        """Metrics logged as ``test_<name>`` beside ``test_loss``."""
-        if self.task == "regression":
-            return {**self.validation_metrics(), "crps": CRPS(), "coverage_95": IntervalCoverage(0.95)}
-        return {**self.validation_metrics(), "brier": BrierScore(), "joint_log_loss": JointLogLoss()}
-
-    def _make_metrics(self, loaders: Any, make: Callable[[], dict[str, Metric]]) -> nn.ModuleList:
-        # A fresh set a loader: metrics that several loaders share would mix their samples.
-        sets = [nn.ModuleDict({"loss": MeanMetric(), **make()}) for _ in _as_list(loaders)]
+    def _make_metrics(self, loaders: Any, stage: Stage) -> nn.ModuleList:
+        # A fresh set per loader: metrics that several loaders share would mix their samples.
+        sets = [nn.ModuleDict({"loss": MeanMetric(), **self.task.metrics(stage)}) for _ in _as_list(loaders)]
         return nn.ModuleList(sets).to(self.device)
 
     def _evaluate(
@@ -327,24 +346,30 @@ class UncertaintyModule(ExactResume):
             output, y = output[:, keep.to(output.device)], y[keep.to(y.device)]
         if len(y):
             self._check_numbers(output)
-            prediction = self.prediction(output)
-            for name, metric in metrics.items():
-                if name == "loss":
-                    metric.update(self.index_losses(output, y).mean(), weight=len(y))
-                elif name == "accuracy":
-                    metric.update((prediction.label == y).float())  # type: ignore[attr-defined]
-                elif isinstance(metric, JointLogLoss):
-                    metric.update(output, y, index)
-                else:
-                    metric.update(prediction, y)
+            losses, count = self._losses_and_count(output, Targets(y))
+            metrics["loss"].update(losses.mean(), weight=count)
+            self._update_metrics(metrics, output, y, index)
         for name, metric in metrics.items():
             self.log(
                 f"{stage}_{name}",
                 metric,
-                prog_bar=stage == "val" and name in ("loss", "accuracy", "rmse"),
+                prog_bar=stage == "val" and name in ("loss", self.task.metric_on_bar),
                 batch_size=max(len(y), 1),
                 metric_attribute=f"{stage}_metrics.{loader_idx}.{name}",
             )
+
+    def _update_metrics(self, metrics: dict[str, Metric], output: Tensor, y: Tensor, index: Tensor | None) -> None:
+        """Update all metrics but the loss with the rows that count; the prediction is pooled once for all of them."""
+        prediction, target = self.task.rows(self.prediction(output), y)
+        if not len(target):
+            return
+        for name, metric in metrics.items():
+            if name == "loss":
+                continue
+            if getattr(metric, "takes_index", False):
+                metric.update(prediction, target, index)
+            else:
+                metric.update(prediction, target)
 
     # ------------------------------------------------------------------ checks
 
@@ -361,13 +386,6 @@ class UncertaintyModule(ExactResume):
                 "where the batch is no pair, as that of several training loaders, override `unpack_batch`."
             )
         self._check_input(x, batch_idx)
-        if batch_idx == 0 or y.device.type == "cpu":
-            if self.task == "classification":
-                check_labels(y, self.num_classes)
-            elif not y.is_floating_point():
-                raise InputError(f"Expected the targets to be floating-point numbers, but got {y.dtype}.")
-            elif not bool(torch.isfinite(y).all()):
-                raise InputError("Expected the targets to be finite, but they hold NaN or infinity.")
         return x, y
 
     def _check_input(self, x: Any, batch_idx: int) -> None:
@@ -391,37 +409,16 @@ class UncertaintyModule(ExactResume):
             kind = f"shape {list(x.shape)} and {x.dtype}"
             raise InputError(f"The network does not take an input of {kind}: {text}") from error
 
-    def _check_target(self, output: Tensor, y: Tensor) -> None:
-        if self.task == "regression":
-            lead = output.shape[:-1] if self._has_target_of_each(y) else output.shape[1:-1]
-            expected = (*lead, output.shape[-1] // self._outputs_per_target)
-            kind, remedy = "the targets", "an array of another shape would broadcast."
-        else:
-            expected = (*output.shape[1:2], *output.shape[3:])
-            kind = "the class labels"
-            remedy = (
-                "Where the network returns features, pass argument `output` a function that makes the logits [B, C]."
-            )
-        if y.shape != expected:
-            raise InputError(
-                f"Expected {kind} to be of shape {list(expected)}, since the network returns {list(output.shape[1:])}, but "
-                f"got {list(y.shape)}; {remedy}"
-            )
-        if self.task == "classification" and (y.device.type == "cpu" or not self._labels_checked):
-            check_labels(y, output.shape[2])
-            self._labels_checked = True
+    def _check_target(self, y: Tensor, output: Tensor) -> None:
+        # On a GPU a look at the values waits for the device, so there only the first batch is looked at.
+        values = y.device.type == "cpu" or not self._targets_checked
+        self.task.check_target(y, output, values=values)
+        self._targets_checked = True
 
     def _check_output(self, output: Tensor) -> None:
-        if self._output_checked or torch.compiler.is_compiling():
-            return
-        if self.task == "classification":
-            check_class_logits(output, self.num_classes, self.network.read_output.output)
-        elif output.ndim != 3 or output.shape[-1] % 2:
-            raise OutputShapeError(
-                "Expected a regression network to return [B, 2 D], the means and the raw variances, but got shape "
-                f"{list(output.shape[1:])}. Pass argument `output` a function that makes them."
-            )
-        self._output_checked = True
+        if not self._output_checked and not torch.compiler.is_compiling():
+            self.task.check_output(output)
+            self._output_checked = True
 
     def _check_first_loss(self, loss: Tensor) -> None:
         # Later steps are not looked at: under fp16 a loss may overflow, and the step is skipped.
@@ -432,8 +429,7 @@ class UncertaintyModule(ExactResume):
             )
 
     def _check_numbers(self, output: Tensor) -> None:
-        # A class may be ruled out by a logit of minus infinity; nothing else is a number to predict with.
-        bad = output.isnan() | (output == math.inf) if self.task == "classification" else ~output.isfinite()
+        bad = self.task.invalid(output)
         if bool(bad.any()):
             rows = int(bad.transpose(0, 1).flatten(1).any(1).sum())
             raise InputError(
@@ -525,8 +521,9 @@ def saved_argument(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         found = factory_to_config(type(value))
-        if found is not None and is_plain(fields):
-            return {"class_path": found["target"], "init_args": fields}
+        saved = {name: saved_argument(field) for name, field in fields.items()}
+        if found is not None and not any(_is_unsaved(field) for field in saved.values()):
+            return {"class_path": found["target"], "init_args": saved}
     config = factory_to_config(value)
     named = value if hasattr(value, "__qualname__") else type(value)
     return {"unsaved": f"{named.__module__}.{named.__qualname__}"} if config is None else config
@@ -538,27 +535,18 @@ def restore_argument(value: Any, name: str) -> Any:
     Raises:
         InputError: The argument could not be saved, and has to be passed again.
     """
-    if isinstance(value, dict) and set(value) == {"unsaved"}:
+    if _is_unsaved(value):
         raise InputError(
             f"Argument `{name}` was a {value['unsaved']}, which no checkpoint can hold as plain data. Pass it again: "
             f"`load_from_checkpoint(path, {name}=...)`; a `Factory` or an importable function is saved by its name."
         )
     if isinstance(value, Mapping) and set(value) == {"class_path", "init_args"}:
-        return Factory(value["class_path"], dict(value["init_args"]))()
+        return Factory(value["class_path"], {k: restore_argument(v, name) for k, v in value["init_args"].items()})()
     return factory_from_config(value)
 
 
-def check_labels(y: Tensor, num_classes: int | None) -> None:
-    """An :class:`InputError` where class labels are not integers in [0, C)."""
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise InputError(f"Expected the targets to be integer class labels, but got {y.dtype}.")
-    if y.numel():
-        low, high = int(y.min()), int(y.max())
-        if low < 0 or high >= (math.inf if num_classes is None else num_classes):
-            upper = "C" if num_classes is None else str(num_classes)
-            raise InputError(
-                f"Expected the targets to be class labels in [0, {upper}), but got values {low} to {high}."
-            )
+def _is_unsaved(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"unsaved"}
 
 
 def _as_list(loaders: Any) -> list[Any]:

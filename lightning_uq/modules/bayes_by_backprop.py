@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.elbo import elbo_loss
-from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.modules.base import Loss, UncertaintyModule, restore_argument
 from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
+from lightning_uq.tasks import Task
 
 KL_WEIGHT = 0.1
 """Factor of the divergence on the digits: the best of 1, 0.1, 0.01, 0.001 in validation joint log-loss (tau 10), over seeds
@@ -28,7 +29,7 @@ class BayesByBackpropModule(UncertaintyModule):
     It has 2 P parameters, P the network's own. An index is P numbers: choose fewer of them where P is large.
 
     Args:
-        network: The network, or a factory of it (which a checkpoint can remember); logits [B, C], or [B, 2D] for regression.
+        network: The network, or a factory of it (which a checkpoint can remember); its outputs are as the task expects.
             Its parameters are the means. It has no BatchNorm.
         prior_std: Standard deviation of the weights' prior, a Gaussian of mean zero.
         second_prior_std: That of a second component, which makes the prior a scale mixture and the divergence an estimate
@@ -40,8 +41,7 @@ class BayesByBackpropModule(UncertaintyModule):
         num_train: N; None: the size of the training data set, read when training begins.
         num_train_samples: Indices drawn per training step.
         num_eval_samples: Indices per evaluation.
-        task: ``"classification"`` or ``"regression"``.
-        num_classes: C, where it is known.
+        task: What the outputs mean; see :class:`UncertaintyModule`.
         optimizer: Called with the parameters. Weight decay would pull on means and spreads beside the prior.
         lr_scheduler: Called with the optimizer.
         loss: ``loss(output, target) -> scalar`` for one index, a mean negative log-likelihood; default cross-entropy or
@@ -57,11 +57,10 @@ class BayesByBackpropModule(UncertaintyModule):
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
-        >>> BayesByBackpropModule(network, num_classes=3)(torch.zeros(5, 4)).shape
+        >>> BayesByBackpropModule(network)(torch.zeros(5, 4)).shape
         torch.Size([100, 5, 3])
     """
 
-    ood_score = "predictive_entropy"
     network: BayesByBackpropNetwork
 
     def __init__(
@@ -77,8 +76,7 @@ class BayesByBackpropModule(UncertaintyModule):
         num_train_samples: int = 8,
         num_eval_samples: int = 100,
         *,
-        task: Task = "classification",
-        num_classes: int | None = None,
+        task: Task | str = "classification",
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         loss: Loss | None = None,
@@ -92,7 +90,6 @@ class BayesByBackpropModule(UncertaintyModule):
         super().__init__(
             BayesByBackpropNetwork(built, initial_std, temperature, restore_argument(output, "output")),
             task=task,
-            num_classes=num_classes,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             loss=loss,
@@ -126,9 +123,8 @@ class BayesByBackpropModule(UncertaintyModule):
         if self._num_train is None:
             raise InputError("Expected argument `num_train` where the loss is taken without a Trainer.")
         index = self._place(self.network.sample_index(self.num_train_samples))
-        y, sample_weights = self.noisy_targets(y, batch, index)
         weights = self.network.weights(index)
-        losses = self.index_losses(self.network.call(x, weights), y, sample_weights)
+        losses = self.index_losses(self.network.call(x, weights), self.targets(y, batch, index))
         kl = self.network.kl(**self.prior, weights=weights)
         return elbo_loss(-losses, self.kl_weight * kl, self._num_train).mean()
 
@@ -154,9 +150,6 @@ def _bayes_by_backprop(setting: Setting) -> BayesByBackpropModule:
             kl_weight=math.sqrt(setting.options["temperature"]) * setting.num_features,
             num_train=setting.num_train,
             num_eval_samples=1000,
-            num_classes=setting.num_classes,
             optimizer=functools.partial(torch.optim.Adam, lr=3e-3),
         )
-    return BayesByBackpropModule(
-        setting.network, kl_weight=KL_WEIGHT, num_classes=setting.num_classes, optimizer=setting.optimizer
-    )
+    return BayesByBackpropModule(setting.network, kl_weight=KL_WEIGHT, optimizer=setting.optimizer)

@@ -1,8 +1,7 @@
 """Regression by classification over atoms: any index's distribution, trained on 2-hot targets."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -10,15 +9,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.atoms import atom_moments
-from lightning_uq.losses.categorical_regression import categorical_regression_loss, join_atoms, split_atoms
+from lightning_uq.losses.categorical_regression import join_atoms
 from lightning_uq.losses.data_noise import DataNoise
-from lightning_uq.losses.gaussian import MIN_VARIANCE
 from lightning_uq.modules.base import Regularizer, UncertaintyModule, restore_argument
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork
 from lightning_uq.networks.factory import Factory, build_network
-from lightning_uq.networks.output import OutputShapeError
-from lightning_uq.predictions import GaussianMixturePrediction
+from lightning_uq.tasks import CategoricalRegression
 
 
 class CategoricalRegressionModule(UncertaintyModule):
@@ -50,8 +46,6 @@ class CategoricalRegressionModule(UncertaintyModule):
         torch.Size([6, 1])
     """
 
-    ood_score = "epistemic_variance"
-    ood_score_names: ClassVar[tuple[str, ...]] = ("epistemic_variance",)
     network: CategoricalRegressionNetwork
 
     def __init__(
@@ -75,7 +69,7 @@ class CategoricalRegressionModule(UncertaintyModule):
             )
         super().__init__(
             built,
-            task="regression",
+            task=CategoricalRegression(built.atoms.tolist()),
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             num_train_samples=num_train_samples,
@@ -83,7 +77,6 @@ class CategoricalRegressionModule(UncertaintyModule):
             data_noise=data_noise,
             regularizer=regularizer,
         )
-        self._outputs_per_target = len(built.atoms) + 1
         self._told_range = False
         self._save_arguments(**{**given, "network": network})
 
@@ -91,34 +84,12 @@ class CategoricalRegressionModule(UncertaintyModule):
         """Raw outputs [Z, B, D A + D] over the evaluation indices: logits over the atoms, then the prior."""
         return self._raw(x, self.network.evaluation_index(self.num_eval_samples))
 
-    def prediction(self, output: Tensor) -> GaussianMixturePrediction:
-        """One Gaussian an index, with the moments of its distribution."""
-        logits, prior = split_atoms(output, len(self.network.atoms))
-        mean, variance = atom_moments(logits, self.network.atoms)
-        return GaussianMixturePrediction(mean + prior, variance + MIN_VARIANCE)
-
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean over the members, or over the drawn indices, of the cross-entropy."""
         self._check_range(y)
-        network = self.network
-        finite = network.num_indices is not None
-        index = network.evaluation_index(0) if finite else network.sample_index(self.num_train_samples)
-        y, weights = self.noisy_targets(y, batch, self._place(index))
-        loss = self.index_losses(self._raw(x, index), y, weights).mean()
-        return loss if self.regularizer is None else loss + self.regularizer(network, x)
-
-    def index_losses(self, output: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The loss of each index [Z] from raw outputs and targets [B, D] or [Z, B, D]; ``weights`` [Z, B] or [B] weigh the samples."""
-        self._check_output(output)
-        self._check_target(output, y)
-        logits, prior = split_atoms(output, len(self.network.atoms))
-        losses = categorical_regression_loss(logits, y, self.network.atoms, prior, reduction="none").mean(-1)
-        return (losses if weights is None else losses * weights).mean(1)
-
-    @contextmanager
-    def ood_scores(self, model: Any) -> Iterator[Callable[[Tensor], Mapping[str, Tensor]]]:
-        """Mean over the target dimensions of the variance over z of the means."""
-        yield lambda output: {"epistemic_variance": self.prediction(output).epistemic_variance.mean(-1)}
+        index = self._training_index()
+        loss = self.index_losses(self._raw(x, index), self.targets(y, batch, self._place(index))).mean()
+        return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
 
     def _raw(self, x: Any, index: Tensor) -> Tensor:
         try:
@@ -126,13 +97,6 @@ class CategoricalRegressionModule(UncertaintyModule):
         except RuntimeError as error:
             self._explain(error, x)
             raise
-
-    def _check_output(self, output: Tensor) -> None:
-        if output.ndim != 3 or output.shape[-1] % self._outputs_per_target:
-            raise OutputShapeError(
-                f"Expected raw outputs [Z, B, {self._outputs_per_target} D], but got shape {list(output.shape)}."
-            )
-        self._output_checked = True
 
     def _check_range(self, y: Tensor) -> None:
         """Tell, once, of targets that no distribution over the atoms can reach; on a GPU only the first batch is looked at."""

@@ -43,7 +43,7 @@ def factory_of(
                 f"Expected argument `network`, a factory of the members, or `module_class`, since {str(path)!r} does not say "
                 "what network it belongs to."
             )
-    names = ("network", "task", "num_classes", "output")
+    names = ("network", "task", "output")
     wanted = [{name: given[name] for name in names if name in given} for given in hyper_parameters]
     _check_equal(wanted, paths)
     first = wanted[0]

@@ -6,40 +6,36 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
-from lightning_uq.modules.base import Loss, Task, UncertaintyModule, restore_argument
+from lightning_uq.modules.base import Loss, UncertaintyModule, restore_argument
 from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
+from lightning_uq.tasks import Task
 
 
 class DeterministicModule(UncertaintyModule):
-    """Softmax classifier, or Gaussian regressor with mean and variance: what every other method is measured against.
+    """One network, read as its task says: the baseline that every other method is measured against.
 
     Args:
-        network: The network, or a factory of it (which a checkpoint can remember); logits [B, C], or [B, 2D] for
-            regression.
-        task: ``"classification"`` or ``"regression"``.
-        num_classes: C, where it is known.
+        network: The network, or a factory of it (which a checkpoint can remember); its outputs are as the task expects.
+        task: What the outputs mean; see :class:`UncertaintyModule`.
         optimizer: Called with the parameters.
         lr_scheduler: Called with the optimizer.
         loss: ``loss(output, target) -> scalar``; default cross-entropy or Gaussian NLL.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
 
     Example:
-        >>> module = DeterministicModule(nn.Linear(4, 3), num_classes=3)
+        >>> module = DeterministicModule(nn.Linear(4, 3))
         >>> module.predict(torch.zeros(2, 4)).probs.shape
         torch.Size([2, 3])
     """
-
-    ood_score = "predictive_entropy"
 
     def __init__(
         self,
         network: nn.Module | Factory | Callable[[], nn.Module],
         *,
-        task: Task = "classification",
-        num_classes: int | None = None,
+        task: Task | str = "classification",
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         loss: Loss | None = None,
@@ -50,7 +46,6 @@ class DeterministicModule(UncertaintyModule):
         super().__init__(
             DeterministicNetwork(built, restore_argument(output, "output")),
             task=task,
-            num_classes=num_classes,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             loss=loss,
@@ -58,7 +53,6 @@ class DeterministicModule(UncertaintyModule):
         self._save_arguments(
             network=network,
             task=task,
-            num_classes=num_classes,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             loss=loss,
@@ -69,4 +63,4 @@ class DeterministicModule(UncertaintyModule):
 @register_method("softmax", ood_score="predictive_entropy")
 @register_method("energy", ood_score="energy", trained_as="softmax")
 def _softmax(setting: Setting) -> DeterministicModule:
-    return DeterministicModule(setting.network, num_classes=setting.num_classes, optimizer=setting.optimizer)
+    return DeterministicModule(setting.network, optimizer=setting.optimizer)

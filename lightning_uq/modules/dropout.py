@@ -9,11 +9,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
 from lightning_uq.losses.data_noise import DataNoise
-from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, restore_argument
+from lightning_uq.modules.base import Loss, Regularizer, UncertaintyModule, restore_argument
 from lightning_uq.networks.dropout import DropoutNetwork, Mask
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
+from lightning_uq.tasks import Task
 
 DROPOUT = 0.1
 """Probability of a zero, on the digits: that of the testbed's agent, untuned."""
@@ -23,14 +24,13 @@ class DropoutModule(UncertaintyModule):
     """MC-dropout: a network with dropout layers, whose masks follow from an index.
 
     Args:
-        network: A network with ``nn.Dropout`` layers, or a factory of it (which a checkpoint can remember); logits [B, C],
-            or [B, 2D] for regression.
+        network: A network with ``nn.Dropout`` layers, or a factory of it (which a checkpoint can remember); its outputs are
+            as the task expects.
         mask: ``"shared"``: one mask an index, the same for all of the batch, so that an index is one function of x, as joint
             predictions need; ``"per_example"``: every row of a batch has masks of its own, as is usual in MC-dropout.
         num_train_samples: Masks drawn per training step.
         num_eval_samples: Masks per evaluation.
-        task: ``"classification"`` or ``"regression"``.
-        num_classes: C, where it is known.
+        task: What the outputs mean; see :class:`UncertaintyModule`.
         optimizer: Called with the parameters.
         lr_scheduler: Called with the optimizer.
         loss: ``loss(output, target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
@@ -46,11 +46,10 @@ class DropoutModule(UncertaintyModule):
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
-        >>> DropoutModule(network, num_classes=3)(torch.zeros(5, 4)).shape
+        >>> DropoutModule(network)(torch.zeros(5, 4)).shape
         torch.Size([100, 5, 3])
     """
 
-    ood_score = "predictive_entropy"
     network: DropoutNetwork
 
     def __init__(
@@ -60,8 +59,7 @@ class DropoutModule(UncertaintyModule):
         num_train_samples: int = 1,
         num_eval_samples: int = 100,
         *,
-        task: Task = "classification",
-        num_classes: int | None = None,
+        task: Task | str = "classification",
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         loss: Loss | None = None,
@@ -76,7 +74,6 @@ class DropoutModule(UncertaintyModule):
         super().__init__(
             DropoutNetwork(built, mask, restore_argument(output, "output")),
             task=task,
-            num_classes=num_classes,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             loss=loss,
@@ -94,8 +91,6 @@ def _dropout(setting: Setting) -> DropoutModule:
     if "temperature" in setting.options:  # the testbed's agent
         sizes: dict[str, Any] = {"hidden_sizes": (100, 100), "dropout": 0.1, "nonzero_bias": True}
         network = functools.partial(setting.network, **sizes)
-        return DropoutModule(
-            network, num_eval_samples=1000, num_classes=setting.num_classes, optimizer=setting.optimizer
-        )
+        return DropoutModule(network, num_eval_samples=1000, optimizer=setting.optimizer)
     network = functools.partial(setting.network, dropout=DROPOUT)  # type: ignore[call-arg]  # the shared MLP has it
-    return DropoutModule(network, num_classes=setting.num_classes, optimizer=setting.optimizer)
+    return DropoutModule(network, optimizer=setting.optimizer)

@@ -21,7 +21,7 @@ from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import Loss, Task, UncertaintyModule, expect_eval_mode, restore_argument
+from lightning_uq.modules.base import Loss, Targets, UncertaintyModule, expect_eval_mode, restore_argument
 from lightning_uq.modules.building import (
     SAME_START,
     build_members,
@@ -39,9 +39,10 @@ from lightning_uq.modules.input_range import training_range
 from lightning_uq.modules.members import MemberHooks, call_step, misfit_of
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.output import Output, OutputShapeError
+from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors import NetworkWithPrior
 from lightning_uq.registry import Setting, register_method
+from lightning_uq.tasks import OutputShapeError, Task
 
 _STATE = "lightning_uq_ensemble"
 
@@ -64,8 +65,7 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
     Args:
         network: A factory, called once a member: a :class:`Factory`, a class, a function or a lambda.
         num_members: M.
-        task: ``"classification"`` (outputs are logits [B, C]) or ``"regression"`` (outputs [B, 2D]: means, raw variances).
-        num_classes: C, where it is known.
+        task: What the outputs mean; see :class:`UncertaintyModule`.
         optimizer: Called with the parameters (one group a member, or one of stacked leaves); LightningModules bring theirs.
         lr_scheduler: Called with the optimizer.
         loss: ``loss(output, target)`` of one member, a scalar (or [B], which ``bootstrap`` needs); default cross-entropy or
@@ -92,13 +92,13 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
     2017 (arXiv 1612.01474).
 
     Example:
-        >>> ensemble = EnsembleModule(lambda: nn.Linear(4, 3), num_members=5, num_classes=3, seed=0)
+        >>> ensemble = EnsembleModule(lambda: nn.Linear(4, 3), num_members=5, seed=0)
         >>> prediction = ensemble.predict(torch.zeros(2, 4))
         >>> prediction.logits.shape, prediction.probs.shape
         (torch.Size([5, 2, 3]), torch.Size([2, 3]))
     """
 
-    ood_score = "mutual_information"
+    preferred_ood_scores = ("mutual_information", "epistemic_variance")
     network: EnsembleNetwork
 
     def __init__(
@@ -106,8 +106,7 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         network: Factory | Callable[[], nn.Module],
         num_members: int = 5,
         *,
-        task: Task = "classification",
-        num_classes: int | None = None,
+        task: Task | str = "classification",
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         loss: Loss | None = None,
@@ -134,7 +133,6 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         super().__init__(
             run_members(members, execution, restore_argument(output, "output"), given["optimizer"]),
             task=task,
-            num_classes=num_classes,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             loss=loss,
@@ -248,18 +246,17 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         x, y = self._labelled(batch, batch_idx)
         loss = self.training_loss(x, y, batch)
         self._check_first_loss(loss)
-        mean = loss.detach() / self.network.num_indices
-        self.log("train_loss", mean, prog_bar=True, batch_size=batches.batch_size(x))
+        self._log_training(loss.detach() / self.network.num_indices, x)
         return loss
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Sum over members of their losses."""
-        y, weights = self.noisy_targets(y, batch, torch.arange(self.network.num_indices))
+        targets = self.targets(y, batch, torch.arange(self.network.num_indices))
         if self.adversarial_epsilon is None:
-            return self.index_losses(self.network(x), y, weights).sum()
+            return self.index_losses(self.network(x), targets).sum()
         step = self._adversarial_step(x)
         return adversarial_loss(
-            lambda xs: self.index_losses(self.network.forward_each(xs), y, weights).sum(),
+            lambda xs: self.index_losses(self.network.forward_each(xs), targets).sum(),
             x.expand(self.network.num_indices, *x.shape),
             list(self.network.parameters()),
             step,
@@ -287,14 +284,15 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         )
         return {**outputs[0], "loss": value} if isinstance(outputs[0], Mapping) else value
 
-    def noisy_targets(self, y: Tensor, batch: Any, index: Tensor) -> tuple[Tensor, Tensor | None]:
+    def targets(self, y: Tensor, batch: Any, index: Tensor) -> Targets:
         """Targets and weights as ``data_noise`` and ``bootstrap`` make them; their weights are multiplied."""
-        y, weights = super().noisy_targets(y, batch, index)
+        found = super().targets(y, batch, index)
         if self.bootstrap == "none":
-            return y, weights
+            return found
         sample = batches.known_sample_index(batch, f"bootstrap={self.bootstrap!r}").to(self.device)
         bootstrap = bootstrap_weights(sample, index, self.seed, self.bootstrap)
-        return y, bootstrap if weights is None else bootstrap * weights
+        noise = found.noise_weights
+        return found._replace(noise_weights=bootstrap if noise is None else bootstrap * noise)
 
     def _adversarial_step(self, x: Any) -> float | Tensor:
         assert self.adversarial_epsilon is not None
@@ -422,4 +420,4 @@ def _with_input(batch: Any, x: Tensor) -> Any:
 @register_method("ensemble", ood_score="mutual_information")
 def _ensemble(setting: Setting) -> EnsembleModule:
     members = setting.options.get("num_members", 5)
-    return EnsembleModule(setting.network, members, num_classes=setting.num_classes, optimizer=setting.optimizer)
+    return EnsembleModule(setting.network, members, optimizer=setting.optimizer)

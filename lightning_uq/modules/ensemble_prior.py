@@ -22,7 +22,6 @@ def _ensemble_prior(setting: Setting) -> EnsembleModule:
     return EnsembleModule(
         network,
         setting.options.get("num_members", 5),
-        num_classes=setting.num_classes,
         prior_network=network,
         prior_scale=scale,
         optimizer=setting.optimizer,

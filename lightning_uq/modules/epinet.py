@@ -14,19 +14,20 @@ from torch import nn
 from lightning_uq.errors import InputError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, expect_eval_mode, restore_argument
+from lightning_uq.modules.base import Loss, Regularizer, UncertaintyModule, expect_eval_mode, restore_argument
 from lightning_uq.networks.epinet import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
+from lightning_uq.tasks import Classification, Task, task_of
 
 # ENN neither standardises features nor measures its priors: their scales are plain factors.
 _ORIGINAL: dict[str, Any] = {"standardize_features": False, "calibrate_prior": False}
 
 _RESNET: dict[str, dict[str, Any]] = {
-    "cifar10": {"num_classes": 10, "index_dim": 20, "hidden_sizes": [50], "prior_scale": 4.0},
+    "cifar10": {"task": Classification(num_classes=10), "index_dim": 20, "hidden_sizes": [50], "prior_scale": 4.0},
     "cifar100": {
-        "num_classes": 100,
+        "task": Classification(num_classes=100),
         "index_dim": 20,
         "hidden_sizes": [50],
         "prior_scale": 0.5,
@@ -36,7 +37,7 @@ _RESNET: dict[str, dict[str, Any]] = {
         "additive_prior_scale": 0.5,
     },
     "imagenet": {
-        "num_classes": 1000,
+        "task": Classification(num_classes=1000),
         "index_dim": 30,
         "hidden_sizes": [50],
         "prior_scale": 1.0,
@@ -60,11 +61,10 @@ class EpinetModule(UncertaintyModule):
     scaled on the first training batch, so that ``prior_scale=1.0`` is a spread over z of one logit.
 
     Args:
-        network: The base: a network, or a factory of it (which a checkpoint can remember); logits [B, C], or [B, 2D] for
-            regression.
+        network: The base: a network, or a factory of it (which a checkpoint can remember); its outputs are as the task
+            expects.
         feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several; the features are
             those layers' inputs.
-        num_classes: C, where it is known.
         index_dim: Dimension of z.
         hidden_sizes: Hidden layers of the epinet.
         prior_hidden_sizes: Hidden layers of its prior; the same by default.
@@ -75,7 +75,7 @@ class EpinetModule(UncertaintyModule):
         freeze_base: Whether the base stays as it is: in eval mode, without gradients.
         num_train_samples: Indices drawn per training step.
         num_eval_samples: Indices per evaluation.
-        task: ``"classification"`` or ``"regression"``.
+        task: What the outputs mean; see :class:`UncertaintyModule`.
         optimizer: Called with the parameters: the base's (unless it is frozen) and the epinet's, no prior's.
         lr_scheduler: Called with the optimizer.
         loss: ``loss(output, target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
@@ -95,19 +95,17 @@ class EpinetModule(UncertaintyModule):
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924).
 
     Example:
-        >>> module = EpinetModule(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)), num_classes=3)
+        >>> module = EpinetModule(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)))
         >>> module(torch.zeros(5, 4)).shape, module.predict(torch.zeros(5, 4)).probs.shape
         (torch.Size([100, 5, 3]), torch.Size([5, 3]))
     """
 
-    ood_score = "predictive_entropy"
     network: EpinetNetwork
 
     def __init__(
         self,
         network: nn.Module | Factory | Callable[[], nn.Module],
         feature_layers: str | Sequence[str] = "auto",
-        num_classes: int | None = None,
         index_dim: int = 8,
         hidden_sizes: Sequence[int] = (50, 50),
         prior_hidden_sizes: Sequence[int] | None = None,
@@ -118,7 +116,7 @@ class EpinetModule(UncertaintyModule):
         num_train_samples: int = 8,
         num_eval_samples: int = 100,
         *,
-        task: Task = "classification",
+        task: Task | str = "classification",
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         loss: Loss | None = None,
@@ -140,7 +138,7 @@ class EpinetModule(UncertaintyModule):
             EpinetNetwork(
                 built,
                 feature_layers,
-                num_classes,
+                task_of(restore_argument(task, "task")).num_outputs,
                 index_dim=index_dim,
                 hidden_sizes=hidden_sizes,
                 prior_hidden_sizes=prior_hidden_sizes,
@@ -156,7 +154,6 @@ class EpinetModule(UncertaintyModule):
                 output=restore_argument(output, "output"),
             ),
             task=task,
-            num_classes=num_classes,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             loss=loss,
@@ -199,7 +196,7 @@ class EpinetModule(UncertaintyModule):
         arguments: dict[str, Any] = {
             **_ORIGINAL,
             "feature_layers": ["0", "4"],
-            "num_classes": num_classes,
+            "task": Classification(num_classes=num_classes),
             "index_dim": 8,
             "hidden_sizes": [15, 15],
             "prior_scale": 0.0,
@@ -281,7 +278,7 @@ class EpinetModule(UncertaintyModule):
         if not self.network.is_initialized:
             raise InputError(
                 "The epinet's head is not built yet, since the network does not tell its sizes without data. Call "
-                "`module.network.initialize(x)` with a batch, or name `feature_layers` and `num_classes`."
+                "`module.network.initialize(x)` with a batch, or name `feature_layers` and pass `task=Classification(num_classes=...)`."
             )
         return super().optimized_parameters()
 
@@ -298,4 +295,4 @@ def _epinet(setting: Setting) -> EpinetModule:
         )
     # The default scale, untuned. On validation data (seeds 100-104) its joint log-loss was 0.302, softmax's 0.418. It went on
     # falling to 0.106 at a scale of 20, which ten other seeds then paid for with the test NLL (0.075, softmax 0.053).
-    return EpinetModule(setting.network, num_classes=setting.num_classes, optimizer=setting.optimizer)
+    return EpinetModule(setting.network, optimizer=setting.optimizer)

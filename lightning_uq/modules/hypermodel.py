@@ -10,12 +10,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
 from lightning_uq.losses.data_noise import DataNoise
-from lightning_uq.modules.base import Loss, Regularizer, Task, UncertaintyModule, restore_argument
+from lightning_uq.modules.base import Loss, Regularizer, UncertaintyModule, restore_argument
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.hypermodel import HypermodelNetwork, Initialization, PriorIndependentLayers
 from lightning_uq.networks.indexers import ScaledGaussianIndexer
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
+from lightning_uq.tasks import Task
 
 PRIOR_SCALE = 10.0
 """Spread of the prior on the digits, in logits: the best of 1, 10, 30 in validation joint log-loss (tau 10), over seeds 100-104,
@@ -30,8 +31,8 @@ class HypermodelModule(UncertaintyModule):
     by how much.
 
     Args:
-        network: The network whose weights are generated, or a factory of it (which a checkpoint can remember); logits
-            [B, C], or [B, 2D] for regression. It has no BatchNorm.
+        network: The network whose weights are generated, or a factory of it (which a checkpoint can remember); its outputs
+            are as the task expects. It has no BatchNorm.
         index_dim: Dimension of z.
         hidden_sizes: Widths of the layers of an MLP between z and the weights; none makes them linear in z.
         scale: Whether generated weights are divided by sqrt(fan_in).
@@ -42,8 +43,7 @@ class HypermodelModule(UncertaintyModule):
         calibrate_prior: Whether that is a spread over z in units of the output (logits); else it multiplies the raw prior.
         num_train_samples: Indices drawn per training step.
         num_eval_samples: Indices per evaluation.
-        task: ``"classification"`` or ``"regression"``.
-        num_classes: C, where it is known.
+        task: What the outputs mean; see :class:`UncertaintyModule`.
         optimizer: Called with the parameters, of which no prior's are.
         lr_scheduler: Called with the optimizer.
         loss: ``loss(output, target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
@@ -63,11 +63,10 @@ class HypermodelModule(UncertaintyModule):
         >>> prior = Factory(
         ...     "lightning_uq.networks.PriorIndependentLayers", {"in_features": 4, "out_features": 3, "index_dim": 6}
         ... )
-        >>> HypermodelModule(network, index_dim=6, prior=prior, num_classes=3)(torch.zeros(5, 4)).shape
+        >>> HypermodelModule(network, index_dim=6, prior=prior)(torch.zeros(5, 4)).shape
         torch.Size([100, 5, 3])
     """
 
-    ood_score = "predictive_entropy"
     network: HypermodelNetwork
 
     def __init__(
@@ -83,8 +82,7 @@ class HypermodelModule(UncertaintyModule):
         num_train_samples: int = 16,
         num_eval_samples: int = 100,
         *,
-        task: Task = "classification",
-        num_classes: int | None = None,
+        task: Task | str = "classification",
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         loss: Loss | None = None,
@@ -110,7 +108,6 @@ class HypermodelModule(UncertaintyModule):
                 output=restore_argument(output, "output"),
             ),
             task=task,
-            num_classes=num_classes,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             loss=loss,
@@ -136,13 +133,11 @@ def _hypermodel(setting: Setting) -> HypermodelModule:
             prior_scale=1 / math.sqrt(setting.options["temperature"]),
             calibrate_prior=False,
             num_eval_samples=1000,
-            num_classes=setting.num_classes,
             optimizer=setting.optimizer,
         )
     return HypermodelModule(
         setting.network,
         prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=8),
         prior_scale=PRIOR_SCALE,
-        num_classes=setting.num_classes,
         optimizer=setting.optimizer,
     )

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -19,6 +18,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.modules.member_optimization import MemberOptimization, check_member, maps_one_input, overrides
 from lightning_uq.modules.streams import RandomStream, from_plain, to_plain
 from lightning_uq.networks._calling import takes_by_name
+from lightning_uq.tasks import Task, describe
 
 # What the first member answers for all: where the data come from, and what happens to a batch before the device.
 _ANSWERED_BY_FIRST = (
@@ -230,7 +230,7 @@ def call_step(step: Callable[..., Any], *arguments: Any) -> Any:
     return step(*arguments[: len(taken)])
 
 
-def misfit_of(member: LightningModule, batch: Any, unpack_batch: Callable[[Any], Any], task: str) -> str | None:
+def misfit_of(member: LightningModule, batch: Any, unpack_batch: Callable[[Any], Any], task: Task) -> str | None:
     """Why metrics of the ensemble cannot score a batch of this member's, or None where they can."""
     try:
         x, y = unpack_batch(batch)
@@ -241,7 +241,5 @@ def misfit_of(member: LightningModule, batch: Any, unpack_batch: Callable[[Any],
         return f"{type(member).__name__}.forward does not map one input to an output"
     if not isinstance(y, Tensor) or not y.ndim:
         return "the batches hold no target"
-    if task == "regression":
-        return None if y.is_floating_point() else "the targets are no numbers, as task='regression' expects"
-    labels = not y.is_floating_point() and y.dtype != torch.bool and bool((y >= 0).all())
-    return None if labels else "the targets are no class labels, as task='classification' expects"
+    misfit = task.accepts(y)
+    return None if misfit is None else f"{misfit}, as {describe(task)} expects"

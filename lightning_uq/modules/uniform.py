@@ -46,7 +46,7 @@ class UniformModule(UncertaintyModule):
     """
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(UniformNetwork(num_classes), num_classes=num_classes)
+        super().__init__(UniformNetwork(num_classes))
         self._save_arguments(num_classes=num_classes)
 
 

@@ -11,10 +11,6 @@ from lightning_uq.errors import InputError
 Output = Literal["logits", "probs", "log_probs"] | Callable[[Any], Tensor]
 
 
-class OutputShapeError(InputError):
-    """A network's output has too few numbers to be the prediction that was asked for: one logit, a mean without a variance."""
-
-
 class OutputReader:
     """Turns what a network returned into a tensor of logits (or of regression outputs).
 
@@ -52,32 +48,3 @@ class OutputReader:
             probs = raw if raw.dtype == torch.float64 else raw.float()
             return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
         return raw
-
-
-def check_class_logits(logits: Tensor, num_classes: int | None, output: Output) -> None:
-    """Tell, once, what is not a classifier's logits [Z, B, C, ...].
-
-    Raises:
-        OutputShapeError: The class axis is missing.
-        InputError: It is of another size, or every row sums to one within [0, 1]: probabilities.
-    """
-    if logits.ndim < 3 or logits.shape[2] < 2:
-        raise OutputShapeError(
-            f"Expected the network to return logits [B, C] with C >= 2, but got shape {list(logits.shape[1:])}. Pass "
-            "argument `output` a function that makes them, for example from a single logit."
-        )
-    if num_classes is not None and logits.shape[2] != num_classes:
-        raise InputError(
-            f"Expected the network to return {num_classes} logits (argument `num_classes`), but it returned "
-            f"{logits.shape[2]}: features, perhaps. Pass argument `output` a function that makes the logits."
-        )
-    if output == "logits" and logits.numel():
-        values = logits.detach().float()
-        # Each of C rounded probabilities is off by half a unit in the last place at most.
-        tolerance = max(1e-3, logits.shape[2] ** 0.5 * torch.finfo(logits.dtype).eps)
-        sums_to_one = ((values.sum(2) - 1).abs() < tolerance).all() and ((values >= 0) & (values <= 1)).all()
-        if bool(sums_to_one):
-            raise InputError(
-                "The network returned probabilities (every row lies in [0, 1] and sums to 1) where logits were expected. "
-                'Pass argument `output="probs"`, or return the logits.'
-            )

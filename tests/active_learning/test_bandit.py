@@ -107,7 +107,7 @@ def test_fresh_actions_have_the_same_teacher():
 
 def test_each_step_asks_one_hypothesis_for_its_best_action():
     network = Fixed()
-    module, bandit = UncertaintyModule(network, num_classes=2), Bandit(num_actions=6, seed=5)
+    module, bandit = UncertaintyModule(network), Bandit(num_actions=6, seed=5)
     first = bandit.actions[:, 0]
     regrets = list(thompson_sampling(module, bandit, 40))
     assert [index.shape for index in network.asked] == [(1,)] * 40
@@ -128,13 +128,13 @@ def test_its_training_is_the_modules_own_on_what_it_saw(monkeypatch):
     batches = []
     sample = _Replay.sample
     monkeypatch.setattr(_Replay, "sample", lambda self: batches.append(sample(self)) or batches[-1])
-    module = DeterministicModule(network, num_classes=2, optimizer=ADAM)
+    module = DeterministicModule(network, optimizer=ADAM)
     start = {name: value.clone() for name, value in module.state_dict().items()}
     bandit = Bandit(seed=3)
     list(thompson_sampling(module, bandit, 6, l2=0.3, batch_size=16, steps_per_action=2))
     assert len(batches) == 12
 
-    plain = DeterministicModule(network, num_classes=2)
+    plain = DeterministicModule(network)
     plain.load_state_dict(start)
     adam = torch.optim.Adam(plain.parameters(), lr=0.01)
     for i, batch in enumerate(batches):
@@ -150,7 +150,7 @@ def test_its_training_is_the_modules_own_on_what_it_saw(monkeypatch):
 
 
 def test_without_l2_the_optimizer_stays_as_it_is(monkeypatch):
-    module = DeterministicModule(network, num_classes=2, optimizer=functools.partial(ADAM, weight_decay=0.7))
+    module = DeterministicModule(network, optimizer=functools.partial(ADAM, weight_decay=0.7))
     made = []
     configure = module.configure_optimizers
     monkeypatch.setattr(module, "configure_optimizers", lambda: made.append(configure()) or made[-1])
@@ -165,15 +165,15 @@ def dropout_network():
 
 
 MODULES = {
-    "ensemble": lambda: EnsembleModule(network, 3, num_classes=2, optimizer=ADAM),
-    "bootstrap": lambda: EnsembleModule(network, 3, num_classes=2, optimizer=ADAM, bootstrap="bernoulli"),
+    "ensemble": lambda: EnsembleModule(network, 3, optimizer=ADAM),
+    "bootstrap": lambda: EnsembleModule(network, 3, optimizer=ADAM, bootstrap="bernoulli"),
     "prior": lambda: EnsembleModule(network, 3, prior_network=network, prior_scale=1.0, execution="loop"),
-    "epinet": lambda: EpinetModule(network(), num_classes=2, optimizer=ADAM, data_noise=BootstrapNoise("exponential")),
+    "epinet": lambda: EpinetModule(network(), optimizer=ADAM, data_noise=BootstrapNoise("exponential")),
     "testbed": lambda: EpinetModule.for_testbed(2, 2, 100, temperature=0.1),
-    "dropout": lambda: DropoutModule(dropout_network(), num_classes=2, optimizer=ADAM),
+    "dropout": lambda: DropoutModule(dropout_network(), optimizer=ADAM),
     "softmax": lambda: DeterministicModule(LINEAR, optimizer=functools.partial(torch.optim.SGD, lr=0.1)),
-    "hypermodel": lambda: HypermodelModule(network(), num_classes=2, optimizer=ADAM),
-    "bayes_by_backprop": lambda: BayesByBackpropModule(network(), num_classes=2, optimizer=ADAM, num_train=100),
+    "hypermodel": lambda: HypermodelModule(network(), optimizer=ADAM),
+    "bayes_by_backprop": lambda: BayesByBackpropModule(network(), optimizer=ADAM, num_train=100),
 }
 
 
@@ -190,7 +190,7 @@ def test_every_module_learns_outside_of_a_trainer(name):
 def test_a_run_repeats_with_its_seed():
     def run(seed):
         torch.manual_seed(seed)
-        module = EnsembleModule(network, 3, num_classes=2, optimizer=ADAM)
+        module = EnsembleModule(network, 3, optimizer=ADAM)
         return list(thompson_sampling(module, Bandit(), 12))
 
     assert run(1) == run(1)
@@ -201,7 +201,7 @@ def test_a_run_repeats_with_its_seed():
 def test_it_finds_the_best_actions(seed):
     torch.manual_seed(seed)
     fast = functools.partial(torch.optim.Adam, lr=0.02)
-    module = EnsembleModule(network, 5, num_classes=2, prior_network=network, prior_scale=1.0, optimizer=fast)
+    module = EnsembleModule(network, 5, prior_network=network, prior_scale=1.0, optimizer=fast)
     bandit = Bandit(num_actions=20, seed=seed)
     regrets = list(thompson_sampling(module, bandit, 150, batch_size=32))
     random = float((bandit.probs.max() - bandit.probs).mean())

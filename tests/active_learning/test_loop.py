@@ -19,7 +19,7 @@ def network():
 
 
 def untrained(part):
-    return EnsembleModule(network, 4, num_classes=2, seed=len(part))
+    return EnsembleModule(network, 4, seed=len(part))
 
 
 def test_rounds_share_out_the_data():
@@ -64,7 +64,7 @@ def test_a_chance_acquisition_follows_its_generator():
 def test_a_trainer_trains_each_round_and_labels_help(make_trainer):
     def train(part):
         torch.manual_seed(0)
-        module = EnsembleModule(network, 3, num_classes=2, seed=0, optimizer=lambda p: torch.optim.Adam(p, lr=0.03))
+        module = EnsembleModule(network, 3, seed=0, optimizer=lambda p: torch.optim.Adam(p, lr=0.03))
         make_trainer(max_epochs=30).fit(module, DataLoader(part, batch_size=8))
         return module
 
@@ -75,7 +75,7 @@ def test_a_trainer_trains_each_round_and_labels_help(make_trainer):
 
 @pytest.mark.parametrize("module", [EvidentialModule, DeterministicModule], ids=lambda module: module.__name__)
 def test_any_classifier_is_scored(module):
-    done = next(acquisition_rounds(lambda part: module(network(), num_classes=2), DATA, [0], 3, "entropy"))
+    done = next(acquisition_rounds(lambda part: module(network()), DATA, [0], 3, "entropy"))
     prediction = done.module.predict(X[done.pool])
     torch.testing.assert_close(done.scores, prediction.predictive_entropy.detach())
     assert not done.module.training
@@ -119,4 +119,4 @@ def test_it_says_what_a_round_lacks():
         next(acquisition_rounds(lambda part: None, DATA, [0], 2))
     many = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 2))
     with pytest.raises(InputError, match="return_members = True"):
-        next(acquisition_rounds(lambda part: DropoutModule(many, num_classes=2), DATA, [0], 2, "variance"))
+        next(acquisition_rounds(lambda part: DropoutModule(many), DATA, [0], 2, "variance"))

@@ -248,11 +248,11 @@ def test_a_calibrated_prediction_is_read_as_such():
 
 
 def test_an_evidential_prediction_has_those_of_its_mean():
-    prediction = DirichletPrediction(torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
+    prediction = DirichletPrediction(torch.tensor([[[3.0, 1.0], [1.0, 1.0]]]))
     torch.testing.assert_close(score("bald", prediction), prediction.mutual_information)
     torch.testing.assert_close(score("var_ratios", prediction), torch.tensor([0.25, 0.5], dtype=torch.float64))
     assert acquire("entropy", prediction, 1).tolist() == [1]
-    with pytest.raises(InputError, match="has what 'variance' needs, but got DirichletPrediction"):
+    with pytest.raises(InputError, match="A DirichletPrediction has no member `logits`"):
         score("variance", prediction)
 
 

@@ -141,7 +141,7 @@ def test_labels_are_not_looked_at(make):
 
 @both
 def test_an_ensembles_score_is_the_mean_of_its_members(make):
-    ensemble = EnsembleModule(NETWORK, 3, num_classes=2, seed=0)
+    ensemble = EnsembleModule(NETWORK, 3, seed=0)
     whole = make().fit(ensemble, loader()).score(ensemble, loader(TEST_X, TEST_Y))
     members = [ensemble.network.member(i) for i in range(3)]
     alone = [make().fit(member, loader()).score(member, loader(TEST_X, TEST_Y)) for member in members]
@@ -188,7 +188,7 @@ def test_every_precision(make, make_trainer, precision):
 
 @both
 def test_our_module_compiled_and_the_temperature_inside_change_nothing(make, make_trainer):
-    module = DeterministicModule(NETWORK, num_classes=2, optimizer=Factory("torch.optim.SGD", {"lr": 0.5}))
+    module = DeterministicModule(NETWORK, optimizer=Factory("torch.optim.SGD", {"lr": 0.5}))
     scorer, scaling = (
         make(weights="last"),
         TemperatureScaling(weights="last", scope="shared", dataloader=loader(X, 1 - Y)),

@@ -82,15 +82,15 @@ class Demanding(UsersModule):
 
 class Evidential(DeterministicModule):
     def prediction(self, output):
-        return DirichletPrediction(1 + output[0].float().exp())
+        return DirichletPrediction(1 + output.float().exp())
 
 
 def deterministic():
-    return DeterministicModule(NETWORK, num_classes=2, optimizer=SGD)
+    return DeterministicModule(NETWORK, optimizer=SGD)
 
 
 def ensemble(**kwargs):
-    return EnsembleModule(NETWORK, 3, num_classes=2, optimizer=SGD, seed=0, **kwargs)
+    return EnsembleModule(NETWORK, 3, optimizer=SGD, seed=0, **kwargs)
 
 
 @pytest.fixture
@@ -127,10 +127,10 @@ def assert_close(one, other, tol=1e-6):
         (ensemble, lambda: TemperatureScaling(scope="shared")),
         (ensemble, lambda: TemperatureScaling(scope="member")),
         (lambda: ensemble(execution="loop"), lambda: TemperatureScaling()),
-        (lambda: Evidential(NETWORK, num_classes=2, optimizer=SGD), lambda: TemperatureScaling()),
-        (lambda: EvidentialModule(NETWORK, num_classes=2, optimizer=SGD), lambda: VectorScaling()),
-        (lambda: EpinetModule(NETWORK, num_classes=2, optimizer=SGD), lambda: TemperatureScaling()),
-        (lambda: EpinetModule(NETWORK, num_classes=2, optimizer=SGD), lambda: TemperatureScaling(scope="shared")),
+        (lambda: Evidential(NETWORK, optimizer=SGD), lambda: TemperatureScaling()),
+        (lambda: EvidentialModule(NETWORK, optimizer=SGD), lambda: VectorScaling()),
+        (lambda: EpinetModule(NETWORK, optimizer=SGD), lambda: TemperatureScaling()),
+        (lambda: EpinetModule(NETWORK, optimizer=SGD), lambda: TemperatureScaling(scope="shared")),
     ],
 )
 def test_it_predicts_what_the_trainer_does(write, make, calibration):
@@ -227,7 +227,7 @@ def test_after_an_ema_it_is_the_average(write, tmp_path):
 
 def test_our_modules_take_their_network_again(write):
     """A lambda is not in the file; what the constructor takes is what is asked for."""
-    module = DeterministicModule(MLP(4, 2, hidden_sizes=(6,)), num_classes=2, optimizer=SGD)
+    module = DeterministicModule(MLP(4, 2, hidden_sizes=(6,)), optimizer=SGD)
     path, trainer = write(module, TemperatureScaling())
     expected = predicted(trainer, module, path).probs
     with pytest.raises(InputError, match=r"Argument `network` was a .*MLP.* Pass argument `network`"):
@@ -308,8 +308,8 @@ BATCH = ({0: torch.export.Dim("batch", min=2)},)
     "make",
     [
         UsersModule,
-        lambda: EvidentialModule(NETWORK, num_classes=2, optimizer=SGD),
-        lambda: EpinetModule(NETWORK, num_classes=2, optimizer=SGD),
+        lambda: EvidentialModule(NETWORK, optimizer=SGD),
+        lambda: EpinetModule(NETWORK, optimizer=SGD),
     ],
 )
 def test_other_modules_export_too(write, make):

@@ -61,7 +61,7 @@ def detection_with_uneven_classes(seed, make_trainer):
         keep[rows[len(rows) // 5 :]] = False
     counts = y[keep].bincount()
     assert 4 * counts[0::2].max() < counts[1::2].min()
-    module = DeterministicModule(lambda: mlp((128, 128)), num_classes=8)
+    module = DeterministicModule(lambda: mlp((128, 128)))
     gmm = FitGMM(weights="last")
     trainer = make_trainer(max_epochs=20, callbacks=[gmm])
     trainer.fit(module, DataLoader(TensorDataset(x[keep], y[keep]), 32, shuffle=True))
@@ -85,7 +85,7 @@ def test_the_default_detects_where_classes_are_uneven_on_five_seeds(make_trainer
 @pytest.mark.parametrize("execution", ["loop", "stacked"])
 def test_an_ensemble_has_one_density_a_member_pooled_by_log_mean_exp(make_trainer, execution):
     data = DigitsDataModule(batch_size=32)
-    ensemble = EnsembleModule(mlp, 3, num_classes=8, seed=0, execution=execution)
+    ensemble = EnsembleModule(mlp, 3, seed=0, execution=execution)
     ridge = 0.05
     gmm = FitGMM(weights="last", regularization=ridge)
     trainer = make_trainer(max_epochs=2, callbacks=[gmm])
@@ -176,9 +176,7 @@ def test_features_of_a_member_with_a_prior_are_those_of_its_trained_part(executi
     def network():
         return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 
-    module = EnsembleModule(
-        network, 2, num_classes=3, seed=0, prior_network=network, prior_scale=1.0, execution=execution
-    ).eval()
+    module = EnsembleModule(network, 2, seed=0, prior_network=network, prior_scale=1.0, execution=execution).eval()
     x, y = torch.randn(90, 4), torch.arange(90) % 3
     gmm = FitGMM().fit(module, [(x, y)])
     features = torch.stack([hidden(module.network.member(i).network, x) for i in range(2)])

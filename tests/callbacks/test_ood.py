@@ -300,11 +300,11 @@ def test_a_module_of_ours_is_scored_by_its_own_score(make_trainer):
         ood_score = "mutual_information"
 
         def __init__(self):
-            super().__init__(EnsembleNetwork([nn.Linear(4, 3) for _ in range(3)]), num_classes=3)
+            super().__init__(EnsembleNetwork([nn.Linear(4, 3) for _ in range(3)]))
 
     for module, score in (
         (Ensemble(), "mutual_information"),
-        (DeterministicModule(nn.Linear(4, 3), num_classes=3), "predictive_entropy"),
+        (DeterministicModule(nn.Linear(4, 3)), "predictive_entropy"),
     ):
         (result,) = make_trainer(callbacks=OODDetection({"a": data(9, 2.0, 1)})).test(module, data(30), verbose=False)
         assert set(ood_part(result)) == {f"{metric}/a/{score}" for metric in METRICS}
@@ -358,7 +358,7 @@ def test_a_contributed_score_stands_for_the_one_of_its_name(make_trainer):
         def ood_scores(self, model):
             yield lambda logits: {"predictive_entropy": logits[0, :, 0]}
 
-    module, loader = Own(nn.Linear(4, 3), num_classes=3), data(9)
+    module, loader = Own(nn.Linear(4, 3)), data(9)
     torch.testing.assert_close(
         OODDetection().score(module, loader)["predictive_entropy"], module(inputs(loader))[0, :, 0].detach()
     )

@@ -47,7 +47,7 @@ def format(request):
 
 
 def classifier() -> DeterministicModule:
-    return DeterministicModule(nn.Linear(4, 3), num_classes=3)
+    return DeterministicModule(nn.Linear(4, 3))
 
 
 def write(make_trainer, model, loader, directory, *callbacks, trainer=None, **kwargs):
@@ -82,7 +82,7 @@ def assert_holds(table, prediction) -> None:
 def test_the_columns_are_those_of_to_dict_and_the_interval(make_trainer, tmp_path, format, kind):
     model = {
         "categorical": classifier,
-        "dirichlet": lambda: EvidentialModule(nn.Linear(4, 3), num_classes=3),
+        "dirichlet": lambda: EvidentialModule(nn.Linear(4, 3)),
         "gaussian": lambda: DeterministicModule(nn.Linear(4, 4), task="regression"),
         "student_t": lambda: EvidentialRegressionModule(nn.Linear(4, 8)),
     }[kind]()
@@ -135,7 +135,7 @@ def test_not_a_number_survives(make_trainer, tmp_path, format):
             return CategoricalPrediction(torch.zeros(1, 3, 2), log_density=logits[:, 0])
 
     loader = DataLoader(X[:3], batch_size=3)
-    write(make_trainer, Odd(nn.Linear(4, 2), num_classes=2), loader, tmp_path, format=format)
+    write(make_trainer, Odd(nn.Linear(4, 2)), loader, tmp_path, format=format)
     np.testing.assert_array_equal(read_predictions(tmp_path)["log_density"], [np.nan, np.inf, -np.inf])
 
 
@@ -192,7 +192,7 @@ def test_index_is_the_position_in_the_data_set(make_trainer, tmp_path):
             x, _ = self.unpack_batch(batch)
             return CategoricalPrediction(100 * nn.functional.one_hot(x.reshape(-1).long(), 20).float().unsqueeze(0))
 
-    model = Echo(nn.Linear(1, 20), num_classes=20)
+    model = Echo(nn.Linear(1, 20))
     x = torch.arange(N).float().unsqueeze(1)
     subset = [7, 2, 9]
     cases = {
@@ -299,7 +299,7 @@ def test_an_exception_leaves_nothing_and_an_earlier_result_as_it_was(
     make_trainer, tmp_path, format, error, keep_signals
 ):
     ended = SystemExit if isinstance(error, KeyboardInterrupt) else RuntimeError  # Lightning exits on an interrupt
-    model = Failing(nn.Linear(4, 3), num_classes=3)
+    model = Failing(nn.Linear(4, 3))
     model.error, model.directory = error, tmp_path
     model.expected = [f".predictions-rank0.{format}.part"]
     with pytest.raises(ended):
@@ -315,7 +315,7 @@ def test_an_exception_leaves_nothing_and_an_earlier_result_as_it_was(
 
 
 def test_a_writer_predicts_again_after_a_failure(make_trainer, tmp_path, format):
-    model = Failing(nn.Linear(4, 3), num_classes=3)
+    model = Failing(nn.Linear(4, 3))
     model.directory, model.expected = tmp_path, [f".predictions-rank0.{format}.part"]
     writer = PredictionWriter(tmp_path, format, overwrite=True)
     trainer = make_trainer(callbacks=[writer])
@@ -329,7 +329,7 @@ def test_a_writer_predicts_again_after_a_failure(make_trainer, tmp_path, format)
 
 
 def test_existing_files_are_an_error_before_the_first_batch(make_trainer, tmp_path, format):
-    model = Failing(nn.Linear(4, 3), num_classes=3)
+    model = Failing(nn.Linear(4, 3))
     (tmp_path / f"predictions-rank3.{format}").write_text("old")
     with pytest.raises(InputError, match=rf"no predictions yet, but .*predictions-rank3\.{format} exists\. Pass"):
         write(make_trainer, model, LOADER, tmp_path, format=format)
@@ -418,7 +418,7 @@ def test_maps(make_trainer, tmp_path, shape):
 
     labels = [4, *shape[3:]]
     with pytest.raises(InputError) as error:
-        write(make_trainer, Maps(nn.Linear(4, 3), num_classes=3), LOADER, tmp_path, format="csv", probs=False)
+        write(make_trainer, Maps(nn.Linear(4, 3)), LOADER, tmp_path, format="csv", probs=False)
     assert f"labels are {labels}: maps are no rows of a table" in str(error.value)
     assert names(tmp_path) == []
 
@@ -430,7 +430,7 @@ def test_columns_that_change(make_trainer, tmp_path, format):
             return prediction.replace(log_density=torch.zeros(len(prediction))) if batch_idx else prediction
 
     with pytest.raises(InputError, match=r"the same columns, but log_density differ from the first batch's"):
-        write(make_trainer, Fickle(nn.Linear(4, 3), num_classes=3), LOADER, tmp_path, format=format)
+        write(make_trainer, Fickle(nn.Linear(4, 3)), LOADER, tmp_path, format=format)
     assert names(tmp_path) == []
 
 
@@ -468,7 +468,7 @@ def test_a_step_that_takes_the_iterator(make_trainer, tmp_path):
             return super().predict_step(next(dataloader_iter)[0])
 
     with pytest.raises(UnsupportedError, match=r"`predict_step\(dataloader_iter\)`"):
-        write(make_trainer, Iterating(nn.Linear(4, 3), num_classes=3), LOADER, tmp_path, format="csv")
+        write(make_trainer, Iterating(nn.Linear(4, 3)), LOADER, tmp_path, format="csv")
 
 
 def test_reading_refuses_other_tables(tmp_path):
@@ -555,7 +555,7 @@ def run(name, loader, format, devices=2, **kwargs):
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **kwargs,
     )
     try:
-        trainer.predict(DeterministicModule(network, num_classes=3), loader, return_predictions=False)
+        trainer.predict(DeterministicModule(network), loader, return_predictions=False)
     except InputError as error:
         return str(error)
     trainer.strategy.barrier()
@@ -637,7 +637,7 @@ def run(kind):
         enable_progress_bar=False, enable_model_summary=False,
     )
     loader = DataLoader(torch.zeros(7, 4), 1)
-    trainer.predict(kind(nn.Linear(4, 3), num_classes=3), loader, return_predictions=False)
+    trainer.predict(kind(nn.Linear(4, 3)), loader, return_predictions=False)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def test_logits_of_a_foreign_module_and_of_ours():
     assert torch.equal(LogitReader()(net, (x, None)), net(x).unsqueeze(0))
     assert torch.equal(LogitReader()(net, x), net(x).unsqueeze(0))
     assert torch.equal(LogitReader()(net, {"input": x}), net(x).unsqueeze(0))
-    module = DeterministicModule(net, num_classes=3)
+    module = DeterministicModule(net)
     assert is_uncertainty_module(module)
     assert not is_uncertainty_module(net)
     assert torch.equal(LogitReader()(module, (x, None)), net(x).unsqueeze(0))
@@ -130,7 +130,7 @@ def test_our_modules_unpack_their_own_batches():
         def unpack_batch(self, batch):
             return batch[1], batch[0]
 
-    x, module = torch.randn(5, 4), Reversed(nn.Linear(4, 3), num_classes=3)
+    x, module = torch.randn(5, 4), Reversed(nn.Linear(4, 3))
     assert torch.equal(LogitReader()(module, (torch.zeros(5), x)), module(x))
 
 

@@ -88,11 +88,11 @@ class UsersModule(LightningModule):
 
 
 def deterministic() -> DeterministicModule:
-    return DeterministicModule(NETWORK, num_classes=3, optimizer=SGD)
+    return DeterministicModule(NETWORK, optimizer=SGD)
 
 
 def ensemble() -> EnsembleModule:
-    return EnsembleModule(NETWORK, 4, num_classes=3, seed=0, optimizer=SGD)
+    return EnsembleModule(NETWORK, 4, seed=0, optimizer=SGD)
 
 
 def trained(module: LightningModule) -> LightningModule:
@@ -349,11 +349,11 @@ class Evidential(DeterministicModule):
     """A Dirichlet whose concentration is 1 + exp(output)."""
 
     def prediction(self, output):
-        return DirichletPrediction(1 + output[0].float().exp())
+        return DirichletPrediction(1 + output.float().exp())
 
 
 def test_of_a_dirichlet_the_mean_alone_is_tempered(make_trainer):
-    module = Evidential(NETWORK, num_classes=3, optimizer=SGD)
+    module = Evidential(NETWORK, optimizer=SGD)
     scaling = TemperatureScaling(weights="last")
     trainer = make_trainer(callbacks=[scaling], max_epochs=4)
     trainer.fit(module, loader(), val_loader())
@@ -375,7 +375,7 @@ def test_of_a_dirichlet_the_mean_alone_is_tempered(make_trainer):
 
 
 def test_the_real_evidential_module(make_trainer):
-    module = EvidentialModule(NETWORK, num_classes=3, optimizer=SGD, loss="re_edl")
+    module = EvidentialModule(NETWORK, optimizer=SGD, loss="re_edl")
     scaling = TemperatureScaling(weights="last")
     trainer = make_trainer(callbacks=[scaling], max_epochs=6)
     trainer.fit(module, loader(), val_loader())
@@ -391,7 +391,7 @@ def test_the_real_evidential_module(make_trainer):
 
 @pytest.mark.parametrize("scope", ["pooled", "shared"])
 def test_many_hypotheses_whose_predictions_are_pooled(make_trainer, scope):
-    module = EpinetModule(NETWORK, num_classes=3, optimizer=Factory("torch.optim.SGD", {"lr": 0.1}))
+    module = EpinetModule(NETWORK, optimizer=Factory("torch.optim.SGD", {"lr": 0.1}))
     scaling = TemperatureScaling(weights="last", scope=scope)
     trainer = make_trainer(callbacks=[scaling], max_epochs=6)
     trainer.fit(module, loader(), val_loader())
@@ -405,7 +405,7 @@ def test_many_hypotheses_whose_predictions_are_pooled(make_trainer, scope):
 
 
 def test_members_that_are_lightning_modules(make_trainer):
-    module = EnsembleModule(UsersModule, 2, num_classes=3, seed=0)
+    module = EnsembleModule(UsersModule, 2, seed=0)
     scaling = TemperatureScaling(weights="last")
     trainer = make_trainer(callbacks=[scaling], max_epochs=2)
     trainer.fit(module, loader(), val_loader())
@@ -448,7 +448,7 @@ def test_a_refit_in_test_does_not_see_its_own_result(make_trainer, scope):
     scaling = TemperatureScaling(weights="last", scope=scope)
     gmm = FitGMM(weights="last")
     make_trainer(callbacks=[gmm, scaling]).fit(ensemble(), loader(), val_loader())
-    other = EnsembleModule(NETWORK, 4, num_classes=3, seed=7)
+    other = EnsembleModule(NETWORK, 4, seed=7)
     with pytest.warns(UserWarning, match="fitted on other weights.*fitted again"):
         make_trainer(callbacks=[gmm, scaling]).test(other, held_out(), verbose=False)
     assert_close(scaling.temperature, fit_ensemble_temperature(logits_of(other, VAL_X), VAL_Y, scope))
@@ -651,7 +651,7 @@ def test_an_exception_leaves_nothing_fitted_and_nothing_patched(make_trainer):
         def test_step(self, batch, batch_idx, dataloader_idx=0):
             raise RuntimeError("the user's own")
 
-    module = Broken(NETWORK, num_classes=3)
+    module = Broken(NETWORK)
     scaling = TemperatureScaling(weights="last", scope="shared")
     trainer = make_trainer(callbacks=[scaling])
     trainer.fit(module, loader(), val_loader())

@@ -220,8 +220,6 @@ def _module(
     name: str, cls: type, *args: Any, unsupported: Mapping[str, str] | None = None, **kwargs: Any
 ) -> ModuleCase:
     task = kwargs.get("task", "classification")
-    if task == "classification":
-        kwargs["num_classes"] = CLASSES
     return ModuleCase(name, partial(cls, *args, optimizer=OPTIMIZERS[task], **kwargs), task, unsupported or {})
 
 
@@ -300,7 +298,7 @@ MODULES = [
     _module(
         "Gaussian noise MLP", m.UncertaintyModule, _of("GaussianNoiseMLP", CLASSES, init_scale=0.1), num_eval_samples=5
     ),
-    ModuleCase("Ensemble of a user's modules", partial(m.EnsembleModule, UsersModule, 3, seed=1, num_classes=CLASSES)),
+    ModuleCase("Ensemble of a user's modules", partial(m.EnsembleModule, UsersModule, 3, seed=1)),
 ]
 
 OWN_SCORES = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")

@@ -139,7 +139,7 @@ class Untraceable(nn.Sequential):
 
 @pytest.mark.parametrize("average", AVERAGES)
 def test_a_head_that_is_built_on_the_first_batch_is_averaged_too(make_trainer, average, tmp_path):
-    module = EpinetModule(Untraceable(*network()), num_classes=3, hidden_sizes=(6,), num_eval_samples=5)
+    module = EpinetModule(Untraceable(*network()), hidden_sizes=(6,), num_eval_samples=5)
     assert not module.network.is_initialized
     recorded, every = Recorded(), ModelCheckpoint(tmp_path, filename="last")
     trainer = make_trainer(max_epochs=EPOCHS, callbacks=[recorded, average(), every], enable_checkpointing=True)
@@ -150,7 +150,7 @@ def test_a_head_that_is_built_on_the_first_batch_is_averaged_too(make_trainer, a
     for name, value in found.items():
         if value.is_floating_point():
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
-    other = EpinetModule(Untraceable(*network()), num_classes=3, hidden_sizes=(6,), num_eval_samples=5)
+    other = EpinetModule(Untraceable(*network()), hidden_sizes=(6,), num_eval_samples=5)
     again = run_test(make_trainer(), other, ckpt_path=every.best_model_path, weights_only=True)
     if average is ema:
         assert again == pytest.approx(run_test(trainer, module), rel=1e-5)
@@ -164,10 +164,10 @@ def norm_network():
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: DeterministicModule(norm_network, num_classes=3),
-        lambda: EnsembleModule(norm_network, 2, num_classes=3, seed=0, execution="loop"),
-        lambda: EnsembleModule(partial(UsersModule, True), 2, num_classes=3, seed=0),
-        lambda: EpinetModule(norm_network, num_classes=3, hidden_sizes=(6,), num_eval_samples=5),
+        lambda: DeterministicModule(norm_network),
+        lambda: EnsembleModule(norm_network, 2, seed=0, execution="loop"),
+        lambda: EnsembleModule(partial(UsersModule, True), 2, seed=0),
+        lambda: EpinetModule(norm_network, hidden_sizes=(6,), num_eval_samples=5),
     ],
     ids=["Deterministic", "Ensemble, loop", "Ensemble of a user's modules", "Epinet"],
 )
@@ -189,7 +189,7 @@ def test_batch_statistics_are_those_of_the_average(make_trainer, build):
 
 @pytest.mark.axis("swa")
 def test_batch_statistics_of_stacked_members_are_out_of_swas_reach(make_trainer):
-    module = EnsembleModule(norm_network, 2, num_classes=3, seed=0, execution="stacked")
+    module = EnsembleModule(norm_network, 2, seed=0, execution="stacked")
     with pytest.raises(UnsupportedError, match="StochasticWeightAveraging .* BatchNorm .* execution='loop'"):
         fit(make_trainer(max_epochs=EPOCHS, callbacks=[swa()]), module)
     fit(make_trainer(max_epochs=EPOCHS, callbacks=[ema()]), module)  # which averages them with the weights

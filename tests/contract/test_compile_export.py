@@ -15,7 +15,7 @@ from lightning_uq import FitKNN, FitViM, TemperatureScaling, load_fitted
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules import DeterministicModule, EnsembleModule
 from lightning_uq.networks import EpistemicNetwork
-from tests.contract.cases import CLASSES, CLASSIFIERS, MODULES, UsersModule, loader, network, rows
+from tests.contract.cases import CLASSIFIERS, MODULES, UsersModule, loader, network, rows
 from tests.contract.running import TEST, TRAIN, VAL, density, run_all
 
 pytestmark = pytest.mark.filterwarnings(
@@ -132,15 +132,15 @@ def test_members_that_run_at_once_are_compiled_as_one(execution):
     with pytest.raises(
         UnsupportedError, match=r"OptimizedModule is compiled; .* `network.compile\(\)`. Use execution='loop'"
     ):
-        EnsembleModule(factory, 3, num_classes=CLASSES, execution=execution)
-    module = EnsembleModule(factory, 3, num_classes=CLASSES)
+        EnsembleModule(factory, 3, execution=execution)
+    module = EnsembleModule(factory, 3)
     assert module.network.execution == "loop"
     assert "is compiled" in module.network.execution_reason
 
 
 def test_members_from_the_checkpoints_of_compiled_modules(make_trainer, tmp_path):
     paths = [tmp_path / f"{i}.ckpt" for i in range(2)]
-    modules = [DeterministicModule(partial(compiled, network, "eager"), num_classes=CLASSES) for _ in paths]
+    modules = [DeterministicModule(partial(compiled, network, "eager")) for _ in paths]
     for path, module in zip(paths, modules, strict=True):
         trainer = make_trainer()
         trainer.fit(module, loader(KIND, TRAIN))

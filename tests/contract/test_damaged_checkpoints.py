@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_uq import DeterministicModule, EnsembleModule, load_fitted
 from lightning_uq.errors import InputError, NotFittedError, UQError
-from tests.contract.cases import CLASSES, UsersModule, loader, network
+from tests.contract.cases import UsersModule, loader, network
 from tests.contract.running import TEST, TRAIN, VAL
 
 DAMAGED = "cannot be read: it is damaged, or no file that torch wrote"
@@ -105,7 +105,7 @@ def test_callbacks(make_trainer, fitting_case, tmp_path):
 
 
 def test_members_of_an_ensemble(make_trainer, tmp_path):
-    module, path, ran = DeterministicModule(network, num_classes=CLASSES), tmp_path / "good.ckpt", tmp_path / "ran"
+    module, path, ran = DeterministicModule(network), tmp_path / "good.ckpt", tmp_path / "ran"
     trainer = make_trainer(fast_dev_run=True)
     trainer.fit(module, loader("classification", TRAIN), loader("classification", VAL, 1))
     trainer.save_checkpoint(path)

@@ -351,7 +351,7 @@ def test_an_ensemble_asks_as_well(asking_case, loaders, make_trainer):
 @pytest.mark.axis("EpinetModule")
 def test_an_epinet_asks_as_well(asking_case, loaders, make_trainer):
     with pytest.raises(InputError, match="Override `unpack_batch`"):
-        make_trainer().fit(EpinetModule(asking_case.module, num_classes=3), *loaders[:2])
+        make_trainer().fit(EpinetModule(asking_case.module), *loaders[:2])
 
 
 TEXT = [case for case in USERS if case.output is not None]
@@ -362,7 +362,7 @@ def _ensemble(case, loaders, make_trainer):
 
 
 def _epinet(case, loaders, make_trainer):
-    make_trainer().fit(case.epinet(case.module, num_classes=3), *loaders[:2])
+    make_trainer().fit(case.epinet(case.module), *loaders[:2])
 
 
 def _callback(cls):

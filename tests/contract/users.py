@@ -352,7 +352,7 @@ class UserCase:
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        return {"num_classes": CLASSES} | ({} if self.output is None else {"output": self.output})
+        return {} if self.output is None else {"output": self.output}
 
     @property
     def callback_arguments(self) -> dict[str, Any]:

@@ -417,7 +417,7 @@ def test_an_epoch_is_a_number_of_steps(write):
 
 def test_under_a_trainer(write, make_trainer):
     data = TestbedDataModule(write(), num_steps=5)
-    module = DeterministicModule(torch.nn.Linear(3, 2), num_classes=2)
+    module = DeterministicModule(torch.nn.Linear(3, 2))
     trainer: Trainer = make_trainer(limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == 5

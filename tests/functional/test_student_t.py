@@ -61,14 +61,14 @@ def test_with_many_degrees_of_freedom_it_is_gaussian():
 
 def prediction(n=4, **kwargs):
     generator = torch.Generator().manual_seed(n)
-    location = torch.randn(n, 2, generator=generator)
-    nu, alpha, beta = torch.rand(3, n, 2, generator=generator) + 0.2
+    location = torch.randn(n, 2, generator=generator)[None]
+    nu, alpha, beta = torch.rand(3, n, 2, generator=generator)[:, None] + 0.2
     return StudentTPrediction(location, nu, alpha + 1.5, beta, **kwargs)
 
 
 def test_moments_are_those_of_the_student_t():
     p = prediction()
-    expected = stats.t(p.degrees_of_freedom.double().numpy(), p.mean.numpy(), p.scale.double().numpy())
+    expected = stats.t(p.degrees_of_freedom[0].double().numpy(), p.mean.numpy(), p.scale[0].double().numpy())
     torch.testing.assert_close(p.variance.double(), torch.from_numpy(expected.var()), rtol=1e-5, atol=0)
     torch.testing.assert_close(p.variance, p.aleatoric_variance + p.epistemic_variance)
     y = torch.randn(4, 2)
@@ -83,7 +83,7 @@ def test_moments_are_those_of_the_student_t():
 
 def test_both_readings():
     p = prediction()
-    nu, alpha, beta = (p._get(name) for name in ("nu", "alpha", "beta"))
+    nu, alpha, beta = (x[0] for x in (p.nu, p.alpha, p.beta))
     aleatoric, epistemic = p.uncertainties()
     torch.testing.assert_close(aleatoric, (beta / (alpha - 1)).sqrt())
     torch.testing.assert_close(epistemic, (beta / (alpha - 1) / nu).sqrt())
@@ -105,13 +105,13 @@ def test_it_is_a_prediction_like_the_others():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: p.log_prob(torch.zeros(4)), r"`target` to be of shape \[4, 2\], but got \[4\]"),
-        (lambda p: p.interval(1.0), r"`level` to be in \(0, 1\), but got 1.0"),
-        (lambda p: p.quantile(0), r"`level` to be in \(0, 1\)"),
-        (lambda p: p.uncertainties("both"), "`reading` to be 'amini' or 'meinert', but got 'both'"),
-        (lambda p: StudentTPrediction(*[torch.ones(4)] * 4), r"of one shape \[B, D\], but got \[4\], \[4\]"),
-        (lambda p: StudentTPrediction(*[torch.ones(4, 1)] * 4), "`alpha` above 1, but they are not"),
-        (lambda p: StudentTPrediction(*[torch.full((1, 1), math.nan)] * 4), "they are not"),
+        (lambda p: p.log_prob(torch.zeros(4)), r"`target` must have shape \[4, 2\], but its shape is \[4\]"),
+        (lambda p: p.interval(1.0), r"`level` must be in \(0, 1\), but it is 1.0"),
+        (lambda p: p.quantile(0), r"`level` must be in \(0, 1\)"),
+        (lambda p: p.uncertainties("both"), "`reading` must be 'amini' or 'meinert', but it is 'both'"),
+        (lambda p: StudentTPrediction(*[torch.ones(4)] * 4), r"one shape \[Z, B, D\], but their shapes are \[4\], \[4\]"),
+        (lambda p: StudentTPrediction(*[torch.ones(1, 4, 1)] * 4), "`alpha` above 1, but some of their values are not"),
+        (lambda p: StudentTPrediction(*[torch.full((1, 1, 1), math.nan)] * 4), "values are not"),
     ],
 )
 def test_bad_arguments(call, message):

@@ -11,14 +11,14 @@ from lightning_uq.metrics import (
     OODAUROC,
     OODFPR95,
     RMSE,
-    GaussianNLL,
+    RegressionNLL,
     IntervalCoverage,
     QuantileCalibrationError,
 )
 from lightning_uq.predictions import GaussianMixturePrediction
 
 DETECTION = [OODAUROC, OODAUPRC, OODFPR95]
-REGRESSION = [GaussianNLL, CRPS, RMSE, IntervalCoverage, QuantileCalibrationError]
+REGRESSION = [RegressionNLL, CRPS, RMSE, IntervalCoverage, QuantileCalibrationError]
 
 
 @pytest.mark.parametrize("constructor", DETECTION)
@@ -106,9 +106,9 @@ def test_values_equal_the_predictions_own(problem):
         metric.update(prediction, target)
         return metric.compute().item()
 
-    assert value(GaussianNLL()) == pytest.approx(-prediction.log_prob(target).double().mean().item(), rel=1e-6)
+    assert value(RegressionNLL()) == pytest.approx(-prediction.log_prob(target).double().mean().item(), rel=1e-6)
     matched = torch.distributions.Normal(prediction.mean, prediction.variance.sqrt()).log_prob(target)
-    assert value(GaussianNLL(moment_matched=True)) == pytest.approx(-matched.sum(1).double().mean().item(), rel=1e-5)
+    assert value(RegressionNLL(moment_matched=True)) == pytest.approx(-matched.sum(1).double().mean().item(), rel=1e-5)
     assert value(CRPS()) == pytest.approx(prediction.crps(target).double().mean().item(), rel=1e-6)
     squared = (prediction.mean - target).double().square().mean()
     assert value(RMSE()) == pytest.approx(squared.sqrt().item(), rel=1e-6)
@@ -154,4 +154,4 @@ def test_bad_regression_options():
     with pytest.raises(InputError, match="`norm` to be one of"):
         QuantileCalibrationError(norm="l0")
     with pytest.raises(InputError, match="`moment_matched` to be True or False"):
-        GaussianNLL(moment_matched="mixture")
+        RegressionNLL(moment_matched="mixture")

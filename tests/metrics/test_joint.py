@@ -73,8 +73,8 @@ def test_prediction_objects():
     metric = JointLogLoss()
     metric.update(CategoricalPrediction(LOGITS), TARGET)
     assert metric.compute().item() == pytest.approx(joint_log_loss(LOGITS, TARGET).item())
-    with pytest.raises(InputError, match="member `logits`, but got DirichletPrediction"):
-        metric.update(DirichletPrediction(torch.ones(25, 3)), TARGET)
+    with pytest.raises(InputError, match="A DirichletPrediction has no member `logits`"):
+        metric.update(DirichletPrediction(torch.ones(1, 25, 3)), TARGET)
     with pytest.raises(InputError, match=r"return_members = True"):
         metric.update(CategoricalPrediction(LOGITS).pool(), TARGET)
     with pytest.raises(InputError, match=r"`logits` to be a floating-point tensor \[Z, B, C\]"):

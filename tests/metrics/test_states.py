@@ -298,7 +298,7 @@ def test_a_collection_shares_no_state_by_chance():
     assert ["aurc", "augrc"] in [sorted(g, reverse=True) for g in collection.compute_groups.values()]
 
     levels = {f"level{int(100 * level)}": metrics.IntervalCoverage(level) for level in (0.5, 0.9)}
-    kinds = {"a": metrics.GaussianNLL(), "b": metrics.GaussianNLL(moment_matched=True), "c": metrics.CRPS()}
+    kinds = {"a": metrics.RegressionNLL(), "b": metrics.RegressionNLL(moment_matched=True), "c": metrics.CRPS()}
     collection = MetricCollection(levels | kinds)
     center = (torch.zeros(1, 1, 1), torch.ones(1, 1, 1)), torch.zeros(1, 1)
     collection.update(*center)  # one member at its own mean: all levels cover it, both densities agree

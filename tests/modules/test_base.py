@@ -41,7 +41,7 @@ class GaussianLogits(EpistemicNetwork):
 
 
 def test_a_classifier_learns_and_its_test_metrics_are_recomputed(make_trainer):
-    module = DeterministicModule(LINEAR, num_classes=3, optimizer=functools.partial(torch.optim.Adam, lr=0.1))
+    module = DeterministicModule(LINEAR, optimizer=functools.partial(torch.optim.Adam, lr=0.1))
     trainer = make_trainer(max_epochs=5)
     trainer.fit(module, loader(), loader())
     (result,) = trainer.test(module, loader(), verbose=False)
@@ -119,7 +119,7 @@ def test_predict_takes_tensors_tuples_and_mappings(make_trainer, batches):
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed", "bf16-true", "64-true"])
 def test_every_precision(make_trainer, precision):
-    module = DeterministicModule(LINEAR, num_classes=3)
+    module = DeterministicModule(LINEAR)
     trainer = make_trainer(precision=precision)
     trainer.fit(module, loader(), loader())
     (result,) = trainer.test(module, loader(), verbose=False)
@@ -128,7 +128,7 @@ def test_every_precision(make_trainer, precision):
 
 
 def test_an_infinite_index_set_is_evaluated_with_fixed_draws_and_pooled_beyond_32(make_trainer):
-    module = UncertaintyModule(GaussianLogits(), num_classes=3, num_eval_samples=40, num_train_samples=4)
+    module = UncertaintyModule(GaussianLogits(), num_eval_samples=40, num_train_samples=4)
     make_trainer().fit(module, loader())
     assert torch.equal(module(X), module(X))
     assert module(X).shape == (40, 45, 3)
@@ -143,7 +143,7 @@ def test_an_infinite_index_set_is_evaluated_with_fixed_draws_and_pooled_beyond_3
 
 
 def test_a_checkpoint_loads_bare_where_the_factory_has_a_name(make_trainer, tmp_path):
-    module = DeterministicModule(LINEAR, num_classes=3, optimizer=functools.partial(torch.optim.SGD, lr=0.3))
+    module = DeterministicModule(LINEAR, optimizer=functools.partial(torch.optim.SGD, lr=0.3))
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -199,7 +199,7 @@ from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
 torch.manual_seed(0)
 x, y = torch.randn(21, 4), torch.randint(0, 3, (21,))
-module = DeterministicModule(Factory("torch.nn.Linear", {"in_features": 4, "out_features": 3}), num_classes=3)
+module = DeterministicModule(Factory("torch.nn.Linear", {"in_features": 4, "out_features": 3}))
 trainer = Trainer(accelerator="cpu", devices=DEVICES, strategy="ddp" if DEVICES > 1 else "auto", logger=False,
                   enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, precision="64-true")
 (result,) = trainer.test(module, DataLoader(TensorDataset(x, y), batch_size=4), verbose=False)
@@ -223,9 +223,7 @@ if trainer.is_global_zero:
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
 def test_bad_batches_are_named(make_trainer, x, y, match, stage):
     with pytest.raises(InputError, match=match):
-        getattr(make_trainer(), stage)(
-            DeterministicModule(LINEAR, num_classes=3), DataLoader(TensorDataset(x, y), batch_size=8)
-        )
+        getattr(make_trainer(), stage)(DeterministicModule(LINEAR), DataLoader(TensorDataset(x, y), batch_size=8))
 
 
 def test_a_batch_without_a_target_is_named(make_trainer):
@@ -339,16 +337,16 @@ def test_one_of_several_inputs_is_looked_at_too(make_trainer):
         return DataLoader([{"input": one, "target": torch.arange(8) % 3} for one in (inputs, bad)], batch_size=None)
 
     for value, name in ((float("nan"), "x"), (float("inf"), "x"), (float("nan"), "mask")):
-        module = DeterministicModule(OfTwo(), num_classes=3)
+        module = DeterministicModule(OfTwo())
         with pytest.raises(InputError, match="input to be finite, but 1 of 8 rows of batch 1"):
             make_trainer().fit(module, batches_with(value, name))
         with pytest.raises(InputError, match="input to be finite, but 1 of 8 rows of batch 1"):
             make_trainer().predict(module, batches_with(value, name))
-    make_trainer().fit(DeterministicModule(OfTwo(), num_classes=3), batches_with(-float("inf"), "mask"))
+    make_trainer().fit(DeterministicModule(OfTwo()), batches_with(-float("inf"), "mask"))
 
 
 def test_an_input_of_another_dtype_is_named(make_trainer):
-    module = DeterministicModule(torch.nn.Linear(4, 3), num_classes=3)
+    module = DeterministicModule(torch.nn.Linear(4, 3))
     whole = DataLoader(TensorDataset(torch.ones(8, 4, dtype=torch.long), torch.arange(8) % 3), batch_size=8)
     with pytest.raises(InputError, match=r"does not take an input of shape \[8, 4\] and torch.int64: .*dtype"):
         make_trainer().fit(module, whole)

@@ -27,7 +27,7 @@ def loader(y=Y) -> DataLoader:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
 def test_it_learns_and_hypotheses_differ(make_trainer, precision):
-    module = BayesByBackpropModule(BASE, num_classes=3, kl_weight=0.1, optimizer=ADAM)
+    module = BayesByBackpropModule(BASE, kl_weight=0.1, optimizer=ADAM)
     trainer = make_trainer(max_epochs=10, precision=precision)
     trainer.fit(module, loader(), loader())
     (result,) = trainer.test(module, loader(), verbose=False)
@@ -39,7 +39,7 @@ def test_it_learns_and_hypotheses_differ(make_trainer, precision):
 
 def test_the_prior_wins_where_there_are_no_data(make_trainer):
     def spread(kl_weight):
-        module = BayesByBackpropModule(BASE, num_classes=3, kl_weight=kl_weight, initial_std=0.1, optimizer=FAST)
+        module = BayesByBackpropModule(BASE, kl_weight=kl_weight, initial_std=0.1, optimizer=FAST)
         make_trainer(max_epochs=10).fit(module, loader())
         return module.network.std.mean()
 
@@ -57,7 +57,7 @@ def test_regression(make_trainer):
 @pytest.mark.parametrize("second", [None, 0.3])
 def test_the_loss_is_the_negative_elbo(second):
     module = BayesByBackpropModule(
-        BASE, prior_std=0.8, second_prior_std=second, kl_weight=2.0, num_train=46, num_train_samples=5, num_classes=3
+        BASE, prior_std=0.8, second_prior_std=second, kl_weight=2.0, num_train=46, num_train_samples=5
     )
     torch.manual_seed(3)
     loss = module.training_loss(X, Y, None)
@@ -69,14 +69,14 @@ def test_the_loss_is_the_negative_elbo(second):
 
 
 def test_the_number_of_samples_is_counted_or_told(make_trainer):
-    module = BayesByBackpropModule(BASE, num_classes=3, optimizer=ADAM)
+    module = BayesByBackpropModule(BASE, optimizer=ADAM)
     with pytest.raises(InputError, match="`num_train` where the loss is taken without a Trainer"):
         module.training_loss(X, Y, None)
     make_trainer().fit(module, loader())
     assert module._num_train == 46
     make_trainer().fit(module, DataLoader(TensorDataset(X[:30], Y[:30]), batch_size=8))
     assert module._num_train == 30
-    told = BayesByBackpropModule(BASE, num_classes=3, num_train=1000, optimizer=ADAM)
+    told = BayesByBackpropModule(BASE, num_train=1000, optimizer=ADAM)
     make_trainer().fit(told, loader())
     assert told._num_train == 1000
 
@@ -85,13 +85,11 @@ def test_the_number_of_samples_is_counted_or_told(make_trainer):
             return iter(zip(X, Y, strict=True))
 
     with pytest.raises(InputError, match="Expected argument `num_train`, since the training data do not tell"):
-        make_trainer().fit(BayesByBackpropModule(BASE, num_classes=3), DataLoader(Endless(), batch_size=8))
+        make_trainer().fit(BayesByBackpropModule(BASE), DataLoader(Endless(), batch_size=8))
 
 
 def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
-    module = BayesByBackpropModule(
-        BASE, num_classes=3, second_prior_std=0.1, mixture_weight=0.3, temperature=0.5, optimizer=ADAM
-    )
+    module = BayesByBackpropModule(BASE, second_prior_std=0.1, mixture_weight=0.3, temperature=0.5, optimizer=ADAM)
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -103,12 +101,12 @@ def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
 
 def test_it_starts_from_the_networks_weights():
     network = MLP(**SIZES)
-    module = BayesByBackpropModule(network, num_classes=3, initial_std=1e-4).eval()
+    module = BayesByBackpropModule(network, initial_std=1e-4).eval()
     torch.testing.assert_close(module(X).mean(0), network(X), atol=1e-3, rtol=0)
 
 
 def test_a_density_is_refused(make_trainer):
-    module = BayesByBackpropModule(BASE, num_classes=3, optimizer=ADAM)
+    module = BayesByBackpropModule(BASE, optimizer=ADAM)
     with pytest.raises(UnsupportedError, match="names no `base` network"):
         make_trainer(callbacks=[FitGMM()]).fit(module, loader())
 
@@ -125,7 +123,7 @@ def test_a_density_is_refused(make_trainer):
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
-        BayesByBackpropModule(BASE, num_classes=3, **arguments)
+        BayesByBackpropModule(BASE, **arguments)
 
 
 def test_the_testbeds_agent():

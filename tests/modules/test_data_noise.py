@@ -124,7 +124,7 @@ def test_half_precision_empty_batches_and_frozen_targets():
 
 
 def test_epinet_by_definition(monkeypatch):
-    module = EpinetModule(mlp(), num_classes=3, data_noise=BootstrapNoise("exponential", seed=2), num_train_samples=5)
+    module = EpinetModule(mlp(), data_noise=BootstrapNoise("exponential", seed=2), num_train_samples=5)
     z = torch.randn(5, 8)
     monkeypatch.setattr(module.network, "sample_index", lambda num, generator=None: z[:num])
     module.eval()
@@ -139,7 +139,7 @@ def test_epinet_by_definition(monkeypatch):
 def test_hypermodel_by_definition(monkeypatch):
     """Its index is scaled: the signatures are then not."""
     noise = BootstrapNoise("exponential", seed=2)
-    module = HypermodelModule(mlp(), index_dim=8, num_classes=3, data_noise=noise, num_train_samples=5)
+    module = HypermodelModule(mlp(), index_dim=8, data_noise=noise, num_train_samples=5)
     z = torch.randn(5, 8) / 8**0.5
     monkeypatch.setattr(module.network, "sample_index", lambda num, generator=None: z[:num])
     module.eval()  # the network drops units too
@@ -156,9 +156,7 @@ def test_wrapped_networks_know_their_indices(monkeypatch):
     inner = HypermodelNetwork(nn.Linear(2, 3))
     with_prior = index_mlp_with_gp_prior(2, 3, num_priors=7)
     for network, dim in ((CenteredNetwork.from_data(inner, x), 8), (with_prior, 8)):
-        module = UncertaintyModule(
-            network, num_classes=3, data_noise=BootstrapNoise(seed=2), num_train_samples=5
-        ).eval()
+        module = UncertaintyModule(network, data_noise=BootstrapNoise(seed=2), num_train_samples=5).eval()
         z = network.sample_index(5)
         monkeypatch.setattr(network, "sample_index", lambda num, generator=None, z=z: z)
         weights = gaussian_bootstrap_weights(z, gaussian_signatures(index, dim, 2))
@@ -188,11 +186,11 @@ def test_epinet_regression_by_definition(monkeypatch):
 
 def test_ensemble_and_dropout_by_definition(monkeypatch):
     x, y, index = data = batch()
-    ensemble = EnsembleModule(lambda: nn.Linear(2, 3), 4, num_classes=3, data_noise=BootstrapNoise("poisson", seed=9))
+    ensemble = EnsembleModule(lambda: nn.Linear(2, 3), 4, data_noise=BootstrapNoise("poisson", seed=9))
     weights = bootstrap_weights(index, 4, 9, "poisson")
     expected = cross_entropy_loss(ensemble.network(x), y, weights).sum()
     torch.testing.assert_close(ensemble.training_loss(x, y, data), expected)
-    dropout = DropoutModule(mlp(), num_classes=3, data_noise=BootstrapNoise("uniform"), num_train_samples=3)
+    dropout = DropoutModule(mlp(), data_noise=BootstrapNoise("uniform"), num_train_samples=3)
     seeds = torch.tensor([5, 2**31 - 1, 0])
     monkeypatch.setattr(dropout.network, "sample_index", lambda num, generator=None: seeds)
     expected = cross_entropy_loss(dropout.network(x, seeds), y, bootstrap_weights(index, seeds, 0, "uniform")).mean()
@@ -209,13 +207,13 @@ def weighted(**kwargs):
 
 def test_a_batchs_own_weights_by_definition(monkeypatch):
     x, y, data = weighted()
-    ensemble = EnsembleModule(lambda: nn.Linear(2, 3), 4, num_classes=3)
+    ensemble = EnsembleModule(lambda: nn.Linear(2, 3), 4)
     expected = cross_entropy_loss(ensemble.network(x), y, WEIGHT).sum()
     torch.testing.assert_close(ensemble.training_loss(x, y, data), expected)
-    noisy = EnsembleModule(lambda: nn.Linear(2, 3), 4, num_classes=3, data_noise=BootstrapNoise("poisson", seed=9))
+    noisy = EnsembleModule(lambda: nn.Linear(2, 3), 4, data_noise=BootstrapNoise("poisson", seed=9))
     expected = cross_entropy_loss(noisy.network(x), y, bootstrap_weights(data["index"], 4, 9, "poisson") * WEIGHT).sum()
     torch.testing.assert_close(noisy.training_loss(x, y, data), expected)
-    epinet = EpinetModule(mlp(), num_classes=3, num_train_samples=5).eval()
+    epinet = EpinetModule(mlp(), num_train_samples=5).eval()
     z = torch.randn(5, 8)
     monkeypatch.setattr(epinet.network, "sample_index", lambda num, generator=None: z)
     torch.testing.assert_close(
@@ -225,7 +223,7 @@ def test_a_batchs_own_weights_by_definition(monkeypatch):
 
 def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch):
     x, y, data = weighted()
-    module = BayesByBackpropModule(nn.Linear(2, 3), num_classes=3, num_train=12, kl_weight=0.0)
+    module = BayesByBackpropModule(nn.Linear(2, 3), num_train=12, kl_weight=0.0)
     z = torch.randn(8, module.network.num_weights)
     monkeypatch.setattr(module.network, "sample_index", lambda num, generator=None: z)
     data["weight"] = torch.cat([torch.ones(6), torch.zeros(6)])
@@ -249,13 +247,13 @@ def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch)
 def test_weights_that_are_none(weight, match):
     x, y, data = weighted()
     with pytest.raises(InputError, match=match):
-        EnsembleModule(lambda: nn.Linear(2, 3), 2, num_classes=3).training_loss(x, y, {**data, "weight": weight})
+        EnsembleModule(lambda: nn.Linear(2, 3), 2).training_loss(x, y, {**data, "weight": weight})
 
 
 def test_losses_that_cannot_be_weighted_say_so():
     x, y, data = weighted()
     with pytest.raises(InputError, match="so that they can be weighted"):
-        EvidentialModule(nn.Linear(2, 3), 3).training_loss(x, y, data)
+        EvidentialModule(nn.Linear(2, 3)).training_loss(x, y, data)
 
 
 def test_an_ensembles_bootstrap_is_the_noise_of_its_seed_and_both_multiply():
@@ -265,10 +263,10 @@ def test_an_ensembles_bootstrap_is_the_noise_of_its_seed_and_both_multiply():
         return nn.Linear(2, 3)
 
     for kind in ("bernoulli", "uniform"):
-        named = EnsembleModule(plain, 3, num_classes=3, bootstrap=kind, seed=4)
-        noise = EnsembleModule(plain, 3, num_classes=3, data_noise=BootstrapNoise(kind, seed=4), seed=4)
+        named = EnsembleModule(plain, 3, bootstrap=kind, seed=4)
+        noise = EnsembleModule(plain, 3, data_noise=BootstrapNoise(kind, seed=4), seed=4)
         torch.testing.assert_close(named.training_loss(x, y, data), noise.training_loss(x, y, data))
-    both = EnsembleModule(plain, 3, num_classes=3, bootstrap="poisson", data_noise=BootstrapNoise("uniform"), seed=4)
+    both = EnsembleModule(plain, 3, bootstrap="poisson", data_noise=BootstrapNoise("uniform"), seed=4)
     _, weights = both.noisy_targets(y, data, torch.arange(3))
     assert torch.equal(weights, bootstrap_weights(index, 3, 4, "poisson") * bootstrap_weights(index, 3, 0, "uniform"))
 
@@ -301,7 +299,7 @@ class Watched(DataNoise):
 def test_weights_are_the_same_in_every_epoch_and_order(make_trainer):
     x, y, _ = batch(20)
     watched = Watched()
-    module = EnsembleModule(lambda: nn.Linear(2, 3), 3, num_classes=3, data_noise=watched)
+    module = EnsembleModule(lambda: nn.Linear(2, 3), 3, data_noise=watched)
     data = DataLoader(Indexed(TensorDataset(x, y)), batch_size=6, shuffle=True)
     make_trainer(max_epochs=3).fit(module, data, DataLoader(data.dataset, batch_size=6))
     assert sorted(watched.seen) == list(range(20))
@@ -313,7 +311,7 @@ def test_weights_are_the_same_in_every_epoch_and_order(make_trainer):
 
 def test_batches_without_positions_are_refused(make_trainer):
     x, y, _ = batch()
-    module = EpinetModule(mlp(), num_classes=3, data_noise=BootstrapNoise())
+    module = EpinetModule(mlp(), data_noise=BootstrapNoise())
     with pytest.raises(
         InputError, match=r"positions for data_noise=BootstrapNoise\(kind='bernoulli', seed=0\).*data\.Indexed"
     ):
@@ -323,8 +321,8 @@ def test_batches_without_positions_are_refused(make_trainer):
 
 def test_labels_bear_no_noise_and_lightning_members_none_at_all():
     for build in (
-        lambda: EpinetModule(mlp(), num_classes=3, data_noise=GaussianTargetNoise(0.1)),
-        lambda: EnsembleModule(lambda: nn.Linear(2, 3), 2, num_classes=3, data_noise=GaussianTargetNoise(0.1)),
+        lambda: EpinetModule(mlp(), data_noise=GaussianTargetNoise(0.1)),
+        lambda: EnsembleModule(lambda: nn.Linear(2, 3), 2, data_noise=GaussianTargetNoise(0.1)),
     ):
         with pytest.raises(
             InputError, match=r"`data_noise` to leave class labels as they are, but got GaussianTargetNoise"
@@ -341,7 +339,7 @@ def test_precision(precision, task, make_trainer):
     x, y, _ = batch(20, regression)
     data = DataLoader(Indexed(TensorDataset(x, y)), batch_size=10)
     noise = GaussianTargetNoise(0.1) if regression else BootstrapNoise("exponential")
-    sizes = {} if regression else {"num_classes": 3}
+    sizes = {}
     module = EpinetModule(mlp(2 if regression else 3), task=task, data_noise=noise, num_train_samples=3, **sizes)
     before = [p.detach().clone() for p in module.parameters()]
     make_trainer(precision=precision).fit(module, data)
@@ -366,7 +364,7 @@ class Members(EpistemicNetwork):
 
 
 def test_drawn_members_have_their_own_weights():
-    module = UncertaintyModule(Members(), num_classes=3, data_noise=BootstrapNoise("poisson"))
+    module = UncertaintyModule(Members(), data_noise=BootstrapNoise("poisson"))
     x, y, index = data = batch()
     drawn = torch.tensor([3, 0, 3, 1])
     weights = bootstrap_weights(index, 4, 0, "poisson")[drawn]

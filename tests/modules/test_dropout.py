@@ -25,7 +25,7 @@ def loader(y=Y) -> DataLoader:
 @pytest.mark.parametrize("mask", ["shared", "per_example"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
 def test_it_learns(make_trainer, mask, precision):
-    module = DropoutModule(BASE, mask=mask, num_train_samples=4, num_classes=3, optimizer=ADAM)
+    module = DropoutModule(BASE, mask=mask, num_train_samples=4, optimizer=ADAM)
     trainer = make_trainer(max_epochs=15, precision=precision)
     trainer.fit(module, loader(), loader())
     (result,) = trainer.test(module, loader(), verbose=False)
@@ -42,7 +42,7 @@ def test_regression(make_trainer):
 
 
 def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
-    module = DropoutModule(BASE, num_classes=3, mask="per_example", optimizer=ADAM)
+    module = DropoutModule(BASE, mask="per_example", optimizer=ADAM)
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -52,7 +52,7 @@ def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
 
 
 def test_a_density_is_of_the_network_without_masks(make_trainer, tmp_path):
-    module, gmm = DropoutModule(BASE, num_classes=3, optimizer=ADAM), FitGMM()
+    module, gmm = DropoutModule(BASE, optimizer=ADAM), FitGMM()
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss")
     trainer = make_trainer(callbacks=[gmm, checkpoint], enable_checkpointing=True)
     trainer.fit(module, loader(), loader())

@@ -238,7 +238,7 @@ def test_loss_is_the_sum_and_the_mean_is_logged(execution, make_trainer):
 
 
 def test_losses_of_segmentation_and_of_your_own():
-    ensemble = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M, num_classes=3)
+    ensemble = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M)
     x, y = torch.randn(4, 2, 5, 5), torch.randint(3, (4, 5, 5))
     expected = torch.stack([F.cross_entropy(member, y) for member in ensemble(x)])
     torch.testing.assert_close(ensemble.index_losses(ensemble(x), y), expected)

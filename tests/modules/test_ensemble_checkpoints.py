@@ -62,9 +62,7 @@ def assert_same(states, expected, **tolerance):
 
 
 def test_a_checkpoint_of_an_importable_factory_loads_bare(make_trainer, tmp_path):
-    ensemble = EnsembleModule(
-        LINEAR, M, num_classes=3, bootstrap="poisson", adversarial_epsilon=0.1, loss=None, execution="loop"
-    )
+    ensemble = EnsembleModule(LINEAR, M, bootstrap="poisson", adversarial_epsilon=0.1, loss=None, execution="loop")
     trainer = make_trainer()
     trainer.fit(ensemble, loader(Indexed(dataset())), loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -292,7 +290,7 @@ def expected_output(modules, x):
 @pytest.mark.parametrize("execution", ["loop", "stacked"])
 def test_networks_from_lightning_checkpoints(execution, make, make_trainer, tmp_path):
     modules, paths = train_apart(make, make_trainer, tmp_path)
-    ensemble = EnsembleModule.from_checkpoints(paths, network, num_classes=3, execution=execution).eval()
+    ensemble = EnsembleModule.from_checkpoints(paths, network, execution=execution).eval()
     x = dataset().tensors[0]
     torch.testing.assert_close(ensemble(x), expected_output(modules, x))
     assert ensemble.network.num_indices == 3
@@ -315,7 +313,7 @@ def test_lightning_modules_from_their_checkpoints(make_trainer, tmp_path):
 
 def test_modules_that_optimize_by_hand_can_be_collected(make_trainer, tmp_path):
     modules, paths = train_apart(Manual, make_trainer, tmp_path)
-    ensemble = EnsembleModule.from_checkpoints(paths, module_class=Manual, num_classes=3)
+    ensemble = EnsembleModule.from_checkpoints(paths, module_class=Manual)
     (result,) = make_trainer().test(ensemble, loader(), verbose=False)
     x, y = dataset().tensors
     probs = expected_output(modules, x).softmax(2).mean(0)
@@ -325,7 +323,7 @@ def test_modules_that_optimize_by_hand_can_be_collected(make_trainer, tmp_path):
 
 
 def test_deterministic_modules_say_what_they_are(make_trainer, tmp_path):
-    modules, paths = train_apart(lambda: DeterministicModule(LINEAR, num_classes=3), make_trainer, tmp_path)
+    modules, paths = train_apart(lambda: DeterministicModule(LINEAR), make_trainer, tmp_path)
     x = dataset().tensors[0]
     for given in ({}, {"module_class": DeterministicModule}, {"network": LINEAR, "num_classes": 3}):
         ensemble = EnsembleModule.from_checkpoints(paths, **given).eval()

@@ -53,7 +53,7 @@ def logits(out):
 
 
 def test_it_learns_and_hypotheses_differ(make_trainer):
-    module = EpinetModule(BASE, num_classes=3, optimizer=ADAM)
+    module = EpinetModule(BASE, optimizer=ADAM)
     trainer = make_trainer(max_epochs=20)
     trainer.fit(module, loader(), loader())
     (result,) = trainer.test(module, loader(), verbose=False)
@@ -68,7 +68,7 @@ def test_it_learns_and_hypotheses_differ(make_trainer):
 
 
 def test_the_base_runs_once_whatever_the_number_of_indices():
-    module = EpinetModule(BASE, num_classes=3)
+    module = EpinetModule(BASE)
     calls = []
     module.network.base.register_forward_hook(lambda *_: calls.append(1))
     module(X)
@@ -76,7 +76,7 @@ def test_the_base_runs_once_whatever_the_number_of_indices():
 
 
 def test_the_output_is_the_base_plus_epinet_plus_prior_recomputed():
-    module = EpinetModule(BASE, num_classes=3).eval()
+    module = EpinetModule(BASE).eval()
     network, z = module.network, torch.randn(5, 8)
     features = hidden(network, 4)
     learned, prior = network.epinet(features, z)
@@ -98,7 +98,7 @@ def test_the_output_is_the_base_plus_epinet_plus_prior_recomputed():
 
 def test_the_first_batch_makes_the_prior_scale_a_spread_in_logits():
     for scale in (0.5, 1.0, 3.0):
-        network = EpinetModule(BASE, num_classes=3, prior_scale=scale).network
+        network = EpinetModule(BASE, prior_scale=scale).network
         with torch.no_grad():
             network.base[0].weight.mul_(100.0)  # features of any size
         _, prior = network.learned_and_prior(X, network.sample_index(2000))
@@ -109,7 +109,7 @@ def test_the_first_batch_makes_the_prior_scale_a_spread_in_logits():
 
 
 def test_features_are_standardised():
-    network = EpinetModule(BASE, num_classes=3).network
+    network = EpinetModule(BASE).network
     seen = []
     network.epinet.learned.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
@@ -126,17 +126,17 @@ def test_features_are_standardised():
 
 
 def test_a_rare_feature_does_not_explode():
-    network = EpinetModule(nn.Linear(2, 3), num_classes=3).network
+    network = EpinetModule(nn.Linear(2, 3)).network
     x = torch.cat([torch.randn(32, 1), torch.zeros(32, 1)], 1)
     network(x, network.sample_index(4))
     out = network.eval()(torch.tensor([[0.0, 1.0]]), network.sample_index(100))
     assert out.abs().max() < 1000
-    constant = EpinetModule(nn.Linear(2, 3), num_classes=3).network
+    constant = EpinetModule(nn.Linear(2, 3)).network
     assert torch.isfinite(constant(torch.ones(8, 2), constant.sample_index(4))).all()
 
 
 def test_no_gradient_of_the_epinet_reaches_the_base():
-    network = EpinetModule(BASE, num_classes=3).network
+    network = EpinetModule(BASE).network
     z = network.sample_index(3)
     network.base.requires_grad_(True)
     learned, prior = network.epinet(network._base(X)[1], z)
@@ -151,7 +151,6 @@ def test_no_gradient_of_the_epinet_reaches_the_base():
 def test_priors_are_buffers_that_nothing_moves(make_trainer):
     module = EpinetModule(
         BASE,
-        num_classes=3,
         optimizer=functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=1.0),
         additive_prior=functools.partial(mlp_prior, in_features=4, num_outputs=3, index_dim=8),
     )
@@ -166,7 +165,7 @@ def test_priors_are_buffers_that_nothing_moves(make_trainer):
 
 def test_a_frozen_base_stays_as_it_is(make_trainer):
     base = Untraceable()
-    module = EpinetModule(base, feature_layers="head", num_classes=3, freeze_base=True, optimizer=ADAM, output=logits)
+    module = EpinetModule(base, feature_layers="head", freeze_base=True, optimizer=ADAM, output=logits)
     before = copy.deepcopy(base.state_dict())
     trainer = make_trainer(max_epochs=3)
     trainer.fit(module, loader(), loader())
@@ -186,7 +185,7 @@ def test_a_frozen_base_stays_as_it_is(make_trainer):
 
 
 def test_other_modules_in_eval_mode_are_still_told(make_trainer):
-    module = EpinetModule(BASE, num_classes=3, freeze_base=True)
+    module = EpinetModule(BASE, freeze_base=True)
     module.network.epinet.learned.eval()
     with pytest.warns(UserWarning, match="in eval mode"):
         make_trainer().fit(module, loader())
@@ -224,7 +223,7 @@ def test_a_head_that_is_built_while_it_is_tested_can_be_trained(make_trainer):
 
 @pytest.mark.parametrize("layers", [["0", "4"], ["2", "<output>"], "4"])
 def test_several_feature_layers(layers):
-    network = EpinetModule(BASE, feature_layers=layers, num_classes=3, include_inputs=True).network
+    network = EpinetModule(BASE, feature_layers=layers, include_inputs=True).network
     network(X, network.sample_index(2))
     base, features = network._base(X)
     inputs = {"0": X, "2": hidden(network, 2), "4": hidden(network, 4), "<output>": base}
@@ -235,7 +234,7 @@ def test_several_feature_layers(layers):
 
 def test_convolutional_features_are_averaged():
     base = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 3))
-    network = EpinetModule(base, feature_layers="2", num_classes=3).network
+    network = EpinetModule(base, feature_layers="2").network
     x = torch.randn(2, 1, 8, 8)
     assert network(x, network.sample_index(3)).shape == (3, 2, 3)
     torch.testing.assert_close(network._base(x)[1], base[:2](x).mean((2, 3)))
@@ -255,7 +254,7 @@ def test_regression(make_trainer):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_precisions(make_trainer, precision):
-    module = EpinetModule(BASE, num_classes=3, optimizer=ADAM)
+    module = EpinetModule(BASE, optimizer=ADAM)
     trainer = make_trainer(max_epochs=2, precision=precision)
     trainer.fit(module, loader(), loader())
     (result,) = trainer.test(module, loader(), verbose=False)
@@ -274,7 +273,7 @@ def test_precisions(make_trainer, precision):
 
 
 def test_a_checkpoint_remembers_everything(make_trainer, tmp_path):
-    module = EpinetModule(BASE, num_classes=3, prior_scale=2.0, optimizer=ADAM)
+    module = EpinetModule(BASE, prior_scale=2.0, optimizer=ADAM)
     checkpoint = ModelCheckpoint(tmp_path, "best", monitor="val_nll")
     make_trainer(max_epochs=2, callbacks=[checkpoint], enable_checkpointing=True).fit(module, loader(), loader())
     path = tmp_path / "last.ckpt"
@@ -284,13 +283,13 @@ def test_a_checkpoint_remembers_everything(make_trainer, tmp_path):
     assert again.network.epinet.prior_scale.measured
     spread = again.network.epinet.prior_scale.running_spread.clone()
 
-    resumed = EpinetModule(BASE, num_classes=3, prior_scale=2.0, optimizer=ADAM)
+    resumed = EpinetModule(BASE, prior_scale=2.0, optimizer=ADAM)
     make_trainer(max_epochs=4).fit(resumed, loader(), loader(), ckpt_path=path)
     assert torch.equal(resumed.network.epinet.prior_scale.running_spread, spread)
 
 
 def test_a_built_network_is_asked_for_again(make_trainer, tmp_path):
-    module = EpinetModule(BASE(), num_classes=3)
+    module = EpinetModule(BASE())
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -301,7 +300,7 @@ def test_a_built_network_is_asked_for_again(make_trainer, tmp_path):
 
 
 def test_copies_and_pickles_are_of_their_own(tmp_path):
-    module = EpinetModule(BASE, num_classes=3)
+    module = EpinetModule(BASE)
     module.network(X, module.network.sample_index(1))
     twin = copy.deepcopy(module)
     assert torch.equal(twin.eval()(X), module.eval()(X))
@@ -317,7 +316,7 @@ def test_copies_and_pickles_are_of_their_own(tmp_path):
 
 
 def test_export_and_compile():
-    module = EpinetModule(BASE, num_classes=3, num_eval_samples=7).eval()
+    module = EpinetModule(BASE, num_eval_samples=7).eval()
     program = torch.export.export(module, (X,))
     torch.testing.assert_close(program.module()(X), module(X))
     compiled = torch.compile(module, backend="aot_eager")
@@ -325,7 +324,7 @@ def test_export_and_compile():
 
 
 def test_a_compiled_network_trains(make_trainer):
-    module = EpinetModule(BASE, num_classes=3, optimizer=ADAM)
+    module = EpinetModule(BASE, optimizer=ADAM)
     module.network.compile(backend="aot_eager")
     make_trainer(max_epochs=1).fit(module, loader())
     assert module.network.epinet.prior_scale.running_spread > 0
@@ -333,7 +332,7 @@ def test_a_compiled_network_trains(make_trainer):
 
 
 def test_weight_averaging(make_trainer):
-    module = EpinetModule(BASE, num_classes=3, optimizer=ADAM)
+    module = EpinetModule(BASE, optimizer=ADAM)
     average = WeightAveraging(avg_fn=lambda a, p, n: 0.5 * a + 0.5 * p)
     make_trainer(max_epochs=3, callbacks=[average]).fit(module, loader(), loader())
     assert module.network.epinet.prior_scale.running_spread > 0
@@ -341,7 +340,7 @@ def test_weight_averaging(make_trainer):
 
 
 def test_a_density_takes_the_features_of_the_base(make_trainer):
-    module = EpinetModule(BASE, num_classes=3, optimizer=ADAM)
+    module = EpinetModule(BASE, optimizer=ADAM)
     trainer = make_trainer(max_epochs=1, callbacks=[FitGMM()])
     trainer.fit(module, loader())
     (first, *_) = trainer.predict(module, loader())
@@ -363,7 +362,7 @@ Y = (X[:, 0] > 0).long()
 def fit(**kwargs):
     seed_everything(0)
     base = Factory("lightning_uq.networks.mlp.MLP", {"in_features": 4, "out_features": 2, "hidden_sizes": [8]})
-    module = EpinetModule(base, num_classes=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    module = EpinetModule(base, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     world = kwargs.get("devices", 1)
     trainer = Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False,
                       enable_progress_bar=False, enable_model_summary=False, **kwargs)
@@ -422,7 +421,7 @@ def test_the_recipe_of_the_testbed_follows_its_options():
 
 
 def test_what_a_comparison_counts_leaves_statistics_out():
-    module = EpinetModule(BASE, num_classes=3)
+    module = EpinetModule(BASE)
     head = 2 * sum(p.numel() for p in module.network.epinet.learned.parameters())
     base = sum(p.numel() for p in module.network.base.parameters())
     assert num_weights(module) == base + head
@@ -440,21 +439,21 @@ def test_what_a_comparison_counts_leaves_statistics_out():
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
-        EpinetModule(BASE, num_classes=3, **arguments)
+        EpinetModule(BASE, **arguments)
 
 
 def test_an_output_that_is_no_row_of_logits():
-    module = EpinetModule(nn.Identity(), feature_layers="<output>", num_classes=3)
+    module = EpinetModule(nn.Identity(), feature_layers="<output>")
     with pytest.raises(InputError, match=r"return \[B, C\]"):
         module(torch.zeros(2, 3, 4))
 
 
 def test_scale_zero_is_the_softmax_plus_the_epinet():
-    module = EpinetModule(BASE, num_classes=3, prior_scale=0.0)
+    module = EpinetModule(BASE, prior_scale=0.0)
     assert module.network.epinet.prior is None
     _, prior = module.network.learned_and_prior(X, module.network.sample_index(2))
     assert not prior.any()
-    reference = DeterministicModule(module.network.base, num_classes=3)
+    reference = DeterministicModule(module.network.base)
     with torch.no_grad():
         for p in module.network.epinet.parameters():
             p.zero_()

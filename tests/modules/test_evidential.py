@@ -13,7 +13,7 @@ from lightning_uq.data import DigitsDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.functional import dirichlet
 from lightning_uq.losses import EvidentialLoss, FisherEvidentialLoss, MaxNormLoss, RelaxedEvidentialLoss, clamped_exp
-from lightning_uq.modules.evidential import RelaxedDirichletPrediction, UnpredictedClasses
+from lightning_uq.metrics.unpredicted import UnpredictedClasses
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.predictions import DirichletPrediction
 from lightning_uq.registry import methods
@@ -56,7 +56,12 @@ class Fixed(nn.Module):
 
 @pytest.mark.parametrize("loss", ["evidential", "nll", "cross_entropy", "maxnorm", "r_edl", "re_edl", "i_edl"])
 def test_it_learns_three_blobs(make_trainer, loss):
-    module = EvidentialModule(NETWORK, 3, loss=loss, annealing_steps=30, optimizer=lambda p: torch.optim.Adam(p, 0.02))
+    module = EvidentialModule(
+        NETWORK,
+        loss=loss,
+        task=EvidentialClassification(annealing_steps=30),
+        optimizer=lambda p: torch.optim.Adam(p, 0.02),
+    )
     trainer = make_trainer(max_epochs=40)
     trainer.fit(module, loader())
     (result,) = trainer.test(module, loader(seed=1), verbose=False)
@@ -78,7 +83,7 @@ def test_it_learns_three_blobs(make_trainer, loss):
     ],
 )
 def test_each_name_is_a_loss_with_a_final_factor(loss, kind, factor):
-    module = EvidentialModule(NETWORK, 3, loss=loss)
+    module = EvidentialModule(NETWORK, loss=loss)
     assert isinstance(module.evidence_loss, kind)
     assert module.max_reg_factor == factor
     raw, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
@@ -89,7 +94,7 @@ def test_each_name_is_a_loss_with_a_final_factor(loss, kind, factor):
 
 def test_the_factor_rises_by_steps_and_is_logged(make_trainer):
     factors = Factors()
-    module = EvidentialModule(NETWORK, 3, annealing_steps=4, max_reg_factor=0.5)
+    module = EvidentialModule(NETWORK, task=EvidentialClassification(annealing_steps=4, max_reg_factor=0.5))
     make_trainer(max_epochs=2, callbacks=[factors]).fit(module, loader())
     assert factors.logged == pytest.approx([0, 0.125, 0.25, 0.375, 0.5, 0.5])
     assert module.reg_factor == 0.5  # outside a training
@@ -97,14 +102,14 @@ def test_the_factor_rises_by_steps_and_is_logged(make_trainer):
 
 def test_accumulated_gradients_are_one_step(make_trainer):
     factors = Factors()
-    module = EvidentialModule(NETWORK, 3, annealing_steps=2)
+    module = EvidentialModule(NETWORK, task=EvidentialClassification(annealing_steps=2))
     make_trainer(callbacks=[factors], accumulate_grad_batches=2).fit(module, loader(120))
     assert factors.logged == pytest.approx([0, 0, 0.5, 0.5, 1, 1])
 
 
 def test_the_factor_rises_by_epochs(make_trainer):
     factors = Factors()
-    module = EvidentialModule(NETWORK, 3, annealing_steps=1, annealing_epochs=2)
+    module = EvidentialModule(NETWORK, task=EvidentialClassification(annealing_steps=1, annealing_epochs=2))
     make_trainer(max_epochs=4, callbacks=[factors]).fit(module, loader(batch_size=30))
     assert factors.logged == pytest.approx([0, 0, 0.5, 0.5, 1, 1, 1, 1])
 
@@ -112,7 +117,7 @@ def test_the_factor_rises_by_epochs(make_trainer):
 @pytest.mark.parametrize("arguments", [{"annealing_steps": 0}, {"annealing_epochs": 0}])
 def test_no_annealing(make_trainer, arguments):
     factors = Factors()
-    make_trainer(callbacks=[factors]).fit(EvidentialModule(NETWORK, 3, **arguments), loader())
+    make_trainer(callbacks=[factors]).fit(EvidentialModule(NETWORK, **arguments), loader())
     assert factors.logged == [1, 1, 1]
 
 
@@ -120,7 +125,7 @@ def test_no_annealing(make_trainer, arguments):
 def test_a_resumed_training_anneals_on(make_trainer, tmp_path, arguments):
     def fit(epochs, ckpt_path=None):
         torch.manual_seed(0)
-        module, factors = EvidentialModule(NETWORK, 3, **arguments), Factors()
+        module, factors = EvidentialModule(NETWORK, **arguments), Factors()
         trainer = make_trainer(max_epochs=epochs, callbacks=[factors])
         trainer.fit(module, loader(), ckpt_path=ckpt_path)
         trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
@@ -137,7 +142,9 @@ def test_a_resumed_training_anneals_on(make_trainer, tmp_path, arguments):
 
 def test_training_uses_the_present_factor_and_evaluation_the_final_one(make_trainer):
     module = EvidentialModule(
-        Fixed([1.0, 0.5, -1.0]), 3, annealing_steps=1000, optimizer=lambda p: torch.optim.SGD(p, 0.0)
+        Fixed([1.0, 0.5, -1.0]),
+        task=EvidentialClassification(annealing_steps=1000),
+        optimizer=lambda p: torch.optim.SGD(p, 0.0),
     )
     trainer = make_trainer()
     trainer.fit(module, loader(batch_size=60), loader(batch_size=60))
@@ -153,14 +160,14 @@ def test_training_uses_the_present_factor_and_evaluation_the_final_one(make_trai
 
 def test_the_forward_is_raw_and_the_prediction_a_dirichlet():
     raw = [3.0, 0.0, -20.0]
-    module = EvidentialModule(Fixed(raw), 3)
+    module = EvidentialModule(Fixed(raw))
     x = torch.zeros(2, 2)
     assert module(x).shape == (1, 2, 3)
     torch.testing.assert_close(module(x)[0, 0], torch.tensor(raw))
     prediction = module.predict(x)
     assert isinstance(prediction, DirichletPrediction)
     alpha = clamped_exp(torch.tensor(raw)) + 1
-    torch.testing.assert_close(prediction.concentration[0], alpha)
+    torch.testing.assert_close(prediction.concentration[0, 0], alpha)
     torch.testing.assert_close(prediction.probs[0], (alpha / alpha.sum()).double(), rtol=1e-6, atol=0)
     assert not torch.allclose(prediction.probs[0].float(), torch.tensor(raw).softmax(0), atol=0.01)
     torch.testing.assert_close(prediction.vacuity[0], (3 / alpha.sum()).double(), rtol=1e-6, atol=0)
@@ -168,30 +175,31 @@ def test_the_forward_is_raw_and_the_prediction_a_dirichlet():
 
 @pytest.mark.parametrize("evidence", ["clamped_exp", "softplus", "relu", torch.exp])
 def test_evidence_functions(evidence):
-    module = EvidentialModule(Fixed([1.0, 0.0, -1.0]), 3, evidence=evidence)
+    module = EvidentialModule(Fixed([1.0, 0.0, -1.0]), task=EvidentialClassification(evidence=evidence))
     function = {"clamped_exp": torch.exp, "softplus": nn.functional.softplus, "relu": torch.relu}.get(
         evidence, evidence
     )
     alpha = function(torch.tensor([1.0, 0.0, -1.0])) + 1
-    torch.testing.assert_close(module.predict(torch.zeros(1, 2)).concentration[0], alpha)
+    torch.testing.assert_close(module.predict(torch.zeros(1, 2)).concentration[0, 0], alpha)
 
 
 def test_mutual_information_holds_its_digits_on_large_evidence():
     alpha = torch.tensor([[2e4, 1e4, 1e4]])
-    information = DirichletPrediction(alpha).mutual_information
+    information = DirichletPrediction(alpha[None]).mutual_information
     # To first order (C - 1) / (2 S).
     torch.testing.assert_close(information, torch.tensor([2 / (2 * 4e4)]).double(), rtol=1e-3, atol=0)
 
 
 def test_a_relaxed_prior_is_a_prior_in_the_vacuity():
-    module = EvidentialModule(Fixed([-50.0, -50.0, -50.0]), 3, loss="re_edl", evidence="softplus")
+    module = EvidentialModule(
+        Fixed([-50.0, -50.0, -50.0]), loss="re_edl", task=EvidentialClassification(evidence="softplus")
+    )
     prediction = module.predict(torch.zeros(2, 2))
-    assert isinstance(prediction, RelaxedDirichletPrediction)
-    torch.testing.assert_close(prediction.concentration, torch.full((2, 3), 0.1))
+    torch.testing.assert_close(prediction.prior, torch.tensor(0.1))
+    torch.testing.assert_close(prediction.concentration, torch.full((1, 2, 3), 0.1))
     torch.testing.assert_close(prediction.vacuity, torch.ones(2).double())
-    both = RelaxedDirichletPrediction.cat([prediction, prediction]).to(torch.float64)
+    both = DirichletPrediction.cat([prediction, prediction]).to(torch.float64)
     torch.testing.assert_close(both.vacuity, torch.ones(4).double())
-    assert RelaxedDirichletPrediction(torch.ones(1, 2), 0.5, log_density=torch.zeros(1)).to_dict()["log_density"] == 0
 
 
 def test_maps_have_their_classes_at_axis_two(make_trainer):
@@ -199,7 +207,7 @@ def test_maps_have_their_classes_at_axis_two(make_trainer):
     x = torch.randn(6, 2, 4, 5)
     y = x.sum(1).gt(0).long()
     data = DataLoader(TensorDataset(x, y), batch_size=3)
-    module = EvidentialModule(network, 3, annealing_steps=0)
+    module = EvidentialModule(network, task=EvidentialClassification(annealing_steps=0))
     trainer = make_trainer()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -214,7 +222,7 @@ def test_maps_have_their_classes_at_axis_two(make_trainer):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
 def test_precisions(make_trainer, precision):
-    module = EvidentialModule(NETWORK, 3, annealing_steps=2)
+    module = EvidentialModule(NETWORK, task=EvidentialClassification(annealing_steps=2))
     trainer = make_trainer(precision=precision, max_epochs=2)
     trainer.fit(module, loader())
     prediction = DirichletPrediction.cat(trainer.predict(module, loader()))
@@ -228,7 +236,7 @@ def test_precisions(make_trainer, precision):
 
 
 def test_metrics_are_of_the_dirichlet_s_mean_and_without_a_joint_log_loss(make_trainer):
-    module = EvidentialModule(NETWORK, 3)
+    module = EvidentialModule(NETWORK)
     (result,) = make_trainer().test(module, loader(), verbose=False)
     x, y = blobs()
     probs = module.predict(x).probs.detach()
@@ -246,7 +254,7 @@ def test_metrics_are_of_the_dirichlet_s_mean_and_without_a_joint_log_loss(make_t
 
 
 def test_it_warns_of_a_class_that_is_never_predicted(make_trainer):
-    module = EvidentialModule(Fixed([1.0, 0.0, -1.0]), 3, annealing_steps=4)
+    module = EvidentialModule(Fixed([1.0, 0.0, -1.0]), task=EvidentialClassification(annealing_steps=4))
     with pytest.warns(UserWarning, match=r"\[1, 2\] are never predicted.*smaller `max_reg_factor` than 1"):
         (result,) = make_trainer().validate(module, loader(), verbose=False)
     assert result["val_unpredicted_classes"] == 2
@@ -255,7 +263,7 @@ def test_it_warns_of_a_class_that_is_never_predicted(make_trainer):
         make_trainer(max_epochs=1).fit(module, loader(), loader())
     with pytest.warns(UserWarning, match="are never predicted"):
         make_trainer(max_epochs=2).fit(module, loader(), loader())
-    epochs = EvidentialModule(Fixed([1.0, 0.0, -1.0]), 3, annealing_epochs=1)
+    epochs = EvidentialModule(Fixed([1.0, 0.0, -1.0]), task=EvidentialClassification(annealing_epochs=1))
     with pytest.warns(UserWarning, match="are never predicted"):
         make_trainer(max_epochs=2).fit(epochs, loader(), loader())
 
@@ -270,10 +278,8 @@ def test_max_norm_collapses_at_the_original_s_factor_and_not_at_ours(make_traine
         data = DigitsDataModule(ood_classes=(8, 9), seed=0, batch_size=128)
         module = EvidentialModule(
             network,
-            8,
             loss="maxnorm",
-            max_reg_factor=factor,
-            annealing_steps=140,
+            task=EvidentialClassification(annealing_steps=140, max_reg_factor=factor),
             optimizer=lambda p: torch.optim.Adam(p, 2e-3),
         )
         trainer = make_trainer(max_epochs=25, check_val_every_n_epoch=25)
@@ -287,10 +293,10 @@ def test_max_norm_collapses_at_the_original_s_factor_and_not_at_ours(make_traine
 
 def test_a_class_without_labels_need_not_be_predicted():
     metric = UnpredictedClasses(4)
-    metric.update(DirichletPrediction(torch.eye(4)[[0, 0, 2]] + 1), torch.tensor([0, 1, 0]))
+    metric.update(DirichletPrediction(torch.eye(4)[None, [0, 0, 2]] + 1), torch.tensor([0, 1, 0]))
     assert metric.compute() == 1
     assert metric.classes() == [1]
-    metric.update(DirichletPrediction(torch.eye(4)[[1]] + 1), torch.tensor([0]))
+    metric.update(DirichletPrediction(torch.eye(4)[None, [1]] + 1), torch.tensor([0]))
     assert metric.classes() == []
 
 
@@ -299,7 +305,7 @@ def test_a_class_without_labels_need_not_be_predicted():
 
 def test_scores_are_the_dirichlet_s_and_never_a_softmax_s(make_trainer):
     torch.manual_seed(1)
-    module = EvidentialModule(NETWORK, 3)
+    module = EvidentialModule(NETWORK)
     x, _ = blobs()
     prediction = module.predict(x)
     scores = OODDetection().score(module, [x])
@@ -310,7 +316,7 @@ def test_scores_are_the_dirichlet_s_and_never_a_softmax_s(make_trainer):
     torch.testing.assert_close(scores["max_softmax"], 1 - prediction.confidence)
     torch.testing.assert_close(
         scores["predictive_entropy"],
-        dirichlet.dirichlet_predictive_entropy(prediction.concentration),
+        dirichlet.dirichlet_predictive_entropy(prediction.concentration[0]),
         atol=1e-6,
         rtol=1e-6,
     )
@@ -320,7 +326,7 @@ def test_scores_are_the_dirichlet_s_and_never_a_softmax_s(make_trainer):
 
 def test_a_reader_that_holds_the_mean_alone_gets_the_same_scores():
     # The comparison hands over log-probabilities of the mean, which no longer know the evidence.
-    module = EvidentialModule(NETWORK, 3)
+    module = EvidentialModule(NETWORK)
     x, _ = blobs()
     with module.ood_scores(module) as provided:
         prediction = module.predict(x)
@@ -333,7 +339,7 @@ def test_a_reader_that_holds_the_mean_alone_gets_the_same_scores():
 
 
 def test_a_temperature_tempers_the_mean_alone(make_trainer):
-    module = EvidentialModule(NETWORK, 3, annealing_steps=0)
+    module = EvidentialModule(NETWORK, task=EvidentialClassification(annealing_steps=0))
     temperature = TemperatureScaling()
     trainer = make_trainer(max_epochs=3, callbacks=[temperature])
     with warnings.catch_warnings():
@@ -351,12 +357,13 @@ def test_a_temperature_tempers_the_mean_alone(make_trainer):
 def test_a_checkpoint_remembers_everything(make_trainer, tmp_path):
     module = EvidentialModule(
         NETWORK,
-        3,
         loss="maxnorm",
-        evidence="softplus",
-        max_reg_factor=0.3,
-        annealing_epochs=2,
-        loss_arguments={"p_norm": 2, "fisher": "paper", "weight": [1.0, 2.0, 3.0]},
+        task=EvidentialClassification(
+            evidence="softplus",
+            annealing_epochs=2,
+            max_reg_factor=0.3,
+            loss_arguments={"p_norm": 2, "fisher": "paper", "weight": [1.0, 2.0, 3.0]},
+        ),
     )
     trainer = make_trainer(enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, "best", monitor="val_nll")])
     trainer.fit(module, loader(), loader())
@@ -370,7 +377,7 @@ def test_a_checkpoint_remembers_everything(make_trainer, tmp_path):
 
 
 def test_a_lambda_has_to_be_passed_again(make_trainer, tmp_path):
-    module = EvidentialModule(NETWORK, 3, evidence=lambda x: x.exp() * 2)
+    module = EvidentialModule(NETWORK, task=EvidentialClassification(evidence=lambda x: x.exp() * 2))
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -383,8 +390,8 @@ def test_outputs_are_picked():
         def forward(self, x):
             return {"evidence": super().forward(x)}
 
-    module = EvidentialModule(Dictionary(2, 3), 3, output=lambda out: out["evidence"])
-    assert module.predict(torch.zeros(2, 2)).concentration.shape == (2, 3)
+    module = EvidentialModule(Dictionary(2, 3), output=lambda out: out["evidence"])
+    assert module.predict(torch.zeros(2, 2)).concentration.shape == (1, 2, 3)
 
 
 def test_it_is_registered():
@@ -413,15 +420,15 @@ def test_it_is_registered():
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
-        EvidentialModule(NETWORK, 3, **arguments)
+        EvidentialModule(NETWORK, **arguments)
 
 
 def test_bad_outputs_and_labels(make_trainer):
     with pytest.raises(InputError, match="Expected the network to return 4 logits"):
-        EvidentialModule(NETWORK, 4).predict(torch.zeros(2, 2))
+        EvidentialModule(NETWORK).predict(torch.zeros(2, 2))
     x, y = blobs()
     with pytest.raises(InputError, match=r"class labels in \[0, 3\), but got values 1 to 3"):
-        make_trainer().fit(EvidentialModule(NETWORK, 3), DataLoader(TensorDataset(x, y + 1), batch_size=60))
+        make_trainer().fit(EvidentialModule(NETWORK), DataLoader(TensorDataset(x, y + 1), batch_size=60))
 
 
 def test_counts_of_all_ranks_decide():
@@ -432,7 +439,7 @@ def test_counts_of_all_ranks_decide():
         dist_sync_fn=lambda mine, group=None: [mine, theirs[next(states)]],
         distributed_available_fn=lambda: True,
     )
-    metric.update(DirichletPrediction(torch.eye(3)[[0, 0]] + 1), torch.tensor([0, 1]))
+    metric.update(DirichletPrediction(torch.eye(3)[None, [0, 0]] + 1), torch.tensor([0, 1]))
     assert metric.compute() == 1
     assert metric.classes() == [2]
     assert metric.labelled.tolist() == [1, 1, 0]  # this rank's own again
@@ -448,6 +455,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq import EvidentialModule
+from lightning_uq.tasks import EvidentialClassification
 
 if __name__ == "__main__":
     # Each rank predicts one class, together they predict both; class 2 has labels and nobody predicts it.

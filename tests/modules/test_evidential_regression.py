@@ -8,6 +8,7 @@ from lightning_uq import EvidentialRegressionModule, Factory, OODDetection, Stud
 from lightning_uq.data import ToyCurveDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.losses import EvidentialRegressionLoss, split_nig
+from lightning_uq.tasks import EvidentialRegression
 
 LOSSES = ["amini", "scaled", "meinert"]
 
@@ -40,7 +41,7 @@ def test_it_learns_a_curve(make_trainer, loss):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("targets", [1, 3])
 def test_metrics_are_the_student_t_s(make_trainer, loss, targets):
-    module = EvidentialRegressionModule(network(loss, targets), loss=loss, reg_factor=0.3)
+    module = EvidentialRegressionModule(network(loss, targets), loss=loss, task=EvidentialRegression(reg_factor=0.3))
     loader = data(targets=targets)
     (result,) = make_trainer().test(module, loader, verbose=False)
     x, y = loader.dataset.tensors
@@ -86,7 +87,7 @@ def test_scores(make_trainer):
 
 
 def test_a_checkpoint_remembers_everything(make_trainer, tmp_path):
-    module = EvidentialRegressionModule(network("meinert"), loss="meinert", reg_factor=0.2)
+    module = EvidentialRegressionModule(network("meinert"), loss="meinert", task=EvidentialRegression(reg_factor=0.2))
     trainer = make_trainer()
     trainer.fit(module, data())
     trainer.save_checkpoint(tmp_path / "a.ckpt")

@@ -28,7 +28,7 @@ def loader(y=Y) -> DataLoader:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
 def test_it_learns_and_hypotheses_differ(make_trainer, precision):
-    module = HypermodelModule(BASE, prior=PRIOR, num_classes=3, optimizer=ADAM)
+    module = HypermodelModule(BASE, prior=PRIOR, optimizer=ADAM)
     trainer = make_trainer(max_epochs=8, precision=precision)
     trainer.fit(module, loader(), loader())
     (result,) = trainer.test(module, loader(), verbose=False)
@@ -47,7 +47,7 @@ def test_regression(make_trainer):
 
 def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
     module = HypermodelModule(
-        BASE, index_dim=8, hidden_sizes=(6,), scale=False, prior=PRIOR, prior_scale=2.0, num_classes=3, optimizer=ADAM
+        BASE, index_dim=8, hidden_sizes=(6,), scale=False, prior=PRIOR, prior_scale=2.0, optimizer=ADAM
     )
     trainer = make_trainer()
     trainer.fit(module, loader())
@@ -56,7 +56,7 @@ def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
     assert torch.equal(again.eval()(X), module.eval()(X))
     assert again.network.prior_scale.running_spread > 0
     assert again.optimizer.kwargs == {"lr": 0.03}
-    lambdas = HypermodelModule(lambda: nn.Linear(4, 3), num_classes=3, optimizer=ADAM)
+    lambdas = HypermodelModule(lambda: nn.Linear(4, 3), optimizer=ADAM)
     trainer = make_trainer()
     trainer.fit(lambdas, loader())
     trainer.save_checkpoint(tmp_path / "b.ckpt")
@@ -66,7 +66,7 @@ def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
 
 def test_a_prior_is_frozen_and_nobody_is_warned_of_it(make_trainer):
     module = HypermodelModule(
-        BASE, prior=PRIOR, num_classes=3, optimizer=functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=1.0)
+        BASE, prior=PRIOR, optimizer=functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=1.0)
     )
     before = {name: value.clone() for name, value in module.state_dict().items() if "prior." in name}
     assert len(before) == 4
@@ -78,14 +78,14 @@ def test_a_prior_is_frozen_and_nobody_is_warned_of_it(make_trainer):
 
 
 def test_weight_averaging(make_trainer):
-    module = HypermodelModule(BASE, prior=PRIOR, num_classes=3, optimizer=ADAM)
+    module = HypermodelModule(BASE, prior=PRIOR, optimizer=ADAM)
     trainer = make_trainer(max_epochs=2, callbacks=[WeightAveraging()])
     trainer.fit(module, loader(), loader())
     assert torch.isfinite(module.eval()(X)).all()
 
 
 def test_the_training_loss_is_the_mean_over_indices():
-    module = HypermodelModule(BASE, num_train_samples=5, num_classes=3)
+    module = HypermodelModule(BASE, num_train_samples=5)
     torch.manual_seed(3)
     loss = module.training_loss(X, Y, None)
     torch.manual_seed(3)
@@ -94,7 +94,7 @@ def test_the_training_loss_is_the_mean_over_indices():
 
 
 def test_a_density_is_refused(make_trainer):
-    module = HypermodelModule(BASE, num_classes=3, optimizer=ADAM)
+    module = HypermodelModule(BASE, optimizer=ADAM)
     with pytest.raises(UnsupportedError, match="names no `base` network"):
         make_trainer(callbacks=[FitGMM()]).fit(module, loader())
 

@@ -65,9 +65,7 @@ def loader(y) -> DataLoader:
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classification(make_trainer, name):
-    module = UncertaintyModule(
-        CLASSIFIERS[name](), num_classes=3, optimizer=ADAM, num_train_samples=8, num_eval_samples=40
-    )
+    module = UncertaintyModule(CLASSIFIERS[name](), optimizer=ADAM, num_train_samples=8, num_eval_samples=40)
     trainer = make_trainer(max_epochs=25)
     trainer.fit(module, loader(LABELS), loader(LABELS))
     (result,) = trainer.test(module, loader(LABELS), verbose=False)
@@ -98,7 +96,7 @@ def test_regression(make_trainer, name):
     [*((name, "bf16-true") for name in CLASSIFIERS), ("index_mlp_gp", "bf16-mixed"), ("index_mlp_gp", "64-true")],
 )
 def test_precision(make_trainer, name, precision):
-    module = UncertaintyModule(CLASSIFIERS[name](), num_classes=3, optimizer=ADAM, num_eval_samples=5)
+    module = UncertaintyModule(CLASSIFIERS[name](), optimizer=ADAM, num_eval_samples=5)
     trainer = make_trainer(max_epochs=1, precision=precision)
     trainer.fit(module, loader(LABELS), loader(LABELS))
     (result,) = trainer.test(module, loader(LABELS), verbose=False)
@@ -118,7 +116,7 @@ def test_compiled_and_exported(name):
 def test_a_checkpoint_of_a_factory_loads_bare(make_trainer, tmp_path):
     sizes = {"in_features": 4, "out_features": 3, "num_priors": 5, "hidden_sizes": [8]}
     network = Factory("lightning_uq.networks.index_mlp_with_gp_prior", sizes)
-    module = UncertaintyModule(network, num_classes=3, num_train_samples=4, num_eval_samples=7)
+    module = UncertaintyModule(network, num_train_samples=4, num_eval_samples=7)
     trainer = make_trainer(max_epochs=1)
     trainer.fit(module, loader(LABELS))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -128,7 +126,7 @@ def test_a_checkpoint_of_a_factory_loads_bare(make_trainer, tmp_path):
 
 
 def test_a_built_network_has_to_be_passed_again(make_trainer, tmp_path):
-    module = UncertaintyModule(IndexMLP(4, 3), num_classes=3, num_eval_samples=7)
+    module = UncertaintyModule(IndexMLP(4, 3), num_eval_samples=7)
     trainer = make_trainer(max_epochs=1)
     trainer.fit(module, loader(LABELS))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -142,4 +140,4 @@ def test_a_plain_network_is_refused():
     with pytest.raises(
         InputError, match="to be an EpistemicNetwork, or a factory of one, but got Linear; Deterministic"
     ):
-        UncertaintyModule(nn.Linear(4, 3), num_classes=3)
+        UncertaintyModule(nn.Linear(4, 3))

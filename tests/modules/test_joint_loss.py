@@ -51,14 +51,11 @@ def adam(parameters):
 
 
 MODULES = {
-    "ensemble": lambda loss: EnsembleModule(mlp, 4, num_classes=2, loss=loss, optimizer=adam, seed=1),
-    "stacked": lambda loss: EnsembleModule(
-        mlp, 4, num_classes=2, loss=loss, optimizer=adam, seed=1, execution="stacked"
-    ),
-    "epinet": lambda loss: EpinetModule(mlp(), num_classes=2, loss=loss, optimizer=adam, num_train_samples=16),
+    "ensemble": lambda loss: EnsembleModule(mlp, 4, loss=loss, optimizer=adam, seed=1),
+    "stacked": lambda loss: EnsembleModule(mlp, 4, loss=loss, optimizer=adam, seed=1, execution="stacked"),
+    "epinet": lambda loss: EpinetModule(mlp(), loss=loss, optimizer=adam, num_train_samples=16),
     "dropout": lambda loss: DropoutModule(
         nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 2)),
-        num_classes=2,
         loss=loss,
         optimizer=adam,
         num_train_samples=8,
@@ -101,7 +98,7 @@ def test_the_loss_is_that_of_all_indices_together_and_validation_follows_it(make
 
 
 def test_one_hypothesis_and_a_tau_of_one_train_as_ever():
-    plain, joint = (DeterministicModule(mlp(), num_classes=2, loss=loss) for loss in (None, JointLoss(tau=1)))
+    plain, joint = (DeterministicModule(mlp(), loss=loss) for loss in (None, JointLoss(tau=1)))
     joint.load_state_dict(plain.state_dict())
     x, y = problem(20).tensors
     for module in (plain, joint):
@@ -120,7 +117,7 @@ def test_equal_members_get_the_gradient_that_they_would_get_alone():
         return network
 
     with pytest.warns(UserWarning, match="members start from the same weights"):
-        module = EnsembleModule(same, 3, num_classes=2, loss=JointLoss(tau=4), execution="loop")
+        module = EnsembleModule(same, 3, loss=JointLoss(tau=4), execution="loop")
     x, y = problem(4).tensors
     module.training_loss(x, y, (x, y)).backward()
     alone = mlp()
@@ -142,7 +139,7 @@ def test_regression(make_trainer):
 
 
 def test_samples_cannot_be_weighted_in_it():
-    module = EnsembleModule(mlp, 2, num_classes=2, loss=JointLoss(), bootstrap="poisson")
+    module = EnsembleModule(mlp, 2, loss=JointLoss(), bootstrap="poisson")
     x, y = problem(20).tensors
     with pytest.raises(
         InputError, match=r"`loss` to be one of single indices, so that samples can be weighted.*JointLoss"
@@ -174,7 +171,7 @@ def test_a_sum_of_losses():
 
 
 def test_a_regularizer_is_added_to_the_training_loss_alone(make_trainer):
-    plain = EpinetModule(mlp(), num_classes=2)
+    plain = EpinetModule(mlp())
     x, y = problem(20).tensors
     torch.manual_seed(4)
     without = plain.training_loss(x, y, (x, y))
@@ -196,7 +193,6 @@ def test_a_prior_loss_draws_the_learned_part_to_zero_where_there_are_no_data(fre
         torch.manual_seed(0)
         module = EpinetModule(
             mlp(),
-            num_classes=2,
             optimizer=adam,
             freeze_base=freeze_base,
             regularizer=CombinedLoss([PriorLoss(scale, num_samples=4, input_scale=10.0), L2WeightDecay(0.0)]),
@@ -232,13 +228,13 @@ def test_arguments_are_saved_as_plain_data(value):
 
 def test_a_checkpoint_brings_loss_noise_and_regularizer_back(make_trainer, tmp_path):
     loss, noise, regularizer = JointLoss(tau=3), BootstrapNoise("bernoulli", seed=2), PriorLoss(0.1)
-    module = EpinetModule(mlp, num_classes=2, loss=loss, data_noise=noise, regularizer=regularizer)
+    module = EpinetModule(mlp, loss=loss, data_noise=noise, regularizer=regularizer)
     trainer = make_trainer()
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "module.ckpt")
     again = EpinetModule.load_from_checkpoint(tmp_path / "module.ckpt", network=mlp, weights_only=True)
     assert (again.loss, again.data_noise, again.regularizer) == (loss, noise, regularizer)
-    ensemble = EnsembleModule(mlp, 2, num_classes=2, data_noise=noise, loss=CombinedLoss([nn.CrossEntropyLoss()]))
+    ensemble = EnsembleModule(mlp, 2, data_noise=noise, loss=CombinedLoss([nn.CrossEntropyLoss()]))
     trainer = make_trainer()
     trainer.strategy.connect(ensemble)
     trainer.save_checkpoint(tmp_path / "ensemble.ckpt")

@@ -227,7 +227,7 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(module, make_trainer, 
 
 
 def test_members_log_under_their_names_and_the_mean_under_theirs(make_trainer):
-    ensemble = EnsembleModule(Lit, M, num_classes=3, seed=SEED)
+    ensemble = EnsembleModule(Lit, M, seed=SEED)
     trainer = make_trainer(max_epochs=2)
     trainer.fit(ensemble, loader(), loader(20))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -567,7 +567,7 @@ def test_a_step_that_is_skipped(make_trainer):
 
 
 def test_forward_and_predict_are_the_ensembles(make_trainer):
-    ensemble = EnsembleModule(Lit, M, num_classes=3, seed=SEED)
+    ensemble = EnsembleModule(Lit, M, seed=SEED)
     x = dataset(20).tensors[0]
     ensemble.eval()
     expected = torch.stack([ensemble.network.member(i)(x) for i in range(M)])

@@ -87,13 +87,13 @@ INPUTS = {  # the network, and the inputs of each batch
 }
 ADAM = functools.partial(torch.optim.Adam, lr=0.02)
 CLASSIFIERS = {
-    "deterministic": lambda net: DeterministicModule(net, num_classes=C, optimizer=ADAM),
-    "ensemble": lambda net: EnsembleModule(net, num_members=3, num_classes=C, optimizer=ADAM),
-    "vmap": lambda net: EnsembleModule(net, num_members=3, num_classes=C, optimizer=ADAM, execution="vmap"),
-    "epinet": lambda net: EpinetModule(net, num_classes=C, num_eval_samples=10, optimizer=ADAM),
-    "dropout": lambda net: DropoutModule(net, num_classes=C, num_eval_samples=10, optimizer=ADAM),
-    "dropout_rows": lambda net: DropoutModule(net, "per_example", num_classes=C, num_eval_samples=10, optimizer=ADAM),
-    "evidential": lambda net: EvidentialModule(net, num_classes=C, optimizer=ADAM),
+    "deterministic": lambda net: DeterministicModule(net, optimizer=ADAM),
+    "ensemble": lambda net: EnsembleModule(net, num_members=3, optimizer=ADAM),
+    "vmap": lambda net: EnsembleModule(net, num_members=3, optimizer=ADAM, execution="vmap"),
+    "epinet": lambda net: EpinetModule(net, num_eval_samples=10, optimizer=ADAM),
+    "dropout": lambda net: DropoutModule(net, num_eval_samples=10, optimizer=ADAM),
+    "dropout_rows": lambda net: DropoutModule(net, "per_example", num_eval_samples=10, optimizer=ADAM),
+    "evidential": lambda net: EvidentialModule(net, optimizer=ADAM),
 }
 
 
@@ -152,7 +152,7 @@ def test_one_type_averaged_calibrated_and_with_a_density(make_trainer, method, n
     with torch.no_grad():
         outputs = torch.cat([module(x) for x in inputs], 1)
     if method == "evidential":
-        alpha = module.prediction(outputs).concentration.double()
+        alpha = module.prediction(outputs).concentration[0].double()
         mean = alpha / alpha.sum(1, keepdim=True)
     else:
         mean = outputs.double().softmax(2).mean(0)

@@ -87,9 +87,9 @@ def test_members_take_names():
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: EnsembleModule(Pair, 2, num_classes=3),
-        lambda: EpinetModule(Pair, num_classes=3, num_eval_samples=4),
-        lambda: DropoutModule(lambda: Pair(0.5), num_classes=3, num_eval_samples=4),
+        lambda: EnsembleModule(Pair, 2),
+        lambda: EpinetModule(Pair, num_eval_samples=4),
+        lambda: DropoutModule(lambda: Pair(0.5), num_eval_samples=4),
     ],
 )
 def test_modules_take_names(build, kind, make_trainer, monkeypatch):

@@ -569,7 +569,7 @@ def test_a_frozen_backbone_carries_an_epinet(family, precision, make_trainer):
     make, _, width = SMALL[family]
     base = make()
     before = copy.deepcopy(base.state_dict())
-    module = EpinetModule(base, num_classes=CLASSES, freeze_base=True, num_eval_samples=4)
+    module = EpinetModule(base, freeze_base=True, num_eval_samples=4)
     assert module.network.epinet is not None  # built from the structure, before any batch
     assert module.network.epinet.scaler.running_mean.shape == (width,)
     x, y = images(3, 8, number=16), torch.arange(16) % CLASSES

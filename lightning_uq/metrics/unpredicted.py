@@ -1,0 +1,61 @@
+"""Classes that a classifier never predicts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_uq.functional._validation import check_target
+from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, get_probs
+
+
+class UnpredictedClasses(UncertaintyMetric):
+    """Number of classes that occur among the labels and are never predicted.
+
+    The state holds each class once, so that it needs no number of classes and a rank without rows agrees with the others.
+
+    Args:
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> metric = UnpredictedClasses()
+        >>> metric.update(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([1]))
+        >>> metric.compute(), metric.classes()
+        (tensor(1), [1])
+    """
+
+    higher_is_better: bool | None = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._add_rows("labelled", torch.int64)
+        self._add_rows("predicted", torch.int64)
+
+    def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: Probabilities [B, C, ...], or a prediction object.
+            target: Class indices [B, ...].
+
+        Raises:
+            InputError: The shapes differ, or the targets are no integers.
+        """
+        label = getattr(prediction, "label", None)
+        if not isinstance(label, Tensor):
+            label = (prediction if isinstance(prediction, Tensor) else get_probs(prediction)).argmax(1)
+        check_target(target, label.shape)
+        for name, seen in (("labelled", target), ("predicted", label)):
+            setattr(self, name, [torch.cat([self._rows(name), seen.reshape(-1).long()]).unique()])
+
+    def compute(self) -> Tensor:
+        """The number of such classes."""
+        return torch.tensor(len(self._missing()), device=self.device)
+
+    def classes(self) -> list[int]:
+        """Which they are, over all ranks; a collective."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=not self._is_synced):
+            return self._missing()
+
+    def _missing(self) -> list[int]:
+        return sorted({*self._rows("labelled").tolist()} - {*self._rows("predicted").tolist()})

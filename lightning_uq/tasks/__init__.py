@@ -1,0 +1,31 @@
+"""Tasks: what a network's outputs mean, one file per task.
+
+A module asks its task for predictions, losses, metrics and checks, so every method works with every task. In YAML a task is
+one of the names in :data:`TASKS` or a class path with arguments; in Python it is an instance.
+"""
+
+from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, describe, sums_and_counts
+from lightning_uq.tasks.categorical_regression import CategoricalRegression
+from lightning_uq.tasks.classification import Classification
+from lightning_uq.tasks.evidential_classification import EvidentialClassification
+from lightning_uq.tasks.evidential_regression import EvidentialRegression
+from lightning_uq.tasks.names import TASKS, task_of
+from lightning_uq.tasks.regression import Regression
+from lightning_uq.tasks.segmentation import Segmentation
+
+__all__ = [
+    "TASKS",
+    "CategoricalRegression",
+    "Classification",
+    "EvidentialClassification",
+    "EvidentialRegression",
+    "OutputShapeError",
+    "Progress",
+    "Regression",
+    "Segmentation",
+    "Stage",
+    "Task",
+    "describe",
+    "sums_and_counts",
+    "task_of",
+]

@@ -1,0 +1,146 @@
+"""What a network's outputs mean: the one object that modules, callbacks, metrics and reports ask."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_uq.errors import InputError
+from lightning_uq.predictions import Prediction
+
+Stage = Literal["val", "test"]
+
+
+class OutputShapeError(InputError):
+    """A network's output has too few numbers for the task: one logit, or a mean without a variance."""
+
+
+class Progress(NamedTuple):
+    """How far a training is: what an annealed loss depends on.
+
+    Attributes:
+        step: Optimizer steps taken.
+        epoch: Epochs completed.
+    """
+
+    step: int
+    epoch: int
+
+
+class Task(ABC):
+    """What outputs [Z, B, ...] mean: their prediction, loss, metrics and checks.
+
+    A task is plain data: a frozen dataclass whose fields a checkpoint and a YAML file can hold. It has no state. A module
+    asks its task for everything that depends on the kind of output, so your own task is one file that subclasses this.
+
+    Attributes:
+        ood_score: The default out-of-distribution score, fixed before any such data is seen.
+        score_names: The names that ``prediction.score(name)`` takes.
+        metric_on_bar: The name of the validation metric that the progress bar shows beside the loss.
+        has_classes: Whether predictions are class probabilities, which calibrations read.
+        has_numeric_targets: Whether noise may be added to the targets.
+        takes_probabilities: Whether a network may return probabilities or their logarithms instead of raw outputs.
+    """
+
+    ood_score: ClassVar[str]
+    score_names: ClassVar[tuple[str, ...]]
+    metric_on_bar: ClassVar[str | None] = None
+    has_classes: ClassVar[bool] = False
+    has_numeric_targets: ClassVar[bool] = False
+    takes_probabilities: ClassVar[bool] = False
+
+    @property
+    def num_outputs(self) -> int | None:
+        """Size of the network's output axis where the fields say it, else None: the first output tells."""
+        return None
+
+    @abstractmethod
+    def predict(self, outputs: Tensor) -> Prediction:
+        """The prediction that raw outputs [Z, B, ...] stand for."""
+
+    @abstractmethod
+    def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+        """The loss of each sample under one index, as a sum and the count that it is divided by.
+
+        A module divides the batch's total sum by its total count, so that pixels that do not count, class weights and
+        missing targets are all normalised in one way. A sample whose count is 0 adds nothing. Samples are independent: a
+        module hands over the samples of several indices in one call.
+
+        Args:
+            output: Raw outputs [B, ...] of one index.
+            target: Targets [B, ...].
+            progress: How far the training is; None outside a training.
+
+        Returns:
+            The sums [B] and the counts [B].
+        """
+
+    @abstractmethod
+    def metrics(self, stage: Stage) -> dict[str, Metric]:
+        """New metrics by name, logged as ``val_<name>`` or ``test_<name>`` beside the loss.
+
+        They are the same on every rank before the first batch, so that a rank without a batch takes part in the same
+        collectives. Each is updated with ``(prediction, target)`` as :meth:`rows` gives them; one with an attribute
+        ``takes_index = True`` also gets ``index``, the samples' positions in the data set.
+        """
+
+    @abstractmethod
+    def check_output(self, outputs: Tensor) -> None:
+        """Raise an :class:`InputError` if outputs [Z, B, ...] cannot belong to this task; asked once, at the first batch."""
+
+    @abstractmethod
+    def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
+        """Raise an :class:`InputError` if a target does not fit outputs [Z, B, ...].
+
+        Args:
+            target: Targets [B, ...].
+            outputs: Raw outputs [Z, B, ...].
+            values: Whether to look at the values as well, which waits for a GPU.
+        """
+
+    def accepts(self, target: Tensor) -> str | None:
+        """Why a target alone cannot be this task's, in a few words, or None; used where nobody promised that it is."""
+        return None
+
+    def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
+        """A prediction and its target as the metrics count them: one row per label. Maps give one row per pixel."""
+        return prediction, target
+
+    def invalid(self, outputs: Tensor) -> Tensor:
+        """A mask of the numbers in outputs [Z, B, ...] that nothing can be predicted from."""
+        return ~outputs.isfinite()
+
+    def logged(self, progress: Progress) -> Mapping[str, float]:
+        """Further numbers to log at every training step."""
+        return {}
+
+    def review(self, metrics: Mapping[str, Any], progress: Progress | None) -> None:  # noqa: B027  # most tasks have nothing to say
+        """Look at the metrics of a finished validation, and warn of what they show."""
+
+
+def describe(task: Task) -> str:
+    """The task with the fields that differ from their defaults, for error messages: ``Segmentation(ignore_index=255)``.
+
+    Example:
+        >>> from lightning_uq.tasks import Segmentation
+        >>> describe(Segmentation(ignore_index=255))
+        'Segmentation(ignore_index=255)'
+    """
+    fields = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
+    shown = [f"{f.name}={getattr(task, f.name)!r}" for f in fields if getattr(task, f.name) != f.default]
+    return f"{type(task).__name__}({', '.join(shown)})"
+
+
+def sums_and_counts(losses: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sums [B] and counts [B] of losses [B, ...]; ``counts`` of the same shape, or None for one per loss.
+
+    Example:
+        >>> sums_and_counts(torch.ones(2, 3))
+        (tensor([3., 3.]), tensor([3., 3.]))
+    """
+    counts = torch.ones_like(losses) if counts is None else counts
+    return losses.reshape(len(losses), -1).sum(1), counts.reshape(len(losses), -1).sum(1)

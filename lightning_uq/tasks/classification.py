@@ -1,0 +1,228 @@
+"""One label per input: a softmax over classes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import check_choice, upcast
+from lightning_uq.metrics import Accuracy, BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
+from lightning_uq.predictions import CategoricalPrediction
+from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, sums_and_counts
+
+
+class ClassTask(Task):
+    """What tasks with a class axis share: the checks of logits and labels, and the metrics of probabilities."""
+
+    num_classes: int | None
+    metric_on_bar: ClassVar[str | None] = "accuracy"
+    has_classes: ClassVar[bool] = True
+
+    @property
+    def num_outputs(self) -> int | None:
+        """C, where it was given."""
+        return self.num_classes
+
+    def metrics(self, stage: Stage) -> dict[str, Metric]:
+        """Accuracy, NLL and ECE; in a test the Brier score as well."""
+        found: dict[str, Metric] = {
+            "accuracy": Accuracy(),
+            "nll": NegativeLogLikelihood(validate_args=False),
+            "ece": ExpectedCalibrationError(validate_args=False),
+        }
+        return found if stage == "val" else {**found, "brier": BrierScore(validate_args=False)}
+
+    def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
+        """Labels are integers in [0, C), one per position of the output."""
+        _check_dtype(target)
+        expected = (*outputs.shape[1:2], *outputs.shape[3:])
+        if target.shape != expected:
+            raise InputError(
+                f"The class labels must have shape {list(expected)}, because the network returns "
+                f"{list(outputs.shape[1:])}, but they have {list(target.shape)}. If the network returns features, pass "
+                "argument `output` a function that makes the logits [B, C]."
+            )
+        if values:
+            _check_range(self._counted(target), outputs.shape[2])
+
+    def accepts(self, target: Tensor) -> str | None:
+        """Labels are integers of at least 0."""
+        kept = self._counted(target)
+        whole = not target.is_floating_point() and target.dtype != torch.bool
+        return None if whole and bool((kept >= 0).all()) else "the targets are no class labels"
+
+    def invalid(self, outputs: Tensor) -> Tensor:
+        """NaN and plus infinity; a class may be ruled out by a logit of minus infinity."""
+        return outputs.isnan() | (outputs == math.inf)
+
+    def _counted(self, target: Tensor) -> Tensor:
+        """The labels that count."""
+        return target
+
+    def _check_classes(self, outputs: Tensor) -> None:
+        """At least two classes, and as many as were promised; raw outputs that are no probabilities."""
+        if outputs.ndim < 3 or outputs.shape[2] < 2:
+            raise OutputShapeError(
+                f"The network must return logits [B, C] with C >= 2, but it returned shape {list(outputs.shape[1:])}. Pass "
+                "argument `output` a function that makes them, for example from a single logit."
+            )
+        if self.num_classes is not None and outputs.shape[2] != self.num_classes:
+            raise InputError(
+                f"The network must return {self.num_classes} logits (`num_classes` of the task), but it returned "
+                f"{outputs.shape[2]}: features, perhaps. Pass argument `output` a function that makes the logits."
+            )
+        if outputs.numel():
+            values = outputs.detach().float()
+            # Each of C rounded probabilities is off by half a unit in the last place at most.
+            tolerance = max(1e-3, outputs.shape[2] ** 0.5 * torch.finfo(outputs.dtype).eps)
+            sums_to_one = ((values.sum(2) - 1).abs() < tolerance).all() and ((values >= 0) & (values <= 1)).all()
+            if bool(sums_to_one):
+                raise InputError(
+                    "The network returned probabilities (every row lies in [0, 1] and sums to 1) instead of logits. Pass "
+                    'argument `output="probs"`, or return the logits.'
+                )
+
+
+@dataclass(frozen=True)
+class Classification(ClassTask):
+    """One class per input: logits [Z, B, C] and labels [B].
+
+    The loss is the cross-entropy, with label smoothing and class weights as ``torch.nn.functional.cross_entropy`` defines
+    them: the batch's loss is divided by the sum of its labels' weights.
+
+    Args:
+        num_classes: C. None takes it from the network's output; given, the output is checked against it.
+        loss: ``"cross_entropy"``.
+        label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1].
+        class_weights: One weight per class.
+
+    Raises:
+        InputError: A field is out of range.
+
+    Example:
+        >>> task = Classification(num_classes=3)
+        >>> task.predict(torch.zeros(5, 2, 3)).probs.shape
+        torch.Size([2, 3])
+        >>> task.sample_losses(torch.zeros(2, 3), torch.tensor([0, 1]))
+        (tensor([1.0986, 1.0986]), tensor([1., 1.]))
+    """
+
+    num_classes: int | None = None
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: float = 0.0
+    class_weights: Sequence[float] | None = None
+
+    ood_score: ClassVar[str] = "predictive_entropy"
+    score_names: ClassVar[tuple[str, ...]] = CategoricalPrediction.score_names
+    takes_probabilities: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_num_classes(self.num_classes)
+        check_choice("loss", self.loss, ("cross_entropy",))
+        if not 0 <= self.label_smoothing <= 1:
+            raise InputError(f"`label_smoothing` must lie in [0, 1], but it is {self.label_smoothing!r}.")
+        object.__setattr__(self, "class_weights", checked_weights(self.class_weights, self.num_classes))
+
+    def predict(self, outputs: Tensor) -> CategoricalPrediction:
+        """A categorical prediction with one row of logits per hypothesis."""
+        return CategoricalPrediction(outputs)
+
+    def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+        """The cross-entropy of logits [B, C, ...]; the counts are the labels' weights."""
+        weight = weight_tensor(self.class_weights, output)
+        ignored = self._ignored
+        losses = F.cross_entropy(
+            upcast(output),
+            target.long(),
+            weight,
+            ignore_index=ignored,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return sums_and_counts(losses, label_counts(target, weight, ignored, losses))
+
+    def metrics(self, stage: Stage) -> dict[str, Metric]:
+        """Accuracy, NLL and ECE; in a test the Brier score and the joint log-loss as well."""
+        found = super().metrics(stage)
+        return found if stage == "val" else {**found, "joint_log_loss": JointLogLoss(validate_args=False)}
+
+    def check_output(self, outputs: Tensor) -> None:
+        """Logits [Z, B, C] with C >= 2 that are no probabilities."""
+        self._check_classes(outputs)
+        if outputs.ndim != 3:
+            raise OutputShapeError(
+                f"The network returned {list(outputs.shape[1:])}, a map of logits, but the task is Classification, one label "
+                "per input. Pass `task=Segmentation()`, or argument `output` a function that makes logits [B, C]."
+            )
+
+    @property
+    def _ignored(self) -> int:
+        return -100  # torch's own default; no checked label has it
+
+
+# ---------------------------------------------------------------------- what tasks with classes share
+
+
+def check_num_classes(num_classes: Any) -> None:
+    """Raise an :class:`InputError` unless this is None or an integer of at least 2."""
+    whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
+    if num_classes is not None and (not whole or num_classes < 2):
+        raise InputError(f"`num_classes` must be an integer of at least 2, or None, but it is {num_classes!r}.")
+
+
+def checked_weights(weights: Any, num_classes: int | None) -> tuple[float, ...] | None:
+    """Class weights as a tuple, so that a task stays plain data; an :class:`InputError` if they are unusable."""
+    if weights is None:
+        return None
+    values = weights.tolist() if hasattr(weights, "tolist") else weights
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`class_weights` must be numbers, one per class, but it is {weights!r}.") from error
+    if not numbers or not all(math.isfinite(value) and value >= 0 for value in numbers) or not any(numbers):
+        raise InputError(f"`class_weights` must be finite numbers of at least 0, not all 0, but it is {weights!r}.")
+    if num_classes is not None and len(numbers) != num_classes:
+        raise InputError(
+            f"`class_weights` must hold {num_classes} numbers, one per class, but it holds {len(numbers)}."
+        )
+    return numbers
+
+
+def weight_tensor(weights: Sequence[float] | None, output: Tensor) -> Tensor | None:
+    """Class weights beside outputs [B, C, ...]."""
+    if weights is None:
+        return None
+    if len(weights) != output.shape[1]:
+        raise InputError(
+            f"`class_weights` must hold {output.shape[1]} numbers, one per class of the network's output, but it holds "
+            f"{len(weights)}."
+        )
+    return torch.tensor(weights, dtype=upcast(output).dtype, device=output.device)
+
+
+def label_counts(target: Tensor, weight: Tensor | None, ignored: int, losses: Tensor) -> Tensor:
+    """What each label [B, ...] counts: its class's weight, or 1; 0 where it is ignored."""
+    kept = target != ignored
+    if weight is None:
+        return kept.to(losses.dtype)
+    return torch.where(kept, weight[torch.where(kept, target, 0).long()], 0.0)
+
+
+def _check_dtype(target: Tensor) -> None:
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise InputError(f"The targets must be integer class labels, but they are {target.dtype}.")
+
+
+def _check_range(labels: Tensor, num_classes: int) -> None:
+    if labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= num_classes:
+            raise InputError(
+                f"The targets must be class labels in [0, {num_classes}), but their values go from {low} to {high}."
+            )

@@ -1,0 +1,71 @@
+"""Numbers whose outputs are a normal-inverse-gamma: a Student-t per target."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import check_choice
+from lightning_uq.losses.evidential_regression import (
+    NUM_BLOCKS,
+    RegressionLoss,
+    evidential_regression_loss,
+    split_nig,
+)
+from lightning_uq.predictions import StudentTPrediction
+from lightning_uq.tasks.base import Progress, sums_and_counts
+from lightning_uq.tasks.regression import RegressionTask
+
+
+@dataclass(frozen=True)
+class EvidentialRegression(RegressionTask):
+    """Targets [B, D] under a normal-inverse-gamma per hypothesis: raw outputs [Z, B, 4 D], or [Z, B, 3 D] for ``"meinert"``.
+
+    What it calls epistemic is a *relative* score: the data do not determine nu, so the regularizer and the optimizer set its
+    level (Meinert et al.). The Student-t itself is a likelihood like any other.
+
+    Args:
+        loss: ``"amini"``, ``"scaled"`` or ``"meinert"``; see
+            :func:`~lightning_uq.losses.evidential_regression.evidential_regression_loss`.
+        reg_factor: Weight of the loss's regularizer.
+
+    Raises:
+        InputError: A field is not as above.
+
+    Source: Amini et al., NeurIPS 2020 (arXiv 1910.02600); Meinert et al., AAAI 2023 (arXiv 2205.10060).
+
+    Example:
+        >>> EvidentialRegression().predict(torch.zeros(1, 3, 4)).epistemic_variance.shape
+        torch.Size([3, 1])
+    """
+
+    loss: RegressionLoss = "amini"
+    reg_factor: float = 0.01
+
+    ood_score: ClassVar[str] = "epistemic_variance"
+    score_names: ClassVar[tuple[str, ...]] = StudentTPrediction.score_names
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.loss, tuple(NUM_BLOCKS))
+        if not self.reg_factor >= 0:
+            raise InputError(f"`reg_factor` must be at least 0, but it is {self.reg_factor}.")
+
+    @property
+    def outputs_per_target(self) -> int:  # type: ignore[override]  # the loss says it
+        """Four, or three for ``"meinert"``."""
+        return NUM_BLOCKS[self.loss]
+
+    def predict(self, outputs: Tensor) -> StudentTPrediction:
+        """An equal-weight mixture of one Student-t per hypothesis."""
+        return StudentTPrediction(*split_nig(outputs, self.loss))
+
+    def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+        """The evidential loss of raw outputs [B, 4 D]; the counts are D."""
+        parameters = split_nig(output, self.loss)
+        losses = evidential_regression_loss(*parameters, target, self.reg_factor, self.loss, reduction="none")
+        return sums_and_counts(losses)
+
+    @property
+    def _layout(self) -> str:
+        return f"the raw parameters that loss={self.loss!r} reads"
