@@ -83,6 +83,7 @@ class JointLogLoss(UncertaintyMetric):
         self._add_rows("log_probs")  # all rows, [N, Z] flattened, where they come with an index
         self._add_rows("index", torch.int64)
         self.add_state("num_members", torch.tensor(0), dist_reduce_fx="max")
+        self._known_members: int | None = None  # as the state, without waiting for a device
 
     def update(self, prediction: Tensor | HasProbs, target: Tensor, index: Tensor | None = None) -> None:
         """Add a batch.
@@ -102,9 +103,11 @@ class JointLogLoss(UncertaintyMetric):
                 f"got {type(prediction).__name__}."
             )
         log_probs = joint.true_class_log_probs(logits, target, validate=self.validate_args)
-        members, seen = len(log_probs), int(self.num_members)
+        members = len(log_probs)
+        seen = int(self.num_members) if self._known_members is None else self._known_members
         if seen not in (0, members):
-            raise InputError(f"Expected argument `prediction` to have {seen} members as before, but got {members}.")
+            raise InputError(f"`prediction` must have {seen} members as before, but it has {members}.")
+        self._known_members = members
         self.num_members = torch.full_like(self.num_members, members)
         if index is None:
             self._add_consecutive(log_probs)
@@ -128,7 +131,8 @@ class JointLogLoss(UncertaintyMetric):
         rows = torch.cat([self._rows("carried").reshape(-1, len(log_probs)).T, log_probs], 1)
         size = joint.block_size(self.tau, self.kappa, self.sampling)
         full = rows.shape[1] // size * size
-        loss = self._losses(rows[:, :full], int(self.count))
+        # Only drawn blocks depend on their number; a look at the state waits for a device.
+        loss = self._losses(rows[:, :full], int(self.count) if self.sampling == "sampled" else 0)
         setattr(self, self._sum_name, getattr(self, self._sum_name) + loss.sum())
         self.count = self.count + len(loss)
         self.carried = [rows[:, full:].detach().T.reshape(-1)]
@@ -139,6 +143,11 @@ class JointLogLoss(UncertaintyMetric):
             groups = log_probs.shape[1] // self.kappa
             selected = joint.hashed_draws(first, groups, self.tau, self.kappa, self.seed, log_probs.device)
         return joint.block_losses(log_probs, self.tau, self.kappa, self.sampling, selected)
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        super().reset()
+        self._known_members = None
 
     def compute(self) -> Tensor:
         """Mean joint log-loss in nats over the full blocks; NaN, with a warning, without one."""

@@ -56,7 +56,7 @@ def _distribution(prediction: Predicted, target: Tensor, validate: bool) -> Dist
             "Argument `prediction` must be a prediction with `mean`, `log_prob`, `cdf` and `crps`, or a tuple (mean, variance) "
             f"of tensors [Z, B, D], but it is a {type(prediction).__name__}."
         )
-    found: Distribution = prediction  # type: ignore[assignment]  # the names were looked for
+    found: Distribution = prediction
     check_floating("target", target, 1, "[B, D]")
     if target.shape != found.mean.shape:
         raise InputError(

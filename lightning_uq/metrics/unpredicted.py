@@ -46,7 +46,7 @@ class UnpredictedClasses(UncertaintyMetric):
             label = (prediction if isinstance(prediction, Tensor) else get_probs(prediction)).argmax(1)
         check_target(target, label.shape)
         for name, seen in (("labelled", target), ("predicted", label)):
-            setattr(self, name, [torch.cat([self._rows(name), seen.reshape(-1).long()]).unique()])
+            setattr(self, name, [torch.unique(torch.cat([self._rows(name), seen.reshape(-1).long()]))])
 
     def compute(self) -> Tensor:
         """The number of such classes."""

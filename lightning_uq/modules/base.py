@@ -324,12 +324,12 @@ class UncertaintyModule(ExactResume):
         training = self.trainer.state.fn == "fit"
         progress = Progress(self.trainer.global_step, self.trainer.current_epoch) if training else None
         for metrics in self.val_metrics:
-            if any(metric.update_called for metric in metrics.values()):  # type: ignore[operator, union-attr]
+            if any(metric.update_called for metric in metrics.values()):  # type: ignore[operator]
                 self.task.review(dict(metrics.items()), progress)  # type: ignore[operator]
 
     def _make_metrics(self, loaders: Any, stage: Stage) -> nn.ModuleList:
         # A fresh set per loader: metrics that several loaders share would mix their samples.
-        sets = [nn.ModuleDict({"loss": MeanMetric(), **self.task.metrics(stage)}) for _ in _as_list(loaders)]
+        sets = [nn.ModuleDict({"loss": MeanMetric(nan_strategy="disable"), **self.task.metrics(stage)}) for _ in _as_list(loaders)]
         return nn.ModuleList(sets).to(self.device)
 
     def _evaluate(

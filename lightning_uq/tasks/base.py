@@ -130,7 +130,7 @@ def describe(task: Task) -> str:
         >>> describe(Segmentation(ignore_index=255))
         'Segmentation(ignore_index=255)'
     """
-    fields = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
+    fields: Any = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
     shown = [f"{f.name}={getattr(task, f.name)!r}" for f in fields if getattr(task, f.name) != f.default]
     return f"{type(task).__name__}({', '.join(shown)})"
 

@@ -32,7 +32,7 @@ class ClassTask(Task):
     def metrics(self, stage: Stage) -> dict[str, Metric]:
         """Accuracy, NLL and ECE; in a test the Brier score as well."""
         found: dict[str, Metric] = {
-            "accuracy": Accuracy(),
+            "accuracy": Accuracy(validate_args=False),
             "nll": NegativeLogLikelihood(validate_args=False),
             "ece": ExpectedCalibrationError(validate_args=False),
         }
@@ -221,7 +221,7 @@ def _check_dtype(target: Tensor) -> None:
 
 def _check_range(labels: Tensor, num_classes: int) -> None:
     if labels.numel():
-        low, high = int(labels.min()), int(labels.max())
+        low, high = torch.stack(labels.aminmax()).tolist()
         if low < 0 or high >= num_classes:
             raise InputError(
                 f"The targets must be class labels in [0, {num_classes}), but their values go from {low} to {high}."

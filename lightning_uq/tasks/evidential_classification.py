@@ -116,7 +116,7 @@ class EvidentialClassification(ClassTask):
             raise InputError(f"`loss_arguments` must not hold {sorted(reserved)[0]!r}: the task has a field for it.")
         ignored = -100 if self.ignore_index is None else self.ignore_index
         # The checks of the task have looked at the labels, and evidence of ours is not negative.
-        given = {"reg_factor": self.final_reg_factor, "validate_args": False, "ignore_index": ignored}
+        given: dict[str, Any] = {"reg_factor": self.final_reg_factor, "validate_args": False, "ignore_index": ignored}
         try:
             return kind(self.evidence, reduction="none", **given, **arguments, **own)
         except TypeError as error:

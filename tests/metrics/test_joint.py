@@ -138,7 +138,7 @@ def test_bad_options(options, message):
 def test_bad_batches():
     metric = JointLogLoss()
     metric.update(LOGITS, TARGET)
-    with pytest.raises(InputError, match="`prediction` to have 4 members as before, but got 3"):
+    with pytest.raises(InputError, match="`prediction` must have 4 members as before, but it has 3"):
         metric.update(LOGITS[:3], TARGET)
     with pytest.raises(InputError, match="`index` in every update or in none, but earlier ones had none"):
         metric.update(LOGITS, TARGET, torch.arange(25))
