@@ -170,6 +170,29 @@ class MeanMetric(UncertaintyMetric):
         return mean
 
 
+class MeanLoss(MeanMetric):
+    """A mean of batches' losses, each weighted by the count that it was divided by.
+
+    torchmetrics' own mean looks at every value, and so waits for a GPU twice per batch.
+
+    Example:
+        >>> metric = MeanLoss()
+        >>> metric.update(torch.tensor(2.0), torch.tensor(3))
+        >>> metric.compute()
+        tensor(2., dtype=torch.float64)
+    """
+
+    loss: Tensor
+
+    def __init__(self) -> None:
+        super().__init__("loss")
+
+    def update(self, loss: Tensor, count: Tensor) -> None:
+        """Add a batch's loss, a scalar, and its count."""
+        self.loss = self.loss + to_sum_dtype(loss.detach()) * to_sum_dtype(count)
+        self.count = self.count + to_sum_dtype(count)
+
+
 def prediction_rows(
     prediction: Tensor | HasProbs, target: Tensor, from_logits: bool, validate: bool
 ) -> tuple[Tensor, Tensor]:

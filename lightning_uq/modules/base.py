@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from typing_extensions import Self
 
 from lightning_uq import batches
@@ -23,6 +23,7 @@ from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.index import IndexLoss, Penalty, takes_indices
+from lightning_uq.metrics.base import MeanLoss
 from lightning_uq.modules.resume import ExactResume
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory, build_network, factory_from_config, factory_to_config, is_plain
@@ -329,7 +330,7 @@ class UncertaintyModule(ExactResume):
 
     def _make_metrics(self, loaders: Any, stage: Stage) -> nn.ModuleList:
         # A fresh set per loader: metrics that several loaders share would mix their samples.
-        sets = [nn.ModuleDict({"loss": MeanMetric(nan_strategy="disable"), **self.task.metrics(stage)}) for _ in _as_list(loaders)]
+        sets = [nn.ModuleDict({"loss": MeanLoss(), **self.task.metrics(stage)}) for _ in _as_list(loaders)]
         return nn.ModuleList(sets).to(self.device)
 
     def _evaluate(
@@ -347,7 +348,7 @@ class UncertaintyModule(ExactResume):
         if len(y):
             self._check_numbers(output)
             losses, count = self._losses_and_count(output, Targets(y))
-            metrics["loss"].update(losses.mean(), weight=count)
+            metrics["loss"].update(losses.mean(), count)
             self._update_metrics(metrics, output, y, index)
         for name, metric in metrics.items():
             self.log(

@@ -6,22 +6,24 @@ one of the names in :data:`TASKS` or a class path with arguments; in Python it i
 
 from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, describe, sums_and_counts
 from lightning_uq.tasks.categorical_regression import CategoricalRegression
-from lightning_uq.tasks.classification import Classification
+from lightning_uq.tasks.classification import Classification, ClassTask
 from lightning_uq.tasks.evidential_classification import EvidentialClassification
 from lightning_uq.tasks.evidential_regression import EvidentialRegression
 from lightning_uq.tasks.names import TASKS, task_of
-from lightning_uq.tasks.regression import Regression
+from lightning_uq.tasks.regression import Regression, RegressionTask
 from lightning_uq.tasks.segmentation import Segmentation
 
 __all__ = [
     "TASKS",
     "CategoricalRegression",
+    "ClassTask",
     "Classification",
     "EvidentialClassification",
     "EvidentialRegression",
     "OutputShapeError",
     "Progress",
     "Regression",
+    "RegressionTask",
     "Segmentation",
     "Stage",
     "Task",

@@ -38,6 +38,7 @@ class CategoricalRegression(RegressionTask):
 
     ood_score: ClassVar[str] = "epistemic_variance"
     score_names: ClassVar[tuple[str, ...]] = GaussianMixturePrediction.score_names
+    layout: ClassVar[str] = "the logits over the atoms and then the prior means"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "atoms", tuple(check_atoms(self.atoms).tolist()))
@@ -63,7 +64,3 @@ class CategoricalRegression(RegressionTask):
 
     def _positions(self, outputs: Tensor) -> Tensor:
         return torch.tensor(self.atoms, dtype=upcast(outputs).dtype, device=outputs.device)
-
-    @property
-    def _layout(self) -> str:
-        return "logits over the atoms and then the prior means"

@@ -45,6 +45,7 @@ class EvidentialRegression(RegressionTask):
 
     ood_score: ClassVar[str] = "epistemic_variance"
     score_names: ClassVar[tuple[str, ...]] = StudentTPrediction.score_names
+    layout: ClassVar[str] = "the raw parameters of its loss, D of each"
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, tuple(NUM_BLOCKS))
@@ -65,7 +66,3 @@ class EvidentialRegression(RegressionTask):
         parameters = split_nig(output, self.loss)
         losses = evidential_regression_loss(*parameters, target, self.reg_factor, self.loss, reduction="none")
         return sums_and_counts(losses)
-
-    @property
-    def _layout(self) -> str:
-        return f"the raw parameters that loss={self.loss!r} reads"

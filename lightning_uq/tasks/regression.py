@@ -11,17 +11,19 @@ from lightning_uq.functional._validation import check_choice
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.metrics import CRPS, RMSE, IntervalCoverage, RegressionNLL
 from lightning_uq.predictions import GaussianMixturePrediction
-from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, sums_and_counts
+from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, describe, sums_and_counts
 
 
 class RegressionTask(Task):
     """What tasks with targets [B, D] share: their metrics and the checks of targets.
 
     Attributes:
-        outputs_per_target: Numbers that the network returns for each target dimension.
+        outputs_per_target: Numbers k that the network returns for each target dimension.
+        layout: What the k D numbers are, for the error message.
     """
 
     outputs_per_target: int
+    layout: ClassVar[str] = "k blocks of D numbers"
     ood_score: ClassVar[str] = "variance"
     metric_on_bar: ClassVar[str | None] = "rmse"
     has_numeric_targets: ClassVar[bool] = True
@@ -39,7 +41,7 @@ class RegressionTask(Task):
         k = self.outputs_per_target
         if outputs.ndim != 3 or outputs.shape[-1] == 0 or outputs.shape[-1] % k:
             raise OutputShapeError(
-                f"A network for {type(self).__name__} must return [B, {k} D], {self._layout}, but it returned shape "
+                f"A network for {describe(self)} must return [B, {k} D], {self.layout}, but it returned shape "
                 f"{list(outputs.shape[1:])}. Pass argument `output` a function that makes them."
             )
 
@@ -60,9 +62,6 @@ class RegressionTask(Task):
         """Targets are floating-point numbers."""
         return None if target.is_floating_point() else "the targets are no floating-point numbers"
 
-    @property
-    def _layout(self) -> str:
-        return "the means and the raw variances"
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,7 @@ class Regression(RegressionTask):
     loss: Literal["gaussian_nll"] = "gaussian_nll"
 
     score_names: ClassVar[tuple[str, ...]] = GaussianMixturePrediction.score_names
+    layout: ClassVar[str] = "the means and then the raw variances"
 
     def __post_init__(self) -> None:
         check_choice("head", self.head, ("mean_variance",))

@@ -1,0 +1,36 @@
+"""The names of the public API, compared with those that the package exports, so that a change is seen."""
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+
+FILE = Path(__file__).with_name("api.txt")
+ROOMS = ["", "callbacks", "data", "functional", "losses", "metrics", "modules", "networks", "predictions", "tasks"]
+
+
+def names():
+    """One line per public name; a class is followed by the names of its constructor's arguments."""
+    lines = []
+    for room in ROOMS:
+        module = importlib.import_module(f"lightning_uq.{room}".rstrip("."))
+        for name in sorted(module.__all__):
+            found = getattr(module, name)
+            # A constructor that somebody else wrote differs between versions of Python and of other packages.
+            maker = found.__init__ if inspect.isclass(found) else found
+            ours = inspect.isfunction(maker) and (maker.__module__ or "").startswith("lightning_uq")
+            arguments = f"({', '.join(inspect.signature(found).parameters)})" if ours else ""
+            lines.append(f"{module.__name__}.{name}{arguments}")
+    return lines
+
+
+def test_the_public_names_are_those_that_are_written_down():
+    written = FILE.read_text().splitlines()
+    found = names()
+    gone, new = sorted(set(written) - set(found)), sorted(set(found) - set(written))
+    assert written == found, f"run `make api` and look at its diff; gone: {gone}, new: {new}"
+
+
+if __name__ == "__main__":
+    FILE.write_text("\n".join(names()) + "\n")
+    sys.stdout.write(f"{FILE}\n")
