@@ -22,7 +22,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional._validation import check_floating, check_integer, check_target, check_target_values
 from lightning_uq.functional.entropy import log_softmax, mean_log_probs, mutual_information, predictive_entropy
 from lightning_uq.functional.scores import max_softmax
-from lightning_uq.predictions import CategoricalPrediction, ClassProbabilities, Prediction
+from lightning_uq.predictions import ClassProbabilities, Prediction
 
 ClassValues = Sequence[float] | Tensor
 
@@ -229,8 +229,8 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
         if labels is None:
             raise InputError(f"Expected argument `labels` with the score {name!r}, but got None.")
         options["labels"] = labels
-    if name == "bald" and isinstance(outputs, ClassProbabilities):
-        return outputs.mutual_information
+    if name == "bald" and not isinstance(outputs, Tensor):
+        return _class_probabilities(name, outputs).mutual_information
     return ACQUISITION_SCORES[name](_logits(name, outputs), **options)
 
 
@@ -281,13 +281,15 @@ def _logits(name: str, outputs: Tensor | Prediction) -> Tensor:
     """What a score is a function of: logits, or log-probabilities of one pooled hypothesis."""
     if isinstance(outputs, Tensor):
         return outputs
-    if isinstance(outputs, ClassProbabilities) and name in _POOLED:
-        return outputs.log_probs.unsqueeze(0)
-    if isinstance(outputs, CategoricalPrediction):
-        return outputs.logits
+    prediction = _class_probabilities(name, outputs)
+    return prediction.log_probs.unsqueeze(0) if name in _POOLED else prediction.logits
+
+
+def _class_probabilities(name: str, outputs: Prediction) -> ClassProbabilities:
+    if isinstance(outputs, ClassProbabilities):
+        return outputs
     raise InputError(
-        f"Expected argument `outputs` to be logits [Z, B, C], or a prediction that has what {name!r} needs, but got "
-        f"{type(outputs).__name__}."
+        f"The score {name!r} needs logits [Z, B, C] or a prediction of classes, but `outputs` is a {type(outputs).__name__}."
     )
 
 

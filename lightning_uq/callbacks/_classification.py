@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks._running import LogitReader, gather_rows, is_uncertainty_module
 from lightning_uq.errors import InputError
-from lightning_uq.predictions import DirichletPrediction, Prediction
+from lightning_uq.predictions import ClassProbabilities
 
 
 def class_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
@@ -36,28 +36,16 @@ def class_logits(
     check: bool = True,
     of_members: bool = False,
 ) -> Tensor:
-    """Logits [Z, B, C] whose softmax a calibration is about: of a Dirichlet, the log of its mean [1, B, C].
+    """Logits [Z, B, C] that a calibration is fitted to: of a Dirichlet, the log of its mean [1, B, C].
 
     Raises:
-        InputError: ``of_members``, and a Dirichlet has none.
+        InputError: The logits of members are asked for (``of_members``), and the predictions have none.
     """
     logits = reader(model, batch, trainer, check=check)
     if reader.predict_fn is not None or not is_uncertainty_module(model):
         return logits
-    prediction = model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
-    if not isinstance(prediction, DirichletPrediction):
-        return logits
-    if of_members:
-        raise mean_alone(prediction)
-    return prediction.log_probs.unsqueeze(0)
-
-
-def mean_alone(prediction: Prediction) -> InputError:
-    """The error where members are asked of a prediction that has none."""
-    return InputError(
-        f"Expected scope='pooled' for a {type(prediction).__name__}, of which the mean alone can be tempered, but got a scope "
-        "inside its members."
-    )
+    prediction: ClassProbabilities = model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
+    return prediction.logits if of_members else prediction.calibration_logits
 
 
 def gather_logits(logits: list[Tensor], labels: list[Tensor], trainer: Trainer | None) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from lightning_uq.networks.factory import factory_from_config
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.output import Output, OutputReader
-from lightning_uq.predictions import DirichletPrediction
+from lightning_uq.predictions import ClassProbabilities
 
 Network = nn.Module | Callable[[], nn.Module]
 
@@ -251,8 +251,8 @@ class _Ours(nn.Module):
         logits: Tensor = network(x) if isinstance(network, EnsembleNetwork) else network(x, self.index)
         if self.features and isinstance(network, DropoutNetwork):
             call_network(network.network, x)  # once more without masks: what is caught last is what the density is of
-        prediction = self.model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
-        return prediction.log_probs.unsqueeze(0) if isinstance(prediction, DirichletPrediction) else logits
+        prediction: ClassProbabilities = self.model.prediction(logits)  # type: ignore[operator]  # a Module's is untyped
+        return prediction.calibration_logits
 
 
 class _Foreign(nn.Module):

@@ -22,7 +22,7 @@ from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampl
 from lightning_uq import batches
 from lightning_uq.callbacks._running import together
 from lightning_uq.errors import InputError, MissingExtraError, UnsupportedError
-from lightning_uq.predictions import ClassProbabilities, GaussianMixturePrediction, Prediction, StudentTPrediction
+from lightning_uq.predictions import Prediction
 
 Format = Literal["parquet", "csv"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv")
@@ -53,7 +53,8 @@ class PredictionWriter(Callback):
           ``epistemic_variance_0``, of a Student-t also ``degrees_of_freedom_0`` and ``scale_0``; ``log_density`` where
           :class:`FitGMM` fitted one. A score [B] is one column; what has D numbers an input has D, numbered from 0, also
           where D = 1. Calibrations are in. Half precision is written as float32.
-        - of a regressor ``lower_0`` and ``upper_0`` ...: the central ``interval``.
+        - of a regressor ``lower_0`` and ``upper_0`` ...: the central ``interval``. It needs the members, which predictions keep
+          up to 32 indices, or with ``return_members=True``.
 
     Args:
         output_dir: Directory of the files; it is made where there is none.
@@ -196,16 +197,15 @@ class PredictionWriter(Callback):
 
     def _block(self, prediction: Prediction) -> Block:
         """What is written of a prediction, without its index."""
-        if isinstance(prediction, ClassProbabilities) and prediction.label.ndim != 1:
+        if prediction.map_shape:
+            shape = [len(prediction), *prediction.map_shape]
             raise InputError(
-                f"Expected one label an input, but the prediction's labels are {list(prediction.label.shape)}: maps are no "
-                "rows of a table. Write them with a callback of your own."
+                f"A table needs one label per input, but the prediction's labels are {shape}: maps are no rows of a table. "
+                "Write them with a callback of your own."
             )
-        named = prediction.to_dict()
+        named = prediction.to_dict(self.interval)
         if not self.probs:
             named.pop("probs", None)
-        if self.interval is not None and isinstance(prediction, GaussianMixturePrediction | StudentTPrediction):
-            named["lower"], named["upper"] = prediction.interval(self.interval)
         block: Block = {}
         for name, values in named.items():
             if values.ndim not in (1, 2):

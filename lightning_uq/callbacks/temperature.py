@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._classification import class_labels, class_logits, gather_logits, mean_alone
+from lightning_uq.callbacks._classification import class_labels, class_logits, gather_logits
 from lightning_uq.callbacks._running import (
     PredictFn,
     UnpackBatch,
@@ -24,6 +24,7 @@ from lightning_uq.functional.temperature import Method, Objective, Scope, _check
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import CategoricalPrediction, Prediction
+from lightning_uq.tasks import describe
 
 
 class Calibration(PostTrainingCallback):
@@ -90,8 +91,11 @@ class Calibration(PostTrainingCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what has no classes."""
-        if is_uncertainty_module(pl_module) and getattr(pl_module, "task", None) == "regression":
-            raise InputError(f"Expected a classifier for {type(self).__name__}, but got task='regression'.")
+        task = self.logits.task(pl_module)
+        if not task.has_classes:
+            raise InputError(
+                f"{type(self).__name__} calibrates class probabilities, which {describe(task)} does not predict."
+            )
         super().on_fit_start(trainer, pl_module)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
@@ -263,9 +267,7 @@ class TemperatureScaling(Calibration):
         """The prediction with its temperature, or with tempered members."""
         if not self.of_members:
             return prediction.replace(temperature=self.temperature.float())
-        if not isinstance(prediction, CategoricalPrediction):
-            raise mean_alone(prediction)
-        return prediction.replace(logits=self._tempered(prediction.logits))
+        return prediction.map_logits(self._tempered)
 
     def _tempered(self, logits: Tensor) -> Tensor:
         T = self.temperature.to(logits.device, torch.float32)

@@ -16,11 +16,9 @@ from lightning_uq.callbacks.ood import OODScorer, detection_metrics
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
-from lightning_uq.errors import InputError
-from lightning_uq.functional import SCORES
 from lightning_uq.metrics import BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.predictions import CategoricalPrediction, ClassProbabilities
+from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.registry import Method
 
 TAU = 10
@@ -99,11 +97,15 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
     return Evaluation(values, inside.num_hypotheses)
 
 
-def ood_score(name: str, prediction: Any, provided: Sequence[Callable[[Tensor], Mapping[str, Tensor]]] = ()) -> Tensor:
+def ood_score(
+    name: str,
+    prediction: ClassProbabilities,
+    provided: Sequence[Callable[[Tensor], Mapping[str, Tensor]]] = (),
+) -> Tensor:
     """A prediction's out-of-distribution score [B], higher = more out of distribution, found by its name.
 
-    A score that a callback or the module provides (:class:`~lightning_uq.callbacks.ood.OODScorer`) comes first, then a
-    property of the prediction, then a key of :data:`~lightning_uq.functional.scores.SCORES`, applied to its members.
+    A score that a callback or the module provides (:class:`~lightning_uq.callbacks.ood.OODScorer`) comes first, then
+    ``prediction.score(name)``.
 
     Args:
         name: The score's name.
@@ -114,24 +116,15 @@ def ood_score(name: str, prediction: Any, provided: Sequence[Callable[[Tensor], 
         InputError: Nothing has a score of that name.
 
     Example:
+        >>> from lightning_uq import CategoricalPrediction
         >>> ood_score("energy", CategoricalPrediction(torch.zeros(1, 1, 2)))
         tensor([-0.6931])
     """
-    members = isinstance(prediction, CategoricalPrediction)
-    logits = prediction.logits if members else prediction.log_probs.unsqueeze(0)
     for function in provided:
-        scores = function(logits)
+        scores = function(prediction.calibration_logits)
         if name in scores:
             return scores[name]
-    own = getattr(prediction, name, None)
-    if isinstance(own, Tensor):
-        return own
-    if members and name in SCORES:
-        return SCORES[name](logits)
-    raise InputError(
-        f"Expected `ood_score` to be the name of a score of {type(prediction).__name__}, of a callback or among "
-        f"{', '.join(SCORES)}, but got {name!r}."
-    )
+    return prediction.score(name)
 
 
 def num_weights(module: nn.Module) -> int:
@@ -192,7 +185,7 @@ class _Reader(Callback):
         self.correct.append(prediction.label == target)
         for key in ("nll", "brier", "ece"):
             self.metrics[key].update(prediction, target)
-        if isinstance(prediction, CategoricalPrediction):
+        if prediction.has_logits:
             self.num_hypotheses = len(prediction.logits)
             self.metrics["joint_log_loss"].update(prediction.logits, target)
 

@@ -10,7 +10,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,6 @@ from lightning_uq.functional.testbed import (
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.networks.priors import truncated_normal_init_
-from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.registry import Setting
 
 AGENTS = ("epinet", "ensemble_prior", "ensemble", "dropout", "softmax", "uniform")
@@ -217,13 +216,9 @@ def _logits(module: LightningModule, x: Tensor, num_indices: int, at_once: int) 
     index = module.network.evaluation_index(num_indices)
     for part in torch.split(index, at_once):
         output = module.network(x, part if module.network.num_indices is not None else part.to(module.device))
-        prediction = module.prediction(output)
-        # A classifier's members are its outputs, whether its predictions keep them or not.
-        yield output.cpu() if isinstance(prediction, CategoricalPrediction) else _members(prediction)
+        yield _members(module.prediction(output))
 
 
-def _members(prediction: object) -> Tensor:
-    if isinstance(prediction, CategoricalPrediction):
-        return prediction.logits.cpu()
-    log_probs: Tensor = prediction.log_probs  # type: ignore[attr-defined]  # what all other classifiers' predictions have
-    return log_probs.unsqueeze(0).cpu()
+def _members(prediction: Any) -> Tensor:
+    logits: Tensor = prediction.calibration_logits
+    return logits.cpu()

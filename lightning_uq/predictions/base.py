@@ -210,6 +210,26 @@ class Prediction(ABC):
         """The axes of positions behind each input, as (H, W) of a segmentation; empty if there is one result per input."""
         return ()
 
+    @property
+    def logits(self) -> Tensor:
+        """Raw logits [Z, B, C, ...] of every hypothesis.
+
+        Raises:
+            InputError: The prediction does not hold them; ``has_logits`` says so beforehand.
+        """
+        raise InputError(self._no_logits())
+
+    def map_logits(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """A copy whose ``logits`` went through a function before they are pooled.
+
+        Raises:
+            InputError: The prediction does not hold any.
+        """
+        raise InputError(self._no_logits())
+
+    def _no_logits(self) -> str:
+        return f"A {type(self).__name__} has no member `logits`."
+
     def pool(self) -> "Prediction":
         """The prediction without its members: pooled results and moments alone, Z times smaller."""
         return self

@@ -1,12 +1,12 @@
 """The prediction of a softmax classifier."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
 from typing_extensions import Self
 
 from lightning_uq.functional import entropy
-from lightning_uq.functional._validation import upcast
 from lightning_uq.functional.scores import SCORES
 from lightning_uq.predictions.class_probabilities import ClassProbabilities
 from lightning_uq.predictions.fields import Field
@@ -67,14 +67,9 @@ class CategoricalPrediction(ClassProbabilities):
         """H[mean_z p_z] - mean_z H[p_z] in nats: [B, ...], from the untempered members."""
         return entropy.mutual_information(self.logits)
 
-    def temper_members(self, temperature: Tensor) -> Self:
-        """A copy whose members' logits are divided by T, a scalar or [Z], before they are pooled."""
-        logits = upcast(
-            self.logits
-        )  # a scalar T alone would not change the dtype, and the quotient would be rounded again
-        T = temperature.to(logits.device)
-        T = T if T.dtype == logits.dtype else T.float()
-        return self.replace(logits=logits / (T.reshape(-1, *[1] * (logits.ndim - 1)) if T.ndim else T))
+    def map_logits(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """A copy whose members' logits went through a function before they are pooled."""
+        return self.replace(logits=function(self.logits))
 
     def _score(self, name: str) -> Tensor:
         return super()._score(name) if hasattr(type(self), name) else SCORES[name](self.logits)

@@ -43,29 +43,6 @@ class ClassProbabilities(Prediction):
         """Mutual information of label and index, in nats: [B, ...]; a pooled calibration leaves it as it is."""
 
     @property
-    def logits(self) -> Tensor:
-        """Raw logits [Z, B, C, ...] of every hypothesis.
-
-        Raises:
-            InputError: The prediction does not hold them; ``has_logits`` says so beforehand.
-        """
-        raise self._no_logits()
-
-    def temper_members(self, temperature: Tensor) -> Self:
-        """A copy whose hypotheses are divided by T, a scalar or [Z], each before they are pooled.
-
-        Raises:
-            InputError: The prediction holds no ``logits``.
-        """
-        raise self._no_logits()
-
-    def _no_logits(self) -> InputError:
-        return InputError(
-            f"A {type(self).__name__} has no member `logits`: only its mean probabilities can be calibrated or scored as "
-            "logits. Use `log_probs`, or scope='pooled' for a temperature."
-        )
-
-    @property
     def calibration_logits(self) -> Tensor:
         """Logits [Z, B, C, ...] that a calibration is fitted to: the members', or the log of the mean with Z = 1."""
         return self.logits if self.has_logits else self.mean_log_probs.unsqueeze(0)

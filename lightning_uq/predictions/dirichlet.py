@@ -82,7 +82,8 @@ class DirichletPrediction(ClassProbabilities):
         """H[E[p]] - E[H[p]] in nats, over the hypotheses and their Dirichlets: [B, ...]."""
         alpha = self.concentration.double()
         mean = (alpha / alpha.sum(2, keepdim=True)).mean(0)
-        return (torch.special.entr(mean).sum(1) - self.expected_entropy).clamp_min(0)
+        predictive: Tensor = torch.special.entr(mean).sum(1)
+        return (predictive - self.expected_entropy).clamp_min(0)
 
     @property
     def differential_entropy(self) -> Tensor:
@@ -94,6 +95,9 @@ class DirichletPrediction(ClassProbabilities):
         """Mean over z of prior C / S: 1 without any evidence, towards 0 as it grows: [B, ...]."""
         alpha = self.concentration.double()
         return (alpha.shape[2] / alpha.sum(2)).mean(0) * self.prior
+
+    def _no_logits(self) -> str:
+        return f"{super()._no_logits()} Use its mean probabilities: `log_probs`, or scope='pooled' for a temperature."
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
         """As for any classifier, with ``vacuity`` and ``differential_entropy``."""

@@ -59,7 +59,5 @@ class PooledCategoricalPrediction(ClassProbabilities):
                 raise InputError(f"`{name}` must have shape {expected}, but its shape is {found}.")
         super()._check()
 
-    def _no_logits(self) -> InputError:
-        return InputError(
-            "The members' `logits` were pooled when this prediction was made. Set `module.return_members = True` to keep them."
-        )
+    def _no_logits(self) -> str:
+        return "The members' `logits` were pooled when this prediction was made. Set `module.return_members = True` to keep them."

@@ -80,6 +80,19 @@ class PooledRegressionPrediction(NumberPrediction):
         """Not defined without the members."""
         self._raise("crps")
 
+    def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
+        """``mean``, ``variance`` and its two parts, and ``log_density`` if there is one.
+
+        Raises:
+            InputError: An ``interval`` was asked for.
+        """
+        if interval is not None:
+            raise InputError(
+                f"The bounds of an interval (interval={interval}) need the members, which were pooled when this prediction was "
+                "made. Set `module.return_members = True` to keep them, or interval=None to leave out the bounds."
+            )
+        return super().to_dict()
+
     def _raise(self, name: str) -> NoReturn:
         raise InputError(
             f"`{name}` needs the members, which were pooled when this prediction was made. Set "

@@ -53,7 +53,7 @@ def test_metrics_are_the_student_t_s(make_trainer, loss, targets):
     assert result["test_rmse"] == pytest.approx(((location - y.numpy()) ** 2).mean() ** 0.5, rel=1e-5)
     inside = abs(t.cdf(y.numpy()) - 0.5) <= 0.475
     assert result["test_coverage_95"] == pytest.approx(inside.mean())
-    crps = StudentTPrediction(*split_nig(raw, loss)).crps(y).mean()
+    crps = StudentTPrediction(*split_nig(raw[None], loss)).crps(y).mean()
     assert result["test_crps"] == pytest.approx(float(crps), rel=1e-6)
     # Batches are of 16, 16 and 8; the loss is the mean over all rows.
     assert result["test_loss"] == pytest.approx(float(EvidentialRegressionLoss(loss, 0.3)(raw, y)), rel=1e-5)
