@@ -16,6 +16,7 @@ import lightning_uq
 from lightning_uq import DeterministicModule, Factory
 from lightning_uq.cli import main
 from lightning_uq.report import COLUMNS, RESULT_KEYS
+from lightning_uq.tasks import describe
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -98,7 +99,7 @@ OUR_MODEL = {
     "class_path": "lightning_uq.DeterministicModule",
     "init_args": {
         "network": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 4, "out_features": 3}},
-        "num_classes": 3,
+        "task": {"class_path": "lightning_uq.tasks.Classification", "init_args": {"num_classes": 3}},
     },
 }
 
@@ -227,7 +228,7 @@ def test_a_failure_leaves_an_earlier_result_alone(capsys, monkeypatch):
 # ------------------------------------------------------------------ fit, validate, test, predict
 
 
-@pytest.mark.filterwarnings("ignore:Of the classes in the validation data")  # two batches teach little
+@pytest.mark.filterwarnings("ignore:Classes .* are never predicted")  # two batches teach little
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_fits_tests_and_loads_bare(config, workplace):
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
@@ -248,6 +249,50 @@ def test_every_configuration_fits_tests_and_loads_bare(config, workplace):
     module = getattr(lightning_uq, name).load_from_checkpoint(checkpoint, weights_only=True)
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(value, weights[key]) for key, value in module.state_dict().items())
+
+
+OWN_TASK = """
+from dataclasses import dataclass
+import torch
+from lightning_uq.predictions import GaussianMixturePrediction
+from lightning_uq.tasks import RegressionTask, sums_and_counts
+
+@dataclass(frozen=True)
+class KnownNoise(RegressionTask):
+    std: float = 1.0
+    outputs_per_target = 1
+    ood_score = "epistemic_variance"
+    score_names = GaussianMixturePrediction.score_names
+    def predict(self, outputs):
+        return GaussianMixturePrediction(outputs, torch.full_like(outputs, self.std**2))
+    def sample_losses(self, output, target, progress=None):
+        return sums_and_counts((output - target).square())
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "expected"),
+    [
+        ("regression", 2, "Regression()"),
+        ({"class_path": "lightning_uq.tasks.EvidentialRegression", "init_args": {"loss": "meinert"}}, 3, None),
+        ({"class_path": "own_task.KnownNoise", "init_args": {"std": 0.5}}, 1, "KnownNoise(std=0.5)"),
+    ],
+    ids=["a name", "a class path", "a task of the user's own"],
+)
+def test_a_task_is_a_name_or_a_class_path(workplace, monkeypatch, task, outputs, expected):
+    Path("own_task.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(workplace)
+    config = yaml.safe_load((ROOT / "configs" / "gaussian_curve.yaml").read_text())
+    config["model"]["init_args"]["task"] = task
+    config["model"]["init_args"]["network"]["init_args"]["kwargs"]["out_features"] = outputs
+    Path("task.yaml").write_text(yaml.safe_dump(config))
+    quick = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.accelerator=cpu"]
+    assert main(["fit", "--config", "task.yaml", *quick]) == 0
+    (checkpoint,) = workplace.rglob("*.ckpt")
+    module = lightning_uq.DeterministicModule.load_from_checkpoint(checkpoint, weights_only=True)
+    assert expected is None or describe(module.task) == expected
+    assert module.predict(torch.zeros(2, 1)).mean.shape == (2, 1)
+    sys.modules.pop("own_task", None)
 
 
 def test_there_is_a_configuration_for_each_kind_of_module():
@@ -304,7 +349,7 @@ def test_what_fails_at_the_first_batch_is_one_line(capsys, users_project, init_a
     ("problem", "message"),
     [
         ("nan", "Expected the input to be finite, but 1 of 5 rows of batch 0"),
-        ("label", r"labels in \[0, 3\), but got values 0 to 3"),
+        ("label", r"labels in \[0, 3\), but their values go from 0 to 3"),
     ],
 )
 def test_bad_training_data_is_one_line(capsys, users_project, problem, message):
@@ -358,7 +403,11 @@ def test_fit_refuses_in_one_line(capsys, users_project, arguments, message):
     ("init_args", "message"),
     [
         ({"num_clases": 3}, "Option 'num_clases' is not accepted"),
-        ({"num_classes": 1}, "Expected argument `num_classes` to be at least 2"),
+        (
+            {"task": {"class_path": "lightning_uq.tasks.Classification", "init_args": {"num_classes": 1}}},
+            "`num_classes` must be an integer of at least 2",
+        ),
+        ({"task": "ranking"}, "`task` must be a Task, or one of 'classification', 'segmentation'"),
         (
             {"network": {"class_path": "lightning_uq.Factory", "init_args": {"target": "torch.nn.Linnear"}}},
             "but got 'torch.nn.Linnear'",
