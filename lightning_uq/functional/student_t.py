@@ -17,8 +17,23 @@ _NODES, _WEIGHTS = (
 )
 """Gauss-Legendre nodes and weights on [0, 1]."""
 
-_ROWS_AT_ONCE = 1024
-"""Pairs whose double integral, 64 x 64 nodes each, is in memory at a time."""
+_STEPS = torch.tensor([1.0, 3.0, 5.0, 10.0, 30.0, 90.0, 540.0, 5000.0], dtype=torch.float64)
+"""Where panels of a mixture's integral end, in scales from each component's location."""
+_MAX_PANELS = 511
+"""All panels of 32 components; the panels of more components are thinned out."""
+_ELEMENTS = 2**21
+"""Numbers that such an integral holds in memory at a time, about."""
+
+
+def _panel(num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gauss-Legendre nodes and weights on [-1, 1], and the matrix that maps values there to the integrals from -1 to each node."""
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    coefficients = np.linalg.inv(np.polynomial.legendre.legvander(nodes, num_nodes - 1))
+    integrals = np.polynomial.legendre.legval(nodes, np.polynomial.legendre.legint(coefficients, lbnd=-1)).T
+    return torch.from_numpy(nodes), torch.from_numpy(weights), torch.from_numpy(integrals.copy())
+
+
+_PANEL_NODES, _PANEL_WEIGHTS, _PANEL_INTEGRALS = _panel(12)
 
 
 def student_t_log_prob(value: Tensor, df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
@@ -74,13 +89,9 @@ def student_t_crps(value: Tensor, df: Tensor, location: Tensor, scale: Tensor) -
         >>> student_t_crps(torch.zeros(1), torch.tensor([1e6]), torch.zeros(1), torch.ones(1))  # a Gaussian's 0.2337
         tensor([0.2337], dtype=torch.float64)
     """
-    value, df, location, scale = (to_sum_dtype(x) for x in (value, df, location, scale))
-    z = (value - location) / scale
-    zero, one = torch.zeros_like(df), torch.ones_like(df)
-    density = student_t_log_prob(z, df, zero, one).exp()
-    spread = torch.exp(_log_beta(2 * df - 1) - 2 * _log_beta(df)) * df.sqrt()
-    inside = z * (2 * student_t_cdf(z, df, zero, one) - 1)
-    return scale * (inside + 2 * (density * (df + z.square()) - spread) / (df - 1))
+    df, location, scale = (to_sum_dtype(x) for x in (df, location, scale))
+    half_distance = 2 * torch.exp(_log_beta(2 * df - 1) - 2 * _log_beta(df)) * df.sqrt() / (df - 1)
+    return student_t_mean_absolute(value, df, location, scale) - scale * half_distance
 
 
 def student_t_mean_absolute(value: Tensor, df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
@@ -128,9 +139,9 @@ def student_t_mixture_quantile(level: float, df: Tensor, location: Tensor, scale
 def student_t_mixture_crps(value: Tensor, df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
     """Continuous ranked probability score [...] of an equal-weight mixture, in the value's units; lower is better.
 
-    mean_z E|Y_z - y| - mean_{z, z'} E|Y_z - Y'_z'| / 2. All terms are closed forms but those of two different components:
-    these are 64-point Gauss-Legendre integrals of the wider component's E|Y_z - y| over the narrower one, with a relative
-    error of the score below 1e-5 for ``df`` > 2.
+    With the mixture's distribution function F it is mean_z E|Y_z - y| - integral of F (1 - F). One component has a closed
+    form. The integral of several is numerical: for ``df`` > 2 the score's relative error is below 1e-6 with up to 32
+    components, and with more of them if their scales are within a factor of 10.
 
     Args:
         value: y [...].
@@ -143,37 +154,45 @@ def student_t_mixture_crps(value: Tensor, df: Tensor, location: Tensor, scale: T
         >>> student_t_mixture_crps(torch.zeros(1), same + 1e6, same, same + 1)  # a Gaussian's 0.2337
         tensor([0.2337], dtype=torch.float64)
     """
+    if len(df) == 1:
+        return student_t_crps(value, df, location, scale)[0]
     value, df, location, scale = (to_sum_dtype(x) for x in (value, df, location, scale))
-    score = student_t_crps(value, df, location, scale).mean(0)
-    Z = len(df)
-    if Z == 1:
-        return score
-    # E|Y_z - Y'_z| is in the components' own scores with the weight 1 / Z, where the mixture has 1 / Z^2.
-    own = student_t_mean_absolute(value, df, location, scale) - student_t_crps(value, df, location, scale)
-    first, second = torch.triu_indices(Z, Z, 1, device=df.device)
-    between = _mean_difference(*((x[first], x[second]) for x in (df, location, scale)))
-    return score + own.mean(0) * (1 - 1 / Z) - between.sum(0) / Z**2
+    to_value = student_t_mean_absolute(value, df, location, scale).mean(0)
+    num_panels = min(_MAX_PANELS, 2 * len(_STEPS) * len(df) - 1)
+    size = max(1, _ELEMENTS // (num_panels * len(_PANEL_NODES)))
+    parts = torch.stack([df, location, scale]).flatten(2).split(size, 2)  # type: ignore[no-untyped-call]
+    spread = torch.cat([_mean_half_distance(*part) for part in parts])
+    return to_value - spread.reshape(to_value.shape)
 
 
-def _mean_difference(
-    df: tuple[Tensor, Tensor], location: tuple[Tensor, Tensor], scale: tuple[Tensor, Tensor]
-) -> Tensor:
-    """E|Y - Y'| of two independent Student-ts, elementwise: E|Y - y| of the wider one, averaged over the narrower one."""
-    swap = scale[0] < scale[1]
-    wide, narrow = ([torch.where(swap, x[1 - i], x[i]).flatten() for x in (df, location, scale)] for i in (0, 1))
-    parts = []
-    for start in range(0, len(wide[0]), _ROWS_AT_ONCE):
-        (df_w, location_w, scale_w), (df_n, location_n, scale_n) = (
-            [x[start : start + _ROWS_AT_ONCE].unsqueeze(-1) for x in side] for side in (wide, narrow)
-        )
-        # Beyond 12 standard deviations nothing is left of a narrow angle's density.
-        end = torch.minimum(torch.full_like(df_n, math.pi / 2), 12 / df_n.sqrt())
-        angle = end * _NODES.to(end)
-        weight = end * _WEIGHTS.to(end) * torch.exp((df_n - 1) * torch.log(torch.cos(angle)) - _log_beta(df_n))
-        step = scale_n * df_n.sqrt() * torch.tan(angle)
-        around = sum(student_t_mean_absolute(location_n + s * step, df_w, location_w, scale_w) for s in (1, -1))
-        parts.append((weight * around).sum(-1))
-    return torch.cat(parts).reshape(swap.shape) if parts else wide[0].reshape(swap.shape)
+def _mean_half_distance(df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+    """E|Y - Y'| / 2 of two draws of a mixture, which is the integral of F (1 - F): [N] of parameters [Z, N].
+
+    Panels end at fixed numbers of scales around each component; inside, F and 1 - F are integrals of the polynomial through
+    the density. Beyond the last end the tails are powers, whose integrals are known.
+    """
+    steps = torch.cat([-_STEPS, _STEPS]).to(location)
+    ends = (location + steps[:, None, None] * scale).flatten(0, 1).sort(0).values
+    if len(ends) > _MAX_PANELS + 1:
+        ends = ends[torch.linspace(0, len(ends) - 1, _MAX_PANELS + 1, device=ends.device).round().long()]
+    half = ends.diff(dim=0).unsqueeze(1) / 2
+    x, weights, cumulative = (table.to(ends) for table in (_PANEL_NODES, _PANEL_WEIGHTS, _PANEL_INTEGRALS))
+    nodes = ends[:-1].unsqueeze(1) + half * (1 + x.unsqueeze(1))  # [P, nodes, N]
+    density = torch.zeros_like(nodes)
+    for parameters in zip(df, location, scale, strict=True):
+        density = density + student_t_log_prob(nodes, *parameters).exp() / len(df)
+    from_left = half * (cumulative @ density)
+    mass = half * (weights @ density).unsqueeze(1)
+    # Beyond both ends, [2, Z, N]: the probability, and the integral of the smaller of F and 1 - F.
+    distance = (ends[[0, -1]].unsqueeze(1) - location).abs()
+    tail = distance / df * student_t_log_prob(ends[[0, -1]].unsqueeze(1), df, location, scale).exp()
+    below, above = tail.mean(1)
+    outside = (tail * distance / (df - 1)).mean(1).sum(0)
+    # F and 1 - F are each summed from the end where they are small.
+    lower = below + mass.cumsum(0) - mass + from_left
+    upper = above + mass.flip(0).cumsum(0).flip(0) - from_left
+    total: Tensor = outside + (half * (weights @ (lower * upper)).unsqueeze(1)).sum((0, 1))
+    return total
 
 
 def _log_beta(df: Tensor) -> Tensor:

@@ -1,14 +1,12 @@
-import math
+import itertools
 
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
 
-from lightning_uq.errors import InputError
 from lightning_uq.functional import student_t
 from lightning_uq.functional.mixture import mixture_crps
-from lightning_uq.predictions import StudentTPrediction
 
 DF = [1.0, 2.0, 2.01, 3.5, 10.0, 100.0, 1e4, 1e8]
 Y = [-1e6, -40.0, -3.0, -0.5, 0.0, 1e-8, 0.7, 2.0, 12.0, 1e9]
@@ -56,64 +54,102 @@ def test_with_many_degrees_of_freedom_it_is_gaussian():
     torch.testing.assert_close(student_t.student_t_crps(y, df, mean, scale), expected, rtol=1e-5, atol=0)
 
 
-# ---------------------------------------------------------------------- the prediction
+# ---------------------------------------------------------------------- mixtures
 
 
-def prediction(n=4, **kwargs):
-    generator = torch.Generator().manual_seed(n)
-    location = torch.randn(n, 2, generator=generator)[None]
-    nu, alpha, beta = torch.rand(3, n, 2, generator=generator)[:, None] + 0.2
-    return StudentTPrediction(location, nu, alpha + 1.5, beta, **kwargs)
+def mixture(z, seed, spread):
+    """Parameters [Z, 1] with degrees of freedom from just above 2 and scales over ``spread`` powers of ten."""
+    rng = np.random.default_rng(seed)
+    df, scale = 2 + 10 ** rng.uniform(-3, 3, z), 10 ** rng.uniform(-spread / 2, spread / 2, z)
+    return [torch.from_numpy(x)[:, None] for x in (df, rng.normal(size=z) * 10 ** rng.uniform(-2, 2), scale)]
 
 
-def test_moments_are_those_of_the_student_t():
-    p = prediction()
-    expected = stats.t(p.degrees_of_freedom[0].double().numpy(), p.mean.numpy(), p.scale[0].double().numpy())
-    torch.testing.assert_close(p.variance.double(), torch.from_numpy(expected.var()), rtol=1e-5, atol=0)
-    torch.testing.assert_close(p.variance, p.aleatoric_variance + p.epistemic_variance)
-    y = torch.randn(4, 2)
-    torch.testing.assert_close(
-        p.log_prob(y), torch.from_numpy(expected.logpdf(y.double().numpy()).sum(-1)), rtol=1e-5, atol=1e-6
+def integral(y, df, location, scale):
+    """The integral of (F - 1[u >= y])^2 by scipy, between all places where F may bend."""
+    parts = [stats.t(*each) for each in zip(df.flatten(), location.flatten(), scale.flatten(), strict=True)]
+    bends = {
+        float(m + k * s) for m, s in zip(location.flatten(), scale.flatten(), strict=True) for k in (-30, -3, 0, 3, 30)
+    }
+    ends = [-np.inf, *sorted({*bends, y}), np.inf]
+
+    def square(u):
+        return np.mean([t.cdf(u) if u < y else t.sf(u) for t in parts]) ** 2
+
+    return sum(
+        integrate.quad(square, *pair, epsabs=0, epsrel=1e-9, limit=400)[0] for pair in itertools.pairwise(ends)
     )
-    lower, upper = p.interval(0.9)
-    torch.testing.assert_close(p.cdf(upper) - p.cdf(lower), torch.full((4, 2), 0.9).double(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(p.quantile(0.05), lower, rtol=1e-6, atol=1e-6)
-    assert p.crps(y).shape == (4, 2)
 
 
-def test_both_readings():
-    p = prediction()
-    nu, alpha, beta = (x[0] for x in (p.nu, p.alpha, p.beta))
-    aleatoric, epistemic = p.uncertainties()
-    torch.testing.assert_close(aleatoric, (beta / (alpha - 1)).sqrt())
-    torch.testing.assert_close(epistemic, (beta / (alpha - 1) / nu).sqrt())
-    aleatoric, epistemic = p.uncertainties("meinert")
-    torch.testing.assert_close(aleatoric, (beta * (1 + nu) / (alpha * nu)).sqrt())
-    torch.testing.assert_close(epistemic, 1 / nu.sqrt())
+@pytest.mark.parametrize(("z", "spread"), [(2, 0), (2, 1), (3, 5), (4, 3)])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")
+def test_crps_of_a_mixture_is_its_integral(z, spread, seed):
+    parameters = mixture(z, seed, spread)
+    for y in (-3.0, 0.2, 50.0):
+        value = student_t.student_t_mixture_crps(torch.tensor([y]), *parameters)
+        assert float(value) == pytest.approx(integral(y, *parameters), rel=1e-6)
 
 
-def test_it_is_a_prediction_like_the_others():
-    parts = [prediction(1), prediction(3)]
-    whole = StudentTPrediction.cat(parts)
-    assert len(whole) == 4
-    for name, value in whole.to_dict().items():
-        torch.testing.assert_close(value, torch.cat([part.to_dict()[name] for part in parts]))
-    assert whole.to(torch.float64).mean.dtype == torch.float64
-    assert list(prediction(log_density=torch.zeros(4)).to_dict())[-1] == "log_density"
+@pytest.mark.parametrize("z", [2, 7, 40])
+@pytest.mark.parametrize("df", [2.02, 5.0, 1e6])
+def test_copies_of_a_component_have_its_crps(z, df):
+    y = torch.tensor([-1e3, -1.0, 0.3, 2.0], dtype=torch.float64)
+    one = [torch.full((1, 4), x, dtype=torch.float64) for x in (df, 0.3, 2.0)]
+    expected = student_t.student_t_crps(y, *one)[0]
+    found = student_t.student_t_mixture_crps(y, *(x.repeat(z, 1) for x in one))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    assert torch.equal(student_t.student_t_mixture_crps(y, *one), expected)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda p: p.log_prob(torch.zeros(4)), r"`target` must have shape \[4, 2\], but its shape is \[4\]"),
-        (lambda p: p.interval(1.0), r"`level` must be in \(0, 1\), but it is 1.0"),
-        (lambda p: p.quantile(0), r"`level` must be in \(0, 1\)"),
-        (lambda p: p.uncertainties("both"), "`reading` must be 'amini' or 'meinert', but it is 'both'"),
-        (lambda p: StudentTPrediction(*[torch.ones(4)] * 4), r"one shape \[Z, B, D\], but their shapes are \[4\], \[4\]"),
-        (lambda p: StudentTPrediction(*[torch.ones(1, 4, 1)] * 4), "`alpha` above 1, but some of their values are not"),
-        (lambda p: StudentTPrediction(*[torch.full((1, 1, 1), math.nan)] * 4), "values are not"),
-    ],
-)
-def test_bad_arguments(call, message):
-    with pytest.raises(InputError, match=message):
-        call(prediction())
+def test_with_many_degrees_of_freedom_a_mixture_is_gaussian():
+    y = torch.tensor([[-1.0], [0.0], [5.0]], dtype=torch.float64)
+    mean = torch.tensor([-2.0, 0.0, 10.0], dtype=torch.float64)[:, None, None].expand(3, 3, 1)
+    scale = torch.tensor([0.01, 1.0, 3.0], dtype=torch.float64)[:, None, None].expand(3, 3, 1)
+    expected = mixture_crps(mean, scale.square(), y)
+    found = student_t.student_t_mixture_crps(y, torch.full_like(mean, 1e8), mean, scale)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_many_components_of_unlike_scales():
+    df, location, scale = mixture(100, 0, 1)
+    exact = student_t.student_t_mixture_crps(torch.zeros(1), df, location, scale)
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    shuffled = student_t.student_t_mixture_crps(torch.zeros(1), df[order], location[order], scale[order])
+    torch.testing.assert_close(shuffled, exact)
+    draws = torch.from_numpy(
+        stats.t(df.numpy(), location.numpy(), scale.numpy()).rvs((100, 5000), random_state=0)
+    ).flatten()
+    again = draws[torch.randperm(len(draws), generator=torch.Generator().manual_seed(0))]
+    assert float(exact) == pytest.approx(float(draws.abs().mean() - (draws - again).abs().mean() / 2), rel=2e-2)
+
+
+def test_memory_is_bounded_by_parts(monkeypatch):
+    parameters = [x.expand(3, 50) + torch.arange(50) / 50 for x in mixture(3, 1, 1)]
+    whole = student_t.student_t_mixture_crps(torch.zeros(50), *parameters)
+    monkeypatch.setattr(student_t, "_ELEMENTS", 1)
+    torch.testing.assert_close(student_t.student_t_mixture_crps(torch.zeros(50), *parameters), whole)
+    assert student_t.student_t_mixture_crps(torch.zeros(0), *(x[:, :0] for x in parameters)).shape == (0,)
+
+
+@pytest.mark.parametrize("level", [1e-4, 0.025, 0.5, 0.9, 0.9999])
+def test_quantiles_of_a_mixture(level):
+    for seed in range(3):
+        parameters = mixture(3, seed, 2)
+        value = student_t.student_t_mixture_quantile(level, *parameters)
+        t = stats.t(*(x.numpy() for x in parameters))
+        assert t.cdf(value.numpy()).mean() == pytest.approx(level, abs=1e-7)
+
+
+def test_the_mean_distance_is_an_integral():
+    for df in (2.1, 6.0, 100.0):
+        t = stats.t(df, 0.3, 2.0)
+        for y in (-3.0, 0.3, 8.0):
+            expected = integrate.quad(t.cdf, -np.inf, y)[0] + integrate.quad(t.sf, y, np.inf)[0]
+            value = student_t.student_t_mean_absolute(*(torch.tensor(x) for x in (y, df, 0.3, 2.0)))
+            assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients():
+    y = torch.tensor([0.2, 1.0], dtype=torch.float64, requires_grad=True)
+    parameters = [x.expand(3, 2).clone().requires_grad_() for x in mixture(3, 0, 0.5)]
+    assert torch.autograd.gradcheck(student_t.student_t_mixture_crps, (y, *parameters), atol=1e-4, rtol=1e-3)
