@@ -4,7 +4,7 @@ A method's file ends with a recipe::
 
     @register_method("ensemble", ood_score="mutual_information")
     def _compare(setting: Setting) -> LightningModule:
-        return EnsembleModule(setting.network, num_members=5, num_classes=setting.num_classes, optimizer=setting.optimizer)
+        return EnsembleModule(setting.network, num_members=5, optimizer=setting.optimizer)
 
 :func:`methods` imports every file of the modules and callbacks rooms, so a new one is found without editing another.
 """

@@ -122,7 +122,7 @@ def thompson_sampling(
     Example:
         >>> from torch import nn
         >>> from lightning_uq import EnsembleModule
-        >>> module = EnsembleModule(lambda: nn.Linear(2, 2), num_members=3, num_classes=2, seed=0)
+        >>> module = EnsembleModule(lambda: nn.Linear(2, 2), num_members=3, seed=0)
         >>> regret = torch.tensor(list(thompson_sampling(module, Bandit(), num_steps=5))).cumsum(0)
         >>> regret.shape, bool((regret.diff() >= 0).all())
         (torch.Size([5]), True)

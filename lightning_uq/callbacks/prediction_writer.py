@@ -78,7 +78,7 @@ class PredictionWriter(Callback):
         >>> import tempfile
         >>> from torch.utils.data import DataLoader
         >>> from lightning_uq import DeterministicModule
-        >>> model = DeterministicModule(torch.nn.Linear(2, 3), num_classes=3)
+        >>> model = DeterministicModule(torch.nn.Linear(2, 3))
         >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     writer = PredictionWriter(directory, format="csv", probs=False)

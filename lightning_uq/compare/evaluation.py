@@ -16,13 +16,15 @@ from lightning_uq.callbacks.ood import OODScorer, detection_metrics
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
-from lightning_uq.metrics import BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
+from lightning_uq.metrics import ExpectedCalibrationError, JointLogLoss
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.registry import Method
+from lightning_uq.report import RESULT_KEYS
+from lightning_uq.tasks import Classification, Task
 
-TAU = 10
-NUM_BINS = 15
+TAU = JointLogLoss().tau
+NUM_BINS = ExpectedCalibrationError().num_bins
 TIMED_ROWS = 1000
 
 
@@ -62,9 +64,10 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
     if isinstance(module, UncertaintyModule):
         module.return_members = True  # the joint log-loss needs them
     scorers = [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
+    task = module.task if isinstance(module, UncertaintyModule) else Classification()
 
     def predict(loader: Any, *, labelled: bool) -> _Reader:
-        reader = _Reader(method.ood_score, scorers, labelled=labelled)
+        reader = _Reader(method.ood_score, task, scorers, labelled=labelled)
         trainer = Trainer(
             accelerator=accelerator,
             devices=1,
@@ -79,8 +82,8 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
 
     inside = predict(data.test_dataloader(), labelled=True)
     score_in, correct = torch.cat(inside.scores), torch.cat(inside.correct)
-    values = {"accuracy": float(correct.double().mean())}
-    values |= {key: float(metric.compute()) for key, metric in inside.metrics.items() if metric.update_called}
+    measured = {key: metric for key, metric in inside.metrics.items() if metric.update_called and key in RESULT_KEYS}
+    values = {key: float(metric.compute()) for key, metric in measured.items()}
     pooled.confidence.append(torch.cat(inside.confidence))
     pooled.correct.append(correct)
     pooled.score_in.append(score_in)
@@ -150,16 +153,11 @@ def num_weights(module: nn.Module) -> int:
 class _Reader(Callback):
     """Reads predictions as the Trainer makes them: metrics, confidences and out-of-distribution scores."""
 
-    def __init__(self, ood_score: str, scorers: Sequence[OODScorer], *, labelled: bool) -> None:
+    def __init__(self, ood_score: str, task: Task, scorers: Sequence[OODScorer], *, labelled: bool) -> None:
         self.ood_score = ood_score
         self.scorers = scorers
         self.labelled = labelled
-        self.metrics: dict[str, Metric] = {
-            "nll": NegativeLogLikelihood(),
-            "brier": BrierScore(),
-            "ece": ExpectedCalibrationError(num_bins=NUM_BINS),
-            "joint_log_loss": JointLogLoss(tau=TAU, sampling="dyadic"),
-        }
+        self.metrics: dict[str, Metric] = task.metrics("test")
         self.confidence: list[Tensor] = []
         self.correct: list[Tensor] = []
         self.scores: list[Tensor] = []
@@ -183,11 +181,10 @@ class _Reader(Callback):
         target = batch[1].cpu()
         self.confidence.append(prediction.confidence)
         self.correct.append(prediction.label == target)
-        for key in ("nll", "brier", "ece"):
-            self.metrics[key].update(prediction, target)
         if prediction.has_logits:
-            self.num_hypotheses = len(prediction.logits)
-            self.metrics["joint_log_loss"].update(prediction.logits, target)
+            self.num_hypotheses = prediction.num_indices
+        for metric in self.metrics.values():
+            metric.update(prediction, target)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stack.close()

@@ -110,7 +110,7 @@ class JointLoss(IndexLoss):
 
     Example:
         >>> from lightning_uq import EnsembleModule
-        >>> module = EnsembleModule(lambda: torch.nn.Linear(4, 3), num_classes=3, loss=JointLoss(tau=5))
+        >>> module = EnsembleModule(lambda: torch.nn.Linear(4, 3), loss=JointLoss(tau=5))
         >>> x, y = torch.zeros(10, 4), torch.zeros(10, dtype=torch.long)
         >>> module.training_loss(x, y, (x, y)).shape
         torch.Size([])

@@ -11,8 +11,10 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from lightning_uq import EnsembleModule
 from lightning_uq.callbacks.ood import DEFAULT_SCORES, OODDetection, OODScorer, detection_metrics
 from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.functional.ood import auroc
 from lightning_uq.functional.scores import SCORES
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.deterministic import DeterministicModule
@@ -498,7 +500,7 @@ def spoilt(n):
             lambda: OODDetection({"a": data(3)}, ["energy", "entropy"]),
             Plain,
             None,
-            "`scores` to hold names among predictive_entropy, mutual_information, .*, or functions, but got 'entropy'",
+            "`scores` must hold functions, or names among predictive_entropy, .* for Classification.., but it holds 'entropy'",
         ),
         (
             lambda: OODDetection({"a": data(3)}, {"mine": lambda logits: logits.mean()}),
@@ -519,10 +521,10 @@ def spoilt(n):
             "index of one of the 1 test loaders.*got 1",
         ),
         (
-            lambda: OODDetection({"a": data(3)}),
+            lambda: OODDetection({"a": data(3)}, "energy"),
             lambda: DeterministicModule(nn.Linear(4, 2), task="regression"),
             None,
-            "Expected a classifier, but got a DeterministicModule for regression",
+            r"names among variance, .* for Regression\(\), but it holds 'energy'",
         ),
     ],
 )
@@ -669,3 +671,23 @@ def test_two_ranks_give_what_one_gives(run_script, tmp_path):
         print(name, found[name], second[name])
         assert re.match(message, found[name]["two"])
         assert found[name]["two"] == found[name]["one"] == second[name]["two"]
+
+
+# ---------------------------------------------------------------------- regression
+
+
+def test_a_regressor_is_scored_by_its_variances(make_trainer):
+    """The default score is the method's own: an ensemble's spread of means, a single network's variance."""
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    test = DataLoader(TensorDataset(x, x[:, :1]), batch_size=5)
+    far = DataLoader(TensorDataset(20 * x), batch_size=5)
+    network = lambda: nn.Linear(4, 2)  # noqa: E731
+    ensemble = EnsembleModule(network, 3, task="regression", seed=0)
+    (found,) = make_trainer(callbacks=[OODDetection({"far": far})]).test(ensemble, test, verbose=False)
+    assert "ood_auroc/far/epistemic_variance" in found
+    inside, outside = (ensemble.predict(rows).epistemic_variance.mean(1) for rows in (x, 20 * x))
+    expected = auroc(torch.cat([inside, outside]), torch.arange(24) >= 12)
+    assert found["ood_auroc/far/epistemic_variance"] == pytest.approx(expected.item(), abs=1e-6)
+    alone = DeterministicModule(network(), task="regression")
+    (found,) = make_trainer(callbacks=[OODDetection({"far": far})]).test(alone, test, verbose=False)
+    assert "ood_auroc/far/variance" in found

@@ -499,7 +499,6 @@ def test_it_is_built_from_yaml(tmp_path, monkeypatch, capsys):
                     "class_path": "lightning_uq.Factory",
                     "init_args": {"target": "torch.nn.Linear", "kwargs": {"in_features": 64, "out_features": 10}},
                 },
-                "num_classes": 10,
             },
         },
         "data": {"class_path": "lightning_uq.data.DigitsDataModule"},

@@ -157,7 +157,7 @@ class NoForward(LightningModule):
         (NoForward(), {}, "NoForward has no `forward`.*Pass argument `predict_fn`"),
         (nn.Softmax(1), {}, 'returned probabilities .*Pass argument `output="probs"`'),
         (nn.Identity(), {"predict_fn": lambda m, x: {"logits": x}}, "dict with keys \\['logits'\\].*argument `output`"),
-        (nn.Linear(4, 1), {}, "C >= 2, but got shape \\[6, 1\\].*argument `output`"),
+        (nn.Linear(4, 1), {}, "C >= 2, but it returned shape \\[6, 1\\].*argument `output`"),
         (nn.Unflatten(1, (2, 2)), {}, "logits \\[B, C\\] from Unflatten, but got shape \\[6, 2, 2\\].*`predict_fn`"),
         (nn.Identity(), {"predict_fn": lambda m, x: x[0]}, "but got shape \\[4\\]"),
         (nn.Identity(), {"predict_fn": lambda m, x: x[None, None]}, "but got shape \\[1, 1, 6, 4\\]"),
