@@ -75,9 +75,7 @@ def integral(y, df, location, scale):
     def square(u):
         return np.mean([t.cdf(u) if u < y else t.sf(u) for t in parts]) ** 2
 
-    return sum(
-        integrate.quad(square, *pair, epsabs=0, epsrel=1e-9, limit=400)[0] for pair in itertools.pairwise(ends)
-    )
+    return sum(integrate.quad(square, *pair, epsabs=0, epsrel=1e-9, limit=400)[0] for pair in itertools.pairwise(ends))
 
 
 @pytest.mark.parametrize(("z", "spread"), [(2, 0), (2, 1), (3, 5), (4, 3)])
