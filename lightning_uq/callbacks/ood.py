@@ -269,13 +269,15 @@ class OODDetection(Callback):
         twice = {name for name in provided if provided.count(name) > 1}
         if twice:
             raise InputError(f"Expected every score to come from one callback, but several provide {sorted(twice)}.")
+        task = self.read.task(model)
+        known = [*task.score_names, *provided]
         wanted = self.scores
         if wanted is None:
             own = getattr(model, "ood_score", None)
-            names = [own] if isinstance(own, str) else list(DEFAULT_SCORES)
+            # What a `predict_fn` gives is logits, which may lack the module's own score.
+            has_own = isinstance(own, str) and (self.read.predict_fn is None or own in known)
+            names = [own] if has_own else list(DEFAULT_SCORES)
             wanted = {name: name for name in dict.fromkeys([*names, *provided])}
-        task = self.read.task(model)
-        known = [*task.score_names, *provided]
         unknown = [score for score in wanted.values() if isinstance(score, str) and score not in known]
         if unknown:
             raise InputError(

@@ -61,7 +61,7 @@ class EvidentialModule(DeterministicModule):
             lr_scheduler=lr_scheduler,
             output=output,
         )
-        self._save_arguments(**given)
+        self._save_arguments(**{**given, "loss": None, "task": self.task})  # the task knows its loss
 
 
 @register_method("evidential", ood_score="vacuity")

@@ -60,4 +60,4 @@ class EvidentialRegressionModule(DeterministicModule):
             lr_scheduler=lr_scheduler,
             output=output,
         )
-        self._save_arguments(**given)
+        self._save_arguments(**{**given, "loss": None, "task": self.task})  # the task knows its loss

@@ -100,9 +100,9 @@ class EvidentialClassification(ClassTask):
     def __post_init__(self) -> None:
         check_num_classes(self.num_classes)
         check_choice("loss", self.loss, tuple(_LOSSES))
-        for name in ("annealing_steps", "annealing_epochs"):
+        for name in ("annealing_steps", "annealing_epochs", "max_reg_factor"):
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise InputError(f"`{name}` must be at least 0, but it is {value}.")
         object.__setattr__(self, "class_weights", checked_weights(self.class_weights, self.num_classes))
         _ = self._evidence_loss  # a wrong argument is an error now

@@ -59,7 +59,9 @@ def test_logits_probs_and_predictions_agree(constructor, logits, target):
 def test_evidential_prediction(constructor, target):
     concentration = 0.1 + 5 * torch.rand(30, 3, generator=torch.Generator().manual_seed(2))
     expected = value(constructor(), concentration / concentration.sum(1, keepdim=True), target)
-    assert value(constructor(), DirichletPrediction(concentration.unsqueeze(0)), target) == pytest.approx(expected, abs=1e-6)
+    assert value(constructor(), DirichletPrediction(concentration.unsqueeze(0)), target) == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("constructor", WITH_TARGET)

@@ -11,11 +11,11 @@ from lightning_uq.metrics import (
     OODAUROC,
     OODFPR95,
     RMSE,
-    RegressionNLL,
     IntervalCoverage,
     QuantileCalibrationError,
+    RegressionNLL,
 )
-from lightning_uq.predictions import GaussianMixturePrediction
+from lightning_uq.predictions import GaussianMixturePrediction, StudentTPrediction
 
 DETECTION = [OODAUROC, OODAUPRC, OODFPR95]
 REGRESSION = [RegressionNLL, CRPS, RMSE, IntervalCoverage, QuantileCalibrationError]
@@ -138,8 +138,16 @@ def test_bad_regression_batches(constructor, problem):
     with pytest.raises(InputError, match="`target` to be finite"):
         metric.update((mean, variance), target * torch.nan)
     for wrong in (mean, (mean,), None):
-        with pytest.raises(InputError, match=r"`member_mean` and `member_variance`, or a tuple \(mean, variance\)"):
+        with pytest.raises(
+            InputError, match=r"with `mean`, `log_prob`, `cdf` and `crps`, or a tuple \(mean, variance\)"
+        ):
             metric.update(wrong, target)
+    student = StudentTPrediction(mean, variance, variance + 1, variance)
+    with pytest.raises(InputError, match=r"`target` must have shape \[20, 2\], but it has \[20\]; another shape would"):
+        metric.update(student, target[:, 0])
+    for wrong in (target * torch.nan, target / 0):
+        with pytest.raises(InputError, match="`target` must be finite"):
+            metric.update(student, wrong)
 
 
 @pytest.mark.parametrize("level", [0, 1, -0.5, 90, True, "0.9"])

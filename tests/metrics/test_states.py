@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import io
+import math
 import pickle
 import sys
 import warnings
@@ -21,6 +22,7 @@ spec.loader.exec_module(cases)
 
 ALL = torch.arange(cases.ROWS)
 DATA = cases.Data()
+COUNTS = ("unpredicted",)  # integers: a set of classes, which is empty without rows
 each_metric = pytest.mark.parametrize("name", list(cases.CASES))
 
 
@@ -91,8 +93,10 @@ def test_precision_of_the_module_leaves_states_alone(name, conversion):
     module.metric = CONVERSIONS[conversion](cases.make(name))
     cases.feed(module.metric, name, DATA, ALL[:15])
     CONVERSIONS[conversion](module)
-    floating = [s for s in _tensors(module.metric) if s.is_floating_point()]
-    assert floating
+    states = list(_tensors(module.metric))
+    floating = [s for s in states if s.is_floating_point()]
+    assert states
+    assert bool(floating) is (name not in COUNTS)
     assert all(s.dtype == torch.float64 for s in floating)
     assert cases.feed(module.metric, name, DATA, ALL[15:]).compute().item() == pytest.approx(value_of(name), abs=1e-7)
 
@@ -140,7 +144,7 @@ def test_inputs_of_any_precision(name, dtype):
         setattr(wide, field, rounded.double())
     metric = cases.feed(cases.make(name), name, low, ALL)
     value = metric.compute()
-    assert value.dtype == torch.float64
+    assert value.dtype == (torch.int64 if name in COUNTS else torch.float64)
     if name.startswith("ece") and dtype != torch.float64:
         # An edge is rounded to the dtype of the confidence: ask the same of the widened one.
         assert value.item() == pytest.approx(value_of(name), abs=0.1)
@@ -187,12 +191,13 @@ def test_gradients_reach_the_batch_value_where_promised(name):
 
 
 @each_metric
-def test_without_rows_the_value_is_nan(name):
+def test_without_rows_the_value_is_nan_and_a_count_0(name):
     """As at a sanity check of zero batches: a warning, never a crash; the same after an empty batch."""
     metric = cases.make(name)
+    empty = 0 if name in COUNTS else math.nan
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
-        assert metric.compute().isnan()
+        assert metric.compute().item() == pytest.approx(empty, nan_ok=True)
     messages = [str(warning.message) for warning in record]
     assert any("was called before the ``update``" in message for message in messages)
     if name.startswith(("joint", "au", "fpr")) and name not in ("aurc", "augrc"):
@@ -200,7 +205,7 @@ def test_without_rows_the_value_is_nan(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         metric.update(*cases.CASES[name][2](DATA, ALL[:0]))
-        assert metric.compute().isnan()
+        assert metric.compute().item() == pytest.approx(empty, nan_ok=True)
     assert cases.feed(metric, name, DATA, ALL).compute().item() == pytest.approx(value_of(name), abs=1e-12)
 
 

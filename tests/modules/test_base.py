@@ -15,6 +15,7 @@ from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import CategoricalPrediction, GaussianMixturePrediction
+from lightning_uq.tasks import Classification
 
 X = torch.randn(45, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -143,14 +144,15 @@ def test_an_infinite_index_set_is_evaluated_with_fixed_draws_and_pooled_beyond_3
 
 
 def test_a_checkpoint_loads_bare_where_the_factory_has_a_name(make_trainer, tmp_path):
-    module = DeterministicModule(LINEAR, optimizer=functools.partial(torch.optim.SGD, lr=0.3))
+    task = Classification(num_classes=3, label_smoothing=0.1)
+    module = DeterministicModule(LINEAR, task=task, optimizer=functools.partial(torch.optim.SGD, lr=0.3))
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     loaded = DeterministicModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     assert torch.equal(loaded(X), module(X))
     assert loaded.configure_optimizers().defaults["lr"] == 0.3
-    assert loaded.num_classes == 3
+    assert loaded.task == task
 
 
 def test_a_network_without_a_name_is_asked_for(make_trainer, tmp_path):
@@ -214,10 +216,10 @@ if trainer.is_global_zero:
     ("x", "y", "match"),
     [
         (X.clone().index_fill_(0, torch.tensor([2]), float("nan")), Y, "1 of 8 rows of batch 0 hold NaN"),
-        (X, Y + 1, r"class labels in \[0, 3\), but got values"),
-        (X, Y - 1, r"class labels in \[0, 3\), but got values -1"),
-        (X, Y.float(), "integer class labels, but got torch.float32"),
-        (X, Y == 0, "integer class labels, but got torch.bool"),
+        (X, Y + 1, r"class labels in \[0, 3\), but their values go from 1 to 3"),
+        (X, Y - 1, r"class labels in \[0, 3\), but their values go from -1 to 1"),
+        (X, Y.float(), "integer class labels, but they are torch.float32"),
+        (X, Y == 0, "integer class labels, but they are torch.bool"),
     ],
 )
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
@@ -234,20 +236,18 @@ def test_a_batch_without_a_target_is_named(make_trainer):
 def test_a_target_that_would_broadcast_is_refused(make_trainer):
     for loss in (None, lambda output, y: (output[:, :1] - y).square().mean()):
         module = DeterministicModule(nn.Linear(4, 2), task="regression", loss=loss)
-        with pytest.raises(InputError, match=r"targets to be of shape \[8, 1\].* but got \[8\]; .* would broadcast"):
+        with pytest.raises(
+            InputError, match=r"targets must have shape \[8, 1\].* but they have \[8\]; .* would broadcast"
+        ):
             make_trainer().fit(module, loader(TARGET[:, 0]))
 
 
 @pytest.mark.parametrize(
     ("network", "y", "match"),
     [
-        (nn.Linear(4, 3), Y + 1, r"class labels in \[0, 3\), but got values 1 to 3"),
-        (nn.Linear(4, 3), Y.unsqueeze(1), r"class labels to be of shape \[8\].* but got \[8, 1\]"),
-        (
-            nn.Unflatten(1, (4, 1, 1)),
-            Y,
-            r"class labels to be of shape \[8, 1, 1\].*Where the network returns features, pass argument `output`",
-        ),
+        (nn.Linear(4, 3), Y + 1, r"class labels in \[0, 3\), but their values go from 1 to 3"),
+        (nn.Linear(4, 3), Y.unsqueeze(1), r"class labels must have shape \[8\].* but they have \[8, 1\]"),
+        (nn.Unflatten(1, (4, 1, 1)), Y, r"returned \[8, 4, 1, 1\].*Pass .*argument `output` a function"),
     ],
 )
 @pytest.mark.parametrize("stage", ["fit", "test"])
@@ -260,7 +260,7 @@ def test_labels_that_do_not_fit_the_output_are_named_without_num_classes(make_tr
 def test_infinite_targets_are_refused(make_trainer):
     target = TARGET.clone()
     target[0] = float("inf")
-    with pytest.raises(InputError, match="targets to be finite"):
+    with pytest.raises(InputError, match="targets must be finite"):
         make_trainer().fit(DeterministicModule(nn.Linear(4, 2), task="regression"), loader(target))
 
 
@@ -268,7 +268,7 @@ def test_infinite_targets_are_refused(make_trainer):
     ("network", "kwargs", "match"),
     [
         (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), {}, 'output="probs"'),
-        (nn.Linear(4, 7), {"num_classes": 3}, r"3 logits \(argument `num_classes`\)"),
+        (nn.Linear(4, 7), {"task": Classification(num_classes=3)}, r"3 logits \(`num_classes` of the task\)"),
         (nn.Linear(4, 3), {"task": "regression"}, r"\[B, 2 D\]"),
     ],
 )
@@ -294,9 +294,9 @@ def test_probabilities_and_dicts_are_read_where_they_are_declared():
     ("kwargs", "match"),
     [
         ({"network": {"unsaved": "x.<lambda>"}}, r"Argument `network` was a x.<lambda>"),
-        ({"task": "ranking"}, "`task` to be 'classification' or 'regression', but got 'ranking'"),
-        ({"num_classes": 1}, "`num_classes` to be at least 2"),
-        ({"num_classes": 3, "task": "regression"}, "left out for regression"),
+        ({"task": "ranking"}, "`task` must be a Task, or one of 'classification', .*, but it is 'ranking'"),
+        ({"task": nn.Linear(4, 3)}, "`task` must be a Task"),
+        ({"task": "regression", "output": "probs"}, r"Regression\(\) needs the network's raw outputs.*'probs'"),
         ({"output": "softmax"}, "`output`"),
     ],
 )

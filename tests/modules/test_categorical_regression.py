@@ -10,6 +10,7 @@ from lightning_uq.callbacks.ood import OODDetection
 from lightning_uq.errors import InputError
 from lightning_uq.losses import BootstrapNoise, GaussianTargetNoise, L2WeightDecay
 from lightning_uq.losses.categorical_regression import categorical_regression_loss, split_atoms
+from lightning_uq.modules.base import Targets
 from lightning_uq.networks import CategoricalRegressionNetwork, CatMLPEnsemble, Factory, GaussianNoiseMLP
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -63,7 +64,10 @@ def test_its_numbers_are_the_distributions():
     torch.testing.assert_close(module.training_loss(X, Y, None), expected.mean())  # every member, once
     weights = torch.rand(70)
     each = categorical_regression_loss(logits, Y, atoms, prior, reduction="none")[..., 0]
-    torch.testing.assert_close(module.index_losses(output, Y, weights), (each * weights).mean(1))
+    noisy = module.index_losses(output, Targets(Y, noise_weights=weights))
+    torch.testing.assert_close(noisy, (each * weights).mean(1))
+    own = module.index_losses(output, Targets(Y, weights=weights))
+    torch.testing.assert_close(own, (each * weights).sum(1) / weights.sum())
     # The network alone, in the layout of every regressor, says the same.
     from lightning_uq.losses import split_gaussian
 
@@ -147,6 +151,6 @@ def test_misuse():
     module = CategoricalRegressionModule(NETWORK)
     with pytest.raises(InputError, match="does not take an input of shape"):
         module(torch.zeros(5, 3))
-    with pytest.raises(InputError, match=r"the targets to be of shape \[70, 1\]"):
+    with pytest.raises(InputError, match=r"The targets must have shape \[70, 1\]"):
         module.training_loss(X, Y[:, 0], None)
     assert split_atoms(module(X), 31)[1].shape == (4, 70, 1)

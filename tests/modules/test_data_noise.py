@@ -17,12 +17,12 @@ from lightning_uq.functional.data_noise import (
 )
 from lightning_uq.losses import BootstrapNoise, DataNoise, GaussianTargetNoise, cross_entropy_loss
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
-from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.modules.base import Targets, UncertaintyModule
 from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule
+from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.epinet import EpinetModule
-from lightning_uq.modules.evidential import EvidentialModule
 from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.hypermodel import HypermodelNetwork
@@ -205,20 +205,24 @@ def weighted(**kwargs):
     return x, y, {"input": x, "target": y, "index": index, "weight": WEIGHT}
 
 
+def weighted_mean(outputs, y, noise=1.0):
+    """sum_b w_b v_b l_b / sum_b w_b: a batch's own weights w normalise the loss, those of noise v do not. [Z]"""
+    losses = torch.stack([nn.functional.cross_entropy(output, y, reduction="none") for output in outputs])
+    return (WEIGHT * noise * losses).sum(1) / WEIGHT.sum()
+
+
 def test_a_batchs_own_weights_by_definition(monkeypatch):
     x, y, data = weighted()
     ensemble = EnsembleModule(lambda: nn.Linear(2, 3), 4)
-    expected = cross_entropy_loss(ensemble.network(x), y, WEIGHT).sum()
+    expected = weighted_mean(ensemble.network(x), y).sum()
     torch.testing.assert_close(ensemble.training_loss(x, y, data), expected)
     noisy = EnsembleModule(lambda: nn.Linear(2, 3), 4, data_noise=BootstrapNoise("poisson", seed=9))
-    expected = cross_entropy_loss(noisy.network(x), y, bootstrap_weights(data["index"], 4, 9, "poisson") * WEIGHT).sum()
+    expected = weighted_mean(noisy.network(x), y, bootstrap_weights(data["index"], 4, 9, "poisson")).sum()
     torch.testing.assert_close(noisy.training_loss(x, y, data), expected)
     epinet = EpinetModule(mlp(), num_train_samples=5).eval()
     z = torch.randn(5, 8)
     monkeypatch.setattr(epinet.network, "sample_index", lambda num, generator=None: z)
-    torch.testing.assert_close(
-        epinet.training_loss(x, y, data), cross_entropy_loss(epinet.network(x, z), y, WEIGHT).mean()
-    )
+    torch.testing.assert_close(epinet.training_loss(x, y, data), weighted_mean(epinet.network(x, z), y).mean())
 
 
 def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch):
@@ -228,7 +232,7 @@ def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch)
     monkeypatch.setattr(module.network, "sample_index", lambda num, generator=None: z)
     data["weight"] = torch.cat([torch.ones(6), torch.zeros(6)])
     half = {"input": x[:6], "target": y[:6]}
-    torch.testing.assert_close(module.training_loss(x, y, data), module.training_loss(x[:6], y[:6], half) / 2)
+    torch.testing.assert_close(module.training_loss(x, y, data), module.training_loss(x[:6], y[:6], half))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +240,7 @@ def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch)
     [
         (torch.tensor([1.0, float("nan")] * 6), "`weight` of a batch to hold finite numbers of at least 0"),
         (-torch.ones(12), "`weight` of a batch to hold finite numbers of at least 0"),
-        (torch.ones(11), "`weight` of a batch to hold 12 numbers, one a sample, but got 11"),
+        (torch.ones(11), "`weight` of a batch must hold 12 numbers, one per sample, but it holds 11"),
         (
             torch.ones(12, 1),
             r"`weight` of a batch to be numbers \[B\], one a sample, but got torch.float32 of shape \[12, 1\]",
@@ -252,8 +256,12 @@ def test_weights_that_are_none(weight, match):
 
 def test_losses_that_cannot_be_weighted_say_so():
     x, y, data = weighted()
-    with pytest.raises(InputError, match="so that they can be weighted"):
-        EvidentialModule(nn.Linear(2, 3)).training_loss(x, y, data)
+    for loss in (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum")):
+        module = DeterministicModule(nn.Linear(2, 3), loss=loss)
+        with pytest.raises(InputError, match=r"\[12\] \(for torch's own: reduction='none'\).*returned shape \[\]"):
+            module.training_loss(x, y, data)
+    module.loss = nn.CrossEntropyLoss(reduction="none")
+    torch.testing.assert_close(module.training_loss(x, y, data), weighted_mean(module.network(x, torch.zeros(1)), y)[0])
 
 
 def test_an_ensembles_bootstrap_is_the_noise_of_its_seed_and_both_multiply():
@@ -267,7 +275,7 @@ def test_an_ensembles_bootstrap_is_the_noise_of_its_seed_and_both_multiply():
         noise = EnsembleModule(plain, 3, data_noise=BootstrapNoise(kind, seed=4), seed=4)
         torch.testing.assert_close(named.training_loss(x, y, data), noise.training_loss(x, y, data))
     both = EnsembleModule(plain, 3, bootstrap="poisson", data_noise=BootstrapNoise("uniform"), seed=4)
-    _, weights = both.noisy_targets(y, data, torch.arange(3))
+    weights = both.targets(y, data, torch.arange(3)).noise_weights
     assert torch.equal(weights, bootstrap_weights(index, 3, 4, "poisson") * bootstrap_weights(index, 3, 0, "uniform"))
 
 
@@ -279,7 +287,7 @@ def test_randomised_targets_of_an_adversarially_trained_ensemble():
     )  # fmt: skip
     x, y, index = data = batch(regression=True)
     targets = noise.targets(y, index, torch.arange(3))
-    clean = module.index_losses(module.network(x), targets).sum()
+    clean = module.index_losses(module.network(x), Targets(targets, of_each_index=True)).sum()
     assert module.training_loss(x, y, data) > clean  # the step of the second half raises the loss
 
 
@@ -325,7 +333,8 @@ def test_labels_bear_no_noise_and_lightning_members_none_at_all():
         lambda: EnsembleModule(lambda: nn.Linear(2, 3), 2, data_noise=GaussianTargetNoise(0.1)),
     ):
         with pytest.raises(
-            InputError, match=r"`data_noise` to leave class labels as they are, but got GaussianTargetNoise"
+            InputError,
+            match=r"`data_noise` must leave the targets of Classification\(\) as they are, but GaussianTargetNoise",
         ):
             build()
     with pytest.raises(InputError, match=r"`data_noise` to be left out where members are LightningModules"):
@@ -348,7 +357,7 @@ def test_precision(precision, task, make_trainer):
 
 
 class Members(EpistemicNetwork):
-    """A finite set that training draws from, with replacement."""
+    """A finite set, all of which a training step takes."""
 
     num_indices = 4
 
@@ -357,16 +366,16 @@ class Members(EpistemicNetwork):
         self.heads = nn.Linear(2, 12)
 
     def sample_index(self, num_samples, generator=None):
-        return torch.tensor([3, 0, 3, 1])[:num_samples]
+        raise AssertionError("a finite set is not drawn from")
 
     def forward(self, x, index):
         return self.heads(x).reshape(len(x), 4, 3).transpose(0, 1)[index]
 
 
-def test_drawn_members_have_their_own_weights():
-    module = UncertaintyModule(Members(), data_noise=BootstrapNoise("poisson"))
+@pytest.mark.parametrize("num_train_samples", [1, 3, 9])
+def test_all_members_are_trained_with_their_own_weights(num_train_samples):
+    module = UncertaintyModule(Members(), data_noise=BootstrapNoise("poisson"), num_train_samples=num_train_samples)
     x, y, index = data = batch()
-    drawn = torch.tensor([3, 0, 3, 1])
-    weights = bootstrap_weights(index, 4, 0, "poisson")[drawn]
-    expected = cross_entropy_loss(module.network(x, drawn), y, weights).mean()
+    weights = bootstrap_weights(index, 4, 0, "poisson")
+    expected = cross_entropy_loss(module.network(x, torch.arange(4)), y, weights).mean()
     torch.testing.assert_close(module.training_loss(x, y, data), expected)

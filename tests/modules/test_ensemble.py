@@ -24,6 +24,7 @@ from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.priors import NetworkWithPrior
 from lightning_uq.predictions import GaussianMixturePrediction
 from lightning_uq.registry import Setting, methods
+from lightning_uq.tasks import Classification, Segmentation
 
 EXECUTIONS = ("loop", "stacked", "vmap")
 M = 3
@@ -182,13 +183,12 @@ def test_factories_of_other_things():
         ({"prior_scale": float("inf")}, "`prior_scale` to be a finite number of at least 0, but got inf"),
         ({"num_members": True}, "`num_members` to be an integer of at least 1, but got True"),
         ({"seed": 1.5}, "`seed` to be an integer of at least 0, but got 1.5"),
-        ({"num_classes": "3"}, "`num_classes` to be at least 2, .* but got '3'"),
         ({"adversarial_scale": "relative"}, r"`adversarial_scale` to be one of \('range', 'absolute'\)"),
         ({"prior_scale": 1.0}, "`prior_network` and `prior_scale` together.*prior_scale=1.0 without a prior network"),
         ({"prior_network": mlp}, "`prior_network` and `prior_scale` together.*prior_scale=0.0 with a prior network"),
         ({"prior_network": mlp(), "prior_scale": 1.0}, "argument `prior_network` to be a factory"),
         ({"execution": "parallel"}, "`execution` to be 'loop', 'stacked', 'vmap' or 'auto', but got 'parallel'"),
-        ({"task": "ranking"}, "argument `task`"),
+        ({"task": "ranking"}, "`task` must be a Task, or one of .* but it is 'ranking'"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
@@ -199,8 +199,8 @@ def test_arguments_out_of_range(arguments, message):
 def test_the_comparison_knows_it():
     method = methods()["ensemble"]
     built = method.build(Setting("digits", 4, 3, 100, mlp, sgd))
-    assert method.ood_score == EnsembleModule.ood_score == "mutual_information"
-    assert (built.network.num_indices, built.num_classes, built.optimizer) == (5, 3, sgd)
+    assert method.ood_score == built.ood_score == EnsembleModule.preferred_ood_scores[0] == "mutual_information"
+    assert (built.network.num_indices, built.task, built.optimizer) == (5, Classification(), sgd)
 
 
 # ---------------------------------------------------------------------- training
@@ -238,20 +238,24 @@ def test_loss_is_the_sum_and_the_mean_is_logged(execution, make_trainer):
 
 
 def test_losses_of_segmentation_and_of_your_own():
-    ensemble = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M)
+    ensemble = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M, task="segmentation")
     x, y = torch.randn(4, 2, 5, 5), torch.randint(3, (4, 5, 5))
     expected = torch.stack([F.cross_entropy(member, y) for member in ensemble(x)])
     torch.testing.assert_close(ensemble.index_losses(ensemble(x), y), expected)
-    smooth = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M, loss=nn.CrossEntropyLoss(label_smoothing=0.1))
-    expected = torch.stack([F.cross_entropy(member, y, label_smoothing=0.1) for member in smooth(x)])
-    torch.testing.assert_close(smooth.index_losses(smooth(x), y), expected)
+    for arguments in ({"loss": nn.CrossEntropyLoss(label_smoothing=0.1)}, {"task": Segmentation(label_smoothing=0.1)}):
+        smooth = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M, **{"task": "segmentation", **arguments})
+        expected = torch.stack([F.cross_entropy(member, y, label_smoothing=0.1) for member in smooth(x)])
+        torch.testing.assert_close(smooth.index_losses(smooth(x), y), expected)
 
-    class Own(EnsembleModule):
-        def example_loss(self, output, y):
-            return output.sum()
+    class Own(Segmentation):
+        def sample_losses(self, output, target, progress=None):
+            return output.sum((1, 2, 3)), torch.ones(len(output))
 
-    own = Own(lambda: nn.Conv2d(2, 3, 1), M)
-    torch.testing.assert_close(own.index_losses(own(x), y), own(x).sum((1, 2, 3, 4)))
+    for arguments in ({"loss": lambda output, y: output.sum((1, 2, 3))}, {"task": Own()}):
+        own = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M, **{"task": "segmentation", **arguments})
+        torch.testing.assert_close(own.index_losses(own(x), y), own(x).sum((2, 3, 4)).mean(1))
+    total = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M, task="segmentation", loss=lambda output, y: output.sum())
+    torch.testing.assert_close(total.index_losses(total(x), y), total(x).sum((1, 2, 3, 4)))
 
 
 def test_losses_of_half_precision_are_taken_in_float32():
@@ -569,9 +573,7 @@ def test_bootstrap_of_regression_and_of_a_loss_of_samples():
     batch = IndexedSample(x, y, index)
     torch.testing.assert_close(own.training_loss(x, y, batch), plain.training_loss(x, y, batch))
     scalar = EnsembleModule(mlp, M, bootstrap="poisson", loss=nn.CrossEntropyLoss())
-    with pytest.raises(
-        InputError, match=r"argument `loss` to return the losses of the samples, \[6\].*returned shape \[\]"
-    ):
+    with pytest.raises(InputError, match=r"`loss` must return the losses of the samples, \[6\].*returned shape \[\]"):
         scalar.training_loss(x, y, batch)
 
 
@@ -647,7 +649,7 @@ def test_regression(execution, make_trainer):
 def test_a_target_without_its_axis_is_an_error(make_trainer):
     data = TensorDataset(torch.randn(8, 4), torch.randn(8))
     ensemble = EnsembleModule(lambda: mlp(4, 2), 2, task="regression")
-    with pytest.raises(InputError, match=r"targets to be of shape \[8, 1\].*got \[8\]"):
+    with pytest.raises(InputError, match=r"targets must have shape \[8, 1\].*they have \[8\]"):
         make_trainer().fit(ensemble, loader(data=data))
 
 

@@ -17,6 +17,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.networks.factory import Factory
+from lightning_uq.tasks import Classification
 
 M = 3
 EXECUTIONS = ("loop", "stacked", "vmap")
@@ -323,12 +324,13 @@ def test_modules_that_optimize_by_hand_can_be_collected(make_trainer, tmp_path):
 
 
 def test_deterministic_modules_say_what_they_are(make_trainer, tmp_path):
-    modules, paths = train_apart(lambda: DeterministicModule(LINEAR), make_trainer, tmp_path)
+    task = Classification(num_classes=3, class_weights=(1.0, 2.0, 3.0))
+    modules, paths = train_apart(lambda: DeterministicModule(LINEAR, task=task), make_trainer, tmp_path)
     x = dataset().tensors[0]
-    for given in ({}, {"module_class": DeterministicModule}, {"network": LINEAR, "num_classes": 3}):
+    for given in ({}, {"module_class": DeterministicModule}, {"network": LINEAR, "task": task}):
         ensemble = EnsembleModule.from_checkpoints(paths, **given).eval()
         torch.testing.assert_close(ensemble(x), torch.cat([module(x) for module in modules]))
-        assert ensemble.num_classes == 3
+        assert ensemble.task == task
         assert ensemble.network.execution == "stacked"
 
 

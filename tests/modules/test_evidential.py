@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import EvidentialModule, Factory, OODDetection, TemperatureScaling
+from lightning_uq.callbacks.ood import DEFAULT_SCORES
 from lightning_uq.compare.evaluation import ood_score
 from lightning_uq.data import DigitsDataModule
 from lightning_uq.errors import InputError
@@ -17,6 +18,7 @@ from lightning_uq.metrics.unpredicted import UnpredictedClasses
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.predictions import DirichletPrediction
 from lightning_uq.registry import methods
+from lightning_uq.tasks import EvidentialClassification, Progress
 
 NETWORK = Factory("lightning_uq.networks.mlp.MLP", {"in_features": 2, "out_features": 3, "hidden_sizes": [8]})
 
@@ -30,6 +32,10 @@ def blobs(n=60, seed=0):
 
 def loader(n=60, batch_size=20, seed=0):
     return DataLoader(TensorDataset(*blobs(n, seed)), batch_size=batch_size)
+
+
+def evidential(network=NETWORK, **fields):
+    return EvidentialModule(network, task=EvidentialClassification(**fields))
 
 
 class Factors(Callback):
@@ -84,12 +90,12 @@ def test_it_learns_three_blobs(make_trainer, loss):
 )
 def test_each_name_is_a_loss_with_a_final_factor(loss, kind, factor):
     module = EvidentialModule(NETWORK, loss=loss)
-    assert isinstance(module.evidence_loss, kind)
-    assert module.max_reg_factor == factor
+    assert module.task.loss == loss
+    assert module.task.final_reg_factor == module.task.reg_factor() == factor
     raw, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     risk = {"risk": loss} if loss in ("nll", "cross_entropy") else {}
     expected = kind("clamped_exp", factor, **risk)(raw, y)
-    torch.testing.assert_close(module.example_loss(raw, y), expected)
+    torch.testing.assert_close(module.index_losses(raw[None], y), expected[None])
 
 
 def test_the_factor_rises_by_steps_and_is_logged(make_trainer):
@@ -97,7 +103,8 @@ def test_the_factor_rises_by_steps_and_is_logged(make_trainer):
     module = EvidentialModule(NETWORK, task=EvidentialClassification(annealing_steps=4, max_reg_factor=0.5))
     make_trainer(max_epochs=2, callbacks=[factors]).fit(module, loader())
     assert factors.logged == pytest.approx([0, 0.125, 0.25, 0.375, 0.5, 0.5])
-    assert module.reg_factor == 0.5  # outside a training
+    assert module.task.reg_factor() == 0.5  # outside a training
+    assert module.task.reg_factor(Progress(step=3, epoch=0)) == 0.375
 
 
 def test_accumulated_gradients_are_one_step(make_trainer):
@@ -117,7 +124,7 @@ def test_the_factor_rises_by_epochs(make_trainer):
 @pytest.mark.parametrize("arguments", [{"annealing_steps": 0}, {"annealing_epochs": 0}])
 def test_no_annealing(make_trainer, arguments):
     factors = Factors()
-    make_trainer(callbacks=[factors]).fit(EvidentialModule(NETWORK, **arguments), loader())
+    make_trainer(callbacks=[factors]).fit(evidential(**arguments), loader())
     assert factors.logged == [1, 1, 1]
 
 
@@ -125,7 +132,7 @@ def test_no_annealing(make_trainer, arguments):
 def test_a_resumed_training_anneals_on(make_trainer, tmp_path, arguments):
     def fit(epochs, ckpt_path=None):
         torch.manual_seed(0)
-        module, factors = EvidentialModule(NETWORK, **arguments), Factors()
+        module, factors = evidential(**arguments), Factors()
         trainer = make_trainer(max_epochs=epochs, callbacks=[factors])
         trainer.fit(module, loader(), ckpt_path=ckpt_path)
         trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
@@ -255,7 +262,7 @@ def test_metrics_are_of_the_dirichlet_s_mean_and_without_a_joint_log_loss(make_t
 
 def test_it_warns_of_a_class_that_is_never_predicted(make_trainer):
     module = EvidentialModule(Fixed([1.0, 0.0, -1.0]), task=EvidentialClassification(annealing_steps=4))
-    with pytest.warns(UserWarning, match=r"\[1, 2\] are never predicted.*smaller `max_reg_factor` than 1"):
+    with pytest.warns(UserWarning, match=r"Classes \[1, 2\] .*are never predicted.*smaller `max_reg_factor` than 1"):
         (result,) = make_trainer().validate(module, loader(), verbose=False)
     assert result["val_unpredicted_classes"] == 2
     with warnings.catch_warnings():  # while the factor rises, a class may just not have been learnt yet
@@ -292,7 +299,7 @@ def test_max_norm_collapses_at_the_original_s_factor_and_not_at_ours(make_traine
 
 
 def test_a_class_without_labels_need_not_be_predicted():
-    metric = UnpredictedClasses(4)
+    metric = UnpredictedClasses()
     metric.update(DirichletPrediction(torch.eye(4)[None, [0, 0, 2]] + 1), torch.tensor([0, 1, 0]))
     assert metric.compute() == 1
     assert metric.classes() == [1]
@@ -308,9 +315,18 @@ def test_scores_are_the_dirichlet_s_and_never_a_softmax_s(make_trainer):
     module = EvidentialModule(NETWORK)
     x, _ = blobs()
     prediction = module.predict(x)
-    scores = OODDetection().score(module, [x])
-    assert set(scores) == set(module.ood_score_names)
-    assert next(iter(scores)) == "vacuity" == module.ood_score
+    assert list(OODDetection().score(module, [x])) == [module.ood_score] == ["vacuity"]
+    scores = OODDetection(scores=module.task.score_names).score(module, [x])
+    assert next(iter(scores)) == "vacuity"
+    assert set(scores) == {
+        "vacuity",
+        "mutual_information",
+        "differential_entropy",
+        "predictive_entropy",
+        "expected_entropy",
+        "max_softmax",
+        "gen",
+    }
     for name in ("vacuity", "mutual_information", "differential_entropy", "predictive_entropy", "expected_entropy"):
         torch.testing.assert_close(scores[name], getattr(prediction, name))
     torch.testing.assert_close(scores["max_softmax"], 1 - prediction.confidence)
@@ -324,18 +340,17 @@ def test_scores_are_the_dirichlet_s_and_never_a_softmax_s(make_trainer):
     assert "ood_auroc/far/vacuity" in result
 
 
-def test_a_reader_that_holds_the_mean_alone_gets_the_same_scores():
-    # The comparison hands over log-probabilities of the mean, which no longer know the evidence.
+def test_every_reader_gets_the_same_scores():
     module = EvidentialModule(NETWORK)
     x, _ = blobs()
-    with module.ood_scores(module) as provided:
-        prediction = module.predict(x)
-        vacuity = ood_score("vacuity", prediction, [provided])
-    torch.testing.assert_close(vacuity, prediction.vacuity)
-    assert not module.network._forward_hooks
-    with module.ood_scores(module) as provided:  # raw outputs from a `predict_fn` that goes around the module
-        torch.testing.assert_close(provided(module(x) + 0)["vacuity"], prediction.vacuity)
-        assert "energy" not in provided(module(x))
+    prediction = module.predict(x)
+    torch.testing.assert_close(ood_score("vacuity", prediction), prediction.vacuity)
+    # What a `predict_fn` gives is logits, which know no evidence any more.
+    mean = OODDetection(predict_fn=lambda model, x: model.predict(x).log_probs).score(module, [x])
+    assert set(mean) == set(DEFAULT_SCORES)
+    torch.testing.assert_close(mean["max_softmax"].double(), 1 - prediction.confidence, atol=1e-6, rtol=0)
+    with pytest.raises(InputError, match=r"vacuity, .* for EvidentialClassification\(\), but it holds 'energy'"):
+        OODDetection(scores=["energy"]).score(module, [x])
 
 
 def test_a_temperature_tempers_the_mean_alone(make_trainer):
@@ -357,23 +372,26 @@ def test_a_temperature_tempers_the_mean_alone(make_trainer):
 def test_a_checkpoint_remembers_everything(make_trainer, tmp_path):
     module = EvidentialModule(
         NETWORK,
-        loss="maxnorm",
         task=EvidentialClassification(
+            loss="maxnorm",
             evidence="softplus",
             annealing_epochs=2,
             max_reg_factor=0.3,
-            loss_arguments={"p_norm": 2, "fisher": "paper", "weight": [1.0, 2.0, 3.0]},
+            class_weights=[1.0, 2.0, 3.0],
+            loss_arguments={"p_norm": 2, "fisher": "paper"},
         ),
     )
     trainer = make_trainer(enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, "best", monitor="val_nll")])
     trainer.fit(module, loader(), loader())
     loaded = EvidentialModule.load_from_checkpoint(tmp_path / "best.ckpt", weights_only=True)
-    assert loaded.evidence_loss.p_norm == 2
-    assert loaded.evidence_loss.fisher == "paper"
-    assert loaded.max_reg_factor == 0.3
-    x, _ = blobs()
+    assert loaded.task == module.task
+    assert loaded.task.loss == "maxnorm"
+    assert loaded.task.loss_arguments == {"p_norm": 2, "fisher": "paper"}
+    assert loaded.task.final_reg_factor == 0.3
+    assert loaded.task.class_weights == (1.0, 2.0, 3.0)
+    x, y = blobs()
     assert torch.equal(loaded.predict(x).concentration, module.predict(x).concentration)
-    assert torch.equal(loaded.evidence_loss.weight, torch.tensor([1.0, 2.0, 3.0]))
+    assert torch.equal(loaded.index_losses(loaded(x), y), module.index_losses(module(x), y))
 
 
 def test_a_lambda_has_to_be_passed_again(make_trainer, tmp_path):
@@ -381,7 +399,7 @@ def test_a_lambda_has_to_be_passed_again(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match="Argument `evidence` was a .*function"):
+    with pytest.raises(InputError, match="Argument `task` was a .*EvidentialClassification.*Pass it again"):
         EvidentialModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
 
 
@@ -404,45 +422,51 @@ def test_it_is_registered():
     [
         ({"loss": "edl"}, "`loss` to be one of 'evidential', 'nll'"),
         ({"evidence": "exp"}, "`evidence` to be one of 'clamped_exp', 'softplus', 'relu'"),
-        ({"annealing_steps": -1}, "`annealing_steps` to be at least 0, but got -1"),
-        ({"annealing_epochs": -1}, "`annealing_epochs` to be at least 0"),
-        ({"max_reg_factor": -0.1}, "`reg_factor` to be at least 0, but got -0.1"),
-        (
-            {"output": "probs"},
-            "`output` to be 'logits' or a function, but got 'probs': evidence is made of raw outputs",
-        ),
-        ({"loss_arguments": {"p_norm": 4}}, "`loss_arguments` to hold arguments of EvidentialLoss: .*p_norm"),
-        (
-            {"loss_arguments": {"weight": [1.0]}},
-            r"`weight` in argument `loss_arguments` to hold 3 numbers, but got \[1\]",
-        ),
+        ({"annealing_steps": -1}, "`annealing_steps` must be at least 0, but it is -1"),
+        ({"annealing_epochs": -1}, "`annealing_epochs` must be at least 0, but it is -1"),
+        ({"max_reg_factor": -0.1}, "`max_reg_factor` must be at least 0, but it is -0.1"),
+        ({"loss_arguments": {"p_norm": 4}}, "`loss_arguments` must hold arguments of EvidentialLoss: .*p_norm"),
+        ({"loss_arguments": {"weight": [1.0]}}, "`loss_arguments` must not hold 'weight': the task has a field for it"),
+        ({"class_weights": [1.0], "num_classes": 3}, "`class_weights` must hold 3 numbers, .* but it holds 1"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
-        EvidentialModule(NETWORK, **arguments)
+        evidential(**arguments)
+
+
+def test_bad_arguments_of_the_module():
+    with pytest.raises(InputError, match=r"EvidentialClassification\(\) needs the network's raw outputs, .* 'probs'"):
+        EvidentialModule(NETWORK, output="probs")
+    with pytest.raises(InputError, match="`loss` to be one of 'evidential', 'nll'"):
+        EvidentialModule(NETWORK, loss="edl")
+    with pytest.raises(InputError, match="`task` must be an EvidentialClassification, but it is Classification"):
+        EvidentialModule(NETWORK, task="classification")
+    x, y = blobs()
+    module = evidential(class_weights=[1.0])
+    with pytest.raises(InputError, match="`class_weights` must hold 3 numbers, .* of the network's output, .* holds 1"):
+        module.index_losses(module(x), y)
 
 
 def test_bad_outputs_and_labels(make_trainer):
-    with pytest.raises(InputError, match="Expected the network to return 4 logits"):
-        EvidentialModule(NETWORK).predict(torch.zeros(2, 2))
+    with pytest.raises(InputError, match="The network must return 4 logits"):
+        evidential(num_classes=4).predict(torch.zeros(2, 2))
     x, y = blobs()
-    with pytest.raises(InputError, match=r"class labels in \[0, 3\), but got values 1 to 3"):
+    with pytest.raises(InputError, match=r"class labels in \[0, 3\), but their values go from 1 to 3"):
         make_trainer().fit(EvidentialModule(NETWORK), DataLoader(TensorDataset(x, y + 1), batch_size=60))
 
 
-def test_counts_of_all_ranks_decide():
-    theirs = {"labelled": torch.tensor([0.0, 2.0, 1.0]).double(), "predicted": torch.tensor([0.0, 3.0, 0.0]).double()}
+def test_classes_of_all_ranks_decide():
+    theirs = {"labelled": torch.tensor([1, 2]), "predicted": torch.tensor([1])}
     states = iter(list(theirs) * 2)  # gathered by compute, then by classes
     metric = UnpredictedClasses(
-        3,
         dist_sync_fn=lambda mine, group=None: [mine, theirs[next(states)]],
         distributed_available_fn=lambda: True,
     )
     metric.update(DirichletPrediction(torch.eye(3)[None, [0, 0]] + 1), torch.tensor([0, 1]))
     assert metric.compute() == 1
     assert metric.classes() == [2]
-    assert metric.labelled.tolist() == [1, 1, 0]  # this rank's own again
+    assert torch.cat(metric.labelled).tolist() == [0, 1]  # this rank's own again
 
 
 @pytest.mark.slow
@@ -461,7 +485,7 @@ if __name__ == "__main__":
     # Each rank predicts one class, together they predict both; class 2 has labels and nobody predicts it.
     x = 3 * torch.eye(3)[[0, 1, 0, 1]]
     data = DataLoader(TensorDataset(x, torch.tensor([0, 1, 2, 2])), batch_size=2)
-    module = EvidentialModule(nn.Identity(), 3)
+    module = EvidentialModule(nn.Identity())
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
                       enable_progress_bar=False, enable_model_summary=False)
     with warnings.catch_warnings(record=True) as caught:
@@ -474,4 +498,4 @@ if __name__ == "__main__":
     )
     assert out[0] == 1
     assert len(out[1]) == 1
-    assert "[2] are never predicted" in out[1][0]
+    assert "Classes [2] of the validation data are never predicted" in out[1][0]

@@ -78,7 +78,8 @@ def test_precisions(make_trainer, precision):
 def test_scores(make_trainer):
     module = EvidentialRegressionModule(network())
     x = data().dataset.tensors[0]
-    scores = OODDetection().score(module, [x])
+    assert list(OODDetection().score(module, [x])) == [module.ood_score] == ["epistemic_variance"]
+    scores = OODDetection(scores=module.task.score_names).score(module, [x])
     prediction = module.predict(x)
     torch.testing.assert_close(scores["epistemic_variance"], prediction.epistemic_variance[:, 0])
     torch.testing.assert_close(scores["inverse_nu"], prediction.uncertainties("meinert")[1][:, 0] ** 2)
@@ -92,16 +93,18 @@ def test_a_checkpoint_remembers_everything(make_trainer, tmp_path):
     trainer.fit(module, data())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     loaded = EvidentialRegressionModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
-    assert (loaded.evidence_loss.loss, loaded.evidence_loss.reg_factor) == ("meinert", 0.2)
+    assert loaded.task == module.task == EvidentialRegression(loss="meinert", reg_factor=0.2)
     x = data().dataset.tensors[0]
     assert torch.equal(loaded.predict(x).scale, module.predict(x).scale)
 
 
 def test_bad_input(make_trainer):
-    with pytest.raises(InputError, match=r"returns \[B, 4 D\] for loss='amini', but got shape \[2, 3\]"):
+    with pytest.raises(
+        InputError, match=r"EvidentialRegression\(\) must return \[B, 4 D\], .* but it returned shape \[2, 3\]"
+    ):
         EvidentialRegressionModule(nn.Linear(1, 3)).predict(torch.zeros(2, 1))
     with pytest.raises(InputError, match="`loss` to be one of 'amini', 'scaled', 'meinert'"):
         EvidentialRegressionModule(network(), loss="nig")
     loader = DataLoader(TensorDataset(torch.zeros(16, 1), torch.zeros(16)), batch_size=16)
-    with pytest.raises(InputError, match=r"but got \[16\]"):
+    with pytest.raises(InputError, match=r"but they have \[16\]"):
         make_trainer().fit(EvidentialRegressionModule(network()), loader)

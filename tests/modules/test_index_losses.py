@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_uq.modules.base import Targets
 from lightning_uq.modules.deterministic import DeterministicModule
 
 DATA = {
@@ -28,20 +29,26 @@ def test_cross_entropy_of_each_index():
     check(module().index_losses(DATA["cls_out"], Y), DATA["xent/none"])
 
 
-def test_weights_of_the_samples_divide_by_their_number_not_their_sum():
-    check(module().index_losses(DATA["cls_out"], Y, DATA["weights"].flatten()), DATA["xent/weights"])
+def test_weights_of_noise_divide_by_the_number_of_samples_not_by_their_sum():
+    weights = DATA["weights"].flatten()
+    noisy = module().index_losses(DATA["cls_out"], Targets(Y, noise_weights=weights))
+    check(noisy, DATA["xent/weights"])
+    own = module().index_losses(DATA["cls_out"], Targets(Y, weights=weights))  # a batch's own divide by their sum
+    check(own, DATA["xent/weights"] / weights.float().mean())
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "exponential", "poisson", "uniform"])
 @pytest.mark.parametrize("seed", [0, 3])
 def test_weights_of_each_index(kind, seed):
     weights = DATA[f"boot/{kind}/seed{seed}/weights"].squeeze(2).float()
-    check(module().index_losses(DATA["cls_out"], Y, weights), DATA[f"boot/{kind}/seed{seed}/xent"])
+    check(
+        module().index_losses(DATA["cls_out"], Targets(Y, noise_weights=weights)), DATA[f"boot/{kind}/seed{seed}/xent"]
+    )
 
 
 def test_the_average_over_drawn_indices():
     drawn = DATA["cls_out"][DATA["avg/indices"].long()]
-    check(module().index_losses(drawn, Y, DATA["weights"].flatten()).mean(), DATA["avg/xent"])
+    check(module().index_losses(drawn, Targets(Y, noise_weights=DATA["weights"].flatten())).mean(), DATA["avg/xent"])
 
 
 def test_the_l2_penalty_is_adams_weight_decay_of_twice_its_scale():

@@ -121,7 +121,7 @@ def test_a_checkpoint_of_a_factory_loads_bare(make_trainer, tmp_path):
     trainer.fit(module, loader(LABELS))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     again = UncertaintyModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True).eval()
-    assert (again.num_classes, again.num_train_samples, again.num_eval_samples) == (3, 4, 7)
+    assert (again.task, again.num_train_samples, again.num_eval_samples) == (module.task, 4, 7)
     assert torch.equal(again(X), module.eval()(X))
 
 

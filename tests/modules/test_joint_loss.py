@@ -25,6 +25,7 @@ from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.epinet import EpinetModule
+from lightning_uq.tasks import Classification
 
 FLIPPED = 0.15
 
@@ -94,7 +95,7 @@ def test_the_loss_is_that_of_all_indices_together_and_validation_follows_it(make
     torch.testing.assert_close(module.training_loss(x, y, (x, y)), 4 * value)  # an ensemble sums over its members
     trainer = make_trainer()
     trainer.validate(module, loader(20), verbose=False)
-    torch.testing.assert_close(trainer.callback_metrics["val_loss"], value.detach())
+    torch.testing.assert_close(trainer.callback_metrics["val_loss"].float(), value.detach())
 
 
 def test_one_hypothesis_and_a_tau_of_one_train_as_ever():
@@ -142,7 +143,7 @@ def test_samples_cannot_be_weighted_in_it():
     module = EnsembleModule(mlp, 2, loss=JointLoss(), bootstrap="poisson")
     x, y = problem(20).tensors
     with pytest.raises(
-        InputError, match=r"`loss` to be one of single indices, so that samples can be weighted.*JointLoss"
+        InputError, match=r"`loss` must be one of single indices, so that samples can be weighted.*JointLoss"
     ):
         module.training_loss(x, y, IndexedSample(x, y, torch.arange(20)))
 
@@ -257,7 +258,7 @@ def test_the_command_line_builds_them():
         "class_path": "lightning_uq.EpinetModule",
         "init_args": {
             "network": network,
-            "num_classes": 2,
+            "task": {"class_path": "lightning_uq.tasks.Classification", "init_args": {"num_classes": 2}},
             "loss": part("JointLoss", tau=4),
             "data_noise": part("BootstrapNoise", kind="exponential", seed=3),
             "regularizer": part("L2WeightDecay", scale=0.5),
@@ -265,6 +266,7 @@ def test_the_command_line_builds_them():
     }
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
     model = instantiate(parser.parse_object({"model": config})).model
+    assert model.task == Classification(num_classes=2)
     assert model.loss == JointLoss(tau=4)
     assert model.data_noise == BootstrapNoise("exponential", seed=3)
     assert model.regularizer == L2WeightDecay(0.5)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.output import OutputReader, check_class_logits
+from lightning_uq.networks.output import OutputReader
 
 LOGITS = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
 
@@ -34,26 +34,3 @@ def test_what_is_no_tensor_names_the_argument(raw):
 def test_an_unknown_form_is_refused():
     with pytest.raises(InputError, match="'probabilities'"):
         OutputReader("probabilities")
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
-def test_probabilities_are_noticed_in_every_precision(dtype, classes):
-    probs = (3 * torch.randn(1, 64, classes, dtype=torch.float64)).softmax(2).to(dtype)
-    with pytest.raises(InputError, match='output="probs"'):
-        check_class_logits(probs, None, "logits")
-
-
-def test_probabilities_taken_for_logits_are_noticed():
-    with pytest.raises(InputError, match='output="probs"'):
-        check_class_logits(LOGITS.softmax(2), 3, "logits")
-    check_class_logits(LOGITS.softmax(2), 3, "probs")
-    check_class_logits(LOGITS, 3, "logits")
-    check_class_logits(torch.zeros(1, 4, 3), 3, "logits")  # a zero-initialised head
-
-
-def test_features_are_not_logits():
-    with pytest.raises(InputError, match=r"3 logits \(argument `num_classes`\), but it returned 512"):
-        check_class_logits(torch.zeros(1, 2, 512), 3, "logits")
-    with pytest.raises(InputError, match="C >= 2"):
-        check_class_logits(torch.zeros(1, 2, 1), None, "logits")
