@@ -63,7 +63,6 @@ class RegressionTask(Task):
         return None if target.is_floating_point() else "the targets are no floating-point numbers"
 
 
-
 @dataclass(frozen=True)
 class Regression(RegressionTask):
     """Targets [B, D] under one Gaussian per hypothesis: outputs [Z, B, 2 D], means and then raw variances.
