@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
@@ -54,7 +55,7 @@ class PredictionWriter(Callback):
           :class:`FitGMM` fitted one. A score [B] is one column; what has D numbers an input has D, numbered from 0, also
           where D = 1. Calibrations are in. Half precision is written as float32.
         - of a regressor ``lower_0`` and ``upper_0`` ...: the central ``interval``. It needs the members, which predictions keep
-          up to 32 indices, or with ``return_members=True``.
+          up to 32 indices, or with ``return_members=True``; without them a warning says that the columns are left out.
 
     Args:
         output_dir: Directory of the files; it is made where there is none.
@@ -112,6 +113,7 @@ class PredictionWriter(Callback):
         self.written: dict[Path, int] = {}
         self._files: dict[int, _File] = {}
         self._counts: dict[int, int] = {}
+        self._warned = False
 
     # ------------------------------------------------------------------ hooks
 
@@ -124,6 +126,7 @@ class PredictionWriter(Callback):
                 "PredictionWriter does not support `predict_step(dataloader_iter)`, under which hooks do not know their batch."
             )
         self.written = {}
+        self._warned = False
         self._discard()  # where another callback's `on_exception` failed before this one's
         with together(trainer):
             try:
@@ -203,7 +206,7 @@ class PredictionWriter(Callback):
                 f"A table needs one label per input, but the prediction's labels are {shape}: maps are no rows of a table. "
                 "Write them with a callback of your own."
             )
-        named = prediction.to_dict(self.interval)
+        named = self._named(prediction)
         if not self.probs:
             named.pop("probs", None)
         block: Block = {}
@@ -216,6 +219,15 @@ class PredictionWriter(Callback):
             half = values.dtype in (torch.float16, torch.bfloat16)
             block["prob" if name == "probs" else name] = (values.float() if half else values).cpu().numpy()
         return block
+
+    def _named(self, prediction: Prediction) -> dict[str, Tensor]:
+        try:
+            return prediction.to_dict(self.interval)
+        except InputError as error:  # the members are gone
+            if not self._warned:
+                rank_zero_warn(f"PredictionWriter leaves out `lower` and `upper`. {error}")
+            self._warned = True
+            return prediction.to_dict()
 
     def _rows(
         self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int, size: int

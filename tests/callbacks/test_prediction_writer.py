@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, T
 from lightning_uq import (
     CategoricalPrediction,
     DeterministicModule,
+    EnsembleModule,
     EvidentialModule,
     EvidentialRegressionModule,
     FitGMM,
@@ -126,6 +127,29 @@ def test_every_precision_is_written(make_trainer, tmp_path, format, precision):
     assert table["label"].tolist() == label.tolist()
     total = sum(table[f"prob_{c}"] for c in range(3))
     np.testing.assert_allclose(total, 1, atol=1e-12 if precision == "64-true" else 1e-2)
+
+
+def test_of_many_indices_the_interval_is_left_out_with_a_warning(make_trainer, tmp_path):
+    members = {"num_members": 33, "task": "regression", "execution": "loop"}
+    model = EnsembleModule(lambda: nn.Linear(4, 2), **members)
+    with pytest.warns(UserWarning, match="leaves out `lower` and `upper`. The bounds .*return_members = True"):
+        write(make_trainer, model, LOADER, tmp_path / "pooled", format="csv")
+    pooled = read_predictions(tmp_path / "pooled")
+    model.return_members = True
+    write(make_trainer, model, LOADER, tmp_path / "whole", format="csv")
+    whole = read_predictions(tmp_path / "whole")
+    assert [name for name in whole if name not in pooled] == ["lower_0", "upper_0"]
+    for name, values in pooled.items():
+        np.testing.assert_allclose(values, whole[name])
+    write(
+        make_trainer,
+        EnsembleModule(lambda: nn.Linear(4, 2), **members),
+        LOADER,
+        tmp_path / "none",
+        format="csv",
+        interval=None,
+    )
+    assert list(read_predictions(tmp_path / "none")) == list(pooled)
 
 
 def test_not_a_number_survives(make_trainer, tmp_path, format):

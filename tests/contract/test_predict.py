@@ -82,6 +82,7 @@ def test_modules_with_what_was_fitted(make_trainer, classifier_case, tmp_path):
 
 @pytest.mark.axis("predict")
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+@pytest.mark.filterwarnings("ignore:.*leaves out `lower` and `upper`")  # of more than 32 indices
 def test_what_is_written(make_trainer, module_case, precision, tmp_path):
     """Each row once, in the order of the data, whatever the precision."""
     module, writer = module_case.build(), PredictionWriter(tmp_path / "out", "csv")
