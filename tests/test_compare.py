@@ -305,7 +305,9 @@ def test_score_order_provider_then_property_then_members():
     own = [lambda logits: {"other": logits}, lambda logits: {"energy": logits[0, :, 0]}]
     assert torch.equal(ood_score("energy", categorical, own), categorical.logits[0, :, 0])
     assert torch.equal(ood_score("energy", dirichlet, own), dirichlet.log_probs[:, 0])
-    with pytest.raises(InputError, match=r"CategoricalPrediction has no score 'nope'. Its scores are predictive_entropy, "):
+    with pytest.raises(
+        InputError, match=r"CategoricalPrediction has no score 'nope'. Its scores are predictive_entropy, "
+    ):
         ood_score("nope", categorical)
     with pytest.raises(InputError, match="DirichletPrediction has no score 'energy'"):
         ood_score("energy", dirichlet)

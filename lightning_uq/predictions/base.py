@@ -86,7 +86,12 @@ class Prediction(ABC):
 
     def _check(self) -> None:
         """Refuse shapes that do not fit together; a subclass adds those of its own tensors before it calls this."""
-        sizes = {name: tensor.shape[axis] for name, tensor, axis in self._present() if axis is not None}
+        sizes: dict[str, int] = {}
+        for name, tensor, axis in self._present():
+            if axis is not None and tensor.ndim <= axis:
+                raise InputError(f"`{name}` must have its batch in axis {axis}, but its shape is {list(tensor.shape)}.")
+            if axis is not None:
+                sizes[name] = tensor.shape[axis]
         (first, num_rows), *others = sizes.items()
         for name, size in others:
             if size != num_rows:

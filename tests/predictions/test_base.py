@@ -51,6 +51,7 @@ def test_wrong_arguments_are_type_errors(call, message):
             "`log_density` must have as many rows as `logits`: 4, but it has 3",
         ),
         (lambda: categorical().replace(log_density=torch.zeros(3)), "`log_density` must have as many rows"),
+        (lambda: categorical(log_density=torch.zeros(())), r"must have its batch in axis 0, but its shape is \[\]"),
         (lambda: categorical().replace(logits=None), "`logits` must be a tensor"),
         (
             lambda: categorical().replace(temprature=torch.ones(())),
