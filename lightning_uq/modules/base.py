@@ -138,6 +138,7 @@ class UncertaintyModule(ExactResume):
             )
         self._output_checked = False
         self._targets_checked = False
+        self._is_logged = False
         if type(self) is UncertaintyModule:  # a method saves its own arguments
             self._save_arguments(**{**given, "network": network})
 
@@ -239,14 +240,14 @@ class UncertaintyModule(ExactResume):
                     f"`loss` must be one of single indices, so that samples can be weighted, but it is {self.loss!r}."
                 )
             joint: Tensor = self.loss(output, y)
-            return joint.expand(num), output.new_tensor(rows)
+            return joint.expand(num), _number(rows, output)
         each = y if of_each else y.expand(num, *y.shape)
         if self.loss is None:
             sums, counts = self.task.sample_losses(output.flatten(0, 1), each.flatten(0, 1), self._progress)
         else:
             losses = torch.stack([self.loss(*pair) for pair in zip(output, each, strict=True)])
-            if losses.ndim == 1 and not weighted:
-                return losses, output.new_tensor(rows)
+            if not weighted and losses.shape[:2] != output.shape[:2]:
+                return losses.flatten(1).mean(1) if losses.ndim > 1 else losses, _number(rows, output)
             if losses.shape[:2] != output.shape[:2]:
                 raise InputError(
                     f"`loss` must return the losses of the samples, [{rows}] (for torch's own: reduction='none'), so that they "
@@ -294,10 +295,12 @@ class UncertaintyModule(ExactResume):
     def on_validation_start(self) -> None:
         """Make a set of metrics for every loader."""
         self.val_metrics = self._make_metrics(self.trainer.val_dataloaders, "val")
+        self._log_before_batches("val", self.val_metrics)
 
     def on_test_start(self) -> None:
         """Make a set of metrics for every loader."""
         self.test_metrics = self._make_metrics(self.trainer.test_dataloaders, "test")
+        self._log_before_batches("test", self.test_metrics)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update and log ``val_loss`` and the validation metrics."""
@@ -324,14 +327,37 @@ class UncertaintyModule(ExactResume):
             return
         training = self.trainer.state.fn == "fit"
         progress = Progress(self.trainer.global_step, self.trainer.current_epoch) if training else None
-        for metrics in self.val_metrics:
-            if any(metric.update_called for metric in metrics.values()):  # type: ignore[operator]
-                self.task.review(dict(metrics.items()), progress)  # type: ignore[operator]
+        for metrics in self.val_metrics:  # on every rank, with or without a batch: a review may gather
+            self.task.review(dict(metrics.items()), progress)  # type: ignore[operator]
 
     def _make_metrics(self, loaders: Any, stage: Stage) -> nn.ModuleList:
         # A fresh set per loader: metrics that several loaders share would mix their samples.
         sets = [nn.ModuleDict({"loss": MeanLoss(), **self.task.metrics(stage)}) for _ in _as_list(loaders)]
         return nn.ModuleList(sets).to(self.device)
+
+    def _logs_before_batches(self) -> bool:
+        """Whether it is certain before the first batch that the metrics will be logged."""
+        return True
+
+    def _log_before_batches(self, stage: str, metric_sets: nn.ModuleList) -> None:
+        """Log the metrics of a single loader on every rank, so that a rank without a batch computes them too.
+
+        At a loader's end Lightning computes what its steps logged, and the ranks wait for each other. With several loaders
+        every rank needs a batch of each.
+        """
+        self._is_logged = self.trainer.world_size > 1 and len(metric_sets) == 1 and self._logs_before_batches()
+        if self._is_logged:
+            self._log_metrics(stage, dict(metric_sets[0].items()), 0)  # type: ignore[operator]
+
+    def _log_metrics(self, stage: str, metrics: dict[str, Metric], loader_idx: int) -> None:
+        for name, metric in metrics.items():
+            self.log(
+                f"{stage}_{name}",
+                metric,
+                prog_bar=stage == "val" and name in ("loss", self.task.metric_on_bar),
+                batch_size=1,  # a metric counts for itself
+                metric_attribute=f"{stage}_metrics.{loader_idx}.{name}",
+            )
 
     def _evaluate(
         self, stage: str, metric_sets: nn.ModuleList, loaders: list[Any], batch: Any, batch_idx: int, loader_idx: int
@@ -350,14 +376,8 @@ class UncertaintyModule(ExactResume):
             losses, count = self._losses_and_count(output, Targets(y))
             metrics["loss"].update(losses.mean(), count)
             self._update_metrics(metrics, output, y, index)
-        for name, metric in metrics.items():
-            self.log(
-                f"{stage}_{name}",
-                metric,
-                prog_bar=stage == "val" and name in ("loss", self.task.metric_on_bar),
-                batch_size=max(len(y), 1),
-                metric_attribute=f"{stage}_metrics.{loader_idx}.{name}",
-            )
+        if not self._is_logged:
+            self._log_metrics(stage, metrics, loader_idx)
 
     def _update_metrics(self, metrics: dict[str, Metric], output: Tensor, y: Tensor, index: Tensor | None) -> None:
         """Update all metrics but the loss with the rows that count; the prediction is pooled once for all of them."""
@@ -507,6 +527,10 @@ class UncertaintyModule(ExactResume):
             return
         self.save_hyperparameters({name: saved_argument(value) for name, value in arguments.items()})
         self._hparams_name = "kwargs"
+
+
+def _number(value: int, like: Tensor) -> Tensor:
+    return torch.tensor(float(value), device=like.device)  # half precision counts to 256
 
 
 def expect_eval_mode(num_modules: int) -> None:

@@ -319,6 +319,9 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
 
     # ------------------------------------------------------------------ evaluation
 
+    def _logs_before_batches(self) -> bool:
+        return not self.lightning_members  # theirs are logged once they fit the task
+
     def _evaluate(
         self, stage: str, metric_sets: nn.ModuleList, loaders: list[Any], batch: Any, batch_idx: int, loader_idx: int
     ) -> None:

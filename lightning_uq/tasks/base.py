@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional._validation import upcast
 from lightning_uq.predictions import Prediction
 
 Stage = Literal["val", "test"]
@@ -119,7 +120,10 @@ class Task(ABC):
         return {}
 
     def review(self, metrics: Mapping[str, Any], progress: Progress | None) -> None:  # noqa: B027  # most tasks have nothing to say
-        """Look at the metrics of a finished validation, and warn of what they show."""
+        """Look at the metrics of a finished validation, and warn of what they show.
+
+        Every rank is asked, with or without a batch, so that a review may gather.
+        """
 
 
 def describe(task: Task) -> str:
@@ -136,11 +140,12 @@ def describe(task: Task) -> str:
 
 
 def sums_and_counts(losses: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sums [B] and counts [B] of losses [B, ...]; ``counts`` of the same shape, or None for one per loss.
+    """Sums [B] and counts [B] of losses [B, ...], in at least float32; ``counts`` of the same shape, or None for one per loss.
 
     Example:
         >>> sums_and_counts(torch.ones(2, 3))
         (tensor([3., 3.]), tensor([3., 3.]))
     """
+    losses = upcast(losses)
     counts = torch.ones_like(losses) if counts is None else counts
     return losses.reshape(len(losses), -1).sum(1), counts.reshape(len(losses), -1).sum(1)

@@ -138,7 +138,7 @@ class Classification(ClassTask):
         weight = weight_tensor(self.class_weights, output)
         ignored = self._ignored
         losses = F.cross_entropy(
-            upcast(output),
+            self._counted_outputs(upcast(output), target),
             target.long(),
             weight,
             ignore_index=ignored,
@@ -160,6 +160,9 @@ class Classification(ClassTask):
                 f"The network returned {list(outputs.shape[1:])}, a map of logits, but the task is Classification, one label "
                 "per input. Pass `task=Segmentation()`, or argument `output` a function that makes logits [B, C]."
             )
+
+    def _counted_outputs(self, output: Tensor, target: Tensor) -> Tensor:
+        return output
 
     @property
     def _ignored(self) -> int:
@@ -204,6 +207,11 @@ def weight_tensor(weights: Sequence[float] | None, output: Tensor) -> Tensor | N
             f"{len(weights)}."
         )
     return torch.tensor(weights, dtype=upcast(output).dtype, device=output.device)
+
+
+def counted_outputs(output: Tensor, target: Tensor, ignored: int | None) -> Tensor:
+    """Outputs [B, C, ...] with zeros at ignored positions, where even NaN then reaches neither the loss nor the gradient."""
+    return output if ignored is None else torch.where((target != ignored).unsqueeze(1), output, 0.0)
 
 
 def label_counts(target: Tensor, weight: Tensor | None, ignored: int, losses: Tensor) -> Tensor:

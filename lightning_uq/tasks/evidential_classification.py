@@ -26,6 +26,7 @@ from lightning_uq.tasks.classification import (
     ClassTask,
     check_num_classes,
     checked_weights,
+    counted_outputs,
     label_counts,
     weight_tensor,
 )
@@ -149,6 +150,7 @@ class EvidentialClassification(ClassTask):
 
     def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
         """The loss of raw outputs [B, C, ...] under the regularizer's present factor; the counts are the labels' weights."""
+        output = counted_outputs(output, target, self.ignore_index)
         losses: Tensor = self._evidence_loss(output, target, self.reg_factor(progress))
         ignored = self._evidence_loss.ignore_index
         counts = label_counts(target, weight_tensor(self.class_weights, output), ignored, losses)

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from lightning_uq.errors import InputError
 from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.tasks.base import OutputShapeError, Stage
-from lightning_uq.tasks.classification import Classification, ClassTask
+from lightning_uq.tasks.classification import Classification, ClassTask, counted_outputs
 
 
 def counted_rows(prediction: Any, target: Tensor, ignore_index: int | None) -> tuple[Any, Tensor]:
@@ -74,6 +74,9 @@ class Segmentation(Classification):
 
     def _counted(self, target: Tensor) -> Tensor:
         return target if self.ignore_index is None else target[target != self.ignore_index]
+
+    def _counted_outputs(self, output: Tensor, target: Tensor) -> Tensor:
+        return counted_outputs(output, target, self.ignore_index)
 
     @property
     def _ignored(self) -> int:

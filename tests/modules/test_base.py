@@ -1,18 +1,23 @@
 import functools
 import json
+import sys
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional import entropy
 from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.losses.gaussian import split_gaussian
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.deterministic import DeterministicModule
+from lightning_uq.modules.dropout import DropoutModule
+from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import CategoricalPrediction, GaussianMixturePrediction
 from lightning_uq.tasks import Classification
@@ -141,6 +146,62 @@ def test_an_infinite_index_set_is_evaluated_with_fixed_draws_and_pooled_beyond_3
     torch.testing.assert_close(full.mutual_information, module.predict(X).mutual_information, rtol=1e-3, atol=1e-5)
     module.return_members, module.num_eval_samples = None, 32
     assert module.predict(X).logits.shape == (32, 45, 3)
+
+
+def test_regression_is_pooled_too_beyond_32_members_or_on_request():
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+    module = DropoutModule(network, task="regression", num_eval_samples=33).eval()
+    full = GaussianMixturePrediction(*split_gaussian(module(X)))
+    for module.return_members, module.num_eval_samples in ((None, 33), (False, 33)):
+        pooled = module.predict(X)
+        with pytest.raises(InputError, match="return_members = True"):
+            _ = pooled.member_mean
+        assert sum(tensor.numel() for tensor in pooled.to_dict(None).values()) < 10 * 45
+        torch.testing.assert_close(pooled.mean, full.mean)
+        torch.testing.assert_close(pooled.epistemic_variance, full.epistemic_variance)
+        torch.testing.assert_close(pooled.aleatoric_variance, full.aleatoric_variance)
+    for module.return_members, module.num_eval_samples in ((None, 32), (True, 33)):
+        assert module.predict(X).member_mean.shape == (module.num_eval_samples, 45, 1)
+
+
+def test_a_finite_set_is_trained_whole():
+    network = EnsembleNetwork([nn.Linear(4, 3) for _ in range(5)])
+    module = UncertaintyModule(network, num_train_samples=1)
+    loss = module.training_loss(X, Y, (X, Y))
+    each = [nn.functional.cross_entropy(network.member(i)(X), Y) for i in range(5)]
+    torch.testing.assert_close(loss, torch.stack(each).mean())
+    loss.backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_an_evaluation_batch_is_pooled_once_and_seldom_read(make_trainer, monkeypatch):
+    pooled, reads = [], []
+    original = entropy.mean_log_probs
+
+    def mean_log_probs(*args):
+        pooled.append(1)
+        return original(*args)
+
+    for place in [place for name, place in sys.modules.items() if name.startswith("lightning_uq")]:
+        if getattr(place, "mean_log_probs", None) is original:
+            monkeypatch.setattr(place, "mean_log_probs", mean_log_probs)
+
+    class Reads(Callback):
+        """Counts how often a test step asks a tensor for its value, which waits for a GPU."""
+
+        def on_test_batch_start(self, *_):
+            for name in ("__bool__", "item", "tolist", "__int__", "__float__"):
+                method = getattr(torch.Tensor, name)
+                patch.setattr(torch.Tensor, name, lambda self, method=method: (reads.append(1), method(self))[1])
+
+        def on_test_batch_end(self, *_):
+            patch.undo()
+
+    module = EnsembleModule(lambda: nn.Linear(4, 3), 5)
+    with pytest.MonkeyPatch.context() as patch:
+        make_trainer(callbacks=[Reads()]).test(module, loader(batch_size=5), verbose=False)
+    assert len(pooled) == 9  # batches
+    assert len(reads) < 6 * 9
 
 
 def test_a_checkpoint_loads_bare_where_the_factory_has_a_name(make_trainer, tmp_path):
@@ -314,6 +375,24 @@ def test_a_loss_of_ones_own(make_trainer):
 
     make_trainer().fit(DeterministicModule(LINEAR, loss=hinge), loader())
     assert calls[0] == (8, 3)
+
+
+def test_a_loss_of_any_shape_is_averaged():
+    x, y = torch.randn(4, 3, 2, 5), torch.randint(3, (4, 2, 5))
+
+    def flat(output, target):
+        rows = output.movedim(1, -1).reshape(-1, 3)
+        return nn.functional.cross_entropy(rows, target.reshape(-1), reduction="none")
+
+    expected = nn.functional.cross_entropy(x, y)
+    for loss in (flat, lambda output, target: flat(output, target)[None], nn.CrossEntropyLoss(reduction="none")):
+        module = DeterministicModule(nn.Identity(), task="segmentation", loss=loss)
+        torch.testing.assert_close(module.training_loss(x, y, (x, y)), expected)
+    batch = {"input": x, "target": y, "weight": torch.ones(4)}
+    torch.testing.assert_close(module.training_loss(x, y, batch), expected)
+    module = DeterministicModule(nn.Identity(), task="segmentation", loss=flat)
+    with pytest.raises(InputError, match=r"losses of the samples, \[4\].*so that they can be weighted.*shape \[40\]"):
+        module.training_loss(x, y, batch)
 
 
 class OfTwo(torch.nn.Module):

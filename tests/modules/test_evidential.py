@@ -162,6 +162,15 @@ def test_training_uses_the_present_factor_and_evaluation_the_final_one(make_trai
     torch.testing.assert_close(logged["val_loss"].float(), EvidentialLoss(reg_factor=1.0)(raw, y).detach())
 
 
+def test_a_batch_s_own_weights_normalise_the_loss():
+    module = EvidentialModule(NETWORK)
+    x, y = blobs(12)
+    weight = torch.rand(12)
+    each = EvidentialLoss(reg_factor=1.0, reduction="none")(module(x)[0], y)
+    loss = module.training_loss(x, y, {"input": x, "target": y, "weight": weight})
+    torch.testing.assert_close(loss, (weight * each).sum() / weight.sum())
+
+
 # ---------------------------------------------------------------------- predictions
 
 

@@ -59,6 +59,16 @@ def test_metrics_are_the_student_t_s(make_trainer, loss, targets):
     assert result["test_loss"] == pytest.approx(float(EvidentialRegressionLoss(loss, 0.3)(raw, y)), rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_batch_s_own_weights_normalise_the_loss(loss):
+    module = EvidentialRegressionModule(network(loss, 2), loss=loss)
+    x, y = data(targets=2).dataset.tensors
+    weight = torch.rand(len(x))
+    each = [EvidentialRegressionLoss(loss, 0.01)(module(x)[0, i : i + 1], y[i : i + 1]) for i in range(len(x))]
+    value = module.training_loss(x, y, {"input": x, "target": y, "weight": weight})
+    torch.testing.assert_close(value, (weight * torch.stack(each)).sum() / weight.sum())
+
+
 def test_predictions_join(make_trainer):
     module = EvidentialRegressionModule(network())
     prediction = StudentTPrediction.cat(make_trainer().predict(module, data()))
