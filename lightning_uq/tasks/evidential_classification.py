@@ -80,6 +80,7 @@ class EvidentialClassification(ClassTask):
         InputError: A field is not as above.
 
     Example:
+        >>> import torch
         >>> task = EvidentialClassification(loss="maxnorm")
         >>> task.predict(torch.zeros(1, 2, 3)).vacuity
         tensor([0.5000, 0.5000], dtype=torch.float64)

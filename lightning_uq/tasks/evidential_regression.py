@@ -36,6 +36,7 @@ class EvidentialRegression(RegressionTask):
     Source: Amini et al., NeurIPS 2020 (arXiv 1910.02600); Meinert et al., AAAI 2023 (arXiv 2205.10060).
 
     Example:
+        >>> import torch
         >>> EvidentialRegression().predict(torch.zeros(1, 3, 4)).epistemic_variance.shape
         torch.Size([3, 1])
     """
