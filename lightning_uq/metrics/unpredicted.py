@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_uq.functional._validation import check_target
+from lightning_uq.functional._validation import check_floating, check_no_nan, check_target
 from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, get_probs
 
 
@@ -39,11 +39,15 @@ class UnpredictedClasses(UncertaintyMetric):
             target: Class indices [B, ...].
 
         Raises:
-            InputError: The shapes differ, or the targets are no integers.
+            InputError: The shapes differ, the targets are no integers, or a probability is NaN.
         """
         label = getattr(prediction, "label", None)
         if not isinstance(label, Tensor):
-            label = (prediction if isinstance(prediction, Tensor) else get_probs(prediction)).argmax(1)
+            probs = prediction if isinstance(prediction, Tensor) else get_probs(prediction)
+            check_floating("prediction", probs, 2, "[B, C, ...]")
+            if self.validate_args:
+                check_no_nan("prediction", probs)
+            label = probs.argmax(1)
         check_target(target, label.shape)
         for name, seen in (("labelled", target), ("predicted", label)):
             setattr(self, name, [torch.unique(torch.cat([self._rows(name), seen.reshape(-1).long()]))])

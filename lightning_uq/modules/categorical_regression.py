@@ -86,9 +86,9 @@ class CategoricalRegressionModule(UncertaintyModule):
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean over the members, or over the drawn indices, of the cross-entropy."""
-        self._check_range(y)
         index = self._training_index()
         loss = self.index_losses(self._raw(x, index), self.targets(y, batch, self._place(index))).mean()
+        self._check_range(y)  # once the targets are known to be numbers
         return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
 
     def _raw(self, x: Any, index: Tensor) -> Tensor:

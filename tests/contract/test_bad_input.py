@@ -66,22 +66,22 @@ def is_of_users(module):
 
 
 LABELS = {
-    "floating": (lambda y: y.float(), "integer class labels, but got torch.float32"),
-    "boolean": (lambda y: y > 0, "integer class labels, but got torch.bool"),
-    "too large": (lambda y: y + 2, r"class labels in \[0, 3\), but got values 2 to 4"),
-    "negative": (lambda y: y - 1, r"class labels in \[0, 3\), but got values -1 to 1"),
+    "floating": (lambda y: y.float(), "integer class labels, but they are torch.float32"),
+    "boolean": (lambda y: y > 0, "integer class labels, but they are torch.bool"),
+    "too large": (lambda y: y + 2, r"class labels in \[0, 3\), but their values go from 2 to 4"),
+    "negative": (lambda y: y - 1, r"class labels in \[0, 3\), but their values go from -1 to 1"),
     "one-hot": (
         lambda y: torch.nn.functional.one_hot(y, CLASSES),
-        r"class labels to be of shape \[9\].*but got \[9, 3\]",
+        r"class labels must have shape \[9\].*but they have \[9, 3\]",
     ),
-    "a column": (lambda y: y[:, None], r"class labels to be of shape \[9\].*but got \[9, 1\]"),
+    "a column": (lambda y: y[:, None], r"class labels must have shape \[9\].*but they have \[9, 1\]"),
 }
 TARGETS = {
-    "whole numbers": (lambda y: y.long(), "floating-point numbers, but got torch.int64"),
-    "nan": (lambda y: y * NAN, "targets to be finite"),
-    "inf": (lambda y: y * INF, "targets to be finite"),
-    "one of two": (lambda y: y[:, :1], r"targets to be of shape \[9, 2\].*but got \[9, 1\]"),
-    "flat": (lambda y: y[:, 0], r"targets to be of shape \[9, 2\].*but got \[9\]"),
+    "whole numbers": (lambda y: y.long(), "floating-point numbers, but they are torch.int64"),
+    "nan": (lambda y: y * NAN, "targets must be finite"),
+    "inf": (lambda y: y * INF, "targets must be finite"),
+    "one of two": (lambda y: y[:, :1], r"targets must have shape \[9, 2\].*but they have \[9, 1\]"),
+    "flat": (lambda y: y[:, 0], r"targets must have shape \[9, 2\].*but they have \[9\]"),
 }
 
 
