@@ -135,7 +135,8 @@ def describe(task: Task) -> str:
         'Segmentation(ignore_index=255)'
     """
     fields: Any = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
-    shown = [f"{f.name}={getattr(task, f.name)!r}" for f in fields if getattr(task, f.name) != f.default]
+    values = [(f.name, getattr(task, f.name)) for f in fields if getattr(task, f.name) != f.default]
+    shown = [f"{name}={getattr(value, '__qualname__', None) or repr(value)}" for name, value in values]
     return f"{type(task).__name__}({', '.join(shown)})"
 
 

@@ -141,6 +141,8 @@ def test_only_fields_that_differ_are_told():
     assert describe(Classification()) == "Classification()"
     assert describe(Segmentation(num_classes=3, ignore_index=255)) == "Segmentation(num_classes=3, ignore_index=255)"
 
+    assert describe(EvidentialClassification(evidence=clamped_exp)) == "EvidentialClassification(evidence=clamped_exp)"
+
     class Own(Regression):
         """Not a dataclass of its own."""
 
