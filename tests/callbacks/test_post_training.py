@@ -20,7 +20,7 @@ from lightning_uq.networks.mlp import MLP
 from lightning_uq.prediction import CategoricalPrediction
 
 # Fits of batches and of the whole data set are compared, so everything is in float64: see tests/tolerance.py.
-X = torch.randn(45, 4, generator=torch.Generator().manual_seed(1)).double()
+X = torch.randn(45, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = (X[:, 0] > 0).long()
 DATA = TensorDataset(X, Y)
 
@@ -94,6 +94,22 @@ def assert_same_fit(one: FitGMM, other: FitGMM) -> None:
             torch.testing.assert_close(theirs[name], value, rtol=1e-9, atol=1e-9)
         else:
             assert theirs[name] == value
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (X[1:], Y[1:]),
+        (torch.cat([X, X[:1]]), torch.cat([Y, Y[:1]])),
+        (X.clone().index_add_(0, torch.tensor([7]), torch.full((1, 4), 0.01).double()), Y),
+        (X.float().double(), Y),
+    ],
+    ids=["a row is missing", "a row counts twice", "a row is augmented", "inputs are rounded to float32"],
+)
+def test_the_comparison_of_two_fits_finds_a_fault(rows):
+    module = UsersModule()
+    with pytest.raises(AssertionError, match="not close"):
+        assert_same_fit(FitGMM().fit(module, [rows]), FitGMM().fit(module, loader()))
 
 
 # ---------------------------------------------------------------------- 1, 2: when, and in what mode
