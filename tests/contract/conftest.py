@@ -21,6 +21,7 @@ LISTS = {
 
 def pytest_addoption(parser):
     parser.addoption("--grid", type=Path, help="write what passed as a table to this Markdown file")
+    parser.addoption("--record", action="store_true", help="rewrite the records that test_recording.py compares with")
 
 
 def pytest_generate_tests(metafunc):
