@@ -5,7 +5,7 @@ EXTRAS := cli,data,report,parquet,onnx,notebooks,dev
 # Two workers on two cores: one thread each, or they wait for one another.
 TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 
-.PHONY: install demo test test-slow contract lint notebooks bench clean
+.PHONY: install demo test test-slow contract record lint notebooks bench clean
 
 install: .venv/.installed
 
@@ -35,6 +35,10 @@ test-slow: install
 # Every module and callback under every way in which Lightning runs it; publishes what passed.
 contract: install
 	$(TEST) tests/contract --grid docs/contract.md
+
+# Rewrites tests/contract/recorded/ and says for each case whether numbers or only names changed.
+record: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/contract/test_recording.py --record --quiet
 
 # Executes every notebook in full and keeps its output; `make test` executes them in a fast mode.
 notebooks: install
