@@ -4,8 +4,10 @@ BIN := .venv/bin
 EXTRAS := cli,data,report,parquet,onnx,notebooks,dev
 # Two workers on two cores: one thread each, or they wait for one another.
 TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
+# The oldest torch and torchvision that pyproject.toml allows.
+OLDEST := $(shell sed -nE 's/^  "(torch|torchvision)>=([0-9.]+)",$$/\1==\2.*/p' pyproject.toml)
 
-.PHONY: install demo test test-slow api contract lint notebooks bench clean
+.PHONY: install demo test test-oldest test-avx2 test-processors test-slow api contract record lint notebooks bench clean
 
 install: .venv/.installed
 
@@ -29,6 +31,25 @@ lint: install
 test: lint
 	$(TEST) -m "not slow"
 
+# The suite on three kinds of processor; `make --keep-going test-processors` runs all three, whatever fails.
+test-processors: test-oldest test-avx2 test
+
+# The oldest torch, without vector instructions, on one thread.
+test-oldest: .venv-oldest/.installed
+	ATEN_CPU_CAPABILITY=default $(subst $(BIN),.venv-oldest/bin,$(TEST)) -m "not slow"
+
+.venv-oldest/.installed: pyproject.toml
+	test $(words $(OLDEST)) = 2
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	.venv-oldest/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]" $(OLDEST:%='%')
+	touch $@
+
+# Narrower vectors than most processors have today, in torch and in its libraries, on two threads.
+test-avx2: install
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
+		$(subst OMP_NUM_THREADS=1,OMP_NUM_THREADS=2,$(TEST)) -m "not slow"
+
 test-slow: install
 	$(TEST) -m slow
 
@@ -40,6 +61,10 @@ contract: install
 api: install
 	$(BIN)/python tests/test_api.py
 
+# Rewrites tests/contract/recorded/ and says for each case whether numbers or only names changed.
+record: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/contract/test_recording.py --record --quiet
+
 # Executes every notebook in full and keeps its output; `make test` executes them in a fast mode.
 notebooks: install
 	$(BIN)/python notebooks/execute.py
@@ -50,4 +75,4 @@ bench: install
 	$(BIN)/python benchmarks/gmm.py
 
 clean:
-	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oldest runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -119,9 +119,9 @@ def by_hand(model_type, members, data_of_members, jitter=None):
     data = data_of_members[0]
     (x, y), (far, _) = data.dataset("test").tensors, data.dataset("ood").tensors
     with torch.no_grad():
-        inside, outside = (np.stack([member(part).double().numpy() for member in members]) for part in (x, far))
+        inside, outside = (np.stack([in_batches(member, part) for member in members]) for part in (x, far))
         validation = [
-            (member(d.dataset("val").tensors[0]).double().numpy(), d.dataset("val").tensors[1].numpy())
+            (in_batches(member, d.dataset("val").tensors[0]), d.dataset("val").tensors[1].numpy())
             for member, d in zip(members, data_of_members, strict=True)
         ]
     y = y.numpy()
@@ -155,6 +155,11 @@ def by_hand(model_type, members, data_of_members, jitter=None):
             values[f"{prefix}{name}_auprc_out"] = average_precision_score(is_ood, scores)
             values[f"{prefix}{name}_auprc"] = values[f"{prefix}{name}_auprc_{positive}"]
     return values, temperatures
+
+
+def in_batches(network, x):
+    """Logits of batches of 64 rows, which the command reads too: a float32 network rounds otherwise in other batches."""
+    return torch.cat([network(rows) for rows in x.split(64)]).double().numpy()
 
 
 def softmax(logits, log=False):
@@ -198,9 +203,10 @@ def hidden(network, inputs):
     seen = []
     handle = last.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
     with torch.no_grad():
-        network(inputs)
+        for rows in inputs.split(64):
+            network(rows)
     handle.remove()
-    return seen[0]
+    return torch.cat(seen)
 
 
 def run(*arguments):

@@ -174,6 +174,10 @@ class Calibration(PostTrainingCallback):
         tensor: Tensor = self._tensors[self.tensor_name]
         return tensor
 
+    def _rounded_for(self, prediction: Prediction) -> Tensor:
+        """The fitted tensor, in float64 for a prediction in float64 and in float32 for any other."""
+        return self._get().to(torch.float64 if prediction.dtype == torch.float64 else torch.float32)
+
 
 class TemperatureScaling(Calibration):
     """Temperature scaling after training, on any LightningModule that classifies.
@@ -266,12 +270,12 @@ class TemperatureScaling(Calibration):
     def calibrate(self, prediction: Prediction) -> Prediction:
         """The prediction with its temperature, or with tempered members."""
         if not self.of_members:
-            return prediction.replace(temperature=self.temperature.float())
+            return prediction.replace(temperature=self._rounded_for(prediction))
         return prediction.map_logits(self._tempered)
 
     def _tempered(self, logits: Tensor) -> Tensor:
-        T = self.temperature.to(logits.device, torch.float32)
         logits = logits if logits.dtype == torch.float64 else logits.float()  # a scalar T would not, and round again
+        T = self.temperature.to(logits)
         return logits / (T.reshape(-1, *[1] * (logits.ndim - 1)) if T.ndim else T)
 
     def _calibrate_module(self, pl_module: LightningModule) -> None:
@@ -347,7 +351,7 @@ class VectorScaling(Calibration):
 
     def calibrate(self, prediction: Prediction) -> Prediction:
         """The prediction with its class scaling."""
-        return prediction.replace(class_scaling=self.class_scaling.float())
+        return prediction.replace(class_scaling=self._rounded_for(prediction))
 
 
 def _order(rows: Tensor, labels: Tensor) -> Tensor | slice:

@@ -206,6 +206,11 @@ class Prediction(ABC):
     # ------------------------------------------------------------------ what a prediction says
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the tensors that the prediction is made of."""
+        return self._present()[0][1].dtype
+
+    @property
     def num_indices(self) -> int | None:
         """Z, the number of hypotheses that the prediction holds; None if they were pooled."""
         return None

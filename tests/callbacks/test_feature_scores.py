@@ -134,9 +134,11 @@ def test_far_inputs_score_higher(make):
 
 @both
 def test_labels_are_not_looked_at(make):
-    module = UsersModule()
-    one, other = make().fit(module, loader()), make().fit(module, DataLoader(X, batch_size=7))
-    torch.testing.assert_close(one.score(module, [TEST_X]), other.score(module, [TEST_X]))
+    module = UsersModule().double()  # batches of 8 and of 7 rows differ in float32
+    x = X.double()
+    one, other = make().fit(module, loader(x)), make().fit(module, DataLoader(x, batch_size=7))
+    scores = [scorer.score(module, [TEST_X.double()]) for scorer in (one, other)]
+    torch.testing.assert_close(*scores, rtol=1e-9, atol=1e-9)
 
 
 @both
@@ -246,12 +248,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.knn import FitKNN
 from lightning_uq.callbacks.vim import FitViM
 torch.manual_seed(0)
-x = torch.randn(21, 4)
+x = torch.randn(21, 4).double()  # two ranks have other batches than one, so everything is in float64
 y = (x[:, 0] > 0).long()
 class Module(LightningModule):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+        self.net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).double()
     def forward(self, x):
         return self.net(x)
     def training_step(self, batch, batch_idx):
@@ -265,12 +267,13 @@ make = lambda: [FitKNN(k=3, weights="last"), FitViM(dim=3, weights="last"),
 def main():
     callbacks = make()
     module = Module()
-    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, max_epochs=2, enable_checkpointing=False,
-                      enable_progress_bar=False, enable_model_summary=False, default_root_dir=".", callbacks=callbacks)
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, max_epochs=2, precision="64-true",
+                      enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                      default_root_dir=".", callbacks=callbacks)
     trainer.fit(module, loader)
     for buffer in module.buffers():  # means of BatchNorm differ by rank; rank 0's are those fitted on
         torch.distributed.broadcast(buffer, 0)
-    held = torch.randn(9, 4)
+    held = torch.randn(9, 4).double()
     mine = [c.score(module, [held]) for c in callbacks]
     everyones = [None, None]
     torch.distributed.all_gather_object(everyones, mine)
@@ -286,7 +289,7 @@ if __name__ == "__main__":
 def test_two_ranks_give_what_one_gives(run_script):
     result = run_script(TWO_RANKS)
     assert len(result["gaps"]) == 6
-    assert max(result["gaps"]) < 1e-5
+    assert max(result["gaps"]) < 1e-9
     assert result["rows"] == [21, 5]
 
 

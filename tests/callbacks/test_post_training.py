@@ -19,13 +19,23 @@ from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.predictions import CategoricalPrediction
 
-X = torch.randn(45, 4, generator=torch.Generator().manual_seed(1))
+# Fits of batches and of the whole data set are compared, so everything is in float64: see tests/tolerance.py.
+X = torch.randn(45, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = (X[:, 0] > 0).long()
 DATA = TensorDataset(X, Y)
 
 
 def loader(shuffle: bool = False, **kwargs) -> DataLoader:
     return DataLoader(DATA, batch_size=8, shuffle=shuffle, **kwargs)
+
+
+FLOAT32 = DataLoader(TensorDataset(X.float(), Y), batch_size=8)
+
+
+@pytest.fixture
+def make_trainer(make_trainer):
+    """A Trainer of the precision of this file's modules and data."""
+    return lambda **kwargs: make_trainer(**{"precision": "64-true", **kwargs})
 
 
 class UsersModule(LightningModule):
@@ -38,6 +48,7 @@ class UsersModule(LightningModule):
         self.head = nn.Linear(6, 2)
         self.augment = False
         self.modes: list[bool] = []
+        self.double()
 
     def forward(self, x):
         self.modes.append(self.training)
@@ -74,15 +85,31 @@ def reference(state: dict, gmm: FitGMM, x: torch.Tensor = X, y: torch.Tensor = Y
     return FitGMM(covariance=gmm.covariance, regularization=gmm.regularization).fit(module, [(x, y)])
 
 
-def assert_same_fit(one: FitGMM, other: FitGMM, rtol: float = 1e-6) -> None:
+def assert_same_fit(one: FitGMM, other: FitGMM) -> None:
     assert one.fitted
     assert other.fitted
     theirs = other.state_dict()["tensors"]
     for name, value in one.state_dict()["tensors"].items():
         if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(theirs[name], value, rtol=rtol, atol=1e-7)
+            torch.testing.assert_close(theirs[name], value, rtol=1e-9, atol=1e-9)
         else:
             assert theirs[name] == value
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (X[1:], Y[1:]),
+        (torch.cat([X, X[:1]]), torch.cat([Y, Y[:1]])),
+        (X.clone().index_add_(0, torch.tensor([7]), torch.full((1, 4), 0.01).double()), Y),
+        (X.float().double(), Y),
+    ],
+    ids=["a row is missing", "a row counts twice", "a row is augmented", "inputs are rounded to float32"],
+)
+def test_the_comparison_of_two_fits_finds_a_fault(rows):
+    module = UsersModule()
+    with pytest.raises(AssertionError, match="not close"):
+        assert_same_fit(FitGMM().fit(module, [rows]), FitGMM().fit(module, loader()))
 
 
 # ---------------------------------------------------------------------- 1, 2: when, and in what mode
@@ -118,7 +145,7 @@ def test_augmentation_in_a_transfer_hook_is_not_fitted(make_trainer):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_sums_are_float64_in_every_precision(make_trainer, precision):
     module, gmm = UsersModule(), FitGMM(weights="last")
-    make_trainer(callbacks=[gmm], precision=precision).fit(module, loader())
+    make_trainer(callbacks=[gmm], precision=precision).fit(module.float(), FLOAT32)
     tensors = gmm.state_dict()["tensors"]
     assert all(t.dtype == torch.float64 for t in tensors.values() if isinstance(t, torch.Tensor))
     same = reference({k: v.float() for k, v in module.state_dict().items()}, gmm)
@@ -271,22 +298,22 @@ def test_one_optimizer_step_makes_it_stale_without_a_trainer():
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
 def test_another_precision_is_not_taken_for_other_weights(make_trainer, tmp_path, precision):
     gmm = FitGMM()
-    trainer = make_trainer(callbacks=[gmm, checkpoint(tmp_path)], enable_checkpointing=True)
-    trainer.fit(UsersModule(), loader(), loader())
+    trainer = make_trainer(callbacks=[gmm, checkpoint(tmp_path)], enable_checkpointing=True, precision="32-true")
+    trainer.fit(UsersModule().float(), FLOAT32, FLOAT32)
     fresh = FitGMM()
     make_trainer(callbacks=[fresh], precision=precision).test(
-        UsersModule(), loader(), ckpt_path=gmm.uq_ckpt_path, verbose=False, weights_only=True
+        UsersModule().float(), FLOAT32, ckpt_path=gmm.uq_ckpt_path, verbose=False, weights_only=True
     )
     assert_same_fit(gmm, fresh)
 
 
 def test_float64_weights_that_were_loaded_into_float32_ones_are_recognised(make_trainer, tmp_path):
     gmm, fresh = FitGMM(), FitGMM()
-    fitting = make_trainer(callbacks=[gmm, checkpoint(tmp_path)], enable_checkpointing=True, precision="64-true")
+    fitting = make_trainer(callbacks=[gmm, checkpoint(tmp_path)], enable_checkpointing=True)
     fitting.fit(UsersModule(), loader(), loader())
     # Lightning restores before it makes the module float64: the weights are rounded on their way.
-    make_trainer(callbacks=[fresh], precision="64-true").test(
-        UsersModule(), loader(), ckpt_path=gmm.uq_ckpt_path, verbose=False, weights_only=True
+    make_trainer(callbacks=[fresh]).test(
+        UsersModule().float(), loader(), ckpt_path=gmm.uq_ckpt_path, verbose=False, weights_only=True
     )
     assert_same_fit(gmm, fresh)
 
@@ -350,12 +377,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.post_training import fitted_states
 torch.manual_seed(0)
-x = torch.randn(21, 4)
+x = torch.randn(21, 4).double()  # two ranks have other batches than one, so everything is in float64
 y = (x[:, 0] > 0).long()
 class Module(LightningModule):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+        self.net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).double()
     def forward(self, x):
         return self.net(x)
     def training_step(self, batch, batch_idx):
@@ -370,7 +397,7 @@ loader = DataLoader(TensorDataset(x, y), batch_size=4)
 def main():
     gmm = FitGMM(weights=WEIGHTS)
     module = Module()
-    trainer = Trainer(accelerator="cpu", devices=2, strategy=STRATEGY, logger=False, max_epochs=2,
+    trainer = Trainer(accelerator="cpu", devices=2, strategy=STRATEGY, logger=False, max_epochs=2, precision="64-true",
                       enable_progress_bar=False, enable_model_summary=False, default_root_dir=".",
                       callbacks=[gmm, ModelCheckpoint(dirpath="ckpt", monitor="val_loss")])
     trainer.fit(module, loader, loader)
@@ -393,7 +420,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(("strategy", "weights"), [("ddp", "best"), ("ddp", "last"), ("ddp_spawn", "best")])
 def test_two_ranks_give_what_one_gives(run_script, strategy, weights):
     result = run_script(TWO_RANKS.replace("STRATEGY", repr(strategy)).replace("WEIGHTS", repr(weights)))
-    assert result["gap"] < 1e-6
+    assert result["gap"] < 1e-9
 
 
 def test_an_error_on_one_rank_is_raised_on_both_with_one_text(run_script):
@@ -453,9 +480,9 @@ def test_two_heads_are_ambiguous_and_an_auxiliary_one_is_not():
             self.unused = self.aux(x)
             return out
 
-    assert FitGMM().fit(TwoHeads(False), loader()).features.resolved == "a"
+    assert FitGMM().fit(TwoHeads(False).double(), loader()).features.resolved == "a"
     with pytest.raises(InputError, match="Several linear layers with different inputs.*'a', 'b'"):
-        FitGMM().fit(TwoHeads(True), loader())
+        FitGMM().fit(TwoHeads(True).double(), loader())
     with pytest.raises(InputError, match="feeds the output of Identity"):
         FitGMM().fit(nn.Identity(), loader())
 
@@ -574,7 +601,7 @@ def test_labels_are_asked_for(make_trainer):
 def test_bad_fitting_data_is_named_and_nothing_is_half_fitted(x, y, match):
     gmm = FitGMM()
     with pytest.raises(InputError, match=match):
-        gmm.fit(nn.Linear(4, 2), [(x, y)])
+        gmm.fit(nn.Linear(4, 2).double(), [(x, y)])
     assert not gmm.fitted
 
 
@@ -612,7 +639,7 @@ def test_a_file_that_holds_nothing_is_named(tmp_path):
 
 
 def test_an_mlp_of_ours_is_hooked_at_its_last_layer():
-    network = MLP(4, 2, hidden_sizes=(5,))
+    network = MLP(4, 2, hidden_sizes=(5,)).double()
     tensors = FitGMM().fit(network, loader()).state_dict()["tensors"]
     assert tensors["0.mean"].shape == (2, 5)
 
@@ -629,7 +656,7 @@ class Untouched(UsersModule):
     [
         ([(X, "ab")], {}, "FitGMM's fitting data to hold class labels, but a batch has targets of str"),
         ([{"image": X, "label": Y}], {}, r"got keys \['image', 'label'\].*`unpack_batch=`"),
-        ([(X, X[:, 0])], {}, r"FitGMM's fitting data to hold class labels, but a batch has targets of torch.float32"),
+        ([(X, X[:, 0])], {}, r"FitGMM's fitting data to hold class labels, but a batch has targets of torch.float64"),
         ([(X, Y)], {"feature_layer": "nose"}, r"argument `feature_layer`.*got 'nose'"),
         (
             [(X, Y)],

@@ -328,5 +328,42 @@ for _key, (_cls, *_) in measured.CASES.items():
         _KEYS.setdefault(_cls, _key)
 METRICS = [MetricCase(cls.__name__, key) for cls, key in _KEYS.items()]
 
+REPRESENTATIVES = {
+    # A network with one index, with logits and with variances; and evidence in their place.
+    "Deterministic",
+    "Deterministic, regression",
+    "Evidential",
+    "Evidential, regression",
+    # Members in a loop, members that run at once, members that are LightningModules.
+    "Ensemble, loop",
+    "Ensemble, stacked",
+    "Ensemble of a user's modules",
+    # Indices that are drawn: vectors beside a base, masks, generated weights, weights with a spread, atoms.
+    "Epinet",
+    "Dropout, shared masks",
+    "Hypermodel, prior",
+    "Bayes by backprop",
+    "Categorical regression",
+    # A density, distances to stored rows, a calibration; callbacks that only measure.
+    "FitGMM",
+    "FitKNN",
+    "TemperatureScaling",
+    "CalibratedNLL",
+    "OODDetection",
+    # A mean, bins, rows that are kept, blocks of rows, a score of two data sets, a mixture.
+    "NegativeLogLikelihood",
+    "ExpectedCalibrationError",
+    "AURC",
+    "JointLogLoss",
+    "OODAUROC",
+    "RegressionNLL",
+    # Users' modules: pairs, mappings, several inputs with an output object.
+    "Tuple batches",
+    "Dict batches",
+    "Two optimizers",
+    "Hugging Face backbone",
+}
+"""One case for each code path: what `make test` runs of the lists. `make test-slow` and `make contract` run all of them."""
+
 CLASSIFIERS = [case for case in MODULES if case.task == "classification"]
 FITTING = [case for case in CALLBACKS if case.fits]

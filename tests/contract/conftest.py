@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.cases import AXES, CALLBACKS, CLASSIFIERS, FITTING, METRICS, MODULES
+from tests.contract.cases import AXES, CALLBACKS, CLASSIFIERS, FITTING, METRICS, MODULES, REPRESENTATIVES
 from tests.contract.users import USERS
 
 LISTS = {
@@ -21,12 +21,29 @@ LISTS = {
 
 def pytest_addoption(parser):
     parser.addoption("--grid", type=Path, help="write what passed as a table to this Markdown file")
+    parser.addoption("--record", action="store_true", help="rewrite the records that test_recording.py compares with")
 
 
 def pytest_generate_tests(metafunc):
     for argument, cases in LISTS.items():
         if argument in metafunc.fixturenames:
-            metafunc.parametrize(argument, cases, ids=[case.name.replace(" ", "_") for case in cases])
+            fast = _fast_names(metafunc.definition)
+            metafunc.parametrize(
+                argument,
+                [
+                    pytest.param(case, id=case.name.replace(" ", "_"), marks=[] if fast(case) else pytest.mark.slow)
+                    for case in cases
+                ],
+            )
+
+
+def _fast_names(test):
+    """Which cases of a test run in `make test`: one for each code path, unless the test asks for all or for fewer."""
+    if test.get_closest_marker("every_case"):
+        return lambda case: True
+    fewer = test.get_closest_marker("represented_by")
+    names = REPRESENTATIVES if fewer is None else fewer.args
+    return lambda case: case.name in names
 
 
 def pytest_collection_modifyitems(items):

@@ -12,6 +12,17 @@ from lightning_uq.errors import InputError, NotFittedError, UQError
 from tests.contract.cases import CLASSES, FEATURES, UsersModule, dataset, loader, rows
 from tests.contract.running import TRAIN, VAL, assert_finite
 
+# One check in the base refuses each kind of bad input: these cases reach it with labels, with numbers, and through members
+# that are LightningModules; the callbacks share one reader. The full product is in `make test-slow`.
+pytestmark = pytest.mark.represented_by(
+    "Deterministic",
+    "Deterministic, regression",
+    "Ensemble of a user's modules",
+    "FitGMM",
+    "VectorScaling",
+    "OODDetection",
+)
+
 KIND = "classification"
 NAN, INF = math.nan, math.inf
 

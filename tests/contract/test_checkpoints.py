@@ -90,11 +90,12 @@ def test_what_callbacks_fitted_lies_beside_the_weights(make_trainer, fitting_cas
         return fitting_case.build(weights=weights, **({} if fitting_case.name in SCORED else {"attach": True}))
 
     def numbers(module, callback, **kwargs):
-        """What the callback makes of the test rows."""
+        """The callback's outputs for the test rows: in float64, where two batch shapes are compared below."""
         test = loader("classification", TEST, 2)
-        found = make_trainer(callbacks=[callback]).predict(module, test, **kwargs)
         if fitting_case.name in SCORED:
+            make_trainer(callbacks=[callback]).predict(module, test, **kwargs)
             return {"scores": callback.score(module, test)}
+        found = make_trainer(callbacks=[callback], precision="64-true").predict(module, test, **kwargs)
         return type(found[0]).cat(found).to_dict()
 
     fitted, options = build(), checkpointing(tmp_path)
@@ -123,9 +124,9 @@ def test_what_callbacks_fitted_lies_beside_the_weights(make_trainer, fitting_cas
         with pytest.raises(InputError, match="whose scores are those callbacks' own"):
             load_fitted(written)
         return
-    outputs = load_fitted(written)(rows(TEST, 2)[0])
+    outputs = load_fitted(written).double()(rows(TEST, 2)[0].double())
     probs, log_density = outputs if isinstance(outputs, tuple) else (outputs, None)
-    torch.testing.assert_close(probs, found["probs"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(probs, found["probs"], rtol=1e-9, atol=1e-9)
     assert (log_density is not None) == ("log_density" in found) == ("GMM" in fitting_case.name)
     if log_density is not None:
         torch.testing.assert_close(log_density, found["log_density"], rtol=1e-9, atol=1e-9)

@@ -71,6 +71,7 @@ def assert_same(found: dict[str, float], expected: dict[str, float]) -> None:
 
 
 @pytest.mark.axis("ddp")
+@pytest.mark.every_case
 def test_modules(ddp, module_case, make_trainer, tmp_path):
     two = result(ddp, module_case)
     assert two["ranks_agree"]
@@ -92,6 +93,7 @@ def test_modules(ddp, module_case, make_trainer, tmp_path):
 
 
 @pytest.mark.axis("ddp")
+@pytest.mark.every_case
 def test_callbacks(ddp, callback_case, make_trainer):
     two = result(ddp, callback_case)
     module = load(UsersModule(), two["best"])
@@ -108,6 +110,7 @@ def test_callbacks(ddp, callback_case, make_trainer):
 
 
 @pytest.mark.axis("ddp")
+@pytest.mark.every_case
 def test_metrics(ddp, metric_case, make_trainer):
     rows = DataLoader(TensorDataset(torch.arange(ROWS)), batch_size=7)
     (one,) = alone(make_trainer).test(Measured(metric_case.key), rows, verbose=False)

@@ -38,11 +38,13 @@ def assert_flat(trainer, module, task):
 
 
 @pytest.mark.axis("memory")
+@pytest.mark.represented_by("Ensemble, loop", "Epinet")  # metrics, optimizers and indices that are kept
 def test_modules(make_trainer, module_case):
     assert_flat(make_trainer(), module_case.build(), module_case.task)
 
 
 @pytest.mark.axis("memory")
+@pytest.mark.represented_by("FitGMM", "OODDetection")  # a fitted state; scores that are gathered
 def test_callbacks(make_trainer, callback_case, tmp_path):
     trainer = make_trainer(callbacks=[callback_case.build()], enable_checkpointing=True)
     assert_flat(trainer, UsersModule(), "classification")

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 
 from lightning_uq import callbacks, metrics, modules
 from lightning_uq.modules.base import UncertaintyModule
-from tests.contract.cases import AXES, CALLBACKS, METRICS, MODULES
+from tests.contract.cases import AXES, CALLBACKS, METRICS, MODULES, REPRESENTATIVES
 from tests.contract.users import USERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "contract.md"
@@ -34,6 +34,7 @@ def test_every_metric_is_in_the_list():
 def test_names_are_told_apart():
     names = [case.name for case in [*MODULES, *CALLBACKS, *METRICS, *USERS]]
     assert len(set(names)) == len(names)
+    assert set(names) >= REPRESENTATIVES
 
 
 def test_the_published_grid_has_a_row_for_each_and_no_failure(request):

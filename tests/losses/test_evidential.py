@@ -29,6 +29,15 @@ FUNCTIONS = {
 NEED_ONE_CLASS = {"nll", "maxnorm", "maxnorm_paper", "nll_part", "pnorm_part", "fisher_part"}
 MODULES = [losses.EvidentialLoss, losses.MaxNormLoss, losses.RelaxedEvidentialLoss, losses.FisherEvidentialLoss]
 every_loss = pytest.mark.parametrize("loss", FUNCTIONS.values(), ids=FUNCTIONS.keys())
+# All losses read their rows in one place, which knows two kinds: those that take soft targets, and those that need one class.
+# `make test-slow` runs the others.
+each_kind = pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(loss, id=name, marks=[] if name in ("evidential", "maxnorm") else pytest.mark.slow)
+        for name, loss in FUNCTIONS.items()
+    ],
+)
 
 
 def evidence_of(*shape, dtype=torch.float64, seed=0):
@@ -135,7 +144,7 @@ def test_relaxed_and_fisher_weighted_losses():
 # ---------------------------------------------------------------------- shapes, targets, reductions
 
 
-@every_loss
+@each_kind
 @pytest.mark.parametrize("shape", [(1, 2), (4, 3, 1), (2, 3, 4, 5), (3, 4, 2, 2, 2)])
 def test_maps_are_rows(loss, shape):
     evidence = evidence_of(*shape)
@@ -148,7 +157,7 @@ def test_maps_are_rows(loss, shape):
     torch.testing.assert_close(loss(evidence, target, reduction="sum"), value.sum())
 
 
-@every_loss
+@each_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
 def test_one_hot_targets_are_indices(loss, dtype):
     evidence, target = evidence_of(5, 3, 2), labels(5, 2, classes=3)
@@ -288,7 +297,7 @@ def test_evidence_for_the_right_class_lowers_the_risks_and_misleading_evidence_r
 # ---------------------------------------------------------------------- dtypes
 
 
-@every_loss
+@each_kind
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_upcast_first(loss, dtype):
     evidence, target = evidence_of(5, 3).to(dtype), labels(5, classes=3)
@@ -316,7 +325,7 @@ def test_memory_and_cost_do_not_pair_samples(loss):
 EVIDENCE, TARGET = torch.ones(4, 3), torch.tensor([0, 1, 2, 0])
 
 
-@every_loss
+@each_kind
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,7 +12,10 @@ ROWS, MEMBERS, CLASSES, DIMS = 41, 5, 3, 2
 
 
 class Data:
-    """A seeded data set of ROWS rows; ties and saturated rows included."""
+    """A seeded data set of ROWS rows; ties and saturated rows included.
+
+    It is in float64, because the tests compare batches of several sizes, orders and processes: see tests/tolerance.py.
+    """
 
     def __init__(self, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -20,7 +23,7 @@ class Data:
         self.logits[:, 5] = torch.tensor([60.0, 0.0, 0.0])
         self.target = torch.randint(CLASSES, (ROWS,), generator=generator)
         self.target[5] = 0
-        self.probs = ((self.logits.softmax(2).mean(0) * 64).round() + 1e-3).clamp_min(1e-3)
+        self.probs = ((self.logits.double().softmax(2).mean(0) * 64).round() + 1e-3).clamp_min(1e-3)
         self.probs = self.probs / self.probs.sum(1, keepdim=True)
         self.probs[5] = torch.tensor([1.0, 0.0, 0.0])
         self.score = (8 * torch.rand(ROWS, generator=generator)).floor()
@@ -29,6 +32,8 @@ class Data:
         self.variance = 0.1 + torch.rand(MEMBERS, ROWS, DIMS, generator=generator)
         self.value = torch.randn(ROWS, DIMS, generator=generator)
         self.index = torch.randperm(ROWS, generator=generator) * 3
+        for name, values in vars(self).items():
+            setattr(self, name, values.double() if values.is_floating_point() else values)
 
 
 def classify(d, i):

@@ -23,7 +23,12 @@ spec.loader.exec_module(cases)
 ALL = torch.arange(cases.ROWS)
 DATA = cases.Data()
 COUNTS = ("unpredicted",)  # integers: a set of classes, which is empty without rows
-each_metric = pytest.mark.parametrize("name", list(cases.CASES))
+# One for each kind of state: a sum, bins, rows, rows of two kinds, pairs of tensors, blocks that wait for their rest, rows
+# with an index. `make test-slow` runs the others.
+KINDS = {"nll", "ece", "ece_adaptive", "aurc", "auroc", "gaussian_nll", "joint", "joint_indexed", "unpredicted"}
+each_metric = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in cases.CASES]
+)
 
 
 def value_of(name, rows=ALL, batch=7):
