@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional import dirichlet
+from lightning_uq.functional import dirichlet, entropy
 from lightning_uq.predictions.class_probabilities import ClassProbabilities
 from lightning_uq.predictions.fields import Field
 
@@ -67,10 +67,13 @@ class DirichletPrediction(ClassProbabilities):
         return self._once("mean_log_probs", self._mean_log_probs)
 
     def _mean_log_probs(self) -> Tensor:
-        alpha = self.concentration.double()
-        log_probs = alpha.log() - alpha.sum(2, keepdim=True).log()
-        mean: Tensor = torch.logsumexp(log_probs, 0) - math.log(len(alpha))
+        mean: Tensor = torch.logsumexp(self._log_means(), 0) - math.log(self.num_indices)
         return mean
+
+    def _log_means(self) -> Tensor:
+        """log alpha_z / S_z [Z, B, C, ...] in float64."""
+        alpha = self.concentration.double()
+        return alpha.log() - alpha.sum(2, keepdim=True).log()
 
     @property
     def expected_entropy(self) -> Tensor:
@@ -79,11 +82,14 @@ class DirichletPrediction(ClassProbabilities):
 
     @property
     def mutual_information(self) -> Tensor:
-        """H[E[p]] - E[H[p]] in nats, over the hypotheses and their Dirichlets: [B, ...]."""
-        alpha = self.concentration.double()
-        mean = (alpha / alpha.sum(2, keepdim=True)).mean(0)
-        predictive: Tensor = torch.special.entr(mean).sum(1)
-        return (predictive - self.expected_entropy).clamp_min(0)
+        """H[E[p]] - E[H[p]] in nats, over the hypotheses and their Dirichlets: [B, ...].
+
+        It is the sum of the Dirichlets' own, averaged over z, and that of their means: neither is a difference of entropies.
+        """
+        within = self._mean(dirichlet.dirichlet_mutual_information)
+        if self.num_indices == 1:
+            return within
+        return within + entropy.mutual_information(self._log_means())
 
     @property
     def differential_entropy(self) -> Tensor:

@@ -14,7 +14,7 @@ from lightning_uq import modules as m
 from lightning_uq.metrics import BrierScore
 from lightning_uq.networks import Factory
 from tests.contract import recording as r
-from tests.contract.cases import CALLBACKS, CLASSES, MODULES, network
+from tests.contract.cases import CALLBACKS, MODULES, network
 from tests.contract.users import USERS
 from tests.metrics import cases as measured
 
@@ -105,7 +105,7 @@ def found_with(build, make_trainer, folder):
 
 def test_a_learning_rate_off_by_a_thousandth_is_reported(recorded, make_trainer, tmp_path):
     optimizer = Factory("torch.optim.SGD", {"lr": 0.05 * 1.001, "momentum": 0.9})
-    build = partial(m.DeterministicModule, network, optimizer=optimizer, num_classes=CLASSES)
+    build = partial(m.DeterministicModule, network, optimizer=optimizer)
     lines = r.differences(found_with(build, make_trainer, tmp_path), recorded)
     for field in (
         "logged/fit/train_loss[",
