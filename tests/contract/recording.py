@@ -30,12 +30,12 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning_uq.prediction import Prediction
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks import FitGMM, OODDetection, PredictionWriter, TemperatureScaling, read_predictions
 from lightning_uq.errors import InputError
+from lightning_uq.predictions import Prediction
 from tests.contract.cases import MODULES, CallbackCase, Measured, ModuleCase, UsersModule, loader
 from tests.contract.running import TEST, TRAIN, VAL
 from tests.contract.users import UserCase
