@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_uq.callbacks._running import LogitReader, gather_rows, is_uncertainty_module
 from lightning_uq.errors import InputError
 from lightning_uq.predictions import ClassProbabilities
+from lightning_uq.tasks import Task, describe
 
 
 def class_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
@@ -39,13 +40,21 @@ def class_logits(
     """Logits [Z, B, C] that a calibration is fitted to: of a Dirichlet, the log of its mean [1, B, C].
 
     Raises:
-        InputError: The logits of members are asked for (``of_members``), and the predictions have none.
+        InputError: The module predicts no classes, or the logits of members are asked for (``of_members``), and the predictions
+            have none.
     """
+    check_classes(reader.task(model), "The callback")
     logits = reader(model, batch, trainer, check=check)
     if reader.predict_fn is not None or not is_uncertainty_module(model):
         return logits
     prediction: ClassProbabilities = model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
     return prediction.logits if of_members else prediction.calibration_logits
+
+
+def check_classes(task: Task, who: str) -> None:
+    """Raise an :class:`InputError` for a task whose predictions are no class probabilities."""
+    if not task.has_classes:
+        raise InputError(f"{who} calibrates class probabilities, which {describe(task)} does not predict.")
 
 
 def gather_logits(logits: list[Tensor], labels: list[Tensor], trainer: Trainer | None) -> tuple[Tensor, Tensor]:

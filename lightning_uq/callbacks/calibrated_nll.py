@@ -8,7 +8,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_uq import batches
-from lightning_uq.callbacks._classification import class_labels, class_logits, gather_logits
+from lightning_uq.callbacks._classification import check_classes, class_labels, class_logits, gather_logits
 from lightning_uq.callbacks._running import (
     LogitReader,
     PredictFn,
@@ -77,8 +77,9 @@ class CalibratedNLL(Callback):
         self._error: Exception | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what was not tested."""
+        """Refuse strategies that were not tested, and tasks without classes."""
         check_strategy(trainer, type(self).__name__)
+        check_classes(self.read.task(pl_module), type(self).__name__)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._classification import class_labels
+from lightning_uq.callbacks._classification import class_labels, class_logits
 from lightning_uq.callbacks._running import PredictFn, UnpackBatch, to_device, together
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.post_training import Weights
@@ -167,7 +167,7 @@ class FitGMM(FeatureCallback):
             batch = to_device(raw, model, trainer)
             y = class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
             if not statistics:
-                num_classes = self.logits(model, batch, trainer).shape[2]
+                num_classes = class_logits(self.logits, model, batch, trainer).shape[2]
             features = self.features(model, batch, trainer)
             for i, rows in enumerate(features):
                 if i == len(statistics):

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._classification import class_labels, class_logits, gather_logits
+from lightning_uq.callbacks._classification import check_classes, class_labels, class_logits, gather_logits
 from lightning_uq.callbacks._running import (
     PredictFn,
     UnpackBatch,
@@ -24,7 +24,6 @@ from lightning_uq.functional.temperature import Method, Objective, Scope, _check
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import CategoricalPrediction, Prediction
-from lightning_uq.tasks import describe
 
 
 class Calibration(PostTrainingCallback):
@@ -91,11 +90,7 @@ class Calibration(PostTrainingCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what has no classes."""
-        task = self.logits.task(pl_module)
-        if not task.has_classes:
-            raise InputError(
-                f"{type(self).__name__} calibrates class probabilities, which {describe(task)} does not predict."
-            )
+        check_classes(self.logits.task(pl_module), type(self).__name__)
         super().on_fit_start(trainer, pl_module)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -260,7 +261,8 @@ class UncertaintyModule(ExactResume):
         if weights is not None:
             sums, counts = sums * weights.to(sums), counts * weights.to(counts)
         total, count = sums.sum(1), counts.sum(1)
-        return total / torch.where(count > 0, count, 1), count[0]
+        # What nothing counts adds nothing, whatever its sum (label smoothing has one where all weights are 0).
+        return torch.where(count > 0, total / torch.where(count > 0, count, 1), 0 * total), count[0]
 
     @property
     def _progress(self) -> Progress | None:
@@ -541,10 +543,12 @@ def expect_eval_mode(num_modules: int) -> None:
 
 def saved_argument(value: Any) -> Any:
     """An argument as plain data; what cannot be imported again becomes ``{"unsaved": description}``."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if is_plain(value):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
         found = factory_to_config(type(value))
         saved = {name: saved_argument(field) for name, field in fields.items()}
         if found is not None and not any(_is_unsaved(field) for field in saved.values()):

@@ -119,13 +119,15 @@ class BayesByBackpropModule(UncertaintyModule):
                 ) from error
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
-        """The negative evidence lower bound of a sample, averaged over the drawn indices."""
+        """The negative evidence lower bound per label, averaged over the drawn indices."""
         if self._num_train is None:
             raise InputError("Expected argument `num_train` where the loss is taken without a Trainer.")
         index = self._place(self.network.sample_index(self.num_train_samples))
         weights = self.network.weights(index)
-        losses = self.index_losses(self.network.call(x, weights), self.targets(y, batch, index))
-        kl = self.network.kl(**self.prior, weights=weights)
+        losses, count = self._losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
+        # A sample has as many likelihood terms as it has labels that count: pixels, or target dimensions.
+        labels_per_sample = torch.where(count > 0, count / len(y), 1)
+        kl = self.network.kl(**self.prior, weights=weights) / labels_per_sample
         return elbo_loss(-losses, self.kl_weight * kl, self._num_train).mean()
 
 

@@ -1,7 +1,8 @@
 """Deep ensembles: M networks, or M LightningModules, trained side by side."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,7 +147,7 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         self.register_buffer("input_range", None)
         self._range_is_restored = False
         self._says_why = execution == "auto" and not lightning_members
-        self._told_misfit = False
+        self._warned_of_misfit = False
         if lightning_members:
             self.adopt(lightning_members, streams)
         self._save_arguments(**given)
@@ -329,22 +330,41 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
             step = "validation_step" if stage == "val" else "test_step"
             self.evaluation_steps(step, batch, batch_idx, loader_idx)
             misfit = misfit_of(self.lightning_members[0], batch, self.unpack_batch, self.task)
+            if misfit is None and not self._warned_of_misfit:
+                try:
+                    super()._evaluate(f"ensemble/{stage}", metric_sets, loaders, batch, batch_idx, loader_idx)
+                except OutputShapeError as error:
+                    # A user's module need not predict two classes, or a variance, for its own steps to be right.
+                    misfit = str(error)
             if misfit is not None:
-                self._tell_misfit(misfit)
-                return
-            stage = f"ensemble/{stage}"
-            try:
-                super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)
-            except OutputShapeError as error:
-                # A user's module need not predict two classes, or a variance, for its own steps to be right.
-                self._tell_misfit(str(error))
+                self._warn_of_misfit(misfit)
+                for metric in metric_sets[loader_idx].values():  # type: ignore[operator]  # a ModuleList yields bare Modules
+                    metric.reset()  # a part of the data would pass for all of it
             return
         super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)
 
-    def _tell_misfit(self, reason: str) -> None:
-        if not self._told_misfit:
-            rank_zero_info(f"No metrics of the ensemble as a whole are logged: {reason.rstrip('.')}.")
-        self._told_misfit = True
+    def _check_output(self, output: Tensor) -> None:
+        with self._as_misfit():
+            super()._check_output(output)
+
+    def _check_target(self, y: Tensor, output: Tensor) -> None:
+        with self._as_misfit():
+            super()._check_target(y, output)
+
+    @contextmanager
+    def _as_misfit(self) -> Iterator[None]:
+        """Let the metrics of the whole be left out where LightningModules that train alone do not fit the task."""
+        try:
+            yield
+        except InputError as error:
+            if self.lightning_members:
+                raise OutputShapeError(str(error)) from error
+            raise
+
+    def _warn_of_misfit(self, reason: str) -> None:
+        if not self._warned_of_misfit:
+            rank_zero_info(f"The ensemble as a whole has no metrics: {reason.rstrip('.')}.")
+        self._warned_of_misfit = True
 
     # ------------------------------------------------------------------ optimizer and checkpoint
 

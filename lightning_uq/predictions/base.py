@@ -75,6 +75,18 @@ class Prediction(ABC):
         if not torch.compiler.is_compiling():  # a graph holds no values
             self._check_values()
 
+    @classmethod
+    def of_checked(cls, **tensors: Tensor | None) -> Self:
+        """A prediction of tensors whose values are known to be in range: a look at them would wait for a GPU.
+
+        Shapes are checked as always.
+        """
+        given = {name: tensors.get(name) for name in cls._fields}
+        cls._check_tensors(given)
+        new = cls._from_tensors(given)
+        new._check()
+        return new
+
     # ------------------------------------------------------------------ checks
 
     @classmethod

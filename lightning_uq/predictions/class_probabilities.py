@@ -56,7 +56,12 @@ class ClassProbabilities(Prediction):
             self.expected_entropy,
             self.mutual_information,
             **{name: self._get(name) for name in ("temperature", "class_scaling", "log_density")},
+            **self._further_moments(),
         )
+
+    def _further_moments(self) -> dict[str, Tensor]:
+        """What a type keeps when it is pooled, beside the moments of all."""
+        return {}
 
     # ------------------------------------------------------------------ what follows
 

@@ -102,6 +102,9 @@ class DirichletPrediction(ClassProbabilities):
         alpha = self.concentration.double()
         return (alpha.shape[2] / alpha.sum(2)).mean(0) * self.prior
 
+    def _further_moments(self) -> dict[str, Tensor]:
+        return {"vacuity": self.vacuity, "differential_entropy": self.differential_entropy}
+
     def _no_logits(self) -> str:
         return f"{super()._no_logits()} Use its mean probabilities: `log_probs`, or scope='pooled' for a temperature."
 

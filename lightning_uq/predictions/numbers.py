@@ -60,7 +60,11 @@ class NumberPrediction(Prediction):
         from lightning_uq.predictions.pooled_regression import PooledRegressionPrediction
 
         moments = self.mean, self.aleatoric_variance, self.epistemic_variance
-        return PooledRegressionPrediction(*moments, log_density=self._get("log_density"))
+        return PooledRegressionPrediction(*moments, log_density=self._get("log_density"), **self._further_moments())
+
+    def _further_moments(self) -> dict[str, Tensor]:
+        """What a type keeps when it is pooled, beside the moments of all."""
+        return {}
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
         """``mean``, ``variance`` and its two parts, ``lower`` and ``upper`` of an interval, and ``log_density`` if there is one.

@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from lightning_uq.errors import InputError
 from lightning_uq.predictions.class_probabilities import ClassProbabilities
 from lightning_uq.predictions.fields import Field
@@ -17,6 +19,8 @@ class PooledCategoricalPrediction(ClassProbabilities):
         mean_log_probs: log mean_z p_z [B, C] (or [B, C, ...]), before any calibration.
         expected_entropy: mean_z H[p_z] in nats [B, ...].
         mutual_information: H[mean_z p_z] - mean_z H[p_z] in nats [B, ...].
+        vacuity: Vacuity [B, ...] of a pooled Dirichlet.
+        differential_entropy: Differential entropy [B, ...] of a pooled Dirichlet, in nats.
         temperature: Scalar T of a pooled calibration.
         class_scaling: Scale and bias [2, C] of a pooled calibration.
         log_density: Log-density [B] of the input's features, if one was fitted.
@@ -31,13 +35,12 @@ class PooledCategoricalPrediction(ClassProbabilities):
         PooledCategoricalPrediction(mean_log_probs=[2, 3], expected_entropy=[2], mutual_information=[2])
     """
 
-    score_names: ClassVar[tuple[str, ...]] = (
-        "predictive_entropy",
-        "mutual_information",
-        "expected_entropy",
-        "max_softmax",
-        "gen",
-    )
+    @property
+    def score_names(self) -> tuple[str, ...]:  # type: ignore[override]  # it depends on what was pooled
+        """The names that :meth:`score` takes; a pooled Dirichlet has two more."""
+        names = ("predictive_entropy", "mutual_information", "expected_entropy", "max_softmax", "gen")
+        return (*names, *(name for name in ("vacuity", "differential_entropy") if self._get(name) is not None))
+
     _hint: ClassVar[str] = (
         " The others need the members, which were pooled: set `module.return_members = True` to keep them."
     )
@@ -45,6 +48,10 @@ class PooledCategoricalPrediction(ClassProbabilities):
     mean_log_probs = Field("log mean_z p_z [B, C, ...], before any calibration.", batch_axis=0, class_axis=1)
     expected_entropy = Field("Mean entropy of the hypotheses, in nats: [B, ...].", batch_axis=0)
     mutual_information = Field("H[mean_z p_z] - mean_z H[p_z] in nats: [B, ...].", batch_axis=0)
+    vacuity = Field("Mean over z of the vacuity [B, ...]; of a Dirichlet alone.", batch_axis=0, optional=True)
+    differential_entropy = Field(
+        "Mean over z of the differential entropy [B, ...], in nats; of a Dirichlet alone.", batch_axis=0, optional=True
+    )
 
     def pool(self) -> "PooledCategoricalPrediction":
         """The prediction itself."""
@@ -53,11 +60,16 @@ class PooledCategoricalPrediction(ClassProbabilities):
     def _check(self) -> None:
         self._check_classes("mean_log_probs", "[B, C]")
         expected = [len(self), *self.map_shape]
-        for name in ("expected_entropy", "mutual_information"):
-            if list(self.__dict__["_tensors"][name].shape) != expected:
-                found = list(self.__dict__["_tensors"][name].shape)
-                raise InputError(f"`{name}` must have shape {expected}, but its shape is {found}.")
+        for name in ("expected_entropy", "mutual_information", "vacuity", "differential_entropy"):
+            tensor = self._get(name)
+            if tensor is not None and list(tensor.shape) != expected:
+                raise InputError(f"`{name}` must have shape {expected}, but its shape is {list(tensor.shape)}.")
         super()._check()
 
     def _no_logits(self) -> str:
         return "The members' `logits` were pooled when this prediction was made. Set `module.return_members = True` to keep them."
+
+    def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
+        """As for any classifier, with ``vacuity`` and ``differential_entropy`` of a Dirichlet."""
+        further = {name: self._get(name) for name in ("vacuity", "differential_entropy")}
+        return {**super().to_dict(interval), **{name: tensor for name, tensor in further.items() if tensor is not None}}

@@ -19,6 +19,7 @@ class PooledRegressionPrediction(NumberPrediction):
         mean: E[y] [B, D].
         aleatoric_variance: [B, D].
         epistemic_variance: [B, D].
+        inverse_nu: mean_z 1 / nu [B, D] of a pooled normal-inverse-gamma.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
@@ -41,6 +42,13 @@ class PooledRegressionPrediction(NumberPrediction):
         "Mean over the hypotheses of the variance that each of them expects [B, D].", batch_axis=0
     )
     epistemic_variance = Field("Variance of the hypotheses' means [B, D].", batch_axis=0)
+    inverse_nu = Field("mean_z 1 / nu [B, D]; of a normal-inverse-gamma alone.", batch_axis=0, optional=True)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:  # type: ignore[override]  # it depends on what was pooled
+        """The names that :meth:`score` takes; a pooled normal-inverse-gamma has ``inverse_nu``, too."""
+        further = () if self._get("inverse_nu") is None else ("inverse_nu",)
+        return (*NumberPrediction.score_names, *further)
 
     def _check(self) -> None:
         self._check_shapes("[B, D]", "mean", "aleatoric_variance", "epistemic_variance")

@@ -60,9 +60,13 @@ def take_rows(tensor: Tensor, axis: int, rows: slice | Tensor) -> Tensor:
 
 
 def _as_tensor(index: Any) -> Tensor:
-    if isinstance(index, list | Tensor | np.ndarray):
+    if isinstance(index, list | range | Tensor | np.ndarray):
         try:
-            return torch.as_tensor(index)
+            # torch takes no reversed array, as `np.argsort(score)[::-1]` is one.
+            if isinstance(index, Tensor):
+                return index
+            array = np.ascontiguousarray(index)
+            return torch.as_tensor(array.astype(np.int64) if array.dtype.kind == "u" else array)
         except (TypeError, ValueError, RuntimeError):
             pass
     raise InputError(

@@ -137,6 +137,9 @@ class StudentTPrediction(NumberPrediction):
         upper = self.quantile((1 + level) / 2)
         return 2 * self.mean - upper, upper
 
+    def _further_moments(self) -> dict[str, Tensor]:
+        return {"inverse_nu": self.inverse_nu}
+
     def _parameters(self) -> dict[str, Tensor]:
         """``degrees_of_freedom`` and ``scale`` of one hypothesis."""
         return (

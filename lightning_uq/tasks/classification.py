@@ -1,6 +1,7 @@
 """One label per input: a softmax over classes."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -15,6 +16,9 @@ from lightning_uq.functional._validation import check_choice, upcast
 from lightning_uq.metrics import Accuracy, BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
 from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, sums_and_counts
+
+NO_LABEL = -(2**63)
+"""What no label is: torch ignores -100 by default, which would hide a wrong label."""
 
 
 class ClassTask(Task):
@@ -125,7 +129,7 @@ class Classification(ClassTask):
     def __post_init__(self) -> None:
         check_num_classes(self.num_classes)
         check_choice("loss", self.loss, ("cross_entropy",))
-        if not 0 <= self.label_smoothing <= 1:
+        if not _is_share(self.label_smoothing):
             raise InputError(f"`label_smoothing` must lie in [0, 1], but it is {self.label_smoothing!r}.")
         object.__setattr__(self, "class_weights", checked_weights(self.class_weights, self.num_classes))
 
@@ -166,7 +170,7 @@ class Classification(ClassTask):
 
     @property
     def _ignored(self) -> int:
-        return -100  # torch's own default; no checked label has it
+        return NO_LABEL
 
 
 # ---------------------------------------------------------------------- what tasks with classes share
@@ -174,9 +178,20 @@ class Classification(ClassTask):
 
 def check_num_classes(num_classes: Any) -> None:
     """Raise an :class:`InputError` unless this is None or an integer of at least 2."""
-    whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
+    whole = isinstance(num_classes, numbers.Integral) and not isinstance(num_classes, bool)
     if num_classes is not None and (not whole or num_classes < 2):
         raise InputError(f"`num_classes` must be an integer of at least 2, or None, but it is {num_classes!r}.")
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and 0 <= float(value) <= 1
+
+
+def check_ignore_index(ignore_index: Any) -> None:
+    """Raise an :class:`InputError` unless this is None or an integer."""
+    whole = isinstance(ignore_index, numbers.Integral) and not isinstance(ignore_index, bool)
+    if ignore_index is not None and not whole:
+        raise InputError(f"`ignore_index` must be an integer or None, but it is {ignore_index!r}.")
 
 
 def checked_weights(weights: Any, num_classes: int | None) -> tuple[float, ...] | None:
@@ -211,12 +226,12 @@ def weight_tensor(weights: Sequence[float] | None, output: Tensor) -> Tensor | N
 
 def counted_outputs(output: Tensor, target: Tensor, ignored: int | None) -> Tensor:
     """Outputs [B, C, ...] with zeros at ignored positions, where even NaN then reaches neither the loss nor the gradient."""
-    return output if ignored is None else torch.where((target != ignored).unsqueeze(1), output, 0.0)
+    return output if ignored is None else torch.where((target.long() != ignored).unsqueeze(1), output, 0.0)
 
 
 def label_counts(target: Tensor, weight: Tensor | None, ignored: int, losses: Tensor) -> Tensor:
     """What each label [B, ...] counts: its class's weight, or 1; 0 where it is ignored."""
-    kept = target != ignored
+    kept = target.long() != ignored  # a narrow dtype would wrap around
     if weight is None:
         return kept.to(losses.dtype)
     return torch.where(kept, weight[torch.where(kept, target, 0).long()], 0.0)

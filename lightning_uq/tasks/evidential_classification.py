@@ -23,7 +23,9 @@ from lightning_uq.metrics import UnpredictedClasses
 from lightning_uq.predictions import DirichletPrediction
 from lightning_uq.tasks.base import Progress, Stage, sums_and_counts
 from lightning_uq.tasks.classification import (
+    NO_LABEL,
     ClassTask,
+    check_ignore_index,
     check_num_classes,
     checked_weights,
     counted_outputs,
@@ -101,6 +103,7 @@ class EvidentialClassification(ClassTask):
 
     def __post_init__(self) -> None:
         check_num_classes(self.num_classes)
+        check_ignore_index(self.ignore_index)
         check_choice("loss", self.loss, tuple(_LOSSES))
         for name in ("annealing_steps", "annealing_epochs", "max_reg_factor"):
             value = getattr(self, name)
@@ -116,7 +119,7 @@ class EvidentialClassification(ClassTask):
         reserved = {"weight", "reduction", "ignore_index", "validate_args", "reg_factor"} & own.keys()
         if reserved:
             raise InputError(f"`loss_arguments` must not hold {sorted(reserved)[0]!r}: the task has a field for it.")
-        ignored = -100 if self.ignore_index is None else self.ignore_index
+        ignored = NO_LABEL if self.ignore_index is None else self.ignore_index
         # The checks of the task have looked at the labels, and evidence of ours is not negative.
         given: dict[str, Any] = {"reg_factor": self.final_reg_factor, "validate_args": False, "ignore_index": ignored}
         try:
@@ -147,7 +150,8 @@ class EvidentialClassification(ClassTask):
         """One Dirichlet per hypothesis: concentration = evidence + prior."""
         prior = self._evidence_loss.prior
         concentration = self._evidence_loss.concentration(outputs)
-        return DirichletPrediction(concentration, prior=None if prior == 1 else concentration.new_tensor(prior))
+        weight = None if prior == 1 else concentration.new_tensor(prior)
+        return DirichletPrediction.of_checked(concentration=concentration, prior=weight)  # evidence is not negative
 
     def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
         """The loss of raw outputs [B, C, ...] under the regularizer's present factor; the counts are the labels' weights."""
@@ -187,7 +191,7 @@ class EvidentialClassification(ClassTask):
             )
 
     def _counted(self, target: Tensor) -> Tensor:
-        return target if self.ignore_index is None else target[target != self.ignore_index]
+        return target if self.ignore_index is None else target[target.long() != self.ignore_index]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_evidence_loss"}

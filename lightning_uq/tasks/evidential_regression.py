@@ -60,7 +60,8 @@ class EvidentialRegression(RegressionTask):
 
     def predict(self, outputs: Tensor) -> StudentTPrediction:
         """An equal-weight mixture of one Student-t per hypothesis."""
-        return StudentTPrediction(*split_nig(outputs, self.loss))
+        location, nu, alpha, beta = split_nig(outputs, self.loss)  # in range by construction
+        return StudentTPrediction.of_checked(location=location, nu=nu, alpha=alpha, beta=beta)
 
     def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
         """The evidential loss of raw outputs [B, 4 D]; the counts are D."""

@@ -6,10 +6,9 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uq.errors import InputError
 from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.tasks.base import OutputShapeError, Stage
-from lightning_uq.tasks.classification import Classification, ClassTask, counted_outputs
+from lightning_uq.tasks.classification import Classification, ClassTask, check_ignore_index, counted_outputs
 
 
 def counted_rows(prediction: Any, target: Tensor, ignore_index: int | None) -> tuple[Any, Tensor]:
@@ -18,8 +17,8 @@ def counted_rows(prediction: Any, target: Tensor, ignore_index: int | None) -> t
     labels = target.reshape(-1)
     if ignore_index is None:
         return rows, labels
-    kept = labels != ignore_index
-    return (rows, labels) if bool(kept.all()) else (rows[kept], labels[kept])
+    kept = (labels.long() != ignore_index).nonzero().squeeze(1)  # the one look that waits for a GPU
+    return rows[kept], labels[kept]
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class Segmentation(Classification):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ignore_index is not None and not isinstance(self.ignore_index, int):
-            raise InputError(f"`ignore_index` must be an integer or None, but it is {self.ignore_index!r}.")
+        check_ignore_index(self.ignore_index)
 
     def metrics(self, stage: Stage) -> dict[str, Metric]:
         """Accuracy, NLL and ECE of the positions; in a test the Brier score as well."""
@@ -73,7 +71,7 @@ class Segmentation(Classification):
             )
 
     def _counted(self, target: Tensor) -> Tensor:
-        return target if self.ignore_index is None else target[target != self.ignore_index]
+        return target if self.ignore_index is None else target[target.long() != self.ignore_index]
 
     def _counted_outputs(self, output: Tensor, target: Tensor) -> Tensor:
         return counted_outputs(output, target, self.ignore_index)

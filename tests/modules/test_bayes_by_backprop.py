@@ -12,6 +12,7 @@ from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.registry import Setting, methods
+from lightning_uq.tasks import Segmentation
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -137,3 +138,22 @@ def test_the_testbeds_agent():
     assert (module.num_train_samples, module.num_eval_samples) == (8, 1000)
     (group,) = module.configure_optimizers().param_groups
     assert (group["lr"], group["weight_decay"]) == (3e-3, 0)
+
+
+def test_the_divergence_weighs_as_much_as_the_data_on_maps():
+    """-ELBO / (labels of the data set): N images of H x W labels are N H W likelihood terms and one divergence."""
+    torch.manual_seed(0)
+    num_train, x = 20, torch.randn(4, 2, 3, 3)
+    y = torch.randint(3, (4, 3, 3))
+    y[:, 0] = 255
+    task = Segmentation(ignore_index=255)
+    module = BayesByBackpropModule(nn.Conv2d(2, 3, 1), task=task, num_train=num_train, num_train_samples=1)
+    torch.manual_seed(1)
+    found = module.training_loss(x, y, None)
+    torch.manual_seed(1)
+    weights = module.network.weights(module.network.sample_index(1))
+    output = module.network.call(x, weights)[0]
+    likelihood = nn.functional.cross_entropy(output, y, ignore_index=255, reduction="sum") * num_train / len(x)
+    kl = module.network.kl(**module.prior, weights=weights)
+    labels = num_train * 6
+    torch.testing.assert_close(found, ((likelihood + kl) / labels).squeeze())

@@ -1,6 +1,7 @@
 """LightningModules as members: each must end as it would have ended alone."""
 
 import copy
+import math
 import pickle
 import random
 import warnings
@@ -779,3 +780,36 @@ def test_members_without_a_density_train_and_validate_by_their_own_steps(make_tr
     assert set(trainer.callback_metrics) == {"val_loss", "member_0/val_loss", "member_1/val_loss"}
     with pytest.raises(InputError, match="argument `output` a function that makes them"):
         trainer.predict(ensemble, data)
+
+
+class NllOfLogProbs(Lit):
+    """Returns probabilities, which its own loss knows and a softmax classifier's metrics do not."""
+
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+def test_metrics_that_do_not_fit_never_stop_members_that_train_alone(make_trainer):
+    trainer = make_trainer()
+    trainer.fit(EnsembleModule(NllOfLogProbs, num_members=2, seed=SEED), loader(), loader(20))
+    assert not [name for name in trainer.callback_metrics if name.startswith("ensemble/")]
+    assert "val_loss" in trainer.callback_metrics
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")  # they hold nothing
+@pytest.mark.filterwarnings("ignore:JointLogLoss has not seen")
+def test_metrics_of_a_part_of_the_data_do_not_pass_for_all_of_it(make_trainer):
+    """A later batch has a label that the task does not know."""
+
+    class Ignores(Lit):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+        test_step = validation_step
+
+    x, y = dataset(20).tensors
+    y = y.clone()
+    y[12] = -100
+    ensemble = EnsembleModule(Ignores, num_members=2, seed=SEED)
+    (found,) = make_trainer().test(ensemble, DataLoader(TensorDataset(x, y), batch_size=8), verbose=False)
+    assert all(math.isnan(value) for name, value in found.items() if name.startswith("ensemble/"))

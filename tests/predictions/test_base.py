@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.predictions import CategoricalPrediction, Prediction
+from lightning_uq.predictions import CategoricalPrediction, DirichletPrediction, Prediction
 from lightning_uq.predictions.fields import Field
 from tests.predictions.cases import ALL, assert_same, categorical, dirichlet, gaussian_mixture, student_t, tensors
 
@@ -186,7 +186,7 @@ def test_rows_are_those_of_every_tensor(make):
         ([0, 4], IndexError, "Row 4 is out of range"),
         (torch.tensor([-5, 0]), IndexError, "Row -5 is out of range"),
         (1.5, InputError, r"an integer, a slice, a mask \[B\] or positions \[N\], but the index is a float: 1.5"),
-        ([0.0, 1.0], InputError, "Positions of rows must be integers, but they are torch.float32"),
+        ([0.0, 1.0], InputError, "Positions of rows must be integers, but they are torch.float64"),
         (np.array([1.0]), InputError, "they are torch.float64"),
         ((0, 1), InputError, "the index is a tuple"),
         (None, InputError, "the index is a NoneType"),
@@ -296,3 +296,23 @@ def test_somebodys_own_type_is_a_few_lines():
     assert prediction.pool() is prediction
     assert prediction.num_indices is None
     assert prediction.map_shape == ()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [np.array([3, 1])[::-1], range(1, 4, 2), np.array([1, 3], dtype=np.uint16)],
+    ids=["reversed", "range", "uint16"],
+)
+def test_rows_are_taken_in_any_order_that_numpy_gives(index):
+    prediction = CategoricalPrediction(torch.arange(30.0).reshape(2, 5, 3))
+    expected = prediction.logits[:, list(index)]
+    assert torch.equal(prediction[index].logits, expected)
+
+
+def test_values_known_to_be_in_range_are_not_looked_at_again():
+    bad = -torch.ones(1, 2, 3)
+    assert DirichletPrediction.of_checked(concentration=bad).concentration is bad
+    with pytest.raises(InputError, match="must be positive"):
+        DirichletPrediction(bad)
+    with pytest.raises(InputError, match=r"shape \[Z, B, C\]"):
+        DirichletPrediction.of_checked(concentration=bad[0])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from lightning_uq import DropoutModule
 from lightning_uq.errors import InputError
-from lightning_uq.predictions import PooledCategoricalPrediction, PooledRegressionPrediction
-from tests.predictions.cases import ALL, WITH_MEMBERS, categorical, dirichlet, gaussian_mixture, student_t, tensors
+from lightning_uq.predictions import CategoricalPrediction, PooledCategoricalPrediction, PooledRegressionPrediction
+from tests.predictions.cases import ALL, WITH_MEMBERS, categorical, dirichlet, gaussian_mixture, tensors
 
 CALIBRATIONS = [
     {},
@@ -75,8 +76,8 @@ def test_a_thousand_indices_take_no_more_room_than_one():
         lambda: categorical().pool().logits,
         lambda: categorical().pool().map_logits(torch.exp),
         lambda: categorical().pool().score("energy"),
-        lambda: dirichlet().pool().score("vacuity"),
-        lambda: student_t().pool().score("inverse_nu"),
+        lambda: categorical().pool().score("vacuity"),
+        lambda: gaussian_mixture().pool().score("inverse_nu"),
         lambda: gaussian_mixture().pool().member_mean,
         lambda: gaussian_mixture().pool().member_variance,
         lambda: gaussian_mixture().pool().log_prob(torch.zeros(4, 2)),
@@ -112,3 +113,22 @@ def test_the_rest_names_return_members(call):
 def test_bad_shapes(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+# ---------------------------------------------------------------------- the scores that a method promises
+
+
+def test_a_modules_default_score_is_there_whether_its_prediction_is_pooled_or_not():
+    """Above 32 indices a prediction is pooled; a Dirichlet's vacuity and a Student-t's 1 / nu go with it."""
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    outputs = {"classification": 3, "regression": 2, "evidential_classification": 3, "evidential_regression": 4}
+    for task, size in outputs.items():
+        network = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, size))
+        module = DropoutModule(network, task=task, num_eval_samples=40).eval()
+        pooled, whole = module.predict(x), module.prediction(module(x))
+        assert pooled.num_indices is None
+        assert set(pooled.to_dict()) == set(whole.to_dict())
+        for name in {module.ood_score, *(set(whole.score_names) & set(pooled.score_names))}:
+            torch.testing.assert_close(pooled.score(name), whole.score(name), msg=f"{task}: {name}")
+    with pytest.raises(InputError, match="has no score 'vacuity'"):
+        CategoricalPrediction(torch.zeros(1, 2, 3)).pool().score("vacuity")

@@ -2,16 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.metrics import Accuracy, BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
+from lightning_uq.modules.base import restore_argument, saved_argument
+from lightning_uq.modules.deterministic import DeterministicModule
+from lightning_uq.networks.factory import is_plain
 from lightning_uq.predictions import CategoricalPrediction
-from lightning_uq.tasks import Classification, OutputShapeError
+from lightning_uq.tasks import Classification, EvidentialClassification, OutputShapeError, Segmentation
 
 LOGITS = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 2, 1])
@@ -212,3 +217,47 @@ def test_metrics_are_new_every_time():
     assert list(val) == ["accuracy", "nll", "ece"]
     assert task.metric_on_bar in val
     assert task.metrics("val")["nll"] is not val["nll"]
+
+
+def test_a_batch_in_which_no_label_counts_adds_nothing_although_smoothing_does():
+    """torch divides by the labels' weights, which are 0 here; the smoothing term is not."""
+    task = Classification(class_weights=[0, 1, 1], label_smoothing=0.1)
+    module = DeterministicModule(nn.Linear(4, 3), task=task)
+    loss = module.training_loss(torch.randn(5, 4), torch.zeros(5, dtype=torch.long), None)
+    loss.backward()
+    assert loss == 0
+    assert module.network.network.weight.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("label", [-100, -1, 3])
+def test_no_label_is_ignored_in_silence(label):
+    """Values are looked at on the CPU alone; elsewhere the loss itself must not take -100 for "ignore"."""
+    target = torch.tensor([0, 1, label])
+    with pytest.raises(InputError, match=r"class labels in \[0, 3\)"):
+        Classification().check_target(target, torch.zeros(1, 3, 3))
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        Classification().sample_losses(torch.zeros(3, 3), target)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Classification(label_smoothing="a"), "`label_smoothing` must lie in"),
+        (lambda: Segmentation(ignore_index=True), "`ignore_index` must be an integer or None, but it is True"),
+        (
+            lambda: EvidentialClassification(ignore_index="a"),
+            "`ignore_index` must be an integer or None, but it is 'a'",
+        ),
+    ],
+)
+def test_fields_of_a_wrong_kind_are_named(make, match):
+    with pytest.raises(InputError, match=match):
+        make()
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones():
+    task = Segmentation(num_classes=np.int64(3), label_smoothing=np.float64(0.1), ignore_index=np.int64(255))
+    saved = saved_argument(task)
+    assert is_plain(saved)
+    assert all(not isinstance(value, np.generic) for value in saved["init_args"].values())
+    assert restore_argument(saved, "task") == task
