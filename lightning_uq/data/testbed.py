@@ -76,7 +76,7 @@ def classification_problem(
         >>> problem = classification_problem(input_dim=10, num_train=100, num_test=50)
         >>> problem["x_train"].shape, problem["x_test_tau10"].shape, problem["true_ll_tau10"].shape
         ((100, 10), (50, 10, 10), (50,))
-        >>> shifted = classification_problem(num_classes=3, rejected_classes=1, num_test=50)
+        >>> shifted = classification_problem(num_classes=3, rejected_classes=1, num_test=50, temperature=0.5)
         >>> len(np.unique(shifted["y_train"])), len(np.unique(shifted["y_test_tau10"]))
         (2, 3)
     """

@@ -1,5 +1,7 @@
 """One forward pass over the stacked weights of many networks by ``torch.vmap``, with the types that autocast gives."""
 
+from __future__ import annotations  # torch 2.6 compiles no function inside of another whose annotations are evaluated
+
 import contextlib
 import functools
 import warnings

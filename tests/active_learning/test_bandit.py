@@ -1,6 +1,7 @@
 """Thompson sampling, held to a plain re-computation of each of its parts."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -202,11 +203,16 @@ def test_it_finds_the_best_actions(seed):
     torch.manual_seed(seed)
     fast = functools.partial(torch.optim.Adam, lr=0.02)
     module = EnsembleModule(network, 5, prior_network=network, prior_scale=1.0, optimizer=fast)
-    bandit = Bandit(num_actions=20, seed=seed)
+    # Releases of torch draw other problems from a seed: the next one where most actions are bad.
+    bandits = (Bandit(num_actions=20, seed=next_seed) for next_seed in itertools.count(seed))
+    bandit = next(b for b in bandits if random_regret(b) > 0.5)
     regrets = list(thompson_sampling(module, bandit, 150, batch_size=32))
-    random = float((bandit.probs.max() - bandit.probs).mean())
-    assert random > 0.5
-    assert sum(regrets[-50:]) / 50 < random / 20
+    assert sum(regrets[-50:]) / 50 < random_regret(bandit) / 20
+
+
+def random_regret(bandit):
+    """The mean regret of a random action."""
+    return float((bandit.probs.max() - bandit.probs).mean())
 
 
 # ------------------------------------------------------------------ the replay

@@ -294,7 +294,7 @@ def fitted(write):
         copy.deepcopy,
         lambda fitted: pickle.loads(pickle.dumps(fitted)),
         lambda fitted: torch.compile(fitted, backend="aot_eager", fullgraph=True),
-        lambda fitted: torch.export.export(fitted, (TEST_X[:7],), dynamic_shapes=BATCH).module(),
+        lambda fitted: torch.export.export(fitted, (TEST_X[:7],), dynamic_shapes=BATCH, strict=False).module(),
         lambda fitted: torch.export.export(fitted, (TEST_X[:7],), dynamic_shapes=BATCH, strict=True).module(),
     ],
     ids=["deepcopy", "pickle", "compile", "export", "strict export"],
@@ -321,7 +321,7 @@ BATCH = ({0: torch.export.Dim("batch", min=2)},)
 def test_other_modules_export_too(write, make):
     path, _ = write(make(), FitGMM(), TemperatureScaling())
     fitted = load_fitted(path, make())
-    exported = torch.export.export(fitted, (TEST_X[:7],), dynamic_shapes=BATCH).module()
+    exported = torch.export.export(fitted, (TEST_X[:7],), dynamic_shapes=BATCH, strict=False).module()
     for one, other in zip(exported(TEST_X), fitted(TEST_X), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -352,7 +352,7 @@ def test_temperature_and_density_keep_their_precision_in_a_cast(fitted):
 def test_a_class_scaling_exports(write):
     path, _ = write(deterministic(), VectorScaling())
     fitted = load_fitted(path)
-    exported = torch.export.export(fitted, (TEST_X[:7],), dynamic_shapes=BATCH).module()
+    exported = torch.export.export(fitted, (TEST_X[:7],), dynamic_shapes=BATCH, strict=False).module()
     torch.testing.assert_close(exported(TEST_X), fitted(TEST_X))
     assert "class scaling" in repr(fitted)
 

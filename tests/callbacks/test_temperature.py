@@ -59,6 +59,12 @@ def held_out() -> DataLoader:
     return loader(TEST_X, TEST_Y)
 
 
+@pytest.fixture
+def make_trainer(make_trainer):
+    """A Trainer of enough epochs for a finite temperature, whatever the random numbers."""
+    return lambda **kwargs: make_trainer(**{"max_epochs": 6, **kwargs})
+
+
 class UsersModule(LightningModule):
     """As somebody writes it who has never heard of calibration."""
 

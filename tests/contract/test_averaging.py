@@ -12,6 +12,7 @@ from lightning_uq.errors import InputError, NotFittedError, UnsupportedError
 from lightning_uq.modules import DeterministicModule, EnsembleModule, EpinetModule
 from tests.contract.cases import UsersModule, loader, network
 from tests.contract.running import TEST, TRAIN, VAL, assert_finite, assert_sound
+from tests.versions import SWA_FILES, skip_on_torch_2_6
 
 KIND = "classification"
 DECAY, EPOCHS = 0.8, 3
@@ -139,6 +140,7 @@ class Untraceable(nn.Sequential):
 
 @pytest.mark.parametrize("average", AVERAGES)
 def test_a_head_that_is_built_on_the_first_batch_is_averaged_too(make_trainer, average, tmp_path):
+    skip_on_torch_2_6(SWA_FILES, average is swa)
     module = EpinetModule(Untraceable(*network()), hidden_sizes=(6,), num_eval_samples=5)
     assert not module.network.is_initialized
     recorded, every = Recorded(), ModelCheckpoint(tmp_path, filename="last")
@@ -263,6 +265,7 @@ def test_the_best_average_is_fitted_and_its_raw_weights_are_noticed(make_trainer
 @pytest.mark.axis("swa")
 def test_the_best_weights_are_fitted_and_the_average_in_memory_is_noticed(make_trainer, fitting_case, tmp_path):
     """SWA averages once, at the end, and no file of the training holds that average."""
+    skip_on_torch_2_6(SWA_FILES)
     callback, kept, module = fitting_case.build(), best(tmp_path), UsersModule()
     trainer = make_trainer(max_epochs=EPOCHS, callbacks=[swa(), callback, kept], enable_checkpointing=True)
     fit(trainer, module)
@@ -278,6 +281,7 @@ def test_the_best_weights_are_fitted_and_the_average_in_memory_is_noticed(make_t
 
 @pytest.mark.axis("swa")
 def test_the_last_weights_are_the_average_and_are_written(make_trainer, fitting_case, tmp_path):
+    skip_on_torch_2_6(SWA_FILES)
     callback, module = fitting_case.build(weights="last"), UsersModule()
     trainer = make_trainer(max_epochs=EPOCHS, callbacks=[swa(), callback, best(tmp_path)], enable_checkpointing=True)
     fit(trainer, module)

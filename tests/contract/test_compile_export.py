@@ -17,6 +17,7 @@ from lightning_uq.modules import DeterministicModule, EnsembleModule
 from lightning_uq.networks import EpistemicNetwork
 from tests.contract.cases import CLASSIFIERS, MODULES, UsersModule, loader, network, rows
 from tests.contract.running import TEST, TRAIN, VAL, density, run_all
+from tests.versions import ONNX_EXPORT, TORCH_2_6, VMAP_EXPORT, skip_on_torch_2_6
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*no finite positive temperature"
@@ -107,6 +108,10 @@ def test_a_module_with_a_compiled_network(make_trainer, module_case, tmp_path):
 
 WEIGHTS_ARE_MADE = {case.name for case in MODULES if case.name.startswith(("Hypermodel", "Bayes by backprop"))}
 """Their network is called with weights that another made, past what was compiled of it."""
+MAPPED = {*WEIGHTS_ARE_MADE, "Ensemble, vmap"}
+"""They run under ``torch.vmap``."""
+STACKED = {"Ensemble, stacked", "Ensemble, priors", "Ensemble, regression", "Categorical regression"}
+"""Their members run in one batched product."""
 
 
 @pytest.mark.slow
@@ -212,7 +217,7 @@ def with_all_fitted(make_trainer, module, folder, *callbacks):
 
 
 def assert_exports(model):
-    exported = torch.export.export(model, (X[:7],), dynamic_shapes=BATCH).module()
+    exported = torch.export.export(model, (X[:7],), dynamic_shapes=BATCH, strict=False).module()
     for num in (1, 2, 7, TEST):
         with torch.no_grad():
             assert_close(exported(X[:num]), model(X[:num]))
@@ -237,18 +242,22 @@ def assert_onnx_runs(model, folder):
 
 @pytest.mark.axis("export")
 def test_a_modules_forward_exports(make_trainer, module_case):
+    skip_on_torch_2_6(VMAP_EXPORT, module_case.name in MAPPED)
     assert_exports(trained_module(make_trainer, module_case))
 
 
 @pytest.mark.axis("onnx")
 @pytest.mark.parametrize("exported_case", some(MODULES))
 def test_a_modules_forward_runs_as_onnx(make_trainer, exported_case, tmp_path):
+    skip_on_torch_2_6(VMAP_EXPORT, exported_case.name in MAPPED)
+    skip_on_torch_2_6(ONNX_EXPORT, exported_case.name in STACKED)
     assert_onnx_runs(trained_module(make_trainer, exported_case), tmp_path)
 
 
 @pytest.mark.axis("export")
 @pytest.mark.parametrize("exported_case", some(CLASSIFIERS))
 def test_network_temperature_and_density_export_as_one_graph(make_trainer, exported_case, tmp_path):
+    skip_on_torch_2_6(VMAP_EXPORT, exported_case.name in WEIGHTS_ARE_MADE)
     module = exported_case.build()
     assert_exports(with_all_fitted(make_trainer, module, tmp_path, *density(module), TemperatureScaling()))
 
@@ -256,6 +265,7 @@ def test_network_temperature_and_density_export_as_one_graph(make_trainer, expor
 @pytest.mark.axis("onnx")
 @pytest.mark.parametrize("exported_case", some(CLASSIFIERS))
 def test_network_temperature_and_density_run_as_one_onnx_graph(make_trainer, exported_case, tmp_path):
+    skip_on_torch_2_6(VMAP_EXPORT, exported_case.name in WEIGHTS_ARE_MADE)
     module = exported_case.build()
     assert_onnx_runs(with_all_fitted(make_trainer, module, tmp_path, *density(module), TemperatureScaling()), tmp_path)
 
@@ -269,11 +279,13 @@ def test_scores_of_their_own_are_refused_by_name(make_trainer, callback, tmp_pat
 
 @pytest.mark.parametrize("check", [pytest.param(name, marks=pytest.mark.axis(name)) for name in ("export", "onnx")])
 def test_what_a_callback_fitted_leaves_with_the_network(make_trainer, fitting_case, check, tmp_path):
-    fitted = with_all_fitted(make_trainer, UsersModule(batchnorm=True), tmp_path, fitting_case.build())
+    batchnorm = check == "export" or not TORCH_2_6  # whose ONNX exporter lacks it
+    fitted = with_all_fitted(make_trainer, UsersModule(batchnorm), tmp_path, fitting_case.build())
     assert_exports(fitted) if check == "export" else assert_onnx_runs(fitted, tmp_path)
 
 
 def test_what_the_page_shows_is_run(tmp_path, monkeypatch):
+    skip_on_torch_2_6(ONNX_EXPORT)
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)

@@ -46,9 +46,8 @@ stds = st.floats(0.05, 3)
 @given(st.lists(st.tuples(numbers, stds), min_size=1, max_size=5), stds)
 def test_the_diagonal_divergence_is_torchs(pairs, prior):
     mean, std = torch.tensor(pairs, dtype=torch.float64).T
-    # Of a Python float torch makes a float32, which rounds the prior.
-    centre, spread = torch.zeros((), dtype=torch.float64), torch.tensor(prior, dtype=torch.float64)
-    expected = kl_divergence(Normal(mean, std), Normal(centre, spread)).sum()
+    prior_scale = torch.tensor(prior, dtype=torch.float64)  # a number would become float32
+    expected = kl_divergence(Normal(mean, std), Normal(torch.zeros_like(prior_scale), prior_scale)).sum()
     torch.testing.assert_close(diagonal_gaussian_kl(mean, std, prior), expected)
     assert expected >= -1e-12
 

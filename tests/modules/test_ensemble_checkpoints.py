@@ -177,6 +177,7 @@ def test_loading_for_a_test_leaves_the_random_state_alone(make_trainer, tmp_path
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # by SequentialLR of torch 2.6
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("scheduler", [None, "cosine", "plateau"])
 @pytest.mark.parametrize(

@@ -317,7 +317,7 @@ def test_copies_and_pickles_are_of_their_own(tmp_path):
 
 def test_export_and_compile():
     module = EpinetModule(BASE, num_eval_samples=7).eval()
-    program = torch.export.export(module, (X,))
+    program = torch.export.export(module, (X,), strict=False)
     torch.testing.assert_close(program.module()(X), module(X))
     compiled = torch.compile(module, backend="aot_eager")
     torch.testing.assert_close(compiled(X), module(X))

@@ -109,7 +109,7 @@ def test_compiled_and_exported(name):
     index = network.evaluation_index(5)
     expected = network(X, index)
     torch.testing.assert_close(torch.compile(network, backend="aot_eager")(X, index), expected, rtol=1e-4, atol=1e-5)
-    exported = torch.export.export(network, (X, index)).module()
+    exported = torch.export.export(network, (X, index), strict=False).module()
     torch.testing.assert_close(exported(X, index), expected, rtol=1e-4, atol=1e-5)
 
 

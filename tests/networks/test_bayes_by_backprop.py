@@ -9,6 +9,7 @@ from torch.distributions import Normal, kl_divergence
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.mlp import MLP
+from tests.versions import VMAP_EXPORT, skip_on_torch_2_6
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 
@@ -156,12 +157,13 @@ def test_copies_compilation_export_and_precisions():
     assert all(p.grad is not None for p in network.parameters())
     network.eval()
     output = network(X, z)
-    torch.testing.assert_close(torch.export.export(network, (X, z)).module()(X, z), output)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(network(X, z).float(), output, atol=0.05, rtol=0.05)
     half = copy.deepcopy(network).bfloat16()(X.bfloat16(), z)
     assert half.dtype == torch.bfloat16
     assert copy.deepcopy(network).double()(X.double(), z).dtype == torch.float64
+    skip_on_torch_2_6(VMAP_EXPORT)
+    torch.testing.assert_close(torch.export.export(network, (X, z), strict=False).module()(X, z), output)
 
 
 def test_bad_arguments():

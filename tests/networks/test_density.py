@@ -280,7 +280,7 @@ def test_it_holds_buffers_alone_and_copies():
 def test_forward_exports_with_any_number_of_rows(kind, score):
     density = fitted(covariance=kind, score=score)
     batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(density, (torch.randn(8, 4),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(density, (torch.randn(8, 4),), dynamic_shapes=({0: batch},), strict=False)
     x = rows(5, n=33)[0].float()
     torch.testing.assert_close(program.module()(x), density(x))
 

@@ -126,7 +126,7 @@ def test_copy_and_export():
     z = network.evaluation_index(4)
     twin = copy.deepcopy(network)
     assert torch.equal(twin(X, z), network(X, z))
-    program = torch.export.export(network, (X, z))
+    program = torch.export.export(network, (X, z), strict=False)
     torch.testing.assert_close(program.module()(X, z), network(X, z))
 
 

@@ -665,7 +665,7 @@ def test_it_pickles_exports_and_is_an_importable_factory(family):
     with torch.no_grad():
         expected = network(x)
         torch.testing.assert_close(pickle.loads(pickle.dumps(network))(x), expected)
-        torch.testing.assert_close(torch.export.export(network, (x,)).module()(x), expected)
+        torch.testing.assert_close(torch.export.export(network, (x,), strict=False).module()(x), expected)
     arguments = {"num_classes": CLASSES} | ({"in_channels": 3, "input_size": 8} if family == "lenet" else {})
     other = Factory(f"lightning_uq.networks.backbones.{type(network).__name__}", arguments)()
     other.load_state_dict(network.state_dict())

@@ -23,6 +23,7 @@ from lightning_uq.networks import (
     VmapEnsembleNetwork,
     build_ensemble,
 )
+from tests.versions import VMAP_EXPORT, skip_on_torch_2_6
 
 KINDS = {"loop": EnsembleNetwork, "stacked": StackedEnsembleNetwork, "vmap": VmapEnsembleNetwork}
 AT_ONCE = ["stacked", "vmap"]
@@ -673,6 +674,7 @@ def test_compiled(execution):
 
 @pytest.mark.parametrize("execution", KINDS)
 def test_exported(execution):
+    skip_on_torch_2_6(VMAP_EXPORT, execution == "vmap")
     network, x = build(lambda: MLP(12, 3, (4,), norm="batch"), execution).eval(), torch.randn(6, 12)
-    exported = torch.export.export(network, (x, torch.tensor([2, 0]))).module()
+    exported = torch.export.export(network, (x, torch.tensor([2, 0])), strict=False).module()
     torch.testing.assert_close(exported(x, torch.tensor([1, 1])), network(x, torch.tensor([1, 1])))

@@ -9,6 +9,7 @@ from lightning_uq.networks.hypermodel import HypermodelNetwork, PriorIndependent
 from lightning_uq.networks.indexers import EnsembleIndexer, GaussianIndexer, GaussianWithUnitIndexer
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.networks.priors import mlp_prior
+from tests.versions import VMAP_EXPORT, skip_on_torch_2_6
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 
@@ -228,8 +229,9 @@ def test_copies_compilation_and_export(make):
     torch.testing.assert_close(compiled(X, z), network(X, z))
     compiled(X, z).sum().backward()
     assert all(p.grad is not None for p in network.parameters())
+    skip_on_torch_2_6(VMAP_EXPORT)
     network.eval()
-    torch.testing.assert_close(torch.export.export(network, (X, z)).module()(X, z), network(X, z))
+    torch.testing.assert_close(torch.export.export(network, (X, z), strict=False).module()(X, z), network(X, z))
 
 
 @pytest.mark.parametrize("make", [base, conv])

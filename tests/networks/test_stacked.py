@@ -261,6 +261,7 @@ def test_convolutions_on_a_gpu_run_under_vmap():
         assert network(x).dtype == build_ensemble(members, "loop")(x).dtype
 
 
+@pytest.mark.filterwarnings("ignore:Please use `torch.vmap`:FutureWarning")  # by gradcheck of torch 2.6
 @pytest.mark.parametrize("bias", [True, False])
 def test_batched_linear_has_first_and_second_gradients(bias):
     shapes = [(2, 3, 4), (2, 5, 4), *([(2, 5)] if bias else [])]
