@@ -58,7 +58,7 @@ def ours(members: int, steps: int, adversarial: bool, execution: str) -> float:
     """Seconds that ``trainer.fit`` takes."""
     module = EnsembleModule(
         partial(TabularNetwork, in_features=FEATURES, out_features=1, heads="gaussian"),
-        members,
+        num_members=members,
         task="regression",
         optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True),
         lr_scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps * BATCH // ROWS),

@@ -74,7 +74,8 @@ class UncertaintyModule(ExactResume):
         loss: ``loss(output[B, ...], target)`` for one index, a scalar or the samples' losses [B, ...], instead of the task's.
             A loss with an attribute ``over_indices = True``, as :class:`~lightning_uq.losses.JointLoss`, takes the outputs
             [Z, B, ...] of all.
-        num_train_samples: Indices drawn per training step, where the index set is infinite; of a finite one all are taken.
+        num_train_samples: Indices drawn per training step, where the index set is infinite; of a finite one all are taken. None:
+            the method's own ``default_train_samples``.
         num_eval_samples: Indices per evaluation, where the index set is infinite.
         return_members: Whether predictions keep their members [Z, B, ...]: True, False, or None for "up to 32".
         data_noise: Noise on the training data that belongs to (sample, index):
@@ -84,10 +85,12 @@ class UncertaintyModule(ExactResume):
             :class:`~lightning_uq.losses.PriorLoss` or :class:`~lightning_uq.losses.L2WeightDecay`.
 
     Attributes:
+        default_train_samples: The method's default for ``num_train_samples``.
         preferred_ood_scores: The method's out-of-distribution scores, fixed before any such data is seen: the first one that
             the task knows is taken, else the task's own.
     """
 
+    default_train_samples: ClassVar[int] = 1
     preferred_ood_scores: ClassVar[tuple[str, ...]] = ()
     # One set of metrics per data loader, made when the number of loaders is known.
     val_metrics: nn.ModuleList
@@ -101,7 +104,7 @@ class UncertaintyModule(ExactResume):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         loss: Loss | None = None,
-        num_train_samples: int = 1,
+        num_train_samples: int | None = None,
         num_eval_samples: int = 100,
         return_members: bool | None = None,
         data_noise: DataNoise | None = None,
@@ -109,8 +112,7 @@ class UncertaintyModule(ExactResume):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        network = restore_argument(network, "network")
-        built = network if isinstance(network, nn.Module) else build_network(network)
+        built = given_network(network)
         if not isinstance(built, EpistemicNetwork):
             raise InputError(
                 f"Expected argument `network` to be an EpistemicNetwork, or a factory of one, but got {type(built).__name__}; "
@@ -121,7 +123,7 @@ class UncertaintyModule(ExactResume):
         self.optimizer = restore_argument(optimizer, "optimizer")
         self.lr_scheduler = restore_argument(lr_scheduler, "lr_scheduler")
         self.loss = restore_argument(loss, "loss")
-        self.num_train_samples = num_train_samples
+        self.num_train_samples = self.default_train_samples if num_train_samples is None else num_train_samples
         self.num_eval_samples = num_eval_samples
         self.return_members = return_members
         self.data_noise = restore_argument(data_noise, "data_noise")
@@ -140,8 +142,9 @@ class UncertaintyModule(ExactResume):
         self._output_checked = False
         self._targets_checked = False
         self._is_logged = False
+        self._training_arguments = {name: value for name, value in given.items() if name != "network"}
         if type(self) is UncertaintyModule:  # a method saves its own arguments
-            self._save_arguments(**{**given, "network": network})
+            self._save_arguments(network=network)
 
     @property
     def ood_score(self) -> str:
@@ -194,6 +197,10 @@ class UncertaintyModule(ExactResume):
         """Mean of the loss over all indices of a finite set, or over drawn ones; an override may sum, reweight or regularise."""
         index = self._place(self._training_index())
         loss = self.index_losses(self.network(x, index), self.targets(y, batch, index)).mean()
+        return self.regularized(loss, x)
+
+    def regularized(self, loss: Tensor, x: Any) -> Tensor:
+        """A training loss with the ``regularizer`` added, if there is one."""
         return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
 
     def _training_index(self) -> Tensor:
@@ -521,18 +528,26 @@ class UncertaintyModule(ExactResume):
     def _save_arguments(self, **arguments: Any) -> None:
         """Save constructor arguments as plain data, so that a checkpoint loads under ``weights_only=True``.
 
+        A method names its own; those of :class:`UncertaintyModule` are added.
         An importable factory, optimizer or loss is saved by its name and arguments. What has no name (a lambda, a built
         network) is marked, and :func:`restore_argument` asks for it by name when a checkpoint is loaded without it.
         """
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters()  # the command line's own configuration, which is plain data already
             return
+        arguments = {**self._training_arguments, **arguments}
         self.save_hyperparameters({name: saved_argument(value) for name, value in arguments.items()})
         self._hparams_name = "kwargs"
 
 
 def _number(value: int, like: Tensor) -> Tensor:
     return torch.tensor(float(value), device=like.device)  # half precision counts to 256
+
+
+def given_network(network: Any) -> nn.Module:
+    """What a module's argument ``network`` stands for: the network itself, or what its factory builds."""
+    network = restore_argument(network, "network")
+    return network if isinstance(network, nn.Module) else build_network(network)
 
 
 def expect_eval_mode(num_modules: int) -> None:

@@ -6,17 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.elbo import elbo_loss
-from lightning_uq.modules.base import Loss, UncertaintyModule, restore_argument
+from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
 from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
-from lightning_uq.networks.factory import Factory, build_network
+from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
-from lightning_uq.tasks import Task
 
 KL_WEIGHT = 0.1
 """Factor of the divergence on the digits: the best of 1, 0.1, 0.01, 0.001 in validation joint log-loss (tau 10), over seeds
@@ -39,15 +37,8 @@ class BayesByBackpropModule(UncertaintyModule):
         initial_std: Standard deviation that every weight starts with.
         temperature: Divides the outputs.
         num_train: N; None: the size of the training data set, read when training begins.
-        num_train_samples: Indices drawn per training step.
-        num_eval_samples: Indices per evaluation.
-        task: What the outputs mean; see :class:`UncertaintyModule`.
-        optimizer: Called with the parameters. Weight decay would pull on means and spreads beside the prior.
-        lr_scheduler: Called with the optimizer.
-        loss: ``loss(output, target) -> scalar`` for one index, a mean negative log-likelihood; default cross-entropy or
-            Gaussian NLL.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
-        return_members: Whether predictions keep their members [Z, B, C]; None: up to 32.
+        training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
     Raises:
         InputError: A number is out of range, or N is not known.
@@ -61,11 +52,13 @@ class BayesByBackpropModule(UncertaintyModule):
         torch.Size([100, 5, 3])
     """
 
+    default_train_samples = 8
     network: BayesByBackpropNetwork
 
     def __init__(
         self,
         network: nn.Module | Factory | Callable[[], nn.Module],
+        *,
         prior_std: float = 1.0,
         second_prior_std: float | None = None,
         mixture_weight: float = 0.5,
@@ -73,29 +66,13 @@ class BayesByBackpropModule(UncertaintyModule):
         initial_std: float = 0.01,
         temperature: float = 1.0,
         num_train: int | None = None,
-        num_train_samples: int = 8,
-        num_eval_samples: int = 100,
-        *,
-        task: Task | str = "classification",
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        loss: Loss | None = None,
         output: Output = "logits",
-        return_members: bool | None = None,
+        **training: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         _check(prior_std, second_prior_std, mixture_weight, kl_weight, num_train)
-        network = restore_argument(network, "network")
-        built = network if isinstance(network, nn.Module) else build_network(network)
+        built = given_network(network)
         super().__init__(
-            BayesByBackpropNetwork(built, initial_std, temperature, restore_argument(output, "output")),
-            task=task,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            loss=loss,
-            num_train_samples=num_train_samples,
-            num_eval_samples=num_eval_samples,
-            return_members=return_members,
+            BayesByBackpropNetwork(built, initial_std, temperature, restore_argument(output, "output")), **training
         )
         self.prior: dict[str, Any] = {
             "prior_std": prior_std,
@@ -105,7 +82,17 @@ class BayesByBackpropModule(UncertaintyModule):
         self.kl_weight = kl_weight
         self.num_train = num_train
         self._num_train = num_train
-        self._save_arguments(**{**given, "network": network})
+        self._save_arguments(
+            network=network,
+            prior_std=prior_std,
+            second_prior_std=second_prior_std,
+            mixture_weight=mixture_weight,
+            kl_weight=kl_weight,
+            initial_std=initial_std,
+            temperature=temperature,
+            num_train=num_train,
+            output=output,
+        )
 
     def on_train_start(self) -> None:
         """Count the training samples, unless the constructor was told their number."""
@@ -128,7 +115,7 @@ class BayesByBackpropModule(UncertaintyModule):
         # A sample has as many likelihood terms as it has labels that count: pixels, or target dimensions.
         labels_per_sample = torch.where(count > 0, count / len(y), 1)
         kl = self.network.kl(**self.prior, weights=weights) / labels_per_sample
-        return elbo_loss(-losses, self.kl_weight * kl, self._num_train).mean()
+        return self.regularized(elbo_loss(-losses, self.kl_weight * kl, self._num_train).mean(), x)
 
 
 def _check(

@@ -3,17 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.categorical_regression import join_atoms
-from lightning_uq.losses.data_noise import DataNoise
-from lightning_uq.modules.base import Regularizer, UncertaintyModule, restore_argument
+from lightning_uq.modules.base import UncertaintyModule, given_network, training_option
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork
-from lightning_uq.networks.factory import Factory, build_network
+from lightning_uq.networks.factory import Factory
 from lightning_uq.tasks import CategoricalRegression
 
 
@@ -27,19 +24,16 @@ class CategoricalRegressionModule(UncertaintyModule):
     Args:
         network: A :class:`~lightning_uq.networks.CategoricalRegressionNetwork`, or a factory of it (which a checkpoint can
             remember).
-        num_train_samples: Indices drawn per training step, where the index set is infinite.
-        num_eval_samples: Indices per evaluation, where the index set is infinite.
-        optimizer: Called with the parameters.
-        lr_scheduler: Called with the optimizer.
-        data_noise: Noise on the training data that belongs to (sample, index); see :class:`UncertaintyModule`.
-        regularizer: ``regularizer(network, x) -> scalar``, added to the training loss.
+        training: Arguments of :class:`UncertaintyModule`: ``optimizer``, ``data_noise`` and the like. The task follows from the
+            network's atoms.
 
     Raises:
-        InputError: ``network`` is no such network.
+        InputError: ``network`` is no such network, or a ``task`` has other atoms.
 
     Source: ``Cat2HotRegression`` of google-deepmind/enn.
 
     Example:
+        >>> import torch
         >>> from lightning_uq.networks import CatMLPEnsemble
         >>> module = CategoricalRegressionModule(CatMLPEnsemble(4, torch.linspace(-3, 3, 13), num_members=5))
         >>> module.predict(torch.zeros(6, 4)).epistemic_variance.shape
@@ -49,36 +43,20 @@ class CategoricalRegressionModule(UncertaintyModule):
     network: CategoricalRegressionNetwork
 
     def __init__(
-        self,
-        network: CategoricalRegressionNetwork | Factory | Callable[[], nn.Module],
-        num_train_samples: int = 1,
-        num_eval_samples: int = 100,
-        *,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        data_noise: DataNoise | None = None,
-        regularizer: Regularizer | None = None,
+        self, network: CategoricalRegressionNetwork | Factory | Callable[[], nn.Module], **training: Any
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        network = restore_argument(network, "network")
-        built = network if isinstance(network, nn.Module) else build_network(network)
+        built = given_network(network)
         if not isinstance(built, CategoricalRegressionNetwork):
             raise InputError(
                 "Expected argument `network` to be a CategoricalRegressionNetwork, or a factory of one, but got "
                 f"{type(built).__name__}."
             )
-        super().__init__(
-            built,
-            task=CategoricalRegression(built.atoms.tolist()),
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            num_train_samples=num_train_samples,
-            num_eval_samples=num_eval_samples,
-            data_noise=data_noise,
-            regularizer=regularizer,
-        )
+        task = CategoricalRegression(built.atoms.tolist())
+        if training_option(training, "task", task) != task:
+            raise InputError(f"`task` follows from the network's atoms: leave it out, or pass {task!r}.")
+        super().__init__(built, **{**training, "task": task})
         self._told_range = False
-        self._save_arguments(**{**given, "network": network})
+        self._save_arguments(network=network)
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, D A + D] over the evaluation indices: logits over the atoms, then the prior."""
@@ -89,7 +67,7 @@ class CategoricalRegressionModule(UncertaintyModule):
         index = self._training_index()
         loss = self.index_losses(self._raw(x, index), self.targets(y, batch, self._place(index))).mean()
         self._check_range(y)  # once the targets are known to be numbers
-        return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
+        return self.regularized(loss, x)
 
     def _raw(self, x: Any, index: Tensor) -> Tensor:
         try:

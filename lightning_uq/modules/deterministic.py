@@ -1,17 +1,15 @@
 """The baseline: one network, one hypothesis."""
 
 from collections.abc import Callable
+from typing import Any
 
-import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
-from lightning_uq.modules.base import Loss, UncertaintyModule, restore_argument
+from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
 from lightning_uq.networks.base import DeterministicNetwork
-from lightning_uq.networks.factory import Factory, build_network
+from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
-from lightning_uq.tasks import Task
 
 
 class DeterministicModule(UncertaintyModule):
@@ -19,45 +17,21 @@ class DeterministicModule(UncertaintyModule):
 
     Args:
         network: The network, or a factory of it (which a checkpoint can remember); its outputs are as the task expects.
-        task: What the outputs mean; see :class:`UncertaintyModule`.
-        optimizer: Called with the parameters.
-        lr_scheduler: Called with the optimizer.
-        loss: ``loss(output, target) -> scalar``; default cross-entropy or Gaussian NLL.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+        training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
     Example:
+        >>> import torch
         >>> module = DeterministicModule(nn.Linear(4, 3))
         >>> module.predict(torch.zeros(2, 4)).probs.shape
         torch.Size([2, 3])
     """
 
     def __init__(
-        self,
-        network: nn.Module | Factory | Callable[[], nn.Module],
-        *,
-        task: Task | str = "classification",
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        loss: Loss | None = None,
-        output: Output = "logits",
+        self, network: nn.Module | Factory | Callable[[], nn.Module], *, output: Output = "logits", **training: Any
     ) -> None:
-        network = restore_argument(network, "network")
-        built = network if isinstance(network, nn.Module) else build_network(network)
-        super().__init__(
-            DeterministicNetwork(built, restore_argument(output, "output")),
-            task=task,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            loss=loss,
-        )
-        self._save_arguments(
-            network=network,
-            task=task,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            loss=loss,
-            output=output,
-        )
+        super().__init__(DeterministicNetwork(given_network(network), restore_argument(output, "output")), **training)
+        self._save_arguments(network=network, output=output)
 
 
 @register_method("softmax", ood_score="predictive_entropy")

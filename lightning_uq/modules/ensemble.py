@@ -443,4 +443,4 @@ def _with_input(batch: Any, x: Tensor) -> Any:
 @register_method("ensemble", ood_score="mutual_information")
 def _ensemble(setting: Setting) -> EnsembleModule:
     members = setting.options.get("num_members", 5)
-    return EnsembleModule(setting.network, members, optimizer=setting.optimizer)
+    return EnsembleModule(setting.network, num_members=members, optimizer=setting.optimizer)

@@ -21,7 +21,7 @@ def _ensemble_prior(setting: Setting) -> EnsembleModule:
         network, scale = functools.partial(setting.network, **start), 3 / math.sqrt(setting.options["temperature"])
     return EnsembleModule(
         network,
-        setting.options.get("num_members", 5),
+        num_members=setting.options.get("num_members", 5),
         prior_network=network,
         prior_scale=scale,
         optimizer=setting.optimizer,

@@ -7,19 +7,17 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import Loss, Regularizer, UncertaintyModule, expect_eval_mode, restore_argument
+from lightning_uq.modules.base import UncertaintyModule, expect_eval_mode, given_network, restore_argument
 from lightning_uq.networks.epinet import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
-from lightning_uq.tasks import Classification, Task, task_of
+from lightning_uq.tasks import Classification, task_of
 
 # ENN neither standardises features nor measures its priors: their scales are plain factors.
 _ORIGINAL: dict[str, Any] = {"standardize_features": False, "calibrate_prior": False}
@@ -73,21 +71,13 @@ class EpinetModule(UncertaintyModule):
             first epoch, and stay.
         include_inputs: Whether the flattened input follows the features.
         freeze_base: Whether the base stays as it is: in eval mode, without gradients.
-        num_train_samples: Indices drawn per training step.
-        num_eval_samples: Indices per evaluation.
-        task: What the outputs mean; see :class:`UncertaintyModule`.
-        optimizer: Called with the parameters: the base's (unless it is frozen) and the epinet's, no prior's.
-        lr_scheduler: Called with the optimizer.
-        loss: ``loss(output, target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         calibrate_prior: Whether the scales of priors are spreads over z; else they are factors, as the original's are.
         additive_prior: Factory of a further prior g(x, z); see :mod:`lightning_uq.networks.priors`.
         additive_prior_scale: Its scale.
         base_scale: Factor of the base's logits.
         temperature: Divides the logits in evaluation.
-        return_members: Whether predictions keep their members [Z, B, C]; None: up to 32.
-        data_noise: Noise on the training data that belongs to (sample, index); see :class:`UncertaintyModule`.
-        regularizer: ``regularizer(network, x) -> scalar``, added to the training loss.
+        training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
     Raises:
         InputError: A layer is unknown, or the arguments do not go together.
@@ -100,11 +90,13 @@ class EpinetModule(UncertaintyModule):
         (torch.Size([100, 5, 3]), torch.Size([5, 3]))
     """
 
+    default_train_samples = 8
     network: EpinetNetwork
 
     def __init__(
         self,
         network: nn.Module | Factory | Callable[[], nn.Module],
+        *,
         feature_layers: str | Sequence[str] = "auto",
         index_dim: int = 8,
         hidden_sizes: Sequence[int] = (50, 50),
@@ -113,58 +105,41 @@ class EpinetModule(UncertaintyModule):
         standardize_features: bool = True,
         include_inputs: bool = False,
         freeze_base: bool = False,
-        num_train_samples: int = 8,
-        num_eval_samples: int = 100,
-        *,
-        task: Task | str = "classification",
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        loss: Loss | None = None,
         output: Output = "logits",
         calibrate_prior: bool = True,
         additive_prior: Factory | Callable[[], nn.Module] | None = None,
         additive_prior_scale: float = 1.0,
         base_scale: float = 1.0,
         temperature: float = 1.0,
-        return_members: bool | None = None,
-        data_noise: DataNoise | None = None,
-        regularizer: Regularizer | None = None,
+        **training: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        network = restore_argument(network, "network")
+        built = given_network(network)
         prior = restore_argument(additive_prior, "additive_prior")
-        built = network if isinstance(network, nn.Module) else build_network(network)
-        super().__init__(
-            EpinetNetwork(
-                built,
-                feature_layers,
-                task_of(restore_argument(task, "task")).num_outputs,
-                index_dim=index_dim,
-                hidden_sizes=hidden_sizes,
-                prior_hidden_sizes=prior_hidden_sizes,
-                prior_scale=prior_scale,
-                standardize_features=standardize_features,
-                include_inputs=include_inputs,
-                freeze_base=freeze_base,
-                calibrate_prior=calibrate_prior,
-                base_scale=base_scale,
-                additive_prior=None if prior is None else build_network(prior, "additive_prior"),
-                additive_prior_scale=additive_prior_scale,
-                temperature=temperature,
-                output=restore_argument(output, "output"),
-            ),
-            task=task,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            loss=loss,
-            num_train_samples=num_train_samples,
-            num_eval_samples=num_eval_samples,
-            return_members=return_members,
-            data_noise=data_noise,
-            regularizer=regularizer,
+        task = task_of(restore_argument(training.get("task", "classification"), "task"))
+        head: dict[str, Any] = {
+            "feature_layers": feature_layers,
+            "index_dim": index_dim,
+            "hidden_sizes": hidden_sizes,
+            "prior_hidden_sizes": prior_hidden_sizes,
+            "prior_scale": prior_scale,
+            "standardize_features": standardize_features,
+            "include_inputs": include_inputs,
+            "freeze_base": freeze_base,
+            "calibrate_prior": calibrate_prior,
+            "additive_prior_scale": additive_prior_scale,
+            "base_scale": base_scale,
+            "temperature": temperature,
+        }
+        network_with_head = EpinetNetwork(
+            built,
+            num_outputs=task.num_outputs,
+            additive_prior=None if prior is None else build_network(prior, "additive_prior"),
+            output=restore_argument(output, "output"),
+            **head,
         )
-        self.network.evaluation_index(num_eval_samples)
-        self._save_arguments(**{**given, "network": network})
+        super().__init__(network_with_head, **training)
+        self.network.evaluation_index(self.num_eval_samples)
+        self._save_arguments(network=network, additive_prior=additive_prior, output=output, **head)
 
     @classmethod
     def for_testbed(
@@ -202,7 +177,6 @@ class EpinetModule(UncertaintyModule):
             "prior_scale": 0.0,
             "additive_prior": Factory("lightning_uq.networks.priors.mlp_prior", prior),
             "additive_prior_scale": 0.3 / temperature,
-            "num_train_samples": 8,
             "num_eval_samples": 1000,
             "optimizer": partial(torch.optim.Adam, lr=1e-3, weight_decay=decay),
         }
@@ -237,7 +211,9 @@ class EpinetModule(UncertaintyModule):
         """
         if data not in _RESNET:
             raise InputError(f"Expected argument `data` to be one of {list(_RESNET)}, but got {data!r}.")
-        return cls(network, feature_layers, **{**_ORIGINAL, "freeze_base": True, **_RESNET[data], **kwargs})
+        return cls(
+            network, feature_layers=feature_layers, **{**_ORIGINAL, "freeze_base": True, **_RESNET[data], **kwargs}
+        )
 
     def setup(self, stage: str) -> None:
         """Build the head on a training batch, where the network's structure did not tell its sizes."""

@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import nn, optim
+from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.modules.base import restore_argument
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
 from lightning_uq.tasks import EvidentialClassification, task_of
 from lightning_uq.tasks.evidential_classification import EvidentialLossName
@@ -24,11 +23,9 @@ class EvidentialModule(DeterministicModule):
 
     Args:
         network: The network, or a factory of it (which a checkpoint can remember): raw outputs [B, C], or maps [B, C, ...].
-        loss: Name of the loss, in the place of the task's: see :class:`~lightning_uq.tasks.EvidentialClassification`.
+        loss: Name of the loss, instead of the task's: see :class:`~lightning_uq.tasks.EvidentialClassification`.
         task: The task with its further fields; default ``EvidentialClassification()``.
-        optimizer: Called with the parameters.
-        lr_scheduler: Called with the optimizer.
-        output: ``"logits"``, or a function that picks the raw outputs from what the network returns.
+        training: Arguments of :class:`DeterministicModule`: ``optimizer``, ``output`` and the like.
 
     Raises:
         InputError: The task is no evidential classification, or an argument is not as above.
@@ -46,22 +43,12 @@ class EvidentialModule(DeterministicModule):
         *,
         loss: EvidentialLossName | None = None,
         task: EvidentialClassification | str = "evidential_classification",
-        optimizer: OptimizerCallable = optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        output: Output = "logits",
+        **training: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         built = task_of(restore_argument(task, "task"))
         if not isinstance(built, EvidentialClassification):
             raise InputError(f"`task` must be an EvidentialClassification, but it is {built!r}.")
-        super().__init__(
-            network,
-            task=built if loss is None else dataclasses.replace(built, loss=loss),
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            output=output,
-        )
-        self._save_arguments(**{**given, "loss": None, "task": self.task})  # the task knows its loss
+        super().__init__(network, task=built if loss is None else dataclasses.replace(built, loss=loss), **training)
 
 
 @register_method("evidential", ood_score="vacuity")

@@ -2,16 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import nn, optim
+from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.evidential_regression import RegressionLoss
 from lightning_uq.modules.base import restore_argument
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.output import Output
 from lightning_uq.tasks import EvidentialRegression, task_of
 
 
@@ -23,11 +22,9 @@ class EvidentialRegressionModule(DeterministicModule):
     Args:
         network: The network, or a factory of it: raw outputs [B, 4 D], or [B, 3 D] for ``loss="meinert"``; see
             :func:`~lightning_uq.losses.evidential_regression.split_nig`.
-        loss: ``"amini"``, ``"scaled"`` or ``"meinert"``, in the place of the task's.
+        loss: ``"amini"``, ``"scaled"`` or ``"meinert"``, instead of the task's.
         task: The task with its further fields; default ``EvidentialRegression()``.
-        optimizer: Called with the parameters.
-        lr_scheduler: Called with the optimizer.
-        output: ``"logits"`` takes the network's output as it is; a function picks it from what the network returns.
+        training: Arguments of :class:`DeterministicModule`: ``optimizer``, ``output`` and the like.
 
     Raises:
         InputError: The task is no evidential regression, or an argument is not as above.
@@ -45,19 +42,9 @@ class EvidentialRegressionModule(DeterministicModule):
         *,
         loss: RegressionLoss | None = None,
         task: EvidentialRegression | str = "evidential_regression",
-        optimizer: OptimizerCallable = optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        output: Output = "logits",
+        **training: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         built = task_of(restore_argument(task, "task"))
         if not isinstance(built, EvidentialRegression):
             raise InputError(f"`task` must be an EvidentialRegression, but it is {built!r}.")
-        super().__init__(
-            network,
-            task=built if loss is None else dataclasses.replace(built, loss=loss),
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            output=output,
-        )
-        self._save_arguments(**{**given, "loss": None, "task": self.task})  # the task knows its loss
+        super().__init__(network, task=built if loss is None else dataclasses.replace(built, loss=loss), **training)

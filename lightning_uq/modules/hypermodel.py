@@ -5,18 +5,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
-from lightning_uq.losses.data_noise import DataNoise
-from lightning_uq.modules.base import Loss, Regularizer, UncertaintyModule, restore_argument
+from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.hypermodel import HypermodelNetwork, Initialization, PriorIndependentLayers
 from lightning_uq.networks.indexers import ScaledGaussianIndexer
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
-from lightning_uq.tasks import Task
 
 PRIOR_SCALE = 10.0
 """Spread of the prior on the digits, in logits: the best of 1, 10, 30 in validation joint log-loss (tau 10), over seeds 100-104,
@@ -41,16 +37,8 @@ class HypermodelModule(UncertaintyModule):
             :class:`~lightning_uq.networks.hypermodel.PriorIndependentLayers` or another; None: no prior.
         prior_scale: Its scale.
         calibrate_prior: Whether that is a spread over z in units of the output (logits); else it multiplies the raw prior.
-        num_train_samples: Indices drawn per training step.
-        num_eval_samples: Indices per evaluation.
-        task: What the outputs mean; see :class:`UncertaintyModule`.
-        optimizer: Called with the parameters, of which no prior's are.
-        lr_scheduler: Called with the optimizer.
-        loss: ``loss(output, target) -> scalar`` for one index; default cross-entropy or Gaussian NLL.
-        data_noise: Noise on the training data that belongs to (sample, index); see :class:`UncertaintyModule`.
-        regularizer: ``regularizer(network, x) -> scalar``, added to the training loss.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
-        return_members: Whether predictions keep their members [Z, B, C]; None: up to 32.
+        training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
     Raises:
         InputError: The network has no layer whose weights could be generated.
@@ -59,6 +47,7 @@ class HypermodelModule(UncertaintyModule):
     Source: Dwaracherla et al., "Hypermodels for Exploration", ICLR 2020 (arXiv 2006.07464).
 
     Example:
+        >>> import torch
         >>> network = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
         >>> prior = Factory(
         ...     "lightning_uq.networks.PriorIndependentLayers", {"in_features": 4, "out_features": 3, "index_dim": 6}
@@ -67,11 +56,13 @@ class HypermodelModule(UncertaintyModule):
         torch.Size([100, 5, 3])
     """
 
+    default_train_samples = 16
     network: HypermodelNetwork
 
     def __init__(
         self,
         network: nn.Module | Factory | Callable[[], nn.Module],
+        *,
         index_dim: int = 8,
         hidden_sizes: Sequence[int] = (),
         scale: bool = True,
@@ -79,45 +70,35 @@ class HypermodelModule(UncertaintyModule):
         prior: Factory | Callable[[], nn.Module] | None = None,
         prior_scale: float = 1.0,
         calibrate_prior: bool = True,
-        num_train_samples: int = 16,
-        num_eval_samples: int = 100,
-        *,
-        task: Task | str = "classification",
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        loss: Loss | None = None,
-        data_noise: DataNoise | None = None,
-        regularizer: Regularizer | None = None,
         output: Output = "logits",
-        return_members: bool | None = None,
+        **training: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        network = restore_argument(network, "network")
-        prior = restore_argument(prior, "prior")
-        built = network if isinstance(network, nn.Module) else build_network(network)
+        built_prior = restore_argument(prior, "prior")
         super().__init__(
             HypermodelNetwork(
-                built,
+                given_network(network),
                 ScaledGaussianIndexer(index_dim),
                 hidden_sizes,
                 scale=scale,
                 initialization=initialization,
-                prior=None if prior is None else build_network(prior, "prior"),
+                prior=None if built_prior is None else build_network(built_prior, "prior"),
                 prior_scale=prior_scale,
                 calibrate_prior=calibrate_prior,
                 output=restore_argument(output, "output"),
             ),
-            task=task,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            loss=loss,
-            data_noise=data_noise,
-            regularizer=regularizer,
-            num_train_samples=num_train_samples,
-            num_eval_samples=num_eval_samples,
-            return_members=return_members,
+            **training,
         )
-        self._save_arguments(**{**given, "network": network})
+        self._save_arguments(
+            network=network,
+            index_dim=index_dim,
+            hidden_sizes=hidden_sizes,
+            scale=scale,
+            initialization=initialization,
+            prior=prior,
+            prior_scale=prior_scale,
+            calibrate_prior=calibrate_prior,
+            output=output,
+        )
 
 
 @register_method("hypermodel", ood_score="predictive_entropy", length=lambda setting: 2)

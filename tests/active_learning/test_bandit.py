@@ -166,9 +166,9 @@ def dropout_network():
 
 
 MODULES = {
-    "ensemble": lambda: EnsembleModule(network, 3, optimizer=ADAM),
-    "bootstrap": lambda: EnsembleModule(network, 3, optimizer=ADAM, bootstrap="bernoulli"),
-    "prior": lambda: EnsembleModule(network, 3, prior_network=network, prior_scale=1.0, execution="loop"),
+    "ensemble": lambda: EnsembleModule(network, num_members=3, optimizer=ADAM),
+    "bootstrap": lambda: EnsembleModule(network, num_members=3, optimizer=ADAM, bootstrap="bernoulli"),
+    "prior": lambda: EnsembleModule(network, num_members=3, prior_network=network, prior_scale=1.0, execution="loop"),
     "epinet": lambda: EpinetModule(network(), optimizer=ADAM, data_noise=BootstrapNoise("exponential")),
     "testbed": lambda: EpinetModule.for_testbed(2, 2, 100, temperature=0.1),
     "dropout": lambda: DropoutModule(dropout_network(), optimizer=ADAM),
@@ -191,7 +191,7 @@ def test_every_module_learns_outside_of_a_trainer(name):
 def test_a_run_repeats_with_its_seed():
     def run(seed):
         torch.manual_seed(seed)
-        module = EnsembleModule(network, 3, optimizer=ADAM)
+        module = EnsembleModule(network, num_members=3, optimizer=ADAM)
         return list(thompson_sampling(module, Bandit(), 12))
 
     assert run(1) == run(1)
@@ -202,7 +202,7 @@ def test_a_run_repeats_with_its_seed():
 def test_it_finds_the_best_actions(seed):
     torch.manual_seed(seed)
     fast = functools.partial(torch.optim.Adam, lr=0.02)
-    module = EnsembleModule(network, 5, prior_network=network, prior_scale=1.0, optimizer=fast)
+    module = EnsembleModule(network, num_members=5, prior_network=network, prior_scale=1.0, optimizer=fast)
     # Releases of torch draw other problems from a seed: the next one where most actions are bad.
     bandits = (Bandit(num_actions=20, seed=next_seed) for next_seed in itertools.count(seed))
     bandit = next(b for b in bandits if random_regret(b) > 0.5)

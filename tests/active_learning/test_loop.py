@@ -19,7 +19,7 @@ def network():
 
 
 def untrained(part):
-    return EnsembleModule(network, 4, seed=len(part))
+    return EnsembleModule(network, num_members=4, seed=len(part))
 
 
 def test_rounds_share_out_the_data():
@@ -64,7 +64,7 @@ def test_a_chance_acquisition_follows_its_generator():
 def test_a_trainer_trains_each_round_and_labels_help(make_trainer):
     def train(part):
         torch.manual_seed(0)
-        module = EnsembleModule(network, 3, seed=0, optimizer=lambda p: torch.optim.Adam(p, lr=0.03))
+        module = EnsembleModule(network, num_members=3, seed=0, optimizer=lambda p: torch.optim.Adam(p, lr=0.03))
         make_trainer(max_epochs=30).fit(module, DataLoader(part, batch_size=8))
         return module
 

@@ -130,7 +130,7 @@ def test_the_temperature_is_then_fitted_on_that_checkpoint(make_trainer, tmp_pat
 
 def test_of_an_ensemble_the_pooled_prediction_counts(make_trainer):
     network = Factory("torch.nn.Linear", {"in_features": 4, "out_features": 2})
-    module = EnsembleModule(network, 3, seed=0)
+    module = EnsembleModule(network, num_members=3, seed=0)
     trainer = make_trainer(callbacks=[CalibratedNLL()])
     trainer.fit(module, loader(), val_loader())
     with torch.no_grad():

@@ -143,7 +143,7 @@ def test_labels_are_not_looked_at(make):
 
 @both
 def test_an_ensembles_score_is_the_mean_of_its_members(make):
-    ensemble = EnsembleModule(NETWORK, 3, seed=0)
+    ensemble = EnsembleModule(NETWORK, num_members=3, seed=0)
     whole = make().fit(ensemble, loader()).score(ensemble, loader(TEST_X, TEST_Y))
     members = [ensemble.network.member(i) for i in range(3)]
     alone = [make().fit(member, loader()).score(member, loader(TEST_X, TEST_Y)) for member in members]

@@ -90,7 +90,7 @@ def deterministic():
 
 
 def ensemble(**kwargs):
-    return EnsembleModule(NETWORK, 3, optimizer=SGD, seed=0, **kwargs)
+    return EnsembleModule(NETWORK, num_members=3, optimizer=SGD, seed=0, **kwargs)
 
 
 @pytest.fixture

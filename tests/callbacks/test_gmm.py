@@ -85,7 +85,7 @@ def test_the_default_detects_where_classes_are_uneven_on_five_seeds(make_trainer
 @pytest.mark.parametrize("execution", ["loop", "stacked"])
 def test_an_ensemble_has_one_density_a_member_pooled_by_log_mean_exp(make_trainer, execution):
     data = DigitsDataModule(batch_size=32)
-    ensemble = EnsembleModule(mlp, 3, seed=0, execution=execution)
+    ensemble = EnsembleModule(mlp, num_members=3, seed=0, execution=execution)
     ridge = 0.05
     gmm = FitGMM(weights="last", regularization=ridge)
     trainer = make_trainer(max_epochs=2, callbacks=[gmm])
@@ -176,7 +176,7 @@ def test_features_of_a_member_with_a_prior_are_those_of_its_trained_part(executi
     def network():
         return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 
-    module = EnsembleModule(network, 2, seed=0, prior_network=network, prior_scale=1.0, execution=execution).eval()
+    module = EnsembleModule(network, num_members=2, seed=0, prior_network=network, prior_scale=1.0, execution=execution).eval()
     x, y = torch.randn(90, 4), torch.arange(90) % 3
     gmm = FitGMM().fit(module, [(x, y)])
     features = torch.stack([hidden(module.network.member(i).network, x) for i in range(2)])

@@ -682,7 +682,7 @@ def test_a_regressor_is_scored_by_its_variances(make_trainer):
     test = DataLoader(TensorDataset(x, x[:, :1]), batch_size=5)
     far = DataLoader(TensorDataset(20 * x), batch_size=5)
     network = lambda: nn.Linear(4, 2)  # noqa: E731
-    ensemble = EnsembleModule(network, 3, task="regression", seed=0)
+    ensemble = EnsembleModule(network, num_members=3, task="regression", seed=0)
     (found,) = make_trainer(callbacks=[OODDetection({"far": far})]).test(ensemble, test, verbose=False)
     assert "ood_auroc/far/epistemic_variance" in found
     inside, outside = (ensemble.predict(rows).epistemic_variance.mean(1) for rows in (x, 20 * x))

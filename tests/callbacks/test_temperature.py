@@ -98,7 +98,7 @@ def deterministic() -> DeterministicModule:
 
 
 def ensemble() -> EnsembleModule:
-    return EnsembleModule(NETWORK, 4, seed=0, optimizer=SGD)
+    return EnsembleModule(NETWORK, num_members=4, seed=0, optimizer=SGD)
 
 
 def trained(module: LightningModule) -> LightningModule:
@@ -425,7 +425,7 @@ def test_many_hypotheses_whose_predictions_are_pooled(make_trainer, scope):
 
 
 def test_members_that_are_lightning_modules(make_trainer):
-    module = EnsembleModule(UsersModule, 2, seed=0)
+    module = EnsembleModule(UsersModule, num_members=2, seed=0)
     scaling = TemperatureScaling(weights="last")
     trainer = make_trainer(callbacks=[scaling], max_epochs=2)
     trainer.fit(module, loader(), val_loader())
@@ -468,7 +468,7 @@ def test_a_refit_in_test_does_not_see_its_own_result(make_trainer, scope):
     scaling = TemperatureScaling(weights="last", scope=scope)
     gmm = FitGMM(weights="last")
     make_trainer(callbacks=[gmm, scaling]).fit(ensemble(), loader(), val_loader())
-    other = EnsembleModule(NETWORK, 4, seed=7)
+    other = EnsembleModule(NETWORK, num_members=4, seed=7)
     with pytest.warns(UserWarning, match="fitted on other weights.*fitted again"):
         make_trainer(callbacks=[gmm, scaling]).test(other, held_out(), verbose=False)
     assert_close(scaling.temperature, fit_ensemble_temperature(logits_of(other, VAL_X), VAL_Y, scope))

@@ -251,11 +251,11 @@ PRIOR: dict[str, Any] = {"prior_network": network, "prior_scale": 1.0}
 MODULES = [
     _module("Deterministic", m.DeterministicModule, network),
     _module("Deterministic, regression", m.DeterministicModule, gaussian_network, **REGRESSION),
-    _module("Ensemble, loop", m.EnsembleModule, network, 3, seed=1, execution="loop"),
-    _module("Ensemble, stacked", m.EnsembleModule, network, 3, seed=1, execution="stacked"),
-    _module("Ensemble, vmap", m.EnsembleModule, network, 3, seed=1, execution="vmap"),
-    _module("Ensemble, priors", m.EnsembleModule, network, 3, seed=1, **PRIOR),
-    _module("Ensemble, regression", m.EnsembleModule, gaussian_network, 3, seed=1, **REGRESSION),
+    _module("Ensemble, loop", m.EnsembleModule, network, num_members=3, seed=1, execution="loop"),
+    _module("Ensemble, stacked", m.EnsembleModule, network, num_members=3, seed=1, execution="stacked"),
+    _module("Ensemble, vmap", m.EnsembleModule, network, num_members=3, seed=1, execution="vmap"),
+    _module("Ensemble, priors", m.EnsembleModule, network, num_members=3, seed=1, **PRIOR),
+    _module("Ensemble, regression", m.EnsembleModule, gaussian_network, num_members=3, seed=1, **REGRESSION),
     _module("Epinet", m.EpinetModule, network, hidden_sizes=(6,), index_dim=3, num_eval_samples=5),
     _module("Epinet, frozen base", m.EpinetModule, network, freeze_base=True, hidden_sizes=(6,), num_eval_samples=5),
     _module(
@@ -266,7 +266,7 @@ MODULES = [
         "Dropout, a mask an example",
         m.DropoutModule,
         dropout_network,
-        "per_example",
+        mask="per_example",
         num_eval_samples=5,
         unsupported={"ddp": "a row's mask depends on its place in the batch; shared masks do not"},
     ),
@@ -305,7 +305,7 @@ MODULES = [
     _module(
         "Gaussian noise MLP", m.UncertaintyModule, _of("GaussianNoiseMLP", CLASSES, init_scale=0.1), num_eval_samples=5
     ),
-    ModuleCase("Ensemble of a user's modules", partial(m.EnsembleModule, UsersModule, 3, seed=1)),
+    ModuleCase("Ensemble of a user's modules", partial(m.EnsembleModule, UsersModule, num_members=3, seed=1)),
 ]
 
 OWN_SCORES = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")

@@ -167,8 +167,8 @@ def norm_network():
     "build",
     [
         lambda: DeterministicModule(norm_network),
-        lambda: EnsembleModule(norm_network, 2, seed=0, execution="loop"),
-        lambda: EnsembleModule(partial(UsersModule, True), 2, seed=0),
+        lambda: EnsembleModule(norm_network, num_members=2, seed=0, execution="loop"),
+        lambda: EnsembleModule(partial(UsersModule, True), num_members=2, seed=0),
         lambda: EpinetModule(norm_network, hidden_sizes=(6,), num_eval_samples=5),
     ],
     ids=["Deterministic", "Ensemble, loop", "Ensemble of a user's modules", "Epinet"],
@@ -191,7 +191,7 @@ def test_batch_statistics_are_those_of_the_average(make_trainer, build):
 
 @pytest.mark.axis("swa")
 def test_batch_statistics_of_stacked_members_are_out_of_swas_reach(make_trainer):
-    module = EnsembleModule(norm_network, 2, seed=0, execution="stacked")
+    module = EnsembleModule(norm_network, num_members=2, seed=0, execution="stacked")
     with pytest.raises(UnsupportedError, match="StochasticWeightAveraging .* BatchNorm .* execution='loop'"):
         fit(make_trainer(max_epochs=EPOCHS, callbacks=[swa()]), module)
     fit(make_trainer(max_epochs=EPOCHS, callbacks=[ema()]), module)  # which averages them with the weights

@@ -137,8 +137,8 @@ def test_members_that_run_at_once_are_compiled_as_one(execution):
     with pytest.raises(
         UnsupportedError, match=r"OptimizedModule is compiled; .* `network.compile\(\)`. Use execution='loop'"
     ):
-        EnsembleModule(factory, 3, execution=execution)
-    module = EnsembleModule(factory, 3)
+        EnsembleModule(factory, num_members=3, execution=execution)
+    module = EnsembleModule(factory, num_members=3)
     assert module.network.execution == "loop"
     assert "is compiled" in module.network.execution_reason
 

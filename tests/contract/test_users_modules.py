@@ -102,7 +102,7 @@ def test_ensemble(user_case, loaders, apart, make_trainer, tmp_path):
     train, val, test, _ = loaders
     trainer = make_trainer(max_epochs=2)
     if user_case.by_hand:
-        refused = user_case.ensemble(user_case.module, MEMBERS)
+        refused = user_case.ensemble(user_case.module, num_members=MEMBERS)
         with pytest.raises(InputError, match=r"optimizes by hand. Train such modules apart.*from_checkpoints"):
             make_trainer().fit(refused, train, val)
         modules, paths = apart
@@ -112,7 +112,7 @@ def test_ensemble(user_case, loaders, apart, make_trainer, tmp_path):
         for i, module in enumerate(modules):
             assert_same_states(ensemble.network.member(i), module)
     else:
-        ensemble = user_case.ensemble(user_case.module, MEMBERS, seed=1, **user_case.model_arguments)
+        ensemble = user_case.ensemble(user_case.module, num_members=MEMBERS, seed=1, **user_case.model_arguments)
         trainer.fit(ensemble, train, val)
         assert {"train_loss", "val_loss", "member_1/val_loss", "ensemble/val_nll"} <= trainer.callback_metrics.keys()
     members = [ensemble.network.member(i) for i in range(MEMBERS)]
@@ -341,7 +341,7 @@ def test_a_batch_of_another_kind_is_named_before_the_training(asking_case, loade
 @pytest.mark.axis("EnsembleModule")
 def test_an_ensemble_asks_as_well(asking_case, loaders, make_trainer):
     train, val, test, _ = loaders
-    unaware, trainer = EnsembleModule(asking_case.module, MEMBERS), make_trainer()
+    unaware, trainer = EnsembleModule(asking_case.module, num_members=MEMBERS), make_trainer()
     trainer.fit(unaware, train, val)  # their steps know their batches
     assert not any(name.startswith("ensemble/") for name in trainer.callback_metrics)
     with pytest.raises(InputError, match="Override `unpack_batch`"):
@@ -358,7 +358,7 @@ TEXT = [case for case in USERS if case.output is not None]
 
 
 def _ensemble(case, loaders, make_trainer):
-    make_trainer().predict(case.ensemble(case.module, MEMBERS), loaders[2])
+    make_trainer().predict(case.ensemble(case.module, num_members=MEMBERS), loaders[2])
 
 
 def _epinet(case, loaders, make_trainer):

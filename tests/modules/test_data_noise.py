@@ -186,7 +186,7 @@ def test_epinet_regression_by_definition(monkeypatch):
 
 def test_ensemble_and_dropout_by_definition(monkeypatch):
     x, y, index = data = batch()
-    ensemble = EnsembleModule(lambda: nn.Linear(2, 3), 4, data_noise=BootstrapNoise("poisson", seed=9))
+    ensemble = EnsembleModule(lambda: nn.Linear(2, 3), num_members=4, data_noise=BootstrapNoise("poisson", seed=9))
     weights = bootstrap_weights(index, 4, 9, "poisson")
     expected = cross_entropy_loss(ensemble.network(x), y, weights).sum()
     torch.testing.assert_close(ensemble.training_loss(x, y, data), expected)
@@ -213,10 +213,10 @@ def weighted_mean(outputs, y, noise=1.0):
 
 def test_a_batchs_own_weights_by_definition(monkeypatch):
     x, y, data = weighted()
-    ensemble = EnsembleModule(lambda: nn.Linear(2, 3), 4)
+    ensemble = EnsembleModule(lambda: nn.Linear(2, 3), num_members=4)
     expected = weighted_mean(ensemble.network(x), y).sum()
     torch.testing.assert_close(ensemble.training_loss(x, y, data), expected)
-    noisy = EnsembleModule(lambda: nn.Linear(2, 3), 4, data_noise=BootstrapNoise("poisson", seed=9))
+    noisy = EnsembleModule(lambda: nn.Linear(2, 3), num_members=4, data_noise=BootstrapNoise("poisson", seed=9))
     expected = weighted_mean(noisy.network(x), y, bootstrap_weights(data["index"], 4, 9, "poisson")).sum()
     torch.testing.assert_close(noisy.training_loss(x, y, data), expected)
     epinet = EpinetModule(mlp(), num_train_samples=5).eval()
@@ -251,7 +251,7 @@ def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch)
 def test_weights_that_are_none(weight, match):
     x, y, data = weighted()
     with pytest.raises(InputError, match=match):
-        EnsembleModule(lambda: nn.Linear(2, 3), 2).training_loss(x, y, {**data, "weight": weight})
+        EnsembleModule(lambda: nn.Linear(2, 3), num_members=2).training_loss(x, y, {**data, "weight": weight})
 
 
 def test_losses_that_cannot_be_weighted_say_so():
@@ -271,10 +271,10 @@ def test_an_ensembles_bootstrap_is_the_noise_of_its_seed_and_both_multiply():
         return nn.Linear(2, 3)
 
     for kind in ("bernoulli", "uniform"):
-        named = EnsembleModule(plain, 3, bootstrap=kind, seed=4)
-        noise = EnsembleModule(plain, 3, data_noise=BootstrapNoise(kind, seed=4), seed=4)
+        named = EnsembleModule(plain, num_members=3, bootstrap=kind, seed=4)
+        noise = EnsembleModule(plain, num_members=3, data_noise=BootstrapNoise(kind, seed=4), seed=4)
         torch.testing.assert_close(named.training_loss(x, y, data), noise.training_loss(x, y, data))
-    both = EnsembleModule(plain, 3, bootstrap="poisson", data_noise=BootstrapNoise("uniform"), seed=4)
+    both = EnsembleModule(plain, num_members=3, bootstrap="poisson", data_noise=BootstrapNoise("uniform"), seed=4)
     weights = both.targets(y, data, torch.arange(3)).noise_weights
     assert torch.equal(weights, bootstrap_weights(index, 3, 4, "poisson") * bootstrap_weights(index, 3, 0, "uniform"))
 
@@ -282,7 +282,7 @@ def test_an_ensembles_bootstrap_is_the_noise_of_its_seed_and_both_multiply():
 def test_randomised_targets_of_an_adversarially_trained_ensemble():
     noise = GaussianTargetNoise(0.3)
     module = EnsembleModule(
-        lambda: nn.Linear(2, 2), 3, task="regression", data_noise=noise,
+        lambda: nn.Linear(2, 2), num_members=3, task="regression", data_noise=noise,
         adversarial_epsilon=0.1, adversarial_scale="absolute",
     )  # fmt: skip
     x, y, index = data = batch(regression=True)
@@ -307,7 +307,7 @@ class Watched(DataNoise):
 def test_weights_are_the_same_in_every_epoch_and_order(make_trainer):
     x, y, _ = batch(20)
     watched = Watched()
-    module = EnsembleModule(lambda: nn.Linear(2, 3), 3, data_noise=watched)
+    module = EnsembleModule(lambda: nn.Linear(2, 3), num_members=3, data_noise=watched)
     data = DataLoader(Indexed(TensorDataset(x, y)), batch_size=6, shuffle=True)
     make_trainer(max_epochs=3).fit(module, data, DataLoader(data.dataset, batch_size=6))
     assert sorted(watched.seen) == list(range(20))
@@ -330,7 +330,7 @@ def test_batches_without_positions_are_refused(make_trainer):
 def test_labels_bear_no_noise_and_lightning_members_none_at_all():
     for build in (
         lambda: EpinetModule(mlp(), data_noise=GaussianTargetNoise(0.1)),
-        lambda: EnsembleModule(lambda: nn.Linear(2, 3), 2, data_noise=GaussianTargetNoise(0.1)),
+        lambda: EnsembleModule(lambda: nn.Linear(2, 3), num_members=2, data_noise=GaussianTargetNoise(0.1)),
     ):
         with pytest.raises(
             InputError,
@@ -338,7 +338,7 @@ def test_labels_bear_no_noise_and_lightning_members_none_at_all():
         ):
             build()
     with pytest.raises(InputError, match=r"`data_noise` to be left out where members are LightningModules"):
-        EnsembleModule(BoringModel, 2, data_noise=BootstrapNoise())
+        EnsembleModule(BoringModel, num_members=2, data_noise=BootstrapNoise())
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])

@@ -74,28 +74,28 @@ def assert_same(states, expected, **tolerance):
 def test_members_are_built_under_seeds_of_their_own():
     torch.manual_seed(3)
     before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
-    ensemble = EnsembleModule(mlp, M, seed=11)
+    ensemble = EnsembleModule(mlp, num_members=M, seed=11)
     after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
     for i, state in enumerate(states(ensemble)):
         torch.manual_seed(member_seed(11, i))
         assert_same([state], [mlp().state_dict()], rtol=0, atol=0)
-    assert_same(states(EnsembleModule(mlp, M, seed=11)), states(ensemble), rtol=0, atol=0)
-    other = states(EnsembleModule(mlp, M, seed=12))
+    assert_same(states(EnsembleModule(mlp, num_members=M, seed=11)), states(ensemble), rtol=0, atol=0)
+    other = states(EnsembleModule(mlp, num_members=M, seed=12))
     assert all(not torch.equal(a["0.weight"], b["0.weight"]) for a in other for b in states(ensemble))
 
 
 def test_without_a_seed_one_draw_of_the_global_generator_decides():
     torch.manual_seed(3)
-    first = EnsembleModule(mlp, M)
+    first = EnsembleModule(mlp, num_members=M)
     following = torch.rand(1)
     torch.manual_seed(3)
-    second = EnsembleModule(mlp, 7)
+    second = EnsembleModule(mlp, num_members=7)
     assert torch.rand(1) == following
     assert first.seed == second.seed == first.hparams.seed
     assert_same(states(second)[:M], states(first), rtol=0, atol=0)
-    assert EnsembleModule(mlp, M).seed != first.seed
+    assert EnsembleModule(mlp, num_members=M).seed != first.seed
 
 
 def test_bare_parameters_differ_too():
@@ -107,7 +107,7 @@ def test_bare_parameters_differ_too():
         def forward(self, x):
             return x @ self.w
 
-    a, b = states(EnsembleModule(Bare, 2))
+    a, b = states(EnsembleModule(Bare, num_members=2))
     assert not torch.equal(a["w"], b["w"])
 
 
@@ -119,15 +119,15 @@ def test_an_instance_is_no_factory():
 def test_one_instance_twice():
     network = mlp()
     with pytest.raises(InputError, match="build a new network at each call, but its call 2 gave the same Sequential"):
-        EnsembleModule(lambda: network, 2)
+        EnsembleModule(lambda: network, num_members=2)
 
 
 def test_a_shared_trainable_part():
     body = nn.Linear(4, 4)
     with pytest.raises(InputError, match=r"its call 2 gave the same parameter '0.weight' as an earlier one"):
-        EnsembleModule(lambda: nn.Sequential(body, nn.Linear(4, 3)), 2)
+        EnsembleModule(lambda: nn.Sequential(body, nn.Linear(4, 3)), num_members=2)
     body.requires_grad_(False)
-    ensemble = EnsembleModule(lambda: nn.Sequential(body, nn.Linear(4, 3)), 2)
+    ensemble = EnsembleModule(lambda: nn.Sequential(body, nn.Linear(4, 3)), num_members=2)
     assert ensemble.network.execution == "loop"
 
 
@@ -140,7 +140,7 @@ def test_members_that_start_alike():
         return network
 
     with pytest.warns(UserWarning, match="All 2 members start from the same weights"):
-        EnsembleModule(pretrained, 2)
+        EnsembleModule(pretrained, num_members=2)
 
 
 def test_constant_weights_are_no_accident():
@@ -150,14 +150,14 @@ def test_constant_weights_are_no_accident():
         nn.init.ones_(network.bias)
         return network
 
-    EnsembleModule(zeros, 2)
+    EnsembleModule(zeros, num_members=2)
 
 
 def test_factories_of_other_things():
     with pytest.raises(InputError, match="Expected the factory in argument `network` to return a torch.nn.Module"):
-        EnsembleModule(lambda: 3, 2)
+        EnsembleModule(lambda: 3, num_members=2)
     with pytest.raises(InputError, match="or LightningModules of your own, but it built a DeterministicModule"):
-        EnsembleModule(lambda: DeterministicModule(mlp()), 2)
+        EnsembleModule(lambda: DeterministicModule(mlp()), num_members=2)
 
     class Lit(LightningModule):
         def training_step(self, batch):
@@ -165,7 +165,7 @@ def test_factories_of_other_things():
 
     kinds = iter([Lit, mlp])
     with pytest.raises(InputError, match="LightningModules alone, or none, but it built both"):
-        EnsembleModule(lambda: next(kinds)(), 2)
+        EnsembleModule(lambda: next(kinds)(), num_members=2)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_the_comparison_knows_it():
     ids=str,
 )
 def test_a_member_ends_as_it_would_alone(options, execution, make_trainer):
-    ensemble = EnsembleModule(mlp, M, optimizer=sgd, seed=0, execution=execution)
+    ensemble = EnsembleModule(mlp, num_members=M, optimizer=sgd, seed=0, execution=execution)
     start = copy.deepcopy(states(ensemble))
     make_trainer(max_epochs=3, **options).fit(ensemble, loader())
     for i, state in enumerate(start):
@@ -227,7 +227,7 @@ def test_a_member_ends_as_it_would_alone(options, execution, make_trainer):
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_loss_is_the_sum_and_the_mean_is_logged(execution, make_trainer):
-    ensemble = EnsembleModule(mlp, M, optimizer=lambda p: torch.optim.SGD(p, 0.0), seed=0, execution=execution)
+    ensemble = EnsembleModule(mlp, num_members=M, optimizer=lambda p: torch.optim.SGD(p, 0.0), seed=0, execution=execution)
     x, y = dataset(8).tensors
     losses = [F.cross_entropy(ensemble.network.member(i)(x), y).item() for i in range(M)]
     assert ensemble.training_loss(x, y, (x, y)).item() == pytest.approx(sum(losses), rel=1e-6)
@@ -238,12 +238,12 @@ def test_loss_is_the_sum_and_the_mean_is_logged(execution, make_trainer):
 
 
 def test_losses_of_segmentation_and_of_your_own():
-    ensemble = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M, task="segmentation")
+    ensemble = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), num_members=M, task="segmentation")
     x, y = torch.randn(4, 2, 5, 5), torch.randint(3, (4, 5, 5))
     expected = torch.stack([F.cross_entropy(member, y) for member in ensemble(x)])
     torch.testing.assert_close(ensemble.index_losses(ensemble(x), y), expected)
     for arguments in ({"loss": nn.CrossEntropyLoss(label_smoothing=0.1)}, {"task": Segmentation(label_smoothing=0.1)}):
-        smooth = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M, **{"task": "segmentation", **arguments})
+        smooth = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), num_members=M, **{"task": "segmentation", **arguments})
         expected = torch.stack([F.cross_entropy(member, y, label_smoothing=0.1) for member in smooth(x)])
         torch.testing.assert_close(smooth.index_losses(smooth(x), y), expected)
 
@@ -252,14 +252,14 @@ def test_losses_of_segmentation_and_of_your_own():
             return output.sum((1, 2, 3)), torch.ones(len(output))
 
     for arguments in ({"loss": lambda output, y: output.sum((1, 2, 3))}, {"task": Own()}):
-        own = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M, **{"task": "segmentation", **arguments})
+        own = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), num_members=M, **{"task": "segmentation", **arguments})
         torch.testing.assert_close(own.index_losses(own(x), y), own(x).sum((2, 3, 4)).mean(1))
-    total = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), M, task="segmentation", loss=lambda output, y: output.sum())
+    total = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), num_members=M, task="segmentation", loss=lambda output, y: output.sum())
     torch.testing.assert_close(total.index_losses(total(x), y), total(x).sum((1, 2, 3, 4)))
 
 
 def test_losses_of_half_precision_are_taken_in_float32():
-    ensemble = EnsembleModule(mlp, 2)
+    ensemble = EnsembleModule(mlp, num_members=2)
     output, y = torch.randn(2, 8, 3).bfloat16(), torch.randint(3, (8,))
     losses = ensemble.index_losses(output, y)
     assert losses.dtype == torch.float32
@@ -270,10 +270,10 @@ def test_learning_rate_schedule_and_one_group_a_member(make_trainer):
     def schedule(optimizer):
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
 
-    ensemble = EnsembleModule(mlp, M, optimizer=sgd, lr_scheduler=schedule, execution="loop")
+    ensemble = EnsembleModule(mlp, num_members=M, optimizer=sgd, lr_scheduler=schedule, execution="loop")
     make_trainer(max_epochs=2).fit(ensemble, loader(8))
     assert [group["lr"] for group in ensemble.optimizers().param_groups] == [0.025] * M
-    assert len(EnsembleModule(mlp, M, execution="stacked").optimized_parameters()) == 1
+    assert len(EnsembleModule(mlp, num_members=M, execution="stacked").optimized_parameters()) == 1
 
 
 # ---------------------------------------------------------------------- execution
@@ -282,26 +282,26 @@ def test_learning_rate_schedule_and_one_group_a_member(make_trainer):
 def test_auto_says_once_what_it_chose_and_why(make_trainer, monkeypatch):
     said = []
     monkeypatch.setitem(EnsembleModule.setup.__globals__, "rank_zero_info", said.append)
-    ensemble = EnsembleModule(mlp, M)
+    ensemble = EnsembleModule(mlp, num_members=M)
     for _ in range(2):
         make_trainer().fit(ensemble, loader(8))
     assert said == ["Ensemble of 3 runs stacked: its members are alike, and one batched product serves them all."]
-    make_trainer().fit(EnsembleModule(convolutional, 2, execution="loop"), loader(data=images(8)))
+    make_trainer().fit(EnsembleModule(convolutional, num_members=2, execution="loop"), loader(data=images(8)))
     assert len(said) == 1
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adagrad, torch.optim.NAdam, torch.optim.LBFGS])
 def test_optimizers_that_may_mix_slices_use_the_loop(optimizer, make_trainer):
-    ensemble = EnsembleModule(mlp, M, optimizer=optimizer)
+    ensemble = EnsembleModule(mlp, num_members=M, optimizer=optimizer)
     assert ensemble.network.execution == "loop"
     assert f"{optimizer.__name__} is not known to act entry by entry" in ensemble.network.execution_reason
     with pytest.raises(UnsupportedError, match=rf"execution='stacked' does not support {optimizer.__name__}"):
-        EnsembleModule(mlp, M, optimizer=optimizer, execution="stacked")
+        EnsembleModule(mlp, num_members=M, optimizer=optimizer, execution="stacked")
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 def test_optimizers_that_act_entry_by_entry_may_stack(optimizer):
-    assert EnsembleModule(mlp, M, optimizer=lambda p: optimizer(p, lr=0.1)).network.execution == "stacked"
+    assert EnsembleModule(mlp, num_members=M, optimizer=lambda p: optimizer(p, lr=0.1)).network.execution == "stacked"
 
 
 # ---------------------------------------------------------------------- adversarial training
@@ -325,7 +325,7 @@ def intended(member, x, y, step, loss=F.cross_entropy):
 @pytest.mark.parametrize("network", [mlp, normed])
 def test_adversarial_gradient_is_the_intended_one(network, execution):
     ensemble = EnsembleModule(
-        network, M, adversarial_epsilon=0.1, adversarial_scale="absolute", execution=execution, seed=0
+        network, num_members=M, adversarial_epsilon=0.1, adversarial_scale="absolute", execution=execution, seed=0
     )
     x, y = dataset(16).tensors
     members = [copy.deepcopy(ensemble.network.member(i)) for i in range(M)]
@@ -351,7 +351,7 @@ def test_adversarial_pass_leaves_running_statistics_alone(execution):
     def run(epsilon):
         torch.manual_seed(0)
         ensemble = EnsembleModule(
-            normed, M, adversarial_epsilon=epsilon, adversarial_scale="absolute", execution=execution, seed=0
+            normed, num_members=M, adversarial_epsilon=epsilon, adversarial_scale="absolute", execution=execution, seed=0
         )
         x, y = dataset(16).tensors
         ensemble.training_loss(x, y, (x, y)).backward()
@@ -366,7 +366,7 @@ def test_range_is_taken_over_the_training_data(make_trainer):
     x = torch.stack(
         [torch.linspace(-1, 3, 20), torch.full((20,), 5.0), torch.linspace(0, 0.5, 20), -torch.arange(20.0)], 1
     )
-    ensemble = EnsembleModule(mlp, 2, adversarial_epsilon=0.1, seed=0)
+    ensemble = EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, seed=0)
     assert ensemble.input_range is None
     data = TensorDataset(x, torch.randint(3, (20,)))
     seen = []
@@ -381,7 +381,7 @@ def test_range_is_taken_over_the_training_data(make_trainer):
 
 
 def test_range_of_images_is_per_channel(make_trainer):
-    ensemble = EnsembleModule(convolutional, 2, adversarial_epsilon=0.01)
+    ensemble = EnsembleModule(convolutional, num_members=2, adversarial_epsilon=0.01)
     make_trainer().fit(ensemble, loader(data=images()))
     x = images().tensors[0].transpose(0, 1).flatten(1)
     expected = (x.amax(1) - x.amin(1)).view(2, 1, 1)
@@ -399,11 +399,11 @@ def test_range_of_a_subset_is_the_subsets_and_draws_nothing(make_trainer):
         def __getitem__(self, i):
             return data[i][0] + 0 * torch.rand(4), data[i][1]
 
-    ensemble = EnsembleModule(mlp, 2, adversarial_epsilon=0.1, seed=0)
+    ensemble = EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, seed=0)
     make_trainer().fit(ensemble, loader(data=Random(), sampler=SubsetRandomSampler(rows)))
     x = data.tensors[0][rows]
     torch.testing.assert_close(ensemble.input_range, x.amax(0) - x.amin(0))
-    given = EnsembleModule(mlp, 2, adversarial_epsilon=0.1, seed=0)
+    given = EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, seed=0)
     make_trainer().fit(given, loader(data=Subset(data, rows)))
     torch.testing.assert_close(given.input_range, x.amax(0) - x.amin(0))
 
@@ -411,7 +411,7 @@ def test_range_of_a_subset_is_the_subsets_and_draws_nothing(make_trainer):
 def test_the_range_does_not_move_the_random_stream(make_trainer):
     def run(**kwargs):
         torch.manual_seed(5)
-        ensemble = EnsembleModule(mlp, 2, adversarial_epsilon=0.0, seed=0, **kwargs)
+        ensemble = EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.0, seed=0, **kwargs)
         make_trainer().fit(ensemble, loader(shuffle=True))
         return states(ensemble)
 
@@ -436,7 +436,7 @@ class Stream(IterableDataset):
 
 
 def test_range_of_a_stream(make_trainer):
-    ensemble = EnsembleModule(mlp, 2, adversarial_epsilon=0.1)
+    ensemble = EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1)
     make_trainer().fit(ensemble, loader(data=Stream()))
     x = dataset(20).tensors[0]
     torch.testing.assert_close(ensemble.input_range, x.amax(0) - x.amin(0))
@@ -452,15 +452,15 @@ def test_a_range_that_cannot_be_had(make_trainer):
         make_trainer().fit(ensemble, {"a": loader(), "b": loader()})
     integers = TensorDataset(torch.zeros(8, 4, dtype=torch.long), torch.zeros(8, dtype=torch.long))
     with pytest.raises(InputError, match=r"floating-point tensor for adversarial training, but got torch\.int64"):
-        make_trainer().fit(EnsembleModule(mlp, 2, adversarial_epsilon=0.1), loader(data=integers))
+        make_trainer().fit(EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=integers))
     x, y = dataset(8).tensors
     with pytest.raises(InputError, match="The range of the training inputs is not known: train with a Trainer"):
-        EnsembleModule(mlp, 2, adversarial_epsilon=0.1).training_loss(x, y, (x, y))
+        EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1).training_loss(x, y, (x, y))
     x[3, 2] = float("nan")
     with pytest.raises(InputError, match="Expected the training inputs to be finite"):
-        make_trainer().fit(EnsembleModule(mlp, 2, adversarial_epsilon=0.1), loader(data=TensorDataset(x, y)))
+        make_trainer().fit(EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=TensorDataset(x, y)))
     with pytest.raises(InputError, match="floating-point tensor for adversarial training, but got dict"):
-        EnsembleModule(mlp, 2, adversarial_epsilon=0.1, adversarial_scale="absolute").training_loss({}, y, None)
+        EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, adversarial_scale="absolute").training_loss({}, y, None)
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
@@ -468,7 +468,7 @@ def test_a_range_that_cannot_be_had(make_trainer):
 def test_adversarial_training_in_every_precision(precision, execution, make_trainer):
     def run(**options):
         ensemble = EnsembleModule(
-            mlp, 2, adversarial_epsilon=0.05, optimizer=lambda p: torch.optim.SGD(p, 0.2), execution=execution, seed=0
+            mlp, num_members=2, adversarial_epsilon=0.05, optimizer=lambda p: torch.optim.SGD(p, 0.2), execution=execution, seed=0
         )
         make_trainer(max_epochs=5, **options).fit(ensemble, loader())
         return states(ensemble)
@@ -479,7 +479,7 @@ def test_adversarial_training_in_every_precision(precision, execution, make_trai
     float32 = run()
     assert_same([{k: v.float() for k, v in s.items()} for s in found], float32, **loose)
     # A leak of unscaled gradients, or none at all, would be far off.
-    assert (float32[0]["0.weight"] - states(EnsembleModule(mlp, 2, seed=0))[0]["0.weight"]).abs().max() > 0.2
+    assert (float32[0]["0.weight"] - states(EnsembleModule(mlp, num_members=2, seed=0))[0]["0.weight"]).abs().max() > 0.2
 
 
 class Lit(LightningModule):
@@ -505,7 +505,7 @@ class Lit(LightningModule):
 
 
 def test_adversarial_training_of_lightning_modules(make_trainer):
-    ensemble = EnsembleModule(Lit, 2, adversarial_epsilon=0.02, seed=0)
+    ensemble = EnsembleModule(Lit, num_members=2, adversarial_epsilon=0.02, seed=0)
     members = [copy.deepcopy(ensemble.network.member(i)) for i in range(2)]
     trainer = make_trainer()
     trainer.fit(ensemble, loader())
@@ -537,7 +537,7 @@ def test_adversarial_training_needs_a_loss_of_every_member(make_trainer):
             return None
 
     with pytest.raises(InputError, match="Expected `training_step` to return a loss for every batch, but got None"):
-        make_trainer().fit(EnsembleModule(Skips, 2, adversarial_epsilon=0.1), loader())
+        make_trainer().fit(EnsembleModule(Skips, num_members=2, adversarial_epsilon=0.1), loader())
 
 
 # ---------------------------------------------------------------------- bootstrap and priors
@@ -546,7 +546,7 @@ def test_adversarial_training_needs_a_loss_of_every_member(make_trainer):
 @pytest.mark.parametrize("execution", ["loop", "stacked"])
 @pytest.mark.parametrize("kind", ["bernoulli", "exponential", "poisson"])
 def test_bootstrap_weights_the_samples_of_each_member(kind, execution):
-    ensemble = EnsembleModule(mlp, M, bootstrap=kind, execution=execution, seed=4)
+    ensemble = EnsembleModule(mlp, num_members=M, bootstrap=kind, execution=execution, seed=4)
     data = Indexed(dataset(40))
     batch = next(iter(DataLoader(data, batch_size=16, shuffle=True)))
     x, y, index = batch
@@ -562,29 +562,29 @@ def test_bootstrap_weights_the_samples_of_each_member(kind, execution):
 def test_bootstrap_of_regression_and_of_a_loss_of_samples():
     index = torch.arange(6)
     x, y = torch.randn(6, 4), torch.randn(6, 2)
-    ensemble = EnsembleModule(lambda: mlp(4, 4), M, task="regression", bootstrap="poisson", seed=1)
+    ensemble = EnsembleModule(lambda: mlp(4, 4), num_members=M, task="regression", bootstrap="poisson", seed=1)
     weights = bootstrap_weights(index, M, 1, "poisson")
     output = ensemble.network(x)
     each = gaussian_nll_loss(*split_gaussian(output), y, reduction="none").mean(2)
     torch.testing.assert_close(ensemble.training_loss(x, y, IndexedSample(x, y, index)), (weights * each).mean(1).sum())
     y = torch.tensor([0, 1, 2, 0, 1, 2])
-    own = EnsembleModule(mlp, M, bootstrap="poisson", seed=1, loss=nn.CrossEntropyLoss(reduction="none"))
-    plain = EnsembleModule(mlp, M, bootstrap="poisson", seed=1)
+    own = EnsembleModule(mlp, num_members=M, bootstrap="poisson", seed=1, loss=nn.CrossEntropyLoss(reduction="none"))
+    plain = EnsembleModule(mlp, num_members=M, bootstrap="poisson", seed=1)
     batch = IndexedSample(x, y, index)
     torch.testing.assert_close(own.training_loss(x, y, batch), plain.training_loss(x, y, batch))
-    scalar = EnsembleModule(mlp, M, bootstrap="poisson", loss=nn.CrossEntropyLoss())
+    scalar = EnsembleModule(mlp, num_members=M, bootstrap="poisson", loss=nn.CrossEntropyLoss())
     with pytest.raises(InputError, match=r"`loss` must return the losses of the samples, \[6\].*returned shape \[\]"):
         scalar.training_loss(x, y, batch)
 
 
 def test_bootstrap_without_positions_is_a_value_error(make_trainer):
     with pytest.raises(ValueError, match=r"bootstrap='poisson'.*lightning_uq\.data\.Indexed\(dataset\).*key `index`"):
-        make_trainer().fit(EnsembleModule(mlp, 2, bootstrap="poisson"), loader())
+        make_trainer().fit(EnsembleModule(mlp, num_members=2, bootstrap="poisson"), loader())
     groups = TensorDataset(*dataset().tensors, torch.zeros(len(dataset()), dtype=torch.long))
     with pytest.raises(ValueError, match=r"lightning_uq\.data\.Indexed"):  # a third item is no position by itself
-        make_trainer().fit(EnsembleModule(mlp, 2, bootstrap="poisson"), loader(data=groups))
-    make_trainer().fit(EnsembleModule(mlp, 2, bootstrap="none"), loader())
-    make_trainer().fit(EnsembleModule(mlp, 2, bootstrap="poisson"), loader(data=Indexed(dataset())), loader())
+        make_trainer().fit(EnsembleModule(mlp, num_members=2, bootstrap="poisson"), loader(data=groups))
+    make_trainer().fit(EnsembleModule(mlp, num_members=2, bootstrap="none"), loader())
+    make_trainer().fit(EnsembleModule(mlp, num_members=2, bootstrap="poisson"), loader(data=Indexed(dataset())), loader())
 
 
 def test_bootstrapped_members_of_one_start_disagree(make_trainer):
@@ -596,7 +596,7 @@ def test_bootstrapped_members_of_one_start_disagree(make_trainer):
         return network
 
     with pytest.warns(UserWarning, match="members start from the same weights"):
-        ensemble = EnsembleModule(same, 2, bootstrap="bernoulli", execution="stacked")
+        ensemble = EnsembleModule(same, num_members=2, bootstrap="bernoulli", execution="stacked")
     make_trainer().fit(ensemble, loader(data=Indexed(dataset())))
     a, b = states(ensemble)
     assert not torch.allclose(a["0.weight"], b["0.weight"])
@@ -605,7 +605,7 @@ def test_bootstrapped_members_of_one_start_disagree(make_trainer):
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")  # a prior always is
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_priors_are_frozen_independent_and_additive(execution, make_trainer):
-    ensemble = EnsembleModule(mlp, M, prior_network=mlp, prior_scale=3.0, execution=execution, seed=0)
+    ensemble = EnsembleModule(mlp, num_members=M, prior_network=mlp, prior_scale=3.0, execution=execution, seed=0)
     before = copy.deepcopy(states(ensemble))
     priors = [state["prior.0.weight"] for state in before]
     assert not torch.equal(priors[0], priors[1])
@@ -625,7 +625,7 @@ def test_priors_are_frozen_independent_and_additive(execution, make_trainer):
 def test_one_prior_for_all_is_an_error():
     prior = mlp()
     with pytest.raises(InputError, match="factory in argument `prior_network` to build a new network at each call"):
-        EnsembleModule(mlp, 2, prior_network=lambda: prior, prior_scale=1.0)
+        EnsembleModule(mlp, num_members=2, prior_network=lambda: prior, prior_scale=1.0)
 
 
 # ---------------------------------------------------------------------- regression
@@ -635,7 +635,7 @@ def test_one_prior_for_all_is_an_error():
 def test_regression(execution, make_trainer):
     x = torch.linspace(-1, 1, 40).unsqueeze(1)
     data = TensorDataset(x, x**2)
-    ensemble = EnsembleModule(lambda: mlp(1, 2), M, task="regression", execution=execution)
+    ensemble = EnsembleModule(lambda: mlp(1, 2), num_members=M, task="regression", execution=execution)
     trainer = make_trainer(max_epochs=2)
     trainer.fit(ensemble, loader(data=data), loader(data=data))
     assert {"val_loss", "val_nll", "val_rmse"} <= trainer.callback_metrics.keys()
@@ -648,7 +648,7 @@ def test_regression(execution, make_trainer):
 
 def test_a_target_without_its_axis_is_an_error(make_trainer):
     data = TensorDataset(torch.randn(8, 4), torch.randn(8))
-    ensemble = EnsembleModule(lambda: mlp(4, 2), 2, task="regression")
+    ensemble = EnsembleModule(lambda: mlp(4, 2), num_members=2, task="regression")
     with pytest.raises(InputError, match=r"targets must have shape \[8, 1\].*they have \[8\]"):
         make_trainer().fit(ensemble, loader(data=data))
 
@@ -660,7 +660,7 @@ def test_a_target_without_its_axis_is_an_error(make_trainer):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
 def test_precision(precision, execution, make_trainer):
     def run(**options):
-        ensemble = EnsembleModule(mlp, 2, optimizer=sgd, execution=execution, seed=0)
+        ensemble = EnsembleModule(mlp, num_members=2, optimizer=sgd, execution=execution, seed=0)
         trainer = make_trainer(max_epochs=2, **options)
         trainer.fit(ensemble, loader(), loader(20))
         return states(ensemble), trainer.callback_metrics["val_nll"]
@@ -673,7 +673,7 @@ def test_precision(precision, execution, make_trainer):
 
 def test_clipping_and_an_optimizer_that_unscales_by_itself(make_trainer):
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    ensemble = EnsembleModule(mlp, 2, optimizer=lambda p: torch.optim.Adam(p, fused=True))
+    ensemble = EnsembleModule(mlp, num_members=2, optimizer=lambda p: torch.optim.Adam(p, fused=True))
     with pytest.raises(UnsupportedError, match="Adam unscales gradients within its own step"):
         make_trainer(plugins=plugin, gradient_clip_val=0.1).fit(ensemble, loader())
     make_trainer(gradient_clip_val=0.1).fit(ensemble, loader())
@@ -688,7 +688,7 @@ def test_weight_averages(arguments, make_trainer, tmp_path):
             super().on_train_batch_end(trainer, pl_module, *args)
             averages.append({k: v.clone() for k, v in pl_module.network.state_dict().items()})
 
-    ensemble = EnsembleModule(mlp, 2, seed=0, optimizer=sgd, **arguments)
+    ensemble = EnsembleModule(mlp, num_members=2, seed=0, optimizer=sgd, **arguments)
     trainer = make_trainer(callbacks=[Keep(decay=0.5)], limit_train_batches=4)
     trainer.fit(ensemble, loader(), loader(20))
     expected = averages[0]
@@ -705,7 +705,7 @@ def test_weight_averages(arguments, make_trainer, tmp_path):
 
 
 def test_stochastic_weight_averaging(make_trainer):
-    ensemble = EnsembleModule(mlp, 2, seed=0, optimizer=sgd, adversarial_epsilon=0.01)
+    ensemble = EnsembleModule(mlp, num_members=2, seed=0, optimizer=sgd, adversarial_epsilon=0.01)
     make_trainer(max_epochs=4, callbacks=[StochasticWeightAveraging(0.05, swa_epoch_start=2)]).fit(ensemble, loader())
     assert ensemble.input_range is not None
 
@@ -717,12 +717,12 @@ def test_sharding_strategies_are_refused():
         strategy = FSDPStrategy.__new__(FSDPStrategy)
         callbacks = ()
 
-    ensemble = EnsembleModule(mlp, 2)
+    ensemble = EnsembleModule(mlp, num_members=2)
     ensemble._trainer = FakeTrainer()
     with pytest.raises(UnsupportedError, match="EnsembleModule does not support FSDPStrategy yet"):
         ensemble.setup("fit")
 
 
 def test_factory_with_arguments():
-    ensemble = EnsembleModule(Factory("torch.nn.Linear", {"in_features": 4, "out_features": 3}), 2)
+    ensemble = EnsembleModule(Factory("torch.nn.Linear", {"in_features": 4, "out_features": 3}), num_members=2)
     assert ensemble(torch.zeros(5, 4)).shape == (2, 5, 3)

@@ -63,7 +63,7 @@ def assert_same(states, expected, **tolerance):
 
 
 def test_a_checkpoint_of_an_importable_factory_loads_bare(make_trainer, tmp_path):
-    ensemble = EnsembleModule(LINEAR, M, bootstrap="poisson", adversarial_epsilon=0.1, loss=None, execution="loop")
+    ensemble = EnsembleModule(LINEAR, num_members=M, bootstrap="poisson", adversarial_epsilon=0.1, loss=None, execution="loop")
     trainer = make_trainer()
     trainer.fit(ensemble, loader(Indexed(dataset())), loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_an_importable_factory_loads_bare(make_trainer, tmp_path
 
 
 def test_a_lambda_has_to_be_passed_again(make_trainer, tmp_path):
-    ensemble = EnsembleModule(lambda: nn.Linear(4, 3), M, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    ensemble = EnsembleModule(lambda: nn.Linear(4, 3), num_members=M, optimizer=lambda p: torch.optim.SGD(p, 0.1))
     trainer = make_trainer()
     trainer.fit(ensemble, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -100,7 +100,7 @@ def test_priors_and_running_statistics_are_in_the_state(make_trainer, tmp_path):
     def normed():
         return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
 
-    ensemble = EnsembleModule(normed, M, prior_network=normed, prior_scale=2.0)
+    ensemble = EnsembleModule(normed, num_members=M, prior_network=normed, prior_scale=2.0)
     trainer = make_trainer()
     trainer.fit(ensemble, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -123,7 +123,7 @@ def test_resuming_gives_what_the_uninterrupted_training_gives(saved, execution, 
         torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)  # noqa: NPY002
         ensemble = EnsembleModule(
             dropping,
-            M,
+            num_members=M,
             optimizer=lambda p: torch.optim.Adam(p, 0.01),
             lr_scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.8),
             adversarial_epsilon=0.01,
@@ -152,12 +152,12 @@ def test_resuming_gives_what_the_uninterrupted_training_gives(saved, execution, 
 
 def test_the_range_is_not_taken_again_on_resuming_but_is_for_other_data(make_trainer, tmp_path):
     x, y = dataset().tensors
-    ensemble = EnsembleModule(LINEAR, 2, adversarial_epsilon=0.1)
+    ensemble = EnsembleModule(LINEAR, num_members=2, adversarial_epsilon=0.1)
     trainer = make_trainer()
     trainer.fit(ensemble, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     wider = loader(TensorDataset(5 * x, y))
-    resumed = EnsembleModule(LINEAR, 2, adversarial_epsilon=0.1)
+    resumed = EnsembleModule(LINEAR, num_members=2, adversarial_epsilon=0.1)
     make_trainer(max_epochs=2).fit(resumed, wider, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert torch.equal(resumed.input_range, ensemble.input_range)
     again = EnsembleModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
@@ -166,7 +166,7 @@ def test_the_range_is_not_taken_again_on_resuming_but_is_for_other_data(make_tra
 
 
 def test_loading_for_a_test_leaves_the_random_state_alone(make_trainer, tmp_path):
-    ensemble = EnsembleModule(LINEAR, 2)
+    ensemble = EnsembleModule(LINEAR, num_members=2)
     trainer = make_trainer()
     trainer.fit(ensemble, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -201,7 +201,7 @@ def test_resuming_under_another_execution(first, second, scheduler, optimizer, m
     def fit(execution, epochs, path=None):
         ensemble = EnsembleModule(
             lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)),
-            M,
+            num_members=M,
             optimizer=kinds[optimizer],
             lr_scheduler=schedulers[scheduler],
             execution=execution,
@@ -229,7 +229,7 @@ def test_an_optimizer_state_that_cannot_be_converted(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(Apart(LINEAR, 2, optimizer=torch.optim.SGD, execution="loop"), loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    ensemble = EnsembleModule(LINEAR, 2, optimizer=torch.optim.SGD, execution="stacked")
+    ensemble = EnsembleModule(LINEAR, num_members=2, optimizer=torch.optim.SGD, execution="stacked")
     with pytest.raises(
         InputError, match="members share all settings.*Resume with the `execution` that wrote the checkpoint"
     ):
@@ -450,11 +450,11 @@ def test_another_number_of_members_is_named(make_trainer, tmp_path):
 
     trainer = make_trainer()
     data = DataLoader(TensorDataset(torch.randn(8, 4), torch.arange(8) % 3), batch_size=4)
-    trainer.fit(EnsembleModule(network, 2), data)
+    trainer.fit(EnsembleModule(network, num_members=2), data)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     for load in (
         lambda path: EnsembleModule.load_from_checkpoint(path, network=network, num_members=3, weights_only=True),
-        lambda path: make_trainer().fit(EnsembleModule(network, 3), data, ckpt_path=path, weights_only=True),
+        lambda path: make_trainer().fit(EnsembleModule(network, num_members=3), data, ckpt_path=path, weights_only=True),
     ):
         with pytest.raises(InputError, match=r"checkpoint of 3 members \(argument `num_members`\), but it holds 2"):
             load(tmp_path / "two.ckpt")

@@ -48,7 +48,7 @@ def test_loss_and_intended_gradient(name, adversarial, execution):
     d_in, d_out, hidden, depth, members = NETWORKS[name]
     module = EnsembleModule(
         lambda: TabularNetwork(d_in, d_out, hidden, depth),
-        members,
+        num_members=members,
         task="regression",
         adversarial_epsilon=0.01 if adversarial else None,
         adversarial_scale="absolute",

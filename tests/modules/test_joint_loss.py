@@ -52,8 +52,8 @@ def adam(parameters):
 
 
 MODULES = {
-    "ensemble": lambda loss: EnsembleModule(mlp, 4, loss=loss, optimizer=adam, seed=1),
-    "stacked": lambda loss: EnsembleModule(mlp, 4, loss=loss, optimizer=adam, seed=1, execution="stacked"),
+    "ensemble": lambda loss: EnsembleModule(mlp, num_members=4, loss=loss, optimizer=adam, seed=1),
+    "stacked": lambda loss: EnsembleModule(mlp, num_members=4, loss=loss, optimizer=adam, seed=1, execution="stacked"),
     "epinet": lambda loss: EpinetModule(mlp(), loss=loss, optimizer=adam, num_train_samples=16),
     "dropout": lambda loss: DropoutModule(
         nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 2)),
@@ -118,7 +118,7 @@ def test_equal_members_get_the_gradient_that_they_would_get_alone():
         return network
 
     with pytest.warns(UserWarning, match="members start from the same weights"):
-        module = EnsembleModule(same, 3, loss=JointLoss(tau=4), execution="loop")
+        module = EnsembleModule(same, num_members=3, loss=JointLoss(tau=4), execution="loop")
     x, y = problem(4).tensors
     module.training_loss(x, y, (x, y)).backward()
     alone = mlp()
@@ -132,7 +132,7 @@ def test_equal_members_get_the_gradient_that_they_would_get_alone():
 def test_regression(make_trainer):
     x = torch.randn(100, 2)
     data = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=20)
-    module = EnsembleModule(mlp, 3, task="regression", loss=JointLoss(tau=4, likelihood="gaussian"), optimizer=adam)
+    module = EnsembleModule(mlp, num_members=3, task="regression", loss=JointLoss(tau=4, likelihood="gaussian"), optimizer=adam)
     before = module.index_losses(module.network(x), x.sum(1, keepdim=True)).mean().item()
     make_trainer(max_epochs=5).fit(module, data, data)
     after = module.index_losses(module.network(x), x.sum(1, keepdim=True)).mean().item()
@@ -140,7 +140,7 @@ def test_regression(make_trainer):
 
 
 def test_samples_cannot_be_weighted_in_it():
-    module = EnsembleModule(mlp, 2, loss=JointLoss(), bootstrap="poisson")
+    module = EnsembleModule(mlp, num_members=2, loss=JointLoss(), bootstrap="poisson")
     x, y = problem(20).tensors
     with pytest.raises(
         InputError, match=r"`loss` must be one of single indices, so that samples can be weighted.*JointLoss"
@@ -151,7 +151,7 @@ def test_samples_cannot_be_weighted_in_it():
 def test_targets_with_noise_can():
     noise = GaussianTargetNoise(0.5)
     module = EnsembleModule(
-        mlp, 2, task="regression", loss=JointLoss(tau=5, likelihood="gaussian"), data_noise=noise, seed=0
+        mlp, num_members=2, task="regression", loss=JointLoss(tau=5, likelihood="gaussian"), data_noise=noise, seed=0
     )
     x, y, index = torch.randn(20, 2), torch.randn(20, 1), torch.arange(20)
     value = module.training_loss(x, y, IndexedSample(x, y, index))
@@ -235,7 +235,7 @@ def test_a_checkpoint_brings_loss_noise_and_regularizer_back(make_trainer, tmp_p
     trainer.save_checkpoint(tmp_path / "module.ckpt")
     again = EpinetModule.load_from_checkpoint(tmp_path / "module.ckpt", network=mlp, weights_only=True)
     assert (again.loss, again.data_noise, again.regularizer) == (loss, noise, regularizer)
-    ensemble = EnsembleModule(mlp, 2, data_noise=noise, loss=CombinedLoss([nn.CrossEntropyLoss()]))
+    ensemble = EnsembleModule(mlp, num_members=2, data_noise=noise, loss=CombinedLoss([nn.CrossEntropyLoss()]))
     trainer = make_trainer()
     trainer.strategy.connect(ensemble)
     trainer.save_checkpoint(tmp_path / "ensemble.ckpt")

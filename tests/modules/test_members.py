@@ -136,7 +136,7 @@ def test_member_ends_as_it_would_alone(module, options, make_trainer):
         return Lit(**module)
 
     made = lambda: {**options, **({"plugins": options["plugins"]()} if "plugins" in options else {})}  # noqa: E731
-    ensemble = EnsembleModule(factory, M, seed=SEED)
+    ensemble = EnsembleModule(factory, num_members=M, seed=SEED)
     start = copy.deepcopy(ensemble.state_dict())
     trainer = make_trainer(max_epochs=3, **made())
     trainer.fit(ensemble, loader(), loader(20))
@@ -162,7 +162,7 @@ def test_a_member_that_overflows_does_not_stop_the_others(make_trainer):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * (1e30 if self.number == 1 and batch_idx % 2 else 1.0)
 
-    ensemble = EnsembleModule(Loud, M, seed=SEED)
+    ensemble = EnsembleModule(Loud, num_members=M, seed=SEED)
     start = copy.deepcopy(ensemble.state_dict())
     # The scale is common: it does not grow here, and its fall is too short to cost a small gradient.
     make_trainer(plugins=scaled(1000)).fit(ensemble, loader(), loader(20))
@@ -192,7 +192,7 @@ class Draws(Lit):
 def test_random_numbers_are_a_members_own(make_trainer):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    ensemble = EnsembleModule(Draws, M, seed=SEED)
+    ensemble = EnsembleModule(Draws, num_members=M, seed=SEED)
     assert torch.equal(torch.get_rng_state(), before)
     make_trainer(max_epochs=2).fit(ensemble, loader(), loader(20))
     assert torch.equal(torch.get_rng_state(), before)
@@ -209,13 +209,13 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(module, make_trainer, 
     def trainer(epochs, **kwargs):
         return make_trainer(max_epochs=epochs, **kwargs)
 
-    whole = EnsembleModule(factory, M, seed=SEED)
+    whole = EnsembleModule(factory, num_members=M, seed=SEED)
     trainer(4).fit(whole, loader(), loader(20))
-    first = EnsembleModule(factory, M, seed=SEED)
+    first = EnsembleModule(factory, num_members=M, seed=SEED)
     half = trainer(2)
     half.fit(first, loader(), loader(20))
     half.save_checkpoint(tmp_path / "half.ckpt")
-    second = EnsembleModule(factory, M, seed=99)
+    second = EnsembleModule(factory, num_members=M, seed=99)
     trainer(4).fit(second, loader(), loader(20), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert second.seed == SEED
     for i in range(M):
@@ -228,7 +228,7 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(module, make_trainer, 
 
 
 def test_members_log_under_their_names_and_the_mean_under_theirs(make_trainer):
-    ensemble = EnsembleModule(Lit, M, seed=SEED)
+    ensemble = EnsembleModule(Lit, num_members=M, seed=SEED)
     trainer = make_trainer(max_epochs=2)
     trainer.fit(ensemble, loader(), loader(20))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -247,7 +247,7 @@ def test_members_log_under_their_names_and_the_mean_under_theirs(make_trainer):
 
 
 def test_what_the_progress_bar_shows_is_the_mean(make_trainer):
-    ensemble = EnsembleModule(Lit, M, seed=SEED)
+    ensemble = EnsembleModule(Lit, num_members=M, seed=SEED)
     trainer = make_trainer()
     trainer.fit(ensemble, loader())
     assert set(trainer.progress_bar_metrics) == {"train_loss"}
@@ -274,7 +274,7 @@ class LogsEverything(Lit):
 
 
 def test_every_way_of_logging(make_trainer):
-    ensemble = EnsembleModule(LogsEverything, M, seed=SEED)
+    ensemble = EnsembleModule(LogsEverything, num_members=M, seed=SEED)
     trainer = make_trainer(max_epochs=2)
     trainer.fit(ensemble, loader(), loader(20))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -289,7 +289,7 @@ def test_every_way_of_logging(make_trainer):
 
 
 def test_weights_are_averaged(make_trainer):
-    ensemble = EnsembleModule(Lit, 2, seed=SEED)
+    ensemble = EnsembleModule(Lit, num_members=2, seed=SEED)
     make_trainer(max_epochs=3, callbacks=[EMAWeightAveraging(decay=0.5)]).fit(ensemble, loader(), loader(20))
     for i in range(2):
         with RandomStream(member_seed(SEED, i)).active():
@@ -300,7 +300,7 @@ def test_weights_are_averaged(make_trainer):
 
 def test_monitors_find_the_mean(make_trainer, tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss", filename="{epoch}")
-    ensemble = EnsembleModule(Lit, M, seed=SEED)
+    ensemble = EnsembleModule(Lit, num_members=M, seed=SEED)
     trainer = make_trainer(max_epochs=3, callbacks=[checkpoint], enable_checkpointing=True)
     trainer.fit(ensemble, loader(), loader(20))
     assert checkpoint.best_model_score == pytest.approx(float(checkpoint.best_model_score))
@@ -309,7 +309,7 @@ def test_monitors_find_the_mean(make_trainer, tmp_path):
 
 
 def test_learning_rates_are_named_by_member(make_trainer, tmp_path):
-    ensemble = EnsembleModule(lambda: Lit(scheduler="every step"), M, seed=SEED)
+    ensemble = EnsembleModule(lambda: Lit(scheduler="every step"), num_members=M, seed=SEED)
     monitor = LearningRateMonitor()
     trainer = make_trainer(callbacks=[monitor], logger=CSVLogger(tmp_path), log_every_n_steps=1)
     trainer.fit(ensemble, loader())
@@ -379,7 +379,7 @@ for _name in (
 
 
 def test_members_hear_and_see_what_they_would_alone(make_trainer):
-    ensemble = EnsembleModule(Asks, 2, seed=SEED)
+    ensemble = EnsembleModule(Asks, num_members=2, seed=SEED)
     trainer = make_trainer(max_epochs=2)
     trainer.fit(ensemble, loader(), loader(20))
     single, _ = alone(0, Asks, make_trainer, max_epochs=2)
@@ -400,7 +400,7 @@ def test_members_hear_and_see_what_they_would_alone(make_trainer):
 
 
 def test_members_come_back_as_they_were(make_trainer):
-    ensemble = EnsembleModule(Lit, 2, seed=SEED)
+    ensemble = EnsembleModule(Lit, num_members=2, seed=SEED)
     before = [set(vars(ensemble.network.member(i))) for i in range(2)]
     make_trainer().fit(ensemble, loader())
     assert [set(vars(ensemble.network.member(i))) for i in range(2)] == before
@@ -416,7 +416,7 @@ def test_an_ensemble_can_be_pickled_while_it_trains(make_trainer):
             copies.append(pickle.loads(pickle.dumps(pl_module)))
             copy.deepcopy(pl_module)
 
-    ensemble = EnsembleModule(Lit, 2, seed=SEED)
+    ensemble = EnsembleModule(Lit, num_members=2, seed=SEED)
     make_trainer(callbacks=[Pickle()], limit_train_batches=1).fit(ensemble, loader())
     x = torch.randn(5, 4)
     assert torch.equal(copies[0].eval()(x), ensemble.eval()(x))
@@ -443,7 +443,7 @@ class WarmsUp(Lit):
 @pytest.mark.parametrize("options", [{}, {"plugins": scaled}], ids=described)
 def test_a_members_own_optimization_hooks_are_its_own(options, make_trainer):
     made = lambda: {name: make() for name, make in options.items()}  # noqa: E731
-    ensemble = EnsembleModule(lambda: WarmsUp(scheduler="step"), M, seed=SEED)
+    ensemble = EnsembleModule(lambda: WarmsUp(scheduler="step"), num_members=M, seed=SEED)
     make_trainer(max_epochs=2, **made()).fit(ensemble, loader(), loader(20))
     for i in range(M):
         single, _ = alone(i, lambda: WarmsUp(scheduler="step"), make_trainer, max_epochs=2, **made())
@@ -460,7 +460,7 @@ class Augments(Lit):
 
 
 def test_augmentation_in_transfer_hooks_is_each_members_own(make_trainer):
-    ensemble = EnsembleModule(Augments, M, seed=SEED)
+    ensemble = EnsembleModule(Augments, num_members=M, seed=SEED)
     trainer = make_trainer(max_epochs=2)
     trainer.fit(ensemble, loader(), loader(20))
     for i in range(M):
@@ -478,7 +478,7 @@ class HasData(Lit):
 
 
 def test_loaders_may_be_the_members(make_trainer):
-    ensemble = EnsembleModule(HasData, 2, seed=SEED)
+    ensemble = EnsembleModule(HasData, num_members=2, seed=SEED)
     trainer = make_trainer()
     trainer.fit(ensemble)
     assert "val_loss" in trainer.callback_metrics
@@ -492,7 +492,7 @@ def test_a_datamodules_transfer_hook_takes_precedence(make_trainer):
         def on_after_batch_transfer(self, batch, dataloader_idx):
             return batch[0] * 3, batch[1]
 
-    ensemble = EnsembleModule(Augments, 1, seed=SEED)
+    ensemble = EnsembleModule(Augments, num_members=1, seed=SEED)
     with RandomStream(member_seed(SEED, 0)).active():
         single = Augments()
     with warnings.catch_warnings():
@@ -533,13 +533,13 @@ class Late(LightningModule):
 
 
 def test_checkpoint_hooks_see_a_checkpoint_of_their_own(make_trainer, tmp_path):
-    ensemble = EnsembleModule(Late, 2, seed=SEED)
+    ensemble = EnsembleModule(Late, num_members=2, seed=SEED)
     trainer = make_trainer()
     trainer.fit(ensemble, loader())
     trainer.save_checkpoint(tmp_path / "late.ckpt")
     names = torch.load(tmp_path / "late.ckpt", weights_only=True)["state_dict"]
     assert set(names) == {f"network.members.{i}.net.{name}" for i in range(2) for name in ("weight", "bias")}
-    again = EnsembleModule(Late, 2)
+    again = EnsembleModule(Late, num_members=2)
     make_trainer(max_epochs=2).fit(again, loader(), ckpt_path=tmp_path / "late.ckpt", weights_only=True)
     for i in range(2):
         assert again.network.member(i).note == pytest.approx(ensemble.network.member(i).net.weight.sum().item())
@@ -553,7 +553,7 @@ def test_a_step_that_is_skipped(make_trainer):
             return None if batch_idx % 2 == self.lr else loss
 
     def check(factory, **options):
-        ensemble = EnsembleModule(factory, 2, seed=SEED)
+        ensemble = EnsembleModule(factory, num_members=2, seed=SEED)
         make_trainer(max_epochs=2, **options).fit(ensemble, loader(), loader(20))
         for i in range(2):
             assert difference(ensemble, i, alone(i, factory, make_trainer, max_epochs=2, **options)[0]) == 0.0
@@ -568,7 +568,7 @@ def test_a_step_that_is_skipped(make_trainer):
 
 
 def test_forward_and_predict_are_the_ensembles(make_trainer):
-    ensemble = EnsembleModule(Lit, M, seed=SEED)
+    ensemble = EnsembleModule(Lit, num_members=M, seed=SEED)
     x = dataset(20).tensors[0]
     ensemble.eval()
     expected = torch.stack([ensemble.network.member(i)(x) for i in range(M)])
@@ -589,8 +589,8 @@ def test_output_picks_the_logits_from_what_a_member_returns(make_trainer):
             pass
 
     with pytest.raises(InputError, match=r"returned a dict with keys \['features', 'logits'\].*argument `output`"):
-        make_trainer().fit(EnsembleModule(Dict, 2), loader(), loader(20))
-    ensemble = EnsembleModule(Dict, 2, output=lambda out: out["logits"])
+        make_trainer().fit(EnsembleModule(Dict, num_members=2), loader(), loader(20))
+    ensemble = EnsembleModule(Dict, num_members=2, output=lambda out: out["logits"])
     trainer = make_trainer()
     trainer.fit(ensemble, loader(), loader(20))
     assert "ensemble/val_nll" in trainer.callback_metrics
@@ -622,7 +622,7 @@ def test_targets_that_do_not_fit_are_left_to_the_member(batch, reason, make_trai
             self.log("val_loss", torch.tensor(1.0), batch_size=8)
 
     trainer = make_trainer(max_epochs=2)
-    trainer.fit(EnsembleModule(Free, 2, seed=SEED), loader(), DataLoader(batch(*dataset(20).tensors), batch_size=8))
+    trainer.fit(EnsembleModule(Free, num_members=2, seed=SEED), loader(), DataLoader(batch(*dataset(20).tensors), batch_size=8))
     assert trainer.callback_metrics["val_loss"] == 1.0
     assert not any(name.startswith("ensemble/") for name in trainer.callback_metrics)
     assert len(said) == 1
@@ -637,7 +637,7 @@ def test_several_loaders(make_trainer):
         def test_step(self, batch, batch_idx, dataloader_idx):
             self.log("loader", float(dataloader_idx), batch_size=1, add_dataloader_idx=False)
 
-    ensemble = EnsembleModule(Two, 2, seed=SEED)
+    ensemble = EnsembleModule(Two, num_members=2, seed=SEED)
     trainer = make_trainer()
     results = trainer.validate(ensemble, [loader(20), loader(12)], verbose=False)
     assert results[1]["loader/dataloader_idx_1"] == 1.0
@@ -700,7 +700,7 @@ class NoStep(LightningModule):
 )
 def test_modules_that_cannot_train_side_by_side(factory, message, make_trainer):
     with pytest.raises(InputError, match=rf"{message}.*collect them with `EnsembleModule.from_checkpoints`"):
-        make_trainer().fit(EnsembleModule(factory, 2), loader())
+        make_trainer().fit(EnsembleModule(factory, num_members=2), loader())
 
 
 def test_a_mapping_without_a_loss(make_trainer):
@@ -709,7 +709,7 @@ def test_a_mapping_without_a_loss(make_trainer):
             return {"Loss": 1}
 
     with pytest.raises(InputError, match=r"`training_step` of Wrong returns to hold `loss`, but got keys \['Loss'\]"):
-        make_trainer().fit(EnsembleModule(Wrong, 2), loader())
+        make_trainer().fit(EnsembleModule(Wrong, num_members=2), loader())
 
 
 @pytest.mark.parametrize(
@@ -727,18 +727,18 @@ def test_arguments_that_modules_bring_themselves(arguments, name):
     with pytest.raises(
         InputError, match=rf"argument `{name}` to be left out where members are LightningModules: Lit brings"
     ):
-        EnsembleModule(Lit, 2, **arguments)
+        EnsembleModule(Lit, num_members=2, **arguments)
 
 
 def test_modules_run_in_a_loop():
-    assert EnsembleModule(Lit, 2).network.execution == "loop"
+    assert EnsembleModule(Lit, num_members=2).network.execution == "loop"
     with pytest.raises(UnsupportedError, match="execution='stacked' does not support these members"):
-        EnsembleModule(Lit, 2, execution="stacked")
+        EnsembleModule(Lit, num_members=2, execution="stacked")
 
 
 def test_the_default_optimizer_may_come_spelled_out():
     """As the command line passes it."""
-    EnsembleModule(Lit, 2, optimizer=partial(torch.optim.Adam, lr=0.001, weight_decay=0))
+    EnsembleModule(Lit, num_members=2, optimizer=partial(torch.optim.Adam, lr=0.001, weight_decay=0))
 
 
 def test_composite_optimizer_refuses_what_belongs_to_a_member():
@@ -774,7 +774,7 @@ class MeanOnly(LightningModule):
 
 def test_members_without_a_density_train_and_validate_by_their_own_steps(make_trainer):
     data = DataLoader(TensorDataset(torch.randn(12, 4), torch.randn(12, 1)), batch_size=4)
-    ensemble = EnsembleModule(MeanOnly, 2, task="regression")
+    ensemble = EnsembleModule(MeanOnly, num_members=2, task="regression")
     trainer = make_trainer()
     trainer.fit(ensemble, data, data)
     assert set(trainer.callback_metrics) == {"val_loss", "member_0/val_loss", "member_1/val_loss"}

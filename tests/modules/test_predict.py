@@ -92,7 +92,7 @@ CLASSIFIERS = {
     "vmap": lambda net: EnsembleModule(net, num_members=3, optimizer=ADAM, execution="vmap"),
     "epinet": lambda net: EpinetModule(net, num_eval_samples=10, optimizer=ADAM),
     "dropout": lambda net: DropoutModule(net, num_eval_samples=10, optimizer=ADAM),
-    "dropout_rows": lambda net: DropoutModule(net, "per_example", num_eval_samples=10, optimizer=ADAM),
+    "dropout_rows": lambda net: DropoutModule(net, mask="per_example", num_eval_samples=10, optimizer=ADAM),
     "evidential": lambda net: EvidentialModule(net, optimizer=ADAM),
 }
 

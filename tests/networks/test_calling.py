@@ -87,7 +87,7 @@ def test_members_take_names():
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: EnsembleModule(Pair, 2),
+        lambda: EnsembleModule(Pair, num_members=2),
         lambda: EpinetModule(Pair, num_eval_samples=4),
         lambda: DropoutModule(lambda: Pair(0.5), num_eval_samples=4),
     ],
