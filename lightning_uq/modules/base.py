@@ -544,6 +544,14 @@ def _number(value: int, like: Tensor) -> Tensor:
     return torch.tensor(float(value), device=like.device)  # half precision counts to 256
 
 
+def training_option(training: Mapping[str, Any], name: str, default: Any) -> Any:
+    """An argument of :class:`UncertaintyModule` that a method needs before its base is built.
+
+    A method must not write ``training.get(...)``: the command line would take that for an argument without a type.
+    """
+    return restore_argument(training.get(name, default), name)
+
+
 def given_network(network: Any) -> nn.Module:
     """What a module's argument ``network`` stands for: the network itself, or what its factory builds."""
     network = restore_argument(network, "network")

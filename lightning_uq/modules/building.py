@@ -157,8 +157,8 @@ def check_arguments(**given: Any) -> None:
 def check_lightning_arguments(kind: str, **given: Any) -> None:
     """An :class:`InputError` where an argument would change what LightningModules do in their own steps."""
     given["optimizer"] = None if _is_plain_adam(given["optimizer"]) else given["optimizer"]
-    for name in ("optimizer", "lr_scheduler", "loss", "prior_network", "bootstrap", "data_noise"):
-        if given[name] not in (None, "none"):
+    for name in ("optimizer", "lr_scheduler", "loss", "prior_network", "bootstrap", "data_noise", "regularizer"):
+        if given.get(name) not in (None, "none"):
             raise InputError(
                 f"Expected argument `{name}` to be left out where members are LightningModules: {kind} brings its own steps, "
                 f"but got {given[name]!r}."

@@ -10,7 +10,6 @@ import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import StochasticWeightAveraging
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -20,9 +19,8 @@ from lightning_uq.checkpoint_files import read_weights
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
-from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import Loss, Targets, UncertaintyModule, expect_eval_mode, restore_argument
+from lightning_uq.modules.base import Targets, UncertaintyModule, expect_eval_mode, restore_argument, training_option
 from lightning_uq.modules.building import (
     SAME_START,
     build_members,
@@ -43,7 +41,7 @@ from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors import NetworkWithPrior
 from lightning_uq.registry import Setting, register_method
-from lightning_uq.tasks import OutputShapeError, Task
+from lightning_uq.tasks import OutputShapeError
 
 _STATE = "lightning_uq_ensemble"
 
@@ -66,11 +64,6 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
     Args:
         network: A factory, called once a member: a :class:`Factory`, a class, a function or a lambda.
         num_members: M.
-        task: What the outputs mean; see :class:`UncertaintyModule`.
-        optimizer: Called with the parameters (one group a member, or one of stacked leaves); LightningModules bring theirs.
-        lr_scheduler: Called with the optimizer.
-        loss: ``loss(output, target)`` of one member, a scalar (or [B], which ``bootstrap`` needs); default cross-entropy or
-            Gaussian NLL.
         adversarial_epsilon: Size of an FGSM step whose loss is averaged with the clean one: 0.5 l(x) + 0.5 l(x'). The paper
             adds the two, which doubles the gradient; its step is 0.01 of the range.
         prior_network: Factory of an additive random prior, frozen, one a member; the network's own factory matches it.
@@ -82,8 +75,9 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         output: What a member's forward returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks them.
         seed: Seeds the members' initial weights, random streams and bootstrap; drawn from the global generator by default.
         execution: ``"loop"``, ``"stacked"`` (linear layers of all members in one product), ``"vmap"``, or ``"auto"``.
-        data_noise: Noise on the training data that belongs to (sample, member), as
-            :class:`~lightning_uq.losses.GaussianTargetNoise`; ``bootstrap`` is a name for one that this module seeds.
+        training: Arguments of :class:`UncertaintyModule`. The ``optimizer`` is called with one group of parameters per member, or one
+            of stacked leaves; LightningModules bring their own, and their own loss. ``bootstrap`` is a name for a
+            ``data_noise`` that this module seeds.
 
     Raises:
         InputError: The arguments do not go together, or the factory does not build M networks.
@@ -105,12 +99,8 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
     def __init__(
         self,
         network: Factory | Callable[[], nn.Module],
-        num_members: int = 5,
         *,
-        task: Task | str = "classification",
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        loss: Loss | None = None,
+        num_members: int = 5,
         adversarial_epsilon: float | None = None,
         prior_network: Factory | Callable[[], nn.Module] | None = None,
         prior_scale: float = 0.0,
@@ -119,26 +109,20 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         output: Output = "logits",
         seed: int | None = None,
         execution: Execution = "auto",
-        data_noise: DataNoise | None = None,
+        **training: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__", "training")}
         given["seed"] = seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
-        given.update({name: restore_argument(given[name], name) for name in ("network", "prior_network", "optimizer")})
+        given.update({name: restore_argument(given[name], name) for name in ("network", "prior_network")})
+        optimizer = training_option(training, "optimizer", torch.optim.Adam)
         check_arguments(**given)
         members, streams = build_members(
             given["network"], num_members, seed, prior_network=given["prior_network"], prior_scale=prior_scale
         )
         lightning_members = [member for member in members if isinstance(member, LightningModule)]
         if lightning_members:
-            check_lightning_arguments(type(members[0]).__name__, **given)
-        super().__init__(
-            run_members(members, execution, restore_argument(output, "output"), given["optimizer"]),
-            task=task,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            loss=loss,
-            data_noise=data_noise,
-        )
+            check_lightning_arguments(type(members[0]).__name__, **{**given, **training, "optimizer": optimizer})
+        super().__init__(run_members(members, execution, restore_argument(output, "output"), optimizer), **training)
         self.seed = seed
         self.bootstrap = bootstrap or "none"
         self.adversarial_epsilon = adversarial_epsilon
@@ -197,7 +181,7 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
             kwargs = {**found, **kwargs}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=f".*{SAME_START}")  # they are about to be replaced
-            ensemble = cls(network, len(files), **kwargs)
+            ensemble = cls(network, num_members=len(files), **kwargs)
         state: dict[str, Tensor] = {}
         for i, (path, (weights, _)) in enumerate(zip(checkpoints, files, strict=True)):
             member = ensemble.network.member(i)
@@ -254,9 +238,9 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
         """Sum over members of their losses."""
         targets = self.targets(y, batch, torch.arange(self.network.num_indices))
         if self.adversarial_epsilon is None:
-            return self.index_losses(self.network(x), targets).sum()
+            return self.regularized(self.index_losses(self.network(x), targets).sum(), x)
         step = self._adversarial_step(x)
-        return adversarial_loss(
+        loss = adversarial_loss(
             lambda xs: self.index_losses(self.network.forward_each(xs), targets).sum(),
             x.expand(self.network.num_indices, *x.shape),
             list(self.network.parameters()),
@@ -264,6 +248,7 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
             loss_scale=self._loss_scale(),
             second_pass=held_buffers(self.network),
         )
+        return self.regularized(loss, x)
 
     def member_training_step(self, member: LightningModule, batch: Any, batch_idx: int) -> Any:
         """A LightningModule's own training step, averaged with that of the adversarial batch where one is asked for."""

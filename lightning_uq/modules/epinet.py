@@ -12,7 +12,13 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import UncertaintyModule, expect_eval_mode, given_network, restore_argument
+from lightning_uq.modules.base import (
+    UncertaintyModule,
+    expect_eval_mode,
+    given_network,
+    restore_argument,
+    training_option,
+)
 from lightning_uq.networks.epinet import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
@@ -115,7 +121,7 @@ class EpinetModule(UncertaintyModule):
     ) -> None:
         built = given_network(network)
         prior = restore_argument(additive_prior, "additive_prior")
-        task = task_of(restore_argument(training.get("task", "classification"), "task"))
+        task = task_of(training_option(training, "task", "classification"))
         head: dict[str, Any] = {
             "feature_layers": feature_layers,
             "index_dim": index_dim,

@@ -176,7 +176,9 @@ def test_features_of_a_member_with_a_prior_are_those_of_its_trained_part(executi
     def network():
         return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 
-    module = EnsembleModule(network, num_members=2, seed=0, prior_network=network, prior_scale=1.0, execution=execution).eval()
+    module = EnsembleModule(
+        network, num_members=2, seed=0, prior_network=network, prior_scale=1.0, execution=execution
+    ).eval()
     x, y = torch.randn(90, 4), torch.arange(90) % 3
     gmm = FitGMM().fit(module, [(x, y)])
     features = torch.stack([hidden(module.network.member(i).network, x) for i in range(2)])

@@ -227,7 +227,9 @@ def test_a_member_ends_as_it_would_alone(options, execution, make_trainer):
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_loss_is_the_sum_and_the_mean_is_logged(execution, make_trainer):
-    ensemble = EnsembleModule(mlp, num_members=M, optimizer=lambda p: torch.optim.SGD(p, 0.0), seed=0, execution=execution)
+    ensemble = EnsembleModule(
+        mlp, num_members=M, optimizer=lambda p: torch.optim.SGD(p, 0.0), seed=0, execution=execution
+    )
     x, y = dataset(8).tensors
     losses = [F.cross_entropy(ensemble.network.member(i)(x), y).item() for i in range(M)]
     assert ensemble.training_loss(x, y, (x, y)).item() == pytest.approx(sum(losses), rel=1e-6)
@@ -254,7 +256,9 @@ def test_losses_of_segmentation_and_of_your_own():
     for arguments in ({"loss": lambda output, y: output.sum((1, 2, 3))}, {"task": Own()}):
         own = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), num_members=M, **{"task": "segmentation", **arguments})
         torch.testing.assert_close(own.index_losses(own(x), y), own(x).sum((2, 3, 4)).mean(1))
-    total = EnsembleModule(lambda: nn.Conv2d(2, 3, 1), num_members=M, task="segmentation", loss=lambda output, y: output.sum())
+    total = EnsembleModule(
+        lambda: nn.Conv2d(2, 3, 1), num_members=M, task="segmentation", loss=lambda output, y: output.sum()
+    )
     torch.testing.assert_close(total.index_losses(total(x), y), total(x).sum((1, 2, 3, 4)))
 
 
@@ -351,7 +355,12 @@ def test_adversarial_pass_leaves_running_statistics_alone(execution):
     def run(epsilon):
         torch.manual_seed(0)
         ensemble = EnsembleModule(
-            normed, num_members=M, adversarial_epsilon=epsilon, adversarial_scale="absolute", execution=execution, seed=0
+            normed,
+            num_members=M,
+            adversarial_epsilon=epsilon,
+            adversarial_scale="absolute",
+            execution=execution,
+            seed=0,
         )
         x, y = dataset(16).tensors
         ensemble.training_loss(x, y, (x, y)).backward()
@@ -424,7 +433,7 @@ class Augmenting(EnsembleModule):
 
 
 def test_range_is_of_the_data_before_augmentation_on_the_device(make_trainer):
-    ensemble = Augmenting(mlp, 2, adversarial_epsilon=0.1)
+    ensemble = Augmenting(mlp, num_members=2, adversarial_epsilon=0.1)
     make_trainer().fit(ensemble, loader())
     x = dataset().tensors[0]
     torch.testing.assert_close(ensemble.input_range, x.amax(0) - x.amin(0))
@@ -447,7 +456,7 @@ def test_a_range_that_cannot_be_had(make_trainer):
         def unpack_batch(self, batch):
             return batch["a"]
 
-    ensemble = Several(mlp, 2, adversarial_epsilon=0.1)
+    ensemble = Several(mlp, num_members=2, adversarial_epsilon=0.1)
     with pytest.raises(InputError, match=r'one training DataLoader.*Pass `adversarial_scale="absolute"`'):
         make_trainer().fit(ensemble, {"a": loader(), "b": loader()})
     integers = TensorDataset(torch.zeros(8, 4, dtype=torch.long), torch.zeros(8, dtype=torch.long))
@@ -458,9 +467,13 @@ def test_a_range_that_cannot_be_had(make_trainer):
         EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1).training_loss(x, y, (x, y))
     x[3, 2] = float("nan")
     with pytest.raises(InputError, match="Expected the training inputs to be finite"):
-        make_trainer().fit(EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=TensorDataset(x, y)))
+        make_trainer().fit(
+            EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=TensorDataset(x, y))
+        )
     with pytest.raises(InputError, match="floating-point tensor for adversarial training, but got dict"):
-        EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, adversarial_scale="absolute").training_loss({}, y, None)
+        EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, adversarial_scale="absolute").training_loss(
+            {}, y, None
+        )
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
@@ -468,7 +481,12 @@ def test_a_range_that_cannot_be_had(make_trainer):
 def test_adversarial_training_in_every_precision(precision, execution, make_trainer):
     def run(**options):
         ensemble = EnsembleModule(
-            mlp, num_members=2, adversarial_epsilon=0.05, optimizer=lambda p: torch.optim.SGD(p, 0.2), execution=execution, seed=0
+            mlp,
+            num_members=2,
+            adversarial_epsilon=0.05,
+            optimizer=lambda p: torch.optim.SGD(p, 0.2),
+            execution=execution,
+            seed=0,
         )
         make_trainer(max_epochs=5, **options).fit(ensemble, loader())
         return states(ensemble)
@@ -479,7 +497,9 @@ def test_adversarial_training_in_every_precision(precision, execution, make_trai
     float32 = run()
     assert_same([{k: v.float() for k, v in s.items()} for s in found], float32, **loose)
     # A leak of unscaled gradients, or none at all, would be far off.
-    assert (float32[0]["0.weight"] - states(EnsembleModule(mlp, num_members=2, seed=0))[0]["0.weight"]).abs().max() > 0.2
+    assert (
+        float32[0]["0.weight"] - states(EnsembleModule(mlp, num_members=2, seed=0))[0]["0.weight"]
+    ).abs().max() > 0.2
 
 
 class Lit(LightningModule):
@@ -584,7 +604,9 @@ def test_bootstrap_without_positions_is_a_value_error(make_trainer):
     with pytest.raises(ValueError, match=r"lightning_uq\.data\.Indexed"):  # a third item is no position by itself
         make_trainer().fit(EnsembleModule(mlp, num_members=2, bootstrap="poisson"), loader(data=groups))
     make_trainer().fit(EnsembleModule(mlp, num_members=2, bootstrap="none"), loader())
-    make_trainer().fit(EnsembleModule(mlp, num_members=2, bootstrap="poisson"), loader(data=Indexed(dataset())), loader())
+    make_trainer().fit(
+        EnsembleModule(mlp, num_members=2, bootstrap="poisson"), loader(data=Indexed(dataset())), loader()
+    )
 
 
 def test_bootstrapped_members_of_one_start_disagree(make_trainer):

@@ -63,7 +63,9 @@ def assert_same(states, expected, **tolerance):
 
 
 def test_a_checkpoint_of_an_importable_factory_loads_bare(make_trainer, tmp_path):
-    ensemble = EnsembleModule(LINEAR, num_members=M, bootstrap="poisson", adversarial_epsilon=0.1, loss=None, execution="loop")
+    ensemble = EnsembleModule(
+        LINEAR, num_members=M, bootstrap="poisson", adversarial_epsilon=0.1, loss=None, execution="loop"
+    )
     trainer = make_trainer()
     trainer.fit(ensemble, loader(Indexed(dataset())), loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -227,7 +229,7 @@ def test_an_optimizer_state_that_cannot_be_converted(make_trainer, tmp_path):
             return [{**group, "lr": 0.1 * (i + 1)} for i, group in enumerate(super().optimized_parameters())]
 
     trainer = make_trainer()
-    trainer.fit(Apart(LINEAR, 2, optimizer=torch.optim.SGD, execution="loop"), loader())
+    trainer.fit(Apart(LINEAR, num_members=2, optimizer=torch.optim.SGD, execution="loop"), loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     ensemble = EnsembleModule(LINEAR, num_members=2, optimizer=torch.optim.SGD, execution="stacked")
     with pytest.raises(
@@ -454,7 +456,9 @@ def test_another_number_of_members_is_named(make_trainer, tmp_path):
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     for load in (
         lambda path: EnsembleModule.load_from_checkpoint(path, network=network, num_members=3, weights_only=True),
-        lambda path: make_trainer().fit(EnsembleModule(network, num_members=3), data, ckpt_path=path, weights_only=True),
+        lambda path: make_trainer().fit(
+            EnsembleModule(network, num_members=3), data, ckpt_path=path, weights_only=True
+        ),
     ):
         with pytest.raises(InputError, match=r"checkpoint of 3 members \(argument `num_members`\), but it holds 2"):
             load(tmp_path / "two.ckpt")

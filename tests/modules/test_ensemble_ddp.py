@@ -54,7 +54,7 @@ def run(network, size, *, seed=0, **kwargs):
         train = Indexed(train)
     # Lightning would shuffle.
     sampler = DistributedSampler(train, DEVICES, RANK, shuffle=False) if DEVICES > 1 else None
-    ensemble = EnsembleModule(network, 3, seed=seed, **kwargs)
+    ensemble = EnsembleModule(network, num_members=3, seed=seed, **kwargs)
     trainer = Trainer(
         accelerator="cpu", devices=DEVICES, strategy="ddp" if DEVICES > 1 else "auto", logger=False, max_epochs=2,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=0.5,

@@ -90,7 +90,7 @@ def original(tag, execution, **kwargs):
     members = 1 + max(int(name.split(".")[1]) for name in start)
     module = Original(
         lambda: TabularNetwork(4, 1, 8, 3),
-        members,
+        num_members=members,
         task="regression",
         optimizer=lambda parameters: torch.optim.Adam(parameters, 0.01),
         execution=execution,

@@ -132,7 +132,9 @@ def test_equal_members_get_the_gradient_that_they_would_get_alone():
 def test_regression(make_trainer):
     x = torch.randn(100, 2)
     data = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=20)
-    module = EnsembleModule(mlp, num_members=3, task="regression", loss=JointLoss(tau=4, likelihood="gaussian"), optimizer=adam)
+    module = EnsembleModule(
+        mlp, num_members=3, task="regression", loss=JointLoss(tau=4, likelihood="gaussian"), optimizer=adam
+    )
     before = module.index_losses(module.network(x), x.sum(1, keepdim=True)).mean().item()
     make_trainer(max_epochs=5).fit(module, data, data)
     after = module.index_losses(module.network(x), x.sum(1, keepdim=True)).mean().item()

@@ -622,7 +622,9 @@ def test_targets_that_do_not_fit_are_left_to_the_member(batch, reason, make_trai
             self.log("val_loss", torch.tensor(1.0), batch_size=8)
 
     trainer = make_trainer(max_epochs=2)
-    trainer.fit(EnsembleModule(Free, num_members=2, seed=SEED), loader(), DataLoader(batch(*dataset(20).tensors), batch_size=8))
+    trainer.fit(
+        EnsembleModule(Free, num_members=2, seed=SEED), loader(), DataLoader(batch(*dataset(20).tensors), batch_size=8)
+    )
     assert trainer.callback_metrics["val_loss"] == 1.0
     assert not any(name.startswith("ensemble/") for name in trainer.callback_metrics)
     assert len(said) == 1
