@@ -197,7 +197,7 @@ def test_an_evaluation_batch_is_pooled_once_and_seldom_read(make_trainer, monkey
         def on_test_batch_end(self, *_):
             patch.undo()
 
-    module = EnsembleModule(lambda: nn.Linear(4, 3), 5)
+    module = EnsembleModule(lambda: nn.Linear(4, 3), num_members=5)
     with pytest.MonkeyPatch.context() as patch:
         make_trainer(callbacks=[Reads()]).test(module, loader(batch_size=5), verbose=False)
     assert len(pooled) == 9  # batches

@@ -227,9 +227,12 @@ def adam(parameters):
 
 MODULES = {
     "deterministic": (lambda **kw: DeterministicModule(mlp, **kw), 1),
-    "ensemble": (lambda **kw: EnsembleModule(mlp, 3, seed=0, **kw), 3),
-    "stacked ensemble": (lambda **kw: EnsembleModule(mlp, 3, seed=0, execution="stacked", **kw), 3),
-    "adversarial ensemble": (lambda **kw: EnsembleModule(mlp, 3, seed=0, adversarial_epsilon=0.01, **kw), 3),
+    "ensemble": (lambda **kw: EnsembleModule(mlp, num_members=3, seed=0, **kw), 3),
+    "stacked ensemble": (lambda **kw: EnsembleModule(mlp, num_members=3, seed=0, execution="stacked", **kw), 3),
+    "adversarial ensemble": (
+        lambda **kw: EnsembleModule(mlp, num_members=3, seed=0, adversarial_epsilon=0.01, **kw),
+        3,
+    ),
     "dropout": (lambda **kw: DropoutModule(mlp(), num_eval_samples=5, **kw), 5),
     "epinet": (lambda **kw: EpinetModule(mlp(), num_eval_samples=5, **kw), 5),
     "epinet, pooled": (lambda **kw: EpinetModule(mlp(), num_eval_samples=40, **kw), 40),
@@ -271,7 +274,7 @@ def test_every_module_takes_it(make_trainer, name):
 
 
 @pytest.mark.parametrize(
-    "build", [lambda **kw: DeterministicModule(conv, **kw), lambda **kw: EnsembleModule(conv, 2, **kw)]
+    "build", [lambda **kw: DeterministicModule(conv, **kw), lambda **kw: EnsembleModule(conv, num_members=2, **kw)]
 )
 def test_maps_of_evidence(make_trainer, build):
     x = torch.randn(8, 2, 5, 5, generator=torch.Generator().manual_seed(1))
@@ -298,7 +301,7 @@ def conv():
 
 
 def test_weights_of_a_batch_and_of_noise_reach_it():
-    module = EnsembleModule(mlp, 3, seed=0, bootstrap="poisson", task=EvidentialClassification()).eval()
+    module = EnsembleModule(mlp, num_members=3, seed=0, bootstrap="poisson", task=EvidentialClassification()).eval()
     x, y = blobs(12)
     weight = torch.rand(12)
     batch = {"input": x, "target": y, "weight": weight, "index": torch.arange(12)}

@@ -205,8 +205,8 @@ def network():
 
 MODULES = {
     "deterministic": lambda task: DeterministicModule(network, task=task),
-    "ensemble": lambda task: EnsembleModule(network, 2, task=task, seed=0),
-    "vmap ensemble": lambda task: EnsembleModule(network, 2, task=task, seed=0, execution="vmap"),
+    "ensemble": lambda task: EnsembleModule(network, num_members=2, task=task, seed=0),
+    "vmap ensemble": lambda task: EnsembleModule(network, num_members=2, task=task, seed=0, execution="vmap"),
     "dropout": lambda task: DropoutModule(network(), task=task, num_eval_samples=3),
     "pooled dropout": lambda task: DropoutModule(network(), task=task, num_eval_samples=3, return_members=False),
 }
