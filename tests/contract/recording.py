@@ -214,7 +214,7 @@ def record_user(case: UserCase, make_trainer: MakeTrainer, folder: Path) -> Reco
             alone.save_checkpoint(paths[-1], weights_only=False)
         ensemble = case.ensemble.from_checkpoints(paths, module_class=case.module, **case.model_arguments)
     else:
-        ensemble = case.ensemble(case.module, 2, seed=1, **case.model_arguments)
+        ensemble = case.ensemble(case.module, num_members=2, seed=1, **case.model_arguments)
         for i in range(2):
             _start(case, ensemble.network.member(i), i)
     small = {"hidden_sizes": (6,), "num_eval_samples": 5, "optimizer": torch.optim.SGD}
