@@ -547,9 +547,15 @@ def _number(value: int, like: Tensor) -> Tensor:
 def training_option(training: Mapping[str, Any], name: str, default: Any) -> Any:
     """An argument of :class:`UncertaintyModule` that a method needs before its base is built.
 
-    A method must not write ``training.get(...)``: the command line would take that for an argument without a type.
+    A method must not write ``training.get(...)`` or ``training.pop(...)``: the command line would take that for an argument
+    without a type.
     """
     return restore_argument(training.get(name, default), name)
+
+
+def take_training_option(training: dict[str, Any], name: str, default: Any) -> Any:
+    """:func:`training_option`, taken out of the arguments: the method passes it to its base by itself."""
+    return restore_argument(training.pop(name, default), name)
 
 
 def given_network(network: Any) -> nn.Module:

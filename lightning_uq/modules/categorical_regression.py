@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.categorical_regression import join_atoms
-from lightning_uq.modules.base import UncertaintyModule, given_network, training_option
+from lightning_uq.modules.base import UncertaintyModule, given_network, take_training_option
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.tasks import CategoricalRegression
@@ -52,9 +52,9 @@ class CategoricalRegressionModule(UncertaintyModule):
                 f"{type(built).__name__}."
             )
         task = CategoricalRegression(built.atoms.tolist())
-        if training_option(training, "task", task) != task:
+        if take_training_option(training, "task", task) != task:
             raise InputError(f"`task` follows from the network's atoms: leave it out, or pass {task!r}.")
-        super().__init__(built, **{**training, "task": task})
+        super().__init__(built, task=task, **training)
         self._told_range = False
         self._save_arguments(network=network)
 
