@@ -45,7 +45,7 @@ def make_trainer(**kwargs):
 
 modules = {
     "deterministic": DeterministicModule(network, task=Segmentation(ignore_index=IGNORE)),
-    "ensemble": EnsembleModule(network, 2, task=Segmentation(ignore_index=IGNORE), seed=0),
+    "ensemble": EnsembleModule(network, num_members=2, task=Segmentation(ignore_index=IGNORE), seed=0),
     # Its review of a validation gathers over the ranks.
     "evidential": DeterministicModule(network, task=EvidentialClassification(ignore_index=IGNORE)),
 }
