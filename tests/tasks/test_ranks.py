@@ -60,7 +60,7 @@ for name, module in modules.items():
         for stage in ("validate", "test"):
             (found[f"{name}, {stage}, {case}"],) = getattr(make_trainer(), stage)(module, loader, verbose=False)
 
-module = EnsembleModule(network, 2, task=EvidentialClassification(ignore_index=IGNORE), seed=0,
+module = EnsembleModule(network, num_members=2, task=EvidentialClassification(ignore_index=IGNORE), seed=0,
                         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
 stopping = EarlyStopping("val_loss")  # an error where a rank lacks the number
 trainer = make_trainer(callbacks=[stopping], num_sanity_val_steps=1)
