@@ -3,7 +3,7 @@
 import torch
 
 
-def tolerance(dtype: torch.dtype, roundings: int = 256) -> dict[str, float]:
+def tolerance(dtype: torch.dtype, roundings: int = 128) -> dict[str, float]:
     """``rtol`` and ``atol`` for results that were computed in ``dtype`` by calls that differ.
 
     A sum of floating-point numbers depends on the order of its terms. That order depends on the shape of the batch, the
@@ -21,7 +21,7 @@ def tolerance(dtype: torch.dtype, roundings: int = 256) -> dict[str, float]:
 
     Example:
         >>> tolerance(torch.float32)
-        {'rtol': 3.0517578125e-05, 'atol': 3.0517578125e-05}
+        {'rtol': 1.52587890625e-05, 'atol': 1.52587890625e-05}
         >>> tolerance(torch.float64)["rtol"] < 1e-13
         True
     """

@@ -23,6 +23,7 @@ from lightning_uq.functional.ood import auroc
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.networks.factory import Factory
+from tests.tolerance import tolerance
 
 GENERATOR = torch.Generator().manual_seed(1)
 X, TEST_X, FAR_X = (torch.randn(n, 4, generator=GENERATOR) for n in (60, 31, 17))
@@ -289,7 +290,7 @@ if __name__ == "__main__":
 def test_two_ranks_give_what_one_gives(run_script):
     result = run_script(TWO_RANKS)
     assert len(result["gaps"]) == 6
-    assert max(result["gaps"]) < 1e-9
+    assert max(result["gaps"]) < tolerance(torch.float32, 64)["atol"]  # features are kept, and compared, in float32
     assert result["rows"] == [21, 5]
 
 

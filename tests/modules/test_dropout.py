@@ -10,6 +10,7 @@ from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import CategoricalPrediction
+from tests.tolerance import tolerance
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -18,8 +19,8 @@ BASE = Factory("lightning_uq.networks.mlp.MLP", SIZES)
 ADAM = functools.partial(torch.optim.Adam, lr=0.02)
 
 
-def loader(y=Y) -> DataLoader:
-    return DataLoader(TensorDataset(X, y), batch_size=8)
+def loader(y=Y, x=X) -> DataLoader:
+    return DataLoader(TensorDataset(x, y), batch_size=8)
 
 
 @pytest.mark.parametrize("mask", ["shared", "per_example"])
@@ -52,13 +53,15 @@ def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
 
 
 def test_a_density_is_of_the_network_without_masks(make_trainer, tmp_path):
-    module, gmm = DropoutModule(BASE, optimizer=ADAM), FitGMM()
+    module, gmm = DropoutModule(BASE, optimizer=ADAM).double(), FitGMM()
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss")
-    trainer = make_trainer(callbacks=[gmm, checkpoint], enable_checkpointing=True)
+    trainer = make_trainer(callbacks=[gmm, checkpoint], enable_checkpointing=True, precision="64-true")
     trainer.fit(module, loader(), loader())
-    plain = FitGMM().fit(module.network.network, loader())
-    prediction = CategoricalPrediction.cat(trainer.predict(module, loader()))
-    torch.testing.assert_close(prediction.log_density.double(), -plain.score(module.network.network, loader()))
-    probs, log_density = load_fitted(gmm.uq_ckpt_path)(X)
-    torch.testing.assert_close(probs, prediction.probs)
-    torch.testing.assert_close(log_density, prediction.log_density)
+    rows = loader(x=X.double())
+    plain = FitGMM().fit(module.network.network, rows)
+    prediction = CategoricalPrediction.cat(trainer.predict(module, rows))
+    expected = -plain.score(module.network.network, rows)
+    torch.testing.assert_close(prediction.log_density, expected, rtol=1e-9, atol=1e-9)
+    probs, log_density = load_fitted(gmm.uq_ckpt_path)(X)  # the file's weights in a float32 network
+    torch.testing.assert_close(probs, prediction.probs.float(), **tolerance(torch.float32))
+    torch.testing.assert_close(log_density, prediction.log_density, **tolerance(torch.float32))

@@ -501,10 +501,10 @@ def test_parameter_groups(execution):
     [("norm", 0.5, 2.0), ("norm", 0.1, float("inf")), ("norm", 1.0, 1.0), ("norm", 1e6, 2.0), ("value", 0.05, 2.0)],
 )
 def test_clipping_is_each_member_s_own(execution, algorithm, limit, norm_type):
-    network = build(Functional, execution, 4)
+    network = build(Functional, execution, 4).double()
     alone = [copy.deepcopy(network.member(i)) for i in range(4)]
-    x = torch.randn(6, 12)
-    scale = torch.tensor([1e-3, 1.0, 100.0, 0.0]).view(-1, 1, 1)  # members with very different gradients
+    x = torch.randn(6, 12, dtype=torch.float64)
+    scale = torch.tensor([1e-3, 1.0, 100.0, 0.0]).double().view(-1, 1, 1)  # members with very different gradients
     (network(x) * scale).sum().backward()
     norms = network.clip_gradients_per_member(limit, algorithm, norm_type=norm_type)
     expected, expected_norms = {}, []
@@ -517,9 +517,9 @@ def test_clipping_is_each_member_s_own(execution, algorithm, limit, norm_type):
         expected |= {f"members.{i}.{name}": p.grad for name, p in member.named_parameters()}
     actual = gradients(network)
     for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(actual[name], value, rtol=1e-9, atol=1e-12)
     if algorithm == "norm":
-        torch.testing.assert_close(norms, torch.stack(expected_norms), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(norms, torch.stack(expected_norms), rtol=1e-9, atol=1e-12)
     else:
         assert norms is None
 
