@@ -217,6 +217,7 @@ def test_autocast_does_not_reach_the_products():
         assert torch.equal(density.score(x, "relative_mahalanobis"), expected)
 
 
+@pytest.mark.slow  # a ratio of times, which another job on the machine changes: in `make test-slow`, on a quiet one
 def test_single_precision_scoring_is_faster_than_a_triangular_solve():
     path = Path(__file__).parents[2] / "benchmarks" / "gmm.py"
     spec = importlib.util.spec_from_file_location("gmm_benchmark", path)
