@@ -226,7 +226,8 @@ def test_single_precision_scoring_is_faster_than_a_triangular_solve():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert any(benchmark.score_speed(quick=True)["speedup32"] > 1.8 for _ in range(3))
+        # Alone on a machine it is 2.5 times as fast, beside other processes 1.7 times; a product in float64 is slower.
+        assert any(benchmark.score_speed(quick=True)["speedup32"] > 1.3 for _ in range(3))
     finally:
         torch.set_num_threads(threads)
 
