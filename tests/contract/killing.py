@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def dies(work: Callable[[], Any]) -> bool:
     """Whether a copy of this process is killed by a signal in ``work``; what it left on the disk stays."""
@@ -17,6 +19,7 @@ def dies(work: Callable[[], Any]) -> bool:
         child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # threads are not copied, and OpenMP would wait for them
             work()
         finally:
             os._exit(0)  # neither pytest's nor anybody's cleaning up is this process' business
