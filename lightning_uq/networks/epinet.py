@@ -300,6 +300,8 @@ class EpinetNetwork(EpistemicNetwork):
         (['2'], torch.Size([7, 5, 3]))
     """
 
+    indexer: GaussianIndexer
+
     def __init__(
         self,
         base: nn.Module,
@@ -320,7 +322,7 @@ class EpinetNetwork(EpistemicNetwork):
         temperature: float = 1.0,
         output: Output = "logits",
     ) -> None:
-        super().__init__(output)
+        super().__init__(GaussianIndexer(index_dim), output)
         _check_arguments(
             hidden_sizes=hidden_sizes,
             prior_hidden_sizes=prior_hidden_sizes or (),
@@ -328,7 +330,6 @@ class EpinetNetwork(EpistemicNetwork):
             additive_prior_scale=additive_prior_scale,
             temperature=temperature,
         )
-        self.indexer = GaussianIndexer(index_dim)
         self.base = base
         self.freeze_base = freeze_base
         if freeze_base:
@@ -368,10 +369,6 @@ class EpinetNetwork(EpistemicNetwork):
     def is_initialized(self) -> bool:
         """Whether the head is built and its layers are known."""
         return self.epinet is not None and self.tap is not None
-
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal vectors [Z, index_dim]."""
-        return self.indexer(num_samples, generator)
 
     def forward(self, x: Any, index: Tensor) -> Tensor:
         """Outputs [Z, B, C] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""
@@ -436,10 +433,14 @@ class EpinetNetwork(EpistemicNetwork):
 
     @property
     def num_frozen(self) -> int:
-        """Number of modules that are in eval mode always."""
+        """Number of modules inside that are always in eval mode."""
         frozen = [self.base] if self.freeze_base else []
         frozen += [] if self.additive_prior is None else [self.additive_prior]
         return sum(len(list(part.modules())) for part in frozen)
+
+    def feature_networks(self) -> list[nn.Module]:
+        """The base."""
+        return [self.base]
 
     def track_features(self, mode: bool = True) -> None:
         """Whether training goes on moving the statistics that standardise the features."""

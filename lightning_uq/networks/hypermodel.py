@@ -79,7 +79,7 @@ class HypermodelNetwork(EpistemicNetwork):
         calibrate_prior: bool = True,
         output: Output = "logits",
     ) -> None:
-        super().__init__(output)
+        super().__init__(ScaledGaussianIndexer(8) if indexer is None else indexer, output)
         if initialization not in ("network", "enn"):
             raise InputError(
                 f"Expected argument `initialization` to be 'network' or 'enn', but got {initialization!r}."
@@ -87,7 +87,6 @@ class HypermodelNetwork(EpistemicNetwork):
         if not 0 <= prior_scale < math.inf:
             raise InputError(f"Expected argument `prior_scale` to be at least 0 and finite, but got {prior_scale}.")
         check_generable(network, "HypermodelNetwork")
-        self.indexer = ScaledGaussianIndexer(8) if indexer is None else indexer
         # Drawn here, and not where it is needed: a compiled graph holds it as a constant.
         self._calibration_index = self.indexer(_DRAWS, torch.Generator().manual_seed(0))
         if self._calibration_index.ndim != 2 or not self._calibration_index.is_floating_point():
@@ -116,10 +115,6 @@ class HypermodelNetwork(EpistemicNetwork):
     def num_weights(self) -> int:
         """P, the number of weights that are generated for each index."""
         return sum(shape.numel() for shape in self.shapes)
-
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Vectors [Z, index_dim] of the indexer."""
-        return self.indexer(num_samples, generator)
 
     def weights(self, index: Tensor) -> dict[str, Tensor]:
         """The weights [Z, *shape] by their names in the network, as it is called with them."""
@@ -165,7 +160,7 @@ class HypermodelNetwork(EpistemicNetwork):
 
     @property
     def num_frozen(self) -> int:
-        """Number of modules that are in eval mode always."""
+        """Number of modules inside that are always in eval mode."""
         return 0 if self.prior is None else len(list(self.prior.modules()))
 
     def _run(self, x: Any, index: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ class IndexMLP(EpistemicNetwork):
         torch.Size([7, 6, 2])
     """
 
+    indexer: GaussianWithUnitIndexer
+
     def __init__(
         self,
         in_features: int,
@@ -55,7 +57,7 @@ class IndexMLP(EpistemicNetwork):
         variance_dim: int = 20,
         heads: Literal["gaussian"] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(GaussianWithUnitIndexer(index_dim))
         for name, sizes in (
             ("in_features", [in_features]),
             ("out_features", [out_features]),
@@ -64,7 +66,6 @@ class IndexMLP(EpistemicNetwork):
             _check_sizes(name, sizes)
         if heads not in ("gaussian", None):
             raise InputError(f"Expected argument `heads` to be 'gaussian' or None, but got {heads!r}.")
-        self.indexer = GaussianWithUnitIndexer(index_dim)
         self.heads = heads
         widths = [in_features, *hidden_sizes]
         self.hidden = nn.ModuleList(nn.Linear(a + index_dim, b) for a, b in itertools.pairwise(widths))
@@ -75,10 +76,6 @@ class IndexMLP(EpistemicNetwork):
             read = widths[-2] if hidden_sizes else in_features
             self.log_variance = MLP(read + variance_dim, out_features, (variance_dim,))
         truncated_normal_init_(self)
-
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Vectors [Z, index_dim] that begin with 1."""
-        return self.indexer(num_samples, generator)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Logits [Z, B, C], or means and raw variances [Z, B, 2 D], of x [B, ...] under ``index`` [Z, index_dim]."""

@@ -105,6 +105,11 @@ class NetworkWithPrior(nn.Module):
         return add_prior(self.network(x), self.prior(x), self.scale)
 
 
+def trained_part(network: nn.Module) -> nn.Module:
+    """The trained part of a :class:`NetworkWithPrior`; any other network itself."""
+    return network.network if isinstance(network, NetworkWithPrior) else network
+
+
 def add_prior(output: Tensor, prior: Tensor, scale: float) -> Tensor:
     """output + scale * prior, of one shape."""
     if output.shape != prior.shape:

@@ -291,12 +291,8 @@ class Unit(EpistemicNetwork):
     """f(x, z) = (W x) . z with z = (1, normal): its mean over z is its value at the index of the mean, up to noise."""
 
     def __init__(self, num_outputs):
-        super().__init__()
-        self.indexer = GaussianWithUnitIndexer(4)
+        super().__init__(GaussianWithUnitIndexer(4))
         self.linear = nn.Linear(2, num_outputs * 4)
-
-    def sample_index(self, num_samples, generator=None):
-        return self.indexer(num_samples, generator)
 
     def forward(self, x, index):
         return torch.einsum("bcd,zd->zbc", self.linear(x).reshape(len(x), -1, 4), index)

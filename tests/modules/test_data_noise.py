@@ -228,7 +228,7 @@ def test_a_batchs_own_weights_by_definition(monkeypatch):
 def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch):
     x, y, data = weighted()
     module = BayesByBackpropModule(nn.Linear(2, 3), num_train=12, kl_weight=0.0)
-    z = torch.randn(8, module.network.num_weights)
+    z = module.network.sample_index(8)
     monkeypatch.setattr(module.network, "sample_index", lambda num, generator=None: z)
     data["weight"] = torch.cat([torch.ones(6), torch.zeros(6)])
     half = {"input": x[:6], "target": y[:6]}
@@ -359,10 +359,8 @@ def test_precision(precision, task, make_trainer):
 class Members(EpistemicNetwork):
     """A finite set, all of which a training step takes."""
 
-    num_indices = 4
-
     def __init__(self):
-        super().__init__()
+        super().__init__(EnsembleIndexer(4))
         self.heads = nn.Linear(2, 12)
 
     def sample_index(self, num_samples, generator=None):
