@@ -72,9 +72,9 @@ def test_bayes_by_backprop():
     position = torch.cat([torch.arange(4, 16).reshape(3, 4).T.flatten(), torch.arange(4),
                           torch.arange(18, 26).reshape(4, 2).T.flatten(), torch.arange(16, 18)])  # fmt: skip
     index = DATA["bbb/z"][:, position]
-    drawn = torch.cat([part[0].flatten() for part in network.weights(index).values()])
-    check(drawn, DATA["bbb/u_z0"][position])
-    check(network(X, index), DATA["bbb/out"])
+    weights = network.weights_of_noise(index)
+    check(torch.cat([part[0].flatten() for part in weights.values()]), DATA["bbb/u_z0"][position])
+    check(network.call(X, weights), DATA["bbb/out"])
 
 
 def test_bayes_by_backprop_starts_as_the_original():
