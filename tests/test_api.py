@@ -6,7 +6,19 @@ import sys
 from pathlib import Path
 
 FILE = Path(__file__).with_name("api.txt")
-ROOMS = ["", "callbacks", "data", "functional", "losses", "metrics", "modules", "networks", "predictions", "tasks"]
+ROOMS = [
+    "",
+    "callbacks",
+    "compat.haiku",
+    "data",
+    "functional",
+    "losses",
+    "metrics",
+    "modules",
+    "networks",
+    "predictions",
+    "tasks",
+]
 
 
 def names():

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks._running import LogitReader, is_uncertainty_module
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.features import input_of, last_linear, pooled, submodule
 
 

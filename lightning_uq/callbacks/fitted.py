@@ -15,7 +15,7 @@ from lightning_uq.callbacks.post_training import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
-from lightning_uq.networks._calling import call_network
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.factory import factory_from_config

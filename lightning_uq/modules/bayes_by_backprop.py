@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.losses.elbo import elbo_loss
 from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
-from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_uq.errors import UnsupportedError
 from lightning_uq.networks._alike import label
-from lightning_uq.networks._calling import takes_by_name
+from lightning_uq.networks.calling import takes_by_name
 from lightning_uq.networks.output import OutputReader
 from lightning_uq.networks.stacked import ELEMENTWISE_MODULES, own_name, trace
 

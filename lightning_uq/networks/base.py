@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks._calling import call_network
-from lightning_uq.networks._compiled import take_compiled_names
+from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.compiled import take_compiled_names
 from lightning_uq.networks.indexers import EnsembleIndexer, Indexer
 from lightning_uq.networks.output import Output, OutputReader
-from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 
 
 class EpistemicNetwork(nn.Module, ABC):

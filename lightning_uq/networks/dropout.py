@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.indexers import SeedIndexer
 from lightning_uq.networks.output import Output
 

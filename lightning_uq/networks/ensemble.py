@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks._alike import check_alike, named_tensors, skeleton
-from lightning_uq.networks._calling import call_network
-from lightning_uq.networks._compiled import take_compiled_names
 from lightning_uq.networks._mapped import call_mapped, check_mappable
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.compiled import take_compiled_names
 from lightning_uq.networks.indexers import EnsembleIndexer
 from lightning_uq.networks.output import Output, OutputReader
-from lightning_uq.networks.priors import trained_part
+from lightning_uq.networks.priors.members import trained_part
 from lightning_uq.networks.stacked import lift
 
 Execution = Literal["loop", "stacked", "vmap", "auto"]

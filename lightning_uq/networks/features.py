@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks._calling import call_network
+from lightning_uq.networks.calling import call_network
 
 OUTPUT = "<output>"
 """Among the layers of :class:`FeatureTap`: the network's own output."""

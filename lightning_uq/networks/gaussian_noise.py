@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks._wrapped import check_vectors
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.indexers import GaussianIndexer
+from lightning_uq.networks.initializers import truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import truncated_normal_init_
+from lightning_uq.networks.wrapped import check_vectors
 
 
 class GaussianNoiseMLP(EpistemicNetwork):

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.softplus import inverse_softplus_exp
-from lightning_uq.networks._wrapped import check_vectors, read_both
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.index_priors import EpistemicNetworkWithPrior
 from lightning_uq.networks.indexers import GaussianWithUnitIndexer
+from lightning_uq.networks.initializers import truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import AdditivePrior, truncated_normal_init_
-from lightning_uq.networks.random_features import Gamma, NullFunction, RandomFeatureGP
+from lightning_uq.networks.priors.additive import AdditivePrior
+from lightning_uq.networks.priors.index_priors import EpistemicNetworkWithPrior
+from lightning_uq.networks.priors.random_features import Gamma, NullFunction, RandomFeatureGP
+from lightning_uq.networks.wrapped import check_vectors, read_both
 
 
 class IndexMLP(EpistemicNetwork):

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks._alike import label, named_tensors
 from lightning_uq.networks.output import OutputReader
-from lightning_uq.networks.priors import add_prior
+from lightning_uq.networks.priors.members import add_prior
 
 # --------------------------------------------------------------------------------- operations over lifted tensors
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_uq.compat.haiku import load_haiku
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.losses import (
     PriorLoss,
@@ -23,15 +24,14 @@ from lightning_uq.losses import (
 from lightning_uq.networks.base import DeterministicNetwork, EpistemicNetwork
 from lightning_uq.networks.categorical_regression import CatMLPEnsemble
 from lightning_uq.networks.ensemble import EnsembleNetwork, build_ensemble
-from lightning_uq.networks.epinet import EpinetNetwork
+from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.features import OUTPUT
-from lightning_uq.networks.haiku import load_haiku
 from lightning_uq.networks.index_mlp import index_mlp_with_gp_prior
-from lightning_uq.networks.index_priors import ChoicePrior, EpistemicNetworkWithPrior
 from lightning_uq.networks.indexers import GaussianWithUnitIndexer
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import NetworkWithPrior
-from lightning_uq.networks.random_features import gp_prior
+from lightning_uq.networks.priors.index_priors import ChoicePrior, EpistemicNetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
+from lightning_uq.networks.priors.random_features import gp_prior
 from lightning_uq.networks.scaling import CenteredNetwork, ScaledNetwork
 
 DATA = {

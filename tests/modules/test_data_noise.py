@@ -25,7 +25,7 @@ from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.hypermodel import HypermodelNetwork
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 from lightning_uq.networks.index_mlp import index_mlp_with_gp_prior
 from lightning_uq.networks.indexers import (
     DirichletIndexer,

@@ -11,7 +11,7 @@ from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.hypermodel import PriorIndependentLayers
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 from lightning_uq.registry import Setting, methods
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))

@@ -8,7 +8,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils._pytree import tree_leaves
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.mlp import MLP
 from tests.versions import VMAP_EXPORT, skip_on_torch_2_6
 
@@ -156,7 +156,7 @@ def test_chunks_make_no_difference(monkeypatch):
     network = BayesByBackpropNetwork(base()).eval()
     z = network.evaluation_index(11)
     whole = network(X, z)
-    monkeypatch.setattr("lightning_uq.networks._generated._MAX_WEIGHTS", 2 * network.num_weights)
+    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_WEIGHTS", 2 * network.num_weights)
     torch.testing.assert_close(network(X, z), whole)
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_uq.compat.haiku import load_haiku, read_haiku
+from lightning_uq.compat.haiku.generated import _haiku_order
 from lightning_uq.errors import InputError
-from lightning_uq.networks._haiku_generated import _haiku_order
-from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
-from lightning_uq.networks.haiku import load_haiku, read_haiku
-from lightning_uq.networks.hypermodel import HypermodelNetwork, PriorIndependentLayers
+from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 from lightning_uq.networks.indexers import ScaledGaussianIndexer
 from lightning_uq.networks.mlp import MLP
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 
 DATA = read_haiku(Path(__file__).parents[1] / "reference" / "enn_hypermodel.npz")
 X, Z = DATA["x"], DATA["z"]

@@ -1,12 +1,11 @@
 """What wrappers of epistemic networks, and networks that read the index beside their input, share."""
 
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.priors import freeze_as_buffers
+from lightning_uq.networks.priors.frozen import freeze_as_buffers
 
 
 class WrappedNetwork(EpistemicNetwork):
