@@ -28,7 +28,7 @@ from lightning_uq.modules import (
     HypermodelModule,
     UncertaintyModule,
 )
-from lightning_uq.networks import EpistemicNetwork, Factory
+from lightning_uq.networks import EpinetHead, EpistemicNetwork, Factory
 from lightning_uq.predictions import (
     CategoricalPrediction,
     DirichletPrediction,
@@ -60,6 +60,7 @@ __all__ = [
     "DirichletPrediction",
     "DropoutModule",
     "EnsembleModule",
+    "EpinetHead",
     "EpinetModule",
     "EpistemicNetwork",
     "EvidentialClassification",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional._validation import check_choice
+from lightning_uq.functional._validation import check_choice, to_sum_dtype
 from lightning_uq.functional.gaussian import (
     ClassStatistics,
     Covariance,
@@ -196,7 +196,7 @@ class GaussianDensity(nn.Module):
 
     def _center(self, rows: Tensor) -> Tensor:
         """Rows relative to the background mean, taken in float64 before any rounding to the products' precision."""
-        return (rows.double() - self.background_mean).to(self.whitening.dtype)
+        return (to_sum_dtype(rows) - self.background_mean).to(self.whitening.dtype)
 
     def _distances(self, rows: Tensor) -> Tensor:
         return _full_precision(squared_distances, self._center(rows), self._center(self.mean), self.whitening)

@@ -110,7 +110,7 @@ def test_outputs_of_another_shape_are_told():
     "build",
     [
         lambda prior: HypermodelNetwork(torch.nn.Linear(4, 3), prior=prior),
-        lambda prior: EpinetNetwork(torch.nn.Linear(4, 3), additive_prior=prior),
+        lambda prior: EpinetNetwork(torch.nn.Linear(4, 3), prior=prior),
     ],
 )
 def test_a_plain_network_is_no_prior_of_an_index(build):
