@@ -109,7 +109,7 @@ class BayesByBackpropModule(UncertaintyModule):
         """The negative evidence lower bound per label, averaged over the drawn indices."""
         if self._num_train is None:
             raise InputError("Expected argument `num_train` where the loss is taken without a Trainer.")
-        index = self._place(self._training_index())
+        index = self._place(self.network.training_index(self.num_train_samples))
         weights = self.network.weights(index)
         losses, count = self._losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
         # A sample has as many likelihood terms as it has labels that count: pixels, or target dimensions.

@@ -281,8 +281,15 @@ def test_inputs_have_the_batchs_shape_type_and_the_scale_asked_for():
     assert x.dtype == torch.float64
     assert x.shape == (4000, 2)
     assert x.std().item() == pytest.approx(3.0, rel=0.05)
+
+
+@pytest.mark.parametrize("num_samples", [1, 5])
+def test_all_members_of_an_ensemble_are_penalised(num_samples):
     ensemble = EnsembleNetwork([nn.Linear(2, 3) for _ in range(3)])
-    assert PriorLoss(num_samples=5)(ensemble, torch.zeros(4, 2)).isfinite()
+    loss = PriorLoss(num_samples=num_samples)(ensemble, torch.zeros(4, 2))
+    assert loss.isfinite()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in ensemble.parameters())
 
 
 class Unit(EpistemicNetwork):
