@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.elbo import elbo_loss
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output

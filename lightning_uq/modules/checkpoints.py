@@ -11,7 +11,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.modules.base import UncertaintyModule, restore_argument
+from lightning_uq.modules.arguments import restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.features import uncompiled
 
 # Lists of one entry a parameter group, in the state of a scheduler.

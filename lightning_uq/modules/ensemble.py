@@ -19,8 +19,9 @@ from lightning_uq.checkpoint_files import read_weights
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
+from lightning_uq.modules.arguments import restore_argument, training_option
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import Targets, UncertaintyModule, expect_eval_mode, restore_argument, training_option
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.building import (
     SAME_START,
     build_members,
@@ -34,8 +35,11 @@ from lightning_uq.modules.checkpoints import (
     factory_of,
     load_member,
 )
+from lightning_uq.modules.checks import check_first_loss
+from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.modules.input_range import training_range
 from lightning_uq.modules.members import MemberHooks, call_step, misfit_of
+from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
@@ -230,7 +234,8 @@ class EnsembleModule(MemberHooks, UncertaintyModule):
             return self.training_steps(batch, batch_idx)
         x, y = self._labelled(batch, batch_idx)
         loss = self.training_loss(x, y, batch)
-        self._check_first_loss(loss)
+        if self.global_step == 0:
+            check_first_loss(loss)
         self._log_training(loss.detach() / self.network.num_indices, x)
         return loss
 

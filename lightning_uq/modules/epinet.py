@@ -11,14 +11,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.modules.arguments import given_network, restore_argument, training_option
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import (
-    UncertaintyModule,
-    expect_eval_mode,
-    given_network,
-    restore_argument,
-    training_option,
-)
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.networks.epinet import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output

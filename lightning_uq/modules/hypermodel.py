@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.hypermodel import HypermodelNetwork, Initialization, PriorIndependentLayers
 from lightning_uq.networks.indexers import ScaledGaussianIndexer

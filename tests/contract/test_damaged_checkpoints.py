@@ -71,7 +71,7 @@ def test_modules(make_trainer, module_case, tmp_path):
         with pytest.raises(InputError) as caught:
             load(file)
         text = str(caught.value)
-        named = f"to name a checkpoint of {type(module).__name__}, but {file} does not fit: " in text
+        named = f"`checkpoint_path` names {file}, which does not fit {type(module).__name__}: " in text
         assert named or "Expected a checkpoint of 3 members (argument `num_members`), but it holds 0." in text
     load(path)
     with pytest.raises(TypeError, match="cannot be called on an instance"):

@@ -593,7 +593,9 @@ def test_bootstrap_of_regression_and_of_a_loss_of_samples():
     batch = IndexedSample(x, y, index)
     torch.testing.assert_close(own.training_loss(x, y, batch), plain.training_loss(x, y, batch))
     scalar = EnsembleModule(mlp, num_members=M, bootstrap="poisson", loss=nn.CrossEntropyLoss())
-    with pytest.raises(InputError, match=r"`loss` must return the losses of the samples, \[6\].*returned shape \[\]"):
+    with pytest.raises(
+        InputError, match=r"`loss` returned shape \[\], but samples with weights need one loss each: \[6\]"
+    ):
         scalar.training_loss(x, y, batch)
 
 

@@ -60,7 +60,7 @@ def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(lambdas, loader())
     trainer.save_checkpoint(tmp_path / "b.ckpt")
-    with pytest.raises(InputError, match=r"Argument `network` was a .*lambda"):
+    with pytest.raises(InputError, match=r"argument `network`: a .*lambda"):
         HypermodelModule.load_from_checkpoint(tmp_path / "b.ckpt", weights_only=True)
 
 
