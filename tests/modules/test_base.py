@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional import entropy
 from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.losses.gaussian import split_gaussian
@@ -429,3 +429,12 @@ def test_an_input_of_another_dtype_is_named(make_trainer):
     whole = DataLoader(TensorDataset(torch.ones(8, 4, dtype=torch.long), torch.arange(8) % 3), batch_size=8)
     with pytest.raises(InputError, match=r"does not take an input of shape \[8, 4\] and torch.int64: .*dtype"):
         make_trainer().fit(module, whole)
+
+
+def test_an_error_of_ours_is_not_taken_for_a_wrong_shape():
+    class Refusing(nn.Module):
+        def forward(self, x):
+            raise UnsupportedError("this size is unsupported")
+
+    with pytest.raises(UnsupportedError, match="^this size is unsupported$"):
+        DeterministicModule(Refusing()).predict(X)
