@@ -6,24 +6,28 @@ from lightning_uq.losses.data_noise import (
     DataNoise,
     GaussianTargetNoise,
 )
-from lightning_uq.losses.elbo import categorical_log_likelihood, elbo_loss, gaussian_noise_log_likelihood
-from lightning_uq.losses.evidential import (
-    EvidenceLoss,
-    EvidentialLoss,
-    FisherEvidentialLoss,
-    MaxNormLoss,
-    RelaxedEvidentialLoss,
-    clamped_exp,
+from lightning_uq.losses.dirichlet import (
     dirichlet_cross_entropy_loss,
     dirichlet_fisher_regularizer,
     dirichlet_mse_loss,
     dirichlet_nll_loss,
     dirichlet_pnorm_loss,
+    uniform_dirichlet_kl,
+)
+from lightning_uq.losses.elbo import categorical_log_likelihood, elbo_loss, gaussian_noise_log_likelihood
+from lightning_uq.losses.evidence import clamped_exp
+from lightning_uq.losses.evidential import (
     evidential_loss,
     fisher_evidential_loss,
     maxnorm_loss,
     relaxed_evidential_loss,
-    uniform_dirichlet_kl,
+)
+from lightning_uq.losses.evidential_modules import (
+    EvidenceLoss,
+    EvidentialLoss,
+    FisherEvidentialLoss,
+    MaxNormLoss,
+    RelaxedEvidentialLoss,
 )
 from lightning_uq.losses.evidential_regression import EvidentialRegressionLoss, evidential_regression_loss, split_nig
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
