@@ -1,6 +1,7 @@
 """Losses: Gaussian likelihood, categorical regression, evidence for classes, evidential regression."""
 
 from lightning_uq.losses.categorical_regression import Cat2HotRegression, categorical_regression_loss
+from lightning_uq.losses.combined import CombinedLoss
 from lightning_uq.losses.data_noise import (
     BootstrapNoise,
     DataNoise,
@@ -32,20 +33,17 @@ from lightning_uq.losses.evidential_modules import (
 from lightning_uq.losses.evidential_regression import EvidentialRegressionLoss, evidential_regression_loss, split_nig
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.losses.index import (
-    CombinedLoss,
     IndexLoss,
-    L2WeightDecay,
-    Penalty,
     accuracy_error,
     average_over_indices,
     cross_entropy_loss,
     l2_loss,
-    l2_weight_decay,
 )
 from lightning_uq.losses.joint import (
     JointLoss,
     joint_nll_loss,
 )
+from lightning_uq.losses.penalty import L2WeightDecay, Penalty, l2_weight_decay
 from lightning_uq.losses.prior import (
     PriorLoss,
     distill_mean_classification,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.functional._validation import check_choice, check_floating, check_integer, upcast
 from lightning_uq.losses.gaussian import split_gaussian
-from lightning_uq.losses.index import Penalty, place_index
+from lightning_uq.losses.index import place_index
+from lightning_uq.losses.penalty import Penalty
 
 
 def l2_training_penalty(train: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from lightning_uq import batches
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.losses.data_noise import DataNoise
-from lightning_uq.losses.index import IndexLoss, Penalty, takes_indices
+from lightning_uq.losses.index import IndexLoss, takes_indices
+from lightning_uq.losses.penalty import Penalty
 from lightning_uq.metrics.base import MeanLoss
 from lightning_uq.modules.resume import ExactResume
 from lightning_uq.networks.base import EpistemicNetwork
