@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.gaussian import (
-    ClassStatistics,
     Covariance,
     GaussianFit,
     Priors,
     Regularization,
     fit_gaussian,
-    squared_distances,
 )
+from lightning_uq.functional.mahalanobis import squared_distances
+from lightning_uq.networks.class_statistics import ClassStatistics
 
 DensityScore = Literal["log_density", "mahalanobis", "relative_mahalanobis"]
 
