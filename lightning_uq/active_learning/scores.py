@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, check_integer, check_target, check_target_values
 from lightning_uq.functional.entropy import log_softmax, mean_log_probs, mutual_information, predictive_entropy
 from lightning_uq.functional.scores import max_softmax
+from lightning_uq.functional.true_class import at_class
+from lightning_uq.functional.validation import check_floating, check_integer, check_target, check_target_values
 from lightning_uq.predictions import ClassProbabilities, Prediction
 
 ClassValues = Sequence[float] | Tensor
@@ -62,7 +63,7 @@ def nll(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([0.6931])
     """
     labels = _check_labels(logits, labels)
-    return -mean_log_probs(logits).gather(1, labels.unsqueeze(1)).squeeze(1)
+    return -at_class(mean_log_probs(logits), labels, 1)
 
 
 def joint_nll(logits: Tensor, labels: Tensor, tau: int = 10) -> Tensor:
@@ -82,8 +83,7 @@ def joint_nll(logits: Tensor, labels: Tensor, tau: int = 10) -> Tensor:
     """
     check_integer("tau", tau, 1)
     labels = _check_labels(logits, labels)
-    index = labels.expand(len(logits), -1).unsqueeze(2)
-    return -tau * log_softmax(logits, 2).gather(2, index).squeeze(2).mean(0)
+    return -tau * at_class(log_softmax(logits, 2), labels, 2).mean(0)
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, check_target, check_target_values, flatten_classes
+from lightning_uq.functional.precision import to_float64
+from lightning_uq.functional.validation import check_floating, check_target, check_target_values, flatten_classes
 
 _LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 
@@ -18,7 +19,7 @@ def calibration_rows(logits: Tensor, target: Tensor, ndim: int) -> tuple[Tensor,
     check_floating("logits", logits, ndim, "[Z, N, C, ...]" if ndim == 3 else "[N, C, ...]")
     members = logits[None] if ndim == 2 else logits
     check_target(target, members.shape[1:2] + members.shape[3:])
-    rows = torch.stack([flatten_classes(_double(member)) for member in members])
+    rows = torch.stack([flatten_classes(to_float64(member)) for member in members])
     if rows.numel() == 0:
         raise InputError(f"Expected argument `logits` to hold at least one row, but got shape {list(logits.shape)}.")
     classes = target.reshape(-1).long().to(rows.device)
@@ -30,7 +31,3 @@ def calibration_rows(logits: Tensor, target: Tensor, ndim: int) -> tuple[Tensor,
             f"{top[~top.isfinite()][0].item()}."
         )
     return torch.where(rows == -math.inf, top + _LOG_TINY, rows), classes
-
-
-def _double(logits: Tensor) -> Tensor:
-    return (logits.cpu() if logits.device.type == "mps" else logits).detach().double()

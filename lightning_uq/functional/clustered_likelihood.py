@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, check_integer, check_target
+from lightning_uq.functional.precision import wide_dtype, widen
+from lightning_uq.functional.validation import check_floating, check_integer, check_target
 
 _CLIP = 5.0  # of probits, as in the original
 _MAX_PLANES = 16
@@ -96,13 +97,13 @@ def clustered_log_likelihood(
         >>> clustered_log_likelihood(logits, target, planes)  # log 1/2 - 30 log(1 + exp(-4))
         tensor([-1.2376], dtype=torch.float64)
     """
-    weight, offset = projection.weight.to(target.device).double(), projection.offset.to(target.device).double()
+    device, dtype = target.device, wide_dtype(target.device)
+    weight, offset = (tensor.to(device, dtype) for tensor in projection)
     num_planes, tau, num_classes = weight.shape
     draws = len(target)
     check_target(target, torch.Size([draws, tau]))
     if not draws:
         raise InputError("Expected argument `target` to hold at least one draw, but got none.")
-    device = target.device
     if position is None:
         position = torch.arange(target.numel(), device=device).reshape(target.shape)
     if position.shape != target.shape:
@@ -111,8 +112,8 @@ def clustered_log_likelihood(
         )
     cells = 2**num_planes
     bits, first = 2 ** torch.arange(num_planes, device=device), cells * torch.arange(draws, device=device)
-    counts = torch.zeros(draws * cells, dtype=torch.float64, device=device)
-    sums = torch.zeros(draws * cells, tau, dtype=torch.float64, device=device)
+    counts = torch.zeros(draws * cells, dtype=dtype, device=device)
+    sums = torch.zeros(draws * cells, tau, dtype=dtype, device=device)
     for part in [logits] if isinstance(logits, Tensor) else logits:
         check_floating("logits", part, 3, "[Z, N, C]")
         if part.shape[2] != num_classes or part.shape[1] <= int(position.max()):
@@ -120,7 +121,7 @@ def clustered_log_likelihood(
                 f"Expected argument `logits` to be [Z, N, {num_classes}] with N of at least {int(position.max()) + 1}, but "
                 f"got shape {list(part.shape)}."
             )
-        probits = torch.special.ndtri(part.double().softmax(-1)).clamp(-_CLIP, _CLIP)
+        probits = torch.special.ndtri(widen(part).softmax(-1)).clamp(-_CLIP, _CLIP)
         for some in torch.split(probits, max(1, _CHUNK // (target.numel() * num_classes))):
             drawn = some[:, position]  # [z, S, tau, C]
             sides = torch.einsum("zstc,ptc->zsp", drawn, weight) + offset > 0

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_uq.functional._validation import to_sum_dtype
+from lightning_uq.functional.precision import widen
 
 
 def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
         >>> categorical_kl(torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5]))
         tensor(0.6931, dtype=torch.float64)
     """
-    p, q = to_sum_dtype(p), to_sum_dtype(q)
+    p, q = widen(p), widen(q)
     terms: Tensor = torch.special.xlogy(p, p) - torch.special.xlogy(p, q)
     return terms.sum(-1)
 
@@ -35,6 +35,6 @@ def gaussian_kl(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor
         >>> gaussian_kl(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1.0))
         tensor(0.5000, dtype=torch.float64)
     """
-    mean, std, other_mean, other_std = map(to_sum_dtype, (mean, std, other_mean, other_std))
+    mean, std, other_mean, other_std = map(widen, (mean, std, other_mean, other_std))
     ratio = std / other_std
     return 0.5 * (ratio.square() + ((mean - other_mean) / other_std).square() - 1) - ratio.log()

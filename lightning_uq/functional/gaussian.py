@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.shrinkage import oas_intensity
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.functional.whitening import add_ridge, ddu_jitter, whiten
 
 Covariance = Literal["full", "tied", "diagonal"]

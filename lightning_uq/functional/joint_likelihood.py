@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, check_target, to_sum_dtype
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.true_class import at_class
+from lightning_uq.functional.validation import check_floating, check_target
 
 
 def true_label_log_probs(logits: Tensor, target: Tensor) -> Tensor:
@@ -22,8 +24,7 @@ def true_label_log_probs(logits: Tensor, target: Tensor) -> Tensor:
     """
     check_floating("logits", logits, 2, "[Z, ..., C]")
     check_target(target, logits.shape[1:-1])
-    log_probs = F.log_softmax(to_sum_dtype(logits), dim=-1)
-    return log_probs.gather(-1, target.long().expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    return at_class(F.log_softmax(widen(logits), dim=-1), target, -1)
 
 
 def joint_log_likelihood(log_probs: Tensor | Iterable[Tensor]) -> Tensor:
@@ -52,7 +53,7 @@ def joint_log_likelihood(log_probs: Tensor | Iterable[Tensor]) -> Tensor:
         check_floating("log_probs", part, 3, "[Z, S, tau]")
         if len(part) == 0:
             continue
-        summed = to_sum_dtype(part).sum(2).logsumexp(0)
+        summed = widen(part).sum(2).logsumexp(0)
         total = summed if total is None else torch.logaddexp(total, summed)
         count += len(part)
     if total is None:
@@ -75,4 +76,4 @@ def log_sum_product(weights: Tensor, probs: Tensor) -> Tensor:
         tensor(0.4100, dtype=torch.float64)
     """
     used = weights > 0
-    return (to_sum_dtype(weights[used]).log() + to_sum_dtype(probs[used]).log().sum(1)).logsumexp(0)
+    return (widen(weights[used]).log() + widen(probs[used]).log().sum(1)).logsumexp(0)

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, check_integer, to_sum_dtype
 from lightning_uq.functional.joint_likelihood import joint_log_likelihood
+from lightning_uq.functional.normal import log_density
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.validation import check_floating, check_integer
 
 
 class KLEstimate(NamedTuple):
@@ -65,7 +67,7 @@ def kl_estimate(true_log_likelihood: Tensor, model_log_likelihood: Tensor) -> KL
             f"Expected argument `model_log_likelihood` to hold one number for each of the {len(true_log_likelihood)} draws "
             f"(at least one), but got shape {list(model_log_likelihood.shape)}."
         )
-    draws = to_sum_dtype(true_log_likelihood) - to_sum_dtype(model_log_likelihood)
+    draws = widen(true_log_likelihood) - widen(model_log_likelihood)
     infinite = draws.isposinf()
     largest = draws[draws.isfinite()].max() if bool(draws.isfinite().any()) else draws.new_tensor(math.inf)
     clipped = torch.where(infinite, largest, draws)
@@ -89,7 +91,7 @@ def uniform_kl(true_log_likelihood: Tensor, num_classes: int, tau: int) -> Tenso
     """
     check_integer("num_classes", num_classes, 1)
     check_integer("tau", tau, 1)
-    return to_sum_dtype(true_log_likelihood).mean() + tau * math.log(num_classes)
+    return widen(true_log_likelihood).mean() + tau * math.log(num_classes)
 
 
 def gaussian_sample_kl(samples: Tensor, target: Tensor, noise_std: float, true_log_likelihood: Tensor) -> KLEstimate:
@@ -118,6 +120,6 @@ def gaussian_sample_kl(samples: Tensor, target: Tensor, noise_std: float, true_l
         )
     if not noise_std > 0:
         raise InputError(f"Expected argument `noise_std` to be above 0, but got {noise_std}.")
-    scaled = (to_sum_dtype(samples) - to_sum_dtype(target)) / noise_std
-    log_density = -0.5 * (scaled.square() + math.log(2 * math.pi)) - math.log(noise_std)
-    return kl_estimate(true_log_likelihood, joint_log_likelihood(log_density))
+    scaled = (widen(samples) - widen(target)) / noise_std
+    log_probs = log_density(scaled.square(), 2 * math.log(noise_std))
+    return kl_estimate(true_log_likelihood, joint_log_likelihood(log_probs))

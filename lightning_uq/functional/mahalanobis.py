@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from lightning_uq.functional.precision import widen
+
 
 def squared_distances(features: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
     """Squared Mahalanobis distances |A_c (f - mu_c)|^2, one matrix product a class.
@@ -21,12 +23,12 @@ def squared_distances(features: Tensor, mean: Tensor, whitening: Tensor) -> Tens
     """
     if whitening.ndim == 3 and len(whitening) == 1 < len(mean):
         # One product for all classes; the cancellation in the expanded square is left to float64.
-        points, centers = (features @ whitening[0].T).double(), (mean @ whitening[0].T).double()
+        points, centers = widen(features @ whitening[0].T), widen(mean @ whitening[0].T)
         squares = points.square().sum(1, keepdim=True) + centers.square().sum(1)
         return (squares - 2 * points @ centers.T).clamp_min(0)
     columns = []
     for center, matrix in zip(mean, whitening, strict=True):
         offset = features - center  # before the product: an expanded square would cancel
         white = offset * matrix if matrix.ndim == 1 else offset @ matrix.T
-        columns.append(white.square().sum(1).double())
+        columns.append(widen(white.square().sum(1)))
     return torch.stack(columns, 1)

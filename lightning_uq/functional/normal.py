@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_uq.functional._validation import to_sum_dtype
+from lightning_uq.functional.precision import widen
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -39,7 +39,7 @@ def gaussian_log_likelihood(error: Tensor, covariance: Tensor) -> Tensor:
         >>> gaussian_log_likelihood(torch.zeros(1), torch.eye(1))
         tensor(-0.9189, dtype=torch.float64)
     """
-    error, covariance = to_sum_dtype(error), to_sum_dtype(covariance)
+    error, covariance = widen(error), widen(covariance)
     factor = torch.linalg.cholesky(covariance)
     factor = factor.expand(*error.shape[:-1], *factor.shape[-2:])
     white = torch.linalg.solve_triangular(factor, error.unsqueeze(-1), upper=False).squeeze(-1)

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, check_floating
 from lightning_uq.functional.calibration import bin_statistics, calibration_error, top_label
-from lightning_uq.functional.calibration_rows import _double, calibration_rows
+from lightning_uq.functional.calibration_rows import calibration_rows
 from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.temperature_search import (
     Solution,
     best_shared_temperature,
     best_temperature,
     pooled_objective,
 )
+from lightning_uq.functional.true_class import at_class
+from lightning_uq.functional.validation import check_choice, check_floating
 
 Objective = Literal["nll", "ece"]
 Method = Literal["newton", "grid"]
@@ -144,7 +146,7 @@ def fit_ensemble_temperature(
         return fit_shared_temperature(logits, target, objective, method)
     if scope == "member":
         return torch.stack([fit_temperature(member, target, objective, method) for member in logits])
-    return fit_temperature(mean_log_probs(_double(logits)), target, objective, method)
+    return fit_temperature(mean_log_probs(to_float64(logits)), target, objective, method)
 
 
 def calibrated_nll(logits: Tensor, target: Tensor) -> Tensor:
@@ -190,8 +192,7 @@ def check_method(objective: str, method: str) -> None:
 
 
 def _scalar(value: float, like: Tensor) -> Tensor:
-    device = "cpu" if like.device.type == "mps" else like.device
-    return torch.tensor(value, dtype=torch.float64, device=device)
+    return to_float64(like.new_zeros(())).fill_(value)
 
 
 def _announce(solution: Solution, like: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ def _grid(log_probs: Callable[[float], Tensor], target: Tensor, objective: Objec
     for _ in range(100):
         rows = log_probs(temperature)
         if objective == "nll":
-            value = float(-rows.gather(1, target[:, None]).mean())
+            value = float(-at_class(rows, target, 1).mean())
         else:
             value = float(calibration_error(bin_statistics(*top_label(rows.exp(), target), num_bins=15)))
         if value < best:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_uq.functional.true_class import at_class
+
 _TOLERANCE = 1e-9  # of dNLL / dlog T
 _CHUNK_ELEMENTS = 2**21
 _LARGEST = 1e3  # T in units of the logits where the optimum is infinite: near uniform, and labels survive float32
@@ -106,8 +108,7 @@ def pooled_objective(margins: Tensor, target: Tensor, inverse: float, smoothing:
         variance = (probs * (part - mean).square()).sum(2, keepdim=True)
         first = inverse * (part - mean)
         second = first - inverse**2 * variance
-        chosen = classes.expand(len(part), -1)[..., None]
-        hard = _pool(*(values.gather(2, chosen) for values in (log_probs, first, second)))
+        hard = _pool(*(at_class(values, classes, 2).unsqueeze(2) for values in (log_probs, first, second)))
         sums -= (1 - smoothing) * hard.sum((1, 2))
         if smoothing:
             sums -= smoothing * _pool(log_probs, first, second).mean(2).sum(1)
@@ -121,7 +122,7 @@ def logit_scale(logits: Tensor) -> float:
 
 def _margins(logits: Tensor, target: Tensor) -> Tensor:
     """Logits relative to that of the target, which keeps full precision where a prediction is all but certain."""
-    return logits - logits.gather(2, target.expand(len(logits), -1)[..., None])
+    return logits - at_class(logits, target, 2).unsqueeze(2)
 
 
 def _pool(log_probs: Tensor, first: Tensor, second: Tensor) -> Tensor:

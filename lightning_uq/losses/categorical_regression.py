@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import upcast
 from lightning_uq.functional.atoms import check_atoms, two_hot
+from lightning_uq.functional.precision import upcast
 from lightning_uq.losses.reduction import Reduction, reduce
 
 

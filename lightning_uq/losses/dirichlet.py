@@ -6,7 +6,7 @@ probabilities are alpha / S.
 
 from torch import Tensor
 
-from lightning_uq.functional._validation import check_choice
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.losses.evidence_formulas import (
     Fisher,
     check_p_norm,

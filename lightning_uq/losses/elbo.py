@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import upcast
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.true_class import at_class
 
 
 def elbo_loss(
@@ -77,8 +78,7 @@ def categorical_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
             f"Expected arguments `logits` and `target` to be [B, C] or [Z, B, C], and [B], but got {list(logits.shape)} and "
             f"{list(target.shape)}."
         )
-    log_probs = F.log_softmax(upcast(logits), dim=-1)
-    return log_probs.gather(-1, target.long().expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1).mean(-1)
+    return at_class(F.log_softmax(upcast(logits), dim=-1), target, -1).mean(-1)
 
 
 def gaussian_noise_log_likelihood(output: Tensor, target: Tensor, noise_std: float) -> Tensor:

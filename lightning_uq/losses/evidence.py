@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, upcast
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_choice
 
 Evidence = Literal["clamped_exp", "softplus", "relu"] | Callable[[Tensor], Tensor]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import to_sum_dtype
 from lightning_uq.functional.dirichlet import expected_squared_error, kl_to_uniform, log_rising_factorial_ratio
+from lightning_uq.functional.precision import widen
 from lightning_uq.losses.evidence_rows import EvidenceRows
 
 Risk = Literal["sse", "nll", "cross_entropy"]
@@ -86,8 +86,8 @@ def p_norm_bound(rows: EvidenceRows, p_norm: float) -> Tensor:
 def fisher_information(rows: EvidenceRows, fisher: Fisher) -> Tensor:
     """1/2 sum_{j != y} (alpha_j - 1)^2 (psi'(alpha_j) - psi'(A)), computed in float64."""
     hot = rows.hot.bool()
-    wrong = to_sum_dtype(rows.evidence.masked_fill(hot, 0.0))
-    total = (wrong if fisher == "paper" else to_sum_dtype(rows.evidence)).sum(1, keepdim=True) + wrong.shape[1]
+    wrong = widen(rows.evidence.masked_fill(hot, 0.0))
+    total = (wrong if fisher == "paper" else widen(rows.evidence)).sum(1, keepdim=True) + wrong.shape[1]
     information = wrong.square() * (torch.polygamma(1, wrong + 1) - torch.polygamma(1, total))
     return (0.5 * information.sum(1)).to(rows.evidence.dtype)
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, to_sum_dtype, upcast
+from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.validation import check_floating
 from lightning_uq.losses.reduction import Reduction, check_reduction, reduce
 
 
@@ -52,7 +53,7 @@ class EvidenceRows:
     def wide(self) -> "EvidenceRows":
         """The same in float64."""
         other = object.__new__(EvidenceRows)
-        other.__dict__ = {**self.__dict__, "evidence": to_sum_dtype(self.evidence)}
+        other.__dict__ = {**self.__dict__, "evidence": widen(self.evidence)}
         return other
 
     def true(self, values: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.dirichlet import dirichlet_log_det_fisher
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.losses.evidence_formulas import (
     RISKS,
     Fisher,

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_bool, check_choice, upcast
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_bool, check_choice
 from lightning_uq.losses.evidence import Evidence, evidence_function
 from lightning_uq.losses.evidence_formulas import RISKS, Fisher, Risk, check_p_norm
 from lightning_uq.losses.evidential import (

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, to_sum_dtype, upcast
+from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.functional.student_t import student_t_log_prob
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.losses.gaussian import MIN_VARIANCE
 from lightning_uq.losses.reduction import Reduction, check_reduction, reduce
 
@@ -111,7 +112,7 @@ def evidential_regression_loss(
                 f"{list(value.shape)}."
             )
     dtype = upcast(location).dtype
-    location, nu, alpha, beta, target = (to_sum_dtype(x) for x in (location, nu, alpha, beta, target))
+    location, nu, alpha, beta, target = (widen(x) for x in (location, nu, alpha, beta, target))
     error = target - location
     if loss == "meinert":
         value = (beta / nu).log() + (1 + reg_factor * nu) * error.square() * nu / beta

@@ -1,12 +1,11 @@
 """Gaussian negative log-likelihood, and the convention by which one output tensor holds means and variances."""
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import upcast
+from lightning_uq.functional.normal import log_density
+from lightning_uq.functional.precision import upcast
 from lightning_uq.losses.reduction import Reduction, reduce
 
 MIN_VARIANCE = 1e-6
@@ -79,7 +78,5 @@ def gaussian_nll_loss(
             f"Expected argument `target` to have the shape of `mean`, {list(mean.shape)}, but got {list(target.shape)}."
         )
     mean, variance, target = upcast(mean), upcast(variance), upcast(target)
-    loss = 0.5 * (variance.log() + (target - mean).square() / variance)
-    if full:
-        loss = loss + 0.5 * math.log(2 * math.pi)
+    loss = -log_density((target - mean).square() / variance, variance.log(), dims=int(full))
     return reduce(loss, reduction)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, check_target, upcast
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_floating, check_target
 
 
 class IndexLoss(ABC):

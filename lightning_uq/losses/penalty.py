@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import upcast
+from lightning_uq.functional.precision import upcast
 
 Predicate = Callable[[str, Tensor], bool]
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_uq.functional._validation import check_choice
+from lightning_uq.functional.validation import check_choice
 
 Reduction = Literal["mean", "sum", "none"]
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import regression
-from lightning_uq.functional._validation import check_floating, to_sum_dtype
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.validation import check_floating
 from lightning_uq.predictions import GaussianMixturePrediction
 
 
@@ -63,5 +64,5 @@ def as_distribution(prediction: Predicted, target: Tensor, validate: bool) -> Di
 
 def probability_integral(prediction: Predicted, target: Tensor, validate: bool) -> Tensor:
     """The probability integral P(Y <= target) [B, D] in float64: close to 1 float32 has too few digits for a comparison."""
-    wide = to_sum_dtype(target)
-    return to_sum_dtype(as_distribution(prediction, target, validate).to(wide.dtype).cdf(wide))
+    wide = widen(target)
+    return widen(as_distribution(prediction, target, validate).to(wide.dtype).cdf(wide))

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_uq.functional._validation import check_bool, to_sum_dtype
 from lightning_uq.functional.mixture import gaussian_log_prob
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.validation import check_bool
 from lightning_uq.metrics.base import MeanMetric
 from lightning_uq.metrics.distribution import Predicted, as_distribution
 
@@ -108,7 +109,7 @@ class RMSE(MeanMetric):
     def update(self, prediction: Predicted, target: Tensor) -> None:
         """Add a batch; see :meth:`RegressionNLL.update`."""
         center = as_distribution(prediction, target, self.validate_args).mean
-        self._add((to_sum_dtype(center) - to_sum_dtype(target)).square())
+        self._add((widen(center) - widen(target)).square())
 
     def compute(self) -> Tensor:
         """The root of the mean over all rows and dimensions; NaN without one."""

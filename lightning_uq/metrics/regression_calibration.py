@@ -5,7 +5,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_uq.functional import regression
-from lightning_uq.functional._validation import check_choice, check_integer, check_open_unit
+from lightning_uq.functional.validation import check_choice, check_integer, check_open_unit
 from lightning_uq.metrics.base import MeanMetric, UncertaintyMetric
 from lightning_uq.metrics.distribution import Predicted, probability_integral
 

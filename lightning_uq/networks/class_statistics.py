@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, check_integer
 from lightning_uq.functional.gaussian import COVARIANCES, Covariance
+from lightning_uq.functional.validation import check_choice, check_integer
 
 
 class ClassStatistics:
@@ -199,7 +199,7 @@ class ClassStatistics:
         order = y.argsort(stable=True)
         x, y = x[order], y[order]
         rows = torch.bincount(y, minlength=self.num_classes)
-        count = rows.double()
+        count = rows.to(self._count.dtype)
         mean = torch.zeros_like(self._mean).index_add_(0, y, x) / count.clamp_min(1)[:, None]
         x -= mean[y]
         bridge = self._merge_means(count, mean)
