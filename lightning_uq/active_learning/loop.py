@@ -40,7 +40,7 @@ def acquisition_rounds(
     dataset: Dataset[Any],
     labelled: Sequence[int] | Tensor,
     num: int,
-    score: str = "bald",
+    score: str = "mutual_information",
     *,
     batch_size: int = 256,
     **options: Any,
