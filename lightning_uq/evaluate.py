@@ -51,10 +51,10 @@ from lightning_uq.functional import (
     mutual_information,
     predictive_entropy,
 )
-from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.entropy import entropy, log_softmax
 from lightning_uq.functional.gaussian import Regularization
 from lightning_uq.functional.temperature import fit_ensemble_temperature
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.modules.checkpoints import load_member
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.report.files import writable_directory, write_files

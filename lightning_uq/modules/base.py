@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from lightning_uq import batches
 from lightning_uq.errors import InputError
 from lightning_uq.losses.data_noise import DataNoise
-from lightning_uq.losses.index import Penalty
+from lightning_uq.losses.penalty import Penalty
 from lightning_uq.metrics.base import MeanLoss
 from lightning_uq.modules.arguments import given_network, restore_argument
 from lightning_uq.modules.checkpointing import CheckpointedModule

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import widen
 from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
@@ -139,12 +140,12 @@ class FeatureScaler(_KeepsPrecision):
         return (features.to(scale.dtype) - self.running_mean) / scale
 
     def _update(self, features: Tensor) -> None:
-        x = features.double()
+        x = widen(features)
         count = x.new_full((1,), len(x))
         sums = _all_sum(torch.cat([count, x.sum(0), x.square().sum(0)]))
         mean, square = (sums[1:] / sums[0]).chunk(2)
         variance = (square - mean.square()).clamp_min(0)
-        weight = (1 / (self.running_batches + 1)).clamp_min(self.momentum).double()
+        weight = widen((1 / (self.running_batches + 1)).clamp_min(self.momentum))
         shift = mean - self.running_mean
         self.running_var.copy_(
             (1 - weight) * self.running_var + weight * variance + weight * (1 - weight) * shift.square()
@@ -179,7 +180,7 @@ class PriorScale(_KeepsPrecision):
 
     def measure(self, prior: Tensor) -> None:
         """Take the spread of the prior's outputs [Z, B, C] as the unit."""
-        variance = prior.detach().double().var(0)
+        variance = widen(prior.detach()).var(0)
         sums = _all_sum(torch.stack([variance.sum(), variance.new_tensor(variance.numel())]))
         self.running_spread.copy_((sums[0] / sums[1]).sqrt())
         self.measured = True

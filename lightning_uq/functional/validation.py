@@ -8,20 +8,11 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import upcast
 
 # How far a row of probabilities may sum from one: the rounding of that dtype, generously. A float32 tensor may have
 # come from a half-precision softmax, so its tolerance is wide; logits miss all of these by far.
 _SUM_TOLERANCE = {torch.float64: 1e-4, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 2e-2}
-
-
-def upcast(x: Tensor) -> Tensor:
-    """``x`` in at least float32; float64 stays float64."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def to_sum_dtype(x: Tensor) -> Tensor:
-    """``x`` in the dtype of sums over a data set: float64, or float32 on a device (MPS) that has none."""
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def check_integer(name: str, value: int, minimum: int) -> None:
