@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from lightning_uq.errors import UnsupportedError
-from lightning_uq.networks._alike import label
 from lightning_uq.networks._calling import takes_by_name
+from lightning_uq.networks.labels import label
 from lightning_uq.networks.output import OutputReader
 from lightning_uq.networks.stacked import ELEMENTWISE_MODULES, own_name, trace
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks._alike import label, named_tensors
+from lightning_uq.networks._alike import named_tensors
+from lightning_uq.networks.labels import label
 from lightning_uq.networks.output import OutputReader
 from lightning_uq.networks.priors import add_prior
 
