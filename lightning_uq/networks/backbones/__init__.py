@@ -1,9 +1,10 @@
 """Image networks of the DDU experiments, for inputs of about 32x32, and a residual network for plain features.
 
-Those of DeepMind's ENN, which load its parameters, are named ``ENN...`` and take no other arguments than sizes. Each of the
-others takes ``spectral_normalization``, ``coeff`` and ``n_power_iterations`` (see
-:func:`~lightning_uq.networks.spectral_norm.spectral_normalize`; the last layer is left alone) and, where it has a
-meaning, ``modified``. The features are the input of the last linear layer.
+The backbones named ``ENN...`` are those of DeepMind's ENN, whose parameters they load. The others are DDU's: ``modified``
+selects its changes to activations and shortcuts, and
+:func:`~lightning_uq.networks.spectral_norm.spectral_normalize` bounds their layers. Its experiments leave the last layer
+unbounded: ``fc`` of the ResNets, ``linear`` of ``WideResNet``, ``classifier`` of ``VGG16``, ``last`` of ``FCResNet``.
+The features of a backbone are the input of its last linear layer.
 """
 
 from lightning_uq.networks.backbones.enn_lenet import ENNLeNet

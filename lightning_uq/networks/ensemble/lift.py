@@ -1,214 +1,39 @@
-"""One forward pass over the stacked weights of many networks of one architecture.
+"""Translate one member's forward pass into one pass over the stacked weights of all members.
 
-A *lifted* tensor is what every member would hold at one point of its forward pass, stacked: [M, *shape of one member].
 :func:`lift` traces one member with ``torch.fx`` and translates the graph into one over lifted tensors: a linear layer
-becomes one batched product, an element-wise function stays as it is, an axis moves back by one. What the tables below do
-not name is refused, never guessed.
+becomes one batched product, an element-wise function stays the same, an axis moves back by one. Operations outside of the
+tables in ``operations.py`` are refused.
 """
 
 import copy
-import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks._alike import label, named_tensors
+from lightning_uq.errors import UnsupportedError
+from lightning_uq.networks.ensemble.alike import named_tensors
+from lightning_uq.networks.ensemble.operations import (
+    AXES,
+    AXIS_FUNCTIONS,
+    ELEMENTWISE,
+    ELEMENTWISE_FUNCTIONS,
+    ELEMENTWISE_MODULES,
+    LIFTED_FUNCTIONS,
+    align,
+    batch_norm,
+    layer_norm,
+    linear,
+    member_shape,
+    reshape,
+    rms_norm,
+)
+from lightning_uq.networks.ensemble.trace import own_name, trace
+from lightning_uq.networks.labels import label
 from lightning_uq.networks.output import OutputReader
 from lightning_uq.networks.priors import add_prior
-
-# --------------------------------------------------------------------------------- operations over lifted tensors
-
-
-def align(*lifted: Tensor) -> list[Tensor]:
-    """Give lifted tensors one number of axes, with ones behind the member axis: broadcasting then is each member's own.
-
-    Example:
-        >>> [tuple(t.shape) for t in align(torch.zeros(5, 8, 3), torch.zeros(5, 3), torch.zeros(5))]
-        [(5, 8, 3), (5, 1, 3), (5, 1, 1)]
-    """
-    ndim = max(tensor.ndim for tensor in lifted)
-    dtypes = [tensor.dtype for tensor in lifted if tensor.ndim > 1 and tensor.is_floating_point()]
-    if dtypes and len(dtypes) < len(lifted):  # a member's scalar does not widen the type of its other operand
-        dtype = functools.reduce(torch.promote_types, dtypes)
-        lifted = tuple(t.to(dtype) if t.ndim == 1 and t.is_floating_point() else t for t in lifted)
-    return [_pad_axes(tensor, ndim) for tensor in lifted]
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` for each member: x [M, ..., in], weight [M, out, in], bias [M, out].
-
-    Example:
-        >>> linear(torch.ones(2, 7, 4), torch.ones(2, 3, 4), torch.zeros(2, 3)).shape
-        torch.Size([2, 7, 3])
-    """
-    if x.ndim == 2:
-        return linear(x.unsqueeze(1), weight, bias).squeeze(1)
-    if x.ndim > 3:
-        return linear(x.flatten(1, -2), weight, bias).reshape(*x.shape[:-1], weight.shape[1])
-    if torch.is_autocast_enabled(x.device.type):  # its rules do not reach into a function with its own backward
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = _narrow(x, dtype), _narrow(weight, dtype), None if bias is None else _narrow(bias, dtype)
-    output: Tensor = _BatchedLinear.apply(x, weight, bias)
-    return output
-
-
-def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
-
-
-class _BatchedLinear(torch.autograd.Function):
-    """The product x weight^T + bias of every member, with the weight's gradient in the weight's own layout.
-
-    Autograd's would come transposed, and be copied into place at each step: a fifth of the time of a wide network.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is None:
-            return torch.bmm(x, weight.mT)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        return (
-            torch.bmm(grad, weight) if of_x else None,
-            torch.bmm(grad.mT, x) if of_weight else None,
-            grad.sum(1) if of_bias else None,
-        )
-
-
-def layer_norm(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """``F.layer_norm`` for each member."""
-    return _scale_and_shift(F.layer_norm(x, normalized_shape, None, None, eps), weight, bias)
-
-
-def rms_norm(
-    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    """``F.rms_norm`` for each member."""
-    return _scale_and_shift(F.rms_norm(x, normalized_shape, None, eps), weight, None)
-
-
-def batch_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    count: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """Batch normalisation of x [M, B, C] or [M, B, C, L], each member over its own batch, as M * C channels of one.
-
-    Like the module, it moves the running statistics, in place, where it has them and is ``training``.
-    """
-    if x.ndim not in (3, 4):
-        raise InputError(f"Expected BatchNorm1d to get inputs [B, C] or [B, C, L], but got shape {list(x.shape[1:])}.")
-    if training and count is not None:
-        count += 1
-    channels = x.transpose(0, 1).flatten(1, 2)
-    mean, variance, weight, bias = (None if t is None else t.view(-1) for t in (mean, variance, weight, bias))
-    out = F.batch_norm(channels, mean, variance, weight, bias, training or mean is None, momentum, eps)
-    return out.reshape(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0, 1)
-
-
-def reshape(x: Tensor, *shape: Any) -> Tensor:
-    """``x.reshape(shape)`` for each member."""
-    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], list | tuple) else shape
-    return x.reshape(x.shape[0], *sizes)
-
-
-def member_shape(x: Tensor) -> torch.Size:
-    """``x.shape`` as each member sees it."""
-    return x.shape[1:]
-
-
-def _scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    dtype = x.dtype
-    if weight is not None:
-        x = x * _pad_axes(weight, x.ndim)
-    if bias is not None:
-        x = x + _pad_axes(bias, x.ndim)
-    return x.to(dtype)  # under autocast the weights are wider, and the norms keep their input's type
-
-
-def _pad_axes(lifted: Tensor, ndim: int) -> Tensor:
-    missing = ndim - lifted.ndim
-    return lifted.reshape(lifted.shape[0], *[1] * missing, *lifted.shape[1:]) if missing > 0 else lifted
-
-
-# ---------------------------------------------------------------------------------------- from one member to all
-
-ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
-    nn.AlphaDropout, nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
-    nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softsign,
-    nn.Tanh, nn.Tanhshrink,
-)  # fmt: skip
-
-_ELEMENTWISE = [
-    "abs", "add", "celu", "clamp", "contiguous", "cos", "div", "dropout", "elu", "exp", "expm1", "gelu",
-    "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log", "log1p", "logsigmoid", "maximum", "minimum",
-    "mish", "mul", "neg", "pow", "relu", "relu6", "rsqrt", "rsub", "selu", "sigmoid", "silu", "sin", "softplus",
-    "softsign", "sqrt", "square", "sub", "tanh", "tanhshrink", "true_divide", "truediv",
-]  # fmt: skip
-
-_REQUIRED = object()
-# The arguments that are axes: position (counting the tensor as 0), name, default.
-_AXES: dict[str, list[tuple[int, str, Any]]] = {
-    "flatten": [(1, "start_dim", 0), (2, "end_dim", -1)],
-    "cat": [(1, "dim", 0)],
-    "stack": [(1, "dim", 0)],
-    "chunk": [(2, "dim", 0)],
-    "split": [(2, "dim", 0)],
-    "unsqueeze": [(1, "dim", _REQUIRED)],
-    "squeeze": [(1, "dim", _REQUIRED)],
-    "transpose": [(1, "dim0", _REQUIRED), (2, "dim1", _REQUIRED)],
-    "softmax": [(1, "dim", _REQUIRED)],
-    "log_softmax": [(1, "dim", _REQUIRED)],
-    "logsumexp": [(1, "dim", _REQUIRED)],
-    "mean": [(1, "dim", _REQUIRED)],
-    "sum": [(1, "dim", _REQUIRED)],
-    "normalize": [(2, "dim", 1)],
-}
-
-
-def _by_function(names: Sequence[str]) -> dict[Any, str]:
-    return {
-        function: name
-        for name in names
-        for room in (torch, F, operator)
-        if callable(function := getattr(room, name, None))
-    }
-
-
-_LIFTED_FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
-    F.linear: linear,
-    F.layer_norm: layer_norm,
-    F.rms_norm: rms_norm,
-}
-_ELEMENTWISE_FUNCTIONS = _by_function(_ELEMENTWISE)
-_AXIS_FUNCTIONS = _by_function(list(_AXES))
 
 
 class Program:
@@ -240,35 +65,6 @@ def lift(network: nn.Module, reader: OutputReader) -> Program:
         torch.Size([4, 5, 3])
     """
     return _Lifter(network, reader).program()
-
-
-class _WithReader(nn.Module):
-    """A network and the function that picks its output, as one module for the tracer."""
-
-    def __init__(self, network: nn.Module, reader: OutputReader) -> None:
-        super().__init__()
-        self.network = network
-        self.pick = reader.output if callable(reader.output) else None
-
-    def forward(self, x: Any) -> Any:
-        output = self.network(x)
-        return output if self.pick is None else self.pick(output)
-
-
-def trace(network: nn.Module, reader: OutputReader) -> fx.Graph:
-    """The graph of one member; its names begin with ``network.``.
-
-    Raises:
-        UnsupportedError: Its forward pass depends on values, or fails without them.
-    """
-    root = _WithReader(network, reader)
-    root.training = network.training
-    try:
-        return fx.Tracer().trace(root)
-    except Exception as error:  # whatever the user's code does with a stand-in for a tensor
-        raise UnsupportedError(
-            f"the forward pass of {type(network).__name__} cannot be traced ({type(error).__name__}: {error})"
-        ) from error
 
 
 class _Lifter:
@@ -357,14 +153,14 @@ class _Lifter:
             return self._size(call(member_shape, (self._map(args[0]),)), node)
         if target is add_prior:
             return call(add_prior, self._map(args), self._map(kwargs))
-        if target in _LIFTED_FUNCTIONS and args and self._is_tensor(args[0]):
-            return call(_LIFTED_FUNCTIONS[target], self._map(args), self._map(kwargs))
-        if target in _ELEMENTWISE_FUNCTIONS:
-            return self._elementwise(node, _ELEMENTWISE_FUNCTIONS[target])
+        if target in LIFTED_FUNCTIONS and args and self._is_tensor(args[0]):
+            return call(LIFTED_FUNCTIONS[target], self._map(args), self._map(kwargs))
+        if target in ELEMENTWISE_FUNCTIONS:
+            return self._elementwise(node, ELEMENTWISE_FUNCTIONS[target])
         if target is torch.cat and (heads := self._parallel_heads(node)) is not None:
             return heads
-        if target in _AXIS_FUNCTIONS:
-            return self._with_axes(node, _AXIS_FUNCTIONS[target])
+        if target in AXIS_FUNCTIONS:
+            return self._with_axes(node, AXIS_FUNCTIONS[target])
         if target is getattr:
             raise self._refusal(f"the attribute {args[1]!r} of a tensor")
         raise self._refusal(f"the function {getattr(target, '__name__', target)}")
@@ -379,9 +175,9 @@ class _Lifter:
                 shape = self.graph.call_function(member_shape, (x,))
                 dims = [*args[1:], *node.kwargs.values()]
                 return self._size(self.graph.call_function(operator.getitem, (shape, *dims)) if dims else shape, node)
-            if name in _ELEMENTWISE:
+            if name in ELEMENTWISE:
                 return self._elementwise(node, name)
-            if name in _AXES:
+            if name in AXES:
                 return self._with_axes(node, name)
         raise self._refusal(f"the method {name}")
 
@@ -406,7 +202,7 @@ class _Lifter:
         args, kwargs = list(node.args), dict(node.kwargs)
         if "axis" in kwargs:
             raise self._refusal(f"{name} with `axis` instead of `dim`")
-        for position, keyword, default in _AXES[name]:
+        for position, keyword, default in AXES[name]:
             inside = position < len(args)
             axis: Any = args[position] if inside else kwargs.get(keyword, default)
             axes = axis if isinstance(axis, list | tuple) else (axis,)
@@ -479,11 +275,6 @@ class _Lifter:
 
 
 _FRESH = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d)
-
-
-def own_name(name: str) -> str:
-    """The name that a submodule or tensor of a traced graph has in its network."""
-    return name.removeprefix("network").removeprefix(".")
 
 
 def _lift_axis(axis: int) -> int:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_uq.errors import UnsupportedError
+from lightning_uq.networks.labels import label
 
 
 def check_alike(members: Sequence[nn.Module]) -> None:
@@ -97,11 +98,6 @@ def _check_exchangeable(network: nn.Module) -> None:
         raise UnsupportedError(
             f"the state dict of {type(network).__name__} has entries beside its parameters and buffers"
         )
-
-
-def label(name: str, module: nn.Module) -> str:
-    """How a message calls a submodule."""
-    return f"{name!r} ({type(module).__name__})" if name else type(module).__name__
 
 
 def persistent_buffers(network: nn.Module) -> set[str]:

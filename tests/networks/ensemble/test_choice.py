@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_uq.errors import UnsupportedError
 from lightning_uq.networks import MLP, EnsembleNetwork, NetworkWithPrior, StackedEnsembleNetwork, build_ensemble
-from lightning_uq.networks.stacked import linear
+from lightning_uq.networks.ensemble.operations import linear
 
 
 class Custom(nn.Module):
@@ -206,7 +206,7 @@ def test_auto_chooses_and_says_why(make, num, execution, reason, mixed_precision
 
 def test_vmap_is_chosen_for_known_layers_alone():
     """Without a GPU ``auto`` does not ask; what it would ask is here."""
-    from lightning_uq.networks._mapped import check_mappable
+    from lightning_uq.networks.ensemble.vmapped import check_mappable
     from lightning_uq.networks.output import OutputReader
 
     check_mappable(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()), OutputReader())

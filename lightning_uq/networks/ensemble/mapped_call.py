@@ -15,10 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from lightning_uq.errors import UnsupportedError
-from lightning_uq.networks._alike import label
 from lightning_uq.networks._calling import takes_by_name
 from lightning_uq.networks.output import OutputReader
-from lightning_uq.networks.stacked import ELEMENTWISE_MODULES, own_name, trace
 
 
 def call_mapped(
@@ -106,24 +104,3 @@ def _norm_dtype(func: Any, dtype: torch.dtype, device: str, autocast: torch.dtyp
         warnings.simplefilter("ignore")  # torch warns of the slower kernel that it takes for mixed types
         x = torch.zeros(2, 1, dtype=dtype, device=device)
         return _AUTOCAST_NORMS[func](x, torch.ones(1, device=device)).dtype
-
-
-_MAPPABLE = (
-    *ELEMENTWISE_MODULES, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.BatchNorm1d,
-    nn.BatchNorm2d, nn.BatchNorm3d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Flatten,
-    nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.MaxPool1d, nn.MaxPool2d, nn.RMSNorm,
-)  # fmt: skip
-
-
-def check_mappable(network: nn.Module, reader: OutputReader) -> None:
-    """Check that ``torch.vmap`` is known to map every layer, and that no branch depends on values.
-
-    Raises:
-        UnsupportedError: It is not known.
-    """
-    for node in trace(network, reader).nodes:
-        if node.op == "call_module":
-            name = own_name(str(node.target))
-            module = network.get_submodule(name)
-            if type(module) not in _MAPPABLE:
-                raise UnsupportedError(f"{label(name, module)} is not known to work under torch.vmap")
