@@ -59,9 +59,9 @@ def test_no_constructor_takes_many_arguments():
                     if num > MAX_ARGUMENTS:
                         long[f"{file}: {node.name}"] = num
             fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-            if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-                if len(fields) > MAX_ARGUMENTS:
-                    long[f"{file}: {node.name}"] = len(fields)
+            is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+            if is_dataclass and len(fields) > MAX_ARGUMENTS:
+                long[f"{file}: {node.name}"] = len(fields)
     assert not long, f"More than {MAX_ARGUMENTS} arguments: {long}. Group those that belong together in one object."
 
 

@@ -28,8 +28,8 @@ from lightning_uq.functional import (
     uniform_kl,
 )
 from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.networks.initializers import truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import truncated_normal_init_
 from lightning_uq.registry import Setting
 
 AGENTS = ("epinet", "ensemble_prior", "ensemble", "dropout", "softmax", "uniform")

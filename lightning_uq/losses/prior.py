@@ -194,7 +194,7 @@ class PriorLoss(Penalty):
             loss = self.scale * l2_training_penalty(train.chunk(2, -1)[0] if self.heads == "gaussian" else train)
             if self.distill is None:
                 return loss
-            mean_index = getattr(getattr(network, "indexer", None), "mean_index", None)
+            mean_index: Tensor | None = network.indexer.mean_index  # type: ignore[union-attr, assignment]  # as above
             if mean_index is None:
                 raise InputError(
                     f"Expected a network whose indexer has a `mean_index` for distill={self.distill!r}, but "

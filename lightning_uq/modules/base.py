@@ -163,7 +163,7 @@ class UncertaintyModule(CheckpointedModule):
         super().setup(stage)
         check_strategy(self.trainer, type(self).__name__)
         if stage == "fit":
-            expect_eval_mode(getattr(self.network, "num_frozen", 0))
+            expect_eval_mode(self.network.num_frozen)
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean of the loss over all indices of a finite set, or over drawn ones; an override may sum, reweight or regularise."""
@@ -189,7 +189,7 @@ class UncertaintyModule(CheckpointedModule):
         if self.data_noise is None:
             return Targets(y, weights=own)
         sample = batches.known_sample_index(batch, f"data_noise={self.data_noise!r}").to(y.device)
-        indexer = getattr(self.network, "indexer", None)
+        indexer = self.network.indexer
         # Targets first: the weights do not depend on them.
         noisy = self.data_noise.targets(y, sample, index.to(y.device), indexer)
         weights = self.data_noise.weights(sample, index.to(y.device), indexer)

@@ -43,7 +43,7 @@ from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 from lightning_uq.registry import Setting, register_method
 from lightning_uq.tasks import OutputShapeError
 

@@ -16,7 +16,7 @@ from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
-from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks import EpistemicNetwork, GaussianIndexer
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import CategoricalPrediction, GaussianMixturePrediction
@@ -36,11 +36,8 @@ class GaussianLogits(EpistemicNetwork):
     """Logits that are linear in z: an infinite index set."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(GaussianIndexer(3))
         self.linear = nn.Linear(4, 3)
-
-    def sample_index(self, num_samples, generator=None):
-        return torch.randn(num_samples, 3, generator=generator)
 
     def forward(self, x, index):
         return self.linear(x) + index.unsqueeze(1)

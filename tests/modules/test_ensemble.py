@@ -21,7 +21,7 @@ from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 from lightning_uq.predictions import GaussianMixturePrediction
 from lightning_uq.registry import Setting, methods
 from lightning_uq.tasks import Classification, Segmentation

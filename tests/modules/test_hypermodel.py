@@ -11,7 +11,7 @@ from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.hypermodel import PriorIndependentLayers
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 from lightning_uq.registry import Setting, methods
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
@@ -95,7 +95,7 @@ def test_the_training_loss_is_the_mean_over_indices():
 
 def test_a_density_is_refused(make_trainer):
     module = HypermodelModule(BASE, optimizer=ADAM)
-    with pytest.raises(UnsupportedError, match="names no `base` network"):
+    with pytest.raises(UnsupportedError, match="no plain network inside whose features could be read"):
         make_trainer(callbacks=[FitGMM()]).fit(module, loader())
 
 

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.epinet import _KeepsPrecision
-from lightning_uq.networks.priors import AdditivePrior
+from lightning_uq.networks.precision import KeepsPrecision
+from lightning_uq.networks.priors.additive import AdditivePrior
 
 Gamma = float | tuple[float, float]
 
 
-class RandomFeatureGP(_KeepsPrecision):
+class RandomFeatureGP(KeepsPrecision):
     r"""A draw of a Gaussian process by F random features: scale * sum_k alpha_k cos(gamma w_k . x + b_k).
 
     With w ~ N(0, I), b ~ U[0, 2 pi) and alpha ~ N(0, 1 / F), one draw for every output of w and b, its covariance is
     scale^2 / 2 * exp(-gamma^2 ||x - x'||^2 / 2). Nothing is trained; the numbers are buffers. It serves as ``prior`` of a
-    :class:`~lightning_uq.networks.priors.NetworkWithPrior` and as one of the functions of an
-    :class:`~lightning_uq.networks.priors.AdditivePrior` or :class:`~lightning_uq.networks.index_priors.ChoicePrior`.
+    :class:`~lightning_uq.networks.NetworkWithPrior` and as one of the functions of an
+    :class:`~lightning_uq.networks.AdditivePrior` or :class:`~lightning_uq.networks.ChoicePrior`.
 
     Args:
         in_features: Size of the flattened input.
@@ -110,7 +110,7 @@ def gp_prior(
     scale: float = 1.0,
     seed: int | None = None,
 ) -> AdditivePrior:
-    """An :class:`~lightning_uq.networks.priors.AdditivePrior` of K = ``index_dim`` random-feature Gaussian processes.
+    """An :class:`~lightning_uq.networks.AdditivePrior` of K = ``index_dim`` random-feature Gaussian processes.
 
     Args:
         in_features: Size of the flattened input.

@@ -3,8 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_uq.networks.backbones.enn_layers import DebiasedBatchNorm2d
-from lightning_uq.networks.priors import SameConv2d, truncated_normal_init_
+from lightning_uq.compat.haiku.batch_norm import DebiasedBatchNorm2d
+from lightning_uq.networks.initializers import truncated_normal_init_
+from lightning_uq.networks.priors.convolutions import SameConv2d
 
 _CHANNELS = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512)
 _STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
@@ -15,7 +16,7 @@ class ENNVGG(nn.Module):
 
     It is not :class:`~lightning_uq.networks.backbones.VGG16`. Each SAME convolution has a bias and is followed by batch
     normalisation with an offset alone, and a ReLU; images may have any size.
-    :func:`~lightning_uq.networks.load_haiku` takes ENN's parameters and state: 7,790,794 parameters at the defaults.
+    :func:`~lightning_uq.compat.haiku.load_haiku` takes ENN's parameters and state: 7,790,794 parameters at the defaults.
 
     Args:
         num_classes: Classes C.

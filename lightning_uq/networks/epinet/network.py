@@ -1,261 +1,24 @@
-"""Epinets: a small head that reads a network's features and an index, beside the network's own output."""
+"""A network with an epinet beside it."""
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.precision import widen
-from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.epinet.head import Epinet
 from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
 from lightning_uq.networks.indexers import GaussianIndexer
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors import AdditivePrior, check_prior, freeze_as_buffers, truncated_normal_init_
+from lightning_uq.networks.priors.additive import AdditivePrior
+from lightning_uq.networks.priors.frozen import check_prior, freeze_as_buffers
+from lightning_uq.networks.priors.scale import PriorScale
 
 _SPREAD_DRAWS = 256
-_SMALLEST_SPREAD = 0.1  # of a feature, relative to the root mean square over features
-
-
-class ProjectedMLP(nn.Module):
-    """An MLP whose outputs, one vector a class, are projected on the index: reshape(MLP([z, h]), [B, C, D_z]) . z.
-
-    All indices run in one batched call. The first layer's product with the features does not depend on z and is taken
-    once, and the last layer's weights are projected before they meet the batch, which saves its factor D_z.
-
-    Args:
-        in_features: Size F of the features [B, F].
-        out_features: Size C of the output.
-        index_dim: Size D_z of the index.
-        hidden_sizes: Widths of the hidden layers, with ReLU; none makes the output quadratic in z at most.
-        concat_index: Whether the MLP reads z too, before the features; else z only projects.
-
-    Source: Osband et al., arXiv 2107.08924, section 3.3 and ``enn.networks.epinet``; initialised as there.
-
-    Example:
-        >>> ProjectedMLP(7, 3, index_dim=5)(torch.zeros(4, 7), torch.zeros(6, 5)).shape
-        torch.Size([6, 4, 3])
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        index_dim: int,
-        hidden_sizes: Sequence[int] = (50, 50),
-        concat_index: bool = True,
-    ) -> None:
-        super().__init__()
-        self.out_features = out_features
-        self.index_dim = index_dim
-        self.concat_index = concat_index
-        sizes = [in_features + index_dim * concat_index, *hidden_sizes, out_features * index_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        truncated_normal_init_(self)
-
-    def forward(self, features: Tensor, index: Tensor) -> Tensor:
-        """Outputs [Z, B, C] of features [B, F] under the rows of ``index`` [Z, D_z]."""
-        first, last = self.layers[0], self.layers[-1]
-        weight: Tensor = first.weight  # type: ignore[assignment]
-        features, index = features.to(weight.dtype), index.to(weight)
-        split = self.index_dim * self.concat_index
-        if len(self.layers) == 1:
-            shape = (self.out_features, self.index_dim)
-            by_feature = F.linear(features, weight[:, split:], first.bias)  # type: ignore[arg-type]
-            output = torch.einsum("bcd,zd->zbc", by_feature.reshape(-1, *shape), index)
-            if self.concat_index:
-                by_index = F.linear(index, weight[:, :split]).reshape(-1, *shape)
-                output = output + torch.einsum("zcd,zd->zc", by_index, index).unsqueeze(1)
-            return output
-        h = F.linear(features, weight[:, split:], first.bias).unsqueeze(0)  # type: ignore[arg-type]
-        if self.concat_index:
-            h = h + F.linear(index, weight[:, :split]).unsqueeze(1)
-        h = h.relu()
-        for layer in self.layers[1:-1]:
-            h = layer(h).relu()
-        projected = torch.einsum("cdh,zd->zhc", _by_class(last.weight, self.index_dim), index)
-        bias = F.linear(index, _by_class(last.bias, self.index_dim))
-        return torch.matmul(h, projected) + bias.unsqueeze(1)
-
-
-class _KeepsPrecision(nn.Module):
-    """Buffers that a cast of the network around them to half precision leaves in float32."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "_KeepsPrecision":
-        def keep(tensor: Tensor) -> Tensor:
-            moved: Tensor = fn(tensor)
-            half = moved.is_floating_point() and moved.dtype.itemsize < 4
-            return tensor.to(moved.device) if half else moved
-
-        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-
-class FeatureScaler(_KeepsPrecision):
-    """Standardises features by running statistics, in training as in evaluation.
-
-    The statistics are the mean over the first batches, then an exponential average; with ``momentum=0`` they stay the mean
-    over all batches. All ranks agree: the sums of a batch are added up over them. A feature that hardly varies is divided
-    by a tenth of what features vary by on average, so that a rarely active one does not explode.
-
-    Args:
-        num_features: F.
-        momentum: Weight of a batch once 1 / (number of batches) is below it.
-
-    Example:
-        >>> scaler = FeatureScaler(1)
-        >>> scaler(torch.tensor([[1.0], [3.0]]))
-        tensor([[-1.],
-                [ 1.]])
-        >>> scaler.eval()(torch.tensor([[4.0]]))
-        tensor([[2.]])
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    running_batches: Tensor
-
-    def __init__(self, num_features: int, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.tracking = True
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
-        self.register_buffer("running_batches", torch.zeros((), dtype=torch.long))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features [B, F], each of about mean 0 and variance 1."""
-        if self.training and self.tracking:
-            self._update(features.detach())
-        std = self.running_var.sqrt()
-        floor = _SMALLEST_SPREAD * self.running_var.mean().sqrt()
-        scale = torch.maximum(std, floor)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return (features.to(scale.dtype) - self.running_mean) / scale
-
-    def _update(self, features: Tensor) -> None:
-        x = widen(features)
-        count = x.new_full((1,), len(x))
-        sums = _all_sum(torch.cat([count, x.sum(0), x.square().sum(0)]))
-        mean, square = (sums[1:] / sums[0]).chunk(2)
-        variance = (square - mean.square()).clamp_min(0)
-        weight = widen((1 / (self.running_batches + 1)).clamp_min(self.momentum))
-        shift = mean - self.running_mean
-        self.running_var.copy_(
-            (1 - weight) * self.running_var + weight * variance + weight * (1 - weight) * shift.square()
-        )
-        self.running_mean.copy_(self.running_mean + weight * shift)
-        self.running_batches += 1
-
-
-class PriorScale(_KeepsPrecision):
-    """Scales a prior by the spread that it has over z.
-
-    The spread is the root mean square, over inputs and outputs, of the prior's standard deviation over z. It is measured
-    once, on the first training batch of all ranks, and kept.
-
-    Args:
-        scale: The spread, in units of the output (logits). A prior that nobody measured is multiplied by it.
-
-    Example:
-        >>> prior = PriorScale(2.0)
-        >>> prior.measure(torch.tensor([[[-3.0]], [[3.0]]]))
-        >>> prior(torch.tensor([[[-3.0]], [[3.0]]])).std(0).round(decimals=3)
-        tensor([[2.]])
-    """
-
-    running_spread: Tensor
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-        self.measured = False
-        self.register_buffer("running_spread", torch.zeros(()))
-
-    def measure(self, prior: Tensor) -> None:
-        """Take the spread of the prior's outputs [Z, B, C] as the unit."""
-        variance = widen(prior.detach()).var(0)
-        sums = _all_sum(torch.stack([variance.sum(), variance.new_tensor(variance.numel())]))
-        self.running_spread.copy_((sums[0] / sums[1]).sqrt())
-        self.measured = True
-
-    def forward(self, prior: Tensor) -> Tensor:
-        """scale * prior / spread, [Z, B, C]."""
-        spread = torch.where(self.running_spread > 0, self.running_spread, torch.ones_like(self.running_spread))
-        return prior * (self.scale / spread).to(prior.dtype)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self.measured = bool(self.running_spread > 0)
-
-
-class Epinet(nn.Module):
-    """The head alone: learnable and prior :class:`ProjectedMLP` over features and an index.
-
-    Args:
-        in_features: Size F of the features.
-        out_features: Size C of the output.
-        index_dim: Size D_z of the index.
-        hidden_sizes: Hidden layers of the learnable part.
-        prior_hidden_sizes: Hidden layers of the prior; those of the learnable part by default.
-        prior_scale: Scale of the prior; 0 leaves it out.
-        standardize_features: Whether running statistics standardise the features of both parts.
-
-    Source: ``MLPEpinetWithPrior`` of ``enn.networks.epinet``, which multiplies the prior by its scale and does not
-    standardise.
-
-    Example:
-        >>> learned, prior = Epinet(7, 3, index_dim=5)(torch.zeros(4, 7), torch.randn(6, 5))
-        >>> learned.shape, prior.requires_grad
-        (torch.Size([6, 4, 3]), False)
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        index_dim: int = 8,
-        hidden_sizes: Sequence[int] = (50, 50),
-        prior_hidden_sizes: Sequence[int] | None = None,
-        prior_scale: float = 1.0,
-        standardize_features: bool = False,
-    ) -> None:
-        super().__init__()
-        prior_hidden_sizes = hidden_sizes if prior_hidden_sizes is None else prior_hidden_sizes
-        self.scaler = FeatureScaler(in_features) if standardize_features else None
-        self.learned = ProjectedMLP(in_features, out_features, index_dim, hidden_sizes)
-        self.prior: nn.Module | None = None
-        if prior_scale:
-            # Its mode makes no difference: it follows the network's, so that nobody warns of modules in eval mode.
-            self.prior = freeze_as_buffers(
-                ProjectedMLP(in_features, out_features, index_dim, prior_hidden_sizes)
-            ).train()
-        self.prior_scale = PriorScale(prior_scale)
-
-    def forward(
-        self, features: Tensor, index: Tensor, calibration_index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Learnable part and scaled prior, each [Z, B, C], of features [B, F] and ``index`` [Z, D_z].
-
-        No gradient reaches the features. With ``calibration_index`` [Z', D_z], the spread of the prior over it, at these
-        features, becomes the unit of its scale.
-        """
-        features = features.detach()
-        if self.scaler is not None:
-            features = self.scaler(features)
-        learned: Tensor = self.learned(features, index)
-        if self.prior is None:
-            return learned, torch.zeros_like(learned)
-        if calibration_index is not None:
-            with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-                self.prior_scale.measure(self.prior(features, calibration_index))
-        return learned, self.prior_scale(self.prior(features, index)).detach()
 
 
 class EpinetNetwork(EpistemicNetwork):
@@ -283,7 +46,7 @@ class EpinetNetwork(EpistemicNetwork):
         calibrate_prior: Whether scales are spreads over z in units of the output; else they multiply the raw priors, as the
             original's do.
         base_scale: Factor of the base's output.
-        additive_prior: A further prior g(x, z) to [Z, B, C]; see :class:`~lightning_uq.networks.priors.AdditivePrior`.
+        additive_prior: A further prior g(x, z) to [Z, B, C]; see :class:`~lightning_uq.networks.AdditivePrior`.
         additive_prior_scale: Its scale.
         temperature: Divides the outputs in eval mode.
         output: What ``base`` returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
@@ -300,6 +63,8 @@ class EpinetNetwork(EpistemicNetwork):
         >>> network.layers, network(torch.zeros(5, 4), network.sample_index(7)).shape
         (['2'], torch.Size([7, 5, 3]))
     """
+
+    indexer: GaussianIndexer
 
     def __init__(
         self,
@@ -321,7 +86,7 @@ class EpinetNetwork(EpistemicNetwork):
         temperature: float = 1.0,
         output: Output = "logits",
     ) -> None:
-        super().__init__(output)
+        super().__init__(GaussianIndexer(index_dim), output)
         _check_arguments(
             hidden_sizes=hidden_sizes,
             prior_hidden_sizes=prior_hidden_sizes or (),
@@ -329,7 +94,6 @@ class EpinetNetwork(EpistemicNetwork):
             additive_prior_scale=additive_prior_scale,
             temperature=temperature,
         )
-        self.indexer = GaussianIndexer(index_dim)
         self.base = base
         self.freeze_base = freeze_base
         if freeze_base:
@@ -369,10 +133,6 @@ class EpinetNetwork(EpistemicNetwork):
     def is_initialized(self) -> bool:
         """Whether the head is built and its layers are known."""
         return self.epinet is not None and self.tap is not None
-
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal vectors [Z, index_dim]."""
-        return self.indexer(num_samples, generator)
 
     def forward(self, x: Any, index: Tensor) -> Tensor:
         """Outputs [Z, B, C] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""
@@ -437,10 +197,14 @@ class EpinetNetwork(EpistemicNetwork):
 
     @property
     def num_frozen(self) -> int:
-        """Number of modules that are in eval mode always."""
+        """Number of modules inside that are always in eval mode."""
         frozen = [self.base] if self.freeze_base else []
         frozen += [] if self.additive_prior is None else [self.additive_prior]
         return sum(len(list(part.modules())) for part in frozen)
+
+    def feature_networks(self) -> list[nn.Module]:
+        """The base."""
+        return [self.base]
 
     def track_features(self, mode: bool = True) -> None:
         """Whether training goes on moving the statistics that standardise the features."""
@@ -495,11 +259,6 @@ class EpinetNetwork(EpistemicNetwork):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _by_class(weight: Any, index_dim: int) -> Tensor:
-    """[C D_z, ...] to [C, D_z, ...]."""
-    return weight.reshape(-1, index_dim, *weight.shape[1:])  # type: ignore[no-any-return]
-
-
 def _size_of(layer: nn.Module) -> int | None:
     """Number of features that a layer takes, where it says so."""
     for kinds, attribute in (
@@ -510,13 +269,6 @@ def _size_of(layer: nn.Module) -> int | None:
         if isinstance(layer, kinds):
             return int(getattr(layer, attribute))
     return None
-
-
-def _all_sum(x: Tensor) -> Tensor:
-    """The sum over all ranks."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(x)
-    return x
 
 
 def _check_arguments(*, hidden_sizes: Sequence[int], prior_hidden_sizes: Sequence[int], **numbers: float) -> None:

@@ -9,35 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_uq.compat.haiku.generated import load_generated
 from lightning_uq.errors import InputError
-from lightning_uq.networks._haiku_generated import load_generated
-from lightning_uq.networks._wrapped import WrappedNetwork
-from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork, StackedEnsembleNetwork
-from lightning_uq.networks.epinet import Epinet, EpinetNetwork
-from lightning_uq.networks.hypermodel import HypermodelNetwork, PriorIndependentLayers
-from lightning_uq.networks.index_priors import ChoicePrior
-from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import AdditivePrior, NetworkWithPrior, truncated_normal_init_
+from lightning_uq.networks.epinet.head import Epinet
+from lightning_uq.networks.epinet.network import EpinetNetwork
+from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
+from lightning_uq.networks.priors.additive import AdditivePrior
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
+from lightning_uq.networks.priors.index_priors import ChoicePrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
+from lightning_uq.networks.wrapped import WrappedNetwork
 
 _EPINET, _PRIOR = "train_epinet", "prior_epinet"
-
-
-def haiku_mlp(in_features: int, out_features: int, hidden_sizes: Sequence[int] = (50, 50)) -> MLP:
-    """A ReLU MLP with Haiku's initial weights: the network of the testbed's agents.
-
-    Args:
-        in_features: Input dimension d.
-        out_features: C.
-        hidden_sizes: Widths of the hidden layers.
-
-    Example:
-        >>> haiku_mlp(10, 2)[0].bias.any()
-        tensor(False)
-    """
-    network = MLP(in_features, out_features, hidden_sizes)
-    truncated_normal_init_(network)
-    return network
 
 
 def read_haiku(path: str | PathLike[str]) -> dict[str, Tensor]:

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks._wrapped import WrappedNetwork, check_vectors, read_both
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.ensemble import build_ensemble
 from lightning_uq.networks.initializers import truncated_normal_, variance_scaling_
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import add_prior, freeze_as_buffers
+from lightning_uq.networks.priors.frozen import freeze_as_buffers
+from lightning_uq.networks.priors.members import add_prior
+from lightning_uq.networks.wrapped import WrappedNetwork, check_vectors, read_both
 
 
 class EpistemicNetworkWithPrior(WrappedNetwork):
@@ -22,7 +23,7 @@ class EpistemicNetworkWithPrior(WrappedNetwork):
 
     Args:
         network: The part that is trained.
-        prior: g, called with x [B, ...] and the index: an :class:`~lightning_uq.networks.priors.AdditivePrior`, a
+        prior: g, called with x [B, ...] and the index: an :class:`~lightning_uq.networks.AdditivePrior`, a
             :class:`ChoicePrior`, a :class:`RandomIndexMLP`, or another epistemic network. Its parameters become buffers, in
             place, and it stays in eval mode.
         scale: Factor of the prior.

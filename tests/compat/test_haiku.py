@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_uq.compat.haiku import load_haiku, read_haiku
 from lightning_uq.errors import InputError
 from lightning_uq.networks.ensemble import EnsembleNetwork
-from lightning_uq.networks.epinet import EpinetNetwork
-from lightning_uq.networks.haiku import load_haiku, read_haiku
+from lightning_uq.networks.epinet.network import EpinetNetwork
 
 
 def test_layers_are_matched_by_number_not_by_spelling():

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_uq.compat.haiku.batch_norm import DebiasedBatchNorm2d
 from lightning_uq.errors import InputError
-from lightning_uq.networks.backbones.enn_layers import DebiasedBatchNorm2d
-from lightning_uq.networks.priors import SameConv2d, pad_same, truncated_normal_init_
+from lightning_uq.networks.initializers import truncated_normal_init_
+from lightning_uq.networks.priors.convolutions import SameConv2d, pad_same
 
 _V1_BLOCKS = {18: 2, 32: 5, 44: 7, 56: 9, 110: 18}
 _V2_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
@@ -93,7 +94,7 @@ class ENNResNetV1(nn.Module):
 
     The thin residual network that He et al. trained on CIFAR-10, with their shortcut without weights; it is not
     :func:`~lightning_uq.networks.backbones.resnet110`. The features are 64-dimensional: the mean over pixels.
-    :func:`~lightning_uq.networks.load_haiku` takes ENN's parameters and state.
+    :func:`~lightning_uq.compat.haiku.load_haiku` takes ENN's parameters and state.
 
     Args:
         num_classes: Classes C.
@@ -149,7 +150,7 @@ class ENNResNetV2(nn.Module):
 
     A 7x7 convolution and 3x3 max-pooling, both of stride 2 and TensorFlow's SAME (which pads otherwise than torchvision
     does), four groups of 256, 512, 1024 and 2048 channels, and the mean over pixels as features.
-    :func:`~lightning_uq.networks.load_haiku` takes the parameters and the state of ENN's network, and those of
+    :func:`~lightning_uq.compat.haiku.load_haiku` takes the parameters and the state of ENN's network, and those of
     ``hk.nets.ResNet50`` (101, 152, 200) with ``resnet_v2=True``.
 
     Args:

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.priors import SameConv2d, truncated_normal_init_
+from lightning_uq.networks.initializers import truncated_normal_init_
+from lightning_uq.networks.priors.convolutions import SameConv2d
 
 _CHANNELS = (6, 16, 120)
 
@@ -13,7 +14,7 @@ class ENNLeNet(nn.Module):
     """LeNet-5 of ENN: 6, 16 and 120 channels of 5x5, each followed by ReLU and 2x2 max-pooling, then 84 features.
 
     It is not :class:`~lightning_uq.networks.backbones.LeNet`, whose two convolutions are unpadded. Its convolutions and
-    poolings are TensorFlow's SAME, its pixels are flattened channels last, and :func:`~lightning_uq.networks.load_haiku`
+    poolings are TensorFlow's SAME, its pixels are flattened channels last, and :func:`~lightning_uq.compat.haiku.load_haiku`
     takes ENN's parameters: 212,906 for images 1 x 28 x 28.
 
     Args:

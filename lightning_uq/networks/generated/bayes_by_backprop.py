@@ -1,4 +1,4 @@
-"""Bayes by backprop: a Gaussian over every weight of a network, whose index is the noise in its draw."""
+"""Bayes by backprop: a Gaussian over every weight of a network. The index is the seed of a draw."""
 
 import math
 from typing import Any
@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional._hashing import to_normal
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.variational import diagonal_gaussian_kl, sampled_kl
-from lightning_uq.networks._generated import call_with_weights, check_generable, in_chunks
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.generated.weights import call_with_weights, check_generable, in_chunks
+from lightning_uq.networks.indexers import SeedIndexer
 from lightning_uq.networks.output import Output
 
 
@@ -48,12 +50,12 @@ class Spread(nn.Module):
 
 
 class BayesByBackpropNetwork(EpistemicNetwork):
-    """f(x, z) = network(x; mean + std z) / temperature, with z ~ N(0, I_P): one entry a weight.
+    """f(x, z) = network(x; mean + std noise(z)) / temperature, with noise(z) ~ N(0, I_P): one number per weight.
 
-    All parameters of the network that require a gradient have a standard deviation of their own; the parameters themselves
-    are the means, so that a pretrained network starts from its weights. All indices run in one batched call; in evaluation as
-    many at once as memory has room for, though an index alone is P numbers. A BatchNorm layer is refused: its running
-    statistics cannot speak for all indices.
+    The index z is a seed, from which the noise is made where it is needed, equal on every device. All parameters of the network
+    that require a gradient have a standard deviation of their own. The parameters themselves are the means, so that a
+    pretrained network starts from its weights. All indices run in one batched call; in evaluation, as many at once as memory
+    has room for. A BatchNorm layer is an error, since its running statistics would mix those of all indices.
 
     Args:
         network: The network; its parameters become the means, in place.
@@ -76,7 +78,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
     def __init__(
         self, network: nn.Module, initial_std: float = 0.01, temperature: float = 1.0, output: Output = "logits"
     ) -> None:
-        super().__init__(output)
+        super().__init__(SeedIndexer(), output)
         for name, number in (("initial_std", initial_std), ("temperature", temperature)):
             if not 0 < number < math.inf:
                 raise InputError(f"Expected argument `{name}` to be above 0 and finite, but got {number}.")
@@ -96,7 +98,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
 
     @property
     def num_weights(self) -> int:
-        """P, the number of weights, which is the index's dimension."""
+        """P, the number of weights that have a distribution."""
         return sum(self._sizes)
 
     @property
@@ -110,23 +112,29 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         std: Tensor = self.spread()
         return std
 
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal vectors [Z, P], on the generator's device; without one on that of the weights."""
-        device = self.spread.rho.device if generator is None else generator.device
-        return torch.randn(num_samples, self.num_weights, generator=generator, device=device)
+    def noise(self, index: Tensor) -> Tensor:
+        """Standard normal numbers [Z, P], float32, of the seeds ``index`` [Z].
+
+        Raises:
+            InputError: ``index`` does not hold integers [Z].
+        """
+        if index.ndim != 1 or index.is_floating_point():
+            raise InputError(
+                f"`index` must be seeds, integers [Z], but it is {index.dtype} of shape {list(index.shape)}."
+            )
+        return to_normal(index.to(self.spread.rho.device), self.num_weights)
 
     def weights(self, index: Tensor) -> dict[str, Tensor]:
-        """The weights [Z, *shape] by their names in the network."""
-        if index.ndim != 2 or index.shape[1] != self.num_weights or not index.is_floating_point():
-            raise InputError(
-                f"Expected argument `index` to be vectors [Z, {self.num_weights}], one entry a weight, but got {index.dtype} of "
-                f"shape {list(index.shape)}."
-            )
+        """The weights [Z, *shape] under the seeds ``index`` [Z], by their names in the network."""
+        return self.weights_of_noise(self.noise(index))
+
+    def weights_of_noise(self, noise: Tensor) -> dict[str, Tensor]:
+        """The weights mean + std noise [Z, *shape] for any ``noise`` [Z, P], by their names in the network."""
         stds = torch.split(self.std, self._sizes)
-        noises = torch.split(index.to(self.spread.rho.device), self._sizes, dim=1)
+        noises = torch.split(noise, self._sizes, dim=1)
         return {
-            name: (mean + (noise.to(std) * std).reshape(-1, *mean.shape)).to(mean.dtype)
-            for (name, mean), std, noise in zip(self._means().items(), stds, noises, strict=True)
+            name: (mean + (part.to(std) * std).reshape(-1, *mean.shape)).to(mean.dtype)
+            for (name, mean), std, part in zip(self._means().items(), stds, noises, strict=True)
         }
 
     def call(self, x: Any, weights: dict[str, Tensor]) -> Tensor:
@@ -134,7 +142,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         return call_with_weights(self.network, self.read_output, weights, x) / self.temperature
 
     def forward(self, x: Any, index: Tensor) -> Tensor:
-        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, P]."""
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the seeds ``index`` [Z]."""
         if self.training or torch.compiler.is_compiling():
             return self.call(x, self.weights(index))
         return in_chunks(lambda part: self.call(x, self.weights(part)), index, self.num_weights, x)

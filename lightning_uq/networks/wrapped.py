@@ -1,14 +1,11 @@
 """What wrappers of epistemic networks, and networks that read the index beside their input, share."""
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.priors import freeze_as_buffers
+from lightning_uq.networks.priors.frozen import freeze_as_buffers
 
 
 class WrappedNetwork(EpistemicNetwork):
@@ -28,9 +25,8 @@ class WrappedNetwork(EpistemicNetwork):
                 f"Expected argument `network` to be an EpistemicNetwork, but got {type(network).__name__}; "
                 "DeterministicNetwork makes one of a plain network."
             )
-        super().__init__(network.read_output.output)
+        super().__init__(network.indexer, network.read_output.output)
         self.network = network
-        self.num_indices = network.num_indices
         self.prior = None if prior is None else freeze_as_buffers(prior)
 
     def train(self, mode: bool = True) -> "WrappedNetwork":
@@ -41,23 +37,24 @@ class WrappedNetwork(EpistemicNetwork):
         return self
 
     @property
-    def indexer(self) -> Any:
-        """The inner network's indexer, by which noise on the data knows its indices; None where it has none."""
-        return getattr(self.network, "indexer", None)
+    def num_frozen(self) -> int:
+        """Number of modules inside that are always in eval mode."""
+        own = 0 if self.prior is None else len(list(self.prior.modules()))
+        return own + self.network.num_frozen
+
+    def feature_networks(self) -> list[nn.Module]:
+        """Those of the network inside."""
+        return self.network.feature_networks()
 
     @property
-    def num_frozen(self) -> int:
-        """Number of modules that are in eval mode always."""
-        own = 0 if self.prior is None else len(list(self.prior.modules()))
-        return own + int(getattr(self.network, "num_frozen", 0))
+    def feature_source(self) -> EpistemicNetwork:
+        """That of the network inside."""
+        return self.network.feature_source
 
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Indices of the inner network."""
-        return self.network.sample_index(num_samples, generator)
-
-    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
-        """Indices to evaluate with of the inner network."""
-        return self.network.evaluation_index(num_samples, seed=seed)
+    @property
+    def shows_features(self) -> bool:
+        """As the network inside does."""
+        return self.network.shows_features
 
 
 def check_vectors(index: Tensor, index_dim: int) -> None:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
-from lightning_uq.networks.hypermodel import HypermodelNetwork, PriorIndependentLayers
+from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 
 
 @torch.no_grad()

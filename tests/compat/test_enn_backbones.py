@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_uq.callbacks import FitGMM
+from lightning_uq.compat.haiku import ENNVGG, ENNLeNet, ENNResNetV1, ENNResNetV2, load_haiku
+from lightning_uq.compat.haiku.batch_norm import DebiasedBatchNorm2d
+from lightning_uq.compat.haiku.resnet import ENNBlockV1, ENNBlockV2
 from lightning_uq.errors import InputError
 from lightning_uq.modules import EpinetModule
-from lightning_uq.networks import EnsembleNetwork, VmapEnsembleNetwork, load_haiku
-from lightning_uq.networks.backbones import ENNVGG, ENNLeNet, ENNResNetV1, ENNResNetV2
-from lightning_uq.networks.backbones.enn_layers import DebiasedBatchNorm2d
-from lightning_uq.networks.backbones.enn_resnet import ENNBlockV1, ENNBlockV2
+from lightning_uq.networks import EnsembleNetwork, VmapEnsembleNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.features import last_linear, traced_last_linear
 
@@ -667,6 +667,6 @@ def test_it_pickles_exports_and_is_an_importable_factory(family):
         torch.testing.assert_close(pickle.loads(pickle.dumps(network))(x), expected)
         torch.testing.assert_close(torch.export.export(network, (x,), strict=False).module()(x), expected)
     arguments = {"num_classes": CLASSES} | ({"in_channels": 3, "input_size": 8} if family == "lenet" else {})
-    other = Factory(f"lightning_uq.networks.backbones.{type(network).__name__}", arguments)()
+    other = Factory(f"lightning_uq.compat.haiku.{type(network).__name__}", arguments)()
     other.load_state_dict(network.state_dict())
     torch.testing.assert_close(other.eval()(x), expected)
