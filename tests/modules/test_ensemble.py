@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_uq.data.indexed import Indexed, IndexedSample
 import lightning_uq.modules.ensemble
+from lightning_uq.data.indexed import Indexed, IndexedSample
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import bootstrap_weights, member_seed
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian

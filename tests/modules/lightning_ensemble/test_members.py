@@ -22,8 +22,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 import lightning_uq.modules.lightning_ensemble.metrics
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import member_seed
-from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer
 from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer
 from lightning_uq.modules.streams import RandomStream
 
 M, SEED = 3, 7
