@@ -14,6 +14,7 @@ from lightning_uq.modules.lightning_ensemble.logs import MemberLogs
 from lightning_uq.modules.lightning_ensemble.metrics import EnsembleMetrics
 from lightning_uq.modules.lightning_ensemble.optimization import MemberOptimization
 from lightning_uq.modules.lightning_ensemble.steps import MemberSteps
+from lightning_uq.modules.lightning_ensemble.trainer import MemberTrainer
 from lightning_uq.modules.streams import RandomStream
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Members:
         Returns:
             -1 where every member asks to skip the rest of the epoch, else None.
         """
+        if hook.endswith("_batch_start"):
+            self.steps.forget()
         results = []
         for i, module in enumerate(self.modules):
             if not overrides(module, hook) or (hook == "on_before_backward" and self.steps.losses[i] is None):
@@ -115,7 +118,7 @@ class Members:
         for i, module in enumerate(self.modules):
             if stage == "fit":
                 check_member(module)
-            module.trainer = self.ensemble.trainer
+            module.trainer = MemberTrainer(self, i)  # type: ignore[assignment]  # it passes for a Trainer
             # Bound methods and partials, no lambdas: a spawned process gets them by pickle.
             vars(module).update(
                 log=partial(self.logs.log, i),
@@ -128,6 +131,7 @@ class Members:
         """Leave the members as they came."""
         self.call_each("teardown", stage)
         for module in self.modules:
+            module.trainer = self.ensemble.trainer
             for name in ("log", "optimizers", "lr_schedulers"):
                 vars(module).pop(name, None)
 

@@ -9,6 +9,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
+from lightning_uq.errors import InputError
 from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
 from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer, ScaledOptimizer, configure_member
 from lightning_uq.modules.lightning_ensemble.part import Part
@@ -31,16 +32,31 @@ class MemberOptimization(Part):
         self.schedulers: list[list[LRSchedulerConfig]] = []
 
     def configure_optimizers(self) -> CompositeOptimizer:
-        """The members' optimizers as one; their schedulers join Lightning's in :meth:`attach_schedulers`."""
+        """The members' optimizers as one; their schedulers join Lightning's in :meth:`attach_schedulers`.
+
+        Raises:
+            InputError: A member cannot train beside others, or its optimizer holds another member's parameters.
+        """
         self.optimizers, self.schedulers = [], []
         for i in range(len(self.members.modules)):
             with self.members.turn_of(i) as member:
                 check_member(member)  # its `setup` may have turned automatic optimization off
                 returned = member.configure_optimizers()
             optimizer, configs = configure_member(member, f"member_{i}", returned)
+            self._check_parameters(i, optimizer)
             self.optimizers.append(optimizer)
             self.schedulers.append(configs)
         return CompositeOptimizer(self.optimizers)
+
+    def _check_parameters(self, i: int, optimizer: Optimizer) -> None:
+        owners = {id(p): j for j, member in enumerate(self.members.modules) for p in member.parameters()}
+        for group in optimizer.param_groups:
+            others = {owners.get(id(p), i) for p in group["params"]} - {i}
+            if others:
+                raise InputError(
+                    f"The optimizer of member {i} holds parameters of member {min(others)}, which it would train as well. Let "
+                    f"`configure_optimizers` of {type(self.members.modules[i]).__name__} pass `self.parameters()`."
+                )
 
     def attach_schedulers(self) -> None:
         """Hand the members' schedulers to Lightning."""

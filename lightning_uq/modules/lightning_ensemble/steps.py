@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.modules.lightning_ensemble.batches import own_batch
 from lightning_uq.modules.lightning_ensemble.checks import overrides
 from lightning_uq.modules.lightning_ensemble.part import Part
 
@@ -20,7 +21,7 @@ class MemberSteps(Part):
     """The members' steps for the current batch.
 
     Attributes:
-        outputs: What each member's step returned, as Lightning would pass it to ``on_*_batch_end``.
+        outputs: The value of each member's step, as Lightning would pass it to ``on_*_batch_end``.
         losses: Each member's loss, or None where it skipped the step.
     """
 
@@ -28,17 +29,19 @@ class MemberSteps(Part):
         super().__init__(members)
         self.outputs: list[Any] = []
         self.losses: list[Tensor | None] = []
+        self._batches: dict[int, Any] = {}
 
     def forget(self) -> None:
-        """Drop what belongs to the current batch."""
-        self.outputs, self.losses = [], []
+        """Drop the values of the current batch."""
+        self.outputs, self.losses, self._batches = [], [], {}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Every member's training step; the sum of their losses gives each its own gradient."""
-        self.forget()
+        self.outputs, self.losses = [], []
         for i in range(len(self.members.modules)):
             with self.members.turn_of(i) as member:
                 output = self._trained(member, self.batch_of(i, batch), batch_idx)
+            self._release(i, "on_train_batch_end")
             loss, extra = _loss_and_rest(output, member)
             self.losses.append(loss)
             accumulated = self.members.ensemble.trainer.accumulate_grad_batches
@@ -56,6 +59,7 @@ class MemberSteps(Part):
                 with self.members.turn_of(i):
                     own = self.batch_of(i, batch)
                     self.outputs[i] = call_step(getattr(member, step), own, batch_idx, dataloader_idx)
+                self._release(i, f"on_{step.removesuffix('_step')}_batch_end")
         self.members.logs.log_means()
 
     def _trained(self, member: LightningModule, batch: Any, batch_idx: int) -> Any:
@@ -87,8 +91,23 @@ class MemberSteps(Part):
     # ------------------------------------------------------------------ batches
 
     def batch_of(self, i: int, batch: Any) -> Any:
-        """Member i's own batch; in training it goes through the member's own ``on_after_batch_transfer``."""
-        return self.members.modules[i].on_after_batch_transfer(batch, 0) if self._transfers_by_member() else batch
+        """Member i's own copy of the current batch, which it may change in place.
+
+        In training it goes through the member's own ``on_after_batch_transfer``. A single member that trains is the only user
+        of the batch, and gets the batch itself. In evaluation the ensemble's metrics use it too.
+        """
+        if i not in self._batches:
+            trains_alone = self.members.ensemble.trainer.training and len(self.members.modules) == 1
+            own = batch if trains_alone else own_batch(batch)
+            if self._transfers_by_member():
+                own = self.members.modules[i].on_after_batch_transfer(own, 0)
+            self._batches[i] = own
+        return self._batches[i]
+
+    def _release(self, i: int, last_hook: str) -> None:
+        """Drop member i's batch after its step, unless the member sees the batch once more."""
+        if not overrides(self.members.modules[i], last_hook):
+            del self._batches[i]
 
     def after_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """The ensemble's ``on_after_batch_transfer``: outside training, the first member's."""
