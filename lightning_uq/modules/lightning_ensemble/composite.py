@@ -26,7 +26,7 @@ class CompositeOptimizer(Optimizer):
     """The members' optimizers as one, which Lightning steps, saves and restores.
 
     Args:
-        optimizers: One a member; their parameter groups stay theirs.
+        optimizers: One per member; each keeps its parameter groups.
 
     Example:
         >>> import torch
@@ -87,8 +87,8 @@ class CompositeOptimizer(Optimizer):
         states = state_dict.get("members", [])
         if len(states) != len(self.optimizers):
             raise InputError(
-                f"Expected the optimizer states of {len(self.optimizers)} LightningModules, but the checkpoint holds "
-                f"{len(states)}: it was written by another kind of ensemble, or by one of another size."
+                f"The checkpoint holds the optimizer states of {len(states)} LightningModules, but the ensemble has "
+                f"{len(self.optimizers)}: another kind of ensemble wrote it, or one of another size."
             )
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
@@ -119,12 +119,12 @@ class ScaledOptimizer:
 
 
 def configure_member(member: LightningModule, name: str, returned: Any) -> tuple[Optimizer, list[LRSchedulerConfig]]:
-    """What a member's ``configure_optimizers`` returned, read and checked as Lightning does it for a module alone.
+    """Read and check the value of a member's ``configure_optimizers``, as Lightning does for one module.
 
     Args:
         member: The member.
         name: Its prefix, ``"member_3"``; monitors and names of schedulers are prefixed, as what it logs is.
-        returned: What its ``configure_optimizers`` gave.
+        returned: The value of its ``configure_optimizers``.
 
     Raises:
         InputError: It is not one optimizer that steps without a closure.
@@ -132,13 +132,13 @@ def configure_member(member: LightningModule, name: str, returned: Any) -> tuple
     optimizers, schedulers, monitor = ([], [], None) if returned is None else _configure_optimizers(returned)
     if len(optimizers) != 1:
         raise InputError(
-            f"Expected `configure_optimizers` of {type(member).__name__} to return one optimizer, but it returned "
-            f"{len(optimizers)}. {APART}"
+            f"`configure_optimizers` of {type(member).__name__} must return one optimizer, but it returned {len(optimizers)}. "
+            f"{APART}"
         )
     if isinstance(optimizers[0], LBFGS):
         raise InputError(
-            f"Expected {type(member).__name__} to use an optimizer that needs one evaluation a step, but got LBFGS, which "
-            f"evaluates as often as it likes. {APART}"
+            f"{type(member).__name__} must use an optimizer that evaluates the loss once per step, but LBFGS evaluates it several "
+            f"times. {APART}"
         )
     configs = _configure_schedulers_automatic_opt(schedulers, monitor)
     _validate_optimizers_attached(optimizers, configs)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,6 +11,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq.functional.adversarial import held_buffers
+from lightning_uq.modules.lightning_ensemble.part import Part
+
+if TYPE_CHECKING:
+    from lightning_uq.modules.lightning_ensemble.members import Members
 
 
 class MeanOfMetrics(Metric):
@@ -30,7 +34,7 @@ class MeanOfMetrics(Metric):
         return self._members[0].device
 
     def update(self) -> None:
-        """Nothing: the members' metrics are their owners' to update."""
+        """Do nothing: each member updates its own metric."""
 
     def compute(self) -> Tensor:
         """The mean of the members' values."""
@@ -40,45 +44,44 @@ class MeanOfMetrics(Metric):
         return compute  # every member's compute synchronises and caches by itself
 
 
-class MemberLogs(LightningModule):
-    """A LightningModule that logs on behalf of its members."""
+class MemberLogs(Part):
+    """Logs for the members, through the ensemble's ``log``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, members: "Members") -> None:
+        super().__init__(members)
         self._muted = False
         self._logged: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
-        self._log_counts: Counter[tuple[int, str]] = Counter()
+        self._counts: Counter[tuple[int, str]] = Counter()
 
-    def log_for(self, i: int, name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
+    def log(self, i: int, name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
         """Member i's ``self.log``: under ``member_i/name``, and remembered for the mean, which the progress bar shows."""
         if self._muted:
             return
-        self.log(f"member_{i}/{name}", value, False, *args, **kwargs)
-        occurrence = self._log_counts[i, name]
-        self._log_counts[i, name] += 1
+        self.members.ensemble.log(f"member_{i}/{name}", value, False, *args, **kwargs)
+        occurrence = self._counts[i, name]
+        self._counts[i, name] += 1
         self._logged.setdefault((name, occurrence), []).append((value, prog_bar, args, kwargs))
 
     def log_means(self) -> None:
-        """Log the members' mean of what they logged since the last call; within the same hook, as Lightning asks."""
+        """Log the mean over members of each value logged since the last call; Lightning requires the same hook."""
         logged, self._logged = self._logged, {}
-        self._log_counts.clear()
+        self._counts.clear()
+        ensemble = self.members.ensemble
         for (name, _), entries in logged.items():
             values = [value for value, *_ in entries]
             _, prog_bar, args, kwargs = entries[0]
             if isinstance(values[0], Metric):
                 mean: Any = MeanOfMetrics(values)
-                kwargs = {
-                    "metric_attribute": name,
-                    **kwargs,
-                }  # it is no attribute, so Lightning cannot look its name up
+                # It is no attribute of the ensemble, so Lightning cannot look its name up.
+                kwargs = {"metric_attribute": name, **kwargs}
             else:
-                mean = torch.stack([torch.as_tensor(v, device=self.device).detach().squeeze() for v in values])
+                mean = torch.stack([torch.as_tensor(v, device=ensemble.device).detach().squeeze() for v in values])
                 mean = (mean if mean.is_floating_point() else mean.float()).mean()
-            self.log(name, mean, prog_bar, *args, **kwargs)
+            ensemble.log(name, mean, prog_bar, *args, **kwargs)
 
     @contextmanager
     def quiet(self, member: LightningModule) -> Iterator[None]:
-        """Inside, a member logs nothing, and what its metrics and buffers record is thrown away."""
+        """Inside, a member logs nothing, and its metrics and buffers record nothing."""
         places = [
             (m._modules, name, c) for m in member.modules() for name, c in m._modules.items() if isinstance(c, Metric)
         ]
