@@ -5,11 +5,11 @@ import sys
 import types
 from pathlib import Path
 
+import lightning_uq.registry as registry
 import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_uq.registry as registry
 from lightning_uq import DropoutModule, EnsembleModule
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()

@@ -19,6 +19,7 @@ from lightning_uq.checkpoint_files import read_weights
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
+from lightning_uq.method import Method, Setting
 from lightning_uq.modules.averages import averaged_copies
 from lightning_uq.modules.base import Targets, UncertaintyModule, expect_eval_mode, restore_argument, training_option
 from lightning_uq.modules.building import (
@@ -40,7 +41,6 @@ from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors import NetworkWithPrior
-from lightning_uq.registry import Setting, register_method
 from lightning_uq.tasks import OutputShapeError
 
 _STATE = "lightning_uq_ensemble"
@@ -425,7 +425,8 @@ def _with_input(batch: Any, x: Tensor) -> Any:
     return x
 
 
-@register_method("ensemble", ood_score="mutual_information")
-def _ensemble(setting: Setting) -> EnsembleModule:
-    members = setting.options.get("num_members", 5)
-    return EnsembleModule(setting.network, num_members=members, optimizer=setting.optimizer)
+def _build(setting: Setting) -> EnsembleModule:
+    return EnsembleModule(setting.network, num_members=5, optimizer=setting.optimizer)
+
+
+METHOD = Method(name="ensemble", build=_build, ood_score="mutual_information")

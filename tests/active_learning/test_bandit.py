@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from lightning_uq.modules.uniform import UniformModule
 from torch import nn
 
 from lightning_uq import (
@@ -22,7 +23,6 @@ from lightning_uq.active_learning.bandit import _Replay
 from lightning_uq.data.environments import draw_teacher, teacher_logits
 from lightning_uq.losses import BootstrapNoise
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.modules.uniform import UniformModule
 from lightning_uq.networks.base import EpistemicNetwork
 
 LINEAR = Factory("torch.nn.Linear", {"in_features": 2, "out_features": 2})
