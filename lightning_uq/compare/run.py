@@ -22,6 +22,7 @@ from lightning_uq.compare.evaluation import Pooled, evaluate
 from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS, AgentSetting, agent_setting, num_epochs
 from lightning_uq.compare.training import Progress, seeded, train
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
+from lightning_uq.errors import InputError
 from lightning_uq.method import Method, Setting
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.report.table import ALL_COLUMNS
@@ -149,7 +150,11 @@ def choose_methods(names: Sequence[str] | None, setting: Setting) -> tuple[dict[
         # A method that reads another's network stands below that one.
         names = DEFAULT_AGENTS if testbed else sorted(known, key=lambda name: order.index(known[name].trainee))
     chosen, known = find_methods(names, known)
-    find_methods([known[name].trainee for name in chosen], known)
+    for name in find_methods([known[name].trainee for name in chosen], known)[0]:
+        if known[name].build is None:
+            raise InputError(
+                f"methods: {name} trains no network that another method could read, since it reads one itself."
+            )
     return {name: known[name] for name in chosen}, known
 
 

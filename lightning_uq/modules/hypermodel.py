@@ -101,7 +101,7 @@ class HypermodelModule(UncertaintyModule):
 
 
 def _build(setting: Setting) -> HypermodelModule:
-    sizes = {"in_features": setting.num_features, "out_features": setting.num_classes}
+    sizes: dict[str, Any] = {"in_features": setting.num_features, "out_features": setting.num_classes}
     return HypermodelModule(
         setting.network,
         prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=8),

@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 import torch
-from lightning_uq.modules.uniform import UniformModule
 from torch import nn
 
 from lightning_uq import (
@@ -20,6 +19,7 @@ from lightning_uq import (
 )
 from lightning_uq.active_learning import Bandit, thompson_sampling
 from lightning_uq.active_learning.bandit import _Replay
+from lightning_uq.compare.testbed.uniform import UniformModule
 from lightning_uq.data.environments import draw_teacher, teacher_logits
 from lightning_uq.losses import BootstrapNoise
 from lightning_uq.modules.base import UncertaintyModule

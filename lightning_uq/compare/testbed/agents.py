@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -139,7 +140,7 @@ def _epinet(setting: Setting) -> EpinetModule:
 
 
 def _hypermodel(setting: Setting) -> HypermodelModule:
-    sizes = {"in_features": setting.num_features, "out_features": setting.num_classes}
+    sizes: dict[str, Any] = {"in_features": setting.num_features, "out_features": setting.num_classes}
     return HypermodelModule(
         setting.network,
         index_dim=6,
