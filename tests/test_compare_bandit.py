@@ -167,12 +167,12 @@ def test_it_prints_a_table_and_writes_two_files(capsys, workplace):
         (["--seeds", "0"], "`seeds` to be at least 1, but got 0"),
         (["--seed", "-1"], r"`seed` to be in \[0, 2\^32 - 2\], but got -1"),
         (["--steps", "0"], "`steps` to be at least 1, but got 0"),
-        (["--steps", "few"], "argument --steps: invalid int value: 'few'"),
+        (["--steps", "few"], "--steps must be a whole number, but it is 'few'"),
         (["--num-actions", "1"], "`num_actions` to be an integer of at least 2, but got 1"),
         (["--input-dim", "0"], "`input_dim` to be an integer of at least 1, but got 0"),
         (["--temperature", "0"], "`temperature` to be finite and above 0, but got 0.0"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
-        (["--out", "file"], "Expected a directory to write to, but file is none: "),
+        (["--out", "file"], "file cannot be used as a directory to write to: it is a file"),
     ],
 )
 def test_it_refuses_in_one_line(capsys, workplace, arguments, message):
@@ -230,6 +230,6 @@ def test_help_lists_the_command_and_its_options(capsys):
         "out",
     ):
         assert f"--{option} " in text
-    assert f"(default:{','.join(DEFAULT_AGENTS)},of" in "".join(
+    assert f"(default:{','.join(DEFAULT_AGENTS)};" in "".join(
         text.split()
     )  # without the line breaks of a narrow terminal

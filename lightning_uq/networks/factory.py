@@ -1,13 +1,13 @@
 """Factories of networks: what an ensemble calls once a member, and how a checkpoint remembers it."""
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.importing import import_object
 
 
 class Factory:
@@ -38,7 +38,7 @@ class Factory:
     def __init__(self, target: str, kwargs: dict[str, Any] | None = None) -> None:
         self.target = target
         self.kwargs = dict(kwargs or {})
-        self._function = _import(target)
+        self._function: Callable[..., Any] = import_object(target)
 
     def __call__(self, *args: Any) -> Any:
         """Call the target: ``target(*args, **kwargs)``. A network's factory is called without arguments."""
@@ -98,7 +98,7 @@ def factory_to_config(factory: object) -> dict[str, Any] | None:
         kwargs, factory = factory.keywords, factory.func
     target = f"{getattr(factory, '__module__', None)}.{getattr(factory, '__qualname__', None)}"
     try:
-        found = _import(target)
+        found = import_object(target)
     except InputError:
         return None
     if found is not factory or target.startswith("__main__.") or not is_plain(kwargs):
@@ -115,27 +115,6 @@ def factory_from_config(config: Any) -> Any:
         factory = Factory(config["target"], dict(config["kwargs"]))
         return factory if factory.kwargs else factory._function
     return config
-
-
-def _import(target: str) -> Callable[..., Any]:
-    module_path, _, name = target.rpartition(".")
-    # A nested class has its owner in the path: shorten the module part until it imports.
-    names = [name]
-    while module_path:
-        try:
-            found: Any = importlib.import_module(module_path)
-        except ModuleNotFoundError as error:
-            if error.name is not None and not module_path.startswith(error.name):
-                raise  # the module exists and one of its own imports does not
-            module_path, _, outer = module_path.rpartition(".")
-            names.insert(0, outer)
-            continue
-        for part in names:
-            found = getattr(found, part, None)
-        if callable(found):
-            return found  # type: ignore[no-any-return]
-        break
-    raise InputError(f"Expected argument `target` to be the import path of a class or function, but got {target!r}.")
 
 
 def is_plain(value: object) -> bool:

@@ -9,10 +9,10 @@ from lightning_uq.errors import InputError
 
 
 def writable_directory(path: Path) -> Path:
-    """Make the directory, or tell at once that nothing can be written there, before hours of work are lost.
+    """Make a directory and check that it can be written to, before hours of work are lost.
 
     Raises:
-        InputError: It is a file, or may not be written to.
+        InputError: The path is a file, or the directory cannot be written to.
 
     Example:
         >>> writable_directory(Path(tempfile.mkdtemp()) / "runs" / "compare").is_dir()
@@ -23,7 +23,8 @@ def writable_directory(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise InputError(f"Expected a directory to write to, but {path} is none: {error.strerror or error}.") from error
+        problem = "it is a file" if path.is_file() else error.strerror or str(error)
+        raise InputError(f"{path} cannot be used as a directory to write to: {problem}.") from error
     return path
 
 
