@@ -1,11 +1,12 @@
-"""Writing results so that a directory never holds half of them."""
+"""Writing results into a directory: all of them, or none."""
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from lightning_uq.errors import InputError
+from lightning_uq.writing import replacing
 
 
 def writable_directory(path: Path) -> Path:
@@ -29,12 +30,12 @@ def writable_directory(path: Path) -> Path:
 
 
 def write_files(directory: Path, files: Mapping[str, bytes], stale: Sequence[str] = ()) -> None:
-    """Write all files into a directory, or none: first beside it, then each put in place by a rename.
+    """Write all files into a directory, or none of them.
 
     Args:
-        directory: Where to; it exists.
+        directory: Where to write; it exists.
         files: Contents by file name.
-        stale: Patterns of an earlier run's files, removed unless they are among ``files``.
+        stale: Patterns of an earlier run's files, which are removed unless they are among ``files``.
 
     Example:
         >>> directory = Path(tempfile.mkdtemp())
@@ -42,12 +43,10 @@ def write_files(directory: Path, files: Mapping[str, bytes], stale: Sequence[str
         >>> [path.name for path in directory.iterdir()]
         ['results.json']
     """
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as staging:
+    with ExitStack() as stack:
         for name, content in files.items():
-            (Path(staging) / name).write_bytes(content)
+            stack.enter_context(replacing(directory / name)).write_bytes(content)
         for pattern in stale:
             for old in directory.glob(pattern):
                 if old.name not in files:
                     old.unlink()
-        for name in files:
-            os.replace(Path(staging) / name, directory / name)  # noqa: PTH105  # says that it overwrites
