@@ -16,6 +16,7 @@ from lightning_uq.callbacks import (
 from lightning_uq.checkpoint_files import AtomicCheckpointIO
 from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
+from lightning_uq.method import Method, Setting
 from lightning_uq.modules import (
     BayesByBackpropModule,
     CategoricalRegressionModule,
@@ -74,6 +75,7 @@ __all__ = [
     "HypermodelModule",
     "Indexed",
     "InputError",
+    "Method",
     "MissingExtraError",
     "NotFittedError",
     "OODDetection",
@@ -83,6 +85,7 @@ __all__ = [
     "PredictionWriter",
     "Regression",
     "Segmentation",
+    "Setting",
     "StudentTPrediction",
     "Task",
     "TemperatureScaling",

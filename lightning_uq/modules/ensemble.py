@@ -17,6 +17,7 @@ from lightning_uq import batches
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.adversarial import held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
+from lightning_uq.method import Method, Setting
 from lightning_uq.modules.adversarial import Adversary
 from lightning_uq.modules.arguments import restore_argument, training_option
 from lightning_uq.modules.base import UncertaintyModule
@@ -37,7 +38,6 @@ from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors.members import NetworkWithPrior
-from lightning_uq.registry import Setting, register_method
 from lightning_uq.tasks import OutputShapeError
 
 
@@ -323,7 +323,8 @@ def _as_misfit() -> Iterator[None]:
         raise OutputShapeError(str(error)) from error
 
 
-@register_method("ensemble", ood_score="mutual_information")
-def _ensemble(setting: Setting) -> EnsembleModule:
-    members = setting.options.get("num_members", 5)
-    return EnsembleModule(setting.network, num_members=members, optimizer=setting.optimizer)
+def _build(setting: Setting) -> EnsembleModule:
+    return EnsembleModule(setting.network, num_members=5, optimizer=setting.optimizer)
+
+
+METHOD = Method(name="ensemble", build=_build, ood_score="mutual_information")

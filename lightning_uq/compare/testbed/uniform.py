@@ -5,7 +5,6 @@ from torch import Tensor
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.indexers import EnsembleIndexer
-from lightning_uq.registry import Setting, register_method
 
 
 class UniformNetwork(EpistemicNetwork):
@@ -42,8 +41,3 @@ class UniformModule(UncertaintyModule):
     def __init__(self, num_classes: int) -> None:
         super().__init__(UniformNetwork(num_classes))
         self._save_arguments(num_classes=num_classes)
-
-
-@register_method("uniform", ood_score="predictive_entropy", fits=lambda setting: setting.data == "testbed")
-def _uniform(setting: Setting) -> UniformModule:
-    return UniformModule(setting.num_classes)

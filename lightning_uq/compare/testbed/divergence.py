@@ -1,21 +1,17 @@
-"""The Neural Testbed in the comparison: its agents' configuration, and the divergence that it judges them by.
+"""The divergence of a method's joint predictions from the environment that drew a problem of the Neural Testbed.
 
-Source: Osband et al., arXiv 2110.04629, and ``neural_testbed.agents.factories``: networks with two hidden layers of 50, Adam
-at 1e-3, batches of 100, 1,000 steps, and an L2 term, biases included, that falls with n / d. A method's own numbers
-stand in its recipe.
+Source: Osband et al., arXiv 2110.04629, and ``neural_testbed.likelihood``.
 """
 
-import functools
 import itertools
-import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_uq.data import TestbedDataModule
 from lightning_uq.errors import InputError
@@ -28,73 +24,17 @@ from lightning_uq.functional import (
     uniform_kl,
 )
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.networks.initializers import truncated_normal_init_
-from lightning_uq.networks.mlp import MLP
-from lightning_uq.registry import Setting
 
-AGENTS = ("epinet", "ensemble_prior", "ensemble", "dropout", "softmax", "uniform")
-"""The rows of a comparison that names none."""
-
-HIDDEN_SIZES = (50, 50)
-NUM_MEMBERS = 10
 NUM_INDICES = 1000
-"""Indices z that a divergence is estimated with, where there are infinitely many."""
+"""Indices z that estimate a divergence where there are infinitely many."""
 
 EXACT_UP_TO = 10
-"""Labels together above which the testbed sorts hypotheses into cells."""
+"""Number of joint labels above which the testbed sorts hypotheses into cells."""
 
 Estimator = Literal["auto", "exact", "projection"]
-"""How the mean over z of a product of probabilities is taken: as it stands, or over cells of like hypotheses."""
+"""How the mean over z of a product of probabilities is taken: exactly, or over cells of similar hypotheses."""
 
 _ROWS_AT_ONCE = 50_000
-
-
-def agent_network(
-    in_features: int,
-    out_features: int,
-    hidden_sizes: Sequence[int] = HIDDEN_SIZES,
-    dropout: float = 0.0,
-    nonzero_bias: bool = False,
-) -> MLP:
-    """An agent's ReLU MLP, initialised as the testbed's are.
-
-    Args:
-        in_features: d.
-        out_features: C.
-        hidden_sizes: Hidden layers.
-        dropout: After each of them.
-        nonzero_bias: Whether the first layer's bias is drawn as its weights are; else it is zero, as the others.
-
-    Example:
-        >>> agent_network(10, 2)[0].bias.abs().max()
-        tensor(0., grad_fn=<MaxBackward1>)
-    """
-    network = MLP(in_features, out_features, hidden_sizes, dropout=dropout)
-    truncated_normal_init_(network)
-    first = network[0]
-    if nonzero_bias and isinstance(first, nn.Linear):
-        std = in_features**-0.5
-        nn.init.trunc_normal_(first.bias, 0.0, std, -2 * std, 2 * std)
-    return network
-
-
-def agent_setting(data: TestbedDataModule, learning_rate: float) -> Setting:
-    """What an agent is told: T, d, n and C, with the network and the optimizer that agents share.
-
-    The L2 term is sqrt(T) d / n times the sum of squares of all trained weights, which is Adam's ``weight_decay`` of twice as
-    much. The original's ensembles divide it by their size K, as they do their loss, where ours are sums over members.
-    """
-    num_features, num_train, temperature = data.num_features, data.num_train, data.temperature
-    l2 = math.sqrt(temperature) * num_features / num_train
-    return Setting(
-        data=data.name,
-        num_features=num_features,
-        num_classes=data.num_classes,
-        num_train=num_train,
-        network=functools.partial(agent_network, in_features=num_features, out_features=data.num_classes),
-        optimizer=functools.partial(torch.optim.Adam, lr=learning_rate, weight_decay=2 * l2),
-        options={"temperature": temperature, "num_members": NUM_MEMBERS},
-    )
 
 
 def divergences(module: LightningModule, data: TestbedDataModule, estimator: Estimator = "auto") -> dict[str, float]:
