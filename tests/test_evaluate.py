@@ -396,7 +396,7 @@ def test_load_model_gives_the_module(networks):
             ["--run", "0.ckpt", "--network", "torch.nn.Linear"],
             "`network` to build a network, but 'torch.nn.Linear' says",
         ),
-        (["--run", "0.ckpt", "--network", "torch.nn.ReLU"], "Expected '0.ckpt' to hold the weights of ReLU"),
+        (["--run", "0.ckpt", "--network", "torch.nn.ReLU"], "'0.ckpt' does not hold the weights of ReLU"),
         (["--run", "0.ckpt", "--module", OURS, "--network", NETWORK.target], "not allowed with argument"),
         (["--run", "0.ckpt", "--init-args", "{}x"], "argument --init-args: expected a JSON object"),
         (["--run", "0.ckpt", "--init-args", "[1]"], "argument --init-args: expected a JSON object, but got"),

@@ -729,7 +729,7 @@ def test_a_mapping_without_a_loss(make_trainer):
 )
 def test_arguments_that_modules_bring_themselves(arguments, name):
     with pytest.raises(
-        InputError, match=rf"argument `{name}` to be left out where members are LightningModules: Lit brings"
+        InputError, match=rf"Leave out argument `{name}` where members are LightningModules: Lit brings"
     ):
         EnsembleModule(Lit, num_members=2, **arguments)
 
