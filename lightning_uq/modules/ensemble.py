@@ -227,18 +227,19 @@ class EnsembleModule(UncertaintyModule):
         if self.members is None:
             super()._log_before_batches(stage, metric_sets)
         else:
-            self._is_logged = True  # at the end, by `EnsembleMetrics`
-            self.members.metrics.start()
+            self.members.metrics.start(metric_sets)
+            self._is_logged = self.members.metrics.are_logged_at_end
 
     def _evaluate(
         self, stage: str, metric_sets: nn.ModuleList, loaders: list[Any], batch: Any, batch_idx: int, loader_idx: int
     ) -> None:
-        evaluate = partial(super()._evaluate, stage, metric_sets, loaders, batch, batch_idx, loader_idx)
         if self.members is None:
-            evaluate()
-        else:
-            self.members.steps.evaluation_step(stage, batch, batch_idx, loader_idx)
-            self.members.metrics.update(batch, loader_idx, evaluate)
+            super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)
+            return
+        self.members.steps.evaluation_step(stage, batch, batch_idx, loader_idx)
+        name = f"ensemble/{stage}"
+        evaluate = partial(super()._evaluate, name, metric_sets, loaders, batch, batch_idx, loader_idx)
+        self.members.metrics.update(batch, loader_idx, evaluate)
 
     def _check_output(self, output: Tensor) -> None:
         with _as_misfit():
