@@ -222,7 +222,7 @@ def _with_layers(model: nn.Module) -> nn.Module:
     """Members that run at once have no layers of their own; here they run one after the other, and export as they are."""
     network = model.network
     if isinstance(network, EnsembleNetwork) and network.is_stacked:
-        members = [network.member(i) for i in range(network.num_indices)]
+        members = [copy.deepcopy(network.member(i)) for i in range(network.num_indices)]
         model.network = EnsembleNetwork(members, network.read_output.output)
     return model
 

@@ -233,7 +233,9 @@ def test_a_bad_index_is_told(execution, index, text):
 @pytest.mark.parametrize("execution", KINDS)
 def test_other_bad_arguments_are_told(execution):
     network = build(lambda: nn.Linear(2, 3), execution)
-    with pytest.raises(InputError, match=r"`xs` to hold one batch a member, shape \[3, B, ...\], but got \[2, 5, 2\]"):
+    with pytest.raises(
+        InputError, match=r"`xs` to hold one batch per member, shape \[3, B, ...\], but got \[2, 5, 2\]"
+    ):
         network.forward_each(torch.zeros(2, 5, 2))
     with pytest.raises(InputError, match=r"a member number in \[0, 3\), but got 3"):
         network.member(3)
@@ -256,7 +258,7 @@ def test_unknown_execution_is_told():
 
 
 def test_stacked_members_take_a_tensor():
-    with pytest.raises(InputError, match="`x` to be a tensor where members are stacked, but got dict"):
+    with pytest.raises(InputError, match="take one tensor, but argument `x` is a dict"):
         build(lambda: nn.Linear(2, 3), "stacked")({"x": torch.zeros(1, 2)})
 
 
@@ -449,7 +451,7 @@ def test_members_can_be_taken_out(execution):
         assert list(own) == list(member.state_dict())
         assert all(torch.equal(own[name], state[f"members.{i}.{name}"]) for name in own)
         assert all(t.is_contiguous() for t in own.values())
-    assert (network.member(1) is network.member(1)) == (execution == "loop")
+    assert network.member(1) is network.member(1)
     rebuilt = build_ensemble([network.member(i) for i in range(3)], "loop")
     torch.testing.assert_close(rebuilt(x), network(x))
 
@@ -458,6 +460,45 @@ def test_a_loop_keeps_the_very_members():
     members = [nn.Linear(2, 2) for _ in range(2)]
     network = build_ensemble(members, "loop")
     assert all(network.member(i) is member for i, member in enumerate(members))
+
+
+@pytest.mark.parametrize("execution", KINDS)
+def test_a_member_shares_its_weights_with_the_ensemble(execution):
+    network, x = build(lambda: MLP(2, 3, (4,), norm="batch"), execution), torch.randn(6, 2)
+    with torch.inference_mode():  # asking in inference mode leaves a member that trains
+        member = network.member(1)
+    optimizer = torch.optim.Adam(member.parameters(), lr=0.1)
+    member(x).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.mul_(0.5)
+    state = network.member_state_dict(1)
+    assert all(torch.equal(value, state[name]) for name, value in member.state_dict().items())
+    assert state["1.num_batches_tracked"] == 1
+    assert network.member_state_dict(0)["1.num_batches_tracked"] == 0
+    torch.testing.assert_close(network.eval()(x)[1], network.member(1)(x))
+    assert network.member(1) is member
+
+
+@pytest.mark.parametrize("execution", KINDS)
+def test_a_member_that_is_asked_for_follows_moves_and_new_weights(execution):
+    network, x = build(lambda: MLP(2, 3, (4,)), execution), torch.randn(6, 2)
+    network.member(0)
+    network.double()
+    assert network.member(0)(x.double()).dtype == torch.float64
+    for p in network.parameters():
+        p.data = p.data * 2
+    torch.testing.assert_close(network.member(0)(x.double()), network(x.double())[0])
+    network.load_state_dict(build(lambda: MLP(2, 3, (4,)), "loop", seed=9).state_dict(), assign=True)
+    torch.testing.assert_close(network.member(0)(x), network(x)[0])
+    network.requires_grad_(False)
+    assert not any(p.requires_grad for p in network.member(0).parameters())
+    copied = copy.deepcopy(network.member(0))
+    with torch.no_grad():
+        for p in copied.parameters():
+            p.zero_()
+    assert not network.member(0)(x).eq(0).all()
 
 
 @pytest.mark.parametrize("execution", AT_ONCE)
@@ -651,7 +692,7 @@ def test_an_output_that_is_no_tensor_is_told():
             return self.layer(x), x
 
     with pytest.raises(
-        UnsupportedError, match="the members return a tuple, not one tensor; argument `output` can pick it"
+        UnsupportedError, match="the members return a tuple, not one tensor; argument `output` can select it"
     ):
         build(Pair, "stacked")
     for execution in ("loop", "vmap", "auto"):
