@@ -1,4 +1,4 @@
-"""Image networks of the DDU experiments, for inputs of about 32x32, and a residual network for plain features.
+"""Image networks of the DDU experiments, for inputs of about 32x32, and a residual network for feature vectors.
 
 The backbones named ``ENN...`` are those of DeepMind's ENN, whose parameters they load. The others are DDU's: ``modified``
 selects its changes to activations and shortcuts, and
