@@ -1,5 +1,6 @@
 """Weights of DeepMind's ENN, as Haiku names them, for the networks here."""
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
@@ -102,8 +103,8 @@ def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: in
     elif isinstance(network, WrappedNetwork | ChoicePrior):
         inner = network.network if isinstance(network, WrappedNetwork) else network.functions
         load_haiku(inner, arrays, member_axis=member_axis)
-    elif isinstance(network, StackedEnsembleNetwork):  # its members are slices: copies of them are loaded and put back
-        loop = EnsembleNetwork([network.member(i) for i in range(network.num_indices)])
+    elif isinstance(network, StackedEnsembleNetwork):  # copies of its members are loaded and put back
+        loop = EnsembleNetwork([copy.deepcopy(network.member(i)) for i in range(network.num_indices)])
         network.load_state_dict(load_haiku(loop, arrays, member_axis=member_axis).state_dict())
     elif isinstance(network, AdditivePrior | EnsembleNetwork):
         members: Sequence[Any] = network.functions if isinstance(network, AdditivePrior) else network.members  # type: ignore[assignment]
