@@ -1,6 +1,6 @@
 """Uncertainty quantification for PyTorch Lightning: every method is a network f(x, z), and every output [Z, B, ...]."""
 
-from lightning_uq import losses, metrics
+from lightning_uq import active_learning, data, functional, losses, metrics, networks, tasks
 from lightning_uq.callbacks import (
     CalibratedNLL,
     FitGMM,
@@ -93,8 +93,13 @@ __all__ = [
     "UncertaintyModule",
     "UnsupportedError",
     "VectorScaling",
+    "active_learning",
+    "data",
+    "functional",
     "load_fitted",
     "losses",
     "metrics",
+    "networks",
     "read_predictions",
+    "tasks",
 ]

@@ -353,7 +353,7 @@ def test_what_fails_at_the_first_batch_is_one_line(capsys, users_project, init_a
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        ("nan", "Expected the input to be finite, but 1 of 5 rows of batch 0"),
+        ("nan", "The input must be finite, but 1 of 5 rows of batch 0"),
         ("label", r"labels in \[0, 3\), but their values go from 0 to 3"),
     ],
 )

@@ -14,9 +14,10 @@ from lightning_uq.callbacks._running import PredictFn, UnpackBatch, to_device, t
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.post_training import Weights
 from lightning_uq.errors import NotFittedError
-from lightning_uq.functional._validation import check_choice
-from lightning_uq.functional.gaussian import ClassStatistics, Covariance, Priors, Regularization, fit_gaussian
+from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, fit_gaussian
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.method import Method, Setting
+from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import Prediction

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.gaussian import Regularization
+from lightning_uq.functional.validation import check_choice
 
 ModelType = Literal["softmax", "ensemble", "gmm"]
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.losses.elbo import elbo_loss
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
-from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.output import Output
 
 KL_WEIGHT = 0.1
@@ -22,7 +23,7 @@ KL_WEIGHT = 0.1
 class BayesByBackpropModule(UncertaintyModule):
     """A Gaussian over every weight, fitted by the evidence lower bound: kl_weight * KL / N + the mean loss over draws.
 
-    It has 2 P parameters, P the network's own. An index is P numbers: choose fewer of them where P is large.
+    It has 2 P parameters, where P is the network's own number. An index is the seed of one draw of all weights.
 
     Args:
         network: The network, or a factory of it (which a checkpoint can remember); its outputs are as the task expects.
@@ -107,7 +108,7 @@ class BayesByBackpropModule(UncertaintyModule):
         """The negative evidence lower bound per label, averaged over the drawn indices."""
         if self._num_train is None:
             raise InputError("Expected argument `num_train` where the loss is taken without a Trainer.")
-        index = self._place(self.network.sample_index(self.num_train_samples))
+        index = self._place(self._training_index())
         weights = self.network.weights(index)
         losses, count = self._losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
         # A sample has as many likelihood terms as it has labels that count: pixels, or target dimensions.

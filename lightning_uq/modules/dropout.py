@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.dropout import DropoutNetwork, Mask
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output

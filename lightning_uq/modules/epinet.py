@@ -12,15 +12,11 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.method import Method, Setting
+from lightning_uq.modules.arguments import given_network, restore_argument, training_option
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import (
-    UncertaintyModule,
-    expect_eval_mode,
-    given_network,
-    restore_argument,
-    training_option,
-)
-from lightning_uq.networks.epinet import EpinetNetwork
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.modules.frozen import expect_eval_mode
+from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
 from lightning_uq.tasks import Classification, task_of
@@ -36,7 +32,7 @@ _RESNET: dict[str, dict[str, Any]] = {
         "hidden_sizes": [50],
         "prior_scale": 0.5,
         "additive_prior": Factory(
-            "lightning_uq.networks.priors.cifar_conv_prior", {"num_outputs": 100, "index_dim": 20, "seed": 23}
+            "lightning_uq.networks.cifar_conv_prior", {"num_outputs": 100, "index_dim": 20, "seed": 23}
         ),
         "additive_prior_scale": 0.5,
     },
@@ -46,7 +42,7 @@ _RESNET: dict[str, dict[str, Any]] = {
         "hidden_sizes": [50],
         "prior_scale": 1.0,
         "additive_prior": Factory(
-            "lightning_uq.networks.priors.imagenet_conv_prior", {"num_outputs": 1000, "index_dim": 30, "seed": 23}
+            "lightning_uq.networks.imagenet_conv_prior", {"num_outputs": 1000, "index_dim": 30, "seed": 23}
         ),
         "additive_prior_scale": 1.0,
         "base_scale": 1 / 0.8,
@@ -181,12 +177,12 @@ class EpinetModule(UncertaintyModule):
             "index_dim": 8,
             "hidden_sizes": [15, 15],
             "prior_scale": 0.0,
-            "additive_prior": Factory("lightning_uq.networks.priors.mlp_prior", prior),
+            "additive_prior": Factory("lightning_uq.networks.mlp_prior", prior),
             "additive_prior_scale": 0.3 / temperature,
             "num_eval_samples": 1000,
             "optimizer": partial(torch.optim.Adam, lr=1e-3, weight_decay=decay),
         }
-        return cls(Factory("lightning_uq.networks.haiku.haiku_mlp", base), **{**arguments, **kwargs})
+        return cls(Factory("lightning_uq.compat.haiku.haiku_mlp", base), **{**arguments, **kwargs})
 
     @classmethod
     def for_resnet(

@@ -7,11 +7,13 @@ from typing import Any
 from torch import nn
 
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory, build_network
-from lightning_uq.networks.hypermodel import HypermodelNetwork, Initialization, PriorIndependentLayers
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork, Initialization
 from lightning_uq.networks.indexers import ScaledGaussianIndexer
 from lightning_uq.networks.output import Output
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 
 PRIOR_SCALE = 10.0
 """Spread of the prior on the digits, in logits: the best of 1, 10, 30 in validation joint log-loss (tau 10), over seeds 100-104,
@@ -33,7 +35,7 @@ class HypermodelModule(UncertaintyModule):
         scale: Whether generated weights are divided by sqrt(fan_in).
         initialization: ``"network"``: weights(z) varies about the network's own initial weights; ``"enn"``: as ENN draws it.
         prior: Factory of a prior g(x, z) to [Z, B, C], which is frozen:
-            :class:`~lightning_uq.networks.hypermodel.PriorIndependentLayers` or another; None: no prior.
+            :class:`~lightning_uq.networks.PriorIndependentLayers` or another; None: no prior.
         prior_scale: Its scale.
         calibrate_prior: Whether that is a spread over z in units of the output (logits); else it multiplies the raw prior.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.

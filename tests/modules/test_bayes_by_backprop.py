@@ -108,7 +108,7 @@ def test_it_starts_from_the_networks_weights():
 
 def test_a_density_is_refused(make_trainer):
     module = BayesByBackpropModule(BASE, optimizer=ADAM)
-    with pytest.raises(UnsupportedError, match="names no `base` network"):
+    with pytest.raises(UnsupportedError, match="no plain network inside whose features could be read"):
         make_trainer(callbacks=[FitGMM()]).fit(module, loader())
 
 

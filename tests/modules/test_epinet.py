@@ -16,7 +16,7 @@ from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.priors import mlp_prior
+from lightning_uq.networks.priors.additive import mlp_prior
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()

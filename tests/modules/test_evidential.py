@@ -408,7 +408,7 @@ def test_a_lambda_has_to_be_passed_again(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match="Argument `task` was a .*EvidentialClassification.*Pass it again"):
+    with pytest.raises(InputError, match="does not hold argument `task`: a .*EvidentialClassification.*Pass it to"):
         EvidentialModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
 
 

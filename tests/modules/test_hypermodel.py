@@ -12,7 +12,7 @@ from lightning_uq.compare.testbed import AGENTS, AgentSetting, num_epochs
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.hypermodel import PriorIndependentLayers
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -60,7 +60,7 @@ def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(lambdas, loader())
     trainer.save_checkpoint(tmp_path / "b.ckpt")
-    with pytest.raises(InputError, match=r"Argument `network` was a .*lambda"):
+    with pytest.raises(InputError, match=r"argument `network`: a .*lambda"):
         HypermodelModule.load_from_checkpoint(tmp_path / "b.ckpt", weights_only=True)
 
 
@@ -95,7 +95,7 @@ def test_the_training_loss_is_the_mean_over_indices():
 
 def test_a_density_is_refused(make_trainer):
     module = HypermodelModule(BASE, optimizer=ADAM)
-    with pytest.raises(UnsupportedError, match="names no `base` network"):
+    with pytest.raises(UnsupportedError, match="no plain network inside whose features could be read"):
         make_trainer(callbacks=[FitGMM()]).fit(module, loader())
 
 

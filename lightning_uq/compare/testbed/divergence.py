@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lightning_uq.data import TestbedDataModule
 from lightning_uq.errors import InputError
-from lightning_uq.functional import expected_calibration_error
-from lightning_uq.functional.testbed import (
+from lightning_uq.functional import (
     clustered_log_likelihood,
+    expected_calibration_error,
     joint_log_likelihood,
     kl_estimate,
     random_projection,

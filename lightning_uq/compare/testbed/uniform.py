@@ -1,10 +1,10 @@
 """The Neural Testbed's yardstick: equal probabilities for all classes, whatever the input."""
 
-import torch
 from torch import Tensor
 
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.indexers import EnsembleIndexer
 
 
 class UniformNetwork(EpistemicNetwork):
@@ -18,15 +18,9 @@ class UniformNetwork(EpistemicNetwork):
         tensor([[[0., 0., 0.]]])
     """
 
-    num_indices = 1
-
     def __init__(self, num_classes: int) -> None:
-        super().__init__()
+        super().__init__(EnsembleIndexer(1))
         self.num_outputs = num_classes
-
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Zeros [Z]: there is one index."""
-        return torch.zeros(num_samples, dtype=torch.long)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Zeros [Z, B, C]."""

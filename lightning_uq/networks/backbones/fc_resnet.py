@@ -5,7 +5,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.spectral_norm import spectral_normalize
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU}
 
@@ -13,7 +12,9 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU}
 class FCResNet(nn.Module):
     """x <- x + dropout(activation(W x + b)), ``depth`` times, between a linear layer in and one out.
 
-    With a bound below 1 every residual block is invertible, and distances between inputs survive in the features.
+    With a bound below 1, every residual block is invertible, and the features preserve distances between inputs. The
+    two-moons experiment of DDU has ``spectral_normalize(network, coefficient=0.65, n_power_iterations=5,
+    exclude=["last"])``.
 
     Args:
         in_features: Size of the input [B, in_features].
@@ -22,9 +23,6 @@ class FCResNet(nn.Module):
         depth: Number of blocks.
         dropout: Probability of a zero after each activation.
         activation: ``"relu"`` or ``"elu"``.
-        spectral_normalization: Bound every layer but ``last``.
-        coeff: The bound. The two-moons experiment of DDU has 0.65.
-        n_power_iterations: Steps of the power iteration in a training forward; 5 there.
 
     Raises:
         InputError: An unknown activation.
@@ -34,21 +32,21 @@ class FCResNet(nn.Module):
 
     Example:
         >>> import torch
-        >>> FCResNet(2, 2, spectral_normalization=True, coeff=0.65)(torch.zeros(5, 2)).shape
+        >>> from lightning_uq.networks import spectral_normalize
+        >>> network = spectral_normalize(FCResNet(2), coefficient=0.65, exclude=["last"])
+        >>> network(torch.zeros(5, 2)).shape
         torch.Size([5, 2])
     """
 
     def __init__(
         self,
         in_features: int = 2,
+        *,
         num_classes: int = 2,
         hidden_features: int = 128,
         depth: int = 4,
         dropout: float = 0.0,
         activation: Literal["relu", "elu"] = "relu",
-        spectral_normalization: bool = False,
-        coeff: float = 0.95,
-        n_power_iterations: int = 1,
     ) -> None:
         super().__init__()
         if activation not in _ACTIVATIONS:
@@ -60,8 +58,6 @@ class FCResNet(nn.Module):
         self.activation = _ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Linear(hidden_features, num_classes)
-        if spectral_normalization:
-            spectral_normalize(self, coeff, n_power_iterations, exclude=["last"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C]."""

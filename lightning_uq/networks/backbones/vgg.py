@@ -4,7 +4,6 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks.backbones.resnet import make_activation
-from lightning_uq.networks.spectral_norm import spectral_normalize
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -19,9 +18,6 @@ class VGG16(nn.Module):
         in_channels: Channels of the input.
         input_size: Height and width of the input, 28 or 32.
         modified: Leaky ReLU.
-        spectral_normalization: Bound every convolution; ``classifier`` is left alone.
-        coeff: The bound.
-        n_power_iterations: Steps of the power iteration in a training forward.
 
     Raises:
         InputError: Another ``input_size``.
@@ -38,12 +34,10 @@ class VGG16(nn.Module):
     def __init__(
         self,
         num_classes: int = 10,
+        *,
         in_channels: int = 3,
         input_size: int = 32,
         modified: bool = False,
-        spectral_normalization: bool = False,
-        coeff: float = 3.0,
-        n_power_iterations: int = 1,
     ) -> None:
         super().__init__()
         if input_size not in (28, 32):
@@ -60,8 +54,6 @@ class VGG16(nn.Module):
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, num_classes)
-        if spectral_normalization:
-            spectral_normalize(self, coeff, n_power_iterations, exclude=["classifier"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images [B, in_channels, input_size, input_size]."""
