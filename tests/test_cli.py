@@ -426,20 +426,6 @@ def test_a_refused_argument_of_a_module_is_one_short_line(capsys, users_project,
     assert len(line) < 300
 
 
-@pytest.mark.parametrize("name", ["EpinetModule", "CategoricalRegressionModule"])
-def test_help_lists_every_option_of_a_module_once(capsys, name):
-    """Those of the base come through `**training`; an option without a type would be one that nobody declared."""
-    with pytest.raises(SystemExit):
-        main(["fit", f"--model.help=lightning_uq.{name}"])
-    text = capsys.readouterr().out
-    found = re.findall(r"^  --model\.([a-z_]+) ", text, flags=re.MULTILINE)
-    base = {"optimizer", "lr_scheduler", "loss", "num_train_samples", "num_eval_samples", "return_members"}
-    assert base | {"network", "data_noise", "regularizer"} <= set(found)
-    assert len(found) == len(set(found))
-    assert ("task" in found) == (name != "CategoricalRegressionModule")
-    assert "Untyped" not in text
-
-
 # ------------------------------------------------------------------ the commands themselves
 
 

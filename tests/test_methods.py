@@ -11,12 +11,15 @@ import torch
 import lightning_uq
 from lightning_uq import InputError, Method
 from lightning_uq.cli import main
+from lightning_uq.compare import Configuration
+from lightning_uq.compare import run as run_module
 from lightning_uq.compare.discovery import find_methods, methods
 from tests.contract import cases
 
-EXAMPLE = re.search(
-    r"```python\n(.*?)```", (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(), flags=re.DOTALL
-).group(1)
+CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+EXAMPLE, CALLBACK = (
+    block for block in re.findall(r"```python\n(.*?)```", CONTRIBUTING, flags=re.DOTALL) if "METHOD = " in block
+)
 METHOD = "from lightning_uq import Method\nMETHOD = Method(name={name!r}, trained_as='softmax', ood_score='energy')\n"
 QUICK = ("compare", "--seeds", "1", "--max-epochs", "1")
 
@@ -35,20 +38,20 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def new_file(folder, monkeypatch):
-    """Add a file to the package's modules/ as a contributor would."""
+    """Add a file to a room of the package as a contributor would."""
 
-    def add(name, text):
-        (folder / "room").mkdir()
-        (folder / "room" / f"{name}.py").write_text(text)
-        room = importlib.import_module("lightning_uq.modules")
-        monkeypatch.setattr(room, "__path__", [*room.__path__, str(folder / "room")])
+    def add(room, name, text):
+        (folder / room).mkdir()
+        (folder / room / f"{name}.py").write_text(text)
+        package = importlib.import_module(f"lightning_uq.{room}")
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder / room)])
         importlib.invalidate_caches()
 
     return add
 
 
 def test_a_new_file_in_the_package_is_compared_and_in_the_contract(new_file, make_trainer, tmp_path, capsys):
-    new_file("noisy", EXAMPLE)
+    new_file("modules", "noisy", EXAMPLE)
     assert main([*QUICK, "--methods", "noisy_logits"]) == 0
     assert "noisy_logits" in capsys.readouterr().out
 
@@ -62,6 +65,21 @@ def test_a_new_file_in_the_package_is_compared_and_in_the_contract(new_file, mak
     again = type(module).load_from_checkpoint(tmp_path / "new.ckpt", weights_only=True)
     x, _ = cases.rows(5)
     torch.testing.assert_close(again.predict(x).probs, module.predict(x).probs, rtol=1e-6, atol=1e-6)
+
+
+def test_a_new_callback_in_the_package_is_compared_and_in_the_contract(new_file, make_trainer):
+    new_file("callbacks", "centre", CALLBACK)
+    setting = run_module.make_setting(Configuration(), Configuration().make_data(0))
+    assert "centre" in run_module.choose_methods(None, setting)[0]
+
+    modules, callbacks = cases.discovered_cases()
+    (case,) = callbacks
+    assert (case.name, case.is_discovered, case.fits, modules) == ("centre, FitCentre", True, True, [])
+    loader = cases.loader("classification", 21)
+    callback = case.build(dataloader=loader, name="other")
+    module = cases.UsersModule()
+    make_trainer(callbacks=[callback]).fit(module, loader, loader)
+    assert callback.score(module, loader).shape == (21,)
 
 
 def test_the_contracts_list_is_the_list_of_methods():

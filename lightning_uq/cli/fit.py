@@ -28,12 +28,15 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
         raise missing_extra("jsonargparse") from error
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+    from lightning_uq.cli.help import ShortHelpFormatter
+
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are about how Lightning calls it
 
     class Parser(LightningArgumentParser):
         """Raises an error in place of printing it with the usage. Options cannot be abbreviated."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.setdefault("formatter_class", ShortHelpFormatter)
             super().__init__(*args, **kwargs)
             self.allow_abbrev = False
 

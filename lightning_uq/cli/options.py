@@ -172,7 +172,11 @@ def _plain(message: str, parameters: Any) -> str:
     key, values = re.match(r'Parser key "(\w+)":', message), re.findall(r"(?:Got|Given) value: (.*)", message)
     if key is not None and values:
         return f"{_option(key[1])} must be {_describe(parameters[key[1]].annotation)}, but it is {values[-1]!r}."
-    missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+    missing = re.search(
+        r'arguments are required: (.*)|Key "(\w+)" is required', message
+    )  # the latter from older versions
     if missing is not None:
-        return f"{', '.join(_option(name) for name in missing[1].split(', '))}: this option is required."
+        return (
+            f"{', '.join(_option(name) for name in (missing[1] or missing[2]).split(', '))}: this option is required."
+        )
     return message
