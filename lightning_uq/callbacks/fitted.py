@@ -15,10 +15,10 @@ from lightning_uq.callbacks.post_training import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
+from lightning_uq.importing import import_object
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.ensemble import EnsembleNetwork
-from lightning_uq.networks.factory import factory_from_config
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.output import Output, OutputReader
@@ -146,7 +146,7 @@ def _rebuilt(path: str | Path, written_by: dict[str, Any], network: Network | No
     if name is None:
         raise InputError(f"{path} does not say which LightningModule wrote it. {hint}")
     try:
-        found = factory_from_config({"target": name, "kwargs": {}})
+        found = import_object(name)
     except InputError as error:
         raise InputError(f"{path} was written by {name}, which cannot be imported here. {hint}") from error
     if not inspect.isclass(found) or not issubclass(found, LightningModule):
@@ -222,7 +222,7 @@ def _with_layers(model: nn.Module) -> nn.Module:
     network: Any = model.network
     source = network.feature_source
     if isinstance(source, EnsembleNetwork) and source.is_stacked:
-        members = [source.member(i) for i in range(source.num_indices)]
+        members = [copy.deepcopy(source.member(i)) for i in range(source.num_indices)]
         loop = EnsembleNetwork(members, source.read_output.output)
         for module in list(model.modules()):
             for name, child in list(module.named_children()):

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_uq.functional.precision import to_float64
+
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 / golden ratio, odd."""
 
@@ -56,8 +58,8 @@ def chain_last(start: int, last: Tensor) -> Tensor:
 
 
 def to_uniform(bits: Tensor) -> Tensor:
-    """Numbers in (0, 1), float64: the upper 53 bits fill one; the half keeps 0 out, and what would round to 1 is bounded."""
-    return ((shift(bits, 11).double() + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)
+    """Numbers in (0, 1) from 64 bits, in float64 (on the CPU if the device has none); rounding reaches neither 0 nor 1."""
+    return ((to_float64(shift(bits, 11)) + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)
 
 
 def to_normal(seeds: Tensor, size: int) -> Tensor:

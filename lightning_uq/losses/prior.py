@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, check_floating, check_integer, upcast
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_choice, check_floating, check_integer
 from lightning_uq.losses.gaussian import split_gaussian
-from lightning_uq.losses.index import Penalty, place_index
+from lightning_uq.losses.index import place_index
+from lightning_uq.losses.penalty import Penalty
 
 
 def l2_training_penalty(train: Tensor) -> Tensor:

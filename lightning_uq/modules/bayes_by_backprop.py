@@ -1,7 +1,5 @@
 """Bayes by backprop: variational inference over a network's weights."""
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +8,12 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.elbo import elbo_loss
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
+from lightning_uq.method import Method, Setting
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.output import Output
-from lightning_uq.registry import Setting, register_method
 
 KL_WEIGHT = 0.1
 """Factor of the divergence on the digits: the best of 1, 0.1, 0.01, 0.001 in validation joint log-loss (tau 10), over seeds
@@ -133,14 +132,8 @@ def _check(
         raise InputError(f"Expected argument `mixture_weight` to lie in [0, 1], but got {mixture_weight}.")
 
 
-@register_method("bayes_by_backprop", ood_score="predictive_entropy")
-def _bayes_by_backprop(setting: Setting) -> BayesByBackpropModule:
-    if "temperature" in setting.options:  # the testbed's agent, without its fellows' weight decay
-        return BayesByBackpropModule(
-            setting.network,
-            kl_weight=math.sqrt(setting.options["temperature"]) * setting.num_features,
-            num_train=setting.num_train,
-            num_eval_samples=1000,
-            optimizer=functools.partial(torch.optim.Adam, lr=3e-3),
-        )
+def _build(setting: Setting) -> BayesByBackpropModule:
     return BayesByBackpropModule(setting.network, kl_weight=KL_WEIGHT, optimizer=setting.optimizer)
+
+
+METHOD = Method(name="bayes_by_backprop", build=_build, ood_score="predictive_entropy")

@@ -1,19 +1,19 @@
 """Hypermodels: the index sets the weights of the whole network."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
+from lightning_uq.method import Method, Setting
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.generated.hypermodel import HypermodelNetwork, Initialization
 from lightning_uq.networks.indexers import ScaledGaussianIndexer
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
-from lightning_uq.registry import Setting, register_method
 
 PRIOR_SCALE = 10.0
 """Spread of the prior on the digits, in logits: the best of 1, 10, 30 in validation joint log-loss (tau 10), over seeds 100-104,
@@ -102,24 +102,14 @@ class HypermodelModule(UncertaintyModule):
         )
 
 
-@register_method("hypermodel", ood_score="predictive_entropy", length=lambda setting: 2)
-def _hypermodel(setting: Setting) -> HypermodelModule:
+def _build(setting: Setting) -> HypermodelModule:
     sizes: dict[str, Any] = {"in_features": setting.num_features, "out_features": setting.num_classes}
-    if "temperature" in setting.options:  # the testbed's agent
-        return HypermodelModule(
-            setting.network,
-            index_dim=6,
-            scale=False,
-            initialization="enn",
-            prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=6),
-            prior_scale=1 / math.sqrt(setting.options["temperature"]),
-            calibrate_prior=False,
-            num_eval_samples=1000,
-            optimizer=setting.optimizer,
-        )
     return HypermodelModule(
         setting.network,
         prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=8),
         prior_scale=PRIOR_SCALE,
         optimizer=setting.optimizer,
     )
+
+
+METHOD = Method(name="hypermodel", build=_build, ood_score="predictive_entropy")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import to_sum_dtype
+from lightning_uq.functional.precision import widen
 from lightning_uq.functional.softplus import inverse_softplus_exp, log_softplus
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.precision import KeepsPrecision
@@ -92,7 +92,7 @@ class CenteredNetwork(WrappedNetwork):
             raise InputError(
                 f"Expected argument `x_train` to be [N, ...], N at least 1, but got {list(x_train.shape)}."
             )
-        x = to_sum_dtype(x_train.detach())
+        x = widen(x_train.detach())
         return cls(network, x.mean(0), x.std(0, correction=0))
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ from lightning_uq import (
 )
 from lightning_uq.active_learning import Bandit, thompson_sampling
 from lightning_uq.active_learning.bandit import _Replay
+from lightning_uq.compare.testbed.uniform import UniformModule
 from lightning_uq.data.environments import draw_teacher, teacher_logits
 from lightning_uq.losses import BootstrapNoise
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.modules.uniform import UniformModule
 from lightning_uq.networks import EnsembleIndexer, EpistemicNetwork
 
 LINEAR = Factory("torch.nn.Linear", {"in_features": 2, "out_features": 2})

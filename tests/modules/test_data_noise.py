@@ -17,13 +17,14 @@ from lightning_uq.functional.data_noise import (
 )
 from lightning_uq.losses import BootstrapNoise, DataNoise, GaussianTargetNoise, cross_entropy_loss
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
-from lightning_uq.modules.base import Targets, UncertaintyModule
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.modules.hypermodel import HypermodelModule
+from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 from lightning_uq.networks.index_mlp import index_mlp_with_gp_prior
@@ -258,7 +259,9 @@ def test_losses_that_cannot_be_weighted_say_so():
     x, y, data = weighted()
     for loss in (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum")):
         module = DeterministicModule(nn.Linear(2, 3), loss=loss)
-        with pytest.raises(InputError, match=r"\[12\] \(for torch's own: reduction='none'\).*returned shape \[\]"):
+        with pytest.raises(
+            InputError, match=r"returned shape \[\], but .* need one loss each: \[12\].*reduction='none'"
+        ):
             module.training_loss(x, y, data)
     module.loss = nn.CrossEntropyLoss(reduction="none")
     torch.testing.assert_close(module.training_loss(x, y, data), weighted_mean(module.network(x, torch.zeros(1)), y)[0])
@@ -334,10 +337,10 @@ def test_labels_bear_no_noise_and_lightning_members_none_at_all():
     ):
         with pytest.raises(
             InputError,
-            match=r"`data_noise` must leave the targets of Classification\(\) as they are, but GaussianTargetNoise",
+            match=r"`data_noise` must leave the targets of Classification\(\) unchanged, but GaussianTargetNoise",
         ):
             build()
-    with pytest.raises(InputError, match=r"`data_noise` to be left out where members are LightningModules"):
+    with pytest.raises(InputError, match=r"Leave out argument `data_noise` where members are LightningModules"):
         EnsembleModule(BoringModel, num_members=2, data_noise=BootstrapNoise())
 
 

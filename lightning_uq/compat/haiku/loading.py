@@ -1,5 +1,6 @@
 """Weights of DeepMind's ENN, under Haiku's names, for this package's networks."""
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import singledispatch
@@ -132,8 +133,10 @@ def _load_sum(network: AdditivePrior, arrays: Arrays, member_axis: int) -> None:
 @_load.register
 def _load_ensemble(network: EnsembleNetwork, arrays: Arrays, member_axis: int) -> None:
     members = [network.member(i) for i in range(network.num_indices)]
+    if network.is_stacked:  # copies of its members are loaded first, so that an error leaves the weights as they were
+        members = copy.deepcopy(members)
     _load_members([trained_part(member) for member in members], arrays, member_axis)
-    if network.is_stacked:  # its members are slices: these were copies, whose weights are put back
+    if network.is_stacked:
         network.load_state_dict(EnsembleNetwork(members).state_dict())
 
 

@@ -1,9 +1,10 @@
-"""Image networks of the DDU experiments, for inputs of about 32x32, and a residual network for plain features.
+"""Image networks of the DDU experiments, for inputs of about 32x32, and a residual network for feature vectors.
 
-The backbones of DeepMind's ENN, which load its parameters, are in :mod:`lightning_uq.compat.haiku`. Each network takes
-``spectral_normalization``, ``coeff`` and ``n_power_iterations`` (see
-:func:`~lightning_uq.networks.spectral_norm.spectral_normalize`; the last layer is left alone) and, where it has a
-meaning, ``modified``. The features are the input of the last linear layer.
+DeepMind's ENN has backbones of its own, which load its parameters: they are in :mod:`lightning_uq.compat.haiku`. Those here are
+DDU's. ``modified`` selects its changes to activations and shortcuts, and
+:func:`~lightning_uq.networks.spectral_norm.spectral_normalize` bounds their layers. DDU's experiments leave the last layer
+unbounded: ``fc`` of the ResNets, ``linear`` of ``WideResNet``, ``classifier`` of ``VGG16``, ``last`` of ``FCResNet``.
+The features of a backbone are the input of its last linear layer.
 """
 
 from lightning_uq.networks.backbones.fc_resnet import FCResNet

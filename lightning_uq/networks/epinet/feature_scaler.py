@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_uq.functional._validation import to_sum_dtype
+from lightning_uq.functional.precision import widen
 from lightning_uq.networks.precision import KeepsPrecision
 from lightning_uq.networks.ranks import all_sum
 
@@ -53,12 +53,12 @@ class FeatureScaler(KeepsPrecision):
         return (features.to(scale.dtype) - self.running_mean) / scale
 
     def _update(self, features: Tensor) -> None:
-        x = to_sum_dtype(features)
+        x = widen(features)
         count = x.new_full((1,), len(x))
         sums = all_sum(torch.cat([count, x.sum(0), x.square().sum(0)]))
         mean, square = (sums[1:] / sums[0]).chunk(2)
         variance = (square - mean.square()).clamp_min(0)
-        weight = to_sum_dtype(1 / (self.running_batches + 1)).clamp_min(self.momentum)
+        weight = widen((1 / (self.running_batches + 1)).clamp_min(self.momentum))
         shift = mean - self.running_mean
         self.running_var.copy_(
             (1 - weight) * self.running_var + weight * variance + weight * (1 - weight) * shift.square()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional._hashing import to_normal
-from lightning_uq.functional._validation import upcast
+from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.variational import diagonal_gaussian_kl, sampled_kl
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.generated.weights import call_with_weights, check_generable, in_chunks

@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks._alike import label
-from lightning_uq.networks._mapped import call_mapped
+from lightning_uq.networks.ensemble.mapped_call import call_mapped
+from lightning_uq.networks.labels import label
 from lightning_uq.networks.output import OutputReader
 
 _MAX_WEIGHTS = 1 << 26  # generated at once in evaluation: 256 MB in float32

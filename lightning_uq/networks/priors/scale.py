@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_uq.functional._validation import to_sum_dtype
+from lightning_uq.functional.precision import widen
 from lightning_uq.networks.precision import KeepsPrecision
 from lightning_uq.networks.ranks import all_sum
 
@@ -37,7 +37,7 @@ class PriorScale(KeepsPrecision):
 
     def measure(self, prior: Tensor) -> None:
         """Take the spread of the prior's outputs [Z, B, C] as the unit."""
-        variance = to_sum_dtype(prior.detach()).var(0)
+        variance = widen(prior.detach()).var(0)
         sums = all_sum(torch.stack([variance.sum(), variance.new_tensor(variance.numel())]))
         self.running_spread.copy_((sums[0] / sums[1]).sqrt())
         self.measured = True
