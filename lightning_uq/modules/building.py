@@ -19,7 +19,7 @@ from lightning_uq.modules.streams import RandomStream
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, build_ensemble
 from lightning_uq.networks.factory import build_network, check_factory
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 
 _SAME_START = "members start from the same weights"
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lightning_uq.checkpoint_files import read_weights
 from lightning_uq.errors import InputError
-from lightning_uq.modules.base import UncertaintyModule, restore_argument
+from lightning_uq.modules.arguments import restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import uncompiled
 

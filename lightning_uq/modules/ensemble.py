@@ -16,8 +16,10 @@ from lightning_uq import batches
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.adversarial import held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
+from lightning_uq.method import Method, Setting
 from lightning_uq.modules.adversarial import Adversary
-from lightning_uq.modules.base import Targets, UncertaintyModule, expect_eval_mode, restore_argument, training_option
+from lightning_uq.modules.arguments import restore_argument, training_option
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.building import (
     build_members,
     check_arguments,
@@ -26,14 +28,16 @@ from lightning_uq.modules.building import (
     run_members,
 )
 from lightning_uq.modules.checkpoints import ENSEMBLE_STATE, convert_states, load_member_files, read_member_files
+from lightning_uq.modules.checks import check_first_loss
+from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.modules.lightning_ensemble.checks import check_lightning_arguments
 from lightning_uq.modules.lightning_ensemble.hooks import with_members
 from lightning_uq.modules.lightning_ensemble.members import Members
+from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors import NetworkWithPrior
-from lightning_uq.registry import Setting, register_method
+from lightning_uq.networks.priors.members import NetworkWithPrior
 from lightning_uq.tasks import OutputShapeError
 
 
@@ -192,7 +196,8 @@ class EnsembleModule(UncertaintyModule):
         """One step of every member; ``train_loss`` is the mean of their losses."""
         x, y = self._labelled(batch, batch_idx)
         loss = self.training_loss(x, y, batch)
-        self._check_first_loss(loss)
+        if self.global_step == 0:
+            check_first_loss(loss)
         self._log_training(loss.detach() / self.network.num_indices, x)
         return loss
 
@@ -312,7 +317,8 @@ def _as_misfit() -> Iterator[None]:
         raise OutputShapeError(str(error)) from error
 
 
-@register_method("ensemble", ood_score="mutual_information")
-def _ensemble(setting: Setting) -> EnsembleModule:
-    members = setting.options.get("num_members", 5)
-    return EnsembleModule(setting.network, num_members=members, optimizer=setting.optimizer)
+def _build(setting: Setting) -> EnsembleModule:
+    return EnsembleModule(setting.network, num_members=5, optimizer=setting.optimizer)
+
+
+METHOD = Method(name="ensemble", build=_build, ood_score="mutual_information")

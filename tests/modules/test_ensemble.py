@@ -19,12 +19,12 @@ from lightning_uq.data.indexed import Indexed, IndexedSample
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import bootstrap_weights, member_seed
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
+from lightning_uq.method import Setting
 from lightning_uq.modules.deterministic import DeterministicModule
-from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules.ensemble import METHOD, EnsembleModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 from lightning_uq.predictions import GaussianMixturePrediction
-from lightning_uq.registry import Setting, methods
 from lightning_uq.tasks import Classification, Segmentation
 
 EXECUTIONS = ("loop", "stacked", "vmap")
@@ -200,7 +200,7 @@ def test_arguments_out_of_range(arguments, message):
 
 
 def test_the_comparison_knows_it():
-    method = methods()["ensemble"]
+    method = METHOD
     built = method.build(Setting("digits", 4, 3, 100, mlp, sgd))
     assert method.ood_score == built.ood_score == EnsembleModule.preferred_ood_scores[0] == "mutual_information"
     assert (built.network.num_indices, built.task, built.optimizer) == (5, Classification(), sgd)
@@ -596,7 +596,9 @@ def test_bootstrap_of_regression_and_of_a_loss_of_samples():
     batch = IndexedSample(x, y, index)
     torch.testing.assert_close(own.training_loss(x, y, batch), plain.training_loss(x, y, batch))
     scalar = EnsembleModule(mlp, num_members=M, bootstrap="poisson", loss=nn.CrossEntropyLoss())
-    with pytest.raises(InputError, match=r"`loss` must return the losses of the samples, \[6\].*returned shape \[\]"):
+    with pytest.raises(
+        InputError, match=r"`loss` returned shape \[\], but samples with weights need one loss each: \[6\]"
+    ):
         scalar.training_loss(x, y, batch)
 
 

@@ -86,11 +86,9 @@ def test_a_lambda_has_to_be_passed_again(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(ensemble, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(
-        InputError, match=r"Argument `network` was a .*Pass it again: `load_from_checkpoint\(path, network="
-    ):
+    with pytest.raises(InputError, match=r"does not hold argument `network`: a .*Pass it to"):
         EnsembleModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
-    with pytest.raises(InputError, match=r"Argument `optimizer` was a"):
+    with pytest.raises(InputError, match=r"argument `optimizer`: a"):
         EnsembleModule.load_from_checkpoint(tmp_path / "a.ckpt", network=lambda: nn.Linear(4, 3), weights_only=True)
     again = EnsembleModule.load_from_checkpoint(
         tmp_path / "a.ckpt", network=lambda: nn.Linear(4, 3), optimizer=torch.optim.SGD, weights_only=True

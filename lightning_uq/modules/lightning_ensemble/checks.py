@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.modules.lightning_ensemble.composite import APART
-from lightning_uq.networks._calling import takes_by_name
+from lightning_uq.networks.calling import takes_by_name
 from lightning_uq.tasks import Task, describe
 
 
