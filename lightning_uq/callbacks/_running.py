@@ -15,8 +15,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError, UQError
-from lightning_uq.networks._calling import call_network
+from lightning_uq.functional.precision import upcast
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.tasks import Classification, Task
 
@@ -154,7 +155,7 @@ class LogitReader:
             )
         if check and not ours:
             Classification().check_output(logits)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return upcast(logits)
 
     def _run(self, model: nn.Module, x: Any) -> Any:
         return call_network(model, x) if self.predict_fn is None else self.predict_fn(model, x)

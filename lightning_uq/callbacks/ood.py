@@ -23,8 +23,8 @@ from lightning_uq.callbacks._running import (
     together,
 )
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.functional._validation import to_sum_dtype
 from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
+from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.networks.output import Output
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import describe
@@ -320,14 +320,14 @@ class OODDetection(Callback):
                 raise InputError(
                     f"Expected score {name!r} to be a floating-point tensor [B] = [{logits.shape[1]}], but got {came}."
                 )
-            value = value if value.dtype == torch.float64 else value.float()
+            value = upcast(value)
             scored.add(name, value if keep is None else value[keep.to(value.device)])
 
     def _gather(self, scored: "_Scored", name: str, trainer: Trainer | None, where: str) -> Tensor:
         """All ranks' scores; an error where there are none, or NaN."""
         scores = scored.rows(name)
         if trainer is not None:  # a rank without rows has to agree on device and dtype
-            scores = gather_rows(to_sum_dtype(scores.to(trainer.strategy.root_device)), trainer)
+            scores = gather_rows(widen(scores.to(trainer.strategy.root_device)), trainer)
         if not len(scores):
             raise InputError(f"Expected {where} to hold samples, but it is empty.")
         nan = int(scores.isnan().sum())

@@ -19,8 +19,9 @@ from lightning_uq.callbacks._running import (
 )
 from lightning_uq.callbacks.post_training import PostTrainingCallback, Weights, patch, unpatch
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional._validation import check_choice
-from lightning_uq.functional.temperature import Method, Objective, Scope, _check_method, fit_ensemble_temperature
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.temperature import Method, Objective, Scope, check_method, fit_ensemble_temperature
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import CategoricalPrediction, Prediction
@@ -236,7 +237,7 @@ class TemperatureScaling(Calibration):
             output=output,
             attach=attach,
         )
-        _check_method(objective, method)
+        check_method(objective, method)
         check_choice("scope", scope, ("pooled", "shared", "member"))
         self.objective = objective
         self.method = method
@@ -269,7 +270,7 @@ class TemperatureScaling(Calibration):
         return prediction.map_logits(self._tempered)
 
     def _tempered(self, logits: Tensor) -> Tensor:
-        logits = logits if logits.dtype == torch.float64 else logits.float()  # a scalar T would not, and round again
+        logits = upcast(logits)  # a scalar T would not, and round again
         T = self.temperature.to(logits)
         return logits / (T.reshape(-1, *[1] * (logits.ndim - 1)) if T.ndim else T)
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, check_floating, check_integer, upcast
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_choice, check_floating, check_integer
 from lightning_uq.losses.gaussian import split_gaussian
-from lightning_uq.losses.index import Penalty, place_index
+from lightning_uq.losses.index import place_index
+from lightning_uq.losses.penalty import Penalty
 
 
 def l2_training_penalty(train: Tensor) -> Tensor:
@@ -192,7 +194,7 @@ class PriorLoss(Penalty):
             loss = self.scale * l2_training_penalty(train.chunk(2, -1)[0] if self.heads == "gaussian" else train)
             if self.distill is None:
                 return loss
-            mean_index = getattr(getattr(network, "indexer", None), "mean_index", None)
+            mean_index: Tensor | None = network.indexer.mean_index  # type: ignore[union-attr, assignment]  # as above
             if mean_index is None:
                 raise InputError(
                     f"Expected a network whose indexer has a `mean_index` for distill={self.distill!r}, but "

@@ -1,7 +1,9 @@
 """Build the members of an ensemble: each by its own call of a factory, under its own seed."""
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,9 +18,9 @@ from lightning_uq.modules.streams import RandomStream
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, build_ensemble
 from lightning_uq.networks.factory import build_network, check_factory
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 
-SAME_START = "members start from the same weights"
+_SAME_START = "members start from the same weights"
 
 
 def build_members(
@@ -64,10 +66,18 @@ def build_members(
         )
     if num_members > 1 and _same_weights(members):
         rank_zero_warn(
-            f"All {num_members} {SAME_START}: the factory in argument `network` loads them, or sets the seed itself. Members "
+            f"All {num_members} {_SAME_START}: the factory in argument `network` loads them, or sets the seed itself. Members "
             "then differ by what training draws alone."
         )
     return members, streams
+
+
+@contextmanager
+def ignore_same_start() -> Iterator[None]:
+    """Inside, no warning says that the members start from the same weights."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=f".*{_SAME_START}")
+        yield
 
 
 def _new(factory: Callable[[], nn.Module], argument: str, i: int, seen: dict[int, object]) -> nn.Module:

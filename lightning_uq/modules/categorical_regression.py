@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.categorical_regression import join_atoms
-from lightning_uq.modules.base import UncertaintyModule, given_network, take_training_option
+from lightning_uq.modules.arguments import given_network, take_training_option
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.tasks import CategoricalRegression

@@ -10,14 +10,66 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_uq.checkpoint_files import read_weights
 from lightning_uq.errors import InputError
-from lightning_uq.modules.base import UncertaintyModule, restore_argument
+from lightning_uq.modules.arguments import restore_argument
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import uncompiled
 
-# Lists of one entry a parameter group, in the state of a scheduler.
+ENSEMBLE_STATE = "lightning_uq_ensemble"
+"""The key of a checkpoint under which an ensemble keeps its own state."""
+
+# Lists of one entry per parameter group, in the state of a scheduler.
 _PER_GROUP = {
     "base_lrs", "_last_lr", "min_lrs", "max_lrs", "initial_lrs", "total_lrs", "lr_lambdas", "base_momentums", "max_momentums",
 }  # fmt: skip
+
+
+def read_member_files(
+    checkpoints: Sequence[str | Path],
+    network: Callable[[], nn.Module] | None,
+    module_class: type[LightningModule] | None,
+    kwargs: Mapping[str, Any],
+) -> tuple[list[Mapping[str, Tensor]], dict[str, Any]]:
+    """The weights of members that were trained apart, and the arguments of the ensemble that they make up.
+
+    Args:
+        checkpoints: One file per member.
+        network: Factory of a member.
+        module_class: The LightningModule that wrote the files, instead of a factory.
+        kwargs: Further arguments of the ensemble, which take precedence over those in the files.
+
+    Raises:
+        InputError: A file cannot be read, or the arguments do not go together.
+    """
+    if isinstance(checkpoints, str | Path) or not checkpoints:
+        raise InputError(f"Argument `checkpoints` must be a list of files, but got {checkpoints!r}.")
+    if network is not None and module_class is not None:
+        raise InputError("Arguments `network` and `module_class` exclude each other: pass one of them.")
+    if "num_members" in kwargs:
+        raise InputError("Leave out argument `num_members`: there is one member per file.")
+    files = [read_weights(path, "argument `checkpoints` to name checkpoints") for path in checkpoints]
+    found: dict[str, Any] = {}
+    if network is None:
+        network, found = factory_of(module_class, [hyper_parameters for _, hyper_parameters in files], checkpoints)
+    return [weights for weights, _ in files], {"network": network, "num_members": len(files), **found, **kwargs}
+
+
+def load_member_files(
+    network: EnsembleNetwork, weights: Sequence[Mapping[str, Tensor]], paths: Sequence[str | Path]
+) -> None:
+    """Load the weights of members that were trained apart, member i's from ``weights[i]``.
+
+    Raises:
+        InputError: A file does not fit its member.
+    """
+    state: dict[str, Tensor] = {}
+    for i, (own, path) in enumerate(zip(weights, paths, strict=True)):
+        member = network.member(i)
+        load_member(member, own, path)
+        state.update({f"members.{i}.{name}": value for name, value in member.state_dict().items()})
+    network.load_state_dict(state)
 
 
 def factory_of(
@@ -92,6 +144,20 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
+
+
+def convert_states(checkpoint: dict[str, Any], num_members: int, *, stack: bool) -> None:
+    """Convert the optimizer and scheduler states of a checkpoint, where there are any, to another execution.
+
+    Args:
+        checkpoint: The checkpoint, which is changed.
+        num_members: M.
+        stack: Whether the ensemble that resumes is stacked.
+    """
+    if "optimizer_states" in checkpoint:
+        states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+        checkpoint["optimizer_states"] = [convert_optimizer_state(s, num_members, stack=stack) for s in states]
+        checkpoint["lr_schedulers"] = [convert_scheduler_state(s, num_members, stack=stack) for s in schedulers]
 
 
 def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack: bool) -> dict[str, Any]:

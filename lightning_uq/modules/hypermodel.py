@@ -1,18 +1,19 @@
 """Hypermodels: an index chooses the weights of the whole network."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
+from lightning_uq.method import Method, Setting
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory, build_network
-from lightning_uq.networks.hypermodel import HypermodelNetwork, Initialization, PriorIndependentLayers
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork, Initialization
 from lightning_uq.networks.indexers import ScaledGaussianIndexer
 from lightning_uq.networks.output import Output
-from lightning_uq.registry import Setting, register_method
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 
 PRIOR_SCALE = 10.0
 """Spread of the prior on the digits, in logits: the best of 1, 10, 30 in validation joint log-loss (tau 10), over seeds 100-104,
@@ -34,7 +35,7 @@ class HypermodelModule(UncertaintyModule):
         scale: Whether generated weights are divided by sqrt(fan_in).
         initialization: ``"network"``: weights(z) varies about the network's own initial weights; ``"enn"``: as ENN draws it.
         prior: Factory of a prior g(x, z) to [Z, B, C], which is frozen:
-            :class:`~lightning_uq.networks.hypermodel.PriorIndependentLayers` or another; None: no prior.
+            :class:`~lightning_uq.networks.PriorIndependentLayers` or another; None: no prior.
         prior_scale: Its scale.
         calibrate_prior: Whether that is a spread over z in units of the output (logits); else it multiplies the raw prior.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
@@ -101,24 +102,14 @@ class HypermodelModule(UncertaintyModule):
         )
 
 
-@register_method("hypermodel", ood_score="predictive_entropy", length=lambda setting: 2)
-def _hypermodel(setting: Setting) -> HypermodelModule:
+def _build(setting: Setting) -> HypermodelModule:
     sizes: dict[str, Any] = {"in_features": setting.num_features, "out_features": setting.num_classes}
-    if "temperature" in setting.options:  # the testbed's agent
-        return HypermodelModule(
-            setting.network,
-            index_dim=6,
-            scale=False,
-            initialization="enn",
-            prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=6),
-            prior_scale=1 / math.sqrt(setting.options["temperature"]),
-            calibrate_prior=False,
-            num_eval_samples=1000,
-            optimizer=setting.optimizer,
-        )
     return HypermodelModule(
         setting.network,
         prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=8),
         prior_scale=PRIOR_SCALE,
         optimizer=setting.optimizer,
     )
+
+
+METHOD = Method(name="hypermodel", build=_build, ood_score="predictive_entropy")

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import upcast
 from lightning_uq.modules.streams import RandomStream
 
 
@@ -71,8 +72,8 @@ def _every_row(loader: Any, rank: int, world: int) -> Iterable[Any]:
 def _extremes(x: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"Expected the input to be a floating-point tensor for adversarial training, but got {got}.")
-    x = x if x.dtype == torch.float64 else x.float()
+        raise InputError(f"Adversarial training needs a floating-point tensor as input, but got {got}.")
+    x = upcast(x)
     # Pixels of a channel are alike; the entries of a vector, or of a sequence, are not.
     dims = (0, *range(2, x.ndim)) if x.ndim >= 4 else (0,)
     low, high = x.amin(dims, keepdim=True)[0], x.amax(dims, keepdim=True)[0]

@@ -1,13 +1,13 @@
 """Factories of networks: what an ensemble calls once a member, and how a checkpoint remembers it."""
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.importing import import_object
 
 
 class Factory:
@@ -44,7 +44,7 @@ class Factory:
     def __init__(self, target: str, kwargs: dict[str, Any] | None = None) -> None:
         self.target = target
         self.kwargs = dict(kwargs or {})
-        self._function = _import(target)
+        self._function: Callable[..., Any] = import_object(target)
         self._nested = {name: Factory(**value) for name, value in self.kwargs.items() if _is_factory_config(value)}
 
     def __call__(self, *args: Any) -> Any:
@@ -106,7 +106,7 @@ def factory_to_config(factory: object) -> dict[str, Any] | None:
         kwargs, factory = factory.keywords, factory.func
     target = f"{getattr(factory, '__module__', None)}.{getattr(factory, '__qualname__', None)}"
     try:
-        found = _import(target)
+        found = import_object(target)
     except InputError:
         return None
     if found is not factory or target.startswith("__main__.") or not is_plain(kwargs):
@@ -127,27 +127,6 @@ def factory_from_config(config: Any) -> Any:
 
 def _is_factory_config(value: object) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and set(value) == {"target", "kwargs"}
-
-
-def _import(target: str) -> Callable[..., Any]:
-    module_path, _, name = target.rpartition(".")
-    # A nested class has its owner in the path: shorten the module part until it imports.
-    names = [name]
-    while module_path:
-        try:
-            found: Any = importlib.import_module(module_path)
-        except ModuleNotFoundError as error:
-            if error.name is not None and not module_path.startswith(error.name):
-                raise  # the module exists and one of its own imports does not
-            module_path, _, outer = module_path.rpartition(".")
-            names.insert(0, outer)
-            continue
-        for part in names:
-            found = getattr(found, part, None)
-        if callable(found):
-            return found  # type: ignore[no-any-return]
-        break
-    raise InputError(f"Expected argument `target` to be the import path of a class or function, but got {target!r}.")
 
 
 def is_plain(value: object) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_uq.compat.haiku import load_haiku
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.losses import (
     PriorLoss,
@@ -23,15 +24,14 @@ from lightning_uq.losses import (
 from lightning_uq.networks.base import DeterministicNetwork, EpistemicNetwork
 from lightning_uq.networks.categorical_regression import CatMLPEnsemble
 from lightning_uq.networks.ensemble import EnsembleNetwork, build_ensemble
-from lightning_uq.networks.epinet import EpinetNetwork
+from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.features import OUTPUT
-from lightning_uq.networks.haiku import load_haiku
 from lightning_uq.networks.index_mlp import index_mlp_with_gp_prior
-from lightning_uq.networks.index_priors import ChoicePrior, EpistemicNetworkWithPrior
 from lightning_uq.networks.indexers import GaussianWithUnitIndexer
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import NetworkWithPrior
-from lightning_uq.networks.random_features import gp_prior
+from lightning_uq.networks.priors.index_priors import ChoicePrior, EpistemicNetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
+from lightning_uq.networks.priors.random_features import gp_prior
 from lightning_uq.networks.scaling import CenteredNetwork, ScaledNetwork
 
 DATA = {
@@ -291,12 +291,8 @@ class Unit(EpistemicNetwork):
     """f(x, z) = (W x) . z with z = (1, normal): its mean over z is its value at the index of the mean, up to noise."""
 
     def __init__(self, num_outputs):
-        super().__init__()
-        self.indexer = GaussianWithUnitIndexer(4)
+        super().__init__(GaussianWithUnitIndexer(4))
         self.linear = nn.Linear(2, num_outputs * 4)
-
-    def sample_index(self, num_samples, generator=None):
-        return self.indexer(num_samples, generator)
 
     def forward(self, x, index):
         return torch.einsum("bcd,zd->zbc", self.linear(x).reshape(len(x), -1, 4), index)

@@ -10,14 +10,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.compare.evaluation import num_weights
-from lightning_uq.compare.testbed import agent_network
+from lightning_uq.compare.testbed import AGENTS, AgentSetting, agent_network
 from lightning_uq.errors import InputError
 from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.priors import mlp_prior
-from lightning_uq.registry import Setting, methods
+from lightning_uq.networks.priors.additive import mlp_prior
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -410,8 +409,8 @@ def test_named_configurations():
 
 def test_the_recipe_of_the_testbed_follows_its_options():
     network = functools.partial(agent_network, in_features=10, out_features=2)
-    setting = Setting("testbed", 10, 2, 100, network, torch.optim.Adam, {"temperature": 0.1, "num_members": 10})
-    epinet, prior, dropout = (methods()[name].build(setting) for name in ("epinet", "ensemble_prior", "dropout"))
+    setting = AgentSetting("testbed", 10, 2, 100, network, torch.optim.Adam, temperature=0.1)
+    epinet, prior, dropout = (AGENTS[name].build(setting) for name in ("epinet", "ensemble_prior", "dropout"))
     assert epinet.network.additive_scale.scale == pytest.approx(3.0)
     assert prior.network.num_indices == 10
     assert prior.hparams["prior_scale"] == pytest.approx(3 / 0.1**0.5)

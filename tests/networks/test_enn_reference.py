@@ -7,19 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_uq.compat.haiku import load_haiku, read_haiku
 from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
-from lightning_uq.networks.epinet import Epinet, EpinetNetwork, ProjectedMLP
+from lightning_uq.networks.epinet.head import Epinet
+from lightning_uq.networks.epinet.network import EpinetNetwork
+from lightning_uq.networks.epinet.projected_mlp import ProjectedMLP
 from lightning_uq.networks.features import OUTPUT
-from lightning_uq.networks.haiku import load_haiku, read_haiku
+from lightning_uq.networks.initializers import truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import (
-    AdditivePrior,
-    NetworkWithPrior,
-    cifar_conv_prior,
-    imagenet_conv_prior,
-    truncated_normal_init_,
-)
+from lightning_uq.networks.priors.additive import AdditivePrior, cifar_conv_prior, imagenet_conv_prior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 

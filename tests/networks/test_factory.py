@@ -43,7 +43,7 @@ def test_an_argument_is_built_by_a_factory_of_its_own():
 
 @pytest.mark.parametrize("target", ["torch.nn.NoSuch", "no_such_package.Net", "Linear", "torch.nn.init.math.pi"])
 def test_a_wrong_path_is_named(target):
-    with pytest.raises(InputError, match=f"import path of a class or function, but got '{target}'"):
+    with pytest.raises(InputError, match=f"import path of a class or function, but it is '{target}'"):
         Factory(target)
 
 

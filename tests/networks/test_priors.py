@@ -8,8 +8,8 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks import MLP, NetworkWithPrior, freeze_as_buffers
-from lightning_uq.networks.epinet import EpinetNetwork
-from lightning_uq.networks.hypermodel import HypermodelNetwork
+from lightning_uq.networks.epinet.network import EpinetNetwork
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 
 
 def test_parameters_become_buffers_of_the_same_name_and_value():

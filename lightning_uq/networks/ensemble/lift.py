@@ -33,7 +33,7 @@ from lightning_uq.networks.ensemble.operations import (
 from lightning_uq.networks.ensemble.trace import own_name, trace
 from lightning_uq.networks.labels import label
 from lightning_uq.networks.output import OutputReader
-from lightning_uq.networks.priors import add_prior
+from lightning_uq.networks.priors.members import add_prior
 
 
 class Program:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.ensemble.checks import check_algorithm, check_members
+from lightning_uq.networks.indexers import EnsembleIndexer
 from lightning_uq.networks.output import Output
+from lightning_uq.networks.priors.members import trained_part
 
 
 class EnsembleNetwork(EpistemicNetwork):
@@ -43,22 +45,17 @@ class EnsembleNetwork(EpistemicNetwork):
 
     execution: str = "loop"
     is_stacked: bool = False
-    num_indices: int
+    num_indices: int  # the indexer's, which is finite
     members: nn.ModuleList
 
     def __init__(self, members: Iterable[nn.Module], output: Output = "logits", *, execution_reason: str = "") -> None:
-        super().__init__(output)
         members = check_members(members)
-        self.num_indices = len(members)
+        super().__init__(EnsembleIndexer(len(members)), output)
         self.execution_reason = execution_reason
         self._adopt(members)
 
     def _adopt(self, members: list[nn.Module]) -> None:
         self.members = nn.ModuleList(members)
-
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Member numbers [Z], uniform with replacement."""
-        return torch.randint(self.num_indices, (num_samples,), generator=generator)
 
     def forward(self, x: Any, index: Tensor | None = None) -> Tensor:
         """Outputs [Z, B, ...] of the batch ``x`` [B, ...] from the members in ``index`` [Z].
@@ -132,6 +129,15 @@ class EnsembleNetwork(EpistemicNetwork):
                 nn.utils.clip_grad_value_(with_gradient, clip_val)
             return None
         return torch.stack([nn.utils.clip_grad_norm_(g, clip_val, norm_type) for g in self.parameter_groups()])
+
+    def feature_networks(self) -> list[nn.Module]:
+        """The members [M]; of a member with a random prior, the trained part."""
+        return [trained_part(self.member(i)) for i in range(self.num_indices)]
+
+    @property
+    def shows_features(self) -> bool:
+        """Whether the members run one by one."""
+        return not self.is_stacked
 
     def _run(self, x: Any, which: Sequence[int] | None) -> Tensor:
         """Outputs of the members ``which`` (ascending, distinct), or of all."""

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from lightning_uq.errors import UnsupportedError
-from lightning_uq.networks._calling import takes_by_name
+from lightning_uq.networks.calling import takes_by_name
 from lightning_uq.networks.output import OutputReader
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks._compiled import take_compiled_names
+from lightning_uq.networks.compiled import take_compiled_names
 from lightning_uq.networks.ensemble.alike import check_alike, named_tensors, skeleton
 from lightning_uq.networks.ensemble.checks import check_algorithm
 from lightning_uq.networks.ensemble.lift import lift
