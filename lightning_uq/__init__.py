@@ -29,7 +29,7 @@ from lightning_uq.modules import (
     HypermodelModule,
     UncertaintyModule,
 )
-from lightning_uq.networks import EpistemicNetwork, Factory
+from lightning_uq.networks import EpinetHead, EpistemicNetwork, Factory
 from lightning_uq.predictions import (
     CategoricalPrediction,
     DirichletPrediction,
@@ -61,6 +61,7 @@ __all__ = [
     "DirichletPrediction",
     "DropoutModule",
     "EnsembleModule",
+    "EpinetHead",
     "EpinetModule",
     "EpistemicNetwork",
     "EvidentialClassification",

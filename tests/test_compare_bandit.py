@@ -53,7 +53,7 @@ def test_agents_are_those_of_the_testbed():
     configuration = BanditConfiguration(input_dim=3, temperature=0.25)
     epinet = configuration.make_agent("epinet")
     assert isinstance(epinet, EpinetModule)
-    assert epinet.hparams["additive_prior_scale"] == pytest.approx(0.3 / 0.25)
+    assert epinet.network.head.additive_prior_scale == pytest.approx(0.3 / 0.25)
     ensemble, prior = (configuration.make_agent(name) for name in ("ensemble", "ensemble_prior"))
     assert ensemble.network.num_indices == prior.network.num_indices == 10
     assert prior.hparams["prior_scale"] == pytest.approx(3 / math.sqrt(0.25))

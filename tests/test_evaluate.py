@@ -399,7 +399,7 @@ def test_load_model_gives_the_module(networks):
             ["--run", "0.ckpt", "--network", "torch.nn.Linear"],
             "`network` 'torch.nn.Linear' cannot be built: ",
         ),
-        (["--run", "0.ckpt", "--network", "torch.nn.ReLU"], "Expected '0.ckpt' to hold the weights of ReLU"),
+        (["--run", "0.ckpt", "--network", "torch.nn.ReLU"], "'0.ckpt' does not hold the weights of ReLU"),
         (["--run", "0.ckpt", "--module", OURS, "--network", NETWORK.target], "Give `module` or `network`, not both"),
         (["--run", "0.ckpt", "--init-args", "{}x"], "--init-args must be a JSON object.*, but it is '{}x'"),
         (["--run", "0.ckpt", "--init-args", "[1]"], "--init-args must be a JSON object"),

@@ -222,7 +222,7 @@ def _with_layers(model: nn.Module) -> nn.Module:
     network: Any = model.network
     source = network.feature_source
     if isinstance(source, EnsembleNetwork) and source.is_stacked:
-        members = [source.member(i) for i in range(source.num_indices)]
+        members = [copy.deepcopy(source.member(i)) for i in range(source.num_indices)]
         loop = EnsembleNetwork(members, source.read_output.output)
         for module in list(model.modules()):
             for name, child in list(module.named_children()):

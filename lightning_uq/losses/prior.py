@@ -144,7 +144,7 @@ class PriorLoss(Penalty):
 
     Args:
         scale: Factor of the penalty.
-        num_samples: Indices drawn.
+        num_samples: Indices drawn from an infinite set; all of a finite one are taken.
         input_scale: Standard deviation of the fake inputs, in units of the network's input.
         distill: None, ``"classification"`` or ``"regression"``.
         heads: ``"gaussian"`` where outputs are [Z, B, 2 D], means then raw variances: the means alone are penalised, as the
@@ -186,7 +186,7 @@ class PriorLoss(Penalty):
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise InputError(f"Expected the input to be a floating-point tensor for PriorLoss, but got {got}.")
         fake = torch.randn_like(x) * self.input_scale
-        index = place_index(network.sample_index(self.num_samples), x)  # type: ignore[operator]  # EpistemicNetwork's
+        index = place_index(network.training_index(self.num_samples), x)  # type: ignore[operator]  # EpistemicNetwork's
         trained_modules = [module for module in network.modules() if module.training]
         network.eval()
         try:

@@ -167,17 +167,13 @@ class UncertaintyModule(CheckpointedModule):
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean of the loss over all indices of a finite set, or over drawn ones; an override may sum, reweight or regularise."""
-        index = self._place(self._training_index())
+        index = self._place(self.network.training_index(self.num_train_samples))
         loss = self.index_losses(self.network(x, index), self.targets(y, batch, index)).mean()
         return self.regularized(loss, x)
 
     def regularized(self, loss: Tensor, x: Any) -> Tensor:
         """A training loss with the ``regularizer`` added, if there is one."""
         return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
-
-    def _training_index(self) -> Tensor:
-        num = self.network.num_indices
-        return self.network.sample_index(self.num_train_samples) if num is None else self.network.evaluation_index(num)
 
     def targets(self, y: Tensor, batch: Any, index: Tensor) -> Targets:
         """Targets and weights of a training batch for these indices: the batch's own ``weight``, and ``data_noise``."""

@@ -29,10 +29,10 @@ class BayesByBackpropModule(UncertaintyModule):
         network: The network, or a factory of it (which a checkpoint can remember); its outputs are as the task expects.
             Its parameters are the means. It has no BatchNorm.
         prior_std: Standard deviation of the weights' prior, a Gaussian of mean zero.
-        second_prior_std: That of a second component, which makes the prior a scale mixture and the divergence an estimate
-            from the drawn weights; None: there is one component, and the divergence is exact.
+        second_prior_std: Standard deviation of a second component. The prior is then a scale mixture, and the divergence an
+            estimate from the drawn weights. None: there is one component, and the divergence is exact.
         mixture_weight: Probability of the first component.
-        kl_weight: Factor of the divergence; below 1 it is a cold posterior. The testbed's is sqrt(T) d.
+        kl_weight: Factor of the divergence. A factor below 1 gives a cold posterior. The testbed's is sqrt(T) d.
         initial_std: Standard deviation that every weight starts with.
         temperature: Divides the outputs.
         num_train: N; None: the size of the training data set, read when training begins.
@@ -101,14 +101,16 @@ class BayesByBackpropModule(UncertaintyModule):
                 self._num_train = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
             except (AttributeError, TypeError) as error:
                 raise InputError(
-                    f"Expected argument `num_train`, since the training data do not tell their number: {error}."
+                    f"The training data do not tell their number ({error}): pass it as argument `num_train`."
                 ) from error
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """The negative evidence lower bound per label, averaged over the drawn indices."""
         if self._num_train is None:
-            raise InputError("Expected argument `num_train` where the loss is taken without a Trainer.")
-        index = self._place(self._training_index())
+            raise InputError(
+                "The loss needs the number of training samples: without a Trainer, pass argument `num_train`."
+            )
+        index = self._place(self.network.training_index(self.num_train_samples))
         weights = self.network.weights(index)
         losses, count = self._losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
         # A sample has as many likelihood terms as it has labels that count: pixels, or target dimensions.

@@ -65,7 +65,7 @@ class CategoricalRegressionModule(UncertaintyModule):
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean over the members, or over the drawn indices, of the cross-entropy."""
-        index = self._training_index()
+        index = self.network.training_index(self.num_train_samples)
         loss = self.index_losses(self._raw(x, index), self.targets(y, batch, self._place(index))).mean()
         self._check_range(y)  # once the targets are known to be numbers
         return self.regularized(loss, x)

@@ -77,10 +77,10 @@ def factory_of(
     hyper_parameters: Sequence[Mapping[str, Any]],
     paths: Sequence[str | Path],
 ) -> tuple[Callable[[], nn.Module], dict[str, Any]]:
-    """What builds the members again, from the hyper-parameters of their checkpoints, and what those say of their outputs.
+    """A factory of the members and the settings of their outputs, from the hyper-parameters of their checkpoints.
 
     Raises:
-        InputError: They do not say it, or say different things: one factory cannot build members that differ.
+        InputError: The hyper-parameters hold no network, or differ: one factory cannot build members that differ.
     """
     ours = module_class is not None and issubclass(module_class, UncertaintyModule)
     if module_class is not None and not ours:
@@ -92,8 +92,8 @@ def factory_of(
     for given, path in zip(hyper_parameters, paths, strict=True):
         if "network" not in given:
             raise InputError(
-                f"Expected argument `network`, a factory of the members, or `module_class`, since {str(path)!r} does not say "
-                "what network it belongs to."
+                f"{str(path)!r} does not say which network it belongs to: pass argument `network`, a factory of the members, or "
+                "`module_class`."
             )
     names = ("network", "task", "output")
     wanted = [{name: given[name] for name in names if name in given} for given in hyper_parameters]
@@ -107,9 +107,8 @@ def _check_equal(hyper_parameters: Sequence[Mapping[str, Any]], paths: Sequence[
         differing = [k for k in {**hyper_parameters[0], **given} if given.get(k) != hyper_parameters[0].get(k)]
         if differing:
             raise InputError(
-                f"Expected the files to hold members built alike, but {str(path)!r} has other values than {str(paths[0])!r} of "
-                f"{', '.join(differing)}. Pass argument `network`, a factory, where the difference does not matter to the "
-                "network."
+                f"The members in {str(paths[0])!r} and {str(path)!r} were built with different values of {', '.join(differing)}. "
+                "Pass argument `network`, a factory, if the difference does not matter to the network."
             )
 
 
@@ -121,7 +120,7 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
     """
     own = {uncompiled(name): name for name in member.state_dict()}
     wanted, state = own.keys(), {uncompiled(name): value for name, value in state.items()}
-    # The network of a LightningModule lies below a name of its owner's, such as `model.`
+    # The names of a LightningModule's network begin with the name of an attribute, such as `model.`
     first = next(iter(wanted), "")
     for prefix in sorted({name[: -len(first)] for name in state if name.endswith(first)}, key=len):
         if wanted == {name.removeprefix(prefix) for name in state if name.startswith(prefix)}:
@@ -130,16 +129,14 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
     missing, foreign = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or foreign:
         raise InputError(
-            f"Expected {str(path)!r} to hold the weights of {type(member).__name__}, but it lacks {_some(missing)} and has "
-            f"{_some(foreign)}, which belong to something else."
+            f"{str(path)!r} does not hold the weights of {type(member).__name__}: it lacks {_some(missing)}, and has "
+            f"{_some(foreign)} that {type(member).__name__} has not."
         )
     try:
         member.load_state_dict({own[name]: value for name, value in state.items()})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise InputError(
-            f"Expected {str(path)!r} to hold the weights of {type(member).__name__}, but: {reason}"
-        ) from error
+        raise InputError(f"{str(path)!r} does not hold the weights of {type(member).__name__}: {reason}") from error
 
 
 def _some(names: list[str]) -> str:
@@ -161,26 +158,26 @@ def convert_states(checkpoint: dict[str, Any], num_members: int, *, stack: bool)
 
 
 def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack: bool) -> dict[str, Any]:
-    """The optimizer state of an ensemble in a loop (a parameter group a member) as that of a stacked one, or back.
+    """The optimizer state of an ensemble in a loop (one parameter group per member) as that of a stacked one, or back.
 
     Adam, AdamW and SGD act entry by entry, so a stacked leaf's state is the members' states, stacked.
 
     Args:
-        state: What the optimizer's ``state_dict`` gave.
+        state: The optimizer's ``state_dict``.
         num_members: M.
         stack: Whether ``state`` is a loop's, to be stacked; else a stacked one, to be taken apart.
 
     Raises:
-        InputError: The state is not of such a layout, or the members' groups or step counts differ.
+        InputError: The state has another layout, or the members' settings or step counts differ.
     """
     groups = state["param_groups"]
     options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     per_group = len(groups[0]["params"])
     if len(groups) != (num_members if stack else 1) or any(o != options[0] for o in options):
         raise InputError(
-            "Expected the optimizer state of an ensemble whose members share all settings, one parameter group a member in "
-            f"a loop or one in all when stacked, but got {len(groups)} groups for {num_members} members. Resume with the "
-            "`execution` that wrote the checkpoint."
+            "The optimizer state can be converted to another `execution` only if the members share all settings (one parameter "
+            f"group per member in a loop, one in all when stacked), but it has {len(groups)} groups for {num_members} members. "
+            "Resume with the `execution` that wrote the checkpoint."
         )
     entries, new = state["state"], {}
     for j in range(per_group):
@@ -188,7 +185,7 @@ def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack
             members = [entries.get(groups[m]["params"][j]) for m in range(num_members)]
             if any(member is None for member in members):
                 if any(member is not None for member in members):
-                    raise InputError("Expected every member to have stepped; resume with execution='loop'.")
+                    raise InputError("Some members have not stepped yet: resume with execution='loop'.")
                 continue
             new[j] = {key: _stack(key, [member[key] for member in members]) for key in members[0]}
         elif groups[0]["params"][j] in entries:
@@ -201,7 +198,7 @@ def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack
 
 
 def convert_scheduler_state(state: Any, num_members: int, *, stack: bool) -> Any:
-    """The state of a scheduler over one parameter group a member as that of one over a single group, or back."""
+    """The state of a scheduler over one parameter group per member as that of one over a single group, or back."""
     if isinstance(state, Mapping):
         return {
             key: ([value[0]] * (1 if stack else num_members) if value else value)
@@ -217,13 +214,13 @@ def convert_scheduler_state(state: Any, num_members: int, *, stack: bool) -> Any
 def _stack(key: str, values: list[Any]) -> Any:
     if key == "step" or not isinstance(values[0], Tensor):
         if any(value != values[0] for value in values):
-            raise InputError("Expected all members to have taken as many steps; resume with execution='loop'.")
+            raise InputError("The members have taken different numbers of steps: resume with execution='loop'.")
         return values[0]
     return torch.stack(values)
 
 
 def _slice(key: str, value: Any, m: int) -> Any:
-    # A clone a member: optimizers write into their state in place.
+    # One clone per member: optimizers write into their state in place.
     if isinstance(value, Tensor):
         return value.clone() if key == "step" else value[m].clone()
     return value

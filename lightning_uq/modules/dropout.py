@@ -1,4 +1,4 @@
-"""MC-dropout: a network's own dropout layers, left on in evaluation, as one set of hypotheses."""
+"""MC-dropout: a network whose dropout layers stay on in evaluation."""
 
 import functools
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class DropoutModule(UncertaintyModule):
     Args:
         network: A network with ``nn.Dropout`` layers, or a factory of it (which a checkpoint can remember); its outputs are
             as the task expects.
-        mask: ``"shared"``: one mask an index, the same for all of the batch, so that an index is one function of x, as joint
-            predictions need; ``"per_example"``: every row of a batch has masks of its own, as is usual in MC-dropout.
+        mask: ``"shared"``: one mask per index for the whole batch, so that an index is one function of x, as joint predictions
+            need. ``"per_example"``: one mask per index and row of the batch, as is usual in MC-dropout.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -24,13 +23,14 @@ from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.building import (
     build_members,
     check_arguments,
-    check_lightning_arguments,
+    check_averaging,
     ignore_same_start,
     run_members,
 )
 from lightning_uq.modules.checkpoints import ENSEMBLE_STATE, convert_states, load_member_files, read_member_files
 from lightning_uq.modules.checks import check_first_loss
 from lightning_uq.modules.frozen import expect_eval_mode
+from lightning_uq.modules.lightning_ensemble.checks import check_lightning_arguments
 from lightning_uq.modules.lightning_ensemble.hooks import with_members
 from lightning_uq.modules.lightning_ensemble.members import Members
 from lightning_uq.modules.targets import Targets
@@ -43,37 +43,41 @@ from lightning_uq.tasks import OutputShapeError
 
 @with_members
 class EnsembleModule(UncertaintyModule):
-    """A deep ensemble: M members from one factory, each trained as it would be alone, and read as one prediction.
+    """A deep ensemble: M members from one factory. Each is trained as it would be alone, and all make one prediction.
 
-    The factory builds plain networks, trained here, or your own LightningModules, unmodified: then every member's
-    ``training_step``, ``validation_step``, ``configure_optimizers``, hooks and logging run as they are. What a member logs
-    as ``val_loss`` appears as ``member_3/val_loss``, and the members' mean as ``val_loss``; this module's own metrics of
-    the ensemble then stand under ``ensemble/val_*`` and ``ensemble/test_*``.
+    The factory builds plain networks, which this module trains, or your own LightningModules, unmodified. The latter run with
+    their own ``training_step``, ``validation_step``, ``configure_optimizers``, hooks and logging. If a member logs
+    ``val_loss``, it appears as ``member_3/val_loss``, and the mean over members as ``val_loss``. The metrics of the ensemble
+    as a whole are then ``ensemble/val_*`` and ``ensemble/test_*``.
 
-    Member i is what the factory builds in a process that ``member_seed(seed, i)`` seeds; a LightningModule then goes on with
-    the random numbers of such a process, and, given the same batches, ends with exactly the weights that it would have alone.
-    A resumed training goes on with the random state, and so the data order, of the one that it resumes.
+    Member i is the module that the factory builds in a process seeded with ``member_seed(seed, i)``. A LightningModule then
+    goes on with the random numbers of such a process; given the same batches, it ends with exactly the weights that it would
+    have alone. A resumed training goes on with the random state, and so the data order, of the training that it resumes.
 
-    The loss is the sum over members, so each gets exactly the gradient that it would get alone; gradient clipping is per
-    member. ``train_loss`` is logged as the mean.
+    The loss is the sum over members, so each gets exactly the gradient that it would get alone. Gradients are clipped per
+    member. ``train_loss`` is the mean over members.
 
     Args:
-        network: A factory, called once a member: a :class:`Factory`, a class, a function or a lambda.
+        network: A factory, called once per member: a :class:`Factory`, a class, a function or a lambda.
         num_members: M.
         adversarial_epsilon: Size of an FGSM step whose loss is averaged with the clean one: 0.5 l(x) + 0.5 l(x'). The paper
             adds the two, which doubles the gradient; its step is 0.01 of the range.
-        prior_network: Factory of an additive random prior, frozen, one a member; the network's own factory matches it.
+        prior_network: Factory of an additive random prior, frozen, one per member; the network's own factory fits.
         prior_scale: Scale of the prior.
         bootstrap: Weights of the samples in each member's loss: ``"bernoulli"`` (0 or 2), ``"exponential"``, ``"poisson"`` or
             ``"uniform"``. They belong to a sample's position, so batches must carry it: see :class:`data.Indexed`.
         adversarial_scale: ``"range"``: the step is in units of each input dimension's range (each channel's, for images)
-            over the training data; ``"absolute"``: in units of the input.
+            over the training data. ``"absolute"``: the step is in units of the input.
         output: What a member's forward returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks them.
         seed: Seeds the members' initial weights, random streams and bootstrap; drawn from the global generator by default.
         execution: ``"loop"``, ``"stacked"`` (linear layers of all members in one product), ``"vmap"``, or ``"auto"``.
-        training: Arguments of :class:`UncertaintyModule`. The ``optimizer`` is called with one group of parameters per member, or one
-            of stacked leaves; LightningModules bring their own, and their own loss. ``bootstrap`` is a name for a
+        training: Arguments of :class:`UncertaintyModule`. The ``optimizer`` is called with one group of parameters per member,
+            or one of stacked leaves; LightningModules bring their own optimizer and loss. ``bootstrap`` is a name for a
             ``data_noise`` that this module seeds.
+
+    Attributes:
+        members: The LightningModules among the members, as one object; None for plain networks.
+        adversary: Takes the adversarial steps; None without ``adversarial_epsilon``.
 
     Raises:
         InputError: The arguments do not go together, or the factory does not build M networks.
@@ -176,22 +180,11 @@ class EnsembleModule(UncertaintyModule):
             if self._explains_execution:
                 rank_zero_info(self.network.execution_reason)
                 self._explains_execution = False
-            self._check_averaging()
+            check_averaging(self.network, self.trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
             priors = [part.prior for part in self.network.modules() if isinstance(part, NetworkWithPrior)]
             expect_eval_mode(sum(len(list(prior.modules())) for prior in priors))
         self.seed = self.trainer.strategy.broadcast(self.seed)
         super().setup(stage)
-
-    def _check_averaging(self) -> None:
-        kind = StochasticWeightAveraging
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
-        if not self.network.is_stacked or not any(isinstance(callback, kind) for callback in callbacks):
-            return
-        if kind.pl_module_contains_batch_norm(self.network.member(0)):  # type: ignore[arg-type]  # any module does
-            raise UnsupportedError(
-                "StochasticWeightAveraging measures the statistics of BatchNorm layers anew for its average, and does not "
-                "find those of members that run at once: they would stay those of the last weights. Use execution='loop'."
-            )
 
     def on_train_start(self) -> None:
         """Measure the range of the inputs, if adversarial steps are in units of it."""
@@ -239,18 +232,19 @@ class EnsembleModule(UncertaintyModule):
         if self.members is None:
             super()._log_before_batches(stage, metric_sets)
         else:
-            self._is_logged = True  # at the end, by `EnsembleMetrics`
-            self.members.metrics.start()
+            self.members.metrics.start(metric_sets)
+            self._is_logged = self.members.metrics.are_logged_at_end
 
     def _evaluate(
         self, stage: str, metric_sets: nn.ModuleList, loaders: list[Any], batch: Any, batch_idx: int, loader_idx: int
     ) -> None:
-        evaluate = partial(super()._evaluate, stage, metric_sets, loaders, batch, batch_idx, loader_idx)
         if self.members is None:
-            evaluate()
-        else:
-            self.members.steps.evaluation_step(stage, batch, batch_idx, loader_idx)
-            self.members.metrics.update(batch, loader_idx, evaluate)
+            super()._evaluate(stage, metric_sets, loaders, batch, batch_idx, loader_idx)
+            return
+        self.members.steps.evaluation_step(stage, batch, batch_idx, loader_idx)
+        name = f"ensemble/{stage}"
+        evaluate = partial(super()._evaluate, name, metric_sets, loaders, batch, batch_idx, loader_idx)
+        self.members.metrics.update(batch, loader_idx, evaluate)
 
     def _check_output(self, output: Tensor) -> None:
         with _as_misfit():

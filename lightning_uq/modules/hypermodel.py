@@ -1,4 +1,4 @@
-"""Hypermodels: an index chooses the weights of the whole network."""
+"""Hypermodels: the index sets the weights of the whole network."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,20 +24,20 @@ which the comparison does not use: 0.381, 0.276, 0.359; softmax 0.418. It is pai
 class HypermodelModule(UncertaintyModule):
     """A hypermodel of a network: f(x, z) = network(x; weights(z)) + prior(x, z), with z of mean squared length one.
 
-    It has (index_dim + 1) P parameters, P the network's own. Hypotheses differ where the data leave them free; a prior says
-    by how much.
+    It has (index_dim + 1) P parameters, where P is the network's own number. Hypotheses differ where the data leave them free,
+    and a prior sets by how much.
 
     Args:
         network: The network whose weights are generated, or a factory of it (which a checkpoint can remember); its outputs
             are as the task expects. It has no BatchNorm.
         index_dim: Dimension of z.
-        hidden_sizes: Widths of the layers of an MLP between z and the weights; none makes them linear in z.
+        hidden_sizes: Widths of the layers of an MLP between z and the weights. Without layers, the weights are linear in z.
         scale: Whether generated weights are divided by sqrt(fan_in).
         initialization: ``"network"``: weights(z) varies about the network's own initial weights; ``"enn"``: as ENN draws it.
         prior: Factory of a prior g(x, z) to [Z, B, C], which is frozen:
             :class:`~lightning_uq.networks.PriorIndependentLayers` or another; None: no prior.
         prior_scale: Its scale.
-        calibrate_prior: Whether that is a spread over z in units of the output (logits); else it multiplies the raw prior.
+        calibrate_prior: Whether that scale is a spread over z in units of the output (logits). Otherwise it is a factor.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 

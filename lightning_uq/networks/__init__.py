@@ -9,7 +9,7 @@ from lightning_uq.networks.ensemble import (
     VmapEnsembleNetwork,
     build_ensemble,
 )
-from lightning_uq.networks.epinet.head import Epinet
+from lightning_uq.networks.epinet.head import Epinet, EpinetHead
 from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.epinet.projected_mlp import ProjectedMLP
 from lightning_uq.networks.factory import Factory
@@ -58,6 +58,7 @@ __all__ = [
     "EnsembleIndexer",
     "EnsembleNetwork",
     "Epinet",
+    "EpinetHead",
     "EpinetNetwork",
     "EpistemicNetwork",
     "EpistemicNetworkWithPrior",

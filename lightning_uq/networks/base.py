@@ -55,6 +55,10 @@ class EpistemicNetwork(nn.Module, ABC):
         """Draw ``num_samples`` indices, stacked on axis 0: [Z] for members and seeds, [Z, index_dim] for vectors."""
         return self.indexer(num_samples, generator)
 
+    def training_index(self, num_samples: int) -> Tensor:
+        """The indices of one training step: all of a finite set, else ``num_samples`` new draws."""
+        return self.sample_index(num_samples) if self.num_indices is None else self.evaluation_index(num_samples)
+
     def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
         """The indices to evaluate with: all of a finite set, else ``num_samples`` draws, the same at every call.
 

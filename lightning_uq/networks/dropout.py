@@ -25,14 +25,14 @@ _MAX_ROWS, _MAX_ROWS_CPU, _MAX_NUMBERS = 1 << 16, 1 << 13, 1 << 22
 class DropoutNetwork(EpistemicNetwork):
     """f(x, z) of any network with dropout layers: the index z is a seed, from which every mask follows.
 
-    The same index gives the same masks, in training and in evaluation, on any device; all indices run in one batched call.
-    Masks divide by the probability of keeping, as ever.
+    The same index gives the same masks, in training and in evaluation, on any device. All indices run in one batched call.
+    Kept entries are divided by the probability of keeping, as usual.
 
     Args:
         network: A network with ``nn.Dropout`` layers (or ``Dropout1d`` to ``3d``), which this network then drives, in place.
-            Dropout that is a function call inside of a forward, as an attention layer's, is left out in evaluation.
-        mask: ``"shared"``: one mask an index, the same for all of the batch, so that an index is one function of x, as joint
-            predictions need; ``"per_example"``: every row of a batch has masks of its own, as is usual in MC-dropout.
+            Dropout by a function call inside a forward, as in an attention layer, is off in evaluation.
+        mask: ``"shared"``: one mask per index for the whole batch, so that an index is one function of x, as joint predictions
+            need. ``"per_example"``: one mask per index and row of the batch, as is usual in MC-dropout.
         output: What ``network`` returns.
 
     Raises:

@@ -1,4 +1,4 @@
-"""An MLP whose units are noisy by as much as they learn to be."""
+"""An MLP with Gaussian noise of learnt size in every unit."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from lightning_uq.networks.wrapped import check_vectors
 class GaussianNoiseMLP(EpistemicNetwork):
     """A ReLU MLP with a Gaussian term in every bias: each layer is W h + b + c * eps, where c is learnt.
 
-    The index is the noise of all units, one after the other: z = (eps_1, ..., eps_L) ~ N(0, I). It is shared by the batch, so
-    that an index is one function of x.
+    The index is the noise of all units, one after the other: z = (eps_1, ..., eps_L) ~ N(0, I). The batch shares it, so that
+    an index is one function of x.
 
     Args:
         in_features: Size of the flattened input.

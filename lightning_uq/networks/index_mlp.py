@@ -1,4 +1,4 @@
-"""An MLP that reads the index beside its input, at every hidden layer."""
+"""An MLP whose every hidden layer reads the index beside its input."""
 
 import itertools
 from collections.abc import Sequence

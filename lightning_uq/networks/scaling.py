@@ -83,7 +83,7 @@ class CenteredNetwork(WrappedNetwork):
 
     @classmethod
     def from_data(cls, network: EpistemicNetwork, x_train: Tensor) -> "CenteredNetwork":
-        """Take the statistics of ``x_train`` [N, ...], in float64; the standard deviation divides by N.
+        """Take the statistics of ``x_train`` [N, ...], in float64 where the device has it. The standard deviation divides by N.
 
         Raises:
             InputError: ``x_train`` has no batch axis or holds no row.

@@ -1,4 +1,4 @@
-"""What wrappers of epistemic networks, and networks that read the index beside their input, share."""
+"""The base of wrappers of epistemic networks, and helpers of networks that read the index beside their input."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ class WrappedNetwork(EpistemicNetwork):
     def __init__(self, network: EpistemicNetwork, prior: nn.Module | None = None) -> None:
         if not isinstance(network, EpistemicNetwork):
             raise InputError(
-                f"Expected argument `network` to be an EpistemicNetwork, but got {type(network).__name__}; "
-                "DeterministicNetwork makes one of a plain network."
+                f"`network` must be an EpistemicNetwork, but it is a {type(network).__name__}. DeterministicNetwork makes one of "
+                "a plain network."
             )
         super().__init__(network.indexer, network.read_output.output)
         self.network = network

@@ -18,6 +18,7 @@ from lightning_uq.compat.haiku.resnet import ENNBlockV1, ENNBlockV2
 from lightning_uq.errors import InputError
 from lightning_uq.modules import EpinetModule
 from lightning_uq.networks import EnsembleNetwork, VmapEnsembleNetwork
+from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.features import last_linear, traced_last_linear
 
@@ -584,7 +585,7 @@ def test_a_frozen_backbone_carries_an_epinet(family, precision, make_trainer):
 
 def test_an_epinet_on_loaded_weights():
     arrays, x = v1_arrays(), images(3, 8)
-    module = EpinetModule(ENNResNetV1(CLASSES), freeze_base=True, prior_scale=0.0)
+    module = EpinetModule(ENNResNetV1(CLASSES), freeze_base=True, head=EpinetHead(prior_scale=0.0))
     load_haiku(module.network.base, arrays)
     features = []
     module.network.base.final_fc.register_forward_pre_hook(lambda _, args: features.append(args[0]))

@@ -21,6 +21,7 @@ from lightning_uq.batches import unpadded_rows
 from lightning_uq.compare.discovery import methods
 from lightning_uq.method import Setting
 from lightning_uq.networks import Factory
+from lightning_uq.networks.epinet.head import EpinetHead
 from tests.metrics import cases as measured
 
 FEATURES, CLASSES, TARGETS = 4, 3, 2
@@ -271,10 +272,29 @@ LISTED_MODULES = [
     _module("Ensemble, vmap", m.EnsembleModule, network, num_members=3, seed=1, execution="vmap"),
     _module("Ensemble, priors", m.EnsembleModule, network, num_members=3, seed=1, method="ensemble_prior", **PRIOR),
     _module("Ensemble, regression", m.EnsembleModule, gaussian_network, num_members=3, seed=1, **REGRESSION),
-    _module("Epinet", m.EpinetModule, network, hidden_sizes=(6,), index_dim=3, num_eval_samples=5, method="epinet"),
-    _module("Epinet, frozen base", m.EpinetModule, network, freeze_base=True, hidden_sizes=(6,), num_eval_samples=5),
     _module(
-        "Epinet, regression", m.EpinetModule, gaussian_network, hidden_sizes=(6,), num_eval_samples=5, **REGRESSION
+        "Epinet",
+        m.EpinetModule,
+        network,
+        head=EpinetHead(hidden_sizes=(6,), index_dim=3),
+        num_eval_samples=5,
+        method="epinet",
+    ),
+    _module(
+        "Epinet, frozen base",
+        m.EpinetModule,
+        network,
+        freeze_base=True,
+        head=EpinetHead(hidden_sizes=(6,)),
+        num_eval_samples=5,
+    ),
+    _module(
+        "Epinet, regression",
+        m.EpinetModule,
+        gaussian_network,
+        head=EpinetHead(hidden_sizes=(6,)),
+        num_eval_samples=5,
+        **REGRESSION,
     ),
     _module("Dropout, shared masks", m.DropoutModule, dropout_network, num_eval_samples=5, method="dropout"),
     _module(

@@ -71,7 +71,7 @@ def test_the_loss_is_the_negative_elbo(second):
 
 def test_the_number_of_samples_is_counted_or_told(make_trainer):
     module = BayesByBackpropModule(BASE, optimizer=ADAM)
-    with pytest.raises(InputError, match="`num_train` where the loss is taken without a Trainer"):
+    with pytest.raises(InputError, match="without a Trainer, pass argument `num_train`"):
         module.training_loss(X, Y, None)
     make_trainer().fit(module, loader())
     assert module._num_train == 46
@@ -85,7 +85,9 @@ def test_the_number_of_samples_is_counted_or_told(make_trainer):
         def __iter__(self):
             return iter(zip(X, Y, strict=True))
 
-    with pytest.raises(InputError, match="Expected argument `num_train`, since the training data do not tell"):
+    with pytest.raises(
+        InputError, match=r"The training data do not tell their number \(.*\): pass it as argument `num_train`"
+    ):
         make_trainer().fit(BayesByBackpropModule(BASE), DataLoader(Endless(), batch_size=8))
 
 

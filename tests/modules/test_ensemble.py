@@ -119,7 +119,9 @@ def test_an_instance_is_no_factory():
 
 def test_one_instance_twice():
     network = mlp()
-    with pytest.raises(InputError, match="build a new network at each call, but its call 2 gave the same Sequential"):
+    with pytest.raises(
+        InputError, match="must build a new network at each call, but its call 2 gave the same Sequential"
+    ):
         EnsembleModule(lambda: network, num_members=2)
 
 
@@ -165,26 +167,26 @@ def test_factories_of_other_things():
             return None
 
     kinds = iter([Lit, mlp])
-    with pytest.raises(InputError, match="LightningModules alone, or none, but it built both"):
+    with pytest.raises(InputError, match="built both LightningModules and plain networks"):
         EnsembleModule(lambda: next(kinds)(), num_members=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_members": 0}, "`num_members` to be an integer of at least 1, but got 0"),
-        ({"num_members": 2.5}, "`num_members` to be an integer of at least 1, but got 2.5"),
-        ({"bootstrap": "jackknife"}, "`bootstrap` to be one of .* but got 'jackknife'"),
-        ({"adversarial_epsilon": -0.1}, "`adversarial_epsilon` to be a finite number of at least 0, but got -0.1"),
+        ({"num_members": 0}, "`num_members` must be an integer of at least 1, but got 0"),
+        ({"num_members": 2.5}, "`num_members` must be an integer of at least 1, but got 2.5"),
+        ({"bootstrap": "jackknife"}, "`bootstrap` must be one of .* but got 'jackknife'"),
+        ({"adversarial_epsilon": -0.1}, "`adversarial_epsilon` must be a finite number of at least 0, but got -0.1"),
         (
             {"adversarial_epsilon": float("nan")},
-            "`adversarial_epsilon` to be a finite number of at least 0, but got nan",
+            "`adversarial_epsilon` must be a finite number of at least 0, but got nan",
         ),
-        ({"adversarial_epsilon": "a"}, "`adversarial_epsilon` to be a finite number of at least 0, but got 'a'"),
-        ({"prior_scale": float("inf")}, "`prior_scale` to be a finite number of at least 0, but got inf"),
-        ({"num_members": True}, "`num_members` to be an integer of at least 1, but got True"),
-        ({"seed": 1.5}, "`seed` to be an integer of at least 0, but got 1.5"),
-        ({"adversarial_scale": "relative"}, r"`adversarial_scale` to be one of \('range', 'absolute'\)"),
+        ({"adversarial_epsilon": "a"}, "`adversarial_epsilon` must be a finite number of at least 0, but got 'a'"),
+        ({"prior_scale": float("inf")}, "`prior_scale` must be a finite number of at least 0, but got inf"),
+        ({"num_members": True}, "`num_members` must be an integer of at least 1, but got True"),
+        ({"seed": 1.5}, "`seed` must be an integer of at least 0, but got 1.5"),
+        ({"adversarial_scale": "relative"}, r"`adversarial_scale` must be one of \('range', 'absolute'\)"),
         ({"prior_scale": 1.0}, "`prior_network` and `prior_scale` together.*prior_scale=1.0 without a prior network"),
         ({"prior_network": mlp}, "`prior_network` and `prior_scale` together.*prior_scale=0.0 with a prior network"),
         ({"prior_network": mlp(), "prior_scale": 1.0}, "argument `prior_network` to be a factory"),
@@ -299,7 +301,7 @@ def test_auto_says_once_what_it_chose_and_why(make_trainer, monkeypatch):
 def test_optimizers_that_may_mix_slices_use_the_loop(optimizer, make_trainer):
     ensemble = EnsembleModule(mlp, num_members=M, optimizer=optimizer)
     assert ensemble.network.execution == "loop"
-    assert f"{optimizer.__name__} is not known to act entry by entry" in ensemble.network.execution_reason
+    assert f"{optimizer.__name__} may not act entry by entry" in ensemble.network.execution_reason
     with pytest.raises(UnsupportedError, match=rf"execution='stacked' does not support {optimizer.__name__}"):
         EnsembleModule(mlp, num_members=M, optimizer=optimizer, execution="stacked")
 
@@ -458,7 +460,7 @@ def test_a_range_that_cannot_be_had(make_trainer):
             return batch["a"]
 
     ensemble = Several(mlp, num_members=2, adversarial_epsilon=0.1)
-    with pytest.raises(InputError, match=r'one training DataLoader.*Pass `adversarial_scale="absolute"`'):
+    with pytest.raises(InputError, match=r'over one training DataLoader.*Pass `adversarial_scale="absolute"`'):
         make_trainer().fit(ensemble, {"a": loader(), "b": loader()})
     integers = TensorDataset(torch.zeros(8, 4, dtype=torch.long), torch.zeros(8, dtype=torch.long))
     with pytest.raises(InputError, match=r"needs a floating-point tensor as input, but got torch\.int64"):
@@ -467,7 +469,7 @@ def test_a_range_that_cannot_be_had(make_trainer):
     with pytest.raises(InputError, match="The range of the training inputs is unknown: train with a Trainer"):
         EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1).training_loss(x, y, (x, y))
     x[3, 2] = float("nan")
-    with pytest.raises(InputError, match="Expected the training inputs to be finite"):
+    with pytest.raises(InputError, match="The training inputs must be finite"):
         make_trainer().fit(
             EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=TensorDataset(x, y))
         )
@@ -649,7 +651,7 @@ def test_priors_are_frozen_independent_and_additive(execution, make_trainer):
 
 def test_one_prior_for_all_is_an_error():
     prior = mlp()
-    with pytest.raises(InputError, match="factory in argument `prior_network` to build a new network at each call"):
+    with pytest.raises(InputError, match="factory in argument `prior_network` must build a new network at each call"):
         EnsembleModule(mlp, num_members=2, prior_network=lambda: prior, prior_scale=1.0)
 
 

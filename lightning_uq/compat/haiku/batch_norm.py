@@ -1,4 +1,4 @@
-"""What the backbones of DeepMind's ENN share: Haiku's batch normalisation."""
+"""Haiku's batch normalisation, which the backbones of DeepMind's ENN share."""
 
 import math
 

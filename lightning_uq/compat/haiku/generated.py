@@ -1,4 +1,4 @@
-"""Where ENN's hypermodels keep the numbers of ours: Haiku flattens the base's weights in an order of its own."""
+"""ENN's weights of hypermodels: Haiku flattens the base's weights in an order of its own."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from lightning_uq.networks.priors.independent_layers import PriorIndependentLaye
 def load_generated(network: nn.Module, arrays: Mapping[str, Tensor]) -> None:
     """Load a hypermodel, Bayes by backprop, or the prior of independent layers, in place.
 
-    The base is an MLP. A hypermodel's own prior, which ENN holds outside of its parameters, is loaded by itself.
+    The base is an MLP. ENN holds a hypermodel's prior outside of its parameters: load it by itself.
 
     Raises:
         InputError: A name is missing or left over, or a shape is another.
@@ -57,7 +57,7 @@ def _numbered(layer: str, i: int) -> str:
 
 
 def _take(arrays: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
-    """The array whose name ends so, which is then gone."""
+    """Take the array whose name ends so out of ``arrays``."""
     for full in arrays:
         if f"/{full}".replace("/~/", "/").endswith(f"/{name}"):
             if arrays[full].shape != shape:

@@ -1,7 +1,9 @@
-"""Weights of DeepMind's ENN, as Haiku names them, for the networks here."""
+"""Weights of DeepMind's ENN, under Haiku's names, for this package's networks."""
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import singledispatch
 from os import PathLike
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_uq.compat.haiku.generated import load_generated
 from lightning_uq.errors import InputError
-from lightning_uq.networks.ensemble import EnsembleNetwork, StackedEnsembleNetwork
+from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.epinet.head import Epinet
 from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
@@ -19,67 +21,67 @@ from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 from lightning_uq.networks.priors.additive import AdditivePrior
 from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 from lightning_uq.networks.priors.index_priors import ChoicePrior
-from lightning_uq.networks.priors.members import NetworkWithPrior
+from lightning_uq.networks.priors.members import trained_part
 from lightning_uq.networks.wrapped import WrappedNetwork
+
+Arrays = Mapping[str, Tensor]
 
 _EPINET, _PRIOR = "train_epinet", "prior_epinet"
 
 
 def read_haiku(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """The arrays of an ``.npz`` file by name; what would have to be unpickled is refused.
+    """The arrays of an ``.npz`` file by name. A file that would have to be unpickled is an error.
 
-    ENN publishes its checkpoints as pickles, which run code when they are read: convert one with
-    ``numpy.savez(path, **{f"{module}/{name}": array})`` where it comes from.
+    ENN publishes its checkpoints as pickles, which run code when they are read. Convert one in a place where that is safe,
+    by ``numpy.savez(path, **{f"{module}/{name}": array})``.
 
     Raises:
-        InputError: The file holds Python objects, or is no ``.npz``.
+        InputError: The file cannot be read, holds Python objects, or is no ``.npz`` file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"Expected {str(path)!r} to be an .npz file of arrays without Python objects, but: {error}"
-        ) from error
+        raise InputError(f"{str(path)!r} is no .npz file of arrays without Python objects: {error}") from error
 
 
 @runtime_checkable
 class HaikuNamed(Protocol):
-    """A network that says what Haiku calls its layers."""
+    """A network that knows Haiku's names of its layers."""
 
     def haiku_layers(self) -> Mapping[tuple[str, ...], nn.Module]:
-        """Layers by their names below the network's own, without Haiku's ``~``; several where several versions differ."""
+        """Layers by their names below the network's own, without Haiku's ``~``. Each has one name per version of the code."""
 
 
 def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: int = 0) -> nn.Module:
     """Load ENN's Haiku parameters into one of our networks, in place.
 
     Names are ``module/path/w`` and ``module/path/b``. Layers are matched in order: Haiku numbers them (``linear``,
-    ``linear_1``, ...) as they are called, and ours are registered so. Linear weights [in, out] are transposed,
+    ``linear_1``, ...) in the order of calls, in which ours are registered. Linear weights [in, out] are transposed, and
     convolutions [H, W, in, out] become [out, in, H, W].
 
-    - An :class:`EpinetNetwork`: ``train_epinet``, ``prior_epinet``, and all else is the base's.
-    - An :class:`Epinet`: ``train_epinet`` and ``prior_epinet`` (left out where it has no prior).
-    - An :class:`AdditivePrior`, :class:`ChoicePrior` or :class:`EnsembleNetwork`: every array has an axis of members.
-    - A network around another (with a prior, over atoms, centred or scaled): the parameters are those of the inner one; what
-      ENN holds outside of its parameters, a prior above all, is loaded by itself.
-    - A network that says what Haiku calls its layers (:class:`HaikuNamed`: the backbones of ENN): each layer by its name,
-      whatever stands before it; batch normalisation takes its averages, and their counter, from Haiku's state.
-    - A :class:`HypermodelNetwork` or :class:`BayesByBackpropNetwork` of an MLP, or :class:`PriorIndependentLayers`.
+    - :class:`EpinetNetwork`: ``train_epinet`` and ``prior_epinet`` go to the head, all other arrays to the base.
+    - :class:`Epinet`: ``train_epinet`` and ``prior_epinet``; the latter is ignored where it has no prior.
+    - :class:`AdditivePrior`, :class:`ChoicePrior`, :class:`EnsembleNetwork`: every array has an axis of members.
+    - A network around another (with a prior, over atoms, centred or scaled): the parameters go to the inner network. ENN holds
+      priors outside of its parameters: load them by themselves.
+    - :class:`HaikuNamed`, the backbones of ENN: each layer by its name, below any prefix. Batch normalisation takes its
+      averages, and their counter, from Haiku's state.
+    - :class:`HypermodelNetwork` or :class:`BayesByBackpropNetwork` of an MLP, and :class:`PriorIndependentLayers`.
     - Any other network: its linear layers and convolutions.
 
     Args:
         network: The network.
         params: Arrays by name, or a mapping of mappings as Haiku's own. With batch normalisation, parameters and state:
             ``{**params, **state}``.
-        member_axis: Where the members' axis is: first in ENN's ``vmap`` ensembles, last in its einsum ensembles.
+        member_axis: The axis of members: the first in ENN's ``vmap`` ensembles, the last in its einsum ensembles.
 
     Returns:
         ``network`` itself.
 
     Raises:
-        InputError: The numbers of layers, or two shapes, differ; of a :class:`HaikuNamed` network, a name is missing or
-            left over.
+        InputError: The numbers of layers or two shapes differ, or a name of a :class:`HaikuNamed` network is missing or left
+            over.
 
     Source: google-deepmind/enn at da8ec76.
 
@@ -88,34 +90,61 @@ def load_haiku(network: nn.Module, params: Mapping[str, Any], *, member_axis: in
         >>> layer.weight.tolist()
         [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
     """
-    arrays = dict(_flat(params))
-    if isinstance(network, EpinetNetwork):
-        if network.epinet is None:
-            raise InputError("Expected the epinet to be built; call its `initialize(x)` with a batch first.")
-        heads = {name: value for name, value in arrays.items() if name.split("/")[0] in (_EPINET, _PRIOR)}
-        load_haiku(network.epinet, heads)
-        load_haiku(network.base, {name: value for name, value in arrays.items() if name not in heads})
-    elif isinstance(network, Epinet):
-        _load_layers(network.learned, {n: v for n, v in arrays.items() if n.split("/")[0] == _EPINET})
-        if network.prior is not None:
-            _load_layers(network.prior, {n: v for n, v in arrays.items() if n.split("/")[0] == _PRIOR})
-    elif isinstance(network, WrappedNetwork | ChoicePrior):
-        inner = network.network if isinstance(network, WrappedNetwork) else network.functions
-        load_haiku(inner, arrays, member_axis=member_axis)
-    elif isinstance(network, StackedEnsembleNetwork):  # its members are slices: copies of them are loaded and put back
-        loop = EnsembleNetwork([network.member(i) for i in range(network.num_indices)])
-        network.load_state_dict(load_haiku(loop, arrays, member_axis=member_axis).state_dict())
-    elif isinstance(network, AdditivePrior | EnsembleNetwork):
-        members: Sequence[Any] = network.functions if isinstance(network, AdditivePrior) else network.members  # type: ignore[assignment]
-        for i, member in enumerate(members):
-            part = member.network if isinstance(member, NetworkWithPrior) else member
-            _check_members(arrays, len(members), member_axis)
-            _load_layers(part, {name: value.select(member_axis, i) for name, value in arrays.items()})
-    elif isinstance(network, HypermodelNetwork | BayesByBackpropNetwork | PriorIndependentLayers):
-        load_generated(network, arrays)
-    else:
-        _load_layers(network, arrays)
+    _load(network, dict(_flat(params)), member_axis)
     return network
+
+
+@singledispatch
+def _load(network: nn.Module, arrays: Arrays, member_axis: int) -> None:
+    _load_layers(network, arrays)
+
+
+@_load.register
+def _load_epinet_network(network: EpinetNetwork, arrays: Arrays, member_axis: int) -> None:
+    if network.epinet is None:
+        raise InputError("The epinet's head is not built yet: call `initialize(x)` of the network with a batch first.")
+    heads = {name: value for name, value in arrays.items() if name.split("/")[0] in (_EPINET, _PRIOR)}
+    _load(network.epinet, heads, member_axis)
+    _load(network.base, {name: value for name, value in arrays.items() if name not in heads}, member_axis)
+
+
+@_load.register
+def _load_epinet(network: Epinet, arrays: Arrays, member_axis: int) -> None:
+    _load_layers(network.learned, {n: v for n, v in arrays.items() if n.split("/")[0] == _EPINET})
+    if network.prior is not None:
+        _load_layers(network.prior, {n: v for n, v in arrays.items() if n.split("/")[0] == _PRIOR})
+
+
+@_load.register
+def _load_wrapped(network: WrappedNetwork, arrays: Arrays, member_axis: int) -> None:
+    _load(network.network, arrays, member_axis)
+
+
+@_load.register
+def _load_choice(network: ChoicePrior, arrays: Arrays, member_axis: int) -> None:
+    _load(network.functions, arrays, member_axis)
+
+
+@_load.register
+def _load_sum(network: AdditivePrior, arrays: Arrays, member_axis: int) -> None:
+    _load_members(list(network.functions), arrays, member_axis)
+
+
+@_load.register
+def _load_ensemble(network: EnsembleNetwork, arrays: Arrays, member_axis: int) -> None:
+    members = [network.member(i) for i in range(network.num_indices)]
+    if network.is_stacked:  # copies of its members are loaded first, so that an error leaves the weights as they were
+        members = copy.deepcopy(members)
+    _load_members([trained_part(member) for member in members], arrays, member_axis)
+    if network.is_stacked:
+        network.load_state_dict(EnsembleNetwork(members).state_dict())
+
+
+@_load.register(HypermodelNetwork)
+@_load.register(BayesByBackpropNetwork)
+@_load.register(PriorIndependentLayers)
+def _load_generated(network: nn.Module, arrays: Arrays, member_axis: int) -> None:
+    load_generated(network, arrays)
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -126,12 +155,14 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Te
             yield prefix + name, value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
 
 
-def _check_members(arrays: Mapping[str, Tensor], count: int, axis: int) -> None:
+def _load_members(members: Sequence[nn.Module], arrays: Arrays, axis: int) -> None:
     for name, value in arrays.items():
-        if value.ndim == 0 or value.shape[axis] != count:
+        if value.ndim == 0 or value.shape[axis] != len(members):
             raise InputError(
-                f"Expected {name!r} to have {count} members on axis {axis}, but got shape {list(value.shape)}."
+                f"Expected {name!r} to have {len(members)} members on axis {axis}, but got shape {list(value.shape)}."
             )
+    for i, member in enumerate(members):
+        _load_layers(member, {name: value.select(axis, i) for name, value in arrays.items()})
 
 
 def _load_layers(network: nn.Module, arrays: Mapping[str, Tensor]) -> None:
@@ -183,7 +214,7 @@ def _load_named(network: HaikuNamed, arrays: Mapping[str, Tensor]) -> None:
 
 
 def _root(first: tuple[str, ...], given: Mapping[str, str], kind: str) -> str:
-    """What stands before the names of the layers: that of the network, and of what it lies in."""
+    """The prefix of the layers' names: the names of the network and of the modules around it."""
     ends = [f"{name}/w" for name in first]
     roots = [n.removesuffix(end) for n in given for end in ends if n == end or n.endswith(f"/{end}")]
     if len(roots) != 1:
@@ -196,7 +227,7 @@ def _root(first: tuple[str, ...], given: Mapping[str, str], kind: str) -> str:
 
 
 def _leaves(layer: nn.Module) -> dict[str, str | None]:
-    """Haiku's names of a layer's arrays, and ours; None is one that follows from the others."""
+    """Haiku's names of a layer's arrays, and ours; None for an array that follows from the others."""
     if not isinstance(layer, nn.BatchNorm2d):
         return {"w": "weight"} if layer.bias is None else {"w": "weight", "b": "bias"}
     return {
@@ -217,7 +248,7 @@ def _load_leaf(layer: nn.Module, ours: str, name: str, value: Tensor | None) -> 
         if value is not target:
             holds = "none" if value is None else "one"
             raise InputError(
-                f"Expected {name!r} to go with the {ours} of a {type(layer).__name__}, but there is {holds}."
+                f"The {ours} of a {type(layer).__name__} and {name!r} do not go together: there is {holds}."
             )
         return
     if isinstance(layer, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""Residual networks as DeepMind's ENN has them, whose last layer starts at zero: those that its epinets read."""
+"""The residual networks under the epinets of DeepMind's ENN. Their last layer starts at zero."""
 
 import torch
 import torch.nn.functional as F

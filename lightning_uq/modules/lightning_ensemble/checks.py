@@ -4,8 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.modules.lightning_ensemble.composite import APART
@@ -16,6 +17,28 @@ from lightning_uq.tasks import Task, describe
 def overrides(member: LightningModule, name: str) -> bool:
     """Whether a member's class defines ``name`` itself, instead of taking Lightning's."""
     return getattr(type(member), name) is not getattr(LightningModule, name)
+
+
+def check_lightning_arguments(kind: str, **given: Any) -> None:
+    """Raise an :class:`InputError` if an argument would change the steps that LightningModules bring themselves.
+
+    Args:
+        kind: The class of the members.
+        given: The arguments of the ensemble.
+    """
+    given["optimizer"] = None if _is_plain_adam(given["optimizer"]) else given["optimizer"]
+    for name in ("optimizer", "lr_scheduler", "loss", "prior_network", "bootstrap", "data_noise", "regularizer"):
+        if given.get(name) not in (None, "none"):
+            raise InputError(
+                f"Leave out argument `{name}` where members are LightningModules: {kind} brings its own steps, but got "
+                f"{given[name]!r}."
+            )
+
+
+def _is_plain_adam(optimizer: Callable[[Any], torch.optim.Optimizer]) -> bool:
+    """Whether this is the default; the command line passes it as a partial with all its arguments."""
+    made, plain = (make([nn.Parameter(torch.zeros(1, 1))]) for make in (optimizer, torch.optim.Adam))
+    return type(made) is type(plain) and made.defaults == plain.defaults
 
 
 def check_member(member: LightningModule) -> None:

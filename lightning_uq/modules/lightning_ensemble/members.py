@@ -143,12 +143,12 @@ class Members:
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the ensemble as a whole."""
         self.call_each("on_validation_epoch_end")
-        self.metrics.log("val", self.ensemble.val_metrics)
+        self.metrics.log("val")
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the ensemble as a whole."""
         self.call_each("on_test_epoch_end")
-        self.metrics.log("test", self.ensemble.test_metrics)
+        self.metrics.log("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the random streams, and what the members' own hooks put into a checkpoint."""

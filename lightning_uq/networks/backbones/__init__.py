@@ -1,4 +1,4 @@
-"""Image networks of the DDU experiments, for inputs of about 32x32, and a residual network for plain features.
+"""Image networks of the DDU experiments, for inputs of about 32x32, and a residual network for feature vectors.
 
 DeepMind's ENN has backbones of its own, which load its parameters: they are in :mod:`lightning_uq.compat.haiku`. Those here are
 DDU's. ``modified`` selects its changes to activations and shortcuts, and

@@ -1,4 +1,4 @@
-"""A residual network of linear layers, for points in the plane and other plain features."""
+"""A residual network of linear layers, for points in the plane and other feature vectors."""
 
 from typing import Literal
 
@@ -10,24 +10,24 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU}
 
 
 class FCResNet(nn.Module):
-    """x <- x + dropout(activation(W x + b)), ``depth`` times, between a linear layer in and one out.
+    """``depth`` residual blocks x <- x + dropout(activation(W x + b)) between two linear layers.
 
     With a bound below 1, every residual block is invertible, and the features preserve distances between inputs. The
     two-moons experiment of DDU has ``spectral_normalize(network, coefficient=0.65, n_power_iterations=5,
     exclude=["last"])``.
 
     Args:
-        in_features: Size of the input [B, in_features].
+        in_features: Features of the input [B, in_features].
         num_classes: Classes C.
         hidden_features: Width of the blocks and of the features.
         depth: Number of blocks.
-        dropout: Probability of a zero after each activation.
+        dropout: Probability that dropout zeroes an activation.
         activation: ``"relu"`` or ``"elu"``.
 
     Raises:
-        InputError: An unknown activation.
+        InputError: ``activation`` is unknown.
 
-    Source: Liu et al., "Simple and principled uncertainty estimation", NeurIPS 2020 (arXiv 2006.10108), as in the
+    Source: Liu et al., "Simple and principled uncertainty estimation", NeurIPS 2020 (arXiv 2006.10108); sizes of the
     two-moons notebook of Mukhoti et al. (arXiv 2102.11582).
 
     Example:
@@ -60,7 +60,7 @@ class FCResNet(nn.Module):
         self.last = nn.Linear(hidden_features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C]."""
+        """Logits [B, C] of inputs [B, in_features]."""
         x = self.first(x)
         for residual in self.residuals:
             x = x + self.dropout(self.activation(residual(x)))

@@ -12,13 +12,13 @@ class LeNet(nn.Module):
     Args:
         num_classes: Classes C.
         in_channels: Channels of the input.
-        input_size: Height and width of the input, at least 16; it sets the width of the first linear layer.
+        input_size: Height and width of the input, at least 16; the first linear layer depends on it.
 
     Raises:
-        InputError: A smaller ``input_size``.
+        InputError: ``input_size`` is below 16.
 
     Source: LeCun et al., "Gradient-based learning applied to document recognition", Proceedings of the IEEE 86 (1998);
-    widths and activations as in Mukhoti et al. (arXiv 2102.11582).
+    widths and activations of Mukhoti et al. (arXiv 2102.11582).
 
     Example:
         >>> import torch

@@ -10,14 +10,14 @@ from lightning_uq.errors import InputError
 
 
 class AvgPoolShortcut(nn.Module):
-    """A shortcut without weights: average pooling, and channels of zeros after those of the input.
+    """A shortcut without weights: average pooling, then channels of zeros behind those of the input.
 
-    The average over s x s preserves distances on the way better than a strided 1x1 convolution. At an odd height,
-    every s-th pixel is taken as it is.
+    The average over s x s pixels preserves distances better than a strided 1x1 convolution. At an odd height, every s-th
+    pixel is used without averaging.
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output, at least as many.
+        out_channels: Channels of the output, at least ``in_channels``.
         stride: Size s of the pooling window and its stride.
 
     Source: Mukhoti et al. (arXiv 2102.11582), appendix, and its code.
@@ -40,12 +40,12 @@ class AvgPoolShortcut(nn.Module):
 
 
 def make_activation(modified: bool) -> nn.Module:
-    """Leaky ReLU (slope 0.01) for a modified network, else ReLU."""
+    """Leaky ReLU (slope 0.01) if the network is modified, else ReLU."""
     return nn.LeakyReLU() if modified else nn.ReLU()
 
 
 class _Block(nn.Module):
-    """What the two kinds of block share: a residual branch and a shortcut, added before the last activation."""
+    """The sum of a residual branch and a shortcut, before the last activation; subclasses have the branch."""
 
     expansion: ClassVar[int]
 
@@ -118,13 +118,13 @@ class ResNet(nn.Module):
         num_blocks: Blocks in each of the four stages.
         num_classes: Classes C.
         in_channels: Channels of the input.
-        modified: Leaky ReLU, and :class:`AvgPoolShortcut` where the original has a 1x1 convolution in the shortcut.
+        modified: Use leaky ReLU, and :class:`AvgPoolShortcut` instead of a 1x1 convolution in the shortcut.
 
     Raises:
-        InputError: An unknown block, or not four numbers of blocks.
+        InputError: ``block`` is unknown, or ``num_blocks`` is not four positive numbers.
 
-    Source: He et al., CVPR 2016 (arXiv 1512.03385); as modified in Mukhoti et al. (arXiv 2102.11582), whose checkpoints
-    load.
+    Source: He et al., CVPR 2016 (arXiv 1512.03385); the changes are those of Mukhoti et al. (arXiv 2102.11582),
+    whose checkpoints load.
 
     Example:
         >>> import torch

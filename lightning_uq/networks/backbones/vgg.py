@@ -11,18 +11,18 @@ _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 class VGG16(nn.Module):
     """Thirteen 3x3 convolutions with BatchNorm in five stages, and one linear layer: 14.72 M parameters.
 
-    Max-pooling follows each stage and leaves one pixel of 512 features. For 28x28 inputs the first pooling is left out.
+    Max-pooling follows each stage; after the last, one pixel of 512 features is left. 28x28 inputs skip the first pooling.
 
     Args:
         num_classes: Classes C.
         in_channels: Channels of the input.
         input_size: Height and width of the input, 28 or 32.
-        modified: Leaky ReLU.
+        modified: Use leaky ReLU.
 
     Raises:
-        InputError: Another ``input_size``.
+        InputError: ``input_size`` is neither 28 nor 32.
 
-    Source: Simonyan & Zisserman, ICLR 2015 (arXiv 1409.1556); in the form of Mukhoti et al. (arXiv 2102.11582), whose
+    Source: Simonyan & Zisserman, ICLR 2015 (arXiv 1409.1556); as in Mukhoti et al. (arXiv 2102.11582), whose
     checkpoints load.
 
     Example:
@@ -46,7 +46,7 @@ class VGG16(nn.Module):
         width = in_channels
         for stage, widths in enumerate(_STAGES):
             for channels in widths:
-                # The original's convolutions have no bias.
+                # The convolutions of the original code have no bias.
                 layers += [nn.Conv2d(width, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)]
                 layers.append(make_activation(modified))
                 width = channels

@@ -49,16 +49,16 @@ class WideResNet(nn.Module):
         in_channels: Channels of the input.
         depth: Number of convolutions, 6 n + 4.
         widen_factor: Channels are 16, 32 and 64 times this.
-        dropout: Probability of a zero between the convolutions of a block.
+        dropout: Probability of dropout between the convolutions of a block.
         batchnorm_momentum: Momentum of every BatchNorm.
-        modified: Leaky ReLU, and :class:`~lightning_uq.networks.backbones.resnet.AvgPoolShortcut` where the original has a
-            1x1 convolution in the shortcut.
+        modified: Use leaky ReLU, and :class:`~lightning_uq.networks.backbones.resnet.AvgPoolShortcut` instead of a 1x1
+            convolution in the shortcut.
 
     Raises:
-        InputError: ``depth`` is not 6 n + 4 with n of at least 1.
+        InputError: ``depth`` is not 6 n + 4 for any n of at least 1.
 
-    Source: Zagoruyko & Komodakis, BMVC 2016 (arXiv 1605.07146); as modified in Mukhoti et al. (arXiv 2102.11582), whose
-    dropout, momentum, initialization and checkpoints these are.
+    Source: Zagoruyko & Komodakis, BMVC 2016 (arXiv 1605.07146); the changes, dropout, momentum and initialization are
+    those of Mukhoti et al. (arXiv 2102.11582), whose checkpoints load.
 
     Example:
         >>> import torch

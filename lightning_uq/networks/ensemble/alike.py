@@ -1,4 +1,4 @@
-"""Are the members of an ensemble alike, so that one forward pass speaks for all of them?"""
+"""Whether the members of an ensemble differ in their weights alone, so that one forward pass serves all of them."""
 
 import copy
 import enum
@@ -17,11 +17,11 @@ from lightning_uq.networks.labels import label
 
 
 def check_alike(members: Sequence[nn.Module]) -> None:
-    """Check that one forward pass, with the members' tensors exchanged, speaks for all of them.
+    """Check that the forward pass of one member, with exchanged tensors, is the forward pass of every member.
 
     Raises:
-        UnsupportedError: They differ in anything but the values of their parameters and buffers, or hold what cannot be
-            exchanged; the message names it.
+        UnsupportedError: The members differ in more than the values of their parameters and buffers, or have parts that
+            cannot be exchanged; the message names the difference or the part.
     """
     first = members[0]
     _check_exchangeable(first)
@@ -40,7 +40,7 @@ def check_alike(members: Sequence[nn.Module]) -> None:
             difference = _difference(module, theirs[name])
             if difference is not None:
                 raise UnsupportedError(f"{label(name, module)} of member {i} differs from member 0 in {difference}")
-    # One switch will move all modules, so their modes must be those that it leaves (a frozen prior's is its own).
+    # One switch sets the mode of all modules, so theirs must be what it leaves; a frozen prior keeps its own.
     switched = dict(skeleton(first).train(first.training).named_modules())
     for name, module in ours.items():
         if module.training != switched[name].training:
@@ -57,11 +57,11 @@ def skeleton(network: nn.Module) -> nn.Module:
     """A copy of ``network`` without the values of its tensors.
 
     Raises:
-        UnsupportedError: It cannot be copied.
+        UnsupportedError: The network cannot be copied.
     """
     try:
         return copy.deepcopy(network).to("meta")
-    except Exception as error:  # whatever an attribute raises that no copy can be made of
+    except Exception as error:  # any error of an attribute that has no copy
         raise UnsupportedError(f"{type(network).__name__} cannot be copied ({error})") from error
 
 
@@ -80,7 +80,7 @@ def _check_exchangeable(network: nn.Module) -> None:
         where = label(name, module)
         if hasattr(module, "_orig_mod"):
             raise UnsupportedError(
-                f"{where} is compiled; members that run at once are compiled as one, by `network.compile()`"
+                f"{where} is compiled; compile members that run at once together, by `network.compile()`"
             )
         for hooks in ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "load_state_dict_pre"):
             if getattr(module, f"_{hooks}_hooks"):
@@ -90,7 +90,7 @@ def _check_exchangeable(network: nn.Module) -> None:
         if isinstance(module, nn.RNNBase):
             raise UnsupportedError(f"{where} is recurrent")
         if isinstance(module, nn.SyncBatchNorm):
-            raise UnsupportedError(f"{where} talks to other processes")
+            raise UnsupportedError(f"{where} communicates with other processes")
         if isinstance(module, _NormBase) and module.track_running_stats and module.momentum is None:
             raise UnsupportedError(f"{where} has momentum=None, a cumulative average")
     names = {name for name, _ in network.named_parameters(remove_duplicate=False)} | persistent_buffers(network)
@@ -138,7 +138,7 @@ _PLAIN = (str, int, float, complex, bytes, torch.dtype, torch.device, type(None)
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two attributes surely mean the same. A tensor never does: it would be one for all members."""
+    """Whether two attributes are surely equal. Tensors are not: every member would use the first member's."""
     if type(a) is not type(b) or isinstance(a, Tensor):
         return False
     if isinstance(a, dict):
@@ -149,13 +149,13 @@ def _same(a: Any, b: Any) -> bool:
         return True
     if isinstance(a, functools.partial):
         return _same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
-    if isinstance(a, FunctionType):  # a lambda in a constructor is a new function at each call
+    if isinstance(a, FunctionType):  # each call of a constructor makes a new function of a lambda
         return a.__code__ is b.__code__ and _same(_bound_values(a), _bound_values(b))
     return isinstance(a, _PLAIN) and bool(a == b)
 
 
 def _bound_values(function: FunctionType) -> tuple[Any, ...]:
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    # A function in a closure may refer back to this one, so it counts by identity alone.
+    # A function in a closure may refer back to this one, so functions are compared by identity.
     cells = [id(value) if isinstance(value, FunctionType) else value for value in cells]
     return function.__defaults__, function.__kwdefaults__, cells

@@ -22,22 +22,23 @@ def build_ensemble(
     output: Output = "logits",
     mixed_precision: bool = False,
 ) -> EnsembleNetwork:
-    """An ensemble of ``members`` that runs as ``execution`` says; ``.execution_reason`` says what came of it and why.
+    """Build an ensemble of ``members`` that runs as ``execution`` says; its ``execution_reason`` explains a choice.
 
-    ``"auto"`` stacks the members where they are alike and made of layers that stack (linear, norms, activations,
-    dropout), uses ``torch.vmap`` for other alike members that lie on a GPU, and else runs them one after the other: so
-    convolutions on a CPU, where batching gains nothing, and LightningModules.
+    ``"auto"`` stacks members of equal architecture whose layers can be stacked (linear, norms, activations, dropout). For
+    other members of equal architecture it uses ``torch.vmap`` if their weights are on a GPU. All others run one after
+    the other: LightningModules, and convolutions on a CPU, where batching gains nothing. The choice depends on the
+    members alone, never on the machine.
 
     Args:
         members: The M networks.
         execution: ``"loop"``, ``"stacked"``, ``"vmap"`` or ``"auto"``.
-        output: What a member returns: see :class:`~lightning_uq.networks.output.OutputReader`.
-        mixed_precision: Whether the members will run under autocast, which ``"auto"`` then does not mix with
-            ``torch.vmap``: autocast reaches the layers that this package knows of, not a member's own products.
+        output: The kind of a member's output: see :class:`~lightning_uq.networks.output.OutputReader`.
+        mixed_precision: Whether the members will run under autocast. ``"auto"`` then avoids ``torch.vmap``, under which
+            autocast reaches the layers that this package knows, but no products in a member's own code.
 
     Raises:
-        InputError: ``execution`` is none of these, or the members are no modules.
-        UnsupportedError: The members cannot run as asked; the message names the module or operation.
+        InputError: ``execution`` is unknown, or a member is not a module.
+        UnsupportedError: The members cannot run in this way; the message names the module or operation.
 
     Example:
         >>> network = build_ensemble([nn.Linear(2, 3) for _ in range(5)])

@@ -8,7 +8,11 @@ from lightning_uq.errors import InputError
 
 
 def check_members(members: Any) -> list[nn.Module]:
-    """The members as a list, or an :class:`InputError`."""
+    """The members as a list.
+
+    Raises:
+        InputError: There are none, or one of them is not a module.
+    """
     if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList):
         raise InputError(f"Expected argument `members` to be a list of modules, but got one {type(members).__name__}.")
     listed = list(members)
@@ -21,7 +25,11 @@ def check_members(members: Any) -> list[nn.Module]:
 
 
 def check_algorithm(algorithm: str) -> str:
-    """``"norm"`` or ``"value"``, also from Lightning's enumeration."""
+    """``"norm"`` or ``"value"``, also for members of Lightning's enumeration.
+
+    Raises:
+        InputError: ``algorithm`` is neither.
+    """
     name = str(getattr(algorithm, "value", algorithm)).lower()
     if name not in ("norm", "value"):
         raise InputError(f"Expected argument `algorithm` to be 'norm' or 'value', but got {algorithm!r}.")

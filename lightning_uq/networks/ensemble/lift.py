@@ -53,11 +53,11 @@ def lift(network: nn.Module, reader: OutputReader) -> Program:
     """Translate ``network``, in the mode it is in, into one forward pass over stacked tensors.
 
     Args:
-        network: One member; its values are not looked at.
-        reader: What picks the output tensor; a function is traced with the network.
+        network: One member; its values are not used.
+        reader: Selects the output tensor; a function is traced with the network.
 
     Raises:
-        UnsupportedError: The network does something that has no lifted counterpart; the message names it.
+        UnsupportedError: An operation has no lifted counterpart; the message names it.
 
     Example:
         >>> program = lift(nn.Sequential(nn.Linear(2, 3), nn.Tanh()), OutputReader())
@@ -93,7 +93,7 @@ class _Lifter:
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.target is batch_norm)
         return Program(fx.GraphModule(self.kept, self.graph), [own_name(name) for name in used])
 
-    # One method a kind of node. Each gives the node of the new graph.
+    # One method per kind of node; each returns the node of the new graph.
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
         return self.input
@@ -109,8 +109,8 @@ class _Lifter:
         if self._is_tensor(result):
             return self.graph.output(self.env[result])  # type: ignore[index]
         kind = "several tensors or a size" if isinstance(result, fx.Node) else f"a {type(result).__name__}"
-        kind = kind.replace("immutable_", "")  # what fx makes of a list or a dict
-        raise UnsupportedError(f"the members return {kind}, not one tensor; argument `output` can pick it")
+        kind = kind.replace("immutable_", "")  # as fx names its lists and dicts
+        raise UnsupportedError(f"the members return {kind}, not one tensor; argument `output` can select it")
 
     def _call_module(self, node: fx.Node) -> fx.Node:
         name = str(node.target)
@@ -265,7 +265,7 @@ class _Lifter:
         return fx.map_arg(args, lambda node: self.env[node])
 
     def _check_overwrite(self, node: fx.Node, source: Any) -> None:
-        """In-place is dropped where nobody can tell: the tensor is a layer's fresh output and is not used again."""
+        """Refuse an in-place operation unless its tensor is the output of a layer and is not used again."""
         fresh = source.op == "call_module" and type(self.modules[str(source.target)]) in _FRESH
         if not fresh or len(source.users) > 1:
             raise self._refusal("an in-place operation on a tensor that is used again")

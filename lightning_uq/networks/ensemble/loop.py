@@ -16,24 +16,24 @@ from lightning_uq.networks.priors.members import trained_part
 
 
 class EnsembleNetwork(EpistemicNetwork):
-    """M networks side by side; the index [Z] holds member numbers. Here the members run one after the other.
+    """M networks side by side; the index [Z] holds member numbers. In this class the members run one after the other.
 
-    A subclass may run them at once. All share this interface, give the same numbers, and name their state per member
-    (``members.{i}.<name>``), so that a checkpoint of one loads into another.
+    A subclass may run them at once. All of them share this interface, give the same numbers, and name their state per
+    member (``members.{i}.<name>``), so that a checkpoint of one loads into another.
 
     Args:
-        members: The M networks, each mapping x [B, ...] to outputs [B, ...]. They become submodules as they are.
-        output: What a member returns: see :class:`~lightning_uq.networks.output.OutputReader`.
-        execution_reason: One sentence that says why this execution was chosen.
+        members: The M networks, each of which maps x [B, ...] to outputs [B, ...]. They become submodules.
+        output: The kind of a member's output: see :class:`~lightning_uq.networks.output.OutputReader`.
+        execution_reason: A sentence that says why this execution was chosen.
 
     Attributes:
         execution: How the members run: ``"loop"``, ``"stacked"`` or ``"vmap"``.
-        execution_reason: Why, in a sentence that a caller may log.
-        is_stacked: Whether one parameter holds all members' slices [M, ...] (then :meth:`parameter_groups` is one list).
+        execution_reason: Why they run so, in a sentence that a caller may log.
+        is_stacked: Whether each parameter holds the slices of all members, [M, ...].
         num_indices: M.
 
     Raises:
-        InputError: There is no member, or one is no module.
+        InputError: There are no members, or one of them is not a module.
 
     Example:
         >>> network = EnsembleNetwork([nn.Linear(2, 3) for _ in range(4)])
@@ -58,16 +58,16 @@ class EnsembleNetwork(EpistemicNetwork):
         self.members = nn.ModuleList(members)
 
     def forward(self, x: Any, index: Tensor | None = None) -> Tensor:
-        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the members that ``index`` [Z] names.
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] from the members in ``index`` [Z].
 
-        A member that is named twice runs once. Without ``index`` all members run, in order.
+        A member that occurs twice runs once. Without ``index``, all members run, in order.
 
         Raises:
-            InputError: ``index`` is no list of member numbers.
+            InputError: ``index`` is not a tensor of member numbers.
         """
         if index is None:
             return self._run(x, None)
-        if torch.compiler.is_compiling() and not self.training:  # a graph cannot ask which members are wanted
+        if torch.compiler.is_compiling() and not self.training:  # a graph cannot depend on the values of the index
             return self._run(x, None).index_select(0, index)
         wanted = self._check_index(index)
         if wanted == list(range(self.num_indices)):
@@ -84,31 +84,36 @@ class EnsembleNetwork(EpistemicNetwork):
         if not isinstance(xs, Tensor) or xs.ndim < 1 or len(xs) != self.num_indices:
             got = list(xs.shape) if isinstance(xs, Tensor) else type(xs).__name__
             raise InputError(
-                f"Expected argument `xs` to hold one batch a member, shape [{self.num_indices}, B, ...], but got {got}."
+                f"Expected argument `xs` to hold one batch per member, shape [{self.num_indices}, B, ...], but got {got}."
             )
         return self._run_each(xs)
 
     def member(self, i: int) -> nn.Module:
-        """Member ``i`` as a plain network; in a loop the submodule itself, else a copy with its weights."""
+        """Member ``i`` as a plain network: a write to its weights is a write to the ensemble.
+
+        In a loop it is the submodule itself. Members that run at once are given out as networks over views of the
+        stacked tensors, with gradients and hooks of their own; after a move to another device or type, ask again. To
+        save one member, use :meth:`member_state_dict`, since a saved view brings its whole stacked tensor.
+        """
         return self.members[self._check_member(i)]
 
     def member_state_dict(self, i: int) -> dict[str, Tensor]:
-        """State of member ``i`` under its own names, as its ``state_dict()`` would give alone."""
+        """The ``state_dict()`` of member ``i``, under its own names."""
         return self.members[self._check_member(i)].state_dict()
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
-        """The parameters, one list a member; one list of stacked leaves [M, ...] where ``is_stacked``."""
+        """The parameters, in one list per member, or in one list of stacked parameters [M, ...] if ``is_stacked``."""
         return [list(member.parameters()) for member in self.members]
 
     def clip_gradients_per_member(
         self, clip_val: float, algorithm: str = "norm", *, norm_type: float = 2.0
     ) -> Tensor | None:
-        """Clip each member's gradient by itself, as ``torch.nn.utils`` would for the member alone.
+        """Clip each member's gradient separately, as ``torch.nn.utils`` does for a single network.
 
-        One norm over all members would let the largest gradient scale down the others.
+        With one norm over all members, the largest gradient would scale down the others.
 
         Args:
-            clip_val: The largest norm, or the largest absolute value.
+            clip_val: The largest norm or absolute value that remains.
             algorithm: ``"norm"`` (``clip_grad_norm_``) or ``"value"`` (``clip_grad_value_``).
             norm_type: Order of the norm.
 

@@ -25,11 +25,11 @@ def call_mapped(
     """Outputs [M, B, ...] of ``network`` under stacked ``tensors`` [M, ...], by ``torch.vmap``.
 
     Args:
-        network: One member; its values are not looked at.
-        reader: What picks the output tensor.
-        tensors: Every parameter and buffer by name; buffers that the network moves in place are moved in place.
-        x: The input, shared by the members (``x_axis`` None) or one a member, stacked (``x_axis`` 0).
-        x_axis: Where the member axis of ``x`` is.
+        network: One member; its values are not used.
+        reader: Selects the output tensor.
+        tensors: All parameters and buffers by name; buffers that the network changes in place are changed in place.
+        x: The input, which the members share (``x_axis`` None), or one stacked input per member (``x_axis`` 0).
+        x_axis: Position of the member axis of ``x``.
 
     Raises:
         UnsupportedError: ``torch.vmap`` cannot map what the network does.
@@ -55,9 +55,9 @@ def call_mapped(
 
 
 class _AutocastInVmap(TorchFunctionMode):
-    """Gives mapped layers the types that autocast gives them outside of ``torch.vmap``.
+    """Give mapped layers the types that autocast gives them outside of ``torch.vmap``.
 
-    A mapped layer is taken apart before autocast sees it: its bias or scale would be added in float32.
+    ``torch.vmap`` decomposes a layer before autocast sees it, so that its bias or scale would be added in float32.
     """
 
     def __init__(self, device: str) -> None:
@@ -99,8 +99,8 @@ def _cast(args: Any, dtype: torch.dtype) -> Any:
 
 @functools.lru_cache
 def _norm_dtype(func: Any, dtype: torch.dtype, device: str, autocast: torch.dtype) -> torch.dtype:
-    """What an unmapped norm of this input returns under the autocast that is on: asked of a tiny one."""
+    """The type that an unmapped norm returns for this input under the active autocast, measured on a tiny input."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of the slower kernel that it takes for mixed types
+        warnings.simplefilter("ignore")  # torch warns that mixed types take a slower kernel
         x = torch.zeros(2, 1, dtype=dtype, device=device)
         return _AUTOCAST_NORMS[func](x, torch.ones(1, device=device)).dtype

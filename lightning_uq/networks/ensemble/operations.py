@@ -16,7 +16,7 @@ from lightning_uq.errors import InputError
 
 
 def align(*lifted: Tensor) -> list[Tensor]:
-    """Give lifted tensors one number of axes, with ones behind the member axis: broadcasting then is each member's own.
+    """Give lifted tensors the same number of axes, with ones behind the member axis, so that each member broadcasts by itself.
 
     Example:
         >>> [tuple(t.shape) for t in align(torch.zeros(5, 8, 3), torch.zeros(5, 3), torch.zeros(5))]
@@ -24,7 +24,7 @@ def align(*lifted: Tensor) -> list[Tensor]:
     """
     ndim = max(tensor.ndim for tensor in lifted)
     dtypes = [tensor.dtype for tensor in lifted if tensor.ndim > 1 and tensor.is_floating_point()]
-    if dtypes and len(dtypes) < len(lifted):  # a member's scalar does not widen the type of its other operand
+    if dtypes and len(dtypes) < len(lifted):  # a scalar of a member does not widen the type of the other operand
         dtype = functools.reduce(torch.promote_types, dtypes)
         lifted = tuple(t.to(dtype) if t.ndim == 1 and t.is_floating_point() else t for t in lifted)
     return [_pad_axes(tensor, ndim) for tensor in lifted]
@@ -41,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return linear(x.unsqueeze(1), weight, bias).squeeze(1)
     if x.ndim > 3:
         return linear(x.flatten(1, -2), weight, bias).reshape(*x.shape[:-1], weight.shape[1])
-    if torch.is_autocast_enabled(x.device.type):  # its rules do not reach into a function with its own backward
+    if torch.is_autocast_enabled(x.device.type):  # autocast does not reach into a function with its own backward
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = _narrow(x, dtype), _narrow(weight, dtype), None if bias is None else _narrow(bias, dtype)
     output: Tensor = _BatchedLinear.apply(x, weight, bias)
@@ -53,9 +53,9 @@ def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _BatchedLinear(torch.autograd.Function):
-    """The product x weight^T + bias of every member, with the weight's gradient in the weight's own layout.
+    """The product x weight^T + bias of every member, with the weight's gradient in the weight's layout.
 
-    Autograd's would come transposed, and be copied into place at each step: a fifth of the time of a wide network.
+    Autograd's gradient is transposed, and each step copies it: a fifth of the time of a wide network.
     """
 
     generate_vmap_rule = True
@@ -110,9 +110,9 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Batch normalisation of x [M, B, C] or [M, B, C, L], each member over its own batch, as M * C channels of one.
+    """Batch normalisation of x [M, B, C] or [M, B, C, L], in which each member normalises its own batch.
 
-    Like the module, it moves the running statistics, in place, where it has them and is ``training``.
+    The members become M * C channels of one layer. Running statistics change in place if ``training``.
     """
     if x.ndim not in (3, 4):
         raise InputError(f"Expected BatchNorm1d to get inputs [B, C] or [B, C, L], but got shape {list(x.shape[1:])}.")
@@ -141,7 +141,7 @@ def _scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> T
         x = x * _pad_axes(weight, x.ndim)
     if bias is not None:
         x = x + _pad_axes(bias, x.ndim)
-    return x.to(dtype)  # under autocast the weights are wider, and the norms keep their input's type
+    return x.to(dtype)  # weights are wider under autocast, but norms keep the type of their input
 
 
 def _pad_axes(lifted: Tensor, ndim: int) -> Tensor:
@@ -165,7 +165,7 @@ ELEMENTWISE = [
 ]  # fmt: skip
 
 _REQUIRED = object()
-# The arguments that are axes: position (counting the tensor as 0), name, default.
+# The arguments that are axes: position (the tensor has 0), name, default.
 AXES: dict[str, list[tuple[int, str, Any]]] = {
     "flatten": [(1, "start_dim", 0), (2, "end_dim", -1)],
     "cat": [(1, "dim", 0)],

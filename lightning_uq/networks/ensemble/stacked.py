@@ -1,7 +1,7 @@
 """An ensemble of one architecture as one network over stacked parameters."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,17 +18,17 @@ from lightning_uq.networks.ensemble.loop import EnsembleNetwork
 class StackedEnsembleNetwork(EnsembleNetwork):
     """M networks of one architecture as one network over stacked parameters [M, ...]; see :class:`EnsembleNetwork`.
 
-    One member's forward pass is translated, operation by operation, into one for all: a linear layer of M members is a
-    single batched product. Each element-wise mask (dropout) is drawn for every member by itself, and BatchNorm keeps
-    each member's statistics. There are no submodules: :meth:`member` gives a copy of one.
+    One member's forward pass is translated, operation by operation, into one for all members: a linear layer of M
+    members is a single batched product. Each member has its own dropout masks and BatchNorm statistics. There are no
+    submodules: :meth:`member` gives a network over views of the stacked tensors.
 
     Args:
         members: The M networks; their weights are copied.
-        output: What a member returns; a function that picks it is translated with the network.
-        execution_reason: One sentence that says why this execution was chosen.
+        output: The kind of a member's output; a function that selects it is translated with the network.
+        execution_reason: A sentence that says why this execution was chosen.
 
     Raises:
-        UnsupportedError: The members differ in more than their weights, or do what has no stacked counterpart.
+        UnsupportedError: The members differ in more than their weights, or an operation has no stacked counterpart.
 
     Example:
         >>> members = [nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3)) for _ in range(4)]
@@ -47,10 +47,11 @@ class StackedEnsembleNetwork(EnsembleNetwork):
 
     def _adopt(self, members: list[nn.Module]) -> None:
         check_alike(members)
-        # A copy without values: what a member looks like, hidden from the parameters and the submodules.
+        # A member without values, in a tuple so that it is not a submodule.
         self._hidden = (skeleton(members[0]),)
         self._keys = {name: "members/" + name.replace(".", "/") for name, _ in named_tensors(members[0])}
         self._state_names = tuple(members[0].state_dict())
+        self._views: dict[int, nn.Module] = {}  # the members that were asked for
         for name, parameter in members[0].named_parameters():
             values = torch.stack([m.get_parameter(name).detach() for m in members])
             self.register_parameter(self._keys[name], nn.Parameter(values, requires_grad=parameter.requires_grad))
@@ -61,7 +62,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         self._prepare()
 
     def _prepare(self) -> None:
-        """Translate the forward pass in both modes, so that what cannot be translated is told now."""
+        """Translate the forward pass in both modes, so that the constructor raises what cannot be translated."""
         self._programs = {mode: lift(self._hidden[0].train(mode), self.read_output) for mode in (True, False)}
 
     def _skeleton(self) -> nn.Module:
@@ -69,13 +70,14 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         hidden = self._hidden[0]
         return hidden if hidden.training == self.training else hidden.train(self.training)
 
-    # A program is made from the skeleton, and is made again where the network is copied or unpickled.
+    # Copies and unpickled networks make their programs anew.
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_programs"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_programs", "_views")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._views = {}
         self._prepare()
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -102,7 +104,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
     def _call(self, tensors: dict[str, Tensor], x: Any, x_axis: int | None) -> Tensor:
         if not isinstance(x, Tensor):
             raise InputError(
-                f"Expected argument `x` to be a tensor where members are stacked, but got {type(x).__name__}."
+                f"Stacked members take one tensor, but argument `x` is a {type(x).__name__}. Use execution='loop' or 'vmap'."
             )
         if x_axis is None:
             x = x.expand(len(next(iter(tensors.values()))), *x.shape)
@@ -110,21 +112,33 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         return output if callable(self.read_output.output) else self.read_output(output)
 
     def member(self, i: int) -> nn.Module:
-        """A copy of member ``i`` with its weights, as a plain network."""
+        """Member ``i`` as a network over views of the stacked tensors; see :meth:`EnsembleNetwork.member`."""
         i = self._check_member(i)
-        network = copy.deepcopy(self._skeleton())
+        if i not in self._views:
+            self._views[i] = copy.deepcopy(self._skeleton())
+        network = self._views[i]
+        if network.training != self.training:
+            network.train(self.training)
         for name, tensor in self._tensors().items():
             owner_name, _, own = name.rpartition(".")
             owner = network.get_submodule(owner_name)
-            value = tensor[i].detach().clone(memory_format=torch.contiguous_format)
-            if own in owner._parameters:
-                owner._parameters[own] = nn.Parameter(value, requires_grad=tensor.requires_grad)
-            else:
-                owner._buffers[own] = value
+            view = getattr(owner, own)
+            if not _is_row(view, tensor, i):
+                with torch.inference_mode(tensor.is_inference()):
+                    row = tensor.detach()[i].detach()
+                    view = nn.Parameter(row, tensor.requires_grad) if isinstance(view, nn.Parameter) else row
+                    setattr(owner, own, view)
+            if view.requires_grad != tensor.requires_grad:
+                view.requires_grad_(tensor.requires_grad)
         return network
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "StackedEnsembleNetwork":
+        self._views.clear()  # they would keep the memory of the tensors from before the move
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def member_state_dict(self, i: int) -> dict[str, Tensor]:
-        """State of member ``i`` under its own names; copies."""
+        """The state of member ``i`` under its own names, in copies."""
         i, tensors = self._check_member(i), self._tensors()
         return {
             name: tensors[name][i].detach().clone(memory_format=torch.contiguous_format) for name in self._state_names
@@ -134,13 +148,13 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         return self._skeleton().modules()
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
-        """One list of the stacked leaves [M, ...]."""
+        """One list of the stacked parameters [M, ...]."""
         return [list(self.parameters())]
 
     def clip_gradients_per_member(
         self, clip_val: float, algorithm: str = "norm", *, norm_type: float = 2.0
     ) -> Tensor | None:
-        """See :meth:`EnsembleNetwork.clip_gradients_per_member`; a member's gradient is its slice of each leaf's."""
+        """See :meth:`EnsembleNetwork.clip_gradients_per_member`; a member's gradient is its slice of each gradient."""
         if check_algorithm(algorithm) == "value":
             return super().clip_gradients_per_member(clip_val, algorithm)
         grads = [p.grad.reshape(self.num_indices, -1) for p in self.parameters() if p.grad is not None]
@@ -154,7 +168,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
                 p.grad.mul_(factor.view(-1, *[1] * (p.ndim - 1)).to(p.grad))
         return norm
 
-    # The state dict has the names that a loop would have.
+    # The state dict has the names of a loop.
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         tensors = self._tensors()
@@ -211,3 +225,10 @@ class StackedEnsembleNetwork(EnsembleNetwork):
             self._buffers[key] = values
         else:
             self._parameters[key] = nn.Parameter(values, requires_grad=old.requires_grad)
+
+
+def _is_row(tensor: Tensor, stacked: Tensor, i: int) -> bool:
+    """Whether ``tensor`` is a view of ``stacked[i]``."""
+    if tensor.is_meta or tensor.dtype != stacked.dtype or tensor.device != stacked.device:
+        return False
+    return tensor.data_ptr() == stacked.data_ptr() + i * stacked.stride(0) * stacked.element_size()

@@ -9,7 +9,7 @@ from lightning_uq.networks.output import OutputReader
 
 
 class _WithReader(nn.Module):
-    """A network and the function that picks its output, as one module for the tracer."""
+    """A network and the function that selects its output, as one module for the tracer."""
 
     def __init__(self, network: nn.Module, reader: OutputReader) -> None:
         super().__init__()
@@ -25,18 +25,18 @@ def trace(network: nn.Module, reader: OutputReader) -> fx.Graph:
     """The graph of one member; its names begin with ``network.``.
 
     Raises:
-        UnsupportedError: Its forward pass depends on values, or fails without them.
+        UnsupportedError: The forward pass depends on values, or fails without them.
     """
     root = _WithReader(network, reader)
     root.training = network.training
     try:
         return fx.Tracer().trace(root)
-    except Exception as error:  # whatever the user's code does with a stand-in for a tensor
+    except Exception as error:  # the user's code may raise anything when it gets a stand-in for a tensor
         raise UnsupportedError(
             f"the forward pass of {type(network).__name__} cannot be traced ({type(error).__name__}: {error})"
         ) from error
 
 
 def own_name(name: str) -> str:
-    """The name that a submodule or tensor of a traced graph has in its network."""
+    """The name of a submodule or tensor in its network, from its name in the graph."""
     return name.removeprefix("network").removeprefix(".")

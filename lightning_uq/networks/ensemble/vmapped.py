@@ -14,17 +14,18 @@ from lightning_uq.networks.output import OutputReader
 
 
 class VmapEnsembleNetwork(StackedEnsembleNetwork):
-    """As :class:`StackedEnsembleNetwork`, run by ``torch.vmap``: any architecture that it can map, convolutions included.
+    """A :class:`StackedEnsembleNetwork` that runs by ``torch.vmap``, for every architecture that it can map.
 
     Args:
         members: The M networks; their weights are copied.
-        output: What a member returns.
-        execution_reason: One sentence that says why this execution was chosen.
+        output: The kind of a member's output.
+        execution_reason: A sentence that says why this execution was chosen.
 
     Raises:
-        UnsupportedError: The members differ in more than their weights, or (at the first call) do what cannot be mapped.
+        UnsupportedError: The members differ in more than their weights, or, at the first call, cannot be mapped.
 
     Example:
+        >>> import torch
         >>> members = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()) for _ in range(3)]
         >>> VmapEnsembleNetwork(members)(torch.zeros(5, 1, 4, 4)).shape
         torch.Size([3, 5, 8])
@@ -50,7 +51,7 @@ def check_mappable(network: nn.Module, reader: OutputReader) -> None:
     """Check that ``torch.vmap`` is known to map every layer, and that no branch depends on values.
 
     Raises:
-        UnsupportedError: It is not known.
+        UnsupportedError: The network has another layer, or such a branch.
     """
     for node in trace(network, reader).nodes:
         if node.op == "call_module":

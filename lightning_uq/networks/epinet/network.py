@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import call_network
-from lightning_uq.networks.epinet.head import Epinet
+from lightning_uq.networks.epinet.head import Epinet, EpinetHead
 from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
 from lightning_uq.networks.indexers import GaussianIndexer
 from lightning_uq.networks.output import Output
@@ -22,37 +22,28 @@ _SPREAD_DRAWS = 256
 
 
 class EpinetNetwork(EpistemicNetwork):
-    """f(x, z) = base_scale * base(x) + epinet(sg[features], z) + priors: an epinet around any network.
+    """f(x, z) = base(x) + epinet(sg[features], z) + priors: an epinet around any network.
 
-    The base runs once, the head for all indices in one batched call. The features are the inputs of named layers, detached:
-    the epinet does not train the base, which learns by its own path. Where the layer, or the size of its features or of the
-    output, cannot be told from the network itself, the head is built on the first batch (:meth:`initialize`), or from the
-    shapes of a state dict that is loaded.
+    :class:`EpinetHead` has the formula with all scales. The base runs once, and the head for all indices in one batched call.
+    The features are the inputs of named layers, detached (sg): the epinet does not train the base, which learns by its own
+    path. Where the network's structure does not tell the layer, or the size of its features or of the output, the head is
+    built on the first batch (:meth:`initialize`), or from the shapes of a state dict that is loaded.
 
-    In training mode the first batch also sets the unit of the priors' scale; it is saved with the state.
+    In training mode the first batch also sets the unit of the priors' scales. It is saved with the state.
 
     Args:
         base: The network, x [B, ...] to outputs [B, C].
-        feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several; the features are
+        feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several names. The features are
             those layers' inputs, one after the other. ``"<output>"`` is the base's own output.
         num_outputs: C, where the network does not tell it.
-        index_dim: Dimension of z, a standard normal vector.
-        hidden_sizes: Hidden layers of the epinet.
-        prior_hidden_sizes: Hidden layers of its prior; the same by default.
-        prior_scale: Scale of the prior.
-        standardize_features: Whether running statistics standardise the features.
-        include_inputs: Whether the flattened input follows the features.
+        head: Sizes and scales.
+        prior: An additive prior g(x, z) to [Z, B, C], for instance an :class:`~lightning_uq.networks.AdditivePrior`. Its
+            parameters become buffers, in place.
         freeze_base: Whether the base is kept as it is: in eval mode, without gradients.
-        calibrate_prior: Whether scales are spreads over z in units of the output; else they multiply the raw priors, as the
-            original's do.
-        base_scale: Factor of the base's output.
-        additive_prior: A further prior g(x, z) to [Z, B, C]; see :class:`~lightning_uq.networks.AdditivePrior`.
-        additive_prior_scale: Its scale.
-        temperature: Divides the outputs in eval mode.
         output: What ``base`` returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
 
     Raises:
-        InputError: A layer is unknown, or the base's output is not [B, C].
+        InputError: A layer is unknown, the base's output is not [B, C], or ``prior`` does not read an index.
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924). Their code lets the epinet's
     gradients reach the base in one place (``combine_base_epinet_as_enn``), against the paper; here they never do.
@@ -72,52 +63,26 @@ class EpinetNetwork(EpistemicNetwork):
         feature_layers: str | Sequence[str] = "auto",
         num_outputs: int | None = None,
         *,
-        index_dim: int = 8,
-        hidden_sizes: Sequence[int] = (50, 50),
-        prior_hidden_sizes: Sequence[int] | None = None,
-        prior_scale: float = 1.0,
-        standardize_features: bool = True,
-        include_inputs: bool = False,
+        head: EpinetHead = EpinetHead(),
+        prior: nn.Module | None = None,
         freeze_base: bool = False,
-        calibrate_prior: bool = True,
-        base_scale: float = 1.0,
-        additive_prior: nn.Module | None = None,
-        additive_prior_scale: float = 1.0,
-        temperature: float = 1.0,
         output: Output = "logits",
     ) -> None:
-        super().__init__(GaussianIndexer(index_dim), output)
-        _check_arguments(
-            hidden_sizes=hidden_sizes,
-            prior_hidden_sizes=prior_hidden_sizes or (),
-            prior_scale=prior_scale,
-            additive_prior_scale=additive_prior_scale,
-            temperature=temperature,
-        )
+        super().__init__(GaussianIndexer(head.index_dim), output)
+        self.head = head
         self.base = base
         self.freeze_base = freeze_base
         if freeze_base:
             base.requires_grad_(False).eval()
         self.num_outputs = num_outputs
-        self.include_inputs = include_inputs
-        self.calibrate_prior = calibrate_prior
-        self.base_scale = base_scale
-        self.temperature = temperature
-        self._head = {
-            "index_dim": index_dim,
-            "hidden_sizes": tuple(hidden_sizes),
-            "prior_hidden_sizes": None if prior_hidden_sizes is None else tuple(prior_hidden_sizes),
-            "prior_scale": prior_scale,
-            "standardize_features": standardize_features,
-        }
-        check_prior(additive_prior, "additive_prior")
-        self.additive_prior = additive_prior
-        if additive_prior is not None and not isinstance(additive_prior, AdditivePrior):
-            freeze_as_buffers(additive_prior)
-        self.additive_scale = PriorScale(additive_prior_scale)
+        check_prior(prior, "prior")
+        self.additive_prior = prior
+        if prior is not None and not isinstance(prior, AdditivePrior):
+            freeze_as_buffers(prior)
+        self.additive_scale = PriorScale(head.additive_prior_scale)
         self.epinet: Epinet | None = None
         self.tap: FeatureTap | None = None
-        # Made here, and not where they are needed: a compiled or exported graph holds them as constants.
+        # Made here, and not where it is needed: a compiled or exported graph holds it as a constant.
         self._calibration_index = self.indexer(_SPREAD_DRAWS, torch.Generator().manual_seed(0))
         names = [feature_layers] if isinstance(feature_layers, str) else list(feature_layers)
         if names != ["auto"]:
@@ -138,14 +103,14 @@ class EpinetNetwork(EpistemicNetwork):
         """Outputs [Z, B, C] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""
         learned, prior = self.learned_and_prior(x, index)
         output = learned + prior
-        return output if self.training else output / self.temperature
+        return output if self.training else output / self.head.temperature
 
     def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands of the output, each [Z, B, C]: base and epinet, which are trained, and the priors."""
         self.initialize(x)
         assert self.epinet is not None
         base, features = self._base(x)
-        calibrating = self.training and self.calibrate_prior
+        calibrating = self.training and self.head.calibrate_prior
         draws = (
             self._calibration_index.to(features.device)
             if calibrating and not self.epinet.prior_scale.measured
@@ -157,7 +122,7 @@ class EpinetNetwork(EpistemicNetwork):
                 with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
                     self.additive_scale.measure(self.additive_prior(x, self._calibration_index.to(features.device)))
             prior = prior + self.additive_scale(self.additive_prior(x, index)).to(prior.dtype)
-        return base.unsqueeze(0) * self.base_scale + learned, prior
+        return base.unsqueeze(0) * self.head.base_scale + learned, prior
 
     def initialize(self, x: Any) -> None:
         """Build what the network's structure alone did not tell, from one batch ``x`` [B, ...]; else do nothing.
@@ -218,7 +183,7 @@ class EpinetNetwork(EpistemicNetwork):
             base = self.read_output(raw)
         if base.ndim != 2:
             raise InputError(f"Expected the base network to return [B, C], but got shape {list(base.shape)}.")
-        if self.include_inputs:
+        if self.head.include_inputs:
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 raise InputError("Expected the input to be a floating-point tensor for `include_inputs=True`.")
             features.append(x.detach().flatten(1).to(features[0].dtype))
@@ -233,14 +198,14 @@ class EpinetNetwork(EpistemicNetwork):
                 return
             self.tap = FeatureTap(self.base, [found[0]])
             num_outputs = num_outputs or (None if callable(self.read_output.output) else found[1])
-        if num_outputs is None or self.include_inputs:
+        if num_outputs is None or self.head.include_inputs:
             return
         sizes = [num_outputs if name == OUTPUT else _size_of(submodule(self.base, name)) for name in self.tap.layers]
         if None not in sizes:
             self._build(sum(size for size in sizes if size is not None), num_outputs)
 
     def _build(self, in_features: int, num_outputs: int) -> None:
-        self.epinet = Epinet(in_features, num_outputs, **self._head)  # type: ignore[arg-type]
+        self.epinet = Epinet(in_features, num_outputs, self.head)
         if self.freeze_base and self.epinet.scaler is not None:
             self.epinet.scaler.momentum = 0.0
         like = next((p for p in self.base.parameters() if p.is_floating_point()), None)
@@ -251,7 +216,7 @@ class EpinetNetwork(EpistemicNetwork):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.epinet is None:
             layers = f"{prefix}epinet.learned.layers."
-            last = len(self._head["hidden_sizes"])  # type: ignore[arg-type]
+            last = len(self.head.hidden_sizes)
             first, bias = state_dict.get(f"{layers}0.weight"), state_dict.get(f"{layers}{last}.bias")
             if isinstance(first, Tensor) and isinstance(bias, Tensor):
                 index_dim = self.indexer.index_dim
@@ -269,13 +234,3 @@ def _size_of(layer: nn.Module) -> int | None:
         if isinstance(layer, kinds):
             return int(getattr(layer, attribute))
     return None
-
-
-def _check_arguments(*, hidden_sizes: Sequence[int], prior_hidden_sizes: Sequence[int], **numbers: float) -> None:
-    for name, sizes in (("hidden_sizes", hidden_sizes), ("prior_hidden_sizes", prior_hidden_sizes)):
-        if any(size < 1 for size in sizes):
-            raise InputError(f"Expected argument `{name}` to hold widths of at least 1, but got {list(sizes)}.")
-    for name, number in numbers.items():
-        if not (number > 0 if name == "temperature" else number >= 0):
-            least = "above 0" if name == "temperature" else "at least 0"
-            raise InputError(f"Expected argument `{name}` to be {least}, but got {number}.")

@@ -1,4 +1,4 @@
-"""Hypermodels: a network that maps an index to the weights of another network."""
+"""Hypermodels: a function of the index gives the weights of a network."""
 
 import math
 from collections.abc import Sequence
@@ -30,26 +30,26 @@ _CUT = 0.87962566103423978  # standard deviation of a unit normal that is cut at
 class HypermodelNetwork(EpistemicNetwork):
     """f(x, z) = network(x; weights(z)) + prior(x, z), where weights(z) is linear in z, or in an MLP of it.
 
-    The weights and biases of the network's linear layers and convolutions are generated, those that require a gradient;
-    other parameters (of a LayerNorm, say) are trained as ever and shared by all indices. All indices run in one batched
-    call; in evaluation as many at once as memory has room for. A BatchNorm layer is refused: its running statistics cannot
-    speak for all indices.
+    The weights and biases of the network's linear layers and convolutions are generated if they require a gradient. Other
+    parameters (of a LayerNorm, for instance) are trained as usual and shared by all indices. All indices run in one batched
+    call; in evaluation, as many at once as memory has room for. A BatchNorm layer is an error, since its running statistics
+    would mix those of all indices.
 
-    P weights take (D + 1) P numbers, D the size of the index or of the torso's last layer.
+    To generate P weights takes (D + 1) P parameters, where D is the size of the index or of the torso's last layer.
 
     Args:
-        network: The network whose weights are generated, in place: on its own it has none from then on.
-        indexer: Where z is drawn from, a vector; default :class:`ScaledGaussianIndexer` of dimension 8.
-        hidden_sizes: Widths of the torso's layers, an MLP over z with ReLU between them and none after the last; none makes
-            a linear hypermodel.
-        scale: Whether generated weights (no biases) are divided by sqrt(fan_in), so that those to be learnt are of order one.
-        initialization: ``"network"``: at first weights(z) varies about the network's own initial weights, with their spread,
-            layer by layer; ``"enn"``: as ENN draws it, about small random weights.
+        network: The network whose weights are generated, in place. It cannot be used alone afterwards.
+        indexer: Where the vectors z are drawn from; default :class:`ScaledGaussianIndexer` of dimension 8.
+        hidden_sizes: Widths of the torso's layers, an MLP over z with ReLU between layers. Without layers, the hypermodel is
+            linear.
+        scale: Whether generated weights (not biases) are divided by sqrt(fan_in), so that the learnt numbers are of order one.
+        initialization: ``"network"``: weights(z) starts about the network's own initial weights, with their spread, layer by
+            layer. ``"enn"``: it starts about small random weights, as ENN draws them.
         prior: A prior g(x, z) to [Z, B, C], frozen: :class:`PriorIndependentLayers`, another :class:`HypermodelNetwork`, or
             any of :mod:`lightning_uq.networks.priors`.
         prior_scale: Its scale.
-        calibrate_prior: Whether that scale is a spread over z in units of the output, measured on the first training batch;
-            else it multiplies the prior, as the original's does.
+        calibrate_prior: Whether that scale is a spread over z in units of the output, measured on the first training batch.
+            Otherwise it is a factor, as the original's is.
         output: What ``network`` returns.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Networks whose weights come from outside, one set of them for every index: hypermodels and Bayes by backprop."""
+"""One network under many sets of weights, one set per index."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _MAX_ROWS = 1 << 16  # of one pass in evaluation: indices times inputs
 
 
 def check_generable(network: nn.Module, name: str) -> None:
-    """Refuse a network that keeps statistics of its hypotheses, or whose weights are not there yet.
+    """Check that a network's weights exist, and that it keeps no statistics of its activations.
 
     Raises:
         InputError: A lazy module has not seen its first batch.
@@ -29,16 +29,15 @@ def check_generable(network: nn.Module, name: str) -> None:
     for path, module in network.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
             raise UnsupportedError(
-                f"{name} does not support {label(path, module)}: every index has weights, and so activations, of its own, and "
-                "one running mean cannot speak for all of them. Use LayerNorm, GroupNorm or RMSNorm, or "
-                "`track_running_stats=False`."
+                f"{name} does not support {label(path, module)}: every index has its own weights and activations, and one "
+                "running mean would mix them. Use LayerNorm, GroupNorm or RMSNorm, or `track_running_stats=False`."
             )
 
 
 def call_with_weights(network: nn.Module, reader: OutputReader, weights: Mapping[str, Tensor], x: Any) -> Tensor:
     """Outputs [Z, B, ...] of ``network`` with each of the Z rows of ``weights`` [Z, ...] in the place of its own.
 
-    All indices run in one batched call (``torch.vmap``); what comes before the first of these weights runs once.
+    All indices run in one batched call (``torch.vmap``). The part before the first of these weights runs once.
 
     Raises:
         UnsupportedError: ``torch.vmap`` cannot map what the network does.
@@ -52,7 +51,7 @@ def call_with_weights(network: nn.Module, reader: OutputReader, weights: Mapping
 
 
 def in_chunks(run: Callable[[Tensor], Tensor], index: Tensor, num_weights: int, x: Any) -> Tensor:
-    """``run`` over parts of ``index`` that memory has room for, put together again."""
+    """``run`` over parts of ``index`` for which memory has room, concatenated."""
     rows = next((len(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim), 1)
     size = max(1, min(_MAX_WEIGHTS // max(1, num_weights), _MAX_ROWS // max(1, rows)))
     if len(index) <= size:

@@ -8,10 +8,10 @@ from lightning_uq.errors import InputError
 
 
 def check_prior(prior: nn.Module | None, argument: str) -> None:
-    """Refuse a plain network where a prior g(x, z) of an input and an index is expected.
+    """Check that a prior g(x, z) takes an input and an index.
 
     Raises:
-        InputError: It takes one argument, or is no module.
+        InputError: It takes one argument, as a plain network does, or it is no module.
     """
     if prior is None:
         return
@@ -21,8 +21,8 @@ def check_prior(prior: nn.Module | None, argument: str) -> None:
         inspect.signature(prior.forward).bind(None, None)
     except TypeError:
         raise InputError(
-            f"Expected argument `{argument}` to be a network g(x, z) of an input and an index, but {type(prior).__name__} does "
-            "not take the two. See `lightning_uq.networks.priors`; `AdditivePrior` makes one of plain networks."
+            f"`{argument}` must be a network g(x, z) of an input and an index, but {type(prior).__name__} takes no index. "
+            "`lightning_uq.networks.AdditivePrior` makes one of plain networks."
         ) from None
 
 

@@ -10,15 +10,14 @@ from lightning_uq.networks.priors.frozen import freeze_as_buffers
 class NetworkWithPrior(nn.Module):
     """A trained network plus a frozen random one: network(x) + scale * prior(x).
 
-    What the prior gives away from the data the trained part does not unlearn there, so members with independent priors
-    disagree where no data spoke. Its weights are buffers and it is always in eval mode; the gradient to ``x`` runs
-    through both.
+    Training cannot undo the prior away from the data, so members with independent priors disagree there. The prior's weights
+    are buffers, and it is always in eval mode. The gradient with respect to ``x`` runs through both networks.
 
     Args:
         network: The part that is trained.
-        prior: The random part, with outputs of the same shape (an output [B, 2 D] of means and raw variances has both
-            moved); its parameters are turned into buffers, in place.
-        scale: Standard deviation of the prior's part relative to its own initialisation.
+        prior: The random part, with outputs of the same shape. Of an output [B, 2 D] of means and raw variances it moves both.
+            Its parameters become buffers, in place.
+        scale: Factor of the prior.
 
     Raises:
         InputError: The two outputs differ in shape.

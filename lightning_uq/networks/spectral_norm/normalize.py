@@ -73,7 +73,8 @@ def spectral_normalize(
 
     Args:
         network: Any network. Attention, recurrent layers and embeddings have no such operator and stay unbounded; linear
-            layers inside of them are bounded.
+            layers inside of them are bounded. A convolution is bounded when it is called, so not if other code only reads
+            its ``weight``.
         coefficient: The bound c on the norm of one layer.
         exclude: Names of submodules that stay unbounded, with everything inside them; DDU excludes the last layer, as
             ``exclude=["fc"]`` does.
@@ -93,7 +94,8 @@ def spectral_normalize(
         InputError: An argument is out of range, ``exclude`` has an unknown name, there is no layer to bound, or a layer is
             bounded already.
         UnsupportedError: The operator of a layer is unknown: a transposed convolution, a subclass with its own
-            ``forward``, an uninitialized layer, a BatchNorm without scale or running variance. The network is unchanged.
+            ``forward``, an uninitialized layer, complex weights, weights that are not parameters, a BatchNorm without
+            scale or running variance. The network is unchanged.
 
     Source: Mukhoti et al., "Deep Deterministic Uncertainty", CVPR 2023 (arXiv 2102.11582); the soft bound and the norm
     of the convolution follow Gouk et al., "Regularisation of neural networks by enforcing Lipschitz continuity", Machine
@@ -225,6 +227,8 @@ def _check_layer(layer: Any, where: str) -> type[nn.Module]:
     if isinstance(getattr(layer, "weight", None), nn.UninitializedParameter):
         raise UnsupportedError(f"{where} has no weight yet. Run one batch through the network first.")
     _check_unbound(layer, where)
+    if layer.weight.is_complex():
+        raise UnsupportedError(f"{where} has complex weights, which have no bound yet. Name it in `exclude`.")
     return kind
 
 
@@ -243,6 +247,6 @@ def _check_unbound(layer: nn.Module, where: str) -> None:
         )
     if "weight" not in layer._parameters and not parametrize.is_parametrized(layer, "weight"):
         raise UnsupportedError(
-            f"The weight of {where} is not a parameter: other code computes it before each forward. Remove that code, or "
-            "name the layer in `exclude`."
+            f"The weight of {where} is not a parameter: it is a buffer, or other code computes it before each forward. Name "
+            "the layer in `exclude`."
         )

@@ -120,7 +120,7 @@ UNLIKE = {
     "recurrent": (lambda i: nn.LSTM(4, 4), "LSTM is recurrent"),
     "synchronised": (
         lambda i: nn.Sequential(nn.Linear(4, 4), nn.SyncBatchNorm(4)),
-        r"'1' \(SyncBatchNorm\) talks to other",
+        r"'1' \(SyncBatchNorm\) communicates with other",
     ),
     "cumulative": (lambda i: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=None)), "has momentum=None"),
     "lazy": (lambda i: nn.LazyLinear(4), "'weight' is lazy and has not seen its first batch"),
@@ -246,6 +246,13 @@ def test_a_prior_of_another_shape_is_told_in_every_execution():
         network = build_ensemble([NetworkWithPrior(nn.Linear(4, 3), nn.Linear(4, 1), 1.0) for _ in range(2)], execution)
         with pytest.raises(ValueError, match="Expected the prior's output to have the network's shape"):
             network(torch.zeros(5, 4))
+
+
+def test_the_choice_does_not_depend_on_the_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert build_ensemble([MLP(4, 3) for _ in range(2)]).execution == "stacked"
+    assert build_ensemble([nn.Conv2d(1, 1, 1) for _ in range(2)]).execution == "loop"
 
 
 @pytest.mark.gpu

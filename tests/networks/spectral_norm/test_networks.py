@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from lightning_uq import DeterministicModule, Factory
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks import remove_spectral_norm, spectral_normalize
+from lightning_uq.networks import freeze_as_buffers, remove_spectral_norm, spectral_normalize
 from tests.networks.spectral_norm.bounded import X, norm_of, original, saved, small_net, true_norm
 
 
@@ -102,6 +102,11 @@ def weight_normed():
         ),
         (lambda: OwnForward(1, 1, 3), "'last' (OwnForward) is a Conv2d with its own `forward`"),
         (lambda: nn.LazyLinear(3), "'last' (LazyLinear) has no weight yet"),
+        (lambda: nn.Linear(2, 2, dtype=torch.complex64), "'last' (Linear) has complex weights"),
+        (
+            lambda: freeze_as_buffers(nn.Linear(2, 2)),
+            "The weight of 'last' (Linear) is not a parameter: it is a buffer",
+        ),
         (weight_normed, "The weight of 'last' (Linear) is not a parameter"),
         (lambda: nn.BatchNorm1d(2, affine=False), "'last' (BatchNorm1d) lacks a scale or a running variance"),
         (
