@@ -34,9 +34,6 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
 import lightning_uq.data
-from lightning_uq.callbacks._classification import class_logits
-from lightning_uq.callbacks._loaders import exact_loader
-from lightning_uq.callbacks._running import LogitReader, evaluating, is_uncertainty_module, to_device
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.post_training import WRITTEN_BY
 from lightning_uq.checkpoint_files import read_checkpoint
@@ -58,6 +55,10 @@ from lightning_uq.functional.temperature import fit_ensemble_temperature
 from lightning_uq.modules.checkpoints import load_member
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.report.files import writable_directory, write_files
+from lightning_uq.running.classes import class_logits
+from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.loaders import exact_loader
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.tasks import Classification
 
 ModelType = Literal["softmax", "ensemble", "gmm"]

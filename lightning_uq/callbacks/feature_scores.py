@@ -9,12 +9,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._features import FeatureReader
-from lightning_uq.callbacks._loaders import can_be_reread, exact_loader
-from lightning_uq.callbacks._running import PredictFn, UnpackBatch, evaluating, gather_rows, to_device, together
 from lightning_uq.callbacks.post_training import PostTrainingCallback, Weights
 from lightning_uq.errors import InputError
 from lightning_uq.networks.output import Output
+from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.features import FeatureReader
+from lightning_uq.running.loaders import can_be_reread, exact_loader, training_loader
+from lightning_uq.running.logits import PredictFn, UnpackBatch
+from lightning_uq.running.ranks import gather_rows, together
 
 
 class FeatureCallback(PostTrainingCallback):
@@ -78,9 +80,7 @@ class FeatureCallback(PostTrainingCallback):
         provider = getattr(trainer.datamodule, "uq_fit_dataloader", None)  # type: ignore[attr-defined]
         if provider is not None:
             return provider()
-        loader = trainer.train_dataloader
-        if loader is None:
-            loader = trainer.fit_loop._data_source.dataloader()
+        loader = training_loader(trainer)
         if isinstance(loader, dict | list | tuple):
             raise InputError(
                 f"Expected one training loader to fit {type(self).__name__} on, but the Trainer has {len(loader)}. Pass "

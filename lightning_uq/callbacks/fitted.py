@@ -9,8 +9,6 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._features import inner_networks
-from lightning_uq.callbacks._running import PredictFn, is_uncertainty_module
 from lightning_uq.callbacks.post_training import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
@@ -24,6 +22,8 @@ from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.predictions import ClassProbabilities
+from lightning_uq.running.features import inner_networks
+from lightning_uq.running.logits import PredictFn, is_uncertainty_module
 
 Network = nn.Module | Callable[[], nn.Module]
 

@@ -9,8 +9,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._classification import class_labels, class_logits
-from lightning_uq.callbacks._running import PredictFn, UnpackBatch, to_device, together
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.post_training import Weights
 from lightning_uq.errors import NotFittedError
@@ -20,6 +18,10 @@ from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import Prediction
 from lightning_uq.registry import Setting, methods, register_method
+from lightning_uq.running.classes import class_labels, class_logits
+from lightning_uq.running.evaluation import to_device
+from lightning_uq.running.logits import PredictFn, UnpackBatch
+from lightning_uq.running.ranks import together
 
 
 class FitGMM(FeatureCallback):

@@ -11,21 +11,14 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
-from lightning_uq.callbacks._loaders import check_loader, exact_loader
-from lightning_uq.callbacks._running import (
-    LogitReader,
-    PredictFn,
-    UnpackBatch,
-    evaluating,
-    gather_rows,
-    raise_together,
-    to_device,
-    together,
-)
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional._validation import to_sum_dtype
 from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
 from lightning_uq.networks.output import Output
+from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
+from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
+from lightning_uq.running.ranks import gather_rows, raise_together, together
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import describe
 
@@ -167,7 +160,7 @@ class OODDetection(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the loaders."""
         self._reset()
-        number = len(_test_loaders(trainer))
+        number = len(loader_list(trainer.test_dataloaders))
         if self.in_distribution is not None and not 0 <= self.in_distribution < number:
             raise InputError(
                 f"Expected argument `in_distribution` to be the index of one of the {number} test loaders, or None, but got "
@@ -195,7 +188,7 @@ class OODDetection(Callback):
         """Score the batch just tested."""
         if self.in_distribution not in (None, dataloader_idx) or self._error is not None or self._inside is None:
             return
-        loader = _test_loaders(trainer)[dataloader_idx]
+        loader = loader_list(trainer.test_dataloaders)[dataloader_idx]
         try:
             with evaluating(pl_module, trainer):
                 self._score_batch(
@@ -405,8 +398,3 @@ def _check_loaders(loaders: Any, name: str) -> dict[str, Any]:
     for key, loader in loaders.items():
         check_loader(loader, f"`ood[{key!r}]`")
     return dict(loaders)
-
-
-def _test_loaders(trainer: Trainer) -> list[Any]:
-    loaders: list[Any] = torch.utils._pytree.tree_leaves(trainer.test_dataloaders)
-    return loaders

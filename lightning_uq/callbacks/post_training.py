@@ -18,20 +18,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._loaders import check_loader, exact_loader
-from lightning_uq.callbacks._running import (
-    LogitReader,
-    PredictFn,
-    UnpackBatch,
-    evaluating,
-    is_uncertainty_module,
-    to_device,
-)
 from lightning_uq.checkpoint_files import check_plain, finish_writing, read_checkpoint, reading, write_checkpoint
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import CategoricalPrediction, Prediction
+from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.loaders import check_loader, exact_loader
+from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch, is_uncertainty_module
 from lightning_uq.strategies import check_strategy
 
 Weights = Literal["best", "last"]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -21,9 +20,11 @@ from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lightning_uq import batches
-from lightning_uq.callbacks._running import together
+from lightning_uq._lightning import starts_processes, users_sampler
 from lightning_uq.errors import InputError, MissingExtraError, UnsupportedError
 from lightning_uq.predictions import Prediction
+from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.ranks import together
 
 Format = Literal["parquet", "csv"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv")
@@ -164,7 +165,7 @@ class PredictionWriter(Callback):
         if keep is not None:
             block = {name: values[keep.numpy()] for name, values in block.items()}
         if dataloader_idx not in self._files:
-            loader = f"-loader{dataloader_idx}" if len(_loaders(trainer)) > 1 else ""
+            loader = f"-loader{dataloader_idx}" if len(loader_list(trainer.predict_dataloaders)) > 1 else ""
             path = self.output_dir / f"predictions{loader}-rank{trainer.global_rank}.{self.format}"
             self._files[dataloader_idx] = _FILES[self.format](path, block)
         self._files[dataloader_idx].add(block)
@@ -186,7 +187,7 @@ class PredictionWriter(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing half-written."""
         self._discard()
-        if trainer.state.fn == TrainerFn.PREDICTING and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        if trainer.state.fn == TrainerFn.PREDICTING and starts_processes(trainer):
             for path in self.output_dir.glob(f".predictions*.{self.format}.part"):
                 path.unlink()  # of the ranks that were spawned, which ended without being told
 
@@ -233,7 +234,7 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int, size: int
     ) -> tuple[Tensor, Tensor | None]:
         """Index [B] of a batch's rows, and the mask of those that are not padding; None where all of them count."""
-        loader = _loaders(trainer)[dataloader_idx]
+        loader = loader_list(trainer.predict_dataloaders)[dataloader_idx]
         carried = batches.sample_index(batch)
         sampler = _sampler(loader)
         if trainer.world_size > 1:
@@ -449,11 +450,6 @@ def _named(directory: Path, format: str) -> dict[Path, tuple[int, int]]:
     return found
 
 
-def _loaders(trainer: Trainer) -> list[Any]:
-    loaders: list[Any] = torch.utils._pytree.tree_leaves(trainer.predict_dataloaders)
-    return loaders
-
-
 def _sampler(loader: Any) -> Any:
     return getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
 
@@ -461,7 +457,7 @@ def _sampler(loader: Any) -> Any:
 def _check_sharing(sampler: Any, carried: bool) -> None:
     """Refuse loaders of which several ranks predict the same samples."""
     # Lightning shares out what the user's own sampler yields, and each rank asks its own copy.
-    inner = getattr(getattr(sampler, "dataset", None), "_sampler", None)
+    inner = users_sampler(sampler)
     if isinstance(inner, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
         raise InputError(
             f"Expected a data loader that does not shuffle, but it has a {type(inner).__name__}, of which every rank draws "

@@ -9,14 +9,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._classification import check_classes, class_labels, class_logits, gather_logits
-from lightning_uq.callbacks._running import (
-    PredictFn,
-    UnpackBatch,
-    is_uncertainty_module,
-    to_device,
-    together,
-)
 from lightning_uq.callbacks.post_training import PostTrainingCallback, Weights, patch, unpatch
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional._validation import check_choice
@@ -24,6 +16,11 @@ from lightning_uq.functional.temperature import Method, Objective, Scope, _check
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import CategoricalPrediction, Prediction
+from lightning_uq.running.classes import check_classes, class_labels, class_logits, gather_logits
+from lightning_uq.running.evaluation import to_device
+from lightning_uq.running.loaders import validation_loaders
+from lightning_uq.running.logits import PredictFn, UnpackBatch, is_uncertainty_module
+from lightning_uq.running.ranks import together
 
 
 class Calibration(PostTrainingCallback):
@@ -69,19 +66,13 @@ class Calibration(PostTrainingCallback):
 
     def default_loader(self, trainer: Trainer) -> Any:
         """The validation loader."""
-        loader = trainer.val_dataloaders
-        source = trainer.fit_loop.epoch_loop.val_loop._data_source
-        if loader is None and trainer.limit_val_batches and source.is_defined():
-            loader = source.dataloader()  # before training it is not yet there
-        if loader is None or (isinstance(loader, dict | list | tuple) and len(loader) != 1):
-            number = "no" if not loader else f"{len(loader)}"
+        loaders = validation_loaders(trainer)
+        if len(loaders) != 1:
             raise InputError(
-                f"Expected one validation loader to fit {type(self).__name__} on, but the Trainer has {number}. Pass a "
-                "validation loader to `fit`, or argument `dataloader`."
+                f"{type(self).__name__} needs one validation loader to be fitted on, but the Trainer has "
+                f"{len(loaders) or 'none'}. Pass a validation loader to `fit`, or argument `dataloader`."
             )
-        if isinstance(loader, dict):
-            return next(iter(loader.values()))
-        return loader[0] if isinstance(loader, list | tuple) else loader
+        return loaders[0]
 
     def loader_limit(self, trainer: Trainer) -> int | float | None:
         """``limit_val_batches`` holds for the fit as well."""

@@ -7,13 +7,13 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._running import PredictFn, UnpackBatch
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.post_training import Weights
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional._validation import check_integer
 from lightning_uq.functional.ood_features import VimFit, fit_vim, vim_score
 from lightning_uq.networks.output import Output
+from lightning_uq.running.logits import PredictFn, UnpackBatch
 
 
 class FitViM(FeatureCallback):

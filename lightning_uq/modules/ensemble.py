@@ -19,7 +19,6 @@ from lightning_uq.checkpoint_files import read_weights
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
-from lightning_uq.modules.averages import averaged_copies
 from lightning_uq.modules.base import Targets, UncertaintyModule, expect_eval_mode, restore_argument, training_option
 from lightning_uq.modules.building import (
     SAME_START,
@@ -41,6 +40,7 @@ from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors import NetworkWithPrior
 from lightning_uq.registry import Setting, register_method
+from lightning_uq.running.averages import averaged_copies
 from lightning_uq.tasks import OutputShapeError
 
 _STATE = "lightning_uq_ensemble"

@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.modules.averages import averaged_copies
 from lightning_uq.modules.base import (
     UncertaintyModule,
     expect_eval_mode,
@@ -23,6 +22,8 @@ from lightning_uq.networks.epinet import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
 from lightning_uq.registry import Setting, register_method
+from lightning_uq.running.averages import averaged_copies
+from lightning_uq.running.loaders import training_loader
 from lightning_uq.tasks import Classification, task_of
 
 # ENN neither standardises features nor measures its priors: their scales are plain factors.
@@ -226,8 +227,7 @@ class EpinetModule(UncertaintyModule):
         super().setup(stage)
         if stage == "fit" and not self.network.is_initialized:
             with isolate_rng():
-                loader = self.trainer.fit_loop._data_source.dataloader()
-                batch = next(iter(loader), None)
+                batch = next(iter(training_loader(self.trainer)), None)
             if batch is None:
                 raise InputError("Expected the training loader to hold data for `feature_layers`, but it is empty.")
             x, _ = self.unpack_batch(batch)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_uq.errors import InputError
 from lightning_uq.modules.composite import APART, CompositeOptimizer, ScaledOptimizer, configure_member
 from lightning_uq.modules.member_logs import MemberLogs
-from lightning_uq.modules.streams import RandomStream
+from lightning_uq.running.streams import RandomStream
 
 
 class MemberOptimization(MemberLogs):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.modules.member_optimization import MemberOptimization, check_member, maps_one_input, overrides
-from lightning_uq.modules.streams import RandomStream, from_plain, to_plain
 from lightning_uq.networks._calling import takes_by_name
+from lightning_uq.running.streams import RandomStream, from_plain, to_plain
 from lightning_uq.tasks import Task, describe
 
 # What the first member answers for all: where the data come from, and what happens to a batch before the device.

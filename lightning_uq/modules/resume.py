@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_uq.modules.streams import from_plain, random_state, set_random_state, to_plain
+from lightning_uq.running.streams import from_plain, random_state, set_random_state, to_plain
 
 _KEY = "lightning_uq_random_state"
 

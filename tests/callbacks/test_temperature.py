@@ -603,9 +603,9 @@ class Spy(Callback):
 @pytest.mark.parametrize(
     ("module", "loaders", "kwargs", "match"),
     [
-        (UsersModule, [loader()], {}, "Expected one validation loader to fit .*Scaling on, but the Trainer has no"),
+        (UsersModule, [loader()], {}, "Scaling needs one validation loader to be fitted on, but the Trainer has none"),
         (UsersModule, [loader(), [val_loader(), val_loader()]], {}, "but the Trainer has 2"),
-        (UsersModule, [loader(), val_loader()], {"limit_val_batches": 0}, "but the Trainer has no"),
+        (UsersModule, [loader(), val_loader()], {"limit_val_batches": 0}, "but the Trainer has none"),
         (UsersModule, [loader(), DataLoader(VAL_X, batch_size=8)], {}, "to hold class labels, but a batch has none"),
         (UsersModule, [loader(), loader(VAL_X, VAL_X)], {}, "but a batch has targets of torch.float32"),
         (UsersModule, [loader(), loader(VAL_X[:0], VAL_Y[:0])], {}, "to hold samples, but it is empty"),

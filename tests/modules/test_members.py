@@ -24,7 +24,7 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.modules.composite import CompositeOptimizer
 from lightning_uq.modules.ensemble import EnsembleModule
-from lightning_uq.modules.streams import RandomStream
+from lightning_uq.running.streams import RandomStream
 
 M, SEED = 3, 7
 

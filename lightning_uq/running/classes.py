@@ -6,9 +6,10 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._running import LogitReader, gather_rows, is_uncertainty_module
 from lightning_uq.errors import InputError
 from lightning_uq.predictions import ClassProbabilities
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
+from lightning_uq.running.ranks import gather_rows
 from lightning_uq.tasks import Task, describe
 
 

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._running import LogitReader, is_uncertainty_module
+from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError, NotFittedError, UnsupportedError
 from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import DeterministicNetwork
@@ -16,6 +16,7 @@ from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import input_of, last_linear, pooled, submodule
 from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 
 
 class FeatureReader:
@@ -64,7 +65,7 @@ class FeatureReader:
         if self.resolved is None:
             raise NotFittedError("The feature layer is not known before a fit.")
         layer = self.resolved
-        trainer = getattr(model, "_trainer", None) if trainer is None else trainer
+        trainer = trainer_of(model) if trainer is None else trainer
         network = getattr(model, "network", None)
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))

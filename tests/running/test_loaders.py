@@ -18,8 +18,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_uq.callbacks._loaders import check_loader, exact_loader
 from lightning_uq.errors import InputError
+from lightning_uq.running.loaders import check_loader, exact_loader
 
 
 def ranks(world):

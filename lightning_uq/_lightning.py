@@ -1,0 +1,90 @@
+"""Every private name of Lightning that this package uses, each with the reason why no public one does.
+
+``tests/test_lightning_private.py`` fails where a release of Lightning drops one.
+"""
+
+from typing import Any
+
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.fabric.utilities.distributed import _DatasetSamplerWrapper
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch.optim.swa_utils import AveragedModel
+
+
+def is_local_path(path: str) -> bool:
+    """Whether a path lies on this machine's file system.
+
+    The plugin that writes checkpoints atomically renames files, which only a local file system does at once. Lightning
+    decides by this function where to write, and fsspec's own parser differs from it on Windows.
+    """
+    return bool(_is_local_file_protocol(path))
+
+
+def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
+    """The checkpoint that ``trainer.save_checkpoint`` would write, before it is written.
+
+    The public method writes the file itself, with the weights of an averaging callback and without a place for ours.
+    """
+    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    return checkpoint
+
+
+def before_transfer(module: LightningModule, batch: Any) -> Any:
+    """A batch after the module's ``on_before_batch_transfer``, called as Lightning calls it.
+
+    The public hook needs the number of the loader, and the data module may override it; this finds the owner.
+    """
+    return module._on_before_batch_transfer(batch)
+
+
+def transferred(module: LightningModule, batch: Any, device: Any) -> Any:
+    """A batch after all the module's transfer hooks, without a Trainer: ``strategy.batch_to_device`` needs one."""
+    return module._apply_batch_transfer_handler(before_transfer(module, batch), device=device)
+
+
+def trainer_of(module: Any) -> Trainer | None:
+    """The module's Trainer, or None: the public ``trainer`` raises where there is none."""
+    trainer: Trainer | None = getattr(module, "_trainer", None)
+    return trainer
+
+
+def training_source(trainer: Trainer) -> Any:
+    """What gives the training loader: ``trainer.train_dataloader`` is None until the training begins."""
+    return trainer.fit_loop._data_source
+
+
+def validation_source(trainer: Trainer) -> Any:
+    """What gives the validation loaders of a training: ``trainer.val_dataloaders`` is None until it begins."""
+    return trainer.fit_loop.epoch_loop.val_loop._data_source
+
+
+def users_sampler(sampler: Any) -> Any:
+    """The user's own sampler inside a distributed one, or None where there is none.
+
+    Lightning wraps the sampler as a data set (``_DatasetSamplerWrapper``) and has no public way back.
+    """
+    dataset = getattr(sampler, "dataset", None)
+    return dataset._sampler if isinstance(dataset, _DatasetSamplerWrapper) else None
+
+
+def starts_processes(trainer: Trainer) -> bool:
+    """Whether the ranks are child processes, which end without a word when one fails.
+
+    The launcher is a public attribute of the strategy, but its class is private.
+    """
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def average_model(callback: Any) -> Any:
+    """The copy of the module in which an averaging callback keeps its average, or None.
+
+    Both averaging callbacks of Lightning keep it under this name, and neither shows it.
+    """
+    average = getattr(callback, "_average_model", None)
+    return average.module if isinstance(average, AveragedModel) else average
+
+
+def state_key(callback: Callback, **arguments: Any) -> str:
+    """A key for a callback's state that tells two of a class apart, in Lightning's own format."""
+    return callback._generate_state_key(**arguments)
