@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import lightning_uq.data
 from lightning_uq.callbacks.gmm import FitGMM
-from lightning_uq.callbacks.post_training import WRITTEN_BY
+from lightning_uq.callbacks.sibling import WRITTEN_BY
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.data import ArrayDataModule, ImageDataModule, NpzDataModule
 from lightning_uq.errors import InputError, UQError

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_uq.callbacks.post_training import WRITTEN_BY, fitted_states
+from lightning_uq.callbacks.sibling import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_uq.callbacks.ood import OODScorer, detection_metrics
+from lightning_uq.callbacks.ood_scores import OODScorer, detection_metrics
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
@@ -107,7 +107,7 @@ def ood_score(
 ) -> Tensor:
     """A prediction's out-of-distribution score [B], higher = more out of distribution, found by its name.
 
-    A score that a callback or the module provides (:class:`~lightning_uq.callbacks.ood.OODScorer`) comes first, then
+    A score that a callback or the module provides (:class:`~lightning_uq.callbacks.ood_scores.OODScorer`) comes first, then
     ``prediction.score(name)``.
 
     Args:

@@ -29,6 +29,7 @@ from lightning_uq.modules.resume import ExactResume
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory, build_network, factory_from_config, factory_to_config, is_plain
 from lightning_uq.predictions import Prediction
+from lightning_uq.running.transforms import PredictionTransforms
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Progress, Stage, Task, describe, sums_and_counts, task_of
 
@@ -85,6 +86,8 @@ class UncertaintyModule(ExactResume):
             :class:`~lightning_uq.losses.PriorLoss` or :class:`~lightning_uq.losses.L2WeightDecay`.
 
     Attributes:
+        prediction_transforms: What callbacks have attached to the predictions, a calibration or a density:
+            :class:`~lightning_uq.running.transforms.PredictionTransforms`.
         default_train_samples: The method's default for ``num_train_samples``.
         preferred_ood_scores: The method's out-of-distribution scores, fixed before any such data is seen: the first one that
             the task knows is taken, else the task's own.
@@ -139,6 +142,7 @@ class UncertaintyModule(ExactResume):
                 f"{describe(self.task)} needs the network's raw outputs, but argument `output` is {kind!r}. Pass 'logits', or a "
                 "function that picks them."
             )
+        self.prediction_transforms = PredictionTransforms()
         self._output_checked = False
         self._targets_checked = False
         self._is_logged = False
@@ -170,27 +174,36 @@ class UncertaintyModule(ExactResume):
         return output
 
     def prediction(self, output: Tensor) -> Prediction:
-        """The prediction that outputs [Z, B, ...] stand for, with all its members."""
+        """The prediction that outputs [Z, B, ...] stand for, with all its members and before any transform."""
         return self.task.predict(output)
 
     def predict(self, x: Any) -> Prediction:
         """The prediction for inputs x [B, ...], as :meth:`predict_step` makes it for a batch.
 
-        It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False.
+        It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False. It carries what callbacks
+        such as ``TemperatureScaling`` and ``FitGMM`` have fitted, see ``prediction_transforms``.
+
+        Raises:
+            NotFittedError: A callback was fitted on other weights than the module has.
         """
-        output = self(x)
+        with self.prediction_transforms.observing(self) as transformed:
+            output = self(x)
         self._check_numbers(output)
-        prediction = self.prediction(output)
+        prediction = transformed(self.prediction(output))
         keep = len(output) <= MAX_MEMBERS if self.return_members is None else self.return_members
         return prediction if keep else prediction.pool()
 
     # ------------------------------------------------------------------ steps
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies under which this was not tested (FSDP, DeepSpeed, model parallelism); priors are in eval mode always."""
+        """Refuse strategies under which this was not tested (FSDP, DeepSpeed, model parallelism); priors are in eval mode always.
+
+        A training takes all ``prediction_transforms`` off, since the weights that they belong to change.
+        """
         super().setup(stage)
         check_strategy(self.trainer, type(self).__name__)
         if stage == "fit":
+            self.prediction_transforms.clear()
             expect_eval_mode(getattr(self.network, "num_frozen", 0))
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
@@ -390,7 +403,8 @@ class UncertaintyModule(ExactResume):
 
     def _update_metrics(self, metrics: dict[str, Metric], output: Tensor, y: Tensor, index: Tensor | None) -> None:
         """Update all metrics but the loss with the rows that count; the prediction is pooled once for all of them."""
-        prediction, target = self.task.rows(self.prediction(output), y)
+        prediction = self.prediction_transforms.apply(self, self.prediction(output))
+        prediction, target = self.task.rows(prediction, y)
         if not len(target):
             return
         for name, metric in metrics.items():

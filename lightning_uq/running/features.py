@@ -1,8 +1,8 @@
 """The features that a density is fitted on: the input of a layer, found by name or by what feeds the output."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeGuard
 
 import torch
 from lightning.pytorch import Trainer
@@ -17,89 +17,148 @@ from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import input_of, last_linear, pooled, submodule
 from lightning_uq.networks.priors import NetworkWithPrior
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
+from lightning_uq.running.weights import weights_mark
 
 
-class FeatureReader:
-    """Features [M, B, D] of a batch: the input of ``layer`` in each of the M members (one, for a plain network).
+class LayerFeatures:
+    """Features [M, B, D] at one layer: its input in each of the M members of a model (one, for a plain network).
 
-    Those of a network with MC-dropout are of the network without masks.
-
-    Features with more axes, as a convolution's [B, D, H, W], are averaged over them. What ``torch.compile`` compiled runs
-    eagerly here, for a compiled graph skips hooks that are added after its first call.
+    Features with more axes, as a convolution's [B, D, H, W], are averaged over them. A network with MC-dropout runs
+    without masks for them. Compiled networks run eagerly meanwhile, since a compiled graph skips hooks that are added after
+    its first call.
 
     Args:
-        layer: Name of a submodule as ``named_modules`` gives it, or ``"auto"``: the linear layer that feeds the output
-            through no other linear layer.
-        logits: How the model is called, and its batches unpacked.
-
-    Attributes:
-        resolved: The layer's name, once it is known.
+        layer: Name of a submodule as ``named_modules`` gives it.
     """
 
-    def __init__(self, layer: str, logits: LogitReader) -> None:
+    def __init__(self, layer: str) -> None:
         self.layer = layer
-        self.logits = logits
-        self.resolved: str | None = None
-        self.reset()
-
-    def reset(self, resolved: str | None = None) -> None:
-        """Take the layer that a fit found, or, without it, be as new: another network's may be another."""
-        self.resolved = resolved or (None if self.layer == "auto" else self.layer)
-
-    def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> Tensor:
-        """Features [M, B, D] of a batch; half precision is upcast to float32."""
-        if self.resolved is None:
-            x, _ = self.logits.unpack(model, batch)
-            network = inner_networks(model)[0]
-            if network is model:
-                self.resolved = last_linear(model, lambda: self.logits(model, batch, trainer, check=False))
-            else:
-                self.resolved = last_linear(network, lambda: _run(network, x, trainer))
-        with self.recording(model, trainer) as features:
-            self.logits(model, batch, trainer, check=False)
-        return features()
+        self._copies: tuple[Any, list[nn.Module]] | None = None
 
     @contextmanager
     def recording(self, model: nn.Module, trainer: Trainer | None = None) -> Iterator[Callable[[], Tensor]]:
         """A context around one call of the model; the function that it yields then gives the features [M, B, D]."""
-        if self.resolved is None:
-            raise NotFittedError("The feature layer is not known before a fit.")
-        layer = self.resolved
         trainer = trainer_of(model) if trainer is None else trainer
         network = getattr(model, "network", None)
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if isinstance(network, DropoutNetwork) or (isinstance(network, EnsembleNetwork) and network.is_stacked):
+            if isinstance(network, DropoutNetwork) or _is_stacked(network):
                 # Members that run at once have no layers of their own, and masks change with the index: such networks run once
                 # more, each by itself and without masks.
                 inputs = stack.enter_context(input_of(network))
 
                 def features() -> Tensor:
-                    return torch.stack([self._alone(member, inputs[-1], trainer) for member in inner_networks(model)])
+                    return torch.stack([self._alone(member, inputs[-1], trainer) for member in self.networks(model)])
             else:
-                records = [stack.enter_context(input_of(submodule(n, layer))) for n in inner_networks(model)]
+                records = [stack.enter_context(input_of(submodule(n, self.layer))) for n in self.networks(model)]
 
                 def features() -> Tensor:
                     if not all(records):
                         raise InputError(
                             "Expected argument `feature_layer` to name a layer that the network runs, but "
-                            f"{layer!r} was not called in its forward pass."
+                            f"{self.layer!r} was not called in its forward pass."
                         )
                     return torch.stack([pooled(record[-1]) for record in records])
 
             yield features
 
+    def networks(self, model: nn.Module) -> list[nn.Module]:
+        """The M networks; copies of a stacked ensemble's members are made once for its weights."""
+        network = getattr(model, "network", None)
+        if not _is_stacked(network):
+            return inner_networks(model)
+        mark = weights_mark(network)
+        key = None if mark is None else (mark, network.training)
+        if self._copies is None or key is None or self._copies[0] != key:
+            self._copies = key, inner_networks(model)
+        return self._copies[1]
+
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """The layer whose input is read, in each of the M members."""
-        if self.resolved is None:
-            raise NotFittedError("The feature layer is not known before a fit.")
-        return [submodule(network, self.resolved) for network in inner_networks(model)]
+        return [submodule(network, self.layer) for network in self.networks(model)]
+
+    def release(self) -> None:
+        """Free the copies of a stacked ensemble's members."""
+        self._copies = None
 
     def _alone(self, member: nn.Module, x: Any, trainer: Trainer | None) -> Tensor:
-        assert self.resolved is not None
-        with input_of(submodule(member, self.resolved)) as record:
+        with input_of(submodule(member, self.layer)) as record:
             _run(member, x, trainer)
         return pooled(record[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copies": None}
+
+
+class FeatureReader:
+    """Features [M, B, D] of a batch, from a layer that is named or found.
+
+    Args:
+        layer: Name of a submodule, or ``"auto"``: the linear layer that feeds the output through no other linear layer.
+        logits: How the model is called, and its batches unpacked.
+
+    Attributes:
+        found: The features at the layer, once it is known.
+    """
+
+    def __init__(self, layer: str, logits: LogitReader) -> None:
+        self.layer = layer
+        self.logits = logits
+        self.found: LayerFeatures | None = None
+        self.reset()
+
+    def reset(self, resolved: str | None = None) -> None:
+        """Take the layer that a fit found, or, without it, forget it: another network's may be another."""
+        named = None if self.layer == "auto" else self.layer
+        name = named if resolved is None else resolved  # "" is the model itself
+        self.found = None if name is None else LayerFeatures(name)
+
+    @property
+    def resolved(self) -> str | None:
+        """The layer's name, once it is known."""
+        return None if self.found is None else self.found.layer
+
+    @property
+    def at_layer(self) -> LayerFeatures:
+        """The features at the layer.
+
+        Raises:
+            NotFittedError: The layer is not known yet.
+        """
+        if self.found is None:
+            raise NotFittedError("The feature layer is not known before a fit.")
+        return self.found
+
+    def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> Tensor:
+        """Features [M, B, D] of a batch; half precision is upcast to float32."""
+        if self.found is None:
+            self.reset(self._find(model, batch, trainer))
+        with self.at_layer.recording(model, trainer) as features:
+            self.logits(model, batch, trainer, check=False)
+        return features()
+
+    def recording(
+        self, model: nn.Module, trainer: Trainer | None = None
+    ) -> AbstractContextManager[Callable[[], Tensor]]:
+        """See :meth:`LayerFeatures.recording`."""
+        return self.at_layer.recording(model, trainer)
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """The layer whose input is read, in each of the M members."""
+        return self.at_layer.layers(model)
+
+    def _find(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> str:
+        x, _ = self.logits.unpack(model, batch)
+        network = getattr(model, "network", None)
+        # One member tells the layer of all.
+        inner = network.member(0) if _is_stacked(network) else inner_networks(model)[0]
+        if inner is model:
+            return last_linear(model, lambda: self.logits(model, batch, trainer, check=False))
+        return last_linear(inner, lambda: _run(inner, x, trainer))
+
+
+def _is_stacked(network: Any) -> TypeGuard[EnsembleNetwork]:
+    return isinstance(network, EnsembleNetwork) and network.is_stacked
 
 
 def inner_networks(model: nn.Module) -> list[nn.Module]:

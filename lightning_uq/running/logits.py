@@ -12,6 +12,8 @@ from lightning_uq.errors import InputError
 from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.output import Output, OutputReader
+from lightning_uq.predictions import Prediction
+from lightning_uq.running.transforms import PredictionTransforms
 from lightning_uq.tasks import Classification, Task
 
 UnpackBatch = Callable[[Any], tuple[Any, Tensor | None]]
@@ -90,6 +92,14 @@ class LogitReader:
         if check and not ours:
             Classification().check_output(logits)
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def prediction(self, model: nn.Module, logits: Tensor) -> Prediction:
+        """The prediction whose scores are taken: changes inside the members are in, a pooled calibration is not."""
+        if self.predict_fn is None and is_uncertainty_module(model):
+            raw: Prediction = model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
+            transforms: PredictionTransforms = model.prediction_transforms  # type: ignore[assignment]
+            return transforms.apply(model, raw, to_members_only=True)
+        return self.task(model).predict(logits)
 
     def _run(self, model: nn.Module, x: Any) -> Any:
         return call_network(model, x) if self.predict_fn is None else self.predict_fn(model, x)

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.fitted import load_fitted
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.knn import FitKNN
-from lightning_uq.callbacks.temperature import TemperatureScaling, VectorScaling
+from lightning_uq.callbacks.temperature import TemperatureScaling
+from lightning_uq.callbacks.vector_scaling import VectorScaling
 from lightning_uq.errors import InputError
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.ensemble import EnsembleModule

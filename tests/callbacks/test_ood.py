@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_uq import EnsembleModule
-from lightning_uq.callbacks.ood import DEFAULT_SCORES, OODDetection, OODScorer, detection_metrics
+from lightning_uq.callbacks.ood import DEFAULT_SCORES, OODDetection
+from lightning_uq.callbacks.ood_scores import OODScorer, detection_metrics
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.ood import auroc
 from lightning_uq.functional.scores import SCORES

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
-from lightning_uq.callbacks.post_training import fitted_states
+from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
@@ -375,7 +375,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.gmm import FitGMM
-from lightning_uq.callbacks.post_training import fitted_states
+from lightning_uq.callbacks.sibling import fitted_states
 torch.manual_seed(0)
 x = torch.randn(21, 4).double()  # two ranks have other batches than one, so everything is in float64
 y = (x[:, 0] > 0).long()
@@ -606,7 +606,7 @@ def test_bad_fitting_data_is_named_and_nothing_is_half_fitted(x, y, match):
 
 
 def test_an_empty_loader_is_named():
-    with pytest.raises(InputError, match="fitting data to hold samples, but it is empty"):
+    with pytest.raises(InputError, match="fitting data is empty"):
         FitGMM().fit(nn.Linear(4, 2), [])
 
 
@@ -664,7 +664,7 @@ class Untouched(UsersModule):
             r"a dict with keys \['out'\].*argument `output`",
         ),
         ([(X, Y)], {"predict_fn": lambda model, x: model(x).softmax(1)}, r"returned probabilities"),
-        ([], {}, "FitGMM's fitting data to hold samples, but it is empty"),
+        ([], {}, "FitGMM's fitting data is empty"),
     ],
 )
 def test_the_first_batch_is_looked_at_before_the_training(data, given, message, make_trainer):
