@@ -57,6 +57,7 @@ class CalibratedNLL(Callback):
 
     def __init__(
         self,
+        *,
         predict_fn: PredictFn | None = None,
         unpack_batch: UnpackBatch | None = None,
         output: Output = "logits",

@@ -76,6 +76,7 @@ class OODDetection(Callback):
         self,
         ood: Mapping[str, Any] | Callable[[], Any] | None = None,
         scores: Sequence[AnyScore] | Mapping[str, AnyScore] | AnyScore | None = None,
+        *,
         predict_fn: PredictFn | None = None,
         unpack_batch: UnpackBatch | None = None,
         output: Output = "logits",

@@ -63,6 +63,7 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
     module, callbacks = trained.module, trained.callbacks[method.name]
     if isinstance(module, UncertaintyModule):
         module.return_members = True  # the joint log-loss needs them
+        module.prediction_transforms.clear()  # of other methods that read the same training
     scorers = [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
     task = module.task if isinstance(module, UncertaintyModule) else Classification()
 
@@ -94,6 +95,8 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
         values |= {key: float(value) for key, value in detection_metrics(score_in, score_out).items()}
     if isinstance(data, TestbedDataModule):
         values |= divergences(module.to(inside.device), data)
+    if isinstance(module, UncertaintyModule):
+        module.prediction_transforms.clear()  # the scorers' own pass is timed, and not the transforms' too
     values["parameters"] = num_weights(module)
     values["ms_per_1000"] = _milliseconds(module.to(inside.device), method.ood_score, scorers, data)
     values["train_seconds"] = trained.seconds[method.name]

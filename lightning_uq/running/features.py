@@ -70,7 +70,8 @@ class LayerFeatures:
         mark = weights_mark(network)
         key = None if mark is None else (mark, network.training)
         if self._copies is None or key is None or self._copies[0] != key:
-            self._copies = key, inner_networks(model)
+            with torch.inference_mode(False):  # a later batch may need gradients
+                self._copies = key, inner_networks(model)
         return self._copies[1]
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
@@ -132,7 +133,7 @@ class FeatureReader:
     def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> Tensor:
         """Features [M, B, D] of a batch; half precision is upcast to float32."""
         if self.found is None:
-            self.reset(self._find(model, batch, trainer))
+            self.found = self._find(model, batch, trainer)
         with self.at_layer.recording(model, trainer) as features:
             self.logits(model, batch, trainer, check=False)
         return features()
@@ -147,14 +148,15 @@ class FeatureReader:
         """The layer whose input is read, in each of the M members."""
         return self.at_layer.layers(model)
 
-    def _find(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> str:
-        x, _ = self.logits.unpack(model, batch)
-        network = getattr(model, "network", None)
-        # One member tells the layer of all.
-        inner = network.member(0) if _is_stacked(network) else inner_networks(model)[0]
-        if inner is model:
-            return last_linear(model, lambda: self.logits(model, batch, trainer, check=False))
-        return last_linear(inner, lambda: _run(inner, x, trainer))
+    def _find(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> LayerFeatures:
+        found = LayerFeatures("")
+        network = found.networks(model)[0]
+        if network is model:
+            found.layer = last_linear(model, lambda: self.logits(model, batch, trainer, check=False))
+        else:
+            x, _ = self.logits.unpack(model, batch)
+            found.layer = last_linear(network, lambda: _run(network, x, trainer))
+        return found
 
 
 def _is_stacked(network: Any) -> TypeGuard[EnsembleNetwork]:

@@ -30,7 +30,7 @@ from lightning_uq import (
     UnsupportedError,
     read_predictions,
 )
-from lightning_uq.callbacks import prediction_writer
+from lightning_uq.callbacks import prediction_files
 from lightning_uq.cli import main
 
 N = 11
@@ -280,7 +280,7 @@ def test_blocks_are_flushed_and_predictions_are_let_go(make_trainer, tmp_path, f
             kept.append(sum(len(block["index"]) for file in writer._files.values() for block in file._blocks))
 
     block_bytes = 4 * (8 + 8 + 4 * (4 + 3))  # rows of index, label, four scores and three probabilities
-    monkeypatch.setattr(prediction_writer, "FLUSH_BYTES", 3 * block_bytes)
+    monkeypatch.setattr(prediction_files, "FLUSH_BYTES", 3 * block_bytes)
     writer = PredictionWriter(tmp_path, format)
     trainer = make_trainer(callbacks=[writer, Watch()])
     loader = DataLoader(torch.randn(80, 4), batch_size=4)
@@ -413,7 +413,7 @@ def test_arguments(tmp_path, arguments, message):
 @pytest.mark.parametrize("missing", ["pyarrow", "pyarrow.parquet"])
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(MissingExtraError, match=r"extra `parquet` brings: pip install 'lightning-uq\[parquet\]'"):
+    with pytest.raises(MissingExtraError, match=r"need pyarrow: pip install 'lightning-uq\[parquet\]'"):
         PredictionWriter(tmp_path)
     PredictionWriter(tmp_path, "csv")
 
