@@ -435,6 +435,42 @@ def test_help_lists_every_option_of_a_module_once(capsys, name):
     assert "Untyped" not in text
 
 
+@pytest.mark.parametrize("name", ["FitGMM", "FitKNN", "FitViM", "TemperatureScaling", "VectorScaling"])
+def test_help_lists_every_option_of_a_callback_once(capsys, name):
+    """Those of the base come through `**fitting`."""
+    with pytest.raises(SystemExit):
+        main(["fit", f"--trainer.callbacks.help=lightning_uq.{name}"])
+    text = capsys.readouterr().out
+    found = re.findall(r"^  --(?:trainer\.callbacks\.)?(?:init_args\.)?([a-z_]+) ", text, flags=re.MULTILINE)
+    assert {"dataloader", "weights", "name", "predict_fn", "unpack_batch", "output", "attach"} <= set(found)
+    assert len(found) == len(set(found))
+    assert "Untyped" not in text
+
+
+def test_a_callback_is_built_from_its_own_and_its_bases_options(capsys, users_project):
+    settings = [
+        {"class_path": "lightning_uq.FitKNN", "init_args": {"k": 3, "feature_layer": "auto", "weights": "last"}},
+        {
+            "class_path": "lightning_uq.TemperatureScaling",
+            "init_args": {"scope": "shared", "name": "b", "attach": True},
+        },
+    ]
+    change(users_project, trainer={"callbacks": settings})
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(users_project), "--print_config"])
+    text = capsys.readouterr().out
+    for line in (
+        "k: 3",
+        "feature_layer: auto",
+        "weights: last",
+        "scope: shared",
+        "name: b",
+        "attach: true",
+        "output: logits",
+    ):
+        assert line in text
+
+
 # ------------------------------------------------------------------ the commands themselves
 
 
