@@ -435,7 +435,7 @@ def test_models_and_options_are_refused_in_one_line(capsys, arguments, message):
         (["--data", "lightning_uq.data.ToyCurveDataModule", "--ood", "x"], "to have `ood_dataloaders"),
         (
             ["--data", "users_file.FixedTest", "--ood", "near", "--data-args", '{"labelled": false}'],
-            "the validation data to hold class labels",
+            "The validation data must hold class labels",
         ),
         (["--data", "digits", "--ood", "9"], r"class labels in \[0, 8\), but their values go from 0 to 8"),
     ],

@@ -85,8 +85,7 @@ class CalibratedNLL(Callback):
         number = len(loader_list(trainer.val_dataloaders))
         if not 0 <= self.dataloader_idx < number:
             raise InputError(
-                f"Expected argument `dataloader_idx` to be the index of one of the {number} validation loaders, but got "
-                f"{self.dataloader_idx}."
+                f"`dataloader_idx` must be the index of one of the {number} validation loaders, but it is {self.dataloader_idx}."
             )
 
     def on_validation_batch_start(
@@ -131,7 +130,7 @@ class CalibratedNLL(Callback):
         raise_together(self._error, trainer)
         rows, labels = gather_logits(self._rows, self._labels, trainer)
         if not len(labels):
-            raise InputError("Expected the validation data to hold samples, but it is empty.")
+            raise InputError("The validation data is empty.")
         value = calibrated_nll(rows.squeeze(1), labels)
         # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
         pl_module.log(self.monitor, value.float(), batch_size=1, sync_dist=True)

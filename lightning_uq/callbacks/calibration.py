@@ -27,7 +27,7 @@ class Calibration(PostTrainingCallback):
     ``attach=True`` replaces its predictions.
 
     Args:
-        fitting: Arguments of :class:`PostTrainingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
             fitting data are those of the one validation loader.
     """
 
@@ -62,8 +62,8 @@ class Calibration(PostTrainingCallback):
         others = [c for c in callbacks if isinstance(c, Calibration) and (ours or c.attach)]
         if len(others) > 1:
             raise InputError(
-                f"Expected one callback that calibrates the predictions of {type(pl_module).__name__}, but the Trainer has "
-                f"{' and '.join(type(c).__name__ for c in others)}. Fit the others with `fit(model, loader)`."
+                f"A prediction of {type(pl_module).__name__} carries one calibration, but the Trainer has "
+                f"{' and '.join(type(c).__name__ for c in others)}. Keep one of them."
             )
 
     # ------------------------------------------------------------------ fitting

@@ -25,7 +25,7 @@ class FeatureCallback(PostTrainingCallback):
 
     Args:
         feature_layer: Name of the layer whose input holds the features, or ``"auto"``.
-        fitting: Arguments of :class:`PostTrainingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
             fitting data are the data module's ``uq_fit_dataloader()``, else the training data, in order.
 
     Attributes:
@@ -57,8 +57,8 @@ class FeatureCallback(PostTrainingCallback):
         loader = training_loader(trainer)
         if isinstance(loader, dict | list | tuple):
             raise InputError(
-                f"Expected one training loader to fit {type(self).__name__} on, but the Trainer has {len(loader)}. Pass "
-                "argument `dataloader`."
+                f"{type(self).__name__} needs one training loader to be fitted on, but the Trainer has {len(loader)}. Pass argument "
+                "`dataloader`."
             )
         return loader
 
@@ -97,8 +97,8 @@ class FeatureCallback(PostTrainingCallback):
                 features = self.features(model, to_device(raw, model, trainer), trainer)
                 if not bool(features.isfinite().all()):
                     raise InputError(
-                        f"Expected the features that {type(self).__name__} is fitted to, the input of layer "
-                        f"{self.features.resolved!r}, to be finite, but they hold NaN or infinity."
+                        f"The features that {type(self).__name__} is fitted to, the input of layer {self.features.resolved!r}, "
+                        "hold NaN or infinity."
                     )
                 parts.append(features.transpose(0, 1).float().cpu())  # rows first, so that they gather
         members, D = self.agree((parts[0].shape[1:] if parts else (0, 0)), trainer)

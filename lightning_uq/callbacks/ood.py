@@ -128,7 +128,7 @@ class OODDetection(Callback):
         number = len(loader_list(trainer.test_dataloaders))
         if self.in_distribution is not None and not 0 <= self.in_distribution < number:
             raise InputError(
-                f"Expected argument `in_distribution` to be the index of one of the {number} test loaders, or None, but got "
+                f"`in_distribution` must be the index of one of the {number} test loaders or None, but it is "
                 f"{self.in_distribution}."
             )
         self._inside = self._scored(pl_module, trainer)
@@ -226,7 +226,7 @@ class OODDetection(Callback):
         provided = [name for scorer in scorers for name in scorer.ood_score_names]
         twice = {name for name in provided if provided.count(name) > 1}
         if twice:
-            raise InputError(f"Expected every score to come from one callback, but several provide {sorted(twice)}.")
+            raise InputError(f"Several callbacks provide the scores {sorted(twice)}. Give each its own `name`.")
         task = self.read.task(model)
         known = [*task.score_names, *provided]
         wanted = self.scores
@@ -277,7 +277,7 @@ class OODDetection(Callback):
                     f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 )
                 raise InputError(
-                    f"Expected score {name!r} to be a floating-point tensor [B] = [{logits.shape[1]}], but got {came}."
+                    f"Score {name!r} must be a floating-point tensor [B] = [{logits.shape[1]}], but it is {came}."
                 )
             value = value if value.dtype == torch.float64 else value.float()
             scored.add(name, value if keep is None else value[keep.to(value.device)])
@@ -300,8 +300,8 @@ class OODDetection(Callback):
 
 def _check_loaders(loaders: Any, name: str) -> dict[str, Any]:
     if not isinstance(loaders, Mapping) or not loaders or not all(isinstance(key, str) for key in loaders):
-        came = "an empty mapping" if isinstance(loaders, Mapping) and not loaders else type(loaders).__name__
-        raise InputError(f"Expected {name} to be a mapping from names to data loaders, but got {came}.")
+        came = "empty" if isinstance(loaders, Mapping) and not loaders else f"a {type(loaders).__name__}"
+        raise InputError(f"{name[0].upper()}{name[1:]} must be a mapping from names to data loaders, but it is {came}.")
     for key, loader in loaders.items():
         check_loader(loader, f"`ood[{key!r}]`")
     return dict(loaders)

@@ -102,13 +102,12 @@ def named_scores(scores: Any) -> dict[str, str | Score] | None:
         named = {one if isinstance(one, str) else getattr(one, "__name__", ""): one for one in scores}
         if len(named) < len(scores) or named.keys() & {"", "<lambda>"}:
             raise InputError(
-                "Expected the functions in argument `scores` to have a name each, all different; pass a mapping from names to "
-                "functions instead."
+                "The functions in argument `scores` must have different names. Pass a mapping from names to functions instead."
             )
     else:
-        raise InputError(f"Expected argument `scores` to be names or functions, but got {type(scores).__name__}.")
+        raise InputError(f"`scores` must be names or functions, but it is a {type(scores).__name__}.")
     wrong = [score for score in named.values() if not isinstance(score, str) and not callable(score)]
     if wrong or not named:
-        came = type(wrong[0]).__name__ if wrong else "none"
-        raise InputError(f"Expected argument `scores` to hold names or functions, but got {came}.")
+        came = f"it holds a {type(wrong[0]).__name__}" if wrong else "it is empty"
+        raise InputError(f"`scores` must hold names or functions, but {came}.")
     return named

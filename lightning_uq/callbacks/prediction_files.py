@@ -44,13 +44,13 @@ def read_predictions(output_dir: str | Path, dataloader_idx: int = 0, format: Fo
         if format in (None, one) and loader == dataloader_idx
     }
     if len(set(found.values())) != 1:
-        came = "both formats; pass `format`" if found else "none"
+        came = "them in both formats: pass `format`" if found else "none"
         raise InputError(
-            f"Expected argument `output_dir` to hold predictions of loader {dataloader_idx}, but {output_dir} holds {came}."
+            f"`output_dir` must hold predictions of loader {dataloader_idx}, but {output_dir} holds {came}."
         )
     tables = [FILES[one].read(path) for path, one in sorted(found.items())]
     if any(list(table) != list(tables[0]) for table in tables):
-        raise InputError(f"Expected the files in {output_dir} to have the same columns, but they differ.")
+        raise InputError(f"The files in {output_dir} must have the same columns, but they differ.")
     whole = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     order = np.argsort(whole["index"], kind="stable")
     return {name: values[order] for name, values in whole.items()}
@@ -73,7 +73,7 @@ class TableFile(ABC):
         if kind != self._kind:
             changed = sorted(n for n in {*kind, *self._kind} if kind.get(n) != self._kind.get(n))
             raise InputError(
-                f"Expected all batches to have the same columns, but {', '.join(changed)} differ from the first batch's."
+                f"All batches must have the same columns, but {', '.join(changed)} differ from the first batch's."
             )
         self._blocks.append(block)
         self.rows += len(block["index"])

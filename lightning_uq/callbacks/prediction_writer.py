@@ -94,9 +94,9 @@ class PredictionWriter(Callback):
         overwrite: bool = False,
     ) -> None:
         if format not in FORMATS:
-            raise InputError(f"Expected argument `format` to be 'parquet' or 'csv', but got {format!r}.")
+            raise InputError(f"`format` must be 'parquet' or 'csv', but it is {format!r}.")
         if interval is not None and not 0 < interval < 1:
-            raise InputError(f"Expected argument `interval` to be in (0, 1) or None, but got {interval!r}.")
+            raise InputError(f"`interval` must be in (0, 1) or None, but it is {interval!r}.")
         if format == "parquet":
             import_pyarrow()
         self.output_dir = Path(output_dir)
@@ -127,13 +127,13 @@ class PredictionWriter(Callback):
                 self.output_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(
-                    f"Expected argument `output_dir` to be a directory, but {self.output_dir} cannot be one: {error.strerror}"
+                    f"`output_dir` must be a directory, but {self.output_dir} cannot be one: {error.strerror}."
                 ) from error
             found = sorted(named_files(self.output_dir, self.format))
             if found and not self.overwrite:
                 raise InputError(
-                    f"Expected argument `output_dir` to hold no predictions yet, but {found[0]} exists. Pass "
-                    "`overwrite=True` to replace them, or another directory."
+                    f"`output_dir` holds predictions already: {found[0]}. Pass `overwrite=True` to replace them, or another "
+                    "directory."
                 )
 
     def on_predict_batch_end(
@@ -148,7 +148,7 @@ class PredictionWriter(Callback):
         """Add the batch's rows to the file."""
         if not isinstance(outputs, Prediction):
             raise InputError(
-                f"Expected a prediction of this package to write, but `predict_step` of {type(pl_module).__name__} returned "
+                f"PredictionWriter writes predictions of this package, but `predict_step` of {type(pl_module).__name__} returned "
                 f"{'a ' if outputs is not None else ''}{type(outputs).__name__}. Use one of its modules, or let a callback "
                 "replace what an unmodified module predicts: `TemperatureScaling(attach=True)`, `FitGMM(attach=True)`."
             )
@@ -207,8 +207,8 @@ class PredictionWriter(Callback):
         for name, values in named.items():
             if values.ndim not in (1, 2):
                 raise InputError(
-                    f"Expected `{name}` of {type(prediction).__name__} to be [B] or [B, D], but got {list(values.shape)}: "
-                    "maps are no rows of a table."
+                    f"`{name}` of {type(prediction).__name__} must be [B] or [B, D] to be written to a table, but its shape is "
+                    f"{list(values.shape)}."
                 )
             half = values.dtype in (torch.float16, torch.bfloat16)
             block["prob" if name == "probs" else name] = (values.float() if half else values).cpu().numpy()
@@ -245,8 +245,8 @@ class PredictionWriter(Callback):
             index = torch.arange(start, start + size)
         else:
             raise InputError(
-                f"Expected batches that carry the `index` of their rows, since on several ranks a {type(loader).__name__} "
-                "without a batch sampler does not tell which they are: yield mappings with a key `index`."
+                f"The `index` of the rows is unknown: on several ranks, a {type(loader).__name__} without a batch sampler does not "
+                "tell it. Let each batch be a mapping with a key `index`."
             )
         keep = None
         if not isinstance(sampler, UnrepeatedDistributedSampler):
@@ -274,11 +274,11 @@ def _check_sharing(sampler: Any, carried: bool) -> None:
     inner = users_sampler(sampler)
     if isinstance(inner, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
         raise InputError(
-            f"Expected a data loader that does not shuffle, but it has a {type(inner).__name__}, of which every rank draws "
-            "an order of its own: samples would be predicted twice, or never. Pass `shuffle=False`."
+            f"The data loader must not shuffle, but it has a {type(inner).__name__}. Each rank draws its own order, so samples would "
+            "be predicted twice or never. Pass `shuffle=False`."
         )
     if isinstance(sampler, SequentialSampler | RandomSampler) and not carried:
         raise InputError(
-            "Expected a data loader with a distributed sampler, since without one every rank predicts all samples. Leave "
-            "`use_distributed_sampler` on, or let batches of what each rank holds for itself carry a key `index`."
+            "The data loader has no distributed sampler, so every rank would predict all samples. Leave `use_distributed_sampler` "
+            "on, or, if each rank has its own data, let each batch carry a key `index`."
         )

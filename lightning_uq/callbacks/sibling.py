@@ -82,5 +82,5 @@ def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:
     callbacks = read_checkpoint(path).get("callbacks") or {}
     found = {key: state for key, state in callbacks.items() if FittedState.read(state) is not None}
     if not found:
-        raise InputError(f"Expected argument `path` to hold the state of a fitted callback, but {path} holds none.")
+        raise InputError(f"{path} holds no state of a fitted callback.")
     return found

@@ -29,7 +29,7 @@ class TemperatureScaling(Calibration):
         objective: ``"nll"``, or ``"ece"`` with ``method="grid"``.
         method: ``"newton"``, or ``"grid"``, DDU's 0.1, 0.2, ..., 10.
         scope: ``"pooled"``, ``"shared"`` or ``"member"``.
-        fitting: Arguments of :class:`PostTrainingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
             ``predict_fn``, ``unpack_batch``, ``output`` and ``attach``.
 
     Raises:

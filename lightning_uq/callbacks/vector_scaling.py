@@ -16,7 +16,7 @@ class VectorScaling(Calibration):
     the temperature. Applied to the log of the mean probabilities: members stay as they are.
 
     Args:
-        fitting: Arguments of :class:`PostTrainingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
             ``predict_fn``, ``unpack_batch``, ``output`` and ``attach``.
 
     Source: Guo et al., ICML 2017 (arXiv 1706.04599), section 4.2.

@@ -68,7 +68,7 @@ class FitViM(FeatureCallback):
         for i, (rows, layer) in enumerate(zip(features, self.features.layers(model), strict=True)):
             if not isinstance(layer, nn.Linear) or layer.in_features != rows.shape[1]:
                 raise InputError(
-                    f"Expected argument `feature_layer` to name the linear layer that makes the logits of features [B, D], but "
+                    f"`feature_layer` must name the linear layer that makes the logits of features [B, D], but "
                     f"{self.features.resolved!r} is a {type(layer).__name__} whose features are [B, {rows.shape[1]}]."
                 )
             weight = layer.weight.detach().cpu().double()

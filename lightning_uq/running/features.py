@@ -55,8 +55,8 @@ class LayerFeatures:
                 def features() -> Tensor:
                     if not all(records):
                         raise InputError(
-                            "Expected argument `feature_layer` to name a layer that the network runs, but "
-                            f"{self.layer!r} was not called in its forward pass."
+                            f"The network's forward pass does not call layer {self.layer!r}. Name another as "
+                            "`feature_layer`."
                         )
                     return torch.stack([pooled(record[-1]) for record in records])
 

@@ -38,7 +38,7 @@ def check_loader(loader: Any, name: str) -> None:
     elif isinstance(loader, Iterable) and not isinstance(loader, Tensor | Mapping | str | bytes):
         return
     raise InputError(
-        f"Expected {name} to be a DataLoader, or an iterable of batches, but got {type(loader).__name__}{hint}."
+        f"{name[0].upper()}{name[1:]} must be a DataLoader or an iterable of batches, but it is a {type(loader).__name__}{hint}."
     )
 
 
@@ -191,8 +191,8 @@ class _First:
                 self.stop = _count(len(loader), limit)  # type: ignore[arg-type]
             except TypeError:
                 raise InputError(
-                    f"Expected an integer limit on batches (such as `limit_test_batches`) where {name} has no length, but "
-                    f"got {limit}."
+                    f"{name} has no length, so a limit on its batches (such as `limit_test_batches`) must be an integer, but it "
+                    f"is {limit}."
                 ) from None
         elif isinstance(limit, int):
             self.stop = limit

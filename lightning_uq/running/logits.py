@@ -44,7 +44,7 @@ class LogitReader:
     ) -> None:
         for name, value in (("predict_fn", predict_fn), ("unpack_batch", unpack_batch)):
             if value is not None and not callable(value):
-                raise InputError(f"Expected argument `{name}` to be a function, but got {type(value).__name__}.")
+                raise InputError(f"`{name}` must be a function, but it is a {type(value).__name__}.")
         self.predict_fn = predict_fn
         self.unpack_batch = unpack_batch
         self.read = OutputReader(output)
@@ -86,7 +86,7 @@ class LogitReader:
             logits = logits.unsqueeze(0)
         elif logits.ndim != 3 or (self.predict_fn is None and not ours):
             raise InputError(
-                f"Expected logits [B, C] from {type(model).__name__}, but got shape {list(logits.shape)}. Pass argument "
+                f"{type(model).__name__} must return logits [B, C], but it returned shape {list(logits.shape)}. Pass argument "
                 "`predict_fn`, a function `(model, x)` that returns [B, C], or [Z, B, C] with one row per hypothesis."
             )
         if check and not ours:

@@ -190,7 +190,7 @@ def test_weights_beside_the_network_are_part_of_the_fingerprint(write, tmp_path)
     content["state_dict"]["class_weights"] += 1
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(
-        InputError, match="to be those that TemperatureScaling was fitted on, but their fingerprints differ"
+        InputError, match="TemperatureScaling was not fitted on the weights in .*: their fingerprints differ"
     ):
         load_fitted(tmp_path / "other.ckpt", UsersModule().net)
 
@@ -371,7 +371,7 @@ def test_the_two_calibrations_exclude_each_other_and_densities_need_layers():
         (b"no checkpoint", "cannot be read"),
         ([1, 2], "holds no `state_dict`"),
         ({"weight": torch.ones(1)}, "holds no `state_dict`"),
-        ({"state_dict": {}}, "to hold the state of a fitted callback, but .* holds none"),
+        ({"state_dict": {}}, "holds no state of a fitted callback"),
         ({"state_dict": {}, "callbacks": {"FitGMM": {"version": 2}}}, "holds none"),
         ({"state_dict": {}, "callbacks": {"X": slice(1)}}, "cannot be read"),  # no plain data
     ],
@@ -448,8 +448,8 @@ def test_which_states_go_inside(write):
     assert not torch.allclose(one, other)
     assert isinstance(load_fitted(path, states=["TemperatureScaling"])(TEST_X), torch.Tensor)
     for states, came in ((["FitVim"], "FitVim"), ("FitGMM", "'FitGMM'"), (["FitKNN"], "FitKNN")):
-        with pytest.raises(InputError, match=f"`states` to be a list of keys among .*, but got {came}"):
+        with pytest.raises(InputError, match=f"`states` must be a list of keys among .*, but it is {came}"):
             load_fitted(path, states=states)
     path, _ = write(deterministic(), FitKNN(k=2))
-    with pytest.raises(InputError, match=r"state of a density or a calibration, but it holds \['FitKNN'\]"):
+    with pytest.raises(InputError, match=r"no state of a density or a calibration, but \['FitKNN'\]"):
         load_fitted(path)

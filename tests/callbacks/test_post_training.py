@@ -361,7 +361,7 @@ def test_a_dataloader_of_ones_own_and_the_data_modules_come_first(make_trainer):
 
 def test_several_training_loaders_ask_for_one_before_training(make_trainer):
     module = UsersModule()
-    with pytest.raises(InputError, match="Expected one training loader .* has 2. Pass argument `dataloader`"):
+    with pytest.raises(InputError, match="needs one training loader .* has 2. Pass argument `dataloader`"):
         make_trainer(callbacks=[FitGMM()]).fit(module, {"a": loader(), "b": loader()})
     assert module.modes == []
 
@@ -585,7 +585,7 @@ def test_labels_are_asked_for(make_trainer):
         def __getitem__(self, i):
             return X[i]
 
-    with pytest.raises(InputError, match="to hold class labels, but a batch has none"):
+    with pytest.raises(InputError, match="must hold class labels, but a batch has none"):
         FitGMM().fit(nn.Linear(4, 2), DataLoader(Bare(), batch_size=5))
 
 
@@ -632,7 +632,7 @@ def test_fast_dev_run_and_barebones(make_trainer):
 def test_a_file_that_holds_nothing_is_named(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
     (tmp_path / "b.ckpt").write_bytes(b"not a checkpoint")
-    with pytest.raises(InputError, match="holds none"):
+    with pytest.raises(InputError, match="holds no state"):
         fitted_states(tmp_path / "a.ckpt")
     with pytest.raises(InputError, match="cannot be read"):
         fitted_states(tmp_path / "b.ckpt")
@@ -654,9 +654,9 @@ class Untouched(UsersModule):
 @pytest.mark.parametrize(
     ("data", "given", "message"),
     [
-        ([(X, "ab")], {}, "FitGMM's fitting data to hold class labels, but a batch has targets of str"),
+        ([(X, "ab")], {}, "FitGMM's fitting data must hold class labels, but a batch has targets of str"),
         ([{"image": X, "label": Y}], {}, r"got keys \['image', 'label'\].*`unpack_batch=`"),
-        ([(X, X[:, 0])], {}, r"FitGMM's fitting data to hold class labels, but a batch has targets of torch.float64"),
+        ([(X, X[:, 0])], {}, r"FitGMM's fitting data must hold class labels, but a batch has targets of torch.float64"),
         ([(X, Y)], {"feature_layer": "nose"}, r"argument `feature_layer`.*got 'nose'"),
         (
             [(X, Y)],

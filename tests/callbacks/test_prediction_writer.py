@@ -260,7 +260,7 @@ def test_each_loader_has_its_file(make_trainer, tmp_path, format):
     assert list(writer.written.values()) == [N, 3, N]
     for i, own in enumerate(predictions):
         assert_holds(read_predictions(tmp_path, i), own)
-    with pytest.raises(InputError, match=r"to hold predictions of loader 3, but .* holds none\."):
+    with pytest.raises(InputError, match=r"must hold predictions of loader 3, but .* holds none\."):
         read_predictions(tmp_path, 3)
 
 
@@ -400,7 +400,7 @@ def test_fit_and_test_write_nothing(make_trainer, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"format": "json"}, "Expected argument `format` to be 'parquet' or 'csv', but got 'json'"),
+        ({"format": "json"}, "`format` must be 'parquet' or 'csv', but it is 'json'"),
         ({"interval": 1.0}, r"Expected argument `interval` to be in \(0, 1\) or None, but got 1.0"),
         ({"interval": 0}, "but got 0"),
     ],
@@ -482,7 +482,7 @@ def test_rows_without_a_known_index(make_trainer, tmp_path):
 def test_a_directory_that_cannot_be(make_trainer, tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=r"argument `output_dir` to be a directory, but .* cannot be one: "):
+        with pytest.raises(InputError, match=r"`output_dir` must be a directory, but .* cannot be one: "):
             write(make_trainer, classifier(), LOADER, path, format="csv")
 
 
@@ -502,7 +502,7 @@ def test_reading_refuses_other_tables(tmp_path):
     table = read_predictions(tmp_path)
     assert {name: values.tolist() for name, values in table.items()} == {"index": [1], "label": [2]}
     (tmp_path / "predictions-rank1.csv").write_text("index,mean_0\n0,2\n")
-    with pytest.raises(InputError, match="to have the same columns"):
+    with pytest.raises(InputError, match="must have the same columns"):
         read_predictions(tmp_path)
     with pytest.raises(InputError, match="holds none"):
         read_predictions(tmp_path / "nowhere")

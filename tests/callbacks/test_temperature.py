@@ -611,7 +611,7 @@ class Spy(Callback):
         (UsersModule, [loader()], {}, "Scaling needs one validation loader to be fitted on, but the Trainer has none"),
         (UsersModule, [loader(), [val_loader(), val_loader()]], {}, "but the Trainer has 2"),
         (UsersModule, [loader(), val_loader()], {"limit_val_batches": 0}, "but the Trainer has none"),
-        (UsersModule, [loader(), DataLoader(VAL_X, batch_size=8)], {}, "to hold class labels, but a batch has none"),
+        (UsersModule, [loader(), DataLoader(VAL_X, batch_size=8)], {}, "must hold class labels, but a batch has none"),
         (UsersModule, [loader(), loader(VAL_X, VAL_X)], {}, "but a batch has targets of torch.float32"),
         (UsersModule, [loader(), loader(VAL_X[:0], VAL_Y[:0])], {}, "fitting data is empty"),
         (
@@ -632,7 +632,7 @@ def test_what_would_fail_after_training_fails_before_it(make_trainer, make, modu
 @pytest.mark.parametrize("make", [TemperatureScaling, FitGMM])
 def test_what_is_no_loader_is_told_before_training(make_trainer, make):
     module = UsersModule()
-    with pytest.raises(InputError, match="`dataloader` to be a DataLoader.*wrap the data set in a DataLoader"):
+    with pytest.raises(InputError, match="`dataloader` must be a DataLoader.*wrap the data set in a DataLoader"):
         make_trainer(callbacks=[make(dataloader=TensorDataset(X, Y))]).fit(module, loader(), val_loader())
     assert module.training_batches == 0
 
@@ -640,7 +640,7 @@ def test_what_is_no_loader_is_told_before_training(make_trainer, make):
 def test_two_calibrations_of_one_prediction_are_refused(make_trainer):
     both = [TemperatureScaling(), VectorScaling()]
     with pytest.raises(
-        InputError, match="Expected one callback that calibrates .* TemperatureScaling and VectorScaling"
+        InputError, match="carries one calibration, but the Trainer has TemperatureScaling and VectorScaling. Keep one"
     ):
         make_trainer(callbacks=both).fit(deterministic(), loader(), val_loader())
 

@@ -61,9 +61,13 @@ class NoForward(LightningModule):
         (nn.Softmax(1), {}, 'returned probabilities .*Pass argument `output="probs"`'),
         (nn.Identity(), {"predict_fn": lambda m, x: {"logits": x}}, "dict with keys \\['logits'\\].*argument `output`"),
         (nn.Linear(4, 1), {}, "C >= 2, but it returned shape \\[6, 1\\].*argument `output`"),
-        (nn.Unflatten(1, (2, 2)), {}, "logits \\[B, C\\] from Unflatten, but got shape \\[6, 2, 2\\].*`predict_fn`"),
-        (nn.Identity(), {"predict_fn": lambda m, x: x[0]}, "but got shape \\[4\\]"),
-        (nn.Identity(), {"predict_fn": lambda m, x: x[None, None]}, "but got shape \\[1, 1, 6, 4\\]"),
+        (
+            nn.Unflatten(1, (2, 2)),
+            {},
+            "Unflatten must return logits \\[B, C\\], but it returned shape \\[6, 2, 2\\].*`predict_fn`",
+        ),
+        (nn.Identity(), {"predict_fn": lambda m, x: x[0]}, "but it returned shape \\[4\\]"),
+        (nn.Identity(), {"predict_fn": lambda m, x: x[None, None]}, "but it returned shape \\[1, 1, 6, 4\\]"),
     ],
 )
 def test_what_is_no_logits_is_refused(model, reader, message):
@@ -73,7 +77,7 @@ def test_what_is_no_logits_is_refused(model, reader, message):
 
 @pytest.mark.parametrize("name", ["predict_fn", "unpack_batch"])
 def test_arguments_are_functions(name):
-    with pytest.raises(InputError, match=f"Expected argument `{name}` to be a function, but got str"):
+    with pytest.raises(InputError, match=f"`{name}` must be a function, but it is a str"):
         LogitReader(**{name: "forward"})
     with pytest.raises(InputError, match="Expected argument `output`"):
         LogitReader(output="softmax")
