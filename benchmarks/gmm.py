@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from lightning_uq.functional.gaussian import ClassStatistics, fit_gaussian
+from lightning_uq.functional.gaussian import fit_gaussian
+from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import GaussianDensity
 
 

@@ -2,11 +2,25 @@
 
 import importlib
 import inspect
+import subprocess
 import sys
 from pathlib import Path
 
 FILE = Path(__file__).with_name("api.txt")
-ROOMS = ["", "callbacks", "data", "functional", "losses", "metrics", "modules", "networks", "predictions", "tasks"]
+ROOMS = [
+    "",
+    "active_learning",
+    "callbacks",
+    "compat.haiku",
+    "data",
+    "functional",
+    "losses",
+    "metrics",
+    "modules",
+    "networks",
+    "predictions",
+    "tasks",
+]
 
 
 def names():
@@ -29,6 +43,13 @@ def test_the_public_names_are_those_that_are_written_down():
     found = names()
     gone, new = sorted(set(written) - set(found)), sorted(set(found) - set(written))
     assert written == found, f"run `make api` and look at its diff; gone: {gone}, new: {new}"
+
+
+def test_the_rooms_are_attributes_of_the_package():
+    rooms = ["active_learning", "data", "functional", "losses", "metrics", "networks", "tasks"]
+    command = f"import lightning_uq; print({', '.join(f'lightning_uq.{r}.__name__' for r in rooms)})"
+    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [f"lightning_uq.{room}" for room in rooms]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_uq.data.environments import draw_teacher, teacher_logits
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_bool, check_integer
+from lightning_uq.functional.validation import check_bool, check_integer
 from lightning_uq.modules.base import UncertaintyModule
 
 

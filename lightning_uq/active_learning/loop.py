@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from lightning_uq.active_learning import scores
 from lightning_uq.batches import unpack_batch
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_integer
+from lightning_uq.functional.validation import check_integer
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def acquisition_rounds(
     dataset: Dataset[Any],
     labelled: Sequence[int] | Tensor,
     num: int,
-    score: str = "bald",
+    score: str = "mutual_information",
     *,
     batch_size: int = 256,
     **options: Any,

@@ -1,11 +1,13 @@
-"""Acquisition scores: how much a label of each unlabelled input is worth; of every one, the highest are acquired first.
+"""Acquisition scores: the worth of a label for each unlabelled input. Inputs with the highest scores are acquired first.
 
-Each takes logits [Z, B, C] and returns [B]; half precision is upcast to float32. :data:`ACQUISITION_SCORES` maps their names
-to them, :func:`score` also reads predictions, and :func:`acquire` says which inputs to label. All of them rank inputs one by
-one: of a batch of near copies they take every copy.
+Each takes logits [Z, B, C] and returns [B]; half precision is upcast to float32. :data:`ACQUISITION_SCORES` maps names to
+functions, :func:`score` also reads predictions, and :func:`acquire` picks the inputs to label. Scores that also detect
+out-of-distribution inputs have the names of :data:`~lightning_uq.functional.SCORES`: the BALD of Houlsby et al. is
+``mutual_information``, and ENN's ``var_ratios`` is ``max_softmax``. Each score ranks inputs independently, so a batch of near
+copies is acquired as a whole.
 
-Source: ``enn.active_learning`` of google-deepmind/enn, whose entropies are NaN where a probability underflows to 0; these
-are not.
+Source: ``enn.active_learning`` of google-deepmind/enn. Its entropies are NaN where a probability underflows to 0; these are
+not.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, check_integer, check_target, check_target_values
 from lightning_uq.functional.entropy import log_softmax, mean_log_probs, mutual_information, predictive_entropy
 from lightning_uq.functional.scores import max_softmax
+from lightning_uq.functional.true_class import at_class
+from lightning_uq.functional.validation import check_floating, check_integer, check_target, check_target_values
 from lightning_uq.predictions import ClassProbabilities, Prediction
 
 ClassValues = Sequence[float] | Tensor
@@ -62,7 +65,7 @@ def nll(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([0.6931])
     """
     labels = _check_labels(logits, labels)
-    return -mean_log_probs(logits).gather(1, labels.unsqueeze(1)).squeeze(1)
+    return -at_class(mean_log_probs(logits), labels, 1)
 
 
 def joint_nll(logits: Tensor, labels: Tensor, tau: int = 10) -> Tensor:
@@ -82,19 +85,7 @@ def joint_nll(logits: Tensor, labels: Tensor, tau: int = 10) -> Tensor:
     """
     check_integer("tau", tau, 1)
     labels = _check_labels(logits, labels)
-    index = labels.expand(len(logits), -1).unsqueeze(2)
-    return -tau * log_softmax(logits, 2).gather(2, index).squeeze(2).mean(0)
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the mean prediction, H[mean_z p_z], in nats.
-
-    Example:
-        >>> entropy(torch.zeros(1, 1, 2))
-        tensor([0.6931])
-    """
-    _check(logits)
-    return predictive_entropy(logits)
+    return -tau * at_class(log_softmax(logits, 2), labels, 2).mean(0)
 
 
 def margin(logits: Tensor) -> Tensor:
@@ -109,33 +100,6 @@ def margin(logits: Tensor) -> Tensor:
     _check(logits)
     first, second = mean_log_probs(logits).topk(2, 1).values.exp().unbind(1)
     return second - first
-
-
-def bald(logits: Tensor) -> Tensor:
-    """Mutual information of label and index, H[mean_z p_z] - mean_z H[p_z], in nats: what the hypotheses disagree on.
-
-    Source: Houlsby et al., arXiv 1112.5745; Gal et al., ICML 2017 (arXiv 1703.02910).
-
-    Example:
-        >>> bald(torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]]))
-        tensor([0.6931])
-    """
-    _check(logits)
-    return mutual_information(logits)
-
-
-def var_ratios(logits: Tensor) -> Tensor:
-    """Variation ratio of the mean prediction, 1 - max_c mean_z p_z(c).
-
-    That of votes, the share of hypotheses whose label is not the most frequent one, is
-    :func:`~lightning_uq.functional.scores.variation_ratio`.
-
-    Example:
-        >>> var_ratios(torch.tensor([[[0.6, 0.3, 0.1]]]).log())
-        tensor([0.4000])
-    """
-    _check(logits)
-    return max_softmax(logits)
 
 
 def ucb(logits: Tensor, class_values: ClassValues | None = None, factor: float = 1.0) -> Tensor:
@@ -185,10 +149,10 @@ ACQUISITION_SCORES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         "variance": variance,
         "nll": nll,
         "joint_nll": joint_nll,
-        "entropy": entropy,
+        "predictive_entropy": predictive_entropy,
         "margin": margin,
-        "bald": bald,
-        "var_ratios": var_ratios,
+        "mutual_information": mutual_information,
+        "max_softmax": max_softmax,
         "ucb": ucb,
         "scaled_mean": scaled_mean,
         "scaled_std": scaled_std,
@@ -198,14 +162,15 @@ ACQUISITION_SCORES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
 LABELLED = frozenset({"nll", "joint_nll"})
 """Scores of inputs whose labels are known, to replay training on them or to judge another score by."""
 
-_POOLED = frozenset({"uniform", "nll", "entropy", "margin", "var_ratios", "scaled_mean"})
+_POOLED = frozenset({"uniform", "nll", "predictive_entropy", "margin", "max_softmax", "scaled_mean"})
 
 
 def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None, **options: Any) -> Tensor:
     """A score by its name, of logits or of what a classifier of this package predicts.
 
-    Scores of the mean prediction alone (entropy, margin, var_ratios, nll, scaled_mean) read a prediction as calibrated, and any
-    has them; ``bald`` is its ``mutual_information``. The others need the members that ``return_members`` keeps.
+    Scores of the mean prediction (``predictive_entropy``, ``margin``, ``max_softmax``, ``nll``, ``scaled_mean``) and
+    ``mutual_information`` are computed from any prediction, after its calibration. The others need the members that
+    ``return_members`` keeps.
 
     Args:
         name: A key of :data:`ACQUISITION_SCORES`.
@@ -221,7 +186,7 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
         InputError: An unknown name, labels that lack, or a prediction without what the score needs.
 
     Example:
-        >>> score("bald", torch.tensor([[[50.0, 0.0], [1.0, 1.0]], [[0.0, 50.0], [1.0, 1.0]]]))
+        >>> score("mutual_information", torch.tensor([[[50.0, 0.0], [1.0, 1.0]], [[0.0, 50.0], [1.0, 1.0]]]))
         tensor([0.6931, 0.0000])
     """
     check_score(name, options)
@@ -229,9 +194,11 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
         if labels is None:
             raise InputError(f"Expected argument `labels` with the score {name!r}, but got None.")
         options["labels"] = labels
-    if name == "bald" and not isinstance(outputs, Tensor):
+    if name == "mutual_information" and not isinstance(outputs, Tensor):
         return _class_probabilities(name, outputs).mutual_information
-    return ACQUISITION_SCORES[name](_logits(name, outputs), **options)
+    logits = _logits(name, outputs)
+    _check(logits)
+    return ACQUISITION_SCORES[name](logits, **options)
 
 
 def check_score(name: str, options: Mapping[str, Any]) -> None:
@@ -271,7 +238,7 @@ def acquire(name: str, outputs: Tensor | Prediction, num: int, labels: Tensor | 
     """Positions [num] of the inputs to label next: :func:`select` of :func:`score`.
 
     Example:
-        >>> acquire("entropy", torch.tensor([[[9.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]), num=2)
+        >>> acquire("predictive_entropy", torch.tensor([[[9.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]), num=2)
         tensor([1, 2])
     """
     return select(score(name, outputs, labels, **options), num)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_uq import batches
 from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, detection_metrics, named_scores
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.functional._validation import to_sum_dtype
+from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.networks.output import Output
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
@@ -279,14 +279,14 @@ class OODDetection(Callback):
                 raise InputError(
                     f"Score {name!r} must be a floating-point tensor [B] = [{logits.shape[1]}], but it is {came}."
                 )
-            value = value if value.dtype == torch.float64 else value.float()
+            value = upcast(value)
             scored.add(name, value if keep is None else value[keep.to(value.device)])
 
     def _gather(self, scored: LoaderScores, name: str, trainer: Trainer | None, where: str) -> Tensor:
         """All ranks' scores; an error where there are none, or NaN."""
         scores = scored.rows(name)
         if trainer is not None:  # a rank without rows has to agree on device and dtype
-            scores = gather_rows(to_sum_dtype(scores.to(trainer.strategy.root_device)), trainer)
+            scores = gather_rows(widen(scores.to(trainer.strategy.root_device)), trainer)
         if not len(scores):
             raise InputError(f"Expected {where} to hold samples, but it is empty.")
         nan = int(scores.isnan().sum())

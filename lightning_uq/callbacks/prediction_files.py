@@ -11,6 +11,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 
 from lightning_uq.errors import InputError, MissingExtraError
+from lightning_uq.writing import partial_path
 
 Format = Literal["parquet", "csv"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv")
@@ -61,7 +62,7 @@ class TableFile(ABC):
 
     def __init__(self, path: Path, first: Block) -> None:
         self.path = path
-        self.partial = path.with_name(f".{path.name}.part")
+        self.partial = partial_path(path)
         self.rows = 0
         self._blocks: list[Block] = []
         self._kind = _kind(first)

@@ -28,6 +28,7 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.ranks import together
+from lightning_uq.writing import PARTIAL
 
 
 class PredictionWriter(Callback):
@@ -181,7 +182,7 @@ class PredictionWriter(Callback):
         """Leave nothing half-written."""
         self._discard()
         if trainer.state.fn == TrainerFn.PREDICTING and starts_processes(trainer):
-            for path in self.output_dir.glob(f".predictions*.{self.format}.part"):
+            for path in self.output_dir.glob(f".predictions*.{self.format}{PARTIAL}"):
                 path.unlink()  # of the ranks that were spawned, which ended without being told
 
     def _discard(self) -> None:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_uq.callbacks.calibration import Calibration, rounded_for
-from lightning_uq.functional._validation import check_choice
-from lightning_uq.functional.temperature import Method, Objective, Scope, _check_method, fit_ensemble_temperature
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.temperature import Method, Objective, Scope, check_method, fit_ensemble_temperature
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.transforms import PredictionTransform
 
@@ -55,7 +55,7 @@ class TemperatureScaling(Calibration):
         **fitting: Any,
     ) -> None:
         super().__init__(**fitting)
-        _check_method(objective, method)
+        check_method(objective, method)
         check_choice("scope", scope, ("pooled", "shared", "member"))
         self.objective = objective
         self.method = method
@@ -107,6 +107,6 @@ class TemperatureTransform(PredictionTransform):
         return prediction.replace(temperature=rounded_for(self.temperature, prediction))
 
     def _tempered(self, logits: Tensor) -> Tensor:
-        logits = logits if logits.dtype == torch.float64 else logits.float()  # a scalar T would not, and round again
+        logits = upcast(logits)  # a scalar T would not, and round again
         T = self.temperature.to(logits)
         return logits / (T.reshape(-1, *[1] * (logits.ndim - 1)) if T.ndim else T)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional._validation import check_integer
 from lightning_uq.functional.ood_features import VimFit, fit_vim, vim_score
+from lightning_uq.functional.validation import check_integer
 
 
 class FitViM(FeatureCallback):

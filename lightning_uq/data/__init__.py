@@ -1,7 +1,9 @@
 """Data modules and generators; none of them downloads anything by itself."""
 
+from lightning_uq.data.ambiguous_digits import blend_digits
 from lightning_uq.data.arrays import ArrayDataModule, NpzDataModule, stratified_split
 from lightning_uq.data.digits import DigitsDataModule
+from lightning_uq.data.dirty_mnist import DirtyMNISTDataModule
 from lightning_uq.data.environments import (
     draw_from_gp,
     draw_inputs,
@@ -16,13 +18,11 @@ from lightning_uq.data.environments import (
 from lightning_uq.data.images import (
     CIFAR10DataModule,
     CIFAR100DataModule,
-    DirtyMNISTDataModule,
     FashionMNISTDataModule,
     ImageDataModule,
     KMNISTDataModule,
     MNISTDataModule,
     SVHNDataModule,
-    blend_digits,
 )
 from lightning_uq.data.indexed import Indexed
 from lightning_uq.data.testbed import (

@@ -10,6 +10,7 @@ from lightning_uq.functional.calibration import (
     expected_calibration_error,
     smooth_calibration_error,
 )
+from lightning_uq.functional.clustered_likelihood import Projection, clustered_log_likelihood, random_projection
 from lightning_uq.functional.data_noise import (
     gaussian_bootstrap_weights,
     gaussian_signatures,
@@ -25,6 +26,7 @@ from lightning_uq.functional.dirichlet import (
     expected_squared_error,
     kl_to_uniform,
 )
+from lightning_uq.functional.divergence import categorical_kl, gaussian_kl
 from lightning_uq.functional.entropy import (
     expected_entropy,
     mean_log_probs,
@@ -37,6 +39,8 @@ from lightning_uq.functional.joint import (
     joint_log_loss,
     sampled_joint_log_loss,
 )
+from lightning_uq.functional.joint_likelihood import joint_log_likelihood, log_sum_product, true_label_log_probs
+from lightning_uq.functional.kl_estimate import KLEstimate, gaussian_sample_kl, kl_estimate, uniform_kl
 from lightning_uq.functional.mixture import (
     gaussian_log_prob,
     mixture_cdf,
@@ -45,6 +49,7 @@ from lightning_uq.functional.mixture import (
     mixture_moments,
     mixture_quantile,
 )
+from lightning_uq.functional.normal import gaussian_log_likelihood
 from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
 from lightning_uq.functional.ood_features import VimFit, fit_vim, gen, knn_distance, vim_score
 from lightning_uq.functional.regression import gaussian_nll, interval_covered, quantile_calibration_error
@@ -56,21 +61,6 @@ from lightning_uq.functional.student_t import (
     student_t_crps,
     student_t_log_prob,
     student_t_quantile,
-)
-from lightning_uq.functional.testbed import (
-    KLEstimate,
-    Projection,
-    categorical_kl,
-    clustered_log_likelihood,
-    gaussian_kl,
-    gaussian_log_likelihood,
-    gaussian_sample_kl,
-    joint_log_likelihood,
-    kl_estimate,
-    log_sum_product,
-    random_projection,
-    true_label_log_probs,
-    uniform_kl,
 )
 from lightning_uq.functional.variational import (
     diagonal_gaussian_kl,

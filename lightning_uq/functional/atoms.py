@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import upcast, upcast_together
 
 
 def check_atoms(atoms: Tensor | Sequence[float]) -> Tensor:
@@ -15,8 +16,7 @@ def check_atoms(atoms: Tensor | Sequence[float]) -> Tensor:
         >>> check_atoms([0.0, 1.0])
         tensor([0., 1.])
     """
-    values = torch.as_tensor(atoms)
-    values = values if values.dtype == torch.float64 else values.float()
+    values = upcast(torch.as_tensor(atoms))
     if values.ndim != 1 or len(values) < 2 or not bool(values.isfinite().all() and (values.diff() > 0).all()):
         raise InputError(
             "Expected argument `atoms` to be at least two finite numbers [A], each above the one before, but got "
@@ -42,10 +42,8 @@ def two_hot(target: Tensor, atoms: Tensor) -> Tensor:
         tensor([[0.7500, 0.2500, 0.0000],
                 [0.0000, 0.0000, 1.0000]])
     """
-    dtype = torch.promote_types(target.dtype, atoms.dtype)
-    dtype = dtype if dtype == torch.float64 else torch.float32
-    atoms = atoms.to(target.device, dtype)
-    target = target.to(dtype).clamp(atoms[0], atoms[-1]).contiguous()
+    target, atoms = upcast_together(target, atoms.to(target.device))
+    target = target.clamp(atoms[0], atoms[-1]).contiguous()
     upper = torch.searchsorted(atoms, target).clamp(1, len(atoms) - 1)
     low, high = atoms[upper - 1], atoms[upper]
     share = ((high - target) / (high - low)).unsqueeze(-1)  # of the lower atom
@@ -63,7 +61,7 @@ def atom_moments(logits: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
         >>> atom_moments(torch.zeros(2), torch.tensor([-1.0, 1.0]))
         (tensor(0.), tensor(1.))
     """
-    probs = torch.softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
+    probs = torch.softmax(upcast(logits), -1)
     atoms = atoms.to(probs)
     mean = (probs * atoms).sum(-1)
     return mean, (probs * (atoms - mean.unsqueeze(-1)).square()).sum(-1)

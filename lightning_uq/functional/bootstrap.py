@@ -53,7 +53,7 @@ def bootstrap_weights(
     elif kind == "exponential":
         weights = -uniform.log()
     elif kind == "poisson":
-        weights = torch.bucketize(uniform, torch.tensor(_POISSON, dtype=torch.float64, device=index.device), right=True)
+        weights = torch.bucketize(uniform, uniform.new_tensor(_POISSON), right=True)
     elif kind == "uniform":
         weights = 2.0 * uniform
     else:
@@ -61,7 +61,7 @@ def bootstrap_weights(
             "Expected argument `bootstrap` to be 'none', 'bernoulli', 'exponential', 'poisson' or 'uniform', but got "
             f"{kind!r}."
         )
-    return weights.to(dtype)
+    return weights.to(dtype).to(index.device)
 
 
 def counter_uniform(index: Tensor, members: int | Tensor, seed: int) -> Tensor:

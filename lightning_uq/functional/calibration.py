@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import (
-    check_choice,
-    check_integer,
-    classification_rows,
-    to_sum_dtype,
-    upcast,
-)
+from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.validation import check_choice, check_integer, classification_rows
 
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["uniform", "adaptive"]
@@ -93,7 +88,7 @@ def adaptive_bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) 
     """
     columns = (confidence[None] if confidence.ndim == 1 else confidence.T).contiguous()  # [1 or C, N]
     if columns.shape[1] == 0:
-        return to_sum_dtype(confidence.new_zeros(3, *confidence.shape[1:], num_bins))
+        return widen(confidence.new_zeros(3, *confidence.shape[1:], num_bins))
     cuts = -(-torch.arange(1, num_bins, device=columns.device) * columns.shape[1] // num_bins) - 1
     edges = columns.sort(1).values[:, cuts]
     bins = torch.searchsorted(edges, columns)
@@ -113,7 +108,7 @@ def _sum_bins(confidence: Tensor, correct: Tensor, bins: Tensor, num_bins: int) 
 
 def _scatter_sum(cells: Tensor, values: Tensor, size: int) -> Tensor:
     """Sum ``values`` by cell in the dtype of sums."""
-    values = to_sum_dtype(values)
+    values = widen(values)
     if cells.device.type == "cpu":
         return torch.bincount(cells, values, size)
     # bincount with weights has no deterministic form on CUDA and raises under Trainer(deterministic=True).
@@ -243,8 +238,8 @@ def residual_grid(confidence: Tensor, correct: Tensor) -> Tensor:
         >>> residual_grid(torch.tensor([1.0]), torch.tensor([False]))[:, -1]
         tensor([-1.,  1.], dtype=torch.float64)
     """
-    confidence = to_sum_dtype(confidence)
-    residual = to_sum_dtype(correct) - confidence
+    confidence = widen(confidence)
+    residual = widen(correct) - confidence
     position = confidence.clamp(0, 1) * NUM_CELLS
     left = position.floor().clamp_max(NUM_CELLS - 1)
     share = position - left

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional._hashing import chain
-from lightning_uq.functional._validation import check_choice, check_floating, check_integer, upcast
 from lightning_uq.functional.bootstrap import Bootstrap, counter_uniform
+from lightning_uq.functional.precision import upcast, wide_dtype
+from lightning_uq.functional.validation import check_choice, check_floating, check_integer
 
 IndexDistribution = Literal["gaussian", "scaled", "unit"]
 """Where Gaussian indices come from: N(0, I); N(0, I / D); (1, N(0, I / (D - 1)))."""
@@ -140,7 +141,7 @@ def gaussian_target_noise(
 def member_target_noise(
     index: Tensor, members: int | Tensor, std: float, seed: int = 0, *, num_targets: int = 1
 ) -> Tensor:
-    """Gaussian noise on the targets under members' numbers or seeds, [M, B, K] in float64: independent N(0, std^2).
+    """Gaussian noise on the targets under members' numbers or seeds, [M, B, K]: independent N(0, std^2).
 
     Args:
         index: Positions [B] of the samples in the data set, integers.
@@ -161,7 +162,7 @@ def member_target_noise(
     check_integer("num_targets", num_targets, 1)
     uniform = [counter_uniform(index, members, _stream_seed(seed, _TARGETS + k)) for k in range(num_targets)]
     normal: Tensor = torch.special.ndtri(torch.stack(uniform, 2))
-    return std * normal
+    return (std * normal).to(wide_dtype(index.device)).to(index.device)
 
 
 _TARGETS = 2  # the first stream that no bootstrap reads

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_uq.functional._validation import to_sum_dtype
+from lightning_uq.functional.precision import widen
 
 _MAX_FACTORS = 64
 """Rising factorials of a larger power are differences of log-gammas, whose cancellation is small by then."""
@@ -32,7 +32,7 @@ def dirichlet_predictive_entropy(concentration: Tensor, normalize: bool = False)
         >>> dirichlet_predictive_entropy(torch.tensor([[1.0, 1.0]]), normalize=True)
         tensor([1.], dtype=torch.float64)
     """
-    alpha = concentration.double()
+    alpha = widen(concentration)
     return _scaled(torch.special.entr(alpha / alpha.sum(1, keepdim=True)).sum(1), alpha, normalize)
 
 
@@ -50,7 +50,7 @@ def dirichlet_expected_entropy(concentration: Tensor, normalize: bool = False) -
         >>> dirichlet_expected_entropy(torch.tensor([[1.0, 1.0]]))
         tensor([0.5000], dtype=torch.float64)
     """
-    alpha = concentration.double()
+    alpha = widen(concentration)
     total = alpha.sum(1, keepdim=True)
     value = (alpha / total * (torch.digamma(total + 1) - torch.digamma(alpha + 1))).sum(1)
     return _scaled(value, alpha, normalize)
@@ -70,7 +70,7 @@ def dirichlet_mutual_information(concentration: Tensor, normalize: bool = False)
         >>> dirichlet_mutual_information(torch.tensor([[1.0, 1.0]]))
         tensor([0.1931], dtype=torch.float64)
     """
-    alpha = concentration.double()
+    alpha = widen(concentration)
     information = dirichlet_predictive_entropy(alpha) - dirichlet_expected_entropy(alpha)
     return _scaled(information.clamp_min(0), alpha, normalize)
 
@@ -84,7 +84,7 @@ def dirichlet_differential_entropy(concentration: Tensor) -> Tensor:
         >>> dirichlet_differential_entropy(torch.tensor([[1.0, 1.0]])).abs() < 1e-12
         tensor([True])
     """
-    alpha = concentration.double()
+    alpha = widen(concentration)
     total = alpha.sum(1)
     log_beta = torch.lgamma(alpha).sum(1) - torch.lgamma(total)
     return log_beta + (total - alpha.shape[1]) * torch.digamma(total) - ((alpha - 1) * torch.digamma(alpha)).sum(1)
@@ -111,7 +111,7 @@ class _KLToUniform(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, evidence: Tensor) -> Tensor:
         ctx.save_for_backward(evidence)
-        excess = to_sum_dtype(evidence)
+        excess = widen(evidence)
         alpha = excess + 1
         total = alpha.sum(1)
         value = torch.lgamma(total) - torch.lgamma(alpha).sum(1) - math.lgamma(alpha.shape[1])
@@ -121,7 +121,7 @@ class _KLToUniform(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Any) -> Tensor:
         (evidence,) = ctx.saved_tensors
-        excess = to_sum_dtype(evidence)
+        excess = widen(evidence)
         total = excess.sum(1, keepdim=True)
         slope = excess * torch.polygamma(1, excess + 1) - total * torch.polygamma(1, total + excess.shape[1])
         gradient: Tensor = grad[0].unsqueeze(1) * slope.to(evidence.dtype)
@@ -183,7 +183,7 @@ def dirichlet_log_det_fisher(concentration: Tensor) -> Tensor:
         >>> dirichlet_log_det_fisher(torch.tensor([[1.0, 1.0]]))
         tensor([-0.5378], dtype=torch.float64)
     """
-    alpha = to_sum_dtype(concentration)
+    alpha = widen(concentration)
     total = alpha.sum(1)
     each, whole = torch.polygamma(1, alpha), torch.polygamma(1, total)
     remainder = (alpha - 1 / each).sum(1) - (total - 1 / whole)
@@ -205,7 +205,7 @@ def log_rising_factorial_ratio(numerator: Tensor, denominator: Tensor, power: fl
         for k in range(1, int(power)):
             result = result + torch.log((numerator + k) / (denominator + k))
         return result
-    a, b = to_sum_dtype(numerator), to_sum_dtype(denominator)
+    a, b = widen(numerator), widen(denominator)
     wide = torch.lgamma(a + power) - torch.lgamma(a) - (torch.lgamma(b + power) - torch.lgamma(b))
     return wide.to(numerator.dtype)
 

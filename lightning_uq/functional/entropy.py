@@ -16,10 +16,12 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_uq.functional.precision import upcast
+
 
 def log_softmax(logits: Tensor, dim: int) -> Tensor:
     """``log_softmax`` in at least float32."""
-    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim)
+    return torch.log_softmax(upcast(logits), dim)
 
 
 def entropy(log_probs: Tensor, dim: int) -> Tensor:

@@ -21,14 +21,15 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional._hashing import mix
-from lightning_uq.functional._validation import (
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.true_class import at_class
+from lightning_uq.functional.validation import (
     check_choice,
     check_floating,
     check_integer,
     check_no_nan,
     check_target,
     check_target_values,
-    to_sum_dtype,
 )
 
 Sampling = Literal["dyadic", "sampled", "consecutive"]
@@ -69,9 +70,8 @@ def true_class_log_probs(logits: Tensor, target: Tensor, *, validate: bool = Tru
 
 
 def _gather_log_prob(logits: Tensor, target: Tensor) -> Tensor:
-    logits = to_sum_dtype(logits)
-    true = logits.gather(2, target.expand(len(logits), -1).unsqueeze(2)).squeeze(2)
-    return true - logits.logsumexp(2)
+    logits = widen(logits)
+    return at_class(logits, target, 2) - logits.logsumexp(2)
 
 
 def _log_mean(members: Tensor) -> Tensor:

@@ -9,12 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-_LOG_2PI = math.log(2 * math.pi)
-
-
-def _upcast(*tensors: Tensor) -> list[Tensor]:
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    return [t.to(dtype) for t in tensors]
+from lightning_uq.functional.normal import log_density
+from lightning_uq.functional.precision import upcast_together, widen
 
 
 def mixture_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,15 +25,15 @@ def mixture_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         >>> mixture_moments(torch.tensor([[[0.0]], [[2.0]]]), torch.tensor([[[1.0]], [[3.0]]]))
         (tensor([[1.]]), tensor([[3.]]))
     """
-    mean, variance = _upcast(mean, variance)
+    mean, variance = upcast_together(mean, variance)
     center = mean.mean(0)
     return center, variance.mean(0) + (mean - center).square().mean(0)
 
 
 def gaussian_log_prob(mean: Tensor, variance: Tensor, value: Tensor) -> Tensor:
     """log N(value; mean, variance), elementwise, with its -log(2 pi)/2."""
-    mean, variance, value = _upcast(mean, variance, value)
-    return -0.5 * (_LOG_2PI + variance.log() + (value - mean).square() / variance)
+    mean, variance, value = upcast_together(mean, variance, value)
+    return log_density((value - mean).square() / variance, variance.log())
 
 
 def mixture_log_prob(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
@@ -53,13 +49,13 @@ def mixture_log_prob(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
 
 def mixture_cdf(mean: Tensor, variance: Tensor, value: Tensor) -> Tensor:
     """P(Y <= value) = mean_z Phi((value - mu_z) / sigma_z), elementwise [B, D]."""
-    mean, variance, value = _upcast(mean, variance, value)
+    mean, variance, value = upcast_together(mean, variance, value)
     probability: Tensor = torch.special.ndtr((value - mean) * variance.rsqrt()).mean(0)
     return probability
 
 
 def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor) -> Tensor:
-    """The value [B, D] with ``mixture_cdf(value) = level``, by bisection in float64.
+    """The value [B, D] with ``mixture_cdf(value) = level``, by bisection in float64 where the device has it.
 
     The quantile of a mixture lies between the least and the greatest of its components' quantiles, which bracket the
     root; 64 halvings reach float64 resolution.
@@ -73,9 +69,9 @@ def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor) -> T
         >>> mixture_quantile(torch.tensor([[[-1.0]], [[1.0]]]), torch.ones(2, 1, 1), 0.5).abs() < 1e-6
         tensor([[True]])
     """
-    dtype = _upcast(mean, variance)[0].dtype
-    mean, variance = mean.double(), variance.double()
-    probability = torch.as_tensor(level, dtype=torch.float64, device=mean.device)
+    dtype = upcast_together(mean, variance)[0].dtype
+    mean, variance = widen(mean), widen(variance)
+    probability = torch.as_tensor(level, dtype=mean.dtype, device=mean.device)
     components: Tensor = mean + variance.sqrt() * torch.special.ndtri(probability)
     low, high = components.amin(0), components.amax(0)
     for _ in range(64):
@@ -97,7 +93,7 @@ def mixture_crps(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
         >>> mixture_crps(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), torch.zeros(1, 1))
         tensor([[0.2337]])
     """
-    mean, variance, target = _upcast(mean, variance, target)
+    mean, variance, target = upcast_together(mean, variance, target)
     to_target = _mean_absolute(target - mean, variance).mean(0)
     # One row of the pair matrix at a time keeps memory at [Z, B, D].
     between = torch.stack([_mean_absolute(m - mean, v + variance).mean(0) for m, v in zip(mean, variance, strict=True)])
@@ -107,6 +103,6 @@ def mixture_crps(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
 def _mean_absolute(mean: Tensor, variance: Tensor) -> Tensor:
     scale = variance.sqrt()
     z = mean / scale
-    density = torch.exp(-0.5 * z.square() - 0.5 * _LOG_2PI)
+    density = log_density(z.square(), 0.0).exp()
     absolute: Tensor = 2 * scale * density + mean * (2 * torch.special.ndtr(z) - 1)
     return absolute

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, check_no_nan, check_open_unit, to_sum_dtype
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.validation import check_choice, check_no_nan, check_open_unit
 
 Positive = Literal["out", "in"]
 
@@ -80,7 +81,7 @@ def auroc(score: Tensor, is_ood: Tensor) -> Tensor:
         tensor(0.8750, dtype=torch.float64)
     """
     score, is_ood = check_detection(score, is_ood)
-    true, false = (to_sum_dtype(count) for count in _with_origin(*detection_counts(score, is_ood)))
+    true, false = (widen(count) for count in _with_origin(*detection_counts(score, is_ood)))
     return torch.trapezoid(true, false) / (true[-1] * false[-1])
 
 
@@ -91,7 +92,7 @@ def _with_origin(true: Tensor, false: Tensor) -> tuple[Tensor, Tensor]:
 
 def roc_curve(score: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor]:
     """The ROC curve's false and true positive rates, from (0, 0) to (1, 1), one point per distinct score."""
-    true, false = (to_sum_dtype(c) for c in _with_origin(*detection_counts(*check_detection(score, is_ood))))
+    true, false = (widen(c) for c in _with_origin(*detection_counts(*check_detection(score, is_ood))))
     return false / false[-1], true / true[-1]
 
 
@@ -124,7 +125,7 @@ def precision_recall_curve(score: Tensor, is_ood: Tensor, positive: Positive = "
     check_choice("positive", positive, ("out", "in"))
     score, is_ood = check_detection(score, is_ood)
     counts = detection_counts(score, is_ood) if positive == "out" else detection_counts(-score, ~is_ood)
-    true, false = (to_sum_dtype(count) for count in counts)
+    true, false = (widen(count) for count in counts)
     return true / true[-1:], true / (true + false)
 
 
@@ -163,9 +164,9 @@ def fpr_at_tpr(score: Tensor, is_ood: Tensor, tpr: float = 0.95, positive: Posit
         score, is_ood = -score, ~is_ood
     found, others = score[is_ood], score[~is_ood]
     if len(found) == 0 or len(others) == 0:
-        return to_sum_dtype(score.new_full((), torch.nan))
+        return widen(score.new_full((), torch.nan))
     threshold = found.sort(descending=True).values[_least_count(tpr, len(found)) - 1]
-    return to_sum_dtype((others >= threshold).sum()) / len(others)
+    return widen((others >= threshold).sum()) / len(others)
 
 
 def _least_count(share: float, total: int) -> int:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, check_integer, check_open_unit, upcast
 from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.precision import to_float64, upcast
+from lightning_uq.functional.validation import check_floating, check_integer, check_open_unit
 
 _CHUNK_ELEMENTS = 2**24
 
@@ -150,22 +151,22 @@ def fit_vim(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | Non
         dim = 1000 if D >= 2048 else 512 if D >= 768 else D // 2
     if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim < D:
         raise InputError(f"Expected argument `dim` to be an integer from 1 to {D - 1}, but got {dim!r}.")
-    weight = weight.detach().double()
-    shift = weight.new_zeros(C) if bias is None else bias.detach().double()
+    weight = to_float64(weight)
+    shift = weight.new_zeros(C) if bias is None else to_float64(bias)
     origin = -torch.linalg.pinv(weight) @ shift
     moment = weight.new_zeros(D, D)
     parts = torch.split(features.detach(), 4096)
     for part in parts:
-        centered = part.double() - origin
+        centered = to_float64(part) - origin
         moment.addmm_(centered.T, centered)
     residual = torch.linalg.eigh(moment).eigenvectors[:, : D - dim]  # in ascending order
-    norm = torch.cat([((part.double() - origin) @ residual).norm(dim=1) for part in parts]).mean()
+    norm = torch.cat([((to_float64(part) - origin) @ residual).norm(dim=1) for part in parts]).mean()
     if not norm > 1e-6 * (moment.trace() / len(features)).sqrt():
         raise InputError(
             f"Expected `features` to vary outside a principal subspace of argument `dim` = {dim} dimensions, but they do not: "
             "their rank is no larger. Choose a smaller `dim`."
         )
-    return VimFit(origin, residual, logits.detach().double().amax(1).mean() / norm)
+    return VimFit(origin, residual, to_float64(logits).amax(1).mean() / norm)
 
 
 def vim_score(features: Tensor, logits: Tensor, fit: VimFit) -> Tensor:
@@ -180,8 +181,8 @@ def vim_score(features: Tensor, logits: Tensor, fit: VimFit) -> Tensor:
         [N] in float64.
     """
     _check_features(features, len(fit.origin))
-    virtual: Tensor = fit.alpha * ((features.double() - fit.origin) @ fit.residual).norm(dim=1)
-    return virtual - torch.logsumexp(logits.double(), 1)
+    virtual: Tensor = fit.alpha * ((to_float64(features) - fit.origin) @ fit.residual).norm(dim=1)
+    return virtual - torch.logsumexp(to_float64(logits), 1)
 
 
 def _check_features(features: Tensor, D: int) -> None:

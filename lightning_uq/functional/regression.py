@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, check_floating, to_sum_dtype, upcast
 from lightning_uq.functional.calibration import Norm
 from lightning_uq.functional.mixture import gaussian_log_prob, mixture_cdf, mixture_moments
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.validation import check_choice, check_floating
 
 
 def check_mixture(mean: Tensor, variance: Tensor, target: Tensor, *, validate: bool = True) -> None:
@@ -130,7 +131,7 @@ def counts_below_quantiles(integral: Tensor, num_levels: int) -> Tensor:
     integral = integral.reshape(-1)
     levels = quantile_levels(num_levels).to(integral)
     first = torch.searchsorted(levels, integral)  # the least level that is not below the integral
-    return to_sum_dtype(torch.bincount(first, minlength=num_levels + 1)[:num_levels].cumsum(0))
+    return widen(torch.bincount(first, minlength=num_levels + 1)[:num_levels].cumsum(0))
 
 
 def quantile_levels(num_levels: int) -> Tensor:
@@ -164,4 +165,4 @@ def quantile_calibration_error(counts: Tensor, total: Tensor, norm: Norm = "l1")
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
     """In float64: a probability integral close to 1 has too few digits in float32 to be compared with a level."""
-    return [to_sum_dtype(upcast(tensor)) for tensor in tensors]
+    return [widen(tensor) for tensor in tensors]

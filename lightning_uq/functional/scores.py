@@ -13,9 +13,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lightning_uq.functional._validation import upcast
 from lightning_uq.functional.entropy import expected_entropy, mean_log_probs, mutual_information, predictive_entropy
 from lightning_uq.functional.ood_features import gen
+from lightning_uq.functional.precision import upcast
 
 
 def max_softmax(logits: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_uq.functional._validation import upcast
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.true_class import at_class
 
 
 def negative_log_likelihood(probs: Tensor, target: Tensor) -> Tensor:
@@ -22,7 +23,7 @@ def negative_log_likelihood(probs: Tensor, target: Tensor) -> Tensor:
         >>> negative_log_likelihood(torch.tensor([[0.5, 0.5]]), torch.tensor([1]))
         tensor([0.6931])
     """
-    return -upcast(probs.gather(1, target[:, None]).squeeze(1)).log()
+    return -upcast(at_class(probs, target, 1)).log()
 
 
 def brier_score(probs: Tensor, target: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def brier_score(probs: Tensor, target: Tensor) -> Tensor:
         tensor([0.5000, 2.0000])
     """
     probs = upcast(probs)
-    true = probs.gather(1, target[:, None]).squeeze(1)
+    true = at_class(probs, target, 1)
     # (1 - p_y)^2 + sum_{c != y} p_c^2: no 1 - 2 p_y + sum p^2, whose cancellation spoils a confident row.
     others = probs.square().scatter(1, target[:, None], 0.0).sum(1)
     return (1 - true).square() + others

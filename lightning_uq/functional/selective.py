@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, check_no_nan, to_sum_dtype
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.validation import check_floating, check_no_nan
 
 
 def cumulative_errors(confidence: Tensor, error: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def cumulative_errors(confidence: Tensor, error: Tensor) -> Tensor:
         )
     check_no_nan("confidence", confidence)
     if len(confidence) == 0:
-        return to_sum_dtype(confidence)
+        return widen(confidence)
     ordered, order = confidence.sort(descending=True)
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
@@ -50,7 +51,7 @@ def cumulative_errors(confidence: Tensor, error: Tensor) -> Tensor:
     errors = torch.cat([start.new_zeros(1), error[order].long().cumsum(0)])
     before, within = errors[start], errors[start + size] - errors[start]
     position = torch.arange(1, len(ordered) + 1, device=ordered.device) - start[tie]
-    expected: Tensor = to_sum_dtype(before[tie]) + to_sum_dtype(position * within[tie]) / size[tie]
+    expected: Tensor = widen(before[tie]) + widen(position * within[tie]) / size[tie]
     return expected
 
 

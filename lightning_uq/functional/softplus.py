@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import upcast
 
 _SMALL = -15.0  # below it softplus is exp, to float32's last digit
 _LARGE = 80.0  # exp of it is still a float32
@@ -25,7 +26,7 @@ def inverse_softplus(value: Tensor) -> Tensor:
         >>> inverse_softplus(torch.tensor([0.01, 1.0, 100.0]))
         tensor([ -4.6002,   0.5413, 100.0000])
     """
-    value = _upcast(value, "value")
+    value = _checked(value, "value")
     return value + torch.log(-torch.expm1(-value))
 
 
@@ -42,7 +43,7 @@ def inverse_softplus_exp(log_value: Tensor) -> Tensor:
         >>> inverse_softplus_exp(torch.tensor([-200.0, 0.0, 3.0]))
         tensor([-200.0000,    0.5413,   20.0855])
     """
-    log_value = _upcast(log_value, "log_value")
+    log_value = _checked(log_value, "log_value")
     return torch.where(log_value < _SMALL, log_value, inverse_softplus(log_value.clamp(_SMALL, _LARGE).exp()))
 
 
@@ -59,11 +60,11 @@ def log_softplus(raw: Tensor) -> Tensor:
         >>> log_softplus(torch.tensor([-200.0, 0.0, 20.0855]))
         tensor([-200.0000,   -0.3665,    3.0000])
     """
-    raw = _upcast(raw, "raw")
+    raw = _checked(raw, "raw")
     return torch.where(raw < _SMALL, raw, F.softplus(raw.clamp_min(_SMALL)).log())
 
 
-def _upcast(x: Tensor, name: str) -> Tensor:
+def _checked(x: Tensor, name: str) -> Tensor:
     if not x.is_floating_point():
         raise InputError(f"Expected argument `{name}` to be floating point, but got {x.dtype}.")
-    return x if x.dtype == torch.float64 else x.float()
+    return upcast(x)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_uq.functional._validation import to_sum_dtype
+from lightning_uq.functional.precision import widen
 
 _NODES, _WEIGHTS = (
     torch.from_numpy((values + shift) / 2)
@@ -43,7 +43,7 @@ def student_t_log_prob(value: Tensor, df: Tensor, location: Tensor, scale: Tenso
         >>> student_t_log_prob(torch.zeros(1), torch.ones(1), torch.zeros(1), torch.ones(1)).exp()  # Cauchy: 1 / pi
         tensor([0.3183], dtype=torch.float64)
     """
-    value, df, location, scale = (to_sum_dtype(x) for x in (value, df, location, scale))
+    value, df, location, scale = (widen(x) for x in (value, df, location, scale))
     z = (value - location) / scale
     return -0.5 * (df + 1) * torch.log1p(z.square() / df) - scale.log() - 0.5 * df.log() - _log_beta(df)
 
@@ -58,7 +58,7 @@ def student_t_cdf(value: Tensor, df: Tensor, location: Tensor, scale: Tensor) ->
         >>> student_t_cdf(torch.ones(1), torch.ones(1), torch.zeros(1), torch.ones(1))  # Cauchy: 3 / 4
         tensor([0.7500], dtype=torch.float64)
     """
-    value, df, location, scale = (to_sum_dtype(x) for x in (value, df, location, scale))
+    value, df, location, scale = (widen(x) for x in (value, df, location, scale))
     return _cdf_of_angle(torch.atan((value - location) / (scale * df.sqrt())), df)
 
 
@@ -69,7 +69,7 @@ def student_t_quantile(level: float, df: Tensor, location: Tensor, scale: Tensor
         >>> student_t_quantile(0.75, torch.ones(1), torch.zeros(1), torch.ones(1))
         tensor([1.0000], dtype=torch.float64)
     """
-    df, location, scale = (to_sum_dtype(x) for x in (df, location, scale))
+    df, location, scale = (widen(x) for x in (df, location, scale))
     low, high = torch.full_like(df, -math.pi / 2), torch.full_like(df, math.pi / 2)
     for _ in range(54):
         middle = (low + high) / 2
@@ -89,7 +89,7 @@ def student_t_crps(value: Tensor, df: Tensor, location: Tensor, scale: Tensor) -
         >>> student_t_crps(torch.zeros(1), torch.tensor([1e6]), torch.zeros(1), torch.ones(1))  # a Gaussian's 0.2337
         tensor([0.2337], dtype=torch.float64)
     """
-    df, location, scale = (to_sum_dtype(x) for x in (df, location, scale))
+    df, location, scale = (widen(x) for x in (df, location, scale))
     half_distance = 2 * torch.exp(_log_beta(2 * df - 1) - 2 * _log_beta(df)) * df.sqrt() / (df - 1)
     return student_t_mean_absolute(value, df, location, scale) - scale * half_distance
 
@@ -103,7 +103,7 @@ def student_t_mean_absolute(value: Tensor, df: Tensor, location: Tensor, scale: 
         >>> student_t_mean_absolute(torch.zeros(1), torch.full((1,), 1e6), torch.zeros(1), torch.ones(1))  # sqrt(2 / pi)
         tensor([0.7979], dtype=torch.float64)
     """
-    value, df, location, scale = (to_sum_dtype(x) for x in (value, df, location, scale))
+    value, df, location, scale = (widen(x) for x in (value, df, location, scale))
     z = (value - location) / scale
     zero, one = torch.zeros_like(df), torch.ones_like(df)
     density = student_t_log_prob(z, df, zero, one).exp()
@@ -156,7 +156,7 @@ def student_t_mixture_crps(value: Tensor, df: Tensor, location: Tensor, scale: T
     """
     if len(df) == 1:
         return student_t_crps(value, df, location, scale)[0]
-    value, df, location, scale = (to_sum_dtype(x) for x in (value, df, location, scale))
+    value, df, location, scale = (widen(x) for x in (value, df, location, scale))
     to_value = student_t_mean_absolute(value, df, location, scale).mean(0)
     num_panels = min(_MAX_PANELS, 2 * len(_STEPS) * len(df) - 1)
     size = max(1, _ELEMENTS // (num_panels * len(_PANEL_NODES)))

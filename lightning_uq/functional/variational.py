@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import to_sum_dtype, upcast
+from lightning_uq.functional.normal import log_density
+from lightning_uq.functional.precision import upcast, widen
 
 _RIDGE = 1e-6  # the original's, on W W^T
 
@@ -154,7 +155,7 @@ def linear_hypermodel_kl(weight: Tensor, bias: Tensor, prior_std: float = 1.0) -
         )
     _check_positive(prior_std=prior_std)
     dtype = upcast(weight).dtype
-    weight, bias = to_sum_dtype(weight), to_sum_dtype(bias)  # A is singular but for its ridge where rows are alike
+    weight, bias = widen(weight), widen(bias)  # A is singular but for its ridge where rows are alike
     square = weight @ weight.mT + _RIDGE * torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
     factor = torch.linalg.cholesky(square)
     log_det = 2 * factor.diagonal().log().sum()
@@ -165,7 +166,7 @@ def linear_hypermodel_kl(weight: Tensor, bias: Tensor, prior_std: float = 1.0) -
 
 def _gaussian_log_prob(x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
     log_std = std.log() if isinstance(std, Tensor) else math.log(std)
-    return -0.5 * (((x - mean) / std).square() + math.log(2 * math.pi)) - log_std
+    return log_density(((x - mean) / std).square(), 2 * log_std)
 
 
 def _check_same_shape(*, mean: Tensor, std: Tensor) -> None:

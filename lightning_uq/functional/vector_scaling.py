@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_integer
-from lightning_uq.functional.temperature import best_temperature, calibration_rows, fit_temperature
+from lightning_uq.functional.calibration_rows import calibration_rows
+from lightning_uq.functional.temperature import fit_temperature
+from lightning_uq.functional.temperature_search import best_temperature
+from lightning_uq.functional.validation import check_integer
 
 _STRENGTHS = tuple(10.0**exponent for exponent in (-4, -3, -2, -1, 0))
 _ROWS_PER_CLASS = 20

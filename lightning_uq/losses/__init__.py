@@ -1,47 +1,49 @@
 """Losses: Gaussian likelihood, categorical regression, evidence for classes, evidential regression."""
 
 from lightning_uq.losses.categorical_regression import Cat2HotRegression, categorical_regression_loss
+from lightning_uq.losses.combined import CombinedLoss
 from lightning_uq.losses.data_noise import (
     BootstrapNoise,
     DataNoise,
     GaussianTargetNoise,
 )
-from lightning_uq.losses.elbo import categorical_log_likelihood, elbo_loss, gaussian_noise_log_likelihood
-from lightning_uq.losses.evidential import (
-    EvidenceLoss,
-    EvidentialLoss,
-    FisherEvidentialLoss,
-    MaxNormLoss,
-    RelaxedEvidentialLoss,
-    clamped_exp,
+from lightning_uq.losses.dirichlet import (
     dirichlet_cross_entropy_loss,
     dirichlet_fisher_regularizer,
     dirichlet_mse_loss,
     dirichlet_nll_loss,
     dirichlet_pnorm_loss,
+    uniform_dirichlet_kl,
+)
+from lightning_uq.losses.elbo import categorical_log_likelihood, elbo_loss, gaussian_noise_log_likelihood
+from lightning_uq.losses.evidence import clamped_exp
+from lightning_uq.losses.evidential import (
     evidential_loss,
     fisher_evidential_loss,
     maxnorm_loss,
     relaxed_evidential_loss,
-    uniform_dirichlet_kl,
+)
+from lightning_uq.losses.evidential_modules import (
+    EvidenceLoss,
+    EvidentialLoss,
+    FisherEvidentialLoss,
+    MaxNormLoss,
+    RelaxedEvidentialLoss,
 )
 from lightning_uq.losses.evidential_regression import EvidentialRegressionLoss, evidential_regression_loss, split_nig
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.losses.index import (
-    CombinedLoss,
     IndexLoss,
-    L2WeightDecay,
-    Penalty,
     accuracy_error,
     average_over_indices,
     cross_entropy_loss,
     l2_loss,
-    l2_weight_decay,
 )
 from lightning_uq.losses.joint import (
     JointLoss,
     joint_nll_loss,
 )
+from lightning_uq.losses.penalty import L2WeightDecay, Penalty, l2_weight_decay
 from lightning_uq.losses.prior import (
     PriorLoss,
     distill_mean_classification,

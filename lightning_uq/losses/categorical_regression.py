@@ -1,13 +1,14 @@
 """Regression as classification over atoms: 2-hot targets, their cross-entropy, and the layout of the outputs."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.atoms import check_atoms, two_hot
+from lightning_uq.functional.precision import upcast
+from lightning_uq.losses.reduction import Reduction, reduce
 
 
 def categorical_regression_loss(
@@ -15,7 +16,7 @@ def categorical_regression_loss(
     target: Tensor,
     atoms: Tensor,
     prior: Tensor | None = None,
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Cross-entropy of a distribution over atoms against the 2-hot encoding of ``target - prior``.
 
@@ -51,17 +52,11 @@ def categorical_regression_loss(
         raise InputError(
             f"Expected argument `prior` to be of shape {list(logits.shape[:-1])}, but got {list(prior.shape)}."
         )
-    log_probs = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
-    target = target if target.dtype == torch.float64 else target.float()
+    log_probs = torch.log_softmax(upcast(logits), -1)
+    target = upcast(target)
     left = target if prior is None else target - prior.detach()
     loss = -(two_hot(left, atoms) * log_probs).sum(-1)
-    if reduction == "none":
-        return loss.expand(logits.shape[:-1])
-    if reduction == "mean":
-        return loss.mean()
-    if reduction == "sum":
-        return loss.sum()
-    raise InputError(f"Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {reduction!r}.")
+    return reduce(loss, reduction)
 
 
 def join_atoms(logits: Tensor, prior: Tensor) -> Tensor:
@@ -114,10 +109,10 @@ class Cat2HotRegression(nn.Module):
 
     atoms: Tensor
 
-    def __init__(self, atoms: Tensor | Sequence[float], reduction: Literal["mean", "sum", "none"] = "mean") -> None:
+    def __init__(self, atoms: Tensor | Sequence[float], reduction: Reduction = "mean") -> None:
         super().__init__()
         self.register_buffer("atoms", check_atoms(atoms))
-        self.reduction: Literal["mean", "sum", "none"] = reduction
+        self.reduction: Reduction = reduction
 
     def forward(self, logits: Tensor, target: Tensor, prior: Tensor | None = None) -> Tensor:
         """The loss of logits [B, D, A] or [Z, B, D, A] and targets [B, D]."""

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, upcast
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.functional.data_noise import (
     IndexDistribution,
@@ -16,6 +15,8 @@ from lightning_uq.functional.data_noise import (
     gaussian_target_noise,
     member_target_noise,
 )
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_choice
 
 _KINDS = ("none", "bernoulli", "exponential", "poisson", "uniform")
 

@@ -2,11 +2,12 @@
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.true_class import at_class
 
 
 def elbo_loss(
@@ -37,6 +38,7 @@ def elbo_loss(
     is missing.
 
     Example:
+        >>> import torch
         >>> elbo_loss(torch.tensor([-1.0, -2.0]), torch.tensor(50.0), num_samples=100)
         tensor([1.5000, 2.5000])
         >>> elbo_loss(torch.tensor(-1.0), torch.tensor(50.0), num_samples=100, temperature=0.25, input_dim=4)
@@ -67,6 +69,7 @@ def categorical_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
         InputError: The shapes do not go together.
 
     Example:
+        >>> import torch
         >>> categorical_log_likelihood(torch.zeros(3, 5, 2), torch.tensor([0, 1, 1, 0, 1]))
         tensor([-0.6931, -0.6931, -0.6931])
     """
@@ -75,8 +78,7 @@ def categorical_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
             f"Expected arguments `logits` and `target` to be [B, C] or [Z, B, C], and [B], but got {list(logits.shape)} and "
             f"{list(target.shape)}."
         )
-    log_probs = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
-    return log_probs.gather(-1, target.long().expand(logits.shape[:-1]).unsqueeze(-1)).squeeze(-1).mean(-1)
+    return at_class(F.log_softmax(upcast(logits), dim=-1), target, -1).mean(-1)
 
 
 def gaussian_noise_log_likelihood(output: Tensor, target: Tensor, noise_std: float) -> Tensor:
@@ -96,6 +98,7 @@ def gaussian_noise_log_likelihood(output: Tensor, target: Tensor, noise_std: flo
     Source: ``get_awgn_loglike_fn`` of ENN.
 
     Example:
+        >>> import torch
         >>> gaussian_noise_log_likelihood(torch.ones(4, 1), torch.zeros(4, 1), noise_std=0.5)
         tensor(-2.)
     """
@@ -106,5 +109,5 @@ def gaussian_noise_log_likelihood(output: Tensor, target: Tensor, noise_std: flo
         )
     if not noise_std > 0:
         raise InputError(f"Expected argument `noise_std` to be above 0, but got {noise_std}.")
-    error = (output if output.dtype == torch.float64 else output.float()) - target
+    error = upcast(output) - target
     return -0.5 * error.square().mean((-2, -1)) / noise_std**2

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, to_sum_dtype, upcast
+from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.functional.student_t import student_t_log_prob
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.losses.gaussian import MIN_VARIANCE
+from lightning_uq.losses.reduction import Reduction, check_reduction, reduce
 
 RegressionLoss = Literal["amini", "scaled", "meinert"]
 NUM_BLOCKS = {"amini": 4, "scaled": 4, "meinert": 3}
@@ -67,7 +69,7 @@ def evidential_regression_loss(
     target: Tensor,
     reg_factor: float = 0.01,
     loss: RegressionLoss = "amini",
-    reduction: Literal["none", "mean", "sum"] = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Loss of a normal-inverse-gamma, each argument [B, D]; in float64 inside.
 
@@ -100,7 +102,7 @@ def evidential_regression_loss(
         tensor(1.5387)
     """
     check_choice("loss", loss, tuple(NUM_BLOCKS))
-    check_choice("reduction", reduction, ("none", "mean", "sum"))
+    check_reduction(reduction)
     if not reg_factor >= 0:
         raise InputError(f"Expected argument `reg_factor` to be at least 0, but got {reg_factor}.")
     for name, value in (("nu", nu), ("alpha", alpha), ("beta", beta), ("target", target)):
@@ -110,7 +112,7 @@ def evidential_regression_loss(
                 f"{list(value.shape)}."
             )
     dtype = upcast(location).dtype
-    location, nu, alpha, beta, target = (to_sum_dtype(x) for x in (location, nu, alpha, beta, target))
+    location, nu, alpha, beta, target = (widen(x) for x in (location, nu, alpha, beta, target))
     error = target - location
     if loss == "meinert":
         value = (beta / nu).log() + (1 + reg_factor * nu) * error.square() * nu / beta
@@ -119,7 +121,7 @@ def evidential_regression_loss(
         residual = error.abs() / scale if loss == "scaled" else error.abs()
         value = reg_factor * residual * (2 * nu + alpha) - student_t_log_prob(target, 2 * alpha, location, scale)
     value = value.to(dtype)
-    return value if reduction == "none" else value.mean() if reduction == "mean" else value.sum()
+    return reduce(value, reduction)
 
 
 class EvidentialRegressionLoss(nn.Module):
@@ -143,16 +145,16 @@ class EvidentialRegressionLoss(nn.Module):
         self,
         loss: RegressionLoss = "amini",
         reg_factor: float = 0.01,
-        reduction: Literal["none", "mean", "sum"] = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
         check_choice("loss", loss, tuple(NUM_BLOCKS))
-        check_choice("reduction", reduction, ("none", "mean", "sum"))
+        check_reduction(reduction)
         if not reg_factor >= 0:
             raise InputError(f"Expected argument `reg_factor` to be at least 0, but got {reg_factor}.")
         self.loss: RegressionLoss = loss
         self.reg_factor = reg_factor
-        self.reduction: Literal["none", "mean", "sum"] = reduction
+        self.reduction: Reduction = reduction
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss of raw outputs."""

@@ -1,13 +1,12 @@
 """Gaussian negative log-likelihood, and the convention by which one output tensor holds means and variances."""
 
-import math
-from typing import Literal
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.normal import log_density
+from lightning_uq.functional.precision import upcast
+from lightning_uq.losses.reduction import Reduction, reduce
 
 MIN_VARIANCE = 1e-6
 """Added to the softplus of a raw variance, which underflows to zero on its own."""
@@ -28,6 +27,7 @@ def split_gaussian(output: Tensor, min_variance: float = MIN_VARIANCE) -> tuple[
     Source: Lakshminarayanan et al., arXiv 1612.01474, section 2.2.1.
 
     Example:
+        >>> import torch
         >>> mean, variance = split_gaussian(torch.tensor([[1.0, 0.0]]))
         >>> mean, variance
         (tensor([[1.]]), tensor([[0.6931]]))
@@ -37,7 +37,7 @@ def split_gaussian(output: Tensor, min_variance: float = MIN_VARIANCE) -> tuple[
             "Expected argument `output` to be of shape [..., 2 D], D means and then D raw variances, but got shape "
             f"{list(output.shape)}."
         )
-    mean, raw = _upcast(output).chunk(2, dim=-1)
+    mean, raw = upcast(output).chunk(2, dim=-1)
     return mean, F.softplus(raw) + min_variance
 
 
@@ -45,7 +45,7 @@ def gaussian_nll_loss(
     mean: Tensor,
     variance: Tensor,
     target: Tensor,
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    reduction: Reduction = "mean",
     full: bool = False,
 ) -> Tensor:
     r"""Negative log-likelihood of a Gaussian: 0.5 * (log variance + (target - mean)^2 / variance).
@@ -64,6 +64,7 @@ def gaussian_nll_loss(
     Source: Lakshminarayanan et al., arXiv 1612.01474, equation 1.
 
     Example:
+        >>> import torch
         >>> gaussian_nll_loss(torch.zeros(3, 1), torch.ones(3, 1), torch.ones(3, 1))
         tensor(0.5000)
     """
@@ -76,18 +77,6 @@ def gaussian_nll_loss(
         raise InputError(
             f"Expected argument `target` to have the shape of `mean`, {list(mean.shape)}, but got {list(target.shape)}."
         )
-    mean, variance, target = _upcast(mean), _upcast(variance), _upcast(target)
-    loss = 0.5 * (variance.log() + (target - mean).square() / variance)
-    if full:
-        loss = loss + 0.5 * math.log(2 * math.pi)
-    if reduction == "mean":
-        return loss.mean()
-    if reduction == "sum":
-        return loss.sum()
-    if reduction == "none":
-        return loss
-    raise InputError(f"Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {reduction!r}.")
-
-
-def _upcast(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    mean, variance, target = upcast(mean), upcast(variance), upcast(target)
+    loss = -log_density((target - mean).square() / variance, variance.log(), dims=int(full))
+    return reduce(loss, reduction)

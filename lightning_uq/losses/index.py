@@ -1,14 +1,13 @@
 """Losses over indices: one value for each index z, from outputs [Z, B, ...] and the targets of a batch.
 
-A mean over the batch divides by the number of its samples B, also where samples have weights: a weight of two is a sample that
-stands there twice, not a larger share of a fixed sum.
+A mean over the batch divides by the number of its samples B, also where samples have weights: a sample of weight two counts as
+two equal samples, not as a larger share of a fixed sum.
 
 Source: ``enn.losses`` of google-deepmind/enn (Osband et al., arXiv 2107.08924).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, check_target, upcast
-
-Predicate = Callable[[str, Tensor], bool]
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_floating, check_target
 
 
 class IndexLoss(ABC):
@@ -37,12 +35,16 @@ class IndexLoss(ABC):
         """A scalar from outputs [Z, B, ...] and targets [B, ...]."""
 
 
-class Penalty(ABC):
-    """What a module's ``regularizer`` is: a function of the network and the inputs, added to the training loss."""
+def takes_indices(loss: object) -> bool:
+    """Whether ``loss(output, target)`` takes the outputs [Z, B, ...] of all indices at once, and gives one scalar.
 
-    @abstractmethod
-    def __call__(self, network: nn.Module, x: Any) -> Tensor:
-        """A scalar from an epistemic network and the batch's inputs."""
+    A loss says so by an attribute ``over_indices = True``. Any other takes one index's outputs [B, ...].
+
+    Example:
+        >>> takes_indices(nn.CrossEntropyLoss())
+        False
+    """
+    return bool(getattr(loss, "over_indices", False))
 
 
 def l2_loss(output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -150,7 +152,7 @@ def average_over_indices(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The mean of a loss over indices that are drawn anew: what a module's training step takes.
+    """The mean of a loss over indices that are drawn anew; a module's training step takes all of a finite set instead.
 
     Args:
         loss: ``loss(output [Z, B, ...], target)``, to [Z] or a scalar.
@@ -179,136 +181,3 @@ def place_index(index: Tensor, x: Any) -> Tensor:
     """An index where a network reads it: vectors on the device of the inputs; member numbers stay, Python reads them."""
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
     return index.to(leaves[0].device) if leaves and index.is_floating_point() else index
-
-
-# ---------------------------------------------------------------------- penalties of a network, and sums
-
-
-def not_a_prior(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is trained and no part of its name speaks of a prior."""
-    return parameter.requires_grad and "prior" not in name
-
-
-def l2_weight_decay(
-    parameters: nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
-    scale: float | Callable[[Tensor], Tensor] = 1.0,
-    predicate: Predicate = not_a_prior,
-) -> Tensor:
-    """scale * sum p^2 over the parameters, biases included; there is no factor 1/2.
-
-    Its gradient is what the ``weight_decay`` of ``torch.optim.SGD`` or ``Adam`` of twice the scale adds, and not that of AdamW,
-    which decays beside the gradient.
-
-    Args:
-        parameters: A module, or names and tensors.
-        scale: A factor, or a function that each parameter goes through before it is squared.
-        predicate: Called with name and parameter; the parameters for which it is False do not count. By default these are
-            frozen ones and those with "prior" in their names.
-
-    Returns:
-        A scalar; zero where no parameter counts.
-
-    Raises:
-        InputError: ``scale`` is negative.
-
-    Example:
-        >>> l2_weight_decay({"weight": torch.tensor([1.0, 2.0], requires_grad=True)}, 0.1).item()
-        0.5
-    """
-    if not callable(scale) and not scale >= 0:
-        raise InputError(f"Expected argument `scale` to be a number of at least 0, or a function, but got {scale!r}.")
-    if isinstance(parameters, nn.Module):
-        parameters = parameters.named_parameters()
-    elif isinstance(parameters, Mapping):
-        parameters = parameters.items()
-    named = [(name, p) for name, p in parameters]
-    counted = [upcast(p) for name, p in named if predicate(name, p)]
-    if not counted:
-        return named[0][1].new_zeros((), dtype=upcast(named[0][1]).dtype) if named else torch.zeros(())
-    if callable(scale):
-        return torch.stack([scale(p).square().sum() for p in counted]).sum()
-    return scale * torch.stack([p.square().sum() for p in counted]).sum()
-
-
-@dataclass(frozen=True)
-class L2WeightDecay(Penalty):
-    """:func:`l2_weight_decay` as a module's ``regularizer``; priors, which are buffers here, have no part in it.
-
-    Args:
-        scale: Factor of the sum of squares.
-
-    Example:
-        >>> network = nn.Linear(2, 1, bias=False)
-        >>> _ = nn.init.ones_(network.weight)
-        >>> L2WeightDecay(0.5)(network, None).item()
-        1.0
-    """
-
-    scale: float = 1.0
-
-    def __call__(self, network: nn.Module, x: Any) -> Tensor:
-        """The penalty of the network; ``x`` is not looked at."""
-        return l2_weight_decay(network, self.scale)
-
-
-class CombinedLoss(nn.Module):
-    """sum_i weight_i * loss_i: of losses of outputs and targets, or of regularizers of a network and its inputs.
-
-    All are called with the same arguments. Losses that are modules become submodules: their state moves and is saved with
-    this one. What the network records (BatchNorm's statistics) stays in the network, so that nothing is lost in the sum.
-
-    Where one of the losses is a loss over indices (:class:`JointLoss`), so is the sum; the others are then averaged over
-    the indices.
-
-    Args:
-        losses: The losses.
-        weights: One weight for each; 1 by default.
-
-    Raises:
-        InputError: There is no loss, or another number of weights.
-
-    Example:
-        >>> loss = CombinedLoss([nn.CrossEntropyLoss(), lambda output, target: output.square().mean()], [1.0, 0.5])
-        >>> loss(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
-        tensor(0.6931)
-    """
-
-    def __init__(self, losses: Sequence[Callable[..., Tensor]], weights: Sequence[float] | None = None) -> None:
-        super().__init__()
-        weights = [1.0] * len(losses) if weights is None else list(weights)
-        if not losses or len(weights) != len(losses):
-            raise InputError(
-                f"Expected arguments `losses` and `weights` to hold as many, at least one, but got {len(losses)} and "
-                f"{len(weights)}."
-            )
-        self.losses = list(losses)
-        self.weights = weights
-        self.modules_of_losses = nn.ModuleList(loss for loss in losses if isinstance(loss, nn.Module))
-
-    @property
-    def over_indices(self) -> bool:
-        """Whether the sum takes the outputs of all indices, since one of the losses does."""
-        return any(takes_indices(loss) for loss in self.losses)
-
-    def forward(self, *args: Any) -> Tensor:
-        """The weighted sum of all losses, each called with ``args``."""
-        values = [weight * self._value(loss, args) for loss, weight in zip(self.losses, self.weights, strict=True)]
-        return sum(values[1:], start=values[0])
-
-    def _value(self, loss: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
-        if takes_indices(loss) or not self.over_indices:
-            return loss(*args)
-        output, target = args
-        return torch.stack([loss(member, target) for member in output]).mean()
-
-
-def takes_indices(loss: object) -> bool:
-    """Whether ``loss(output, target)`` takes the outputs [Z, B, ...] of all indices at once, and gives one scalar.
-
-    A loss says so by an attribute ``over_indices = True``. Any other takes one index's outputs [B, ...].
-
-    Example:
-        >>> takes_indices(nn.CrossEntropyLoss())
-        False
-    """
-    return bool(getattr(loss, "over_indices", False))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, check_target_values, to_sum_dtype, upcast
 from lightning_uq.functional.joint import Sampling, block_losses, block_size, check_joint, true_class_log_probs
+from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.validation import check_choice, check_target_values
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.losses.index import IndexLoss
 
@@ -89,7 +90,7 @@ def _gaussian(output: Tensor, target: Tensor) -> Tensor:
         raise InputError(
             f"Expected argument `output` to be [Z, B, 2 D] with Z > 0, but got shape {list(output.shape)}."
         )
-    return -gaussian_nll_loss(to_sum_dtype(mean), to_sum_dtype(variance), target, reduction="none", full=True).sum(2)
+    return -gaussian_nll_loss(widen(mean), widen(variance), target, reduction="none", full=True).sum(2)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, check_floating, check_integer, upcast
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_choice, check_floating, check_integer
 from lightning_uq.losses.gaussian import split_gaussian
-from lightning_uq.losses.index import Penalty, place_index
+from lightning_uq.losses.index import place_index
+from lightning_uq.losses.penalty import Penalty
 
 
 def l2_training_penalty(train: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ class PriorLoss(Penalty):
 
     Args:
         scale: Factor of the penalty.
-        num_samples: Indices drawn.
+        num_samples: Indices drawn from an infinite set; all of a finite one are taken.
         input_scale: Standard deviation of the fake inputs, in units of the network's input.
         distill: None, ``"classification"`` or ``"regression"``.
         heads: ``"gaussian"`` where outputs are [Z, B, 2 D], means then raw variances: the means alone are penalised, as the
@@ -184,7 +186,7 @@ class PriorLoss(Penalty):
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise InputError(f"Expected the input to be a floating-point tensor for PriorLoss, but got {got}.")
         fake = torch.randn_like(x) * self.input_scale
-        index = place_index(network.sample_index(self.num_samples), x)  # type: ignore[operator]  # EpistemicNetwork's
+        index = place_index(network.training_index(self.num_samples), x)  # type: ignore[operator]  # EpistemicNetwork's
         trained_modules = [module for module in network.modules() if module.training]
         network.eval()
         try:
@@ -192,7 +194,7 @@ class PriorLoss(Penalty):
             loss = self.scale * l2_training_penalty(train.chunk(2, -1)[0] if self.heads == "gaussian" else train)
             if self.distill is None:
                 return loss
-            mean_index = getattr(getattr(network, "indexer", None), "mean_index", None)
+            mean_index: Tensor | None = network.indexer.mean_index  # type: ignore[union-attr, assignment]  # as above
             if mean_index is None:
                 raise InputError(
                     f"Expected a network whose indexer has a `mean_index` for distill={self.distill!r}, but "

@@ -1,12 +1,12 @@
 """The loss of a variational auto-encoder: KL(q(latent | x) || N(0, I)) - E log p(x | latent), averaged over a batch."""
 
-import math
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_floating, upcast
+from lightning_uq.functional.normal import log_density
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_floating
 
 
 def binary_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
@@ -50,8 +50,7 @@ def gaussian_vae_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -
     """
     _check_same(x=x, mean=mean, log_variance=log_variance)
     x, mean, log_variance = upcast(x), upcast(mean), upcast(log_variance)
-    density = log_variance + (x - mean).square() * (-log_variance).exp() + math.log(2 * math.pi)
-    return -0.5 * density.sum(1).mean()
+    return log_density((x - mean).square() * (-log_variance).exp(), log_variance).sum(1).mean()
 
 
 def latent_kl(mean: Tensor, log_variance: Tensor) -> Tensor:

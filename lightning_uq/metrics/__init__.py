@@ -9,7 +9,8 @@ module that holds them.
 from lightning_uq.metrics.calibration import ExpectedCalibrationError, SmoothCalibrationError
 from lightning_uq.metrics.joint import JointLogLoss
 from lightning_uq.metrics.ood import OODAUPRC, OODAUROC, OODFPR95
-from lightning_uq.metrics.regression import CRPS, RMSE, IntervalCoverage, QuantileCalibrationError, RegressionNLL
+from lightning_uq.metrics.regression import CRPS, RMSE, RegressionNLL
+from lightning_uq.metrics.regression_calibration import IntervalCoverage, QuantileCalibrationError
 from lightning_uq.metrics.scoring import (
     Accuracy,
     BrierScore,

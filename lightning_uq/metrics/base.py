@@ -10,14 +10,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_uq.errors import InputError, MissingExtraError
-from lightning_uq.functional._validation import (
-    check_bool,
-    check_floating,
-    check_no_nan,
-    classification_rows,
-    to_sum_dtype,
-    upcast,
-)
+from lightning_uq.functional.precision import move_only, upcast, widen
+from lightning_uq.functional.validation import check_bool, check_floating, check_no_nan, classification_rows
 
 
 class HasProbs(Protocol):
@@ -70,7 +64,7 @@ class UncertaintyMetric(Metric):
         dtype = self._row_dtypes[name]
         if not self.is_differentiable:  # a kept row must not keep its graph
             values = values.detach()
-        getattr(self, name).append(to_sum_dtype(values) if dtype == torch.float64 else values.to(dtype))
+        getattr(self, name).append(widen(values) if dtype == torch.float64 else values.to(dtype))
 
     def _rows(self, name: str) -> Tensor:
         """All rows of a state as one vector, empty where there are none."""
@@ -79,9 +73,9 @@ class UncertaintyMetric(Metric):
             state = [state]
         if not state:
             empty = torch.empty(0, device=self.device)
-            return to_sum_dtype(empty) if dtype == torch.float64 else empty.to(dtype)
+            return widen(empty) if dtype == torch.float64 else empty.to(dtype)
         rows = torch.cat(state)
-        return to_sum_dtype(rows) if dtype == torch.float64 else rows.to(dtype)
+        return widen(rows) if dtype == torch.float64 else rows.to(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
         convert = self._dtype_convert
@@ -89,13 +83,7 @@ class UncertaintyMetric(Metric):
         def move(tensor: Tensor) -> Tensor:
             if convert and tensor.is_floating_point():
                 return fn(tensor)
-            try:
-                moved = fn(tensor)
-            except TypeError:
-                if tensor.dtype != torch.float64:
-                    raise
-                return fn(tensor.float())  # a device without float64
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+            return move_only(fn, tensor)
 
         return super()._apply(move, exclude_state)
 
@@ -161,7 +149,7 @@ class MeanMetric(UncertaintyMetric):
         self._add_sum("count")
 
     def _add(self, values: Tensor) -> None:
-        setattr(self, self._sum_name, getattr(self, self._sum_name) + to_sum_dtype(values).sum())
+        setattr(self, self._sum_name, getattr(self, self._sum_name) + widen(values).sum())
         self.count = self.count + values.numel()
 
     def compute(self) -> Tensor:
@@ -189,8 +177,8 @@ class MeanLoss(MeanMetric):
 
     def update(self, loss: Tensor, count: Tensor) -> None:
         """Add a batch's loss, a scalar, and its count."""
-        self.loss = self.loss + to_sum_dtype(loss.detach()) * to_sum_dtype(count)
-        self.count = self.count + to_sum_dtype(count)
+        self.loss = self.loss + widen(loss.detach()) * widen(count)
+        self.count = self.count + widen(count)
 
 
 def prediction_rows(

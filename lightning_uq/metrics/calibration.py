@@ -9,7 +9,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import calibration
-from lightning_uq.functional._validation import check_bool, check_choice, check_integer
+from lightning_uq.functional.validation import check_bool, check_choice, check_integer
 from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, prediction_rows
 
 

@@ -8,7 +8,7 @@ from torchmetrics.utilities.prints import rank_zero_warn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import joint
-from lightning_uq.functional._validation import check_integer
+from lightning_uq.functional.validation import check_integer
 from lightning_uq.metrics.base import HasProbs, UncertaintyMetric
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.utilities.prints import rank_zero_warn
 
 from lightning_uq.functional import ood
-from lightning_uq.functional._validation import check_choice
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.metrics.base import UncertaintyMetric
 
 

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import scoring
-from lightning_uq.functional._validation import (
+from lightning_uq.functional.entropy import entropy, mutual_information
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.true_class import at_class
+from lightning_uq.functional.validation import (
     check_bool,
     check_floating,
     check_no_nan,
@@ -15,9 +18,7 @@ from lightning_uq.functional._validation import (
     check_target,
     check_target_values,
     flatten_classes,
-    upcast,
 )
-from lightning_uq.functional.entropy import entropy, mutual_information
 from lightning_uq.metrics.base import HasProbs, MeanMetric, get_probs, logits_to_log_probs, prediction_rows
 
 
@@ -68,7 +69,7 @@ class NegativeLogLikelihood(MeanMetric):
         if self.validate_args:
             check_target_values(target, log_probs.shape[1])
             check_no_nan("prediction", log_probs)
-        self._add(-log_probs.gather(1, target.long().unsqueeze(1)))
+        self._add(-at_class(log_probs, target, 1))
 
 
 def _log_probs(prediction: HasProbs) -> Tensor:

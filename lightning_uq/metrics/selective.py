@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional import selective
-from lightning_uq.functional._validation import check_bool
 from lightning_uq.functional.calibration import top_label
+from lightning_uq.functional.validation import check_bool
 from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, prediction_rows
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_uq.functional._validation import check_floating, check_no_nan, check_target
+from lightning_uq.functional.validation import check_floating, check_no_nan, check_target
 from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, get_probs
 
 

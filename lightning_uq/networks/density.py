@@ -1,6 +1,6 @@
 """A fitted feature density as a module of buffers: it moves, saves and exports, and has nothing to train."""
 
-import math
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional._validation import check_choice
 from lightning_uq.functional.gaussian import (
-    ClassStatistics,
     Covariance,
     GaussianFit,
     Priors,
     Regularization,
     fit_gaussian,
-    squared_distances,
 )
+from lightning_uq.functional.mahalanobis import squared_distances
+from lightning_uq.functional.normal import log_density
+from lightning_uq.functional.precision import move_only, wide_dtype, widen
+from lightning_uq.functional.validation import check_choice
+from lightning_uq.networks.class_statistics import ClassStatistics
 
 DensityScore = Literal["log_density", "mahalanobis", "relative_mahalanobis"]
 
@@ -111,7 +113,8 @@ class GaussianDensity(nn.Module):
                 f"Expected argument `features` to be [N, D] with at least one row, but got {list(features.shape)}."
             )
         classes = int(labels.max()) + 1 if num_classes is None else num_classes
-        statistics = ClassStatistics(classes, features.shape[1], covariance, memory_budget, features.device)
+        device = features.device if wide_dtype(features.device) == torch.float64 else "cpu"
+        statistics = ClassStatistics(classes, features.shape[1], covariance, memory_budget, device)
         statistics.update(features, labels)
         return cls(fit_gaussian(statistics, covariance, priors, regularization), score, dtype)
 
@@ -196,7 +199,7 @@ class GaussianDensity(nn.Module):
 
     def _center(self, rows: Tensor) -> Tensor:
         """Rows relative to the background mean, taken in float64 before any rounding to the products' precision."""
-        return (rows.double() - self.background_mean).to(self.whitening.dtype)
+        return (widen(rows) - self.background_mean).to(self.whitening.dtype)
 
     def _distances(self, rows: Tensor) -> Tensor:
         return _full_precision(squared_distances, self._center(rows), self._center(self.mean), self.whitening)
@@ -207,24 +210,23 @@ class GaussianDensity(nn.Module):
         return self._distances(rows).amin(1) - background.squeeze(1)
 
     def _log_prob(self, rows: Tensor) -> Tensor:
-        return -0.5 * (self._distances(rows) + self.log_det + self.mean.shape[1] * math.log(2 * math.pi))
+        return log_density(self._distances(rows), self.log_det, self.mean.shape[1])
 
     def _dtype_of(self, name: str, value: Tensor) -> torch.dtype:
         return self.dtype if self.dtype is not None and name.endswith("whitening") else value.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GaussianDensity":
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super()._apply(functools.partial(move_only, fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, buffer in list(self.named_buffers(recurse=False)):
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor):
-                setattr(self, name, torch.empty_like(value, dtype=self._dtype_of(name, value), device=buffer.device))
+                dtype = self._dtype_of(name, value)
+                if dtype == torch.float64:
+                    dtype = wide_dtype(buffer.device)
+                setattr(self, name, torch.empty_like(value, dtype=dtype, device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks._calling import call_network
+from lightning_uq.functional.precision import upcast
+from lightning_uq.networks.calling import call_network
 
 OUTPUT = "<output>"
 """Among the layers of :class:`FeatureTap`: the network's own output."""
@@ -17,7 +18,7 @@ OUTPUT = "<output>"
 def pooled(x: Tensor) -> Tensor:
     """Features [B, D]: further axes, as a convolution's [B, D, H, W], are averaged; half precision is upcast to float32."""
     x = x.flatten(2).mean(2) if x.ndim > 2 else x
-    return x if x.dtype == torch.float64 else x.float()
+    return upcast(x)
 
 
 def last_linear(network: nn.Module, run: Callable[[], Any], argument: str = "feature_layer") -> str:

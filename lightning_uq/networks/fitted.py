@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.vector_scaling import apply_vector_scaling
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.features import FeatureTap
@@ -78,7 +79,7 @@ class FittedNetwork(nn.Module):
         return self._log_probs(logits).exp(), log_density
 
     def _log_probs(self, logits: Tensor) -> Tensor:
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = upcast(logits)
         if self.temperature is None:
             log_probs = mean_log_probs(logits)
         elif self.of_members:

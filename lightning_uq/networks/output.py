@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import upcast
 
 Output = Literal["logits", "probs", "log_probs"] | Callable[[Any], Tensor]
 
@@ -45,6 +46,6 @@ class OutputReader:
             )
         if self.output == "probs":
             # A half-precision 0 or a rounding below it is a legal probability: bound it by the smallest normal number.
-            probs = raw if raw.dtype == torch.float64 else raw.float()
+            probs = upcast(raw)
             return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
         return raw

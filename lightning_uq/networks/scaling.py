@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import widen
 from lightning_uq.functional.softplus import inverse_softplus_exp, log_softplus
-from lightning_uq.networks._wrapped import WrappedNetwork
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.epinet import _KeepsPrecision
+from lightning_uq.networks.precision import KeepsPrecision
+from lightning_uq.networks.wrapped import WrappedNetwork
 
 _EPS = 1e-9
 
 
-class Standardize(_KeepsPrecision):
+class Standardize(KeepsPrecision):
     """(x - mean) / (std + 1e-9), by fixed statistics.
 
     A feature that did not vary is centred and left unscaled: 1e-9 would make 1e9 of its first variation.
@@ -82,7 +83,7 @@ class CenteredNetwork(WrappedNetwork):
 
     @classmethod
     def from_data(cls, network: EpistemicNetwork, x_train: Tensor) -> "CenteredNetwork":
-        """Take the statistics of ``x_train`` [N, ...], in float64; the standard deviation divides by N.
+        """Take the statistics of ``x_train`` [N, ...], in float64 where the device has it. The standard deviation divides by N.
 
         Raises:
             InputError: ``x_train`` has no batch axis or holds no row.
@@ -91,7 +92,7 @@ class CenteredNetwork(WrappedNetwork):
             raise InputError(
                 f"Expected argument `x_train` to be [N, ...], N at least 1, but got {list(x_train.shape)}."
             )
-        x = x_train.detach().double()
+        x = widen(x_train.detach())
         return cls(network, x.mean(0), x.std(0, correction=0))
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:

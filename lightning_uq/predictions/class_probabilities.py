@@ -9,6 +9,7 @@ from typing_extensions import Self
 from lightning_uq.errors import InputError
 from lightning_uq.functional import entropy
 from lightning_uq.functional.scores import SCORES
+from lightning_uq.functional.true_class import at_class
 from lightning_uq.functional.vector_scaling import apply_vector_scaling
 from lightning_uq.predictions.base import Prediction
 from lightning_uq.predictions.fields import Field
@@ -107,7 +108,7 @@ class ClassProbabilities(Prediction):
                 f"`target` must be class indices of shape {expected}, but it is {target.dtype} of shape "
                 f"{list(target.shape)}."
             )
-        return self.log_probs.gather(1, target.long().unsqueeze(1)).squeeze(1)
+        return at_class(self.log_probs, target, 1)
 
     def _score(self, name: str) -> Tensor:
         if hasattr(type(self), name):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import dirichlet, entropy
+from lightning_uq.functional.precision import widen
 from lightning_uq.predictions.class_probabilities import ClassProbabilities
 from lightning_uq.predictions.fields import Field
 
@@ -72,7 +73,7 @@ class DirichletPrediction(ClassProbabilities):
 
     def _log_means(self) -> Tensor:
         """log alpha_z / S_z [Z, B, C, ...] in float64."""
-        alpha = self.concentration.double()
+        alpha = widen(self.concentration)
         return alpha.log() - alpha.sum(2, keepdim=True).log()
 
     @property
@@ -99,7 +100,7 @@ class DirichletPrediction(ClassProbabilities):
     @property
     def vacuity(self) -> Tensor:
         """Mean over z of prior C / S: 1 without any evidence, towards 0 as it grows: [B, ...]."""
-        alpha = self.concentration.double()
+        alpha = widen(self.concentration)
         return (alpha.shape[2] / alpha.sum(2)).mean(0) * self.prior
 
     def _further_moments(self) -> dict[str, Tensor]:

@@ -2,20 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_uq._lightning import trainer_of
-from lightning_uq.errors import InputError, NotFittedError, UnsupportedError
-from lightning_uq.networks._calling import call_network
-from lightning_uq.networks.base import DeterministicNetwork
-from lightning_uq.networks.dropout import DropoutNetwork
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import input_of, last_linear, pooled, submodule
-from lightning_uq.networks.priors import NetworkWithPrior
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.running.weights import weights_mark
 
@@ -39,13 +37,11 @@ class LayerFeatures:
     def recording(self, model: nn.Module, trainer: Trainer | None = None) -> Iterator[Callable[[], Tensor]]:
         """A context around one call of the model; the function that it yields then gives the features [M, B, D]."""
         trainer = trainer_of(model) if trainer is None else trainer
-        network = getattr(model, "network", None)
+        source = _source(model)
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if isinstance(network, DropoutNetwork) or _is_stacked(network):
-                # Members that run at once have no layers of their own, and masks change with the index: such networks run once
-                # more, each by itself and without masks.
-                inputs = stack.enter_context(input_of(network))
+            if source is not None and not source.shows_features:
+                inputs = stack.enter_context(input_of(source))
 
                 def features() -> Tensor:
                     return torch.stack([self._alone(member, inputs[-1], trainer) for member in self.networks(model)])
@@ -64,11 +60,11 @@ class LayerFeatures:
 
     def networks(self, model: nn.Module) -> list[nn.Module]:
         """The M networks; copies of a stacked ensemble's members are made once for its weights."""
-        network = getattr(model, "network", None)
-        if not _is_stacked(network):
+        source = _source(model)
+        if not isinstance(source, EnsembleNetwork) or not source.is_stacked:
             return inner_networks(model)
-        mark = weights_mark(network)
-        key = None if mark is None else (mark, network.training)
+        mark = weights_mark(source)
+        key = None if mark is None else (mark, source.training)
         if self._copies is None or key is None or self._copies[0] != key:
             with torch.inference_mode(False):  # a later batch may need gradients
                 self._copies = key, inner_networks(model)
@@ -150,38 +146,32 @@ class FeatureReader:
 
     def _find(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> LayerFeatures:
         found = LayerFeatures("")
-        network = found.networks(model)[0]
-        if network is model:
+        source = _source(model)
+        if source is None:
             found.layer = last_linear(model, lambda: self.logits(model, batch, trainer, check=False))
-        else:
-            x, _ = self.logits.unpack(model, batch)
-            found.layer = last_linear(network, lambda: _run(network, x, trainer))
+            return found
+        network = found.networks(model)[0]
+        with input_of(source) as inputs:
+            self.logits(model, batch, trainer, check=False)
+        # A `predict_fn` may call the inner network by itself.
+        x = inputs[-1] if inputs else self.logits.unpack(model, batch)[0]
+        found.layer = last_linear(network, lambda: _run(network, x, trainer))
         return found
 
 
-def _is_stacked(network: Any) -> TypeGuard[EnsembleNetwork]:
-    return isinstance(network, EnsembleNetwork) and network.is_stacked
-
-
 def inner_networks(model: nn.Module) -> list[nn.Module]:
-    """The networks that have features of their own: an ensemble's members, our modules' network, or the model itself.
+    """The networks whose layers hold features: those that one of our modules names, or the model itself."""
+    source = _source(model)
+    return [model] if source is None else source.feature_networks()
 
-    Of a member with a random prior it is the part that is trained.
-    """
-    network = model.network if is_uncertainty_module(model) else None
-    if isinstance(network, EnsembleNetwork):
-        members = [network.member(i) for i in range(network.num_indices)]
-        return [member.network if isinstance(member, NetworkWithPrior) else member for member in members]
-    if isinstance(network, DeterministicNetwork | DropoutNetwork):
-        return [network.network]
-    if network is None:
-        return [model]
-    base = getattr(network, "base", None)
-    if not isinstance(base, nn.Module):
-        raise UnsupportedError(
-            f"{type(network).__name__} names no `base` network whose features a density could be of."
-        )
-    return [base]
+
+def _source(model: nn.Module) -> EpistemicNetwork | None:
+    """The network, inside of one of our modules, that calls the networks with the features; None for another model."""
+    if not is_uncertainty_module(model):
+        return None
+    network: Any = model.network
+    source: EpistemicNetwork = network.feature_source
+    return source
 
 
 def _run(network: nn.Module, x: Any, trainer: Trainer | None) -> Any:

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError
-from lightning_uq.networks._calling import call_network
+from lightning_uq.functional.precision import upcast
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.transforms import PredictionTransforms
@@ -91,7 +91,7 @@ class LogitReader:
             )
         if check and not ours:
             Classification().check_output(logits)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return upcast(logits)
 
     def prediction(self, model: nn.Module, logits: Tensor) -> Prediction:
         """The prediction whose scores are taken: changes inside the members are in, a pooled calibration is not."""

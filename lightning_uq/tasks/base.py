@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import upcast
+from lightning_uq.functional.precision import upcast
 from lightning_uq.predictions import Prediction
 
 Stage = Literal["val", "test"]

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_uq.functional._validation import upcast
 from lightning_uq.functional.atoms import atom_moments, check_atoms
+from lightning_uq.functional.precision import upcast
 from lightning_uq.losses.categorical_regression import categorical_regression_loss, split_atoms
 from lightning_uq.losses.gaussian import MIN_VARIANCE
 from lightning_uq.predictions import GaussianMixturePrediction

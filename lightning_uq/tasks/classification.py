@@ -12,7 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice, upcast
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.metrics import Accuracy, BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
 from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, sums_and_counts

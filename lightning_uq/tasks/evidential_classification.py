@@ -10,9 +10,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice
-from lightning_uq.losses.evidential import (
-    Evidence,
+from lightning_uq.functional.validation import check_choice
+from lightning_uq.losses.evidence import Evidence
+from lightning_uq.losses.evidential_modules import (
     EvidenceLoss,
     EvidentialLoss,
     FisherEvidentialLoss,

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.losses.evidential_regression import (
     NUM_BLOCKS,
     RegressionLoss,

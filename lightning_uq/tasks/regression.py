@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._validation import check_choice
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.metrics import CRPS, RMSE, IntervalCoverage, RegressionNLL
 from lightning_uq.predictions import GaussianMixturePrediction

@@ -38,7 +38,7 @@ def test_rounds_share_out_the_data():
     assert (len(rounds[-1].pool), len(rounds[-1].acquired)) == (0, 0)
 
 
-@pytest.mark.parametrize("name", ["bald", "variance", "margin", "nll", "ucb"])
+@pytest.mark.parametrize("name", ["mutual_information", "variance", "margin", "nll", "ucb"])
 @pytest.mark.parametrize("batch_size", [7, 256])
 def test_each_round_acquires_what_its_module_scores_highest(name, batch_size):
     done = next(acquisition_rounds(untrained, DATA, torch.tensor([0, 1]), 5, name, batch_size=batch_size))
@@ -75,7 +75,7 @@ def test_a_trainer_trains_each_round_and_labels_help(make_trainer):
 
 @pytest.mark.parametrize("module", [EvidentialModule, DeterministicModule], ids=lambda module: module.__name__)
 def test_any_classifier_is_scored(module):
-    done = next(acquisition_rounds(lambda part: module(network()), DATA, [0], 3, "entropy"))
+    done = next(acquisition_rounds(lambda part: module(network()), DATA, [0], 3, "predictive_entropy"))
     prediction = done.module.predict(X[done.pool])
     torch.testing.assert_close(done.scores, prediction.predictive_entropy.detach())
     assert not done.module.training
@@ -104,7 +104,7 @@ class Stream(IterableDataset):
         ({"labelled": [40]}, r"`labelled` to hold distinct positions in \[0, 40\)"),
         ({"labelled": [-1]}, r"`labelled` to hold distinct positions in \[0, 40\)"),
         ({"score": "bold"}, "`name` to be one of uniform, .*, but got 'bold'"),
-        ({"tau": 3}, r"options of 'bald' among \[\], but got \['tau'\]"),
+        ({"tau": 3}, r"options of 'mutual_information' among \[\], but got \['tau'\]"),
         ({"dataset": Stream()}, "`dataset` to have a length, but got Stream"),
     ],
 )

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from lightning_uq import CategoricalPrediction, DirichletPrediction, GaussianMixturePrediction, InputError
 from lightning_uq.active_learning import ACQUISITION_SCORES, acquire, score, select
 from lightning_uq.active_learning.scores import LABELLED
+from lightning_uq.functional import SCORES
 
 with np.load(Path(__file__).parents[1] / "reference" / "enn_active_learning.npz") as file:
     DATA = {name: torch.from_numpy(file[name]) for name in file.files}
 LOGITS, LABELS, CLASS_VALUES = DATA["logits"], DATA["labels"].squeeze(1).long(), DATA["class_values"]
 NAMES = sorted(ACQUISITION_SCORES)
+ENN_NAMES = {"predictive_entropy": "entropy", "mutual_information": "bald", "max_softmax": "var_ratios"}
 VALUED = ("ucb", "scaled_mean", "scaled_std")
 
 
@@ -32,7 +34,7 @@ def of(name, outputs, labels=None, **options):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "uniform"])
 def test_scores_of_enn(name):
-    torch.testing.assert_close(of(name, LOGITS, LABELS), DATA[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of(name, LOGITS, LABELS), DATA[ENN_NAMES.get(name, name)], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_scores_of_enn_with_class_values(name, array, options):
 
 def test_the_batcher_of_enn():
     """It gives its four in ascending order of the score; ours are the highest first."""
-    selected = acquire("bald", LOGITS, DATA["bald_selected"].numel())
+    selected = acquire("mutual_information", LOGITS, DATA["bald_selected"].numel())
     assert selected.flip(0).tolist() == DATA["bald_selected"].tolist()
     assert select(DATA["bald"], 4).flip(0).tolist() == DATA["bald_selected"].tolist()
 
@@ -83,10 +85,10 @@ def definitions(logits, labels):
         "variance": ((p - mean) ** 2).mean(0).sum(1),
         "nll": -mean[rows, labels].log(),
         "joint_nll": -10 * p[:, rows, labels].log().mean(0),
-        "entropy": h(mean),
+        "predictive_entropy": h(mean),
         "margin": top[:, 1] - top[:, 0],
-        "bald": h(mean) - h(p).mean(0),
-        "var_ratios": 1 - top[:, 0],
+        "mutual_information": h(mean) - h(p).mean(0),
+        "max_softmax": 1 - top[:, 0],
         "ucb": p[..., 0].mean(0) + p[..., 0].std(0, correction=0),
         "scaled_mean": p[..., 0].mean(0),
         "scaled_std": p[..., 0].std(0, correction=0),
@@ -170,7 +172,15 @@ def test_numbers_where_probabilities_underflow(name, dtype):
     assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) or name == "uniform"
     assert bool(ours.isfinite().all())
     ln2 = float(np.log(2))
-    known = {"entropy": ln2, "bald": ln2, "variance": 0.5, "var_ratios": 0.5, "margin": 0.0, "nll": ln2, "ucb": 1.0}
+    known = {
+        "predictive_entropy": ln2,
+        "mutual_information": ln2,
+        "variance": 0.5,
+        "max_softmax": 0.5,
+        "margin": 0.0,
+        "nll": ln2,
+        "ucb": 1.0,
+    }
     if name in known:
         assert ours[0].item() == pytest.approx(known[name], abs=1e-6)
 
@@ -192,7 +202,7 @@ def test_an_impossible_label_comes_first():
 def test_sure_inputs_are_told_apart():
     """1 - max p would be 0 for both in float32."""
     logits = torch.tensor([[[20.0, 0.0], [30.0, 0.0]]])
-    values = score("var_ratios", logits)
+    values = score("max_softmax", logits)
     assert values[0] > values[1] > 0
 
 
@@ -203,7 +213,7 @@ def test_no_input_has_no_score(name):
 
 def test_one_hypothesis_disagrees_with_none():
     logits = torch.randn(1, 5, 3)
-    for name in ("variance", "bald", "scaled_std"):
+    for name in ("variance", "mutual_information", "scaled_std"):
         torch.testing.assert_close(score(name, logits), torch.zeros(5))
 
 
@@ -232,7 +242,7 @@ def test_predictions_have_the_scores_of_their_logits(name):
 
 def test_what_needs_no_members_works_without_them():
     pooled = CategoricalPrediction(LOGITS).pool()
-    for name in ("nll", "entropy", "margin", "var_ratios", "scaled_mean", "bald"):
+    for name in ("nll", "predictive_entropy", "margin", "max_softmax", "scaled_mean", "mutual_information"):
         torch.testing.assert_close(score(name, pooled, LABELS), score(name, LOGITS, LABELS), rtol=1e-4, atol=1e-6)
     assert score("uniform", pooled).shape == (12,)
     for name in ("variance", "joint_nll", "ucb", "scaled_std"):
@@ -242,16 +252,16 @@ def test_what_needs_no_members_works_without_them():
 
 def test_a_calibrated_prediction_is_read_as_such():
     hot = CategoricalPrediction(LOGITS, temperature=torch.tensor(4.0))
-    torch.testing.assert_close(score("entropy", hot), hot.predictive_entropy)
+    torch.testing.assert_close(score("predictive_entropy", hot), hot.predictive_entropy)
     torch.testing.assert_close(score("nll", hot, LABELS), -hot.log_prob(LABELS))
-    assert bool((score("entropy", hot) > score("entropy", LOGITS)).all())
+    assert bool((score("predictive_entropy", hot) > score("predictive_entropy", LOGITS)).all())
 
 
 def test_an_evidential_prediction_has_those_of_its_mean():
     prediction = DirichletPrediction(torch.tensor([[[3.0, 1.0], [1.0, 1.0]]]))
-    torch.testing.assert_close(score("bald", prediction), prediction.mutual_information)
-    torch.testing.assert_close(score("var_ratios", prediction), torch.tensor([0.25, 0.5], dtype=torch.float64))
-    assert acquire("entropy", prediction, 1).tolist() == [1]
+    torch.testing.assert_close(score("mutual_information", prediction), prediction.mutual_information)
+    torch.testing.assert_close(score("max_softmax", prediction), torch.tensor([0.25, 0.5], dtype=torch.float64))
+    assert acquire("predictive_entropy", prediction, 1).tolist() == [1]
     with pytest.raises(InputError, match="A DirichletPrediction has no member `logits`"):
         score("variance", prediction)
 
@@ -268,14 +278,17 @@ def test_an_evidential_prediction_has_those_of_its_mean():
             lambda: score("ucb", LOGITS, factors=2.0),
             r"options of 'ucb' among \['class_values', 'factor'\], but got \['f",
         ),
-        (lambda: score("entropy", LOGITS, logits=LOGITS), r"options of 'entropy' among \[\], but got \['logits'\]"),
-        (lambda: score("entropy", LOGITS[0]), r"`logits` to be a floating-point tensor \[Z, B, C\]"),
-        (lambda: score("entropy", LOGITS[..., :1]), r"C of at least 2, but got \[7, 12, 1\]"),
-        (lambda: score("entropy", LOGITS[:0]), r"Z of at least 1 .* but got \[0, 12, 4\]"),
-        (lambda: score("entropy", LOGITS.unsqueeze(3)), r"but got \[7, 12, 4, 1\]"),
-        (lambda: score("entropy", LOGITS * torch.nan), "`logits` to be finite"),
-        (lambda: score("entropy", torch.full((1, 1, 2), -torch.inf)), "`logits` to be finite"),
-        (lambda: score("entropy", LOGITS.long()), "floating-point"),
+        (
+            lambda: score("predictive_entropy", LOGITS, logits=LOGITS),
+            r"options of 'predictive_entropy' among \[\], but got \['logits'\]",
+        ),
+        (lambda: score("predictive_entropy", LOGITS[0]), r"`logits` to be a floating-point tensor \[Z, B, C\]"),
+        (lambda: score("predictive_entropy", LOGITS[..., :1]), r"C of at least 2, but got \[7, 12, 1\]"),
+        (lambda: score("predictive_entropy", LOGITS[:0]), r"Z of at least 1 .* but got \[0, 12, 4\]"),
+        (lambda: score("predictive_entropy", LOGITS.unsqueeze(3)), r"but got \[7, 12, 4, 1\]"),
+        (lambda: score("predictive_entropy", LOGITS * torch.nan), "`logits` to be finite"),
+        (lambda: score("predictive_entropy", torch.full((1, 1, 2), -torch.inf)), "`logits` to be finite"),
+        (lambda: score("predictive_entropy", LOGITS.long()), "floating-point"),
         (lambda: score("nll", LOGITS, LABELS.unsqueeze(1)), r"`target` to be of shape \[12\], but got \[12, 1\]"),
         (lambda: score("nll", LOGITS, LABELS + 1), r"`target` to hold class indices in \[0, 4\), but got 4"),
         (lambda: score("joint_nll", LOGITS, LABELS, tau=0), "`tau` to be an integer of at least 1, but got 0"),
@@ -285,7 +298,10 @@ def test_an_evidential_prediction_has_those_of_its_mean():
             lambda: score("ucb", LOGITS, class_values=[1.0, 2.0, 3.0, torch.nan]),
             "`class_values` to be 4 finite numbers",
         ),
-        (lambda: score("entropy", GaussianMixturePrediction(*2 * [torch.ones(1, 1, 1)])), "GaussianMixturePrediction"),
+        (
+            lambda: score("predictive_entropy", GaussianMixturePrediction(*2 * [torch.ones(1, 1, 1)])),
+            "GaussianMixturePrediction",
+        ),
         (lambda: select(torch.ones(3), 4), r"`scores` to hold at least 4 in \[B\], but got \[3\]"),
         (lambda: select(torch.ones(3), 0), "`num` to be an integer of at least 1, but got 0"),
         (lambda: select(torch.ones(3, 3), 1), r"but got \[3, 3\]"),
@@ -295,3 +311,11 @@ def test_an_evidential_prediction_has_those_of_its_mean():
 def test_refusals(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_a_score_has_one_name():
+    """Acquisition and detection scores of one name are one function."""
+    shared = ACQUISITION_SCORES.keys() & SCORES.keys()
+    assert shared == {"predictive_entropy", "mutual_information", "max_softmax"}
+    assert all(ACQUISITION_SCORES[name] is SCORES[name] for name in shared)
+    assert not {"entropy", "bald", "var_ratios"} & (ACQUISITION_SCORES.keys() | SCORES.keys())

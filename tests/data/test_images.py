@@ -12,20 +12,19 @@ import torch
 import torchvision
 from torch import nn
 
-from lightning_uq.data import images as module
+from lightning_uq.data import ambiguous_digits, dirty_mnist
+from lightning_uq.data.ambiguous_digits import AMBIGUOUS_FILES, blend_digits
+from lightning_uq.data.dirty_mnist import DirtyMNISTDataModule
+from lightning_uq.data.image_dataset import ImageDataset, shift_and_mirror, shuffled_split
+from lightning_uq.data.image_files import load_images
 from lightning_uq.data.images import (
     CIFAR10DataModule,
     CIFAR100DataModule,
-    DirtyMNISTDataModule,
     FashionMNISTDataModule,
     ImageDataModule,
-    ImageDataset,
     KMNISTDataModule,
     MNISTDataModule,
     SVHNDataModule,
-    blend_digits,
-    load_images,
-    shuffled_split,
 )
 from lightning_uq.errors import InputError, MissingExtraError
 
@@ -168,7 +167,7 @@ def test_every_crop_and_both_mirrors_are_drawn():
     raw = torch.arange(1, 33, dtype=torch.uint8).view(1, 1, 1, 32).expand(4000, 1, 32, 32)
     raw = raw + 100 * (torch.arange(32, dtype=torch.uint8) % 2).view(1, 1, 32, 1)
     torch.manual_seed(0)
-    views = module._shift_and_mirror(raw)
+    views = shift_and_mirror(raw)
     assert views.shape == raw.shape
     assert views.dtype == torch.uint8
     kinds, counts = views.flatten(1).unique(dim=0, return_counts=True)
@@ -312,7 +311,7 @@ def test_generated_ambiguous_digits(tmp_path):
 
 
 def test_published_ambiguous_digits(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "NUM_AMBIGUOUS_TRAIN", 50)
+    monkeypatch.setattr(dirty_mnist, "NUM_AMBIGUOUS_TRAIN", 50)
     write_mnist(tmp_path)
     for folder in (tmp_path, tmp_path / "AmbiguousMNIST"):
         samples, labels = write_ambiguous(folder, seed=len(str(folder)))
@@ -327,10 +326,9 @@ def test_published_ambiguous_digits(tmp_path, monkeypatch):
         raw, _ = load_images("mnist", tmp_path, train=True)
         torch.testing.assert_close(images[:NUM_TRAIN], raw.float() / 255)
     sums = {
-        name: hashlib.md5((tmp_path / "AmbiguousMNIST" / name).read_bytes()).hexdigest()
-        for name in module.AMBIGUOUS_FILES
+        name: hashlib.md5((tmp_path / "AmbiguousMNIST" / name).read_bytes()).hexdigest() for name in AMBIGUOUS_FILES
     }
-    monkeypatch.setattr(module, "AMBIGUOUS_FILES", sums)
+    monkeypatch.setattr(ambiguous_digits, "AMBIGUOUS_FILES", sums)
     data.load_samples(train=True)
     assert data.ambiguous_source == "published"
     generated = DirtyMNISTDataModule(str(tmp_path), ambiguous="generated", num_generated=3)
@@ -356,7 +354,7 @@ def test_published_ambiguous_digits(tmp_path, monkeypatch):
     ],
 )
 def test_damaged_ambiguous_files_are_told(samples, labels, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "NUM_AMBIGUOUS_TRAIN", 50)
+    monkeypatch.setattr(dirty_mnist, "NUM_AMBIGUOUS_TRAIN", 50)
     write_mnist(tmp_path)
     write_ambiguous(tmp_path)
     if samples is not None:

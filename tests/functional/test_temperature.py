@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import expected_calibration_error
-from lightning_uq.functional import temperature as module
+from lightning_uq.functional import temperature_search as module
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.temperature import (
     calibrated_nll,

@@ -93,7 +93,7 @@ def test_shapes_that_do_not_meet_are_told(arguments, message):
 def test_other_misuse_is_told():
     with pytest.raises(InputError, match=r"`prior` to be of shape \[5, 1\], but got \[5\]"):
         categorical_regression_loss(torch.zeros(5, 1, 9), torch.zeros(5, 1), ATOMS, torch.zeros(5))
-    with pytest.raises(InputError, match="'mean', 'sum' or 'none', but got 'median'"):
+    with pytest.raises(InputError, match="'mean', 'sum', 'none', but got 'median'"):
         categorical_regression_loss(torch.zeros(5, 1, 9), torch.zeros(5, 1), ATOMS, reduction="median")
     with pytest.raises(InputError, match=r"D x 9 \+ D\], .* but got shape \[5, 19\]"):
         split_atoms(torch.zeros(5, 19), 9)

@@ -352,7 +352,7 @@ def test_bad_input(loss, arguments, message):
 
 @every_loss
 def test_bad_options(loss):
-    with pytest.raises(InputError, match="`reduction` to be one of 'none', 'mean', 'sum', but got None"):
+    with pytest.raises(InputError, match="`reduction` to be one of 'mean', 'sum', 'none', but got None"):
         loss(EVIDENCE, TARGET, reduction=None)
     with pytest.raises(InputError, match=r"`weight` to be a tensor \[C\] = \[3\], but got \[2\]"):
         loss(EVIDENCE, TARGET, weight=torch.ones(2))

@@ -117,5 +117,5 @@ def test_other_errors_are_told():
         split_gaussian(torch.zeros(4, 3))
     with pytest.raises(InputError, match="`output`"):
         split_gaussian(torch.zeros(4, 0))
-    with pytest.raises(InputError, match=r"`reduction` to be 'mean', 'sum' or 'none', but got 'batch'"):
+    with pytest.raises(InputError, match=r"`reduction` to be one of 'mean', 'sum', 'none', but got 'batch'"):
         gaussian_nll_loss(torch.zeros(1), torch.ones(1), torch.zeros(1), reduction="batch")

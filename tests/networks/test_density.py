@@ -16,8 +16,9 @@ from torch import nn
 
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional import auroc
-from lightning_uq.functional.gaussian import ClassStatistics, fit_gaussian
+from lightning_uq.functional.gaussian import fit_gaussian
 from lightning_uq.networks import density as module
+from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import GaussianDensity
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -361,7 +362,7 @@ def test_the_common_intensity_detects_with_uneven_classes_where_one_a_class_does
 
 def _one_intensity_each(features, labels):
     """What the default is not: every class shrunk by its own intensity towards its own variance."""
-    from lightning_uq.functional.gaussian import oas_intensity
+    from lightning_uq.functional.shrinkage import oas_intensity
 
     statistics = ClassStatistics(8, features.shape[1])
     statistics.update(features, labels)

@@ -1,0 +1,33 @@
+"""Held-out logits and targets as checked rows in float64, which calibration maps are fitted to."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import to_float64
+from lightning_uq.functional.validation import check_floating, check_target, check_target_values, flatten_classes
+
+_LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
+
+
+def calibration_rows(logits: Tensor, target: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+    """Checked logits [Z, N, C] in float64, finite, and class indices [N]; Z = 1 where ``ndim`` is 2."""
+    check_floating("logits", logits, ndim, "[Z, N, C, ...]" if ndim == 3 else "[N, C, ...]")
+    members = logits[None] if ndim == 2 else logits
+    check_target(target, members.shape[1:2] + members.shape[3:])
+    rows = torch.stack([flatten_classes(to_float64(member)) for member in members])
+    if rows.numel() == 0:
+        raise InputError(f"Expected argument `logits` to hold at least one row, but got shape {list(logits.shape)}.")
+    classes = target.reshape(-1).long().to(rows.device)
+    check_target_values(classes, rows.shape[2])
+    top = rows.amax(2, keepdim=True)
+    if not bool(top.isfinite().all()):
+        raise InputError(
+            "Expected argument `logits` to hold no NaN, no positive infinity and no row of minus infinities, but got "
+            f"{top[~top.isfinite()][0].item()}."
+        )
+    return torch.where(rows == -math.inf, top + _LOG_TINY, rows), classes

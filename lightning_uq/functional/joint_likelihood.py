@@ -1,0 +1,79 @@
+"""Log-likelihood of several labels together: log of the mean over z of their product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.true_class import at_class
+from lightning_uq.functional.validation import check_floating, check_target
+
+
+def true_label_log_probs(logits: Tensor, target: Tensor) -> Tensor:
+    """Log-probability of each label [Z, ...] in float64, from logits [Z, ..., C] and labels [...].
+
+    Example:
+        >>> true_label_log_probs(torch.zeros(1, 2, 2), torch.tensor([0, 1]))
+        tensor([[-0.6931, -0.6931]], dtype=torch.float64)
+    """
+    check_floating("logits", logits, 2, "[Z, ..., C]")
+    check_target(target, logits.shape[1:-1])
+    return at_class(F.log_softmax(widen(logits), dim=-1), target, -1)
+
+
+def joint_log_likelihood(log_probs: Tensor | Iterable[Tensor]) -> Tensor:
+    """log of the mean over z of prod_t p_z(y_t | x_t), for each of S draws of tau labels.
+
+    Args:
+        log_probs: Log-probabilities of the true labels [Z, S, tau], whole or in parts along Z, which are read one after the
+            other, so that a thousand indices need not be in memory at once.
+
+    Returns:
+        [S], in float64.
+
+    Raises:
+        InputError: There is no index.
+
+    Source: ``calculate_joint_ll`` of ``enn.metrics.joint``.
+
+    Example:
+        >>> halves = torch.log(torch.tensor([[[0.9, 0.9]], [[0.1, 0.1]]]))
+        >>> joint_log_likelihood(halves).exp()
+        tensor([0.4100], dtype=torch.float64)
+    """
+    total: Tensor | None = None
+    count = 0
+    for part in [log_probs] if isinstance(log_probs, Tensor) else log_probs:
+        check_floating("log_probs", part, 3, "[Z, S, tau]")
+        if len(part) == 0:
+            continue
+        summed = widen(part).sum(2).logsumexp(0)
+        total = summed if total is None else torch.logaddexp(total, summed)
+        count += len(part)
+    if total is None:
+        raise InputError("Expected argument `log_probs` to hold at least one index z, but got none.")
+    return total - math.log(count)
+
+
+def log_sum_product(weights: Tensor, probs: Tensor) -> Tensor:
+    """log of sum_k w_k prod_t q_kt, whatever the q of a term without weight are.
+
+    Args:
+        weights: w [K], not negative.
+        probs: q [K, T].
+
+    Returns:
+        A scalar in float64.
+
+    Example:
+        >>> log_sum_product(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([[0.9, 0.9], [0.1, 0.1], [0.0, 0.0]])).exp()
+        tensor(0.4100, dtype=torch.float64)
+    """
+    used = weights > 0
+    return (widen(weights[used]).log() + widen(probs[used]).log().sum(1)).logsumexp(0)

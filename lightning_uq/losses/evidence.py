@@ -1,0 +1,67 @@
+"""Evidence: non-negative numbers, one per class, from a network's raw outputs."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_choice
+
+Evidence = Literal["clamped_exp", "softplus", "relu"] | Callable[[Tensor], Tensor]
+
+
+def clamped_exp(x: Tensor, clamp: float = 10.0) -> Tensor:
+    """exp(min(max(x, -clamp), clamp)): evidence that neither overflows nor reaches zero.
+
+    The gradient is kept at the bounds and is zero beyond them. Half precision is upcast to float32.
+
+    Args:
+        x: Raw outputs of any shape.
+        clamp: Bound of the exponent; 10 gives evidence between 4.5e-5 and 22026.
+
+    Raises:
+        InputError: ``clamp`` is not positive.
+
+    Example:
+        >>> clamped_exp(torch.tensor([0.0, 1e9]))
+        tensor([1.0000e+00, 2.2026e+04])
+    """
+    if not clamp > 0:
+        raise InputError(f"Expected argument `clamp` to be positive, but got {clamp}.")
+    x = upcast(x)
+    # What the gradient of torch's clamp is at a bound depends on its version.
+    return torch.where(x.abs() <= clamp, x, x.detach().clamp(-clamp, clamp)).exp()
+
+
+def evidence_function(name: Evidence) -> Callable[[Tensor], Tensor]:
+    """The function that turns raw outputs into evidence: one of three names, or itself.
+
+    ReLU has no gradient where all raw outputs of a row are negative: such samples are never learnt (Pandey & Yu, ICML 2023,
+    arXiv 2306.11113).
+
+    Raises:
+        InputError: No such name.
+
+    Example:
+        >>> evidence_function("softplus")(torch.zeros(1))
+        tensor([0.6931])
+    """
+    if callable(name):
+        return name
+    check_choice("evidence", name, tuple(_EVIDENCE))
+    return _EVIDENCE[name]
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return F.softplus(upcast(x))
+
+
+def _relu(x: Tensor) -> Tensor:
+    return F.relu(upcast(x))
+
+
+_EVIDENCE: dict[str, Callable[[Tensor], Tensor]] = {"clamped_exp": clamped_exp, "softplus": _softplus, "relu": _relu}

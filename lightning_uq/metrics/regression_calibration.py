@@ -1,0 +1,108 @@
+"""Calibration metrics of regression: coverage of intervals, and quantiles against observed shares."""
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lightning_uq.functional import regression
+from lightning_uq.functional.validation import check_choice, check_integer, check_open_unit
+from lightning_uq.metrics.base import MeanMetric, UncertaintyMetric
+from lightning_uq.metrics.distribution import Predicted, probability_integral
+
+
+class IntervalCoverage(MeanMetric):
+    """Share of targets inside the mixture's central interval; calibrated where it equals the level.
+
+    Args:
+        level: Share of probability in the interval, in (0, 1).
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Raises:
+        InputError: ``level`` is not in (0, 1).
+
+    Example:
+        >>> import torch
+        >>> metric = IntervalCoverage(level=0.9)
+        >>> metric.update((torch.zeros(1, 2, 1), torch.ones(1, 2, 1)), torch.tensor([[1.6], [1.7]]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    is_differentiable: bool | None = False
+    higher_is_better: bool | None = None
+    plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
+
+    def __init__(self, level: float = 0.9, validate_args: bool = True, **kwargs: Any) -> None:
+        check_open_unit("level", level)
+        # Two levels may cover the same rows of a first batch, and must not share a state in a collection.
+        super().__init__(f"covered_{float(level).hex().replace('.', '_')}", validate_args=validate_args, **kwargs)
+        self.level = level
+
+    def update(self, prediction: Predicted, target: Tensor) -> None:
+        """Add a batch; see :meth:`RegressionNLL.update`."""
+        self._add(
+            regression.in_central_interval(probability_integral(prediction, target, self.validate_args), self.level)
+        )
+
+
+class QuantileCalibrationError(UncertaintyMetric):
+    """Distance between the levels k / (num_levels + 1) of predicted quantiles and the shares of targets below them.
+
+    Args:
+        num_levels: Number of levels.
+        norm: "l1" for the mean absolute, "l2" for the root mean squared, "max" for the largest difference.
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Raises:
+        InputError: An argument is not one of these.
+
+    Source: Kuleshov et al., ICML 2018 (arXiv 1807.00263).
+
+    Example:
+        >>> import torch
+        >>> metric = QuantileCalibrationError(num_levels=3)
+        >>> metric.update((torch.zeros(1, 2, 1), torch.ones(1, 2, 1)), torch.tensor([[-9.0], [0.1]]))
+        >>> metric.compute()
+        tensor(0.1667, dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = False
+    plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
+
+    below: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        num_levels: int = 99,
+        norm: Literal["l1", "l2", "max"] = "l1",
+        validate_args: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(validate_args=validate_args, **kwargs)
+        check_integer("num_levels", num_levels, 1)
+        check_choice("norm", norm, ("l1", "l2", "max"))
+        self.num_levels, self.norm = num_levels, norm
+        self._add_sum("below", num_levels)
+        self._add_sum("count")
+
+    def update(self, prediction: Predicted, target: Tensor) -> None:
+        """Add a batch; see :meth:`RegressionNLL.update`."""
+        integral = probability_integral(prediction, target, self.validate_args)
+        self.below = self.below + regression.counts_below_quantiles(integral, self.num_levels)
+        self.count = self.count + target.numel()
+
+    def compute(self) -> Tensor:
+        """The error in [0, 1]; NaN without a target."""
+        return regression.quantile_calibration_error(self.below, self.count, self.norm)
+
+    def _draw(self, ax: Any) -> None:
+        levels = regression.quantile_levels(self.num_levels)
+        value = regression.quantile_calibration_error(self.below, self.count, self.norm)
+        ax.plot([0, 1], [0, 1], linestyle="--", color="grey")
+        self._draw_curve(ax, levels, self.below / self.count, "predicted level", "observed share below", value)
+        ax.set(xlim=(0, 1), ylim=(0, 1))

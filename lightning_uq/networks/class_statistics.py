@@ -1,0 +1,235 @@
+"""Counts, means and scatter matrices of classes, streamed in float64: all that a Gaussian density is fitted to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.gaussian import COVARIANCES, Covariance
+from lightning_uq.functional.validation import check_choice, check_integer
+
+
+class ClassStatistics:
+    """Counts, means and scatter matrices of each class, streamed in float64.
+
+    Batches are merged with Chan's update, which never subtracts large sums, so that features far from the origin keep
+    their precision, and neither the size nor the order of batches matters beyond rounding. What is kept:
+
+    - ``count`` [C] and ``mean`` [C, D];
+    - ``scatter``, the sums of squares about the class means: [C, D, D] with ``covariance="full"``, their sum over
+      classes [D, D] with ``"tied"``, the diagonals [C, D] with ``"diagonal"``.
+
+    The scatter of all rows about their common mean (the background) follows from these. Small batches are gathered into
+    blocks first, since a rank-one update of [D, D] costs as much as one of rank 60.
+
+    Args:
+        num_classes: C.
+        num_features: D.
+        covariance: "full", "tied" or "diagonal"; from "full" the other two can be fitted as well.
+        memory_budget: Bytes that ``scatter`` may take; a fit takes as much again.
+        device: Where the sums live; it must have float64.
+
+    Raises:
+        InputError: ``scatter`` would exceed ``memory_budget``; nothing has been allocated then.
+
+    Source: Chan, Golub & LeVeque, The American Statistician 37 (1983).
+
+    Example:
+        >>> statistics = ClassStatistics(num_classes=2, num_features=1)
+        >>> statistics.update(torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([0, 0, 1]))
+        >>> statistics.update(torch.tensor([[4.0], [7.0]]), torch.tensor([0, 1]))
+        >>> statistics.mean, statistics.scatter[0]
+        (tensor([[2.],
+                [6.]], dtype=torch.float64), tensor([[8.]], dtype=torch.float64))
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_features: int,
+        covariance: Covariance = "full",
+        memory_budget: int = 4 * 2**30,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_integer("num_classes", num_classes, 1)
+        check_integer("num_features", num_features, 1)
+        check_choice("covariance", covariance, COVARIANCES)
+        C, D = num_classes, num_features
+        shape = {"full": (C, D, D), "tied": (D, D), "diagonal": (C, D)}[covariance]
+        size = 8 * math.prod(shape)
+        if size > memory_budget:
+            smaller = {"full": 'covariance="tied"', "tied": 'covariance="diagonal"'}.get(covariance, "fewer features")
+            raise InputError(
+                f"Expected the scatter matrices to fit into argument `memory_budget` ({memory_budget / 2**30:.3g} GiB), "
+                f'but {C} classes of {D} features with covariance="{covariance}" take {size / 2**30:.3g} GiB. Use '
+                f"{smaller}, or raise the budget."
+            )
+        self.covariance: Covariance = covariance
+        with torch.inference_mode(False):  # or nothing could be added to them once that mode has ended
+            self._count = torch.zeros(C, dtype=torch.float64, device=device)
+            self._mean = torch.zeros(C, D, dtype=torch.float64, device=device)
+            self._scatter = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._pending_rows = 0
+        self._block = max(1024, 64 * C) if covariance == "full" else 1024
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self._mean.shape[0]
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return self._mean.shape[1]
+
+    @property
+    def count(self) -> Tensor:
+        """Rows seen of each class, [C]."""
+        self._flush()
+        return self._count
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each class, [C, D]; zero where a class has no rows."""
+        self._flush()
+        return self._mean
+
+    @property
+    def scatter(self) -> Tensor:
+        """Sums of squares about the class means, in the shape of ``covariance``."""
+        self._flush()
+        return self._scatter
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            features: [N, D], of any floating dtype and on any device.
+            labels: Class indices [N].
+
+        Raises:
+            InputError: Shapes do not fit, a label is out of range, or a feature is NaN or infinite; the class is named.
+        """
+        self._check(features, labels)
+        device = self._mean.device
+        for rows, classes in zip(
+            torch.split(features.detach(), self._block), torch.split(labels, self._block), strict=True
+        ):
+            # A copy: the caller may reuse its buffer before the block is full.
+            pair = rows.to(device, torch.float64, copy=True), classes.to(device, torch.long, copy=True)
+            self._pending.append(pair)
+            self._pending_rows += len(rows)
+            if self._pending_rows >= self._block:
+                self._flush()
+
+    def merge(self, other: ClassStatistics) -> None:
+        """Add the rows that ``other`` has seen; it keeps its own.
+
+        Raises:
+            InputError: The two differ in classes, features or covariance.
+        """
+        mine, theirs = (self.covariance, *self._mean.shape), (other.covariance, *other._mean.shape)
+        if mine != theirs:
+            raise InputError(
+                f"Expected argument `other` to hold the same covariance, classes and features {mine}, but got {theirs}."
+            )
+        self._flush()
+        device = self._mean.device
+        bridge = self._merge_means(other.count.to(device), other.mean.to(device))
+        self._scatter += other.scatter.to(device)
+        self._add_outer(bridge)
+
+    def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> None:
+        """Make this the statistics of all ranks, with two rounds of sums and no copy of all ranks' matrices.
+
+        The means are summed first. Each rank then moves its scatter to the common means, after which scatters add: the
+        same as :meth:`merge` over all ranks, and the same on each of them. A rank without a row takes part all the same.
+
+        Args:
+            all_sum: Sums a float64 tensor over ranks and returns the result, in place or not.
+
+        Example:
+            >>> statistics = ClassStatistics(1, 1)
+            >>> statistics.update(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))
+            >>> statistics.reduce(lambda tensor: 2 * tensor)  # as if two ranks had seen the same rows
+            >>> statistics.count, statistics.mean, statistics.scatter
+            (tensor([4.], dtype=torch.float64), tensor([[2.]], dtype=torch.float64), tensor([[[4.]]], dtype=torch.float64))
+        """
+        self._flush()
+        own_count, own_mean = self._count, self._mean
+        self._count = all_sum(own_count.clone())
+        self._mean = all_sum(own_count[:, None] * own_mean) / self._count.clamp_min(1)[:, None]
+        self._add_outer((own_mean - self._mean) * own_count.sqrt()[:, None])
+        self._scatter = all_sum(self._scatter)
+
+    def _check(self, features: Tensor, labels: Tensor) -> None:
+        if not features.is_floating_point() or features.ndim != 2 or features.shape[1] != self.num_features:
+            raise InputError(
+                f"Expected argument `features` to be a floating-point tensor [N, {self.num_features}], but got "
+                f"{features.dtype} of shape {list(features.shape)}."
+            )
+        if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != features.shape[:1]:
+            raise InputError(
+                f"Expected argument `labels` to be class indices of shape [{len(features)}], but got {labels.dtype} of "
+                f"shape {list(labels.shape)}."
+            )
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(wrong):
+            raise InputError(
+                f"Expected argument `labels` to hold class indices in [0, {self.num_classes}), but got {int(wrong[0])}."
+            )
+        finite = features.isfinite()
+        if not bool(finite.all()):
+            row = int((~finite.all(1)).nonzero()[0])
+            value = features[row][~finite[row]][0].item()
+            raise InputError(
+                f"Expected argument `features` to hold finite numbers, but got {value} in a row of class {int(labels[row])}."
+            )
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        x, y = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
+        self._pending, self._pending_rows = [], 0
+        order = y.argsort(stable=True)
+        x, y = x[order], y[order]
+        rows = torch.bincount(y, minlength=self.num_classes)
+        count = rows.to(self._count.dtype)
+        mean = torch.zeros_like(self._mean).index_add_(0, y, x) / count.clamp_min(1)[:, None]
+        x -= mean[y]
+        bridge = self._merge_means(count, mean)
+        if self.covariance == "full":
+            for scatter, part, step in zip(self._scatter, torch.split(x, rows.tolist()), bridge, strict=True):
+                if len(part):
+                    part = torch.cat([part, step[None]])
+                    scatter.addmm_(part.T, part)
+        elif self.covariance == "tied":
+            self._scatter.addmm_(x.T, x)
+            self._add_outer(bridge)
+        else:
+            self._scatter.index_add_(0, y, x.square())
+            self._add_outer(bridge)
+
+    def _merge_means(self, count: Tensor, mean: Tensor) -> Tensor:
+        """Take in rows of these counts and means; return [C, D] whose squares are what the scatter gains by the move."""
+        total = (self._count + count).clamp_min(1)
+        step = mean - self._mean
+        bridge = step * (self._count * count / total).sqrt()[:, None]
+        self._mean += step * (count / total)[:, None]
+        self._count += count
+        return bridge
+
+    def _add_outer(self, vectors: Tensor) -> None:
+        """Add each class's outer product v v^T, [C, D] -> the shape of the scatter."""
+        if self.covariance == "full":
+            for scatter, vector in zip(self._scatter, vectors, strict=True):
+                scatter.addr_(vector, vector)
+        elif self.covariance == "tied":
+            self._scatter.addmm_(vectors.T, vectors)
+        else:
+            self._scatter += vectors.square()

@@ -1,0 +1,113 @@
+"""All that computes in float64 elsewhere also runs on a device without it, in float32."""
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_uq as uq
+from lightning_uq import functional
+from lightning_uq.functional import precision
+from lightning_uq.functional.data_noise import member_target_noise
+from lightning_uq.functional.temperature import fit_ensemble_temperature, fit_temperature
+from lightning_uq.functional.vector_scaling import fit_vector_scaling
+from lightning_uq.metrics import CRPS, OODAUROC, RMSE, ExpectedCalibrationError, IntervalCoverage, NegativeLogLikelihood
+from lightning_uq.networks.density import GaussianDensity
+from lightning_uq.networks.epinet import FeatureScaler, PriorScale
+from tests.no_float64 import device_without_float64
+
+X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
+ONE = torch.ones(2, 4, 1)
+TARGET = torch.linspace(-1, 2, 4).unsqueeze(1)
+
+
+def _move(tensor):
+    """What ``.to("mps")`` does to a tensor."""
+    if tensor.dtype == torch.float64:
+        raise TypeError("no float64")
+    return tensor
+
+
+MOVED_DENSITY = GaussianDensity.fit_features(X, Y % 2, covariance="tied")._apply(_move)
+
+
+def metric(kind, *batch, **options):
+    value = kind(**options)
+    value._apply(_move)
+    value.update(*batch)
+    return value.compute()
+
+
+PREDICTIONS = {
+    "dirichlet": lambda: uq.DirichletPrediction(1 + torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(1))),
+    "gaussian_mixture": lambda: uq.GaussianMixturePrediction(ONE.cumsum(0), ONE),
+    "student_t": lambda: uq.StudentTPrediction(ONE.cumsum(0), ONE, 3 * ONE, ONE),
+}
+CALLS = {
+    **{
+        f"dirichlet_{name}": lambda name=name: PREDICTIONS["dirichlet"]().score(name)
+        for name in uq.DirichletPrediction.score_names
+    },
+    **{
+        f"{kind}_{name}": lambda kind=kind, name=name: getattr(PREDICTIONS[kind](), name)(TARGET)
+        for kind in ("gaussian_mixture", "student_t")
+        for name in ("log_prob", "cdf", "crps")
+    },
+    "gaussian_mixture_interval": lambda: torch.stack(PREDICTIONS["gaussian_mixture"]().interval(0.9)),
+    "student_t_interval": lambda: torch.stack(PREDICTIONS["student_t"]().interval(0.9)),
+    **{
+        f"density_{name}": lambda name=name: getattr(MOVED_DENSITY, name)(X)
+        for name in ("log_prob", "log_density", "mahalanobis", "relative_mahalanobis")
+    },
+    "metric_nll": lambda: metric(NegativeLogLikelihood, X.softmax(1), Y),
+    "metric_ece": lambda: metric(ExpectedCalibrationError, X.softmax(1), Y),
+    "metric_auroc": lambda: metric(OODAUROC, X[:, 0], Y > 0),
+    "metric_crps": lambda: metric(CRPS, (ONE, ONE), TARGET),
+    "metric_rmse": lambda: metric(RMSE, (ONE, ONE), TARGET),
+    "metric_coverage": lambda: metric(IntervalCoverage, (ONE, ONE), TARGET),
+    "temperature": lambda: fit_temperature(X, Y),
+    "temperature_grid": lambda: fit_temperature(X, Y, method="grid"),
+    "ensemble_temperature": lambda: fit_ensemble_temperature(torch.stack([X, 2 * X]), Y),
+    "vector_scaling": lambda: torch.stack(fit_vector_scaling(X.repeat(20, 1), Y.repeat(20))[:2]),
+    "bootstrap_poisson": lambda: functional.bootstrap_weights(torch.arange(9), 3, 0, "poisson"),
+    "bootstrap_exponential": lambda: functional.bootstrap_weights(torch.arange(9), 3, 0, "exponential"),
+    "member_noise": lambda: member_target_noise(torch.arange(9), 3, 0.1),
+    "clustered": lambda: functional.clustered_log_likelihood(
+        torch.stack([X, 2 * X]),
+        Y.reshape(2, 4),
+        functional.random_projection(4, 3, generator=torch.Generator().manual_seed(0)),
+    ),
+    "vim": lambda: functional.vim_score(X, X, functional.fit_vim(X, X, torch.eye(3), None, 1)),
+    "joint_nll": lambda: functional.joint_log_likelihood(
+        functional.true_label_log_probs(torch.stack([X, 2 * X]), Y)[..., None]
+    ),
+    "linear_hypermodel_kl": lambda: functional.linear_hypermodel_kl(X[:2], X[0]),
+    "feature_scaler": lambda: FeatureScaler(3)(X),
+    "prior_scale": lambda: PriorScale(1.0).measure(torch.stack([X, 2 * X])),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_results_on_a_device_without_float64_are_those_of_float32(call, monkeypatch):
+    expected = call()
+    with device_without_float64(monkeypatch):
+        value = call()
+    if expected is not None:
+        torch.testing.assert_close(value.double(), expected.double(), rtol=2e-4, atol=2e-5)
+
+
+def test_modules_train_and_predict_on_a_device_without_float64(monkeypatch):
+    with device_without_float64(monkeypatch):
+        assert uq.EvidentialModule(nn.Linear(2, 2)).predict(torch.zeros(3, 2)).probs.shape == (3, 2)
+        network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3))
+        epinet = uq.EpinetModule(network).train()
+        assert epinet.training_loss(X, Y, None).isfinite()
+
+
+def test_a_density_that_was_moved_loads_a_float64_state(monkeypatch):
+    density = GaussianDensity.fit_features(X, Y % 2)
+    empty = GaussianDensity()._apply(_move)
+    monkeypatch.setattr(precision, "DEVICES_WITHOUT_FLOAT64", frozenset({"cpu"}))
+    empty.load_state_dict(density.state_dict())
+    assert {buffer.dtype for buffer in empty.buffers()} == {torch.float32}
+    torch.testing.assert_close(empty(X), density(X).float(), rtol=1e-4, atol=1e-4)
