@@ -5,11 +5,33 @@
 
 from typing import Any
 
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.fabric.utilities.distributed import _DatasetSamplerWrapper
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.core.optimizer import (
+    _configure_optimizers,
+    _configure_schedulers_automatic_opt,
+    _validate_optimizers_attached,
+    _validate_scheduler_api,
+)
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch.optim.swa_utils import AveragedModel
+
+# Refuses to be called on an instance, as the `load_from_checkpoint` of Lightning does. An override needs the same decorator.
+restricted_classmethod = _restricted_classmethod
+
+# Whether an optimizer unscales gradients within its step, as a fused one does. Only the precision plugin asks it.
+optimizer_handles_unscaling = _optimizer_handles_unscaling
+
+# How Lightning reads what `configure_optimizers` returns, and what it refuses. Its public entry point takes a Trainer and its module,
+# and a member of an ensemble has no Trainer of its own.
+configure_optimizers = _configure_optimizers
+configure_schedulers = _configure_schedulers_automatic_opt
+check_optimizers_attached = _validate_optimizers_attached
+check_scheduler_api = _validate_scheduler_api
 
 
 def is_local_path(path: str) -> bool:
@@ -83,6 +105,22 @@ def average_model(callback: Any) -> Any:
     """
     average = getattr(callback, "_average_model", None)
     return average.module if isinstance(average, AveragedModel) else average
+
+
+def are_hyperparameters_given() -> bool:
+    """Whether the command line has set the hyper-parameters of the module that is being built.
+
+    LightningCLI passes them past the constructor, and shows it nowhere else.
+    """
+    return _given_hyperparameters.get() is not None
+
+
+def name_hyperparameters(module: LightningModule) -> None:
+    """Mark saved hyper-parameters as keyword arguments of the constructor, for ``load_from_checkpoint``.
+
+    ``save_hyperparameters`` finds this name in the frame of a constructor; a dictionary that is passed to it has none.
+    """
+    module._hparams_name = "kwargs"  # type: ignore[assignment]  # untyped in Lightning
 
 
 def state_key(callback: Callback, **arguments: Any) -> str:

@@ -1,5 +1,6 @@
 """Each private name of Lightning that is used still does what it is used for."""
 
+import pytest
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
@@ -81,3 +82,34 @@ def test_launchers(make_trainer):
 
 def test_keys_of_states():
     assert _lightning.state_key(Callback(), name="a") == "Callback{'name': 'a'}"
+
+
+def test_optimizers_and_their_schedulers():
+    module = Net()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizers, schedulers, monitor = _lightning.configure_optimizers(([optimizer], [scheduler]))
+    configs = _lightning.configure_schedulers(schedulers, monitor)
+    _lightning.check_optimizers_attached(optimizers, configs)
+    _lightning.check_scheduler_api(configs, module)
+    assert optimizers == [optimizer]
+    assert configs[0].scheduler is scheduler
+    assert not _lightning.optimizer_handles_unscaling(optimizer)
+
+
+def test_hyperparameters_and_class_methods():
+    class Saves(Net):
+        def __init__(self):
+            super().__init__()
+            self.save_hyperparameters({"a": 1})
+            _lightning.name_hyperparameters(self)
+
+        @_lightning.restricted_classmethod
+        def build(cls):
+            return cls()
+
+    assert not _lightning.are_hyperparameters_given()
+    assert Saves.build().hparams.a == 1
+    assert Saves()._hparams_name == "kwargs"
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        Saves().build()
