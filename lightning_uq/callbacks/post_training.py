@@ -29,7 +29,7 @@ from lightning_uq.callbacks._running import (
 )
 from lightning_uq.checkpoint_files import check_plain, finish_writing, read_checkpoint, reading, write_checkpoint
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
+from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import CategoricalPrediction, Prediction
 from lightning_uq.strategies import check_strategy

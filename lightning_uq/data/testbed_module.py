@@ -212,8 +212,8 @@ class TestbedDataModule(ArrayDataModule):
 class _Shuffles(Sampler[int]):
     """Positions of one shuffle of n samples after the other, ``length`` in all."""
 
-    def __init__(self, num_samples: int, length: int, seed: int) -> None:
-        self.num_samples = num_samples
+    def __init__(self, num_rows: int, length: int, seed: int) -> None:
+        self.num_rows = num_rows
         self.length = length
         self.seed = seed
 
@@ -224,5 +224,5 @@ class _Shuffles(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed)
         left = self.length
         while left > 0:
-            yield from torch.randperm(self.num_samples, generator=generator)[:left].tolist()
-            left -= self.num_samples
+            yield from torch.randperm(self.num_rows, generator=generator)[:left].tolist()
+            left -= self.num_rows

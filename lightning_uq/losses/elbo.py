@@ -13,18 +13,18 @@ from lightning_uq.functional.true_class import at_class
 def elbo_loss(
     log_likelihood: Tensor,
     kl: Tensor,
-    num_samples: float,
+    num_train: float,
     temperature: float | None = None,
     input_dim: int | None = None,
 ) -> Tensor:
-    """Negative evidence lower bound of a training sample: kl / num_samples - log_likelihood.
+    """Negative evidence lower bound of a training sample: kl / num_train - log_likelihood.
 
     With the Neural Testbed's scaling the divergence is also multiplied by sqrt(temperature) * input_dim.
 
     Args:
         log_likelihood: Mean over a batch, in nats: of one index, a scalar, or of each index, [Z].
         kl: KL(q || p) of the weights (see :mod:`lightning_uq.functional.variational`): a scalar, or an estimate an index [Z].
-        num_samples: Number of training samples N.
+        num_train: Number of training samples N.
         temperature: T of the problem that generated the data, if it is known.
         input_dim: Dimension of its inputs d; it goes with ``temperature``.
 
@@ -39,13 +39,13 @@ def elbo_loss(
 
     Example:
         >>> import torch
-        >>> elbo_loss(torch.tensor([-1.0, -2.0]), torch.tensor(50.0), num_samples=100)
+        >>> elbo_loss(torch.tensor([-1.0, -2.0]), torch.tensor(50.0), num_train=100)
         tensor([1.5000, 2.5000])
-        >>> elbo_loss(torch.tensor(-1.0), torch.tensor(50.0), num_samples=100, temperature=0.25, input_dim=4)
+        >>> elbo_loss(torch.tensor(-1.0), torch.tensor(50.0), num_train=100, temperature=0.25, input_dim=4)
         tensor(2.)
     """
-    if not num_samples > 0:
-        raise InputError(f"Expected argument `num_samples` to be above 0, but got {num_samples}.")
+    if not num_train > 0:
+        raise InputError(f"Expected argument `num_train` to be above 0, but got {num_train}.")
     scale = 1.0
     if (temperature is None) != (input_dim is None):
         raise InputError("Expected arguments `temperature` and `input_dim` together, or neither.")
@@ -55,7 +55,7 @@ def elbo_loss(
                 f"Expected arguments `temperature` and `input_dim` to be above 0, but got {temperature} and {input_dim}."
             )
         scale = math.sqrt(temperature) * input_dim
-    return kl * (scale / num_samples) - log_likelihood
+    return kl * (scale / num_train) - log_likelihood
 
 
 def categorical_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_uq import batches
 from lightning_uq.checkpoint_files import read_weights
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.functional.adversarial import adversarial_loss, held_buffers
+from lightning_uq.functional.adversarial import adversarial_loss
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.modules.averages import averaged_copies
 from lightning_uq.modules.base import Targets, UncertaintyModule, expect_eval_mode, restore_argument, training_option
@@ -38,6 +38,7 @@ from lightning_uq.modules.input_range import training_range
 from lightning_uq.modules.members import MemberHooks, call_step, misfit_of
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors import NetworkWithPrior
 from lightning_uq.registry import Setting, register_method

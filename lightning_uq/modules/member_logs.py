@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uq.functional.adversarial import held_buffers
+from lightning_uq.networks.held_buffers import held_buffers
 
 
 class MeanOfMetrics(Metric):

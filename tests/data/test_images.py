@@ -86,17 +86,17 @@ def gather(loader):
     return torch.cat(x), torch.cat(y)
 
 
-@pytest.mark.parametrize("num_samples", [10, 57, 50_000])
+@pytest.mark.parametrize("num_images", [10, 57, 50_000])
 @pytest.mark.parametrize("seed", [0, 1, 24])
-def test_the_split_is_the_original_one(num_samples, seed):
+def test_the_split_is_the_original_one(num_images, seed):
     state = np.random.get_state()
-    train, val = shuffled_split(num_samples, seed)
+    train, val = shuffled_split(num_images, seed)
     assert all(np.array_equal(a, b) for a, b in zip(state, np.random.get_state(), strict=True))
-    indices = list(range(num_samples))
+    indices = list(range(num_images))
     np.random.seed(seed)
     np.random.shuffle(indices)
     np.random.set_state(state)
-    split = int(np.floor(0.1 * num_samples))
+    split = int(np.floor(0.1 * num_images))
     assert val.tolist() == indices[:split]
     assert train.tolist() == indices[split:]
 

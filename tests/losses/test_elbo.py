@@ -48,7 +48,7 @@ def test_half_precision_and_extreme_logits():
 
 def test_bad_arguments():
     zero = torch.tensor(0.0)
-    with pytest.raises(InputError, match="`num_samples` to be above 0, but got 0"):
+    with pytest.raises(InputError, match="`num_train` to be above 0, but got 0"):
         elbo_loss(zero, zero, 0)
     for lone in ({"temperature": 0.1}, {"input_dim": 3}):
         with pytest.raises(InputError, match="`temperature` and `input_dim` together"):
