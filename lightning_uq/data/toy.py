@@ -111,4 +111,4 @@ class ToyCurveDataModule(LightningDataModule):
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise InputError(f"Expected argument `{name}` to be at least 1, but got {count}.")
+            raise InputError(f"`{name}` must be at least 1, but it is {count}.")

@@ -170,9 +170,7 @@ def check_norm(norm: str, debiased: bool) -> None:
     """Refuse an unknown norm, and a debiased estimate of any but l2."""
     check_choice("norm", norm, ("l1", "l2", "max"))
     if debiased and norm != "l2":
-        raise InputError(
-            f"Expected argument `debiased` to be False with norm={norm!r}: the debiased estimator exists for 'l2' alone."
-        )
+        raise InputError(f"`debiased` must be False with norm={norm!r}: the debiased estimator exists for 'l2' alone.")
 
 
 def expected_calibration_error(

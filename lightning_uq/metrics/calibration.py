@@ -95,7 +95,7 @@ class ExpectedCalibrationError(UncertaintyMetric):
         classes = probs.shape[1] if self.classwise else 1
         seen = self.bins.shape[1] if self.binning == "uniform" else int(self.num_classes)
         if seen not in (1, classes):
-            raise InputError(f"Expected argument `prediction` to have {seen} classes as before, but got {classes}.")
+            raise InputError(f"`prediction` must have {seen} classes as before, but it has {classes}.")
         if self.binning == "uniform":
             statistics = calibration.bin_statistics(confidence, correct, self.num_bins)
             self.bins = self.bins + statistics.reshape(3, classes, self.num_bins)

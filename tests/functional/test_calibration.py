@@ -340,18 +340,18 @@ def test_residual_grid_keeps_mass_and_mean():
 def test_debiased_exists_for_l2_alone():
     probs, target = random_problem(0)
     for norm in ("l1", "max"):
-        with pytest.raises(InputError, match=r"`debiased` to be False with norm='(l1|max)'"):
+        with pytest.raises(InputError, match=r"`debiased` must be False with norm='(l1|max)'"):
             expected_calibration_error(probs, target, norm=norm, debiased=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_bins": 0}, "`num_bins` to be an integer of at least 1, but got 0"),
-        ({"num_bins": True}, "`num_bins` to be an integer of at least 1, but got True"),
-        ({"num_bins": 2.0}, "`num_bins` to be an integer"),
-        ({"norm": "l3"}, "`norm` to be one of 'l1', 'l2', 'max', but got 'l3'"),
-        ({"binning": "mass"}, "`binning` to be one of 'uniform', 'adaptive', but got 'mass'"),
+        ({"num_bins": 0}, "`num_bins` must be an integer of at least 1, but it is 0"),
+        ({"num_bins": True}, "`num_bins` must be an integer of at least 1, but it is True"),
+        ({"num_bins": 2.0}, "`num_bins` must be an integer"),
+        ({"norm": "l3"}, "`norm` must be one of 'l1', 'l2', 'max', but it is 'l3'"),
+        ({"binning": "mass"}, "`binning` must be one of 'uniform', 'adaptive', but it is 'mass'"),
     ],
 )
 def test_bad_options(options, message):
@@ -362,18 +362,26 @@ def test_bad_options(options, message):
 @pytest.mark.parametrize(
     ("probs", "target", "message"),
     [
-        (torch.tensor([[0.5, 0.6]]), torch.tensor([0]), r"`probs` to sum to one .*from_logits=True.* a sum of 1.1"),
-        (torch.tensor([[2.0, -1.0]]), torch.tensor([0]), r"`probs` to hold probabilities in \[0, 1\].* but got -1"),
-        (torch.tensor([[0.5, float("nan")]]), torch.tensor([0]), "`probs` to hold probabilities, but got NaN"),
-        (torch.tensor([[1, 0]]), torch.tensor([0]), r"`probs` to be a floating-point tensor \[B, C, ...\]"),
-        (torch.tensor([0.5, 0.5]), torch.tensor([0]), r"floating-point tensor .* got torch.float32 of shape \[2\]"),
-        ([[0.5, 0.5]], torch.tensor([0]), "`probs` to be a tensor .* but got list"),
-        (torch.tensor([[0.5, 0.5]]), torch.tensor([2]), r"class indices in \[0, 2\), but got 2"),
-        (torch.tensor([[0.5, 0.5]]), torch.tensor([-1]), r"class indices in \[0, 2\), but got -1"),
-        (torch.tensor([[0.5, 0.5]]), torch.tensor([0.0]), "integer dtype, but got torch.float32"),
-        (torch.tensor([[0.5, 0.5]]), torch.tensor([True]), "integer dtype, but got torch.bool"),
-        (torch.tensor([[0.5, 0.5]]), torch.tensor([[0]]), r"`target` to be of shape \[1\], but got \[1, 1\]"),
-        (torch.tensor([[0.5, 0.5]]), [0], "`target` to be a tensor of class indices, but got list"),
+        (
+            torch.tensor([[0.5, 0.6]]),
+            torch.tensor([0]),
+            r"`probs` must sum to one .*, but a sum is 1.1.*from_logits=True",
+        ),
+        (
+            torch.tensor([[2.0, -1.0]]),
+            torch.tensor([0]),
+            r"`probs` must hold probabilities in \[0, 1\].* but it holds -1",
+        ),
+        (torch.tensor([[0.5, float("nan")]]), torch.tensor([0]), "`probs` must hold probabilities, but it holds NaN"),
+        (torch.tensor([[1, 0]]), torch.tensor([0]), r"`probs` must be a floating-point tensor \[B, C, ...\]"),
+        (torch.tensor([0.5, 0.5]), torch.tensor([0]), r"floating-point tensor .* it is torch.float32 of shape \[2\]"),
+        ([[0.5, 0.5]], torch.tensor([0]), "`probs` must be a tensor .* but it is a list"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([2]), r"class indices in \[0, 2\), but it holds 2"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([-1]), r"class indices in \[0, 2\), but it holds -1"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([0.0]), "integer dtype, but its dtype is torch.float32"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([True]), "integer dtype, but its dtype is torch.bool"),
+        (torch.tensor([[0.5, 0.5]]), torch.tensor([[0]]), r"`target` must have shape \[1\], but its shape is \[1, 1\]"),
+        (torch.tensor([[0.5, 0.5]]), [0], "`target` must be a tensor of class indices, but it is a list"),
     ],
 )
 def test_bad_values(probs, target, message):
