@@ -422,10 +422,10 @@ def test_models_and_options_are_refused_in_one_line(capsys, arguments, message):
     [
         (["--data", "imagenet", "--ood", "svhn"], "`data` to be one of .*mnist.*, but got 'imagenet'"),
         (["--data", "digits", "--ood", "svhn"], "`ood` to be labels held out of the data.* but got 'svhn'"),
-        (["--data", "digits", "--ood", "8,12"], "but got 12"),
+        (["--data", "digits", "--ood", "8,12"], "but it holds 12"),
         (["--data", "mnist", "--ood", "svhn"], "'svhn'"),
-        (["--data", "mnist", "--ood", "fashion_mnist"], "training files of MNIST in data"),
-        (["--data", "nowhere.npz", "--ood", "1"], "no file nowhere.npz"),
+        (["--data", "mnist", "--ood", "fashion_mnist"], "training files of MNIST must lie in data"),
+        (["--data", "nowhere.npz", "--ood", "1"], "nowhere.npz must be .* but there is no such file"),
         (["--data", "users_file.Lit", "--ood", "near"], "`data` to be the import path of a LightningDataModule"),
         (["--data", "users_file.FixedTest", "--ood", "8,9"], "`ood` to be one of near, far.* but got '8,9'"),
         (
