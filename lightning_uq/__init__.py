@@ -16,6 +16,7 @@ from lightning_uq.callbacks import (
 from lightning_uq.checkpoint_files import AtomicCheckpointIO
 from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
+from lightning_uq.method import Method, Setting
 from lightning_uq.modules import (
     BayesByBackpropModule,
     CategoricalRegressionModule,
@@ -28,7 +29,7 @@ from lightning_uq.modules import (
     HypermodelModule,
     UncertaintyModule,
 )
-from lightning_uq.networks import EpistemicNetwork, Factory
+from lightning_uq.networks import EpinetHead, EpistemicNetwork, Factory
 from lightning_uq.predictions import (
     CategoricalPrediction,
     DirichletPrediction,
@@ -60,6 +61,7 @@ __all__ = [
     "DirichletPrediction",
     "DropoutModule",
     "EnsembleModule",
+    "EpinetHead",
     "EpinetModule",
     "EpistemicNetwork",
     "EvidentialClassification",
@@ -74,6 +76,7 @@ __all__ = [
     "HypermodelModule",
     "Indexed",
     "InputError",
+    "Method",
     "MissingExtraError",
     "NotFittedError",
     "OODDetection",
@@ -83,6 +86,7 @@ __all__ = [
     "PredictionWriter",
     "Regression",
     "Segmentation",
+    "Setting",
     "StudentTPrediction",
     "Task",
     "TemperatureScaling",

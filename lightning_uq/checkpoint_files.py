@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.writing import replacing
 
 _EXPECTED = "argument `path` to name a checkpoint"
 
@@ -100,22 +101,6 @@ def check_plain(values: Mapping[str, Any], what: str, why: str) -> None:
             raise InputError(
                 f"Expected {what} to be plain data, but `{name}` holds a {kind}, and {why.format(name=name)}"
             )
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path``: what is written there takes the name at once when all of it is written.
-
-    A process that is killed inside leaves the file that had the name as it was.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def write_checkpoint(strategy: Strategy, checkpoint: dict[str, Any], path: Path) -> None:

@@ -11,6 +11,7 @@ ROOMS = [
     "",
     "active_learning",
     "callbacks",
+    "compat.haiku",
     "data",
     "functional",
     "losses",

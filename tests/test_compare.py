@@ -2,6 +2,7 @@ import json
 import math
 import statistics
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from lightning.pytorch import Callback
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_uq import DeterministicModule, DirichletPrediction, registry
-from lightning_uq.compare import Configuration, Progress, Recipe, compare, write
+from lightning_uq import DeterministicModule, DirichletPrediction, Method
+from lightning_uq.compare import Configuration, Progress, Recipe, compare, discovery, write
+from lightning_uq.compare import run as run_module
+from lightning_uq.compare.discovery import methods
 from lightning_uq.compare.evaluation import num_weights, ood_score
 from lightning_uq.compare.page import command_line, equal_predictions
 from lightning_uq.compare.run import choose_methods, make_setting, share_trainings, summarize
@@ -54,11 +57,16 @@ def done():
 
 
 @pytest.fixture
-def register(monkeypatch):
-    """Register methods that are gone after the test."""
-    registry.methods()
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-    return registry.register_method
+def add_method(monkeypatch):
+    """Add methods to those of the package until the test ends."""
+
+    def add(**arguments):
+        method = Method(**arguments)
+        known = {**discovery.methods(), method.name: method}
+        for user in (discovery, run_module):
+            monkeypatch.setattr(user, "methods", lambda: dict(known))
+
+    return add
 
 
 def without_times(results):
@@ -123,9 +131,7 @@ def test_numbers_are_recomputed_from_the_module(done):
     setting = make_setting(configuration, data)
     from lightning_uq.compare.training import train
 
-    softmax = registry.Method(
-        "softmax", registry.methods()["softmax"].build, "predictive_entropy", callbacks=lambda setting: [Keep()]
-    )
+    softmax = replace(methods()["softmax"], callbacks=lambda setting: [Keep()])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     trained = train(softmax, [softmax], setting, data, 5, configuration, Progress())
@@ -208,22 +214,18 @@ def test_trained_as_trains_what_is_not_listed():
     assert [row["method"] for row in comparison.rows] == ["energy"]
 
 
-def test_default_is_every_method_that_fits(register):
-    register("a_unfit", ood_score="energy", fits=lambda setting: setting.data == "testbed")(lambda setting: None)
-    register("a_reader", ood_score="energy", trained_as="softmax")(lambda setting: None)
+def test_default_is_every_method(add_method):
+    add_method(name="a_reader", ood_score="energy", trained_as="softmax")
     setting = make_setting(Configuration(), Configuration().make_data(0))
-    chosen = list(choose_methods(None, setting))
-    assert "a_unfit" not in chosen
-    assert set(chosen) == set(registry.methods()) - {"a_unfit", "uniform"}
+    chosen = list(choose_methods(None, setting)[0])
+    assert set(chosen) == set(discovery.methods()) >= {"a_reader", "ensemble"}
     assert chosen.index("softmax") < chosen.index("energy") < chosen.index("ensemble")
     assert chosen.index("softmax") < chosen.index("a_reader") < chosen.index("ensemble")
-    with pytest.raises(InputError, match="to fit digits, but a_unfit does not"):
-        choose_methods(["softmax", "a_unfit"], setting)
-    assert list(choose_methods(["energy", "softmax", "energy"], setting)) == ["energy", "softmax"]
+    assert list(choose_methods(["energy", "softmax", "energy"], setting)[0]) == ["energy", "softmax"]
 
 
 def test_sharing_groups_by_training():
-    known = registry.methods()
+    known = methods()
     groups = share_trainings({name: known[name] for name in ("energy", "ensemble", "softmax")})
     assert {name: [m.name for m in readers] for name, readers in groups.items()} == {
         "softmax": ["energy", "softmax"],
@@ -234,8 +236,8 @@ def test_sharing_groups_by_training():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ("softmax", "nope")}, "`methods` to hold names among softmax, .*, but got 'nope'"),
-        ({"methods": ()}, "but got none"),
+        ({"methods": ("softmax", "nope")}, "methods: unknown: 'nope'. Choose from softmax, "),
+        ({"methods": ()}, "methods: no method is named"),
         ({"data": "mnist"}, "`data` to be 'digits', 'testbed' or the path of an .npz file, but got 'mnist'"),
         ({"data": "nowhere.npz"}, "nowhere.npz must be .* but there is no such file"),
         ({"ood_classes": (8, 12)}, "labels of digits .* but it holds 12"),
@@ -274,7 +276,7 @@ class FirstFeature(Callback):
             handle.remove()
 
 
-def test_a_callbacks_score_is_read_and_charged_to_its_row(register):
+def test_a_callbacks_score_is_read_and_charged_to_its_row(add_method):
     class Slow(FirstFeature):
         def on_train_end(self, trainer, pl_module):
             super().on_train_end(trainer, pl_module)
@@ -282,8 +284,7 @@ def test_a_callbacks_score_is_read_and_charged_to_its_row(register):
 
             time.sleep(0.5)
 
-    build = registry.methods()["softmax"].build
-    register("pixels", ood_score="mean_pixel", trained_as="softmax", callbacks=lambda setting: [Slow()])(build)
+    add_method(name="pixels", ood_score="mean_pixel", trained_as="softmax", callbacks=lambda setting: [Slow()])
     comparison, _ = run(methods=("softmax", "pixels"), seeds=1, recipe=Recipe(max_epochs=1))
     softmax, pixels = comparison.rows
     data = Configuration().make_data(5)

@@ -12,11 +12,11 @@ import torch
 from lightning_uq.active_learning import Bandit, thompson_sampling
 from lightning_uq.cli import main
 from lightning_uq.compare import Progress
-from lightning_uq.compare.bandit import AGENTS, ALL_AGENTS, COLUMNS, BanditConfiguration, BanditResult, play, write
+from lightning_uq.compare.bandit import ALL_AGENTS, COLUMNS, BanditConfiguration, BanditResult, play, write
+from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS
 from lightning_uq.compare.training import seeded
 from lightning_uq.errors import InputError
 from lightning_uq.modules.epinet import EpinetModule
-from lightning_uq.registry import methods
 
 QUICK = ("bandit", "--methods", "softmax,uniform", "--seeds", "2", "--steps", "4")
 
@@ -45,15 +45,15 @@ def test_every_agent_plays():
         assert regret.shape == (1, 2)
         assert regret.dtype == torch.float64
         assert bool((regret.diff() >= 0).all())
-    assert BanditConfiguration().methods == AGENTS
-    assert set(ALL_AGENTS) <= set(methods())
+    assert BanditConfiguration().methods == DEFAULT_AGENTS
+    assert set(ALL_AGENTS) <= set(AGENTS)
 
 
 def test_agents_are_those_of_the_testbed():
     configuration = BanditConfiguration(input_dim=3, temperature=0.25)
     epinet = configuration.make_agent("epinet")
     assert isinstance(epinet, EpinetModule)
-    assert epinet.hparams["additive_prior_scale"] == pytest.approx(0.3 / 0.25)
+    assert epinet.network.head.additive_prior_scale == pytest.approx(0.3 / 0.25)
     ensemble, prior = (configuration.make_agent(name) for name in ("ensemble", "ensemble_prior"))
     assert ensemble.network.num_indices == prior.network.num_indices == 10
     assert prior.hparams["prior_scale"] == pytest.approx(3 / math.sqrt(0.25))
@@ -167,12 +167,12 @@ def test_it_prints_a_table_and_writes_two_files(capsys, workplace):
         (["--seeds", "0"], "`seeds` to be at least 1, but got 0"),
         (["--seed", "-1"], r"`seed` to be in \[0, 2\^32 - 2\], but got -1"),
         (["--steps", "0"], "`steps` to be at least 1, but got 0"),
-        (["--steps", "few"], "argument --steps: invalid int value: 'few'"),
+        (["--steps", "few"], "--steps must be a whole number, but it is 'few'"),
         (["--num-actions", "1"], "`num_actions` must be an integer of at least 2, but it is 1"),
         (["--input-dim", "0"], "`input_dim` must be an integer of at least 1, but it is 0"),
         (["--temperature", "0"], "`temperature` must be positive and finite, but it is 0.0"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
-        (["--out", "file"], "Expected a directory to write to, but file is none: "),
+        (["--out", "file"], "file cannot be used as a directory to write to: it is a file"),
     ],
 )
 def test_it_refuses_in_one_line(capsys, workplace, arguments, message):
@@ -230,4 +230,6 @@ def test_help_lists_the_command_and_its_options(capsys):
         "out",
     ):
         assert f"--{option} " in text
-    assert f"(default:{','.join(AGENTS)},of" in "".join(text.split())  # without the line breaks of a narrow terminal
+    assert f"(default:{','.join(DEFAULT_AGENTS)};" in "".join(
+        text.split()
+    )  # without the line breaks of a narrow terminal

@@ -18,6 +18,7 @@ from lightning_uq.compare.page import command_line, make_report
 from lightning_uq.compare.run import choose_methods, make_setting
 from lightning_uq.compare.testbed import (
     AGENTS,
+    DEFAULT_AGENTS,
     accuracy_and_calibration,
     agent_network,
     divergences,
@@ -28,7 +29,6 @@ from lightning_uq.data import TestbedDataModule, classification_problem, gp_clas
 from lightning_uq.errors import InputError
 from lightning_uq.functional import bin_statistics, calibration_error, clustered_log_likelihood, random_projection
 from lightning_uq.modules.epinet import EpinetModule
-from lightning_uq.registry import methods
 from lightning_uq.report.table import RESULT_KEYS, TESTBED_COLUMNS
 
 STORED = Path(__file__).parents[2] / "shared" / "reference" / "testbed"
@@ -56,7 +56,7 @@ def trained_weights(path, name, seed=0):
     configuration = configure(path)
     data = configuration.make_data(seed)
     setting = make_setting(configuration, data)
-    method = methods()[name]
+    method = AGENTS[name]
     return train(method, [method], setting, data, seed, configuration, Progress()).module
 
 
@@ -65,7 +65,7 @@ def trained_weights(path, name, seed=0):
 
 def test_rows_gain_divergences_and_lose_detection(path):
     comparison = compare(configure(path))
-    assert [row["method"] for row in comparison.rows] == [name for name in AGENTS if name in methods()]
+    assert [row["method"] for row in comparison.rows] == list(DEFAULT_AGENTS)
     for row in comparison.rows:
         assert set(row) == {"method", *KEYS, *(key for key in RESULT_KEYS if not key.startswith("ood_"))}
         for tau in (1, 10):
@@ -115,17 +115,19 @@ def test_bad_configurations(path, changes, message):
         compare(configure(path, **changes))
 
 
-def test_uniform_fits_the_testbed_alone(path):
+def test_uniform_is_a_method_of_the_testbed_alone(path):
+    configuration = configure(path)
+    assert "uniform" in choose_methods(None, make_setting(configuration, configuration.make_data(0)))[0]
     digits = make_setting(Configuration(), Configuration().make_data(0))
-    with pytest.raises(InputError, match="to fit digits, but uniform does not"):
+    with pytest.raises(InputError, match="unknown: 'uniform'"):
         choose_methods(["uniform"], digits)
-    assert "uniform" not in choose_methods(None, digits)
+    assert "uniform" not in choose_methods(None, digits)[0]
 
 
 # ------------------------------------------------------------------ what training sees
 
 
-@pytest.mark.parametrize("name", [name for name in AGENTS if name != "uniform"])
+@pytest.mark.parametrize("name", [name for name in DEFAULT_AGENTS if name != "uniform"])
 def test_training_sees_its_inputs_and_labels_alone(path, tmp_path, name):
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files}
@@ -164,8 +166,8 @@ def test_agents_have_the_originals_sizes(path):
     setting = make_setting(configuration, configuration.make_data(0))
     mlp = 3 * 50 + 50 + 50 * 50 + 50 + 50 * 2 + 2
     sizes = {"softmax": mlp, "ensemble": 10 * mlp, "ensemble_prior": 20 * mlp, "uniform": 0}
-    for name in sizes.keys() & methods().keys():
-        assert num_weights(methods()[name].build(setting)) == sizes[name], name
+    for name, size in sizes.items():
+        assert num_weights(AGENTS[name].build(setting)) == size, name
 
 
 def test_weight_decay_is_the_gradient_of_the_originals_penalty(path):
@@ -173,10 +175,9 @@ def test_weight_decay_is_the_gradient_of_the_originals_penalty(path):
     setting = make_setting(configuration, configuration.make_data(0))
     scale = math.sqrt(0.25) * 3 / 12
     for name in ("softmax", "ensemble", "ensemble_prior", "dropout"):
-        if name in methods():
-            groups = methods()[name].build(setting).configure_optimizers().param_groups
-            assert all(group["weight_decay"] == pytest.approx(2 * scale) and group["lr"] == 1e-3 for group in groups)
-    (group,) = methods()["epinet"].build(setting).configure_optimizers().param_groups
+        groups = AGENTS[name].build(setting).configure_optimizers().param_groups
+        assert all(group["weight_decay"] == pytest.approx(2 * scale) and group["lr"] == 1e-3 for group in groups)
+    (group,) = AGENTS["epinet"].build(setting).configure_optimizers().param_groups
     assert group["weight_decay"] == pytest.approx(2 * 0.2 * (3 / 12) ** 0.7)
 
     # One step by hand, with the penalty in the loss and no decay.
@@ -275,8 +276,6 @@ def test_the_base_runs_once_a_part():
 
 
 def test_a_prediction_without_members_is_one_hypothesis():
-    if "evidential" not in methods():
-        pytest.skip("no such method")
     from lightning_uq import EvidentialModule
 
     module = EvidentialModule(nn.Linear(3, 2))

@@ -379,36 +379,51 @@ def test_load_model_gives_the_module(networks):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "0.ckpt"], "'0.ckpt' does not name the LightningModule that wrote it: pass argument `module`"),
+        (["--run", "0.ckpt"], "'0.ckpt' does not name the LightningModule that wrote it. Pass `module`"),
         (["--run", "nowhere.ckpt", "--module", OURS], "to name a checkpoint, but nowhere.ckpt cannot be read"),
         (
             ["--run", "0.ckpt", "--module", "lightning_uq.Nothing"],
-            "`module` to be the import path of a LightningModule",
+            "`module` must be the import path of a LightningModule",
         ),
-        (["--run", "0.ckpt", "--module", "no_such_package.Lit"], "but got 'no_such_package.Lit'"),
-        (["--run", "0.ckpt", "--module", "torch.nn.Linear"], "`module` to be the import path of a LightningModule"),
+        (["--run", "0.ckpt", "--module", "no_such_package.Lit"], "but it is 'no_such_package.Lit'"),
+        (["--run", "0.ckpt", "--module", "torch.nn.Linear"], "`module` must be the import path of a LightningModule"),
         (
             ["--run", "0.ckpt", "--module", "users_file.Lit"],
-            "'0.ckpt' to be a checkpoint of users_file.Lit, but it says",
+            "'0.ckpt' is no checkpoint of users_file.Lit: .*'width'",
         ),
-        (["--run", "0.ckpt", "--network", "torch.nn.Linnear"], "`target` to be the import path of a class or function"),
+        (
+            ["--run", "0.ckpt", "--network", "torch.nn.Linnear"],
+            "`target` must be the import path of a class or function",
+        ),
         (
             ["--run", "0.ckpt", "--network", "torch.nn.Linear"],
-            "`network` to build a network, but 'torch.nn.Linear' says",
+            "`network` 'torch.nn.Linear' cannot be built: ",
         ),
-        (["--run", "0.ckpt", "--network", "torch.nn.ReLU"], "Expected '0.ckpt' to hold the weights of ReLU"),
-        (["--run", "0.ckpt", "--module", OURS, "--network", NETWORK.target], "not allowed with argument"),
-        (["--run", "0.ckpt", "--init-args", "{}x"], "argument --init-args: expected a JSON object"),
-        (["--run", "0.ckpt", "--init-args", "[1]"], "argument --init-args: expected a JSON object, but got"),
-        (["--run", "0.ckpt", "--init-args", '{"a": 1}'], "`init_args` with `module` or `network`"),
-        (["--run", "0.ckpt", "1.ckpt", "--module", OURS], "one network with model_type='softmax'.* holds 2"),
+        (["--run", "0.ckpt", "--network", "torch.nn.ReLU"], "'0.ckpt' does not hold the weights of ReLU"),
+        (["--run", "0.ckpt", "--module", OURS, "--network", NETWORK.target], "Give `module` or `network`, not both"),
+        (["--run", "0.ckpt", "--init-args", "{}x"], "--init-args must be a JSON object.*, but it is '{}x'"),
+        (["--run", "0.ckpt", "--init-args", "[1]"], "--init-args must be a JSON object"),
+        (["--run", "0.ckpt", "--init-args", '{"a": 1}'], "`init_args` needs `module` or `network`"),
+        (["--run", "0.ckpt", "1.ckpt", "--module", OURS], "model_type='softmax' a run must hold one network.* holds 2"),
         (["--run", "0.ckpt", "--module", OURS, "--model-type", "ensemble"], "several members.* '0.ckpt' holds 1"),
-        (["--run", "0.ckpt", "1.ckpt", "--module", OURS, "--model-type", "gmm"], "one network with model_type='gmm'"),
-        (["--run", "0.ckpt", "--model-type", "magic"], "--model-type: invalid choice: 'magic'"),
-        (["--run", "0.ckpt", "--regularization", "much"], "expected oas, ddu or a number, but got 'much'"),
-        (["--run", "0.ckpt", "--data-seeds", "1,2,3"], "one seed, one for each of 1 runs.* but got 3"),
-        (["--run", "0.ckpt", "--data-seeds", "one"], "argument --data-seeds: expected"),
-        ([], "the following arguments are required: --run"),
+        (
+            ["--run", "0.ckpt", "1.ckpt", "--module", OURS, "--model-type", "gmm"],
+            "model_type='gmm' a run must hold one network",
+        ),
+        (
+            ["--run", "0.ckpt", "--model-type", "magic"],
+            "--model-type must be one of softmax, ensemble, gmm, but it is 'magic'",
+        ),
+        (
+            ["--run", "0.ckpt", "--regularization", "much"],
+            "--regularization must be one of oas, ddu or a number, but it is 'much'",
+        ),
+        (
+            ["--run", "0.ckpt", "--data-seeds", "1,2,3"],
+            r"one seed, one per run \(1\) or one per checkpoint \(1\), but it holds 3",
+        ),
+        (["--run", "0.ckpt", "--data-seeds", "one"], "--data-seeds must be whole numbers separated by commas"),
+        ([], "--run: this option is required"),
     ],
 )
 def test_models_and_options_are_refused_in_one_line(capsys, arguments, message):
@@ -420,22 +435,28 @@ def test_models_and_options_are_refused_in_one_line(capsys, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "imagenet", "--ood", "svhn"], "`data` to be one of .*mnist.*, but got 'imagenet'"),
-        (["--data", "digits", "--ood", "svhn"], "`ood` to be labels held out of the data.* but got 'svhn'"),
+        (["--data", "imagenet", "--ood", "svhn"], "`data` must be one of .*mnist.*, but it is 'imagenet'"),
+        (
+            ["--data", "digits", "--ood", "svhn"],
+            "`ood` must be labels that are held out of the data.* but it is 'svhn'",
+        ),
         (["--data", "digits", "--ood", "8,12"], "but it holds 12"),
         (["--data", "mnist", "--ood", "svhn"], "'svhn'"),
         (["--data", "mnist", "--ood", "fashion_mnist"], "training files of MNIST must lie in data"),
         (["--data", "nowhere.npz", "--ood", "1"], "nowhere.npz must be .* but there is no such file"),
-        (["--data", "users_file.Lit", "--ood", "near"], "`data` to be the import path of a LightningDataModule"),
-        (["--data", "users_file.FixedTest", "--ood", "8,9"], "`ood` to be one of near, far.* but got '8,9'"),
+        (["--data", "users_file.Lit", "--ood", "near"], "`data` must be the import path of a LightningDataModule"),
+        (
+            ["--data", "users_file.FixedTest", "--ood", "8,9"],
+            "`ood` must name one of the `ood_dataloaders.*near, far.* but it is '8,9'",
+        ),
         (
             ["--data", "digits", "--ood", "8,9", "--data-args", '{"sead": 1}'],
-            "`data_args` to be arguments of Digits.*sead",
+            "DigitsDataModule does not take these `data_args`: .*sead",
         ),
-        (["--data", "lightning_uq.data.ToyCurveDataModule", "--ood", "x"], "to have `ood_dataloaders"),
+        (["--data", "lightning_uq.data.ToyCurveDataModule", "--ood", "x"], "it needs `ood_dataloaders"),
         (
             ["--data", "users_file.FixedTest", "--ood", "near", "--data-args", '{"labelled": false}'],
-            "the validation data to hold class labels",
+            "The validation data has no class labels",
         ),
         (["--data", "digits", "--ood", "9"], r"class labels in \[0, 8\), but their values go from 0 to 8"),
     ],
@@ -453,7 +474,7 @@ def test_a_test_set_that_moves_with_the_seed_is_no_ensembles(capsys):
 def test_out_must_be_a_file_before_anything_is_read(capsys, tmp_path):
     (tmp_path / "there").mkdir()
     line = fails(capsys, "--run", "nowhere.ckpt", "--module", OURS, *DIGITS, "--out", "there")
-    assert line == "argument --out: expected a file to write to, but there is a directory"
+    assert line == "--out must be a file, but there is a directory."
 
 
 def test_settings_in_python():

@@ -97,7 +97,7 @@ def test_it_is_the_originals_and_trains(path, cifar10, monkeypatch):
     name = path.stem.removeprefix("ddu_")
     network = trainer.lightning_module.network.network
     counts = COUNTS[NETWORKS[name]]
-    bounds = [m.parametrizations.weight[0].coeff for m in network.modules() if parametrize.is_parametrized(m)]
+    bounds = [m.parametrizations.weight[0].coefficient for m in network.modules() if parametrize.is_parametrized(m)]
     assert bounds == [3.0] * counts["sn_layers"]
     wider = 6 * 2 * 25 + 120 * 16 * (5**2 - 4**2)  # LeNet's counts are those of 28x28 inputs of one channel
     parameters = sum(p.numel() for p in network.parameters())

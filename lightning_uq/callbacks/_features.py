@@ -9,13 +9,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_uq.callbacks._running import LogitReader, is_uncertainty_module
-from lightning_uq.errors import InputError, NotFittedError, UnsupportedError
-from lightning_uq.networks._calling import call_network
-from lightning_uq.networks.base import DeterministicNetwork
-from lightning_uq.networks.dropout import DropoutNetwork
-from lightning_uq.networks.ensemble import EnsembleNetwork
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.features import input_of, last_linear, pooled, submodule
-from lightning_uq.networks.priors import NetworkWithPrior
 
 
 class FeatureReader:
@@ -48,11 +45,15 @@ class FeatureReader:
     def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> Tensor:
         """Features [M, B, D] of a batch; half precision is upcast to float32."""
         if self.resolved is None:
-            x, _ = self.logits.unpack(model, batch)
-            network = inner_networks(model)[0]
-            if network is model:
+            source = _source(model)
+            if source is None:
                 self.resolved = last_linear(model, lambda: self.logits(model, batch, trainer, check=False))
             else:
+                network = source.feature_networks()[0]
+                with input_of(source) as inputs:
+                    self.logits(model, batch, trainer, check=False)
+                # A `predict_fn` may call the inner network by itself.
+                x = inputs[-1] if inputs else self.logits.unpack(model, batch)[0]
                 self.resolved = last_linear(network, lambda: _run(network, x, trainer))
         with self.recording(model, trainer) as features:
             self.logits(model, batch, trainer, check=False)
@@ -65,13 +66,11 @@ class FeatureReader:
             raise NotFittedError("The feature layer is not known before a fit.")
         layer = self.resolved
         trainer = getattr(model, "_trainer", None) if trainer is None else trainer
-        network = getattr(model, "network", None)
+        source = _source(model)
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if isinstance(network, DropoutNetwork) or (isinstance(network, EnsembleNetwork) and network.is_stacked):
-                # Members that run at once have no layers of their own, and masks change with the index: such networks run once
-                # more, each by itself and without masks.
-                inputs = stack.enter_context(input_of(network))
+            if source is not None and not source.shows_features:
+                inputs = stack.enter_context(input_of(source))
 
                 def features() -> Tensor:
                     return torch.stack([self._alone(member, inputs[-1], trainer) for member in inner_networks(model)])
@@ -102,24 +101,18 @@ class FeatureReader:
 
 
 def inner_networks(model: nn.Module) -> list[nn.Module]:
-    """The networks that have features of their own: an ensemble's members, our modules' network, or the model itself.
+    """The networks whose layers hold features: those that one of our modules names, or the model itself."""
+    source = _source(model)
+    return [model] if source is None else source.feature_networks()
 
-    Of a member with a random prior it is the part that is trained.
-    """
-    network = model.network if is_uncertainty_module(model) else None
-    if isinstance(network, EnsembleNetwork):
-        members = [network.member(i) for i in range(network.num_indices)]
-        return [member.network if isinstance(member, NetworkWithPrior) else member for member in members]
-    if isinstance(network, DeterministicNetwork | DropoutNetwork):
-        return [network.network]
-    if network is None:
-        return [model]
-    base = getattr(network, "base", None)
-    if not isinstance(base, nn.Module):
-        raise UnsupportedError(
-            f"{type(network).__name__} names no `base` network whose features a density could be of."
-        )
-    return [base]
+
+def _source(model: nn.Module) -> EpistemicNetwork | None:
+    """The network, inside of one of our modules, that calls the networks with the features; None for another model."""
+    if not is_uncertainty_module(model):
+        return None
+    network: Any = model.network
+    source: EpistemicNetwork = network.feature_source
+    return source
 
 
 def _run(network: nn.Module, x: Any, trainer: Trainer | None) -> Any:

@@ -16,8 +16,8 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from lightning_uq import batches
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.tasks import Classification, Task
 

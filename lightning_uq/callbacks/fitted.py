@@ -14,11 +14,10 @@ from lightning_uq.callbacks._running import PredictFn, is_uncertainty_module
 from lightning_uq.callbacks.post_training import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
-from lightning_uq.networks._calling import call_network
+from lightning_uq.importing import import_object
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.density import GaussianDensity
-from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
-from lightning_uq.networks.factory import factory_from_config
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.fitted import FittedNetwork
@@ -147,7 +146,7 @@ def _rebuilt(path: str | Path, written_by: dict[str, Any], network: Network | No
     if name is None:
         raise InputError(f"{path} does not say which LightningModule wrote it. {hint}")
     try:
-        found = factory_from_config({"target": name, "kwargs": {}})
+        found = import_object(name)
     except InputError as error:
         raise InputError(f"{path} was written by {name}, which cannot be imported here. {hint}") from error
     if not inspect.isclass(found) or not issubclass(found, LightningModule):
@@ -219,11 +218,16 @@ def _densities(tensors: dict[str, Any]) -> list[GaussianDensity]:
 
 
 def _with_layers(model: nn.Module) -> nn.Module:
-    """Members that run at once have no layers of their own; here they run one after the other, and export as they are."""
-    network = model.network
-    if isinstance(network, EnsembleNetwork) and network.is_stacked:
-        members = [network.member(i) for i in range(network.num_indices)]
-        model.network = EnsembleNetwork(members, network.read_output.output)
+    """Members that run at once have no layers of their own: here they run one after the other, and export as they are."""
+    network: Any = model.network
+    source = network.feature_source
+    if isinstance(source, EnsembleNetwork) and source.is_stacked:
+        members = [copy.deepcopy(source.member(i)) for i in range(source.num_indices)]
+        loop = EnsembleNetwork(members, source.read_output.output)
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if child is source:
+                    setattr(module, name, loop)
     return model
 
 
@@ -244,15 +248,23 @@ class _Ours(nn.Module):
         self.features = features
         network: Any = model.network
         self.register_buffer("index", network.evaluation_index(getattr(model, "num_eval_samples", 1)), persistent=False)
+        self._input: Any = None
+        if features and not network.shows_features:
+            network.feature_source.register_forward_pre_hook(self._keep_input)
 
     def forward(self, x: Any) -> Tensor:
         network: Any = self.model.network
         # Without an index all members run, whose numbers would have to be read from the device.
         logits: Tensor = network(x) if isinstance(network, EnsembleNetwork) else network(x, self.index)
-        if self.features and isinstance(network, DropoutNetwork):
-            call_network(network.network, x)  # once more without masks: what is caught last is what the density is of
+        if self.features and not network.shows_features:  # once more without masks: the density is of these features
+            for inner in network.feature_networks():
+                call_network(inner, self._input)
+            self._input = None
         prediction: ClassProbabilities = self.model.prediction(logits)  # type: ignore[operator]  # a Module's is untyped
         return prediction.calibration_logits
+
+    def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._input = args[0]
 
 
 class _Foreign(nn.Module):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from lightning_uq.callbacks._classification import class_labels, class_logits
@@ -16,11 +16,11 @@ from lightning_uq.callbacks.post_training import Weights
 from lightning_uq.errors import NotFittedError
 from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, fit_gaussian
 from lightning_uq.functional.validation import check_choice
+from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import Prediction
-from lightning_uq.registry import Setting, methods, register_method
 
 
 class FitGMM(FeatureCallback):
@@ -248,15 +248,20 @@ def _by_member(features: Tensor) -> Tensor:
     return features if features.ndim == 3 else features.unsqueeze(0)
 
 
-def _softmax(setting: Setting) -> LightningModule:
-    return methods()["softmax"].build(setting)
+def _fit_gmm(setting: Setting) -> list[Callback]:
+    return [FitGMM()]
 
 
-# Softmax's training, read by its features' density.
-register_method("ddu", ood_score="log_density", trained_as="softmax", callbacks=lambda setting: [FitGMM()])(_softmax)
-register_method(
-    "relative_mahalanobis",
-    ood_score="relative_mahalanobis",
-    trained_as="softmax",
-    callbacks=lambda setting: [FitGMM(covariance="tied", score="relative_mahalanobis", name="relative_mahalanobis")],
-)(_softmax)
+def _fit_relative_mahalanobis(setting: Setting) -> list[Callback]:
+    return [FitGMM(covariance="tied", score="relative_mahalanobis", name="relative_mahalanobis")]
+
+
+METHODS = (
+    Method(name="ddu", trained_as="softmax", callbacks=_fit_gmm, ood_score="log_density"),
+    Method(
+        name="relative_mahalanobis",
+        trained_as="softmax",
+        callbacks=_fit_relative_mahalanobis,
+        ood_score="relative_mahalanobis",
+    ),
+)

@@ -24,6 +24,7 @@ from lightning_uq import batches
 from lightning_uq.callbacks._running import together
 from lightning_uq.errors import InputError, MissingExtraError, UnsupportedError
 from lightning_uq.predictions import Prediction
+from lightning_uq.writing import PARTIAL, partial_path
 
 Format = Literal["parquet", "csv"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv")
@@ -187,7 +188,7 @@ class PredictionWriter(Callback):
         """Leave nothing half-written."""
         self._discard()
         if trainer.state.fn == TrainerFn.PREDICTING and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-            for path in self.output_dir.glob(f".predictions*.{self.format}.part"):
+            for path in self.output_dir.glob(f".predictions*.{self.format}{PARTIAL}"):
                 path.unlink()  # of the ranks that were spawned, which ended without being told
 
     def _discard(self) -> None:
@@ -311,7 +312,7 @@ class _File(ABC):
 
     def __init__(self, path: Path, first: Block) -> None:
         self.path = path
-        self.partial = path.with_name(f".{path.name}.part")
+        self.partial = partial_path(path)
         self.rows = 0
         self._blocks: list[Block] = []
         self._kind = _kind(first)

@@ -19,18 +19,15 @@ from torch import Tensor
 
 from lightning_uq.active_learning.bandit import Bandit, thompson_sampling
 from lightning_uq.compare.run import one_thread
-from lightning_uq.compare.testbed import NUM_MEMBERS, agent_network
+from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS, AgentSetting, agent_network
 from lightning_uq.compare.training import Progress, seeded
 from lightning_uq.errors import InputError
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.registry import Setting, methods
 from lightning_uq.report import regret_figure, to_png, write_files
 from lightning_uq.report.table import Column
 
-AGENTS = ("epinet", "ensemble_prior", "ensemble", "dropout", "softmax", "uniform")
-"""The agents of a run that names none: softmax is greedy, and uniform, for which all actions are equal, takes any."""
-
-ALL_AGENTS = (*AGENTS, "hypermodel")
+ALL_AGENTS = (*DEFAULT_AGENTS, "hypermodel")
+"""The agents that play; a run that names none takes the first six. Softmax is greedy, and uniform takes any action."""
 
 LEARNING_RATE = 1e-3
 L2 = {"epinet": 0.2}
@@ -56,7 +53,7 @@ class BanditConfiguration:
     """What is played.
 
     Attributes:
-        methods: Names among :data:`ALL_AGENTS`; None: :data:`AGENTS`.
+        methods: Names among :data:`ALL_AGENTS`; None: the default agents of the testbed.
         seeds: Number of problems n; their seeds, and the agents', are ``seed`` ... ``seed + n - 1``.
         seed: The first of them.
         steps: Actions of a run.
@@ -84,7 +81,7 @@ class BanditConfiguration:
                 raise InputError(f"Expected argument `{name}` to be at least 1, but got {getattr(self, name)}.")
         if self.seed < 0 or self.seed + self.seeds > 2**32:
             raise InputError(f"Expected argument `seed` to be in [0, 2^32 - {self.seeds}], but got {self.seed}.")
-        names = AGENTS if self.methods is None else tuple(dict.fromkeys(self.methods))
+        names = DEFAULT_AGENTS if self.methods is None else tuple(dict.fromkeys(self.methods))
         unknown = [name for name in names if name not in ALL_AGENTS]
         if unknown or not names:
             raise InputError(
@@ -103,16 +100,16 @@ class BanditConfiguration:
 
     def make_agent(self, method: str) -> UncertaintyModule:
         """An untrained agent, with the configuration that it has on the testbed."""
-        setting = Setting(
+        setting = AgentSetting(
             data="testbed",
             num_features=self.input_dim,
             num_classes=2,
             num_train=_NUM_TRAIN,
             network=functools.partial(agent_network, in_features=self.input_dim, out_features=2),
             optimizer=functools.partial(torch.optim.Adam, lr=LEARNING_RATE),
-            options={"temperature": self.temperature, "num_members": NUM_MEMBERS},
+            temperature=self.temperature,
         )
-        module = methods()[method].build(setting)
+        module = AGENTS[method].make_module(setting)
         assert isinstance(module, UncertaintyModule)
         return module
 

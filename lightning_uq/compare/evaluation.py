@@ -16,10 +16,10 @@ from lightning_uq.callbacks.ood import OODScorer, detection_metrics
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
+from lightning_uq.method import Method
 from lightning_uq.metrics import ExpectedCalibrationError, JointLogLoss
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.predictions import ClassProbabilities
-from lightning_uq.registry import Method
 from lightning_uq.report import RESULT_KEYS
 from lightning_uq.tasks import Classification, Task
 

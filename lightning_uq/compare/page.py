@@ -17,7 +17,7 @@ import lightning_uq
 from lightning_uq.compare.configuration import HIDDEN_SIZES, Recipe
 from lightning_uq.compare.evaluation import NUM_BINS, TAU
 from lightning_uq.compare.run import Comparison
-from lightning_uq.compare.testbed import NUM_INDICES
+from lightning_uq.compare.testbed import NUM_INDICES, AgentSetting
 from lightning_uq.report import (
     Report,
     Section,
@@ -153,7 +153,7 @@ def command_line(comparison: Comparison) -> str:
         arguments += ["--ood-classes", ",".join(map(str, configuration.ood_classes or ()))]
     else:
         arguments += ["--problem", configuration.problem]
-    arguments += ["--methods", ",".join(comparison.methods), "--seeds", str(configuration.seeds)]
+    arguments += ["--methods", ",".join(configuration.methods or ()), "--seeds", str(configuration.seeds)]
     arguments += ["--seed", str(configuration.seed)]
     if configuration.recipe.max_epochs != Recipe().max_epochs:
         arguments += ["--max-epochs", str(configuration.recipe.max_epochs)]
@@ -194,10 +194,11 @@ def _configuration(comparison: Comparison) -> dict[str, Any]:
 
 def _testbed_configuration(comparison: Comparison, steps: int) -> dict[str, Any]:
     configuration, recipe, setting = comparison.configuration, comparison.configuration.recipe, comparison.setting
+    assert isinstance(setting, AgentSetting)
     return {
         "Command": command_line(comparison),
         "Seeds": ", ".join(map(str, configuration.all_seeds)),
-        "Problem": f"d = {setting.num_features}, n = {setting.num_train}, T = {setting.options['temperature']:g}; training sees "
+        "Problem": f"d = {setting.num_features}, n = {setting.num_train}, T = {setting.temperature:g}; training sees "
         "its training inputs and labels alone",
         "Networks": "the testbed's agents: two hidden layers of 50 (dropout's of 100), ReLU, Haiku's initial weights",
         "Training": f"Adam, learning rate {recipe.learning_rate:g}, batches of {recipe.batch_size}, {steps:,} steps, an L2 term "

@@ -1,7 +1,7 @@
 """The comparison: every method on the same splits, with the same backbone and training, one row each.
 
-What is out of distribution is not seen before the last step: a method's score is fixed where it is registered, and the
-weights that are evaluated are those of the epoch with the best validation NLL.
+Out-of-distribution data is not seen before the last step: a method's score is fixed in its file, and the evaluated weights
+are those of the epoch with the best validation NLL.
 """
 
 import functools
@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from lightning_uq.compare.configuration import HIDDEN_SIZES, Configuration
+from lightning_uq.compare.discovery import find_methods, methods
 from lightning_uq.compare.evaluation import Pooled, evaluate
-from lightning_uq.compare.testbed import AGENTS, agent_setting
+from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS, AgentSetting, agent_setting, num_epochs
 from lightning_uq.compare.training import Progress, seeded, train
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.errors import InputError
+from lightning_uq.method import Method, Setting
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.registry import Method, Setting, methods
 from lightning_uq.report.table import ALL_COLUMNS
 
 
@@ -77,12 +78,12 @@ def compare(configuration: Configuration, progress: Progress | None = None) -> C
     progress = progress or Progress()
     data = configuration.make_data(configuration.seed)
     setting = make_setting(configuration, data)
-    chosen = choose_methods(configuration.methods, setting)
-    configuration = replace(configuration, ood_classes=data.ood_classes, methods=tuple(chosen))
+    chosen, known = choose_methods(configuration.methods, setting)
+    configuration = replace(configuration, ood_classes=data.ood_classes, methods=tuple(configuration.methods or chosen))
     groups = share_trainings(chosen)
     epochs = configuration.recipe.max_epochs
     if configuration.recipe.steps is not None:
-        epochs = max(methods()[trainee].length(setting) for trainee in groups)
+        epochs = max(num_epochs(trainee, setting) for trainee in groups)
     progress.start(len(groups) * configuration.seeds, epochs)
 
     values: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
@@ -93,7 +94,7 @@ def compare(configuration: Configuration, progress: Progress | None = None) -> C
             data = configuration.make_data(seed)
             setting = make_setting(configuration, data)
             for trainee, readers in groups.items():
-                trained = train(methods()[trainee], readers, setting, data, seed, configuration, progress)
+                trained = train(known[trainee], readers, setting, data, seed, configuration, progress)
                 for method in readers:
                     with seeded(seed):
                         evaluation = evaluate(method, trained, data, configuration.accelerator, pooled[method.name])
@@ -130,41 +131,38 @@ def summarize(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, floa
     return summary
 
 
-def choose_methods(names: Sequence[str] | None, setting: Setting) -> dict[str, Method]:
-    """The registered methods of these names, in this order; None: all that fit the data (the testbed's own agents there).
+def choose_methods(names: Sequence[str] | None, setting: Setting) -> tuple[dict[str, Method], dict[str, Method]]:
+    """The methods to compare, and all that are known: on a testbed problem its agents replace the methods of their names.
+
+    Args:
+        names: Names, ``.py`` files or modules (:func:`~lightning_uq.compare.discovery.find_methods`), in the order of the
+            rows; None: all methods, or on a testbed problem its default agents.
+        setting: The problem.
 
     Raises:
-        InputError: A name is unknown, there is none, or the method does not fit the data.
+        InputError: A method cannot be found, or the method whose network it reads cannot.
     """
-    # A method that reads another's training stands below that one.
-    registered = methods()
-    order = list(registered)
-    known = dict(
-        sorted(
-            registered.items(), key=lambda item: (order.index(item[1].trained_as or item[0]), bool(item[1].trained_as))
-        )
-    )
-    if names is None and setting.data == "testbed":
-        names = [name for name in AGENTS if name in known]
+    known, testbed = methods(), isinstance(setting, AgentSetting)
+    if testbed:
+        known |= AGENTS
     if names is None:
-        return {name: method for name, method in known.items() if method.fits(setting)}
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise InputError(
-            f"Expected argument `methods` to hold names among {', '.join(known)}, but got "
-            f"{', '.join(map(repr, unknown)) or 'none'}."
-        )
-    unfit = [name for name in names if not known[name].fits(setting)]
-    if unfit:
-        raise InputError(f"Expected argument `methods` to fit {setting.data}, but {', '.join(unfit)} does not.")
-    return {name: known[name] for name in names}  # a name given twice is one row
+        order = list(known)
+        # A method that reads another's network stands below that one.
+        names = DEFAULT_AGENTS if testbed else sorted(known, key=lambda name: order.index(known[name].trainee))
+    chosen, known = find_methods(names, known)
+    for name in find_methods([known[name].trainee for name in chosen], known)[0]:
+        if known[name].build is None:
+            raise InputError(
+                f"methods: {name} trains no network that another method could read, since it reads one itself."
+            )
+    return {name: known[name] for name in chosen}, known
 
 
 def share_trainings(chosen: Mapping[str, Method]) -> dict[str, list[Method]]:
-    """Methods by the one whose training they read: that one is trained once a seed, even where it has no row."""
+    """Methods by the one whose training they read. That one is trained once per seed, even if it has no row."""
     groups: dict[str, list[Method]] = {}
-    for name, method in chosen.items():
-        groups.setdefault(method.trained_as or name, []).append(method)
+    for method in chosen.values():
+        groups.setdefault(method.trainee, []).append(method)
     return groups
 
 

@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_uq.compare.configuration import Configuration
+from lightning_uq.compare.testbed import num_epochs
 from lightning_uq.data import ArrayDataModule
-from lightning_uq.registry import Method, Setting
+from lightning_uq.method import Method, Setting
 
 
 class Progress:
@@ -75,14 +76,14 @@ def train(
             clocks.append(_Clock())
             sequence += [*callbacks[method.name], clocks[-1]]
         start = time.perf_counter()
-        module = trainee.build(setting)
+        module = trainee.make_module(setting)
         fixed = recipe.steps is not None
         stop: list[Callback] = [] if fixed else [EarlyStopping("val_nll", patience=recipe.patience)]
         best = [] if fixed else [ModelCheckpoint(directory, "best", monitor="val_nll", save_weights_only=True)]
         trainer = Trainer(
             accelerator=configuration.accelerator,
             devices=1,
-            max_epochs=trainee.length(setting) if fixed else recipe.max_epochs,
+            max_epochs=num_epochs(trainee.name, setting) if fixed else recipe.max_epochs,
             callbacks=[*stop, _Epochs(progress), *sequence, *best],
             default_root_dir=directory,
             logger=False,

@@ -5,6 +5,9 @@ Source: Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from lightning_uq.functional.precision import to_float64
@@ -57,3 +60,17 @@ def chain_last(start: int, last: Tensor) -> Tensor:
 def to_uniform(bits: Tensor) -> Tensor:
     """Numbers in (0, 1) from 64 bits, in float64 (on the CPU if the device has none); rounding reaches neither 0 nor 1."""
     return ((to_float64(shift(bits, 11)) + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)
+
+
+def to_normal(seeds: Tensor, size: int) -> Tensor:
+    """Standard normal numbers [Z, size], float32, of the seeds [Z]: SplitMix64's stream, taken by Box and Muller's transform.
+
+    The bits are equal on every device, the numbers up to rounding. None exceeds 6.8 in size.
+    """
+    states = mix(seeds.long()).unsqueeze(1)
+    bits = mix(states + torch.arange(-(-size // 2), device=seeds.device) * signed(GOLDEN))
+    # Each 64 bits make two numbers.
+    high, low = shift(bits, 32).float(), (bits & 0xFFFFFFFF).float()
+    radius = (-2 * ((high + 0.5) * 2.0**-32).log()).sqrt()
+    angle = low * (2 * math.pi * 2.0**-32)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :size]

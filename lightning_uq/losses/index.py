@@ -143,7 +143,7 @@ def average_over_indices(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The mean of a loss over indices that are drawn anew: what a module's training step takes.
+    """The mean of a loss over indices that are drawn anew; a module's training step takes all of a finite set instead.
 
     Args:
         loss: ``loss(output [Z, B, ...], target)``, to [Z] or a scalar.

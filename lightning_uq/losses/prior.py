@@ -148,7 +148,7 @@ class PriorLoss(Penalty):
 
     Args:
         scale: Factor of the penalty.
-        num_samples: Indices drawn.
+        num_samples: Indices drawn from an infinite set; all of a finite one are taken.
         input_scale: Standard deviation of the fake inputs, in units of the network's input.
         distill: None, ``"classification"`` or ``"regression"``.
         heads: ``"gaussian"`` where outputs are [Z, B, 2 D], means then raw variances: the means alone are penalised, as the
@@ -188,7 +188,7 @@ class PriorLoss(Penalty):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise InputError(f"PriorLoss needs a floating-point tensor as input, but it is {describe(x)}.")
         fake = torch.randn_like(x) * self.input_scale
-        index = place_index(network.sample_index(self.num_samples), x)  # type: ignore[operator]  # EpistemicNetwork's
+        index = place_index(network.training_index(self.num_samples), x)  # type: ignore[operator]  # EpistemicNetwork's
         trained_modules = [module for module in network.modules() if module.training]
         network.eval()
         try:
@@ -196,7 +196,7 @@ class PriorLoss(Penalty):
             loss = self.scale * l2_training_penalty(train.chunk(2, -1)[0] if self.heads == "gaussian" else train)
             if self.distill is None:
                 return loss
-            mean_index = getattr(getattr(network, "indexer", None), "mean_index", None)
+            mean_index: Tensor | None = network.indexer.mean_index  # type: ignore[union-attr, assignment]  # as above
             if mean_index is None:
                 raise InputError(
                     f"distill={self.distill!r} needs a network whose indexer has a `mean_index`, but that of "

@@ -1,7 +1,5 @@
 """Bayes by backprop: variational inference over a network's weights."""
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +8,12 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.elbo import elbo_loss
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
-from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.method import Method, Setting
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.output import Output
-from lightning_uq.registry import Setting, register_method
 
 KL_WEIGHT = 0.1
 """Factor of the divergence on the digits: the best of 1, 0.1, 0.01, 0.001 in validation joint log-loss (tau 10), over seeds
@@ -24,16 +23,16 @@ KL_WEIGHT = 0.1
 class BayesByBackpropModule(UncertaintyModule):
     """A Gaussian over every weight, fitted by the evidence lower bound: kl_weight * KL / N + the mean loss over draws.
 
-    It has 2 P parameters, P the network's own. An index is P numbers: choose fewer of them where P is large.
+    It has 2 P parameters, where P is the network's own number. An index is the seed of one draw of all weights.
 
     Args:
         network: The network, or a factory of it (which a checkpoint can remember); its outputs are as the task expects.
             Its parameters are the means. It has no BatchNorm.
         prior_std: Standard deviation of the weights' prior, a Gaussian of mean zero.
-        second_prior_std: That of a second component, which makes the prior a scale mixture and the divergence an estimate
-            from the drawn weights; None: there is one component, and the divergence is exact.
+        second_prior_std: Standard deviation of a second component. The prior is then a scale mixture, and the divergence an
+            estimate from the drawn weights. None: there is one component, and the divergence is exact.
         mixture_weight: Probability of the first component.
-        kl_weight: Factor of the divergence; below 1 it is a cold posterior. The testbed's is sqrt(T) d.
+        kl_weight: Factor of the divergence. A factor below 1 gives a cold posterior. The testbed's is sqrt(T) d.
         initial_std: Standard deviation that every weight starts with.
         temperature: Divides the outputs.
         num_train: N; None: the size of the training data set, read when training begins.
@@ -102,14 +101,16 @@ class BayesByBackpropModule(UncertaintyModule):
                 self._num_train = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
             except (AttributeError, TypeError) as error:
                 raise InputError(
-                    f"Expected argument `num_train`, since the training data do not tell their number: {error}."
+                    f"The training data do not tell their number ({error}): pass it as argument `num_train`."
                 ) from error
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """The negative evidence lower bound per label, averaged over the drawn indices."""
         if self._num_train is None:
-            raise InputError("Expected argument `num_train` where the loss is taken without a Trainer.")
-        index = self._place(self.network.sample_index(self.num_train_samples))
+            raise InputError(
+                "The loss needs the number of training samples: without a Trainer, pass argument `num_train`."
+            )
+        index = self._place(self.network.training_index(self.num_train_samples))
         weights = self.network.weights(index)
         losses, count = self._losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
         # A sample has as many likelihood terms as it has labels that count: pixels, or target dimensions.
@@ -131,14 +132,8 @@ def _check(
         raise InputError(f"Expected argument `mixture_weight` to lie in [0, 1], but got {mixture_weight}.")
 
 
-@register_method("bayes_by_backprop", ood_score="predictive_entropy")
-def _bayes_by_backprop(setting: Setting) -> BayesByBackpropModule:
-    if "temperature" in setting.options:  # the testbed's agent, without its fellows' weight decay
-        return BayesByBackpropModule(
-            setting.network,
-            kl_weight=math.sqrt(setting.options["temperature"]) * setting.num_features,
-            num_train=setting.num_train,
-            num_eval_samples=1000,
-            optimizer=functools.partial(torch.optim.Adam, lr=3e-3),
-        )
+def _build(setting: Setting) -> BayesByBackpropModule:
     return BayesByBackpropModule(setting.network, kl_weight=KL_WEIGHT, optimizer=setting.optimizer)
+
+
+METHOD = Method(name="bayes_by_backprop", build=_build, ood_score="predictive_entropy")

@@ -1,11 +1,14 @@
-"""Build the members of an ensemble: each by its own call of a factory, under its own seed."""
+"""Building the members of an ensemble, each by a call of a factory under a seed of its own, and choosing how they run."""
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
@@ -16,9 +19,9 @@ from lightning_uq.modules.streams import RandomStream
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, build_ensemble
 from lightning_uq.networks.factory import build_network, check_factory
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 
-SAME_START = "members start from the same weights"
+_SAME_START = "members start from the same weights"
 
 
 def build_members(
@@ -29,7 +32,7 @@ def build_members(
     prior_network: Callable[[], nn.Module] | None = None,
     prior_scale: float = 0.0,
 ) -> tuple[list[nn.Module], list[RandomStream]]:
-    """Call the factory once a member; nothing that it draws is taken from the global generators.
+    """Call the factory once per member; nothing is drawn from the global generators.
 
     Args:
         network: The factory.
@@ -39,11 +42,11 @@ def build_members(
         prior_scale: Their scale.
 
     Returns:
-        The members, and the random stream of each as its building left it: a member that goes on drawing from there draws
-        what it would alone, in a process seeded with its seed.
+        The members, and the random stream of each as its building left it. A member that draws from its stream draws the
+        numbers that it would draw alone, in a process seeded with its seed.
 
     Raises:
-        InputError: The factory hands out one instance, or parameters, twice, or mixes LightningModules with others.
+        InputError: The factory returns one instance or parameter twice, or builds both LightningModules and plain networks.
     """
     streams = [RandomStream(member_seed(seed, i)) for i in range(num_members)]
     members: list[nn.Module] = []
@@ -56,18 +59,28 @@ def build_members(
         members.append(member)
     lightning = [isinstance(member, LightningModule) for member in members]
     if any(lightning) and not all(lightning):
-        raise InputError("Expected argument `network` to build LightningModules alone, or none, but it built both.")
+        raise InputError(
+            "The factory in argument `network` built both LightningModules and plain networks: let it build one kind."
+        )
     if isinstance(members[0], UncertaintyModule):
         raise InputError(
-            f"Expected argument `network` to build networks, or LightningModules of your own, but it built a "
-            f"{type(members[0]).__name__}. Pass what builds its network."
+            f"The factory in argument `network` must build plain networks, or LightningModules of your own, but it built a "
+            f"{type(members[0]).__name__}. Pass a factory of its network."
         )
     if num_members > 1 and _same_weights(members):
         rank_zero_warn(
-            f"All {num_members} {SAME_START}: the factory in argument `network` loads them, or sets the seed itself. Members "
-            "then differ by what training draws alone."
+            f"All {num_members} {_SAME_START}: the factory in argument `network` loads them, or sets the seed itself. The "
+            "members then differ by the random numbers of their training alone."
         )
     return members, streams
+
+
+@contextmanager
+def ignore_same_start() -> Iterator[None]:
+    """Inside, no warning says that the members start from the same weights."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=f".*{_SAME_START}")
+        yield
 
 
 def _new(factory: Callable[[], nn.Module], argument: str, i: int, seen: dict[int, object]) -> nn.Module:
@@ -76,15 +89,15 @@ def _new(factory: Callable[[], nn.Module], argument: str, i: int, seen: dict[int
     if id(built) in seen or shared:
         what = f"the same {type(built).__name__}" if id(built) in seen else f"the same parameter {shared[0]!r}"
         raise InputError(
-            f"Expected the factory in argument `{argument}` to build a new network at each call, but its call {i + 1} gave "
-            f"{what} as an earlier one: members would train one another's weights."
+            f"The factory in argument `{argument}` must build a new network at each call, but its call {i + 1} gave {what} as an "
+            "earlier one: members would train one another's weights."
         )
     seen.update({id(part): part for part in (built, *built.parameters())})
     return built
 
 
 def _same_weights(members: Sequence[nn.Module]) -> bool:
-    """Whether all members agree in every parameter that is no constant."""
+    """Whether all members agree in every parameter that is not constant."""
     drawn = [
         name
         for name, p in members[0].named_parameters()
@@ -116,34 +129,44 @@ def run_members(
         if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
             if execution != "auto":
                 raise UnsupportedError(
-                    f"execution={execution!r} does not support {kind.__name__}, which is not known to act entry by entry: one "
-                    "member's gradient could move another. Use SGD, Adam or AdamW, or execution='loop' or 'auto'."
+                    f"execution={execution!r} does not support {kind.__name__}, which may not act entry by entry: one member's "
+                    "gradient could move another. Use SGD, Adam or AdamW, or execution='loop' or 'auto'."
                 )
-            why = f"{kind.__name__} is not known to act entry by entry, as SGD, Adam and AdamW do"
+            why = f"{kind.__name__} may not act entry by entry, as SGD, Adam and AdamW do"
             reason = f"Ensemble of {len(members)} runs in a loop: {why}."
             return EnsembleNetwork(members, output, execution_reason=reason)
     return build_ensemble(members, execution, output=output)
 
 
+def check_averaging(network: EnsembleNetwork, callbacks: Sequence[Callback]) -> None:
+    """Raise an :class:`UnsupportedError` if a callback cannot average members that run at once."""
+    kind = StochasticWeightAveraging
+    if not network.is_stacked or not any(isinstance(callback, kind) for callback in callbacks):
+        return
+    if kind.pl_module_contains_batch_norm(network.member(0)):  # type: ignore[arg-type]  # any module does
+        raise UnsupportedError(
+            "StochasticWeightAveraging measures the statistics of BatchNorm layers anew for its average, but does not find those "
+            "of members that run at once: they would stay those of the last weights. Use execution='loop'."
+        )
+
+
 def check_arguments(**given: Any) -> None:
-    """An :class:`InputError` where the arguments of an ensemble are out of range or do not go together."""
+    """Raise an :class:`InputError` if arguments of an ensemble are out of range or do not go together."""
     check_factory(given["network"])
     if given["prior_network"] is not None:
         check_factory(given["prior_network"], "prior_network")
     for name, lowest in (("num_members", 1), ("seed", 0)):
         if not isinstance(given[name], int) or isinstance(given[name], bool) or given[name] < lowest:
-            raise InputError(
-                f"Expected argument `{name}` to be an integer of at least {lowest}, but got {given[name]!r}."
-            )
+            raise InputError(f"Argument `{name}` must be an integer of at least {lowest}, but got {given[name]!r}.")
     for name in ("adversarial_epsilon", "prior_scale"):
         value = given[name]
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
         if value is not None and not number:
-            raise InputError(f"Expected argument `{name}` to be a finite number of at least 0, but got {value!r}.")
+            raise InputError(f"Argument `{name}` must be a finite number of at least 0, but got {value!r}.")
     if (given["prior_network"] is None) != (given["prior_scale"] == 0):
         raise InputError(
-            "Expected arguments `prior_network` and `prior_scale` together (the network's own factory matches it), but got "
-            f"prior_scale={given['prior_scale']} {'without' if given['prior_network'] is None else 'with'} a prior network."
+            "Pass arguments `prior_network` and `prior_scale` together (the network's own factory fits as prior network), but "
+            f"got prior_scale={given['prior_scale']} {'without' if given['prior_network'] is None else 'with'} a prior network."
         )
     choices = {
         "adversarial_scale": ("range", "absolute"),
@@ -151,21 +174,4 @@ def check_arguments(**given: Any) -> None:
     }
     for name, allowed in choices.items():
         if given[name] not in allowed:
-            raise InputError(f"Expected argument `{name}` to be one of {allowed}, but got {given[name]!r}.")
-
-
-def check_lightning_arguments(kind: str, **given: Any) -> None:
-    """An :class:`InputError` where an argument would change what LightningModules do in their own steps."""
-    given["optimizer"] = None if _is_plain_adam(given["optimizer"]) else given["optimizer"]
-    for name in ("optimizer", "lr_scheduler", "loss", "prior_network", "bootstrap", "data_noise", "regularizer"):
-        if given.get(name) not in (None, "none"):
-            raise InputError(
-                f"Expected argument `{name}` to be left out where members are LightningModules: {kind} brings its own steps, "
-                f"but got {given[name]!r}."
-            )
-
-
-def _is_plain_adam(optimizer: Callable[[Any], torch.optim.Optimizer]) -> bool:
-    """Whether this is the default; the command line passes it as a partial with all its arguments."""
-    made, plain = (make([nn.Parameter(torch.zeros(1, 1))]) for make in (optimizer, torch.optim.Adam))
-    return type(made) is type(plain) and made.defaults == plain.defaults
+            raise InputError(f"Argument `{name}` must be one of {allowed}, but got {given[name]!r}.")

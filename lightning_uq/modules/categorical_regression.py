@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.categorical_regression import join_atoms
-from lightning_uq.modules.base import UncertaintyModule, given_network, take_training_option
+from lightning_uq.modules.arguments import given_network, take_training_option
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.tasks import CategoricalRegression
@@ -64,7 +65,7 @@ class CategoricalRegressionModule(UncertaintyModule):
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean over the members, or over the drawn indices, of the cross-entropy."""
-        index = self._training_index()
+        index = self.network.training_index(self.num_train_samples)
         loss = self.index_losses(self._raw(x, index), self.targets(y, batch, self._place(index))).mean()
         self._check_range(y)  # once the targets are known to be numbers
         return self.regularized(loss, x)

@@ -10,14 +10,66 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_uq.checkpoint_files import read_weights
 from lightning_uq.errors import InputError
-from lightning_uq.modules.base import UncertaintyModule, restore_argument
+from lightning_uq.modules.arguments import restore_argument
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import uncompiled
 
-# Lists of one entry a parameter group, in the state of a scheduler.
+ENSEMBLE_STATE = "lightning_uq_ensemble"
+"""The key of a checkpoint under which an ensemble keeps its own state."""
+
+# Lists of one entry per parameter group, in the state of a scheduler.
 _PER_GROUP = {
     "base_lrs", "_last_lr", "min_lrs", "max_lrs", "initial_lrs", "total_lrs", "lr_lambdas", "base_momentums", "max_momentums",
 }  # fmt: skip
+
+
+def read_member_files(
+    checkpoints: Sequence[str | Path],
+    network: Callable[[], nn.Module] | None,
+    module_class: type[LightningModule] | None,
+    kwargs: Mapping[str, Any],
+) -> tuple[list[Mapping[str, Tensor]], dict[str, Any]]:
+    """The weights of members that were trained apart, and the arguments of the ensemble that they make up.
+
+    Args:
+        checkpoints: One file per member.
+        network: Factory of a member.
+        module_class: The LightningModule that wrote the files, instead of a factory.
+        kwargs: Further arguments of the ensemble, which take precedence over those in the files.
+
+    Raises:
+        InputError: A file cannot be read, or the arguments do not go together.
+    """
+    if isinstance(checkpoints, str | Path) or not checkpoints:
+        raise InputError(f"Argument `checkpoints` must be a list of files, but got {checkpoints!r}.")
+    if network is not None and module_class is not None:
+        raise InputError("Arguments `network` and `module_class` exclude each other: pass one of them.")
+    if "num_members" in kwargs:
+        raise InputError("Leave out argument `num_members`: there is one member per file.")
+    files = [read_weights(path, "argument `checkpoints` to name checkpoints") for path in checkpoints]
+    found: dict[str, Any] = {}
+    if network is None:
+        network, found = factory_of(module_class, [hyper_parameters for _, hyper_parameters in files], checkpoints)
+    return [weights for weights, _ in files], {"network": network, "num_members": len(files), **found, **kwargs}
+
+
+def load_member_files(
+    network: EnsembleNetwork, weights: Sequence[Mapping[str, Tensor]], paths: Sequence[str | Path]
+) -> None:
+    """Load the weights of members that were trained apart, member i's from ``weights[i]``.
+
+    Raises:
+        InputError: A file does not fit its member.
+    """
+    state: dict[str, Tensor] = {}
+    for i, (own, path) in enumerate(zip(weights, paths, strict=True)):
+        member = network.member(i)
+        load_member(member, own, path)
+        state.update({f"members.{i}.{name}": value for name, value in member.state_dict().items()})
+    network.load_state_dict(state)
 
 
 def factory_of(
@@ -25,10 +77,10 @@ def factory_of(
     hyper_parameters: Sequence[Mapping[str, Any]],
     paths: Sequence[str | Path],
 ) -> tuple[Callable[[], nn.Module], dict[str, Any]]:
-    """What builds the members again, from the hyper-parameters of their checkpoints, and what those say of their outputs.
+    """A factory of the members and the settings of their outputs, from the hyper-parameters of their checkpoints.
 
     Raises:
-        InputError: They do not say it, or say different things: one factory cannot build members that differ.
+        InputError: The hyper-parameters hold no network, or differ: one factory cannot build members that differ.
     """
     ours = module_class is not None and issubclass(module_class, UncertaintyModule)
     if module_class is not None and not ours:
@@ -40,8 +92,8 @@ def factory_of(
     for given, path in zip(hyper_parameters, paths, strict=True):
         if "network" not in given:
             raise InputError(
-                f"Expected argument `network`, a factory of the members, or `module_class`, since {str(path)!r} does not say "
-                "what network it belongs to."
+                f"{str(path)!r} does not say which network it belongs to: pass argument `network`, a factory of the members, or "
+                "`module_class`."
             )
     names = ("network", "task", "output")
     wanted = [{name: given[name] for name in names if name in given} for given in hyper_parameters]
@@ -55,9 +107,8 @@ def _check_equal(hyper_parameters: Sequence[Mapping[str, Any]], paths: Sequence[
         differing = [k for k in {**hyper_parameters[0], **given} if given.get(k) != hyper_parameters[0].get(k)]
         if differing:
             raise InputError(
-                f"Expected the files to hold members built alike, but {str(path)!r} has other values than {str(paths[0])!r} of "
-                f"{', '.join(differing)}. Pass argument `network`, a factory, where the difference does not matter to the "
-                "network."
+                f"The members in {str(paths[0])!r} and {str(path)!r} were built with different values of {', '.join(differing)}. "
+                "Pass argument `network`, a factory, if the difference does not matter to the network."
             )
 
 
@@ -69,7 +120,7 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
     """
     own = {uncompiled(name): name for name in member.state_dict()}
     wanted, state = own.keys(), {uncompiled(name): value for name, value in state.items()}
-    # The network of a LightningModule lies below a name of its owner's, such as `model.`
+    # The names of a LightningModule's network begin with the name of an attribute, such as `model.`
     first = next(iter(wanted), "")
     for prefix in sorted({name[: -len(first)] for name in state if name.endswith(first)}, key=len):
         if wanted == {name.removeprefix(prefix) for name in state if name.startswith(prefix)}:
@@ -78,43 +129,55 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
     missing, foreign = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or foreign:
         raise InputError(
-            f"Expected {str(path)!r} to hold the weights of {type(member).__name__}, but it lacks {_some(missing)} and has "
-            f"{_some(foreign)}, which belong to something else."
+            f"{str(path)!r} does not hold the weights of {type(member).__name__}: it lacks {_some(missing)}, and has "
+            f"{_some(foreign)} that {type(member).__name__} has not."
         )
     try:
         member.load_state_dict({own[name]: value for name, value in state.items()})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise InputError(
-            f"Expected {str(path)!r} to hold the weights of {type(member).__name__}, but: {reason}"
-        ) from error
+        raise InputError(f"{str(path)!r} does not hold the weights of {type(member).__name__}: {reason}") from error
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
 
 
+def convert_states(checkpoint: dict[str, Any], num_members: int, *, stack: bool) -> None:
+    """Convert the optimizer and scheduler states of a checkpoint, where there are any, to another execution.
+
+    Args:
+        checkpoint: The checkpoint, which is changed.
+        num_members: M.
+        stack: Whether the ensemble that resumes is stacked.
+    """
+    if "optimizer_states" in checkpoint:
+        states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+        checkpoint["optimizer_states"] = [convert_optimizer_state(s, num_members, stack=stack) for s in states]
+        checkpoint["lr_schedulers"] = [convert_scheduler_state(s, num_members, stack=stack) for s in schedulers]
+
+
 def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack: bool) -> dict[str, Any]:
-    """The optimizer state of an ensemble in a loop (a parameter group a member) as that of a stacked one, or back.
+    """The optimizer state of an ensemble in a loop (one parameter group per member) as that of a stacked one, or back.
 
     Adam, AdamW and SGD act entry by entry, so a stacked leaf's state is the members' states, stacked.
 
     Args:
-        state: What the optimizer's ``state_dict`` gave.
+        state: The optimizer's ``state_dict``.
         num_members: M.
         stack: Whether ``state`` is a loop's, to be stacked; else a stacked one, to be taken apart.
 
     Raises:
-        InputError: The state is not of such a layout, or the members' groups or step counts differ.
+        InputError: The state has another layout, or the members' settings or step counts differ.
     """
     groups = state["param_groups"]
     options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     per_group = len(groups[0]["params"])
     if len(groups) != (num_members if stack else 1) or any(o != options[0] for o in options):
         raise InputError(
-            "Expected the optimizer state of an ensemble whose members share all settings, one parameter group a member in "
-            f"a loop or one in all when stacked, but got {len(groups)} groups for {num_members} members. Resume with the "
-            "`execution` that wrote the checkpoint."
+            "The optimizer state can be converted to another `execution` only if the members share all settings (one parameter "
+            f"group per member in a loop, one in all when stacked), but it has {len(groups)} groups for {num_members} members. "
+            "Resume with the `execution` that wrote the checkpoint."
         )
     entries, new = state["state"], {}
     for j in range(per_group):
@@ -122,7 +185,7 @@ def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack
             members = [entries.get(groups[m]["params"][j]) for m in range(num_members)]
             if any(member is None for member in members):
                 if any(member is not None for member in members):
-                    raise InputError("Expected every member to have stepped; resume with execution='loop'.")
+                    raise InputError("Some members have not stepped yet: resume with execution='loop'.")
                 continue
             new[j] = {key: _stack(key, [member[key] for member in members]) for key in members[0]}
         elif groups[0]["params"][j] in entries:
@@ -135,7 +198,7 @@ def convert_optimizer_state(state: Mapping[str, Any], num_members: int, *, stack
 
 
 def convert_scheduler_state(state: Any, num_members: int, *, stack: bool) -> Any:
-    """The state of a scheduler over one parameter group a member as that of one over a single group, or back."""
+    """The state of a scheduler over one parameter group per member as that of one over a single group, or back."""
     if isinstance(state, Mapping):
         return {
             key: ([value[0]] * (1 if stack else num_members) if value else value)
@@ -151,13 +214,13 @@ def convert_scheduler_state(state: Any, num_members: int, *, stack: bool) -> Any
 def _stack(key: str, values: list[Any]) -> Any:
     if key == "step" or not isinstance(values[0], Tensor):
         if any(value != values[0] for value in values):
-            raise InputError("Expected all members to have taken as many steps; resume with execution='loop'.")
+            raise InputError("The members have taken different numbers of steps: resume with execution='loop'.")
         return values[0]
     return torch.stack(values)
 
 
 def _slice(key: str, value: Any, m: int) -> Any:
-    # A clone a member: optimizers write into their state in place.
+    # One clone per member: optimizers write into their state in place.
     if isinstance(value, Tensor):
         return value.clone() if key == "step" else value[m].clone()
     return value

@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
+from lightning_uq.method import Method, Setting
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
-from lightning_uq.registry import Setting, register_method
 
 
 class DeterministicModule(UncertaintyModule):
@@ -34,7 +35,11 @@ class DeterministicModule(UncertaintyModule):
         self._save_arguments(network=network, output=output)
 
 
-@register_method("softmax", ood_score="predictive_entropy")
-@register_method("energy", ood_score="energy", trained_as="softmax")
-def _softmax(setting: Setting) -> DeterministicModule:
+def _build(setting: Setting) -> DeterministicModule:
     return DeterministicModule(setting.network, optimizer=setting.optimizer)
+
+
+METHODS = (
+    Method(name="softmax", build=_build, ood_score="predictive_entropy"),
+    Method(name="energy", trained_as="softmax", ood_score="energy"),
+)

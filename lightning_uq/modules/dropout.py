@@ -1,4 +1,4 @@
-"""MC-dropout: a network's own dropout layers, left on in evaluation, as one set of hypotheses."""
+"""MC-dropout: a network whose dropout layers stay on in evaluation."""
 
 import functools
 from collections.abc import Callable
@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
+from lightning_uq.method import Method, Setting
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.dropout import DropoutNetwork, Mask
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
-from lightning_uq.registry import Setting, register_method
 
 DROPOUT = 0.1
 """Probability of a zero, on the digits: that of the testbed's agent, untuned."""
@@ -22,8 +23,8 @@ class DropoutModule(UncertaintyModule):
     Args:
         network: A network with ``nn.Dropout`` layers, or a factory of it (which a checkpoint can remember); its outputs are
             as the task expects.
-        mask: ``"shared"``: one mask an index, the same for all of the batch, so that an index is one function of x, as joint
-            predictions need; ``"per_example"``: every row of a batch has masks of its own, as is usual in MC-dropout.
+        mask: ``"shared"``: one mask per index for the whole batch, so that an index is one function of x, as joint predictions
+            need. ``"per_example"``: one mask per index and row of the batch, as is usual in MC-dropout.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
@@ -54,11 +55,9 @@ class DropoutModule(UncertaintyModule):
         self._save_arguments(network=network, mask=mask, output=output)
 
 
-@register_method("dropout", ood_score="predictive_entropy")
-def _dropout(setting: Setting) -> DropoutModule:
-    if "temperature" in setting.options:  # the testbed's agent
-        sizes: dict[str, Any] = {"hidden_sizes": (100, 100), "dropout": 0.1, "nonzero_bias": True}
-        network = functools.partial(setting.network, **sizes)
-        return DropoutModule(network, num_eval_samples=1000, optimizer=setting.optimizer)
+def _build(setting: Setting) -> DropoutModule:
     network = functools.partial(setting.network, dropout=DROPOUT)  # type: ignore[call-arg]  # the shared MLP has it
     return DropoutModule(network, optimizer=setting.optimizer)
+
+
+METHOD = Method(name="dropout", build=_build, ood_score="predictive_entropy")

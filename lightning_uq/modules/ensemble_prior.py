@@ -1,11 +1,7 @@
 """Ensembles with matched priors, as a row of the comparison: each member has a frozen network of its own architecture."""
 
-import functools
-import math
-from typing import Any
-
+from lightning_uq.method import Method, Setting
 from lightning_uq.modules.ensemble import EnsembleModule
-from lightning_uq.registry import Setting, register_method
 
 PRIOR_SCALE = 100.0
 """Factor of the members' priors on the digits: the best of 1, 3, 10, 30, 100 in validation joint log-loss (tau 10), over seeds
@@ -13,16 +9,14 @@ PRIOR_SCALE = 100.0
 their initial weights, whose logits are small."""
 
 
-@register_method("ensemble_prior", ood_score="mutual_information")
-def _ensemble_prior(setting: Setting) -> EnsembleModule:
-    network, scale = setting.network, PRIOR_SCALE
-    if "temperature" in setting.options:  # the testbed's agent, whose first biases are not zero
-        start: dict[str, Any] = {"nonzero_bias": True}
-        network, scale = functools.partial(setting.network, **start), 3 / math.sqrt(setting.options["temperature"])
+def _build(setting: Setting) -> EnsembleModule:
     return EnsembleModule(
-        network,
-        num_members=setting.options.get("num_members", 5),
-        prior_network=network,
-        prior_scale=scale,
+        setting.network,
+        num_members=5,
+        prior_network=setting.network,
+        prior_scale=PRIOR_SCALE,
         optimizer=setting.optimizer,
     )
+
+
+METHOD = Method(name="ensemble_prior", build=_build, ood_score="mutual_information")

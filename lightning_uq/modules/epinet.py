@@ -11,46 +11,36 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.method import Method, Setting
+from lightning_uq.modules.arguments import given_network, restore_argument, training_option
 from lightning_uq.modules.averages import averaged_copies
-from lightning_uq.modules.base import (
-    UncertaintyModule,
-    expect_eval_mode,
-    given_network,
-    restore_argument,
-    training_option,
-)
-from lightning_uq.networks.epinet import EpinetNetwork
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.modules.frozen import expect_eval_mode
+from lightning_uq.networks.epinet.head import EpinetHead
+from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
-from lightning_uq.registry import Setting, register_method
 from lightning_uq.tasks import Classification, task_of
 
 # ENN neither standardises features nor measures its priors: their scales are plain factors.
 _ORIGINAL: dict[str, Any] = {"standardize_features": False, "calibrate_prior": False}
 
 _RESNET: dict[str, dict[str, Any]] = {
-    "cifar10": {"task": Classification(num_classes=10), "index_dim": 20, "hidden_sizes": [50], "prior_scale": 4.0},
+    "cifar10": {
+        "task": Classification(num_classes=10),
+        "head": EpinetHead(index_dim=20, hidden_sizes=[50], prior_scale=4.0, **_ORIGINAL),
+    },
     "cifar100": {
         "task": Classification(num_classes=100),
-        "index_dim": 20,
-        "hidden_sizes": [50],
-        "prior_scale": 0.5,
-        "additive_prior": Factory(
-            "lightning_uq.networks.priors.cifar_conv_prior", {"num_outputs": 100, "index_dim": 20, "seed": 23}
-        ),
-        "additive_prior_scale": 0.5,
+        "head": EpinetHead(index_dim=20, hidden_sizes=[50], prior_scale=0.5, additive_prior_scale=0.5, **_ORIGINAL),
+        "prior": Factory("lightning_uq.networks.cifar_conv_prior", {"num_outputs": 100, "index_dim": 20, "seed": 23}),
     },
     "imagenet": {
         "task": Classification(num_classes=1000),
-        "index_dim": 30,
-        "hidden_sizes": [50],
-        "prior_scale": 1.0,
-        "additive_prior": Factory(
-            "lightning_uq.networks.priors.imagenet_conv_prior", {"num_outputs": 1000, "index_dim": 30, "seed": 23}
+        "head": EpinetHead(index_dim=30, hidden_sizes=[50], base_scale=1 / 0.8, temperature=0.7, **_ORIGINAL),
+        "prior": Factory(
+            "lightning_uq.networks.imagenet_conv_prior", {"num_outputs": 1000, "index_dim": 30, "seed": 23}
         ),
-        "additive_prior_scale": 1.0,
-        "base_scale": 1 / 0.8,
-        "temperature": 0.7,
     },
 }
 
@@ -61,28 +51,15 @@ class EpinetModule(UncertaintyModule):
     The base runs once and the head for every index, so that a hundred hypotheses cost little more than one. The epinet's
     gradients do not reach the base, which learns by its own path.
 
-    The defaults need no tuning to the network at hand: features are standardised by running statistics, and the prior is
-    scaled on the first training batch, so that ``prior_scale=1.0`` is a spread over z of one logit.
-
     Args:
-        network: The base: a network, or a factory of it (which a checkpoint can remember); its outputs are as the task
-            expects.
-        feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several; the features are
+        network: The base: a network, or a factory of it (which a checkpoint can remember). Its outputs are as the task expects.
+        feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several names. The features are
             those layers' inputs.
-        index_dim: Dimension of z.
-        hidden_sizes: Hidden layers of the epinet.
-        prior_hidden_sizes: Hidden layers of its prior; the same by default.
-        prior_scale: The prior's spread over z, in logits (for regression: in units of the network's output).
-        standardize_features: Whether running statistics standardise the features. With a frozen base they are those of the
-            first epoch, and stay.
-        include_inputs: Whether the flattened input follows the features.
+        head: Sizes and scales of the epinet and its priors; the defaults need no tuning to the network.
+        prior: Factory of an additive prior g(x, z), for instance :func:`~lightning_uq.networks.mlp_prior`. Its scale is the
+            head's ``additive_prior_scale``.
         freeze_base: Whether the base stays as it is: in eval mode, without gradients.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
-        calibrate_prior: Whether the scales of priors are spreads over z; else they are factors, as the original's are.
-        additive_prior: Factory of a further prior g(x, z); see :mod:`lightning_uq.networks.priors`.
-        additive_prior_scale: Its scale.
-        base_scale: Factor of the base's logits.
-        temperature: Divides the logits in evaluation.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
     Raises:
@@ -91,7 +68,8 @@ class EpinetModule(UncertaintyModule):
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924).
 
     Example:
-        >>> module = EpinetModule(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)))
+        >>> base = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> module = EpinetModule(base, head=EpinetHead(index_dim=4, hidden_sizes=(10,)))
         >>> module(torch.zeros(5, 4)).shape, module.predict(torch.zeros(5, 4)).probs.shape
         (torch.Size([100, 5, 3]), torch.Size([5, 3]))
     """
@@ -104,48 +82,34 @@ class EpinetModule(UncertaintyModule):
         network: nn.Module | Factory | Callable[[], nn.Module],
         *,
         feature_layers: str | Sequence[str] = "auto",
-        index_dim: int = 8,
-        hidden_sizes: Sequence[int] = (50, 50),
-        prior_hidden_sizes: Sequence[int] | None = None,
-        prior_scale: float = 1.0,
-        standardize_features: bool = True,
-        include_inputs: bool = False,
+        head: EpinetHead = EpinetHead(),
+        prior: Factory | Callable[[], nn.Module] | None = None,
         freeze_base: bool = False,
         output: Output = "logits",
-        calibrate_prior: bool = True,
-        additive_prior: Factory | Callable[[], nn.Module] | None = None,
-        additive_prior_scale: float = 1.0,
-        base_scale: float = 1.0,
-        temperature: float = 1.0,
         **training: Any,
     ) -> None:
         built = given_network(network)
-        prior = restore_argument(additive_prior, "additive_prior")
+        built_prior = restore_argument(prior, "prior")
         task = task_of(training_option(training, "task", "classification"))
-        head: dict[str, Any] = {
-            "feature_layers": feature_layers,
-            "index_dim": index_dim,
-            "hidden_sizes": hidden_sizes,
-            "prior_hidden_sizes": prior_hidden_sizes,
-            "prior_scale": prior_scale,
-            "standardize_features": standardize_features,
-            "include_inputs": include_inputs,
-            "freeze_base": freeze_base,
-            "calibrate_prior": calibrate_prior,
-            "additive_prior_scale": additive_prior_scale,
-            "base_scale": base_scale,
-            "temperature": temperature,
-        }
         network_with_head = EpinetNetwork(
             built,
-            num_outputs=task.num_outputs,
-            additive_prior=None if prior is None else build_network(prior, "additive_prior"),
+            feature_layers,
+            task.num_outputs,
+            head=restore_argument(head, "head"),
+            prior=None if built_prior is None else build_network(built_prior, "prior"),
+            freeze_base=freeze_base,
             output=restore_argument(output, "output"),
-            **head,
         )
         super().__init__(network_with_head, **training)
         self.network.evaluation_index(self.num_eval_samples)
-        self._save_arguments(network=network, additive_prior=additive_prior, output=output, **head)
+        self._save_arguments(
+            network=network,
+            feature_layers=feature_layers,
+            head=head,
+            prior=prior,
+            freeze_base=freeze_base,
+            output=output,
+        )
 
     @classmethod
     def for_testbed(
@@ -174,19 +138,22 @@ class EpinetModule(UncertaintyModule):
         base = {"in_features": num_features, "out_features": num_classes, "hidden_sizes": [50, 50]}
         prior = {"in_features": num_features, "num_outputs": num_classes, "index_dim": 8, "hidden_sizes": [5, 5]}
         decay = 2 * 0.2 * (num_features / num_train) ** 0.7
-        arguments: dict[str, Any] = {
+        head = EpinetHead(
+            index_dim=8,
+            hidden_sizes=[15, 15],
+            prior_scale=0.0,
+            additive_prior_scale=0.3 / temperature,
             **_ORIGINAL,
+        )
+        arguments: dict[str, Any] = {
             "feature_layers": ["0", "4"],
             "task": Classification(num_classes=num_classes),
-            "index_dim": 8,
-            "hidden_sizes": [15, 15],
-            "prior_scale": 0.0,
-            "additive_prior": Factory("lightning_uq.networks.priors.mlp_prior", prior),
-            "additive_prior_scale": 0.3 / temperature,
+            "head": head,
+            "prior": Factory("lightning_uq.networks.mlp_prior", prior),
             "num_eval_samples": 1000,
             "optimizer": partial(torch.optim.Adam, lr=1e-3, weight_decay=decay),
         }
-        return cls(Factory("lightning_uq.networks.haiku.haiku_mlp", base), **{**arguments, **kwargs})
+        return cls(Factory("lightning_uq.compat.haiku.haiku_mlp", base), **{**arguments, **kwargs})
 
     @classmethod
     def for_resnet(
@@ -217,9 +184,8 @@ class EpinetModule(UncertaintyModule):
         """
         if data not in _RESNET:
             raise InputError(f"Expected argument `data` to be one of {list(_RESNET)}, but got {data!r}.")
-        return cls(
-            network, feature_layers=feature_layers, **{**_ORIGINAL, "freeze_base": True, **_RESNET[data], **kwargs}
-        )
+        arguments = {"feature_layers": feature_layers, "freeze_base": True, **_RESNET[data]}
+        return cls(network, **{**arguments, **kwargs})
 
     def setup(self, stage: str) -> None:
         """Build the head on a training batch, where the network's structure did not tell its sizes."""
@@ -265,16 +231,10 @@ class EpinetModule(UncertaintyModule):
         return super().optimized_parameters()
 
 
-def _length(setting: Setting) -> int:
-    return 10 if setting.num_train / setting.num_features > 500 else 1  # the testbed's agent
-
-
-@register_method("epinet", ood_score="predictive_entropy", length=_length)
-def _epinet(setting: Setting) -> EpinetModule:
-    if "temperature" in setting.options:
-        return EpinetModule.for_testbed(
-            setting.num_features, setting.num_classes, setting.num_train, setting.options["temperature"]
-        )
+def _build(setting: Setting) -> EpinetModule:
     # The default scale, untuned. On validation data (seeds 100-104) its joint log-loss was 0.302, softmax's 0.418. It went on
     # falling to 0.106 at a scale of 20, which ten other seeds then paid for with the test NLL (0.075, softmax 0.053).
     return EpinetModule(setting.network, optimizer=setting.optimizer)
+
+
+METHOD = Method(name="epinet", build=_build, ood_score="predictive_entropy")

@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.modules.base import restore_argument
+from lightning_uq.method import Method, Setting
+from lightning_uq.modules.arguments import restore_argument
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.registry import Setting, register_method
 from lightning_uq.tasks import EvidentialClassification, task_of
 from lightning_uq.tasks.evidential_classification import EvidentialLossName
 
@@ -51,11 +51,15 @@ class EvidentialModule(DeterministicModule):
         super().__init__(network, task=built if loss is None else dataclasses.replace(built, loss=loss), **training)
 
 
-@register_method("evidential", ood_score="vacuity")
-def _evidential(setting: Setting) -> EvidentialModule:
+def _build(setting: Setting) -> EvidentialModule:
     return EvidentialModule(setting.network, optimizer=setting.optimizer)
 
 
-@register_method("maxnorm", ood_score="vacuity")
-def _maxnorm(setting: Setting) -> EvidentialModule:
+def _build_maxnorm(setting: Setting) -> EvidentialModule:
     return EvidentialModule(setting.network, loss="maxnorm", optimizer=setting.optimizer)
+
+
+METHODS = (
+    Method(name="evidential", build=_build, ood_score="vacuity"),
+    Method(name="maxnorm", build=_build_maxnorm, ood_score="vacuity"),
+)

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.evidential_regression import RegressionLoss
-from lightning_uq.modules.base import restore_argument
+from lightning_uq.modules.arguments import restore_argument
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.tasks import EvidentialRegression, task_of

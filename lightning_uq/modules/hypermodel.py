@@ -1,18 +1,19 @@
-"""Hypermodels: an index chooses the weights of the whole network."""
+"""Hypermodels: the index sets the weights of the whole network."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
-from lightning_uq.modules.base import UncertaintyModule, given_network, restore_argument
+from lightning_uq.method import Method, Setting
+from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory, build_network
-from lightning_uq.networks.hypermodel import HypermodelNetwork, Initialization, PriorIndependentLayers
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork, Initialization
 from lightning_uq.networks.indexers import ScaledGaussianIndexer
 from lightning_uq.networks.output import Output
-from lightning_uq.registry import Setting, register_method
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 
 PRIOR_SCALE = 10.0
 """Spread of the prior on the digits, in logits: the best of 1, 10, 30 in validation joint log-loss (tau 10), over seeds 100-104,
@@ -23,20 +24,20 @@ which the comparison does not use: 0.381, 0.276, 0.359; softmax 0.418. It is pai
 class HypermodelModule(UncertaintyModule):
     """A hypermodel of a network: f(x, z) = network(x; weights(z)) + prior(x, z), with z of mean squared length one.
 
-    It has (index_dim + 1) P parameters, P the network's own. Hypotheses differ where the data leave them free; a prior says
-    by how much.
+    It has (index_dim + 1) P parameters, where P is the network's own number. Hypotheses differ where the data leave them free,
+    and a prior sets by how much.
 
     Args:
         network: The network whose weights are generated, or a factory of it (which a checkpoint can remember); its outputs
             are as the task expects. It has no BatchNorm.
         index_dim: Dimension of z.
-        hidden_sizes: Widths of the layers of an MLP between z and the weights; none makes them linear in z.
+        hidden_sizes: Widths of the layers of an MLP between z and the weights. Without layers, the weights are linear in z.
         scale: Whether generated weights are divided by sqrt(fan_in).
         initialization: ``"network"``: weights(z) varies about the network's own initial weights; ``"enn"``: as ENN draws it.
         prior: Factory of a prior g(x, z) to [Z, B, C], which is frozen:
-            :class:`~lightning_uq.networks.hypermodel.PriorIndependentLayers` or another; None: no prior.
+            :class:`~lightning_uq.networks.PriorIndependentLayers` or another; None: no prior.
         prior_scale: Its scale.
-        calibrate_prior: Whether that is a spread over z in units of the output (logits); else it multiplies the raw prior.
+        calibrate_prior: Whether that scale is a spread over z in units of the output (logits). Otherwise it is a factor.
         output: What the network returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
@@ -101,24 +102,14 @@ class HypermodelModule(UncertaintyModule):
         )
 
 
-@register_method("hypermodel", ood_score="predictive_entropy", length=lambda setting: 2)
-def _hypermodel(setting: Setting) -> HypermodelModule:
+def _build(setting: Setting) -> HypermodelModule:
     sizes: dict[str, Any] = {"in_features": setting.num_features, "out_features": setting.num_classes}
-    if "temperature" in setting.options:  # the testbed's agent
-        return HypermodelModule(
-            setting.network,
-            index_dim=6,
-            scale=False,
-            initialization="enn",
-            prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=6),
-            prior_scale=1 / math.sqrt(setting.options["temperature"]),
-            calibrate_prior=False,
-            num_eval_samples=1000,
-            optimizer=setting.optimizer,
-        )
     return HypermodelModule(
         setting.network,
         prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=8),
         prior_scale=PRIOR_SCALE,
         optimizer=setting.optimizer,
     )
+
+
+METHOD = Method(name="hypermodel", build=_build, ood_score="predictive_entropy")

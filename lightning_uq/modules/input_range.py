@@ -1,4 +1,4 @@
-"""The range of the training inputs, which adversarial steps are measured in."""
+"""The range of the training inputs, the unit of adversarial steps."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,16 +18,15 @@ from lightning_uq.modules.streams import RandomStream
 def training_range(module: LightningModule, unpack_batch: Any) -> Tensor:
     """Largest minus smallest value of every input dimension over the training data, [D], or [C, 1, 1] over images [C, H, W].
 
-    Each rank reads its share of the data set once, in order, with the batch's hooks in their validating stage, so that
-    what augments on the device does not augment here; the result is the same on all ranks. What a data set itself draws
-    at random cannot be removed from outside.
+    Each rank reads its share of the data set once, in order; the result is the same on all ranks. The batch's hooks run in
+    the validating stage, so that they do not augment. A data set's own augmentation cannot be removed from outside.
 
     Args:
         module: A module whose Trainer has set up its training loader.
         unpack_batch: Gives (input, target) of a batch.
 
     Raises:
-        InputError: There are several training loaders, or the inputs are no floating-point tensors, or not finite.
+        InputError: There are several training loaders, or the inputs are not finite floating-point tensors.
     """
     trainer = module.trainer
     stage = trainer.state.stage
@@ -44,7 +43,7 @@ def training_range(module: LightningModule, unpack_batch: Any) -> Tensor:
         finally:
             trainer.state.stage = stage
     if bounds is None:
-        raise InputError("Expected the training loader to hold data for the range of the inputs, but it is empty.")
+        raise InputError("The range of the inputs cannot be measured: the training loader is empty.")
     bounds = torch.as_tensor(trainer.strategy.reduce(bounds, reduce_op="max"))
     return bounds.sum(0)
 
@@ -52,7 +51,7 @@ def training_range(module: LightningModule, unpack_batch: Any) -> Tensor:
 def _every_row(loader: Any, rank: int, world: int) -> Iterable[Any]:
     if not isinstance(loader, DataLoader):
         raise InputError(
-            f"Expected one training DataLoader to take the range of the inputs from, but got {type(loader).__name__}. Pass "
+            f"The range of the inputs is measured over one training DataLoader, but got {type(loader).__name__}. Pass "
             '`adversarial_scale="absolute"`, with `adversarial_epsilon` in units of the input.'
         )
     if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
@@ -72,11 +71,11 @@ def _every_row(loader: Any, rank: int, world: int) -> Iterable[Any]:
 def _extremes(x: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"Expected the input to be a floating-point tensor for adversarial training, but got {got}.")
+        raise InputError(f"Adversarial training needs a floating-point tensor as input, but got {got}.")
     x = upcast(x)
     # Pixels of a channel are alike; the entries of a vector, or of a sequence, are not.
     dims = (0, *range(2, x.ndim)) if x.ndim >= 4 else (0,)
     low, high = x.amin(dims, keepdim=True)[0], x.amax(dims, keepdim=True)[0]
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
-        raise InputError("Expected the training inputs to be finite, but they hold NaN or infinity.")
+        raise InputError("The training inputs must be finite, but they hold NaN or infinity.")
     return low, high

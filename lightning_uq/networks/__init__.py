@@ -1,7 +1,6 @@
-"""Networks f(x, z): an input, and an index that says which hypothesis is speaking."""
+"""Networks f(x, z) of an input and an index, which selects one hypothesis."""
 
 from lightning_uq.networks.base import DeterministicNetwork, EpistemicNetwork
-from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork, CatMLPEnsemble
 from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import (
@@ -10,13 +9,14 @@ from lightning_uq.networks.ensemble import (
     VmapEnsembleNetwork,
     build_ensemble,
 )
-from lightning_uq.networks.epinet import Epinet, EpinetNetwork, ProjectedMLP
+from lightning_uq.networks.epinet.head import Epinet, EpinetHead
+from lightning_uq.networks.epinet.network import EpinetNetwork
+from lightning_uq.networks.epinet.projected_mlp import ProjectedMLP
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.gaussian_noise import GaussianNoiseMLP
-from lightning_uq.networks.haiku import load_haiku, read_haiku
-from lightning_uq.networks.hypermodel import HypermodelNetwork, PriorIndependentLayers
+from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 from lightning_uq.networks.index_mlp import IndexMLP, index_mlp_with_gp_prior
-from lightning_uq.networks.index_priors import ChoicePrior, EpistemicNetworkWithPrior, RandomIndexMLP
 from lightning_uq.networks.indexers import (
     DirichletIndexer,
     EnsembleIndexer,
@@ -26,20 +26,21 @@ from lightning_uq.networks.indexers import (
     ScaledGaussianIndexer,
     SeedIndexer,
 )
-from lightning_uq.networks.initializers import variance_scaling_
+from lightning_uq.networks.initializers import truncated_normal_init_, variance_scaling_
 from lightning_uq.networks.mlp import MLP, TabularNetwork, load_deep_ensembles_state
 from lightning_uq.networks.output import OutputReader
-from lightning_uq.networks.priors import (
+from lightning_uq.networks.priors.additive import (
     AdditivePrior,
-    NetworkWithPrior,
     cifar_conv_prior,
-    freeze_as_buffers,
     imagenet_conv_prior,
     imagenet_mlp_prior,
     mlp_prior,
-    truncated_normal_init_,
 )
-from lightning_uq.networks.random_features import NullFunction, RandomFeatureGP, gp_prior
+from lightning_uq.networks.priors.frozen import freeze_as_buffers
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
+from lightning_uq.networks.priors.index_priors import ChoicePrior, EpistemicNetworkWithPrior, RandomIndexMLP
+from lightning_uq.networks.priors.members import NetworkWithPrior
+from lightning_uq.networks.priors.random_features import NullFunction, RandomFeatureGP, gp_prior
 from lightning_uq.networks.scaling import CenteredNetwork, ScaledNetwork
 from lightning_uq.networks.spectral_norm import remove_spectral_norm, spectral_normalize
 
@@ -57,6 +58,7 @@ __all__ = [
     "EnsembleIndexer",
     "EnsembleNetwork",
     "Epinet",
+    "EpinetHead",
     "EpinetNetwork",
     "EpistemicNetwork",
     "EpistemicNetworkWithPrior",
@@ -88,9 +90,7 @@ __all__ = [
     "imagenet_mlp_prior",
     "index_mlp_with_gp_prior",
     "load_deep_ensembles_state",
-    "load_haiku",
     "mlp_prior",
-    "read_haiku",
     "remove_spectral_norm",
     "spectral_normalize",
     "truncated_normal_init_",

@@ -8,43 +8,100 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks._calling import call_network
-from lightning_uq.networks._compiled import take_compiled_names
+from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.compiled import take_compiled_names
+from lightning_uq.networks.indexers import EnsembleIndexer, Indexer
 from lightning_uq.networks.output import Output, OutputReader
-from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 
 
 class EpistemicNetwork(nn.Module, ABC):
-    """A network f(x, z): an input, and an index z that says which hypothesis is speaking.
+    """A network f(x, z) of an input and an index z, which selects one hypothesis.
 
-    A subclass provides :meth:`sample_index` and :meth:`forward`; everything downstream (predictions, metrics, modules,
-    the comparison) then works on it. What does not depend on z should run once, only the head Z times.
+    A subclass passes its indexer to this constructor and provides :meth:`forward`. Predictions, metrics, modules and the
+    comparison then work on it. The part that does not depend on z should run once, and only the rest Z times.
 
     Attributes:
-        num_indices: Size of a finite index set (an ensemble's members), or None where z is drawn from a distribution.
-            A finite set is enumerated exactly at evaluation, never resampled.
         read_output: Turns what an inner network returns into its output tensor; subclasses apply it to every inner call.
 
     Args:
+        indexer: Where z is drawn from. Its set of indices is finite (an ensemble's members) or infinite. Training and
+            evaluation take all of a finite set.
         output: What an inner network returns: see :class:`~lightning_uq.networks.output.OutputReader`.
+
+    Raises:
+        InputError: ``indexer`` is no :class:`~lightning_uq.networks.Indexer`.
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924).
     """
 
-    num_indices: int | None = None
-    _drawn: tuple[tuple[int, int], Tensor] | None = None
-
-    def __init__(self, output: Output = "logits") -> None:
+    def __init__(self, indexer: Indexer, output: Output = "logits") -> None:
         super().__init__()
+        if not isinstance(indexer, Indexer):
+            raise InputError(f"`indexer` of {type(self).__name__} must be an Indexer, but it is {indexer!r}.")
+        self.indexer = indexer
         self.read_output = OutputReader(output)
-
-    @abstractmethod
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``num_samples`` indices, stacked on axis 0: [Z] for members, [Z, index_dim] for vectors."""
 
     @abstractmethod
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under each of the Z rows of ``index``."""
+
+    @property
+    def num_indices(self) -> int | None:
+        """Size of a finite set of indices (an ensemble's members); None for an infinite set."""
+        return self.indexer.num_indices
+
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``num_samples`` indices, stacked on axis 0: [Z] for members and seeds, [Z, index_dim] for vectors."""
+        return self.indexer(num_samples, generator)
+
+    def training_index(self, num_samples: int) -> Tensor:
+        """The indices of one training step: all of a finite set, else ``num_samples`` new draws."""
+        return self.sample_index(num_samples) if self.num_indices is None else self.evaluation_index(num_samples)
+
+    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
+        """The indices to evaluate with: all of a finite set, else ``num_samples`` draws, the same at every call.
+
+        Args:
+            num_samples: Number of draws Z from an infinite set of indices. A finite set ignores it.
+            seed: Seed of those draws, so that two evaluations of one network are equal.
+
+        Raises:
+            InputError: ``num_samples`` is below 1.
+        """
+        return self.indexer.evaluation_index(num_samples, seed)
+
+    def feature_networks(self) -> list[nn.Module]:
+        """The plain networks inside whose layers hold features of an input: one per member, or one.
+
+        A subclass that has such networks overrides this method.
+
+        Raises:
+            UnsupportedError: There are none, for instance because every index has weights of its own.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} has no plain network inside whose features could be read. If it has one, let "
+            "`feature_networks()` return it."
+        )
+
+    @property
+    def feature_source(self) -> "EpistemicNetwork":
+        """The network that calls the :meth:`feature_networks`: itself, or the network inside of a wrapper."""
+        return self
+
+    @property
+    def shows_features(self) -> bool:
+        """Whether hooks on the :meth:`feature_networks` see the features while this network runs.
+
+        False where the members run at once, or where the features depend on the index. There, each feature network has to be
+        called once more, by itself, on the input of :attr:`feature_source`.
+        """
+        return True
+
+    @property
+    def num_frozen(self) -> int:
+        """Number of modules inside that are always in eval mode."""
+        return 0
 
     def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands of the output, each [Z, B, ...]: what is trained, and the frozen priors; zeros where it has none.
@@ -59,24 +116,6 @@ class EpistemicNetwork(nn.Module, ABC):
             )
         output: Tensor = self(x, index)
         return output, torch.zeros_like(output)
-
-    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
-        """The indices to evaluate with: all of a finite set, else ``num_samples`` draws, the same at every call.
-
-        Args:
-            num_samples: Number of draws Z from an infinite index set; a finite one ignores it.
-            seed: Seed of those draws, so that two evaluations of one network are equal.
-        """
-        if self.num_indices is not None:
-            return torch.arange(self.num_indices)
-        if num_samples < 1:
-            raise InputError(f"Expected argument `num_samples` to be at least 1, but got {num_samples}.")
-        if self._drawn is None or self._drawn[0] != (num_samples, seed):
-            # Drawn once, so that an exported graph holds them as a constant; and never as inference tensors, with which no
-            # gradient could be taken once that mode has ended.
-            with torch.inference_mode(False):
-                self._drawn = (num_samples, seed), self.sample_index(num_samples, torch.Generator().manual_seed(seed))
-        return self._drawn[1]
 
     def _all_modules(self) -> Iterable[nn.Module]:
         """Its modules; also those that run under the weights of others."""
@@ -101,17 +140,15 @@ class DeterministicNetwork(EpistemicNetwork):
         torch.Size([1, 5, 3])
     """
 
-    num_indices = 1
-
     def __init__(self, network: nn.Module, output: Output = "logits") -> None:
-        super().__init__(output)
+        super().__init__(EnsembleIndexer(1), output)
         self.network = network
-
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Zeros [Z]: there is one index."""
-        return torch.zeros(num_samples, dtype=torch.long)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, ...]: one pass, repeated over the index without a copy."""
         output = self.read_output(call_network(self.network, x))
         return output.unsqueeze(0).expand(len(index), *output.shape)
+
+    def feature_networks(self) -> list[nn.Module]:
+        """The network."""
+        return [self.network]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.functional.atoms import atom_moments, check_atoms
 from lightning_uq.functional.softplus import inverse_softplus
-from lightning_uq.networks._wrapped import WrappedNetwork
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.ensemble import build_ensemble
-from lightning_uq.networks.epinet import _KeepsPrecision
-from lightning_uq.networks.index_priors import ChoicePrior
+from lightning_uq.networks.initializers import truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import truncated_normal_init_
-from lightning_uq.networks.random_features import Gamma, RandomFeatureGP
+from lightning_uq.networks.precision import KeepsPrecision
+from lightning_uq.networks.priors.index_priors import ChoicePrior
+from lightning_uq.networks.priors.random_features import Gamma, RandomFeatureGP
+from lightning_uq.networks.wrapped import WrappedNetwork
 
 _SMALLEST_VARIANCE = 1e-12  # what a distribution on one atom is given
 
@@ -166,7 +166,7 @@ class CatMLPEnsemble(CategoricalRegressionNetwork):
         super().__init__(members, atoms, ChoicePrior(functions) if functions else None, prior_scale)
 
 
-class _Atoms(_KeepsPrecision):
+class _Atoms(KeepsPrecision):
     """The atoms, which a cast to half precision leaves as they are."""
 
     atoms: Tensor

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks._calling import call_network
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.indexers import SeedIndexer
 from lightning_uq.networks.output import Output
 
@@ -25,14 +25,14 @@ _MAX_ROWS, _MAX_ROWS_CPU, _MAX_NUMBERS = 1 << 16, 1 << 13, 1 << 22
 class DropoutNetwork(EpistemicNetwork):
     """f(x, z) of any network with dropout layers: the index z is a seed, from which every mask follows.
 
-    The same index gives the same masks, in training and in evaluation, on any device; all indices run in one batched call.
-    Masks divide by the probability of keeping, as ever.
+    The same index gives the same masks, in training and in evaluation, on any device. All indices run in one batched call.
+    Kept entries are divided by the probability of keeping, as usual.
 
     Args:
         network: A network with ``nn.Dropout`` layers (or ``Dropout1d`` to ``3d``), which this network then drives, in place.
-            Dropout that is a function call inside of a forward, as an attention layer's, is left out in evaluation.
-        mask: ``"shared"``: one mask an index, the same for all of the batch, so that an index is one function of x, as joint
-            predictions need; ``"per_example"``: every row of a batch has masks of its own, as is usual in MC-dropout.
+            Dropout by a function call inside a forward, as in an attention layer, is off in evaluation.
+        mask: ``"shared"``: one mask per index for the whole batch, so that an index is one function of x, as joint predictions
+            need. ``"per_example"``: one mask per index and row of the batch, as is usual in MC-dropout.
         output: What ``network`` returns.
 
     Raises:
@@ -49,7 +49,7 @@ class DropoutNetwork(EpistemicNetwork):
     """
 
     def __init__(self, network: nn.Module, mask: Mask = "shared", output: Output = "logits") -> None:
-        super().__init__(output)
+        super().__init__(SeedIndexer(), output)
         if mask not in ("shared", "per_example"):
             raise InputError(f"Expected argument `mask` to be 'shared' or 'per_example', but got {mask!r}.")
         layers = [module for module in network.modules() if isinstance(module, _DropoutNd)]
@@ -61,22 +61,11 @@ class DropoutNetwork(EpistemicNetwork):
                 f"Expected argument `network` to have `nn.Dropout` layers, but {type(network).__name__} has none with p > 0. "
                 "Dropout that is a function call cannot be seen from outside."
             )
-        self.indexer = SeedIndexer()
         self.network = network
         self.mask = mask
         self._active: _Pass | None = None
         for layer in layers:
             layer.register_forward_hook(_Mask(self))
-
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Seeds [Z]."""
-        return self.indexer(num_samples, generator)
-
-    def evaluation_index(self, num_samples: int, *, seed: int = 0) -> Tensor:
-        """The seeds seed * 2^20 + (0, ..., num_samples - 1): a hash makes of neighbours what it makes of any."""
-        if num_samples < 1:
-            raise InputError(f"Expected argument `num_samples` to be at least 1, but got {num_samples}.")
-        return torch.arange(num_samples) + (seed << 20)
 
     def forward(self, x: Any, index: Tensor) -> Tensor:
         """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the seeds ``index`` [Z]."""
@@ -87,6 +76,15 @@ class DropoutNetwork(EpistemicNetwork):
         if self.training or torch.compiler.is_compiling():
             return self._run(x, index)
         return torch.cat([self._run(x, part) for part in torch.split(index, _indices_at_once(x))])
+
+    def feature_networks(self) -> list[nn.Module]:
+        """The network, whose features are those without masks."""
+        return [self.network]
+
+    @property
+    def shows_features(self) -> bool:
+        """False: the features under masks depend on the index."""
+        return False
 
     def mask_of(self, index: Tensor, layer: int, shape: Sequence[int], rate: float) -> Tensor:
         """Which entries a dropout layer keeps: True with probability 1 - ``rate``, [Z, *shape].

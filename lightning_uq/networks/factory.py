@@ -1,13 +1,13 @@
 """Factories of networks: what an ensemble calls once a member, and how a checkpoint remembers it."""
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.importing import import_object
 
 
 class Factory:
@@ -23,9 +23,12 @@ class Factory:
             target: torchvision.models.resnet18
             kwargs: {num_classes: 10}
 
+    An argument can be built in the same way: a mapping with the keys ``target`` and ``kwargs`` is called first, anew each
+    time, and the target receives the result. So a function that changes a network can be named around the network.
+
     Args:
         target: Dotted import path of the class or function.
-        kwargs: Its keyword arguments.
+        kwargs: Its keyword arguments; those that are mappings of ``target`` and ``kwargs`` are built first.
 
     Raises:
         InputError: ``target`` cannot be imported or is not callable.
@@ -33,16 +36,21 @@ class Factory:
     Example:
         >>> Factory("torch.nn.Linear", {"in_features": 2, "out_features": 3})()
         Linear(in_features=2, out_features=3, bias=True)
+        >>> inner = {"target": "torch.nn.Linear", "kwargs": {"in_features": 2, "out_features": 3}}
+        >>> Factory("lightning_uq.networks.spectral_normalize", {"network": inner, "coefficient": 0.9})().weight.shape
+        torch.Size([3, 2])
     """
 
     def __init__(self, target: str, kwargs: dict[str, Any] | None = None) -> None:
         self.target = target
         self.kwargs = dict(kwargs or {})
-        self._function = _import(target)
+        self._function: Callable[..., Any] = import_object(target)
+        self._nested = {name: Factory(**value) for name, value in self.kwargs.items() if _is_factory_config(value)}
 
     def __call__(self, *args: Any) -> Any:
         """Call the target: ``target(*args, **kwargs)``. A network's factory is called without arguments."""
-        return self._function(*args, **self.kwargs)
+        built = {name: factory() for name, factory in self._nested.items()}
+        return self._function(*args, **{**self.kwargs, **built})
 
     def __repr__(self) -> str:
         return f"Factory({self.target!r}, {self.kwargs!r})"
@@ -98,7 +106,7 @@ def factory_to_config(factory: object) -> dict[str, Any] | None:
         kwargs, factory = factory.keywords, factory.func
     target = f"{getattr(factory, '__module__', None)}.{getattr(factory, '__qualname__', None)}"
     try:
-        found = _import(target)
+        found = import_object(target)
     except InputError:
         return None
     if found is not factory or target.startswith("__main__.") or not is_plain(kwargs):
@@ -111,31 +119,14 @@ def factory_from_config(config: Any) -> Any:
 
     A callable without arguments comes back as itself, so that it equals the default it may have been.
     """
-    if isinstance(config, Mapping) and set(config) == {"target", "kwargs"}:
+    if _is_factory_config(config):
         factory = Factory(config["target"], dict(config["kwargs"]))
         return factory if factory.kwargs else factory._function
     return config
 
 
-def _import(target: str) -> Callable[..., Any]:
-    module_path, _, name = target.rpartition(".")
-    # A nested class has its owner in the path: shorten the module part until it imports.
-    names = [name]
-    while module_path:
-        try:
-            found: Any = importlib.import_module(module_path)
-        except ModuleNotFoundError as error:
-            if error.name is not None and not module_path.startswith(error.name):
-                raise  # the module exists and one of its own imports does not
-            module_path, _, outer = module_path.rpartition(".")
-            names.insert(0, outer)
-            continue
-        for part in names:
-            found = getattr(found, part, None)
-        if callable(found):
-            return found  # type: ignore[no-any-return]
-        break
-    raise InputError(f"Expected argument `target` to be the import path of a class or function, but got {target!r}.")
+def _is_factory_config(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping) and set(value) == {"target", "kwargs"}
 
 
 def is_plain(value: object) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.networks._calling import call_network
+from lightning_uq.networks.calling import call_network
 
 OUTPUT = "<output>"
 """Among the layers of :class:`FeatureTap`: the network's own output."""

@@ -1,4 +1,4 @@
-"""An MLP whose units are noisy by as much as they learn to be."""
+"""An MLP with Gaussian noise of learnt size in every unit."""
 
 import math
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks._wrapped import check_vectors
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.indexers import GaussianIndexer
+from lightning_uq.networks.initializers import truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import truncated_normal_init_
+from lightning_uq.networks.wrapped import check_vectors
 
 
 class GaussianNoiseMLP(EpistemicNetwork):
     """A ReLU MLP with a Gaussian term in every bias: each layer is W h + b + c * eps, where c is learnt.
 
-    The index is the noise of all units, one after the other: z = (eps_1, ..., eps_L) ~ N(0, I). It is shared by the batch, so
-    that an index is one function of x.
+    The index is the noise of all units, one after the other: z = (eps_1, ..., eps_L) ~ N(0, I). The batch shares it, so that
+    an index is one function of x.
 
     Args:
         in_features: Size of the flattened input.
@@ -37,21 +37,19 @@ class GaussianNoiseMLP(EpistemicNetwork):
         (GaussianIndexer(index_dim=11), torch.Size([7, 6, 3]))
     """
 
+    indexer: GaussianIndexer
+
     def __init__(
         self, in_features: int, out_features: int, hidden_sizes: Sequence[int] = (50, 50), init_scale: float = 1.0
     ) -> None:
-        super().__init__()
+        widths = [*hidden_sizes, out_features]
+        super().__init__(GaussianIndexer(sum(widths)))
         if not 0 <= init_scale < math.inf:
             raise InputError(f"`init_scale` must be a number of at least 0, but it is {init_scale}.")
         mlp = truncated_normal_init_(MLP(in_features, out_features, hidden_sizes))
         self.layers = nn.ModuleList(layer for layer in mlp.modules() if isinstance(layer, nn.Linear))
-        self.widths = [*hidden_sizes, out_features]
+        self.widths = widths
         self.noise_scales = nn.ParameterList(torch.full((width,), float(init_scale)) for width in self.widths)
-        self.indexer = GaussianIndexer(sum(self.widths))
-
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal vectors [Z, number of units]."""
-        return self.indexer(num_samples, generator)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, number of units]."""

@@ -1,4 +1,4 @@
-"""An MLP that reads the index beside its input, at every hidden layer."""
+"""An MLP whose every hidden layer reads the index beside its input."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.softplus import inverse_softplus_exp
-from lightning_uq.networks._wrapped import check_vectors, read_both
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.index_priors import EpistemicNetworkWithPrior
 from lightning_uq.networks.indexers import GaussianWithUnitIndexer
+from lightning_uq.networks.initializers import truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import AdditivePrior, truncated_normal_init_
-from lightning_uq.networks.random_features import Gamma, NullFunction, RandomFeatureGP
+from lightning_uq.networks.priors.additive import AdditivePrior
+from lightning_uq.networks.priors.index_priors import EpistemicNetworkWithPrior
+from lightning_uq.networks.priors.random_features import Gamma, NullFunction, RandomFeatureGP
+from lightning_uq.networks.wrapped import check_vectors, read_both
 
 
 class IndexMLP(EpistemicNetwork):
@@ -46,6 +47,8 @@ class IndexMLP(EpistemicNetwork):
         torch.Size([7, 6, 2])
     """
 
+    indexer: GaussianWithUnitIndexer
+
     def __init__(
         self,
         in_features: int,
@@ -55,7 +58,7 @@ class IndexMLP(EpistemicNetwork):
         variance_dim: int = 20,
         heads: Literal["gaussian"] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(GaussianWithUnitIndexer(index_dim))
         for name, sizes in (
             ("in_features", [in_features]),
             ("out_features", [out_features]),
@@ -64,7 +67,6 @@ class IndexMLP(EpistemicNetwork):
             _check_sizes(name, sizes)
         if heads not in ("gaussian", None):
             raise InputError(f"Expected argument `heads` to be 'gaussian' or None, but got {heads!r}.")
-        self.indexer = GaussianWithUnitIndexer(index_dim)
         self.heads = heads
         widths = [in_features, *hidden_sizes]
         self.hidden = nn.ModuleList(nn.Linear(a + index_dim, b) for a, b in itertools.pairwise(widths))
@@ -75,10 +77,6 @@ class IndexMLP(EpistemicNetwork):
             read = widths[-2] if hidden_sizes else in_features
             self.log_variance = MLP(read + variance_dim, out_features, (variance_dim,))
         truncated_normal_init_(self)
-
-    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Vectors [Z, index_dim] that begin with 1."""
-        return self.indexer(num_samples, generator)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Logits [Z, B, C], or means and raw variances [Z, B, 2 D], of x [B, ...] under ``index`` [Z, index_dim]."""

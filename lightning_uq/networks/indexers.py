@@ -1,4 +1,4 @@
-"""Reference distributions: where the indices z of a network f(x, z) are drawn from."""
+"""Reference distributions, from which the indices z of a network f(x, z) are drawn."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,32 +13,60 @@ from lightning_uq.functional.data_noise import IndexDistribution
 
 
 class Indexer(ABC):
-    """A distribution of indices: ``indexer(num_samples, generator)`` draws them, independent, stacked on axis 0.
+    """A distribution of indices: ``indexer(num_samples, generator)`` draws independent ones, stacked on axis 0.
 
     Attributes:
-        num_indices: Size of a finite index set, which evaluations enumerate; None where there are infinitely many.
-        distribution: What Gaussian vectors are distributed as, for noise on the data that is made of them; None where there
-            is none to be made. Integers need no name. See :mod:`lightning_uq.functional.data_noise`.
+        distribution: Distribution of Gaussian vectors, which noise on the data needs to know. None for other vectors, for
+            which there is no such noise, and for integers, which need none. See :mod:`lightning_uq.functional.data_noise`.
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924), and their code (``enn.networks``).
     """
 
-    num_indices: int | None = None
     distribution: ClassVar[IndexDistribution | None] = None
+    _drawn: tuple[tuple[int, int], Tensor] | None = None
+
+    @property
+    def num_indices(self) -> int | None:
+        """Size of a finite index set, all of which training and evaluation take; None for an infinite set."""
+        return None
+
+    @property
+    def mean_index(self) -> Tensor | None:
+        """The index [index_dim] that stands for the mean over all others; None where there is none."""
+        return None
 
     @abstractmethod
     def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``num_samples`` indices; from the global generator without ``generator``."""
 
+    def evaluation_index(self, num_samples: int, seed: int = 0) -> Tensor:
+        """The indices to evaluate with: all of a finite set, else ``num_samples`` draws, the same at every call.
+
+        Args:
+            num_samples: Number of draws Z from an infinite index set. A finite set ignores it.
+            seed: Seed of those draws.
+
+        Raises:
+            InputError: ``num_samples`` is below 1.
+        """
+        key = (_at_least_one("num_samples", num_samples), seed)
+        if self._drawn is None or self._drawn[0] != key:
+            # The last draw is kept, so that an exported graph holds it as a constant. It is never an inference tensor, which
+            # would allow no gradient after that mode has ended.
+            with torch.inference_mode(False):
+                self._drawn = key, self(num_samples, torch.Generator().manual_seed(seed))
+        return self._drawn[1]
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+        public = ((name, value) for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in public)})"
 
 
 class EnsembleIndexer(Indexer):
     """Member numbers [Z], uniform with replacement: Z draws do not visit every member once.
 
     Args:
-        num_members: M.
+        num_members: M; 1 for a single network.
 
     Example:
         >>> EnsembleIndexer(3)(5, torch.Generator().manual_seed(0))
@@ -46,11 +74,20 @@ class EnsembleIndexer(Indexer):
     """
 
     def __init__(self, num_members: int) -> None:
-        self.num_members = self.num_indices = _at_least_one("num_members", num_members)
+        self.num_members = _at_least_one("num_members", num_members)
+
+    @property
+    def num_indices(self) -> int:
+        """M."""
+        return self.num_members
 
     def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Member numbers [Z]."""
         return torch.randint(self.num_members, (num_samples,), generator=generator)
+
+    def evaluation_index(self, num_samples: int, seed: int = 0) -> Tensor:
+        """All members [M], in order."""
+        return torch.arange(self.num_members)
 
 
 class GaussianIndexer(Indexer):
@@ -171,6 +208,10 @@ class SeedIndexer(Indexer):
     def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Seeds [Z]."""
         return torch.randint(2**31, (num_samples,), generator=generator)
+
+    def evaluation_index(self, num_samples: int, seed: int = 0) -> Tensor:
+        """The seeds seed * 2^20 + (0, ..., num_samples - 1): a hash of neighbours is as random as that of any others."""
+        return torch.arange(_at_least_one("num_samples", num_samples)) + (seed << 20)
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -9,14 +9,14 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.softplus import inverse_softplus_exp, log_softplus
-from lightning_uq.networks._wrapped import WrappedNetwork
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.epinet import _KeepsPrecision
+from lightning_uq.networks.precision import KeepsPrecision
+from lightning_uq.networks.wrapped import WrappedNetwork
 
 _EPS = 1e-9
 
 
-class Standardize(_KeepsPrecision):
+class Standardize(KeepsPrecision):
     """(x - mean) / (std + 1e-9), by fixed statistics.
 
     A feature that did not vary is centred and left unscaled: 1e-9 would make 1e9 of its first variation.
@@ -83,7 +83,7 @@ class CenteredNetwork(WrappedNetwork):
 
     @classmethod
     def from_data(cls, network: EpistemicNetwork, x_train: Tensor) -> "CenteredNetwork":
-        """Take the statistics of ``x_train`` [N, ...], in float64; the standard deviation divides by N.
+        """Take the statistics of ``x_train`` [N, ...], in float64 where the device has it. The standard deviation divides by N.
 
         Raises:
             InputError: ``x_train`` has no batch axis or holds no row.

@@ -1,8 +1,9 @@
 """Plots, the table's columns and the HTML report."""
 
 from lightning_uq.report.files import writable_directory, write_files
-from lightning_uq.report.html import Report, Section, render_html
+from lightning_uq.report.html import Report, Section, jinja_environment, render_html
 from lightning_uq.report.plots import (
+    new_figure,
     regret_figure,
     reliability_diagram,
     risk_coverage_figure,
@@ -21,7 +22,9 @@ __all__ = [
     "Section",
     "best_methods",
     "cell",
+    "jinja_environment",
     "markdown_table",
+    "new_figure",
     "print_table",
     "regret_figure",
     "reliability_diagram",

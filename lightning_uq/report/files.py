@@ -1,18 +1,19 @@
-"""Writing results so that a directory never holds half of them."""
+"""Writing results into a directory: all of them, or none."""
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from lightning_uq.errors import InputError
+from lightning_uq.writing import replacing
 
 
 def writable_directory(path: Path) -> Path:
-    """Make the directory, or tell at once that nothing can be written there, before hours of work are lost.
+    """Make a directory and check that it can be written to, before hours of work are lost.
 
     Raises:
-        InputError: It is a file, or may not be written to.
+        InputError: The path is a file, or the directory cannot be written to.
 
     Example:
         >>> writable_directory(Path(tempfile.mkdtemp()) / "runs" / "compare").is_dir()
@@ -23,17 +24,18 @@ def writable_directory(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise InputError(f"Expected a directory to write to, but {path} is none: {error.strerror or error}.") from error
+        problem = "it is a file" if path.is_file() else error.strerror or str(error)
+        raise InputError(f"{path} cannot be used as a directory to write to: {problem}.") from error
     return path
 
 
 def write_files(directory: Path, files: Mapping[str, bytes], stale: Sequence[str] = ()) -> None:
-    """Write all files into a directory, or none: first beside it, then each put in place by a rename.
+    """Write all files into a directory, or none of them.
 
     Args:
-        directory: Where to; it exists.
+        directory: Where to write; it exists.
         files: Contents by file name.
-        stale: Patterns of an earlier run's files, removed unless they are among ``files``.
+        stale: Patterns of an earlier run's files, which are removed unless they are among ``files``.
 
     Example:
         >>> directory = Path(tempfile.mkdtemp())
@@ -41,12 +43,10 @@ def write_files(directory: Path, files: Mapping[str, bytes], stale: Sequence[str
         >>> [path.name for path in directory.iterdir()]
         ['results.json']
     """
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as staging:
+    with ExitStack() as stack:
         for name, content in files.items():
-            (Path(staging) / name).write_bytes(content)
+            stack.enter_context(replacing(directory / name)).write_bytes(content)
         for pattern in stale:
             for old in directory.glob(pattern):
                 if old.name not in files:
                     old.unlink()
-        for name in files:
-            os.replace(Path(staging) / name, directory / name)  # noqa: PTH105  # says that it overwrites

@@ -3,9 +3,13 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lightning_uq.errors import MissingExtraError
 from lightning_uq.report.table import Row, best_methods, cell, shown_columns
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _TEMPLATE = """\
 <!DOCTYPE html>
@@ -118,16 +122,34 @@ class Report:
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+def jinja_environment() -> "Environment":
+    """The environment in which the page is rendered.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment
+    except ImportError as error:
+        raise MissingExtraError(
+            "The HTML report needs jinja2, which is not installed. Install the extra `report`: "
+            "pip install 'lightning-uq[report]'."
+        ) from error
+    return Environment(autoescape=True, trim_blocks=True)
+
+
 def render_html(report: Report) -> str:
     """The report as one HTML document: figures are inside, nothing is loaded from elsewhere.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
 
     Example:
         >>> page = render_html(Report("A < B", ["Two methods."], [{"method": "<b>", "nll": {"mean": 0.5, "se": None}}]))
         >>> "A &lt; B" in page, "&lt;b&gt;" in page, "<b>" in page
         (True, True, False)
     """
-    from jinja2 import Environment  # it comes with torch
-
+    environment = jinja_environment()
     columns = shown_columns(report.rows)
     best = {column.key: best_methods(report.rows, column) for column in columns}
     rows = [
@@ -145,8 +167,7 @@ def render_html(report: Report) -> str:
         }
         for section in report.sections
     ]
-    template = Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
-    return template.render(
+    return environment.from_string(_TEMPLATE).render(
         has_errors=any(se for row in rows for _, se, _ in row["cells"]),
         title=report.title,
         introduction=report.introduction,

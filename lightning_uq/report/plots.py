@@ -55,7 +55,7 @@ def new_figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(
-            "Figures need matplotlib, which the extra `report` brings: pip install 'lightning-uq[report]'."
+            "Figures need matplotlib, which is not installed. Install the extra `report`: pip install 'lightning-uq[report]'."
         ) from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -19,11 +19,11 @@ from lightning_uq import (
 )
 from lightning_uq.active_learning import Bandit, thompson_sampling
 from lightning_uq.active_learning.bandit import _Replay
+from lightning_uq.compare.testbed.uniform import UniformModule
 from lightning_uq.data.environments import draw_teacher, teacher_logits
 from lightning_uq.losses import BootstrapNoise
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.modules.uniform import UniformModule
-from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks import EnsembleIndexer, EpistemicNetwork
 
 LINEAR = Factory("torch.nn.Linear", {"in_features": 2, "out_features": 2})
 ADAM = functools.partial(torch.optim.Adam, lr=0.01)
@@ -36,14 +36,12 @@ def network():
 class Fixed(EpistemicNetwork):
     """Two hypotheses: the log-odds of an action are its first coordinate, or minus that."""
 
-    num_indices = 2
-
     def __init__(self):
-        super().__init__()
+        super().__init__(EnsembleIndexer(2))
         self.asked = []
 
     def sample_index(self, num_samples, generator=None):
-        index = torch.randint(2, (num_samples,), generator=generator)
+        index = super().sample_index(num_samples, generator)
         self.asked.append(index)
         return index
 

@@ -236,7 +236,7 @@ def test_our_modules_take_their_network_again(write):
     module = DeterministicModule(MLP(4, 2, hidden_sizes=(6,)), optimizer=SGD)
     path, trainer = write(module, TemperatureScaling())
     expected = predicted(trainer, module, path).probs
-    with pytest.raises(InputError, match=r"Argument `network` was a .*MLP.* Pass argument `network`"):
+    with pytest.raises(InputError, match=r"argument `network`: a .*MLP.* Pass argument `network`"):
         load_fitted(path)
     network = MLP(4, 2, hidden_sizes=(6,))
     before = network[0].weight.detach().clone()

@@ -326,7 +326,7 @@ def test_an_exception_leaves_nothing_and_an_earlier_result_as_it_was(
     ended = SystemExit if isinstance(error, KeyboardInterrupt) else RuntimeError  # Lightning exits on an interrupt
     model = Failing(nn.Linear(4, 3))
     model.error, model.directory = error, tmp_path
-    model.expected = [f".predictions-rank0.{format}.part"]
+    model.expected = [f".predictions-rank0.{format}.partial"]
     with pytest.raises(ended):
         write(make_trainer, model, LOADER, tmp_path, format=format)
     assert names(tmp_path) == []
@@ -341,7 +341,7 @@ def test_an_exception_leaves_nothing_and_an_earlier_result_as_it_was(
 
 def test_a_writer_predicts_again_after_a_failure(make_trainer, tmp_path, format):
     model = Failing(nn.Linear(4, 3))
-    model.directory, model.expected = tmp_path, [f".predictions-rank0.{format}.part"]
+    model.directory, model.expected = tmp_path, [f".predictions-rank0.{format}.partial"]
     writer = PredictionWriter(tmp_path, format, overwrite=True)
     trainer = make_trainer(callbacks=[writer])
     with pytest.raises(RuntimeError, match="a bug of my own"):
@@ -688,7 +688,7 @@ def test_spawned_processes(run_script):
 def test_what_spawned_ranks_left_is_removed(make_trainer, tmp_path):
     trainer = make_trainer(strategy="ddp_spawn", devices=2)
     trainer.state.fn = "predict"
-    (tmp_path / ".predictions-rank1.csv.part").touch()
+    (tmp_path / ".predictions-rank1.csv.partial").touch()
     (tmp_path / "predictions-rank0.csv").touch()
     PredictionWriter(tmp_path, "csv").on_exception(trainer, None, RuntimeError())
     assert names(tmp_path) == ["predictions-rank0.csv"]

@@ -18,7 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq import callbacks as c
 from lightning_uq import modules as m
 from lightning_uq.batches import unpadded_rows
+from lightning_uq.compare.discovery import methods
+from lightning_uq.method import Setting
 from lightning_uq.networks import Factory
+from lightning_uq.networks.epinet.head import EpinetHead
 from tests.metrics import cases as measured
 
 FEATURES, CLASSES, TARGETS = 4, 3, 2
@@ -165,12 +168,16 @@ class ModuleCase:
         build: Makes it.
         task: What its batches hold.
         unsupported: Axes that it does not support, with the reason; the grid prints it.
+        method: Name of the method that it stands for, if any. A method that no case stands for is run as `compare` builds it.
+        is_discovered: Whether it is such a method.
     """
 
     name: str
     build: Callable[[], m.UncertaintyModule]
     task: str = "classification"
     unsupported: Mapping[str, str] = field(default_factory=dict)
+    method: str | None = None
+    is_discovered: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,12 +189,16 @@ class CallbackCase:
         build: Makes it; takes keyword arguments that all constructors share.
         fits_on: Whether it fits a state after training, and to which data by default.
         unsupported: Axes that it does not support, with the reason.
+        method: Name of the method that it stands for, if any.
+        is_discovered: Whether it is the callback of a method that no listed case stands for.
     """
 
     name: str
     build: Callable[..., Callback]
     fits_on: Literal["train", "val"] | None = "train"
     unsupported: Mapping[str, str] = field(default_factory=dict)
+    method: str | None = None
+    is_discovered: bool = False
 
     @property
     def fits(self) -> bool:
@@ -217,10 +228,15 @@ OPTIMIZERS = {
 
 
 def _module(
-    name: str, cls: type, *args: Any, unsupported: Mapping[str, str] | None = None, **kwargs: Any
+    name: str,
+    cls: type,
+    *args: Any,
+    unsupported: Mapping[str, str] | None = None,
+    method: str | None = None,
+    **kwargs: Any,
 ) -> ModuleCase:
     task = kwargs.get("task", "classification")
-    return ModuleCase(name, partial(cls, *args, optimizer=OPTIMIZERS[task], **kwargs), task, unsupported or {})
+    return ModuleCase(name, partial(cls, *args, optimizer=OPTIMIZERS[task], **kwargs), task, unsupported or {}, method)
 
 
 HYPER_PRIOR = Factory(
@@ -248,20 +264,39 @@ def _of(target: str, out_features: int, **kwargs: Any) -> Factory:
 REGRESSION: dict[str, Any] = {"task": "regression"}
 PRIOR: dict[str, Any] = {"prior_network": network, "prior_scale": 1.0}
 
-MODULES = [
-    _module("Deterministic", m.DeterministicModule, network),
+LISTED_MODULES = [
+    _module("Deterministic", m.DeterministicModule, network, method="softmax"),
     _module("Deterministic, regression", m.DeterministicModule, gaussian_network, **REGRESSION),
-    _module("Ensemble, loop", m.EnsembleModule, network, num_members=3, seed=1, execution="loop"),
+    _module("Ensemble, loop", m.EnsembleModule, network, num_members=3, seed=1, execution="loop", method="ensemble"),
     _module("Ensemble, stacked", m.EnsembleModule, network, num_members=3, seed=1, execution="stacked"),
     _module("Ensemble, vmap", m.EnsembleModule, network, num_members=3, seed=1, execution="vmap"),
-    _module("Ensemble, priors", m.EnsembleModule, network, num_members=3, seed=1, **PRIOR),
+    _module("Ensemble, priors", m.EnsembleModule, network, num_members=3, seed=1, method="ensemble_prior", **PRIOR),
     _module("Ensemble, regression", m.EnsembleModule, gaussian_network, num_members=3, seed=1, **REGRESSION),
-    _module("Epinet", m.EpinetModule, network, hidden_sizes=(6,), index_dim=3, num_eval_samples=5),
-    _module("Epinet, frozen base", m.EpinetModule, network, freeze_base=True, hidden_sizes=(6,), num_eval_samples=5),
     _module(
-        "Epinet, regression", m.EpinetModule, gaussian_network, hidden_sizes=(6,), num_eval_samples=5, **REGRESSION
+        "Epinet",
+        m.EpinetModule,
+        network,
+        head=EpinetHead(hidden_sizes=(6,), index_dim=3),
+        num_eval_samples=5,
+        method="epinet",
     ),
-    _module("Dropout, shared masks", m.DropoutModule, dropout_network, num_eval_samples=5),
+    _module(
+        "Epinet, frozen base",
+        m.EpinetModule,
+        network,
+        freeze_base=True,
+        head=EpinetHead(hidden_sizes=(6,)),
+        num_eval_samples=5,
+    ),
+    _module(
+        "Epinet, regression",
+        m.EpinetModule,
+        gaussian_network,
+        head=EpinetHead(hidden_sizes=(6,)),
+        num_eval_samples=5,
+        **REGRESSION,
+    ),
+    _module("Dropout, shared masks", m.DropoutModule, dropout_network, num_eval_samples=5, method="dropout"),
     _module(
         "Dropout, a mask an example",
         m.DropoutModule,
@@ -270,16 +305,31 @@ MODULES = [
         num_eval_samples=5,
         unsupported={"ddp": "a row's mask depends on its place in the batch; shared masks do not"},
     ),
-    _module("Evidential", m.EvidentialModule, network),
-    _module("Evidential, max-norm", m.EvidentialModule, network, loss="maxnorm"),
+    _module("Evidential", m.EvidentialModule, network, method="evidential"),
+    _module("Evidential, max-norm", m.EvidentialModule, network, loss="maxnorm", method="maxnorm"),
     ModuleCase(
         "Evidential, regression",
         partial(m.EvidentialRegressionModule, evidential_network, optimizer=OPTIMIZERS["regression"]),
         "regression",
     ),
     _module("Hypermodel", m.HypermodelModule, network, index_dim=3, num_eval_samples=5),
-    _module("Hypermodel, prior", m.HypermodelModule, network, index_dim=3, prior=HYPER_PRIOR, num_eval_samples=5),
-    _module("Bayes by backprop", m.BayesByBackpropModule, network, num_train=40, num_eval_samples=5),
+    _module(
+        "Hypermodel, prior",
+        m.HypermodelModule,
+        network,
+        index_dim=3,
+        prior=HYPER_PRIOR,
+        num_eval_samples=5,
+        method="hypermodel",
+    ),
+    _module(
+        "Bayes by backprop",
+        m.BayesByBackpropModule,
+        network,
+        num_train=40,
+        num_eval_samples=5,
+        method="bayes_by_backprop",
+    ),
     _module(
         "Bayes by backprop, regression",
         m.BayesByBackpropModule,
@@ -310,9 +360,13 @@ MODULES = [
 
 OWN_SCORES = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")
 
-CALLBACKS = [
-    CallbackCase("FitGMM", partial(c.FitGMM)),
-    CallbackCase("FitGMM, tied covariance", partial(c.FitGMM, covariance="tied", score="relative_mahalanobis")),
+LISTED_CALLBACKS = [
+    CallbackCase("FitGMM", partial(c.FitGMM), method="ddu"),
+    CallbackCase(
+        "FitGMM, tied covariance",
+        partial(c.FitGMM, covariance="tied", score="relative_mahalanobis"),
+        method="relative_mahalanobis",
+    ),
     CallbackCase("FitKNN", partial(c.FitKNN, k=3), unsupported=OWN_SCORES),
     CallbackCase("FitViM", partial(c.FitViM, dim=2), unsupported=OWN_SCORES),
     CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val"),
@@ -320,6 +374,31 @@ CALLBACKS = [
     CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
 ]
+
+SETTING = Setting("blobs", FEATURES, CLASSES, 40, network, OPTIMIZERS["classification"])
+
+
+def discovered_cases() -> tuple[list[ModuleCase], list[CallbackCase]]:
+    """A case for each method that `compare` finds and no case above stands for: its module, or the callbacks that it adds.
+
+    The class of such a callback is built from the keyword arguments that all constructors share.
+    """
+    listed = {case.method for case in [*LISTED_MODULES, *LISTED_CALLBACKS]}
+    modules, callbacks = [], []
+    for method in methods().values():
+        if method.name in listed:
+            continue
+        if method.build is not None:
+            modules.append(ModuleCase(method.name, partial(method.build, SETTING), is_discovered=True))
+        for callback in method.callbacks(SETTING):
+            name = f"{method.name}, {type(callback).__name__}"
+            callbacks.append(CallbackCase(name, partial(type(callback)), is_discovered=True))
+    return modules, callbacks
+
+
+_discovered = discovered_cases()
+MODULES = [*LISTED_MODULES, *_discovered[0]]
+CALLBACKS = [*LISTED_CALLBACKS, *_discovered[1]]
 
 # One entry for each class; where blocks are made of rows in order of arrival, the one that is given the rows' positions.
 _KEYS: dict[type, str] = {}
@@ -363,7 +442,8 @@ REPRESENTATIVES = {
     "Two optimizers",
     "Hugging Face backbone",
 }
-"""One case for each code path: what `make test` runs of the lists. `make test-slow` and `make contract` run all of them."""
+"""One case for each code path: `make test` runs these cases of the lists, and methods without a listed case. `make test-slow` and
+`make contract` run all cases."""
 
 CLASSIFIERS = [case for case in MODULES if case.task == "classification"]
 FITTING = [case for case in CALLBACKS if case.fits]

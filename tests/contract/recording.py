@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks import FitGMM, OODDetection, PredictionWriter, TemperatureScaling, read_predictions
 from lightning_uq.errors import InputError
+from lightning_uq.networks import EpinetHead
 from lightning_uq.predictions import Prediction
 from tests.contract.cases import MODULES, CallbackCase, Measured, ModuleCase, UsersModule, loader
 from tests.contract.running import TEST, TRAIN, VAL
@@ -217,7 +218,7 @@ def record_user(case: UserCase, make_trainer: MakeTrainer, folder: Path) -> Reco
         ensemble = case.ensemble(case.module, num_members=2, seed=1, **case.model_arguments)
         for i in range(2):
             _start(case, ensemble.network.member(i), i)
-    small = {"hidden_sizes": (6,), "num_eval_samples": 5, "optimizer": torch.optim.SGD}
+    small = {"head": EpinetHead(hidden_sizes=(6,)), "num_eval_samples": 5, "optimizer": torch.optim.SGD}
     torch.manual_seed(0)
     epinet = case.epinet(case.module, **small, **case.model_arguments)
     _start(case, epinet.network.base, 0)

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_uq.errors import InputError, NotFittedError, UnsupportedError
 from lightning_uq.modules import DeterministicModule, EnsembleModule, EpinetModule
+from lightning_uq.networks.epinet.head import EpinetHead
 from tests.contract.cases import UsersModule, loader, network
 from tests.contract.running import TEST, TRAIN, VAL, assert_finite, assert_sound
 from tests.versions import SWA_FILES, skip_on_torch_2_6
@@ -141,7 +142,7 @@ class Untraceable(nn.Sequential):
 @pytest.mark.parametrize("average", AVERAGES)
 def test_a_head_that_is_built_on_the_first_batch_is_averaged_too(make_trainer, average, tmp_path):
     skip_on_torch_2_6(SWA_FILES, average is swa)
-    module = EpinetModule(Untraceable(*network()), hidden_sizes=(6,), num_eval_samples=5)
+    module = EpinetModule(Untraceable(*network()), head=EpinetHead(hidden_sizes=(6,)), num_eval_samples=5)
     assert not module.network.is_initialized
     recorded, every = Recorded(), ModelCheckpoint(tmp_path, filename="last")
     trainer = make_trainer(max_epochs=EPOCHS, callbacks=[recorded, average(), every], enable_checkpointing=True)
@@ -152,7 +153,7 @@ def test_a_head_that_is_built_on_the_first_batch_is_averaged_too(make_trainer, a
     for name, value in found.items():
         if value.is_floating_point():
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
-    other = EpinetModule(Untraceable(*network()), hidden_sizes=(6,), num_eval_samples=5)
+    other = EpinetModule(Untraceable(*network()), head=EpinetHead(hidden_sizes=(6,)), num_eval_samples=5)
     again = run_test(make_trainer(), other, ckpt_path=every.best_model_path, weights_only=True)
     if average is ema:
         assert again == pytest.approx(run_test(trainer, module), rel=1e-5)
@@ -169,7 +170,7 @@ def norm_network():
         lambda: DeterministicModule(norm_network),
         lambda: EnsembleModule(norm_network, num_members=2, seed=0, execution="loop"),
         lambda: EnsembleModule(partial(UsersModule, True), num_members=2, seed=0),
-        lambda: EpinetModule(norm_network, hidden_sizes=(6,), num_eval_samples=5),
+        lambda: EpinetModule(norm_network, head=EpinetHead(hidden_sizes=(6,)), num_eval_samples=5),
     ],
     ids=["Deterministic", "Ensemble, loop", "Ensemble of a user's modules", "Epinet"],
 )

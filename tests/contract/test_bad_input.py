@@ -42,9 +42,9 @@ def run(trainer, stage, module, data):
 
 STAGES = ["fit", "validate", "test", "predict"]
 BAD = {
-    "nan": (lambda task: poisoned(task, NAN), "input to be finite, but 1 of 8 rows of batch 0"),
-    "inf": (lambda task: poisoned(task, INF), "input to be finite, but 1 of 8 rows of batch 0"),
-    "late -inf": (lambda task: poisoned(task, -INF, where=(17, 0)), "input to be finite, but 1 of 8 rows of batch 2"),
+    "nan": (lambda task: poisoned(task, NAN), "input must be finite, but 1 of 8 rows of batch 0"),
+    "inf": (lambda task: poisoned(task, INF), "input must be finite, but 1 of 8 rows of batch 0"),
+    "late -inf": (lambda task: poisoned(task, -INF, where=(17, 0)), "input must be finite, but 1 of 8 rows of batch 2"),
 }
 
 
@@ -73,7 +73,7 @@ def test_weights_that_are_not_finite(make_trainer, module_case, stage):
 
 
 def is_of_users(module):
-    return bool(getattr(module, "lightning_members", []))
+    return getattr(module, "members", None) is not None
 
 
 LABELS = {

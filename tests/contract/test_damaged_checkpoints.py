@@ -71,8 +71,8 @@ def test_modules(make_trainer, module_case, tmp_path):
         with pytest.raises(InputError) as caught:
             load(file)
         text = str(caught.value)
-        named = f"to name a checkpoint of {type(module).__name__}, but {file} does not fit: " in text
-        assert named or "Expected a checkpoint of 3 members (argument `num_members`), but it holds 0." in text
+        named = f"`checkpoint_path` names {file}, which does not fit {type(module).__name__}: " in text
+        assert named or "The checkpoint holds 0 members, but the ensemble has 3 (argument `num_members`)." in text
     load(path)
     with pytest.raises(TypeError, match="cannot be called on an instance"):
         module.load_from_checkpoint(path)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten
 from lightning_uq import (
     CategoricalPrediction,
     EnsembleModule,
+    EpinetHead,
     EpinetModule,
     FitGMM,
     InputError,
@@ -162,7 +163,7 @@ def test_an_ensemble_of_networks_from_their_checkpoints(user_case, loaders, apar
 def test_epinet(user_case, loaders, make_trainer, tmp_path):
     """Around a new module of theirs, which its class builds: a checkpoint remembers it."""
     train, val, test, _ = loaders
-    small = {"hidden_sizes": (6,), "num_eval_samples": 5, "optimizer": torch.optim.SGD}
+    small = {"head": EpinetHead(hidden_sizes=(6,)), "num_eval_samples": 5, "optimizer": torch.optim.SGD}
     epinet = user_case.epinet(user_case.module, **small, **user_case.model_arguments)
     before = {name: p.clone() for name, p in epinet.network.base.named_parameters()}
     trainer = make_trainer(max_epochs=2)
@@ -186,7 +187,7 @@ def test_epinet_around_a_trained_network(user_case, loaders, apart, make_trainer
     train, val, test, _ = loaders
     (module, _), _ = apart
     theirs = copy.deepcopy(module)
-    frozen = {"freeze_base": True, "hidden_sizes": (6,), "num_eval_samples": 3}
+    frozen = {"freeze_base": True, "head": EpinetHead(hidden_sizes=(6,)), "num_eval_samples": 3}
     epinet = user_case.epinet(user_case.inner(module), **frozen, **user_case.model_arguments)
     trainer = make_trainer()
     trainer.fit(epinet, train, val)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_uq.compat.haiku import load_haiku
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.losses import (
     PriorLoss,
@@ -23,15 +24,15 @@ from lightning_uq.losses import (
 from lightning_uq.networks.base import DeterministicNetwork, EpistemicNetwork
 from lightning_uq.networks.categorical_regression import CatMLPEnsemble
 from lightning_uq.networks.ensemble import EnsembleNetwork, build_ensemble
-from lightning_uq.networks.epinet import EpinetNetwork
+from lightning_uq.networks.epinet.head import EpinetHead
+from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.features import OUTPUT
-from lightning_uq.networks.haiku import load_haiku
 from lightning_uq.networks.index_mlp import index_mlp_with_gp_prior
-from lightning_uq.networks.index_priors import ChoicePrior, EpistemicNetworkWithPrior
 from lightning_uq.networks.indexers import GaussianWithUnitIndexer
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import NetworkWithPrior
-from lightning_uq.networks.random_features import gp_prior
+from lightning_uq.networks.priors.index_priors import ChoicePrior, EpistemicNetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
+from lightning_uq.networks.priors.random_features import gp_prior
 from lightning_uq.networks.scaling import CenteredNetwork, ScaledNetwork
 
 DATA = {
@@ -79,10 +80,7 @@ def test_prior_loss_on_the_fake_inputs_and_indices_of_the_file(monkeypatch):
         MLP(2, 3, hidden_sizes=(4,)),
         ("0", "2", OUTPUT),
         num_outputs=3,
-        index_dim=2,
-        hidden_sizes=(3,),
-        standardize_features=False,
-        calibrate_prior=False,
+        head=EpinetHead(index_dim=2, hidden_sizes=(3,), standardize_features=False, calibrate_prior=False),
     )
     start = "pl/params/"
     load_haiku(network, {name.removeprefix(start): v for name, v in DATA.items() if name.startswith(start)})
@@ -213,7 +211,7 @@ def test_fake_inputs_move_no_statistics_and_modes_come_back():
 
 def test_the_learned_part_alone_is_penalised_and_no_prior_is_calibrated():
     base = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
-    net = EpinetNetwork(base, prior_scale=100.0)
+    net = EpinetNetwork(base, head=EpinetHead(prior_scale=100.0))
     state = {name: value.clone() for name, value in net.state_dict().items()}
     large = PriorLoss(num_samples=4)(net, torch.randn(6, 2))
     assert large < 10  # the prior's square would be thousands
@@ -292,20 +290,23 @@ def test_inputs_have_the_batchs_shape_type_and_the_scale_asked_for():
     assert x.dtype == torch.float64
     assert x.shape == (4000, 2)
     assert x.std().item() == pytest.approx(3.0, rel=0.05)
+
+
+@pytest.mark.parametrize("num_samples", [1, 5])
+def test_all_members_of_an_ensemble_are_penalised(num_samples):
     ensemble = EnsembleNetwork([nn.Linear(2, 3) for _ in range(3)])
-    assert PriorLoss(num_samples=5)(ensemble, torch.zeros(4, 2)).isfinite()
+    loss = PriorLoss(num_samples=num_samples)(ensemble, torch.zeros(4, 2))
+    assert loss.isfinite()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in ensemble.parameters())
 
 
 class Unit(EpistemicNetwork):
     """f(x, z) = (W x) . z with z = (1, normal): its mean over z is its value at the index of the mean, up to noise."""
 
     def __init__(self, num_outputs):
-        super().__init__()
-        self.indexer = GaussianWithUnitIndexer(4)
+        super().__init__(GaussianWithUnitIndexer(4))
         self.linear = nn.Linear(2, num_outputs * 4)
-
-    def sample_index(self, num_samples, generator=None):
-        return self.indexer(num_samples, generator)
 
     def forward(self, x, index):
         return torch.einsum("bcd,zd->zbc", self.linear(x).reshape(len(x), -1, 4), index)

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional import entropy
 from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.losses.gaussian import split_gaussian
@@ -16,7 +16,7 @@ from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
-from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks import EpistemicNetwork, GaussianIndexer
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import CategoricalPrediction, GaussianMixturePrediction
@@ -36,11 +36,8 @@ class GaussianLogits(EpistemicNetwork):
     """Logits that are linear in z: an infinite index set."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(GaussianIndexer(3))
         self.linear = nn.Linear(4, 3)
-
-    def sample_index(self, num_samples, generator=None):
-        return torch.randn(num_samples, 3, generator=generator)
 
     def forward(self, x, index):
         return self.linear(x) + index.unsqueeze(1)
@@ -221,7 +218,7 @@ def test_a_network_without_a_name_is_asked_for(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match=r"Argument `network` was a torch.nn.modules.linear.Linear.*network=\.\.\."):
+    with pytest.raises(InputError, match=r"argument `network`: a torch.nn.modules.linear.Linear.*network=\.\.\."):
         DeterministicModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     loaded = DeterministicModule.load_from_checkpoint(tmp_path / "a.ckpt", network=nn.Linear(4, 3), weights_only=True)
     assert torch.equal(loaded(X), module(X))
@@ -290,7 +287,7 @@ def test_bad_batches_are_named(make_trainer, x, y, match, stage):
 
 
 def test_a_batch_without_a_target_is_named(make_trainer):
-    with pytest.raises(InputError, match="holds an input alone"):
+    with pytest.raises(InputError, match="holds an input without a target"):
         make_trainer().fit(DeterministicModule(LINEAR), DataLoader(X, batch_size=8))
 
 
@@ -354,7 +351,7 @@ def test_probabilities_and_dicts_are_read_where_they_are_declared():
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"network": {"unsaved": "x.<lambda>"}}, r"Argument `network` was a x.<lambda>"),
+        ({"network": {"unsaved": "x.<lambda>"}}, r"argument `network`: a x.<lambda>"),
         ({"task": "ranking"}, "`task` must be a Task, or one of 'classification', .*, but it is 'ranking'"),
         ({"task": nn.Linear(4, 3)}, "`task` must be a Task"),
         ({"task": "regression", "output": "probs"}, r"Regression\(\) needs the network's raw outputs.*'probs'"),
@@ -391,7 +388,7 @@ def test_a_loss_of_any_shape_is_averaged():
     batch = {"input": x, "target": y, "weight": torch.ones(4)}
     torch.testing.assert_close(module.training_loss(x, y, batch), expected)
     module = DeterministicModule(nn.Identity(), task="segmentation", loss=flat)
-    with pytest.raises(InputError, match=r"losses of the samples, \[4\].*so that they can be weighted.*shape \[40\]"):
+    with pytest.raises(InputError, match=r"returned shape \[40\], but samples with weights need one loss each: \[4\]"):
         module.training_loss(x, y, batch)
 
 
@@ -417,9 +414,9 @@ def test_one_of_several_inputs_is_looked_at_too(make_trainer):
 
     for value, name in ((float("nan"), "x"), (float("inf"), "x"), (float("nan"), "mask")):
         module = DeterministicModule(OfTwo())
-        with pytest.raises(InputError, match="input to be finite, but 1 of 8 rows of batch 1"):
+        with pytest.raises(InputError, match="input must be finite, but 1 of 8 rows of batch 1"):
             make_trainer().fit(module, batches_with(value, name))
-        with pytest.raises(InputError, match="input to be finite, but 1 of 8 rows of batch 1"):
+        with pytest.raises(InputError, match="input must be finite, but 1 of 8 rows of batch 1"):
             make_trainer().predict(module, batches_with(value, name))
     make_trainer().fit(DeterministicModule(OfTwo()), batches_with(-float("inf"), "mask"))
 
@@ -429,3 +426,12 @@ def test_an_input_of_another_dtype_is_named(make_trainer):
     whole = DataLoader(TensorDataset(torch.ones(8, 4, dtype=torch.long), torch.arange(8) % 3), batch_size=8)
     with pytest.raises(InputError, match=r"does not take an input of shape \[8, 4\] and torch.int64: .*dtype"):
         make_trainer().fit(module, whole)
+
+
+def test_an_error_of_ours_is_not_taken_for_a_wrong_shape():
+    class Refusing(nn.Module):
+        def forward(self, x):
+            raise UnsupportedError("this size is unsupported")
+
+    with pytest.raises(UnsupportedError, match="^this size is unsupported$"):
+        DeterministicModule(Refusing()).predict(X)

@@ -7,11 +7,11 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.compare.testbed import AGENTS, AgentSetting
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.registry import Setting, methods
 from lightning_uq.tasks import Segmentation
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
@@ -71,7 +71,7 @@ def test_the_loss_is_the_negative_elbo(second):
 
 def test_the_number_of_samples_is_counted_or_told(make_trainer):
     module = BayesByBackpropModule(BASE, optimizer=ADAM)
-    with pytest.raises(InputError, match="`num_train` where the loss is taken without a Trainer"):
+    with pytest.raises(InputError, match="without a Trainer, pass argument `num_train`"):
         module.training_loss(X, Y, None)
     make_trainer().fit(module, loader())
     assert module._num_train == 46
@@ -85,7 +85,9 @@ def test_the_number_of_samples_is_counted_or_told(make_trainer):
         def __iter__(self):
             return iter(zip(X, Y, strict=True))
 
-    with pytest.raises(InputError, match="Expected argument `num_train`, since the training data do not tell"):
+    with pytest.raises(
+        InputError, match=r"The training data do not tell their number \(.*\): pass it as argument `num_train`"
+    ):
         make_trainer().fit(BayesByBackpropModule(BASE), DataLoader(Endless(), batch_size=8))
 
 
@@ -108,7 +110,7 @@ def test_it_starts_from_the_networks_weights():
 
 def test_a_density_is_refused(make_trainer):
     module = BayesByBackpropModule(BASE, optimizer=ADAM)
-    with pytest.raises(UnsupportedError, match="names no `base` network"):
+    with pytest.raises(UnsupportedError, match="no plain network inside whose features could be read"):
         make_trainer(callbacks=[FitGMM()]).fit(module, loader())
 
 
@@ -128,8 +130,8 @@ def test_bad_arguments(arguments, message):
 
 
 def test_the_testbeds_agent():
-    setting = Setting("testbed", 10, 2, 100, functools.partial(MLP, 10, 2, (50, 50)), ADAM, {"temperature": 0.1})
-    module = methods()["bayes_by_backprop"].build(setting)
+    setting = AgentSetting("testbed", 10, 2, 100, functools.partial(MLP, 10, 2, (50, 50)), ADAM, temperature=0.1)
+    module = AGENTS["bayes_by_backprop"].build(setting)
     assert sum(p.numel() for p in module.parameters()) == 2 * 3202
     assert module.kl_weight == pytest.approx(math.sqrt(0.1) * 10)
     assert module._num_train == 100

@@ -10,7 +10,7 @@ from lightning_uq.callbacks.ood import OODDetection
 from lightning_uq.errors import InputError
 from lightning_uq.losses import BootstrapNoise, GaussianTargetNoise, L2WeightDecay
 from lightning_uq.losses.categorical_regression import categorical_regression_loss, split_atoms
-from lightning_uq.modules.base import Targets
+from lightning_uq.modules.targets import Targets
 from lightning_uq.networks import CategoricalRegressionNetwork, CatMLPEnsemble, Factory, GaussianNoiseMLP
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -120,7 +120,7 @@ def test_a_built_network_has_to_be_passed_again(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match="Argument `network` was a .*CatMLPEnsemble"):
+    with pytest.raises(InputError, match="argument `network`: a .*CatMLPEnsemble"):
         CategoricalRegressionModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     again = CategoricalRegressionModule.load_from_checkpoint(tmp_path / "a.ckpt", network=CatMLPEnsemble(**SIZES))
     assert torch.equal(again.eval()(X), module.eval()(X))

@@ -17,15 +17,16 @@ from lightning_uq.functional.data_noise import (
 )
 from lightning_uq.losses import BootstrapNoise, DataNoise, GaussianTargetNoise, cross_entropy_loss
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
-from lightning_uq.modules.base import Targets, UncertaintyModule
+from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.modules.hypermodel import HypermodelModule
+from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.hypermodel import HypermodelNetwork
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 from lightning_uq.networks.index_mlp import index_mlp_with_gp_prior
 from lightning_uq.networks.indexers import (
     DirichletIndexer,
@@ -103,7 +104,9 @@ def test_what_indices_do_not_know_is_named():
         BootstrapNoise("jackknife")
     with pytest.raises(InputError, match=r"`std` must be a finite number of at least 0, but it is -1"):
         GaussianTargetNoise(-1)
-    with pytest.raises(InputError, match=r"floating-point targets \[B, D\] of a regression.*torch.int64 of shape \[300\]"):
+    with pytest.raises(
+        InputError, match=r"floating-point targets \[B, D\] of a regression.*torch.int64 of shape \[300\]"
+    ):
         GaussianTargetNoise(0.1).targets(SAMPLE, SAMPLE, torch.arange(2))
 
 
@@ -228,7 +231,7 @@ def test_a_batchs_own_weights_by_definition(monkeypatch):
 def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch):
     x, y, data = weighted()
     module = BayesByBackpropModule(nn.Linear(2, 3), num_train=12, kl_weight=0.0)
-    z = torch.randn(8, module.network.num_weights)
+    z = module.network.sample_index(8)
     monkeypatch.setattr(module.network, "sample_index", lambda num, generator=None: z)
     data["weight"] = torch.cat([torch.ones(6), torch.zeros(6)])
     half = {"input": x[:6], "target": y[:6]}
@@ -258,7 +261,9 @@ def test_losses_that_cannot_be_weighted_say_so():
     x, y, data = weighted()
     for loss in (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum")):
         module = DeterministicModule(nn.Linear(2, 3), loss=loss)
-        with pytest.raises(InputError, match=r"\[12\] \(for torch's own: reduction='none'\).*returned shape \[\]"):
+        with pytest.raises(
+            InputError, match=r"returned shape \[\], but .* need one loss each: \[12\].*reduction='none'"
+        ):
             module.training_loss(x, y, data)
     module.loss = nn.CrossEntropyLoss(reduction="none")
     torch.testing.assert_close(module.training_loss(x, y, data), weighted_mean(module.network(x, torch.zeros(1)), y)[0])
@@ -334,10 +339,10 @@ def test_labels_bear_no_noise_and_lightning_members_none_at_all():
     ):
         with pytest.raises(
             InputError,
-            match=r"`data_noise` must leave the targets of Classification\(\) as they are, but GaussianTargetNoise",
+            match=r"`data_noise` must leave the targets of Classification\(\) unchanged, but GaussianTargetNoise",
         ):
             build()
-    with pytest.raises(InputError, match=r"`data_noise` to be left out where members are LightningModules"):
+    with pytest.raises(InputError, match=r"Leave out argument `data_noise` where members are LightningModules"):
         EnsembleModule(BoringModel, num_members=2, data_noise=BootstrapNoise())
 
 
@@ -359,10 +364,8 @@ def test_precision(precision, task, make_trainer):
 class Members(EpistemicNetwork):
     """A finite set, all of which a training step takes."""
 
-    num_indices = 4
-
     def __init__(self):
-        super().__init__()
+        super().__init__(EnsembleIndexer(4))
         self.heads = nn.Linear(2, 12)
 
     def sample_index(self, num_samples, generator=None):

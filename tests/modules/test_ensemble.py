@@ -14,16 +14,17 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
+import lightning_uq.modules.ensemble
 from lightning_uq.data.indexed import Indexed, IndexedSample
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import bootstrap_weights, member_seed
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
+from lightning_uq.method import Setting
 from lightning_uq.modules.deterministic import DeterministicModule
-from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules.ensemble import METHOD, EnsembleModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.priors import NetworkWithPrior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 from lightning_uq.predictions import GaussianMixturePrediction
-from lightning_uq.registry import Setting, methods
 from lightning_uq.tasks import Classification, Segmentation
 
 EXECUTIONS = ("loop", "stacked", "vmap")
@@ -118,7 +119,9 @@ def test_an_instance_is_no_factory():
 
 def test_one_instance_twice():
     network = mlp()
-    with pytest.raises(InputError, match="build a new network at each call, but its call 2 gave the same Sequential"):
+    with pytest.raises(
+        InputError, match="must build a new network at each call, but its call 2 gave the same Sequential"
+    ):
         EnsembleModule(lambda: network, num_members=2)
 
 
@@ -164,26 +167,26 @@ def test_factories_of_other_things():
             return None
 
     kinds = iter([Lit, mlp])
-    with pytest.raises(InputError, match="LightningModules alone, or none, but it built both"):
+    with pytest.raises(InputError, match="built both LightningModules and plain networks"):
         EnsembleModule(lambda: next(kinds)(), num_members=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_members": 0}, "`num_members` to be an integer of at least 1, but got 0"),
-        ({"num_members": 2.5}, "`num_members` to be an integer of at least 1, but got 2.5"),
-        ({"bootstrap": "jackknife"}, "`bootstrap` to be one of .* but got 'jackknife'"),
-        ({"adversarial_epsilon": -0.1}, "`adversarial_epsilon` to be a finite number of at least 0, but got -0.1"),
+        ({"num_members": 0}, "`num_members` must be an integer of at least 1, but got 0"),
+        ({"num_members": 2.5}, "`num_members` must be an integer of at least 1, but got 2.5"),
+        ({"bootstrap": "jackknife"}, "`bootstrap` must be one of .* but got 'jackknife'"),
+        ({"adversarial_epsilon": -0.1}, "`adversarial_epsilon` must be a finite number of at least 0, but got -0.1"),
         (
             {"adversarial_epsilon": float("nan")},
-            "`adversarial_epsilon` to be a finite number of at least 0, but got nan",
+            "`adversarial_epsilon` must be a finite number of at least 0, but got nan",
         ),
-        ({"adversarial_epsilon": "a"}, "`adversarial_epsilon` to be a finite number of at least 0, but got 'a'"),
-        ({"prior_scale": float("inf")}, "`prior_scale` to be a finite number of at least 0, but got inf"),
-        ({"num_members": True}, "`num_members` to be an integer of at least 1, but got True"),
-        ({"seed": 1.5}, "`seed` to be an integer of at least 0, but got 1.5"),
-        ({"adversarial_scale": "relative"}, r"`adversarial_scale` to be one of \('range', 'absolute'\)"),
+        ({"adversarial_epsilon": "a"}, "`adversarial_epsilon` must be a finite number of at least 0, but got 'a'"),
+        ({"prior_scale": float("inf")}, "`prior_scale` must be a finite number of at least 0, but got inf"),
+        ({"num_members": True}, "`num_members` must be an integer of at least 1, but got True"),
+        ({"seed": 1.5}, "`seed` must be an integer of at least 0, but got 1.5"),
+        ({"adversarial_scale": "relative"}, r"`adversarial_scale` must be one of \('range', 'absolute'\)"),
         ({"prior_scale": 1.0}, "`prior_network` and `prior_scale` together.*prior_scale=1.0 without a prior network"),
         ({"prior_network": mlp}, "`prior_network` and `prior_scale` together.*prior_scale=0.0 with a prior network"),
         ({"prior_network": mlp(), "prior_scale": 1.0}, "argument `prior_network` to be a factory"),
@@ -197,7 +200,7 @@ def test_arguments_out_of_range(arguments, message):
 
 
 def test_the_comparison_knows_it():
-    method = methods()["ensemble"]
+    method = METHOD
     built = method.build(Setting("digits", 4, 3, 100, mlp, sgd))
     assert method.ood_score == built.ood_score == EnsembleModule.preferred_ood_scores[0] == "mutual_information"
     assert (built.network.num_indices, built.task, built.optimizer) == (5, Classification(), sgd)
@@ -285,7 +288,7 @@ def test_learning_rate_schedule_and_one_group_a_member(make_trainer):
 
 def test_auto_says_once_what_it_chose_and_why(make_trainer, monkeypatch):
     said = []
-    monkeypatch.setitem(EnsembleModule.setup.__globals__, "rank_zero_info", said.append)
+    monkeypatch.setattr(lightning_uq.modules.ensemble, "rank_zero_info", said.append)
     ensemble = EnsembleModule(mlp, num_members=M)
     for _ in range(2):
         make_trainer().fit(ensemble, loader(8))
@@ -298,7 +301,7 @@ def test_auto_says_once_what_it_chose_and_why(make_trainer, monkeypatch):
 def test_optimizers_that_may_mix_slices_use_the_loop(optimizer, make_trainer):
     ensemble = EnsembleModule(mlp, num_members=M, optimizer=optimizer)
     assert ensemble.network.execution == "loop"
-    assert f"{optimizer.__name__} is not known to act entry by entry" in ensemble.network.execution_reason
+    assert f"{optimizer.__name__} may not act entry by entry" in ensemble.network.execution_reason
     with pytest.raises(UnsupportedError, match=rf"execution='stacked' does not support {optimizer.__name__}"):
         EnsembleModule(mlp, num_members=M, optimizer=optimizer, execution="stacked")
 
@@ -376,13 +379,13 @@ def test_range_is_taken_over_the_training_data(make_trainer):
         [torch.linspace(-1, 3, 20), torch.full((20,), 5.0), torch.linspace(0, 0.5, 20), -torch.arange(20.0)], 1
     )
     ensemble = EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, seed=0)
-    assert ensemble.input_range is None
+    assert ensemble.adversary.input_range is None
     data = TensorDataset(x, torch.randint(3, (20,)))
     seen = []
     original = ensemble.network.forward_each
     ensemble.network.forward_each = lambda xs: (seen.append(xs.detach().clone()), original(xs))[1]
     make_trainer().fit(ensemble, loader(data=data, shuffle=True, drop_last=True))
-    torch.testing.assert_close(ensemble.input_range, torch.tensor([4.0, 0.0, 0.5, 19.0]))
+    torch.testing.assert_close(ensemble.adversary.input_range, torch.tensor([4.0, 0.0, 0.5, 19.0]))
     clean, moved = seen[0], seen[1]
     steps = (moved - clean).abs()
     assert torch.all(steps[..., 1] == 0)
@@ -394,7 +397,7 @@ def test_range_of_images_is_per_channel(make_trainer):
     make_trainer().fit(ensemble, loader(data=images()))
     x = images().tensors[0].transpose(0, 1).flatten(1)
     expected = (x.amax(1) - x.amin(1)).view(2, 1, 1)
-    torch.testing.assert_close(ensemble.input_range, expected)
+    torch.testing.assert_close(ensemble.adversary.input_range, expected)
 
 
 def test_range_of_a_subset_is_the_subsets_and_draws_nothing(make_trainer):
@@ -411,10 +414,10 @@ def test_range_of_a_subset_is_the_subsets_and_draws_nothing(make_trainer):
     ensemble = EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, seed=0)
     make_trainer().fit(ensemble, loader(data=Random(), sampler=SubsetRandomSampler(rows)))
     x = data.tensors[0][rows]
-    torch.testing.assert_close(ensemble.input_range, x.amax(0) - x.amin(0))
+    torch.testing.assert_close(ensemble.adversary.input_range, x.amax(0) - x.amin(0))
     given = EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, seed=0)
     make_trainer().fit(given, loader(data=Subset(data, rows)))
-    torch.testing.assert_close(given.input_range, x.amax(0) - x.amin(0))
+    torch.testing.assert_close(given.adversary.input_range, x.amax(0) - x.amin(0))
 
 
 def test_the_range_does_not_move_the_random_stream(make_trainer):
@@ -436,7 +439,7 @@ def test_range_is_of_the_data_before_augmentation_on_the_device(make_trainer):
     ensemble = Augmenting(mlp, num_members=2, adversarial_epsilon=0.1)
     make_trainer().fit(ensemble, loader())
     x = dataset().tensors[0]
-    torch.testing.assert_close(ensemble.input_range, x.amax(0) - x.amin(0))
+    torch.testing.assert_close(ensemble.adversary.input_range, x.amax(0) - x.amin(0))
 
 
 class Stream(IterableDataset):
@@ -448,7 +451,7 @@ def test_range_of_a_stream(make_trainer):
     ensemble = EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1)
     make_trainer().fit(ensemble, loader(data=Stream()))
     x = dataset(20).tensors[0]
-    torch.testing.assert_close(ensemble.input_range, x.amax(0) - x.amin(0))
+    torch.testing.assert_close(ensemble.adversary.input_range, x.amax(0) - x.amin(0))
 
 
 def test_a_range_that_cannot_be_had(make_trainer):
@@ -457,20 +460,20 @@ def test_a_range_that_cannot_be_had(make_trainer):
             return batch["a"]
 
     ensemble = Several(mlp, num_members=2, adversarial_epsilon=0.1)
-    with pytest.raises(InputError, match=r'one training DataLoader.*Pass `adversarial_scale="absolute"`'):
+    with pytest.raises(InputError, match=r'over one training DataLoader.*Pass `adversarial_scale="absolute"`'):
         make_trainer().fit(ensemble, {"a": loader(), "b": loader()})
     integers = TensorDataset(torch.zeros(8, 4, dtype=torch.long), torch.zeros(8, dtype=torch.long))
-    with pytest.raises(InputError, match=r"floating-point tensor for adversarial training, but got torch\.int64"):
+    with pytest.raises(InputError, match=r"needs a floating-point tensor as input, but got torch\.int64"):
         make_trainer().fit(EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=integers))
     x, y = dataset(8).tensors
-    with pytest.raises(InputError, match="The range of the training inputs is not known: train with a Trainer"):
+    with pytest.raises(InputError, match="The range of the training inputs is unknown: train with a Trainer"):
         EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1).training_loss(x, y, (x, y))
     x[3, 2] = float("nan")
-    with pytest.raises(InputError, match="Expected the training inputs to be finite"):
+    with pytest.raises(InputError, match="The training inputs must be finite"):
         make_trainer().fit(
             EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=TensorDataset(x, y))
         )
-    with pytest.raises(InputError, match="floating-point tensor for adversarial training, but got dict"):
+    with pytest.raises(InputError, match="needs a floating-point tensor as input, but got dict"):
         EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, adversarial_scale="absolute").training_loss(
             {}, y, None
         )
@@ -556,7 +559,7 @@ def test_adversarial_training_needs_a_loss_of_every_member(make_trainer):
         def training_step(self, batch, batch_idx):
             return None
 
-    with pytest.raises(InputError, match="Expected `training_step` to return a loss for every batch, but got None"):
+    with pytest.raises(InputError, match="needs a loss for every batch, but `training_step` returned None"):
         make_trainer().fit(EnsembleModule(Skips, num_members=2, adversarial_epsilon=0.1), loader())
 
 
@@ -593,7 +596,9 @@ def test_bootstrap_of_regression_and_of_a_loss_of_samples():
     batch = IndexedSample(x, y, index)
     torch.testing.assert_close(own.training_loss(x, y, batch), plain.training_loss(x, y, batch))
     scalar = EnsembleModule(mlp, num_members=M, bootstrap="poisson", loss=nn.CrossEntropyLoss())
-    with pytest.raises(InputError, match=r"`loss` must return the losses of the samples, \[6\].*returned shape \[\]"):
+    with pytest.raises(
+        InputError, match=r"`loss` returned shape \[\], but samples with weights need one loss each: \[6\]"
+    ):
         scalar.training_loss(x, y, batch)
 
 
@@ -646,7 +651,7 @@ def test_priors_are_frozen_independent_and_additive(execution, make_trainer):
 
 def test_one_prior_for_all_is_an_error():
     prior = mlp()
-    with pytest.raises(InputError, match="factory in argument `prior_network` to build a new network at each call"):
+    with pytest.raises(InputError, match="factory in argument `prior_network` must build a new network at each call"):
         EnsembleModule(mlp, num_members=2, prior_network=lambda: prior, prior_scale=1.0)
 
 
@@ -723,13 +728,13 @@ def test_weight_averages(arguments, make_trainer, tmp_path):
     )
     assert_same([again.network.state_dict()], [expected])
     if arguments:
-        torch.testing.assert_close(again.input_range, ensemble.input_range)
+        torch.testing.assert_close(again.adversary.input_range, ensemble.adversary.input_range)
 
 
 def test_stochastic_weight_averaging(make_trainer):
     ensemble = EnsembleModule(mlp, num_members=2, seed=0, optimizer=sgd, adversarial_epsilon=0.01)
     make_trainer(max_epochs=4, callbacks=[StochasticWeightAveraging(0.05, swa_epoch_start=2)]).fit(ensemble, loader())
-    assert ensemble.input_range is not None
+    assert ensemble.adversary.input_range is not None
 
 
 def test_sharding_strategies_are_refused():

@@ -69,7 +69,7 @@ def run(network, size, *, seed=0, **kwargs):
         "weights": weights.tolist(),
         "metrics": metrics,
         "seed": ensemble.seed,
-        "range": None if ensemble.input_range is None else ensemble.input_range.tolist(),
+        "range": None if ensemble.adversary is None else ensemble.adversary.input_range.tolist(),
     }
 
 

@@ -1,23 +1,32 @@
 import copy
+import dataclasses
 import functools
 import io
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.cli import main
 from lightning_uq.compare.evaluation import num_weights
-from lightning_uq.compare.testbed import agent_network
+from lightning_uq.compare.testbed import AGENTS, AgentSetting, agent_network
 from lightning_uq.errors import InputError
 from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.epinet import EpinetModule
+from lightning_uq.networks.epinet import feature_scaler
+from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.priors import mlp_prior
-from lightning_uq.registry import Setting, methods
+from lightning_uq.networks.priors import scale as prior_scale
+from lightning_uq.networks.priors.additive import mlp_prior
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -28,6 +37,17 @@ ADAM = functools.partial(torch.optim.Adam, lr=0.01)
 
 def loader(y: torch.Tensor = Y, batch_size: int = 8, **kwargs) -> DataLoader:
     return DataLoader(TensorDataset(X, y), batch_size=batch_size, **kwargs)
+
+
+class Data(LightningDataModule):
+    """What the command line trains on."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(*torch.load(self.path, weights_only=True)), batch_size=8)
 
 
 def hidden(network, depth):
@@ -98,7 +118,7 @@ def test_the_output_is_the_base_plus_epinet_plus_prior_recomputed():
 
 def test_the_first_batch_makes_the_prior_scale_a_spread_in_logits():
     for scale in (0.5, 1.0, 3.0):
-        network = EpinetModule(BASE, prior_scale=scale).network
+        network = EpinetModule(BASE, head=EpinetHead(prior_scale=scale)).network
         with torch.no_grad():
             network.base[0].weight.mul_(100.0)  # features of any size
         _, prior = network.learned_and_prior(X, network.sample_index(2000))
@@ -152,7 +172,7 @@ def test_priors_are_buffers_that_nothing_moves(make_trainer):
     module = EpinetModule(
         BASE,
         optimizer=functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=1.0),
-        additive_prior=functools.partial(mlp_prior, in_features=4, num_outputs=3, index_dim=8),
+        prior=functools.partial(mlp_prior, in_features=4, num_outputs=3, index_dim=8),
     )
     assert not any("prior" in name for name, _ in module.named_parameters())
     before = {name: value.clone() for name, value in module.state_dict().items() if ".prior." in name}
@@ -223,7 +243,7 @@ def test_a_head_that_is_built_while_it_is_tested_can_be_trained(make_trainer):
 
 @pytest.mark.parametrize("layers", [["0", "4"], ["2", "<output>"], "4"])
 def test_several_feature_layers(layers):
-    network = EpinetModule(BASE, feature_layers=layers, include_inputs=True).network
+    network = EpinetModule(BASE, feature_layers=layers, head=EpinetHead(include_inputs=True)).network
     network(X, network.sample_index(2))
     base, features = network._base(X)
     inputs = {"0": X, "2": hidden(network, 2), "4": hidden(network, 4), "<output>": base}
@@ -242,7 +262,7 @@ def test_convolutional_features_are_averaged():
 
 def test_regression(make_trainer):
     base = functools.partial(nn.Sequential, nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
-    module = EpinetModule(base(), task="regression", optimizer=ADAM, prior_scale=0.3)
+    module = EpinetModule(base(), task="regression", optimizer=ADAM, head=EpinetHead(prior_scale=0.3))
     trainer = make_trainer(max_epochs=60)
     trainer.fit(module, loader(TARGET), loader(TARGET))
     prediction = module.predict(X)
@@ -273,7 +293,7 @@ def test_precisions(make_trainer, precision):
 
 
 def test_a_checkpoint_remembers_everything(make_trainer, tmp_path):
-    module = EpinetModule(BASE, prior_scale=2.0, optimizer=ADAM)
+    module = EpinetModule(BASE, head=EpinetHead(prior_scale=2.0), optimizer=ADAM)
     checkpoint = ModelCheckpoint(tmp_path, "best", monitor="val_nll")
     make_trainer(max_epochs=2, callbacks=[checkpoint], enable_checkpointing=True).fit(module, loader(), loader())
     path = tmp_path / "last.ckpt"
@@ -283,7 +303,7 @@ def test_a_checkpoint_remembers_everything(make_trainer, tmp_path):
     assert again.network.epinet.prior_scale.measured
     spread = again.network.epinet.prior_scale.running_spread.clone()
 
-    resumed = EpinetModule(BASE, prior_scale=2.0, optimizer=ADAM)
+    resumed = EpinetModule(BASE, head=EpinetHead(prior_scale=2.0), optimizer=ADAM)
     make_trainer(max_epochs=4).fit(resumed, loader(), loader(), ckpt_path=path)
     assert torch.equal(resumed.network.epinet.prior_scale.running_spread, spread)
 
@@ -404,14 +424,17 @@ def test_named_configurations():
     head = EpinetModule.for_resnet(base, "cifar100")
     assert head(torch.randn(2, 3, 32, 32)).shape == (100, 2, 100)
     assert head.network.freeze_base
+    assert head.network.additive_scale.scale == head.network.epinet.prior_scale.scale == 0.5
+    imagenet = EpinetModule.for_resnet(nn.Sequential(nn.Flatten(), nn.Linear(3, 1000)), "imagenet").network.head
+    assert (imagenet.base_scale, imagenet.temperature, imagenet.index_dim) == (1.25, 0.7, 30)
     with pytest.raises(InputError, match="`data`"):
         EpinetModule.for_resnet(base, "mnist")
 
 
 def test_the_recipe_of_the_testbed_follows_its_options():
     network = functools.partial(agent_network, in_features=10, out_features=2)
-    setting = Setting("testbed", 10, 2, 100, network, torch.optim.Adam, {"temperature": 0.1, "num_members": 10})
-    epinet, prior, dropout = (methods()[name].build(setting) for name in ("epinet", "ensemble_prior", "dropout"))
+    setting = AgentSetting("testbed", 10, 2, 100, network, torch.optim.Adam, temperature=0.1)
+    epinet, prior, dropout = (AGENTS[name].build(setting) for name in ("epinet", "ensemble_prior", "dropout"))
     assert epinet.network.additive_scale.scale == pytest.approx(3.0)
     assert prior.network.num_indices == 10
     assert prior.hparams["prior_scale"] == pytest.approx(3 / 0.1**0.5)
@@ -430,16 +453,106 @@ def test_what_a_comparison_counts_leaves_statistics_out():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"feature_layers": "nope"}, "got 'nope'"),
-        ({"index_dim": 0}, "`index_dim` to be at least 1"),
-        ({"hidden_sizes": (0,)}, "`hidden_sizes`"),
-        ({"prior_scale": -1.0}, "`prior_scale` to be at least 0"),
-        ({"temperature": 0.0}, "`temperature` to be above 0"),
+        ({"index_dim": 0}, "`index_dim` of an EpinetHead must be at least 1, but it is 0."),
+        ({"hidden_sizes": (0,)}, r"`hidden_sizes` of an EpinetHead must hold widths of at least 1, but it is \[0\]."),
+        ({"prior_hidden_sizes": [3, -1]}, r"`prior_hidden_sizes` .* but it is \[3, -1\]."),
+        ({"prior_scale": -1.0}, "`prior_scale` of an EpinetHead must be finite and at least 0, but it is -1.0."),
+        ({"additive_prior_scale": float("inf")}, "`additive_prior_scale` .* but it is inf."),
+        ({"temperature": 0.0}, "`temperature` of an EpinetHead must be finite and above 0, but it is 0.0."),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_a_head_that_cannot_be(arguments, message):
     with pytest.raises(InputError, match=message):
-        EpinetModule(BASE, **arguments)
+        EpinetHead(**arguments)
+
+
+def test_an_unknown_layer():
+    with pytest.raises(InputError, match="got 'nope'"):
+        EpinetModule(BASE, feature_layers="nope")
+
+
+def test_a_head_is_plain_data():
+    head = EpinetHead(hidden_sizes=[6], prior_hidden_sizes=[4, 3])
+    assert head == EpinetHead(hidden_sizes=(6,), prior_hidden_sizes=(4, 3))
+    assert len({head, dataclasses.replace(head), EpinetHead()}) == 2
+
+
+def test_a_checkpoint_brings_head_and_prior(make_trainer, tmp_path):
+    head = EpinetHead(
+        index_dim=3,
+        hidden_sizes=[6],
+        prior_hidden_sizes=[4],
+        additive_prior_scale=0.5,
+        base_scale=1.25,
+        temperature=0.5,
+    )
+    prior = functools.partial(mlp_prior, in_features=4, num_outputs=3, index_dim=3, seed=1)
+    module = EpinetModule(BASE, head=head, prior=prior, optimizer=ADAM, num_eval_samples=5)
+    trainer = make_trainer()
+    trainer.fit(module, loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = EpinetModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert again.network.head == head
+    assert torch.equal(again.eval()(X), module.eval()(X))
+    other = EpinetModule.load_from_checkpoint(
+        tmp_path / "a.ckpt", weights_only=True, head=dataclasses.replace(head, temperature=1.0)
+    )
+    torch.testing.assert_close(other.eval()(X), 0.5 * module(X))
+    exported = torch.export.export(module, (X,), strict=False).module()
+    torch.testing.assert_close(exported(X), module(X))
+
+
+def test_the_command_line_builds_a_head(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = {
+        "class_path": "lightning_uq.EpinetModule",
+        "init_args": {
+            "network": {
+                "class_path": "lightning_uq.Factory",
+                "init_args": {"target": BASE.target, "kwargs": BASE.kwargs},
+            },
+            "head": {"index_dim": 3, "hidden_sizes": [6], "prior_scale": 2.0},
+            "prior": {
+                "class_path": "lightning_uq.Factory",
+                "init_args": {
+                    "target": "lightning_uq.networks.mlp_prior",
+                    "kwargs": {"in_features": 4, "num_outputs": 3, "index_dim": 3},
+                },
+            },
+        },
+    }
+    torch.save((X, Y), tmp_path / "data.pt")
+    trainer = {"max_epochs": 1, "logger": False, "accelerator": "cpu", "enable_progress_bar": False}
+    data = {"class_path": "tests.modules.test_epinet.Data", "init_args": {"path": "data.pt"}}
+    Path("epinet.yaml").write_text(
+        yaml.safe_dump({"seed_everything": 0, "model": model, "data": data, "trainer": trainer})
+    )
+    assert main(["fit", "--config", "epinet.yaml", "--model.head.index_dim=3", "--model.head.temperature=0.5"]) == 0
+    (path,) = Path().rglob("*.ckpt")
+    module = EpinetModule.load_from_checkpoint(path, weights_only=True)
+    assert module.network.head == EpinetHead(index_dim=3, hidden_sizes=(6,), prior_scale=2.0, temperature=0.5)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, as MPS: every tensor of that type is an error."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        assert not any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in tree_leaves(out)), func
+        return out
+
+
+def test_a_device_without_float64_trains_it(monkeypatch):
+    module = EpinetModule(BASE, prior=functools.partial(mlp_prior, 4, 3, 8)).train()
+    for file in (feature_scaler, prior_scale):
+        monkeypatch.setattr(file, "widen", lambda x: x.float())  # what it is on such a device
+    with NoFloat64():
+        loss = module.training_loss(X, Y, (X, Y))
+    assert loss.isfinite()
+    assert module.network.epinet.prior_scale.measured
+    assert module.network.epinet.scaler.running_mean.any()
 
 
 def test_an_output_that_is_no_row_of_logits():
@@ -449,7 +562,7 @@ def test_an_output_that_is_no_row_of_logits():
 
 
 def test_scale_zero_is_the_softmax_plus_the_epinet():
-    module = EpinetModule(BASE, prior_scale=0.0)
+    module = EpinetModule(BASE, head=EpinetHead(prior_scale=0.0))
     assert module.network.epinet.prior is None
     _, prior = module.network.learned_and_prior(X, module.network.sample_index(2))
     assert not prior.any()

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import EvidentialModule, Factory, OODDetection, TemperatureScaling
 from lightning_uq.callbacks.ood import DEFAULT_SCORES
+from lightning_uq.compare.discovery import methods
 from lightning_uq.compare.evaluation import ood_score
 from lightning_uq.data import DigitsDataModule
 from lightning_uq.errors import InputError
@@ -17,7 +18,6 @@ from lightning_uq.losses import EvidentialLoss, FisherEvidentialLoss, MaxNormLos
 from lightning_uq.metrics.unpredicted import UnpredictedClasses
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.predictions import DirichletPrediction
-from lightning_uq.registry import methods
 from lightning_uq.tasks import EvidentialClassification, Progress
 
 NETWORK = Factory("lightning_uq.networks.mlp.MLP", {"in_features": 2, "out_features": 3, "hidden_sizes": [8]})
@@ -408,7 +408,7 @@ def test_a_lambda_has_to_be_passed_again(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match="Argument `task` was a .*EvidentialClassification.*Pass it again"):
+    with pytest.raises(InputError, match="does not hold argument `task`: a .*EvidentialClassification.*Pass it to"):
         EvidentialModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
 
 

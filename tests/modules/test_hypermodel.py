@@ -8,11 +8,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.compare.testbed import AGENTS, AgentSetting, num_epochs
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.hypermodel import PriorIndependentLayers
-from lightning_uq.registry import Setting, methods
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -60,7 +60,7 @@ def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(lambdas, loader())
     trainer.save_checkpoint(tmp_path / "b.ckpt")
-    with pytest.raises(InputError, match=r"Argument `network` was a .*lambda"):
+    with pytest.raises(InputError, match=r"argument `network`: a .*lambda"):
         HypermodelModule.load_from_checkpoint(tmp_path / "b.ckpt", weights_only=True)
 
 
@@ -95,17 +95,16 @@ def test_the_training_loss_is_the_mean_over_indices():
 
 def test_a_density_is_refused(make_trainer):
     module = HypermodelModule(BASE, optimizer=ADAM)
-    with pytest.raises(UnsupportedError, match="names no `base` network"):
+    with pytest.raises(UnsupportedError, match="no plain network inside whose features could be read"):
         make_trainer(callbacks=[FitGMM()]).fit(module, loader())
 
 
 def test_the_testbeds_agent():
     network = functools.partial(BASE._function, 10, 2, (50, 50))
-    setting = Setting("testbed", 10, 2, 100, network, ADAM, {"temperature": 0.1})
-    method = methods()["hypermodel"]
-    module = method.build(setting)
+    setting = AgentSetting("testbed", 10, 2, 100, network, ADAM, temperature=0.1)
+    module = AGENTS["hypermodel"].build(setting)
     assert sum(p.numel() for p in module.parameters()) == 22_414  # as the original counts
-    assert method.length(setting) == 2
+    assert num_epochs("hypermodel", setting) == 2
     assert module.network.index_dim == 6
     assert module.network.prior_scale.scale == pytest.approx(1 / math.sqrt(0.1))
     assert not module.network.calibrate_prior

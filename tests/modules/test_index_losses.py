@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_uq.modules.base import Targets
 from lightning_uq.modules.deterministic import DeterministicModule
+from lightning_uq.modules.targets import Targets
 
 DATA = {
     k: torch.from_numpy(v)

@@ -130,7 +130,7 @@ def test_a_built_network_has_to_be_passed_again(make_trainer, tmp_path):
     trainer = make_trainer(max_epochs=1)
     trainer.fit(module, loader(LABELS))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    with pytest.raises(InputError, match=r"Pass it again: `load_from_checkpoint\(path, network=...\)`"):
+    with pytest.raises(InputError, match=r"Pass it to `load_from_checkpoint\(path, network=...\)`"):
         UncertaintyModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
     again = UncertaintyModule.load_from_checkpoint(tmp_path / "last.ckpt", network=IndexMLP(4, 3), weights_only=True)
     assert torch.equal(again.eval()(X), module.eval()(X))  # with as many indices

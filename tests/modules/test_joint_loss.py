@@ -20,7 +20,7 @@ from lightning_uq.losses import (
     cross_entropy_loss,
     l2_weight_decay,
 )
-from lightning_uq.modules.base import restore_argument, saved_argument
+from lightning_uq.modules.arguments import restore_argument, saved_argument
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
@@ -144,9 +144,7 @@ def test_regression(make_trainer):
 def test_samples_cannot_be_weighted_in_it():
     module = EnsembleModule(mlp, num_members=2, loss=JointLoss(), bootstrap="poisson")
     x, y = problem(20).tensors
-    with pytest.raises(
-        InputError, match=r"`loss` must be one of single indices, so that samples can be weighted.*JointLoss"
-    ):
+    with pytest.raises(InputError, match=r"`loss` is computed over all indices together.*JointLoss"):
         module.training_loss(x, y, IndexedSample(x, y, torch.arange(20)))
 
 
@@ -241,7 +239,7 @@ def test_a_checkpoint_brings_loss_noise_and_regularizer_back(make_trainer, tmp_p
     trainer = make_trainer()
     trainer.strategy.connect(ensemble)
     trainer.save_checkpoint(tmp_path / "ensemble.ckpt")
-    with pytest.raises(InputError, match=r"Argument `loss` was a .*CombinedLoss.*Pass it again"):
+    with pytest.raises(InputError, match=r"does not hold argument `loss`: a .*CombinedLoss.*Pass it to"):
         EnsembleModule.load_from_checkpoint(tmp_path / "ensemble.ckpt", network=mlp)
     again = EnsembleModule.load_from_checkpoint(tmp_path / "ensemble.ckpt", network=mlp, loss=None)
     assert again.data_noise == noise

@@ -21,17 +21,25 @@ FAMILIES = {"resnet18": resnet18, "resnet50": resnet50, "resnet110": resnet110, 
 LAST = {"resnet18": "fc", "resnet50": "fc", "resnet110": "fc", "wrn": "linear", "vgg16": "classifier", "lenet": "fc3"}
 
 
-def build(case, **changes):
-    """The network of a reference case, its name, and the size of its input."""
+def build(case):
+    """The network of a reference case without its bounds, its name, and the size of its input."""
     name, *flags = case.split("_")
     if name == "lenet":
         return LeNet(), name, (1, 28, 28)
-    arguments = {"spectral_normalization": "sn1" in flags, "modified": "mod1" in flags, **changes}
+    arguments = {"modified": "mod1" in flags}
     if "mnist" in flags:
         arguments["in_channels"] = 1
         if name == "vgg16":
             arguments["input_size"] = 28
     return FAMILIES[name](**arguments), name, (1, 28, 28) if "mnist" in flags else (3, 32, 32)
+
+
+def bounded(case):
+    """The network of a reference case, its name, and the size of its input."""
+    net, name, shape = build(case)
+    if "sn1" in case.split("_"):
+        spectral_normalize(net, coefficient=3.0, exclude=[LAST[name]])
+    return net, name, shape
 
 
 def is_bounded(layer):
@@ -42,7 +50,7 @@ def is_bounded(layer):
 def test_the_original_parameter_counts_are_met(case):
     expected = COUNTS[case]
     with torch.device("meta"):
-        net, name, _ = build(case)
+        net, name, _ = bounded(case)
     assert sum(p.numel() for p in net.parameters()) == expected["params"]
     assert sum(is_bounded(layer) for layer in net.modules()) == expected["sn_layers"]
     last = getattr(net, LAST[name])
@@ -69,7 +77,7 @@ LOGITS = [
 def test_the_original_logits_are_met(case):
     expected = COUNTS[case]
     torch.manual_seed(0)
-    net, name, shape = build(case, spectral_normalization=False)
+    net, name, shape = build(case)
     x = torch.linspace(-1, 1, int(np.prod(shape))).view(1, *shape)
     last = getattr(net, LAST[name])
     if "sn1" in case:
@@ -100,7 +108,7 @@ def test_the_original_logits_are_met(case):
 
 def spectral_buffers(case, x):
     """Sizes of the two vectors of each bounded layer, in the order in which the original draws them."""
-    net, _, _ = build(case)
+    net, _, _ = bounded(case)
     for layer in net.modules():
         if is_bounded(layer):
             layer.parametrizations.weight[0].n_warmup_iterations = 0  # only the sizes are wanted
@@ -125,21 +133,25 @@ def test_the_shortcut_is_the_original_one():
 
 
 SMALL = {
-    "lenet": (lambda **kw: LeNet(**kw), (1, 28, 28)),
-    "resnet18": (lambda **kw: resnet18(modified=True, **kw), (3, 16, 16)),
-    "bottleneck": (lambda **kw: ResNet("bottleneck", (1, 1, 1, 1), **kw), (3, 16, 16)),
-    "wide_resnet": (lambda **kw: WideResNet(depth=10, widen_factor=1, modified=True, **kw), (3, 16, 16)),
-    "vgg16": (lambda **kw: VGG16(**kw), (3, 32, 32)),
-    "fc_resnet": (lambda **kw: FCResNet(hidden_features=16, num_classes=10, **kw), (2,)),
+    "lenet": (LeNet, "fc3", (1, 28, 28)),
+    "resnet18": (lambda: resnet18(modified=True), "fc", (3, 16, 16)),
+    "bottleneck": (lambda: ResNet("bottleneck", num_blocks=(1, 1, 1, 1)), "fc", (3, 16, 16)),
+    "wide_resnet": (lambda: WideResNet(depth=10, widen_factor=1, modified=True), "linear", (3, 16, 16)),
+    "vgg16": (VGG16, "classifier", (3, 32, 32)),
+    "fc_resnet": (lambda: FCResNet(hidden_features=16, num_classes=10), "last", (2,)),
 }
 
 
-@pytest.mark.parametrize("spectral_normalization", [False, True])
+@pytest.mark.parametrize("with_bounds", [False, True])
 @pytest.mark.parametrize("family", SMALL)
-def test_a_network_trains_pickles_and_loads(family, spectral_normalization):
-    make, shape = SMALL[family]
+def test_a_network_trains_pickles_and_loads(family, with_bounds):
+    plain, last, shape = SMALL[family]
+
+    def make():
+        return spectral_normalize(plain(), exclude=[last]) if with_bounds else plain()
+
     torch.manual_seed(0)
-    net = make(spectral_normalization=spectral_normalization)
+    net = make()
     x = torch.randn(4, *shape)
     loss = nn.functional.cross_entropy(net(x), torch.arange(4))
     loss.backward()
@@ -149,30 +161,35 @@ def test_a_network_trains_pickles_and_loads(family, spectral_normalization):
         expected = net(x)
         assert expected.shape == (4, 10)
         torch.testing.assert_close(pickle.loads(pickle.dumps(net))(x), expected)
-        other = make(spectral_normalization=spectral_normalization)
+        other = make()
         other.load_state_dict(net.state_dict())
         torch.testing.assert_close(other.eval()(x), expected)
-        if spectral_normalization:
+        if with_bounds:
             torch.testing.assert_close(remove_spectral_norm(net)(x), expected)
-            net.load_state_dict(make().state_dict())  # the names of a plain network
+            net.load_state_dict(plain().state_dict())  # the names of a plain network
 
 
 @pytest.mark.parametrize("family", SMALL)
-def test_spectral_norm_changes_no_random_draw(family):
-    make, _ = SMALL[family]
-    states = []
-    for spectral_normalization in (False, True):
-        torch.manual_seed(0)
-        states.append(dict(make(spectral_normalization=spectral_normalization).named_parameters()))
-    bounded = {key.replace("parametrizations.weight.original", "weight"): value for key, value in states[1].items()}
-    assert set(bounded) == set(states[0])
-    assert all(torch.equal(states[0][key], bounded[key]) for key in bounded)
+def test_bounds_exclude_the_last_layer_and_draw_no_random_number(family):
+    make, last, _ = SMALL[family]
+    torch.manual_seed(0)
+    state = dict(make().named_parameters())
+    torch.manual_seed(0)
+    net = make()
+    before = torch.get_rng_state()
+    spectral_normalize(net, exclude=[last])
+    assert torch.equal(torch.get_rng_state(), before)
+    layers = [name for name, layer in net.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    assert [name for name in layers if not is_bounded(net.get_submodule(name))] == [last]
+    found = {k.replace("parametrizations.weight.original", "weight"): p for k, p in net.named_parameters()}
+    assert set(found) == set(state)
+    assert all(torch.equal(state[key], found[key]) for key in state)
 
 
 def test_a_checkpoint_of_the_original_loads():
     """Its names: those of the modules, with ``weight_orig`` and its companions."""
     torch.manual_seed(0)
-    net = WideResNet(depth=10, widen_factor=1, spectral_normalization=True)
+    net = spectral_normalize(WideResNet(depth=10, widen_factor=1), exclude=["linear"])
     net(torch.randn(2, 3, 32, 32))
     state = {}
     for key, value in net.state_dict().items():
@@ -180,7 +197,7 @@ def test_a_checkpoint_of_the_original_loads():
         key = key.replace("parametrizations.weight.0.", "weight_")
         state[key] = value.flatten() if key.endswith(("weight_u", "weight_v", "weight_sigma")) else value
     assert {"conv1.weight_orig", "layer2.0.shortcut.weight_u", "linear.weight"} < set(state)
-    other = WideResNet(depth=10, widen_factor=1, spectral_normalization=True)
+    other = spectral_normalize(WideResNet(depth=10, widen_factor=1), exclude=["linear"])
     other.load_state_dict(state)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -209,11 +226,11 @@ def test_every_backbone_is_an_importable_factory():
     ("make", "message"),
     [
         (
-            lambda: ResNet("wide", (1, 1, 1, 1)),
+            lambda: ResNet("wide", num_blocks=(1, 1, 1, 1)),
             "Expected argument `block` to be one of ['basic', 'bottleneck'], but got 'wide'.",
         ),
         (
-            lambda: ResNet("basic", (1, 1)),
+            lambda: ResNet("basic", num_blocks=(1, 1)),
             "Expected argument `num_blocks` to be four numbers of at least 1, but got [1, 1].",
         ),
         (lambda: WideResNet(depth=20), "Expected argument `depth` to be 6 n + 4 with n of at least 1, but got 20."),

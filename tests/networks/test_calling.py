@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from lightning_uq import DropoutModule, EnsembleModule, EpinetModule, FitGMM, InputError
 from lightning_uq.batches import batch_size
-from lightning_uq.networks._calling import call_network, takes_by_name
+from lightning_uq.networks.calling import call_network, takes_by_name
 from lightning_uq.networks.ensemble import EnsembleNetwork, VmapEnsembleNetwork
 
 

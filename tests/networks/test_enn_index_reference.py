@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_uq.compat.haiku import load_haiku, read_haiku
 from lightning_uq.functional.atoms import two_hot
 from lightning_uq.losses.categorical_regression import Cat2HotRegression
 from lightning_uq.losses.gaussian import split_gaussian
 from lightning_uq.networks.categorical_regression import CatMLPEnsemble
 from lightning_uq.networks.ensemble import StackedEnsembleNetwork
-from lightning_uq.networks.haiku import load_haiku, read_haiku
 from lightning_uq.networks.index_mlp import IndexMLP
-from lightning_uq.networks.index_priors import ChoicePrior, RandomIndexMLP
 from lightning_uq.networks.initializers import CUT_STD, variance_scaling_
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.random_features import RandomFeatureGP
+from lightning_uq.networks.priors.index_priors import ChoicePrior, RandomIndexMLP
+from lightning_uq.networks.priors.random_features import RandomFeatureGP
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 

@@ -6,15 +6,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.priors import (
-    AdditivePrior,
-    ConvFunction,
-    SameConv2d,
-    cifar_conv_prior,
-    imagenet_mlp_prior,
-    mlp_prior,
-    truncated_normal_init_,
-)
+from lightning_uq.networks.initializers import truncated_normal_init_
+from lightning_uq.networks.priors.additive import AdditivePrior, cifar_conv_prior, imagenet_mlp_prior, mlp_prior
+from lightning_uq.networks.priors.convolutions import ConvFunction, SameConv2d
 
 
 def test_an_additive_prior_is_the_sum_and_linear_in_the_index():

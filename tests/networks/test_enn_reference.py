@@ -7,19 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_uq.compat.haiku import load_haiku, read_haiku
 from lightning_uq.networks.dropout import DropoutNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
-from lightning_uq.networks.epinet import Epinet, EpinetNetwork, ProjectedMLP
+from lightning_uq.networks.epinet.head import Epinet, EpinetHead
+from lightning_uq.networks.epinet.network import EpinetNetwork
+from lightning_uq.networks.epinet.projected_mlp import ProjectedMLP
 from lightning_uq.networks.features import OUTPUT
-from lightning_uq.networks.haiku import load_haiku, read_haiku
+from lightning_uq.networks.initializers import truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import (
-    AdditivePrior,
-    NetworkWithPrior,
-    cifar_conv_prior,
-    imagenet_conv_prior,
-    truncated_normal_init_,
-)
+from lightning_uq.networks.priors.additive import AdditivePrior, cifar_conv_prior, imagenet_conv_prior
+from lightning_uq.networks.priors.members import NetworkWithPrior
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -51,7 +49,8 @@ def test_last_layer_epinet_with_its_prior(inputs):
     data = read("epinet_last_layer")
     prefix = f"drop{int(not inputs)}/"
     features = torch.cat([data["hidden"], data["x"].flatten(1)], 1) if inputs else data["hidden"]
-    epinet = Epinet(features.shape[1], 3, index_dim=5, hidden_sizes=(8, 6), prior_scale=0.7)
+    head = EpinetHead(index_dim=5, hidden_sizes=(8, 6), prior_scale=0.7, standardize_features=False)
+    epinet = Epinet(features.shape[1], 3, head)
     load_haiku(epinet, under(data, prefix))
     learned, prior = epinet(features, data["z"])
     check(learned, data[prefix + "out_train"])
@@ -63,7 +62,10 @@ def test_last_layer_epinet_with_its_prior(inputs):
 
 def test_a_linear_epinet_with_a_prior_of_another_shape():
     data = read("epinet_last_layer")
-    epinet = Epinet(7, 3, index_dim=5, hidden_sizes=(), prior_hidden_sizes=(4,), prior_scale=2.0)
+    head = EpinetHead(
+        index_dim=5, hidden_sizes=(), prior_hidden_sizes=(4,), prior_scale=2.0, standardize_features=False
+    )
+    epinet = Epinet(7, 3, head)
     load_haiku(epinet, under(data, "linear/"))
     learned, prior = epinet(data["hidden"], data["z"])
     check(learned, data["linear/out_train"])
@@ -75,16 +77,10 @@ def test_a_linear_epinet_with_a_prior_of_another_shape():
 )
 def test_mlp_epinet_its_outputs_and_its_gradients(exposed, layers):
     data, prefix = read("epinet_mlp"), f"{exposed}/"
-    network = EpinetNetwork(
-        MLP(6, 3, hidden_sizes=(10, 9)),
-        layers,
-        num_outputs=3,
-        index_dim=4,
-        hidden_sizes=(8, 8),
-        prior_scale=0.5,
-        standardize_features=False,
-        calibrate_prior=False,
+    head = EpinetHead(
+        index_dim=4, hidden_sizes=(8, 8), prior_scale=0.5, standardize_features=False, calibrate_prior=False
     )
+    network = EpinetNetwork(MLP(6, 3, hidden_sizes=(10, 9)), layers, num_outputs=3, head=head)
     assert network.is_initialized
     load_haiku(network, under(data, prefix))
     x, z = data["x"], data["z"]
@@ -95,9 +91,7 @@ def test_mlp_epinet_its_outputs_and_its_gradients(exposed, layers):
     check(network(x, z), data[prefix + "out_preds"])
 
     (network(x, z[:1]) * data["G"]).sum().backward()  # the file's gradients are those of the first index
-    expected = EpinetNetwork(
-        MLP(6, 3, hidden_sizes=(10, 9)), layers, 3, index_dim=4, hidden_sizes=(8, 8), standardize_features=False
-    )
+    expected = EpinetNetwork(MLP(6, 3, hidden_sizes=(10, 9)), layers, 3, head=head)
     gradients = {
         name.removeprefix(f"{prefix}grad/"): value for name, value in data.items() if name.startswith(f"{prefix}grad/")
     }
@@ -125,20 +119,16 @@ def test_an_epinet_on_a_frozen_base_with_a_convolutional_prior():
     x, z = data["img"].permute(0, 3, 1, 2), data["z"]
     prior = load_haiku(cifar_conv_prior(4, index_dim=3), under(data, "convprior/"))
     check(prior(x, z), data["convprior/out"])
-    network = EpinetNetwork(
-        Base(),
-        "out",
-        num_outputs=4,
+    head = EpinetHead(
         index_dim=3,
         hidden_sizes=(5,),
         prior_scale=4.0,
-        standardize_features=False,
-        freeze_base=True,
-        calibrate_prior=False,
-        base_scale=1.25,
-        additive_prior=prior,
         additive_prior_scale=0.5,
+        calibrate_prior=False,
+        standardize_features=False,
+        base_scale=1.25,
     )
+    network = EpinetNetwork(Base(), "out", num_outputs=4, head=head, prior=prior, freeze_base=True)
     load_haiku(network.base, under(data, "base/"))
     load_haiku(network.epinet, under(data, "epi/"))
     learned, priors = network.learned_and_prior(x, z)

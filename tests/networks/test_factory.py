@@ -28,9 +28,22 @@ def test_a_factory_builds_a_new_network_each_time_and_pickles():
     assert not torch.equal(first.weight, second.weight)
 
 
+def test_an_argument_is_built_by_a_factory_of_its_own():
+    inner = {"target": "torch.nn.Linear", "kwargs": {"in_features": 2, "out_features": 3}}
+    factory = Factory("lightning_uq.networks.DeterministicNetwork", {"network": inner})
+    config = factory_to_config(factory)
+    assert config == {"target": factory.target, "kwargs": {"network": inner}}
+    for again in (factory, factory_from_config(config), pickle.loads(pickle.dumps(factory))):
+        first, second = again().network, again().network
+        assert type(first) is nn.Linear
+        assert not torch.equal(first.weight, second.weight)
+    with pytest.raises(InputError, match="import path of a class or function, but got 'no.Such'"):
+        Factory("torch.nn.Sequential", {"network": {"target": "no.Such", "kwargs": {}}})
+
+
 @pytest.mark.parametrize("target", ["torch.nn.NoSuch", "no_such_package.Net", "Linear", "torch.nn.init.math.pi"])
 def test_a_wrong_path_is_named(target):
-    with pytest.raises(InputError, match=f"import path of a class or function, but got '{target}'"):
+    with pytest.raises(InputError, match=f"import path of a class or function, but it is '{target}'"):
         Factory(target)
 
 

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks.hypermodel import HypermodelNetwork, PriorIndependentLayers
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 from lightning_uq.networks.indexers import EnsembleIndexer, GaussianIndexer, GaussianWithUnitIndexer
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.networks.priors import mlp_prior
+from lightning_uq.networks.priors.additive import mlp_prior
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 from tests.versions import VMAP_EXPORT, skip_on_torch_2_6
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
@@ -202,15 +203,15 @@ def test_chunks_make_no_difference_but_in_memory(monkeypatch):
     sizes = []
     run = network._run
     monkeypatch.setattr(network, "_run", lambda x, part: sizes.append(len(part)) or run(x, part))
-    monkeypatch.setattr("lightning_uq.networks._generated._MAX_WEIGHTS", 4 * network.num_weights + 1)
+    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_WEIGHTS", 4 * network.num_weights + 1)
     torch.testing.assert_close(network(X, z), whole)
     assert sizes == [4, 4, 3]
     sizes.clear()
-    monkeypatch.setattr("lightning_uq.networks._generated._MAX_WEIGHTS", 1)  # fewer than one index needs
+    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_WEIGHTS", 1)  # fewer than one index needs
     torch.testing.assert_close(network(X, z), whole)
     assert sizes == [1] * 11
     monkeypatch.undo()
-    monkeypatch.setattr("lightning_uq.networks._generated._MAX_ROWS", 12)
+    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_ROWS", 12)
     torch.testing.assert_close(network(X, z), whole)
 
 

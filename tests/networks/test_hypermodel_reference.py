@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_uq.compat.haiku import load_haiku, read_haiku
+from lightning_uq.compat.haiku.generated import _haiku_order
 from lightning_uq.errors import InputError
-from lightning_uq.networks._haiku_generated import _haiku_order
-from lightning_uq.networks.bayes_by_backprop import BayesByBackpropNetwork
-from lightning_uq.networks.haiku import load_haiku, read_haiku
-from lightning_uq.networks.hypermodel import HypermodelNetwork, PriorIndependentLayers
+from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 from lightning_uq.networks.indexers import ScaledGaussianIndexer
 from lightning_uq.networks.mlp import MLP
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
 
 DATA = read_haiku(Path(__file__).parents[1] / "reference" / "enn_hypermodel.npz")
 X, Z = DATA["x"], DATA["z"]
@@ -72,9 +73,9 @@ def test_bayes_by_backprop():
     position = torch.cat([torch.arange(4, 16).reshape(3, 4).T.flatten(), torch.arange(4),
                           torch.arange(18, 26).reshape(4, 2).T.flatten(), torch.arange(16, 18)])  # fmt: skip
     index = DATA["bbb/z"][:, position]
-    drawn = torch.cat([part[0].flatten() for part in network.weights(index).values()])
-    check(drawn, DATA["bbb/u_z0"][position])
-    check(network(X, index), DATA["bbb/out"])
+    weights = network.weights_of_noise(index)
+    check(torch.cat([part[0].flatten() for part in weights.values()]), DATA["bbb/u_z0"][position])
+    check(network.call(X, weights), DATA["bbb/out"])
 
 
 def test_bayes_by_backprop_starts_as_the_original():

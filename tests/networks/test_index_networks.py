@@ -268,7 +268,9 @@ def test_a_prior_of_an_epistemic_network_is_another():
 
 
 def test_prior_misuse():
-    with pytest.raises(InputError, match="`network` to be an EpistemicNetwork, but got Linear; DeterministicNetwork"):
+    with pytest.raises(
+        InputError, match=r"`network` must be an EpistemicNetwork, but it is a Linear\. DeterministicNetwork makes"
+    ):
         EpistemicNetworkWithPrior(nn.Linear(4, 3), nn.Linear(4, 3))
     with pytest.raises(InputError, match="`moves` to be 'output' or 'mean', but got 'all'"):
         EpistemicNetworkWithPrior(ensemble(), gp_prior(4, 3, 5), moves="all")

@@ -8,8 +8,8 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks import MLP, NetworkWithPrior, freeze_as_buffers
-from lightning_uq.networks.epinet import EpinetNetwork
-from lightning_uq.networks.hypermodel import HypermodelNetwork
+from lightning_uq.networks.epinet.network import EpinetNetwork
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 
 
 def test_parameters_become_buffers_of_the_same_name_and_value():
@@ -110,13 +110,11 @@ def test_outputs_of_another_shape_are_told():
     "build",
     [
         lambda prior: HypermodelNetwork(torch.nn.Linear(4, 3), prior=prior),
-        lambda prior: EpinetNetwork(torch.nn.Linear(4, 3), additive_prior=prior),
+        lambda prior: EpinetNetwork(torch.nn.Linear(4, 3), prior=prior),
     ],
 )
 def test_a_plain_network_is_no_prior_of_an_index(build):
-    with pytest.raises(
-        InputError, match=r"network g\(x, z\) of an input and an index, but Linear does not take the two"
-    ):
+    with pytest.raises(InputError, match=r"network g\(x, z\) of an input and an index, but Linear takes no index"):
         build(torch.nn.Linear(4, 3))
     with pytest.raises(InputError, match=r"to be a module g\(x, z\), but got 3"):
         build(3)

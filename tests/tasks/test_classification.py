@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.metrics import Accuracy, BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
-from lightning_uq.modules.base import restore_argument, saved_argument
+from lightning_uq.modules.arguments import restore_argument, saved_argument
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import is_plain
 from lightning_uq.predictions import CategoricalPrediction

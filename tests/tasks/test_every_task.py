@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses import clamped_exp
-from lightning_uq.modules.base import restore_argument, saved_argument
+from lightning_uq.modules.arguments import restore_argument, saved_argument
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import is_plain
 from lightning_uq.tasks import (
@@ -74,7 +74,7 @@ def test_it_is_frozen_equal_and_picklable(task):
 
 def test_a_function_without_a_name_has_to_be_passed_again():
     saved = saved_argument(EvidentialClassification(evidence=lambda x: x.exp()))
-    with pytest.raises(InputError, match=r"Argument `task` was a .*EvidentialClassification.*task=\.\.\."):
+    with pytest.raises(InputError, match=r"argument `task`: a .*EvidentialClassification.*task=\.\.\."):
         restore_argument(saved, "task")
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq import DeterministicModule, DropoutModule, EnsembleModule
 from lightning_uq.errors import InputError
 from lightning_uq.functional.calibration import expected_calibration_error
-from lightning_uq.modules.base import Targets
+from lightning_uq.modules.targets import Targets
 from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.tasks import Classification, OutputShapeError, Segmentation
 

@@ -1,14 +1,12 @@
-"""Image networks of the DDU experiments, for inputs of about 32x32, and a residual network for plain features.
+"""Image networks of the DDU experiments, for inputs of about 32x32, and a residual network for feature vectors.
 
-Those of DeepMind's ENN, which load its parameters, are named ``ENN...`` and take no other arguments than sizes. Each of the
-others takes ``spectral_normalization``, ``coeff`` and ``n_power_iterations`` (see
-:func:`~lightning_uq.networks.spectral_norm.spectral_normalize`; the last layer is left alone) and, where it has a
-meaning, ``modified``. The features are the input of the last linear layer.
+DeepMind's ENN has backbones of its own, which load its parameters: they are in :mod:`lightning_uq.compat.haiku`. Those here are
+DDU's. ``modified`` selects its changes to activations and shortcuts, and
+:func:`~lightning_uq.networks.spectral_norm.spectral_normalize` bounds their layers. DDU's experiments leave the last layer
+unbounded: ``fc`` of the ResNets, ``linear`` of ``WideResNet``, ``classifier`` of ``VGG16``, ``last`` of ``FCResNet``.
+The features of a backbone are the input of its last linear layer.
 """
 
-from lightning_uq.networks.backbones.enn_lenet import ENNLeNet
-from lightning_uq.networks.backbones.enn_resnet import ENNResNetV1, ENNResNetV2
-from lightning_uq.networks.backbones.enn_vgg import ENNVGG
 from lightning_uq.networks.backbones.fc_resnet import FCResNet
 from lightning_uq.networks.backbones.lenet import LeNet
 from lightning_uq.networks.backbones.resnet import ResNet, resnet18, resnet50, resnet110
@@ -16,11 +14,7 @@ from lightning_uq.networks.backbones.vgg import VGG16
 from lightning_uq.networks.backbones.wide_resnet import WideResNet
 
 __all__ = [
-    "ENNVGG",
     "VGG16",
-    "ENNLeNet",
-    "ENNResNetV1",
-    "ENNResNetV2",
     "FCResNet",
     "LeNet",
     "ResNet",

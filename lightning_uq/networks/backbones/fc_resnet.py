@@ -1,54 +1,52 @@
-"""A residual network of linear layers, for points in the plane and other plain features."""
+"""A residual network of linear layers, for points in the plane and other feature vectors."""
 
 from typing import Literal
 
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.spectral_norm import spectral_normalize
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU}
 
 
 class FCResNet(nn.Module):
-    """x <- x + dropout(activation(W x + b)), ``depth`` times, between a linear layer in and one out.
+    """``depth`` residual blocks x <- x + dropout(activation(W x + b)) between two linear layers.
 
-    With a bound below 1 every residual block is invertible, and distances between inputs survive in the features.
+    With a bound below 1, every residual block is invertible, and the features preserve distances between inputs. The
+    two-moons experiment of DDU has ``spectral_normalize(network, coefficient=0.65, n_power_iterations=5,
+    exclude=["last"])``.
 
     Args:
-        in_features: Size of the input [B, in_features].
+        in_features: Features of the input [B, in_features].
         num_classes: Classes C.
         hidden_features: Width of the blocks and of the features.
         depth: Number of blocks.
-        dropout: Probability of a zero after each activation.
+        dropout: Probability that dropout zeroes an activation.
         activation: ``"relu"`` or ``"elu"``.
-        spectral_normalization: Bound every layer but ``last``.
-        coeff: The bound. The two-moons experiment of DDU has 0.65.
-        n_power_iterations: Steps of the power iteration in a training forward; 5 there.
 
     Raises:
-        InputError: An unknown activation.
+        InputError: ``activation`` is unknown.
 
-    Source: Liu et al., "Simple and principled uncertainty estimation", NeurIPS 2020 (arXiv 2006.10108), as in the
+    Source: Liu et al., "Simple and principled uncertainty estimation", NeurIPS 2020 (arXiv 2006.10108); sizes of the
     two-moons notebook of Mukhoti et al. (arXiv 2102.11582).
 
     Example:
         >>> import torch
-        >>> FCResNet(2, 2, spectral_normalization=True, coeff=0.65)(torch.zeros(5, 2)).shape
+        >>> from lightning_uq.networks import spectral_normalize
+        >>> network = spectral_normalize(FCResNet(2), coefficient=0.65, exclude=["last"])
+        >>> network(torch.zeros(5, 2)).shape
         torch.Size([5, 2])
     """
 
     def __init__(
         self,
         in_features: int = 2,
+        *,
         num_classes: int = 2,
         hidden_features: int = 128,
         depth: int = 4,
         dropout: float = 0.0,
         activation: Literal["relu", "elu"] = "relu",
-        spectral_normalization: bool = False,
-        coeff: float = 0.95,
-        n_power_iterations: int = 1,
     ) -> None:
         super().__init__()
         if activation not in _ACTIVATIONS:
@@ -60,11 +58,9 @@ class FCResNet(nn.Module):
         self.activation = _ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Linear(hidden_features, num_classes)
-        if spectral_normalization:
-            spectral_normalize(self, coeff, n_power_iterations, exclude=["last"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C]."""
+        """Logits [B, C] of inputs [B, in_features]."""
         x = self.first(x)
         for residual in self.residuals:
             x = x + self.dropout(self.activation(residual(x)))

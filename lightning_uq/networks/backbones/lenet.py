@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.spectral_norm import spectral_normalize
 
 
 class LeNet(nn.Module):
@@ -13,16 +12,13 @@ class LeNet(nn.Module):
     Args:
         num_classes: Classes C.
         in_channels: Channels of the input.
-        input_size: Height and width of the input, at least 16; it sets the width of the first linear layer.
-        spectral_normalization: Bound every layer but the last (the original has no such variant).
-        coeff: The bound.
-        n_power_iterations: Steps of the power iteration in a training forward.
+        input_size: Height and width of the input, at least 16; the first linear layer depends on it.
 
     Raises:
-        InputError: A smaller ``input_size``.
+        InputError: ``input_size`` is below 16.
 
     Source: LeCun et al., "Gradient-based learning applied to document recognition", Proceedings of the IEEE 86 (1998);
-    widths and activations as in Mukhoti et al. (arXiv 2102.11582).
+    widths and activations of Mukhoti et al. (arXiv 2102.11582).
 
     Example:
         >>> import torch
@@ -33,11 +29,9 @@ class LeNet(nn.Module):
     def __init__(
         self,
         num_classes: int = 10,
+        *,
         in_channels: int = 1,
         input_size: int = 28,
-        spectral_normalization: bool = False,
-        coeff: float = 3.0,
-        n_power_iterations: int = 1,
     ) -> None:
         super().__init__()
         if input_size < 16:
@@ -48,8 +42,6 @@ class LeNet(nn.Module):
         self.fc1 = nn.Linear(16 * side**2, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, num_classes)
-        if spectral_normalization:
-            spectral_normalize(self, coeff, n_power_iterations, exclude=["fc3"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images [B, in_channels, input_size, input_size]."""

@@ -7,18 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.spectral_norm import spectral_normalize
 
 
 class AvgPoolShortcut(nn.Module):
-    """A shortcut without weights: average pooling, and channels of zeros after those of the input.
+    """A shortcut without weights: average pooling, then channels of zeros behind those of the input.
 
-    The average over s x s preserves distances on the way better than a strided 1x1 convolution. At an odd height,
-    every s-th pixel is taken as it is.
+    The average over s x s pixels preserves distances better than a strided 1x1 convolution. At an odd height, every s-th
+    pixel is used without averaging.
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output, at least as many.
+        out_channels: Channels of the output, at least ``in_channels``.
         stride: Size s of the pooling window and its stride.
 
     Source: Mukhoti et al. (arXiv 2102.11582), appendix, and its code.
@@ -41,12 +40,12 @@ class AvgPoolShortcut(nn.Module):
 
 
 def make_activation(modified: bool) -> nn.Module:
-    """Leaky ReLU (slope 0.01) for a modified network, else ReLU."""
+    """Leaky ReLU (slope 0.01) if the network is modified, else ReLU."""
     return nn.LeakyReLU() if modified else nn.ReLU()
 
 
 class _Block(nn.Module):
-    """What the two kinds of block share: a residual branch and a shortcut, added before the last activation."""
+    """The sum of a residual branch and a shortcut, before the last activation; subclasses have the branch."""
 
     expansion: ClassVar[int]
 
@@ -119,20 +118,17 @@ class ResNet(nn.Module):
         num_blocks: Blocks in each of the four stages.
         num_classes: Classes C.
         in_channels: Channels of the input.
-        modified: Leaky ReLU, and :class:`AvgPoolShortcut` where the original has a 1x1 convolution in the shortcut.
-        spectral_normalization: Bound every layer but BatchNorm and ``fc``.
-        coeff: The bound.
-        n_power_iterations: Steps of the power iteration in a training forward.
+        modified: Use leaky ReLU, and :class:`AvgPoolShortcut` instead of a 1x1 convolution in the shortcut.
 
     Raises:
-        InputError: An unknown block, or not four numbers of blocks.
+        InputError: ``block`` is unknown, or ``num_blocks`` is not four positive numbers.
 
-    Source: He et al., CVPR 2016 (arXiv 1512.03385); as modified in Mukhoti et al. (arXiv 2102.11582), whose checkpoints
-    load.
+    Source: He et al., CVPR 2016 (arXiv 1512.03385); the changes are those of Mukhoti et al. (arXiv 2102.11582),
+    whose checkpoints load.
 
     Example:
         >>> import torch
-        >>> ResNet("basic", [1, 1, 1, 1], modified=True)(torch.zeros(2, 3, 32, 32)).shape
+        >>> ResNet("basic", num_blocks=[1, 1, 1, 1], modified=True)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
 
@@ -144,13 +140,11 @@ class ResNet(nn.Module):
     def __init__(
         self,
         block: Literal["basic", "bottleneck"],
+        *,
         num_blocks: Sequence[int],
         num_classes: int = 10,
         in_channels: int = 3,
         modified: bool = False,
-        spectral_normalization: bool = False,
-        coeff: float = 3.0,
-        n_power_iterations: int = 1,
     ) -> None:
         super().__init__()
         if block not in _BLOCKS:
@@ -172,8 +166,6 @@ class ResNet(nn.Module):
                 width = channels * _BLOCKS[block].expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(width, num_classes)
-        if spectral_normalization:
-            spectral_normalize(self, coeff, n_power_iterations, exclude=["fc"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images [B, in_channels, H, W]."""
@@ -184,74 +176,36 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet18(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    modified: bool = False,
-    spectral_normalization: bool = False,
-    coeff: float = 3.0,
-    n_power_iterations: int = 1,
-) -> ResNet:
+def resnet18(num_classes: int = 10, *, in_channels: int = 3, modified: bool = False) -> ResNet:
     """ResNet-18: 11.17 M parameters, 11.00 M modified. See :class:`ResNet`.
 
     Example:
         >>> sum(p.numel() for p in resnet18().parameters())
         11173962
     """
-    return ResNet(
-        "basic", (2, 2, 2, 2), num_classes, in_channels, modified, spectral_normalization, coeff, n_power_iterations
-    )
+    blocks = (2, 2, 2, 2)
+    return ResNet("basic", num_blocks=blocks, num_classes=num_classes, in_channels=in_channels, modified=modified)
 
 
-def resnet50(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    modified: bool = False,
-    spectral_normalization: bool = False,
-    coeff: float = 3.0,
-    n_power_iterations: int = 1,
-) -> ResNet:
+def resnet50(num_classes: int = 10, *, in_channels: int = 3, modified: bool = False) -> ResNet:
     """ResNet-50: 23.52 M parameters, 20.74 M modified. See :class:`ResNet`.
 
     Example:
         >>> resnet50().fc.in_features
         2048
     """
-    return ResNet(
-        "bottleneck",
-        (3, 4, 6, 3),
-        num_classes,
-        in_channels,
-        modified,
-        spectral_normalization,
-        coeff,
-        n_power_iterations,
-    )
+    blocks = (3, 4, 6, 3)
+    return ResNet("bottleneck", num_blocks=blocks, num_classes=num_classes, in_channels=in_channels, modified=modified)
 
 
-def resnet110(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    modified: bool = False,
-    spectral_normalization: bool = False,
-    coeff: float = 3.0,
-    n_power_iterations: int = 1,
-) -> ResNet:
-    """The ResNet-110 of the DDU code: bottlenecks (3, 4, 26, 3) with 43.09 M parameters where modified. See :class:`ResNet`.
+def resnet110(num_classes: int = 10, *, in_channels: int = 3, modified: bool = False) -> ResNet:
+    """The ResNet-110 of the DDU code: bottlenecks (3, 4, 26, 3), 43.09 M parameters if modified. See :class:`ResNet`.
 
-    It is not the thin ResNet-110 for CIFAR of He et al., which has 1.7 M.
+    The thin ResNet-110 for CIFAR of He et al. is another network, with 1.7 M parameters.
 
     Example:
         >>> sum(isinstance(layer, Bottleneck) for layer in resnet110().modules())
         36
     """
-    return ResNet(
-        "bottleneck",
-        (3, 4, 26, 3),
-        num_classes,
-        in_channels,
-        modified,
-        spectral_normalization,
-        coeff,
-        n_power_iterations,
-    )
+    blocks = (3, 4, 26, 3)
+    return ResNet("bottleneck", num_blocks=blocks, num_classes=num_classes, in_channels=in_channels, modified=modified)

@@ -4,7 +4,6 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks.backbones.resnet import make_activation
-from lightning_uq.networks.spectral_norm import spectral_normalize
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -12,21 +11,18 @@ _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 class VGG16(nn.Module):
     """Thirteen 3x3 convolutions with BatchNorm in five stages, and one linear layer: 14.72 M parameters.
 
-    Max-pooling follows each stage and leaves one pixel of 512 features. For 28x28 inputs the first pooling is left out.
+    Max-pooling follows each stage; after the last, one pixel of 512 features is left. 28x28 inputs skip the first pooling.
 
     Args:
         num_classes: Classes C.
         in_channels: Channels of the input.
         input_size: Height and width of the input, 28 or 32.
-        modified: Leaky ReLU.
-        spectral_normalization: Bound every convolution; ``classifier`` is left alone.
-        coeff: The bound.
-        n_power_iterations: Steps of the power iteration in a training forward.
+        modified: Use leaky ReLU.
 
     Raises:
-        InputError: Another ``input_size``.
+        InputError: ``input_size`` is neither 28 nor 32.
 
-    Source: Simonyan & Zisserman, ICLR 2015 (arXiv 1409.1556); in the form of Mukhoti et al. (arXiv 2102.11582), whose
+    Source: Simonyan & Zisserman, ICLR 2015 (arXiv 1409.1556); as in Mukhoti et al. (arXiv 2102.11582), whose
     checkpoints load.
 
     Example:
@@ -38,12 +34,10 @@ class VGG16(nn.Module):
     def __init__(
         self,
         num_classes: int = 10,
+        *,
         in_channels: int = 3,
         input_size: int = 32,
         modified: bool = False,
-        spectral_normalization: bool = False,
-        coeff: float = 3.0,
-        n_power_iterations: int = 1,
     ) -> None:
         super().__init__()
         if input_size not in (28, 32):
@@ -52,7 +46,7 @@ class VGG16(nn.Module):
         width = in_channels
         for stage, widths in enumerate(_STAGES):
             for channels in widths:
-                # The original's convolutions have no bias.
+                # The convolutions of the original code have no bias.
                 layers += [nn.Conv2d(width, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)]
                 layers.append(make_activation(modified))
                 width = channels
@@ -60,8 +54,6 @@ class VGG16(nn.Module):
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, num_classes)
-        if spectral_normalization:
-            spectral_normalize(self, coeff, n_power_iterations, exclude=["classifier"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images [B, in_channels, input_size, input_size]."""

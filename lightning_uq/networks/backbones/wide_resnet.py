@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks.backbones.resnet import AvgPoolShortcut, make_activation
-from lightning_uq.networks.spectral_norm import spectral_normalize
 
 
 class WideBlock(nn.Module):
@@ -50,19 +49,16 @@ class WideResNet(nn.Module):
         in_channels: Channels of the input.
         depth: Number of convolutions, 6 n + 4.
         widen_factor: Channels are 16, 32 and 64 times this.
-        dropout: Probability of a zero between the convolutions of a block.
+        dropout: Probability of dropout between the convolutions of a block.
         batchnorm_momentum: Momentum of every BatchNorm.
-        modified: Leaky ReLU, and :class:`~lightning_uq.networks.backbones.resnet.AvgPoolShortcut` where the original has a
-            1x1 convolution in the shortcut.
-        spectral_normalization: Bound every layer but BatchNorm and ``linear``.
-        coeff: The bound.
-        n_power_iterations: Steps of the power iteration in a training forward.
+        modified: Use leaky ReLU, and :class:`~lightning_uq.networks.backbones.resnet.AvgPoolShortcut` instead of a 1x1
+            convolution in the shortcut.
 
     Raises:
-        InputError: ``depth`` is not 6 n + 4 with n of at least 1.
+        InputError: ``depth`` is not 6 n + 4 for any n of at least 1.
 
-    Source: Zagoruyko & Komodakis, BMVC 2016 (arXiv 1605.07146); as modified in Mukhoti et al. (arXiv 2102.11582), whose
-    dropout, momentum, initialization and checkpoints these are.
+    Source: Zagoruyko & Komodakis, BMVC 2016 (arXiv 1605.07146); the changes, dropout, momentum and initialization are
+    those of Mukhoti et al. (arXiv 2102.11582), whose checkpoints load.
 
     Example:
         >>> import torch
@@ -77,15 +73,13 @@ class WideResNet(nn.Module):
     def __init__(
         self,
         num_classes: int = 10,
+        *,
         in_channels: int = 3,
         depth: int = 28,
         widen_factor: int = 10,
         dropout: float = 0.3,
         batchnorm_momentum: float = 0.01,
         modified: bool = False,
-        spectral_normalization: bool = False,
-        coeff: float = 3.0,
-        n_power_iterations: int = 1,
     ) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4:
@@ -106,8 +100,6 @@ class WideResNet(nn.Module):
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.linear.bias)
-        if spectral_normalization:
-            spectral_normalize(self, coeff, n_power_iterations, exclude=["linear"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images [B, in_channels, H, W]."""

@@ -1,0 +1,76 @@
+"""Choosing the command, and telling errors."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lightning_uq
+from lightning_uq.cli.bandit import bandit
+from lightning_uq.cli.compare import compare
+from lightning_uq.cli.errors import UsageError, one_line, recoverable_errors
+from lightning_uq.cli.evaluate import evaluate
+from lightning_uq.cli.fit import LIGHTNING_COMMANDS, run_lightning
+from lightning_uq.cli.options import run
+
+DEBUG = "LIGHTNING_UQ_DEBUG"
+
+_COMMANDS: dict[str, Callable[..., None]] = {"compare": compare, "evaluate": evaluate, "bandit": bandit}
+
+_HELP = f"""\
+usage: lightning-uq [-h] [--version] COMMAND ...
+
+Uncertainty quantification for PyTorch Lightning.
+
+commands:
+  compare    train and evaluate uncertainty methods side by side on one data set
+  evaluate   accuracy, calibration and detection of trained checkpoints, over runs: --run FILE.ckpt --data digits --ood 8,9
+  bandit     regret of uncertainty methods that choose actions by Thompson sampling, on problems of the Neural Testbed
+  fit        train a module: --config FILE.yaml
+  validate   one validation epoch: --config FILE.yaml --ckpt_path FILE.ckpt
+  test       one test epoch: --config FILE.yaml --ckpt_path FILE.ckpt
+  predict    predict with a trained module: --config FILE.yaml --ckpt_path FILE.ckpt
+
+`lightning-uq COMMAND --help` lists the options of a command. The commands fit, validate, test and predict are LightningCLI
+with the modules, callbacks and data modules of this package and of your own; imports search the working directory as well.
+
+An error in the input is one line. Set the environment variable {DEBUG}=1 to see its traceback.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, or 2 after one line on stderr if the user's input is at fault.
+
+    Args:
+        argv: The arguments; None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments, from_process=argv is None)
+    except recoverable_errors() as error:
+        if os.environ.get(DEBUG):
+            raise
+        print(f"lightning-uq: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: list[str], *, from_process: bool) -> int:
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(_HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"lightning-uq {lightning_uq.__version__}")
+        return 0
+    # The working directory is searched for a user's modules, as with `python -m`.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    if command in _COMMANDS:
+        run(_COMMANDS[command], arguments[1:])
+        return 0
+    if command in LIGHTNING_COMMANDS:
+        run_lightning(arguments, from_process=from_process)
+        return 0
+    raise UsageError(
+        f"unknown command {command!r}: choose from {', '.join((*_COMMANDS, *LIGHTNING_COMMANDS))} (see --help)"
+    )

@@ -1,0 +1,75 @@
+"""``lightning-uq evaluate``."""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_uq.cli.errors import UsageError
+from lightning_uq.cli.options import Accelerator, Integers, Repeated
+
+
+def evaluate(
+    *,
+    run: Repeated,
+    data: str,
+    ood: str,
+    out: Path,
+    model_type: Literal["softmax", "ensemble", "gmm"] = "softmax",
+    module: str | None = None,
+    network: str | None = None,
+    init_args: dict[str, Any] = {},  # noqa: B006  # it is never changed
+    data_args: dict[str, Any] = {},  # noqa: B006
+    data_seeds: Integers = Integers(),  # noqa: B008  # a tuple
+    feature_layer: str = "auto",
+    regularization: Literal["oas", "ddu"] | float = "oas",
+    accelerator: Accelerator = "cpu",
+) -> None:
+    """Evaluate trained checkpoints as the DDU experiments do.
+
+    The numbers are accuracy, calibration error and two out-of-distribution scores, before and after temperature scaling, as
+    mean and standard error over runs.
+
+    Args:
+        run: A Lightning checkpoint, or the checkpoints of an ensemble's members. Repeat --run for each further run.
+        data: digits, mnist, fashion_mnist, kmnist, dirty_mnist, cifar10, cifar100, svhn, the path of an .npz file, or the import
+            path of a LightningDataModule.
+        ood: Labels held out of digits or of a file, such as 8,9; or an image data set, such as svhn; or a name among the data
+            module's ood_dataloaders().
+        out: JSON file to write.
+        model_type: Which scores are m1 and m2: logsumexp and entropy (softmax), mutual information and entropy (ensemble), or
+            feature density and entropy of its posterior (gmm).
+        module: Import path of the LightningModule, for checkpoints that do not name theirs.
+        network: Import path of a class or function that builds the network alone, in place of --module.
+        init_args: Arguments of the module or the network.
+        data_args: Arguments of the data module, such as {"root": "data", "batch_size": 256}.
+        data_seeds: Seeds of the split that each run (or each checkpoint) was trained on, such as 1,2,3.
+        feature_layer: With gmm, name of the layer whose input holds the features.
+        regularization: With gmm, oas, ddu (the original's schedule of jitters), or a number.
+        accelerator: Device that computes.
+    """
+    from lightning_uq.evaluate import Settings, evaluate, write
+    from lightning_uq.report import writable_directory
+
+    settings = Settings(
+        runs=run,
+        data=data,
+        ood=ood,
+        model_type=model_type,
+        module=module,
+        network=network,
+        init_args=init_args,
+        data_args=data_args,
+        data_seeds=data_seeds,
+        feature_layer=feature_layer,
+        regularization=regularization,
+        accelerator=accelerator,
+    )
+    if out.is_dir():
+        raise UsageError(f"--out must be a file, but {out} is a directory.")
+    writable_directory(out.parent)
+    result = evaluate(settings, lambda path: print(path, file=sys.stderr))
+    write(result, out)
+    for key, mean in result["mean"].items():
+        error = result["std"][key]
+        print(f"{key:14s} {mean:.4f}" + ("" if error is None else f" +- {error:.4f}"))
+    print(f"Wrote {out}")

@@ -1,0 +1,115 @@
+"""``lightning-uq fit``, ``validate``, ``test`` and ``predict``: LightningCLI with this package's error messages."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning_uq.cli.errors import UsageError, missing_extra
+from lightning_uq.errors import UQError
+
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def run_lightning(arguments: list[str], *, from_process: bool) -> None:
+    """Run LightningCLI.
+
+    Args:
+        arguments: The command and its options.
+        from_process: Whether these are the arguments of the process, which other ranks are started with.
+
+    Raises:
+        UsageError: The options or the configuration are refused.
+        MissingExtraError: jsonargparse is not installed.
+    """
+    try:
+        import jsonargparse  # noqa: F401  # LightningCLI would fail without naming our extra
+    except ImportError as error:
+        raise missing_extra("jsonargparse") from error
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    from lightning_uq.cli.help import ShortHelpFormatter
+
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are about how Lightning calls it
+
+    class Parser(LightningArgumentParser):
+        """Raises an error in place of printing it with the usage. Options cannot be abbreviated."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.setdefault("formatter_class", ShortHelpFormatter)
+            super().__init__(*args, **kwargs)
+            self.allow_abbrev = False
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            if not self.exit_on_error:  # one of jsonargparse's trials: it goes on with the next
+                super().error(message, ex)
+            raise UsageError(message) from ex
+
+    class CommandLine(LightningCLI):
+        """Writes predictions, and turns errors of a constructor into errors of the configuration."""
+
+        def _parse_ckpt_path(self) -> None:
+            # Lightning would replace the given configuration by the one that the checkpoint remembers.
+            command = self.config.get("subcommand")
+            path = self.config[command].get("ckpt_path") if command else None
+            if path and Path(path).is_file():
+                _check_checkpoint(path)
+
+        def before_predict(self) -> None:
+            """Write the predictions of this package's modules and callbacks, unless a callback of the user writes them."""
+            from lightning.pytorch.callbacks import BasePredictionWriter
+
+            from lightning_uq import PredictionWriter, UncertaintyModule
+
+            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
+            ours = isinstance(self.model, UncertaintyModule) or any(getattr(c, "attach", False) for c in callbacks)
+            if ours and not any(isinstance(c, BasePredictionWriter | PredictionWriter) for c in callbacks):
+                callbacks.append(PredictionWriter(self.trainer.default_root_dir, "csv", overwrite=True))
+            # The Trainer would return all predictions, which nobody would see and which grow with the data.
+            self.config_init["predict"]["return_predictions"] = False
+
+        def after_predict(self) -> None:
+            """Print which files this process wrote."""
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by its connector
+                for path, rows in getattr(callback, "written", {}).items():
+                    print(f"Wrote {rows} predictions to {path}")
+
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except ValueError as error:
+                if isinstance(error, UQError):
+                    raise
+                raise UsageError(str(error)) from error
+
+    with warnings.catch_warnings():
+        # Lightning's own warnings about its torch version and about `args`.
+        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
+        warnings.filterwarnings("ignore", ".*LightningCLI's args parameter is intended to run from within Python.*")
+        try:
+            CommandLine(
+                parser_class=Parser,
+                parser_kwargs={"prog": "lightning-uq"},
+                save_config_kwargs={"overwrite": True},
+                # None: LightningCLI reads the arguments of the process.
+                args=None if from_process else arguments,
+            )
+        except RuntimeError as error:
+            if not str(error).startswith("Error(s) in loading state_dict"):
+                raise
+            raise UsageError(f"the checkpoint does not fit the configured module: {str(error)[:400]} ...") from error
+
+
+def _check_checkpoint(path: str) -> None:
+    """Raise a :class:`UsageError` if a file is not a checkpoint of plain data."""
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what its unpickler, its zip reader or its checks raise
+        raise UsageError(
+            f"`ckpt_path` must be a checkpoint of plain data, but {path} cannot be read as one ({type(error).__name__}): it is "
+            "damaged, no checkpoint, or holds pickled code, which is not run."
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise UsageError(f"`ckpt_path` must be a checkpoint, but {path} holds a {type(checkpoint).__name__}.")

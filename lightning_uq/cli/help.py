@@ -1,0 +1,78 @@
+"""Short help texts: jsonargparse lists every imported subclass of a type, which for ``torch.nn.Module`` are a thousand."""
+
+import argparse
+import re
+import sys
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.importing import import_object
+
+_LIST = ", known subclasses: "
+_ROOMS = {"loss": "lightning_uq.losses.", "regularizer": None}
+_ROLE = re.compile(r":\w+:`~?(?:\w+\.)*(\w+)`")  # such as :class:`~lightning_uq.tasks.Task`
+
+
+class ShortHelpFormatter(DefaultHelpFormatter):
+    """Lists public classes of this package that fit an option, and Lightning's callbacks and the like; no torch classes."""
+
+    def start_section(self, heading: str | None) -> None:
+        """Begin a group of options, whose heading may be the first line of a docstring."""
+        super().start_section(None if heading is None else _without_roles(heading))
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = _without_roles(super()._get_help_string(action) or "")
+        before, listed, after = text.partition(_LIST)
+        if not listed:
+            return text
+        paths, end, rest = after.partition(")")
+        known = shown_classes(paths.split(", "), action.dest)
+        return before + (_LIST + ", ".join(known) if known else "") + end + rest
+
+
+def shown_classes(paths: list[str], option: str) -> list[str]:
+    """The class paths that the help of an option shows, in their order.
+
+    Args:
+        paths: Class paths of all imported subclasses of the option's type.
+        option: Name of the option. Among torch modules, a loss may be one of this package's losses, any other option one of
+            its networks.
+
+    Example:
+        >>> shown_classes(["torch.nn.Linear", "lightning_uq.networks.MLP", "lightning_uq.losses.CombinedLoss"], "model.network")
+        ['lightning_uq.networks.MLP']
+    """
+    room = _ROOMS.get(option.rpartition(".")[2], "lightning_uq.networks.")
+    shown, modules = [], []
+    for path in dict.fromkeys(paths):
+        found = _public_class(path)
+        if found is None:
+            continue
+        if issubclass(found, LightningModule):
+            modules.append(path)
+        elif not issubclass(found, nn.Module) or (room is not None and path.startswith(room)):
+            shown.append(path)
+    # A LightningModule is an nn.Module as well, but only the option for the model takes one.
+    return shown or modules
+
+
+def _public_class(path: str) -> Any:
+    """The class of this package or of Lightning that has this path and is public, else None."""
+    room, _, name = path.rpartition(".")
+    if path.startswith("lightning_uq.") and name not in getattr(sys.modules.get(room), "__all__", ()):
+        return None
+    if not path.startswith(("lightning_uq.", "lightning.")):
+        return None
+    try:
+        found = import_object(path)
+    except InputError:
+        return None
+    return None if path.startswith("lightning.") and issubclass(found, nn.Module) else found
+
+
+def _without_roles(text: str) -> str:
+    return _ROLE.sub(r"\1", text).replace("``", "`")

@@ -1,0 +1,182 @@
+"""Options from a function: its arguments are the options, their types say what a value may be, its docstring is the help.
+
+``run(compare, ["--seeds", "2"])`` calls ``compare(seeds=2)``. A required argument is a required option, and ``max_epochs`` is
+``--max-epochs``.
+"""
+
+import argparse
+import inspect
+import re
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
+
+from lightning_uq.cli.errors import UsageError, missing_extra
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+Accelerator = Literal["auto", "cpu", "cuda", "gpu", "mps"]
+Repeated = list[list[str]]
+"""An option that may be given several times, each time with several values."""
+
+
+class Names(tuple[str, ...]):
+    """Names separated by commas.
+
+    Example:
+        >>> Names.parse("softmax, ensemble")
+        ('softmax', 'ensemble')
+    """
+
+    @classmethod
+    def parse(cls, text: str) -> "Names":
+        """The names of a text."""
+        return cls(part.strip() for part in text.split(",") if part.strip())
+
+
+class Integers(tuple[int, ...]):
+    """Whole numbers separated by commas.
+
+    Example:
+        >>> Integers.parse("8,9")
+        (8, 9)
+    """
+
+    @classmethod
+    def parse(cls, text: str) -> "Integers":
+        """The numbers of a text.
+
+        Raises:
+            ValueError: A part is no whole number.
+        """
+        try:
+            return cls(int(part) for part in text.split(",") if part.strip())
+        except ValueError:
+            raise ValueError(f"not whole numbers separated by commas. Got value: {text}") from None
+
+
+_KINDS: dict[Any, tuple[str | None, str]] = {
+    int: ("N", "a whole number"),
+    float: ("X", "a number"),
+    str: (None, "a text"),
+    Path: ("PATH", "a path"),
+    Names: ("NAMES", "names separated by commas"),
+    Integers: ("NUMBERS", "whole numbers separated by commas, such as 8,9"),
+    dict: ("JSON", 'a JSON object, such as {"batch_size": 256}'),
+}
+"""For each type of an option: its placeholder in the help (None: the option's name), and what an error calls a value."""
+
+
+def run(function: Callable[..., None], arguments: Sequence[str]) -> None:
+    """Call a function with the options of a command line.
+
+    Args:
+        function: Its keyword arguments are the options.
+        arguments: The command line behind the command's name.
+
+    Raises:
+        UsageError: An option is unknown, missing or has a value of another type.
+        MissingExtraError: jsonargparse is not installed.
+    """
+    parsed = vars(make_parser(function).parse_args(list(arguments)))
+    function(**{name: parsed[name] for name in inspect.signature(function).parameters})
+
+
+def make_parser(function: Callable[..., None]) -> "ArgumentParser":
+    """The parser of a function's options.
+
+    Raises:
+        MissingExtraError: jsonargparse is not installed.
+    """
+    try:
+        from docstring_parser import parse
+        from jsonargparse import ArgumentParser
+        from jsonargparse.typing import register_type
+    except ImportError as error:
+        raise missing_extra("jsonargparse") from error
+    for kind in (Names, Integers):
+        register_type(kind, lambda value: ",".join(map(str, value)), kind.parse, fail_already_registered=False)
+    documented = parse(inspect.getdoc(function) or "")
+    parameters = inspect.signature(function).parameters
+
+    class Parser(ArgumentParser):
+        """Raises an error in place of printing it with the usage."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            if not self.exit_on_error:  # one of jsonargparse's trials: it goes on with the next
+                super().error(message, ex)
+            raise UsageError(_plain(message, parameters)) from ex
+
+    text = " ".join(filter(None, (documented.short_description, documented.long_description)))
+    parser = Parser(
+        prog=f"lightning-uq {function.__name__}",
+        description=" ".join(text.split()),
+        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+    helps = {one.arg_name: " ".join((one.description or "").split()) for one in documented.params}
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty
+        details: dict[str, Any] = {"dest": name, "help": helps[name].replace("%", "%%")}
+        details |= {"required": True} if required else {"default": parameter.default}
+        if not required and parameter.default is not False and parameter.default not in (None, (), {}):
+            details["help"] = f"{details['help'].rstrip('.')} (default: {parameter.default})"
+        if parameter.annotation is bool:
+            details["action"] = "store_true"
+        elif parameter.annotation == Repeated:
+            details |= {"action": "append", "nargs": "+", "metavar": "FILE"}
+        else:
+            details |= {"type": parameter.annotation}
+            details |= _placeholder(parameter.annotation)
+        parser.add_argument(_option(name), **details)
+    return parser
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types that an annotation allows, without None."""
+    union = get_origin(annotation) in (Union, types.UnionType)
+    found = get_args(annotation) if union else (annotation,)
+    return [get_origin(kind) if get_origin(kind) is dict else kind for kind in found if kind is not type(None)]
+
+
+def _placeholder(annotation: Any) -> dict[str, str]:
+    choices: list[str] = []
+    metavar = None
+    for kind in _kinds(annotation):
+        if get_origin(kind) is Literal:
+            choices += get_args(kind)
+        else:
+            metavar = _KINDS[kind][0]
+    if choices:
+        return {"metavar": "{" + ",".join([*choices, *filter(None, [metavar])]) + "}"}
+    return {} if metavar is None else {"metavar": metavar}
+
+
+def _describe(annotation: Any) -> str:
+    """What a value of this type is called in an error."""
+    texts = [
+        f"one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else _KINDS[kind][1]
+        for kind in _kinds(annotation)
+    ]
+    return " or ".join(texts)
+
+
+def _plain(message: str, parameters: Any) -> str:
+    """An error of jsonargparse in the words of the command line."""
+    key, values = re.match(r'Parser key "(\w+)":', message), re.findall(r"(?:Got|Given) value: (.*)", message)
+    if key is not None and values:
+        return f"{_option(key[1])} must be {_describe(parameters[key[1]].annotation)}, but it is {values[-1]!r}."
+    missing = re.search(
+        r'arguments are required: (.*)|Key "(\w+)" is required', message
+    )  # the latter from older versions
+    if missing is not None:
+        return (
+            f"{', '.join(_option(name) for name in (missing[1] or missing[2]).split(', '))}: this option is required."
+        )
+    return message

@@ -1,0 +1,51 @@
+"""Where commands print and write."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_uq.cli.errors import missing_extra
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def make_console(*, stderr: bool = False) -> "Console":
+    """The console for tables, or with ``stderr`` for progress.
+
+    Raises:
+        MissingExtraError: rich is not installed.
+    """
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise missing_extra("rich") from error
+    console = Console(stderr=stderr)
+    if not stderr and not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120  # a file or a pipe has no width, for which rich would take 80
+    return console
+
+
+@contextmanager
+def output_directory(path: Path) -> Iterator[None]:
+    """A context in which figures and results are written to a directory. If it fails, directories that it made are removed.
+
+    Raises:
+        InputError: The directory cannot be written to.
+        MissingExtraError: A package that the results need is not installed. Both are raised before the work begins.
+    """
+    from lightning_uq.report import jinja_environment, new_figure, writable_directory
+
+    new_figure(1, 1)
+    jinja_environment()
+    made = [directory for directory in (path, *path.parents) if not directory.exists()]
+    writable_directory(path)
+    try:
+        yield
+    except BaseException:
+        for directory in made:
+            if not any(directory.iterdir()):
+                directory.rmdir()
+        raise

@@ -1,0 +1,138 @@
+"""Finding methods: those of this package, and those in a user's file or importable module.
+
+A file offers methods by one of two constants: ``METHOD``, a :class:`~lightning_uq.method.Method`, or ``METHODS``, several.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from lightning_uq.errors import InputError
+from lightning_uq.method import Method
+
+ROOMS = ("lightning_uq.modules", "lightning_uq.callbacks")
+
+
+def methods() -> dict[str, Method]:
+    """The methods of this package by name: softmax first, since others are compared with it, then in the order of files.
+
+    Raises:
+        InputError: Two methods have one name.
+
+    Example:
+        >>> list(methods())[0], methods()["ddu"].trained_as
+        ('softmax', 'softmax')
+    """
+    found: dict[str, Method] = {}
+    for room in ROOMS:
+        for file in pkgutil.iter_modules(importlib.import_module(room).__path__, room + "."):
+            _add(found, methods_of(importlib.import_module(file.name)), file.name)
+    return {"softmax": found.pop("softmax"), **found}
+
+
+def find_methods(names: Sequence[str], known: dict[str, Method]) -> tuple[list[str], dict[str, Method]]:
+    """Look up names, and load files and modules that hold methods.
+
+    Args:
+        names: Each is a known name, the path of a ``.py`` file, or the dotted path of a module.
+        known: Known methods by name.
+
+    Returns:
+        The names of the chosen methods in the given order, and all known methods with the loaded ones added.
+
+    Raises:
+        InputError: A name is unknown, a file does not exist, cannot be imported or holds no method, or two methods have
+            one name.
+    """
+    known, chosen = dict(known), []
+    loaded: set[str] = set()
+    for name in names:
+        if not (name.endswith(".py") or "." in name):
+            chosen.append(name)
+        elif name not in loaded:
+            loaded.add(name)
+            offered = methods_of(load_file(name) if name.endswith(".py") else load_module(name))
+            if not offered:
+                raise InputError(
+                    f"methods: {name} holds no method. Define METHOD = lightning_uq.Method(...) at its end."
+                )
+            _add(known, offered, name)
+            chosen += [method.name for method in offered]
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        problem = f"unknown: {', '.join(map(repr, unknown))}" if unknown else "no method is named"
+        raise InputError(
+            f"methods: {problem}. Choose from {', '.join(known)}, or give a .py file or a module that defines METHOD."
+        )
+    return list(dict.fromkeys(chosen)), known
+
+
+def methods_of(module: ModuleType) -> list[Method]:
+    """The methods that a module offers as ``METHOD`` or ``METHODS``.
+
+    Raises:
+        InputError: One of them is not a :class:`Method`.
+    """
+    offered = [*getattr(module, "METHODS", ()), *([module.METHOD] if hasattr(module, "METHOD") else [])]
+    for method in offered:
+        if not isinstance(method, Method):
+            raise InputError(
+                f"{module.__name__} must define METHOD as a lightning_uq.Method, but it is a {type(method).__name__}."
+            )
+    return offered
+
+
+def load_module(name: str) -> ModuleType:
+    """Import the module of a dotted path.
+
+    Raises:
+        InputError: It cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # the module's own code may raise anything
+        raise InputError(_import_failed(name, error)) from error
+
+
+def load_file(path: str) -> ModuleType:
+    """Import a ``.py`` file as the module that ``import`` would make of it, with its folder searched for its own imports.
+
+    Raises:
+        InputError: The file does not exist or cannot be imported, or another module has its name.
+    """
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise InputError(f"methods: there is no file {path}.")
+    module = sys.modules.get(file.stem)
+    if module is not None and getattr(module, "__file__", None) == str(file):
+        return module
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if module is not None or spec is None or spec.loader is None:
+        raise InputError(f"methods: {path} has the name of another module, {file.stem}. Rename the file.")
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)  # so that its classes are found by name
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the file's own code may raise anything
+        del sys.modules[file.stem]
+        raise InputError(_import_failed(path, error)) from error
+    finally:
+        sys.path.remove(str(file.parent))
+    return module
+
+
+def _import_failed(name: str, error: Exception) -> str:
+    return f"methods: {name} cannot be imported ({type(error).__name__}: {error})."
+
+
+def _add(known: dict[str, Method], offered: Iterable[Method], source: str) -> None:
+    for method in offered:
+        if method.name in known:
+            raise InputError(
+                f"methods: {source} defines {method.name!r}, which is the name of another method. Rename it."
+            )
+        known[method.name] = method

@@ -1,0 +1,86 @@
+"""ENN's weights of hypermodels: Haiku flattens the base's weights in an order of its own."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
+from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
+from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
+
+
+@torch.no_grad()
+def load_generated(network: nn.Module, arrays: Mapping[str, Tensor]) -> None:
+    """Load a hypermodel, Bayes by backprop, or the prior of independent layers, in place.
+
+    The base is an MLP. ENN holds a hypermodel's prior outside of its parameters: load it by itself.
+
+    Raises:
+        InputError: A name is missing or left over, or a shape is another.
+    """
+    left = dict(arrays)
+    if isinstance(network, PriorIndependentLayers):
+        for i in range(network.num_layers):
+            for ours, theirs in (("weight", "w"), ("bias", "b")):
+                target = network.get_buffer(f"{ours}_{i}")
+                target.copy_(_take(left, f"{_numbered('hyper_linear', i)}/{theirs}", target.shape))
+    elif isinstance(network, BayesByBackpropNetwork):
+        shapes = [network.network.get_parameter(name).shape for name in network.names]
+        position = _positions(network.names, shapes)
+        network.spread.rho.copy_(_take(left, "diagonal_linear/w", position.shape)[position] - network.spread.start)
+        means = _take(left, "diagonal_linear/b", position.shape)[position]
+        parts = torch.split(means, [shape.numel() for shape in shapes])
+        for name, shape, part in zip(network.names, shapes, parts, strict=True):
+            network.network.get_parameter(name).copy_(part.reshape(shape))
+    elif isinstance(network, HypermodelNetwork):
+        for i, layer in enumerate(layer for layer in network.torso.modules() if isinstance(layer, nn.Linear)):
+            layer.weight.copy_(_take(left, f"mlp/linear_{i}/w", layer.weight.mT.shape).mT)
+            layer.bias.copy_(_take(left, f"mlp/linear_{i}/b", layer.bias.shape))
+        width = network.generator.in_features
+        sizes = [network.shapes[i].numel() for i in _haiku_order(network.names)]
+        leaves = [_numbered("linear", i) for i in range(len(sizes))]
+        weights = [_take(left, f"{leaf}/w", torch.Size([width, n])) for leaf, n in zip(leaves, sizes, strict=True)]
+        biases = [_take(left, f"{leaf}/b", torch.Size([n])) for leaf, n in zip(leaves, sizes, strict=True)]
+        position = _positions(network.names, network.shapes)
+        network.generator.weight.copy_(torch.cat(weights, dim=1)[:, position].mT)
+        network.generator.bias.copy_(torch.cat(biases)[position])
+    if left:
+        raise InputError(
+            f"Expected argument `params` to fit {type(network).__name__}, but {', '.join(left)} is left over."
+        )
+
+
+def _numbered(layer: str, i: int) -> str:
+    return f"{layer}_{i}" if i else layer
+
+
+def _take(arrays: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    """Take the array whose name ends so out of ``arrays``."""
+    for full in arrays:
+        if f"/{full}".replace("/~/", "/").endswith(f"/{name}"):
+            if arrays[full].shape != shape:
+                raise InputError(f"Expected {full!r} to be of shape {list(shape)}, but got {list(arrays[full].shape)}.")
+            return arrays.pop(full)
+    raise InputError(f"Expected argument `params` to hold {name!r}, but got {', '.join(arrays) or 'nothing more'}.")
+
+
+def _haiku_order(names: Sequence[str]) -> list[int]:
+    """Our leaves as Haiku sorts them: by the name of their layer (``linear_10`` is before ``linear_2``), the bias first."""
+    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    keys = [(f"linear_{paths.index(path)}", leaf) for path, _, leaf in (name.rpartition(".") for name in names)]
+    return sorted(range(len(names)), key=keys.__getitem__)  # "bias" is before "weight", as "b" is before "w"
+
+
+def _positions(names: Sequence[str], shapes: Sequence[torch.Size]) -> Tensor:
+    """Where each of our flattened weights stands in Haiku's flat vector [P], whose matrices are [in, out]."""
+    places: dict[int, Tensor] = {}
+    start = 0
+    for i in _haiku_order(names):
+        if len(shapes[i]) > 2:
+            raise InputError(f"Expected the weights of linear layers alone, but {names[i]!r} is {list(shapes[i])}.")
+        numbers = torch.arange(start, start + shapes[i].numel())
+        places[i] = numbers.reshape(shapes[i][::-1]).mT.flatten() if len(shapes[i]) == 2 else numbers
+        start += len(numbers)
+    return torch.cat([places[i] for i in range(len(names))])

@@ -1,0 +1,118 @@
+"""Reading the outputs of one checkpoint, and joining those of an ensemble's members."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.callbacks._classification import class_logits
+from lightning_uq.callbacks._loaders import exact_loader
+from lightning_uq.callbacks._running import LogitReader, evaluating, is_uncertainty_module, to_device
+from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.errors import InputError
+from lightning_uq.evaluate.data import EvaluationData
+from lightning_uq.evaluate.numbers import Outputs
+from lightning_uq.evaluate.settings import ModelType, Settings
+from lightning_uq.functional.temperature import fit_ensemble_temperature
+from lightning_uq.tasks import Classification
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The outputs of one checkpoint, and marks that differ where the test data of two checkpoints differ."""
+
+    outputs: Outputs
+    marks: Tensor
+
+
+def read(model: nn.Module, data: EvaluationData, settings: Settings, path: str) -> Reading:
+    """Run a model over the validation, test and out-of-distribution data.
+
+    Raises:
+        InputError: The model is no classifier, or the data is empty or lacks labels.
+    """
+    if is_uncertainty_module(model) and getattr(model, "task", None) == "regression":
+        raise InputError(f"{path!r} holds a regressor, but only classifiers can be evaluated.")
+    gmm = None
+    if settings.model_type == "gmm":
+        gmm = FitGMM(feature_layer=settings.feature_layer, regularization=settings.regularization)
+        gmm.fit(model, data.fit)
+    val, test, ood = (
+        _Pass(model, loader, part, gmm if part != "validation" else None)
+        for part, loader in (("validation", data.val), ("test", data.test), ("out-of-distribution", data.ood))
+    )
+    temperature = fit_ensemble_temperature(val.logits, val.labels, "member", method="grid")
+    outputs = Outputs(test.logits, test.labels, ood.logits, temperature, test.log_prob, ood.log_prob)
+    return Reading(outputs, torch.cat([test.labels.double(), test.marks, ood.marks]))
+
+
+class _Pass:
+    """One pass over a loader, in order: logits [Z, N, C] in float64 on the CPU, labels [N], log p(f | c) [N, C]."""
+
+    def __init__(self, model: nn.Module, loader: Any, part: str, gmm: FitGMM | None) -> None:
+        self.part = part
+        rows = list(self._batches(model, loader, gmm))
+        if not rows:
+            raise InputError(f"The {part} data is empty.")
+        logits, labels, log_probs, marks = zip(*rows, strict=True)
+        self.logits = torch.cat(logits, 1)
+        self.log_prob = torch.cat(log_probs) if gmm is not None else None
+        self.marks = torch.stack(marks)
+        self._labels = labels
+
+    @property
+    def labels(self) -> Tensor:
+        if any(y is None or y.is_floating_point() for y in self._labels):
+            raise InputError(f"The {self.part} data has no class labels: each batch must be `(x, y)`.")
+        labels = torch.cat(self._labels)
+        Classification().check_target(labels, self.logits)
+        return labels
+
+    def _batches(self, model: nn.Module, loader: Any, gmm: FitGMM | None) -> Iterator[tuple[Any, ...]]:
+        reader = LogitReader()
+        with evaluating(model):
+            for raw in exact_loader(loader, name=f"the {self.part} loader"):
+                batch = to_device(raw, model)
+                x, y = reader.unpack(model, batch)
+                log_prob = None
+                if gmm is None:
+                    logits = class_logits(reader, model, batch)
+                else:
+                    with gmm.features.recording(model) as features:
+                        logits = class_logits(reader, model, batch)
+                    log_prob = gmm.densities[0].cpu().log_prob(features()[0].cpu())
+                mark = x.double().sum().cpu() if isinstance(x, Tensor) else torch.zeros((), dtype=torch.float64)
+                yield logits.cpu().double(), None if y is None else y.cpu(), log_prob, mark
+
+
+def join(members: Sequence[Reading], run: Sequence[str], model_type: ModelType) -> Outputs:
+    """The outputs of a run's checkpoints as those of one model, members first.
+
+    Raises:
+        InputError: The number of members does not fit the model type, or their test data differs.
+    """
+    outputs = [member.outputs for member in members]
+    size = sum(len(one.logits) for one in outputs)
+    if (size > 1) != (model_type == "ensemble"):
+        wanted = "several members, in one checkpoint or in several" if model_type == "ensemble" else "one network"
+        raise InputError(
+            f"With model_type={model_type!r} a run must hold {wanted}, but the run of {run[0]!r} holds {size}."
+        )
+    for path, member in zip(run[1:], members[1:], strict=True):
+        if member.outputs.logits.shape[1:] != outputs[0].logits.shape[1:] or not torch.equal(
+            member.marks, members[0].marks
+        ):
+            raise InputError(
+                f"The members of a run must be tested on the same data and classes, but those of {path!r} and {run[0]!r} "
+                "differ: with this data the test set depends on the seed of the split."
+            )
+    return Outputs(
+        torch.cat([one.logits for one in outputs]),
+        outputs[0].labels,
+        torch.cat([one.ood_logits for one in outputs]),
+        torch.cat([one.temperature for one in outputs]),
+        outputs[0].log_prob,
+        outputs[0].ood_log_prob,
+    )

@@ -1,0 +1,73 @@
+"""The evaluation of all runs, and its JSON file."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning_uq
+from lightning_uq.evaluate.data import EvaluationData, make_data
+from lightning_uq.evaluate.models import find_device, load_model
+from lightning_uq.evaluate.numbers import NUM_BINS, metrics
+from lightning_uq.evaluate.reading import join, read
+from lightning_uq.evaluate.settings import Settings
+from lightning_uq.report.files import writable_directory, write_files
+
+
+def evaluate(settings: Settings, progress: Callable[[str], None] = lambda path: None) -> dict[str, Any]:
+    """Evaluate every run and return the contents of the JSON file.
+
+    Args:
+        settings: The checkpoints and the data.
+        progress: Called with the path of each checkpoint before it is read.
+
+    Returns:
+        ``mean``, ``std`` (the standard error over runs, as in the original; None with one run) and ``values`` (one per
+        run) by key, and ``info``.
+
+    Raises:
+        InputError: A checkpoint, the data, or an argument is not as expected.
+    """
+    data: dict[int | None, EvaluationData] = {}
+    values, temperatures = [], []
+    for run, seeds in zip(settings.runs, settings.seeds(), strict=True):
+        members = []
+        for path, seed in zip(run, seeds, strict=True):
+            progress(path)
+            if seed not in data:
+                data[seed] = make_data(settings, seed)
+            model = load_model(path, settings.module, settings.network, settings.init_args)
+            members.append(read(model.to(find_device(settings.accelerator)), data[seed], settings, path))
+        joined = join(members, run, settings.model_type)
+        values.append(metrics(settings.model_type, joined))
+        temperatures.append(joined.temperature.tolist())
+    keys = list(values[0])
+    columns = {key: [one[key] for one in values] for key in keys}
+    first = next(iter(data.values()))
+    return {
+        "mean": {key: statistics.mean(column) for key, column in columns.items()},
+        "std": {key: _standard_error(column) for key, column in columns.items()},
+        "values": columns,
+        "info": {
+            **{name: value for name, value in vars(settings).items() if name != "runs"},
+            "runs": [list(map(str, run)) for run in settings.runs],
+            "data_seeds": settings.seeds(),
+            "ood_name": first.ood_name,
+            "temperature": temperatures,
+            "num_bins": NUM_BINS,
+            "lightning_uq": lightning_uq.__version__,
+        },
+    }
+
+
+def write(result: Mapping[str, Any], path: str | Path) -> None:
+    """Write the JSON file, whole or not at all."""
+    path = Path(path)
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    write_files(writable_directory(path.parent), {path.name: text.encode()})
+
+
+def _standard_error(column: Sequence[float]) -> float | None:
+    return statistics.stdev(column) / math.sqrt(len(column)) if len(column) > 1 else None

@@ -1,0 +1,95 @@
+"""Adversarial training of an ensemble: the size of its steps, and the loss that they smooth."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.adversarial import adversarial_loss
+from lightning_uq.modules.averages import averaged_copies
+from lightning_uq.modules.input_range import training_range
+
+
+class Adversary(nn.Module):
+    """Takes FGSM steps, in units of the input or of its range over the training data.
+
+    Args:
+        epsilon: Size of a step.
+        scale: ``"range"`` or ``"absolute"``.
+
+    Attributes:
+        input_range: The range of the training inputs, [D] or [C, 1, 1] over images, or None while it is unknown. It is part
+            of the state dict.
+    """
+
+    input_range: Tensor | None
+
+    def __init__(self, epsilon: float, scale: Literal["range", "absolute"]) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.scale = scale
+        self.register_buffer("input_range", None)
+        self._is_restored = False
+
+    def measure(self, module: LightningModule, unpack_batch: Callable[[Any], Any]) -> None:
+        """Measure the range at the start of a training, unless it was resumed with the range."""
+        if self.scale == "range" and not self._is_restored:
+            self.input_range = training_range(module, unpack_batch)
+            for average in averaged_copies(module.trainer):  # they were made before there was a range
+                average.adversary.input_range = self.input_range.clone()  # type: ignore[union-attr]
+        self._is_restored = False
+
+    def resume(self, state_dict: Mapping[str, Any]) -> None:
+        """Keep the range of a checkpoint for the training that goes on from it."""
+        self._is_restored = "adversary.input_range" in state_dict
+
+    def loss(
+        self,
+        loss: Callable[[Tensor], Tensor],
+        x: Any,
+        parameters: Sequence[nn.Parameter],
+        *,
+        copies: int | None = None,
+        scaler: Any = None,
+        second_pass: AbstractContextManager[object] | None = None,
+    ) -> Tensor:
+        """The loss averaged with that of adversarial inputs; see :func:`~lightning_uq.functional.adversarial_loss`.
+
+        Args:
+            loss: Called with inputs [B, ...], or [copies, B, ...].
+            x: The inputs of the batch [B, ...].
+            parameters: All parameters that the loss trains.
+            copies: How many copies of ``x`` take steps of their own, one per member.
+            scaler: The gradient scaler, where there is one.
+            second_pass: Entered for the adversarial inputs.
+
+        Raises:
+            InputError: The inputs are not a floating-point tensor, or their range is unknown.
+        """
+        step = self._step(x)
+        inputs = x if copies is None else x.expand(copies, *x.shape)
+        scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=x.device))
+        return adversarial_loss(loss, inputs, parameters, step, loss_scale=scale, second_pass=second_pass)
+
+    def _step(self, x: Any) -> float | Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(f"Adversarial training needs a floating-point tensor as input, but got {got}.")
+        if self.scale == "absolute":
+            return self.epsilon
+        if self.input_range is None:
+            raise InputError(
+                "The range of the training inputs is unknown: train with a Trainer, which measures it, or pass "
+                '`adversarial_scale="absolute"`.'
+            )
+        return (self.epsilon * self.input_range).to(x)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}input_range" in state_dict:
+            like = state_dict[f"{prefix}input_range"]
+            self.input_range = torch.empty_like(like if self.input_range is None else self.input_range)
+        super()._load_from_state_dict(state_dict, prefix, *args)

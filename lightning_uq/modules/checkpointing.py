@@ -1,0 +1,124 @@
+"""Checkpoints that hold plain data alone, and from which a training resumes exactly."""
+
+from pathlib import Path
+from typing import IO, Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+from typing_extensions import Self
+
+from lightning_uq.checkpoint_files import read_checkpoint
+from lightning_uq.errors import InputError, UQError
+from lightning_uq.modules.arguments import saved_argument
+from lightning_uq.modules.streams import from_plain, random_state, set_random_state, to_plain
+
+_KEY = "lightning_uq_random_state"
+
+
+class CheckpointedModule(LightningModule):
+    """A LightningModule that saves its constructor arguments as plain data and the process's random state beside them.
+
+    Everything that draws from the generators of torch, numpy and Python is therefore exact after a resume: indices, masks,
+    the user's own dropout layers, the order of a shuffled loader. ``trainer.fit(module, loader, ckpt_path=...)`` ends with the
+    weights of the uninterrupted training if the checkpoint was written at an epoch's end. A checkpoint from within an epoch
+    also needs a loader with ``state_dict`` and ``load_state_dict``, such as torchdata's ``StatefulDataLoader``; with any other
+    loader, Lightning restarts the data of the epoch and warns. A ``ReduceLROnPlateau`` is not exact, since Lightning saves
+    before its step. On several ranks, all of them take rank 0's random state.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._resumed_random_state: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the random state to the checkpoint."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_KEY] = to_plain(random_state(self.device))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the random state until the training begins. Loading for any other purpose leaves the generators alone."""
+        super().on_load_checkpoint(checkpoint)
+        if self.is_resuming and _KEY in checkpoint:
+            self._resumed_random_state = from_plain(checkpoint[_KEY])
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether the checkpoint is being loaded to resume a training."""
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+
+    def on_fit_start(self) -> None:
+        """Set the random state before the loader's first draw."""
+        super().on_fit_start()
+        self._restore_random_state()
+
+    def on_train_start(self) -> None:
+        """Set it again after a restart within an epoch: the loader has just drawn numbers that it drew before the checkpoint."""
+        super().on_train_start()
+        if getattr(self.trainer.fit_loop, "restarted_mid_epoch", False):
+            self._restore_random_state()
+
+    def on_train_epoch_start(self) -> None:
+        """Set it again if the checkpoint was written before its epoch ended, because the loader then starts again."""
+        super().on_train_epoch_start()
+        if not getattr(self.trainer.fit_loop, "is_resuming", True):
+            self._restore_random_state()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Drop the restored state: from now on the generators advance by themselves."""
+        self._resumed_random_state = None
+        return super().on_train_batch_start(batch, batch_idx)
+
+    def _restore_random_state(self) -> None:
+        if self._resumed_random_state is not None:
+            set_random_state(self._resumed_random_state, self.device)
+
+    @_restricted_classmethod  # as Lightning's own: called on an instance, it would leave that instance unchanged
+    def load_from_checkpoint(
+        cls,  # noqa: N805  # a class method
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a module as Lightning does, but with ``weights_only=True`` by default and one error for a file that does not fit.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Device of its tensors.
+            hparams_file: Hyper-parameters, if the file holds none.
+            strict: Whether the names of the weights must match; None: as the module says.
+            weights_only: False also runs code that is pickled in the file.
+            kwargs: Constructor arguments that differ from the file's, or that the file could not hold.
+
+        Raises:
+            InputError: The file is damaged, holds pickled code, or was written by another class.
+        """
+        given = (checkpoint_path, map_location, hparams_file, strict, weights_only)
+        try:
+            return super().load_from_checkpoint(*given, **kwargs)
+        except (UQError, FileNotFoundError):
+            raise
+        except Exception as error:
+            if isinstance(checkpoint_path, str | Path) and weights_only is not False:
+                read_checkpoint(checkpoint_path, "argument `checkpoint_path` to name a checkpoint")
+            text = " ".join(str(error).split()) or type(error).__name__
+            reason = text if len(text) < 500 else f"{text[:500]} ..."
+            raise InputError(
+                f"Argument `checkpoint_path` names {checkpoint_path}, which does not fit {cls.__name__}: {reason}"
+            ) from error
+
+    def _save_plain(self, arguments: dict[str, Any]) -> None:
+        """Save constructor arguments as plain data, so that a checkpoint loads under ``weights_only=True``.
+
+        An importable factory, optimizer or loss is saved by its name and arguments. A value without a name (a lambda, a built
+        network) is marked as unsaved, and ``restore_argument`` asks for it by name when a checkpoint is loaded without it.
+        """
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters()  # the command line's own configuration, which is plain data already
+            return
+        self.save_hyperparameters({name: saved_argument(value) for name, value in arguments.items()})
+        self._hparams_name = "kwargs"

@@ -1,0 +1,93 @@
+"""Checks of a batch and of a network's outputs; each raises one error that names the cause."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_uq.errors import InputError, UQError
+from lightning_uq.losses.data_noise import DataNoise
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.tasks import Task, describe
+
+
+def check_fits_task(task: Task, network: EpistemicNetwork, data_noise: DataNoise | None) -> None:
+    """Refuse noise on targets that are not numbers, and probabilities where the task needs raw outputs."""
+    if getattr(data_noise, "of_targets", False) and not task.has_numeric_targets:
+        raise InputError(
+            f"`data_noise` must leave the targets of {describe(task)} unchanged, but {data_noise!r} changes them."
+        )
+    kind = network.read_output.output
+    if kind in ("probs", "log_probs") and not task.takes_probabilities:
+        raise InputError(
+            f"{describe(task)} needs the network's raw outputs, but argument `output` is {kind!r}. Pass 'logits', or a function "
+            "that picks them."
+        )
+
+
+def check_labelled(x: Any, y: Any) -> Tensor:
+    """Return the target ``y`` of a batch that needs one.
+
+    Raises:
+        InputError: The batch holds no target, or the target is not a tensor.
+    """
+    if y is None:
+        raise InputError(
+            "The batch holds an input without a target. Expected `(x, y)` or a mapping with `input` and `target`; for another "
+            "layout override `unpack_batch`."
+        )
+    if not isinstance(y, Tensor):
+        raise InputError(
+            f"The targets of a batch must be a tensor, but got a {type(y).__name__}. Let the data set return numbers. If a batch "
+            "is not a pair, as with several training loaders, override `unpack_batch`."
+        )
+    return y
+
+
+def check_input(x: Any, batch_idx: int) -> None:
+    """Refuse an input with NaN or infinity.
+
+    On a GPU, reading the values would wait for the device, so there only the first batch is checked. A nested input may hold a
+    mask that is added to attention scores, so minus infinity is allowed in it.
+    """
+    for leaf in tree_leaves(dict(x) if isinstance(x, Mapping) else x):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and (batch_idx == 0 or leaf.device.type == "cpu"):
+            bad = ~leaf.isfinite() if leaf is x else leaf.isnan() | (leaf == math.inf)
+            if bool(bad.any()):
+                rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad.reshape(-1)
+                raise InputError(
+                    f"The input must be finite, but {int(rows.sum())} of {len(rows)} rows of batch {batch_idx} hold NaN or "
+                    "infinity."
+                )
+
+
+def check_numbers(output: Tensor, task: Task) -> None:
+    """Refuse outputs [Z, B, ...] that hold numbers which ``task`` cannot use."""
+    bad = task.invalid(output)
+    if bool(bad.any()):
+        rows = int(bad.transpose(0, 1).flatten(1).any(1).sum())
+        raise InputError(
+            f"The network must return finite numbers, but its outputs for {rows} of {output.shape[1]} rows hold NaN or infinity. "
+            "Its weights may hold them too, for instance after a training that diverged."
+        )
+
+
+def check_first_loss(loss: Tensor) -> None:
+    """Refuse a loss that is not finite at the first step. Later steps may overflow under fp16, which skips them."""
+    if not bool(loss.isfinite()):
+        raise InputError(
+            f"The loss of the first step must be finite, but it is {loss.item()}. Either the network's weights or outputs hold "
+            "NaN or infinity, or the loss does not fit them."
+        )
+
+
+def raise_misfit(error: RuntimeError, x: Any) -> None:
+    """Re-raise torch's error about shapes or dtypes as an :class:`InputError` that names the input; return for any other."""
+    if isinstance(error, UQError) or not isinstance(x, Tensor):
+        return
+    if any(word in str(error) for word in ("shape", "size", "dtype")):
+        text = str(error).splitlines()[0]
+        kind = f"shape {list(x.shape)} and {x.dtype}"
+        raise InputError(f"The network does not take an input of {kind}: {text}") from error

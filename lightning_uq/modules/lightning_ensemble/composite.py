@@ -1,0 +1,150 @@
+"""The optimizers and schedulers of several LightningModules, as one that Lightning can run under automatic optimization."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import (
+    _configure_optimizers,
+    _configure_schedulers_automatic_opt,
+    _validate_optimizers_attached,
+    _validate_scheduler_api,
+)
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import LBFGS, Optimizer
+
+from lightning_uq.errors import InputError, UnsupportedError
+
+APART = "Train such modules apart and collect them with `EnsembleModule.from_checkpoints`."
+
+
+def _step(member: int, optimizer: Optimizer) -> None:
+    optimizer.step()
+
+
+class CompositeOptimizer(Optimizer):
+    """The members' optimizers as one, which Lightning steps, saves and restores.
+
+    Args:
+        optimizers: One per member; each keeps its parameter groups.
+
+    Example:
+        >>> import torch
+        >>> members = [torch.nn.Linear(1, 1) for _ in range(2)]
+        >>> composite = CompositeOptimizer([torch.optim.SGD(m.parameters(), lr=0.1 * (i + 1)) for i, m in enumerate(members)])
+        >>> [group["lr"] for group in composite.param_groups]
+        [0.1, 0.2]
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        # The base class would build parameter groups and a state of its own, beside the members'.
+        self.optimizers = list(optimizers)
+        self.defaults: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizers": self.optimizers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # the base class would restore groups of its own
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]  # an attribute in the base class
+        """The members' own groups, one after the other."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> dict[Any, Any]:  # type: ignore[override]  # an attribute in the base class
+        """The members' states, merged."""
+        return {key: value for optimizer in self.optimizers for key, value in optimizer.state.items()}
+
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        step_member: Callable[[int, Optimizer], None] = _step,
+    ) -> Any:
+        """Run the closure once, then step every member's optimizer, by ``step_member(i, optimizer)``."""
+        loss = None if closure is None else closure()
+        for i, optimizer in enumerate(self.optimizers):
+            step_member(i, optimizer)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the members' gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The members' state dicts, in order."""
+        return {"members": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave.
+
+        Raises:
+            InputError: It came from another kind of optimizer, or from another number of members.
+        """
+        states = state_dict.get("members", [])
+        if len(states) != len(self.optimizers):
+            raise InputError(
+                f"The checkpoint holds the optimizer states of {len(states)} LightningModules, but the ensemble has "
+                f"{len(self.optimizers)}: another kind of ensemble wrote it, or one of another size."
+            )
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: a group belongs to a member's optimizer."""
+        raise UnsupportedError("Add parameter groups to a member's own optimizer, `CompositeOptimizer.optimizers[i]`.")
+
+    def __repr__(self) -> str:
+        return f"CompositeOptimizer({self.optimizers!r})"
+
+
+class ScaledOptimizer:
+    """An optimizer whose step goes through a gradient scaler, for a member that calls the step itself."""
+
+    def __init__(self, optimizer: Optimizer, scaler: Any) -> None:
+        self.optimizer = optimizer
+        self.scaler = scaler
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Run the closure, and step unless a gradient is infinite."""
+        if closure is not None:
+            closure()
+        return self.scaler.step(self.optimizer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
+
+
+def configure_member(member: LightningModule, name: str, returned: Any) -> tuple[Optimizer, list[LRSchedulerConfig]]:
+    """Read and check the value of a member's ``configure_optimizers``, as Lightning does for one module.
+
+    Args:
+        member: The member.
+        name: Its prefix, ``"member_3"``; monitors and names of schedulers are prefixed, as what it logs is.
+        returned: The value of its ``configure_optimizers``.
+
+    Raises:
+        InputError: It is not one optimizer that steps without a closure.
+    """
+    optimizers, schedulers, monitor = ([], [], None) if returned is None else _configure_optimizers(returned)
+    if len(optimizers) != 1:
+        raise InputError(
+            f"`configure_optimizers` of {type(member).__name__} must return one optimizer, but it returned {len(optimizers)}. "
+            f"{APART}"
+        )
+    if isinstance(optimizers[0], LBFGS):
+        raise InputError(
+            f"{type(member).__name__} must use an optimizer that evaluates the loss once per step, but LBFGS evaluates it several "
+            f"times. {APART}"
+        )
+    configs = _configure_schedulers_automatic_opt(schedulers, monitor)
+    _validate_optimizers_attached(optimizers, configs)
+    _validate_scheduler_api(configs, member)
+    for config in configs:
+        config.name = f"{name}/{config.name or f'lr-{type(optimizers[0]).__name__}'}"
+        if config.monitor is not None:
+            config.monitor = f"{name}/{config.monitor}"
+    return optimizers[0], configs

@@ -1,0 +1,96 @@
+"""Lightning's hooks of an ensemble: for members that are LightningModules, :class:`Members` answers them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from lightning.pytorch import LightningModule
+
+Module = TypeVar("Module", bound=type[LightningModule])
+
+ANSWERED = {
+    "training_step": "steps",
+    "configure_optimizers": "optimization",
+    "optimizer_step": "optimization",
+    "optimizer_zero_grad": "optimization",
+    "configure_gradient_clipping": "optimization",
+    "lr_scheduler_step": "optimization",
+}
+"""Hooks that the members answer instead of the ensemble, and the part of :class:`Members` that does."""
+
+_STAGES = ("train", "validation", "test", "predict")
+
+HEARD = (
+    "setup",
+    *(f"on_{stage}_{when}" for stage in ("fit", *_STAGES) for when in ("start", "end")),
+    *(f"on_{stage}_epoch_{when}" for stage in _STAGES for when in ("start", "end")),
+    *(f"on_{stage}_batch_{when}" for stage in _STAGES for when in ("start", "end")),
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+)
+"""Hooks of the ensemble that every member hears afterwards."""
+
+HEARD_FIRST = ("teardown",)
+"""Hooks that the members hear before the ensemble."""
+
+ANSWERED_BY_FIRST = (
+    "prepare_data",
+    "train_dataloader",
+    "val_dataloader",
+    "test_dataloader",
+    "predict_dataloader",
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "configure_callbacks",
+)
+"""Hooks that the first member answers for all: where the data come from, and what happens to a batch before the device."""
+
+
+def with_members(module_class: Module) -> Module:
+    """Pass the hooks of an ensemble's class on to its ``members``; without any (None), the hooks stay the class's own."""
+    for name, part in ANSWERED.items():
+        setattr(module_class, name, _answered(module_class, name, part))
+    for name in HEARD + HEARD_FIRST:
+        setattr(module_class, name, _heard(module_class, name))
+    return module_class
+
+
+def _answered(module_class: type[LightningModule], name: str, part: str) -> Callable[..., Any]:
+    own = _own(module_class, name)
+
+    @functools.wraps(getattr(module_class, name))  # Lightning asks for the signature, and whether a hook is overridden
+    def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.members is None:
+            return own(self)(*args, **kwargs)
+        return getattr(getattr(self.members, part), name)(*args, **kwargs)
+
+    return hook
+
+
+def _heard(module_class: type[LightningModule], name: str) -> Callable[..., Any]:
+    own = _own(module_class, name)
+
+    @functools.wraps(getattr(module_class, name))
+    def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.members is None:
+            return own(self)(*args, **kwargs)
+        if name in HEARD_FIRST:
+            self.members.hear(name, *args, *kwargs.values())
+            return own(self)(*args, **kwargs)
+        result = own(self)(*args, **kwargs)
+        answer = self.members.hear(name, *args, *kwargs.values())
+        return result if answer is None else answer
+
+    return hook
+
+
+def _own(module_class: type[LightningModule], name: str) -> Callable[[Any], Callable[..., Any]]:
+    """The hook that the class itself defines, bound to an instance; else the one that the instance inherits."""
+    defined = vars(module_class).get(name)
+    if defined is None:
+        return lambda module: getattr(super(module_class, module), name)
+    return lambda module: defined.__get__(module)

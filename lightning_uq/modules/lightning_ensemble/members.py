@@ -1,0 +1,159 @@
+"""The members of an ensemble that are LightningModules, as one object that the ensemble holds."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule
+
+from lightning_uq.modules.lightning_ensemble.checkpoints import load_members, save_members
+from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
+from lightning_uq.modules.lightning_ensemble.hooks import ANSWERED_BY_FIRST
+from lightning_uq.modules.lightning_ensemble.logs import MemberLogs
+from lightning_uq.modules.lightning_ensemble.metrics import EnsembleMetrics
+from lightning_uq.modules.lightning_ensemble.optimization import MemberOptimization
+from lightning_uq.modules.lightning_ensemble.steps import MemberSteps
+from lightning_uq.modules.lightning_ensemble.trainer import MemberTrainer
+from lightning_uq.modules.streams import RandomStream
+
+if TYPE_CHECKING:
+    from lightning_uq.modules.ensemble import EnsembleModule
+
+
+class Members:
+    """The LightningModules of an ensemble, unmodified: each takes the steps that it would take alone.
+
+    Lightning runs the ensemble, and the ensemble passes every hook on to this object (``hooks.py`` lists them). One composite
+    optimizer steps the members' own under automatic optimization, so that ``global_step``, accumulation, clipping, precision
+    plugins and DDP stay Lightning's. When a member uses its Trainer (logging, optimizers, schedulers), the answer is for that
+    member alone.
+
+    Args:
+        ensemble: The module that holds the members.
+        modules: The members.
+        streams: The random stream of each.
+
+    Attributes:
+        logs: What the members log.
+        steps: Their training and evaluation steps.
+        optimization: Their optimizers and schedulers.
+        metrics: The metrics of the ensemble as a whole, beside what its members log.
+    """
+
+    def __init__(
+        self, ensemble: "EnsembleModule", modules: Sequence[LightningModule], streams: Sequence[RandomStream]
+    ) -> None:
+        self.ensemble = ensemble
+        self.modules = tuple(modules)
+        self.streams = tuple(streams)
+        self.logs = MemberLogs(self)
+        self.steps = MemberSteps(self)
+        self.optimization = MemberOptimization(self)
+        self.metrics = EnsembleMetrics(self)
+
+    def hooks_of_data(self) -> dict[str, Callable[..., Any]]:
+        """The hooks that Lightning only calls where a module overrides them, so that the ensemble has them where its members do."""
+        first = self.modules[0]
+        hooks: dict[str, Callable[..., Any]] = {
+            **{name: getattr(first, name) for name in ANSWERED_BY_FIRST},
+            "on_after_batch_transfer": self.steps.after_transfer,
+            "configure_model": partial(self.call_each, "configure_model"),
+        }
+        return {name: hooks[name] for name in hooks if overrides(first, name) and not overrides(self.ensemble, name)}
+
+    @contextmanager
+    def turn_of(self, i: int) -> Iterator[LightningModule]:
+        """Inside, random numbers are member i's own. A sanity check's draws are forgotten, as Lightning does for one module."""
+        trainer = self.ensemble._trainer  # None where a checkpoint is loaded bare
+        checking = trainer is not None and trainer.sanity_checking
+        with self.streams[i].active(self.ensemble.device, advance=not checking):
+            yield self.modules[i]
+
+    def hear(self, hook: str, *args: Any) -> Any:
+        """Let the members hear a hook of the ensemble, either by the method of this name or each by itself."""
+        method = getattr(self, hook, None)
+        return self.call_each(hook, *args) if method is None else method(*args)
+
+    def call_each(self, hook: str, *args: Any) -> Any:
+        """Call a hook of every member whose class has it, with that member's own batch, outputs, loss or optimizer.
+
+        Returns:
+            -1 where every member asks to skip the rest of the epoch, else None.
+        """
+        if hook.endswith("_batch_start"):
+            self.steps.forget()
+        results = []
+        for i, module in enumerate(self.modules):
+            if not overrides(module, hook) or (hook == "on_before_backward" and self.steps.losses[i] is None):
+                continue
+            with self.turn_of(i):
+                results.append(getattr(module, hook)(*self._arguments_of(i, hook, args)))
+        self.logs.log_means()
+        if hook.endswith("_batch_end"):
+            self.steps.forget()
+        return -1 if results and all(result == -1 for result in results) else None
+
+    def _arguments_of(self, i: int, hook: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if hook.endswith("_batch_start"):
+            return (self.steps.batch_of(i, args[0]), *args[1:])
+        if hook == "on_predict_batch_end":  # the prediction is the ensemble's
+            return (args[0], self.steps.batch_of(i, args[1]), *args[2:])
+        if hook.endswith("_batch_end"):
+            return (self.steps.outputs[i], self.steps.batch_of(i, args[1]), *args[2:])
+        if hook == "on_before_backward":
+            return (self.steps.losses[i],)
+        if hook in ("on_before_zero_grad", "on_before_optimizer_step"):
+            return (self.optimization.optimizers[i],)
+        return args
+
+    # ------------------------------------------------------------------ hooks that need more than a call of each member
+
+    def setup(self, stage: str) -> None:
+        """Give each member a view of its Trainer.
+
+        Raises:
+            InputError: A fit begins, and a member optimizes by hand or takes the training loop over.
+        """
+        for i, module in enumerate(self.modules):
+            if stage == "fit":
+                check_member(module)
+            module.trainer = MemberTrainer(self, i)  # type: ignore[assignment]  # it passes for a Trainer
+            # Bound methods and partials, no lambdas: a spawned process gets them by pickle.
+            vars(module).update(
+                log=partial(self.logs.log, i),
+                optimizers=partial(self.optimization.optimizers_of, i),
+                lr_schedulers=partial(self.optimization.schedulers_of, i),
+            )
+        self.call_each("setup", stage)
+
+    def teardown(self, stage: str) -> None:
+        """Leave the members as they came."""
+        self.call_each("teardown", stage)
+        for module in self.modules:
+            module.trainer = self.ensemble.trainer
+            for name in ("log", "optimizers", "lr_schedulers"):
+                vars(module).pop(name, None)
+
+    def on_fit_start(self) -> None:
+        """Hand the members' schedulers to Lightning, before it restores their state."""
+        self.optimization.attach_schedulers()
+        self.call_each("on_fit_start")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the ensemble as a whole."""
+        self.call_each("on_validation_epoch_end")
+        self.metrics.log("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the ensemble as a whole."""
+        self.call_each("on_test_epoch_end")
+        self.metrics.log("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the random streams, and what the members' own hooks put into a checkpoint."""
+        save_members(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up again; the streams go on only where a training is resumed."""
+        load_members(self, checkpoint)

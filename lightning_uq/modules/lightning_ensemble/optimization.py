@@ -1,0 +1,142 @@
+"""The optimization of LightningModules side by side: one step of the ensemble is a step of each member."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import Optimizer
+
+from lightning_uq.errors import InputError
+from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
+from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer, ScaledOptimizer, configure_member
+from lightning_uq.modules.lightning_ensemble.part import Part
+
+if TYPE_CHECKING:
+    from lightning_uq.modules.lightning_ensemble.members import Members
+
+
+class MemberOptimization(Part):
+    """The members' optimizers and schedulers while a fit runs, and Lightning's hooks about them.
+
+    Attributes:
+        optimizers: Each member's optimizer.
+        schedulers: Each member's schedulers, with their settings.
+    """
+
+    def __init__(self, members: "Members") -> None:
+        super().__init__(members)
+        self.optimizers: list[Optimizer] = []
+        self.schedulers: list[list[LRSchedulerConfig]] = []
+
+    def configure_optimizers(self) -> CompositeOptimizer:
+        """The members' optimizers as one; their schedulers join Lightning's in :meth:`attach_schedulers`.
+
+        Raises:
+            InputError: A member cannot train beside others, or its optimizer holds another member's parameters.
+        """
+        self.optimizers, self.schedulers = [], []
+        for i in range(len(self.members.modules)):
+            with self.members.turn_of(i) as member:
+                check_member(member)  # its `setup` may have turned automatic optimization off
+                returned = member.configure_optimizers()
+            optimizer, configs = configure_member(member, f"member_{i}", returned)
+            self._check_parameters(i, optimizer)
+            self.optimizers.append(optimizer)
+            self.schedulers.append(configs)
+        return CompositeOptimizer(self.optimizers)
+
+    def _check_parameters(self, i: int, optimizer: Optimizer) -> None:
+        owners = {id(p): j for j, member in enumerate(self.members.modules) for p in member.parameters()}
+        for group in optimizer.param_groups:
+            others = {owners.get(id(p), i) for p in group["params"]} - {i}
+            if others:
+                raise InputError(
+                    f"The optimizer of member {i} holds parameters of member {min(others)}, which it would train as well. Let "
+                    f"`configure_optimizers` of {type(self.members.modules[i]).__name__} pass `self.parameters()`."
+                )
+
+    def attach_schedulers(self) -> None:
+        """Hand the members' schedulers to Lightning."""
+        configs = [config for configs in self.schedulers for config in configs]
+        self.members.ensemble.trainer.strategy.lr_scheduler_configs = configs
+
+    def optimizers_of(self, i: int, use_pl_optimizer: bool = True) -> Any:
+        """The value of member i's ``self.optimizers()``."""
+        optimizer, strategy = self.optimizers[i], self.members.ensemble.trainer.strategy
+        return LightningOptimizer._to_lightning_optimizer(optimizer, strategy) if use_pl_optimizer else optimizer
+
+    def schedulers_of(self, i: int) -> Any:
+        """The value of member i's ``self.lr_schedulers()``."""
+        schedulers = [config.scheduler for config in self.schedulers[i]]
+        return schedulers[0] if len(schedulers) == 1 else schedulers or None
+
+    # ------------------------------------------------------------------ Lightning's hooks
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step a scheduler the way its owner does."""
+        for i, configs in enumerate(self.schedulers):
+            if any(config.scheduler is scheduler for config in configs):
+                with self.members.turn_of(i) as member:
+                    member.lr_scheduler_step(scheduler, metric)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Run one closure for all members, then each member's own step; a gradient scaler unscales each by itself."""
+        step_member = partial(self._step_member, epoch, batch_idx)
+        precision = self.members.ensemble.trainer.precision_plugin
+        scaler = getattr(precision, "scaler", None)
+        if scaler is None:
+            step: Callable[..., Any] = optimizer.step
+            step(closure=optimizer_closure, step_member=step_member)
+            return
+        assert optimizer_closure is not None
+        # Lightning would look for infinite gradients once for all: a member that overflows would stop the others.
+        skipped = optimizer_closure() is None
+        optimizers = {i: o for i, o in enumerate(self.optimizers) if not skipped and _has_gradient(o)}
+        for member_optimizer in optimizers.values():
+            if not _optimizer_handles_unscaling(member_optimizer):
+                scaler.unscale_(member_optimizer)
+        raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        precision._after_closure(self.members.ensemble, raw)
+        for i, member_optimizer in optimizers.items():
+            step_member(i, ScaledOptimizer(member_optimizer, scaler))
+        if optimizers:
+            scaler.update()
+
+    def _step_member(self, epoch: int, batch_idx: int, i: int, optimizer: Any) -> None:
+        if overrides(self.members.modules[i], "optimizer_step"):
+            with self.members.turn_of(i) as member:
+                member.optimizer_step(epoch, batch_idx, optimizer, _closure_ran)
+        else:
+            optimizer.step()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Clear gradients the way each member does."""
+        for member, own in zip(self.members.modules, self.optimizers, strict=True):
+            member.optimizer_zero_grad(epoch, batch_idx, own)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each member's gradient by itself."""
+        for member, own in zip(self.members.modules, self.optimizers, strict=True):
+            member.configure_gradient_clipping(own, gradient_clip_val, gradient_clip_algorithm)
+
+
+def _closure_ran() -> None:
+    """The closure of a member's own ``optimizer_step``: it ran already, for all members at once."""
+
+
+def _has_gradient(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])

@@ -1,0 +1,152 @@
+"""The training and evaluation steps of LightningModules that are members."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.modules.lightning_ensemble.batches import own_batch
+from lightning_uq.modules.lightning_ensemble.checks import overrides
+from lightning_uq.modules.lightning_ensemble.part import Part
+
+if TYPE_CHECKING:
+    from lightning_uq.modules.lightning_ensemble.members import Members
+
+
+class MemberSteps(Part):
+    """The members' steps for the current batch.
+
+    Attributes:
+        outputs: The value of each member's step, as Lightning would pass it to ``on_*_batch_end``.
+        losses: Each member's loss, or None where it skipped the step.
+    """
+
+    def __init__(self, members: "Members") -> None:
+        super().__init__(members)
+        self.outputs: list[Any] = []
+        self.losses: list[Tensor | None] = []
+        self._batches: dict[int, Any] = {}
+
+    def forget(self) -> None:
+        """Drop the values of the current batch."""
+        self.outputs, self.losses, self._batches = [], [], {}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Every member's training step; the sum of their losses gives each its own gradient."""
+        self.outputs, self.losses = [], []
+        for i in range(len(self.members.modules)):
+            with self.members.turn_of(i) as member:
+                output = self._trained(member, self.batch_of(i, batch), batch_idx)
+            self._release(i, "on_train_batch_end")
+            loss, extra = _loss_and_rest(output, member)
+            self.losses.append(loss)
+            accumulated = self.members.ensemble.trainer.accumulate_grad_batches
+            self.outputs.append({} if loss is None else {"loss": loss.detach() / accumulated, **extra})
+        self.members.logs.log_means()
+        losses = [loss for loss in self.losses if loss is not None]
+        return sum(losses[1:], losses[0]) if losses else None
+
+    def evaluation_step(self, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Every member's ``validation_step`` or ``test_step``, where it has one; ``stage`` is ``"val"`` or ``"test"``."""
+        step = "validation_step" if stage == "val" else "test_step"
+        self.outputs = [None] * len(self.members.modules)
+        for i, member in enumerate(self.members.modules):
+            if overrides(member, step):
+                with self.members.turn_of(i):
+                    own = self.batch_of(i, batch)
+                    self.outputs[i] = call_step(getattr(member, step), own, batch_idx, dataloader_idx)
+                self._release(i, f"on_{step.removesuffix('_step')}_batch_end")
+        self.members.logs.log_means()
+
+    def _trained(self, member: LightningModule, batch: Any, batch_idx: int) -> Any:
+        """What a member's ``training_step`` returns, averaged with that of an adversarial batch where one is asked for."""
+        ensemble = self.members.ensemble
+        if ensemble.adversary is None:
+            return call_step(member.training_step, batch, batch_idx)
+        x, _ = ensemble.unpack_batch(batch)
+        outputs: list[Any] = []
+
+        def loss(inputs: Tensor) -> Tensor:
+            outputs.append(call_step(member.training_step, _with_input(batch, inputs), batch_idx))
+            value = outputs[-1]["loss"] if isinstance(outputs[-1], Mapping) else outputs[-1]
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"Adversarial training needs a loss for every batch, but `training_step` returned {value!r}."
+                )
+            return value
+
+        value = ensemble.adversary.loss(
+            loss,
+            x,
+            list(member.parameters()),
+            scaler=ensemble.gradient_scaler,
+            second_pass=self.members.logs.quiet(member),
+        )
+        return {**outputs[0], "loss": value} if isinstance(outputs[0], Mapping) else value
+
+    # ------------------------------------------------------------------ batches
+
+    def batch_of(self, i: int, batch: Any) -> Any:
+        """Member i's own copy of the current batch, which it may change in place.
+
+        In training it goes through the member's own ``on_after_batch_transfer``. A single member that trains is the only user
+        of the batch, and gets the batch itself. In evaluation the ensemble's metrics use it too.
+        """
+        if i not in self._batches:
+            trains_alone = self.members.ensemble.trainer.training and len(self.members.modules) == 1
+            own = batch if trains_alone else own_batch(batch)
+            if self._transfers_by_member():
+                own = self.members.modules[i].on_after_batch_transfer(own, 0)
+            self._batches[i] = own
+        return self._batches[i]
+
+    def _release(self, i: int, last_hook: str) -> None:
+        """Drop member i's batch after its step, unless the member sees the batch once more."""
+        if not overrides(self.members.modules[i], last_hook):
+            del self._batches[i]
+
+    def after_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """The ensemble's ``on_after_batch_transfer``: outside training, the first member's."""
+        if self.members.ensemble.trainer.training:
+            return batch
+        return self.members.modules[0].on_after_batch_transfer(batch, dataloader_idx)
+
+    def _transfers_by_member(self) -> bool:
+        trainer = self.members.ensemble.trainer
+        datamodule = getattr(trainer, "datamodule", None)
+        by_datamodule = datamodule is not None and is_overridden("on_after_batch_transfer", datamodule)
+        return trainer.training and not by_datamodule and overrides(self.members.modules[0], "on_after_batch_transfer")
+
+
+def call_step(step: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a step with as many of ``(batch, batch_idx, dataloader_idx)`` as it takes."""
+    parameters = inspect.signature(step).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return step(*arguments)
+    taken = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return step(*arguments[: len(taken)])
+
+
+def _loss_and_rest(output: Any, member: LightningModule) -> tuple[Tensor | None, dict[str, Any]]:
+    """The loss that a ``training_step`` returned, and what it returned besides."""
+    if not isinstance(output, Mapping):
+        return output, {}
+    if output.get("loss") is None:
+        raise InputError(
+            f"The mapping that `training_step` of {type(member).__name__} returns must hold `loss`, but its keys are "
+            f"{sorted(map(str, output))}."
+        )
+    return output["loss"], {key: value for key, value in output.items() if key != "loss"}
+
+
+def _with_input(batch: Any, x: Tensor) -> Any:
+    """The batch with another input."""
+    if isinstance(batch, Mapping):
+        return {**batch, "input": x}
+    if isinstance(batch, list | tuple):
+        return type(batch)(*(x, *batch[1:])) if hasattr(batch, "_fields") else type(batch)((x, *batch[1:]))
+    return x

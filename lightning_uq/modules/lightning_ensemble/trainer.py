@@ -1,0 +1,74 @@
+"""A member's view of the Trainer: what it would see if it trained alone."""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from lightning_uq.modules.lightning_ensemble.members import Members
+
+
+class MemberTrainer:
+    """The ensemble's Trainer, whose model, optimizers and logged values are a member's own.
+
+    Everything else is the Trainer's, and attributes are set on it.
+
+    Args:
+        members: The members.
+        i: The member whose view it is.
+    """
+
+    _members: "Members"
+    _i: int
+    _trainer: Trainer
+
+    def __init__(self, members: "Members", i: int) -> None:
+        vars(self).update(_members=members, _i=i, _trainer=members.ensemble.trainer)
+
+    @property
+    def model(self) -> LightningModule:
+        """The member."""
+        return self._members.modules[self._i]
+
+    @property
+    def lightning_module(self) -> LightningModule:
+        """The member."""
+        return self._members.modules[self._i]
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The member's optimizer, once it is configured."""
+        return self._members.optimization.optimizers[self._i : self._i + 1]
+
+    @property
+    def lr_scheduler_configs(self) -> list[Any]:
+        """The member's schedulers."""
+        return [
+            config for configs in self._members.optimization.schedulers[self._i : self._i + 1] for config in configs
+        ]
+
+    @property
+    def callback_metrics(self) -> dict[str, Any]:
+        """The Trainer's values, with those that the member logged under the names that it used."""
+        return self._own_names(self._trainer.callback_metrics)
+
+    @property
+    def logged_metrics(self) -> dict[str, Any]:
+        """The Trainer's values, with those that the member logged under the names that it used."""
+        return self._own_names(self._trainer.logged_metrics)
+
+    def _own_names(self, values: dict[str, Any]) -> dict[str, Any]:
+        prefix = f"member_{self._i}/"
+        own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+        return {**values, **own}
+
+    @property  # type: ignore[misc]  # so that `isinstance(self.trainer, Trainer)` holds
+    def __class__(self) -> type:
+        return type(self._trainer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._trainer, name, value)

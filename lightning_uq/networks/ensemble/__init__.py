@@ -1,0 +1,15 @@
+"""Ensembles as epistemic networks: the index is a member's number, and the set of indices is finite.
+
+- ``build.py``: :func:`build_ensemble`, which chooses how the members run.
+- ``loop.py``, ``stacked.py``, ``vmapped.py``: the three executions, one class per file; they give the same numbers.
+- ``alike.py``: whether one forward pass stands for all members.
+- ``trace.py``, ``lift.py``, ``operations.py``: the forward pass of a stacked ensemble.
+- ``mapped_call.py``: one call with the weights of many networks, by ``torch.vmap``.
+"""
+
+from lightning_uq.networks.ensemble.build import Execution, build_ensemble
+from lightning_uq.networks.ensemble.loop import EnsembleNetwork
+from lightning_uq.networks.ensemble.stacked import StackedEnsembleNetwork
+from lightning_uq.networks.ensemble.vmapped import VmapEnsembleNetwork
+
+__all__ = ["EnsembleNetwork", "Execution", "StackedEnsembleNetwork", "VmapEnsembleNetwork", "build_ensemble"]

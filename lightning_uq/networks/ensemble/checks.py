@@ -1,0 +1,36 @@
+"""Checks of arguments that all executions of an ensemble share."""
+
+from typing import Any
+
+from torch import nn
+
+from lightning_uq.errors import InputError
+
+
+def check_members(members: Any) -> list[nn.Module]:
+    """The members as a list.
+
+    Raises:
+        InputError: There are none, or one of them is not a module.
+    """
+    if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList):
+        raise InputError(f"Expected argument `members` to be a list of modules, but got one {type(members).__name__}.")
+    listed = list(members)
+    if not listed:
+        raise InputError("Expected argument `members` to hold at least one module, but it is empty.")
+    for i, member in enumerate(listed):
+        if not isinstance(member, nn.Module):
+            raise InputError(f"Expected argument `members` to hold torch.nn.Modules, but item {i} is {member!r}.")
+    return listed
+
+
+def check_algorithm(algorithm: str) -> str:
+    """``"norm"`` or ``"value"``, also for members of Lightning's enumeration.
+
+    Raises:
+        InputError: ``algorithm`` is neither.
+    """
+    name = str(getattr(algorithm, "value", algorithm)).lower()
+    if name not in ("norm", "value"):
+        raise InputError(f"Expected argument `algorithm` to be 'norm' or 'value', but got {algorithm!r}.")
+    return name

@@ -1,0 +1,165 @@
+"""An ensemble whose members run one after the other, and the interface of all ensembles."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.ensemble.checks import check_algorithm, check_members
+from lightning_uq.networks.indexers import EnsembleIndexer
+from lightning_uq.networks.output import Output
+from lightning_uq.networks.priors.members import trained_part
+
+
+class EnsembleNetwork(EpistemicNetwork):
+    """M networks side by side; the index [Z] holds member numbers. In this class the members run one after the other.
+
+    A subclass may run them at once. All of them share this interface, give the same numbers, and name their state per
+    member (``members.{i}.<name>``), so that a checkpoint of one loads into another.
+
+    Args:
+        members: The M networks, each of which maps x [B, ...] to outputs [B, ...]. They become submodules.
+        output: The kind of a member's output: see :class:`~lightning_uq.networks.output.OutputReader`.
+        execution_reason: A sentence that says why this execution was chosen.
+
+    Attributes:
+        execution: How the members run: ``"loop"``, ``"stacked"`` or ``"vmap"``.
+        execution_reason: Why they run so, in a sentence that a caller may log.
+        is_stacked: Whether each parameter holds the slices of all members, [M, ...].
+        num_indices: M.
+
+    Raises:
+        InputError: There are no members, or one of them is not a module.
+
+    Example:
+        >>> network = EnsembleNetwork([nn.Linear(2, 3) for _ in range(4)])
+        >>> network(torch.zeros(5, 2), torch.tensor([0, 2])).shape
+        torch.Size([2, 5, 3])
+        >>> network.forward_each(torch.zeros(4, 5, 2)).shape
+        torch.Size([4, 5, 3])
+    """
+
+    execution: str = "loop"
+    is_stacked: bool = False
+    num_indices: int  # the indexer's, which is finite
+    members: nn.ModuleList
+
+    def __init__(self, members: Iterable[nn.Module], output: Output = "logits", *, execution_reason: str = "") -> None:
+        members = check_members(members)
+        super().__init__(EnsembleIndexer(len(members)), output)
+        self.execution_reason = execution_reason
+        self._adopt(members)
+
+    def _adopt(self, members: list[nn.Module]) -> None:
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Any, index: Tensor | None = None) -> Tensor:
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] from the members in ``index`` [Z].
+
+        A member that occurs twice runs once. Without ``index``, all members run, in order.
+
+        Raises:
+            InputError: ``index`` is not a tensor of member numbers.
+        """
+        if index is None:
+            return self._run(x, None)
+        if torch.compiler.is_compiling() and not self.training:  # a graph cannot depend on the values of the index
+            return self._run(x, None).index_select(0, index)
+        wanted = self._check_index(index)
+        if wanted == list(range(self.num_indices)):
+            return self._run(x, None)
+        run = sorted(set(wanted))
+        output = self._run(x, None if len(run) == self.num_indices else run)
+        if run == wanted:
+            return output
+        order = torch.tensor([run.index(member) for member in wanted], device=output.device)
+        return output.index_select(0, order)
+
+    def forward_each(self, xs: Tensor) -> Tensor:
+        """Outputs [M, B, ...] where member i sees its own batch ``xs[i]`` of ``xs`` [M, B, ...]."""
+        if not isinstance(xs, Tensor) or xs.ndim < 1 or len(xs) != self.num_indices:
+            got = list(xs.shape) if isinstance(xs, Tensor) else type(xs).__name__
+            raise InputError(
+                f"Expected argument `xs` to hold one batch per member, shape [{self.num_indices}, B, ...], but got {got}."
+            )
+        return self._run_each(xs)
+
+    def member(self, i: int) -> nn.Module:
+        """Member ``i`` as a plain network: a write to its weights is a write to the ensemble.
+
+        In a loop it is the submodule itself. Members that run at once are given out as networks over views of the
+        stacked tensors, with gradients and hooks of their own; after a move to another device or type, ask again. To
+        save one member, use :meth:`member_state_dict`, since a saved view brings its whole stacked tensor.
+        """
+        return self.members[self._check_member(i)]
+
+    def member_state_dict(self, i: int) -> dict[str, Tensor]:
+        """The ``state_dict()`` of member ``i``, under its own names."""
+        return self.members[self._check_member(i)].state_dict()
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """The parameters, in one list per member, or in one list of stacked parameters [M, ...] if ``is_stacked``."""
+        return [list(member.parameters()) for member in self.members]
+
+    def clip_gradients_per_member(
+        self, clip_val: float, algorithm: str = "norm", *, norm_type: float = 2.0
+    ) -> Tensor | None:
+        """Clip each member's gradient separately, as ``torch.nn.utils`` does for a single network.
+
+        With one norm over all members, the largest gradient would scale down the others.
+
+        Args:
+            clip_val: The largest norm or absolute value that remains.
+            algorithm: ``"norm"`` (``clip_grad_norm_``) or ``"value"`` (``clip_grad_value_``).
+            norm_type: Order of the norm.
+
+        Returns:
+            The members' norms [M] before clipping, or None for ``"value"``.
+
+        Raises:
+            InputError: ``algorithm`` is neither.
+        """
+        if check_algorithm(algorithm) == "value":
+            with_gradient = [p for p in self.parameters() if p.grad is not None]
+            if with_gradient:  # torch fails on none
+                nn.utils.clip_grad_value_(with_gradient, clip_val)
+            return None
+        return torch.stack([nn.utils.clip_grad_norm_(g, clip_val, norm_type) for g in self.parameter_groups()])
+
+    def feature_networks(self) -> list[nn.Module]:
+        """The members [M]; of a member with a random prior, the trained part."""
+        return [trained_part(self.member(i)) for i in range(self.num_indices)]
+
+    @property
+    def shows_features(self) -> bool:
+        """Whether the members run one by one."""
+        return not self.is_stacked
+
+    def _run(self, x: Any, which: Sequence[int] | None) -> Tensor:
+        """Outputs of the members ``which`` (ascending, distinct), or of all."""
+        members = self.members if which is None else [self.members[i] for i in which]
+        return torch.stack([self.read_output(call_network(member, x)) for member in members])
+
+    def _run_each(self, xs: Tensor) -> Tensor:
+        return torch.stack([self.read_output(member(x)) for member, x in zip(self.members, xs, strict=True)])
+
+    def _check_member(self, i: int) -> int:
+        if not 0 <= i < self.num_indices:
+            raise InputError(f"Expected a member number in [0, {self.num_indices}), but got {i}.")
+        return i
+
+    def _check_index(self, index: Tensor) -> list[int]:
+        if not isinstance(index, Tensor) or index.ndim != 1 or index.is_floating_point() or not len(index):
+            got = f"{index.dtype} of shape {list(index.shape)}" if isinstance(index, Tensor) else repr(index)
+            raise InputError(f"Expected argument `index` to be member numbers, an integer tensor [Z], but got {got}.")
+        wanted: list[int] = index.tolist()
+        if min(wanted) < 0 or max(wanted) >= self.num_indices:
+            raise InputError(
+                f"Expected argument `index` to hold member numbers in [0, {self.num_indices}), but got values "
+                f"{min(wanted)} to {max(wanted)}."
+            )
+        return wanted

@@ -1,0 +1,67 @@
+"""Running statistics that standardise features."""
+
+import torch
+from torch import Tensor
+
+from lightning_uq.functional.precision import widen
+from lightning_uq.networks.precision import KeepsPrecision
+from lightning_uq.networks.ranks import all_sum
+
+_SMALLEST_SPREAD = 0.1  # of a feature, relative to the root mean square over features
+
+
+class FeatureScaler(KeepsPrecision):
+    """Standardises features by running statistics, in training as in evaluation.
+
+    The statistics are the mean over the first batches, then an exponential average; with ``momentum=0`` they stay the mean
+    over all batches. All ranks agree: the sums of a batch are added up over them. A feature that hardly varies is divided
+    by a tenth of what features vary by on average, so that a rarely active one does not explode.
+
+    Args:
+        num_features: F.
+        momentum: Weight of a batch once 1 / (number of batches) is below it.
+
+    Example:
+        >>> scaler = FeatureScaler(1)
+        >>> scaler(torch.tensor([[1.0], [3.0]]))
+        tensor([[-1.],
+                [ 1.]])
+        >>> scaler.eval()(torch.tensor([[4.0]]))
+        tensor([[2.]])
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    running_batches: Tensor
+
+    def __init__(self, num_features: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.tracking = True
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("running_batches", torch.zeros((), dtype=torch.long))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, F], each of about mean 0 and variance 1."""
+        if self.training and self.tracking:
+            self._update(features.detach())
+        std = self.running_var.sqrt()
+        floor = _SMALLEST_SPREAD * self.running_var.mean().sqrt()
+        scale = torch.maximum(std, floor)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return (features.to(scale.dtype) - self.running_mean) / scale
+
+    def _update(self, features: Tensor) -> None:
+        x = widen(features)
+        count = x.new_full((1,), len(x))
+        sums = all_sum(torch.cat([count, x.sum(0), x.square().sum(0)]))
+        mean, square = (sums[1:] / sums[0]).chunk(2)
+        variance = (square - mean.square()).clamp_min(0)
+        weight = widen((1 / (self.running_batches + 1)).clamp_min(self.momentum))
+        shift = mean - self.running_mean
+        self.running_var.copy_(
+            (1 - weight) * self.running_var + weight * variance + weight * (1 - weight) * shift.square()
+        )
+        self.running_mean.copy_(self.running_mean + weight * shift)
+        self.running_batches += 1

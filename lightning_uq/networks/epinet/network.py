@@ -1,0 +1,236 @@
+"""A network with an epinet beside it."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.epinet.head import Epinet, EpinetHead
+from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
+from lightning_uq.networks.indexers import GaussianIndexer
+from lightning_uq.networks.output import Output
+from lightning_uq.networks.priors.additive import AdditivePrior
+from lightning_uq.networks.priors.frozen import check_prior, freeze_as_buffers
+from lightning_uq.networks.priors.scale import PriorScale
+
+_SPREAD_DRAWS = 256
+
+
+class EpinetNetwork(EpistemicNetwork):
+    """f(x, z) = base(x) + epinet(sg[features], z) + priors: an epinet around any network.
+
+    :class:`EpinetHead` has the formula with all scales. The base runs once, and the head for all indices in one batched call.
+    The features are the inputs of named layers, detached (sg): the epinet does not train the base, which learns by its own
+    path. Where the network's structure does not tell the layer, or the size of its features or of the output, the head is
+    built on the first batch (:meth:`initialize`), or from the shapes of a state dict that is loaded.
+
+    In training mode the first batch also sets the unit of the priors' scales. It is saved with the state.
+
+    Args:
+        base: The network, x [B, ...] to outputs [B, C].
+        feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several names. The features are
+            those layers' inputs, one after the other. ``"<output>"`` is the base's own output.
+        num_outputs: C, where the network does not tell it.
+        head: Sizes and scales.
+        prior: An additive prior g(x, z) to [Z, B, C], for instance an :class:`~lightning_uq.networks.AdditivePrior`. Its
+            parameters become buffers, in place.
+        freeze_base: Whether the base is kept as it is: in eval mode, without gradients.
+        output: What ``base`` returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+
+    Raises:
+        InputError: A layer is unknown, the base's output is not [B, C], or ``prior`` does not read an index.
+
+    Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924). Their code lets the epinet's
+    gradients reach the base in one place (``combine_base_epinet_as_enn``), against the paper; here they never do.
+
+    Example:
+        >>> base = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> network = EpinetNetwork(base)
+        >>> network.layers, network(torch.zeros(5, 4), network.sample_index(7)).shape
+        (['2'], torch.Size([7, 5, 3]))
+    """
+
+    indexer: GaussianIndexer
+
+    def __init__(
+        self,
+        base: nn.Module,
+        feature_layers: str | Sequence[str] = "auto",
+        num_outputs: int | None = None,
+        *,
+        head: EpinetHead = EpinetHead(),
+        prior: nn.Module | None = None,
+        freeze_base: bool = False,
+        output: Output = "logits",
+    ) -> None:
+        super().__init__(GaussianIndexer(head.index_dim), output)
+        self.head = head
+        self.base = base
+        self.freeze_base = freeze_base
+        if freeze_base:
+            base.requires_grad_(False).eval()
+        self.num_outputs = num_outputs
+        check_prior(prior, "prior")
+        self.additive_prior = prior
+        if prior is not None and not isinstance(prior, AdditivePrior):
+            freeze_as_buffers(prior)
+        self.additive_scale = PriorScale(head.additive_prior_scale)
+        self.epinet: Epinet | None = None
+        self.tap: FeatureTap | None = None
+        # Made here, and not where it is needed: a compiled or exported graph holds it as a constant.
+        self._calibration_index = self.indexer(_SPREAD_DRAWS, torch.Generator().manual_seed(0))
+        names = [feature_layers] if isinstance(feature_layers, str) else list(feature_layers)
+        if names != ["auto"]:
+            self.tap = FeatureTap(base, names)
+        self._build_from_structure()
+
+    @property
+    def layers(self) -> list[str] | None:
+        """Names of the layers whose inputs are the features; None where they are not known before the first batch."""
+        return None if self.tap is None else self.tap.layers
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the head is built and its layers are known."""
+        return self.epinet is not None and self.tap is not None
+
+    def forward(self, x: Any, index: Tensor) -> Tensor:
+        """Outputs [Z, B, C] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""
+        learned, prior = self.learned_and_prior(x, index)
+        output = learned + prior
+        return output if self.training else output / self.head.temperature
+
+    def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands of the output, each [Z, B, C]: base and epinet, which are trained, and the priors."""
+        self.initialize(x)
+        assert self.epinet is not None
+        base, features = self._base(x)
+        calibrating = self.training and self.head.calibrate_prior
+        draws = (
+            self._calibration_index.to(features.device)
+            if calibrating and not self.epinet.prior_scale.measured
+            else None
+        )
+        learned, prior = self.epinet(features, index, draws)
+        if self.additive_prior is not None:
+            if calibrating and not self.additive_scale.measured:
+                with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+                    self.additive_scale.measure(self.additive_prior(x, self._calibration_index.to(features.device)))
+            prior = prior + self.additive_scale(self.additive_prior(x, index)).to(prior.dtype)
+        return base.unsqueeze(0) * self.head.base_scale + learned, prior
+
+    def initialize(self, x: Any) -> None:
+        """Build what the network's structure alone did not tell, from one batch ``x`` [B, ...]; else do nothing.
+
+        Raises:
+            InputError: ``feature_layers="auto"`` finds no layer, or several.
+        """
+        if self.is_initialized:
+            return
+        with torch.inference_mode(False):  # the head outlives it, and a layer is found by gradients
+            self._initialize(torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, x))
+
+    def _initialize(self, x: Any) -> None:
+        modes = [(module, module.training) for module in self.base.modules()]
+        self.base.eval()
+        try:
+            if self.tap is None:
+                self.tap = FeatureTap(
+                    self.base, [last_linear(self.base, lambda: call_network(self.base, x), "feature_layers")]
+                )
+            with torch.no_grad():
+                base, features = self._base(x)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        if self.epinet is None:
+            self._build(features.shape[1], base.shape[1])
+
+    def train(self, mode: bool = True) -> "EpinetNetwork":
+        """Set the mode; a frozen base and an additive prior stay in eval mode."""
+        super().train(mode)
+        if self.freeze_base:
+            self.base.eval()
+        if self.additive_prior is not None:
+            self.additive_prior.eval()
+        return self
+
+    @property
+    def num_frozen(self) -> int:
+        """Number of modules inside that are always in eval mode."""
+        frozen = [self.base] if self.freeze_base else []
+        frozen += [] if self.additive_prior is None else [self.additive_prior]
+        return sum(len(list(part.modules())) for part in frozen)
+
+    def feature_networks(self) -> list[nn.Module]:
+        """The base."""
+        return [self.base]
+
+    def track_features(self, mode: bool = True) -> None:
+        """Whether training goes on moving the statistics that standardise the features."""
+        if self.epinet is not None and self.epinet.scaler is not None:
+            self.epinet.scaler.tracking = mode
+
+    def _base(self, x: Any) -> tuple[Tensor, Tensor]:
+        assert self.tap is not None
+        with torch.no_grad() if self.freeze_base else nullcontext():
+            raw, features = self.tap.run(self.base, x)
+            base = self.read_output(raw)
+        if base.ndim != 2:
+            raise InputError(f"Expected the base network to return [B, C], but got shape {list(base.shape)}.")
+        if self.head.include_inputs:
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                raise InputError("Expected the input to be a floating-point tensor for `include_inputs=True`.")
+            features.append(x.detach().flatten(1).to(features[0].dtype))
+        return base, torch.cat(features, dim=1)
+
+    def _build_from_structure(self) -> None:
+        """Build the head where the network's layers tell the sizes of its features and its output."""
+        num_outputs = self.num_outputs
+        if self.tap is None:
+            found = traced_last_linear(self.base)
+            if found is None:
+                return
+            self.tap = FeatureTap(self.base, [found[0]])
+            num_outputs = num_outputs or (None if callable(self.read_output.output) else found[1])
+        if num_outputs is None or self.head.include_inputs:
+            return
+        sizes = [num_outputs if name == OUTPUT else _size_of(submodule(self.base, name)) for name in self.tap.layers]
+        if None not in sizes:
+            self._build(sum(size for size in sizes if size is not None), num_outputs)
+
+    def _build(self, in_features: int, num_outputs: int) -> None:
+        self.epinet = Epinet(in_features, num_outputs, self.head)
+        if self.freeze_base and self.epinet.scaler is not None:
+            self.epinet.scaler.momentum = 0.0
+        like = next((p for p in self.base.parameters() if p.is_floating_point()), None)
+        if like is not None:
+            self.epinet.to(like.device, like.dtype)
+        self.train(self.training)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.epinet is None:
+            layers = f"{prefix}epinet.learned.layers."
+            last = len(self.head.hidden_sizes)
+            first, bias = state_dict.get(f"{layers}0.weight"), state_dict.get(f"{layers}{last}.bias")
+            if isinstance(first, Tensor) and isinstance(bias, Tensor):
+                index_dim = self.indexer.index_dim
+                self._build(first.shape[1] - index_dim, len(bias) // index_dim)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _size_of(layer: nn.Module) -> int | None:
+    """Number of features that a layer takes, where it says so."""
+    for kinds, attribute in (
+        ((nn.Linear,), "in_features"),
+        ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "in_channels"),
+        ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), "num_features"),
+    ):
+        if isinstance(layer, kinds):
+            return int(getattr(layer, attribute))
+    return None

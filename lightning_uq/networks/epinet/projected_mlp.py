@@ -1,0 +1,77 @@
+"""The MLP of an epinet."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_uq.networks.initializers import truncated_normal_init_
+
+
+class ProjectedMLP(nn.Module):
+    """An MLP whose outputs, one vector a class, are projected on the index: reshape(MLP([z, h]), [B, C, D_z]) . z.
+
+    All indices run in one batched call. The first layer's product with the features does not depend on z and is taken
+    once, and the last layer's weights are projected before they meet the batch, which saves its factor D_z.
+
+    Args:
+        in_features: Size F of the features [B, F].
+        out_features: Size C of the output.
+        index_dim: Size D_z of the index.
+        hidden_sizes: Widths of the hidden layers, with ReLU; none makes the output quadratic in z at most.
+        concat_index: Whether the MLP reads z too, before the features; else z only projects.
+
+    Source: Osband et al., arXiv 2107.08924, section 3.3 and ``enn.networks.epinet``; initialised as there.
+
+    Example:
+        >>> ProjectedMLP(7, 3, index_dim=5)(torch.zeros(4, 7), torch.zeros(6, 5)).shape
+        torch.Size([6, 4, 3])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        index_dim: int,
+        hidden_sizes: Sequence[int] = (50, 50),
+        concat_index: bool = True,
+    ) -> None:
+        super().__init__()
+        self.out_features = out_features
+        self.index_dim = index_dim
+        self.concat_index = concat_index
+        sizes = [in_features + index_dim * concat_index, *hidden_sizes, out_features * index_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        truncated_normal_init_(self)
+
+    def forward(self, features: Tensor, index: Tensor) -> Tensor:
+        """Outputs [Z, B, C] of features [B, F] under the rows of ``index`` [Z, D_z]."""
+        first, last = self.layers[0], self.layers[-1]
+        weight: Tensor = first.weight  # type: ignore[assignment]
+        features, index = features.to(weight.dtype), index.to(weight)
+        split = self.index_dim * self.concat_index
+        if len(self.layers) == 1:
+            shape = (self.out_features, self.index_dim)
+            by_feature = F.linear(features, weight[:, split:], first.bias)  # type: ignore[arg-type]
+            output = torch.einsum("bcd,zd->zbc", by_feature.reshape(-1, *shape), index)
+            if self.concat_index:
+                by_index = F.linear(index, weight[:, :split]).reshape(-1, *shape)
+                output = output + torch.einsum("zcd,zd->zc", by_index, index).unsqueeze(1)
+            return output
+        h = F.linear(features, weight[:, split:], first.bias).unsqueeze(0)  # type: ignore[arg-type]
+        if self.concat_index:
+            h = h + F.linear(index, weight[:, :split]).unsqueeze(1)
+        h = h.relu()
+        for layer in self.layers[1:-1]:
+            h = layer(h).relu()
+        projected = torch.einsum("cdh,zd->zhc", _by_class(last.weight, self.index_dim), index)
+        bias = F.linear(index, _by_class(last.bias, self.index_dim))
+        return torch.matmul(h, projected) + bias.unsqueeze(1)
+
+
+def _by_class(weight: Any, index_dim: int) -> Tensor:
+    """[C D_z, ...] to [C, D_z, ...]."""
+    return weight.reshape(-1, index_dim, *weight.shape[1:])  # type: ignore[no-any-return]

@@ -1,0 +1,181 @@
+"""Bayes by backprop: a Gaussian over every weight of a network. The index is the seed of a draw."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional._hashing import to_normal
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.variational import diagonal_gaussian_kl, sampled_kl
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.generated.weights import call_with_weights, check_generable, in_chunks
+from lightning_uq.networks.indexers import SeedIndexer
+from lightning_uq.networks.output import Output
+
+
+class Spread(nn.Module):
+    """Standard deviations softplus(start + rho) of P weights, where rho, which is learnt, begins with zeros.
+
+    softplus^-1(0.01) itself is -4.6, where bfloat16 numbers lie 0.03 apart: an optimizer's steps would be lost in it.
+
+    Args:
+        num_weights: P.
+        initial_std: What all start with; the state dict holds it too.
+
+    Example:
+        >>> Spread(3, 0.5)()
+        tensor([0.5000, 0.5000, 0.5000], grad_fn=<SoftplusBackward0>)
+    """
+
+    def __init__(self, num_weights: int, initial_std: float) -> None:
+        super().__init__()
+        self.start = initial_std + math.log(-math.expm1(-initial_std))  # exp(initial_std) would overflow
+        self.rho = nn.Parameter(torch.zeros(num_weights))
+
+    def forward(self) -> Tensor:
+        """Standard deviations [P], at least in float32."""
+        return F.softplus(upcast(self.rho) + self.start)
+
+    def get_extra_state(self) -> Tensor:
+        """Where rho starts from."""
+        return torch.tensor(self.start, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """See :meth:`get_extra_state`."""
+        self.start = float(state)
+
+
+class BayesByBackpropNetwork(EpistemicNetwork):
+    """f(x, z) = network(x; mean + std noise(z)) / temperature, with noise(z) ~ N(0, I_P): one number per weight.
+
+    The index z is a seed, from which the noise is made where it is needed, equal on every device. All parameters of the network
+    that require a gradient have a standard deviation of their own. The parameters themselves are the means, so that a
+    pretrained network starts from its weights. All indices run in one batched call; in evaluation, as many at once as memory
+    has room for. A BatchNorm layer is an error, since its running statistics would mix those of all indices.
+
+    Args:
+        network: The network; its parameters become the means, in place.
+        initial_std: Standard deviation that every weight starts with.
+        temperature: Divides the outputs.
+        output: What ``network`` returns.
+
+    Raises:
+        InputError: The network has nothing to train, or a number is not above zero.
+        UnsupportedError: It has a BatchNorm layer with running statistics.
+
+    Source: Blundell et al., "Weight Uncertainty in Neural Networks", ICML 2015 (arXiv 1505.05424); ``make_bbb_enn`` of ENN.
+
+    Example:
+        >>> network = BayesByBackpropNetwork(nn.Linear(4, 3))
+        >>> network.num_weights, network(torch.zeros(5, 4), network.sample_index(7)).shape
+        (15, torch.Size([7, 5, 3]))
+    """
+
+    def __init__(
+        self, network: nn.Module, initial_std: float = 0.01, temperature: float = 1.0, output: Output = "logits"
+    ) -> None:
+        super().__init__(SeedIndexer(), output)
+        for name, number in (("initial_std", initial_std), ("temperature", temperature)):
+            if not 0 < number < math.inf:
+                raise InputError(f"Expected argument `{name}` to be above 0 and finite, but got {number}.")
+        check_generable(network, "BayesByBackpropNetwork")
+        self.network = network
+        self.temperature = temperature
+        means = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        if not means:
+            raise InputError(
+                f"Expected argument `network` to have parameters that require a gradient, but {type(network).__name__} has "
+                "none."
+            )
+        self.names = list(means)
+        self._sizes = [mean.numel() for mean in means.values()]
+        like = next(iter(means.values()))
+        self.spread = Spread(self.num_weights, initial_std).to(like.device, like.dtype)
+
+    @property
+    def num_weights(self) -> int:
+        """P, the number of weights that have a distribution."""
+        return sum(self._sizes)
+
+    @property
+    def mean(self) -> Tensor:
+        """Means of the weights [P], in the order of ``names``."""
+        return torch.cat([mean.flatten() for mean in self._means().values()])
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviations of the weights [P], at least in float32."""
+        std: Tensor = self.spread()
+        return std
+
+    def noise(self, index: Tensor) -> Tensor:
+        """Standard normal numbers [Z, P], float32, of the seeds ``index`` [Z].
+
+        Raises:
+            InputError: ``index`` does not hold integers [Z].
+        """
+        if index.ndim != 1 or index.is_floating_point():
+            raise InputError(
+                f"`index` must be seeds, integers [Z], but it is {index.dtype} of shape {list(index.shape)}."
+            )
+        return to_normal(index.to(self.spread.rho.device), self.num_weights)
+
+    def weights(self, index: Tensor) -> dict[str, Tensor]:
+        """The weights [Z, *shape] under the seeds ``index`` [Z], by their names in the network."""
+        return self.weights_of_noise(self.noise(index))
+
+    def weights_of_noise(self, noise: Tensor) -> dict[str, Tensor]:
+        """The weights mean + std noise [Z, *shape] for any ``noise`` [Z, P], by their names in the network."""
+        stds = torch.split(self.std, self._sizes)
+        noises = torch.split(noise, self._sizes, dim=1)
+        return {
+            name: (mean + (part.to(std) * std).reshape(-1, *mean.shape)).to(mean.dtype)
+            for (name, mean), std, part in zip(self._means().items(), stds, noises, strict=True)
+        }
+
+    def call(self, x: Any, weights: dict[str, Tensor]) -> Tensor:
+        """Outputs [Z, B, ...] under the weights that :meth:`weights` gave."""
+        return call_with_weights(self.network, self.read_output, weights, x) / self.temperature
+
+    def forward(self, x: Any, index: Tensor) -> Tensor:
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the seeds ``index`` [Z]."""
+        if self.training or torch.compiler.is_compiling():
+            return self.call(x, self.weights(index))
+        return in_chunks(lambda part: self.call(x, self.weights(part)), index, self.num_weights, x)
+
+    def kl(
+        self,
+        prior_std: float = 1.0,
+        second_prior_std: float | None = None,
+        mixture_weight: float = 0.5,
+        weights: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """KL of the weights' distribution from a prior, in nats: exact for one Gaussian, else estimated from ``weights``.
+
+        Args:
+            prior_std: Standard deviation of the prior.
+            second_prior_std: That of a second component; None: there is one.
+            mixture_weight: Probability of the first component.
+            weights: Draws of the weights, which the estimate against a mixture needs.
+
+        Returns:
+            A scalar, or an estimate a draw [Z].
+
+        Raises:
+            InputError: There are no draws for a mixture, or a number is out of range.
+        """
+        if second_prior_std is None:
+            return diagonal_gaussian_kl(self.mean, self.std, prior_std)
+        if weights is None:
+            raise InputError(
+                "Expected argument `weights` with `second_prior_std`: the divergence from a mixture is estimated."
+            )
+        draws = torch.cat([weights[name].flatten(1) for name in self.names], dim=1)
+        return sampled_kl(draws, self.mean, self.std, prior_std, second_prior_std, mixture_weight)
+
+    def _means(self) -> dict[str, Tensor]:
+        return {name: self.network.get_parameter(name) for name in self.names}

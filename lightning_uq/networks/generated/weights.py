@@ -1,0 +1,59 @@
+"""One network under many sets of weights, one set per index."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
+
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.networks.ensemble.mapped_call import call_mapped
+from lightning_uq.networks.labels import label
+from lightning_uq.networks.output import OutputReader
+
+_MAX_WEIGHTS = 1 << 26  # generated at once in evaluation: 256 MB in float32
+_MAX_ROWS = 1 << 16  # of one pass in evaluation: indices times inputs
+
+
+def check_generable(network: nn.Module, name: str) -> None:
+    """Check that a network's weights exist, and that it keeps no statistics of its activations.
+
+    Raises:
+        InputError: A lazy module has not seen its first batch.
+        UnsupportedError: It has a BatchNorm layer with running statistics.
+    """
+    if any(nn.parameter.is_lazy(p) for p in network.parameters()):
+        raise InputError(f"Expected argument `network` to be initialised, but {type(network).__name__} is lazy.")
+    for path, module in network.named_modules():
+        if isinstance(module, _NormBase) and module.track_running_stats:
+            raise UnsupportedError(
+                f"{name} does not support {label(path, module)}: every index has its own weights and activations, and one "
+                "running mean would mix them. Use LayerNorm, GroupNorm or RMSNorm, or `track_running_stats=False`."
+            )
+
+
+def call_with_weights(network: nn.Module, reader: OutputReader, weights: Mapping[str, Tensor], x: Any) -> Tensor:
+    """Outputs [Z, B, ...] of ``network`` with each of the Z rows of ``weights`` [Z, ...] in the place of its own.
+
+    All indices run in one batched call (``torch.vmap``). The part before the first of these weights runs once.
+
+    Raises:
+        UnsupportedError: ``torch.vmap`` cannot map what the network does.
+    """
+    try:
+        return call_mapped(network, reader, weights, x, None)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"{type(network).__name__} cannot run with the weights of many indices at once, by torch.vmap: {error.__cause__}"
+        ) from error
+
+
+def in_chunks(run: Callable[[Tensor], Tensor], index: Tensor, num_weights: int, x: Any) -> Tensor:
+    """``run`` over parts of ``index`` for which memory has room, concatenated."""
+    rows = next((len(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim), 1)
+    size = max(1, min(_MAX_WEIGHTS // max(1, num_weights), _MAX_ROWS // max(1, rows)))
+    if len(index) <= size:
+        return run(index)
+    return torch.cat([run(part) for part in torch.split(index, size)])

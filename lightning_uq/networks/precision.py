@@ -1,0 +1,18 @@
+"""Buffers that keep their precision."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class KeepsPrecision(nn.Module):
+    """Buffers that a cast of the network around them to half precision leaves in float32."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "KeepsPrecision":
+        def keep(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            half = moved.is_floating_point() and moved.dtype.itemsize < 4
+            return tensor.to(moved.device) if half else moved
+
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        return self

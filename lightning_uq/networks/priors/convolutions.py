@@ -1,0 +1,105 @@
+"""Convolutions with TensorFlow's padding, and the small convolutional function that priors are made of."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+
+
+def pad_same(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], value: float = 0.0) -> Tensor:
+    """Pad [..., H, W] as TensorFlow's SAME does: a window then fits ceil(size / stride) times, the odd row stands behind.
+
+    Args:
+        x: Images [..., H, W].
+        kernel_size: Height and width of the window.
+        stride: Its steps.
+        value: What is filled in; -inf before max-pooling.
+
+    Example:
+        >>> pad_same(torch.ones(1, 4), (1, 3), (1, 2)).tolist()
+        [[1.0, 1.0, 1.0, 1.0, 0.0]]
+    """
+    padding: list[int] = []
+    for size, kernel, step in zip(x.shape[:-3:-1], kernel_size[::-1], stride[::-1], strict=True):
+        missing = max((-(-size // step) - 1) * step + kernel - size, 0)
+        padding += [missing // 2, missing - missing // 2]
+    return F.pad(x, padding, value=value)
+
+
+# The padding follows from the size, which a tracer does not know: it records the call whole.
+torch.fx.wrap("pad_same")
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: ceil(size / stride) outputs, the odd zero behind.
+
+    Example:
+        >>> SameConv2d(3, 4, 5, stride=2)(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 4, 16, 16])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C', ceil(H / s), ceil(W / s)]."""
+        return super().forward(pad_same(x, self.kernel_size, self.stride))
+
+
+class ConvFunction(nn.Module):
+    """A small convolutional network whose convolutions are SAME, and whose features are flattened channels last.
+
+    Images of another size than ``image_size`` are resized to it, bilinearly and with antialiasing.
+
+    Args:
+        num_outputs: C.
+        channels: Of the convolutions, each followed by a ReLU.
+        kernel_sizes: Of each.
+        strides: Of each.
+        image_size: Height and width that the function sees.
+        in_channels: Channels of the images [B, in_channels, H, W].
+
+    Example:
+        >>> ConvFunction(10)(torch.zeros(2, 3, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        num_outputs: int,
+        channels: Sequence[int] = (4, 8, 4),
+        kernel_sizes: Sequence[int] = (5, 5, 5),
+        strides: Sequence[int] = (2, 2, 2),
+        image_size: int = 32,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        sizes = [in_channels, *channels]
+        self.convolutions = nn.ModuleList(
+            SameConv2d(a, b, k, stride=s)
+            for a, b, k, s in zip(sizes[:-1], channels, kernel_sizes, strides, strict=True)
+        )
+        for stride in strides:
+            image_size = -(-image_size // stride)
+        self.linear = nn.Linear(image_size**2 * sizes[-1], num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [B, C] of images [B, in_channels, H, W]."""
+        if x.ndim != 4:
+            raise InputError(f"Expected a convolutional prior's input to be [B, C, H, W], but got {list(x.shape)}.")
+        size = (self.image_size, self.image_size)
+        if x.shape[2:] != size:
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+        for convolution in self.convolutions:
+            x = convolution(x).relu()
+        output: Tensor = self.linear(x.permute(0, 2, 3, 1).flatten(1))
+        return output
+
+
+class ChannelsLast(nn.Module):
+    """[B, C, H, W] to [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same numbers in another order."""
+        return x.permute(0, 2, 3, 1)

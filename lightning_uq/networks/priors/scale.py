@@ -1,0 +1,52 @@
+"""The scale of a prior, as a spread over the index in units of the output."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_uq.functional.precision import widen
+from lightning_uq.networks.precision import KeepsPrecision
+from lightning_uq.networks.ranks import all_sum
+
+
+class PriorScale(KeepsPrecision):
+    """Scales a prior by the spread that it has over z.
+
+    The spread is the root mean square, over inputs and outputs, of the prior's standard deviation over z. It is measured
+    once, on the first training batch of all ranks, and kept.
+
+    Args:
+        scale: The spread, in units of the output (logits). A prior that nobody measured is multiplied by it.
+
+    Example:
+        >>> prior = PriorScale(2.0)
+        >>> prior.measure(torch.tensor([[[-3.0]], [[3.0]]]))
+        >>> prior(torch.tensor([[[-3.0]], [[3.0]]])).std(0).round(decimals=3)
+        tensor([[2.]])
+    """
+
+    running_spread: Tensor
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.measured = False
+        self.register_buffer("running_spread", torch.zeros(()))
+
+    def measure(self, prior: Tensor) -> None:
+        """Take the spread of the prior's outputs [Z, B, C] as the unit."""
+        variance = widen(prior.detach()).var(0)
+        sums = all_sum(torch.stack([variance.sum(), variance.new_tensor(variance.numel())]))
+        self.running_spread.copy_((sums[0] / sums[1]).sqrt())
+        self.measured = True
+
+    def forward(self, prior: Tensor) -> Tensor:
+        """scale * prior / spread, [Z, B, C]."""
+        spread = torch.where(self.running_spread > 0, self.running_spread, torch.ones_like(self.running_spread))
+        return prior * (self.scale / spread).to(prior.dtype)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.measured = bool(self.running_spread > 0)

@@ -1,0 +1,60 @@
+"""Small functions on tensors that the bounds share."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def random_unit(shape: Sequence[int], like: Tensor, seed: int) -> Tensor:
+    """A random vector of length one that is the same in every process; the global random state is not used."""
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+    return F.normalize(x.flatten(), dim=0).reshape(shape).to(like)
+
+
+def unit(x: Tensor, otherwise: Tensor) -> Tensor:
+    """``x`` / |x|, or ``otherwise`` where |x| vanishes or overflows, since no iteration recovers from zero."""
+    norm = torch.linalg.vector_norm(x)
+    return torch.where((norm > 1e-12) & norm.isfinite(), x / norm, otherwise)
+
+
+def fit(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """``x`` cropped, or padded with zeros, to ``shape``; the first axis stays."""
+    change = [new - old for new, old in zip(shape[1:], x.shape[1:], strict=True)]
+    return F.pad(x, [side for c in reversed(change) for side in (0, c)])
+
+
+def pad(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
+    """``F.pad``, which needs no call where there is nothing to pad."""
+    return F.pad(x, list(padding), mode=mode) if any(padding) else x
+
+
+def unpad(x: Tensor, size: Sequence[int], padding: Sequence[int], mode: str) -> Tensor:
+    """The adjoint of :func:`pad`: each padded element is added to the element that it copies."""
+    if mode == "constant":
+        return F.pad(x, [-side for side in padding])
+    places = torch.arange(math.prod(size), dtype=torch.float64).reshape(1, *size)
+    index = pad(places, padding, mode).long().flatten().to(x.device)
+    return x.new_zeros(len(x), math.prod(size)).index_add(1, index, x.flatten(1)).reshape(len(x), *size)
+
+
+def full_precision(weight: Tensor) -> torch.autocast:
+    """A context without autocast on the weight's device."""
+    return torch.autocast(weight.device.type, enabled=False)
+
+
+def lasting(like: Tensor) -> torch.inference_mode:
+    """A context without inference mode, unless ``like`` was made in it: inference tensors cannot enter a later backward."""
+    return torch.inference_mode(like.is_inference())
+
+
+def stamp(weight: Tensor) -> tuple[int, int] | None:
+    """A value that changes whenever ``weight`` is written or replaced; None where torch counts no writes."""
+    if weight.is_inference():
+        return None
+    try:
+        return weight._version, weight.data_ptr()
+    except RuntimeError:  # a slice under vmap has no memory of its own
+        return None

@@ -1,0 +1,71 @@
+"""The base of wrappers of epistemic networks, and helpers of networks that read the index beside their input."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.priors.frozen import freeze_as_buffers
+
+
+class WrappedNetwork(EpistemicNetwork):
+    """An epistemic network around another, with its indices, and perhaps a frozen prior.
+
+    Args:
+        network: The network f(x, z).
+        prior: A function whose parameters become buffers, in place, and which stays in eval mode.
+
+    Raises:
+        InputError: ``network`` is no :class:`EpistemicNetwork`.
+    """
+
+    def __init__(self, network: EpistemicNetwork, prior: nn.Module | None = None) -> None:
+        if not isinstance(network, EpistemicNetwork):
+            raise InputError(
+                f"`network` must be an EpistemicNetwork, but it is a {type(network).__name__}. DeterministicNetwork makes one of "
+                "a plain network."
+            )
+        super().__init__(network.indexer, network.read_output.output)
+        self.network = network
+        self.prior = None if prior is None else freeze_as_buffers(prior)
+
+    def train(self, mode: bool = True) -> "WrappedNetwork":
+        """Set the mode of the trained part; a prior stays in eval mode."""
+        super().train(mode)
+        if self.prior is not None:
+            self.prior.eval()
+        return self
+
+    @property
+    def num_frozen(self) -> int:
+        """Number of modules inside that are always in eval mode."""
+        own = 0 if self.prior is None else len(list(self.prior.modules()))
+        return own + self.network.num_frozen
+
+    def feature_networks(self) -> list[nn.Module]:
+        """Those of the network inside."""
+        return self.network.feature_networks()
+
+    @property
+    def feature_source(self) -> EpistemicNetwork:
+        """That of the network inside."""
+        return self.network.feature_source
+
+    @property
+    def shows_features(self) -> bool:
+        """As the network inside does."""
+        return self.network.shows_features
+
+
+def check_vectors(index: Tensor, index_dim: int) -> None:
+    """An :class:`InputError` where ``index`` is not [Z, index_dim]."""
+    if index.ndim != 2 or index.shape[1] != index_dim:
+        raise InputError(f"Expected argument `index` to be [Z, {index_dim}], but got shape {list(index.shape)}.")
+
+
+def read_both(layer: nn.Module, h: Tensor, index: Tensor) -> Tensor:
+    """A linear layer of [h, z], [Z, B, F]; the product with an h [1, B, H] that all indices share is taken once."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    size = h.shape[-1]
+    by_index = F.linear(index, weight[:, size:]).unsqueeze(1)
+    return F.linear(h, weight[:, :size], layer.bias) + by_index  # type: ignore[arg-type]

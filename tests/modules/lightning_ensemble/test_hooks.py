@@ -1,0 +1,169 @@
+"""Hooks of an ensemble: its members hear what they would hear alone, and see a Trainer of their own."""
+
+import copy
+import pickle
+
+import torch
+from lightning.pytorch import Callback
+
+from lightning_uq.modules.ensemble import EnsembleModule
+from tests.modules.lightning_ensemble.cases import SEED, Lit, alone, loader
+
+
+class Asks(Lit):
+    """Writes down what it hears and sees."""
+
+    def __init__(self):
+        super().__init__(scheduler="step")
+        self.heard, self.seen = [], {}
+
+    def setup(self, stage):
+        self.heard.append(f"setup {stage.value}")
+
+    def teardown(self, stage):
+        self.heard.append(f"teardown {stage.value}")
+
+    def on_train_batch_start(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        self.seen["lr"] = optimizer.param_groups[0]["lr"]
+        self.seen["optimizer"] = optimizer.optimizer
+        self.seen["raw"] = self.optimizers(use_pl_optimizer=False)
+        self.seen["scheduler"] = self.lr_schedulers()
+        self.seen["where"] = (self.current_epoch, self.global_step, self.trainer.max_epochs, self.device.type)
+
+    def training_step(self, batch, batch_idx):
+        return {"loss": super().training_step(batch, batch_idx), "extra": batch_idx}
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.seen["outputs"] = outputs
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        return self.net[0].weight.sum()
+
+    def on_validation_batch_end(self, outputs, batch, batch_idx):
+        assert outputs == self.net[0].weight.sum()
+        self.heard.append("on_validation_batch_end")
+
+    def on_before_optimizer_step(self, optimizer):
+        self.seen["stepping"] = optimizer
+
+    def on_before_zero_grad(self, optimizer):
+        self.seen["zeroing"] = optimizer
+
+
+for _name in (
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_validation_start",
+    "on_validation_epoch_start",
+    "on_validation_epoch_end",
+    "on_validation_end",
+    "on_train_epoch_end",
+    "on_train_end",
+    "on_fit_end",
+):
+    setattr(Asks, _name, lambda self, name=_name: self.heard.append(name))
+
+
+def test_members_hear_and_see_what_they_would_alone(make_trainer):
+    ensemble = EnsembleModule(Asks, num_members=2, seed=SEED)
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(ensemble, loader(), loader(20))
+    single, _ = alone(0, Asks, make_trainer, max_epochs=2)
+    members = [ensemble.network.member(i) for i in range(2)]
+    assert members[0].heard == members[1].heard == single.heard
+    assert {"setup fit", "on_train_epoch_end", "on_fit_end", "teardown fit"} <= set(single.heard)
+    for member in members:
+        parameters = list(member.parameters())
+        for key in ("optimizer", "raw", "stepping", "zeroing"):
+            assert [p for group in member.seen[key].param_groups for p in group["params"]] == parameters or key == "raw"
+            assert isinstance(member.seen[key], torch.optim.Adam)
+        assert member.seen["scheduler"].optimizer is member.seen["optimizer"]
+        assert member.seen["lr"] == single.seen["lr"] == 0.025
+        assert member.seen["where"] == single.seen["where"]
+        assert member.seen["outputs"].keys() == single.seen["outputs"].keys()
+    assert members[0].seen["outputs"]["loss"] == single.seen["outputs"]["loss"]
+    assert members[0].seen["outputs"]["loss"] != members[1].seen["outputs"]["loss"]
+
+
+def test_members_come_back_as_they_were(make_trainer):
+    ensemble = EnsembleModule(Lit, num_members=2, seed=SEED)
+    before = [set(vars(ensemble.network.member(i))) for i in range(2)]
+    make_trainer().fit(ensemble, loader())
+    assert [set(vars(ensemble.network.member(i))) for i in range(2)] == before
+    assert ensemble.network.member(0).trainer is ensemble.trainer
+
+
+def test_an_ensemble_can_be_pickled_while_it_trains(make_trainer):
+    """As `ddp_spawn` does it after a fit that was interrupted."""
+    copies = []
+
+    class Pickle(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            copies.append(pickle.loads(pickle.dumps(pl_module)))
+            copy.deepcopy(pl_module)
+
+    ensemble = EnsembleModule(Lit, num_members=2, seed=SEED)
+    make_trainer(callbacks=[Pickle()], limit_train_batches=1).fit(ensemble, loader())
+    x = torch.randn(5, 4)
+    assert torch.equal(copies[0].eval()(x), ensemble.eval()(x))
+    make_trainer(limit_train_batches=1).fit(copies[0].train(), loader())
+
+
+class HasData(Lit):
+    def train_dataloader(self):
+        return loader()
+
+    def val_dataloader(self):
+        return loader(20)
+
+
+def test_loaders_may_be_the_members(make_trainer):
+    ensemble = EnsembleModule(HasData, num_members=2, seed=SEED)
+    trainer = make_trainer()
+    trainer.fit(ensemble)
+    assert "val_loss" in trainer.callback_metrics
+
+
+class Mixin:
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        self.heard.append("mixin")
+
+
+class Subclass(Mixin, EnsembleModule):
+    """A user's subclass of an ensemble, which overrides hooks that its members have too."""
+
+    def __init__(self, network):
+        super().__init__(network, num_members=2, seed=SEED)
+        self.heard = []
+
+    def train_dataloader(self):
+        self.heard.append("train_dataloader")
+        return loader()
+
+    def on_train_start(self):
+        self.heard.append("on_train_start")
+        super().on_train_start()
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.heard.append("training_step")
+        return 2 * loss
+
+
+class Loads(Asks):
+    def train_dataloader(self):
+        raise AssertionError("the ensemble has a loader of its own")
+
+
+def test_a_subclass_overrides_the_hooks_of_an_ensemble(make_trainer):
+    ensemble = Subclass(Loads)
+    make_trainer(limit_train_batches=1).fit(ensemble)
+    assert ensemble.heard == ["train_dataloader", "on_train_start", "mixin", "training_step"]
+    for i in range(2):
+        member = ensemble.network.member(i)
+        assert {"on_train_start", "on_train_epoch_start"} <= set(member.heard)
+        assert "loss" in member.seen["outputs"]

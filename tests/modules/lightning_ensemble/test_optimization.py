@@ -1,0 +1,129 @@
+"""The optimization of LightningModules side by side: each ends exactly as it would have ended alone."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.bootstrap import member_seed
+from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer
+from lightning_uq.modules.streams import RandomStream
+from tests.modules.lightning_ensemble.cases import SEED, Lit, M, alone, described, difference, loader, scaled
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ({}, {}),
+        ({}, {"gradient_clip_val": 0.05}),
+        ({}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+        ({}, {"accumulate_grad_batches": 2}),
+        ({"scheduler": "step"}, {}),
+        ({"scheduler": "every step"}, {"accumulate_grad_batches": 3}),
+        ({"scheduler": "plateau"}, {}),
+        ({"dropout": 0.5}, {}),
+        ({}, {"precision": "bf16-mixed"}),
+        ({}, {"precision": "bf16-true"}),
+        ({}, {"precision": "64-true"}),
+        ({}, {"plugins": scaled}),
+        ({"optimizer": torch.optim.Adagrad}, {}),
+        (
+            {"scheduler": "plateau", "dropout": 0.3},
+            {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2, "precision": "bf16-mixed"},
+        ),
+    ],
+    ids=described,
+)
+def test_member_ends_as_it_would_alone(module, options, make_trainer):
+    def factory():
+        return Lit(**module)
+
+    made = lambda: {**options, **({"plugins": options["plugins"]()} if "plugins" in options else {})}  # noqa: E731
+    ensemble = EnsembleModule(factory, num_members=M, seed=SEED)
+    start = copy.deepcopy(ensemble.state_dict())
+    trainer = make_trainer(max_epochs=3, **made())
+    trainer.fit(ensemble, loader(), loader(20))
+    for i in range(M):
+        single, single_trainer = alone(i, factory, make_trainer, max_epochs=3, **made())
+        assert difference(ensemble, i, single) == 0.0
+        assert trainer.global_step == single_trainer.global_step
+        assert trainer.callback_metrics[f"member_{i}/val_loss"] == single_trainer.callback_metrics["val_loss"]
+    assert any(not torch.equal(value, start[name]) for name, value in ensemble.state_dict().items())
+
+
+def test_a_member_that_overflows_does_not_stop_the_others(make_trainer):
+    """Member 1's loss is scaled until its gradients are infinite: alone it would skip its steps, and only it."""
+
+    class Loud(Lit):
+        count = 0
+
+        def __init__(self):
+            super().__init__(optimizer=torch.optim.SGD, lr=0.1)
+            self.number = Loud.count % M
+            Loud.count += 1
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (1e30 if self.number == 1 and batch_idx % 2 else 1.0)
+
+    ensemble = EnsembleModule(Loud, num_members=M, seed=SEED)
+    start = copy.deepcopy(ensemble.state_dict())
+    # The scale is common: it does not grow here, and its fall is too short to cost a small gradient.
+    make_trainer(plugins=scaled(1000)).fit(ensemble, loader(), loader(20))
+    for i in range(M):
+        single, _ = alone(i, Loud, make_trainer, plugins=scaled(1000))
+        assert single.number == i
+        assert difference(ensemble, i, single) == 0.0
+        name = f"network.members.{i}.net.0.weight"
+        assert not torch.equal(ensemble.state_dict()[name], start[name])
+
+
+class WarmsUp(Lit):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (self.trainer.global_step + 1)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val, gradient_clip_algorithm):
+        self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+
+    def lr_scheduler_step(self, scheduler, metric):
+        scheduler.step()
+        scheduler.step()
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        optimizer.zero_grad(set_to_none=False)
+
+
+@pytest.mark.parametrize("options", [{}, {"plugins": scaled}], ids=described)
+def test_a_members_own_optimization_hooks_are_its_own(options, make_trainer):
+    made = lambda: {name: make() for name, make in options.items()}  # noqa: E731
+    ensemble = EnsembleModule(lambda: WarmsUp(scheduler="step"), num_members=M, seed=SEED)
+    make_trainer(max_epochs=2, **made()).fit(ensemble, loader(), loader(20))
+    for i in range(M):
+        single, _ = alone(i, lambda: WarmsUp(scheduler="step"), make_trainer, max_epochs=2, **made())
+        assert difference(ensemble, i, single) == 0.0
+
+
+def test_weights_are_averaged(make_trainer):
+    ensemble = EnsembleModule(Lit, num_members=2, seed=SEED)
+    make_trainer(max_epochs=3, callbacks=[EMAWeightAveraging(decay=0.5)]).fit(ensemble, loader(), loader(20))
+    for i in range(2):
+        with RandomStream(member_seed(SEED, i)).active():
+            single = Lit()
+            make_trainer(max_epochs=3, callbacks=[EMAWeightAveraging(decay=0.5)]).fit(single, loader(), loader(20))
+        assert difference(ensemble, i, single) == 0.0
+
+
+def test_composite_optimizer_refuses_what_belongs_to_a_member():
+    composite = CompositeOptimizer([torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)])
+    with pytest.raises(NotImplementedError, match="Add parameter groups to a member's own optimizer"):
+        composite.add_param_group({"params": []})
+    with pytest.raises(
+        InputError, match="The checkpoint holds the optimizer states of 0 LightningModules, but the ensemble has 1"
+    ):
+        composite.load_state_dict(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1).state_dict())
+    assert "SGD" in repr(composite)

@@ -1,0 +1,108 @@
+"""The steps of LightningModules that are members: their random numbers, batches and losses."""
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.bootstrap import member_seed
+from lightning_uq.modules.ensemble import EnsembleModule
+from lightning_uq.modules.streams import RandomStream
+from tests.modules.lightning_ensemble.cases import SEED, Lit, M, alone, difference, loader
+
+
+class Draws(Lit):
+    """Draws random numbers of every kind, in steps and hooks, also while it validates."""
+
+    def training_step(self, batch, batch_idx):
+        noise = torch.rand(()) + random.random() + np.random.rand()  # noqa: NPY002
+        return super().training_step(batch, batch_idx) * noise
+
+    def validation_step(self, batch, batch_idx):
+        torch.rand(3)
+        super().validation_step(batch, batch_idx)
+
+    def on_train_epoch_start(self):
+        self.net[4].bias.data += torch.rand(3)
+
+
+def test_random_numbers_are_a_members_own(make_trainer):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    ensemble = EnsembleModule(Draws, num_members=M, seed=SEED)
+    assert torch.equal(torch.get_rng_state(), before)
+    make_trainer(max_epochs=2).fit(ensemble, loader(), loader(20))
+    assert torch.equal(torch.get_rng_state(), before)
+    for i in range(M):
+        single, _ = alone(i, Draws, make_trainer, max_epochs=2)
+        assert difference(ensemble, i, single) == 0.0
+
+
+class Augments(Lit):
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return batch[0] * 2, batch[1]
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        return (x + torch.randn_like(x) if self.trainer.training else x + 1), y
+
+
+def test_augmentation_in_transfer_hooks_is_each_members_own(make_trainer):
+    ensemble = EnsembleModule(Augments, num_members=M, seed=SEED)
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(ensemble, loader(), loader(20))
+    for i in range(M):
+        single, single_trainer = alone(i, Augments, make_trainer, max_epochs=2)
+        assert difference(ensemble, i, single) == 0.0
+        assert trainer.callback_metrics[f"member_{i}/val_loss"] == single_trainer.callback_metrics["val_loss"]
+
+
+def test_a_datamodules_transfer_hook_takes_precedence(make_trainer):
+    class Data(LightningDataModule):
+        def train_dataloader(self):
+            return loader()
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch[0] * 3, batch[1]
+
+    ensemble = EnsembleModule(Augments, num_members=1, seed=SEED)
+    with RandomStream(member_seed(SEED, 0)).active():
+        single = Augments()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning says, once a process, that both override the hook
+        for module in (ensemble, single):
+            make_trainer().fit(module, datamodule=Data())
+    assert difference(ensemble, 0, single) == 0.0
+
+
+def test_a_step_that_is_skipped(make_trainer):
+    class Skips(Lit):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx % 2 == self.lr else loss
+
+    def check(factory, **options):
+        ensemble = EnsembleModule(factory, num_members=2, seed=SEED)
+        make_trainer(max_epochs=2, **options).fit(ensemble, loader(), loader(20))
+        for i in range(2):
+            assert difference(ensemble, i, alone(i, factory, make_trainer, max_epochs=2, **options)[0]) == 0.0
+
+    with pytest.warns(UserWarning, match="`training_step` returned `None`"):
+        check(lambda: Skips(lr=1))  # both skip every other batch
+    counter = iter([0, 1, 0, 1])
+    check(lambda: Skips(lr=next(counter), optimizer=torch.optim.SGD))  # they take turns
+
+
+def test_a_mapping_without_a_loss(make_trainer):
+    class Wrong(Lit):
+        def training_step(self, batch, batch_idx):
+            return {"Loss": 1}
+
+    with pytest.raises(
+        InputError, match=r"`training_step` of Wrong returns must hold `loss`, but its keys are \['Loss'\]"
+    ):
+        make_trainer().fit(EnsembleModule(Wrong, num_members=2), loader())
