@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._hashing import GOLDEN, chain, chain_last, finalize, signed, to_uniform
+from lightning_uq.functional.hashing import GOLDEN, chain, chain_last, finalize, signed, to_uniform
 from lightning_uq.functional.validation import check_choice
 
 Bootstrap = Literal["none", "bernoulli", "exponential", "poisson", "uniform"]

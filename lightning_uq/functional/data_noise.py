@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._hashing import chain
 from lightning_uq.functional.bootstrap import Bootstrap, counter_uniform
+from lightning_uq.functional.hashing import chain
 from lightning_uq.functional.precision import upcast, wide_dtype
 from lightning_uq.functional.validation import check_choice, check_floating, check_integer
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._hashing import mix
+from lightning_uq.functional.hashing import mix
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.true_class import at_class
 from lightning_uq.functional.validation import (

@@ -18,7 +18,7 @@ from lightning_uq.functional import (
     sampled_joint_log_loss,
 )
 from lightning_uq.functional import joint as module
-from lightning_uq.functional._hashing import mix
+from lightning_uq.functional.hashing import mix
 from lightning_uq.metrics import JointLogLoss
 from lightning_uq.predictions import CategoricalPrediction
 
