@@ -172,7 +172,7 @@ def test_without_noise_it_is_an_mlp():
     with pytest.raises(InputError, match=r"`index` to be \[Z, 10\]"):
         network(X, torch.zeros(4, 9))
     for scale in (-1.0, float("nan")):
-        with pytest.raises(InputError, match=f"`init_scale` to be a number of at least 0, but got {scale}"):
+        with pytest.raises(InputError, match=f"`init_scale` must be a number of at least 0, but it is {scale}"):
             GaussianNoiseMLP(4, 3, init_scale=scale)
 
 
