@@ -112,7 +112,7 @@ def _model(path: str | Path, network: Network | None) -> tuple[nn.Module, str, d
         return _rebuilt(path, written_by, network), "", {}
     if not isinstance(network, nn.Module):
         raise InputError(
-            f"`network` must be a torch.nn.Module, but it is a {type(network).__name__}. A factory is for files of this package's "
+            f"`network` must be a torch.nn.Module, but its type is {type(network).__name__}. A factory is for files of this package's "
             "own modules."
         )
     model = copy.deepcopy(network)

@@ -274,7 +274,9 @@ class OODDetection(Callback):
                 value = score(logits)
             if not isinstance(value, Tensor) or value.shape != logits.shape[1:2] or not value.is_floating_point():
                 came = (
-                    f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                    f"{value.dtype} of shape {list(value.shape)}"
+                    if isinstance(value, Tensor)
+                    else f"of type {type(value).__name__}"
                 )
                 raise InputError(
                     f"Score {name!r} must be a floating-point tensor [B] = [{logits.shape[1]}], but it is {came}."
@@ -300,7 +302,7 @@ class OODDetection(Callback):
 
 def _check_loaders(loaders: Any, name: str) -> dict[str, Any]:
     if not isinstance(loaders, Mapping) or not loaders or not all(isinstance(key, str) for key in loaders):
-        came = "empty" if isinstance(loaders, Mapping) and not loaders else f"a {type(loaders).__name__}"
+        came = "empty" if isinstance(loaders, Mapping) and not loaders else f"of type {type(loaders).__name__}"
         raise InputError(f"{name[0].upper()}{name[1:]} must be a mapping from names to data loaders, but it is {came}.")
     for key, loader in loaders.items():
         check_loader(loader, f"`ood[{key!r}]`")

@@ -105,9 +105,9 @@ def named_scores(scores: Any) -> dict[str, str | Score] | None:
                 "The functions in argument `scores` must have different names. Pass a mapping from names to functions instead."
             )
     else:
-        raise InputError(f"`scores` must be names or functions, but it is a {type(scores).__name__}.")
+        raise InputError(f"`scores` must be names or functions, but its type is {type(scores).__name__}.")
     wrong = [score for score in named.values() if not isinstance(score, str) and not callable(score)]
     if wrong or not named:
-        came = f"it holds a {type(wrong[0]).__name__}" if wrong else "it is empty"
+        came = f"it holds an object of type {type(wrong[0]).__name__}" if wrong else "it is empty"
         raise InputError(f"`scores` must hold names or functions, but {came}.")
     return named

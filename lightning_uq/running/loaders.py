@@ -38,7 +38,7 @@ def check_loader(loader: Any, name: str) -> None:
     elif isinstance(loader, Iterable) and not isinstance(loader, Tensor | Mapping | str | bytes):
         return
     raise InputError(
-        f"{name[0].upper()}{name[1:]} must be a DataLoader or an iterable of batches, but it is a {type(loader).__name__}{hint}."
+        f"{name[0].upper()}{name[1:]} must be a DataLoader or an iterable of batches, but its type is {type(loader).__name__}{hint}."
     )
 
 

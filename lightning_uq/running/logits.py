@@ -44,7 +44,7 @@ class LogitReader:
     ) -> None:
         for name, value in (("predict_fn", predict_fn), ("unpack_batch", unpack_batch)):
             if value is not None and not callable(value):
-                raise InputError(f"`{name}` must be a function, but it is a {type(value).__name__}.")
+                raise InputError(f"`{name}` must be a function, but its type is {type(value).__name__}.")
         self.predict_fn = predict_fn
         self.unpack_batch = unpack_batch
         self.read = OutputReader(output)

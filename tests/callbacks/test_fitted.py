@@ -372,7 +372,7 @@ def test_the_two_calibrations_exclude_each_other_and_densities_need_layers():
         ([1, 2], "holds no `state_dict`"),
         ({"weight": torch.ones(1)}, "holds no `state_dict`"),
         ({"state_dict": {}}, "holds no state of a fitted callback"),
-        ({"state_dict": {}, "callbacks": {"FitGMM": {"version": 2}}}, "holds none"),
+        ({"state_dict": {}, "callbacks": {"FitGMM": {"version": 2}}}, "holds no state"),
         ({"state_dict": {}, "callbacks": {"X": slice(1)}}, "cannot be read"),  # no plain data
     ],
 )
@@ -405,7 +405,7 @@ def test_weights_of_another_training_do_not_pass(write, tmp_path):
 
 def test_networks_that_do_not_fit_are_named(write, tmp_path):
     path, _ = write(UsersModule(), TemperatureScaling())
-    with pytest.raises(InputError, match=r"the weights that .* holds, but the file lacks \['.*'\]"):
+    with pytest.raises(InputError, match=r"does not fit the weights in .*: the file lacks \['.*'\]"):
         load_fitted(path, MLP(4, 2))
     wide = UsersModule()
     wide.net[0] = nn.Linear(5, 6)

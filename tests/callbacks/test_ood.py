@@ -369,7 +369,7 @@ def test_a_contributed_score_stands_for_the_one_of_its_name(make_trainer):
 
 def test_two_callbacks_with_one_name_are_an_error(make_trainer):
     trainer = make_trainer(callbacks=[FeatureNorm("norm"), FeatureNorm("norm"), OODDetection({"a": data(9)})])
-    with pytest.raises(InputError, match=r"come from one callback, but several provide \['norm'\]"):
+    with pytest.raises(InputError, match=r"Several callbacks provide the scores \['norm'\]"):
         trainer.test(Plain(), data(30), verbose=False)
 
 
@@ -478,7 +478,7 @@ def spoilt(n):
             lambda: OODDetection(lambda: [data(3)]),
             Plain,
             None,
-            "What `ood` returns must be a mapping .*but it is a list",
+            "What `ood` returns must be a mapping .*but it is of type list",
         ),
         (lambda: OODDetection(lambda: {"a": data(3).dataset}), Plain, None, r"`ood\['a'\]` must be .*TensorDataset"),
         (
@@ -518,7 +518,7 @@ def spoilt(n):
             lambda: OODDetection({"a": data(3)}, {"mine": lambda logits: 1.0}),
             Plain,
             None,
-            r"Expected score 'mine' .* but got float",
+            r"Score 'mine' must be .* but it is of type float",
         ),
         (
             lambda: OODDetection({"a": data(3)}, in_distribution=1),
@@ -551,18 +551,18 @@ def test_a_step_without_its_batch_is_refused(make_trainer):
     ("arguments", "message"),
     [
         ({"ood": {}}, "Argument `ood` must be a mapping from names to data loaders, but it is empty"),
-        ({"ood": [1]}, "Argument `ood` must be a mapping from names to data loaders, but it is a list"),
+        ({"ood": [1]}, "Argument `ood` must be a mapping from names to data loaders, but it is of type list"),
         ({"ood": {1: [torch.zeros(2, 4)]}}, "from names to data loaders"),
         (
             {"ood": {"a": torch.zeros(3)}},
-            "`ood['a']` must be a DataLoader or an iterable of batches, but it is a Tensor",
+            "`ood['a']` must be a DataLoader or an iterable of batches, but its type is Tensor",
         ),
-        ({"scores": 3}, "`scores` must be names or functions, but it is a int"),
+        ({"scores": 3}, "`scores` must be names or functions, but its type is int"),
         ({"scores": []}, "`scores` must hold names or functions, but it is empty"),
-        ({"scores": {"a": 1}}, "`scores` must hold names or functions, but it holds a int"),
+        ({"scores": {"a": 1}}, "`scores` must hold names or functions, but it holds an object of type int"),
         ({"scores": [lambda x: x]}, "must have different names"),
         ({"scores": ["energy", "energy"]}, "must have different names"),
-        ({"predict_fn": 1}, "`predict_fn` must be a function, but it is a int"),
+        ({"predict_fn": 1}, "`predict_fn` must be a function, but its type is int"),
         ({"output": "softmax"}, "Expected argument `output`"),
     ],
 )

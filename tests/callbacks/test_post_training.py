@@ -545,6 +545,15 @@ def test_attach_replaces_a_users_prediction_by_ours_and_gives_it_back(make_train
     assert isinstance(module.predict_step((X, Y), 0), torch.Tensor)
 
 
+def test_a_predict_fn_may_call_the_step_that_attach_replaces(make_trainer):
+    module = UsersModule()
+    predict_fn = lambda model, x: model.predict_step((x, None), 0)  # noqa: E731
+    trainer = make_trainer(callbacks=[FitGMM(weights="last", predict_fn=predict_fn, attach=True)])
+    trainer.fit(module, loader())
+    whole = CategoricalPrediction.cat(trainer.predict(module, loader()))
+    torch.testing.assert_close(whole.probs, module.eval()(X).softmax(1).detach())
+
+
 def test_our_modules_predictions_carry_the_density(make_trainer):
     module = DeterministicModule(Factory("lightning_uq.networks.mlp.MLP", {"in_features": 4, "out_features": 2}))
     gmm = FitGMM(weights="last")

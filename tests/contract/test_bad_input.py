@@ -197,7 +197,7 @@ LABELLED = {
 UNTRAINED = pytest.mark.filterwarnings(
     "ignore:.*fewer than 20 a class", "ignore:.*no finite positive temperature", "ignore:.*virtual logit"
 )
-NAMED = r"argument|fitting data|features|FitKNN|FitViM|`(labels|logits|target)` must "
+NAMED = r"[Aa]rgument|fitting data|features|FitKNN|FitViM|`(labels|logits|target)` must "
 
 
 @UNTRAINED

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch import Callback
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -19,7 +20,14 @@ from torch.utils.data import (
 )
 
 from lightning_uq.errors import InputError
-from lightning_uq.running.loaders import check_loader, exact_loader
+from lightning_uq.modules.deterministic import DeterministicModule
+from lightning_uq.running.loaders import (
+    check_loader,
+    exact_loader,
+    loader_list,
+    training_loader,
+    validation_loaders,
+)
 
 
 def ranks(world):
@@ -183,15 +191,39 @@ def test_a_list_of_batches_is_shared_out():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dataset(3), "but it is a TensorDataset; wrap the data set in a DataLoader"),
-        (torch.zeros(3), "but it is a Tensor."),
-        ({"a": 1}, "but it is a dict."),
-        ("path", "but it is a str."),
-        (3, "but it is a int."),
-        (None, "but it is a NoneType."),
-        ((i for i in range(3)), "but it is a generator, which can be read only once"),
+        (dataset(3), "but its type is TensorDataset; wrap the data set in a DataLoader"),
+        (torch.zeros(3), "but its type is Tensor."),
+        ({"a": 1}, "but its type is dict."),
+        ("path", "but its type is str."),
+        (3, "but its type is int."),
+        (None, "but its type is NoneType."),
+        ((i for i in range(3)), "but its type is generator, which can be read only once"),
     ],
 )
 def test_what_is_no_loader_is_refused(wrong, message):
     with pytest.raises(InputError, match=r"`ood\['a'\]` must be a DataLoader.*" + re.escape(message)):
         check_loader(wrong, "`ood['a']`")
+
+
+def test_the_trainers_loaders_are_found_before_during_and_after_a_training(make_trainer):
+    seen = []
+
+    class Look(Callback):
+        def look(self, trainer, pl_module):
+            seen.append((training_loader(trainer), validation_loaders(trainer)))
+
+        on_fit_start = on_train_start = on_train_end = look
+
+    module = DeterministicModule(torch.nn.Linear(1, 2))
+    trainer = make_trainer(callbacks=[Look()])
+    for number in (1, 2):  # the second training of one Trainer has loaders of its own
+        train, val = ([(torch.zeros(2, 1), torch.tensor([0, 1]))] for _ in range(2))
+        train, val = DataLoader(train, batch_size=None), DataLoader(val, batch_size=None)
+        trainer.fit_loop.max_epochs = number
+        trainer.fit(module.train(), train, [val])
+        assert seen == [(train, [val])] * 3
+        seen.clear()
+    make_trainer(callbacks=[Look()], limit_val_batches=0).fit(module.train(), train, [val])
+    assert seen == [(train, [])] * 3
+    assert loader_list(None) == []
+    assert loader_list({"a": train, "b": val}) == [train, val]

@@ -77,7 +77,7 @@ def test_what_is_no_logits_is_refused(model, reader, message):
 
 @pytest.mark.parametrize("name", ["predict_fn", "unpack_batch"])
 def test_arguments_are_functions(name):
-    with pytest.raises(InputError, match=f"`{name}` must be a function, but it is a str"):
+    with pytest.raises(InputError, match=f"`{name}` must be a function, but its type is str"):
         LogitReader(**{name: "forward"})
     with pytest.raises(InputError, match="Expected argument `output`"):
         LogitReader(output="softmax")
