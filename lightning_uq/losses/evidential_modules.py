@@ -75,7 +75,7 @@ class EvidenceLoss(nn.Module):
         raise NotImplementedError
 
     def _options(self) -> dict[str, Any]:
-        """What all loss functions of evidence take alike."""
+        """The arguments that all loss functions of evidence share."""
         return {"weight": self.weight, "ignore_index": self.ignore_index, "validate_args": self.validate_args}
 
 
