@@ -426,6 +426,30 @@ def test_a_refused_argument_of_a_module_is_one_short_line(capsys, users_project,
     assert len(line) < 300
 
 
+def test_a_callback_is_built_from_its_own_and_its_bases_options(capsys, users_project):
+    settings = [
+        {"class_path": "lightning_uq.FitKNN", "init_args": {"k": 3, "feature_layer": "auto", "weights": "last"}},
+        {
+            "class_path": "lightning_uq.TemperatureScaling",
+            "init_args": {"scope": "shared", "name": "b", "attach": True},
+        },
+    ]
+    change(users_project, trainer={"callbacks": settings})
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(users_project), "--print_config"])
+    text = capsys.readouterr().out
+    for line in (
+        "k: 3",
+        "feature_layer: auto",
+        "weights: last",
+        "scope: shared",
+        "name: b",
+        "attach: true",
+        "output: logits",
+    ):
+        assert line in text
+
+
 # ------------------------------------------------------------------ the commands themselves
 
 

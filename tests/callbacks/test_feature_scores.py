@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.knn import FitKNN
-from lightning_uq.callbacks.ood import OODDetection, OODScorer
-from lightning_uq.callbacks.post_training import fitted_states
+from lightning_uq.callbacks.ood import OODDetection
+from lightning_uq.callbacks.ood_scores import OODScorer
+from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.callbacks.vim import FitViM
 from lightning_uq.errors import InputError, NotFittedError
@@ -229,7 +230,7 @@ def test_state_and_pickle_round_trips_and_staleness(make):
 
 def test_a_subspace_of_another_size_is_refused():
     state = FitViM(dim=2).fit(UsersModule(), loader()).state_dict()
-    with pytest.raises(InputError, match="fitted with dim=3, as this callback is set, but it was fitted with dim=2"):
+    with pytest.raises(InputError, match="has dim=3, but its state was fitted with dim=2"):
         FitViM(dim=3).load_state_dict(state)
 
 
@@ -308,9 +309,9 @@ def test_fewer_rows_than_neighbours_is_a_warning():
 @both
 def test_bad_fitting_data_is_named_and_nothing_is_half_fitted(make):
     scorer = make()
-    with pytest.raises(InputError, match="fitting data to hold samples, but it is empty"):
+    with pytest.raises(InputError, match="fitting data is empty"):
         scorer.fit(UsersModule(), [])
-    with pytest.raises(InputError, match="the input of layer 'head', to be finite, but they hold NaN"):
+    with pytest.raises(InputError, match="the input of layer 'head', hold NaN or infinity"):
         scorer.fit(UsersModule(), [X * math.nan])
     assert not scorer.fitted
     with pytest.raises(InputError, match="`loader` to hold samples, but it is empty"):

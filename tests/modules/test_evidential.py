@@ -370,6 +370,7 @@ def test_a_temperature_tempers_the_mean_alone(make_trainer):
         warnings.simplefilter("ignore")
         trainer.fit(module, loader(), loader(seed=1))
     prediction = DirichletPrediction.cat(trainer.predict(module, loader()))
+    temperature.handle.remove()
     plain = DirichletPrediction.cat(make_trainer().predict(module, loader()))
     torch.testing.assert_close(prediction.vacuity, plain.vacuity)
     assert not torch.allclose(prediction.probs, plain.probs, atol=1e-4)
