@@ -245,7 +245,7 @@ def acquire(name: str, outputs: Tensor | Prediction, num: int, labels: Tensor | 
 
 
 def _logits(name: str, outputs: Tensor | Prediction) -> Tensor:
-    """What a score is a function of: logits, or log-probabilities of one pooled hypothesis."""
+    """The input of a score: logits, or log-probabilities of one pooled hypothesis."""
     if isinstance(outputs, Tensor):
         return outputs
     prediction = _class_probabilities(name, outputs)

@@ -51,11 +51,11 @@ class Evaluation:
 
     Attributes:
         values: By result key; one that does not apply is absent.
-        num_hypotheses: Z of its predictions, None where they have no members.
+        num_indices: Z of its predictions, None where they have no members.
     """
 
     values: dict[str, float]
-    num_hypotheses: int | None
+    num_indices: int | None
 
 
 def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerator: str, pooled: Pooled) -> Evaluation:
@@ -100,7 +100,7 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
     values["parameters"] = num_weights(module)
     values["ms_per_1000"] = _milliseconds(module.to(inside.device), method.ood_score, scorers, data)
     values["train_seconds"] = trained.seconds[method.name]
-    return Evaluation(values, inside.num_hypotheses)
+    return Evaluation(values, inside.num_indices)
 
 
 def ood_score(
@@ -164,7 +164,7 @@ class _Reader(Callback):
         self.confidence: list[Tensor] = []
         self.correct: list[Tensor] = []
         self.scores: list[Tensor] = []
-        self.num_hypotheses: int | None = None
+        self.num_indices: int | None = None
         self.device = torch.device("cpu")
         self._stack = ExitStack()
         self._provided: list[Callable[[Tensor], Mapping[str, Tensor]]] = []
@@ -185,7 +185,7 @@ class _Reader(Callback):
         self.confidence.append(prediction.confidence)
         self.correct.append(prediction.label == target)
         if prediction.has_logits:
-            self.num_hypotheses = prediction.num_indices
+            self.num_indices = prediction.num_indices
         for metric in self.metrics.values():
             metric.update(prediction, target)
 

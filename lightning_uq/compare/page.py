@@ -208,7 +208,7 @@ def _testbed_configuration(comparison: Comparison, steps: int) -> dict[str, Any]
 
 
 def _about(comparison: Comparison, name: str) -> str:
-    method, hypotheses = comparison.methods[name], comparison.num_hypotheses[name]
+    method, hypotheses = comparison.methods[name], comparison.num_indices[name]
     parts = [f"OOD score: {score_label(method.ood_score).lower()}"]
     if hypotheses is not None:
         parts.append(f"Z = {hypotheses}")

@@ -38,7 +38,7 @@ class Comparison:
         rows: One mapping a method, as in ``results.json``.
         pooled: Each method's predictions over all seeds.
         methods: The methods by name.
-        num_hypotheses: Each method's Z; None where predictions have no members.
+        num_indices: Each method's Z; None where predictions have no members.
         setting: What the methods knew of the data, for the last seed.
         sizes: Number of samples of each part of the data, for the last seed.
     """
@@ -47,7 +47,7 @@ class Comparison:
     rows: list[dict[str, Any]]
     pooled: dict[str, Pooled]
     methods: dict[str, Method]
-    num_hypotheses: dict[str, int | None]
+    num_indices: dict[str, int | None]
     setting: Setting
     sizes: dict[str, int]
 
@@ -89,7 +89,7 @@ def compare(configuration: Configuration, progress: Progress | None = None) -> C
 
     values: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     pooled = {name: Pooled() for name in chosen}
-    num_hypotheses: dict[str, int | None] = {}
+    num_indices: dict[str, int | None] = {}
     with _quiet(), one_thread():
         for seed in configuration.all_seeds:
             data = configuration.make_data(seed)
@@ -100,13 +100,13 @@ def compare(configuration: Configuration, progress: Progress | None = None) -> C
                     with seeded(seed):
                         evaluation = evaluate(method, trained, data, configuration.accelerator, pooled[method.name])
                     values[method.name].append(evaluation.values)
-                    num_hypotheses[method.name] = evaluation.num_hypotheses
+                    num_indices[method.name] = evaluation.num_indices
     return Comparison(
         configuration,
         rows=[{"method": name, **summarize(values[name])} for name in chosen],
         pooled=pooled,
         methods=chosen,
-        num_hypotheses=num_hypotheses,
+        num_indices=num_indices,
         setting=setting,
         sizes={part: len(data.dataset(part)) for part in ("train", "val", "test", "ood")},
     )

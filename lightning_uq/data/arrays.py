@@ -56,7 +56,7 @@ def stratified_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 class ArrayDataModule(LightningDataModule):
-    """What the flat classification data sets share: a subclass provides :meth:`load_arrays`.
+    """The base of the flat classification data sets. A subclass provides :meth:`load_arrays`.
 
     Classes in distribution are relabelled 0 ... C-1 in the order of their labels; batches are ``(x [B, ...], y [B])``.
     Held-out classes never enter a split: they are there through :meth:`ood_dataloaders` alone.

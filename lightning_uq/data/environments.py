@@ -1,4 +1,4 @@
-"""What the Neural Testbed draws its problems from: inputs, a random teacher, and a Gaussian process.
+"""The distributions of the Neural Testbed's problems: inputs, a random teacher, and a Gaussian process.
 
 Source: Osband et al., "The Neural Testbed: Evaluating Joint Predictions", NeurIPS 2022 (arXiv 2110.04629), and their code
 (``neural_testbed.generative``), whose random numbers no other library can repeat.
@@ -182,7 +182,7 @@ def nngp_kernel(x: Tensor, other: Tensor | None = None, num_hidden: int = 2) -> 
 
 
 def gp_posterior(x_train: Tensor, y_train: Tensor, x: Tensor, noise_std: float) -> tuple[Tensor, Tensor]:
-    """What a Gaussian process with :func:`nngp_kernel` knows of its function after n noisy values: the exact answer.
+    """The exact posterior of a Gaussian process with :func:`nngp_kernel` after n noisy values.
 
     Args:
         x_train: [n, d].

@@ -77,7 +77,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """What a DataLoader asks for: all samples of a batch at once."""
+        """All samples of a batch at once; a DataLoader calls it."""
         chosen = torch.as_tensor(indices)
         x = self.images[self.rows[chosen]]
         if self.augment:

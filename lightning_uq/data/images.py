@@ -15,7 +15,7 @@ from lightning_uq.errors import InputError
 
 
 class ImageDataModule(LightningDataModule):
-    """What the image data sets share; batches are ``(x [B, C, H, W], y [B])``.
+    """The base of the image data sets. Batches are ``(x [B, C, H, W], y [B])``.
 
     A tenth of the official training set validates, the official test set tests. Files lie under ``root`` as torchvision
     lays them out; only those that are used need be there.

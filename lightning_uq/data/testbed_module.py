@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True)
 class JointDraws:
-    """What a model's joint predictions are judged by.
+    """Draws that a model's joint predictions are judged by.
 
     Attributes:
         x: Inputs [S, tau, d].

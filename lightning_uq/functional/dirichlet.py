@@ -162,7 +162,7 @@ class _ExpectedSquaredError(torch.autograd.Function):
 
 
 def _errors(evidence: Tensor, hot: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the wrong classes their mean probabilities [B, C, ...]; S, g and E [B, 1, ...]."""
+    """Mean probabilities of the wrong classes [B, C, ...], and S, g and E [B, 1, ...]."""
     alpha = evidence + 1
     wrong = alpha.masked_fill(hot, 0.0)
     total = alpha.sum(1, keepdim=True)

@@ -31,7 +31,7 @@ _TIED_RIDGE = 1e-6
 
 
 class ClassMoments(Protocol):
-    """What a fit reads: the sufficient statistics of classes, as :class:`~lightning_uq.networks.class_statistics.ClassStatistics` has them."""
+    """Sufficient statistics of classes, from which a Gaussian is fitted; :class:`~lightning_uq.networks.class_statistics.ClassStatistics` has them."""
 
     covariance: Covariance
 

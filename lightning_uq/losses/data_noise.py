@@ -38,7 +38,7 @@ class DataNoise:
         return None
 
     def targets(self, y: Tensor, sample: Tensor, index: Tensor, indexer: Any = None) -> Tensor:
-        """Targets [Z, B, D] from those [B, D] of samples [B]; or [B, ...] as they came."""
+        """Noisy targets [Z, B, D] of samples [B] with targets [B, D], or the targets unchanged if they get no noise."""
         return y
 
 

@@ -39,9 +39,9 @@ class EvidenceRows:
                 f"one-hot rows of shape {list(evidence.shape)}, but its shape is {list(target.shape)}."
             )
         if validate and not bool((evidence >= 0).all()):
-            came = "NaN" if bool(evidence.isnan().any()) else f"{float(evidence.detach().min()):g}"
+            found = "NaN" if bool(evidence.isnan().any()) else f"{float(evidence.detach().min()):g}"
             raise InputError(
-                f"`evidence` must be non-negative, but it holds {came}. Apply `clamped_exp`, softplus or ReLU "
+                f"`evidence` must be non-negative, but it holds {found}. Apply `clamped_exp`, softplus or ReLU "
                 "to raw outputs first."
             )
         self.evidence = evidence

@@ -1,6 +1,7 @@
 """Evidential losses of a network's raw outputs: modules that replace ``nn.CrossEntropyLoss``."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,21 +71,22 @@ class EvidenceLoss(nn.Module):
         return self.of_evidence(self.evidence(upcast(logits)), target, factor)
 
     def of_evidence(self, evidence: Tensor, target: Tensor, reg_factor: float) -> Tensor:
-        """The loss of evidence; a subclass says which."""
+        """The loss of evidence, which each subclass defines."""
         raise NotImplementedError
+
+    def _options(self) -> dict[str, Any]:
+        """The arguments that all loss functions of evidence share."""
+        return {"weight": self.weight, "ignore_index": self.ignore_index, "validate_args": self.validate_args}
 
 
 class EvidentialLoss(EvidenceLoss):
     """:func:`evidential_loss` of raw outputs: a drop-in for ``nn.CrossEntropyLoss``.
 
     Args:
-        evidence: See :class:`EvidenceLoss`, as for the arguments not named here.
+        evidence: See :class:`EvidenceLoss`.
         reg_factor: Weight of the KL regularizer.
         risk: ``"sse"``, ``"nll"`` or ``"cross_entropy"``.
-        weight: Weight of each class.
-        ignore_index: Class index of positions that do not count.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        validate_args: Check the values.
+        options: The other arguments of :class:`EvidenceLoss`.
 
     Source: Sensoy et al., NeurIPS 2018 (arXiv 1806.01768).
 
@@ -100,20 +102,10 @@ class EvidentialLoss(EvidenceLoss):
         reg_factor: float = 0.0,
         *,
         risk: Risk = "sse",
-        weight: Tensor | Sequence[float] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        validate_args: bool = True,
+        **options: Any,
     ) -> None:
         check_choice("risk", risk, tuple(RISKS))
-        super().__init__(
-            evidence,
-            reg_factor,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            validate_args=validate_args,
-        )
+        super().__init__(evidence, reg_factor, **options)
         self.risk: Risk = risk
 
     def of_evidence(self, evidence: Tensor, target: Tensor, reg_factor: float) -> Tensor:
@@ -124,9 +116,7 @@ class EvidentialLoss(EvidenceLoss):
             reg_factor,
             self.reduction,
             risk=self.risk,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            validate_args=self.validate_args,
+            **self._options(),
         )
 
 
@@ -134,14 +124,11 @@ class MaxNormLoss(EvidenceLoss):
     """:func:`maxnorm_loss` of raw outputs: a drop-in for ``nn.CrossEntropyLoss``.
 
     Args:
-        evidence: See :class:`EvidenceLoss`, as for the arguments not named here.
+        evidence: See :class:`EvidenceLoss`.
         reg_factor: Weight of the Fisher regularizer.
         p_norm: p >= 1 of the norm.
         fisher: ``"original"`` or ``"paper"``.
-        weight: Weight of each class.
-        ignore_index: Class index of positions that do not count.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        validate_args: Check the values.
+        options: The other arguments of :class:`EvidenceLoss`.
 
     Source: Tsiligkaridis (arXiv 1910.04819).
 
@@ -157,21 +144,11 @@ class MaxNormLoss(EvidenceLoss):
         *,
         p_norm: float = 4,
         fisher: Fisher = "original",
-        weight: Tensor | Sequence[float] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        validate_args: bool = True,
+        **options: Any,
     ) -> None:
         check_p_norm(p_norm)
         check_choice("fisher", fisher, ("original", "paper"))
-        super().__init__(
-            evidence,
-            reg_factor,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            validate_args=validate_args,
-        )
+        super().__init__(evidence, reg_factor, **options)
         self.p_norm = p_norm
         self.fisher: Fisher = fisher
 
@@ -184,9 +161,7 @@ class MaxNormLoss(EvidenceLoss):
             self.p_norm,
             self.reduction,
             self.fisher,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            validate_args=self.validate_args,
+            **self._options(),
         )
 
 
@@ -194,13 +169,10 @@ class RelaxedEvidentialLoss(EvidenceLoss):
     """:func:`relaxed_evidential_loss` of raw outputs: R-EDL, and with ``reg_factor=0`` Re-EDL.
 
     Args:
-        evidence: See :class:`EvidenceLoss`, as for the arguments not named here.
+        evidence: See :class:`EvidenceLoss`.
         reg_factor: Weight of the KL regularizer.
         prior: lambda, the prior weight of each class.
-        weight: Weight of each class.
-        ignore_index: Class index of positions that do not count.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        validate_args: Check the values.
+        options: The other arguments of :class:`EvidenceLoss`.
 
     Source: Chen et al., R-EDL, ICLR 2024; Chen et al., Re-EDL (arXiv 2410.00393).
 
@@ -215,20 +187,10 @@ class RelaxedEvidentialLoss(EvidenceLoss):
         reg_factor: float = 0.0,
         *,
         prior: float = 0.1,
-        weight: Tensor | Sequence[float] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        validate_args: bool = True,
+        **options: Any,
     ) -> None:
         check_positive(prior=prior)
-        super().__init__(
-            evidence,
-            reg_factor,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            validate_args=validate_args,
-        )
+        super().__init__(evidence, reg_factor, **options)
         self.prior = prior
 
     def of_evidence(self, evidence: Tensor, target: Tensor, reg_factor: float) -> Tensor:
@@ -239,9 +201,7 @@ class RelaxedEvidentialLoss(EvidenceLoss):
             reg_factor,
             self.prior,
             self.reduction,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            validate_args=self.validate_args,
+            **self._options(),
         )
 
 
@@ -249,13 +209,10 @@ class FisherEvidentialLoss(EvidenceLoss):
     """:func:`fisher_evidential_loss` of raw outputs: I-EDL.
 
     Args:
-        evidence: See :class:`EvidenceLoss`, as for the arguments not named here.
+        evidence: See :class:`EvidenceLoss`.
         reg_factor: Weight of the KL regularizer.
         fisher_factor: Weight of the log-determinant of the Fisher information.
-        weight: Weight of each class.
-        ignore_index: Class index of positions that do not count.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        validate_args: Check the values.
+        options: The other arguments of :class:`EvidenceLoss`.
 
     Source: Deng et al., ICML 2023 (arXiv 2303.02045).
 
@@ -270,19 +227,9 @@ class FisherEvidentialLoss(EvidenceLoss):
         reg_factor: float = 0.0,
         *,
         fisher_factor: float = 0.05,
-        weight: Tensor | Sequence[float] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        validate_args: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            evidence,
-            reg_factor,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            validate_args=validate_args,
-        )
+        super().__init__(evidence, reg_factor, **options)
         self.fisher_factor = fisher_factor
 
     def of_evidence(self, evidence: Tensor, target: Tensor, reg_factor: float) -> Tensor:
@@ -293,7 +240,5 @@ class FisherEvidentialLoss(EvidenceLoss):
             reg_factor,
             self.fisher_factor,
             self.reduction,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            validate_args=self.validate_args,
+            **self._options(),
         )

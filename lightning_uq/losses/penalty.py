@@ -15,7 +15,7 @@ Predicate = Callable[[str, Tensor], bool]
 
 
 class Penalty(ABC):
-    """What a module's ``regularizer`` is: a function of the network and the inputs, added to the training loss."""
+    """A module's ``regularizer``: a function of the network and the inputs, added to the training loss."""
 
     @abstractmethod
     def __call__(self, network: nn.Module, x: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all metrics here share: states that keep their precision, and a way to be drawn."""
+"""The base of all metrics: states that keep their precision, and a way to be drawn."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -184,7 +184,7 @@ class MeanLoss(MeanMetric):
 def prediction_rows(
     prediction: Tensor | HasProbs, target: Tensor, from_logits: bool, validate: bool
 ) -> tuple[Tensor, Tensor]:
-    """What a classification metric's ``update`` was given, as rows of probabilities [N, C] and class indices [N].
+    """The arguments of a classification metric's ``update`` as rows of probabilities [N, C] and class indices [N].
 
     Raises:
         InputError: ``prediction`` is neither a tensor nor has ``probs``, or the values do not fit.

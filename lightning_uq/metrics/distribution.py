@@ -1,4 +1,4 @@
-"""What metrics of regression read: a prediction as a distribution of the target."""
+"""A prediction as the distribution of its target, which metrics of regression read."""
 
 from typing import Any, Protocol
 

@@ -1,4 +1,4 @@
-"""What every method returns: frozen, tensor-only predictions with the member axis explicit, one file per type.
+"""The results of every method: frozen, tensor-only predictions with the member axis explicit, one file per type.
 
 Shapes: Z index or member, B batch, C classes, D target dimensions. A class axis that has more axes behind it
 (segmentation, logits [Z, B, C, H, W]) keeps its place; every score is then [B, H, W].

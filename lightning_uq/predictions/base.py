@@ -1,4 +1,4 @@
-"""What all predictions are: frozen sets of tensors that move, slice, concatenate and export as one."""
+"""The base of all predictions: frozen sets of tensors that move, slice, concatenate and export as one."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -131,7 +131,7 @@ class Prediction(ABC):
         return [(name, tensor, axis) for name, tensor, axis in tensors if tensor is not None]
 
     def _once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """What ``compute`` returns, kept for the next call under the same autograd mode."""
+        """The value of ``compute``, kept for the next call under the same autograd mode."""
         if torch.compiler.is_compiling():
             return compute()
         kept: dict[Any, Tensor] = self.__dict__.setdefault("_kept", {})
@@ -269,7 +269,7 @@ class Prediction(ABC):
         return self._score(name)
 
     _hint: ClassVar[str] = ""
-    """What else the error for an unknown score says."""
+    """A further sentence of the error for an unknown score."""
 
     def _score(self, name: str) -> Tensor:
         score: Tensor = getattr(self, name)

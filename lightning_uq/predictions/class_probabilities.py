@@ -1,4 +1,4 @@
-"""What all predictions of classes share."""
+"""The base of all predictions of classes."""
 
 from abc import abstractmethod
 
@@ -16,7 +16,7 @@ from lightning_uq.predictions.fields import Field
 
 
 class ClassProbabilities(Prediction):
-    """What predictions of classes share: everything that follows from the pooled log-probabilities [B, C, ...].
+    """The base of predictions of classes: everything that follows from the pooled log-probabilities [B, C, ...].
 
     A calibration, a temperature or a class scaling, acts on the log of the mean probabilities. It changes ``log_probs`` and
     what follows from them: ``probs``, ``label``, ``confidence`` and ``predictive_entropy``. The hypotheses, hence
@@ -61,7 +61,7 @@ class ClassProbabilities(Prediction):
         )
 
     def _further_moments(self) -> dict[str, Tensor]:
-        """What a type keeps when it is pooled, beside the moments of all."""
+        """Moments that a type keeps when it is pooled, in addition to those of all types."""
         return {}
 
     # ------------------------------------------------------------------ what follows

@@ -1,4 +1,4 @@
-"""What all predictions of numbers share."""
+"""The base of all predictions of numbers."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -10,7 +10,7 @@ from lightning_uq.predictions.base import Prediction
 
 
 class NumberPrediction(Prediction):
-    """What predictions of targets [B, D] share: a mean, and a variance that is the sum of two parts."""
+    """The base of predictions of targets [B, D]: a mean, and a variance that is the sum of two parts."""
 
     score_names: ClassVar[tuple[str, ...]] = ("variance", "aleatoric_variance", "epistemic_variance")
 
@@ -63,7 +63,7 @@ class NumberPrediction(Prediction):
         return PooledRegressionPrediction(*moments, log_density=self._get("log_density"), **self._further_moments())
 
     def _further_moments(self) -> dict[str, Tensor]:
-        """What a type keeps when it is pooled, beside the moments of all."""
+        """Moments that a type keeps when it is pooled, in addition to those of all types."""
         return {}
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from lightning_uq.predictions.fields import Field
 
 
 class PooledCategoricalPrediction(ClassProbabilities):
-    """What is left of a classifier's prediction without its members: mean probabilities and two moments.
+    """A classifier's prediction without its members: mean probabilities and two moments.
 
     A module makes it in place of a prediction with more than 32 members, which are Z times larger; :meth:`pool` of a
     prediction with members makes it, too. Every result that it has in common with them is the same number.

@@ -10,7 +10,7 @@ from lightning_uq.predictions.numbers import NumberPrediction
 
 
 class PooledRegressionPrediction(NumberPrediction):
-    """What is left of a regressor's prediction without its members: its mean and the two parts of its variance.
+    """A regressor's prediction without its members: its mean and the two parts of its variance.
 
     A module makes it in place of a prediction with more than 32 members, which are Z times larger; :meth:`pool` of a
     prediction with members makes it, too. A density, a quantile and an interval need the members.

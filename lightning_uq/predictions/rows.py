@@ -1,4 +1,4 @@
-"""What selects rows of a prediction: an integer, a slice, a boolean mask or a list of positions."""
+"""Selections of rows of a prediction: an integer, a slice, a boolean mask or a list of positions."""
 
 from collections.abc import Sequence
 from typing import Any

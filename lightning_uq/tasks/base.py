@@ -1,4 +1,4 @@
-"""What a network's outputs mean: the one object that modules, callbacks, metrics and reports ask."""
+"""The meaning of a network's outputs: the one object that modules, callbacks, metrics and reports ask."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -33,7 +33,7 @@ class Progress(NamedTuple):
 
 
 class Task(ABC):
-    """What outputs [Z, B, ...] mean: their prediction, loss, metrics and checks.
+    """The meaning of outputs [Z, B, ...]: their prediction, loss, metrics and checks.
 
     A task is plain data: a frozen dataclass whose fields a checkpoint and a YAML file can hold. It has no state. A module
     asks its task for everything that depends on the kind of output, so your own task is one file that subclasses this.

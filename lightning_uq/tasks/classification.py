@@ -19,11 +19,11 @@ from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, sums_and_counts
 
 NO_LABEL = -(2**63)
-"""What no label is: torch ignores -100 by default, which would hide a wrong label."""
+"""A value that no label has. Torch ignores -100 by default, which would hide a wrong label."""
 
 
 class ClassTask(Task):
-    """What tasks with a class axis share: the checks of logits and labels, and the metrics of probabilities."""
+    """The base of tasks with a class axis: the checks of logits and labels, and the metrics of probabilities."""
 
     num_classes: int | None
     metric_on_bar: ClassVar[str | None] = "accuracy"
@@ -231,7 +231,7 @@ def counted_outputs(output: Tensor, target: Tensor, ignored: int | None) -> Tens
 
 
 def label_counts(target: Tensor, weight: Tensor | None, ignored: int, losses: Tensor) -> Tensor:
-    """What each label [B, ...] counts: its class's weight, or 1; 0 where it is ignored."""
+    """The weight of each label [B, ...]: its class's, or 1; 0 if it is ignored."""
     kept = target.long() != ignored  # a narrow dtype would wrap around
     if weight is None:
         return kept.to(losses.dtype)

@@ -162,7 +162,7 @@ class EvidentialClassification(ClassTask):
         return sums_and_counts(losses * counts, counts)
 
     def metrics(self, stage: Stage) -> dict[str, Metric]:
-        """Those of any classifier, on the Dirichlet's mean, and the number of classes that are never predicted."""
+        """A classifier's metrics of the Dirichlet's mean, and the number of classes that are never predicted."""
         return {**super().metrics(stage), "unpredicted_classes": UnpredictedClasses()}
 
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:

@@ -15,7 +15,7 @@ from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, des
 
 
 class RegressionTask(Task):
-    """What tasks with targets [B, D] share: their metrics and the checks of targets.
+    """The base of tasks with targets [B, D]: their metrics and the checks of targets.
 
     Attributes:
         outputs_per_target: Numbers k that the network returns for each target dimension.

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentError, ArgumentParser
 from torch.distributions import Dirichlet, kl_divergence
 
 from lightning_uq import losses
@@ -460,3 +461,14 @@ def test_it_learns(kind):
     alpha = loss.concentration(network(x))
     assert (alpha.argmax(1) == y).float().mean() > 0.95
     assert alpha[0].sum() > 2 * alpha.shape[1] * loss.prior
+
+
+def test_a_command_line_sets_the_common_options_of_each_loss():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--loss", type=losses.EvidenceLoss)
+    for kind in MODULES:
+        chosen = f"--loss=lightning_uq.losses.{kind.__name__}"
+        found = parser.parse_args([chosen, "--loss.reduction=sum", "--loss.weight=[1.0,2.0]"]).loss.init_args
+        assert (found.reduction, found.weight) == ("sum", [1.0, 2.0])
+        with pytest.raises(ArgumentError, match="frobnicate"):
+            parser.parse_args([chosen, "--loss.frobnicate=1"])
