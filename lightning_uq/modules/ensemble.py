@@ -52,7 +52,8 @@ class EnsembleModule(UncertaintyModule):
 
     Member i is the module that the factory builds in a process seeded with ``member_seed(seed, i)``. A LightningModule then
     goes on with the random numbers of such a process; given the same batches, it ends with exactly the weights that it would
-    have alone. A resumed training goes on with the random state, and so the data order, of the training that it resumes.
+    have alone. It gets its own copy of each batch, and a ``trainer`` whose ``model`` and optimizers are its own. A resumed
+    training goes on with the random state, and so the data order, of the training that it resumes.
 
     The loss is the sum over members, so each gets exactly the gradient that it would get alone. Gradients are clipped per
     member. ``train_loss`` is the mean over members.

@@ -187,6 +187,15 @@ def test_numbers_that_nothing_can_be_predicted_from():
     assert Classification().invalid(outputs).any(-1).tolist() == [[False, True, True, False]]
 
 
+def test_outputs_that_rule_out_every_class_are_named():
+    class Overflowing(nn.Module):
+        def forward(self, x):
+            return x - math.inf
+
+    with pytest.raises(InputError, match="outputs for 1 of 1 rows hold NaN or infinity"):
+        DeterministicModule(Overflowing()).predict(torch.zeros(1, 3))
+
+
 # ---------------------------------------------------------------------- predictions and metrics
 
 
