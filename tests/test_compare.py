@@ -238,12 +238,12 @@ def test_sharing_groups_by_training():
     [
         ({"methods": ("softmax", "nope")}, "methods: unknown: 'nope'. Choose from softmax, "),
         ({"methods": ()}, "methods: no method is named"),
-        ({"data": "mnist"}, "`data` to be 'digits', 'testbed' or the path of an .npz file, but got 'mnist'"),
-        ({"data": "nowhere.npz"}, "nowhere.npz must be .* but there is no such file"),
-        ({"ood_classes": (8, 12)}, "labels of digits .* but it holds 12"),
-        ({"seeds": 0}, "`seeds` to be at least 1, but got 0"),
-        ({"seed": -1}, "`seed` to be in .*, but got -1"),
-        ({"recipe": Recipe(max_epochs=0)}, "`max_epochs` to be at least 1, but got 0"),
+        ({"data": "mnist"}, "`data` must be 'digits', 'testbed' or the path of an .npz file, but it is 'mnist'"),
+        ({"data": "nowhere.npz"}, "there is no file nowhere.npz"),
+        ({"ood_classes": (8, 12)}, "labels of digits .* but got 12"),
+        ({"seeds": 0}, "`seeds` must be at least 1, but it is 0"),
+        ({"seed": -1}, "`seed` must lie in .*, but it is -1"),
+        ({"recipe": Recipe(max_epochs=0)}, "`max_epochs` must be at least 1, but it is 0"),
     ],
 )
 def test_bad_configurations(changes, message):

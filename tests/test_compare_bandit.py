@@ -161,12 +161,15 @@ def test_it_prints_a_table_and_writes_two_files(capsys, workplace):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "softmax,magic"], "`methods` to hold names among epinet, .*, hypermodel, but got 'magic'"),
-        (["--methods", "evidential"], "but got 'evidential'"),
-        (["--methods", ""], "but got none"),
-        (["--seeds", "0"], "`seeds` to be at least 1, but got 0"),
-        (["--seed", "-1"], r"`seed` to be in \[0, 2\^32 - 2\], but got -1"),
-        (["--steps", "0"], "`steps` to be at least 1, but got 0"),
+        (
+            ["--methods", "softmax,magic"],
+            "`methods` must hold names among epinet, .*, hypermodel, but it holds 'magic'",
+        ),
+        (["--methods", "evidential"], "but it holds 'evidential'"),
+        (["--methods", ""], "but it holds none"),
+        (["--seeds", "0"], "`seeds` must be at least 1, but it is 0"),
+        (["--seed", "-1"], r"`seed` must lie in \[0, 2\^32 - 2\], but it is -1"),
+        (["--steps", "0"], "`steps` must be at least 1, but it is 0"),
         (["--steps", "few"], "--steps must be a whole number, but it is 'few'"),
         (["--num-actions", "1"], "`num_actions` must be an integer of at least 2, but it is 1"),
         (["--input-dim", "0"], "`input_dim` must be an integer of at least 1, but it is 0"),
@@ -200,7 +203,7 @@ def test_an_interruption_leaves_nothing_or_the_earlier_result(monkeypatch, cut):
 
 
 def test_a_refused_configuration_says_why():
-    with pytest.raises(InputError, match="`steps` to be at least 1"):
+    with pytest.raises(InputError, match="`steps` must be at least 1"):
         BanditConfiguration(steps=0)
 
 

@@ -50,12 +50,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class BanditConfiguration:
-    """What is played.
+    """Agents, problems and length of a bandit run.
 
     Attributes:
         methods: Names among :data:`ALL_AGENTS`; None: the default agents of the testbed.
         seeds: Number of problems n; their seeds, and the agents', are ``seed`` ... ``seed + n - 1``.
-        seed: The first of them.
+        seed: The first seed.
         steps: Actions of a run.
         input_dim: d.
         num_actions: Actions to choose among; None: 50 d.
@@ -78,14 +78,14 @@ class BanditConfiguration:
     def __post_init__(self) -> None:
         for name in ("seeds", "steps"):
             if getattr(self, name) < 1:
-                raise InputError(f"Expected argument `{name}` to be at least 1, but got {getattr(self, name)}.")
+                raise InputError(f"`{name}` must be at least 1, but it is {getattr(self, name)}.")
         if self.seed < 0 or self.seed + self.seeds > 2**32:
-            raise InputError(f"Expected argument `seed` to be in [0, 2^32 - {self.seeds}], but got {self.seed}.")
+            raise InputError(f"`seed` must lie in [0, 2^32 - {self.seeds}], but it is {self.seed}.")
         names = DEFAULT_AGENTS if self.methods is None else tuple(dict.fromkeys(self.methods))
         unknown = [name for name in names if name not in ALL_AGENTS]
         if unknown or not names:
             raise InputError(
-                f"Expected argument `methods` to hold names among {', '.join(ALL_AGENTS)}, but got "
+                f"`methods` must hold names among {', '.join(ALL_AGENTS)}, but it holds "
                 f"{', '.join(map(repr, unknown)) or 'none'}."
             )
         object.__setattr__(self, "methods", names)  # the dataclass is frozen

@@ -1,4 +1,4 @@
-"""What a comparison is asked to do, and the data it does it on."""
+"""The configuration of a comparison, and its data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,20 +41,21 @@ TESTBED_RECIPE = Recipe(learning_rate=1e-3, batch_size=100, steps=1000)
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is compared.
+    """Data, methods, seeds and training of a comparison.
 
     Attributes:
         data: ``"digits"``, ``"testbed"`` or the path of an ``.npz`` file with arrays ``x`` and ``y``.
         ood_classes: Labels held out as out-of-distribution data; None: 8 and 9 of the digits, none of a file.
-        methods: Names of methods; None: all that are registered for this kind of data.
-        seeds: Number of seeds n; they are ``seed`` ... ``seed + n - 1``.
-        seed: The first of them.
+        methods: Names of methods, ``.py`` files or modules that define some; None: all methods, or the default agents of the
+            testbed.
+        seeds: Number of seeds n: ``seed`` ... ``seed + n - 1``.
+        seed: The first seed.
         accelerator: Lightning's; results repeat exactly on ``"cpu"`` alone.
-        recipe: The training that all methods share; on the testbed that of its agents.
+        recipe: The training that all methods share; on the testbed the training of its agents.
         problem: Path of the testbed's problem (:class:`~lightning_uq.data.TestbedDataModule`).
 
     Raises:
-        InputError: A number is out of range, or the arguments do not go together.
+        InputError: A number is out of range, or two arguments contradict each other.
     """
 
     data: str = "digits"
@@ -72,27 +73,27 @@ class Configuration:
         self._check_testbed()
         for name, value in (("seeds", self.seeds), ("max_epochs", self.recipe.max_epochs)):
             if value < 1:
-                raise InputError(f"Expected argument `{name}` to be at least 1, but got {value}.")
+                raise InputError(f"`{name}` must be at least 1, but it is {value}.")
         if self.seed < 0 or self.seed + self.seeds > 2**32:
-            raise InputError(f"Expected argument `seed` to be in [0, 2^32 - {self.seeds}], but got {self.seed}.")
+            raise InputError(f"`seed` must lie in [0, 2^32 - {self.seeds}], but it is {self.seed}.")
 
     def _check_testbed(self) -> None:
         if self.data != "testbed":
             if self.problem is not None:
-                raise InputError(f"Expected argument `problem` with data='testbed' alone, but data is {self.data!r}.")
+                raise InputError(f"`problem` belongs to data='testbed', but data is {self.data!r}.")
             if self.recipe.steps is not None:
-                raise InputError(f"Expected `steps` of a recipe with data='testbed' alone, but data is {self.data!r}.")
+                raise InputError(
+                    f"`steps` of a recipe belongs to data='testbed', but data is {self.data!r}. Use `max_epochs`."
+                )
             return
         if self.problem is None:
-            raise InputError(
-                "Expected argument `problem` to be the path of an .npz file with data='testbed', but got None."
-            )
+            raise InputError("data='testbed' needs `problem`, the path of an .npz file.")
         if self.recipe.steps is None or self.recipe.steps < 1:
             raise InputError(
-                "Expected no `max_epochs` with data='testbed', whose methods all train for the same number of steps."
+                "data='testbed' takes no `max_epochs`, since all its methods train for the same number of steps."
             )
         if self.ood_classes:
-            raise InputError("Expected no `ood_classes` with data='testbed', where none is held out.")
+            raise InputError("data='testbed' takes no `ood_classes`, since it holds out no classes.")
 
     @property
     def all_seeds(self) -> range:
@@ -122,7 +123,7 @@ class Configuration:
             data = NpzDataModule(self.data, **arguments)
         else:
             raise InputError(
-                f"Expected argument `data` to be 'digits', 'testbed' or the path of an .npz file, but got {self.data!r}."
+                f"`data` must be 'digits', 'testbed' or the path of an .npz file, but it is {self.data!r}."
             )
         data.setup()
         return data

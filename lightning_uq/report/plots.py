@@ -91,7 +91,7 @@ def reliability_diagram(
     """
     if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
         raise InputError(
-            "Expected arguments `confidence` and `correct` to be of one shape [N] with N > 0, but got "
+            "`confidence` and `correct` must both have the shape [N] with N > 0, but their shapes are "
             f"{list(confidence.shape)} and {list(correct.shape)}."
         )
     count, hits, total = bin_statistics(confidence, correct, num_bins)
@@ -147,7 +147,7 @@ def score_histogram(
     for name, values in (("score_in", score_in), ("score_out", score_out)):
         if values.ndim != 1 or not len(values) or not bool(values.isfinite().all()):
             raise InputError(
-                f"Expected argument `{name}` to hold finite scores [N], N > 0, but got shape {list(values.shape)}."
+                f"`{name}` must hold finite scores [N] with N > 0, but its shape is {list(values.shape)} or a score is not finite."
             )
     both = torch.cat([score_in, score_out]).double()
     # quantile() stops at 16 million elements; a sort does not.
@@ -191,7 +191,7 @@ def risk_coverage_figure(curves: Mapping[str, tuple[Tensor, Tensor]]) -> "Figure
         'softmax'
     """
     if not curves:
-        raise InputError("Expected argument `curves` to hold at least one method, but got none.")
+        raise InputError("`curves` is empty: it must hold at least one method.")
     figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
     first_error = 1.0
@@ -227,7 +227,7 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
     """
     if not regret or any(runs.ndim != 2 or not runs.numel() for runs in regret.values()):
         raise InputError(
-            f"Expected argument `regret` to hold runs [S, T] of at least one method, but got "
+            f"`regret` must hold runs [S, T] of at least one method, but it holds "
             f"{ {method: list(runs.shape) for method, runs in regret.items()} }."
         )
     figure = new_figure(7.2, 4.2)

@@ -19,6 +19,7 @@ from lightning_uq import (
 )
 from lightning_uq.active_learning import Bandit, thompson_sampling
 from lightning_uq.active_learning.bandit import _Replay
+from lightning_uq.compare.testbed import epinet_for_testbed
 from lightning_uq.compare.testbed.uniform import UniformModule
 from lightning_uq.data.environments import draw_teacher, teacher_logits
 from lightning_uq.losses import BootstrapNoise
@@ -168,7 +169,7 @@ MODULES = {
     "bootstrap": lambda: EnsembleModule(network, num_members=3, optimizer=ADAM, bootstrap="bernoulli"),
     "prior": lambda: EnsembleModule(network, num_members=3, prior_network=network, prior_scale=1.0, execution="loop"),
     "epinet": lambda: EpinetModule(network(), optimizer=ADAM, data_noise=BootstrapNoise("exponential")),
-    "testbed": lambda: EpinetModule.for_testbed(2, 2, 100, temperature=0.1),
+    "testbed": lambda: epinet_for_testbed(2, 2, 100, temperature=0.1),
     "dropout": lambda: DropoutModule(dropout_network(), optimizer=ADAM),
     "softmax": lambda: DeterministicModule(LINEAR, optimizer=functools.partial(torch.optim.SGD, lr=0.1)),
     "hypermodel": lambda: HypermodelModule(network(), optimizer=ADAM),

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.cli import main
 from lightning_uq.compare.evaluation import num_weights
-from lightning_uq.compare.testbed import AGENTS, AgentSetting, agent_network
+from lightning_uq.compare.testbed import AGENTS, AgentSetting, agent_network, epinet_for_resnet, epinet_for_testbed
 from lightning_uq.errors import InputError
 from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.modules.deterministic import DeterministicModule
@@ -407,7 +407,7 @@ if __name__ == "__main__":
 
 
 def test_named_configurations():
-    module = EpinetModule.for_testbed(10, 2, 100, temperature=0.1)
+    module = epinet_for_testbed(10, 2, 100, temperature=0.1)
     assert module.network.additive_scale.scale == pytest.approx(3.0)
     assert module.optimizer.keywords["weight_decay"] == pytest.approx(0.4 * 0.1**0.7)
     assert module.network.epinet.learned.layers[0].in_features == 8 + 10 + 50
@@ -419,14 +419,14 @@ def test_named_configurations():
     _, prior = network.learned_and_prior(x, z)
     torch.testing.assert_close(prior, 3.0 * network.additive_prior(x, z))
     base = nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, 100))
-    head = EpinetModule.for_resnet(base, "cifar100")
+    head = epinet_for_resnet(base, "cifar100")
     assert head(torch.randn(2, 3, 32, 32)).shape == (100, 2, 100)
     assert head.network.freeze_base
     assert head.network.additive_scale.scale == head.network.epinet.prior_scale.scale == 0.5
-    imagenet = EpinetModule.for_resnet(nn.Sequential(nn.Flatten(), nn.Linear(3, 1000)), "imagenet").network.head
+    imagenet = epinet_for_resnet(nn.Sequential(nn.Flatten(), nn.Linear(3, 1000)), "imagenet").network.head
     assert (imagenet.base_scale, imagenet.temperature, imagenet.index_dim) == (1.25, 0.7, 30)
     with pytest.raises(InputError, match="`data`"):
-        EpinetModule.for_resnet(base, "mnist")
+        epinet_for_resnet(base, "mnist")
 
 
 def test_the_recipe_of_the_testbed_follows_its_options():

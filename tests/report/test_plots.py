@@ -65,7 +65,7 @@ def test_reliability_of_very_few(size):
 
 
 def test_reliability_refuses_what_it_cannot_draw():
-    with pytest.raises(InputError, match=r"of one shape \[N\] with N > 0, but got \[0\] and \[0\]"):
+    with pytest.raises(InputError, match=r"the shape \[N\] with N > 0, but their shapes are \[0\] and \[0\]"):
         reliability_diagram(torch.empty(0), torch.empty(0, dtype=torch.bool))
     with pytest.raises(InputError, match=r"\[3\] and \[2\]"):
         reliability_diagram(torch.ones(3), torch.ones(2, dtype=torch.bool))
@@ -96,9 +96,9 @@ def test_histogram_of_a_constant_score():
 
 @pytest.mark.parametrize("bad", [torch.empty(0), torch.tensor([0.0, torch.nan]), torch.tensor([torch.inf])])
 def test_histogram_refuses_empty_and_not_finite(bad):
-    with pytest.raises(InputError, match=r"`score_out` to hold finite scores"):
+    with pytest.raises(InputError, match=r"`score_out` must hold finite scores"):
         score_histogram(torch.zeros(2), bad, score="energy")
-    with pytest.raises(InputError, match=r"`score_in` to hold finite scores"):
+    with pytest.raises(InputError, match=r"`score_in` must hold finite scores"):
         score_histogram(bad, torch.zeros(2), score="energy")
 
 
@@ -195,5 +195,5 @@ def test_regret_of_nothing_or_of_much_is_drawn(runs):
 
 @pytest.mark.parametrize("regret", [{}, {"a": torch.zeros(0, 3)}, {"a": torch.zeros(3)}])
 def test_no_regret_is_refused(regret):
-    with pytest.raises(InputError, match=r"`regret` to hold runs \[S, T\] of at least one method"):
+    with pytest.raises(InputError, match=r"`regret` must hold runs \[S, T\] of at least one method"):
         regret_figure(regret)

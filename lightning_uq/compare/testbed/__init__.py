@@ -15,6 +15,7 @@ from lightning_uq.compare.testbed.divergence import (
     divergences,
     model_log_likelihood,
 )
+from lightning_uq.compare.testbed.epinet import epinet_for_resnet, epinet_for_testbed
 
 __all__ = [
     "AGENTS",
@@ -26,6 +27,8 @@ __all__ = [
     "agent_network",
     "agent_setting",
     "divergences",
+    "epinet_for_resnet",
+    "epinet_for_testbed",
     "model_log_likelihood",
     "num_epochs",
 ]

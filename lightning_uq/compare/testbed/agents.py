@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_uq.compare.testbed.epinet import epinet_for_testbed
 from lightning_uq.compare.testbed.uniform import UniformModule
 from lightning_uq.data import TestbedDataModule
 from lightning_uq.method import Method, Setting
@@ -134,7 +135,7 @@ def _dropout(setting: Setting) -> DropoutModule:
 
 
 def _epinet(setting: Setting) -> EpinetModule:
-    return EpinetModule.for_testbed(
+    return epinet_for_testbed(
         setting.num_features, setting.num_classes, setting.num_train, temperature=_agent(setting).temperature
     )
 

@@ -99,7 +99,7 @@ def model_log_likelihood(
         InputError: Another ``estimator``.
     """
     if estimator not in ("auto", "exact", "projection"):
-        raise InputError(f"Expected argument `estimator` to be 'auto', 'exact' or 'projection', but got {estimator!r}.")
+        raise InputError(f"`estimator` must be 'auto', 'exact' or 'projection', but it is {estimator!r}.")
     module.eval()
     distinct, position = torch.unique(x.flatten(0, 1), dim=0, return_inverse=True)
     distinct = distinct.to(module.device)
