@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
+from lightning_uq._lightning import is_local_path
 from lightning_uq.errors import InputError
 from lightning_uq.writing import replacing
 
@@ -144,7 +144,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write ``checkpoint`` to ``path``."""
-        if storage_options is not None or not _is_local_file_protocol(str(path)):
+        if storage_options is not None or not is_local_path(str(path)):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)

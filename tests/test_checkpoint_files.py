@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import nn
 
 from lightning_uq import AtomicCheckpointIO, FitGMM, InputError
-from lightning_uq.callbacks.post_training import fitted_states
+from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.checkpoint_files import check_plain, read_checkpoint, read_file, read_weights
 from lightning_uq.writing import replacing
 from tests.contract.cases import UsersModule, loader

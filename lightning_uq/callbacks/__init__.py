@@ -4,9 +4,12 @@ from lightning_uq.callbacks.calibrated_nll import CalibratedNLL
 from lightning_uq.callbacks.fitted import load_fitted
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.knn import FitKNN
-from lightning_uq.callbacks.ood import OODDetection, OODScorer
-from lightning_uq.callbacks.prediction_writer import PredictionWriter, read_predictions
-from lightning_uq.callbacks.temperature import TemperatureScaling, VectorScaling
+from lightning_uq.callbacks.ood import OODDetection
+from lightning_uq.callbacks.ood_scores import OODScorer
+from lightning_uq.callbacks.prediction_files import read_predictions
+from lightning_uq.callbacks.prediction_writer import PredictionWriter
+from lightning_uq.callbacks.temperature import TemperatureScaling
+from lightning_uq.callbacks.vector_scaling import VectorScaling
 from lightning_uq.callbacks.vim import FitViM
 
 __all__ = [

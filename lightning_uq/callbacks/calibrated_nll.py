@@ -8,18 +8,15 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_uq import batches
-from lightning_uq.callbacks._classification import check_classes, class_labels, class_logits, gather_logits
-from lightning_uq.callbacks._running import (
-    LogitReader,
-    PredictFn,
-    UnpackBatch,
-    evaluating,
-    raise_together,
-)
 from lightning_uq.errors import InputError
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.temperature import calibrated_nll
 from lightning_uq.networks.output import Output
+from lightning_uq.running.classes import check_classes, class_labels, class_logits, gather_logits
+from lightning_uq.running.evaluation import evaluating
+from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
+from lightning_uq.running.ranks import raise_together
 from lightning_uq.strategies import check_strategy
 
 
@@ -60,6 +57,7 @@ class CalibratedNLL(Callback):
 
     def __init__(
         self,
+        *,
         predict_fn: PredictFn | None = None,
         unpack_batch: UnpackBatch | None = None,
         output: Output = "logits",
@@ -84,11 +82,10 @@ class CalibratedNLL(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
         self._reset()
-        number = len(_loaders(trainer))
+        number = len(loader_list(trainer.val_dataloaders))
         if not 0 <= self.dataloader_idx < number:
             raise InputError(
-                f"Expected argument `dataloader_idx` to be the index of one of the {number} validation loaders, but got "
-                f"{self.dataloader_idx}."
+                f"`dataloader_idx` must be the index of one of the {number} validation loaders, but it is {self.dataloader_idx}."
             )
 
     def on_validation_batch_start(
@@ -116,7 +113,7 @@ class CalibratedNLL(Callback):
                 y = class_labels(self.read, pl_module, batch, "the validation data").flatten()
                 logits = class_logits(self.read, pl_module, batch, trainer, check=not self._rows)
             rows = mean_log_probs(logits)
-            keep = batches.unpadded_rows(_loaders(trainer)[dataloader_idx], batch_idx, len(rows))
+            keep = batches.unpadded_rows(loader_list(trainer.val_dataloaders)[dataloader_idx], batch_idx, len(rows))
             if keep is not None:
                 rows, y = rows[keep.to(rows.device)], y[keep.to(y.device)]
             self._rows.append(rows.unsqueeze(1))
@@ -133,7 +130,7 @@ class CalibratedNLL(Callback):
         raise_together(self._error, trainer)
         rows, labels = gather_logits(self._rows, self._labels, trainer)
         if not len(labels):
-            raise InputError("Expected the validation data to hold samples, but it is empty.")
+            raise InputError("The validation data is empty.")
         value = calibrated_nll(rows.squeeze(1), labels)
         # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
         pl_module.log(self.monitor, value.float(), batch_size=1, sync_dist=True)
@@ -150,8 +147,3 @@ class CalibratedNLL(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Free the rows."""
         self._reset()
-
-
-def _loaders(trainer: Trainer) -> list[Any]:
-    loaders: list[Any] = torch.utils._pytree.tree_leaves(trainer.val_dataloaders)
-    return loaders

@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._features import FeatureReader
-from lightning_uq.callbacks._loaders import can_be_reread, exact_loader
-from lightning_uq.callbacks._running import PredictFn, UnpackBatch, evaluating, gather_rows, to_device, together
-from lightning_uq.callbacks.post_training import PostTrainingCallback, Weights
+from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError
-from lightning_uq.networks.output import Output
+from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.features import FeatureReader
+from lightning_uq.running.loaders import can_be_reread, exact_loader, training_loader
+from lightning_uq.running.ranks import gather_rows, together
 
 
 class FeatureCallback(PostTrainingCallback):
@@ -25,13 +25,8 @@ class FeatureCallback(PostTrainingCallback):
 
     Args:
         feature_layer: Name of the layer whose input holds the features, or ``"auto"``.
-        dataloader: Fitting data; default the data module's ``uq_fit_dataloader()``, else the training data, in order.
-        weights: ``"best"`` or ``"last"``.
-        name: Tells two of a class apart.
-        predict_fn: ``predict_fn(model, x)`` runs the model, where ``forward`` does not.
-        unpack_batch: ``unpack_batch(batch) -> (x, target)``.
-        output: What the model returns.
-        attach: Whether the predictions of a module that is not ours are replaced by ours.
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
+            fitting data are the data module's ``uq_fit_dataloader()``, else the training data, in order.
 
     Attributes:
         score_name: What the score is called.
@@ -39,27 +34,8 @@ class FeatureCallback(PostTrainingCallback):
 
     score_name: str
 
-    def __init__(
-        self,
-        feature_layer: str = "auto",
-        dataloader: Any = None,
-        weights: Weights = "best",
-        *,
-        name: str | None = None,
-        predict_fn: PredictFn | None = None,
-        unpack_batch: UnpackBatch | None = None,
-        output: Output = "logits",
-        attach: bool = False,
-    ) -> None:
-        super().__init__(
-            dataloader=dataloader,
-            weights=weights,
-            name=name,
-            predict_fn=predict_fn,
-            unpack_batch=unpack_batch,
-            output=output,
-            attach=attach,
-        )
+    def __init__(self, *, feature_layer: str = "auto", **fitting: Any) -> None:
+        super().__init__(**fitting)
         self.features = FeatureReader(feature_layer, self.logits)
 
     @abstractmethod
@@ -78,13 +54,11 @@ class FeatureCallback(PostTrainingCallback):
         provider = getattr(trainer.datamodule, "uq_fit_dataloader", None)  # type: ignore[attr-defined]
         if provider is not None:
             return provider()
-        loader = trainer.train_dataloader
-        if loader is None:
-            loader = trainer.fit_loop._data_source.dataloader()
+        loader = training_loader(trainer)
         if isinstance(loader, dict | list | tuple):
             raise InputError(
-                f"Expected one training loader to fit {type(self).__name__} on, but the Trainer has {len(loader)}. Pass "
-                "argument `dataloader`."
+                f"{type(self).__name__} needs one training loader to be fitted on, but the Trainer has {len(loader)}. Pass argument "
+                "`dataloader`."
             )
         return loader
 
@@ -106,9 +80,9 @@ class FeatureCallback(PostTrainingCallback):
             shape = tuple(shapes.amax(0).tolist())
             layers: list[str | None] = [None] * trainer.world_size
             torch.distributed.all_gather_object(layers, self.features.resolved)
-            self.features.resolved = next((layer for layer in layers if layer is not None), None)
+            self.features.reset(next((layer for layer in layers if layer is not None), None))
         if not shape[0]:
-            raise InputError(f"Expected {type(self).__name__}'s fitting data to hold samples, but it is empty.")
+            raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         return shape
 
     def gather_features(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> Tensor:
@@ -123,8 +97,8 @@ class FeatureCallback(PostTrainingCallback):
                 features = self.features(model, to_device(raw, model, trainer), trainer)
                 if not bool(features.isfinite().all()):
                     raise InputError(
-                        f"Expected the features that {type(self).__name__} is fitted to, the input of layer "
-                        f"{self.features.resolved!r}, to be finite, but they hold NaN or infinity."
+                        f"The features that {type(self).__name__} is fitted to, the input of layer {self.features.resolved!r}, "
+                        "hold NaN or infinity."
                     )
                 parts.append(features.transpose(0, 1).float().cpu())  # rows first, so that they gather
         members, D = self.agree((parts[0].shape[1:] if parts else (0, 0)), trainer)
@@ -144,8 +118,13 @@ class FeatureCallback(PostTrainingCallback):
         self.features.reset()
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
-        """Know the layer again that was fitted on, or that none was."""
+        """Know the layer again that was fitted on, or that none was; what the fit kept in memory is freed."""
         self.features.reset(None if tensors is None else tensors["feature_layer"])
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Free what the scores of this test kept in memory."""
+        if self.features.found is not None:
+            self.features.found.release()
 
     # ------------------------------------------------------------------ scoring
 
@@ -161,6 +140,7 @@ class FeatureCallback(PostTrainingCallback):
             for batch in exact_loader(loader, name="argument `loader`"):
                 features = self.features(model, to_device(batch, model))
                 scores.append(self.feature_scores(features).cpu())
+        self.features.at_layer.release()
         if not scores:
             raise InputError("Expected argument `loader` to hold samples, but it is empty.")
         return torch.cat(scores)

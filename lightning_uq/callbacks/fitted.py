@@ -9,20 +9,20 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._features import inner_networks
-from lightning_uq.callbacks._running import PredictFn, is_uncertainty_module
-from lightning_uq.callbacks.post_training import WRITTEN_BY, fitted_states
+from lightning_uq.callbacks.sibling import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
-from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.importing import import_object
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import uncompiled
+from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.predictions import ClassProbabilities
+from lightning_uq.running.features import inner_networks
+from lightning_uq.running.logits import PredictFn, is_uncertainty_module
 
 Network = nn.Module | Callable[[], nn.Module]
 
@@ -69,9 +69,7 @@ def load_fitted(
     current = _fingerprint(model, prefix, beside)
     for key, state in chosen.items():
         if state["fingerprint"] is None or not same_weights(state["fingerprint"], current, model):
-            raise InputError(
-                f"Expected the weights in {path} to be those that {key} was fitted on, but their fingerprints differ."
-            )
+            raise InputError(f"{key} was not fitted on the weights in {path}: their fingerprints differ.")
     return _compose(model, prefix, chosen, predict_fn, output)
 
 
@@ -82,12 +80,12 @@ def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Pat
         unknown = [key for key in ([wanted] if isinstance(wanted, str) else wanted) if key not in usable]
         if isinstance(wanted, str) or unknown:
             came = repr(wanted) if isinstance(wanted, str) else unknown[0]
-            raise InputError(f"Expected argument `states` to be a list of keys among {list(usable)}, but got {came}.")
+            raise InputError(f"`states` must be a list of keys among {list(usable)}, but it is {came}.")
         usable = {key: usable[key] for key in wanted}
     if not usable:
         raise InputError(
-            f"Expected {path} to hold the state of a density or a calibration, but it holds {list(found)}, whose scores are "
-            "those callbacks' own."
+            f"{path} holds no state of a density or a calibration, but {list(found)}. Only these callbacks themselves compute "
+            "their scores."
         )
     for kind in ("calibration", "density"):
         several = [key for key, state in usable.items() if _kind(state) == kind]
@@ -114,8 +112,8 @@ def _model(path: str | Path, network: Network | None) -> tuple[nn.Module, str, d
         return _rebuilt(path, written_by, network), "", {}
     if not isinstance(network, nn.Module):
         raise InputError(
-            f"Expected argument `network` to be a torch.nn.Module, but got {type(network).__name__}: a factory is for files "
-            "of this package's own modules."
+            f"`network` must be a torch.nn.Module, but it is a {type(network).__name__}. A factory is for files of this package's "
+            "own modules."
         )
     model = copy.deepcopy(network)
     state = {uncompiled(name): tensor for name, tensor in checkpoint["state_dict"].items()}
@@ -127,7 +125,7 @@ def _model(path: str | Path, network: Network | None) -> tuple[nn.Module, str, d
     if prefix is None or len(beside) + len(names) != len(state):
         missing, foreign = sorted(set(names) - set(state)), sorted(set(state) - {f"{prefix or ''}{n}" for n in names})
         raise InputError(
-            f"Expected argument `network` to have the weights that {path} holds, but "
+            f"`network` does not fit the weights in {path}: "
             + (f"the file lacks {missing[:1]}" if prefix is None else f"the network lacks {foreign[:1]}")
             + f" ({len(names)} and {len(state)} tensors)."
         )
@@ -135,7 +133,7 @@ def _model(path: str | Path, network: Network | None) -> tuple[nn.Module, str, d
         model.load_state_dict({own: state[prefix + name] for name, own in names.items()})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"Expected argument `network` to have the weights that {path} holds, but {reason}") from error
+        raise InputError(f"`network` does not fit the weights in {path}: {reason}") from error
     return model, prefix, beside
 
 

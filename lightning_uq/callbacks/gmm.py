@@ -1,7 +1,7 @@
 """A Gaussian per class over a trained network's features: density, Mahalanobis and relative Mahalanobis scores."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -9,18 +9,18 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._classification import class_labels, class_logits
-from lightning_uq.callbacks._running import PredictFn, UnpackBatch, to_device, together
 from lightning_uq.callbacks.feature_scores import FeatureCallback
-from lightning_uq.callbacks.post_training import Weights
 from lightning_uq.errors import NotFittedError
 from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, fit_gaussian
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import DensityScore, GaussianDensity
-from lightning_uq.networks.output import Output
-from lightning_uq.predictions import Prediction
+from lightning_uq.running.classes import class_labels, class_logits
+from lightning_uq.running.evaluation import to_device
+from lightning_uq.running.features import LayerFeatures
+from lightning_uq.running.ranks import together
+from lightning_uq.running.transforms import Change, PredictionTransform
 
 
 class FitGMM(FeatureCallback):
@@ -35,24 +35,17 @@ class FitGMM(FeatureCallback):
     network with MC-dropout has one, of its features without masks.
 
     Args:
-        feature_layer: Name of the layer whose input holds the features, or ``"auto"``: the linear layer that feeds the
-            output.
         covariance: ``"full"`` (DDU), ``"tied"`` (one for all classes) or ``"diagonal"``.
         priors: ``"uniform"`` or ``"empirical"`` class priors in the density.
         regularization: ``"oas"``, an absolute value, or ``"ddu"``, the original's schedule: see
             :func:`~lightning_uq.functional.gaussian.fit_gaussian`.
         score: ``"log_density"``, ``"mahalanobis"`` or ``"relative_mahalanobis"``; the last is the most robust across
             architectures.
-        dataloader: Fitting data; default the data module's ``uq_fit_dataloader()``, else the training data, in order.
-        weights: ``"best"`` or ``"last"``.
         scoring_dtype: ``"float32"`` runs the products of scoring in single precision, about three times as fast; the fit is
             in float64 in any case.
         memory_budget: Bytes that the scatter matrices may take.
-        name: Tells two of these apart.
-        predict_fn: ``predict_fn(model, x)`` runs the model, where ``forward`` does not.
-        unpack_batch: ``unpack_batch(batch) -> (x, target)``.
-        output: What the model returns.
-        attach: Whether the predictions of a module that is not ours are replaced by ours, with ``log_density``.
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name``, ``attach`` and
+            the like.
 
     Raises:
         InputError: At the start of the training for what can be known then; in fitting for a class with fewer than two
@@ -71,32 +64,16 @@ class FitGMM(FeatureCallback):
 
     def __init__(
         self,
-        feature_layer: str = "auto",
+        *,
         covariance: Covariance = "full",
         priors: Priors = "uniform",
         regularization: Regularization = "oas",
         score: DensityScore = "log_density",
-        dataloader: Any = None,
-        weights: Weights = "best",
-        *,
         scoring_dtype: Literal["float64", "float32"] = "float64",
         memory_budget: int = 4 * 2**30,
-        name: str | None = None,
-        predict_fn: PredictFn | None = None,
-        unpack_batch: UnpackBatch | None = None,
-        output: Output = "logits",
-        attach: bool = False,
+        **fitting: Any,
     ) -> None:
-        super().__init__(
-            feature_layer,
-            dataloader=dataloader,
-            weights=weights,
-            name=name,
-            predict_fn=predict_fn,
-            unpack_batch=unpack_batch,
-            output=output,
-            attach=attach,
-        )
+        super().__init__(**fitting)
         check_choice("scoring_dtype", scoring_dtype, ("float64", "float32"))
         GaussianDensity(score=score)  # checks the name
         self.scoring_dtype = scoring_dtype
@@ -232,16 +209,42 @@ class FitGMM(FeatureCallback):
 
     def _pooled(self, features: Tensor, name: DensityScore) -> Tensor:
         self._check_densities()
-        members = [d.to(f.device).score(f, name) for d, f in zip(self.densities, features, strict=True)]
-        if name == "log_density":
-            return -(torch.logsumexp(-torch.stack(members), 0) - math.log(len(members)))
-        return torch.stack(members).mean(0)
+        return pooled_scores(self.densities, features, name)
+
+    def transform(self) -> "DensityTransform":
+        """Predictions carry ``log_density``."""
+        return DensityTransform(self.features.at_layer.layer, self.densities)
+
+
+class DensityTransform(PredictionTransform):
+    """Adds the ``log_density`` of an input's features to its prediction.
+
+    Args:
+        layer: Name of the layer whose input holds the features.
+        densities: The density of each member's features.
+    """
+
+    kind = "density"
+
+    def __init__(self, layer: str, densities: Sequence[GaussianDensity]) -> None:
+        self.features = LayerFeatures(layer)
+        self.densities = list(densities)
 
     @contextmanager
-    def attaching(self, model: nn.Module) -> Iterator[Callable[[Prediction], Prediction]]:
-        """A context around one call of the model, after which the function adds ``log_density`` to its prediction."""
-        with self.features.recording(model) as features:
-            yield lambda prediction: prediction.replace(log_density=self.log_density(features()))
+    def observing(self, module: nn.Module) -> Iterator[Change]:
+        """Records the features of the forward pass."""
+        with self.features.recording(module) as features:
+            yield lambda prediction: prediction.replace(
+                log_density=-pooled_scores(self.densities, features(), "log_density")
+            )
+
+
+def pooled_scores(densities: Sequence[GaussianDensity], features: Tensor, name: DensityScore) -> Tensor:
+    """Scores [B] of features [M, B, D], pooled over members: a log-density by log-mean-exp, any other by the mean."""
+    members = torch.stack([d.to(f.device).score(f, name) for d, f in zip(densities, features, strict=True)])
+    if name == "log_density":
+        return -(torch.logsumexp(-members, 0) - math.log(len(members)))
+    return members.mean(0)
 
 
 def _by_member(features: Tensor) -> Tensor:

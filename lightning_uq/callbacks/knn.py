@@ -7,13 +7,10 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._running import PredictFn, UnpackBatch
 from lightning_uq.callbacks.feature_scores import FeatureCallback
-from lightning_uq.callbacks.post_training import Weights
 from lightning_uq.errors import NotFittedError
 from lightning_uq.functional.ood_features import knn_distance
 from lightning_uq.functional.validation import check_integer
-from lightning_uq.networks.output import Output
 
 
 class FitKNN(FeatureCallback):
@@ -25,14 +22,7 @@ class FitKNN(FeatureCallback):
 
     Args:
         k: Which neighbour; 50 is the paper's for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet.
-        feature_layer: Name of the layer whose input holds the features, or ``"auto"``: the linear layer that feeds the
-            output.
-        dataloader: Fitting data; default the data module's ``uq_fit_dataloader()``, else the training data, in order.
-        weights: ``"best"`` or ``"last"``.
-        name: Tells two of these apart.
-        predict_fn: ``predict_fn(model, x)`` runs the model, where ``forward`` does not.
-        unpack_batch: ``unpack_batch(batch) -> (x, target)``; the target is not looked at.
-        output: What the model returns.
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name`` and the like.
 
     Raises:
         InputError: The features hold NaN, or there is no fitting data.
@@ -51,27 +41,8 @@ class FitKNN(FeatureCallback):
 
     score_name = "knn"
 
-    def __init__(
-        self,
-        k: int = 50,
-        feature_layer: str = "auto",
-        dataloader: Any = None,
-        weights: Weights = "best",
-        *,
-        name: str | None = None,
-        predict_fn: PredictFn | None = None,
-        unpack_batch: UnpackBatch | None = None,
-        output: Output = "logits",
-    ) -> None:
-        super().__init__(
-            feature_layer,
-            dataloader,
-            weights,
-            name=name,
-            predict_fn=predict_fn,
-            unpack_batch=unpack_batch,
-            output=output,
-        )
+    def __init__(self, *, k: int = 50, **fitting: Any) -> None:
+        super().__init__(**fitting)
         check_integer("k", k, 1)
         self.k = k
         self._bank: Tensor | None = None

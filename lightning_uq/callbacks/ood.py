@@ -1,8 +1,8 @@
 """How well scores tell out-of-distribution inputs from the test set, for any classifier under the Trainer."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Protocol, runtime_checkable
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,62 +11,19 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
-from lightning_uq.callbacks._loaders import check_loader, exact_loader
-from lightning_uq.callbacks._running import (
-    LogitReader,
-    PredictFn,
-    UnpackBatch,
-    evaluating,
-    gather_rows,
-    raise_together,
-    to_device,
-    together,
-)
+from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, detection_metrics, named_scores
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
 from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.networks.output import Output
+from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
+from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
+from lightning_uq.running.ranks import gather_rows, raise_together, together
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import describe
 
-Score = Callable[[Tensor], Tensor]
-AnyScore = Callable[[Any], Any] | str  # the command line takes the first that fits, and a function's path is also a str
-
 DEFAULT_SCORES = ("predictive_entropy", "max_softmax", "energy")
 """What is scored of a module that names no score of its own: what one row of logits can give."""
-
-
-@runtime_checkable
-class OODScorer(Protocol):
-    """What a callback of the same Trainer, or the module itself, has so that its scores are among those logged.
-
-    The model runs once a batch, inside the context that :meth:`ood_scores` returns, so a scorer may hook a layer there;
-    the function that the context yields is called after it. A name that the prediction also has is then this scorer's. Both
-    must do without collectives: ranks may hold unequal numbers of batches.
-
-    Example:
-        >>> from contextlib import contextmanager
-        >>> class Distance(Callback):  # the least distance of a layer's features to stored ones
-        ...     ood_score_names = ("distance",)
-        ...     def __init__(self, features): self.features = features
-        ...     @contextmanager
-        ...     def ood_scores(self, model):
-        ...         seen = []
-        ...         handle = model.layer.register_forward_hook(lambda module, x, out: seen.append(out))
-        ...         try:
-        ...             yield lambda logits: {"distance": torch.cdist(seen[-1], self.features).amin(1)}
-        ...         finally:
-        ...             handle.remove()
-        >>> isinstance(Distance(torch.zeros(2, 3)), OODScorer)
-        True
-    """
-
-    @property
-    def ood_score_names(self) -> Sequence[str]:
-        """Names of the scores, the same on every rank and before the first batch."""
-
-    def ood_scores(self, model: Any) -> AbstractContextManager[Callable[[Tensor], Mapping[str, Tensor]]]:
-        """A context around one call of the model; it yields ``f(logits [Z, B, C]) -> {name: [B]}``."""
 
 
 class OODDetection(Callback):
@@ -119,6 +76,7 @@ class OODDetection(Callback):
         self,
         ood: Mapping[str, Any] | Callable[[], Any] | None = None,
         scores: Sequence[AnyScore] | Mapping[str, AnyScore] | AnyScore | None = None,
+        *,
         predict_fn: PredictFn | None = None,
         unpack_batch: UnpackBatch | None = None,
         output: Output = "logits",
@@ -128,14 +86,14 @@ class OODDetection(Callback):
         if ood is not None and not callable(ood):
             _check_loaders(ood, "argument `ood`")
         self.ood = ood
-        self.scores = _named(scores)
+        self.scores = named_scores(scores)
         self.read = LogitReader(predict_fn, unpack_batch, output)
         self.in_distribution = in_distribution
         self._reset()
 
     def _reset(self) -> None:
         self._loaders: dict[str, Any] = {}
-        self._inside: _Scored | None = None
+        self._inside: LoaderScores | None = None
         self._batch: Any = None
         self._error: Exception | None = None
 
@@ -167,10 +125,10 @@ class OODDetection(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the loaders."""
         self._reset()
-        number = len(_test_loaders(trainer))
+        number = len(loader_list(trainer.test_dataloaders))
         if self.in_distribution is not None and not 0 <= self.in_distribution < number:
             raise InputError(
-                f"Expected argument `in_distribution` to be the index of one of the {number} test loaders, or None, but got "
+                f"`in_distribution` must be the index of one of the {number} test loaders or None, but it is "
                 f"{self.in_distribution}."
             )
         self._inside = self._scored(pl_module, trainer)
@@ -195,7 +153,7 @@ class OODDetection(Callback):
         """Score the batch just tested."""
         if self.in_distribution not in (None, dataloader_idx) or self._error is not None or self._inside is None:
             return
-        loader = _test_loaders(trainer)[dataloader_idx]
+        loader = loader_list(trainer.test_dataloaders)[dataloader_idx]
         try:
             with evaluating(pl_module, trainer):
                 self._score_batch(
@@ -261,14 +219,14 @@ class OODDetection(Callback):
 
     # ------------------------------------------------------------------ scoring
 
-    def _scored(self, model: nn.Module, trainer: Trainer | None) -> "_Scored":
+    def _scored(self, model: nn.Module, trainer: Trainer | None) -> LoaderScores:
         """The scores to compute for a model, none computed yet."""
         callbacks = trainer.callbacks if trainer is not None else []  # type: ignore[attr-defined]
         scorers = [one for one in (model, *callbacks) if isinstance(one, OODScorer)]
         provided = [name for scorer in scorers for name in scorer.ood_score_names]
         twice = {name for name in provided if provided.count(name) > 1}
         if twice:
-            raise InputError(f"Expected every score to come from one callback, but several provide {sorted(twice)}.")
+            raise InputError(f"Several callbacks provide the scores {sorted(twice)}. Give each its own `name`.")
         task = self.read.task(model)
         known = [*task.score_names, *provided]
         wanted = self.scores
@@ -285,17 +243,17 @@ class OODDetection(Callback):
                 f"{unknown[0]!r}."
             )
         needed = [scorer for scorer in scorers if {*scorer.ood_score_names}.intersection(wanted.values())]
-        return _Scored(wanted, needed)
+        return LoaderScores(wanted, needed)
 
     def _score_loader(
-        self, scored: "_Scored", model: nn.Module, loader: Iterable[Any], trainer: Trainer | None, where: str
+        self, scored: LoaderScores, model: nn.Module, loader: Iterable[Any], trainer: Trainer | None, where: str
     ) -> None:
         for batch in loader:
             self._score_batch(scored, model, to_device(batch, model, trainer), trainer)
 
     def _score_batch(
         self,
-        scored: "_Scored",
+        scored: LoaderScores,
         model: nn.Module,
         batch: Any,
         trainer: Trainer | None,
@@ -305,8 +263,9 @@ class OODDetection(Callback):
         with ExitStack() as stack:
             provided = [stack.enter_context(scorer.ood_scores(model)) for scorer in scored.scorers]
             logits = self.read(model, batch, trainer, check=scored.is_empty)
+            prediction = self.read.prediction(model, logits)
+            logits = prediction.logits if prediction.has_logits else logits
             values = {name: value for function in provided for name, value in function(logits).items()}
-        prediction = self.read.task(model).predict(logits)
         keep = rows(logits.shape[1])
         for name, score in scored.wanted.items():
             if isinstance(score, str):
@@ -318,12 +277,12 @@ class OODDetection(Callback):
                     f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 )
                 raise InputError(
-                    f"Expected score {name!r} to be a floating-point tensor [B] = [{logits.shape[1]}], but got {came}."
+                    f"Score {name!r} must be a floating-point tensor [B] = [{logits.shape[1]}], but it is {came}."
                 )
             value = upcast(value)
             scored.add(name, value if keep is None else value[keep.to(value.device)])
 
-    def _gather(self, scored: "_Scored", name: str, trainer: Trainer | None, where: str) -> Tensor:
+    def _gather(self, scored: LoaderScores, name: str, trainer: Trainer | None, where: str) -> Tensor:
         """All ranks' scores; an error where there are none, or NaN."""
         scores = scored.rows(name)
         if trainer is not None:  # a rank without rows has to agree on device and dtype
@@ -339,74 +298,10 @@ class OODDetection(Callback):
         return scores
 
 
-class _Scored:
-    """The scores of one loader's samples, by name."""
-
-    def __init__(self, wanted: Mapping[str, str | Score], scorers: Sequence[OODScorer]) -> None:
-        self.wanted = wanted
-        self.scorers = scorers
-        self._rows: dict[str, list[Tensor]] = {name: [] for name in wanted}
-
-    @property
-    def is_empty(self) -> bool:
-        return not any(self._rows.values())
-
-    def add(self, name: str, rows: Tensor) -> None:
-        self._rows[name].append(rows)
-
-    def rows(self, name: str) -> Tensor:
-        return torch.cat(self._rows[name]) if self._rows[name] else torch.empty(0)
-
-
-def detection_metrics(inside: Tensor, outside: Tensor) -> dict[str, Tensor]:
-    """The four numbers that are logged, of the scores of in- and of out-of-distribution samples, [N] and [M].
-
-    Example:
-        >>> {k: v.item() for k, v in detection_metrics(torch.tensor([0.1, 0.2]), torch.tensor([0.3])).items()}
-        {'ood_auroc': 1.0, 'ood_auprc_out': 1.0, 'ood_auprc_in': 1.0, 'ood_fpr95': 0.0}
-    """
-    score = torch.cat([inside, outside])
-    is_ood = torch.arange(len(score), device=score.device) >= len(inside)
-    return {
-        "ood_auroc": auroc(score, is_ood),
-        "ood_auprc_out": average_precision(score, is_ood, "out"),
-        "ood_auprc_in": average_precision(score, is_ood, "in"),
-        "ood_fpr95": fpr_at_tpr(score, is_ood, 0.95, "in"),
-    }
-
-
-def _named(scores: Any) -> dict[str, str | Score] | None:
-    if scores is None:
-        return None
-    if isinstance(scores, str) or callable(scores):
-        scores = (scores,)
-    if isinstance(scores, Mapping):
-        named = dict(scores)
-    elif isinstance(scores, Sequence):
-        named = {one if isinstance(one, str) else getattr(one, "__name__", ""): one for one in scores}
-        if len(named) < len(scores) or named.keys() & {"", "<lambda>"}:
-            raise InputError(
-                "Expected the functions in argument `scores` to have a name each, all different; pass a mapping from names to "
-                "functions instead."
-            )
-    else:
-        raise InputError(f"Expected argument `scores` to be names or functions, but got {type(scores).__name__}.")
-    wrong = [score for score in named.values() if not isinstance(score, str) and not callable(score)]
-    if wrong or not named:
-        came = type(wrong[0]).__name__ if wrong else "none"
-        raise InputError(f"Expected argument `scores` to hold names or functions, but got {came}.")
-    return named
-
-
 def _check_loaders(loaders: Any, name: str) -> dict[str, Any]:
     if not isinstance(loaders, Mapping) or not loaders or not all(isinstance(key, str) for key in loaders):
-        came = "an empty mapping" if isinstance(loaders, Mapping) and not loaders else type(loaders).__name__
-        raise InputError(f"Expected {name} to be a mapping from names to data loaders, but got {came}.")
+        came = "empty" if isinstance(loaders, Mapping) and not loaders else f"a {type(loaders).__name__}"
+        raise InputError(f"{name[0].upper()}{name[1:]} must be a mapping from names to data loaders, but it is {came}.")
     for key, loader in loaders.items():
         check_loader(loader, f"`ood[{key!r}]`")
     return dict(loaders)
-
-
-def _test_loaders(trainer: Trainer) -> list[Any]:
-    loaders: list[Any] = torch.utils._pytree.tree_leaves(trainer.test_dataloaders)
-    return loaders

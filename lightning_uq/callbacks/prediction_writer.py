@@ -1,19 +1,12 @@
-"""Predictions as files: one row an input, one column a number, streamed batch by batch."""
+"""Writes predictions to files batch by batch: one row per input, one column per number."""
 
-import csv
-import importlib
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -21,49 +14,50 @@ from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lightning_uq import batches
-from lightning_uq.callbacks._running import together
-from lightning_uq.errors import InputError, MissingExtraError, UnsupportedError
+from lightning_uq._lightning import starts_processes, users_sampler
+from lightning_uq.callbacks.prediction_files import (
+    FILES,
+    FORMATS,
+    Block,
+    Format,
+    TableFile,
+    import_pyarrow,
+    named_files,
+)
+from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.predictions import Prediction
-from lightning_uq.writing import PARTIAL, partial_path
-
-Format = Literal["parquet", "csv"]
-FORMATS: tuple[Format, ...] = ("parquet", "csv")
-Block = dict[str, "np.ndarray[Any, Any]"]
-"""Some rows: each name's numbers [B], or [B, D] where an input has several."""
-
-FLUSH_BYTES = 2**24
-"""A block of rows goes to the file when it has grown to this size: memory does not follow the data, nor do blocks get tiny."""
-
-_NAME = re.compile(r"predictions(?:-loader(?P<loader>\d+))?-rank(?P<rank>\d+)\.(?P<format>parquet|csv)")
+from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.ranks import together
+from lightning_uq.writing import PARTIAL
 
 
 class PredictionWriter(Callback):
-    """Writes what ``trainer.predict`` makes to ``predictions-rank<r>.parquet`` (or ``.csv``), one file a rank.
+    """Writes the predictions of ``trainer.predict`` to ``predictions-rank<r>.parquet`` (or ``.csv``), one file per rank.
 
-    With several loaders each has its own, ``predictions-loader<i>-rank<r>.parquet``. Rows are written as they come, so
-    that ``trainer.predict(..., return_predictions=False)`` runs in constant memory. A file appears whole, when all ranks
-    are done: until then it has another name, and after an exception there is none. The files of all ranks together hold
-    each sample once: rows that a distributed sampler repeats as padding are left out.
+    With several loaders, each has its own files, ``predictions-loader<i>-rank<r>.parquet``. Rows are written as they come, so
+    that ``trainer.predict(..., return_predictions=False)`` runs in constant memory. A file gets its name when all ranks are
+    done, so an incomplete file is never seen, and an exception leaves none. Together, the files of all ranks hold each sample
+    once: rows that a distributed sampler repeats as padding are left out.
 
     Columns:
-        - ``index``: the sample's position in the data set, as the sampler named it; what the batch carries goes first (a key
-          ``index``, or :class:`~lightning_uq.data.Indexed`). Of a stream on one process: the number of the row. Of a stream on
-          several nobody knows it, so there the batch has to carry it.
-        - all of :meth:`Prediction.to_dict`: of a classifier ``label``, ``confidence``, ``prob_0`` ... ``prob_{C-1}``,
-          ``predictive_entropy``, ``expected_entropy`` and ``mutual_information`` (nats), of a Dirichlet also ``vacuity`` and
-          ``differential_entropy``; of a regressor ``mean_0`` ... ``mean_{D-1}``, ``variance_0``, ``aleatoric_variance_0``,
-          ``epistemic_variance_0``, of a Student-t also ``degrees_of_freedom_0`` and ``scale_0``; ``log_density`` where
-          :class:`FitGMM` fitted one. A score [B] is one column; what has D numbers an input has D, numbered from 0, also
-          where D = 1. Calibrations are in. Half precision is written as float32.
-        - of a regressor ``lower_0`` and ``upper_0`` ...: the central ``interval``. It needs the members, which predictions keep
-          up to 32 indices, or with ``return_members=True``; without them a warning says that the columns are left out.
+        - ``index``: the sample's position in the data set. It is taken from the batch if the batch carries it (a key ``index``,
+          or :class:`~lightning_uq.data.Indexed`), else from the sampler. For an iterable data set on one process, it is the
+          number of the row; on several processes, each batch must contain ``index``.
+        - all entries of :meth:`Prediction.to_dict`: for a classifier ``label``, ``confidence``, ``prob_0`` ... ``prob_{C-1}``,
+          ``predictive_entropy``, ``expected_entropy`` and ``mutual_information`` (nats), for a Dirichlet also ``vacuity`` and
+          ``differential_entropy``; for a regressor ``mean_0`` ... ``mean_{D-1}``, ``variance_0``, ``aleatoric_variance_0``,
+          ``epistemic_variance_0``, for a Student-t also ``degrees_of_freedom_0`` and ``scale_0``; ``log_density`` if
+          :class:`FitGMM` fitted one. A score [B] is one column; D numbers per input are D columns, numbered from 0. Predictions
+          are calibrated. Half precision is written as float32.
+        - for a regressor ``lower_0`` and ``upper_0`` ...: the central ``interval``. It needs the members, which predictions keep
+          up to 32 indices, or with ``return_members=True``. Without them, the columns are left out with a warning.
 
     Args:
-        output_dir: Directory of the files; it is made where there is none.
+        output_dir: Directory of the files; it is created if missing.
         format: ``"parquet"`` (the extra ``parquet``) or ``"csv"``.
         probs: Whether a classifier's probabilities are written.
         interval: Share of the predictive distribution in (0, 1) between ``lower`` and ``upper``; None leaves them out.
-        overwrite: Whether files of an earlier run are replaced, those of its further ranks and loaders removed; otherwise
+        overwrite: Whether files of an earlier run are replaced, and those of its other ranks and loaders removed. Otherwise
             they are an error before the first batch.
 
     Attributes:
@@ -71,9 +65,9 @@ class PredictionWriter(Callback):
 
     Raises:
         MissingExtraError: ``format="parquet"`` without pyarrow.
-        InputError: An argument is not as above; there are files already; a ``predict_step`` returns no prediction of this
-            package (an unmodified module: add a callback with ``attach=True``); maps such as a segmentation's, which are
-            no rows; a batch whose rows have no known index.
+        InputError: An argument is not as above; the directory holds predictions already; ``predict_step`` returns no prediction
+            of this package (for an unmodified module, add a callback with ``attach=True``); the predictions are maps, such as a
+            segmentation's, which are no rows of a table; the index of a row is unknown.
         UnsupportedError: With ``predict_step(dataloader_iter)``.
 
     Example:
@@ -101,18 +95,18 @@ class PredictionWriter(Callback):
         overwrite: bool = False,
     ) -> None:
         if format not in FORMATS:
-            raise InputError(f"Expected argument `format` to be 'parquet' or 'csv', but got {format!r}.")
+            raise InputError(f"`format` must be 'parquet' or 'csv', but it is {format!r}.")
         if interval is not None and not 0 < interval < 1:
-            raise InputError(f"Expected argument `interval` to be in (0, 1) or None, but got {interval!r}.")
+            raise InputError(f"`interval` must be in (0, 1) or None, but it is {interval!r}.")
         if format == "parquet":
-            _pyarrow()
+            import_pyarrow()
         self.output_dir = Path(output_dir)
         self.format: Format = format
         self.probs = probs
         self.interval = interval
         self.overwrite = overwrite
         self.written: dict[Path, int] = {}
-        self._files: dict[int, _File] = {}
+        self._files: dict[int, TableFile] = {}
         self._counts: dict[int, int] = {}
         self._warned = False
 
@@ -134,13 +128,13 @@ class PredictionWriter(Callback):
                 self.output_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(
-                    f"Expected argument `output_dir` to be a directory, but {self.output_dir} cannot be one: {error.strerror}"
+                    f"`output_dir` must be a directory, but {self.output_dir} cannot be one: {error.strerror}."
                 ) from error
-            found = sorted(_named(self.output_dir, self.format))
+            found = sorted(named_files(self.output_dir, self.format))
             if found and not self.overwrite:
                 raise InputError(
-                    f"Expected argument `output_dir` to hold no predictions yet, but {found[0]} exists. Pass "
-                    "`overwrite=True` to replace them, or another directory."
+                    f"`output_dir` holds predictions already: {found[0]}. Pass `overwrite=True` to replace them, or another "
+                    "directory."
                 )
 
     def on_predict_batch_end(
@@ -155,7 +149,7 @@ class PredictionWriter(Callback):
         """Add the batch's rows to the file."""
         if not isinstance(outputs, Prediction):
             raise InputError(
-                f"Expected a prediction of this package to write, but `predict_step` of {type(pl_module).__name__} returned "
+                f"PredictionWriter writes predictions of this package, but `predict_step` of {type(pl_module).__name__} returned "
                 f"{'a ' if outputs is not None else ''}{type(outputs).__name__}. Use one of its modules, or let a callback "
                 "replace what an unmodified module predicts: `TemperatureScaling(attach=True)`, `FitGMM(attach=True)`."
             )
@@ -165,9 +159,9 @@ class PredictionWriter(Callback):
         if keep is not None:
             block = {name: values[keep.numpy()] for name, values in block.items()}
         if dataloader_idx not in self._files:
-            loader = f"-loader{dataloader_idx}" if len(_loaders(trainer)) > 1 else ""
+            loader = f"-loader{dataloader_idx}" if len(loader_list(trainer.predict_dataloaders)) > 1 else ""
             path = self.output_dir / f"predictions{loader}-rank{trainer.global_rank}.{self.format}"
-            self._files[dataloader_idx] = _FILES[self.format](path, block)
+            self._files[dataloader_idx] = FILES[self.format](path, block)
         self._files[dataloader_idx].add(block)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -179,7 +173,7 @@ class PredictionWriter(Callback):
             file.partial.replace(file.path)
         self.written = {file.path: file.rows for file in self._files.values()}
         self._files = {}
-        for path, (_, rank) in _named(self.output_dir, self.format).items():
+        for path, (_, rank) in named_files(self.output_dir, self.format).items():
             mine = rank == trainer.global_rank or (trainer.is_global_zero and rank >= trainer.world_size)
             if mine and path not in self.written:
                 path.unlink()
@@ -187,7 +181,7 @@ class PredictionWriter(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing half-written."""
         self._discard()
-        if trainer.state.fn == TrainerFn.PREDICTING and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        if trainer.state.fn == TrainerFn.PREDICTING and starts_processes(trainer):
             for path in self.output_dir.glob(f".predictions*.{self.format}{PARTIAL}"):
                 path.unlink()  # of the ranks that were spawned, which ended without being told
 
@@ -214,8 +208,8 @@ class PredictionWriter(Callback):
         for name, values in named.items():
             if values.ndim not in (1, 2):
                 raise InputError(
-                    f"Expected `{name}` of {type(prediction).__name__} to be [B] or [B, D], but got {list(values.shape)}: "
-                    "maps are no rows of a table."
+                    f"`{name}` of {type(prediction).__name__} must be [B] or [B, D] to be written to a table, but its shape is "
+                    f"{list(values.shape)}."
                 )
             half = values.dtype in (torch.float16, torch.bfloat16)
             block["prob" if name == "probs" else name] = (values.float() if half else values).cpu().numpy()
@@ -234,7 +228,7 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int, size: int
     ) -> tuple[Tensor, Tensor | None]:
         """Index [B] of a batch's rows, and the mask of those that are not padding; None where all of them count."""
-        loader = _loaders(trainer)[dataloader_idx]
+        loader = loader_list(trainer.predict_dataloaders)[dataloader_idx]
         carried = batches.sample_index(batch)
         sampler = _sampler(loader)
         if trainer.world_size > 1:
@@ -252,8 +246,8 @@ class PredictionWriter(Callback):
             index = torch.arange(start, start + size)
         else:
             raise InputError(
-                f"Expected batches that carry the `index` of their rows, since on several ranks a {type(loader).__name__} "
-                "without a batch sampler does not tell which they are: yield mappings with a key `index`."
+                f"The `index` of the rows is unknown: on several ranks, a {type(loader).__name__} without a batch sampler does not "
+                "tell it. Let each batch be a mapping with a key `index`."
             )
         keep = None
         if not isinstance(sampler, UnrepeatedDistributedSampler):
@@ -271,190 +265,6 @@ class PredictionWriter(Callback):
         return index.long(), keep
 
 
-def read_predictions(output_dir: str | Path, dataloader_idx: int = 0, format: Format | None = None) -> Block:
-    """One table from the files of all ranks that :class:`PredictionWriter` wrote, sorted by ``index``.
-
-    Args:
-        output_dir: Their directory.
-        dataloader_idx: Which loader's, where there were several.
-        format: ``"parquet"`` or ``"csv"``, where the directory holds both.
-
-    Returns:
-        A column [N] for each name, in the order of the file.
-
-    Raises:
-        InputError: The directory holds no such file, both formats, or files with different columns.
-    """
-    found = {
-        path: one
-        for one in FORMATS
-        for path, (loader, _) in _named(Path(output_dir), one).items()
-        if format in (None, one) and loader == dataloader_idx
-    }
-    if len(set(found.values())) != 1:
-        came = "both formats; pass `format`" if found else "none"
-        raise InputError(
-            f"Expected argument `output_dir` to hold predictions of loader {dataloader_idx}, but {output_dir} holds {came}."
-        )
-    tables = [_FILES[one].read(path) for path, one in sorted(found.items())]
-    if any(list(table) != list(tables[0]) for table in tables):
-        raise InputError(f"Expected the files in {output_dir} to have the same columns, but they differ.")
-    whole = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    order = np.argsort(whole["index"], kind="stable")
-    return {name: values[order] for name, values in whole.items()}
-
-
-# ---------------------------------------------------------------------- files
-
-
-class _File(ABC):
-    """A table that grows under another name, hidden beside its own."""
-
-    def __init__(self, path: Path, first: Block) -> None:
-        self.path = path
-        self.partial = partial_path(path)
-        self.rows = 0
-        self._blocks: list[Block] = []
-        self._kind = _kind(first)
-        self.open(_columns({name: values[:0] for name, values in first.items()}))
-
-    def add(self, block: Block) -> None:
-        """Keep some rows, and write what was kept once it is large."""
-        kind = _kind(block)
-        if kind != self._kind:
-            changed = sorted(n for n in {*kind, *self._kind} if kind.get(n) != self._kind.get(n))
-            raise InputError(
-                f"Expected all batches to have the same columns, but {', '.join(changed)} differ from the first batch's."
-            )
-        self._blocks.append(block)
-        self.rows += len(block["index"])
-        if sum(values.nbytes for one in self._blocks for values in one.values()) >= FLUSH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._blocks:
-            self.write(_columns({n: np.concatenate([one[n] for one in self._blocks]) for n in self._blocks[0]}))
-            self._blocks = []
-
-    def close(self) -> None:
-        """Write what is left."""
-        self._flush()
-        self.end()
-
-    def discard(self) -> None:
-        """Remove what was written."""
-        self._blocks = []
-        try:
-            self.end()
-        finally:
-            self.partial.unlink(missing_ok=True)
-
-    @abstractmethod
-    def open(self, empty: Block) -> None:
-        """Begin the file; ``empty`` has its columns and no rows."""
-
-    @abstractmethod
-    def write(self, columns: Block) -> None:
-        """Write some rows."""
-
-    @abstractmethod
-    def end(self) -> None:
-        """Close the file; a second time does nothing."""
-
-    @staticmethod
-    @abstractmethod
-    def read(path: Path) -> Block:
-        """The columns of a file."""
-
-
-class _Csv(_File):
-    _stream: TextIO
-
-    def open(self, empty: Block) -> None:
-        self._stream = self.partial.open("w", newline="")
-        csv.writer(self._stream).writerow(empty)
-
-    def write(self, columns: Block) -> None:
-        # A float's shortest text that reads back as the same number of its own precision.
-        texts = [values.astype(str).tolist() for values in columns.values()]
-        csv.writer(self._stream).writerows(zip(*texts, strict=True))
-
-    def end(self) -> None:
-        self._stream.close()
-
-    @staticmethod
-    def read(path: Path) -> Block:
-        with path.open(newline="") as stream:
-            header, *rows = csv.reader(stream)
-        columns = zip(*rows, strict=True) if rows else [()] * len(header)
-        whole = {"index": np.int64, "label": np.int64}
-        return {n: np.asarray(v, whole.get(n, np.float64)) for n, v in zip(header, columns, strict=True)}
-
-
-class _Parquet(_File):
-    _writer: Any
-
-    def open(self, empty: Block) -> None:
-        pyarrow, parquet = _pyarrow()
-        self._writer = parquet.ParquetWriter(self.partial, pyarrow.table(empty).schema)
-
-    def write(self, columns: Block) -> None:
-        pyarrow, _ = _pyarrow()
-        self._writer.write_table(pyarrow.table(columns))
-
-    def end(self) -> None:
-        self._writer.close()
-
-    @staticmethod
-    def read(path: Path) -> Block:
-        _, parquet = _pyarrow()
-        table = parquet.read_table(path)
-        return {name: table[name].to_numpy() for name in table.column_names}
-
-
-_FILES: Mapping[str, type[_File]] = {"parquet": _Parquet, "csv": _Csv}
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise MissingExtraError(
-            "Parquet files need pyarrow, which the extra `parquet` brings: pip install 'lightning-uq[parquet]'. Or write "
-            "`format='csv'`."
-        ) from error
-
-
-def _kind(block: Block) -> dict[str, tuple[Any, ...]]:
-    return {name: (values.dtype, values.shape[1:]) for name, values in block.items()}
-
-
-def _columns(block: Block) -> Block:
-    """One column [B] for each number."""
-    columns: Block = {}
-    for name, values in block.items():
-        if values.ndim == 1:
-            columns[name] = values
-        else:
-            columns.update({f"{name}_{i}": values[:, i] for i in range(values.shape[1])})
-    return columns
-
-
-def _named(directory: Path, format: str) -> dict[Path, tuple[int, int]]:
-    """The files in a directory that have a writer's name, with loader and rank."""
-    found = {}
-    for path in directory.glob(f"predictions*.{format}"):
-        match = _NAME.fullmatch(path.name)
-        if match is not None:
-            found[path] = int(match["loader"] or 0), int(match["rank"])
-    return found
-
-
-def _loaders(trainer: Trainer) -> list[Any]:
-    loaders: list[Any] = torch.utils._pytree.tree_leaves(trainer.predict_dataloaders)
-    return loaders
-
-
 def _sampler(loader: Any) -> Any:
     return getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
 
@@ -462,14 +272,14 @@ def _sampler(loader: Any) -> Any:
 def _check_sharing(sampler: Any, carried: bool) -> None:
     """Refuse loaders of which several ranks predict the same samples."""
     # Lightning shares out what the user's own sampler yields, and each rank asks its own copy.
-    inner = getattr(getattr(sampler, "dataset", None), "_sampler", None)
+    inner = users_sampler(sampler)
     if isinstance(inner, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
         raise InputError(
-            f"Expected a data loader that does not shuffle, but it has a {type(inner).__name__}, of which every rank draws "
-            "an order of its own: samples would be predicted twice, or never. Pass `shuffle=False`."
+            f"The data loader must not shuffle, but it has a {type(inner).__name__}. Each rank draws its own order, so samples would "
+            "be predicted twice or never. Pass `shuffle=False`."
         )
     if isinstance(sampler, SequentialSampler | RandomSampler) and not carried:
         raise InputError(
-            "Expected a data loader with a distributed sampler, since without one every rank predicts all samples. Leave "
-            "`use_distributed_sampler` on, or let batches of what each rank holds for itself carry a key `index`."
+            "The data loader has no distributed sampler, so every rank would predict all samples. Leave `use_distributed_sampler` "
+            "on, or, if each rank has its own data, let each batch carry a key `index`."
         )

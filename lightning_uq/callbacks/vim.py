@@ -7,20 +7,17 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._running import PredictFn, UnpackBatch
 from lightning_uq.callbacks.feature_scores import FeatureCallback
-from lightning_uq.callbacks.post_training import Weights
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.ood_features import VimFit, fit_vim, vim_score
 from lightning_uq.functional.validation import check_integer
-from lightning_uq.networks.output import Output
 
 
 class FitViM(FeatureCallback):
     """Virtual-logit matching after training: features and logits in one out-of-distribution score.
 
     The norm of what lies outside the principal subspace of the training features becomes one more logit; the score is that
-    logit less the log-sum-exp of the others, which orders inputs as its softmax probability does. The layer must be the
+    logit less the log-sum-exp of the others, which orders inputs as its softmax probability does. ``feature_layer`` must be the
     linear one that makes the logits, which are taken from it as they are, before any calibration. While fitting, the
     features are held in memory, N x D numbers; for a very large set pass a subset as ``dataloader``. With
     :class:`OODDetection` the score ``vim`` is among those logged; an ensemble's is the mean of its members'. Labels are not
@@ -28,13 +25,7 @@ class FitViM(FeatureCallback):
 
     Args:
         dim: Dimension of the principal subspace; by default the paper's, 1000 from D = 2048, else 512 from D = 768, else D / 2.
-        feature_layer: Name of the linear layer that makes the logits, or ``"auto"``.
-        dataloader: Fitting data; default the data module's ``uq_fit_dataloader()``, else the training data, in order.
-        weights: ``"best"`` or ``"last"``.
-        name: Tells two of these apart.
-        predict_fn: ``predict_fn(model, x)`` runs the model, where ``forward`` does not.
-        unpack_batch: ``unpack_batch(batch) -> (x, target)``; the target is not looked at.
-        output: What the model returns.
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name`` and the like.
 
     Raises:
         InputError: The layer is not linear; the features hold NaN, or leave nothing outside the subspace; there is no
@@ -58,27 +49,8 @@ class FitViM(FeatureCallback):
 
     score_name = "vim"
 
-    def __init__(
-        self,
-        dim: int | None = None,
-        feature_layer: str = "auto",
-        dataloader: Any = None,
-        weights: Weights = "best",
-        *,
-        name: str | None = None,
-        predict_fn: PredictFn | None = None,
-        unpack_batch: UnpackBatch | None = None,
-        output: Output = "logits",
-    ) -> None:
-        super().__init__(
-            feature_layer,
-            dataloader,
-            weights,
-            name=name,
-            predict_fn=predict_fn,
-            unpack_batch=unpack_batch,
-            output=output,
-        )
+    def __init__(self, *, dim: int | None = None, **fitting: Any) -> None:
+        super().__init__(**fitting)
         if dim is not None:
             check_integer("dim", dim, 1)
         self.dim = dim
@@ -96,7 +68,7 @@ class FitViM(FeatureCallback):
         for i, (rows, layer) in enumerate(zip(features, self.features.layers(model), strict=True)):
             if not isinstance(layer, nn.Linear) or layer.in_features != rows.shape[1]:
                 raise InputError(
-                    f"Expected argument `feature_layer` to name the linear layer that makes the logits of features [B, D], but "
+                    f"`feature_layer` must name the linear layer that makes the logits of features [B, D], but "
                     f"{self.features.resolved!r} is a {type(layer).__name__} whose features are [B, {rows.shape[1]}]."
                 )
             weight = layer.weight.detach().cpu().double()

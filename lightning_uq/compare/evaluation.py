@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_uq.callbacks.ood import OODScorer, detection_metrics
+from lightning_uq.callbacks.ood_scores import OODScorer, detection_metrics
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
@@ -63,6 +63,7 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
     module, callbacks = trained.module, trained.callbacks[method.name]
     if isinstance(module, UncertaintyModule):
         module.return_members = True  # the joint log-loss needs them
+        module.prediction_transforms.clear()  # of other methods that read the same training
     scorers = [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
     task = module.task if isinstance(module, UncertaintyModule) else Classification()
 
@@ -94,6 +95,8 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
         values |= {key: float(value) for key, value in detection_metrics(score_in, score_out).items()}
     if isinstance(data, TestbedDataModule):
         values |= divergences(module.to(inside.device), data)
+    if isinstance(module, UncertaintyModule):
+        module.prediction_transforms.clear()  # the scorers' own pass is timed, and not the transforms' too
     values["parameters"] = num_weights(module)
     values["ms_per_1000"] = _milliseconds(module.to(inside.device), method.ood_score, scorers, data)
     values["train_seconds"] = trained.seconds[method.name]
@@ -107,7 +110,7 @@ def ood_score(
 ) -> Tensor:
     """A prediction's out-of-distribution score [B], higher = more out of distribution, found by its name.
 
-    A score that a callback or the module provides (:class:`~lightning_uq.callbacks.ood.OODScorer`) comes first, then
+    A score that a callback or the module provides (:class:`~lightning_uq.callbacks.ood_scores.OODScorer`) comes first, then
     ``prediction.score(name)``.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_uq.callbacks.post_training import WRITTEN_BY
+from lightning_uq.callbacks.sibling import WRITTEN_BY
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.importing import import_class

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._classification import class_logits
-from lightning_uq.callbacks._loaders import exact_loader
-from lightning_uq.callbacks._running import LogitReader, evaluating, is_uncertainty_module, to_device
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.errors import InputError
 from lightning_uq.evaluate.data import EvaluationData
 from lightning_uq.evaluate.numbers import Outputs
 from lightning_uq.evaluate.settings import ModelType, Settings
 from lightning_uq.functional.temperature import fit_ensemble_temperature
+from lightning_uq.running.classes import class_logits
+from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.loaders import exact_loader
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.tasks import Classification
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.adversarial import adversarial_loss
-from lightning_uq.modules.averages import averaged_copies
 from lightning_uq.modules.input_range import training_range
+from lightning_uq.running.averages import averaged_copies
 
 
 class Adversary(nn.Module):

@@ -29,6 +29,8 @@ from lightning_uq.modules.targets import Loss, Targets, losses_and_count
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import Prediction
+from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.transforms import PredictionTransforms
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Progress, Stage, Task, task_of
 
@@ -67,6 +69,8 @@ class UncertaintyModule(CheckpointedModule):
             :class:`~lightning_uq.losses.PriorLoss` or :class:`~lightning_uq.losses.L2WeightDecay`.
 
     Attributes:
+        prediction_transforms: What callbacks have attached to the predictions, a calibration or a density:
+            :class:`~lightning_uq.running.transforms.PredictionTransforms`.
         default_train_samples: The method's default for ``num_train_samples``.
         preferred_ood_scores: The method's out-of-distribution scores, fixed before any such data is seen. The first one that the
             task knows is used, else the task's own.
@@ -111,6 +115,7 @@ class UncertaintyModule(CheckpointedModule):
         self.data_noise = restore_argument(data_noise, "data_noise")
         self.regularizer = restore_argument(regularizer, "regularizer")
         check_fits_task(self.task, self.network, self.data_noise)
+        self.prediction_transforms = PredictionTransforms()
         self._output_checked = False
         self._targets_checked = False
         self._is_logged = False
@@ -142,17 +147,19 @@ class UncertaintyModule(CheckpointedModule):
         return output
 
     def prediction(self, output: Tensor) -> Prediction:
-        """Return the prediction that outputs [Z, B, ...] represent, with all its members."""
+        """Return the prediction that outputs [Z, B, ...] represent, with all its members and before any transform."""
         return self.task.predict(output)
 
     def predict(self, x: Any) -> Prediction:
         """The prediction for inputs x [B, ...], as :meth:`predict_step` makes it for a batch.
 
-        It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False.
+        It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False. It carries what callbacks
+        have fitted (``prediction_transforms``); other weights than those of the fit are a :class:`NotFittedError`.
         """
-        output = self(x)
+        with self.prediction_transforms.observing(self) as transformed:
+            output = self(x)
         check_numbers(output, self.task)
-        prediction = self.prediction(output)
+        prediction = transformed(self.prediction(output))
         keep = len(output) <= MAX_MEMBERS if self.return_members is None else self.return_members
         return prediction if keep else prediction.pool()
 
@@ -163,6 +170,7 @@ class UncertaintyModule(CheckpointedModule):
         super().setup(stage)
         check_strategy(self.trainer, type(self).__name__)
         if stage == "fit":
+            self.prediction_transforms.clear()  # the weights that they belong to change
             expect_eval_mode(self.network.num_frozen)
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
@@ -252,12 +260,12 @@ class UncertaintyModule(CheckpointedModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update and log ``val_loss`` and the validation metrics."""
-        loaders = _as_list(self.trainer.val_dataloaders)
+        loaders = loader_list(self.trainer.val_dataloaders)
         self._evaluate("val", self.val_metrics, loaders, batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update and log ``test_loss`` and the test metrics."""
-        loaders = _as_list(self.trainer.test_dataloaders)
+        loaders = loader_list(self.trainer.test_dataloaders)
         self._evaluate("test", self.test_metrics, loaders, batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> Prediction:
@@ -280,7 +288,7 @@ class UncertaintyModule(CheckpointedModule):
 
     def _make_metrics(self, loaders: Any, stage: Stage) -> nn.ModuleList:
         # A fresh set per loader: metrics that several loaders share would mix their samples.
-        sets = [nn.ModuleDict({"loss": MeanLoss(), **self.task.metrics(stage)}) for _ in _as_list(loaders)]
+        sets = [nn.ModuleDict({"loss": MeanLoss(), **self.task.metrics(stage)}) for _ in loader_list(loaders)]
         return nn.ModuleList(sets).to(self.device)
 
     def _logs_before_batches(self) -> bool:
@@ -329,7 +337,8 @@ class UncertaintyModule(CheckpointedModule):
 
     def _update_metrics(self, metrics: dict[str, Metric], output: Tensor, y: Tensor, index: Tensor | None) -> None:
         """Update all metrics but the loss with the rows that count; the prediction is pooled once for all of them."""
-        prediction, target = self.task.rows(self.prediction(output), y)
+        prediction = self.prediction_transforms.apply(self, self.prediction(output))
+        prediction, target = self.task.rows(prediction, y)
         if not len(target):
             return
         for name, metric in metrics.items():
@@ -387,9 +396,3 @@ class UncertaintyModule(CheckpointedModule):
     def _save_arguments(self, **arguments: Any) -> None:
         """Save the method's own constructor arguments, and those of :class:`UncertaintyModule`, as plain data."""
         self._save_plain({**self._training_arguments, **arguments})
-
-
-def _as_list(loaders: Any) -> list[Any]:
-    if isinstance(loaders, dict):
-        return list(loaders.values())
-    return list(loaders or []) if isinstance(loaders, list | tuple | None) else [loaders]

@@ -15,11 +15,11 @@ from torch import nn
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.modules.streams import RandomStream
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, build_ensemble
 from lightning_uq.networks.factory import build_network, check_factory
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors.members import NetworkWithPrior
+from lightning_uq.running.streams import RandomStream
 
 _SAME_START = "members start from the same weights"
 

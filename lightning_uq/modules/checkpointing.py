@@ -4,15 +4,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import Self
 
+from lightning_uq._lightning import are_hyperparameters_given, name_hyperparameters, restricted_classmethod
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.modules.arguments import saved_argument
-from lightning_uq.modules.streams import from_plain, random_state, set_random_state, to_plain
+from lightning_uq.running.streams import from_plain, random_state, set_random_state, to_plain
 
 _KEY = "lightning_uq_random_state"
 
@@ -74,7 +73,7 @@ class CheckpointedModule(LightningModule):
         if self._resumed_random_state is not None:
             set_random_state(self._resumed_random_state, self.device)
 
-    @_restricted_classmethod  # as Lightning's own: called on an instance, it would leave that instance unchanged
+    @restricted_classmethod  # as Lightning's own: called on an instance, it would leave that instance unchanged
     def load_from_checkpoint(
         cls,  # noqa: N805  # a class method
         checkpoint_path: str | Path | IO[bytes],
@@ -117,8 +116,8 @@ class CheckpointedModule(LightningModule):
         An importable factory, optimizer or loss is saved by its name and arguments. A value without a name (a lambda, a built
         network) is marked as unsaved, and ``restore_argument`` asks for it by name when a checkpoint is loaded without it.
         """
-        if _given_hyperparameters.get() is not None:
+        if are_hyperparameters_given():
             self.save_hyperparameters()  # the command line's own configuration, which is plain data already
             return
         self.save_hyperparameters({name: saved_argument(value) for name, value in arguments.items()})
-        self._hparams_name = "kwargs"
+        name_hyperparameters(self)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_uq import batches
+from lightning_uq._lightning import optimizer_handles_unscaling
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.functional.adversarial import held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.adversarial import Adversary
@@ -36,6 +35,7 @@ from lightning_uq.modules.lightning_ensemble.members import Members
 from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors.members import NetworkWithPrior
 from lightning_uq.tasks import OutputShapeError
@@ -276,7 +276,7 @@ class EnsembleModule(UncertaintyModule):
         """Clip each member's gradient by itself."""
         if not gradient_clip_val:
             return
-        if self.gradient_scaler is not None and _optimizer_handles_unscaling(optimizer):
+        if self.gradient_scaler is not None and optimizer_handles_unscaling(optimizer):
             raise UnsupportedError(
                 f"{type(optimizer).__name__} unscales gradients within its own step, after they would be clipped: leave out "
                 "`fused=True`, or `gradient_clip_val`."

@@ -11,13 +11,14 @@ from torch import nn
 from lightning_uq.errors import InputError
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.arguments import given_network, restore_argument, training_option
-from lightning_uq.modules.averages import averaged_copies
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
+from lightning_uq.running.averages import averaged_copies
+from lightning_uq.running.loaders import training_loader
 from lightning_uq.tasks import task_of
 
 
@@ -93,8 +94,7 @@ class EpinetModule(UncertaintyModule):
         super().setup(stage)
         if stage == "fit" and not self.network.is_initialized:
             with isolate_rng():
-                loader = self.trainer.fit_loop._data_source.dataloader()
-                batch = next(iter(loader), None)
+                batch = next(iter(training_loader(self.trainer)), None)
             if batch is None:
                 raise InputError("Expected the training loader to hold data for `feature_layers`, but it is empty.")
             x, _ = self.unpack_batch(batch)

@@ -12,7 +12,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.modules.streams import RandomStream
+from lightning_uq.running.evaluation import to_device
+from lightning_uq.running.loaders import training_loader
+from lightning_uq.running.streams import RandomStream
 
 
 def training_range(module: LightningModule, unpack_batch: Any) -> Tensor:
@@ -34,10 +36,8 @@ def training_range(module: LightningModule, unpack_batch: Any) -> Tensor:
     with RandomStream(0).active(module.device), torch.no_grad():
         try:
             trainer.state.stage = RunningStage.VALIDATING
-            for batch in _every_row(trainer.train_dataloader, trainer.global_rank, trainer.world_size):
-                batch = trainer.precision_plugin.convert_input(batch)
-                batch = trainer.strategy.batch_to_device(module._on_before_batch_transfer(batch))
-                low, high = _extremes(unpack_batch(batch)[0])
+            for batch in _every_row(training_loader(trainer), trainer.global_rank, trainer.world_size):
+                low, high = _extremes(unpack_batch(to_device(batch, module, trainer))[0])
                 stacked = torch.stack([-low, high])
                 bounds = stacked if bounds is None else torch.maximum(bounds, stacked)
         finally:

@@ -179,7 +179,7 @@ def test_several_loaders(make_trainer):
         values.append(trainer.callback_metrics["val_nll_calibrated"].item())
     assert values[0] != values[1]
     with pytest.raises(
-        InputError, match="`dataloader_idx` to be the index of one of the 1 validation loaders, but got 1"
+        InputError, match="`dataloader_idx` must be the index of one of the 1 validation loaders, but it is 1"
     ):
         make_trainer(callbacks=[CalibratedNLL(dataloader_idx=1)]).fit(UsersModule(), loader(), val_loader())
 
@@ -187,7 +187,7 @@ def test_several_loaders(make_trainer):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (DataLoader(VAL_X, batch_size=8), "the validation data to hold class labels, but a batch has none"),
+        (DataLoader(VAL_X, batch_size=8), "The validation data must hold class labels, but a batch has none"),
         (loader(VAL_X, VAL_X), "but a batch has targets of torch.float32"),
         (loader(VAL_X, VAL_Y + 7), "class indices"),
         (loader(VAL_X * math.nan, VAL_Y), "NaN"),

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.knn import FitKNN
-from lightning_uq.callbacks.ood import OODDetection, OODScorer
-from lightning_uq.callbacks.post_training import fitted_states
+from lightning_uq.callbacks.ood import OODDetection
+from lightning_uq.callbacks.ood_scores import OODScorer
+from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.callbacks.vim import FitViM
 from lightning_uq.errors import InputError, NotFittedError
@@ -229,7 +230,7 @@ def test_state_and_pickle_round_trips_and_staleness(make):
 
 def test_a_subspace_of_another_size_is_refused():
     state = FitViM(dim=2).fit(UsersModule(), loader()).state_dict()
-    with pytest.raises(InputError, match="fitted with dim=3, as this callback is set, but it was fitted with dim=2"):
+    with pytest.raises(InputError, match="has dim=3, but its state was fitted with dim=2"):
         FitViM(dim=3).load_state_dict(state)
 
 
@@ -308,9 +309,9 @@ def test_fewer_rows_than_neighbours_is_a_warning():
 @both
 def test_bad_fitting_data_is_named_and_nothing_is_half_fitted(make):
     scorer = make()
-    with pytest.raises(InputError, match="fitting data to hold samples, but it is empty"):
+    with pytest.raises(InputError, match="fitting data is empty"):
         scorer.fit(UsersModule(), [])
-    with pytest.raises(InputError, match="the input of layer 'head', to be finite, but they hold NaN"):
+    with pytest.raises(InputError, match="the input of layer 'head', hold NaN or infinity"):
         scorer.fit(UsersModule(), [X * math.nan])
     assert not scorer.fitted
     with pytest.raises(InputError, match="`loader` to hold samples, but it is empty"):
@@ -321,9 +322,9 @@ def test_vim_names_what_it_cannot_use():
     convolution = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(InputError, match="the linear layer that makes the logits .* '0' is a Conv2d"):
         FitViM(feature_layer="0", dim=1).fit(convolution, [torch.randn(20, 1, 4, 4)])
-    with pytest.raises(InputError, match="argument `dim` = 5 dimensions, but they do not"):
+    with pytest.raises(InputError, match="`dim` = 5 dimensions, but their rank is at most that"):
         FitViM(dim=5).fit(nn.Linear(6, 2), [torch.randn(30, 4) @ torch.randn(4, 6)])
-    with pytest.raises(InputError, match="`dim` to be an integer from 1 to 5, but got 6"):
+    with pytest.raises(InputError, match="`dim` must be an integer from 1 to 5, but it is 6"):
         FitViM(dim=6).fit(nn.Linear(6, 2), [torch.randn(30, 6)])
     negative = nn.Linear(4, 2)
     nn.init.constant_(negative.bias, -50.0)

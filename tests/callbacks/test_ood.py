@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_uq import EnsembleModule
-from lightning_uq.callbacks.ood import DEFAULT_SCORES, OODDetection, OODScorer, detection_metrics
+from lightning_uq.callbacks.ood import DEFAULT_SCORES, OODDetection
+from lightning_uq.callbacks.ood_scores import OODScorer, detection_metrics
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.ood import auroc
 from lightning_uq.functional.scores import SCORES
@@ -473,8 +474,13 @@ def spoilt(n):
     ("make", "module", "inside", "message"),
     [
         (lambda: OODDetection(), Plain, None, r"no loaders: pass argument `ood={'name': loader}`.*`ood_dataloaders`"),
-        (lambda: OODDetection(lambda: [data(3)]), Plain, None, "what `ood` returns to be a mapping .*but got list"),
-        (lambda: OODDetection(lambda: {"a": data(3).dataset}), Plain, None, r"Expected `ood\['a'\]` .*TensorDataset"),
+        (
+            lambda: OODDetection(lambda: [data(3)]),
+            Plain,
+            None,
+            "What `ood` returns must be a mapping .*but it is a list",
+        ),
+        (lambda: OODDetection(lambda: {"a": data(3).dataset}), Plain, None, r"`ood\['a'\]` must be .*TensorDataset"),
         (
             lambda: OODDetection({"a": DataLoader(Empty())}),
             Plain,
@@ -506,7 +512,7 @@ def spoilt(n):
             lambda: OODDetection({"a": data(3)}, {"mine": lambda logits: logits.mean()}),
             Plain,
             None,
-            r"Expected score 'mine' to be a floating-point tensor \[B\] = \[7\], but got torch.float32 of shape \[\]",
+            r"Score 'mine' must be a floating-point tensor \[B\] = \[7\], but it is torch.float32 of shape \[\]",
         ),
         (
             lambda: OODDetection({"a": data(3)}, {"mine": lambda logits: 1.0}),
@@ -518,7 +524,7 @@ def spoilt(n):
             lambda: OODDetection({"a": data(3)}, in_distribution=1),
             Plain,
             None,
-            "index of one of the 1 test loaders.*got 1",
+            "index of one of the 1 test loaders or None, but it is 1",
         ),
         (
             lambda: OODDetection({"a": data(3)}, "energy"),
@@ -544,19 +550,19 @@ def test_a_step_without_its_batch_is_refused(make_trainer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"ood": {}}, "Expected argument `ood` to be a mapping from names to data loaders, but got an empty mapping"),
-        ({"ood": [1]}, "Expected argument `ood` to be a mapping from names to data loaders, but got list"),
+        ({"ood": {}}, "Argument `ood` must be a mapping from names to data loaders, but it is empty"),
+        ({"ood": [1]}, "Argument `ood` must be a mapping from names to data loaders, but it is a list"),
         ({"ood": {1: [torch.zeros(2, 4)]}}, "from names to data loaders"),
         (
             {"ood": {"a": torch.zeros(3)}},
-            "Expected `ood['a']` to be a DataLoader, or an iterable of batches, but got Tensor",
+            "`ood['a']` must be a DataLoader or an iterable of batches, but it is a Tensor",
         ),
-        ({"scores": 3}, "Expected argument `scores` to be names or functions, but got int"),
-        ({"scores": []}, "Expected argument `scores` to hold names or functions, but got none"),
-        ({"scores": {"a": 1}}, "Expected argument `scores` to hold names or functions, but got int"),
-        ({"scores": [lambda x: x]}, "to have a name each, all different"),
-        ({"scores": ["energy", "energy"]}, "to have a name each, all different"),
-        ({"predict_fn": 1}, "Expected argument `predict_fn` to be a function, but got int"),
+        ({"scores": 3}, "`scores` must be names or functions, but it is a int"),
+        ({"scores": []}, "`scores` must hold names or functions, but it is empty"),
+        ({"scores": {"a": 1}}, "`scores` must hold names or functions, but it holds a int"),
+        ({"scores": [lambda x: x]}, "must have different names"),
+        ({"scores": ["energy", "energy"]}, "must have different names"),
+        ({"predict_fn": 1}, "`predict_fn` must be a function, but it is a int"),
         ({"output": "softmax"}, "Expected argument `output`"),
     ],
 )
@@ -666,7 +672,7 @@ def test_two_ranks_give_what_one_gives(run_script, tmp_path):
         "spoilt_test_set": "Score 'energy' is NaN for 1 of 12 inputs of the test set",
         "spoilt_ood": r"Score 'energy' is NaN for 1 of 9 inputs of argument `ood\['a'\]`",
         "empty": r"Expected argument `ood\['a'\]` to hold samples, but it is empty",
-        "raises": r"Expected logits \[B, C\] from Plain, but got shape",
+        "raises": r"Plain must return logits \[B, C\], but it returned shape",
     }.items():
         print(name, found[name], second[name])
         assert re.match(message, found[name]["two"])

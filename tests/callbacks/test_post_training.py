@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
-from lightning_uq.callbacks.post_training import fitted_states
+from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
@@ -361,7 +361,7 @@ def test_a_dataloader_of_ones_own_and_the_data_modules_come_first(make_trainer):
 
 def test_several_training_loaders_ask_for_one_before_training(make_trainer):
     module = UsersModule()
-    with pytest.raises(InputError, match="Expected one training loader .* has 2. Pass argument `dataloader`"):
+    with pytest.raises(InputError, match="needs one training loader .* has 2. Pass argument `dataloader`"):
         make_trainer(callbacks=[FitGMM()]).fit(module, {"a": loader(), "b": loader()})
     assert module.modes == []
 
@@ -375,7 +375,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.gmm import FitGMM
-from lightning_uq.callbacks.post_training import fitted_states
+from lightning_uq.callbacks.sibling import fitted_states
 torch.manual_seed(0)
 x = torch.randn(21, 4).double()  # two ranks have other batches than one, so everything is in float64
 y = (x[:, 0] > 0).long()
@@ -453,7 +453,7 @@ if __name__ == "__main__":
     )
     first, second = run_script(code)
     assert first == second
-    assert "class indices in [0, 2), but got 7" in first
+    assert "class indices in [0, 2), but it holds 7" in first
 
 
 # ---------------------------------------------------------------------- 8: features
@@ -585,15 +585,19 @@ def test_labels_are_asked_for(make_trainer):
         def __getitem__(self, i):
             return X[i]
 
-    with pytest.raises(InputError, match="to hold class labels, but a batch has none"):
+    with pytest.raises(InputError, match="must hold class labels, but a batch has none"):
         FitGMM().fit(nn.Linear(4, 2), DataLoader(Bare(), batch_size=5))
 
 
 @pytest.mark.parametrize(
     ("x", "y", "match"),
     [
-        (X, torch.zeros_like(Y), "at least 2 rows of every class, but class 1 has 0"),
-        (X.clone().index_fill_(0, torch.tensor([4]), float("nan")), Y, "finite numbers, but got nan in a row of class"),
+        (X, torch.zeros_like(Y), "Every class needs at least 2 rows, but class 1 has 0"),
+        (
+            X.clone().index_fill_(0, torch.tensor([4]), float("nan")),
+            Y,
+            "finite numbers, but it holds nan in a row of class",
+        ),
         (X, Y + 5, r"class indices in \[0, 2\)"),
         (X[:0], Y[:0], "class"),
     ],
@@ -606,7 +610,7 @@ def test_bad_fitting_data_is_named_and_nothing_is_half_fitted(x, y, match):
 
 
 def test_an_empty_loader_is_named():
-    with pytest.raises(InputError, match="fitting data to hold samples, but it is empty"):
+    with pytest.raises(InputError, match="fitting data is empty"):
         FitGMM().fit(nn.Linear(4, 2), [])
 
 
@@ -632,7 +636,7 @@ def test_fast_dev_run_and_barebones(make_trainer):
 def test_a_file_that_holds_nothing_is_named(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
     (tmp_path / "b.ckpt").write_bytes(b"not a checkpoint")
-    with pytest.raises(InputError, match="holds none"):
+    with pytest.raises(InputError, match="holds no state"):
         fitted_states(tmp_path / "a.ckpt")
     with pytest.raises(InputError, match="cannot be read"):
         fitted_states(tmp_path / "b.ckpt")
@@ -654,9 +658,9 @@ class Untouched(UsersModule):
 @pytest.mark.parametrize(
     ("data", "given", "message"),
     [
-        ([(X, "ab")], {}, "FitGMM's fitting data to hold class labels, but a batch has targets of str"),
+        ([(X, "ab")], {}, "FitGMM's fitting data must hold class labels, but a batch has targets of str"),
         ([{"image": X, "label": Y}], {}, r"got keys \['image', 'label'\].*`unpack_batch=`"),
-        ([(X, X[:, 0])], {}, r"FitGMM's fitting data to hold class labels, but a batch has targets of torch.float64"),
+        ([(X, X[:, 0])], {}, r"FitGMM's fitting data must hold class labels, but a batch has targets of torch.float64"),
         ([(X, Y)], {"feature_layer": "nose"}, r"argument `feature_layer`.*got 'nose'"),
         (
             [(X, Y)],
@@ -664,7 +668,7 @@ class Untouched(UsersModule):
             r"a dict with keys \['out'\].*argument `output`",
         ),
         ([(X, Y)], {"predict_fn": lambda model, x: model(x).softmax(1)}, r"returned probabilities"),
-        ([], {}, "FitGMM's fitting data to hold samples, but it is empty"),
+        ([], {}, "FitGMM's fitting data is empty"),
     ],
 )
 def test_the_first_batch_is_looked_at_before_the_training(data, given, message, make_trainer):

@@ -30,7 +30,7 @@ from lightning_uq import (
     UnsupportedError,
     read_predictions,
 )
-from lightning_uq.callbacks import prediction_writer
+from lightning_uq.callbacks import prediction_files
 from lightning_uq.cli import main
 
 N = 11
@@ -260,7 +260,7 @@ def test_each_loader_has_its_file(make_trainer, tmp_path, format):
     assert list(writer.written.values()) == [N, 3, N]
     for i, own in enumerate(predictions):
         assert_holds(read_predictions(tmp_path, i), own)
-    with pytest.raises(InputError, match=r"to hold predictions of loader 3, but .* holds none\."):
+    with pytest.raises(InputError, match=r"must hold predictions of loader 3, but .* holds none\."):
         read_predictions(tmp_path, 3)
 
 
@@ -280,7 +280,7 @@ def test_blocks_are_flushed_and_predictions_are_let_go(make_trainer, tmp_path, f
             kept.append(sum(len(block["index"]) for file in writer._files.values() for block in file._blocks))
 
     block_bytes = 4 * (8 + 8 + 4 * (4 + 3))  # rows of index, label, four scores and three probabilities
-    monkeypatch.setattr(prediction_writer, "FLUSH_BYTES", 3 * block_bytes)
+    monkeypatch.setattr(prediction_files, "FLUSH_BYTES", 3 * block_bytes)
     writer = PredictionWriter(tmp_path, format)
     trainer = make_trainer(callbacks=[writer, Watch()])
     loader = DataLoader(torch.randn(80, 4), batch_size=4)
@@ -400,7 +400,7 @@ def test_fit_and_test_write_nothing(make_trainer, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"format": "json"}, "Expected argument `format` to be 'parquet' or 'csv', but got 'json'"),
+        ({"format": "json"}, "`format` must be 'parquet' or 'csv', but it is 'json'"),
         ({"interval": 1.0}, r"Expected argument `interval` to be in \(0, 1\) or None, but got 1.0"),
         ({"interval": 0}, "but got 0"),
     ],
@@ -413,7 +413,7 @@ def test_arguments(tmp_path, arguments, message):
 @pytest.mark.parametrize("missing", ["pyarrow", "pyarrow.parquet"])
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(MissingExtraError, match=r"extra `parquet` brings: pip install 'lightning-uq\[parquet\]'"):
+    with pytest.raises(MissingExtraError, match=r"need pyarrow: pip install 'lightning-uq\[parquet\]'"):
         PredictionWriter(tmp_path)
     PredictionWriter(tmp_path, "csv")
 
@@ -482,7 +482,7 @@ def test_rows_without_a_known_index(make_trainer, tmp_path):
 def test_a_directory_that_cannot_be(make_trainer, tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=r"argument `output_dir` to be a directory, but .* cannot be one: "):
+        with pytest.raises(InputError, match=r"`output_dir` must be a directory, but .* cannot be one: "):
             write(make_trainer, classifier(), LOADER, path, format="csv")
 
 
@@ -502,7 +502,7 @@ def test_reading_refuses_other_tables(tmp_path):
     table = read_predictions(tmp_path)
     assert {name: values.tolist() for name, values in table.items()} == {"index": [1], "label": [2]}
     (tmp_path / "predictions-rank1.csv").write_text("index,mean_0\n0,2\n")
-    with pytest.raises(InputError, match="to have the same columns"):
+    with pytest.raises(InputError, match="must have the same columns"):
         read_predictions(tmp_path)
     with pytest.raises(InputError, match="holds none"):
         read_predictions(tmp_path / "nowhere")

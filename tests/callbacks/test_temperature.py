@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.ood import OODDetection
-from lightning_uq.callbacks.post_training import fitted_states
-from lightning_uq.callbacks.temperature import TemperatureScaling, VectorScaling
+from lightning_uq.callbacks.sibling import fitted_states
+from lightning_uq.callbacks.temperature import TemperatureScaling
+from lightning_uq.callbacks.vector_scaling import VectorScaling
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.calibration import expected_calibration_error
 from lightning_uq.functional.entropy import mutual_information
@@ -180,11 +181,11 @@ def test_best_and_last_weights(make_trainer, tmp_path):
 
 
 def test_the_grid_and_the_calibration_error(make_trainer):
-    module, scaling = UsersModule(), TemperatureScaling("ece", "grid", weights="last")
+    module, scaling = UsersModule(), TemperatureScaling(objective="ece", method="grid", weights="last")
     make_trainer(callbacks=[scaling]).fit(module, loader(), val_loader())
     assert_close(scaling.temperature, fit_temperature(logits_of(module, VAL_X)[0], VAL_Y, "ece", "grid"))
-    with pytest.raises(InputError, match="`method` to be 'grid'"):
-        TemperatureScaling("ece")
+    with pytest.raises(InputError, match="`method` must be 'grid'"):
+        TemperatureScaling(objective="ece")
 
 
 def test_a_dataloader_of_ones_own_and_limit_val_batches(make_trainer):
@@ -262,6 +263,7 @@ def predictions_and_tests(make_trainer, module, scaling):
     """Predictions and test results without and with a calibration, of the same weights."""
     trainer = make_trainer(callbacks=[scaling], max_epochs=4)
     trainer.fit(module, loader(), val_loader())
+    scaling.handle.remove()
     results = []
     for callbacks in ([], [scaling]):
         trainer = make_trainer(callbacks=callbacks)
@@ -385,6 +387,7 @@ def test_of_a_dirichlet_the_mean_alone_is_tempered(make_trainer):
 
     assert_close(scaling.temperature, fit_temperature(log_mean(VAL_X), VAL_Y), 1e-4)
     calibrated = DirichletPrediction.cat(trainer.predict(module, held_out()))
+    scaling.handle.remove()
     plain = DirichletPrediction.cat(make_trainer().predict(module, held_out()))
     assert_close(calibrated.probs, (log_mean(TEST_X) / scaling.temperature).softmax(1))
     for name in ("concentration", "vacuity", "mutual_information", "expected_entropy"):
@@ -401,9 +404,10 @@ def test_the_real_evidential_module(make_trainer):
     trainer = make_trainer(callbacks=[scaling], max_epochs=6)
     trainer.fit(module, loader(), val_loader())
     with torch.no_grad():
-        log_mean = module.eval().predict(VAL_X).log_probs
+        log_mean = module.eval().predict(VAL_X).replace(temperature=None).log_probs
     assert_close(scaling.temperature, fit_temperature(log_mean, VAL_Y), 1e-4)
     calibrated = DirichletPrediction.cat(trainer.predict(module, held_out()))
+    scaling.handle.remove()
     plain = DirichletPrediction.cat(make_trainer().predict(module, held_out()))
     assert_close(calibrated.log_probs, torch.log_softmax(plain.log_probs / scaling.temperature, 1))
     assert torch.equal(calibrated.vacuity, plain.vacuity)
@@ -490,13 +494,13 @@ def test_a_state_fitted_under_other_settings_is_refused(make_trainer, tmp_path):
     scaling = TemperatureScaling()
     trainer = make_trainer(callbacks=[scaling, keep], enable_checkpointing=True)
     trainer.fit(ensemble(), loader(), val_loader())
-    match = "fitted with scope='shared', as this callback is set, but it was fitted with scope='pooled'"
+    match = "has scope='shared', but its state was fitted with scope='pooled'"
     with pytest.raises(InputError, match=match):
         TemperatureScaling(scope="shared").load_state_dict(scaling.state_dict())
     trainer = make_trainer(callbacks=[TemperatureScaling(scope="shared")])
     with pytest.raises(NotFittedError, match=match):
         trainer.test(ensemble(), held_out(), ckpt_path=keep.best_model_path, verbose=False, weights_only=True)
-    with pytest.raises(InputError, match="covariance='tied', as this callback is set"):
+    with pytest.raises(InputError, match="has covariance='tied', but its state was fitted with covariance='full'"):
         FitGMM(covariance="tied").load_state_dict(FitGMM().fit(UsersModule(), loader()).state_dict())
 
 
@@ -536,7 +540,8 @@ import json, torch, warnings
 from torch import nn
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
-from lightning_uq.callbacks.temperature import TemperatureScaling, VectorScaling
+from lightning_uq.callbacks.temperature import TemperatureScaling
+from lightning_uq.callbacks.vector_scaling import VectorScaling
 torch.manual_seed(0)
 x = torch.randn(61, 4).double()  # two ranks have other batches than one, so everything is in float64
 y = torch.where(torch.rand(61) < 0.3, torch.randint(2, (61,)), (x[:, 0] > 0).long())
@@ -556,7 +561,7 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 loader = DataLoader(TensorDataset(x, y), batch_size=4)
 few = DataLoader(TensorDataset(x[:1], y[:1]), batch_size=4)  # the second rank has none
-make = lambda: [TemperatureScaling(weights="last"), TemperatureScaling("ece", "grid", weights="last", name="grid"),
+make = lambda: [TemperatureScaling(weights="last"), TemperatureScaling(objective="ece", method="grid", weights="last", name="grid"),
                 VectorScaling(weights="last"), TemperatureScaling(weights="last", dataloader=few, name="few")]
 def main():
     callbacks = make()
@@ -603,12 +608,12 @@ class Spy(Callback):
 @pytest.mark.parametrize(
     ("module", "loaders", "kwargs", "match"),
     [
-        (UsersModule, [loader()], {}, "Expected one validation loader to fit .*Scaling on, but the Trainer has no"),
+        (UsersModule, [loader()], {}, "Scaling needs one validation loader to be fitted on, but the Trainer has none"),
         (UsersModule, [loader(), [val_loader(), val_loader()]], {}, "but the Trainer has 2"),
-        (UsersModule, [loader(), val_loader()], {"limit_val_batches": 0}, "but the Trainer has no"),
-        (UsersModule, [loader(), DataLoader(VAL_X, batch_size=8)], {}, "to hold class labels, but a batch has none"),
+        (UsersModule, [loader(), val_loader()], {"limit_val_batches": 0}, "but the Trainer has none"),
+        (UsersModule, [loader(), DataLoader(VAL_X, batch_size=8)], {}, "must hold class labels, but a batch has none"),
         (UsersModule, [loader(), loader(VAL_X, VAL_X)], {}, "but a batch has targets of torch.float32"),
-        (UsersModule, [loader(), loader(VAL_X[:0], VAL_Y[:0])], {}, "to hold samples, but it is empty"),
+        (UsersModule, [loader(), loader(VAL_X[:0], VAL_Y[:0])], {}, "fitting data is empty"),
         (
             lambda: DeterministicModule(nn.Linear(4, 2), task="regression"),
             [loader(X, X[:, :1]), loader(VAL_X, VAL_X[:, :1])],
@@ -627,7 +632,7 @@ def test_what_would_fail_after_training_fails_before_it(make_trainer, make, modu
 @pytest.mark.parametrize("make", [TemperatureScaling, FitGMM])
 def test_what_is_no_loader_is_told_before_training(make_trainer, make):
     module = UsersModule()
-    with pytest.raises(InputError, match="`dataloader` to be a DataLoader.*wrap the data set in a DataLoader"):
+    with pytest.raises(InputError, match="`dataloader` must be a DataLoader.*wrap the data set in a DataLoader"):
         make_trainer(callbacks=[make(dataloader=TensorDataset(X, Y))]).fit(module, loader(), val_loader())
     assert module.training_batches == 0
 
@@ -635,7 +640,7 @@ def test_what_is_no_loader_is_told_before_training(make_trainer, make):
 def test_two_calibrations_of_one_prediction_are_refused(make_trainer):
     both = [TemperatureScaling(), VectorScaling()]
     with pytest.raises(
-        InputError, match="Expected one callback that calibrates .* TemperatureScaling and VectorScaling"
+        InputError, match="carries one calibration, but the Trainer has TemperatureScaling and VectorScaling. Keep one"
     ):
         make_trainer(callbacks=both).fit(deterministic(), loader(), val_loader())
 
@@ -684,7 +689,7 @@ def test_an_exception_leaves_nothing_fitted_and_nothing_patched(make_trainer):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: TemperatureScaling("accuracy"), "`objective`"),
+        (lambda: TemperatureScaling(objective="accuracy"), "`objective`"),
         (lambda: TemperatureScaling(method="lbfgs"), "`method`"),
         (lambda: TemperatureScaling(scope="both"), "`scope`"),
         (lambda: TemperatureScaling(weights="first"), "`weights`"),

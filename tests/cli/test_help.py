@@ -89,3 +89,15 @@ def test_optimizers_and_schedulers_are_still_built_from_class_paths(capsys):
     assert found["optimizer"]["init_args"]["lr"] == 0.25
     assert found["lr_scheduler"]["init_args"]["step_size"] == 7
     assert found["network"]["init_args"]["out_features"] == 3
+
+
+@pytest.mark.parametrize("name", ["FitGMM", "FitKNN", "FitViM", "TemperatureScaling", "VectorScaling"])
+def test_every_option_of_a_callback_once(capsys, name):
+    """Those of the base come through `**fitting`."""
+    with pytest.raises(SystemExit):
+        main(["fit", f"--trainer.callbacks.help=lightning_uq.{name}"])
+    text = capsys.readouterr().out
+    found = re.findall(r"^  --(?:trainer\.callbacks\.)?(?:init_args\.)?([a-z_]+) ", text, flags=re.MULTILINE)
+    assert {"dataloader", "weights", "name", "predict_fn", "unpack_batch", "output", "attach"} <= set(found)
+    assert len(found) == len(set(found))
+    assert "Untyped" not in text

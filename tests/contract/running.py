@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_uq.callbacks import FitGMM
-from lightning_uq.callbacks._features import inner_networks
 from lightning_uq.errors import UnsupportedError
 from lightning_uq.predictions import Prediction
+from lightning_uq.running.features import inner_networks
 from tests.contract.cases import CLASSES, ModuleCase, loader
 
 TRAIN, VAL, TEST = 40, 61, 27  # rows

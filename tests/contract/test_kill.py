@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_uq.callbacks.post_training import fitted_states
+from lightning_uq.callbacks.sibling import fitted_states
 from tests.contract.cases import UsersModule, loader, rows
 from tests.contract.running import TEST, TRAIN, VAL, assert_equal_states
 

@@ -60,6 +60,7 @@ def test_modules_with_what_was_fitted(make_trainer, classifier_case, tmp_path):
     trainer.fit(module, loader(KIND, TRAIN), loader(KIND, VAL, 1))
     for batches in BATCHES.values():
         data = DataLoader(batches, batch_size=None)
+        module.prediction_transforms.clear()
         plain, parts = make_trainer().predict(module, data), trainer.predict(module, data)
         kind = type(plain[0])
         ours, raw = kind.cat(parts), kind.cat(plain)
@@ -71,6 +72,10 @@ def test_modules_with_what_was_fitted(make_trainer, classifier_case, tmp_path):
         assert (temperature == 1) == torch.equal(ours.probs, raw.probs)
         for one in gmm:
             torch.testing.assert_close(ours.log_density, -one.score(module, data))
+    if "ddp" not in classifier_case.unsupported:
+        for key, value in fields(module.eval().predict(X)).items():
+            tolerance = {"rtol": 1e-5, "atol": 1e-5} if key == "log_density" else {}  # of features in other batches
+            torch.testing.assert_close(value.detach(), fields(ours)[key], msg=key, **tolerance)
     outputs = load_fitted(scaling.uq_ckpt_path, module)(X)
     probs, *log_density = outputs if isinstance(outputs, tuple) else (outputs,)
     assert len(log_density) == len(gmm)

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_uq.modules.checkpoints import ENSEMBLE_STATE
 from lightning_uq.modules.lightning_ensemble.checks import overrides
-from lightning_uq.modules.streams import from_plain, to_plain
+from lightning_uq.running.streams import from_plain, to_plain
 
 if TYPE_CHECKING:
     from lightning_uq.modules.lightning_ensemble.members import Members

@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.optimizer import (
-    _configure_optimizers,
-    _configure_schedulers_automatic_opt,
-    _validate_optimizers_attached,
-    _validate_scheduler_api,
-)
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import LBFGS, Optimizer
 
+from lightning_uq._lightning import (
+    check_optimizers_attached,
+    check_scheduler_api,
+    configure_optimizers,
+    configure_schedulers,
+)
 from lightning_uq.errors import InputError, UnsupportedError
 
 APART = "Train such modules apart and collect them with `EnsembleModule.from_checkpoints`."
@@ -129,7 +129,7 @@ def configure_member(member: LightningModule, name: str, returned: Any) -> tuple
     Raises:
         InputError: It is not one optimizer that steps without a closure.
     """
-    optimizers, schedulers, monitor = ([], [], None) if returned is None else _configure_optimizers(returned)
+    optimizers, schedulers, monitor = ([], [], None) if returned is None else configure_optimizers(returned)
     if len(optimizers) != 1:
         raise InputError(
             f"`configure_optimizers` of {type(member).__name__} must return one optimizer, but it returned {len(optimizers)}. "
@@ -140,9 +140,9 @@ def configure_member(member: LightningModule, name: str, returned: Any) -> tuple
             f"{type(member).__name__} must use an optimizer that evaluates the loss once per step, but LBFGS evaluates it several "
             f"times. {APART}"
         )
-    configs = _configure_schedulers_automatic_opt(schedulers, monitor)
-    _validate_optimizers_attached(optimizers, configs)
-    _validate_scheduler_api(configs, member)
+    configs = configure_schedulers(schedulers, monitor)
+    check_optimizers_attached(optimizers, configs)
+    check_scheduler_api(configs, member)
     for config in configs:
         config.name = f"{name}/{config.name or f'lr-{type(optimizers[0]).__name__}'}"
         if config.monitor is not None:

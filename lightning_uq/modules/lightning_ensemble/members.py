@@ -15,7 +15,7 @@ from lightning_uq.modules.lightning_ensemble.metrics import EnsembleMetrics
 from lightning_uq.modules.lightning_ensemble.optimization import MemberOptimization
 from lightning_uq.modules.lightning_ensemble.steps import MemberSteps
 from lightning_uq.modules.lightning_ensemble.trainer import MemberTrainer
-from lightning_uq.modules.streams import RandomStream
+from lightning_uq.running.streams import RandomStream
 
 if TYPE_CHECKING:
     from lightning_uq.modules.ensemble import EnsembleModule

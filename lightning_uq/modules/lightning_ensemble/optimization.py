@@ -4,11 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
+from lightning_uq._lightning import optimizer_handles_unscaling
 from lightning_uq.errors import InputError
 from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
 from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer, ScaledOptimizer, configure_member
@@ -102,7 +102,7 @@ class MemberOptimization(Part):
         skipped = optimizer_closure() is None
         optimizers = {i: o for i, o in enumerate(self.optimizers) if not skipped and _has_gradient(o)}
         for member_optimizer in optimizers.values():
-            if not _optimizer_handles_unscaling(member_optimizer):
+            if not optimizer_handles_unscaling(member_optimizer):
                 scaler.unscale_(member_optimizer)
         raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         precision._after_closure(self.members.ensemble, raw)

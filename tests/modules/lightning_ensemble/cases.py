@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_uq.functional.bootstrap import member_seed
-from lightning_uq.modules.streams import RandomStream
+from lightning_uq.running.streams import RandomStream
 
 M, SEED = 3, 7
 

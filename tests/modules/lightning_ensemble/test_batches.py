@@ -15,7 +15,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.lightning_ensemble.batches import own_batch
-from lightning_uq.modules.streams import RandomStream
+from lightning_uq.running.streams import RandomStream
 
 M, SEED = 3, 7
 

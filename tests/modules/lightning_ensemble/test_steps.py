@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.modules.ensemble import EnsembleModule
-from lightning_uq.modules.streams import RandomStream
+from lightning_uq.running.streams import RandomStream
 from tests.modules.lightning_ensemble.cases import SEED, Lit, M, alone, difference, loader
 
 

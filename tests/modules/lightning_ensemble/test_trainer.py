@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.errors import InputError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.modules.ensemble import EnsembleModule
-from lightning_uq.modules.streams import RandomStream
+from lightning_uq.running.streams import RandomStream
 
 M, SEED = 3, 7
 

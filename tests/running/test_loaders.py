@@ -18,8 +18,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_uq.callbacks._loaders import check_loader, exact_loader
 from lightning_uq.errors import InputError
+from lightning_uq.running.loaders import check_loader, exact_loader
 
 
 def ranks(world):
@@ -156,7 +156,9 @@ class Sized(Stream):
 
 
 def test_a_share_of_a_stream_is_an_error():
-    with pytest.raises(InputError, match=r"integer limit on batches .* where `ood\['a'\]` has no length, but got 0.5"):
+    with pytest.raises(
+        InputError, match=r"`ood\['a'\]` has no length, so a limit .* must be an integer, but it is 0.5"
+    ):
         exact_loader(DataLoader(Stream()), name="`ood['a']`", limit=0.5)
 
 
@@ -181,15 +183,15 @@ def test_a_list_of_batches_is_shared_out():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dataset(3), "but got TensorDataset; wrap the data set in a DataLoader"),
-        (torch.zeros(3), "but got Tensor."),
-        ({"a": 1}, "but got dict."),
-        ("path", "but got str."),
-        (3, "but got int."),
-        (None, "but got NoneType."),
-        ((i for i in range(3)), "but got generator, which can be read only once"),
+        (dataset(3), "but it is a TensorDataset; wrap the data set in a DataLoader"),
+        (torch.zeros(3), "but it is a Tensor."),
+        ({"a": 1}, "but it is a dict."),
+        ("path", "but it is a str."),
+        (3, "but it is a int."),
+        (None, "but it is a NoneType."),
+        ((i for i in range(3)), "but it is a generator, which can be read only once"),
     ],
 )
 def test_what_is_no_loader_is_refused(wrong, message):
-    with pytest.raises(InputError, match=r"Expected `ood\['a'\]` to be a DataLoader.*" + re.escape(message)):
+    with pytest.raises(InputError, match=r"`ood\['a'\]` must be a DataLoader.*" + re.escape(message)):
         check_loader(wrong, "`ood['a']`")

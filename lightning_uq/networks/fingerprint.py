@@ -38,9 +38,9 @@ def weights_fingerprint(module: nn.Module) -> Tensor:
         False
     """
     total = torch.zeros(len(DTYPES), dtype=torch.int64)
-    for name, tensor in _persistent(module):
+    for name, tensor in persistent_tensors(module):
         salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
-        total += torch.stack([_hash(_as_bits(tensor, dtype)).cpu() for dtype in DTYPES]) * (salt | 1)
+        total += torch.stack([_hash(_as_bits(tensor.detach(), dtype)).cpu() for dtype in DTYPES]) * (salt | 1)
     return total
 
 
@@ -50,7 +50,7 @@ def same_weights(fitted: Tensor, current: Tensor, module: nn.Module) -> bool:
     In a float64 run Lightning loads a checkpoint into float32 weights before it makes them float64: weights that float32
     holds exactly are compared as float32.
     """
-    tensors = [tensor for _, tensor in _persistent(module) if tensor.is_floating_point()]
+    tensors = [tensor.detach() for _, tensor in persistent_tensors(module) if tensor.is_floating_point()]
     held = {tensor.dtype for tensor in tensors}
     coarsest = max((i for i, dtype in enumerate(DTYPES) if dtype in held), default=0)
     if DTYPES[coarsest] == torch.float64 and all(torch.equal(t, t.float().to(t.dtype)) for t in tensors):
@@ -58,7 +58,8 @@ def same_weights(fitted: Tensor, current: Tensor, module: nn.Module) -> bool:
     return bool(fitted[coarsest].cpu() == current[coarsest].cpu())
 
 
-def _persistent(module: nn.Module) -> list[tuple[str, Tensor]]:
+def persistent_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and persistent buffers of ``module`` with their names, without the states of torchmetrics."""
     found = []
     metrics = [name for name, child in module.named_modules() if isinstance(child, Metric)]
     for path, child in module.named_modules():
@@ -67,7 +68,7 @@ def _persistent(module: nn.Module) -> list[tuple[str, Tensor]]:
         own = [*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)]
         for name, tensor in own:
             if name not in child._non_persistent_buffers_set:
-                found.append((f"{path}.{name}".replace("_orig_mod.", ""), tensor.detach()))
+                found.append((f"{path}.{name}".replace("_orig_mod.", ""), tensor))
     return found
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from lightning.pytorch import LightningModule, Trainer
-from torch.optim.swa_utils import AveragedModel
+
+from lightning_uq._lightning import average_model
 
 
 def averaged_copies(trainer: Trainer) -> Iterator[LightningModule]:
@@ -13,7 +14,6 @@ def averaged_copies(trainer: Trainer) -> Iterator[LightningModule]:
     the copies too, since Lightning averages the tensors of both in the order in which they come.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
-        average = getattr(callback, "_average_model", None)
-        copy = average.module if isinstance(average, AveragedModel) else average
+        copy = average_model(callback)
         if isinstance(copy, LightningModule):
             yield copy

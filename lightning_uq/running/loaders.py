@@ -5,10 +5,10 @@ from copy import copy
 from itertools import islice
 from typing import Any
 
-from lightning.fabric.utilities.distributed import _DatasetSamplerWrapper
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -20,6 +20,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from lightning_uq._lightning import training_source, users_sampler, validation_source
 from lightning_uq.errors import InputError
 
 
@@ -37,7 +38,7 @@ def check_loader(loader: Any, name: str) -> None:
     elif isinstance(loader, Iterable) and not isinstance(loader, Tensor | Mapping | str | bytes):
         return
     raise InputError(
-        f"Expected {name} to be a DataLoader, or an iterable of batches, but got {type(loader).__name__}{hint}."
+        f"{name[0].upper()}{name[1:]} must be a DataLoader or an iterable of batches, but it is a {type(loader).__name__}{hint}."
     )
 
 
@@ -101,6 +102,26 @@ def exact_loader(
     return DataLoader(loader.dataset, batch_size=per_batch, sampler=items, **kwargs)
 
 
+def training_loader(trainer: Trainer) -> Any:
+    """The Trainer's training loader (or a nest of them), also before the training begins."""
+    loader = trainer.train_dataloader
+    return training_source(trainer).dataloader() if loader is None else loader
+
+
+def validation_loaders(trainer: Trainer) -> list[Any]:
+    """The validation loaders of the Trainer's training, also before it begins."""
+    loaders = trainer.val_dataloaders
+    source = validation_source(trainer)
+    if loaders is None and trainer.limit_val_batches and source.is_defined():
+        loaders = source.dataloader()
+    return loader_list(loaders)
+
+
+def loader_list(loaders: Any) -> list[Any]:
+    """What a Trainer has as ``val_dataloaders``, ``test_dataloaders`` or ``predict_dataloaders``, as a list."""
+    return [loader for loader in tree_leaves(loaders) if loader is not None]
+
+
 def can_be_reread(loader: Any) -> bool:
     """Whether reading from a loader takes nothing away from who reads it next."""
     return isinstance(loader, Sequence) or _can_be_rebuilt(loader)
@@ -118,8 +139,9 @@ def _can_be_rebuilt(loader: Any) -> bool:
 def _rows_of(sampler: Any) -> Sequence[Any]:
     """The rows that a sampler gives, in order, un-padded."""
     if isinstance(sampler, DistributedSampler):
-        if isinstance(sampler.dataset, _DatasetSamplerWrapper):  # Lightning's, around a sampler of the user's
-            return _rows_of(sampler.dataset._sampler)
+        users = users_sampler(sampler)
+        if users is not None:
+            return _rows_of(users)
         return range(len(sampler.dataset))  # type: ignore[arg-type]
     if isinstance(sampler, SequentialSampler):
         return range(len(sampler.data_source))
@@ -169,8 +191,8 @@ class _First:
                 self.stop = _count(len(loader), limit)  # type: ignore[arg-type]
             except TypeError:
                 raise InputError(
-                    f"Expected an integer limit on batches (such as `limit_test_batches`) where {name} has no length, but "
-                    f"got {limit}."
+                    f"{name} has no length, so a limit on its batches (such as `limit_test_batches`) must be an integer, but it "
+                    f"is {limit}."
                 ) from None
         elif isinstance(limit, int):
             self.stop = limit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_uq.modules.streams import RandomStream, from_plain, random_state, set_random_state, to_plain
+from lightning_uq.running.streams import RandomStream, from_plain, random_state, set_random_state, to_plain
 
 
 def draw():

@@ -6,9 +6,10 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks._running import LogitReader, gather_rows, is_uncertainty_module
 from lightning_uq.errors import InputError
 from lightning_uq.predictions import ClassProbabilities
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
+from lightning_uq.running.ranks import gather_rows
 from lightning_uq.tasks import Task, describe
 
 
@@ -22,7 +23,7 @@ def class_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) 
     if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool:
         came = "none" if y is None else f"targets of {y.dtype if isinstance(y, Tensor) else type(y).__name__}"
         raise InputError(
-            f"Expected {where} to hold class labels, but a batch has {came}. Pass argument `unpack_batch`, or a loader with "
+            f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has {came}. Pass argument `unpack_batch`, or a loader with "
             "`(x, y)`."
         )
     return y

@@ -1,0 +1,128 @@
+"""Every private name of Lightning that this package uses, each with the reason why no public one does.
+
+``tests/test_lightning_private.py`` fails where a release of Lightning drops one.
+"""
+
+from typing import Any
+
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.fabric.utilities.distributed import _DatasetSamplerWrapper
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.core.optimizer import (
+    _configure_optimizers,
+    _configure_schedulers_automatic_opt,
+    _validate_optimizers_attached,
+    _validate_scheduler_api,
+)
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+from torch.optim.swa_utils import AveragedModel
+
+# Refuses to be called on an instance, as the `load_from_checkpoint` of Lightning does. An override needs the same decorator.
+restricted_classmethod = _restricted_classmethod
+
+# Whether an optimizer unscales gradients within its step, as a fused one does. Only the precision plugin asks it.
+optimizer_handles_unscaling = _optimizer_handles_unscaling
+
+# How Lightning reads what `configure_optimizers` returns, and what it refuses. Its public entry point takes a Trainer and its module,
+# and a member of an ensemble has no Trainer of its own.
+configure_optimizers = _configure_optimizers
+configure_schedulers = _configure_schedulers_automatic_opt
+check_optimizers_attached = _validate_optimizers_attached
+check_scheduler_api = _validate_scheduler_api
+
+
+def is_local_path(path: str) -> bool:
+    """Whether a path lies on this machine's file system.
+
+    The plugin that writes checkpoints atomically renames files, which only a local file system does at once. Lightning
+    decides by this function where to write, and fsspec's own parser differs from it on Windows.
+    """
+    return bool(_is_local_file_protocol(path))
+
+
+def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
+    """The checkpoint that ``trainer.save_checkpoint`` would write, before it is written.
+
+    The public method writes the file itself, with the weights of an averaging callback and without a place for ours.
+    """
+    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    return checkpoint
+
+
+def before_transfer(module: LightningModule, batch: Any) -> Any:
+    """A batch after the module's ``on_before_batch_transfer``, called as Lightning calls it.
+
+    The public hook needs the number of the loader, and the data module may override it; this finds the owner.
+    """
+    return module._on_before_batch_transfer(batch)
+
+
+def transferred(module: LightningModule, batch: Any, device: Any) -> Any:
+    """A batch after all the module's transfer hooks, without a Trainer: ``strategy.batch_to_device`` needs one."""
+    return module._apply_batch_transfer_handler(before_transfer(module, batch), device=device)
+
+
+def trainer_of(module: Any) -> Trainer | None:
+    """The module's Trainer, or None: the public ``trainer`` raises where there is none."""
+    trainer: Trainer | None = getattr(module, "_trainer", None)
+    return trainer
+
+
+def training_source(trainer: Trainer) -> Any:
+    """What gives the training loader: ``trainer.train_dataloader`` is None until the training begins."""
+    return trainer.fit_loop._data_source
+
+
+def validation_source(trainer: Trainer) -> Any:
+    """What gives the validation loaders of a training: ``trainer.val_dataloaders`` is None until it begins."""
+    return trainer.fit_loop.epoch_loop.val_loop._data_source
+
+
+def users_sampler(sampler: Any) -> Any:
+    """The user's own sampler inside a distributed one, or None where there is none.
+
+    Lightning wraps the sampler as a data set (``_DatasetSamplerWrapper``) and has no public way back.
+    """
+    dataset = getattr(sampler, "dataset", None)
+    return dataset._sampler if isinstance(dataset, _DatasetSamplerWrapper) else None
+
+
+def starts_processes(trainer: Trainer) -> bool:
+    """Whether the ranks are child processes, which end without a word when one fails.
+
+    The launcher is a public attribute of the strategy, but its class is private.
+    """
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def average_model(callback: Any) -> Any:
+    """The copy of the module in which an averaging callback keeps its average, or None.
+
+    Both averaging callbacks of Lightning keep it under this name, and neither shows it.
+    """
+    average = getattr(callback, "_average_model", None)
+    return average.module if isinstance(average, AveragedModel) else average
+
+
+def are_hyperparameters_given() -> bool:
+    """Whether the command line has set the hyper-parameters of the module that is being built.
+
+    LightningCLI passes them past the constructor, and shows it nowhere else.
+    """
+    return _given_hyperparameters.get() is not None
+
+
+def name_hyperparameters(module: LightningModule) -> None:
+    """Mark saved hyper-parameters as keyword arguments of the constructor, for ``load_from_checkpoint``.
+
+    ``save_hyperparameters`` finds this name in the frame of a constructor; a dictionary that is passed to it has none.
+    """
+    module._hparams_name = "kwargs"  # type: ignore[assignment]  # untyped in Lightning
+
+
+def state_key(callback: Callback, **arguments: Any) -> str:
+    """A key for a callback's state that tells two of a class apart, in Lightning's own format."""
+    return callback._generate_state_key(**arguments)

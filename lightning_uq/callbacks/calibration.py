@@ -1,0 +1,148 @@
+"""The base of callbacks that calibrate a classifier after training on held-out data."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_uq.callbacks.post_training import PostTrainingCallback
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.predictions import Prediction
+from lightning_uq.running.classes import check_classes, class_labels, class_logits, gather_logits
+from lightning_uq.running.evaluation import to_device
+from lightning_uq.running.loaders import validation_loaders
+from lightning_uq.running.logits import is_uncertainty_module
+from lightning_uq.running.ranks import together
+from lightning_uq.running.transforms import PredictionTransform
+
+
+class Calibration(PostTrainingCallback):
+    """Fits held-out logits, gathered from all ranks, and lets predictions carry the result.
+
+    The predictions of this package's modules are calibrated from the fit on, so that ``test_nll`` and ``test_ece`` are those
+    after calibration; ``module(x)`` and the losses stay as they are. A module that is not ours is left alone, unless
+    ``attach=True`` replaces its predictions.
+
+    Args:
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
+            fitting data are those of the one validation loader.
+    """
+
+    tensor_name: ClassVar[str]
+    """Name of the fitted tensor."""
+
+    of_members = False
+    """Whether the result acts inside the members, rather than on the log of their mean probabilities."""
+
+    def fit_logits(self, logits: Tensor, labels: Tensor) -> "Calibration":
+        """Fit logits [N, C] or [Z, N, C] with labels [N] that are in memory; gives back the callback itself."""
+        self._set({**self.fit_members(logits if logits.ndim > 2 else logits.unsqueeze(0), labels)}, None)
+        return self
+
+    @abstractmethod
+    def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The fitted tensors, from logits [Z, N, C] in float64 and labels [N]: of the members, or pooled with Z = 1."""
+
+    @abstractmethod
+    def transform(self) -> PredictionTransform:
+        """The calibration as a change of predictions."""
+
+    def calibrate(self, prediction: Prediction) -> Prediction:
+        """The prediction, calibrated."""
+        return self.transform().apply(prediction)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a second calibration of the same predictions, which can carry one."""
+        super().setup(trainer, pl_module, stage)
+        ours = is_uncertainty_module(pl_module)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        others = [c for c in callbacks if isinstance(c, Calibration) and (ours or c.attach)]
+        if len(others) > 1:
+            raise InputError(
+                f"A prediction of {type(pl_module).__name__} carries one calibration, but the Trainer has "
+                f"{' and '.join(type(c).__name__ for c in others)}. Keep one of them."
+            )
+
+    # ------------------------------------------------------------------ fitting
+
+    def default_loader(self, trainer: Trainer) -> Any:
+        """The validation loader."""
+        loaders = validation_loaders(trainer)
+        if len(loaders) != 1:
+            raise InputError(
+                f"{type(self).__name__} needs one validation loader to be fitted on, but the Trainer has "
+                f"{len(loaders) or 'none'}. Pass a validation loader to `fit`, or argument `dataloader`."
+            )
+        return loaders[0]
+
+    def loader_limit(self, trainer: Trainer) -> int | float | None:
+        """``limit_val_batches`` holds for the fit as well."""
+        limit: int | float | None = trainer.limit_val_batches
+        return limit
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a task without classes."""
+        check_classes(self.logits.task(pl_module), type(self).__name__)
+        super().on_fit_start(trainer, pl_module)
+
+    def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
+        """Look for labels and logits."""
+        self._labels(model, batch)
+        self._logits(model, batch, trainer, check=True)
+
+    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
+        """Fit the logits of all rows, from all ranks, in float64; pooled ones are kept without their members."""
+        logits: list[Tensor] = []
+        labels: list[Tensor] = []
+        with together(trainer):
+            for raw in loader:
+                batch = to_device(raw, model, trainer)
+                y = self._labels(model, batch)
+                rows = self._logits(model, batch, trainer, check=not logits).double()
+                rows = rows if self.of_members else mean_log_probs(rows).unsqueeze(0)
+                logits.append(rows.transpose(0, 1))  # rows first, so that they gather
+                labels.append(y.flatten())
+        all_logits, all_labels = gather_logits(logits, labels, trainer)
+        if not len(all_labels):
+            raise InputError(f"{type(self).__name__}'s fitting data is empty.")
+        return self.fit_members(all_logits.transpose(0, 1).cpu(), all_labels.cpu())
+
+    def _labels(self, model: nn.Module, batch: Any) -> Tensor:
+        return class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
+
+    def _logits(self, model: nn.Module, batch: Any, trainer: Trainer | None, *, check: bool) -> Tensor:
+        """Logits [Z, B, C] of the quantity that predictions then carry calibrated."""
+        if self.logits.predict_fn is not None and is_uncertainty_module(model):
+            raise InputError(
+                f"{type(self).__name__} calibrates the predictions that {type(model).__name__} makes itself, so its "
+                "`predict_fn` would be fitted but not calibrated. Leave argument `predict_fn` out."
+            )
+        return class_logits(self.logits, model, batch, trainer, check=check, of_members=self.of_members)
+
+    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
+        """Refuse a state that is no calibration of this kind.
+
+        Raises:
+            InputError: The fitted tensor is not there.
+        """
+        if tensors is not None and not isinstance(tensors.get(self.tensor_name), Tensor):
+            raise InputError(
+                f"A fitted state of {type(self).__name__} needs a tensor `{self.tensor_name}`, but it holds "
+                f"{sorted(tensors)}."
+            )
+
+    def _get(self) -> Tensor:
+        if self._tensors is None:
+            raise NotFittedError(
+                f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)` or `fit_logits`."
+            )
+        tensor: Tensor = self._tensors[self.tensor_name]
+        return tensor
+
+
+def rounded_for(tensor: Tensor, prediction: Prediction) -> Tensor:
+    """A fitted tensor in float64 for a prediction in float64, and in float32 for any other."""
+    return tensor.to(torch.float64 if prediction.dtype == torch.float64 else torch.float32)

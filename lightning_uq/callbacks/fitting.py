@@ -1,0 +1,203 @@
+"""The base of callbacks that fit something to a model: what was fitted, on which weights, and how predictions carry it."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import Self
+
+from lightning_uq._lightning import state_key
+from lightning_uq.callbacks.fitted_state import FittedState, to_cpu
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
+from lightning_uq.networks.output import Output
+from lightning_uq.running.evaluation import evaluating
+from lightning_uq.running.loaders import exact_loader
+from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
+from lightning_uq.running.transforms import PredictionTransform, PredictionTransforms
+from lightning_uq.running.weights import WeightsCheck
+
+Weights = Literal["best", "last"]
+
+
+class FittingCallback(Callback, ABC):
+    """Fits tensors to the weights of a model, without a Trainer, and never uses them with other weights.
+
+    A subclass says what to fit (:meth:`fit_tensors`) and how it changes predictions (:meth:`transform`). The transform is
+    attached to a module of this package until the next fit or ``handle.remove()``.
+
+    Args:
+        dataloader: Fitting data; None for the subclass's default.
+        weights: ``"best"`` fits on the weights of a ModelCheckpoint that has a monitor and saved a file, else the last;
+            ``"last"`` on those at the end of training.
+        name: Tells two callbacks of one class apart.
+        predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``; default ``(x, y)``, a bare ``x`` or a mapping with ``input``.
+        output: What the model returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+        attach: Whether ``trainer.predict`` replaces the predictions of a module that is not ours by ours, with what was fitted.
+
+    Attributes:
+        uq_ckpt_path: The checkpoint with weights and states, after a fit or a load.
+        handle: Takes the transform off the module again; None if none was attached.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataloader: Any = None,
+        weights: Weights = "best",
+        name: str | None = None,
+        predict_fn: PredictFn | None = None,
+        unpack_batch: UnpackBatch | None = None,
+        output: Output = "logits",
+        attach: bool = False,
+    ) -> None:
+        if weights not in ("best", "last"):
+            raise InputError(f"`weights` must be 'best' or 'last', but it is {weights!r}.")
+        self.dataloader = dataloader
+        self.weights = weights
+        self.name = name
+        self.attach = attach
+        self.logits = LogitReader(predict_fn, unpack_batch, output)
+        self.uq_ckpt_path: str | None = None
+        self.handle: RemovableHandle | None = None
+        self._tensors: dict[str, Any] | None = None
+        self._fingerprint: Tensor | None = None
+
+    # ------------------------------------------------------------------ what a subclass provides
+
+    @abstractmethod
+    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
+        """Read ``loader`` (already exact for this rank) and return the fitted state; the same on every rank."""
+
+    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:  # optional
+        """Called whenever the fitted state changes; None when it is cleared."""
+
+    def transform(self) -> PredictionTransform | None:
+        """How predictions change by the fitted state; None if they do not."""
+        return None
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there is a fitted state."""
+        return self._tensors is not None
+
+    @property
+    def state_key(self) -> str:
+        """Key in a checkpoint's ``callbacks``: the class, and the name where there is one."""
+        return type(self).__qualname__ if self.name is None else state_key(self, name=self.name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that a fit depends on, as plain data: a state with other settings is not this callback's."""
+        output = self.logits.read.output
+        return {"predict_fn": self.logits.predict_fn is not None, "output": "custom" if callable(output) else output}
+
+    @property
+    def _state(self) -> FittedState | None:
+        return None if self._tensors is None else FittedState(self.settings, self._tensors, self._fingerprint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, or nothing before a fit: what a checkpoint holds."""
+        return {} if self._state is None else self._state.to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a fitted state back.
+
+        Raises:
+            InputError: It is no such state, or was fitted under other settings than this callback has. A state of another
+                class, or a part of one, leaves nothing fitted.
+        """
+        name = type(self).__name__
+        state = FittedState.read(state_dict)
+        if state is None:
+            raise InputError(f"{name} needs a fitted state of version 1, but it was given {sorted(state_dict)}.")
+        refusal = state.refusal(self.settings, self.state_key)
+        if refusal is not None:
+            raise InputError(refusal)
+        try:
+            self._set(state.tensors, state.fingerprint)
+        except Exception as error:  # what another class fitted raises anything at all
+            self._set(None, None)
+            held = sorted(state.tensors) if isinstance(state.tensors, dict) else type(state.tensors).__name__
+            raise InputError(f"The `tensors` of a fitted state are not {name}'s: {held}.") from error
+
+    def _set(self, tensors: dict[str, Any] | None, fingerprint: Tensor | None) -> None:
+        self._tensors, self._fingerprint = tensors, fingerprint
+        self.restore_tensors(tensors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "handle": None}  # it belongs to a module of this process
+
+    # ------------------------------------------------------------------ without a Trainer
+
+    def fit(self, model: nn.Module, loader: Any) -> Self:
+        """Fit on the weights that ``model`` now has, without a Trainer; gives back the callback itself.
+
+        Raises:
+            InputError: The loader or its data do not fit.
+        """
+        self._forget(model)
+        loader = exact_loader(loader, name="argument `loader`")
+        with torch.inference_mode(False), evaluating(model, fitting=True):
+            tensors = self.fit_tensors(model, loader, None)
+        self._set(to_cpu(tensors), weights_fingerprint(model))
+        self._attach_to(model, verified=True)
+        return self
+
+    def check_fitted(self, model: nn.Module) -> None:
+        """Check that there is a state, and that it was fitted on the weights that ``model`` now has.
+
+        Raises:
+            NotFittedError: There is none, or it was fitted on other weights.
+        """
+        if self._tensors is None or self._fingerprint is None:
+            raise NotFittedError(f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)`.")
+        if not same_weights(self._fingerprint, weights_fingerprint(model), model):
+            raise NotFittedError(
+                f"{type(self).__name__} was fitted on other weights than this model has. Load the weights it was fitted "
+                f"on ({self.uq_ckpt_path or 'its -uq.ckpt'}), or call `fit(model, loader)` again."
+            )
+
+    def attach_to(self, module: nn.Module) -> RemovableHandle | None:
+        """Let the predictions of a module carry what was fitted, as a fit does by itself: after ``load_state_dict``, say.
+
+        Returns:
+            A handle, whose ``remove()`` takes it off again; None if the module is not ours, or no prediction changes.
+
+        Raises:
+            NotFittedError: There is no state, or it was fitted on other weights than the module has.
+        """
+        self.check_fitted(module)
+        return self._attach_to(module, verified=True)
+
+    def _attach_to(self, module: nn.Module, *, verified: bool) -> RemovableHandle | None:
+        transforms = transforms_of(module)
+        transform = None if transforms is None else self.transform()
+        if transforms is None or transform is None:
+            return None
+        assert self._fingerprint is not None
+        check = WeightsCheck(self._fingerprint)
+        if verified:
+            check.accept(module)
+        self.handle = transforms.attach(transform, self.state_key, check, self.uq_ckpt_path)
+        return self.handle
+
+    def _forget(self, module: nn.Module) -> None:
+        """Clear the state, and take its transform off the module."""
+        self._set(None, None)
+        self.handle = None
+        transforms = transforms_of(module)
+        if transforms is not None:
+            transforms.detach(self.state_key)
+
+
+def transforms_of(module: nn.Module) -> PredictionTransforms | None:
+    """The transforms of a module of ours; None for any other."""
+    found = getattr(module, "prediction_transforms", None)
+    return found if isinstance(found, PredictionTransforms) else None

@@ -1,0 +1,62 @@
+"""The ``predict_step`` of a module that is not ours, replaced during ``trainer.predict`` if ``attach=True`` asks for it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lightning_uq.predictions import CategoricalPrediction, Prediction
+from lightning_uq.running.logits import LogitReader
+from lightning_uq.running.transforms import PredictionTransform
+
+
+class _PredictStep:
+    """A ``predict_step`` that gives a prediction of this package, as all transforms change it."""
+
+    def __init__(self, model: LightningModule, logits: LogitReader) -> None:
+        self.model = model
+        self.logits = logits
+        self.transforms: list[PredictionTransform] = []
+        self.own = model.__dict__.get("predict_step")
+
+    def __call__(self, batch: Any, *_: Any, **__: Any) -> Prediction:
+        with ExitStack() as stack:
+            changes = [stack.enter_context(one.observing(self.model)) for one in self.transforms]
+            with unwrapped(self.model):  # a `predict_fn` may call it
+                prediction: Prediction = CategoricalPrediction(self.logits(self.model, batch, self.model.trainer))
+        for transform, change in zip(self.transforms, changes, strict=True):
+            prediction = change(transform.apply(prediction))
+        return prediction
+
+
+def wrap_predict_step(model: LightningModule, logits: LogitReader, transform: PredictionTransform | None) -> None:
+    """Let ``predict_step`` give predictions of this package, with one more transform, until :func:`unwrap_predict_step`."""
+    step = model.__dict__.get("predict_step")
+    if not isinstance(step, _PredictStep):
+        step = _PredictStep(model, logits)
+        model.__dict__["predict_step"] = step
+    if transform is not None:
+        step.transforms.append(transform)
+
+
+def unwrap_predict_step(model: nn.Module) -> None:
+    """Give the module its own ``predict_step`` back."""
+    step = model.__dict__.get("predict_step")
+    if isinstance(step, _PredictStep):
+        del model.__dict__["predict_step"]
+        if step.own is not None:
+            model.__dict__["predict_step"] = step.own
+
+
+@contextmanager
+def unwrapped(model: nn.Module) -> Iterator[None]:
+    """The module with its own ``predict_step``, for the time of a fit or of one call."""
+    step = model.__dict__.get("predict_step")
+    unwrap_predict_step(model)
+    try:
+        yield
+    finally:
+        if isinstance(step, _PredictStep):
+            model.__dict__["predict_step"] = step

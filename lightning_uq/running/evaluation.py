@@ -1,0 +1,73 @@
+"""One pass over a model inside a hook: in evaluation mode, on its device, and with everything put back afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+from lightning_uq._lightning import before_transfer, transferred
+
+
+@contextmanager
+def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: bool = False) -> Iterator[None]:
+    """Evaluation mode, no gradients, an isolated random state, silent ``log``; everything is put back at the end.
+
+    Args:
+        model: The module whose train/eval modes are set and restored, each submodule's own.
+        trainer: The Trainer inside whose hook this runs.
+        fitting: For a pass over fitting data. The trainer's stage is set to validating, so that a user's
+            ``on_after_batch_transfer`` does not augment, and inference mode is left, since what is fitted outlives it.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    logs = (
+        {name: model.__dict__.get(name) for name in ("log", "log_dict")} if isinstance(model, LightningModule) else {}
+    )
+    stage = trainer.state.stage if trainer is not None else None
+    rng = isolate_rng()
+    rng.__enter__()
+    try:
+        with torch.inference_mode(torch.is_inference_mode_enabled() and not fitting), torch.no_grad():
+            model.eval()
+            for name in logs:  # a `forward` that logs would do so a second time, under this hook's name
+                model.__dict__[name] = _silent
+            if trainer is not None and fitting:
+                trainer.state.stage = RunningStage.VALIDATING
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for name, own in logs.items():
+            if own is None:
+                del model.__dict__[name]
+            else:
+                model.__dict__[name] = own
+        if trainer is not None:
+            trainer.state.stage = stage
+        rng.__exit__(None, None, None)  # isolate_rng restores on a normal exit alone, so it is never told of an error
+
+
+def _silent(*args: Any, **kwargs: Any) -> None:
+    """Stand-in for a module's ``log``."""
+
+
+def to_device(batch: Any, model: nn.Module, trainer: Trainer | None = None) -> Any:
+    """A loader's batch as Lightning hands it to a step: converted by the precision plugin, through the transfer hooks.
+
+    Without a Trainer it goes to the model's device, and takes the dtype of a half- or double-precision model.
+    """
+    if trainer is not None:
+        batch = trainer.precision_plugin.convert_input(batch)
+        return trainer.strategy.batch_to_device(before_transfer(trainer.lightning_module, batch))
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if weight.dtype != torch.float32:
+        batch = apply_to_collection(batch, Tensor, lambda t: t.to(weight.dtype) if t.is_floating_point() else t)
+    if isinstance(model, LightningModule):
+        return transferred(model, batch, weight.device)
+    return move_data_to_device(batch, weight.device)

@@ -1,0 +1,181 @@
+"""The features that a density is fitted on: the input of a layer, found by name or by what feeds the output."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_uq._lightning import trainer_of
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.ensemble import EnsembleNetwork
+from lightning_uq.networks.features import input_of, last_linear, pooled, submodule
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
+from lightning_uq.running.weights import weights_mark
+
+
+class LayerFeatures:
+    """Features [M, B, D] at one layer: its input in each of the M members of a model (one, for a plain network).
+
+    Features with more axes, as a convolution's [B, D, H, W], are averaged over them. A network with MC-dropout runs
+    without masks for them. Compiled networks run eagerly meanwhile, since a compiled graph skips hooks that are added after
+    its first call.
+
+    Args:
+        layer: Name of a submodule as ``named_modules`` gives it.
+    """
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+        self._copies: tuple[Any, list[nn.Module]] | None = None
+
+    @contextmanager
+    def recording(self, model: nn.Module, trainer: Trainer | None = None) -> Iterator[Callable[[], Tensor]]:
+        """A context around one call of the model; the function that it yields then gives the features [M, B, D]."""
+        trainer = trainer_of(model) if trainer is None else trainer
+        source = _source(model)
+        with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if source is not None and not source.shows_features:
+                inputs = stack.enter_context(input_of(source))
+
+                def features() -> Tensor:
+                    return torch.stack([self._alone(member, inputs[-1], trainer) for member in self.networks(model)])
+            else:
+                records = [stack.enter_context(input_of(submodule(n, self.layer))) for n in self.networks(model)]
+
+                def features() -> Tensor:
+                    if not all(records):
+                        raise InputError(
+                            f"The network's forward pass does not call layer {self.layer!r}. Name another as "
+                            "`feature_layer`."
+                        )
+                    return torch.stack([pooled(record[-1]) for record in records])
+
+            yield features
+
+    def networks(self, model: nn.Module) -> list[nn.Module]:
+        """The M networks; copies of a stacked ensemble's members are made once for its weights."""
+        source = _source(model)
+        if not isinstance(source, EnsembleNetwork) or not source.is_stacked:
+            return inner_networks(model)
+        mark = weights_mark(source)
+        key = None if mark is None else (mark, source.training)
+        if self._copies is None or key is None or self._copies[0] != key:
+            with torch.inference_mode(False):  # a later batch may need gradients
+                self._copies = key, inner_networks(model)
+        return self._copies[1]
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """The layer whose input is read, in each of the M members."""
+        return [submodule(network, self.layer) for network in self.networks(model)]
+
+    def release(self) -> None:
+        """Free the copies of a stacked ensemble's members."""
+        self._copies = None
+
+    def _alone(self, member: nn.Module, x: Any, trainer: Trainer | None) -> Tensor:
+        with input_of(submodule(member, self.layer)) as record:
+            _run(member, x, trainer)
+        return pooled(record[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copies": None}
+
+
+class FeatureReader:
+    """Features [M, B, D] of a batch, from a layer that is named or found.
+
+    Args:
+        layer: Name of a submodule, or ``"auto"``: the linear layer that feeds the output through no other linear layer.
+        logits: How the model is called, and its batches unpacked.
+
+    Attributes:
+        found: The features at the layer, once it is known.
+    """
+
+    def __init__(self, layer: str, logits: LogitReader) -> None:
+        self.layer = layer
+        self.logits = logits
+        self.found: LayerFeatures | None = None
+        self.reset()
+
+    def reset(self, resolved: str | None = None) -> None:
+        """Take the layer that a fit found, or, without it, forget it: another network's may be another."""
+        named = None if self.layer == "auto" else self.layer
+        name = named if resolved is None else resolved  # "" is the model itself
+        self.found = None if name is None else LayerFeatures(name)
+
+    @property
+    def resolved(self) -> str | None:
+        """The layer's name, once it is known."""
+        return None if self.found is None else self.found.layer
+
+    @property
+    def at_layer(self) -> LayerFeatures:
+        """The features at the layer.
+
+        Raises:
+            NotFittedError: The layer is not known yet.
+        """
+        if self.found is None:
+            raise NotFittedError("The feature layer is not known before a fit.")
+        return self.found
+
+    def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> Tensor:
+        """Features [M, B, D] of a batch; half precision is upcast to float32."""
+        if self.found is None:
+            self.found = self._find(model, batch, trainer)
+        with self.at_layer.recording(model, trainer) as features:
+            self.logits(model, batch, trainer, check=False)
+        return features()
+
+    def recording(
+        self, model: nn.Module, trainer: Trainer | None = None
+    ) -> AbstractContextManager[Callable[[], Tensor]]:
+        """See :meth:`LayerFeatures.recording`."""
+        return self.at_layer.recording(model, trainer)
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """The layer whose input is read, in each of the M members."""
+        return self.at_layer.layers(model)
+
+    def _find(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> LayerFeatures:
+        found = LayerFeatures("")
+        source = _source(model)
+        if source is None:
+            found.layer = last_linear(model, lambda: self.logits(model, batch, trainer, check=False))
+            return found
+        network = found.networks(model)[0]
+        with input_of(source) as inputs:
+            self.logits(model, batch, trainer, check=False)
+        # A `predict_fn` may call the inner network by itself.
+        x = inputs[-1] if inputs else self.logits.unpack(model, batch)[0]
+        found.layer = last_linear(network, lambda: _run(network, x, trainer))
+        return found
+
+
+def inner_networks(model: nn.Module) -> list[nn.Module]:
+    """The networks whose layers hold features: those that one of our modules names, or the model itself."""
+    source = _source(model)
+    return [model] if source is None else source.feature_networks()
+
+
+def _source(model: nn.Module) -> EpistemicNetwork | None:
+    """The network, inside of one of our modules, that calls the networks with the features; None for another model."""
+    if not is_uncertainty_module(model):
+        return None
+    network: Any = model.network
+    source: EpistemicNetwork = network.feature_source
+    return source
+
+
+def _run(network: nn.Module, x: Any, trainer: Trainer | None) -> Any:
+    if trainer is None:
+        return call_network(network, x)
+    with trainer.precision_plugin.forward_context():
+        return call_network(network, x)

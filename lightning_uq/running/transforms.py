@@ -1,0 +1,146 @@
+"""What changes a module's predictions after training: calibrations and densities that are attached to it."""
+
+from abc import ABC
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_uq.errors import NotFittedError
+from lightning_uq.predictions import Prediction
+from lightning_uq.running.weights import WeightsCheck
+
+Change = Callable[[Prediction], Prediction]
+
+
+class PredictionTransform(ABC):
+    """A change of a module's predictions.
+
+    It is copied and pickled together with the module, so it holds plain data alone: neither a callback nor a loader.
+
+    Attributes:
+        kind: What it changes. A module carries one transform of a kind: the one that was attached last.
+        of_members: Whether it changes the members, and so the scores that read them.
+    """
+
+    kind: ClassVar[str]
+    of_members: bool = False
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """The changed prediction, in ``predict`` and in the metrics."""
+        return prediction
+
+    @contextmanager
+    def observing(self, module: nn.Module) -> Iterator[Change]:
+        """A context around one forward pass of ``predict``; the function that it yields then changes the prediction."""
+        yield lambda prediction: prediction
+
+
+@dataclass(frozen=True)
+class _Attached:
+    transform: PredictionTransform
+    owner: str
+    check: WeightsCheck
+    path: str | None
+
+
+class PredictionTransforms:
+    """The transforms of one module, in the order in which they were attached.
+
+    Each belongs to the weights that it was fitted on and is never applied to others. They are no part of the module's
+    ``state_dict``, so a checkpoint of the module stays as it is. A copy of the module has copies of them.
+
+    Example:
+        >>> import torch
+        >>> from lightning_uq import DeterministicModule, TemperatureScaling
+        >>> module, x = DeterministicModule(nn.Linear(2, 2)), torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 1.0]])
+        >>> scaling = TemperatureScaling().fit(module, [(x, torch.tensor([0, 1, 1, 0]))])
+        >>> "temperature" in str(module.predict(x)), len(module.prediction_transforms)
+        (True, 1)
+        >>> scaling.handle.remove()
+        >>> len(module.prediction_transforms)
+        0
+    """
+
+    def __init__(self) -> None:
+        self._attached: OrderedDict[int, _Attached] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._attached)
+
+    def attach(
+        self, transform: PredictionTransform, owner: str, check: WeightsCheck, path: str | None = None
+    ) -> RemovableHandle:
+        """Attach a transform; it takes the place of one of the same kind.
+
+        Args:
+            transform: What to attach.
+            owner: Who fitted it, for errors and :meth:`detach`.
+            check: Tells whether the module has the weights that it was fitted on.
+            path: A checkpoint with these weights, if there is one.
+
+        Returns:
+            A handle, whose ``remove()`` takes it off again.
+        """
+        self._keep(lambda one: one.transform.kind != transform.kind)
+        handle = RemovableHandle(self._attached)
+        self._attached[handle.id] = _Attached(transform, owner, check, path)
+        return handle
+
+    def detach(self, owner: str) -> None:
+        """Take off what an owner has attached."""
+        self._keep(lambda one: one.owner != owner)
+
+    def clear(self) -> None:
+        """Take off all transforms."""
+        self._attached.clear()
+
+    def _keep(self, keeps: Callable[[_Attached], bool]) -> None:
+        for key in [key for key, one in self._attached.items() if not keeps(one)]:
+            del self._attached[key]
+
+    def apply(self, module: nn.Module, prediction: Prediction, *, to_members_only: bool = False) -> Prediction:
+        """The prediction as all transforms change it, or those alone that change the members.
+
+        Raises:
+            NotFittedError: The module has other weights than one of them was fitted on.
+        """
+        for one in self._attached.values():
+            if one.transform.of_members or not to_members_only:
+                _check(one, module)
+                prediction = one.transform.apply(prediction)
+        return prediction
+
+    @contextmanager
+    def observing(self, module: nn.Module) -> Iterator[Change]:
+        """A context around one forward pass of ``predict``; the function that it yields then changes the prediction.
+
+        Raises:
+            NotFittedError: The module has other weights than one of them was fitted on.
+        """
+        with ExitStack() as stack:
+            for one in self._attached.values():
+                _check(one, module)
+            changes = [stack.enter_context(one.transform.observing(module)) for one in self._attached.values()]
+
+            def change(prediction: Prediction) -> Prediction:
+                for one, after in zip(list(self._attached.values()), changes, strict=True):
+                    prediction = after(one.transform.apply(prediction))
+                return prediction
+
+            yield change
+
+
+def _check(one: _Attached, module: nn.Module) -> None:
+    if one.check(module):
+        return
+    weights = "the weights that it was fitted on" + (f" ({one.path})" if one.path else "")
+    mode = " In training mode a BatchNorm changes with every input: call `module.eval()`." if module.training else ""
+    raise NotFittedError(
+        f"{one.owner} was fitted on other weights than this module has. Load {weights}, fit it again, or take it off with "
+        f"`module.prediction_transforms.clear()`.{mode}"
+    )

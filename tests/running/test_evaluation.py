@@ -1,0 +1,97 @@
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import RunningStage
+from torch import nn
+
+from lightning_uq.running.evaluation import evaluating, to_device
+
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Frozen(nn.Sequential):
+    """Keeps its BatchNorm in evaluation mode, as fine-tuning does."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[0].eval()
+        return self
+
+
+def states():
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002  # the global state is the point
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fitting", [False, True])
+def test_everything_is_put_back(fails, fitting):
+    model = Net()
+    model.frozen = Frozen(nn.BatchNorm1d(2), nn.Dropout())
+    model.train()
+    model.layers[1].eval()  # a mixed state, which one `train()` would not restore
+    model.log = own = lambda *args: None
+    trainer = SimpleNamespace(state=SimpleNamespace(stage=RunningStage.TRAINING))
+    modes, before = [m.training for m in model.modules()], states()
+
+    def body():
+        with evaluating(model, trainer, fitting=fitting):
+            assert not any(m.training for m in model.modules())
+            assert not torch.is_grad_enabled()
+            assert trainer.state.stage is (RunningStage.VALIDATING if fitting else RunningStage.TRAINING)
+            model.log("loss", 1.0)
+            model.log_dict({"loss": 1.0})
+            torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+            if fails:
+                raise KeyError
+
+    if fails:
+        with pytest.raises(KeyError):
+            body()
+    else:
+        body()
+    assert [m.training for m in model.modules()] == modes
+    assert states() == before
+    assert trainer.state.stage is RunningStage.TRAINING
+    assert torch.is_grad_enabled()
+    assert model.log is own
+    assert "log_dict" not in vars(model)
+
+
+def test_a_fit_leaves_inference_mode_and_a_score_stays_in_it():
+    model = nn.Linear(2, 2)
+    with torch.inference_mode():
+        with evaluating(model, fitting=True):
+            fitted = model(torch.ones(1, 2))
+        with evaluating(model):
+            assert torch.is_inference_mode_enabled()
+        assert torch.is_inference_mode_enabled()
+    fitted += 1  # an inference tensor would refuse
+    with evaluating(model):
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_batches_follow_the_model_without_a_trainer():
+    batch = {"input": torch.zeros(2, 4), "target": torch.tensor([0, 1]), "id": "a"}
+    moved = to_device(batch, nn.Linear(4, 3).double())
+    assert moved["input"].dtype == torch.float64
+    assert moved["target"].dtype == torch.int64
+    assert moved["id"] == "a"
+    assert to_device(batch, nn.Linear(4, 3))["input"].dtype == torch.float32
+    assert to_device(batch, nn.Identity())["input"].dtype == torch.float32
+
+    class Hooked(Net):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch + 1
+
+    assert to_device(torch.zeros(2, 4), Hooked()).tolist() == torch.ones(2, 4).tolist()

@@ -1,0 +1,83 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lightning_uq.errors import InputError
+from lightning_uq.modules.deterministic import DeterministicModule
+from lightning_uq.networks.ensemble import EnsembleNetwork
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
+
+
+def test_logits_of_a_foreign_module_and_of_ours():
+    x, net = torch.randn(5, 4), nn.Linear(4, 3)
+    assert torch.equal(LogitReader()(net, (x, None)), net(x).unsqueeze(0))
+    assert torch.equal(LogitReader()(net, x), net(x).unsqueeze(0))
+    assert torch.equal(LogitReader()(net, {"input": x}), net(x).unsqueeze(0))
+    module = DeterministicModule(net)
+    assert is_uncertainty_module(module)
+    assert not is_uncertainty_module(net)
+    assert torch.equal(LogitReader()(module, (x, None)), net(x).unsqueeze(0))
+    module.network = EnsembleNetwork([net, nn.Linear(4, 3)])
+    assert LogitReader()(module, (x, None)).shape == (2, 5, 3)
+    members = LogitReader(predict_fn=lambda model, x: torch.stack([model(x), -model(x)]))(net, x)
+    assert torch.equal(members, torch.stack([net(x), -net(x)]))
+    own = LogitReader(unpack_batch=lambda batch: (batch.x, None))
+    assert torch.equal(own(net, SimpleNamespace(x=x)), net(x).unsqueeze(0))
+
+
+def test_our_modules_unpack_their_own_batches():
+    class Reversed(DeterministicModule):
+        def unpack_batch(self, batch):
+            return batch[1], batch[0]
+
+    x, module = torch.randn(5, 4), Reversed(nn.Linear(4, 3))
+    assert torch.equal(LogitReader()(module, (torch.zeros(5), x)), module(x))
+
+
+def test_half_precision_is_upcast_and_double_kept():
+    x = torch.randn(5, 4)
+    assert LogitReader()(nn.Linear(4, 3).bfloat16(), x.bfloat16()).dtype == torch.float32
+    assert LogitReader()(nn.Linear(4, 3).double(), x.double()).dtype == torch.float64
+
+
+def test_probabilities_are_read_where_the_argument_says_so():
+    x, net = torch.randn(5, 4), nn.Sequential(nn.Linear(4, 3), nn.Softmax(1))
+    torch.testing.assert_close(LogitReader(output="probs")(net, x)[0], net(x).log())
+    picked = LogitReader(output=lambda out: out["logits"])
+    assert torch.equal(picked(nn.Identity(), {"input": {"logits": x}})[0], x)
+
+
+class NoForward(LightningModule):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("model", "reader", "message"),
+    [
+        (NoForward(), {}, "NoForward has no `forward`.*Pass argument `predict_fn`"),
+        (nn.Softmax(1), {}, 'returned probabilities .*Pass argument `output="probs"`'),
+        (nn.Identity(), {"predict_fn": lambda m, x: {"logits": x}}, "dict with keys \\['logits'\\].*argument `output`"),
+        (nn.Linear(4, 1), {}, "C >= 2, but it returned shape \\[6, 1\\].*argument `output`"),
+        (
+            nn.Unflatten(1, (2, 2)),
+            {},
+            "Unflatten must return logits \\[B, C\\], but it returned shape \\[6, 2, 2\\].*`predict_fn`",
+        ),
+        (nn.Identity(), {"predict_fn": lambda m, x: x[0]}, "but it returned shape \\[4\\]"),
+        (nn.Identity(), {"predict_fn": lambda m, x: x[None, None]}, "but it returned shape \\[1, 1, 6, 4\\]"),
+    ],
+)
+def test_what_is_no_logits_is_refused(model, reader, message):
+    with pytest.raises(InputError, match=message):
+        LogitReader(**reader)(model, torch.randn(6, 4))
+
+
+@pytest.mark.parametrize("name", ["predict_fn", "unpack_batch"])
+def test_arguments_are_functions(name):
+    with pytest.raises(InputError, match=f"`{name}` must be a function, but it is a str"):
+        LogitReader(**{name: "forward"})
+    with pytest.raises(InputError, match="Expected argument `output`"):
+        LogitReader(output="softmax")
