@@ -309,7 +309,7 @@ def test_a_built_network_is_asked_for_again(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match="Argument `network`"):
+    with pytest.raises(InputError, match="argument `network`"):
         EpinetModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     again = EpinetModule.load_from_checkpoint(tmp_path / "a.ckpt", network=BASE(), weights_only=True)
     assert torch.equal(again.eval()(X), module.eval()(X))
