@@ -175,7 +175,7 @@ def test_compare_options_reach_the_comparison(workplace):
         ),
         (["--ood-classes", "0,1,2,3,4,5,6,7,8"], "at least 2 classes"),
         (["--data", "mnist"], "`data` must be 'digits', 'testbed' or"),
-        (["--data", "nowhere.npz"], "no file nowhere.npz"),
+        (["--data", "nowhere.npz"], "nowhere.npz must be .* but there is no such file"),
         (["--seeds", "0"], "`seeds` must be at least 1"),
         (["--seeds", "many"], "--seeds must be a whole number, but it is 'many'"),
         (["--accelerator", "abacus"], "--accelerator must be one of auto, cpu, cuda, gpu, mps, but it is 'abacus'"),

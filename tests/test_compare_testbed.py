@@ -107,7 +107,7 @@ def test_the_command_line(path, tmp_path, capsys, monkeypatch):
         ({"ood_classes": (1,)}, "data='testbed' takes no `ood_classes`"),
         ({"data": "digits", "recipe": Recipe()}, "`problem` belongs to data='testbed', but data is 'digits'"),
         ({"data": "digits", "problem": None}, "`steps` of a recipe belongs to data='testbed'"),
-        ({"problem": "nowhere.npz"}, "there is no file nowhere.npz"),
+        ({"problem": "nowhere.npz"}, "nowhere.npz must be .* but there is no such file"),
     ],
 )
 def test_bad_configurations(path, changes, message):

@@ -480,7 +480,7 @@ def test_out_must_be_a_file_before_anything_is_read(capsys, tmp_path):
 def test_settings_in_python():
     with pytest.raises(InputError, match="at least one run"):
         Settings([], "digits", "8,9")
-    with pytest.raises(InputError, match="`accelerator` to be one of"):
+    with pytest.raises(InputError, match="`accelerator` must be one of"):
         Settings([["0.ckpt"]], "digits", "8,9", accelerator="abacus")
     result = evaluate(Settings([["0.ckpt"]], "digits", "8,9", module=OURS))
     assert math.isfinite(result["mean"]["ece"])
