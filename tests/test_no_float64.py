@@ -112,3 +112,22 @@ def test_a_density_that_was_moved_loads_a_float64_state(monkeypatch):
     empty.load_state_dict(density.state_dict())
     assert {buffer.dtype for buffer in empty.buffers()} == {torch.float32}
     torch.testing.assert_close(empty(X), density(X).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*fewer than 20 a class", "ignore:.*no finite positive temperature")
+@pytest.mark.parametrize(
+    "callback",
+    [
+        uq.TemperatureScaling(),
+        uq.VectorScaling(),
+        uq.FitKNN(feature_layer="2", k=2),
+        uq.FitViM(feature_layer="2", dim=2),
+    ],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_callbacks_fit_on_a_device_without_float64(callback, monkeypatch):
+    network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3))
+    batches = [(X.repeat(8, 1), Y.repeat(8))]
+    with device_without_float64(monkeypatch):
+        callback.fit(network, batches)
+    assert callback.fitted

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.precision import widen
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.classes import check_classes, class_labels, class_logits, gather_logits
 from lightning_uq.running.evaluation import to_device
@@ -101,7 +102,7 @@ class Calibration(PostTrainingCallback):
             for raw in loader:
                 batch = to_device(raw, model, trainer)
                 y = self._labels(model, batch)
-                rows = self._logits(model, batch, trainer, check=not logits).double()
+                rows = widen(self._logits(model, batch, trainer, check=not logits))
                 rows = rows if self.of_members else mean_log_probs(rows).unsqueeze(0)
                 logits.append(rows.transpose(0, 1))  # rows first, so that they gather
                 labels.append(y.flatten())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.errors import NotFittedError
 from lightning_uq.functional.ood_features import knn_distance
+from lightning_uq.functional.precision import widen
 from lightning_uq.functional.validation import check_integer
 
 
@@ -71,5 +72,5 @@ class FitKNN(FeatureCallback):
         self._bank = bank = self._bank.to(features.device)
         rows = nn.functional.normalize(features, dim=2)
         k = min(self.k, bank.shape[1])
-        distances = [knn_distance(r, b, k, normalize=False).double() for r, b in zip(rows, bank, strict=True)]
+        distances = [widen(knn_distance(r, b, k, normalize=False)) for r, b in zip(rows, bank, strict=True)]
         return torch.stack(distances).mean(0)

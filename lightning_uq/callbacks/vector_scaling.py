@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.callbacks.calibration import Calibration, rounded_for
+from lightning_uq.functional.precision import widen
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.predictions import CategoricalPrediction, Prediction
 from lightning_uq.running.transforms import PredictionTransform
@@ -42,7 +43,7 @@ class VectorScaling(Calibration):
 
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The scaling of the log of the mean probabilities."""
-        rows = CategoricalPrediction(logits.double()).log_probs
+        rows = CategoricalPrediction(widen(logits)).log_probs
         order = _order(rows, labels)  # ranks hand over rows in orders of their own, and the folds must not differ
         fit = fit_vector_scaling(rows[order], labels[order])
         return {"class_scaling": torch.stack([fit.scale, fit.bias])}

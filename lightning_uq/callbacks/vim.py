@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.ood_features import VimFit, fit_vim, vim_score
+from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.validation import check_integer
 
 
@@ -71,8 +72,8 @@ class FitViM(FeatureCallback):
                     f"`feature_layer` must name the linear layer that makes the logits of features [B, D], but "
                     f"{self.features.resolved!r} is a {type(layer).__name__} whose features are [B, {rows.shape[1]}]."
                 )
-            weight = layer.weight.detach().cpu().double()
-            bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu().double()
+            weight = to_float64(layer.weight.cpu())
+            bias = weight.new_zeros(len(weight)) if layer.bias is None else to_float64(layer.bias.cpu())
             logits = nn.functional.linear(rows, weight.to(rows.dtype), bias.to(rows.dtype))
             fit = fit_vim(rows, logits, weight, bias, self.dim)
             if not fit.alpha > 0:
@@ -105,7 +106,7 @@ class FitViM(FeatureCallback):
                 for fit, weight, bias in self._members
             ]
         scores = [
-            vim_score(rows, nn.functional.linear(rows.double(), weight, bias), fit)
+            vim_score(rows, nn.functional.linear(to_float64(rows), weight, bias), fit)
             for rows, (fit, weight, bias) in zip(features, self._members, strict=True)
         ]
         return torch.stack(scores).mean(0)

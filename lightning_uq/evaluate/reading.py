@@ -12,6 +12,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.evaluate.data import EvaluationData
 from lightning_uq.evaluate.numbers import Outputs
 from lightning_uq.evaluate.settings import ModelType, Settings
+from lightning_uq.functional.precision import widen
 from lightning_uq.functional.temperature import fit_ensemble_temperature
 from lightning_uq.running.classes import class_logits
 from lightning_uq.running.evaluation import evaluating, to_device
@@ -84,7 +85,7 @@ class _Pass:
                     with gmm.features.recording(model) as features:
                         logits = class_logits(reader, model, batch)
                     log_prob = gmm.densities[0].cpu().log_prob(features()[0].cpu())
-                mark = x.double().sum().cpu() if isinstance(x, Tensor) else torch.zeros((), dtype=torch.float64)
+                mark = widen(x).sum().cpu() if isinstance(x, Tensor) else torch.zeros((), dtype=torch.float64)
                 yield logits.cpu().double(), None if y is None else y.cpu(), log_prob, mark
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_uq.functional.precision import to_float64
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The roundings that a fingerprint holds, in its order."""
 
@@ -75,7 +77,8 @@ def persistent_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 def _as_bits(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not tensor.is_floating_point():
         return torch.view_as_real(tensor).flatten().to(torch.int64) if tensor.is_complex() else tensor.flatten().long()
-    return tensor.to(dtype).flatten().contiguous().view(_BITS[dtype]).long()
+    rounded = to_float64(tensor) if dtype == torch.float64 else tensor.to(dtype)
+    return rounded.flatten().contiguous().view(_BITS[dtype]).long()
 
 
 def _hash(bits: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional import mixture
+from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
-from lightning_uq.predictions.numbers import NumberPrediction, check_level
+from lightning_uq.predictions.numbers import NumberPrediction
 
 
 class GaussianMixturePrediction(NumberPrediction):
@@ -70,7 +71,7 @@ class GaussianMixturePrediction(NumberPrediction):
 
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] of the mixture's marginals at a ``level`` in (0, 1)."""
-        check_level(level)
+        check_open_unit("level", level)
         return mixture.mixture_quantile(self.member_mean, self.member_variance, level)
 
     def cdf(self, target: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_open_unit, check_shape
 from lightning_uq.predictions.base import Prediction
 
 
@@ -52,7 +53,7 @@ class NumberPrediction(Prediction):
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
         """Central interval (lower, upper), each [B, D], that holds a share ``level`` of each marginal."""
-        check_level(level)
+        check_open_unit("level", level)
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
 
     def pool(self) -> "NumberPrediction":
@@ -91,12 +92,7 @@ class NumberPrediction(Prediction):
         return super()._score(name).mean(-1)
 
     def _checked(self, target: Tensor) -> Tensor:
-        expected = list(self.mean.shape)
-        if list(target.shape) != expected:
-            raise InputError(
-                f"`target` must have shape {expected}, but its shape is {list(target.shape)}; an array of another shape would "
-                "broadcast."
-            )
+        check_shape("target", target, self.mean.shape, advice="An array of another shape would broadcast.")
         return target
 
     def _check_shapes(self, axes: str, *names: str) -> None:
@@ -112,9 +108,3 @@ class NumberPrediction(Prediction):
             f"{', '.join(f'`{name}`' for name in names)} must have one shape {axes}, but their shapes are "
             f"{', '.join(map(str, shapes))}.{add}"
         )
-
-
-def check_level(level: float) -> None:
-    """Refuse a probability outside (0, 1)."""
-    if not 0 < level < 1:
-        raise InputError(f"`level` must be in (0, 1), but it is {level}.")

@@ -2,9 +2,10 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_shape
 from lightning_uq.predictions.class_probabilities import ClassProbabilities
 from lightning_uq.predictions.fields import Field
 
@@ -59,11 +60,11 @@ class PooledCategoricalPrediction(ClassProbabilities):
 
     def _check(self) -> None:
         self._check_classes("mean_log_probs", "[B, C]")
-        expected = [len(self), *self.map_shape]
+        expected = torch.Size([len(self), *self.map_shape])
         for name in ("expected_entropy", "mutual_information", "vacuity", "differential_entropy"):
             tensor = self._get(name)
-            if tensor is not None and list(tensor.shape) != expected:
-                raise InputError(f"`{name}` must have shape {expected}, but its shape is {list(tensor.shape)}.")
+            if tensor is not None:
+                check_shape(name, tensor, expected)
         super()._check()
 
     def _no_logits(self) -> str:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import student_t
+from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
-from lightning_uq.predictions.numbers import NumberPrediction, check_level
+from lightning_uq.predictions.numbers import NumberPrediction
 
 
 class StudentTPrediction(NumberPrediction):
@@ -126,14 +127,14 @@ class StudentTPrediction(NumberPrediction):
 
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] of the marginals at a ``level`` in (0, 1), in float64."""
-        check_level(level)
+        check_open_unit("level", level)
         return student_t.student_t_mixture_quantile(level, *self._student_t)
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
         """Central interval (lower, upper), each [B, D], that holds a share ``level`` of each marginal."""
         if self.num_indices != 1:
             return super().interval(level)
-        check_level(level)
+        check_open_unit("level", level)
         upper = self.quantile((1 + level) / 2)
         return 2 * self.mean - upper, upper
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.validation import check_choice
+from lightning_uq.functional.validation import check_at_least, check_choice
 from lightning_uq.losses.evidence import Evidence
 from lightning_uq.losses.evidential_modules import (
     EvidenceLoss,
@@ -107,8 +107,8 @@ class EvidentialClassification(ClassTask):
         check_choice("loss", self.loss, tuple(_LOSSES))
         for name in ("annealing_steps", "annealing_epochs", "max_reg_factor"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise InputError(f"`{name}` must be at least 0, but it is {value}.")
+            if value is not None:
+                check_at_least(name, value, 0)
         object.__setattr__(self, "class_weights", checked_weights(self.class_weights, self.num_classes))
         _ = self._evidence_loss  # a wrong argument is an error now
 

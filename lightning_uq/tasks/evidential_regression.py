@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_uq.errors import InputError
-from lightning_uq.functional.validation import check_choice
+from lightning_uq.functional.validation import check_at_least, check_choice
 from lightning_uq.losses.evidential_regression import (
     NUM_BLOCKS,
     RegressionLoss,
@@ -50,8 +49,7 @@ class EvidentialRegression(RegressionTask):
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, tuple(NUM_BLOCKS))
-        if not self.reg_factor >= 0:
-            raise InputError(f"`reg_factor` must be at least 0, but it is {self.reg_factor}.")
+        check_at_least("reg_factor", self.reg_factor, 0)
 
     @property
     def outputs_per_target(self) -> int:  # type: ignore[override]  # the loss says it

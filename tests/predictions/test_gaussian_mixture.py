@@ -45,11 +45,11 @@ def test_interval_holds_its_share():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: p.log_prob(torch.zeros(4)), r"`target` must have shape \[4, 2\], .* \[4\]; .* would broadcast"),
+        (lambda p: p.log_prob(torch.zeros(4)), r"`target` must have shape \[4, 2\], .* \[4\]. .* would broadcast"),
         (lambda p: p.crps(torch.zeros(4, 1)), "would broadcast"),
         (lambda p: p.cdf(torch.zeros(1, 2)), "would broadcast"),
-        (lambda p: p.interval(1.0), r"`level` must be in \(0, 1\), but it is 1.0"),
-        (lambda p: p.quantile(0), r"`level` must be in \(0, 1\)"),
+        (lambda p: p.interval(1.0), r"`level` must be a number in \(0, 1\), but it is 1.0"),
+        (lambda p: p.quantile(0), r"`level` must be a number in \(0, 1\)"),
         (
             lambda p: GaussianMixturePrediction(torch.zeros(1, 2, 3), torch.ones(1, 2, 1)),
             r"`member_mean`, `member_variance` must have one shape \[Z, B, D\], but .* \[1, 2, 3\], \[1, 2, 1\]",

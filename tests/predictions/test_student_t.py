@@ -139,8 +139,8 @@ def test_all_four_parameters_are_shown():
     ("call", "message"),
     [
         (lambda p: p.log_prob(torch.zeros(4)), r"`target` must have shape \[4, 2\], but its shape is \[4\]"),
-        (lambda p: p.interval(1.0), r"`level` must be in \(0, 1\), but it is 1.0"),
-        (lambda p: p.quantile(0), r"`level` must be in \(0, 1\)"),
+        (lambda p: p.interval(1.0), r"`level` must be a number in \(0, 1\), but it is 1.0"),
+        (lambda p: p.quantile(0), r"`level` must be a number in \(0, 1\)"),
         (lambda p: p.uncertainties("both"), "`reading` must be 'amini' or 'meinert', but it is 'both'"),
         (
             lambda p: p.uncertainties("meinert"),

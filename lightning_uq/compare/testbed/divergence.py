@@ -23,6 +23,7 @@ from lightning_uq.functional import (
     random_projection,
     uniform_kl,
 )
+from lightning_uq.functional.precision import widen
 from lightning_uq.modules.base import UncertaintyModule
 
 NUM_INDICES = 1000
@@ -111,7 +112,7 @@ def model_log_likelihood(
 
     def log_probs() -> Iterator[Tensor]:
         for logits in parts:
-            table = F.log_softmax(logits.double(), dim=-1).flatten(1)  # of every input and class
+            table = F.log_softmax(widen(logits), dim=-1).flatten(1)  # of every input and class
             yield table[:, position * logits.shape[-1] + y.flatten()].reshape(len(logits), *y.shape)
 
     return joint_log_likelihood(log_probs())
@@ -142,8 +143,8 @@ def accuracy_and_calibration(
     values: dict[str, float] = {}
     for part, (x, y) in (("train", train), ("test", test)):
         parts = _logits(module, x.to(module.device), num_indices, max(1, _ROWS_AT_ONCE // len(x)))
-        mean = torch.cat([logits.double().softmax(-1) for logits in parts]).mean(0)
-        values[f"{part}_acc"] = float((mean.argmax(1) == y).double().mean())
+        mean = torch.cat([widen(logits).softmax(-1) for logits in parts]).mean(0)
+        values[f"{part}_acc"] = float(widen(mean.argmax(1) == y).mean())
         values[f"{part}_ece"] = float(expected_calibration_error(mean, y, num_bins=num_bins))
     return values
 
