@@ -411,7 +411,7 @@ def test_networks_that_do_not_fit_are_named(write, tmp_path):
     wide.net[0] = nn.Linear(5, 6)
     with pytest.raises(InputError, match="size mismatch for net.0.weight"):
         load_fitted(path, wide)
-    with pytest.raises(InputError, match=r"but the network lacks \['net.1.bias'"):
+    with pytest.raises(InputError, match=r"the network lacks \['net.1.bias'"):
         load_fitted(path, nn.ModuleDict({"net": nn.ModuleDict({"0": nn.Linear(4, 6)})}))
     with pytest.raises(InputError, match="the network lacks|the file lacks"):
         load_fitted(path, nn.Identity())
