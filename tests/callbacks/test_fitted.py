@@ -415,7 +415,7 @@ def test_networks_that_do_not_fit_are_named(write, tmp_path):
         load_fitted(path, nn.ModuleDict({"net": nn.ModuleDict({"0": nn.Linear(4, 6)})}))
     with pytest.raises(InputError, match="the network lacks|the file lacks"):
         load_fitted(path, nn.Identity())
-    with pytest.raises(InputError, match="to be a torch.nn.Module, but got function"):
+    with pytest.raises(InputError, match="must be a torch.nn.Module, but its type is function"):
         load_fitted(path, lambda: UsersModule())
 
 

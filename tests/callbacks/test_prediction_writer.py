@@ -636,7 +636,7 @@ def test_two_processes_write_each_sample_once(run_script):
     assert results["csv", "one row"]["table"]["index"] == list(range(7))  # rank 1's last batch is padding alone
     assert "must not shuffle, but it has a RandomSampler" in found["refused"]["shuffled"]
     assert "has no distributed sampler, so every rank would predict all samples" in found["refused"]["unshared"]
-    assert "carry" in found["refused"]["stream"]
+    assert "Let each batch be a mapping with a key `index`" in found["refused"]["stream"]
 
 
 SPAWNED = """
