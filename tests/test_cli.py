@@ -168,14 +168,14 @@ def test_compare_options_reach_the_comparison(workplace):
     [
         (["--methods", "softmax,magic"], "methods: unknown: 'magic'. Choose from softmax, "),
         (["--methods", ""], "methods: no method is named"),
-        (["--ood-classes", "8,12"], "but got 12"),
+        (["--ood-classes", "8,12"], "but it holds 12"),
         (
             ["--ood-classes", "eight"],
             "--ood-classes must be whole numbers separated by commas, such as 8,9, but it is 'eight'",
         ),
         (["--ood-classes", "0,1,2,3,4,5,6,7,8"], "at least 2 classes"),
         (["--data", "mnist"], "`data` to be 'digits', 'testbed' or"),
-        (["--data", "nowhere.npz"], "no file nowhere.npz"),
+        (["--data", "nowhere.npz"], "nowhere.npz must be .* but there is no such file"),
         (["--seeds", "0"], "`seeds` to be at least 1"),
         (["--seeds", "many"], "--seeds must be a whole number, but it is 'many'"),
         (["--accelerator", "abacus"], "--accelerator must be one of auto, cpu, cuda, gpu, mps, but it is 'abacus'"),
@@ -192,8 +192,8 @@ def test_compare_refuses_in_one_line(capsys, workplace, arguments, message):
 def test_compare_refuses_bad_arrays_in_one_line(capsys):
     x, y = np.zeros((60, 3)), np.arange(60) % 3
     for name, arrays, message in (
-        ("nan.npz", {"x": np.where(np.eye(60)[:, :3] > 0, np.nan, x), "y": y}, "array `x` of nan.npz to be finite"),
-        ("labels.npz", {"x": x, "y": y - 1}, "array `y` of labels.npz to hold labels from 0 on, but got -1"),
+        ("nan.npz", {"x": np.where(np.eye(60)[:, :3] > 0, np.nan, x), "y": y}, "Array `x` of nan.npz must be finite"),
+        ("labels.npz", {"x": x, "y": y - 1}, "Array `y` of labels.npz must hold labels from 0 on, but it holds -1"),
         ("no_y.npz", {"x": x}, "y is missing"),
     ):
         np.savez(name, **arrays)

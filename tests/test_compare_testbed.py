@@ -107,7 +107,7 @@ def test_the_command_line(path, tmp_path, capsys, monkeypatch):
         ({"ood_classes": (1,)}, "Expected no `ood_classes` with data='testbed'"),
         ({"data": "digits", "recipe": Recipe()}, "`problem` with data='testbed' alone, but data is 'digits'"),
         ({"data": "digits", "problem": None}, "`steps` of a recipe with data='testbed' alone"),
-        ({"problem": "nowhere.npz"}, "there is no file nowhere.npz"),
+        ({"problem": "nowhere.npz"}, "nowhere.npz must be .* but there is no such file"),
     ],
 )
 def test_bad_configurations(path, changes, message):

@@ -440,10 +440,10 @@ def test_models_and_options_are_refused_in_one_line(capsys, arguments, message):
             ["--data", "digits", "--ood", "svhn"],
             "`ood` must be labels that are held out of the data.* but it is 'svhn'",
         ),
-        (["--data", "digits", "--ood", "8,12"], "but got 12"),
+        (["--data", "digits", "--ood", "8,12"], "but it holds 12"),
         (["--data", "mnist", "--ood", "svhn"], "'svhn'"),
-        (["--data", "mnist", "--ood", "fashion_mnist"], "training files of MNIST in data"),
-        (["--data", "nowhere.npz", "--ood", "1"], "no file nowhere.npz"),
+        (["--data", "mnist", "--ood", "fashion_mnist"], "training files of MNIST must lie in data"),
+        (["--data", "nowhere.npz", "--ood", "1"], "nowhere.npz must be .* but there is no such file"),
         (["--data", "users_file.Lit", "--ood", "near"], "`data` must be the import path of a LightningDataModule"),
         (
             ["--data", "users_file.FixedTest", "--ood", "8,9"],

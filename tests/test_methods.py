@@ -1,5 +1,6 @@
 """Methods are found in the package, in a user's file and in a user's module; each error is one sentence."""
 
+import gc
 import importlib
 import re
 import sys
@@ -34,6 +35,10 @@ def folder(tmp_path, monkeypatch):
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+            package, _, own = name.rpartition(".")
+            if package in sys.modules:
+                delattr(sys.modules[package], own)
+    gc.collect()  # or the help would list classes that cannot be imported any more
 
 
 @pytest.fixture

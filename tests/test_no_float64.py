@@ -12,7 +12,8 @@ from lightning_uq.functional.temperature import fit_ensemble_temperature, fit_te
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.metrics import CRPS, OODAUROC, RMSE, ExpectedCalibrationError, IntervalCoverage, NegativeLogLikelihood
 from lightning_uq.networks.density import GaussianDensity
-from lightning_uq.networks.epinet import FeatureScaler, PriorScale
+from lightning_uq.networks.epinet.feature_scaler import FeatureScaler
+from lightning_uq.networks.priors.scale import PriorScale
 from tests.no_float64 import device_without_float64
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))

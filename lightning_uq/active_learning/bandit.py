@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_uq.data.environments import draw_teacher, teacher_logits
 from lightning_uq.errors import InputError
-from lightning_uq.functional.validation import check_bool, check_integer
+from lightning_uq.functional.validation import check_bool, check_integer, check_positive
 from lightning_uq.modules.base import UncertaintyModule
 
 
@@ -59,8 +59,7 @@ class Bandit:
         check_integer("num_actions", num_actions, 2)
         check_integer("seed", seed, 0)
         check_bool("fresh_actions", fresh_actions)
-        if not 0 < temperature < math.inf:
-            raise InputError(f"Expected argument `temperature` to be finite and above 0, but got {temperature}.")
+        check_positive(temperature=temperature)
         self.temperature = temperature
         self.fresh_actions = fresh_actions
         self._generator = torch.Generator().manual_seed(seed)
@@ -131,9 +130,9 @@ def thompson_sampling(
         check_integer(name, value, 1)
     check_integer("steps_per_action", steps_per_action, 0)
     if l2 is not None and not 0 <= l2 < math.inf:
-        raise InputError(f"Expected argument `l2` to be finite and at least 0, but got {l2}.")
+        raise InputError(f"`l2` must be finite and at least 0, but it is {l2}.")
     if not isinstance(module, UncertaintyModule) or not module.task.has_classes:
-        raise InputError(f"Expected argument `module` to be a classifier of ours, but got {type(module).__name__}.")
+        raise InputError(f"`module` must be a classifier of ours, but it is a {type(module).__name__}.")
     optimizer = _optimizer(module, l2)
     return _play(module, bandit, num_steps, optimizer, l2, steps_per_action, _Replay(bandit, batch_size, capacity))
 
@@ -172,10 +171,10 @@ def _choose(module: UncertaintyModule, actions: Tensor) -> int:
     index = module.network.sample_index(1)
     logits = module.network(actions.to(module.device), index if module.network.num_indices else index.to(module.device))
     if logits.shape != (1, len(actions), 2):
-        raise InputError(f"Expected argument `module` to have outputs [Z, B, 2], but got {list(logits.shape)}.")
+        raise InputError(f"`module` must have outputs of shape [Z, B, 2], but their shape is {list(logits.shape)}.")
     odds = logits[0, :, 1] - logits[0, :, 0]
     if not bool(odds.isfinite().all()):
-        raise InputError("Expected argument `module` to predict finite numbers, but its training has diverged.")
+        raise InputError("`module` must predict finite numbers, but its training has diverged.")
     best = (odds == odds.max()).nonzero().flatten()
     return int(best[torch.randint(len(best), ())])
 
@@ -186,11 +185,11 @@ def _optimizer(module: UncertaintyModule, l2: float | None) -> torch.optim.Optim
         return None
     optimizer = module.configure_optimizers()
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise InputError("Expected argument `module` to have one optimizer and no `lr_scheduler`: no epoch ends here.")
+        raise InputError("`module` must have one optimizer and no `lr_scheduler`: no epoch ends here.")
     fades = "weight_decay" in optimizer.defaults and not isinstance(optimizer, torch.optim.AdamW)
     if l2 is not None and not fades:
         raise InputError(
-            f"Expected argument `l2` with an optimizer whose `weight_decay` is an L2 term, as Adam's, but "
+            f"`l2` needs an optimizer whose `weight_decay` is an L2 term, such as Adam, but "
             f"{type(optimizer).__name__} has none."
         )
     return optimizer

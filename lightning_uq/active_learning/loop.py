@@ -77,13 +77,13 @@ def acquisition_rounds(
     check_integer("num", num, 1)
     check_integer("batch_size", batch_size, 1)
     if not hasattr(dataset, "__len__"):
-        raise InputError(f"Expected argument `dataset` to have a length, but got {type(dataset).__name__}.")
+        raise InputError(f"`dataset` must have a length, but it is a {type(dataset).__name__}.")
     size = len(cast(Sized, dataset))
     start = torch.as_tensor(labelled)
     if start.ndim != 1 or not len(start) or start.is_floating_point() or start.dtype == torch.bool:
-        raise InputError(f"Expected argument `labelled` to hold positions, at least one, but got {labelled!r}.")
+        raise InputError(f"`labelled` must hold positions, at least one, but it holds {labelled!r}.")
     if not 0 <= int(start.min()) <= int(start.max()) < size or len(set(start.tolist())) < len(start):
-        raise InputError(f"Expected argument `labelled` to hold distinct positions in [0, {size}), but got others.")
+        raise InputError(f"`labelled` must hold distinct positions in [0, {size}), but it holds other values.")
     scores.check_score(score, options)
     return _rounds(train, dataset, start.long().cpu(), num, size, score, batch_size, options)
 
@@ -101,7 +101,7 @@ def _rounds(
     while True:
         module = train(Subset(dataset, labelled.tolist()))
         if not isinstance(module, LightningModule):
-            raise InputError(f"Expected argument `train` to return a LightningModule, but got {type(module).__name__}.")
+            raise InputError(f"`train` must return a LightningModule, but it returned a {type(module).__name__}.")
         unlabelled = torch.ones(size, dtype=torch.bool)
         unlabelled[labelled] = False
         pool = unlabelled.nonzero().flatten()

@@ -118,7 +118,7 @@ def ucb(logits: Tensor, class_values: ClassValues | None = None, factor: float =
         tensor([1.])
     """
     if not -torch.inf < factor < torch.inf:
-        raise InputError(f"Expected argument `factor` to be finite, but got {factor}.")
+        raise InputError(f"`factor` must be finite, but it is {factor}.")
     values = _values(logits, class_values)
     return values.mean(0) + factor * _variance(values).sqrt()
 
@@ -192,7 +192,7 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
     check_score(name, options)
     if name in LABELLED:
         if labels is None:
-            raise InputError(f"Expected argument `labels` with the score {name!r}, but got None.")
+            raise InputError(f"The score {name!r} needs `labels`, but they are None.")
         options["labels"] = labels
     if name == "mutual_information" and not isinstance(outputs, Tensor):
         return _class_probabilities(name, outputs).mutual_information
@@ -204,11 +204,11 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
 def check_score(name: str, options: Mapping[str, Any]) -> None:
     """Refuse an unknown name, and options that the score does not take."""
     if name not in ACQUISITION_SCORES:
-        raise InputError(f"Expected argument `name` to be one of {', '.join(ACQUISITION_SCORES)}, but got {name!r}.")
+        raise InputError(f"`name` must be one of {', '.join(ACQUISITION_SCORES)}, but it is {name!r}.")
     parameters = inspect.signature(ACQUISITION_SCORES[name]).parameters
     known = [option for option in parameters if option not in ("logits", "labels")]
     if not options.keys() <= set(known):
-        raise InputError(f"Expected options of {name!r} among {known}, but got {sorted(options)}.")
+        raise InputError(f"The options of {name!r} must be among {known}, but they are {sorted(options)}.")
 
 
 def select(scores: Tensor, num: int) -> Tensor:
@@ -228,9 +228,9 @@ def select(scores: Tensor, num: int) -> Tensor:
     check_floating("scores", scores, 1, "[B]")
     check_integer("num", num, 1)
     if scores.ndim > 1 or len(scores) < num:
-        raise InputError(f"Expected argument `scores` to hold at least {num} in [B], but got {list(scores.shape)}.")
+        raise InputError(f"`scores` must hold at least {num} in [B], but its shape is {list(scores.shape)}.")
     if bool(scores.isnan().any()):
-        raise InputError(f"Expected argument `scores` to hold numbers, but {int(scores.isnan().sum())} are NaN.")
+        raise InputError(f"`scores` must hold numbers, but {int(scores.isnan().sum())} are NaN.")
     return scores.argsort(descending=True, stable=True)[:num]
 
 
@@ -269,8 +269,7 @@ def _values(logits: Tensor, class_values: ClassValues | None) -> Tensor:
     values = torch.as_tensor(class_values, dtype=probs.dtype, device=probs.device)
     if values.shape != probs.shape[2:] or not bool(values.isfinite().all()):
         raise InputError(
-            f"Expected argument `class_values` to be {probs.shape[2]} finite numbers, one a class, but got "
-            f"{values.tolist()}."
+            f"`class_values` must be {probs.shape[2]} finite numbers, one a class, but it is {values.tolist()}."
         )
     return probs @ values
 
@@ -284,14 +283,12 @@ def _check(logits: Tensor) -> None:
     check_floating("logits", logits, 3, "[Z, B, C]")
     if logits.ndim != 3 or not len(logits) or logits.shape[2] < 2:
         raise InputError(
-            f"Expected argument `logits` to be [Z, B, C] with Z of at least 1 and C of at least 2, but got {list(logits.shape)}."
+            f"`logits` must be [Z, B, C] with Z of at least 1 and C of at least 2, but its shape is {list(logits.shape)}."
         )
     # A class may be ruled out by minus infinity, but not all of them.
     bad = logits.isnan().any() | (logits.amax(2).isinf().any() if logits.numel() else False)
     if bool(bad):
-        raise InputError(
-            "Expected argument `logits` to be finite (or minus infinity for some classes), but got others."
-        )
+        raise InputError("`logits` must be finite (or minus infinity for some classes), but it holds other values.")
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> Tensor:

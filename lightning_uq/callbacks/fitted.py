@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.sibling import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
-from lightning_uq.functional.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.importing import import_object
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import uncompiled
+from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.predictions import ClassProbabilities

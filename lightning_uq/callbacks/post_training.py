@@ -21,7 +21,7 @@ from lightning_uq.callbacks.sibling import write_sibling
 from lightning_uq.callbacks.verification import decide
 from lightning_uq.checkpoint_files import check_plain
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional.fingerprint import weights_fingerprint
+from lightning_uq.networks.fingerprint import weights_fingerprint
 from lightning_uq.running.best_weights import best_checkpoint, model_checkpoints, weights_of
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import check_loader, exact_loader

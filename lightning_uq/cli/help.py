@@ -9,6 +9,7 @@ from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningModule
 from torch import nn
 
+import lightning_uq.networks.backbones  # noqa: F401  # so that the help lists them
 from lightning_uq.errors import InputError
 from lightning_uq.importing import import_object
 

@@ -6,7 +6,6 @@ samples after each action, and an L2 term 2 T lambda sum p^2 / t that fades as d
 
 import functools
 import json
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from lightning_uq.compare.run import one_thread
 from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS, AgentSetting, agent_network
 from lightning_uq.compare.training import Progress, seeded
 from lightning_uq.errors import InputError
+from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.report import regret_figure, to_png, write_files
 from lightning_uq.report.table import Column
@@ -205,5 +205,4 @@ def write(result: BanditResult, directory: Path) -> None:
 
 
 def _mean_and_error(values: Sequence[float]) -> Mapping[str, float | None]:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "se": error}
+    return {"mean": statistics.mean(values), "se": standard_error(values)}

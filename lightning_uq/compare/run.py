@@ -23,6 +23,7 @@ from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS, AgentSetting, a
 from lightning_uq.compare.training import Progress, seeded, train
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.errors import InputError
+from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.method import Method, Setting
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.report.table import ALL_COLUMNS
@@ -126,8 +127,7 @@ def summarize(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, floa
         if not all(map(math.isfinite, column)):
             summary[key] = {"mean": None, "se": None}  # JSON has no NaN
             continue
-        error = statistics.stdev(column) / math.sqrt(len(column)) if len(column) > 1 else None
-        summary[key] = {"mean": statistics.mean(column), "se": error}
+        summary[key] = {"mean": statistics.mean(column), "se": standard_error(column)}
     return summary
 
 

@@ -44,7 +44,7 @@ def blend_digits(
     """
     classes = sorted(set(labels.tolist()))
     if len(classes) < 2:
-        raise InputError(f"Expected argument `labels` to hold at least 2 classes to blend, but got {classes}.")
+        raise InputError(f"`labels` must hold at least 2 classes to blend, but it holds {classes}.")
     first = torch.randint(len(labels), (num_images,), generator=generator)
     second = first.clone()
     while bool((same := labels[first] == labels[second]).any()):
@@ -65,22 +65,22 @@ def read_ambiguous(folder: Path) -> tuple[Tensor, Tensor, bool]:
         try:
             tensors.append(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load raises as many kinds as there are ways to damage a file
-            raise InputError(f"Expected {path} to hold a tensor, but it cannot be read: {error}") from error
+            raise InputError(f"{path} must hold a tensor, but it cannot be read: {error}") from error
     images, labels = tensors
     if not (isinstance(images, Tensor) and images.shape[1:] == MNIST_SHAPE and images.is_floating_point()):
         raise InputError(
-            f"Expected {folder / 'amnist_samples.pt'} to hold floats [M, 1, 28, 28], but got {_describe(images)}."
+            f"{folder / 'amnist_samples.pt'} must hold floats [M, 1, 28, 28], but it is {_describe(images)}."
         )
     if not (bool((images >= 0).all()) and bool((images <= 1).all())):
-        raise InputError(f"Expected {folder / 'amnist_samples.pt'} to hold values in [0, 1], but it does not.")
+        raise InputError(f"{folder / 'amnist_samples.pt'} must hold values in [0, 1], but it does not.")
     if not (isinstance(labels, Tensor) and labels.ndim == 2 and len(labels) == len(images)):
         raise InputError(
-            f"Expected {folder / 'amnist_labels.pt'} to hold labels [{len(images)}, K], but got {_describe(labels)}."
+            f"{folder / 'amnist_labels.pt'} must hold labels [{len(images)}, K], but it is {_describe(labels)}."
         )
     if labels.is_floating_point() or not (bool((labels >= 0).all()) and bool((labels <= 9).all())):
-        raise InputError(f"Expected {folder / 'amnist_labels.pt'} to hold digits 0 to 9, but it does not.")
+        raise InputError(f"{folder / 'amnist_labels.pt'} must hold digits 0 to 9, but it does not.")
     return images.float(), labels.long(), known
 
 
 def _describe(value: object) -> str:
-    return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

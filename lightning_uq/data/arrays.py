@@ -43,7 +43,7 @@ def stratified_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]
         rows = (labels == label).nonzero().squeeze(1)
         if len(rows) < 3:
             raise InputError(
-                f"Expected every class in distribution to have at least 3 samples, one for each part of the split, but "
+                f"Every class in distribution needs at least 3 samples, one for each part of the split, but "
                 f"class {label} has {len(rows)}. Merge it, leave it out, or hold it out."
             )
         rows = rows[torch.randperm(len(rows), generator=generator)]
@@ -85,7 +85,7 @@ class ArrayDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise InputError(f"Expected argument `batch_size` to be at least 1, but got {batch_size}.")
+            raise InputError(f"`batch_size` must be at least 1, but it is {batch_size}.")
         self.ood_classes = tuple(sorted(set(ood_classes)))
         self.seed = seed
         self.batch_size = batch_size
@@ -113,13 +113,13 @@ class ArrayDataModule(LightningDataModule):
         unknown = [label for label in self.ood_classes if label not in known]
         if unknown:
             raise InputError(
-                f"Expected argument `ood_classes` to hold labels of {self.name} ({_listed(known)}), but got {_listed(unknown)}."
+                f"`ood_classes` must hold labels of {self.name} ({_listed(known)}), but it holds {_listed(unknown)}."
             )
         self._classes = tuple(label for label in known if label not in self.ood_classes)
         if len(self._classes) < 2:
             raise InputError(
-                f"Expected at least 2 classes of {self.name} to be left in distribution, but argument `ood_classes` "
-                f"({_listed(self.ood_classes)}) leaves {len(self._classes)}."
+                f"`ood_classes` must leave at least 2 classes of {self.name} in distribution, but {_listed(self.ood_classes)} "
+                f"leaves {len(self._classes)}."
             )
         inside = torch.isin(labels, torch.tensor(self._classes))
         outside = x[~inside], labels[~inside]
@@ -236,25 +236,25 @@ class NpzDataModule(ArrayDataModule):
         x, y = arrays["x"], arrays["y"]
         if x.ndim < 2 or x.size == 0 or x.dtype.kind not in "fiub":
             raise InputError(
-                f"Expected array `x` of {self.path} to hold numbers [N, ...], but got {x.dtype} of shape {list(x.shape)}."
+                f"Array `x` of {self.path} must hold numbers [N, ...], but it is {x.dtype} of shape {list(x.shape)}."
             )
         if y.dtype.kind not in "iu":
             hint = " Convert whole numbers with `y.astype(int)`." if y.dtype.kind == "f" else ""
-            raise InputError(f"Expected array `y` of {self.path} to hold integer labels, but got {y.dtype}.{hint}")
+            raise InputError(f"Array `y` of {self.path} must hold integer labels, but its dtype is {y.dtype}.{hint}")
         if y.shape != x.shape[:1]:
             raise InputError(
-                f"Expected array `y` of {self.path} to be of shape [{len(x)}], one label for each row of `x`, but got "
+                f"Array `y` of {self.path} must have shape [{len(x)}], one label for each row of `x`, but its shape is "
                 f"{list(y.shape)}."
             )
         if int(y.min()) < 0:
-            raise InputError(f"Expected array `y` of {self.path} to hold labels from 0 on, but got {int(y.min())}.")
+            raise InputError(f"Array `y` of {self.path} must hold labels from 0 on, but it holds {int(y.min())}.")
         with np.errstate(over="ignore"):  # what overflows is infinite, and told below
             features = torch.from_numpy(x.astype(np.float32))
         finite = features.flatten(1).isfinite().all(1)
         if not bool(finite.all()):
             first = int((~finite).nonzero()[0])
             raise InputError(
-                f"Expected array `x` of {self.path} to be finite in float32, but {int((~finite).sum())} of {len(x)} rows hold "
+                f"Array `x` of {self.path} must be finite in float32, but {int((~finite).sum())} of {len(x)} rows hold "
                 f"NaN or infinity, the first at row {first}."
             )
         return features, torch.from_numpy(y.astype(np.int64))
@@ -271,23 +271,23 @@ def read_npz(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ())
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(
-                    f"Expected {path} to be an .npz file with arrays {_listed(names)}, but it is a single array."
-                )
+                raise InputError(f"{path} must be an .npz file with arrays {_listed(names)}, but it is a single array.")
             missing = [name for name in names if name not in file.files]
             if missing:
                 raise InputError(
-                    f"Expected {path} to hold arrays {_listed(names)}, but {_listed(missing)} is missing among "
+                    f"{path} must hold arrays {_listed(names)}, but {_listed(missing)} is missing among "
                     f"{_listed(sorted(file.files)) or 'none'}."
                 )
             return {name: file[name] for name in (*names, *optional) if name in file.files}
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"Expected an .npz file with arrays {_listed(names)}, but there is no file {path}.") from None
+        raise InputError(
+            f"{path} must be an .npz file with arrays {_listed(names)}, but there is no such file."
+        ) from None
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(
-            f"Expected {path} to be an .npz file with arrays {_listed(names)} of plain numbers, but it cannot be read: {error}."
+            f"{path} must be an .npz file with arrays {_listed(names)} of plain numbers, but it cannot be read: {error}."
         ) from error
 
 

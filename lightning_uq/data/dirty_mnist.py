@@ -75,9 +75,7 @@ class DirtyMNISTDataModule(MNISTLike):
             download=download,
         )
         if ambiguous not in ("auto", "published", "generated"):
-            raise InputError(
-                f"Expected argument `ambiguous` to be 'auto', 'published' or 'generated', but got {ambiguous!r}."
-            )
+            raise InputError(f"`ambiguous` must be 'auto', 'published' or 'generated', but it is {ambiguous!r}.")
         self.ambiguous = ambiguous
         self.num_generated = num_generated
         self.generation_seed = generation_seed
@@ -115,8 +113,8 @@ class DirtyMNISTDataModule(MNISTLike):
         folder = next((f for f in folders if all((f / name).is_file() for name in AMBIGUOUS_FILES)), None)
         if self.ambiguous == "published" and folder is None:
             raise InputError(
-                f"Expected {' and '.join(AMBIGUOUS_FILES)} of Ambiguous-MNIST in {folders[0]} or {folders[1]}, but they are "
-                "not there. Get them from the releases of github.com/BlackHC/ddu_dirty_mnist, or pass "
+                f"{' and '.join(AMBIGUOUS_FILES)} of Ambiguous-MNIST must lie in {folders[0]} or {folders[1]}, but they do "
+                "not. Get them from the releases of github.com/BlackHC/ddu_dirty_mnist, or pass "
                 "`ambiguous='generated'`."
             )
         if self.ambiguous == "generated" or folder is None:
@@ -128,7 +126,7 @@ class DirtyMNISTDataModule(MNISTLike):
         cut = NUM_AMBIGUOUS_TRAIN // many_labels.shape[1]
         if len(blurred) <= cut:
             raise InputError(
-                f"Expected Ambiguous-MNIST in {folder} to hold more than {cut} images, but got {len(blurred)}."
+                f"Ambiguous-MNIST in {folder} must hold more than {cut} images, but it holds {len(blurred)}."
             )
         part = slice(cut) if train else slice(cut, None)
         return blurred[part], many_labels[part]

@@ -93,7 +93,7 @@ def draw_inputs(
     if inputs == "polyadic":
         return polyadic_inputs(num_draws, tau, input_dim, kappa, generator=generator)
     if inputs not in ("gaussian", "weibull"):
-        raise InputError(f"Expected argument `inputs` to be 'polyadic', 'gaussian' or 'weibull', but got {inputs!r}.")
+        raise InputError(f"`inputs` must be 'polyadic', 'gaussian' or 'weibull', but it is {inputs!r}.")
     draw = gaussian_inputs if inputs == "gaussian" else weibull_inputs
     return draw(num_draws, tau, input_dim, generator=generator)
 

@@ -12,11 +12,11 @@ VAL_SHARE = 0.1
 """Share of the official training set that validates."""
 
 
-def shuffled_split(num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+def shuffled_split(num_images: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the training and validation samples, as in the DDU code: the first tenth of a shuffle validates.
 
     Args:
-        num_samples: Size N of the official training set.
+        num_images: Size N of the official training set.
         seed: Seed of numpy's legacy generator; the global one is not touched.
 
     Returns:
@@ -28,9 +28,9 @@ def shuffled_split(num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
         >>> shuffled_split(10, seed=1)
         (tensor([9, 6, 4, 0, 3, 1, 7, 8, 5]), tensor([2]))
     """
-    order = np.arange(num_samples)
+    order = np.arange(num_images)
     np.random.RandomState(seed).shuffle(order)  # the legacy generator, whose splits are wanted
-    num_val = int(VAL_SHARE * num_samples)
+    num_val = int(VAL_SHARE * num_images)
     indices = torch.from_numpy(order)
     return indices[num_val:], indices[:num_val]
 

@@ -52,11 +52,11 @@ def load_images(name: str, root: str | Path, *, train: bool, download: bool = Fa
         >>> load_images("mnist", "nowhere", train=False)
         Traceback (most recent call last):
             ...
-        lightning_uq.errors.InputError: Expected the test files of MNIST in nowhere, as torchvision lays them out, but it \
-says: Dataset not found. You can use download=True to download it
+        lightning_uq.errors.InputError: The test files of MNIST must lie in nowhere as torchvision lays them out, but \
+torchvision reports: Dataset not found. You can use download=True to download it
     """
     if name not in SOURCES:
-        raise InputError(f"Expected argument `name` to be one of {', '.join(SOURCES)}, but got {name!r}.")
+        raise InputError(f"`name` must be one of {', '.join(SOURCES)}, but it is {name!r}.")
     datasets: Any = importlib.import_module("torchvision.datasets")
     base = getattr(datasets, SOURCES[name].torchvision_name)
     # Torchvision wants the files of both sets; a subclass of the same name, after which folders are called, wants one.
@@ -76,8 +76,8 @@ says: Dataset not found. You can use download=True to download it
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise InputError(
-            f"Expected the {'training' if train else 'test'} files of {base.__name__} in {root}, as torchvision lays them "
-            f"out, but it says: {error}"
+            f"The {'training' if train else 'test'} files of {base.__name__} must lie in {root} as torchvision lays them "
+            f"out, but torchvision reports: {error}"
         ) from error
     images = torch.as_tensor(dataset.data)
     if images.ndim == 3:

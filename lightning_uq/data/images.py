@@ -58,15 +58,15 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise InputError(f"Expected argument `batch_size` to be at least 1, but got {batch_size}.")
+            raise InputError(f"`batch_size` must be at least 1, but it is {batch_size}.")
         source = SOURCES[self._source]
         self.num_classes, self.image_shape = source.num_classes, source.image_shape
         alike = [n for n, other in SOURCES.items() if n != self._source and other.image_shape == self.image_shape]
         for name in ood_datasets:
             if name not in alike:
                 raise InputError(
-                    f"Expected argument `ood_datasets` of {self.name} to hold names among {', '.join(alike)}, whose images "
-                    f"are as large, but got {name!r}."
+                    f"`ood_datasets` of {self.name} must hold names among {', '.join(alike)}, whose images "
+                    f"are as large, but it holds {name!r}."
                 )
         self.root = Path(root)
         self.batch_size = batch_size

@@ -37,7 +37,7 @@ class Indexed(Dataset[Any]):
     def __init__(self, dataset: Any) -> None:
         if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
             raise InputError(
-                f"Expected argument `dataset` to be map-style, with a length and items by position, but got "
+                f"`dataset` must be map-style, with a length and items by position, but it is a "
                 f"{type(dataset).__name__}. Yield the index with the samples of a stream."
             )
         self.dataset = dataset
@@ -53,7 +53,7 @@ class Indexed(Dataset[Any]):
         if isinstance(item, list | tuple) and len(item) == 2:
             return IndexedSample(item[0], item[1], position)
         raise InputError(
-            f"Expected the items of `dataset` to be `(x, y)`, or mappings without the key `index`, but item {position} is "
+            f"The items of `dataset` must be `(x, y)`, or mappings without the key `index`, but item {position} is "
             f"{_describe(item)}."
         )
 

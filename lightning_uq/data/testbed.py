@@ -83,11 +83,9 @@ def classification_problem(
     _check_positive(input_dim=input_dim, num_train=num_train, temperature=temperature, kappa=kappa, num_test=num_test)
     _check_positive(num_classes=num_classes - 1, tau=min(taus, default=0))
     if not 0 <= rejected_classes < num_classes:
-        raise InputError(
-            f"Expected argument `rejected_classes` to be in [0, {num_classes}), but got {rejected_classes}."
-        )
+        raise InputError(f"`rejected_classes` must be in [0, {num_classes}), but it is {rejected_classes}.")
     if not 0 <= reject_prob <= 1:
-        raise InputError(f"Expected argument `reject_prob` to be in [0, 1], but got {reject_prob}.")
+        raise InputError(f"`reject_prob` must be in [0, 1], but it is {reject_prob}.")
     generator = torch.Generator().manual_seed(seed)
     weights = draw_teacher(input_dim, num_classes, generator=generator)
     meta: dict[str, Any] = {"temperature": temperature, "num_classes": num_classes, "inputs": inputs, "seed": seed}
@@ -232,10 +230,10 @@ def save_problem(problem: Mapping[str, np.ndarray[Any, Any]], path: str | Path) 
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise InputError(f"Expected argument `path` to be an .npz file, but got {path}.")
+        raise InputError(f"`path` must be an .npz file, but it is {path}.")
     missing = [name for name in ("x_train", "y_train", "meta") if name not in problem]
     if missing:
-        raise InputError(f"Expected argument `problem` to be a testbed problem, but it lacks {', '.join(missing)}.")
+        raise InputError(f"`problem` must be a testbed problem, but it lacks {', '.join(missing)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **problem)  # type: ignore[arg-type]  # numpy's stub reads the names as its options
 
@@ -275,7 +273,7 @@ def _shifted(
         if sum(map(len, kept_x)) >= num_train:
             return torch.cat(kept_x)[:num_train], torch.cat(kept_y)[:num_train]
     raise InputError(
-        f"Expected arguments `rejected_classes` and `reject_prob` to leave {num_train} training samples, but of "
+        f"`rejected_classes` and `reject_prob` must leave {num_train} training samples, but of "
         f"{2 * _MAX_ROUNDS * num_train} drawn, with classes {rejected.tolist()} rejected, {sum(map(len, kept_x))} were left; "
         "take another `seed`."
     )
@@ -291,4 +289,4 @@ def _check_positive(**numbers: float) -> None:
     for name, number in numbers.items():
         if not number > 0 or not math.isfinite(number):
             least = "at least 2" if name == "num_classes" else "above 0"
-            raise InputError(f"Expected argument `{name}` to be {least}, but got {number + (name == 'num_classes')}.")
+            raise InputError(f"`{name}` must be {least}, but it is {number + (name == 'num_classes')}.")

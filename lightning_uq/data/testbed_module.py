@@ -73,7 +73,7 @@ class TestbedDataModule(ArrayDataModule):
     def __init__(self, path: str, seed: int = 0, batch_size: int = 100, num_steps: int = 1000) -> None:
         super().__init__(seed=seed, batch_size=batch_size)
         if num_steps < 1:
-            raise InputError(f"Expected argument `num_steps` to be at least 1, but got {num_steps}.")
+            raise InputError(f"`num_steps` must be at least 1, but it is {num_steps}.")
         self.path = Path(path)
         self.num_steps = num_steps
         self._meta: dict[str, Any] = {}
@@ -117,7 +117,7 @@ class TestbedDataModule(ArrayDataModule):
         found = read_npz(self.path, (), tuple(f"true_ll_tau{tau}" for tau in TAUS))
         if not found:
             raise InputError(
-                f"Expected {self.path} to be a testbed problem, with arrays such as x_test_tau1, y_test_tau1 and "
+                f"{self.path} must be a testbed problem, with arrays such as x_test_tau1, y_test_tau1 and "
                 f"true_ll_tau1 (or of {TAUS[1]} or {TAUS[2]} labels), but it holds none."
             )
         return tuple(tau for tau in TAUS if f"true_ll_tau{tau}" in found)
@@ -150,9 +150,9 @@ class TestbedDataModule(ArrayDataModule):
         try:
             meta = json.loads(str(text))
         except ValueError as error:
-            raise InputError(f"Expected array `meta` of {self.path} to be a JSON text, but: {error}.") from error
+            raise InputError(f"Array `meta` of {self.path} must be a JSON text, but: {error}.") from error
         if not isinstance(meta, dict):
-            raise InputError(f"Expected array `meta` of {self.path} to be a JSON object, but got {meta!r}.")
+            raise InputError(f"Array `meta` of {self.path} must be a JSON object, but it is {meta!r}.")
         self._meta = meta
         self._num_classes = int(self._number("num_classes", 2))
 
@@ -161,7 +161,7 @@ class TestbedDataModule(ArrayDataModule):
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not (value >= least > 0 or value > least == 0):
             what = "above 0" if least == 0 else f"of at least {least}"
-            raise InputError(f"Expected `meta` of {self.path} to give `{name}` as a number {what}, but got {value!r}.")
+            raise InputError(f"`meta` of {self.path} must give `{name}` as a number {what}, but it is {value!r}.")
         return float(value)
 
     def _labelled(self, arrays: Arrays, x_name: str, y_name: str, *, ndim: int) -> tuple[Tensor, Tensor]:
@@ -169,23 +169,23 @@ class TestbedDataModule(ArrayDataModule):
         if x.dtype.kind not in "fiub" or x.ndim != ndim or x.size == 0:
             axes = "[n, d]" if ndim == 2 else "[S, tau, d]"
             raise InputError(
-                f"Expected array `{x_name}` of {self.path} to hold numbers {axes}, but got {x.dtype} of shape {list(x.shape)}."
+                f"Array `{x_name}` of {self.path} must hold numbers {axes}, but it is {x.dtype} of shape {list(x.shape)}."
             )
         if y.shape == (*x.shape[:-1], 1):
             y = y[..., 0]
         if y.dtype.kind not in "iu" or y.shape != x.shape[:-1]:
             raise InputError(
-                f"Expected array `{y_name}` of {self.path} to hold integer labels {list(x.shape[:-1])}, but got {y.dtype} of "
+                f"Array `{y_name}` of {self.path} must hold integer labels {list(x.shape[:-1])}, but it is {y.dtype} of "
                 f"shape {list(y.shape)}."
             )
         if int(y.min()) < 0 or int(y.max()) >= self._num_classes:
             raise InputError(
-                f"Expected array `{y_name}` of {self.path} to hold labels in [0, {self._num_classes}), but got "
+                f"Array `{y_name}` of {self.path} must hold labels in [0, {self._num_classes}), but it holds "
                 f"{int(y.min())} to {int(y.max())}."
             )
         features = torch.from_numpy(x.astype(np.float32))
         if not bool(features.isfinite().all()):
-            raise InputError(f"Expected array `{x_name}` of {self.path} to be finite, but it holds NaN or infinity.")
+            raise InputError(f"Array `{x_name}` of {self.path} must be finite, but it holds NaN or infinity.")
         return features, torch.from_numpy(y.astype(np.int64))
 
     def _read_draws(self, tau: int, input_dim: int) -> JointDraws:
@@ -196,15 +196,15 @@ class TestbedDataModule(ArrayDataModule):
         log_likelihood = torch.from_numpy(arrays[names[2]])
         if x.shape[1] != tau or log_likelihood.shape != x.shape[:1] or not log_likelihood.is_floating_point():
             raise InputError(
-                f"Expected {self.path} to hold {names[0]} of shape [S, {tau}, d] and {names[2]} of shape [S], numbers, but "
-                f"got {list(x.shape)} and {list(log_likelihood.shape)}."
+                f"{self.path} must hold {names[0]} of shape [S, {tau}, d] and {names[2]} of shape [S], numbers, but "
+                f"its shape is {list(x.shape)} and {list(log_likelihood.shape)}."
             )
         return JointDraws(x, y, log_likelihood)
 
     def _check_dimension(self, name: str, x: Tensor, input_dim: int) -> None:
         if x.shape[-1] != input_dim:
             raise InputError(
-                f"Expected array `{name}` of {self.path} to hold inputs of dimension {input_dim}, as x_train does, but got "
+                f"Array `{name}` of {self.path} must hold inputs of dimension {input_dim}, as x_train does, but it holds "
                 f"{x.shape[-1]}."
             )
 
@@ -212,8 +212,8 @@ class TestbedDataModule(ArrayDataModule):
 class _Shuffles(Sampler[int]):
     """Positions of one shuffle of n samples after the other, ``length`` in all."""
 
-    def __init__(self, num_samples: int, length: int, seed: int) -> None:
-        self.num_samples = num_samples
+    def __init__(self, num_rows: int, length: int, seed: int) -> None:
+        self.num_rows = num_rows
         self.length = length
         self.seed = seed
 
@@ -224,5 +224,5 @@ class _Shuffles(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed)
         left = self.length
         while left > 0:
-            yield from torch.randperm(self.num_samples, generator=generator)[:left].tolist()
-            left -= self.num_samples
+            yield from torch.randperm(self.num_rows, generator=generator)[:left].tolist()
+            left -= self.num_rows

@@ -12,12 +12,12 @@ from lightning_uq.errors import InputError
 
 
 def two_moons(
-    num_samples: int, noise: float = 0.1, *, generator: torch.Generator | None = None
+    num_points: int, noise: float = 0.1, *, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Two interleaved half circles in the plane.
 
     Args:
-        num_samples: Number of points N; the first class has one more where N is odd.
+        num_points: Number of points N; the first class has one more where N is odd.
         noise: Standard deviation of the Gaussian noise on both coordinates.
         generator: Source of randomness.
 
@@ -29,19 +29,19 @@ def two_moons(
         >>> x.shape, y.bincount()
         (torch.Size([5, 2]), tensor([3, 2]))
     """
-    _check_counts(num_samples=num_samples)
-    y = (torch.arange(num_samples) % 2)[torch.randperm(num_samples, generator=generator)]
-    angle = math.pi * torch.rand(num_samples, generator=generator)
+    _check_counts(num_points=num_points)
+    y = (torch.arange(num_points) % 2)[torch.randperm(num_points, generator=generator)]
+    angle = math.pi * torch.rand(num_points, generator=generator)
     sign = 1 - 2 * y
     x = torch.stack([y + sign * angle.cos(), y / 2 + sign * angle.sin()], 1)
-    return x + noise * torch.randn(num_samples, 2, generator=generator), y
+    return x + noise * torch.randn(num_points, 2, generator=generator), y
 
 
-def toy_curve(num_samples: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def toy_curve(num_points: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """A cubic on [-4, 4] with noise of standard deviation 3: the regression toy of the deep-ensembles literature.
 
     Args:
-        num_samples: Number of points N.
+        num_points: Number of points N.
         generator: Source of randomness.
 
     Returns:
@@ -54,9 +54,9 @@ def toy_curve(num_samples: int, *, generator: torch.Generator | None = None) -> 
         >>> x.shape, y.shape
         (torch.Size([20, 1]), torch.Size([20, 1]))
     """
-    _check_counts(num_samples=num_samples)
-    x = 8 * torch.rand(num_samples, 1, generator=generator) - 4
-    return x, x**3 + 3 * torch.randn(num_samples, 1, generator=generator)
+    _check_counts(num_points=num_points)
+    x = 8 * torch.rand(num_points, 1, generator=generator) - 4
+    return x, x**3 + 3 * torch.randn(num_points, 1, generator=generator)
 
 
 class ToyCurveDataModule(LightningDataModule):
@@ -111,4 +111,4 @@ class ToyCurveDataModule(LightningDataModule):
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise InputError(f"Expected argument `{name}` to be at least 1, but got {count}.")
+            raise InputError(f"`{name}` must be at least 1, but it is {count}.")

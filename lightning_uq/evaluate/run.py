@@ -1,9 +1,8 @@
 """The evaluation of all runs, and its JSON file."""
 
 import json
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning_uq.evaluate.models import find_device, load_model
 from lightning_uq.evaluate.numbers import NUM_BINS, metrics
 from lightning_uq.evaluate.reading import join, read
 from lightning_uq.evaluate.settings import Settings
+from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.report.files import writable_directory, write_files
 
 
@@ -48,7 +48,7 @@ def evaluate(settings: Settings, progress: Callable[[str], None] = lambda path: 
     first = next(iter(data.values()))
     return {
         "mean": {key: statistics.mean(column) for key, column in columns.items()},
-        "std": {key: _standard_error(column) for key, column in columns.items()},
+        "std": {key: standard_error(column) for key, column in columns.items()},
         "values": columns,
         "info": {
             **{name: value for name, value in vars(settings).items() if name != "runs"},
@@ -67,7 +67,3 @@ def write(result: Mapping[str, Any], path: str | Path) -> None:
     path = Path(path)
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     write_files(writable_directory(path.parent), {path.name: text.encode()})
-
-
-def _standard_error(column: Sequence[float]) -> float | None:
-    return statistics.stdev(column) / math.sqrt(len(column)) if len(column) > 1 else None

@@ -8,7 +8,6 @@ from lightning_uq.functional.calibration import (
     bin_statistics,
     calibration_error,
     expected_calibration_error,
-    smooth_calibration_error,
 )
 from lightning_uq.functional.clustered_likelihood import Projection, clustered_log_likelihood, random_projection
 from lightning_uq.functional.data_noise import (
@@ -56,6 +55,7 @@ from lightning_uq.functional.regression import gaussian_nll, interval_covered, q
 from lightning_uq.functional.scores import SCORES, energy, max_logit, max_softmax, variation_ratio
 from lightning_uq.functional.scoring import brier_score, negative_log_likelihood
 from lightning_uq.functional.selective import augrc, aurc, generalized_risk_curve, risk_coverage_curve
+from lightning_uq.functional.smooth_calibration import smooth_calibration_error
 from lightning_uq.functional.student_t import (
     student_t_cdf,
     student_t_crps,

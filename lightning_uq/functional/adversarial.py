@@ -1,11 +1,11 @@
 """The fast gradient sign method, and a loss smoothed with it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def fgsm(x: Tensor, gradient: Tensor, epsilon: float | Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def adversarial_loss(
         epsilon: Size of the step in units of ``x``, a number or a tensor that broadcasts to ``x``.
         loss_scale: Factor on the clean loss during its backward pass, divided out after it, against underflow in half
             precision.
-        second_pass: Entered for the pass of x', for instance :func:`held_buffers`.
+        second_pass: Entered for the pass of x', for instance :func:`~lightning_uq.networks.held_buffers.held_buffers`.
 
     Source: Lakshminarayanan et al., NeurIPS 2017 (arXiv 1612.01474), section 2.3; the mean is deep-ensembles-pytorch's.
 
@@ -68,27 +68,6 @@ def adversarial_loss(
     handed_over: Tensor = _GivenGradient.apply(clean.detach(), *(p for p, _ in known), *(g for _, g in known))
     with second_pass or nullcontext():
         return 0.5 * (handed_over + loss(x_adversarial))
-
-
-@contextmanager
-def held_buffers(module: nn.Module) -> Iterator[None]:
-    """Inside, what a module in training mode records in its buffers (the statistics of BatchNorm) goes to copies.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(1)
-        >>> with held_buffers(norm):
-        ...     _ = norm(torch.tensor([[1.0], [3.0]]))
-        >>> norm.running_mean
-        tensor([0.])
-    """
-    held = [(m._buffers, dict(m._buffers)) for m in module.modules() if m.training and m._buffers]
-    try:
-        for buffers, originals in held:
-            buffers.update({name: None if b is None else b.clone() for name, b in originals.items()})
-        yield
-    finally:
-        for buffers, originals in held:
-            buffers.update(originals)
 
 
 class _GivenGradient(torch.autograd.Function):

@@ -19,8 +19,7 @@ def check_atoms(atoms: Tensor | Sequence[float]) -> Tensor:
     values = upcast(torch.as_tensor(atoms))
     if values.ndim != 1 or len(values) < 2 or not bool(values.isfinite().all() and (values.diff() > 0).all()):
         raise InputError(
-            "Expected argument `atoms` to be at least two finite numbers [A], each above the one before, but got "
-            f"{values.tolist()}."
+            f"`atoms` must be at least two finite numbers [A], each above the one before, but it is {values.tolist()}."
         )
     return values
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._hashing import GOLDEN, chain, chain_last, finalize, signed, to_uniform
+from lightning_uq.functional.hashing import GOLDEN, chain, chain_last, finalize, signed, to_uniform
+from lightning_uq.functional.validation import check_choice
 
 Bootstrap = Literal["none", "bernoulli", "exponential", "poisson", "uniform"]
 
@@ -44,6 +45,7 @@ def bootstrap_weights(
                 [0., 2., 2., 2.]])
     """
     check_positions("index", index, "sample positions [B]")
+    check_choice("bootstrap", kind, ("none", "bernoulli", "exponential", "poisson", "uniform"))
     if kind == "none":
         size = members if isinstance(members, int) else len(members)
         return torch.ones(size, len(index), dtype=dtype, device=index.device)
@@ -54,13 +56,8 @@ def bootstrap_weights(
         weights = -uniform.log()
     elif kind == "poisson":
         weights = torch.bucketize(uniform, uniform.new_tensor(_POISSON), right=True)
-    elif kind == "uniform":
-        weights = 2.0 * uniform
     else:
-        raise InputError(
-            "Expected argument `bootstrap` to be 'none', 'bernoulli', 'exponential', 'poisson' or 'uniform', but got "
-            f"{kind!r}."
-        )
+        weights = 2.0 * uniform
     return weights.to(dtype).to(index.device)
 
 
@@ -92,8 +89,6 @@ def member_seed(seed: int, member: int, bits: int = 32) -> int:
 def check_positions(name: str, value: Tensor, meaning: str) -> None:
     """Refuse anything but integers of one axis."""
     if not isinstance(value, Tensor):
-        raise InputError(f"Expected argument `{name}` to be {meaning}, integers, but got {type(value).__name__}.")
+        raise InputError(f"`{name}` must be {meaning}, integers, but it is a {type(value).__name__}.")
     if value.ndim != 1 or value.is_floating_point() or value.dtype == torch.bool:
-        raise InputError(
-            f"Expected argument `{name}` to be {meaning}, integers, but got {value.dtype} of shape {list(value.shape)}."
-        )
+        raise InputError(f"`{name}` must be {meaning}, integers, but it is {value.dtype} of shape {list(value.shape)}.")

@@ -1,4 +1,4 @@
-"""Calibration errors: binned, debiased, class-wise and smooth.
+"""Binned calibration errors: uniform or adaptive bins, debiased, class-wise.
 
 A binned error is two steps, so that a data set can be streamed: :func:`bin_statistics` sums a batch into bins, sums of
 batches add, and :func:`calibration_error` reads the total.
@@ -17,8 +17,6 @@ from lightning_uq.functional.validation import check_choice, check_integer, clas
 
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["uniform", "adaptive"]
-
-NUM_CELLS = 8192
 
 
 def top_label(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,11 +100,11 @@ def _sum_bins(confidence: Tensor, correct: Tensor, bins: Tensor, num_bins: int) 
     bins, size = bins.reshape(-1), num_bins * classes.numel()
     # One integer count of (came true, bin), which is exact and deterministic everywhere.
     wrong, right = torch.bincount(bins + size * correct.reshape(-1).long(), minlength=2 * size).reshape(2, size)
-    total = _scatter_sum(bins, confidence.reshape(-1), size)
+    total = scatter_sum(bins, confidence.reshape(-1), size)
     return torch.stack([(wrong + right).to(total), right.to(total), total]).reshape(3, *classes, num_bins)
 
 
-def _scatter_sum(cells: Tensor, values: Tensor, size: int) -> Tensor:
+def scatter_sum(cells: Tensor, values: Tensor, size: int) -> Tensor:
     """Sum ``values`` by cell in the dtype of sums."""
     values = widen(values)
     if cells.device.type == "cpu":
@@ -170,9 +168,7 @@ def check_norm(norm: str, debiased: bool) -> None:
     """Refuse an unknown norm, and a debiased estimate of any but l2."""
     check_choice("norm", norm, ("l1", "l2", "max"))
     if debiased and norm != "l2":
-        raise InputError(
-            f"Expected argument `debiased` to be False with norm={norm!r}: the debiased estimator exists for 'l2' alone."
-        )
+        raise InputError(f"`debiased` must be False with norm={norm!r}: the debiased estimator exists for 'l2' alone.")
 
 
 def expected_calibration_error(
@@ -219,108 +215,3 @@ def calibration_pairs(probs: Tensor, target: Tensor, classwise: bool) -> tuple[T
     if not classwise:
         return top_label(probs, target)
     return probs, target[:, None] == torch.arange(probs.shape[1], device=probs.device)
-
-
-def residual_grid(confidence: Tensor, correct: Tensor) -> Tensor:
-    """Sum residuals and rows onto a fine grid over [0, 1], what :func:`smooth_calibration_error` streams.
-
-    Each row is shared between the two grid nodes around its confidence in proportion to its distance from them, so that
-    the first moment is kept and smoothing at a bandwidth s errs by O((h / s)^2), h = 1 / 8192.
-
-    Args:
-        confidence: Probabilities [N].
-        correct: Whether each came true, [N].
-
-    Returns:
-        [2, 8193] in float64: the sum of (correct - confidence), and the number of rows.
-
-    Example:
-        >>> residual_grid(torch.tensor([1.0]), torch.tensor([False]))[:, -1]
-        tensor([-1.,  1.], dtype=torch.float64)
-    """
-    confidence = widen(confidence)
-    residual = widen(correct) - confidence
-    position = confidence.clamp(0, 1) * NUM_CELLS
-    left = position.floor().clamp_max(NUM_CELLS - 1)
-    share = position - left
-    left = left.long()
-    rows = (residual, torch.ones_like(residual))
-    size = NUM_CELLS + 1
-    return torch.stack(
-        [_scatter_sum(left, row * (1 - share), size) + _scatter_sum(left + 1, row * share, size) for row in rows]
-    )
-
-
-def smooth_residual(grid: Tensor, bandwidth: Tensor | float) -> Tensor:
-    """Smooth node masses [..., M + 1] over [0, 1] into a density with a Gaussian reflected at both ends.
-
-    Reflection makes the masses an even function of period 2, on which convolution with a Gaussian is a product with
-    exp(-(k pi s)^2 / 2) in the cosine basis: exact at the nodes, in O(M log M).
-
-    Args:
-        grid: Node masses [..., M + 1].
-        bandwidth: Standard deviation s of the Gaussian, in units of probability.
-
-    Returns:
-        The density at the nodes, [..., M + 1].
-    """
-    cells = grid.shape[-1] - 1
-    # A node at an end is its own mirror image, hence counts twice.
-    ends = grid[..., [0, -1]] * 2
-    even = torch.cat([ends[..., :1], grid[..., 1:-1], ends[..., 1:], grid[..., 1:-1].flip(-1)], -1)
-    frequency = torch.arange(cells + 1, dtype=grid.dtype, device=grid.device) * torch.pi
-    spectrum = torch.fft.rfft(even) * torch.exp(-0.5 * (frequency * bandwidth).square())
-    density: Tensor = torch.fft.irfft(spectrum, n=2 * cells)[..., : cells + 1] * cells
-    return density
-
-
-def smooth_bandwidth(grid: Tensor) -> Tensor:
-    """The fixed point s of s = smECE_s, by bisection of a function that falls in s; its value is smECE itself.
-
-    Args:
-        grid: What :func:`residual_grid` returned, or a sum of such.
-
-    Returns:
-        A scalar in [0, 1]; NaN without a row.
-    """
-    residual = grid[0] / grid[1].sum()
-    low, high = torch.zeros_like(residual[0]), torch.ones_like(residual[0])
-    for _ in range(50):
-        middle = (low + high) / 2
-        above = _integral(smooth_residual(residual, middle).abs()) > middle
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return torch.where(grid[1].sum() > 0, (low + high) / 2, torch.nan)
-
-
-def _integral(values: Tensor) -> Tensor:
-    return torch.trapezoid(values, dx=1 / (values.shape[-1] - 1))
-
-
-def smooth_calibration_error(probs: Tensor, target: Tensor) -> Tensor:
-    r"""Smooth calibration error (smECE) of the top label: no bins, and a consistent measure of calibration.
-
-    With confidence f_i and correctness y_i, and K_s the Gaussian of standard deviation s reflected at 0 and 1,
-
-        smECE_s = \int_0^1 | 1/N sum_i K_s(t, f_i) (y_i - f_i) | dt,
-
-    and smECE is the unique s with smECE_s = s: the data choose the bandwidth. It is computed on a grid of 8,193 nodes
-    (see :func:`residual_grid`), hence to an absolute error below about 1e-4.
-
-    Args:
-        probs: Probabilities [B, C] (or [B, C, ...], each position a row).
-        target: Class indices [B] (or [B, ...]).
-
-    Returns:
-        A scalar in [0, 1].
-
-    Raises:
-        InputError: ``probs`` are no probabilities, shapes differ, or a target is out of range.
-
-    Source: Blasiok & Nakkiran, ICLR 2024 (arXiv 2309.12236).
-
-    Example:
-        >>> probs = torch.tensor([[0.25, 0.75]]).expand(100, 2)
-        >>> smooth_calibration_error(probs, torch.zeros(100, dtype=torch.long)).round(decimals=3)
-        tensor(0.7500, dtype=torch.float64)
-    """
-    return smooth_bandwidth(residual_grid(*top_label(*classification_rows(probs, target))))

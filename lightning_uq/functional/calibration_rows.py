@@ -21,13 +21,13 @@ def calibration_rows(logits: Tensor, target: Tensor, ndim: int) -> tuple[Tensor,
     check_target(target, members.shape[1:2] + members.shape[3:])
     rows = torch.stack([flatten_classes(to_float64(member)) for member in members])
     if rows.numel() == 0:
-        raise InputError(f"Expected argument `logits` to hold at least one row, but got shape {list(logits.shape)}.")
+        raise InputError(f"`logits` must hold at least one row, but its shape is {list(logits.shape)}.")
     classes = target.reshape(-1).long().to(rows.device)
     check_target_values(classes, rows.shape[2])
     top = rows.amax(2, keepdim=True)
     if not bool(top.isfinite().all()):
         raise InputError(
-            "Expected argument `logits` to hold no NaN, no positive infinity and no row of minus infinities, but got "
+            "`logits` must hold no NaN, no positive infinity and no row of minus infinities, but it holds "
             f"{top[~top.isfinite()][0].item()}."
         )
     return torch.where(rows == -math.inf, top + _LOG_TINY, rows), classes

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import wide_dtype, widen
-from lightning_uq.functional.validation import check_floating, check_integer, check_target
+from lightning_uq.functional.validation import check_floating, check_integer, check_shape, check_target
 
 _CLIP = 5.0  # of probits, as in the original
 _MAX_PLANES = 16
@@ -54,7 +54,7 @@ def random_projection(
     for name, value in (("tau", tau), ("num_classes", num_classes), ("num_planes", num_planes)):
         check_integer(name, value, 1)
     if num_planes > _MAX_PLANES:
-        raise InputError(f"Expected argument `num_planes` to be at most {_MAX_PLANES}, but got {num_planes}.")
+        raise InputError(f"`num_planes` must be at most {_MAX_PLANES}, but it is {num_planes}.")
     weight = torch.randn(num_planes, tau, num_classes, generator=generator, dtype=torch.float64)
     return Projection(weight, torch.randn(num_planes, generator=generator, dtype=torch.float64))
 
@@ -103,13 +103,10 @@ def clustered_log_likelihood(
     draws = len(target)
     check_target(target, torch.Size([draws, tau]))
     if not draws:
-        raise InputError("Expected argument `target` to hold at least one draw, but got none.")
+        raise InputError("`target` must hold at least one draw, but it holds none.")
     if position is None:
         position = torch.arange(target.numel(), device=device).reshape(target.shape)
-    if position.shape != target.shape:
-        raise InputError(
-            f"Expected argument `position` to be of shape {list(target.shape)}, but got {list(position.shape)}."
-        )
+    check_shape("position", position, target.shape)
     cells = 2**num_planes
     bits, first = 2 ** torch.arange(num_planes, device=device), cells * torch.arange(draws, device=device)
     counts = torch.zeros(draws * cells, dtype=dtype, device=device)
@@ -118,8 +115,8 @@ def clustered_log_likelihood(
         check_floating("logits", part, 3, "[Z, N, C]")
         if part.shape[2] != num_classes or part.shape[1] <= int(position.max()):
             raise InputError(
-                f"Expected argument `logits` to be [Z, N, {num_classes}] with N of at least {int(position.max()) + 1}, but "
-                f"got shape {list(part.shape)}."
+                f"`logits` must be [Z, N, {num_classes}] with N of at least {int(position.max()) + 1}, but "
+                f"its shape is {list(part.shape)}."
             )
         probits = torch.special.ndtri(widen(part).softmax(-1)).clamp(-_CLIP, _CLIP)
         for some in torch.split(probits, max(1, _CHUNK // (target.numel() * num_classes))):
@@ -131,7 +128,7 @@ def clustered_log_likelihood(
             sums.index_add_(0, row, probs.reshape(-1, tau))
     counts = counts.reshape(draws, cells)
     if not bool(counts.any()):
-        raise InputError("Expected argument `logits` to hold at least one index z, but got none.")
+        raise InputError("`logits` must hold at least one index z, but it holds none.")
     # An empty cell has weight 0: log 0 with any product.
     log_means = (sums.reshape(draws, cells, tau) / counts.clamp(min=1).unsqueeze(2)).log().sum(2)
     return (counts.log() + log_means).logsumexp(1) - counts.sum(1).log()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._hashing import chain
 from lightning_uq.functional.bootstrap import Bootstrap, counter_uniform
+from lightning_uq.functional.hashing import chain
 from lightning_uq.functional.precision import upcast, wide_dtype
 from lightning_uq.functional.validation import check_choice, check_floating, check_integer
 
@@ -92,14 +92,14 @@ def gaussian_bootstrap_weights(
     if kind not in _KINDS[distribution]:
         known = " and ".join(repr(name) for name in _KINDS[distribution])
         raise InputError(
-            f"Expected argument `kind` to be {known} for Gaussian indices of the distribution {distribution!r}, but got "
+            f"`kind` must be {known} for Gaussian indices of the distribution {distribution!r}, but it is "
             f"{kind!r}; members of an ensemble know every kind."
         )
     first = z @ signature.T
     if kind == "bernoulli":
         return 1 + first.sign()
     if second_signature is None:
-        raise InputError("Expected argument `second_signature` with kind='exponential', but got None.")
+        raise InputError("kind='exponential' needs `second_signature`, but it is None.")
     _, second_signature = _check_signature(z, second_signature, z.shape[-1], "second_signature")
     squares = first.square() + (z @ second_signature.T).square()
     return 0.5 * (squares / z.shape[-1] if distribution == "gaussian" else squares)
@@ -178,7 +178,7 @@ def _check_signature(z: Tensor, signature: Tensor, dim: int, name: str = "signat
     check_floating(name, signature, 2, "[B, D]")
     if z.ndim != 2 or signature.shape[-1] != dim:
         raise InputError(
-            f"Expected argument `{name}` to end in an axis of {dim}, that of the indices [Z, {dim}], but got shape "
+            f"`{name}` must end in an axis of {dim}, that of the indices [Z, {dim}], but its shape is "
             f"{list(signature.shape)} with z of shape {list(z.shape)}."
         )
     z = upcast(z)
@@ -187,4 +187,4 @@ def _check_signature(z: Tensor, signature: Tensor, dim: int, name: str = "signat
 
 def _check_std(std: float) -> None:
     if isinstance(std, bool) or not isinstance(std, int | float) or not (math.isfinite(std) and std >= 0):
-        raise InputError(f"Expected argument `std` to be a finite number of at least 0, but got {std!r}.")
+        raise InputError(f"`std` must be a finite number of at least 0, but it is {std!r}.")

@@ -123,15 +123,14 @@ def fit_gaussian(
     _check_regularization(regularization)
     if kind != statistics.covariance and statistics.covariance != "full":
         raise InputError(
-            f'Expected argument `covariance` to be "{statistics.covariance}", which the statistics were streamed for, but '
-            f'got "{kind}".'
+            f'`covariance` must be "{statistics.covariance}", which the statistics were streamed for, but it is "{kind}".'
         )
     C, D = statistics.mean.shape
     count, total = statistics.count, statistics.count.sum()
     if bool((count < 2).any()):
         few = (count < 2).nonzero().flatten().tolist()
         named = ", ".join(f"class {c} has {int(count[c])}" for c in few[:5]) + (" ..." if len(few) > 5 else "")
-        raise InputError(f"Expected at least 2 rows of every class, but {named}.")
+        raise InputError(f"Every class needs at least 2 rows, but {named}.")
     scatter = statistics.scatter
     if kind != statistics.covariance:
         scatter = scatter.sum(0) if kind == "tied" else scatter.diagonal(dim1=-2, dim2=-1)
@@ -199,7 +198,7 @@ def _check_regularization(value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise InputError(
-            f"Expected argument `regularization` to be 'oas', 'ddu' or a finite number of at least 0, but got {value!r}."
+            f"`regularization` must be 'oas', 'ddu' or a finite number of at least 0, but it is {value!r}."
         )
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._hashing import mix
+from lightning_uq.functional.hashing import mix
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.true_class import at_class
 from lightning_uq.functional.validation import (
@@ -57,7 +57,7 @@ def true_class_log_probs(logits: Tensor, target: Tensor, *, validate: bool = Tru
     """
     check_floating("logits", logits, 3, "[Z, B, C]")
     if logits.ndim != 3 or len(logits) == 0:
-        raise InputError(f"Expected argument `logits` to be [Z, B, C] with Z > 0, but got shape {list(logits.shape)}.")
+        raise InputError(f"`logits` must be [Z, B, C] with Z > 0, but its shape is {list(logits.shape)}.")
     check_target(target, logits.shape[1:2])
     if validate:
         check_target_values(target, logits.shape[2])
@@ -130,14 +130,14 @@ def sampled_joint_log_loss(log_probs: Tensor, selected: Tensor) -> Tensor:
     groups = len(selected)
     if selected.ndim != 2 or (groups == 0) != (log_probs.shape[1] == 0) or (groups and log_probs.shape[1] % groups):
         raise InputError(
-            f"Expected argument `selected` to be [G, tau] with G blocks in {log_probs.shape[1]} rows, but got shape "
+            f"`selected` must be [G, tau] with G blocks in {log_probs.shape[1]} rows, but its shape is "
             f"{list(selected.shape)}."
         )
     if groups == 0:
         return log_probs.new_zeros(0)
     kappa = log_probs.shape[1] // groups
     if bool(((selected < 0) | (selected >= kappa)).any()):
-        raise InputError(f"Expected argument `selected` to hold rows in [0, {kappa}), but got others.")
+        raise InputError(f"`selected` must hold rows in [0, {kappa}), but it holds other values.")
     blocks = log_probs.reshape(len(log_probs), groups, kappa)
     return -_log_mean(blocks.gather(2, selected.long().expand(len(log_probs), -1, -1)).sum(2))
 
@@ -178,8 +178,8 @@ def check_joint(tau: int, kappa: int, sampling: str) -> None:
     check_choice("sampling", sampling, ("dyadic", "sampled", "consecutive"))
     if sampling == "dyadic" and kappa != 2:
         raise InputError(
-            f"Expected argument `kappa` to be 2 with sampling='dyadic', whose expectation is exact for pairs alone, but "
-            f"got {kappa}; use sampling='sampled' for kappa anchors."
+            f"`kappa` must be 2 with sampling='dyadic', whose expectation is exact for pairs alone, but "
+            f"it is {kappa}; use sampling='sampled' for kappa anchors."
         )
 
 
@@ -218,7 +218,7 @@ def joint_log_loss(
     """
     check_joint(tau, kappa, sampling)
     if selected is not None and sampling != "sampled":
-        raise InputError(f"Expected argument `selected` with sampling='sampled' alone, but sampling is {sampling!r}.")
+        raise InputError(f"`selected` goes with sampling='sampled' alone, but sampling is {sampling!r}. Leave it out.")
     log_probs = true_class_log_probs(logits, target)
     groups = log_probs.shape[1] // block_size(tau, kappa, sampling)
     if sampling == "sampled" and selected is None:
@@ -241,5 +241,5 @@ def block_losses(log_probs: Tensor, tau: int, kappa: int, sampling: Sampling, se
     if sampling == "consecutive":
         return consecutive_joint_log_loss(log_probs, tau)
     if selected is None:
-        raise InputError("Expected argument `selected` with sampling='sampled', but got None.")
+        raise InputError("sampling='sampled' needs `selected`, but it is None.")
     return sampled_joint_log_loss(log_probs, selected)

@@ -57,7 +57,7 @@ def joint_log_likelihood(log_probs: Tensor | Iterable[Tensor]) -> Tensor:
         total = summed if total is None else torch.logaddexp(total, summed)
         count += len(part)
     if total is None:
-        raise InputError("Expected argument `log_probs` to hold at least one index z, but got none.")
+        raise InputError("`log_probs` must hold at least one index z, but it holds none.")
     return total - math.log(count)
 
 

@@ -20,7 +20,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.joint_likelihood import joint_log_likelihood
 from lightning_uq.functional.normal import log_density
 from lightning_uq.functional.precision import widen
-from lightning_uq.functional.validation import check_floating, check_integer
+from lightning_uq.functional.validation import check_floating, check_integer, check_positive, check_shape
 
 
 class KLEstimate(NamedTuple):
@@ -64,8 +64,8 @@ def kl_estimate(true_log_likelihood: Tensor, model_log_likelihood: Tensor) -> KL
     check_floating("model_log_likelihood", model_log_likelihood, 1, "[S]")
     if true_log_likelihood.shape != model_log_likelihood.shape or true_log_likelihood.numel() == 0:
         raise InputError(
-            f"Expected argument `model_log_likelihood` to hold one number for each of the {len(true_log_likelihood)} draws "
-            f"(at least one), but got shape {list(model_log_likelihood.shape)}."
+            f"`model_log_likelihood` must hold one number for each of the {len(true_log_likelihood)} draws "
+            f"(at least one), but its shape is {list(model_log_likelihood.shape)}."
         )
     draws = widen(true_log_likelihood) - widen(model_log_likelihood)
     infinite = draws.isposinf()
@@ -114,12 +114,8 @@ def gaussian_sample_kl(samples: Tensor, target: Tensor, noise_std: float, true_l
         tensor(0.5000, dtype=torch.float64)
     """
     check_floating("samples", samples, 3, "[Z, S, tau]")
-    if samples.shape[1:] != target.shape:
-        raise InputError(
-            f"Expected argument `target` to be of shape {list(samples.shape[1:])}, but got {list(target.shape)}."
-        )
-    if not noise_std > 0:
-        raise InputError(f"Expected argument `noise_std` to be above 0, but got {noise_std}.")
+    check_shape("target", target, samples.shape[1:])
+    check_positive(noise_std=noise_std)
     scaled = (widen(samples) - widen(target)) / noise_std
     log_probs = log_density(scaled.square(), 2 * math.log(noise_std))
     return kl_estimate(true_log_likelihood, joint_log_likelihood(log_probs))

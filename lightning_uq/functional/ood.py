@@ -14,7 +14,15 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import widen
-from lightning_uq.functional.validation import check_choice, check_no_nan, check_open_unit
+from lightning_uq.functional.validation import (
+    check_choice,
+    check_floating,
+    check_no_nan,
+    check_open_unit,
+    check_shape,
+    check_tensor,
+    describe,
+)
 
 Positive = Literal["out", "in"]
 
@@ -25,18 +33,17 @@ def check_detection(score: Tensor, is_ood: Tensor, *, validate: bool = True) -> 
     Raises:
         InputError: A score is not floating point or NaN, the shapes differ or are not [N], or a label is neither 0 nor 1.
     """
-    if not isinstance(score, Tensor) or not score.is_floating_point() or score.ndim != 1:
-        came = f"{score.dtype} of shape {list(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
-        raise InputError(f"Expected argument `score` to be a floating-point tensor [N], but got {came}.")
-    if not isinstance(is_ood, Tensor) or is_ood.shape != score.shape:
-        came = f"shape {list(is_ood.shape)}" if isinstance(is_ood, Tensor) else type(is_ood).__name__
-        raise InputError(f"Expected argument `is_ood` to be a tensor of shape {list(score.shape)}, but got {came}.")
+    check_floating("score", score, 1, "[N]")
+    if score.ndim != 1:
+        raise InputError(f"`score` must be a floating-point tensor [N], but it is {describe(score)}.")
+    check_tensor("is_ood", is_ood, str(list(score.shape)))
+    check_shape("is_ood", is_ood, score.shape)
     if is_ood.is_floating_point():
-        raise InputError(f"Expected argument `is_ood` to be of dtype bool or an integer dtype, but got {is_ood.dtype}.")
+        raise InputError(f"`is_ood` must be of dtype bool or an integer dtype, but its dtype is {is_ood.dtype}.")
     if validate:
         check_no_nan("score", score)
         if is_ood.dtype != torch.bool and bool(((is_ood != 0) & (is_ood != 1)).any()):
-            raise InputError("Expected argument `is_ood` to hold 0 and 1 alone, but got other values.")
+            raise InputError("`is_ood` must hold 0 and 1 alone, but it holds other values.")
     return score, is_ood.bool()
 
 

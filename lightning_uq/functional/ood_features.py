@@ -77,9 +77,7 @@ def knn_distance(features: Tensor, bank: Tensor, k: int = 50, normalize: bool = 
     check_floating("bank", bank, 2, "[M, D]")
     _check_features(features, bank.shape[-1])
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(bank):
-        raise InputError(
-            f"Expected argument `k` to be an integer from 1 to the {len(bank)} rows of `bank`, but got {k!r}."
-        )
+        raise InputError(f"`k` must be an integer from 1 to the {len(bank)} rows of `bank`, but it is {k!r}.")
     dtype = torch.promote_types(upcast(features).dtype, upcast(bank).dtype)
     rows, bank = features.to(dtype), bank.to(dtype)
     if normalize:
@@ -144,13 +142,13 @@ def fit_vim(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | Non
     _check_features(features, D)
     if logits.shape != (len(features), C) or len(features) == 0:
         raise InputError(
-            f"Expected argument `logits` to be of shape [{max(1, len(features))}, {C}], one row a row of `features`, but got "
+            f"`logits` must have shape [{max(1, len(features))}, {C}], one row a row of `features`, but its shape is "
             f"{list(logits.shape)}."
         )
     if dim is None:
         dim = 1000 if D >= 2048 else 512 if D >= 768 else D // 2
     if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim < D:
-        raise InputError(f"Expected argument `dim` to be an integer from 1 to {D - 1}, but got {dim!r}.")
+        raise InputError(f"`dim` must be an integer from 1 to {D - 1}, but it is {dim!r}.")
     weight = to_float64(weight)
     shift = weight.new_zeros(C) if bias is None else to_float64(bias)
     origin = -torch.linalg.pinv(weight) @ shift
@@ -163,8 +161,8 @@ def fit_vim(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | Non
     norm = torch.cat([((to_float64(part) - origin) @ residual).norm(dim=1) for part in parts]).mean()
     if not norm > 1e-6 * (moment.trace() / len(features)).sqrt():
         raise InputError(
-            f"Expected `features` to vary outside a principal subspace of argument `dim` = {dim} dimensions, but they do not: "
-            "their rank is no larger. Choose a smaller `dim`."
+            f"`features` must vary outside a principal subspace of `dim` = {dim} dimensions, but their rank is at most that. "
+            "Choose a smaller `dim`."
         )
     return VimFit(origin, residual, to_float64(logits).amax(1).mean() / norm)
 
@@ -188,4 +186,4 @@ def vim_score(features: Tensor, logits: Tensor, fit: VimFit) -> Tensor:
 def _check_features(features: Tensor, D: int) -> None:
     check_floating("features", features, 2, "[N, D]")
     if features.ndim != 2 or features.shape[1] != D:
-        raise InputError(f"Expected argument `features` to be of shape [N, {D}], but got {list(features.shape)}.")
+        raise InputError(f"`features` must have shape [N, {D}], but its shape is {list(features.shape)}.")

@@ -11,7 +11,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.calibration import Norm
 from lightning_uq.functional.mixture import gaussian_log_prob, mixture_cdf, mixture_moments
 from lightning_uq.functional.precision import widen
-from lightning_uq.functional.validation import check_choice, check_floating
+from lightning_uq.functional.validation import check_choice, check_floating, check_shape
 
 
 def check_mixture(mean: Tensor, variance: Tensor, target: Tensor, *, validate: bool = True) -> None:
@@ -25,21 +25,17 @@ def check_mixture(mean: Tensor, variance: Tensor, target: Tensor, *, validate: b
     check_floating("target", target, 1, "[B, D]")
     if mean.ndim != 3 or mean.shape != variance.shape or len(mean) == 0:
         raise InputError(
-            f"Expected arguments `mean` and `variance` to be of one shape [Z, B, D] with Z > 0, but got "
+            f"`mean` and `variance` must have one shape [Z, B, D] with Z > 0, but their shapes are "
             f"{list(mean.shape)} and {list(variance.shape)}."
         )
-    if target.shape != mean.shape[1:]:
-        raise InputError(
-            f"Expected argument `target` to be of shape {list(mean.shape[1:])}, but got {list(target.shape)}; another "
-            "shape would broadcast."
-        )
+    check_shape("target", target, mean.shape[1:], advice="Another shape would broadcast.")
     if not validate:
         return
     for name, value in (("mean", mean), ("target", target)):
         if not bool(value.isfinite().all()):
-            raise InputError(f"Expected argument `{name}` to be finite, but got NaN or infinity.")
+            raise InputError(f"`{name}` must be finite, but it holds NaN or infinity.")
     if not bool(((variance > 0) & variance.isfinite()).all()):
-        raise InputError("Expected argument `variance` to be positive and finite, but got other values.")
+        raise InputError("`variance` must be positive and finite, but it holds other values.")
 
 
 def gaussian_nll(mean: Tensor, variance: Tensor, target: Tensor, moment_matched: bool = False) -> Tensor:

@@ -35,7 +35,7 @@ def cumulative_errors(confidence: Tensor, error: Tensor) -> Tensor:
     check_floating("confidence", confidence, 1, "[N]")
     if error.shape != confidence.shape or confidence.ndim != 1:
         raise InputError(
-            f"Expected arguments `confidence` and `error` to be of one shape [N], but got {list(confidence.shape)} and "
+            f"`confidence` and `error` must have one shape [N], but their shapes are {list(confidence.shape)} and "
             f"{list(error.shape)}."
         )
     check_no_nan("confidence", confidence)

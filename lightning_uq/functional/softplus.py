@@ -66,5 +66,5 @@ def log_softplus(raw: Tensor) -> Tensor:
 
 def _checked(x: Tensor, name: str) -> Tensor:
     if not x.is_floating_point():
-        raise InputError(f"Expected argument `{name}` to be floating point, but got {x.dtype}.")
+        raise InputError(f"`{name}` must be floating point, but its dtype is {x.dtype}.")
     return upcast(x)

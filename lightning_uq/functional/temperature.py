@@ -186,7 +186,7 @@ def check_method(objective: str, method: str) -> None:
     check_choice("method", method, ("newton", "grid"))
     if objective == "ece" and method == "newton":
         raise InputError(
-            "Expected argument `method` to be 'grid' with objective='ece', but got 'newton': a calibration error is a "
+            "`method` must be 'grid' with objective='ece', but it is 'newton': a calibration error is a "
             "step function, which has no slope to follow."
         )
 

@@ -1,8 +1,9 @@
-"""Checks and conversions that the functionals and the metrics share."""
+"""Checks of arguments. Each raises an :class:`~lightning_uq.errors.InputError` of one form: what must hold, what was found, what to do."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,53 +16,91 @@ from lightning_uq.functional.precision import upcast
 _SUM_TOLERANCE = {torch.float64: 1e-4, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 
 
+def _error(name: str, must: str, found: str, advice: str = "") -> InputError:
+    """The one sentence of all checks: what must hold, what was found, and what to do."""
+    return InputError(f"`{name}` must {must}, but {found}.{advice and ' ' + advice}")
+
+
 def check_integer(name: str, value: int, minimum: int) -> None:
-    """Refuse anything but an int of at least ``minimum``."""
+    """Refuse anything but an int of at least ``minimum``.
+
+    Example:
+        >>> check_integer("tau", 0, 1)
+        Traceback (most recent call last):
+        lightning_uq.errors.InputError: `tau` must be an integer of at least 1, but it is 0.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise InputError(f"Expected argument `{name}` to be an integer of at least {minimum}, but got {value!r}.")
+        raise _error(name, f"be an integer of at least {minimum}", f"it is {value!r}")
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_at_least(name: str, value: float, minimum: float) -> None:
+    """Refuse a number below ``minimum``, and NaN."""
+    if not value >= minimum:
+        raise _error(name, f"be at least {minimum}", f"it is {value!r}")
+
+
+def check_positive(**numbers: float) -> None:
+    """Refuse numbers, given by name, that are not positive and finite."""
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise _error(name, "be positive and finite", f"it is {number!r}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a string that is not one of ``choices``."""
     if value not in choices:
-        raise InputError(f"Expected argument `{name}` to be one of {', '.join(map(repr, choices))}, but got {value!r}.")
+        raise _error(name, f"be one of {', '.join(map(repr, choices))}", f"it is {value!r}")
 
 
 def check_bool(name: str, value: bool) -> None:
     """Refuse anything but True and False."""
     if not isinstance(value, bool):
-        raise InputError(f"Expected argument `{name}` to be True or False, but got {value!r}.")
+        raise _error(name, "be True or False", f"it is {value!r}")
 
 
 def check_open_unit(name: str, value: float) -> None:
     """Refuse a number that is not strictly between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise InputError(f"Expected argument `{name}` to be a number in (0, 1), but got {value!r}.")
+        raise _error(name, "be a number in (0, 1)", f"it is {value!r}")
+
+
+def check_tensor(name: str, value: object, axes: str = "") -> None:
+    """Refuse anything but a tensor, described by its ``axes``."""
+    if not isinstance(value, Tensor):
+        raise _error(name, f"be a tensor {axes}".rstrip(), f"it is a {type(value).__name__}")
 
 
 def check_floating(name: str, value: Tensor, ndim: int, axes: str) -> None:
     """Refuse a tensor that is not floating point or has fewer than ``ndim`` axes, described as ``axes``."""
-    if not isinstance(value, Tensor):
-        raise InputError(f"Expected argument `{name}` to be a tensor {axes}, but got {type(value).__name__}.")
+    check_tensor(name, value, axes)
     if not value.is_floating_point() or value.ndim < ndim:
-        raise InputError(
-            f"Expected argument `{name}` to be a floating-point tensor {axes}, but got {value.dtype} of shape "
-            f"{list(value.shape)}."
-        )
+        raise _error(name, f"be a floating-point tensor {axes}", f"it is {describe(value)}")
+
+
+def check_shape(name: str, value: Tensor, *shapes: torch.Size, advice: str = "") -> None:
+    """Refuse a tensor that has none of these shapes, or that would only broadcast to one of them.
+
+    Example:
+        >>> check_shape("target", torch.zeros(3), torch.Size([3, 1]))
+        Traceback (most recent call last):
+        lightning_uq.errors.InputError: `target` must have shape [3, 1], but its shape is [3].
+    """
+    if value.shape not in shapes:
+        expected = " or ".join(dict.fromkeys(str(list(shape)) for shape in shapes))
+        raise _error(name, f"have shape {expected}", f"its shape is {list(value.shape)}", advice)
+
+
+def check_class_indices(name: str, value: Tensor) -> None:
+    """Refuse a tensor of a dtype that is not an integer's."""
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise _error(name, "hold class indices of an integer dtype", f"its dtype is {value.dtype}")
 
 
 def check_target(target: Tensor, shape: torch.Size) -> None:
     """Refuse a target that is not a tensor of class indices of exactly this shape."""
-    if not isinstance(target, Tensor):
-        raise InputError(
-            f"Expected argument `target` to be a tensor of class indices, but got {type(target).__name__}."
-        )
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise InputError(
-            f"Expected argument `target` to hold class indices of an integer dtype, but got {target.dtype}."
-        )
-    if target.shape != shape:
-        raise InputError(f"Expected argument `target` to be of shape {list(shape)}, but got {list(target.shape)}.")
+    check_tensor("target", target, "of class indices")
+    check_class_indices("target", target)
+    check_shape("target", target, shape)
 
 
 def check_probs_values(probs: Tensor, name: str = "probs") -> None:
@@ -73,18 +112,15 @@ def check_probs_values(probs: Tensor, name: str = "probs") -> None:
     low, high = wide.aminmax()
     total = wide.sum(1)
     low_value, high_value, gap = torch.stack([low, high, (total - 1).abs().amax()]).tolist()
-    hint = "; logits go in with `from_logits=True`"
+    advice = "If they are logits, pass `from_logits=True`."
     if math.isnan(low_value) or math.isnan(high_value):
-        raise InputError(f"Expected argument `{name}` to hold probabilities, but got NaN.")
+        raise _error(name, "hold probabilities", "it holds NaN")
     if low_value < 0 or high_value > 1 + tolerance:
         wrong = low_value if low_value < 0 else high_value
-        raise InputError(f"Expected argument `{name}` to hold probabilities in [0, 1]{hint}, but got {wrong:g}.")
+        raise _error(name, "hold probabilities in [0, 1]", f"it holds {wrong:g}", advice)
     if not gap <= tolerance:
         worst = float(total[(total - 1).abs().argmax()])
-        raise InputError(
-            f"Expected argument `{name}` to sum to one over the class axis (within {tolerance:g}){hint}, but got a sum of "
-            f"{worst:g}."
-        )
+        raise _error(name, f"sum to one over the class axis (within {tolerance:g})", f"a sum is {worst:g}", advice)
 
 
 def check_target_values(target: Tensor, num_classes: int) -> None:
@@ -93,16 +129,24 @@ def check_target_values(target: Tensor, num_classes: int) -> None:
         return
     low, high = torch.stack(target.aminmax()).tolist()
     if low < 0 or high >= num_classes:
-        raise InputError(
-            f"Expected argument `target` to hold class indices in [0, {num_classes}), but got "
-            f"{low if low < 0 else high}."
-        )
+        found = f"it holds {low if low < 0 else high}"
+        raise _error("target", f"hold class indices in [0, {num_classes})", found)
 
 
 def check_no_nan(name: str, value: Tensor) -> None:
     """Refuse a tensor that holds NaN."""
     if bool(value.isnan().any()):
-        raise InputError(f"Expected argument `{name}` to hold numbers, but got NaN.")
+        raise _error(name, "hold numbers", "it holds NaN")
+
+
+def describe(value: object) -> str:
+    """A tensor's dtype and shape, or the type of anything else, for an error.
+
+    Example:
+        >>> describe(torch.zeros(2)), describe([0.0])
+        ('torch.float32 of shape [2]', 'a list')
+    """
+    return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def flatten_classes(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.normal import log_density
 from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.validation import check_positive, check_shape
 
 _RIDGE = 1e-6  # the original's, on W W^T
 
@@ -35,8 +36,8 @@ def diagonal_gaussian_kl(mean: Tensor, std: Tensor, prior_std: float = 1.0) -> T
         >>> diagonal_gaussian_kl(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]))
         tensor(2.)
     """
-    _check_same_shape(mean=mean, std=std)
-    _check_positive(prior_std=prior_std)
+    check_shape("std", std, mean.shape)
+    check_positive(prior_std=prior_std)
     mean, std = upcast(mean) / prior_std, upcast(std) / prior_std
     std = std.clamp_min(torch.finfo(std.dtype).tiny)  # a softplus underflows, and its logarithm would be infinite
     return 0.5 * (std.square() + mean.square() - 1 - 2 * std.log()).sum()
@@ -67,9 +68,9 @@ def scale_mixture_log_prob(
         >>> scale_mixture_log_prob(torch.zeros(2), prior_std=1.0)  # 2 log N(0; 0, 1)
         tensor(-1.8379)
     """
-    _check_positive(prior_std=prior_std, second_prior_std=second_prior_std)
+    check_positive(prior_std=prior_std, second_prior_std=second_prior_std)
     if not 0 <= mixture_weight <= 1:
-        raise InputError(f"Expected argument `mixture_weight` to lie in [0, 1], but got {mixture_weight}.")
+        raise InputError(f"`mixture_weight` must lie in [0, 1], but it is {mixture_weight}.")
     weights = upcast(weights)
     parts = [
         math.log(weight) + _gaussian_log_prob(weights, 0.0, std)
@@ -112,10 +113,10 @@ def sampled_kl(
         >>> sampled_kl(torch.zeros(3), torch.zeros(3), torch.ones(3), prior_std=1.0)
         tensor(0.)
     """
-    _check_same_shape(mean=mean, std=std)
+    check_shape("std", std, mean.shape)
     if weights.shape[-1:] != mean.shape:
         raise InputError(
-            f"Expected argument `weights` to be [..., {mean.numel()}], as `mean` is, but got {list(weights.shape)}."
+            f"`weights` must be [..., {mean.numel()}], as `mean` is, but its shape is {list(weights.shape)}."
         )
     log_prior = scale_mixture_log_prob(weights, prior_std, second_prior_std, mixture_weight)
     mean, std = upcast(mean), upcast(std)
@@ -151,9 +152,9 @@ def linear_hypermodel_kl(weight: Tensor, bias: Tensor, prior_std: float = 1.0) -
     """
     if weight.ndim != 2 or bias.shape != weight.shape[1:]:
         raise InputError(
-            f"Expected arguments `weight` and `bias` to be [D, P] and [P], but got {list(weight.shape)} and {list(bias.shape)}."
+            f"`weight` and `bias` must be [D, P] and [P], but their shapes are {list(weight.shape)} and {list(bias.shape)}."
         )
-    _check_positive(prior_std=prior_std)
+    check_positive(prior_std=prior_std)
     dtype = upcast(weight).dtype
     weight, bias = widen(weight), widen(bias)  # A is singular but for its ridge where rows are alike
     square = weight @ weight.mT + _RIDGE * torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
@@ -167,16 +168,3 @@ def linear_hypermodel_kl(weight: Tensor, bias: Tensor, prior_std: float = 1.0) -
 def _gaussian_log_prob(x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
     log_std = std.log() if isinstance(std, Tensor) else math.log(std)
     return log_density(((x - mean) / std).square(), 2 * log_std)
-
-
-def _check_same_shape(*, mean: Tensor, std: Tensor) -> None:
-    if mean.shape != std.shape:
-        raise InputError(
-            f"Expected arguments `mean` and `std` to have one shape, but got {list(mean.shape)} and {list(std.shape)}."
-        )
-
-
-def _check_positive(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not number > 0 or not math.isfinite(number):
-            raise InputError(f"Expected argument `{name}` to be above 0 and finite, but got {number}.")

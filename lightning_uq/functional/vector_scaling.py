@@ -94,13 +94,13 @@ def fit_vector_scaling(
     check_integer("num_folds", num_folds, 2)
     if (size := 8 * (2 * C) ** 2) > _MAX_BYTES:
         raise InputError(
-            f"Expected argument `logits` to have so few classes that second derivatives of {_MAX_BYTES / 2**30:.3g} GiB do, but "
+            f"`logits` must have so few classes that second derivatives of {_MAX_BYTES / 2**30:.3g} GiB do, but "
             f"those of {C} classes take {size / 2**30:.3g} GiB. Fit a temperature."
         )
     if len(x) < num_folds:
-        raise InputError(f"Expected argument `logits` to hold at least {num_folds} rows, one a fold, but got {len(x)}.")
+        raise InputError(f"`logits` must hold at least {num_folds} rows, one a fold, but it holds {len(x)}.")
     if not strengths or not all(0 < strength < math.inf for strength in strengths):
-        raise InputError(f"Expected argument `strengths` to hold positive numbers, but got {list(strengths)!r}.")
+        raise InputError(f"`strengths` must hold positive numbers, but it holds {list(strengths)!r}.")
     if len(x) < _ROWS_PER_CLASS * C:
         warnings.warn(
             f"Vector scaling was fitted to {len(x)} rows of {C} classes, fewer than {_ROWS_PER_CLASS} a class; a "

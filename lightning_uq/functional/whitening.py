@@ -35,7 +35,7 @@ def whiten(covariance: Tensor, name: str, regularization: object) -> tuple[Tenso
         constant = bool((variances(covariance) <= 0).all())
         reason = "all features are constant" if constant else "features are constant or linearly dependent"
         raise InputError(
-            f"Expected a positive definite covariance, but with regularization={regularization!r} {name} is not: {reason}. "
+            f"With regularization={regularization!r} {name} is not positive definite: {reason}. "
             'Use regularization="oas", or a larger float.'
         )
     if covariance.ndim == 1:
@@ -62,7 +62,7 @@ def ddu_jitter(covariance_of: Callable[[int], Tensor], number: int, at_least: fl
         while True:
             if position == len(jitters):
                 raise InputError(
-                    f"Expected a positive definite covariance, but class {c} has none with any jitter of "
+                    f"The covariance of class {c} is not positive definite with any jitter of "
                     'regularization="ddu", up to 0.1. Use regularization="oas".'
                 )
             raised = diagonal + jitters[position]

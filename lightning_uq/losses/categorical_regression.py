@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.functional.atoms import check_atoms, two_hot
 from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_shape
 from lightning_uq.losses.reduction import Reduction, reduce
 
 
@@ -41,17 +42,11 @@ def categorical_regression_loss(
     """
     if logits.ndim not in (3, 4) or logits.shape[-1] != len(atoms):
         raise InputError(
-            f"Expected argument `logits` to be [B, D, {len(atoms)}] or [Z, B, D, {len(atoms)}], but got shape "
-            f"{list(logits.shape)}."
+            f"`logits` must be [B, D, {len(atoms)}] or [Z, B, D, {len(atoms)}], but its shape is {list(logits.shape)}."
         )
-    if target.shape not in (logits.shape[-3:-1], logits.shape[:-1]):
-        raise InputError(
-            f"Expected argument `target` to be of shape {list(logits.shape[-3:-1])}, but got {list(target.shape)}."
-        )
-    if prior is not None and prior.shape != logits.shape[:-1]:
-        raise InputError(
-            f"Expected argument `prior` to be of shape {list(logits.shape[:-1])}, but got {list(prior.shape)}."
-        )
+    check_shape("target", target, logits.shape[-3:-1], logits.shape[:-1])
+    if prior is not None:
+        check_shape("prior", prior, logits.shape[:-1])
     log_probs = torch.log_softmax(upcast(logits), -1)
     target = upcast(target)
     left = target if prior is None else target - prior.detach()
@@ -83,8 +78,8 @@ def split_atoms(output: Tensor, num_atoms: int) -> tuple[Tensor, Tensor]:
     size = output.shape[-1] if output.ndim else 0
     if not size or size % (num_atoms + 1):
         raise InputError(
-            f"Expected argument `output` to be of shape [..., D x {num_atoms} + D], logits over {num_atoms} atoms and then the "
-            f"prior, but got shape {list(output.shape)}."
+            f"`output` must have shape [..., D x {num_atoms} + D], logits over {num_atoms} atoms and then the "
+            f"prior, but its shape is {list(output.shape)}."
         )
     dims = size // (num_atoms + 1)
     logits, prior = torch.split(output, [dims * num_atoms, dims], -1)

@@ -37,7 +37,7 @@ class CombinedLoss(nn.Module):
         weights = [1.0] * len(losses) if weights is None else list(weights)
         if not losses or len(weights) != len(losses):
             raise InputError(
-                f"Expected arguments `losses` and `weights` to hold as many, at least one, but got {len(losses)} and "
+                f"`losses` and `weights` must hold as many, at least one, but they hold {len(losses)} and "
                 f"{len(weights)}."
             )
         self.losses = list(losses)

@@ -105,7 +105,7 @@ class GaussianTargetNoise(DataNoise):
         """Targets [Z, B, D] from targets [B, D]."""
         if not y.is_floating_point() or y.ndim != 2:
             raise InputError(
-                f"Expected targets [B, D] of a regression for GaussianTargetNoise, but got {y.dtype} of shape "
+                f"GaussianTargetNoise needs floating-point targets [B, D] of a regression, but they are {y.dtype} of shape "
                 f"{list(y.shape)}."
             )
         if not index.is_floating_point():
@@ -128,7 +128,7 @@ def _read(index: Tensor, indexer: Any) -> tuple[IndexDistribution, Tensor]:
     distribution: IndexDistribution | None = getattr(indexer, "distribution", None)
     if distribution is None:
         raise InputError(
-            "Expected a network whose indices are integers, or come from a Gaussian indexer (its attribute `indexer`), for "
-            f"noise on the data, but got vectors of {indexer!r}."
+            "Noise on the data needs a network whose indices are integers or come from a Gaussian indexer (its attribute "
+            f"`indexer`), but they are vectors of {indexer!r}."
         )
     return distribution, index / getattr(indexer, "index_scale", 1.0)

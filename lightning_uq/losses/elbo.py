@@ -8,23 +8,24 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.true_class import at_class
+from lightning_uq.functional.validation import check_positive
 
 
 def elbo_loss(
     log_likelihood: Tensor,
     kl: Tensor,
-    num_samples: float,
+    num_train: float,
     temperature: float | None = None,
     input_dim: int | None = None,
 ) -> Tensor:
-    """Negative evidence lower bound of a training sample: kl / num_samples - log_likelihood.
+    """Negative evidence lower bound of a training sample: kl / num_train - log_likelihood.
 
     With the Neural Testbed's scaling the divergence is also multiplied by sqrt(temperature) * input_dim.
 
     Args:
         log_likelihood: Mean over a batch, in nats: of one index, a scalar, or of each index, [Z].
         kl: KL(q || p) of the weights (see :mod:`lightning_uq.functional.variational`): a scalar, or an estimate an index [Z].
-        num_samples: Number of training samples N.
+        num_train: Number of training samples N.
         temperature: T of the problem that generated the data, if it is known.
         input_dim: Dimension of its inputs d; it goes with ``temperature``.
 
@@ -39,23 +40,19 @@ def elbo_loss(
 
     Example:
         >>> import torch
-        >>> elbo_loss(torch.tensor([-1.0, -2.0]), torch.tensor(50.0), num_samples=100)
+        >>> elbo_loss(torch.tensor([-1.0, -2.0]), torch.tensor(50.0), num_train=100)
         tensor([1.5000, 2.5000])
-        >>> elbo_loss(torch.tensor(-1.0), torch.tensor(50.0), num_samples=100, temperature=0.25, input_dim=4)
+        >>> elbo_loss(torch.tensor(-1.0), torch.tensor(50.0), num_train=100, temperature=0.25, input_dim=4)
         tensor(2.)
     """
-    if not num_samples > 0:
-        raise InputError(f"Expected argument `num_samples` to be above 0, but got {num_samples}.")
+    check_positive(num_train=num_train)
     scale = 1.0
     if (temperature is None) != (input_dim is None):
-        raise InputError("Expected arguments `temperature` and `input_dim` together, or neither.")
+        raise InputError("`temperature` and `input_dim` go together, but one of them is None. Pass both or neither.")
     if temperature is not None and input_dim is not None:
-        if not (temperature > 0 and input_dim > 0):
-            raise InputError(
-                f"Expected arguments `temperature` and `input_dim` to be above 0, but got {temperature} and {input_dim}."
-            )
+        check_positive(temperature=temperature, input_dim=input_dim)
         scale = math.sqrt(temperature) * input_dim
-    return kl * (scale / num_samples) - log_likelihood
+    return kl * (scale / num_train) - log_likelihood
 
 
 def categorical_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
@@ -75,7 +72,7 @@ def categorical_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
     """
     if logits.ndim not in (2, 3) or target.shape != logits.shape[-2:-1]:
         raise InputError(
-            f"Expected arguments `logits` and `target` to be [B, C] or [Z, B, C], and [B], but got {list(logits.shape)} and "
+            f"`logits` and `target` must be [B, C] or [Z, B, C], and [B], but their shapes are {list(logits.shape)} and "
             f"{list(target.shape)}."
         )
     return at_class(F.log_softmax(upcast(logits), dim=-1), target, -1).mean(-1)
@@ -104,10 +101,9 @@ def gaussian_noise_log_likelihood(output: Tensor, target: Tensor, noise_std: flo
     """
     if output.ndim not in (2, 3) or target.shape != output.shape[-2:]:
         raise InputError(
-            f"Expected arguments `output` and `target` to be [B, D] or [Z, B, D], and [B, D], but got {list(output.shape)} "
+            f"`output` and `target` must be [B, D] or [Z, B, D], and [B, D], but their shapes are {list(output.shape)} "
             f"and {list(target.shape)}."
         )
-    if not noise_std > 0:
-        raise InputError(f"Expected argument `noise_std` to be above 0, but got {noise_std}.")
+    check_positive(noise_std=noise_std)
     error = upcast(output) - target
     return -0.5 * error.square().mean((-2, -1)) / noise_std**2

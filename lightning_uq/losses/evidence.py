@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.functional.validation import check_choice
+from lightning_uq.functional.validation import check_choice, check_positive
 
 Evidence = Literal["clamped_exp", "softplus", "relu"] | Callable[[Tensor], Tensor]
 
@@ -30,8 +29,7 @@ def clamped_exp(x: Tensor, clamp: float = 10.0) -> Tensor:
         >>> clamped_exp(torch.tensor([0.0, 1e9]))
         tensor([1.0000e+00, 2.2026e+04])
     """
-    if not clamp > 0:
-        raise InputError(f"Expected argument `clamp` to be positive, but got {clamp}.")
+    check_positive(clamp=clamp)
     x = upcast(x)
     # What the gradient of torch's clamp is at a bound depends on its version.
     return torch.where(x.abs() <= clamp, x, x.detach().clamp(-clamp, clamp)).exp()

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.dirichlet import expected_squared_error, kl_to_uniform, log_rising_factorial_ratio
 from lightning_uq.functional.precision import widen
+from lightning_uq.functional.validation import check_at_least
 from lightning_uq.losses.evidence_rows import EvidenceRows
 
 Risk = Literal["sse", "nll", "cross_entropy"]
@@ -19,15 +20,14 @@ Fisher = Literal["original", "paper"]
 def check_p_norm(p_norm: float) -> None:
     """Refuse a p that is not a finite number of at least 1."""
     if isinstance(p_norm, bool) or not 1 <= p_norm < math.inf:
-        raise InputError(f"Expected argument `p_norm` to be a finite number of at least 1, but got {p_norm!r}.")
+        raise InputError(f"`p_norm` must be a finite number of at least 1, but it is {p_norm!r}.")
 
 
 def regularized(
     loss: Tensor, rows: EvidenceRows, reg_factor: float, regularizer: Callable[[EvidenceRows], Tensor]
 ) -> Tensor:
     """The loss plus ``reg_factor`` times the regularizer, which is not computed for a factor of 0."""
-    if not reg_factor >= 0:
-        raise InputError(f"Expected argument `reg_factor` to be at least 0, but got {reg_factor}.")
+    check_at_least("reg_factor", reg_factor, 0)
     return loss + reg_factor * regularizer(rows) if reg_factor > 0 else loss
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast, widen
-from lightning_uq.functional.validation import check_floating
+from lightning_uq.functional.validation import check_class_indices, check_floating, check_shape, check_tensor
 from lightning_uq.losses.reduction import Reduction, check_reduction, reduce
 
 
@@ -14,8 +14,7 @@ class EvidenceRows:
 
     def __init__(self, evidence: Tensor, target: Tensor, ignore_index: int, *, soft: bool, validate: bool) -> None:
         check_floating("evidence", evidence, 2, "[N, C, d1, ..., dk]")
-        if not isinstance(target, Tensor):
-            raise InputError(f"Expected argument `target` to be a tensor, but got {type(target).__name__}.")
+        check_tensor("target", target)
         evidence = upcast(evidence)
         self.keep: Tensor | None = None
         self.soft = False
@@ -25,10 +24,7 @@ class EvidenceRows:
                 _check_one_hot(target, soft)
             self.hot = target.to(evidence.dtype) if self.soft else target.bool()
         elif target.shape == evidence.shape[:1] + evidence.shape[2:]:
-            if target.is_floating_point() or target.dtype == torch.bool:
-                raise InputError(
-                    f"Expected argument `target` to hold class indices of an integer dtype, but got {target.dtype}."
-                )
+            check_class_indices("target", target)
             keep = target != ignore_index
             if validate:
                 _check_indices(target, keep, evidence.shape[1])
@@ -39,14 +35,14 @@ class EvidenceRows:
             self.hot = torch.zeros_like(evidence, dtype=torch.bool).scatter_(1, target.long().unsqueeze(1), True)
         else:
             raise InputError(
-                f"Expected argument `target` to be class indices of shape {list(evidence.shape[:1] + evidence.shape[2:])} or "
-                f"one-hot rows of shape {list(evidence.shape)}, but got {list(target.shape)}."
+                f"`target` must be class indices of shape {list(evidence.shape[:1] + evidence.shape[2:])} or "
+                f"one-hot rows of shape {list(evidence.shape)}, but its shape is {list(target.shape)}."
             )
         if validate and not bool((evidence >= 0).all()):
             came = "NaN" if bool(evidence.isnan().any()) else f"{float(evidence.detach().min()):g}"
             raise InputError(
-                f"Expected argument `evidence` to be non-negative, but got {came}: raw outputs go through `clamped_exp`, "
-                "softplus or ReLU first."
+                f"`evidence` must be non-negative, but it holds {came}. Apply `clamped_exp`, softplus or ReLU "
+                "to raw outputs first."
             )
         self.evidence = evidence
 
@@ -69,10 +65,8 @@ class EvidenceRows:
         check_reduction(reduction)
         total: Tensor | None = None if self.keep is None else self.keep.sum()
         if weight is not None:
-            classes = self.evidence.shape[1]
-            if not isinstance(weight, Tensor) or weight.shape != (classes,):
-                came = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-                raise InputError(f"Expected argument `weight` to be a tensor [C] = [{classes}], but got {came}.")
+            check_tensor("weight", weight, f"[C] = [{self.evidence.shape[1]}]")
+            check_shape("weight", weight, self.evidence.shape[1:2])
             each = self.true(weight.to(loss).view(-1, *[1] * (loss.ndim - 1)))
             each = each if self.keep is None else each * self.keep
             loss, total = loss * each, each.sum()
@@ -85,7 +79,7 @@ def _check_indices(target: Tensor, keep: Tensor, num_classes: int) -> None:
     wrong = keep & ((target < 0) | (target >= num_classes))
     if bool(wrong.any()):
         raise InputError(
-            f"Expected argument `target` to hold class indices in [0, {num_classes}), but got {int(target[wrong][0])}."
+            f"`target` must hold class indices in [0, {num_classes}), but it holds {int(target[wrong][0])}."
         )
 
 
@@ -93,9 +87,9 @@ def _check_one_hot(target: Tensor, soft: bool) -> None:
     rows = target.float()
     if not bool(((rows.sum(1) - 1).abs() < 1e-3).all()) or not bool((rows >= 0).all()):
         raise InputError(
-            "Expected the rows of argument `target` to be non-negative and to sum to one over the class axis, but they do not."
+            "The rows of `target` must be non-negative and sum to one over the class axis, but they do not."
         )
     if not soft and not bool(((rows == 0) | (rows == 1)).all()):
         raise InputError(
-            "Expected argument `target` to be class indices or one-hot rows, but got soft ones: this loss needs one true class."
+            "`target` must be class indices or one-hot rows, but its rows are soft. Use a loss that takes soft targets."
         )

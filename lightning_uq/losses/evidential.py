@@ -12,9 +12,8 @@ ICML 2024; Shen et al., NeurIPS 2024), so no default of the package uses it.
 import torch
 from torch import Tensor
 
-from lightning_uq.errors import InputError
 from lightning_uq.functional.dirichlet import dirichlet_log_det_fisher
-from lightning_uq.functional.validation import check_choice
+from lightning_uq.functional.validation import check_choice, check_positive
 from lightning_uq.losses.evidence_formulas import (
     RISKS,
     Fisher,
@@ -145,8 +144,7 @@ def relaxed_evidential_loss(
         >>> relaxed_evidential_loss(torch.tensor([[0.8, 0.0]]), torch.tensor([0]))
         tensor(0.0200)
     """
-    if not prior > 0:
-        raise InputError(f"Expected argument `prior` to be positive, but got {prior}.")
+    check_positive(prior=prior)
     rows = EvidenceRows(evidence, target, ignore_index, soft=True, validate=validate_args)
     loss = regularized(squared_error(rows, rows.evidence + prior).sum(1), rows, reg_factor, misleading_kl)
     return rows.reduce(loss, weight, reduction)

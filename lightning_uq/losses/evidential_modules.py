@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.functional.validation import check_bool, check_choice
+from lightning_uq.functional.validation import check_at_least, check_bool, check_choice, check_positive
 from lightning_uq.losses.evidence import Evidence, evidence_function
 from lightning_uq.losses.evidence_formulas import RISKS, Fisher, Risk, check_p_norm
 from lightning_uq.losses.evidential import (
@@ -53,8 +52,7 @@ class EvidenceLoss(nn.Module):
         super().__init__()
         check_reduction(reduction)
         check_bool("validate_args", validate_args)
-        if not reg_factor >= 0:
-            raise InputError(f"Expected argument `reg_factor` to be at least 0, but got {reg_factor}.")
+        check_at_least("reg_factor", reg_factor, 0)
         self.evidence = evidence_function(evidence)
         self.reg_factor = reg_factor
         self.register_buffer("weight", None if weight is None else torch.as_tensor(weight, dtype=torch.float32))
@@ -222,8 +220,7 @@ class RelaxedEvidentialLoss(EvidenceLoss):
         reduction: Reduction = "mean",
         validate_args: bool = True,
     ) -> None:
-        if not prior > 0:
-            raise InputError(f"Expected argument `prior` to be positive, but got {prior}.")
+        check_positive(prior=prior)
         super().__init__(
             evidence,
             reg_factor,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.functional.student_t import student_t_log_prob
-from lightning_uq.functional.validation import check_choice
+from lightning_uq.functional.validation import check_at_least, check_choice, check_shape
 from lightning_uq.losses.gaussian import MIN_VARIANCE
 from lightning_uq.losses.reduction import Reduction, check_reduction, reduce
 
@@ -43,7 +43,7 @@ def split_nig(output: Tensor, loss: RegressionLoss = "amini") -> tuple[Tensor, T
     blocks = NUM_BLOCKS[loss]
     if output.ndim < 1 or output.shape[-1] == 0 or output.shape[-1] % blocks:
         raise InputError(
-            f"Expected argument `output` to be of shape [..., {blocks} D] for loss={loss!r}, but got {list(output.shape)}."
+            f"`output` must have shape [..., {blocks} D] for loss={loss!r}, but its shape is {list(output.shape)}."
         )
     location, *raw = upcast(output).chunk(blocks, dim=-1)
     nu, *alpha, beta = (F.softplus(x) + MIN_VARIANCE for x in raw)
@@ -103,14 +103,9 @@ def evidential_regression_loss(
     """
     check_choice("loss", loss, tuple(NUM_BLOCKS))
     check_reduction(reduction)
-    if not reg_factor >= 0:
-        raise InputError(f"Expected argument `reg_factor` to be at least 0, but got {reg_factor}.")
+    check_at_least("reg_factor", reg_factor, 0)
     for name, value in (("nu", nu), ("alpha", alpha), ("beta", beta), ("target", target)):
-        if value.shape != location.shape:
-            raise InputError(
-                f"Expected argument `{name}` to have the shape of `location`, {list(location.shape)}, but got "
-                f"{list(value.shape)}."
-            )
+        check_shape(name, value, location.shape)
     dtype = upcast(location).dtype
     location, nu, alpha, beta, target = (widen(x) for x in (location, nu, alpha, beta, target))
     error = target - location
@@ -150,8 +145,7 @@ class EvidentialRegressionLoss(nn.Module):
         super().__init__()
         check_choice("loss", loss, tuple(NUM_BLOCKS))
         check_reduction(reduction)
-        if not reg_factor >= 0:
-            raise InputError(f"Expected argument `reg_factor` to be at least 0, but got {reg_factor}.")
+        check_at_least("reg_factor", reg_factor, 0)
         self.loss: RegressionLoss = loss
         self.reg_factor = reg_factor
         self.reduction: Reduction = reduction

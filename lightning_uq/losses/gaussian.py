@@ -6,6 +6,7 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.normal import log_density
 from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_shape
 from lightning_uq.losses.reduction import Reduction, reduce
 
 MIN_VARIANCE = 1e-6
@@ -34,7 +35,7 @@ def split_gaussian(output: Tensor, min_variance: float = MIN_VARIANCE) -> tuple[
     """
     if output.ndim < 1 or output.shape[-1] == 0 or output.shape[-1] % 2:
         raise InputError(
-            "Expected argument `output` to be of shape [..., 2 D], D means and then D raw variances, but got shape "
+            "`output` must have shape [..., 2 D], D means and then D raw variances, but its shape is "
             f"{list(output.shape)}."
         )
     mean, raw = upcast(output).chunk(2, dim=-1)
@@ -68,15 +69,8 @@ def gaussian_nll_loss(
         >>> gaussian_nll_loss(torch.zeros(3, 1), torch.ones(3, 1), torch.ones(3, 1))
         tensor(0.5000)
     """
-    if mean.shape != variance.shape:
-        raise InputError(
-            f"Expected arguments `mean` and `variance` to have one shape, but got {list(mean.shape)} and "
-            f"{list(variance.shape)}."
-        )
-    if target.shape != mean.shape and not (mean.ndim == 3 and target.shape == mean.shape[1:]):
-        raise InputError(
-            f"Expected argument `target` to have the shape of `mean`, {list(mean.shape)}, but got {list(target.shape)}."
-        )
+    check_shape("variance", variance, mean.shape)
+    check_shape("target", target, mean.shape, *([mean.shape[1:]] if mean.ndim == 3 else []))
     mean, variance, target = upcast(mean), upcast(variance), upcast(target)
     loss = -log_density((target - mean).square() / variance, variance.log(), dims=int(full))
     return reduce(loss, reduction)

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.functional.validation import check_floating, check_target
+from lightning_uq.functional.validation import check_floating, check_integer, check_shape, check_target
 
 
 class IndexLoss(ABC):
@@ -64,11 +63,7 @@ def l2_loss(output: Tensor, target: Tensor, weights: Tensor | None = None) -> Te
         tensor([2., 2.])
     """
     check_floating("output", output, 2, "[Z, B, ...]")
-    if target.shape not in (output.shape, output.shape[1:]):
-        raise InputError(
-            f"Expected argument `target` to be of shape {list(output.shape[1:])}, or {list(output.shape)} with targets of "
-            f"each index, but got {list(target.shape)}."
-        )
+    check_shape("target", target, output.shape[1:], output.shape)
     return weighted_mean((upcast(output) - upcast(target)).square(), weights)
 
 
@@ -135,11 +130,7 @@ def weighted_mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
     if weights is None:
         return losses.flatten(1).mean(1)
     each = losses.flatten(2).mean(2) if losses.ndim > 2 else losses
-    if weights.shape not in (each.shape, each.shape[1:]):
-        raise InputError(
-            f"Expected argument `weights` to be of shape {list(each.shape[1:])} or {list(each.shape)}, but got "
-            f"{list(weights.shape)}."
-        )
+    check_shape("weights", weights, each.shape[1:], each.shape)
     return (each * weights.to(each)).mean(1)
 
 
@@ -171,8 +162,7 @@ def average_over_indices(
         >>> average_over_indices(cross_entropy_loss, network, torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]), 5).shape
         torch.Size([])
     """
-    if num_samples < 1:
-        raise InputError(f"Expected argument `num_samples` to be at least 1, but got {num_samples}.")
+    check_integer("num_samples", num_samples, 1)
     index = network.sample_index(num_samples, generator)  # type: ignore[operator]  # any module with the method will do
     return loss(network(x, place_index(index, x)), target).mean()
 

@@ -64,7 +64,7 @@ def joint_nll_loss(
     log_probs = _categorical(output, target) if likelihood == "categorical" else _gaussian(output, target)
     rows = log_probs.shape[1]
     if rows == 0:
-        raise InputError("Expected argument `output` to hold at least one sample, but the batch is empty.")
+        raise InputError("`output` must hold at least one sample, but the batch is empty.")
     size = block_size(tau, kappa, sampling)
     if rows < size and sampling == "consecutive":
         tau = size = rows
@@ -87,9 +87,7 @@ def _categorical(logits: Tensor, target: Tensor) -> Tensor:
 def _gaussian(output: Tensor, target: Tensor) -> Tensor:
     mean, variance = split_gaussian(output)
     if mean.ndim != 3 or len(mean) == 0:
-        raise InputError(
-            f"Expected argument `output` to be [Z, B, 2 D] with Z > 0, but got shape {list(output.shape)}."
-        )
+        raise InputError(f"`output` must be [Z, B, 2 D] with Z > 0, but its shape is {list(output.shape)}.")
     return -gaussian_nll_loss(widen(mean), widen(variance), target, reduction="none", full=True).sum(2)
 
 

@@ -54,7 +54,7 @@ def l2_weight_decay(
         0.5
     """
     if not callable(scale) and not scale >= 0:
-        raise InputError(f"Expected argument `scale` to be a number of at least 0, or a function, but got {scale!r}.")
+        raise InputError(f"`scale` must be a number of at least 0, or a function, but it is {scale!r}.")
     if isinstance(parameters, nn.Module):
         parameters = parameters.named_parameters()
     elif isinstance(parameters, Mapping):

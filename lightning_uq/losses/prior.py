@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.functional.validation import check_choice, check_floating, check_integer
+from lightning_uq.functional.validation import (
+    check_at_least,
+    check_choice,
+    check_floating,
+    check_integer,
+    check_shape,
+    describe,
+)
 from lightning_uq.losses.gaussian import split_gaussian
 from lightning_uq.losses.index import place_index
 from lightning_uq.losses.penalty import Penalty
@@ -122,10 +129,7 @@ def variance_kl(variance: Tensor, log_variance: Tensor) -> Tensor:
         >>> variance_kl(torch.tensor([1.0]), torch.tensor([0.0]))
         tensor([0.])
     """
-    if variance.shape != log_variance.shape:
-        raise InputError(
-            f"Expected argument `log_variance` to be of shape {list(variance.shape)}, but got {list(log_variance.shape)}."
-        )
+    check_shape("log_variance", log_variance, variance.shape)
     variance, log_variance = upcast(variance), upcast(log_variance)
     log_ratio = variance.clamp_min(torch.finfo(variance.dtype).tiny).log() - log_variance
     return 0.5 * (variance * (-log_variance).exp() - 1 - log_ratio)
@@ -173,8 +177,7 @@ class PriorLoss(Penalty):
     def __post_init__(self) -> None:
         check_integer("num_samples", self.num_samples, 1)
         for name in ("scale", "input_scale"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"Expected argument `{name}` to be at least 0, but got {getattr(self, name)!r}.")
+            check_at_least(name, getattr(self, name), 0)
         if self.distill is not None:
             check_choice("distill", self.distill, ("classification", "regression"))
         if self.heads is not None:
@@ -183,8 +186,7 @@ class PriorLoss(Penalty):
     def __call__(self, network: nn.Module, x: Any) -> Tensor:
         """The loss, a scalar, of an epistemic network; of ``x`` [B, ...] only shape, dtype and device matter."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise InputError(f"Expected the input to be a floating-point tensor for PriorLoss, but got {got}.")
+            raise InputError(f"PriorLoss needs a floating-point tensor as input, but it is {describe(x)}.")
         fake = torch.randn_like(x) * self.input_scale
         index = place_index(network.training_index(self.num_samples), x)  # type: ignore[operator]  # EpistemicNetwork's
         trained_modules = [module for module in network.modules() if module.training]
@@ -197,8 +199,8 @@ class PriorLoss(Penalty):
             mean_index: Tensor | None = network.indexer.mean_index  # type: ignore[union-attr, assignment]  # as above
             if mean_index is None:
                 raise InputError(
-                    f"Expected a network whose indexer has a `mean_index` for distill={self.distill!r}, but "
-                    f"{type(network).__name__} has none."
+                    f"distill={self.distill!r} needs a network whose indexer has a `mean_index`, but that of "
+                    f"{type(network).__name__} has none. Leave `distill` out."
                 )
             distilled = _learned(network, fake, place_index(mean_index[None], x))[1][0]
         finally:
@@ -217,7 +219,4 @@ def _learned(network: nn.Module, x: Tensor, index: Tensor) -> tuple[Tensor, Tens
 
 def _check_distilled(output: Tensor, distilled: Tensor, name: str = "distilled") -> None:
     check_floating("output", output, 2, "[Z, B, ...]")
-    if distilled.shape != output.shape[1:]:
-        raise InputError(
-            f"Expected argument `{name}` to be of shape {list(output.shape[1:])}, but got {list(distilled.shape)}."
-        )
+    check_shape(name, distilled, output.shape[1:])

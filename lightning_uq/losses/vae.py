@@ -3,10 +3,9 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_uq.errors import InputError
 from lightning_uq.functional.normal import log_density
 from lightning_uq.functional.precision import upcast
-from lightning_uq.functional.validation import check_floating
+from lightning_uq.functional.validation import check_floating, check_shape
 
 
 def binary_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
@@ -80,8 +79,4 @@ def _check_same(**tensors: Tensor) -> None:
     check_floating(first, like, 2, "[B, D]")
     for name, tensor in others:
         check_floating(name, tensor, 2, "[B, D]")
-        if tensor.shape != like.shape:
-            raise InputError(
-                f"Expected argument `{name}` to be of the shape of `{first}`, {list(like.shape)}, but got "
-                f"{list(tensor.shape)}."
-            )
+        check_shape(name, tensor, like.shape)

@@ -201,7 +201,7 @@ def get_probs(prediction: HasProbs) -> Tensor:
     probs = getattr(prediction, "probs", None)
     if not isinstance(probs, Tensor):
         raise InputError(
-            f"Expected argument `prediction` to be a tensor [B, C] or a prediction with `probs`, but got "
+            f"`prediction` must be a tensor [B, C] or a prediction with `probs`, but it is a "
             f"{type(prediction).__name__}."
         )
     return probs

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional import calibration
+from lightning_uq.functional import calibration, smooth_calibration
 from lightning_uq.functional.validation import check_bool, check_choice, check_integer
 from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, prediction_rows
 
@@ -95,7 +95,7 @@ class ExpectedCalibrationError(UncertaintyMetric):
         classes = probs.shape[1] if self.classwise else 1
         seen = self.bins.shape[1] if self.binning == "uniform" else int(self.num_classes)
         if seen not in (1, classes):
-            raise InputError(f"Expected argument `prediction` to have {seen} classes as before, but got {classes}.")
+            raise InputError(f"`prediction` must have {seen} classes as before, but it has {classes}.")
         if self.binning == "uniform":
             statistics = calibration.bin_statistics(confidence, correct, self.num_bins)
             self.bins = self.bins + statistics.reshape(3, classes, self.num_bins)
@@ -174,20 +174,20 @@ class SmoothCalibrationError(UncertaintyMetric):
         super().__init__(validate_args=validate_args, **kwargs)
         check_bool("from_logits", from_logits)
         self.from_logits = from_logits
-        self._add_sum("residuals", 2, calibration.NUM_CELLS + 1)
+        self._add_sum("residuals", 2, smooth_calibration.NUM_CELLS + 1)
 
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
         """Add a batch; see :meth:`ExpectedCalibrationError.update`."""
         rows = prediction_rows(prediction, target, self.from_logits, self.validate_args)
-        self.residuals = self.residuals + calibration.residual_grid(*calibration.top_label(*rows))
+        self.residuals = self.residuals + smooth_calibration.residual_grid(*calibration.top_label(*rows))
 
     def compute(self) -> Tensor:
         """The smooth calibration error in [0, 1]; NaN without a row."""
-        return calibration.smooth_bandwidth(self.residuals)
+        return smooth_calibration.smooth_bandwidth(self.residuals)
 
     def _draw(self, ax: Any) -> None:
-        bandwidth = calibration.smooth_bandwidth(self.residuals)
-        residual, density = calibration.smooth_residual(self.residuals, bandwidth).cpu()
+        bandwidth = smooth_calibration.smooth_bandwidth(self.residuals)
+        residual, density = smooth_calibration.smooth_residual(self.residuals, bandwidth).cpu()
         node = torch.linspace(0, 1, len(density), dtype=density.dtype)
         # Where there is next to no data the ratio is noise: draw the part that holds rows.
         shown = density > 1e-3 * density.amax()

@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional import regression
 from lightning_uq.functional.precision import widen
-from lightning_uq.functional.validation import check_floating
+from lightning_uq.functional.validation import check_floating, check_shape
 from lightning_uq.predictions import GaussianMixturePrediction
 
 
@@ -45,20 +45,16 @@ def as_distribution(prediction: Predicted, target: Tensor, validate: bool) -> Di
         return GaussianMixturePrediction(*prediction)
     if not all(hasattr(prediction, name) for name in ("mean", "log_prob", "cdf", "crps")):
         raise InputError(
-            "Argument `prediction` must be a prediction with `mean`, `log_prob`, `cdf` and `crps`, or a tuple (mean, variance) "
+            "`prediction` must be a prediction with `mean`, `log_prob`, `cdf` and `crps`, or a tuple (mean, variance) "
             f"of tensors [Z, B, D], but it is a {type(prediction).__name__}."
         )
     found: Distribution = prediction
     check_floating("target", target, 1, "[B, D]")
-    if target.shape != found.mean.shape:
-        raise InputError(
-            f"Argument `target` must have shape {list(found.mean.shape)}, but it has {list(target.shape)}; another shape would "
-            "broadcast."
-        )
+    check_shape("target", target, found.mean.shape, advice="Another shape would broadcast.")
     if validate:
         for name, value in (("mean", found.mean), ("target", target)):
             if not bool(value.isfinite().all()):
-                raise InputError(f"Argument `{name}` must be finite, but it holds NaN or infinity.")
+                raise InputError(f"`{name}` must be finite, but it holds NaN or infinity.")
     return found
 
 

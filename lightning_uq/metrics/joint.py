@@ -8,7 +8,7 @@ from torchmetrics.utilities.prints import rank_zero_warn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import joint
-from lightning_uq.functional.validation import check_integer
+from lightning_uq.functional.validation import check_integer, describe
 from lightning_uq.metrics.base import HasProbs, UncertaintyMetric
 
 
@@ -99,8 +99,8 @@ class JointLogLoss(UncertaintyMetric):
         logits = prediction if isinstance(prediction, Tensor) else getattr(prediction, "logits", None)
         if not isinstance(logits, Tensor):
             raise InputError(
-                "Expected argument `prediction` to be member logits [Z, B, C] or a prediction with member `logits`, but "
-                f"got {type(prediction).__name__}."
+                "`prediction` must be member logits [Z, B, C] or a prediction with member `logits`, but "
+                f"its type is {type(prediction).__name__}."
             )
         log_probs = joint.true_class_log_probs(logits, target, validate=self.validate_args)
         members = len(log_probs)
@@ -116,18 +116,17 @@ class JointLogLoss(UncertaintyMetric):
 
     def _add_indexed(self, log_probs: Tensor, index: Tensor) -> None:
         if not isinstance(index, Tensor) or index.shape != log_probs.shape[1:] or index.dtype not in _INTEGERS:
-            came = f"{index.dtype} of shape {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
             raise InputError(
-                f"Expected argument `index` to be integers of shape {list(log_probs.shape[1:])}, but got {came}."
+                f"`index` must be integers of shape {list(log_probs.shape[1:])}, but it is {describe(index)}."
             )
         if float(self.count) or self._rows("carried").numel():
-            raise InputError("Expected argument `index` in every update or in none, but earlier ones had none.")
+            raise InputError("`index` must be passed to every update or to none, but earlier updates had none.")
         self._append("log_probs", log_probs.T.reshape(-1))
         self._append("index", index)
 
     def _add_consecutive(self, log_probs: Tensor) -> None:
         if self._rows("index").numel():
-            raise InputError("Expected argument `index` in every update or in none, but earlier ones had it.")
+            raise InputError("`index` must be passed to every update or to none, but earlier updates had it.")
         rows = torch.cat([self._rows("carried").reshape(-1, len(log_probs)).T, log_probs], 1)
         size = joint.block_size(self.tau, self.kappa, self.sampling)
         full = rows.shape[1] // size * size
@@ -155,7 +154,9 @@ class JointLogLoss(UncertaintyMetric):
         if index.numel():
             rows = self._rows("log_probs").reshape(-1, int(self.num_members))
             if len(rows) != len(index):
-                raise InputError("Expected the same number of members on every rank, but the ranks' rows do not fit.")
+                raise InputError(
+                    "All ranks must have the same number of members, but the numbers of their rows differ."
+                )
             ordered, order = index.sort(stable=True)
             first = torch.ones_like(ordered, dtype=torch.bool)
             first[1:] = ordered[1:] != ordered[:-1]

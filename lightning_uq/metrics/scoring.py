@@ -257,7 +257,7 @@ class MutualInformation(MeanMetric):
         logits = getattr(prediction, "logits", None)
         if not isinstance(logits, Tensor) or logits.ndim < 3:
             raise InputError(
-                "Expected argument `prediction` to be a tensor [Z, B, C] or a prediction with `mutual_information` or "
-                f"member `logits` [Z, B, C], but got {type(prediction).__name__}."
+                "`prediction` must be a tensor [Z, B, C] or a prediction with `mutual_information` or "
+                f"member `logits` [Z, B, C], but it is a {type(prediction).__name__}."
             )
         return mutual_information(logits)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lightning_uq import batches
 from lightning_uq._lightning import optimizer_handles_unscaling
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.functional.adversarial import held_buffers
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.adversarial import Adversary
@@ -36,6 +35,7 @@ from lightning_uq.modules.lightning_ensemble.members import Members
 from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.priors.members import NetworkWithPrior
 from lightning_uq.tasks import OutputShapeError
@@ -52,7 +52,8 @@ class EnsembleModule(UncertaintyModule):
 
     Member i is the module that the factory builds in a process seeded with ``member_seed(seed, i)``. A LightningModule then
     goes on with the random numbers of such a process; given the same batches, it ends with exactly the weights that it would
-    have alone. A resumed training goes on with the random state, and so the data order, of the training that it resumes.
+    have alone. It gets its own copy of each batch, and a ``trainer`` whose ``model`` and optimizers are its own. A resumed
+    training goes on with the random state, and so the data order, of the training that it resumes.
 
     The loss is the sum over members, so each gets exactly the gradient that it would get alone. Gradients are clipped per
     member. ``train_loss`` is the mean over members.

@@ -64,7 +64,7 @@ class ClassStatistics:
         if size > memory_budget:
             smaller = {"full": 'covariance="tied"', "tied": 'covariance="diagonal"'}.get(covariance, "fewer features")
             raise InputError(
-                f"Expected the scatter matrices to fit into argument `memory_budget` ({memory_budget / 2**30:.3g} GiB), "
+                f"The scatter matrices must fit into `memory_budget` ({memory_budget / 2**30:.3g} GiB), "
                 f'but {C} classes of {D} features with covariance="{covariance}" take {size / 2**30:.3g} GiB. Use '
                 f"{smaller}, or raise the budget."
             )
@@ -136,7 +136,7 @@ class ClassStatistics:
         mine, theirs = (self.covariance, *self._mean.shape), (other.covariance, *other._mean.shape)
         if mine != theirs:
             raise InputError(
-                f"Expected argument `other` to hold the same covariance, classes and features {mine}, but got {theirs}."
+                f"`other` must hold the same covariance, classes and features {mine}, but it holds {theirs}."
             )
         self._flush()
         device = self._mean.device
@@ -170,25 +170,25 @@ class ClassStatistics:
     def _check(self, features: Tensor, labels: Tensor) -> None:
         if not features.is_floating_point() or features.ndim != 2 or features.shape[1] != self.num_features:
             raise InputError(
-                f"Expected argument `features` to be a floating-point tensor [N, {self.num_features}], but got "
+                f"`features` must be a floating-point tensor [N, {self.num_features}], but it is "
                 f"{features.dtype} of shape {list(features.shape)}."
             )
         if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != features.shape[:1]:
             raise InputError(
-                f"Expected argument `labels` to be class indices of shape [{len(features)}], but got {labels.dtype} of "
+                f"`labels` must be class indices of shape [{len(features)}], but it is {labels.dtype} of "
                 f"shape {list(labels.shape)}."
             )
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if len(wrong):
             raise InputError(
-                f"Expected argument `labels` to hold class indices in [0, {self.num_classes}), but got {int(wrong[0])}."
+                f"`labels` must hold class indices in [0, {self.num_classes}), but it holds {int(wrong[0])}."
             )
         finite = features.isfinite()
         if not bool(finite.all()):
             row = int((~finite.all(1)).nonzero()[0])
             value = features[row][~finite[row]][0].item()
             raise InputError(
-                f"Expected argument `features` to hold finite numbers, but got {value} in a row of class {int(labels[row])}."
+                f"`features` must hold finite numbers, but it holds {value} in a row of class {int(labels[row])}."
             )
 
     def _flush(self) -> None:

@@ -75,7 +75,7 @@ class GaussianDensity(nn.Module):
         super().__init__()
         check_choice("score", score, _SCORES)
         if dtype not in (None, torch.float32, torch.float64):
-            raise InputError(f"Expected argument `dtype` to be torch.float32 or torch.float64, but got {dtype}.")
+            raise InputError(f"`dtype` must be torch.float32 or torch.float64, but it is {dtype}.")
         self.score_name: DensityScore = score
         self.dtype = dtype
         for name in GaussianFit._fields:
@@ -110,7 +110,7 @@ class GaussianDensity(nn.Module):
         """
         if features.ndim != 2 or not len(features):
             raise InputError(
-                f"Expected argument `features` to be [N, D] with at least one row, but got {list(features.shape)}."
+                f"`features` must be [N, D] with at least one row, but its shape is {list(features.shape)}."
             )
         classes = int(labels.max()) + 1 if num_classes is None else num_classes
         device = features.device if wide_dtype(features.device) == torch.float64 else "cpu"
@@ -187,7 +187,7 @@ class GaussianDensity(nn.Module):
         D = self.mean.shape[1]
         if not features.is_floating_point() or features.ndim < 1 or features.shape[-1] != D:
             raise InputError(
-                f"Expected argument `features` to be a floating-point tensor [..., {D}], but got {features.dtype} of shape "
+                f"`features` must be a floating-point tensor [..., {D}], but it is {features.dtype} of shape "
                 f"{list(features.shape)}."
             )
         rows = features.reshape(-1, D)

@@ -45,7 +45,7 @@ class GaussianNoiseMLP(EpistemicNetwork):
         widths = [*hidden_sizes, out_features]
         super().__init__(GaussianIndexer(sum(widths)))
         if not 0 <= init_scale < math.inf:
-            raise InputError(f"Expected argument `init_scale` to be a number of at least 0, but got {init_scale}.")
+            raise InputError(f"`init_scale` must be a number of at least 0, but it is {init_scale}.")
         mlp = truncated_normal_init_(MLP(in_features, out_features, hidden_sizes))
         self.layers = nn.ModuleList(layer for layer in mlp.modules() if isinstance(layer, nn.Linear))
         self.widths = widths

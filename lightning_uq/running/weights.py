@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lightning_uq.functional.fingerprint import persistent_tensors, same_weights, weights_fingerprint
+from lightning_uq.networks.fingerprint import persistent_tensors, same_weights, weights_fingerprint
 
 _SAMPLED_TENSORS = 8
 _SAMPLED_VALUES = 64
@@ -65,7 +65,7 @@ class WeightsCheck:
     """Compares a module's weights with a fingerprint, and only if the cheap mark has changed since the last comparison.
 
     Args:
-        fingerprint: What :func:`~lightning_uq.functional.fingerprint.weights_fingerprint` gave.
+        fingerprint: What :func:`~lightning_uq.networks.fingerprint.weights_fingerprint` gave.
 
     Example:
         >>> network = nn.Linear(2, 2)

@@ -63,8 +63,8 @@ class ClassTask(Task):
         return None if whole and bool((kept >= 0).all()) else "the targets are no class labels"
 
     def invalid(self, outputs: Tensor) -> Tensor:
-        """NaN and plus infinity; a class may be ruled out by a logit of minus infinity."""
-        return outputs.isnan() | (outputs == math.inf)
+        """NaN, plus infinity, and rows that rule out every class; a logit of minus infinity rules out one class."""
+        return outputs.isnan() | (outputs == math.inf) | (outputs == -math.inf).all(2, keepdim=True)
 
     def _counted(self, target: Tensor) -> Tensor:
         """The labels that count."""

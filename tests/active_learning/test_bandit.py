@@ -239,12 +239,12 @@ def test_only_what_was_seen_is_sampled():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"input_dim": 0}, "`input_dim` to be an integer of at least 1, but got 0"),
-        ({"num_actions": 1}, "`num_actions` to be an integer of at least 2, but got 1"),
-        ({"temperature": 0.0}, "`temperature` to be finite and above 0, but got 0.0"),
-        ({"temperature": float("nan")}, "`temperature` to be finite and above 0, but got nan"),
-        ({"fresh_actions": "no"}, "`fresh_actions` to be True or False, but got 'no'"),
-        ({"seed": -1}, "`seed` to be an integer of at least 0, but got -1"),
+        ({"input_dim": 0}, "`input_dim` must be an integer of at least 1, but it is 0"),
+        ({"num_actions": 1}, "`num_actions` must be an integer of at least 2, but it is 1"),
+        ({"temperature": 0.0}, "`temperature` must be positive and finite, but it is 0.0"),
+        ({"temperature": float("nan")}, "`temperature` must be positive and finite, but it is nan"),
+        ({"fresh_actions": "no"}, "`fresh_actions` must be True or False, but it is 'no'"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0, but it is -1"),
     ],
 )
 def test_a_bandit_refuses(arguments, message):
@@ -255,16 +255,16 @@ def test_a_bandit_refuses(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_steps": 0}, "`num_steps` to be an integer of at least 1, but got 0"),
-        ({"batch_size": 0}, "`batch_size` to be"),
-        ({"capacity": 0}, "`capacity` to be"),
-        ({"steps_per_action": -1}, "`steps_per_action` to be an integer of at least 0, but got -1"),
-        ({"l2": -1.0}, "`l2` to be finite and at least 0, but got -1.0"),
-        ({"module": nn.Linear(2, 2)}, "`module` to be a classifier of ours, but got Linear"),
-        ({"module": DeterministicModule(LINEAR, task="regression")}, "but got DeterministicModule"),
+        ({"num_steps": 0}, "`num_steps` must be an integer of at least 1, but it is 0"),
+        ({"batch_size": 0}, "`batch_size` must be"),
+        ({"capacity": 0}, "`capacity` must be"),
+        ({"steps_per_action": -1}, "`steps_per_action` must be an integer of at least 0, but it is -1"),
+        ({"l2": -1.0}, "`l2` must be finite and at least 0, but it is -1.0"),
+        ({"module": nn.Linear(2, 2)}, "`module` must be a classifier of ours, but it is a Linear"),
+        ({"module": DeterministicModule(LINEAR, task="regression")}, "but it is a DeterministicModule"),
         (
             {"module": DeterministicModule(LINEAR, optimizer=torch.optim.AdamW), "l2": 1.0},
-            "`weight_decay` is an L2 term, as Adam's, but AdamW has none",
+            "`weight_decay` is an L2 term, such as Adam, but AdamW has none",
         ),
         (
             {"module": DeterministicModule(LINEAR, lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1))},
@@ -279,7 +279,7 @@ def test_it_refuses_before_the_first_step(changes, message):
 
 
 def test_other_outputs_and_divergence_are_told():
-    with pytest.raises(InputError, match=r"outputs \[Z, B, 2\], but got \[1, 100, 3\]"):
+    with pytest.raises(InputError, match=r"outputs of shape \[Z, B, 2\], but their shape is \[1, 100, 3\]"):
         list(thompson_sampling(DeterministicModule(lambda: nn.Linear(2, 3)), Bandit(), 1))
     module = DeterministicModule(LINEAR)
     with torch.no_grad():

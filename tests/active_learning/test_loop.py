@@ -95,17 +95,17 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num": 0}, "`num` to be an integer of at least 1, but got 0"),
-        ({"batch_size": 0}, "`batch_size` to be an integer of at least 1, but got 0"),
-        ({"labelled": []}, r"`labelled` to hold positions, at least one, but got \[\]"),
-        ({"labelled": [0.5]}, "`labelled` to hold positions"),
-        ({"labelled": torch.ones(40, dtype=torch.bool)}, "`labelled` to hold positions"),
-        ({"labelled": [1, 1]}, r"`labelled` to hold distinct positions in \[0, 40\)"),
-        ({"labelled": [40]}, r"`labelled` to hold distinct positions in \[0, 40\)"),
-        ({"labelled": [-1]}, r"`labelled` to hold distinct positions in \[0, 40\)"),
-        ({"score": "bold"}, "`name` to be one of uniform, .*, but got 'bold'"),
-        ({"tau": 3}, r"options of 'mutual_information' among \[\], but got \['tau'\]"),
-        ({"dataset": Stream()}, "`dataset` to have a length, but got Stream"),
+        ({"num": 0}, "`num` must be an integer of at least 1, but it is 0"),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1, but it is 0"),
+        ({"labelled": []}, r"`labelled` must hold positions, at least one, but it holds \[\]"),
+        ({"labelled": [0.5]}, "`labelled` must hold positions"),
+        ({"labelled": torch.ones(40, dtype=torch.bool)}, "`labelled` must hold positions"),
+        ({"labelled": [1, 1]}, r"`labelled` must hold distinct positions in \[0, 40\)"),
+        ({"labelled": [40]}, r"`labelled` must hold distinct positions in \[0, 40\)"),
+        ({"labelled": [-1]}, r"`labelled` must hold distinct positions in \[0, 40\)"),
+        ({"score": "bold"}, "`name` must be one of uniform, .*, but it is 'bold'"),
+        ({"tau": 3}, r"options of 'mutual_information' must be among \[\], but they are \['tau'\]"),
+        ({"dataset": Stream()}, "`dataset` must have a length, but it is a Stream"),
     ],
 )
 def test_it_refuses_before_anything_is_trained(changes, message):
@@ -115,7 +115,7 @@ def test_it_refuses_before_anything_is_trained(changes, message):
 
 
 def test_it_says_what_a_round_lacks():
-    with pytest.raises(InputError, match="`train` to return a LightningModule, but got NoneType"):
+    with pytest.raises(InputError, match="`train` must return a LightningModule, but it returned a NoneType"):
         next(acquisition_rounds(lambda part: None, DATA, [0], 2))
     many = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 2))
     with pytest.raises(InputError, match="return_members = True"):

@@ -322,9 +322,9 @@ def test_vim_names_what_it_cannot_use():
     convolution = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(InputError, match="the linear layer that makes the logits .* '0' is a Conv2d"):
         FitViM(feature_layer="0", dim=1).fit(convolution, [torch.randn(20, 1, 4, 4)])
-    with pytest.raises(InputError, match="argument `dim` = 5 dimensions, but they do not"):
+    with pytest.raises(InputError, match="`dim` = 5 dimensions, but their rank is at most that"):
         FitViM(dim=5).fit(nn.Linear(6, 2), [torch.randn(30, 4) @ torch.randn(4, 6)])
-    with pytest.raises(InputError, match="`dim` to be an integer from 1 to 5, but got 6"):
+    with pytest.raises(InputError, match="`dim` must be an integer from 1 to 5, but it is 6"):
         FitViM(dim=6).fit(nn.Linear(6, 2), [torch.randn(30, 6)])
     negative = nn.Linear(4, 2)
     nn.init.constant_(negative.bias, -50.0)

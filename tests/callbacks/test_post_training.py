@@ -453,7 +453,7 @@ if __name__ == "__main__":
     )
     first, second = run_script(code)
     assert first == second
-    assert "class indices in [0, 2), but got 7" in first
+    assert "class indices in [0, 2), but it holds 7" in first
 
 
 # ---------------------------------------------------------------------- 8: features
@@ -601,8 +601,12 @@ def test_labels_are_asked_for(make_trainer):
 @pytest.mark.parametrize(
     ("x", "y", "match"),
     [
-        (X, torch.zeros_like(Y), "at least 2 rows of every class, but class 1 has 0"),
-        (X.clone().index_fill_(0, torch.tensor([4]), float("nan")), Y, "finite numbers, but got nan in a row of class"),
+        (X, torch.zeros_like(Y), "Every class needs at least 2 rows, but class 1 has 0"),
+        (
+            X.clone().index_fill_(0, torch.tensor([4]), float("nan")),
+            Y,
+            "finite numbers, but it holds nan in a row of class",
+        ),
         (X, Y + 5, r"class indices in \[0, 2\)"),
         (X[:0], Y[:0], "class"),
     ],

@@ -184,7 +184,7 @@ def test_the_grid_and_the_calibration_error(make_trainer):
     module, scaling = UsersModule(), TemperatureScaling(objective="ece", method="grid", weights="last")
     make_trainer(callbacks=[scaling]).fit(module, loader(), val_loader())
     assert_close(scaling.temperature, fit_temperature(logits_of(module, VAL_X)[0], VAL_Y, "ece", "grid"))
-    with pytest.raises(InputError, match="`method` to be 'grid'"):
+    with pytest.raises(InputError, match="`method` must be 'grid'"):
         TemperatureScaling(objective="ece")
 
 

@@ -101,9 +101,9 @@ def test_nothing_held_out():
 @pytest.mark.parametrize(
     ("held_out", "message"),
     [
-        ((8, 12), r"`ood_classes` to hold labels of digits \(0, 1, 2, .*9\), but got 12"),
-        ((-1,), "but got -1"),
-        (tuple(range(9)), r"at least 2 classes of digits to be left in distribution.* leaves 1"),
+        ((8, 12), r"`ood_classes` must hold labels of digits \(0, 1, 2, .*9\), but it holds 12"),
+        ((-1,), "but it holds -1"),
+        (tuple(range(9)), r"at least 2 classes of digits in distribution.* leaves 1"),
     ],
 )
 def test_impossible_held_out_classes(held_out, message):
@@ -118,7 +118,7 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch):
 
 
 def test_batch_size_is_checked():
-    with pytest.raises(InputError, match="`batch_size` to be at least 1, but got 0"):
+    with pytest.raises(InputError, match="`batch_size` must be at least 1, but it is 0"):
         DigitsDataModule(batch_size=0)
 
 
@@ -155,15 +155,15 @@ def test_npz_flattens_unless_told(tmp_path):
     ("change", "message"),
     [
         ({"x": None}, r"arrays x, y, but x is missing among y"),
-        ({"y": np.arange(60) / 2}, r"array `y` of .*\.npz to hold integer labels, but got float64.*astype"),
-        ({"y": np.arange(60) - 1}, r"array `y` of .* to hold labels from 0 on, but got -1"),
-        ({"y": np.arange(59) % 2}, r"array `y` of .* to be of shape \[60\].*but got \[59\]"),
-        ({"y": (np.arange(60) % 2)[:, None]}, r"but got \[60, 1\]"),
-        ({"y": np.array(["a"] * 60)}, "array `y` .* integer labels, but got <U1"),
-        ({"x": np.zeros(60)}, r"array `x` .* numbers \[N, ...\], but got float64 of shape \[60\]"),
-        ({"x": np.zeros((60, 0))}, r"array `x` .* of shape \[60, 0\]"),
-        ({"x": np.full((60, 2), "a")}, "array `x` .* but got <U1"),
-        ({"x": np.where(np.eye(60) > 0, np.nan, 0)[:, :7]}, "array `x` .* 7 of 60 rows hold NaN .* the first at row 0"),
+        ({"y": np.arange(60) / 2}, r"Array `y` of .*\.npz must hold integer labels, but its dtype is float64.*astype"),
+        ({"y": np.arange(60) - 1}, r"Array `y` of .* must hold labels from 0 on, but it holds -1"),
+        ({"y": np.arange(59) % 2}, r"Array `y` of .* must have shape \[60\].*but its shape is \[59\]"),
+        ({"y": (np.arange(60) % 2)[:, None]}, r"but its shape is \[60, 1\]"),
+        ({"y": np.array(["a"] * 60)}, "Array `y` .* integer labels, but its dtype is <U1"),
+        ({"x": np.zeros(60)}, r"Array `x` .* numbers \[N, ...\], but it is float64 of shape \[60\]"),
+        ({"x": np.zeros((60, 0))}, r"Array `x` .* of shape \[60, 0\]"),
+        ({"x": np.full((60, 2), "a")}, "Array `x` .* but it is <U1"),
+        ({"x": np.where(np.eye(60) > 0, np.nan, 0)[:, :7]}, "Array `x` .* 7 of 60 rows hold NaN .* the first at row 0"),
         ({"x": np.full((60, 2), 1e300)}, "finite in float32, but 60 of 60 rows"),
         ({"y": np.minimum(np.arange(60), 2)}, "class 0 has 1"),
         ({"x": np.array([[None]] * 60)}, "cannot be read: Object arrays"),
@@ -176,7 +176,7 @@ def test_bad_arrays(tmp_path, good, change, message):
 
 
 def test_unreadable_files(tmp_path, good):
-    with pytest.raises(InputError, match=r"there is no file .*nowhere\.npz"):
+    with pytest.raises(InputError, match=r"nowhere\.npz must be .* but there is no such file"):
         NpzDataModule(str(tmp_path / "nowhere.npz")).setup()
     (tmp_path / "text.npz").write_text("x, y")
     with pytest.raises(InputError, match=r"text\.npz .*cannot be read"):

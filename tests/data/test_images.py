@@ -86,17 +86,17 @@ def gather(loader):
     return torch.cat(x), torch.cat(y)
 
 
-@pytest.mark.parametrize("num_samples", [10, 57, 50_000])
+@pytest.mark.parametrize("num_images", [10, 57, 50_000])
 @pytest.mark.parametrize("seed", [0, 1, 24])
-def test_the_split_is_the_original_one(num_samples, seed):
+def test_the_split_is_the_original_one(num_images, seed):
     state = np.random.get_state()
-    train, val = shuffled_split(num_samples, seed)
+    train, val = shuffled_split(num_images, seed)
     assert all(np.array_equal(a, b) for a, b in zip(state, np.random.get_state(), strict=True))
-    indices = list(range(num_samples))
+    indices = list(range(num_images))
     np.random.seed(seed)
     np.random.shuffle(indices)
     np.random.set_state(state)
-    split = int(np.floor(0.1 * num_samples))
+    split = int(np.floor(0.1 * num_images))
     assert val.tolist() == indices[:split]
     assert train.tolist() == indices[split:]
 
@@ -201,7 +201,7 @@ def test_out_of_distribution_sets_need_their_test_files_alone(tmp_path, monkeypa
     torch.testing.assert_close(x, (raw.float() / 255 - 0.1307) / 0.3081)
     assert torch.equal(y, labels)
     assert MNISTDataModule(str(tmp_path)).ood_dataloaders() == {}
-    with pytest.raises(InputError, match="Expected the test files of FashionMNIST in"):
+    with pytest.raises(InputError, match="The test files of FashionMNIST must lie in"):
         MNISTDataModule(str(tmp_path), ood_datasets=["fashion_mnist"]).ood_dataloaders()
     write_cifar(tmp_path, monkeypatch, "CIFAR100", parts=["test"])
     write_cifar(tmp_path, monkeypatch, "CIFAR10", parts=["train"])
@@ -214,16 +214,16 @@ def test_missing_and_damaged_files_are_told(tmp_path):
     with pytest.raises(InputError) as info:
         MNISTDataModule(str(tmp_path)).setup("fit")
     assert str(info.value) == (
-        f"Expected the training files of MNIST in {tmp_path}, as torchvision lays them out, but it says: Dataset not found. "
+        f"The training files of MNIST must lie in {tmp_path} as torchvision lays them out, but torchvision reports: Dataset not found. "
         "You can use download=True to download it"
     )
-    with pytest.raises(InputError, match="Expected the test files of CIFAR10 in .* Dataset not found or corrupted"):
+    with pytest.raises(InputError, match="The test files of CIFAR10 must lie in .* Dataset not found or corrupted"):
         CIFAR10DataModule(str(tmp_path)).setup("test")
     write_mnist(tmp_path)
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
-    with pytest.raises(InputError, match="Expected the training files of MNIST in"):
+    with pytest.raises(InputError, match="The training files of MNIST must lie in"):
         MNISTDataModule(str(tmp_path)).setup("fit")
-    with pytest.raises(InputError, match="Expected argument `name` to be one of mnist, .*, but got 'imagenet'"):
+    with pytest.raises(InputError, match="`name` must be one of mnist, .*, but it is 'imagenet'"):
         load_images("imagenet", tmp_path, train=True)
 
 
@@ -256,20 +256,20 @@ def test_downloads_happen_on_request(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MNISTDataModule(batch_size=0), "Expected argument `batch_size` to be at least 1, but got 0."),
+        (lambda: MNISTDataModule(batch_size=0), "`batch_size` must be at least 1, but it is 0."),
         (
             lambda: MNISTDataModule(ood_datasets=["svhn"]),
-            "Expected argument `ood_datasets` of mnist to hold names among fashion_mnist, kmnist, whose images are as large, "
-            "but got 'svhn'.",
+            "`ood_datasets` of mnist must hold names among fashion_mnist, kmnist, whose images are as large, "
+            "but it holds 'svhn'.",
         ),
         (
             lambda: CIFAR10DataModule(ood_datasets=["cifar10"]),
-            "Expected argument `ood_datasets` of cifar10 to hold names among cifar100, svhn, whose images are as large, but "
-            "got 'cifar10'.",
+            "`ood_datasets` of cifar10 must hold names among cifar100, svhn, whose images are as large, but "
+            "it holds 'cifar10'.",
         ),
         (
             lambda: DirtyMNISTDataModule(ambiguous="maybe"),
-            "Expected argument `ambiguous` to be 'auto', 'published' or 'generated', but got 'maybe'.",
+            "`ambiguous` must be 'auto', 'published' or 'generated', but it is 'maybe'.",
         ),
     ],
 )
@@ -342,15 +342,15 @@ def test_published_ambiguous_digits(tmp_path, monkeypatch):
         (
             torch.zeros(8, 28, 28),
             None,
-            r"to hold floats \[M, 1, 28, 28\], but got torch.float32 of shape \[8, 28, 28\]",
+            r"must hold floats \[M, 1, 28, 28\], but it is torch.float32 of shape \[8, 28, 28\]",
         ),
-        (torch.zeros(8, 1, 28, 28).long(), None, r"to hold floats .* but got torch.int64"),
-        ({"x": 1}, None, "but got dict"),
-        (torch.full((8, 1, 28, 28), 2.0), None, r"to hold values in \[0, 1\]"),
-        (torch.full((8, 1, 28, 28), float("nan")), None, r"to hold values in \[0, 1\]"),
-        (None, torch.zeros(7, 10).long(), r"to hold labels \[8, K\], but got torch.int64 of shape \[7, 10\]"),
-        (None, torch.full((8, 10), 10), "to hold digits 0 to 9"),
-        (torch.zeros(5, 1, 28, 28), torch.zeros(5, 10).long(), "to hold more than 5 images, but got 5"),
+        (torch.zeros(8, 1, 28, 28).long(), None, r"must hold floats .* but it is torch.int64"),
+        ({"x": 1}, None, "but it is a dict"),
+        (torch.full((8, 1, 28, 28), 2.0), None, r"must hold values in \[0, 1\]"),
+        (torch.full((8, 1, 28, 28), float("nan")), None, r"must hold values in \[0, 1\]"),
+        (None, torch.zeros(7, 10).long(), r"must hold labels \[8, K\], but it is torch.int64 of shape \[7, 10\]"),
+        (None, torch.full((8, 10), 10), "must hold digits 0 to 9"),
+        (torch.zeros(5, 1, 28, 28), torch.zeros(5, 10).long(), "must hold more than 5 images, but it holds 5"),
     ],
 )
 def test_damaged_ambiguous_files_are_told(samples, labels, message, tmp_path, monkeypatch):
@@ -367,11 +367,11 @@ def test_damaged_ambiguous_files_are_told(samples, labels, message, tmp_path, mo
 
 def test_missing_or_unreadable_ambiguous_files(tmp_path):
     write_mnist(tmp_path)
-    with pytest.raises(InputError, match="Expected amnist_samples.pt and amnist_labels.pt of Ambiguous-MNIST in"):
+    with pytest.raises(InputError, match="amnist_samples.pt and amnist_labels.pt of Ambiguous-MNIST must lie in"):
         DirtyMNISTDataModule(str(tmp_path), ambiguous="published").setup("fit")
     write_ambiguous(tmp_path)
     (tmp_path / "amnist_labels.pt").write_bytes(b"no tensor")
-    with pytest.raises(InputError, match=r"amnist_labels.pt to hold a tensor, but it cannot be read"):
+    with pytest.raises(InputError, match=r"amnist_labels.pt must hold a tensor, but it cannot be read"):
         DirtyMNISTDataModule(str(tmp_path)).setup("fit")
 
 
@@ -389,9 +389,7 @@ def test_blends_lie_between_two_digits_of_different_classes():
     assert ((frequencies > 0) <= (pixels > 0)).all()
     assert (frequencies - pixels).abs().mean() < 0.02
     torch.testing.assert_close((frequencies - pixels).mean(0), torch.zeros(10), rtol=0, atol=0.005)
-    with pytest.raises(
-        InputError, match=r"Expected argument `labels` to hold at least 2 classes to blend, but got \[3\]"
-    ):
+    with pytest.raises(InputError, match=r"`labels` must hold at least 2 classes to blend, but it holds \[3\]"):
         blend_digits(digits[:2], torch.tensor([3, 3]), 1)
 
 

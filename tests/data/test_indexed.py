@@ -44,7 +44,7 @@ def test_the_end_of_the_data_set_is_an_index_error():
     ],
 )
 def test_other_items_are_an_error(item, description):
-    with pytest.raises(InputError, match=rf"Expected the items of `dataset` to be .* but item 0 is {description}\."):
+    with pytest.raises(InputError, match=rf"The items of `dataset` must be .* but item 0 is {description}\."):
         Indexed([item])[0]
 
 
@@ -53,5 +53,5 @@ def test_a_stream_is_an_error():
         def __iter__(self):
             return iter([])
 
-    with pytest.raises(InputError, match=r"Expected argument `dataset` to be map-style.*but got Stream"):
+    with pytest.raises(InputError, match=r"`dataset` must be map-style.*but it is a Stream"):
         Indexed(Stream())

@@ -165,16 +165,16 @@ def test_gaussian_test_inputs():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"input_dim": 0}, "`input_dim` to be above 0, but got 0"),
-        ({"num_train": 0}, "`num_train` to be above 0, but got 0"),
-        ({"temperature": -1.0}, "`temperature` to be above 0, but got -1"),
-        ({"temperature": math.nan}, "`temperature` to be above 0, but got nan"),
-        ({"num_classes": 1}, "`num_classes` to be at least 2, but got 1"),
-        ({"taus": (0, 10)}, "`tau` to be above 0, but got 0"),
-        ({"inputs": "uniform"}, "`inputs` to be 'polyadic', 'gaussian' or 'weibull', but got 'uniform'"),
-        ({"rejected_classes": 2}, r"`rejected_classes` to be in \[0, 2\), but got 2"),
-        ({"rejected_classes": -1}, r"`rejected_classes` to be in \[0, 2\), but got -1"),
-        ({"reject_prob": 1.5}, r"`reject_prob` to be in \[0, 1\], but got 1.5"),
+        ({"input_dim": 0}, "`input_dim` must be above 0, but it is 0"),
+        ({"num_train": 0}, "`num_train` must be above 0, but it is 0"),
+        ({"temperature": -1.0}, "`temperature` must be above 0, but it is -1"),
+        ({"temperature": math.nan}, "`temperature` must be above 0, but it is nan"),
+        ({"num_classes": 1}, "`num_classes` must be at least 2, but it is 1"),
+        ({"taus": (0, 10)}, "`tau` must be above 0, but it is 0"),
+        ({"inputs": "uniform"}, "`inputs` must be 'polyadic', 'gaussian' or 'weibull', but it is 'uniform'"),
+        ({"rejected_classes": 2}, r"`rejected_classes` must be in \[0, 2\), but it is 2"),
+        ({"rejected_classes": -1}, r"`rejected_classes` must be in \[0, 2\), but it is -1"),
+        ({"reject_prob": 1.5}, r"`reject_prob` must be in \[0, 1\], but it is 1.5"),
     ],
 )
 def test_problems_that_cannot_be(changes, message):
@@ -185,11 +185,11 @@ def test_problems_that_cannot_be(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_inputs": 0}, "`num_inputs` to be above 0, but got 0"),
-        ({"ridge": 0.0}, "`ridge` to be above 0, but got 0"),
-        ({"temperature": math.inf}, "`temperature` to be above 0, but got inf"),
-        ({"num_classes": 1}, "`num_classes` to be at least 2, but got 1"),
-        ({"taus": ()}, "`tau` to be above 0, but got 0"),
+        ({"num_inputs": 0}, "`num_inputs` must be above 0, but it is 0"),
+        ({"ridge": 0.0}, "`ridge` must be above 0, but it is 0"),
+        ({"temperature": math.inf}, "`temperature` must be above 0, but it is inf"),
+        ({"num_classes": 1}, "`num_classes` must be at least 2, but it is 1"),
+        ({"taus": ()}, "`tau` must be above 0, but it is 0"),
     ],
 )
 def test_gaussian_processes_that_cannot_be(changes, message):
@@ -267,7 +267,7 @@ def test_a_teacher_that_draws_one_class_cannot_lose_it():
 
     refused = [seed for seed in one_sided if refuses(seed)]
     assert 0 < len(refused) < len(one_sided)
-    message = r"to leave 200 training samples, but of 12000 drawn, with classes \[[01]\] rejected, 0 were left"
+    message = r"must leave 200 training samples, but of 12000 drawn, with classes \[[01]\] rejected, 0 were left"
     with pytest.raises(InputError, match=message):
         classification_problem(**common, rejected_classes=1, seed=refused[0])
 
@@ -294,9 +294,9 @@ def test_a_saved_problem_is_read_again(tmp_path, make):
 
 
 def test_what_cannot_be_saved(tmp_path, problem):
-    with pytest.raises(InputError, match=r"`path` to be an \.npz file, but got .*problem"):
+    with pytest.raises(InputError, match=r"`path` must be an \.npz file, but it is .*problem"):
         save_problem(problem, tmp_path / "problem")
-    with pytest.raises(InputError, match="`problem` to be a testbed problem, but it lacks y_train, meta"):
+    with pytest.raises(InputError, match="`problem` must be a testbed problem, but it lacks y_train, meta"):
         save_problem({"x_train": problem["x_train"]}, tmp_path / "problem.npz")
     assert not list(tmp_path.iterdir())
 
@@ -351,7 +351,7 @@ def test_regression_noise_has_its_log_density():
     expected = torch.distributions.Normal(0, 0.5).log_prob(torch.from_numpy(error)).sum(1)
     np.testing.assert_allclose(expected, problem["true_ll_tau10"], rtol=1e-4, atol=1e-3)
     assert json.loads(str(problem["meta"]))["noise_std"] == 0.5
-    with pytest.raises(InputError, match="`noise_std` to be above 0, but got 0"):
+    with pytest.raises(InputError, match="`noise_std` must be above 0, but it is 0"):
         regression_problem(noise_std=0)
 
 
@@ -453,20 +453,20 @@ def test_the_environment_need_not_be_there(write, problem):
     [
         ({"x_train": None}, "x_train is missing"),
         ({"meta": None}, "meta is missing"),
-        ({"meta": np.array("{")}, "`meta` of .* to be a JSON text"),
-        ({"meta": np.array("[1]")}, r"`meta` of .* to be a JSON object, but got \[1\]"),
-        ({"meta": meta(num_classes=2)}, "give `temperature` as a number above 0, but got None"),
-        ({"meta": meta(num_classes=2, temperature=0)}, "give `temperature` as a number above 0, but got 0"),
-        ({"meta": meta(num_classes=2, temperature="low")}, "`temperature` as a number above 0, but got 'low'"),
-        ({"meta": meta(temperature=0.1)}, "give `num_classes` as a number of at least 2, but got None"),
-        ({"meta": meta(temperature=0.1, num_classes=1)}, "`num_classes` as a number of at least 2, but got 1"),
-        ({"x_train": np.zeros(20)}, r"`x_train` of .* to hold numbers \[n, d\], but got float64 of shape \[20\]"),
-        ({"x_train": np.full((20, 3), np.nan)}, "`x_train` of .* to be finite"),
-        ({"y_train": np.zeros(20)}, r"`y_train` of .* to hold integer labels \[20\], but got float64"),
-        ({"y_train": np.zeros((19, 1), int)}, r"`y_train` of .* integer labels \[20\], but got int64 of shape \[19, 1\]"),
-        ({"y_train": np.full((20, 1), 2)}, r"`y_train` of .* to hold labels in \[0, 2\), but got 2 to 2"),
-        ({"x_test_tau1": np.zeros((30, 1, 4))}, "`x_test_tau1` of .* to hold inputs of dimension 3, as x_train does, but got 4"),
-        ({"true_ll_tau1": None, "true_ll_tau10": None}, "to be a testbed problem"),
+        ({"meta": np.array("{")}, "`meta` of .* must be a JSON text"),
+        ({"meta": np.array("[1]")}, r"`meta` of .* must be a JSON object, but it is \[1\]"),
+        ({"meta": meta(num_classes=2)}, "give `temperature` as a number above 0, but it is None"),
+        ({"meta": meta(num_classes=2, temperature=0)}, "give `temperature` as a number above 0, but it is 0"),
+        ({"meta": meta(num_classes=2, temperature="low")}, "`temperature` as a number above 0, but it is 'low'"),
+        ({"meta": meta(temperature=0.1)}, "give `num_classes` as a number of at least 2, but it is None"),
+        ({"meta": meta(temperature=0.1, num_classes=1)}, "`num_classes` as a number of at least 2, but it is 1"),
+        ({"x_train": np.zeros(20)}, r"`x_train` of .* must hold numbers \[n, d\], but it is float64 of shape \[20\]"),
+        ({"x_train": np.full((20, 3), np.nan)}, "`x_train` of .* must be finite"),
+        ({"y_train": np.zeros(20)}, r"`y_train` of .* must hold integer labels \[20\], but it is float64"),
+        ({"y_train": np.zeros((19, 1), int)}, r"`y_train` of .* integer labels \[20\], but it is int64 of shape \[19, 1\]"),
+        ({"y_train": np.full((20, 1), 2)}, r"`y_train` of .* must hold labels in \[0, 2\), but it holds 2 to 2"),
+        ({"x_test_tau1": np.zeros((30, 1, 4))}, "`x_test_tau1` of .* must hold inputs of dimension 3, as x_train does, but it holds 4"),
+        ({"true_ll_tau1": None, "true_ll_tau10": None}, "must be a testbed problem"),
         ({"y_test_tau1": None}, "y_test_tau1 is missing"),
         ({"true_ll_tau10": np.zeros(29)}, r"true_ll_tau10 of shape \[S\]"),
         ({"x_test_tau10": np.zeros((30, 9, 3)), "y_test_tau10": np.zeros((30, 9), int)}, r"x_test_tau10 of shape \[S, 10, d\]"),
@@ -484,9 +484,9 @@ def test_files_that_do_not_hold_a_problem(write, changes, message):
 
 
 def test_no_file_no_steps(tmp_path):
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="there is no such file"):
         TestbedDataModule(str(tmp_path / "nowhere.npz")).setup()
-    with pytest.raises(InputError, match="`num_steps` to be at least 1, but got 0"):
+    with pytest.raises(InputError, match="`num_steps` must be at least 1, but it is 0"):
         TestbedDataModule("problem.npz", num_steps=0)
     problem = regression_problem(num_test=5, num_inputs=10)
     np.savez(tmp_path / "regression.npz", **problem)

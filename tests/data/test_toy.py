@@ -39,7 +39,7 @@ def test_curve_data_module_repeats():
 
 
 def test_counts_are_checked():
-    with pytest.raises(InputError, match="`num_samples` to be at least 1, but got 0"):
+    with pytest.raises(InputError, match="`num_points` must be at least 1, but it is 0"):
         two_moons(0)
-    with pytest.raises(InputError, match="`num_train` to be at least 1, but got -1"):
+    with pytest.raises(InputError, match="`num_train` must be at least 1, but it is -1"):
         ToyCurveDataModule(num_train=-1)

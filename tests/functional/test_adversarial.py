@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_uq.functional.adversarial import adversarial_loss, fgsm, held_buffers
+from lightning_uq.functional.adversarial import adversarial_loss, fgsm
+from lightning_uq.networks.held_buffers import held_buffers
 
 
 def test_fgsm_moves_along_the_sign_alone():

@@ -56,7 +56,7 @@ def test_a_certain_distribution_has_no_variance():
     "atoms", [[1.0], [], [0.0, 0.0], [1.0, 0.0], [0.0, float("inf")], [[0.0, 1.0]], [0.0, float("nan")]]
 )
 def test_atoms_have_to_ascend(atoms):
-    with pytest.raises(InputError, match="`atoms` to be at least two finite numbers"):
+    with pytest.raises(InputError, match="`atoms` must be at least two finite numbers"):
         check_atoms(atoms)
 
 

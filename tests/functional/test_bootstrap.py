@@ -99,12 +99,12 @@ def test_empty_batch_and_small_integers():
 
 @pytest.mark.parametrize("index", [torch.zeros(2), torch.zeros(2, 1, dtype=torch.long), torch.tensor([True])])
 def test_index_must_be_integers(index):
-    with pytest.raises(InputError, match=r"Expected argument `index` to be sample positions \[B\], integers, but got"):
+    with pytest.raises(InputError, match=r"`index` must be sample positions \[B\], integers, but it is"):
         bootstrap_weights(index, 2, 0, "poisson")
 
 
 def test_unknown_kind():
-    with pytest.raises(InputError, match=r"Expected argument `bootstrap` to be .* but got 'jackknife'"):
+    with pytest.raises(InputError, match=r"`bootstrap` must be .* but it is 'jackknife'"):
         bootstrap_weights(torch.arange(2), 2, 0, "jackknife")
 
 

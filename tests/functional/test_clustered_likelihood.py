@@ -176,9 +176,9 @@ def test_hyperplanes_follow_their_generator():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 2), "`tau` to be an integer of at least 1, but got 0"),
-        ((10, 2, 17), "`num_planes` to be at most 16, but got 17"),
-        ((10, 2, 2.5), "`num_planes` to be an integer of at least 1, but got 2.5"),
+        ((0, 2), "`tau` must be an integer of at least 1, but it is 0"),
+        ((10, 2, 17), "`num_planes` must be at most 16, but it is 17"),
+        ((10, 2, 2.5), "`num_planes` must be an integer of at least 1, but it is 2.5"),
     ],
 )
 def test_hyperplanes_that_cannot_be(arguments, message):
@@ -190,16 +190,16 @@ def test_clusters_that_cannot_be():
     logits, target = draw(3, 2, 4)
     projection = planes(4, 3)
     for bad, message in (
-        (logits[:, :7], r"`logits` to be \[Z, N, 3\] with N of at least 8, but got shape \[3, 7, 3\]"),
-        (logits[..., :2], r"`logits` to be \[Z, N, 3\]"),
-        (logits[:0], "`logits` to hold at least one index z, but got none"),
-        (logits[0], r"`logits` to be a floating-point tensor \[Z, N, C\]"),
+        (logits[:, :7], r"`logits` must be \[Z, N, 3\] with N of at least 8, but its shape is \[3, 7, 3\]"),
+        (logits[..., :2], r"`logits` must be \[Z, N, 3\]"),
+        (logits[:0], "`logits` must hold at least one index z, but it holds none"),
+        (logits[0], r"`logits` must be a floating-point tensor \[Z, N, C\]"),
     ):
         with pytest.raises(InputError, match=message):
             clustered_log_likelihood(bad, target, projection)
-    with pytest.raises(InputError, match=r"`target` to be of shape \[2, 4\], but got \[2, 3\]"):
+    with pytest.raises(InputError, match=r"`target` must have shape \[2, 4\], but its shape is \[2, 3\]"):
         clustered_log_likelihood(logits, target[:, :3], projection)
-    with pytest.raises(InputError, match="`target` to hold at least one draw, but got none"):
+    with pytest.raises(InputError, match="`target` must hold at least one draw, but it holds none"):
         clustered_log_likelihood(logits, target[:0], projection)
-    with pytest.raises(InputError, match=r"`position` to be of shape \[2, 4\], but got \[8\]"):
+    with pytest.raises(InputError, match=r"`position` must have shape \[2, 4\], but its shape is \[8\]"):
         clustered_log_likelihood(logits, target, projection, torch.arange(8))

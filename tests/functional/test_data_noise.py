@@ -205,39 +205,42 @@ Z, B = torch.zeros(2, 4), torch.zeros(3, 4)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gaussian_signatures(torch.zeros(3), 4), r"`index` to be sample positions \[B\], integers"),
-        (lambda: gaussian_signatures(torch.arange(3), 0), r"`dim` to be an integer of at least 1"),
+        (lambda: gaussian_signatures(torch.zeros(3), 4), r"`index` must be sample positions \[B\], integers"),
+        (lambda: gaussian_signatures(torch.arange(3), 0), r"`dim` must be an integer of at least 1"),
         (
             lambda: gaussian_bootstrap_weights(Z, B, kind="poisson"),
-            r"`kind` to be 'bernoulli' and 'exponential'.*'gaussian', but got 'poisson'",
+            r"`kind` must be 'bernoulli' and 'exponential'.*'gaussian', but it is 'poisson'",
         ),
         (
             lambda: gaussian_bootstrap_weights(Z, B, B, kind="exponential", distribution="unit"),
-            r"`kind` to be 'bernoulli' for .*'unit', but got 'exponential'",
+            r"`kind` must be 'bernoulli' for .*'unit', but it is 'exponential'",
         ),
         (
             lambda: gaussian_bootstrap_weights(Z, B, kind="exponential"),
-            r"`second_signature` with kind='exponential', but got None",
+            r"kind='exponential' needs `second_signature`, but it is None",
         ),
-        (lambda: gaussian_bootstrap_weights(Z, B[:, 1:]), r"`signature` to end in an axis of 4.*got shape \[3, 3\]"),
+        (
+            lambda: gaussian_bootstrap_weights(Z, B[:, 1:]),
+            r"`signature` must end in an axis of 4.*its shape is \[3, 3\]",
+        ),
         (
             lambda: gaussian_bootstrap_weights(Z, B, B[:, 1:], kind="exponential"),
-            r"`second_signature` to end in an axis of 4",
+            r"`second_signature` must end in an axis of 4",
         ),
         (
             lambda: gaussian_bootstrap_weights(Z, B, distribution="dirichlet"),
-            r"`distribution` to be one of 'gaussian', 'scaled', 'unit'",
+            r"`distribution` must be one of 'gaussian', 'scaled', 'unit'",
         ),
-        (lambda: gaussian_bootstrap_weights(torch.zeros(2).long(), B), r"`z` to be a floating-point tensor \[Z, D\]"),
-        (lambda: gaussian_target_noise(Z, B, 0.1, distribution="unit"), r"`signature` to end in an axis of 3"),
-        (lambda: gaussian_target_noise(Z, B, -0.1), r"`std` to be a finite number of at least 0, but got -0.1"),
+        (lambda: gaussian_bootstrap_weights(torch.zeros(2).long(), B), r"`z` must be a floating-point tensor \[Z, D\]"),
+        (lambda: gaussian_target_noise(Z, B, 0.1, distribution="unit"), r"`signature` must end in an axis of 3"),
+        (lambda: gaussian_target_noise(Z, B, -0.1), r"`std` must be a finite number of at least 0, but it is -0.1"),
         (
             lambda: member_target_noise(torch.arange(2), 2, float("nan")),
-            r"`std` to be a finite number of at least 0, but got nan",
+            r"`std` must be a finite number of at least 0, but it is nan",
         ),
         (
             lambda: member_target_noise(torch.arange(2), torch.zeros(2), 0.1),
-            r"`members` to be member numbers \[M\], integers",
+            r"`members` must be member numbers \[M\], integers",
         ),
     ],
 )

@@ -178,7 +178,7 @@ def test_a_fit_leaves_the_statistics_as_they_are():
 def test_a_class_without_two_rows_is_named(kind):
     x, y = rows(13)
     y = torch.where(y == 1, 0, y)
-    with pytest.raises(InputError, match=r"at least 2 rows of every class, but class 1 has 0\."):
+    with pytest.raises(InputError, match=r"Every class needs at least 2 rows, but class 1 has 0\."):
         fit_gaussian(stream(x, y, kind))
     y[4] = 1
     with pytest.raises(InputError, match=r"but class 1 has 1, class 3 has 0\."):
@@ -191,7 +191,8 @@ def test_a_singular_covariance_is_named():
     x, y = rows(14)
     x[y == 2, 3] = 5.0
     with pytest.raises(
-        InputError, match=r"regularization=0\.0 the covariance of class 2 is not: features are constant"
+        InputError,
+        match=r"regularization=0\.0 the covariance of class 2 is not positive definite: features are constant",
     ):
         fit_gaussian(stream(x, y), regularization=0.0)
     with pytest.raises(InputError, match=r"the covariance of class 2 is not"):
@@ -199,7 +200,7 @@ def test_a_singular_covariance_is_named():
     constant = torch.ones(60, 4)
     with pytest.raises(InputError, match=r"regularization='oas' .*all features are constant"):
         fit_gaussian(stream(constant, y))
-    with pytest.raises(InputError, match=r"the tied covariance is not: all features are constant"):
+    with pytest.raises(InputError, match=r"the tied covariance is not positive definite: all features are constant"):
         fit_gaussian(stream(constant, y, "tied"))
     assert fit_gaussian(stream(constant, y), regularization=0.1).log_det.isfinite().all()
     assert fit_gaussian(stream(x, y)).log_det.isfinite().all()  # dead units are what shrinkage is for
@@ -223,14 +224,14 @@ def test_one_warning_where_the_rank_is_too_small():
 
 def test_fit_refuses_unknown_settings():
     statistics = stream(*rows(17))
-    with pytest.raises(InputError, match="`priors` to be one of 'uniform', 'empirical', but got 'flat'"):
+    with pytest.raises(InputError, match="`priors` must be one of 'uniform', 'empirical', but it is 'flat'"):
         fit_gaussian(statistics, priors="flat")
-    with pytest.raises(InputError, match="`covariance` to be one of"):
+    with pytest.raises(InputError, match="`covariance` must be one of"):
         fit_gaussian(statistics, covariance="low-rank")
     for value in ("ledoit", -1.0, math.nan, math.inf, True, None):
-        with pytest.raises(InputError, match="`regularization` to be 'oas', 'ddu' or a finite number of at least 0"):
+        with pytest.raises(InputError, match="`regularization` must be 'oas', 'ddu' or a finite number of at least 0"):
             fit_gaussian(statistics, regularization=value)
     with pytest.raises(
-        InputError, match='`covariance` to be "tied", which the statistics were streamed for, but got "full"'
+        InputError, match='`covariance` must be "tied", which the statistics were streamed for, but it is "full"'
     ):
         fit_gaussian(stream(*rows(17), "tied"), "full")

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_uq.functional._hashing import chain, chain_last, mix, to_normal, to_uniform
+from lightning_uq.functional.hashing import chain, chain_last, mix, to_normal, to_uniform
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 

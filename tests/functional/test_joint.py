@@ -18,7 +18,7 @@ from lightning_uq.functional import (
     sampled_joint_log_loss,
 )
 from lightning_uq.functional import joint as module
-from lightning_uq.functional._hashing import mix
+from lightning_uq.functional.hashing import mix
 from lightning_uq.metrics import JointLogLoss
 from lightning_uq.predictions import CategoricalPrediction
 
@@ -199,12 +199,12 @@ def test_no_full_block_is_nan():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kappa": 3}, r"`kappa` to be 2 with sampling='dyadic'.* got 3; use sampling='sampled'"),
-        ({"tau": 0}, "`tau` to be an integer of at least 1, but got 0"),
-        ({"sampling": "random"}, "`sampling` to be one of 'dyadic', 'sampled', 'consecutive', but got 'random'"),
-        ({"selected": torch.zeros(11, 10)}, "`selected` with sampling='sampled' alone, but sampling is 'dyadic'"),
+        ({"kappa": 3}, r"`kappa` must be 2 with sampling='dyadic'.* it is 3; use sampling='sampled'"),
+        ({"tau": 0}, "`tau` must be an integer of at least 1, but it is 0"),
+        ({"sampling": "random"}, "`sampling` must be one of 'dyadic', 'sampled', 'consecutive', but it is 'random'"),
+        ({"selected": torch.zeros(11, 10)}, "`selected` goes with sampling='sampled' alone, but sampling is 'dyadic'"),
         ({"sampling": "sampled", "selected": torch.full((11, 10), 2)}, r"hold rows in \[0, 2\)"),
-        ({"sampling": "sampled", "selected": torch.zeros(5, 10)}, r"`selected` to be \[G, tau\] with G blocks in 22"),
+        ({"sampling": "sampled", "selected": torch.zeros(5, 10)}, r"`selected` must be \[G, tau\] with G blocks in 22"),
     ],
 )
 def test_bad_options(arguments, message):
@@ -215,12 +215,12 @@ def test_bad_options(arguments, message):
 @pytest.mark.parametrize(
     ("logits", "target", "message"),
     [
-        (LOGITS[0], LABELS, r"`logits` to be a floating-point tensor \[Z, B, C\]"),
-        (LOGITS[None], LABELS, r"`logits` to be \[Z, B, C\] with Z > 0, but got shape \[1, 6, 23, 4\]"),
-        (LOGITS[:0], LABELS, r"with Z > 0, but got shape \[0, 23, 4\]"),
-        (LOGITS, LABELS[:, None], r"`target` to be of shape \[23\], but got \[23, 1\]"),
-        (LOGITS, LABELS + 1, r"class indices in \[0, 4\), but got 4"),
-        (LOGITS * math.nan, LABELS, "`logits` to hold numbers, but got NaN"),
+        (LOGITS[0], LABELS, r"`logits` must be a floating-point tensor \[Z, B, C\]"),
+        (LOGITS[None], LABELS, r"`logits` must be \[Z, B, C\] with Z > 0, but its shape is \[1, 6, 23, 4\]"),
+        (LOGITS[:0], LABELS, r"with Z > 0, but its shape is \[0, 23, 4\]"),
+        (LOGITS, LABELS[:, None], r"`target` must have shape \[23\], but its shape is \[23, 1\]"),
+        (LOGITS, LABELS + 1, r"class indices in \[0, 4\), but it holds 4"),
+        (LOGITS * math.nan, LABELS, "`logits` must hold numbers, but it holds NaN"),
     ],
 )
 def test_bad_values(logits, target, message):

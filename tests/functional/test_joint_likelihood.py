@@ -57,9 +57,9 @@ def test_half_precision_is_read_in_float64():
 
 
 def test_no_index_is_an_error():
-    with pytest.raises(InputError, match="`log_probs` to hold at least one index z, but got none"):
+    with pytest.raises(InputError, match="`log_probs` must hold at least one index z, but it holds none"):
         joint_log_likelihood(iter([]))
-    with pytest.raises(InputError, match=r"`log_probs` to be a floating-point tensor \[Z, S, tau\]"):
+    with pytest.raises(InputError, match=r"`log_probs` must be a floating-point tensor \[Z, S, tau\]"):
         joint_log_likelihood(torch.zeros(3, 4))
-    with pytest.raises(InputError, match="`target` to be of shape"):
+    with pytest.raises(InputError, match="`target` must have shape"):
         true_label_log_probs(torch.zeros(1, 3, 2), torch.zeros(4, dtype=torch.long))

@@ -34,7 +34,7 @@ def test_shapes_that_do_not_fit_are_errors():
     for shape in (3, 0):
         with pytest.raises(InputError, match="one number for each of the"):
             kl_estimate(torch.zeros(2 if shape else 0), torch.zeros(shape))
-    with pytest.raises(InputError, match=r"`true_log_likelihood` to be a floating-point tensor \[S\]"):
+    with pytest.raises(InputError, match=r"`true_log_likelihood` must be a floating-point tensor \[S\]"):
         kl_estimate(torch.zeros(2, dtype=torch.long), torch.zeros(2))
 
 
@@ -60,7 +60,7 @@ def test_regression_divergence_is_its_definition():
     true = torch.randn(5, dtype=torch.float64)
     density = Normal(samples, 0.4).log_prob(target).sum(2).exp().mean(0)
     torch.testing.assert_close(gaussian_sample_kl(samples, target, 0.4, true).mean, (true - density.log()).mean())
-    with pytest.raises(InputError, match="`noise_std` to be above 0, but got 0"):
+    with pytest.raises(InputError, match="`noise_std` must be positive and finite, but it is 0"):
         gaussian_sample_kl(samples, target, 0.0, true)
-    with pytest.raises(InputError, match=r"`target` to be of shape \[5, 3\], but got \[3\]"):
+    with pytest.raises(InputError, match=r"`target` must have shape \[5, 3\], but its shape is \[3\]"):
         gaussian_sample_kl(samples, target[0], 0.4, true)

@@ -130,18 +130,22 @@ def test_large_counts_are_exact():
 @pytest.mark.parametrize(
     ("score", "is_ood", "message"),
     [
-        (torch.tensor([0.1, float("nan")]), torch.tensor([0, 1]), "`score` to hold numbers, but got NaN"),
+        (torch.tensor([0.1, float("nan")]), torch.tensor([0, 1]), "`score` must hold numbers, but it holds NaN"),
         (
             torch.tensor([0, 1]),
             torch.tensor([0, 1]),
-            r"`score` to be a floating-point tensor \[N\], but got torch.int64",
+            r"`score` must be a floating-point tensor \[N\], but it is torch.int64",
         ),
-        (torch.zeros(2, 1), torch.zeros(2, 1).bool(), r"`score` to be a floating-point tensor \[N\].* \[2, 1\]"),
-        ([0.1], torch.tensor([0]), r"floating-point tensor \[N\], but got list"),
-        (torch.zeros(2), torch.zeros(3).bool(), r"`is_ood` to be a tensor of shape \[2\], but got shape \[3\]"),
-        (torch.zeros(2), torch.zeros(2), "`is_ood` to be of dtype bool or an integer dtype, but got torch.float32"),
-        (torch.zeros(2), torch.tensor([0, 2]), "`is_ood` to hold 0 and 1 alone"),
-        (torch.zeros(2), [0, 1], r"`is_ood` to be a tensor of shape \[2\], but got list"),
+        (torch.zeros(2, 1), torch.zeros(2, 1).bool(), r"`score` must be a floating-point tensor \[N\].* \[2, 1\]"),
+        ([0.1], torch.tensor([0]), r"`score` must be a tensor \[N\], but it is a list"),
+        (torch.zeros(2), torch.zeros(3).bool(), r"`is_ood` must have shape \[2\], but its shape is \[3\]"),
+        (
+            torch.zeros(2),
+            torch.zeros(2),
+            "`is_ood` must be of dtype bool or an integer dtype, but its dtype is torch.float32",
+        ),
+        (torch.zeros(2), torch.tensor([0, 2]), "`is_ood` must hold 0 and 1 alone"),
+        (torch.zeros(2), [0, 1], r"`is_ood` must be a tensor \[2\], but it is a list"),
     ],
 )
 def test_bad_values(score, is_ood, message):
@@ -153,9 +157,9 @@ def test_bad_values(score, is_ood, message):
 @pytest.mark.parametrize("tpr", [0, 1, 1.5, True, "a"])
 def test_bad_options(tpr):
     score, is_ood = random_scores(0)
-    with pytest.raises(InputError, match=r"`tpr` to be a number in \(0, 1\)"):
+    with pytest.raises(InputError, match=r"`tpr` must be a number in \(0, 1\)"):
         fpr_at_tpr(score, is_ood, tpr)
-    with pytest.raises(InputError, match="`positive` to be one of 'out', 'in', but got 'ood'"):
+    with pytest.raises(InputError, match="`positive` must be one of 'out', 'in', but it is 'ood'"):
         average_precision(score, is_ood, "ood")
-    with pytest.raises(InputError, match="`positive` to be one of"):
+    with pytest.raises(InputError, match="`positive` must be one of"):
         fpr_at_tpr(score, is_ood, positive="ood")

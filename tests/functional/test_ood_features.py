@@ -117,26 +117,32 @@ def test_vim_is_higher_outside_the_subspace():
 def test_bad_arguments_are_named():
     features, logits, weight, bias = linear(0)
     for call, message in (
-        (lambda: gen(torch.zeros(2, 3)), r"`logits` to be a floating-point tensor \[Z, B, C, ...\]"),
-        (lambda: gen(torch.zeros(1, 2, 3), gamma=1.0), r"`gamma` to be a number in \(0, 1\)"),
-        (lambda: gen(torch.zeros(1, 2, 3), top=0), "`top` to be an integer of at least 1"),
+        (lambda: gen(torch.zeros(2, 3)), r"`logits` must be a floating-point tensor \[Z, B, C, ...\]"),
+        (lambda: gen(torch.zeros(1, 2, 3), gamma=1.0), r"`gamma` must be a number in \(0, 1\)"),
+        (lambda: gen(torch.zeros(1, 2, 3), top=0), "`top` must be an integer of at least 1"),
         (
             lambda: knn_distance(features, features, k=201),
-            "`k` to be an integer from 1 to the 200 rows of `bank`, but got 201",
+            "`k` must be an integer from 1 to the 200 rows of `bank`, but it is 201",
         ),
-        (lambda: knn_distance(features, features, k=0), "but got 0"),
-        (lambda: knn_distance(features, features[:, :2]), r"`features` to be of shape \[N, 2\], but got \[200, 6\]"),
-        (lambda: fit_vim(features, logits[:3], weight, bias), r"`logits` to be of shape \[200, 3\].*but got \[3, 3\]"),
-        (lambda: fit_vim(features, logits, weight, bias, dim=6), "`dim` to be an integer from 1 to 5, but got 6"),
-        (lambda: fit_vim(features[:, :4], logits, weight, bias), r"`features` to be of shape \[N, 6\]"),
+        (lambda: knn_distance(features, features, k=0), "but it is 0"),
+        (
+            lambda: knn_distance(features, features[:, :2]),
+            r"`features` must have shape \[N, 2\], but its shape is \[200, 6\]",
+        ),
+        (
+            lambda: fit_vim(features, logits[:3], weight, bias),
+            r"`logits` must have shape \[200, 3\].*but its shape is \[3, 3\]",
+        ),
+        (lambda: fit_vim(features, logits, weight, bias, dim=6), "`dim` must be an integer from 1 to 5, but it is 6"),
+        (lambda: fit_vim(features[:, :4], logits, weight, bias), r"`features` must have shape \[N, 6\]"),
         (
             lambda: vim_score(features[:, :2], logits, fit_vim(features, logits, weight, bias)),
-            r"\[N, 6\], but got \[200, 2\]",
+            r"\[N, 6\], but its shape is \[200, 2\]",
         ),
     ):
         with pytest.raises(InputError, match=message):
             call()
     flat = features.clone()
     flat[:, 3:] = 0
-    with pytest.raises(InputError, match="to vary outside a principal subspace of argument `dim` = 3 dimensions"):
+    with pytest.raises(InputError, match="must vary outside a principal subspace of `dim` = 3 dimensions"):
         fit_vim(flat, logits, weight, None, dim=3)

@@ -88,14 +88,24 @@ def test_targets_far_out_are_counted():
 @pytest.mark.parametrize(
     ("mean", "variance", "target", "message"),
     [
-        (torch.zeros(2, 1), torch.ones(2, 1), torch.zeros(2, 1), r"`mean` to be a floating-point tensor \[Z, B, D\]"),
-        (torch.zeros(1, 2, 1), torch.ones(2, 2, 1), torch.zeros(2, 1), r"of one shape \[Z, B, D\].* \[2, 2, 1\]"),
+        (torch.zeros(2, 1), torch.ones(2, 1), torch.zeros(2, 1), r"`mean` must be a floating-point tensor \[Z, B, D\]"),
+        (
+            torch.zeros(1, 2, 1),
+            torch.ones(2, 2, 1),
+            torch.zeros(2, 1),
+            r"must have one shape \[Z, B, D\].* \[2, 2, 1\]",
+        ),
         (torch.zeros(0, 2, 1), torch.ones(0, 2, 1), torch.zeros(2, 1), "with Z > 0"),
-        (torch.zeros(1, 2, 1), torch.ones(1, 2, 1), torch.zeros(2), r"`target` to be of shape \[2, 1\], but got \[2\]"),
-        (torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1), "`variance` to be positive and finite"),
-        (torch.full((1, 1, 1), torch.nan), torch.ones(1, 1, 1), torch.zeros(1, 1), "`mean` to be finite"),
-        (torch.zeros(1, 1, 1), torch.ones(1, 1, 1), torch.full((1, 1), torch.inf), "`target` to be finite"),
-        (torch.zeros(1, 1, 1), torch.full((1, 1, 1), torch.nan), torch.zeros(1, 1), "`variance` to be positive"),
+        (
+            torch.zeros(1, 2, 1),
+            torch.ones(1, 2, 1),
+            torch.zeros(2),
+            r"`target` must have shape \[2, 1\], but its shape is \[2\]",
+        ),
+        (torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1), "`variance` must be positive and finite"),
+        (torch.full((1, 1, 1), torch.nan), torch.ones(1, 1, 1), torch.zeros(1, 1), "`mean` must be finite"),
+        (torch.zeros(1, 1, 1), torch.ones(1, 1, 1), torch.full((1, 1), torch.inf), "`target` must be finite"),
+        (torch.zeros(1, 1, 1), torch.full((1, 1, 1), torch.nan), torch.zeros(1, 1), "`variance` must be positive"),
     ],
 )
 def test_bad_values(mean, variance, target, message):

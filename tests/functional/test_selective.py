@@ -94,10 +94,10 @@ def test_generalized_risk_ends_at_the_error_rate():
 @pytest.mark.parametrize(
     ("confidence", "error", "message"),
     [
-        (torch.tensor([1, 2]), torch.zeros(2), r"`confidence` to be a floating-point tensor \[N\]"),
-        (torch.zeros(2), torch.zeros(3), r"to be of one shape \[N\], but got \[2\] and \[3\]"),
-        (torch.zeros(2, 2), torch.zeros(2, 2), r"to be of one shape \[N\]"),
-        (torch.tensor([0.0, float("nan")]), torch.zeros(2), "`confidence` to hold numbers, but got NaN"),
+        (torch.tensor([1, 2]), torch.zeros(2), r"`confidence` must be a floating-point tensor \[N\]"),
+        (torch.zeros(2), torch.zeros(3), r"must have one shape \[N\], but their shapes are \[2\] and \[3\]"),
+        (torch.zeros(2, 2), torch.zeros(2, 2), r"must have one shape \[N\]"),
+        (torch.tensor([0.0, float("nan")]), torch.zeros(2), "`confidence` must hold numbers, but it holds NaN"),
     ],
 )
 def test_bad_values(confidence, error, message):

@@ -48,5 +48,5 @@ def test_gradient():
 
 
 def test_integers_are_refused():
-    with pytest.raises(InputError, match="`value` to be floating point, but got torch.int64"):
+    with pytest.raises(InputError, match="`value` must be floating point, but its dtype is torch.int64"):
         inverse_softplus(torch.ones(2, dtype=torch.long))

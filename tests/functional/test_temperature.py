@@ -402,22 +402,31 @@ def test_the_calibrated_loss_is_the_loss_at_the_optimum_and_silent():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x, y: fit_temperature(x, y, "brier"), "`objective` to be one of 'nll', 'ece', but got 'brier'"),
-        (lambda x, y: fit_temperature(x, y, method="lbfgs"), "`method` to be one of 'newton', 'grid', but got 'lbfgs'"),
-        (lambda x, y: fit_temperature(x, y, "ece"), "`method` to be 'grid' with objective='ece', but got 'newton'"),
+        (lambda x, y: fit_temperature(x, y, "brier"), "`objective` must be one of 'nll', 'ece', but it is 'brier'"),
+        (
+            lambda x, y: fit_temperature(x, y, method="lbfgs"),
+            "`method` must be one of 'newton', 'grid', but it is 'lbfgs'",
+        ),
+        (lambda x, y: fit_temperature(x, y, "ece"), "`method` must be 'grid' with objective='ece', but it is 'newton'"),
         (
             lambda x, y: fit_ensemble_temperature(x[None], y, "each"),
-            "`scope` to be one of 'pooled', 'shared', 'member'",
+            "`scope` must be one of 'pooled', 'shared', 'member'",
         ),
-        (lambda x, y: fit_ensemble_temperature(x, y), r"`logits` to be a floating-point tensor \[Z, N, C, ...\]"),
-        (lambda x, y: fit_temperature(x.long(), y), r"floating-point tensor \[N, C, ...\], but got torch.int64"),
-        (lambda x, y: fit_temperature(x, y[:3]), r"`target` to be of shape \[80\], but got \[3\]"),
-        (lambda x, y: fit_temperature(x, y.double()), "class indices of an integer dtype, but got torch.float64"),
-        (lambda x, y: fit_temperature(x, y + 1), r"class indices in \[0, 4\), but got 4"),
-        (lambda x, y: fit_temperature(x[:0], y[:0]), r"`logits` to hold at least one row, but got shape \[0, 4\]"),
-        (lambda x, y: fit_temperature(x.fill_(math.nan), y), "hold no NaN, .* but got nan"),
-        (lambda x, y: fit_temperature(x.fill_(math.inf), y), "no positive infinity .* but got inf"),
-        (lambda x, y: fit_temperature(x.fill_(-math.inf), y), "no row of minus infinities, but got -inf"),
+        (lambda x, y: fit_ensemble_temperature(x, y), r"`logits` must be a floating-point tensor \[Z, N, C, ...\]"),
+        (
+            lambda x, y: fit_temperature(x.long(), y),
+            r"floating-point tensor \[N, C, ...\], but it is torch.int64",
+        ),
+        (lambda x, y: fit_temperature(x, y[:3]), r"`target` must have shape \[80\], but its shape is \[3\]"),
+        (
+            lambda x, y: fit_temperature(x, y.double()),
+            "class indices of an integer dtype, but its dtype is torch.float64",
+        ),
+        (lambda x, y: fit_temperature(x, y + 1), r"class indices in \[0, 4\), but it holds 4"),
+        (lambda x, y: fit_temperature(x[:0], y[:0]), r"`logits` must hold at least one row, but its shape is \[0, 4\]"),
+        (lambda x, y: fit_temperature(x.fill_(math.nan), y), "hold no NaN, .* but it holds nan"),
+        (lambda x, y: fit_temperature(x.fill_(math.inf), y), "no positive infinity .* but it holds inf"),
+        (lambda x, y: fit_temperature(x.fill_(-math.inf), y), "no row of minus infinities, but it holds -inf"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -127,16 +127,16 @@ def test_no_weights_diverge_not_at_all():
 
 def test_bad_arguments():
     one = torch.ones(3)
-    with pytest.raises(InputError, match=r"`mean` and `std` to have one shape, but got \[3\] and \[2\]"):
+    with pytest.raises(InputError, match=r"`std` must have shape \[3\], but its shape is \[2\]"):
         diagonal_gaussian_kl(one, one[:2])
     for bad in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="`prior_std` to be above 0 and finite"):
+        with pytest.raises(InputError, match="`prior_std` must be positive and finite"):
             diagonal_gaussian_kl(one, one, bad)
     with pytest.raises(InputError, match="`second_prior_std`"):
         scale_mixture_log_prob(one, 1.0, 0.0)
-    with pytest.raises(InputError, match=r"`mixture_weight` to lie in \[0, 1\], but got 1.5"):
+    with pytest.raises(InputError, match=r"`mixture_weight` must lie in \[0, 1\], but it is 1.5"):
         scale_mixture_log_prob(one, 1.0, 1.0, 1.5)
-    with pytest.raises(InputError, match=r"`weights` to be \[\.\.\., 3\]"):
+    with pytest.raises(InputError, match=r"`weights` must be \[\.\.\., 3\]"):
         sampled_kl(torch.ones(3, 4), one, one, 1.0)
-    with pytest.raises(InputError, match=r"\[D, P\] and \[P\], but got \[3\] and \[3\]"):
+    with pytest.raises(InputError, match=r"\[D, P\] and \[P\], but their shapes are \[3\] and \[3\]"):
         linear_hypermodel_kl(one, one)

@@ -101,12 +101,12 @@ def test_pixels_are_rows():
 
 def test_bad_arguments_are_named():
     logits, target = rows(9, 100, 3)
-    with pytest.raises(InputError, match="at least 5 rows, one a fold, but got 4"):
+    with pytest.raises(InputError, match="at least 5 rows, one a fold, but it holds 4"):
         fit_vector_scaling(logits[:4], target[:4])
-    with pytest.raises(InputError, match="`num_folds` to be an integer of at least 2"):
+    with pytest.raises(InputError, match="`num_folds` must be an integer of at least 2"):
         fit_vector_scaling(logits, target, num_folds=1)
     for strengths in ([], [0.0], [-1.0], [math.inf], [math.nan]):
-        with pytest.raises(InputError, match="`strengths` to hold positive numbers"):
+        with pytest.raises(InputError, match="`strengths` must hold positive numbers"):
             fit_vector_scaling(logits, target, strengths)
     with pytest.raises(InputError, match=r"class indices in \[0, 3\)"):
         fit_vector_scaling(logits, target + 1)

@@ -79,10 +79,16 @@ def test_layout():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.zeros(5, 9), torch.zeros(5)), r"`logits` to be \[B, D, 9\] or \[Z, B, D, 9\], but got shape \[5, 9\]"),
-        ((torch.zeros(5, 1, 8), torch.zeros(5, 1)), "but got shape"),
-        ((torch.zeros(5, 1, 9), torch.zeros(5)), r"`target` to be of shape \[5, 1\], but got \[5\]"),
-        ((torch.zeros(2, 5, 1, 9), torch.zeros(3, 5, 1)), r"`target` to be of shape \[5, 1\], but got \[3, 5, 1\]"),
+        (
+            (torch.zeros(5, 9), torch.zeros(5)),
+            r"`logits` must be \[B, D, 9\] or \[Z, B, D, 9\], but its shape is \[5, 9\]",
+        ),
+        ((torch.zeros(5, 1, 8), torch.zeros(5, 1)), "but its shape is"),
+        ((torch.zeros(5, 1, 9), torch.zeros(5)), r"`target` must have shape \[5, 1\], but its shape is \[5\]"),
+        (
+            (torch.zeros(2, 5, 1, 9), torch.zeros(3, 5, 1)),
+            r"`target` must have shape \[5, 1\] or \[2, 5, 1\], but its shape is \[3, 5, 1\]",
+        ),
     ],
 )
 def test_shapes_that_do_not_meet_are_told(arguments, message):
@@ -91,9 +97,9 @@ def test_shapes_that_do_not_meet_are_told(arguments, message):
 
 
 def test_other_misuse_is_told():
-    with pytest.raises(InputError, match=r"`prior` to be of shape \[5, 1\], but got \[5\]"):
+    with pytest.raises(InputError, match=r"`prior` must have shape \[5, 1\], but its shape is \[5\]"):
         categorical_regression_loss(torch.zeros(5, 1, 9), torch.zeros(5, 1), ATOMS, torch.zeros(5))
-    with pytest.raises(InputError, match="'mean', 'sum', 'none', but got 'median'"):
+    with pytest.raises(InputError, match="'mean', 'sum', 'none', but it is 'median'"):
         categorical_regression_loss(torch.zeros(5, 1, 9), torch.zeros(5, 1), ATOMS, reduction="median")
-    with pytest.raises(InputError, match=r"D x 9 \+ D\], .* but got shape \[5, 19\]"):
+    with pytest.raises(InputError, match=r"D x 9 \+ D\], .* but its shape is \[5, 19\]"):
         split_atoms(torch.zeros(5, 19), 9)

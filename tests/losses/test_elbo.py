@@ -48,16 +48,16 @@ def test_half_precision_and_extreme_logits():
 
 def test_bad_arguments():
     zero = torch.tensor(0.0)
-    with pytest.raises(InputError, match="`num_samples` to be above 0, but got 0"):
+    with pytest.raises(InputError, match="`num_train` must be positive and finite, but it is 0"):
         elbo_loss(zero, zero, 0)
     for lone in ({"temperature": 0.1}, {"input_dim": 3}):
-        with pytest.raises(InputError, match="`temperature` and `input_dim` together"):
+        with pytest.raises(InputError, match="`temperature` and `input_dim` go together"):
             elbo_loss(zero, zero, 1, **lone)
-    with pytest.raises(InputError, match="above 0, but got -1 and 3"):
+    with pytest.raises(InputError, match="`temperature` must be positive and finite, but it is -1"):
         elbo_loss(zero, zero, 1, temperature=-1, input_dim=3)
-    with pytest.raises(InputError, match=r"and \[B\], but got \[4, 3\] and \[4, 1\]"):
+    with pytest.raises(InputError, match=r"and \[B\], but their shapes are \[4, 3\] and \[4, 1\]"):
         categorical_log_likelihood(torch.zeros(4, 3), torch.zeros(4, 1).long())
-    with pytest.raises(InputError, match=r"and \[B, D\], but got \[4, 1\] and \[4\]"):
+    with pytest.raises(InputError, match=r"and \[B, D\], but their shapes are \[4, 1\] and \[4\]"):
         gaussian_noise_log_likelihood(torch.zeros(4, 1), torch.zeros(4), 1.0)
-    with pytest.raises(InputError, match="`noise_std` to be above 0, but got 0"):
+    with pytest.raises(InputError, match="`noise_std` must be positive and finite, but it is 0"):
         gaussian_noise_log_likelihood(torch.zeros(4, 1), torch.zeros(4, 1), 0.0)

@@ -211,7 +211,7 @@ def test_soft_targets_where_they_have_a_meaning(name):
     evidence, soft = evidence_of(4, 3), evidence_of(4, 3, seed=1)
     soft = soft / soft.sum(1, keepdim=True)
     if name in NEED_ONE_CLASS:
-        with pytest.raises(InputError, match="class indices or one-hot rows, but got soft ones"):
+        with pytest.raises(InputError, match="class indices or one-hot rows, but its rows are soft"):
             FUNCTIONS[name](evidence, soft)
         return
     value = FUNCTIONS[name](evidence, soft, reduction="none")
@@ -329,20 +329,20 @@ EVIDENCE, TARGET = torch.ones(4, 3), torch.tensor([0, 1, 2, 0])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((EVIDENCE - 2, TARGET), "`evidence` to be non-negative, but got -1: raw outputs go through `clamped_exp`"),
-        ((EVIDENCE * torch.nan, TARGET), "`evidence` to be non-negative, but got NaN"),
+        ((EVIDENCE - 2, TARGET), "`evidence` must be non-negative, but it holds -1. Apply `clamped_exp`"),
+        ((EVIDENCE * torch.nan, TARGET), "`evidence` must be non-negative, but it holds NaN"),
         (
             (EVIDENCE.long(), TARGET),
-            r"`evidence` to be a floating-point tensor \[N, C, d1, ..., dk\], but got torch.int64",
+            r"`evidence` must be a floating-point tensor \[N, C, d1, ..., dk\], but it is torch.int64",
         ),
-        ((EVIDENCE[0], TARGET), r"floating-point tensor \[N, C, d1, ..., dk\], but got torch.float32 of shape \[3\]"),
-        ((EVIDENCE, [0, 1, 2, 0]), "`target` to be a tensor, but got list"),
-        ((EVIDENCE, TARGET[:3]), r"indices of shape \[4\] or one-hot rows of shape \[4, 3\], but got \[3\]"),
-        ((EVIDENCE, TARGET[:, None]), r"but got \[4, 1\]"),
-        ((EVIDENCE, TARGET.float()), "class indices of an integer dtype, but got torch.float32"),
-        ((EVIDENCE, TARGET + 1), r"class indices in \[0, 3\), but got 3"),
-        ((EVIDENCE, TARGET - 1), r"class indices in \[0, 3\), but got -1"),
-        ((EVIDENCE, torch.ones(4, 3)), "to sum to one over the class axis"),
+        ((EVIDENCE[0], TARGET), r"floating-point tensor \[N, C, d1, ..., dk\], but it is torch.float32 of shape \[3\]"),
+        ((EVIDENCE, [0, 1, 2, 0]), "`target` must be a tensor, but it is a list"),
+        ((EVIDENCE, TARGET[:3]), r"indices of shape \[4\] or one-hot rows of shape \[4, 3\], but its shape is \[3\]"),
+        ((EVIDENCE, TARGET[:, None]), r"but its shape is \[4, 1\]"),
+        ((EVIDENCE, TARGET.float()), "class indices of an integer dtype, but its dtype is torch.float32"),
+        ((EVIDENCE, TARGET + 1), r"class indices in \[0, 3\), but it holds 3"),
+        ((EVIDENCE, TARGET - 1), r"class indices in \[0, 3\), but it holds -1"),
+        ((EVIDENCE, torch.ones(4, 3)), "sum to one over the class axis"),
     ],
 )
 def test_bad_input(loss, arguments, message):
@@ -352,33 +352,36 @@ def test_bad_input(loss, arguments, message):
 
 @every_loss
 def test_bad_options(loss):
-    with pytest.raises(InputError, match="`reduction` to be one of 'mean', 'sum', 'none', but got None"):
+    with pytest.raises(InputError, match="`reduction` must be one of 'mean', 'sum', 'none', but it is None"):
         loss(EVIDENCE, TARGET, reduction=None)
-    with pytest.raises(InputError, match=r"`weight` to be a tensor \[C\] = \[3\], but got \[2\]"):
+    with pytest.raises(InputError, match=r"`weight` must have shape \[3\], but its shape is \[2\]"):
         loss(EVIDENCE, TARGET, weight=torch.ones(2))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: losses.evidential_loss(EVIDENCE, TARGET, -1.0), "`reg_factor` to be at least 0, but got -1.0"),
-        (lambda: losses.evidential_loss(EVIDENCE, TARGET, risk="mse"), "`risk` to be one of 'sse', 'nll'"),
-        (lambda: losses.maxnorm_loss(EVIDENCE, TARGET, p_norm=0.5), "`p_norm` to be a finite number of at least 1"),
+        (lambda: losses.evidential_loss(EVIDENCE, TARGET, -1.0), "`reg_factor` must be at least 0, but it is -1.0"),
+        (lambda: losses.evidential_loss(EVIDENCE, TARGET, risk="mse"), "`risk` must be one of 'sse', 'nll'"),
+        (lambda: losses.maxnorm_loss(EVIDENCE, TARGET, p_norm=0.5), "`p_norm` must be a finite number of at least 1"),
         (
             lambda: losses.dirichlet_pnorm_loss(EVIDENCE, TARGET, math.inf),
-            "`p_norm` to be a finite number of at least 1",
+            "`p_norm` must be a finite number of at least 1",
         ),
-        (lambda: losses.maxnorm_loss(EVIDENCE, TARGET, fisher="probly"), "`fisher` to be one of 'original', 'paper'"),
-        (lambda: losses.relaxed_evidential_loss(EVIDENCE, TARGET, prior=0.0), "`prior` to be positive, but got 0.0"),
-        (lambda: losses.clamped_exp(EVIDENCE, 0.0), "`clamp` to be positive, but got 0.0"),
-        (lambda: losses.EvidentialLoss("sigmoid"), "`evidence` to be one of 'clamped_exp', 'softplus', 'relu'"),
-        (lambda: losses.EvidentialLoss(reg_factor=-1.0), "`reg_factor` to be at least 0"),
-        (lambda: losses.EvidentialLoss(risk="mse"), "`risk` to be one of"),
-        (lambda: losses.MaxNormLoss(p_norm=0), "`p_norm` to be a finite number"),
-        (lambda: losses.MaxNormLoss(fisher="x"), "`fisher` to be one of"),
-        (lambda: losses.RelaxedEvidentialLoss(prior=-1), "`prior` to be positive"),
-        (lambda: losses.EvidentialLoss(reduction="batchmean"), "`reduction` to be one of"),
-        (lambda: losses.EvidentialLoss(validate_args="no"), "`validate_args` to be True or False"),
+        (lambda: losses.maxnorm_loss(EVIDENCE, TARGET, fisher="probly"), "`fisher` must be one of 'original', 'paper'"),
+        (
+            lambda: losses.relaxed_evidential_loss(EVIDENCE, TARGET, prior=0.0),
+            "`prior` must be positive and finite, but it is 0.0",
+        ),
+        (lambda: losses.clamped_exp(EVIDENCE, 0.0), "`clamp` must be positive and finite, but it is 0.0"),
+        (lambda: losses.EvidentialLoss("sigmoid"), "`evidence` must be one of 'clamped_exp', 'softplus', 'relu'"),
+        (lambda: losses.EvidentialLoss(reg_factor=-1.0), "`reg_factor` must be at least 0"),
+        (lambda: losses.EvidentialLoss(risk="mse"), "`risk` must be one of"),
+        (lambda: losses.MaxNormLoss(p_norm=0), "`p_norm` must be a finite number"),
+        (lambda: losses.MaxNormLoss(fisher="x"), "`fisher` must be one of"),
+        (lambda: losses.RelaxedEvidentialLoss(prior=-1), "`prior` must be positive"),
+        (lambda: losses.EvidentialLoss(reduction="batchmean"), "`reduction` must be one of"),
+        (lambda: losses.EvidentialLoss(validate_args="no"), "`validate_args` must be True or False"),
     ],
 )
 def test_bad_arguments(call, message):

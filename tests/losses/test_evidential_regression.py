@@ -115,18 +115,21 @@ def test_the_module_takes_raw_outputs(loss):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: split_nig(torch.zeros(2, 6)), r"\[..., 4 D\] for loss='amini', but got \[2, 6\]"),
-        (lambda: split_nig(torch.zeros(2, 4), "meinert"), r"\[..., 3 D\] for loss='meinert', but got \[2, 4\]"),
-        (lambda: split_nig(torch.zeros(2, 4), "nig"), "`loss` to be one of 'amini', 'scaled', 'meinert'"),
+        (lambda: split_nig(torch.zeros(2, 6)), r"\[..., 4 D\] for loss='amini', but its shape is \[2, 6\]"),
+        (
+            lambda: split_nig(torch.zeros(2, 4), "meinert"),
+            r"\[..., 3 D\] for loss='meinert', but its shape is \[2, 4\]",
+        ),
+        (lambda: split_nig(torch.zeros(2, 4), "nig"), "`loss` must be one of 'amini', 'scaled', 'meinert'"),
         (
             lambda: evidential_regression_loss(*parameters()[:4], torch.zeros(5)),
-            r"`target` to have the shape of `location`, \[5, 2\], but got \[5\]",
+            r"`target` must have shape \[5, 2\], but its shape is \[5\]",
         ),
-        (lambda: evidential_regression_loss(*parameters(), -0.1), "`reg_factor` to be at least 0"),
-        (lambda: evidential_regression_loss(*parameters(), reduction="max"), "`reduction` to be one of"),
-        (lambda: EvidentialRegressionLoss("nig"), "`loss` to be one of"),
-        (lambda: EvidentialRegressionLoss(reg_factor=-1), "`reg_factor` to be at least 0"),
-        (lambda: EvidentialRegressionLoss(reduction="max"), "`reduction` to be one of"),
+        (lambda: evidential_regression_loss(*parameters(), -0.1), "`reg_factor` must be at least 0"),
+        (lambda: evidential_regression_loss(*parameters(), reduction="max"), "`reduction` must be one of"),
+        (lambda: EvidentialRegressionLoss("nig"), "`loss` must be one of"),
+        (lambda: EvidentialRegressionLoss(reg_factor=-1), "`reg_factor` must be at least 0"),
+        (lambda: EvidentialRegressionLoss(reduction="max"), "`reduction` must be one of"),
     ],
 )
 def test_bad_arguments(call, message):

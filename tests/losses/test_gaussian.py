@@ -106,16 +106,16 @@ def test_one_target_serves_all_indices():
     [((3, 1), (3,)), ((3, 1), (1,)), ((3, 1), (3, 2)), ((2, 3, 1), (3,)), ((3,), (3, 1)), ((3, 1), (1, 3, 1))],
 )
 def test_a_target_of_another_shape_is_told(mean, target):
-    with pytest.raises(InputError, match=r"Expected argument `target` to have the shape of `mean`, \[.*\], but got \["):
+    with pytest.raises(InputError, match=r"`target` must have shape \[.*\], but its shape is \["):
         gaussian_nll_loss(torch.zeros(mean), torch.ones(mean), torch.zeros(target))
 
 
 def test_other_errors_are_told():
-    with pytest.raises(InputError, match=r"`mean` and `variance` to have one shape, but got \[3, 1\] and \[3\]"):
+    with pytest.raises(InputError, match=r"`variance` must have shape \[3, 1\], but its shape is \[3\]"):
         gaussian_nll_loss(torch.zeros(3, 1), torch.ones(3), torch.zeros(3, 1))
-    with pytest.raises(InputError, match=r"`output` to be of shape \[..., 2 D\].* but got shape \[4, 3\]"):
+    with pytest.raises(InputError, match=r"`output` must have shape \[..., 2 D\].* but its shape is \[4, 3\]"):
         split_gaussian(torch.zeros(4, 3))
     with pytest.raises(InputError, match="`output`"):
         split_gaussian(torch.zeros(4, 0))
-    with pytest.raises(InputError, match=r"`reduction` to be one of 'mean', 'sum', 'none', but got 'batch'"):
+    with pytest.raises(InputError, match=r"`reduction` must be one of 'mean', 'sum', 'none', but it is 'batch'"):
         gaussian_nll_loss(torch.zeros(1), torch.ones(1), torch.zeros(1), reduction="batch")

@@ -187,29 +187,29 @@ def test_inputs_are_left_alone_and_gradients_flow():
     [
         (
             lambda: l2_loss(torch.zeros(2, 3, 1), torch.zeros(3)),
-            r"`target` to be of shape \[3, 1\], or \[2, 3, 1\].*got \[3\]",
+            r"`target` must have shape \[3, 1\] or \[2, 3, 1\], but its shape is \[3\]",
         ),
         (
             lambda: l2_loss(torch.zeros(2, 3, dtype=torch.long), torch.zeros(3)),
-            r"`output` to be a floating-point tensor",
+            r"`output` must be a floating-point tensor",
         ),
-        (lambda: cross_entropy_loss(torch.zeros(2, 3, 4), torch.zeros(3)), r"`target` to hold class indices"),
-        (lambda: cross_entropy_loss(torch.zeros(2, 3, 4), torch.zeros(2).long()), r"`target` to be of shape \[3\]"),
+        (lambda: cross_entropy_loss(torch.zeros(2, 3, 4), torch.zeros(3)), r"`target` must hold class indices"),
+        (lambda: cross_entropy_loss(torch.zeros(2, 3, 4), torch.zeros(2).long()), r"`target` must have shape \[3\]"),
         (
             lambda: accuracy_error(torch.zeros(3, 4), torch.zeros(3).long()),
-            r"`logits` to be a floating-point tensor \[Z, B, C",
+            r"`logits` must be a floating-point tensor \[Z, B, C",
         ),
         (
             lambda: weighted_mean(torch.zeros(2, 3), torch.zeros(3, 1)),
-            r"`weights` to be of shape \[3\] or \[2, 3\].*\[3, 1\]",
+            r"`weights` must have shape \[3\] or \[2, 3\].*\[3, 1\]",
         ),
-        (lambda: l2_weight_decay({}, -1.0), r"`scale` to be a number of at least 0, or a function, but got -1.0"),
+        (lambda: l2_weight_decay({}, -1.0), r"`scale` must be a number of at least 0, or a function, but it is -1.0"),
         (
             lambda: average_over_indices(l2_loss, nn.Identity(), None, Y, 0),
-            r"`num_samples` to be at least 1, but got 0",
+            r"`num_samples` must be an integer of at least 1, but it is 0",
         ),
-        (lambda: CombinedLoss([]), r"`losses` and `weights` to hold as many, at least one, but got 0 and 0"),
-        (lambda: CombinedLoss([l2_loss], [1.0, 2.0]), r"`losses` and `weights`.*but got 1 and 2"),
+        (lambda: CombinedLoss([]), r"`losses` and `weights` must hold as many, at least one, but they hold 0 and 0"),
+        (lambda: CombinedLoss([l2_loss], [1.0, 2.0]), r"`losses` and `weights`.*but they hold 1 and 2"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message):

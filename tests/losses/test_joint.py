@@ -158,21 +158,21 @@ def test_the_order_of_hypotheses_and_a_shift_of_logits_do_not_matter(order, shif
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: joint_nll_loss(LOGITS[0], Y), r"`logits` to be a floating-point tensor \[Z, B, C\]"),
-        (lambda: joint_nll_loss(LOGITS[:0], Y), r"`logits` to be \[Z, B, C\] with Z > 0"),
-        (lambda: joint_nll_loss(LOGITS, Y + 1), r"`target` to hold class indices in \[0, 3\), but got 3"),
-        (lambda: joint_nll_loss(LOGITS, Y[:5]), r"`target` to be of shape \[12\]"),
-        (lambda: joint_nll_loss(LOGITS, Y.float()), r"`target` to hold class indices of an integer dtype"),
+        (lambda: joint_nll_loss(LOGITS[0], Y), r"`logits` must be a floating-point tensor \[Z, B, C\]"),
+        (lambda: joint_nll_loss(LOGITS[:0], Y), r"`logits` must be \[Z, B, C\] with Z > 0"),
+        (lambda: joint_nll_loss(LOGITS, Y + 1), r"`target` must hold class indices in \[0, 3\), but it holds 3"),
+        (lambda: joint_nll_loss(LOGITS, Y[:5]), r"`target` must have shape \[12\]"),
+        (lambda: joint_nll_loss(LOGITS, Y.float()), r"`target` must hold class indices of an integer dtype"),
         (lambda: joint_nll_loss(LOGITS[:, :0], Y[:0]), r"at least one sample, but the batch is empty"),
-        (lambda: joint_nll_loss(LOGITS, Y, likelihood="gaussian"), r"`output` to be of shape \[..., 2 D\]"),
+        (lambda: joint_nll_loss(LOGITS, Y, likelihood="gaussian"), r"`output` must have shape \[..., 2 D\]"),
         (
             lambda: joint_nll_loss(LOGITS[0, :, :2], Y, likelihood="gaussian"),
-            r"`output` to be \[Z, B, 2 D\] with Z > 0",
+            r"`output` must be \[Z, B, 2 D\] with Z > 0",
         ),
-        (lambda: JointLoss(tau=0), r"`tau` to be an integer of at least 1, but got 0"),
-        (lambda: JointLoss(kappa=3, sampling="dyadic"), r"`kappa` to be 2 with sampling='dyadic'"),
-        (lambda: JointLoss(sampling="triadic"), r"`sampling` to be one of .* but got 'triadic'"),
-        (lambda: JointLoss(likelihood="poisson"), r"`likelihood` to be one of 'categorical', 'gaussian', but got"),
+        (lambda: JointLoss(tau=0), r"`tau` must be an integer of at least 1, but it is 0"),
+        (lambda: JointLoss(kappa=3, sampling="dyadic"), r"`kappa` must be 2 with sampling='dyadic'"),
+        (lambda: JointLoss(sampling="triadic"), r"`sampling` must be one of .* but it is 'triadic'"),
+        (lambda: JointLoss(likelihood="poisson"), r"`likelihood` must be one of 'categorical', 'gaussian', but it is"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message):

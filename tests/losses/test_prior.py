@@ -106,7 +106,7 @@ def test_targets_of_one_dimension_are_not_paired_with_one_another():
     output, distilled = torch.randn(5, 8, 1), torch.randn(8, 1)
     expected = (distilled - output.mean(0)).square().mean()
     torch.testing.assert_close(distill_mean_regression(output, distilled), expected)
-    with pytest.raises(InputError, match=r"`distilled` to be of shape \[8, 1\], but got \[8\]"):
+    with pytest.raises(InputError, match=r"`distilled` must have shape \[8, 1\], but its shape is \[8\]"):
         distill_mean_regression(output, distilled.squeeze(1))
 
 
@@ -149,31 +149,40 @@ def test_vae_densities_are_torchs():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: variance_kl(torch.ones(2), torch.ones(3)), r"`log_variance` to be of shape \[2\], but got \[3\]"),
+        (
+            lambda: variance_kl(torch.ones(2), torch.ones(3)),
+            r"`log_variance` must have shape \[2\], but its shape is \[3\]",
+        ),
         (
             lambda: distill_var_classification(TRAIN, LOG_VAR[0]),
-            r"`log_variance` to be of shape \[8, 3\], but got \[3\]",
+            r"`log_variance` must have shape \[8, 3\], but its shape is \[3\]",
         ),
         (
             lambda: latent_kl(torch.ones(2, 3), torch.ones(2, 1)),
-            r"`log_variance` to be of the shape of `mean`, \[2, 3\]",
+            r"`log_variance` must have shape \[2, 3\]",
         ),
         (
             lambda: binary_log_likelihood(torch.ones(2).long(), torch.ones(2)),
-            r"`x` to be a floating-point tensor \[B, D\]",
+            r"`x` must be a floating-point tensor \[B, D\]",
         ),
-        (lambda: l2_training_penalty(torch.ones(2).long()), r"`train` to be a floating-point tensor"),
-        (lambda: PriorLoss(num_samples=0), r"`num_samples` to be an integer of at least 1, but got 0"),
-        (lambda: PriorLoss(scale=-1.0), r"`scale` to be at least 0, but got -1.0"),
-        (lambda: PriorLoss(distill="both"), r"`distill` to be one of 'classification', 'regression', but got 'both'"),
+        (lambda: l2_training_penalty(torch.ones(2).long()), r"`train` must be a floating-point tensor"),
+        (lambda: PriorLoss(num_samples=0), r"`num_samples` must be an integer of at least 1, but it is 0"),
+        (lambda: PriorLoss(scale=-1.0), r"`scale` must be at least 0, but it is -1.0"),
+        (
+            lambda: PriorLoss(distill="both"),
+            r"`distill` must be one of 'classification', 'regression', but it is 'both'",
+        ),
         (
             lambda: PriorLoss()(network(), torch.zeros(3, 2).long()),
-            r"floating-point tensor for PriorLoss, but got torch.int64",
+            r"PriorLoss needs a floating-point tensor as input, but it is torch.int64",
         ),
-        (lambda: PriorLoss()(network(), ["text"]), r"floating-point tensor for PriorLoss, but got list"),
+        (
+            lambda: PriorLoss()(network(), ["text"]),
+            r"PriorLoss needs a floating-point tensor as input, but it is a list",
+        ),
         (
             lambda: PriorLoss(distill="classification")(network(), torch.zeros(3, 2)),
-            r"indexer has a `mean_index` for distill='classification', but DeterministicNetwork has none",
+            r"distill='classification' needs a network whose indexer has a `mean_index`, but that of DeterministicNetwork has none",
         ),
     ],
 )

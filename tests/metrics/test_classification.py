@@ -84,7 +84,7 @@ def test_logits_in_the_unit_interval_are_not_taken_for_probabilities(constructor
     target = torch.tensor([0])
     metric = constructor()
     with pytest.raises(
-        InputError, match=r"`probs` to sum to one over the class axis .*`from_logits=True`, but got a sum"
+        InputError, match=r"`probs` must sum to one over the class axis .*, but a sum is .*`from_logits=True`"
     ):
         metric.update(logits, target)
     expected = value(constructor(), logits.softmax(1), target)
@@ -94,7 +94,9 @@ def test_logits_in_the_unit_interval_are_not_taken_for_probabilities(constructor
 @pytest.mark.parametrize("constructor", POOLED)
 @pytest.mark.parametrize("prediction", [None, [[0.5, 0.5]], SimpleNamespace(), SimpleNamespace(probs=[0.5, 0.5])])
 def test_neither_tensor_nor_prediction(constructor, prediction, target):
-    with pytest.raises(InputError, match=r"`prediction` to be a tensor \[B, C\] or a prediction with `probs`, but got"):
+    with pytest.raises(
+        InputError, match=r"`prediction` must be a tensor \[B, C\] or a prediction with `probs`, but it is a"
+    ):
         constructor().update(prediction, target)
 
 
@@ -103,21 +105,21 @@ def test_bad_batches(constructor, target):
     probs = torch.full((30, 3), 1 / 3)
     for from_logits in (False, True):
         metric = constructor(from_logits=from_logits)
-        with pytest.raises(InputError, match=r"class indices in \[0, 3\), but got 9"):
+        with pytest.raises(InputError, match=r"class indices in \[0, 3\), but it holds 9"):
             metric.update(probs, torch.where(target == 0, 9, target))
-        with pytest.raises(InputError, match=r"`target` to be of shape \[30\], but got \[29\]"):
+        with pytest.raises(InputError, match=r"`target` must have shape \[30\], but its shape is \[29\]"):
             metric.update(probs, target[1:])
-        with pytest.raises(InputError, match=r"integer dtype, but got torch\.float32"):
+        with pytest.raises(InputError, match=r"integer dtype, but its dtype is torch\.float32"):
             metric.update(probs, target.float())
         with pytest.raises(InputError, match="NaN"):
             metric.update(torch.where(probs > 1, probs, torch.nan), target)
-        with pytest.raises(InputError, match=re.escape("[B, C, ...], but got torch.float32 of shape [30]")):
+        with pytest.raises(InputError, match=re.escape("[B, C, ...], but it is torch.float32 of shape [30]")):
             metric.update(probs[:, 0], target)
         metric.update(probs, target)  # a refused batch leaves nothing behind
         assert metric.compute().item() == pytest.approx(value(constructor(from_logits=from_logits), probs, target))
-    with pytest.raises(InputError, match="`from_logits` to be True or False, but got 'yes'"):
+    with pytest.raises(InputError, match="`from_logits` must be True or False, but it is 'yes'"):
         constructor(from_logits="yes")
-    with pytest.raises(InputError, match=r"class indices in \[0, 3\), but got 3"):
+    with pytest.raises(InputError, match=r"class indices in \[0, 3\), but it holds 3"):
         constructor().update(CategoricalPrediction(torch.zeros(2, 30, 3)), target + 3 * (target == 0))
 
 
@@ -152,13 +154,13 @@ def test_against_torchmetrics_where_it_is_right(logits, target):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_bins": 0}, "`num_bins` to be an integer of at least 1, but got 0"),
+        ({"num_bins": 0}, "`num_bins` must be an integer of at least 1, but it is 0"),
         ({"norm": "l1", "debiased": True}, "the debiased estimator exists for 'l2' alone"),
-        ({"norm": "max", "debiased": True}, "`debiased` to be False with norm='max'"),
-        ({"norm": "l4"}, "`norm` to be one of"),
-        ({"binning": "none"}, "`binning` to be one of"),
-        ({"classwise": "all"}, "`classwise` to be True or False, but got 'all'"),
-        ({"debiased": 1, "norm": "l2"}, "`debiased` to be True or False, but got 1"),
+        ({"norm": "max", "debiased": True}, "`debiased` must be False with norm='max'"),
+        ({"norm": "l4"}, "`norm` must be one of"),
+        ({"binning": "none"}, "`binning` must be one of"),
+        ({"classwise": "all"}, "`classwise` must be True or False, but it is 'all'"),
+        ({"debiased": 1, "norm": "l2"}, "`debiased` must be True or False, but it is 1"),
     ],
 )
 def test_bad_calibration_options(options, message):
@@ -170,7 +172,7 @@ def test_bad_calibration_options(options, message):
 def test_number_of_classes_must_not_change(binning):
     metric = ExpectedCalibrationError(classwise=True, binning=binning)
     metric.update(torch.full((2, 3), 1 / 3), torch.tensor([0, 1]))
-    with pytest.raises(InputError, match="`prediction` to have 3 classes as before, but got 4"):
+    with pytest.raises(InputError, match="`prediction` must have 3 classes as before, but it has 4"):
         metric.update(torch.full((2, 4), 1 / 4), torch.tensor([0, 1]))
 
 
@@ -205,11 +207,11 @@ def test_mutual_information(logits):
 
 def test_mutual_information_bad_input(logits):
     metric = MutualInformation()
-    with pytest.raises(InputError, match=r"`probs` to be a floating-point tensor \[Z, B, C, ...\]"):
+    with pytest.raises(InputError, match=r"`probs` must be a floating-point tensor \[Z, B, C, ...\]"):
         metric.update(logits[0].softmax(1))
-    with pytest.raises(InputError, match="`probs` to hold probabilities in"):
+    with pytest.raises(InputError, match="`probs` must hold probabilities in"):
         metric.update(logits)
-    with pytest.raises(InputError, match=r"`mutual_information` or member `logits`.* got SimpleNamespace"):
+    with pytest.raises(InputError, match=r"`mutual_information` or member `logits`.* it is a SimpleNamespace"):
         metric.update(SimpleNamespace(logits=logits[0]))
     with pytest.raises(InputError, match="NaN"):
         MutualInformation(from_logits=True).update(logits * torch.nan)

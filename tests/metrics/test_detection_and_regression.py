@@ -62,14 +62,14 @@ def test_detection_defaults_and_choices():
 @pytest.mark.parametrize("constructor", DETECTION)
 def test_bad_detection_batches(constructor):
     metric = constructor()
-    with pytest.raises(InputError, match="`score` to hold numbers, but got NaN"):
+    with pytest.raises(InputError, match="`score` must hold numbers, but it holds NaN"):
         metric.update(torch.tensor([torch.nan]), torch.tensor([1]))
-    with pytest.raises(InputError, match=r"`is_ood` to be a tensor of shape \[2\], but got shape \[1\]"):
+    with pytest.raises(InputError, match=r"`is_ood` must have shape \[2\], but its shape is \[1\]"):
         metric.update(torch.zeros(2), torch.tensor([1]))
-    with pytest.raises(InputError, match="`is_ood` to hold 0 and 1 alone"):
+    with pytest.raises(InputError, match="`is_ood` must hold 0 and 1 alone"):
         metric.update(torch.zeros(2), torch.tensor([1, -1]))
     if constructor is not OODAUROC:
-        with pytest.raises(InputError, match="`positive` to be one of 'out', 'in', but got 'id'"):
+        with pytest.raises(InputError, match="`positive` must be one of 'out', 'in', but it is 'id'"):
             constructor(positive="id")
 
 
@@ -129,13 +129,15 @@ def test_rmse_far_from_zero():
 def test_bad_regression_batches(constructor, problem):
     mean, variance, target = problem
     metric = constructor()
-    with pytest.raises(InputError, match=r"`target` to be of shape \[20, 2\], but got \[20\]; another shape would"):
+    with pytest.raises(
+        InputError, match=r"`target` must have shape \[20, 2\], but its shape is \[20\]. Another shape would"
+    ):
         metric.update((mean, variance), target[:, 0])
-    with pytest.raises(InputError, match=r"`mean` to be a floating-point tensor \[Z, B, D\] .*mean\[None\]"):
+    with pytest.raises(InputError, match=r"`mean` must be a floating-point tensor \[Z, B, D\] .*mean\[None\]"):
         metric.update((mean[0], variance[0]), target)
-    with pytest.raises(InputError, match="`variance` to be positive and finite"):
+    with pytest.raises(InputError, match="`variance` must be positive and finite"):
         metric.update((mean, -variance), target)
-    with pytest.raises(InputError, match="`target` to be finite"):
+    with pytest.raises(InputError, match="`target` must be finite"):
         metric.update((mean, variance), target * torch.nan)
     for wrong in (mean, (mean,), None):
         with pytest.raises(
@@ -143,7 +145,9 @@ def test_bad_regression_batches(constructor, problem):
         ):
             metric.update(wrong, target)
     student = StudentTPrediction(mean, variance, variance + 1, variance)
-    with pytest.raises(InputError, match=r"`target` must have shape \[20, 2\], but it has \[20\]; another shape would"):
+    with pytest.raises(
+        InputError, match=r"`target` must have shape \[20, 2\], but its shape is \[20\]. Another shape would"
+    ):
         metric.update(student, target[:, 0])
     for wrong in (target * torch.nan, target / 0):
         with pytest.raises(InputError, match="`target` must be finite"):
@@ -152,14 +156,14 @@ def test_bad_regression_batches(constructor, problem):
 
 @pytest.mark.parametrize("level", [0, 1, -0.5, 90, True, "0.9"])
 def test_bad_level(level):
-    with pytest.raises(InputError, match=r"`level` to be a number in \(0, 1\), but got"):
+    with pytest.raises(InputError, match=r"`level` must be a number in \(0, 1\), but it is"):
         IntervalCoverage(level)
 
 
 def test_bad_regression_options():
-    with pytest.raises(InputError, match="`num_levels` to be an integer of at least 1, but got 0"):
+    with pytest.raises(InputError, match="`num_levels` must be an integer of at least 1, but it is 0"):
         QuantileCalibrationError(num_levels=0)
-    with pytest.raises(InputError, match="`norm` to be one of"):
+    with pytest.raises(InputError, match="`norm` must be one of"):
         QuantileCalibrationError(norm="l0")
-    with pytest.raises(InputError, match="`moment_matched` to be True or False"):
+    with pytest.raises(InputError, match="`moment_matched` must be True or False"):
         RegressionNLL(moment_matched="mixture")

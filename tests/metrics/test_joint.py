@@ -77,7 +77,7 @@ def test_prediction_objects():
         metric.update(DirichletPrediction(torch.ones(1, 25, 3)), TARGET)
     with pytest.raises(InputError, match=r"return_members = True"):
         metric.update(CategoricalPrediction(LOGITS).pool(), TARGET)
-    with pytest.raises(InputError, match=r"`logits` to be a floating-point tensor \[Z, B, C\]"):
+    with pytest.raises(InputError, match=r"`logits` must be a floating-point tensor \[Z, B, C\]"):
         metric.update(SimpleNamespace(logits=LOGITS[0]), TARGET)
 
 
@@ -124,10 +124,10 @@ def test_carried_rows_are_small():
     ("options", "message"),
     [
         ({"kappa": 3}, "use sampling='sampled' for kappa anchors"),
-        ({"tau": 0}, "`tau` to be an integer of at least 1, but got 0"),
-        ({"sampling": "sampled", "kappa": 0}, "`kappa` to be an integer of at least 1, but got 0"),
-        ({"sampling": "all"}, "`sampling` to be one of"),
-        ({"seed": -1}, "`seed` to be an integer of at least 0, but got -1"),
+        ({"tau": 0}, "`tau` must be an integer of at least 1, but it is 0"),
+        ({"sampling": "sampled", "kappa": 0}, "`kappa` must be an integer of at least 1, but it is 0"),
+        ({"sampling": "all"}, "`sampling` must be one of"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0, but it is -1"),
     ],
 )
 def test_bad_options(options, message):
@@ -140,17 +140,21 @@ def test_bad_batches():
     metric.update(LOGITS, TARGET)
     with pytest.raises(InputError, match="`prediction` must have 4 members as before, but it has 3"):
         metric.update(LOGITS[:3], TARGET)
-    with pytest.raises(InputError, match="`index` in every update or in none, but earlier ones had none"):
+    with pytest.raises(
+        InputError, match="`index` must be passed to every update or to none, but earlier updates had none"
+    ):
         metric.update(LOGITS, TARGET, torch.arange(25))
     indexed = JointLogLoss()
     indexed.update(LOGITS, TARGET, torch.arange(25))
-    with pytest.raises(InputError, match="`index` in every update or in none, but earlier ones had it"):
+    with pytest.raises(
+        InputError, match="`index` must be passed to every update or to none, but earlier updates had it"
+    ):
         indexed.update(LOGITS, TARGET)
     with pytest.raises(
-        InputError, match=r"`index` to be integers of shape \[25\], but got torch.float32 of shape \[25\]"
+        InputError, match=r"`index` must be integers of shape \[25\], but it is torch.float32 of shape \[25\]"
     ):
         indexed.update(LOGITS, TARGET, torch.arange(25.0))
-    with pytest.raises(InputError, match=r"`index` to be integers of shape \[25\], but got list"):
+    with pytest.raises(InputError, match=r"`index` must be integers of shape \[25\], but it is a list"):
         indexed.update(LOGITS, TARGET, list(range(25)))
-    with pytest.raises(InputError, match=r"class indices in \[0, 3\), but got 3"):
+    with pytest.raises(InputError, match=r"class indices in \[0, 3\), but it holds 3"):
         metric.update(LOGITS, TARGET + 1)

@@ -253,7 +253,7 @@ def test_validation_can_be_switched_off(name):
     constructor, options, _ = cases.CASES[name]
     metric = constructor(**options, validate_args=False)
     assert cases.feed(metric, name, DATA, ALL).compute().item() == value_of(name)
-    with pytest.raises(InputError, match="`validate_args` to be True or False, but got 1"):
+    with pytest.raises(InputError, match="`validate_args` must be True or False, but it is 1"):
         constructor(**options, validate_args=1)
 
 

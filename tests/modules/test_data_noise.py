@@ -90,21 +90,23 @@ def test_integer_indices(indexer):
 
 def test_what_indices_do_not_know_is_named():
     unit, dirichlet = GaussianWithUnitIndexer(6), DirichletIndexer([1.0, 2.0])
-    with pytest.raises(InputError, match=r"`kind` to be 'bernoulli' for Gaussian indices of the distribution 'unit'"):
+    with pytest.raises(InputError, match=r"`kind` must be 'bernoulli' for Gaussian indices of the distribution 'unit'"):
         BootstrapNoise("exponential").weights(SAMPLE, unit(3), unit)
-    with pytest.raises(InputError, match=r"`kind` to be 'bernoulli' and 'exponential'.* but got 'poisson'"):
+    with pytest.raises(InputError, match=r"`kind` must be 'bernoulli' and 'exponential'.* but it is 'poisson'"):
         BootstrapNoise("poisson").weights(SAMPLE, torch.randn(2, 4), GaussianIndexer(4))
     for noise in (lambda i: BootstrapNoise().weights(SAMPLE, i, dirichlet),
                   lambda i: GaussianTargetNoise(0.1).targets(torch.zeros(300, 1), SAMPLE, i, dirichlet)):  # fmt: skip
-        with pytest.raises(InputError, match=r"integers, or come from a Gaussian indexer.*vectors of DirichletIndexer"):
+        with pytest.raises(InputError, match=r"integers or come from a Gaussian indexer.*vectors of DirichletIndexer"):
             noise(dirichlet(3))
     with pytest.raises(InputError, match=r"vectors of None"):
         BootstrapNoise().weights(SAMPLE, torch.randn(2, 4))
-    with pytest.raises(InputError, match=r"`kind` to be one of 'none', 'bernoulli'.*but got 'jackknife'"):
+    with pytest.raises(InputError, match=r"`kind` must be one of 'none', 'bernoulli'.*but it is 'jackknife'"):
         BootstrapNoise("jackknife")
-    with pytest.raises(InputError, match=r"`std` to be a finite number of at least 0, but got -1"):
+    with pytest.raises(InputError, match=r"`std` must be a finite number of at least 0, but it is -1"):
         GaussianTargetNoise(-1)
-    with pytest.raises(InputError, match=r"Expected targets \[B, D\] of a regression.*torch.int64 of shape \[300\]"):
+    with pytest.raises(
+        InputError, match=r"floating-point targets \[B, D\] of a regression.*torch.int64 of shape \[300\]"
+    ):
         GaussianTargetNoise(0.1).targets(SAMPLE, SAMPLE, torch.arange(2))
 
 

@@ -10,8 +10,6 @@ import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
@@ -22,10 +20,8 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.epinet import EpinetModule
-from lightning_uq.networks.epinet import feature_scaler
 from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.priors import scale as prior_scale
 from lightning_uq.networks.priors.additive import mlp_prior
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
@@ -533,26 +529,6 @@ def test_the_command_line_builds_a_head(tmp_path, monkeypatch):
     assert module.network.head == EpinetHead(index_dim=3, hidden_sizes=(6,), prior_scale=2.0, temperature=0.5)
     state = torch.load(path, weights_only=True)["state_dict"]
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
-
-
-class NoFloat64(TorchDispatchMode):
-    """A device without float64, as MPS: every tensor of that type is an error."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        assert not any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in tree_leaves(out)), func
-        return out
-
-
-def test_a_device_without_float64_trains_it(monkeypatch):
-    module = EpinetModule(BASE, prior=functools.partial(mlp_prior, 4, 3, 8)).train()
-    for file in (feature_scaler, prior_scale):
-        monkeypatch.setattr(file, "to_sum_dtype", lambda x: x.float())  # what it is on such a device
-    with NoFloat64():
-        loss = module.training_loss(X, Y, (X, Y))
-    assert loss.isfinite()
-    assert module.network.epinet.prior_scale.measured
-    assert module.network.epinet.scaler.running_mean.any()
 
 
 def test_an_output_that_is_no_row_of_logits():

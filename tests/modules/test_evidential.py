@@ -430,8 +430,8 @@ def test_it_is_registered():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"loss": "edl"}, "`loss` to be one of 'evidential', 'nll'"),
-        ({"evidence": "exp"}, "`evidence` to be one of 'clamped_exp', 'softplus', 'relu'"),
+        ({"loss": "edl"}, "`loss` must be one of 'evidential', 'nll'"),
+        ({"evidence": "exp"}, "`evidence` must be one of 'clamped_exp', 'softplus', 'relu'"),
         ({"annealing_steps": -1}, "`annealing_steps` must be at least 0, but it is -1"),
         ({"annealing_epochs": -1}, "`annealing_epochs` must be at least 0, but it is -1"),
         ({"max_reg_factor": -0.1}, "`max_reg_factor` must be at least 0, but it is -0.1"),
@@ -448,7 +448,7 @@ def test_bad_arguments(arguments, message):
 def test_bad_arguments_of_the_module():
     with pytest.raises(InputError, match=r"EvidentialClassification\(\) needs the network's raw outputs, .* 'probs'"):
         EvidentialModule(NETWORK, output="probs")
-    with pytest.raises(InputError, match="`loss` to be one of 'evidential', 'nll'"):
+    with pytest.raises(InputError, match="`loss` must be one of 'evidential', 'nll'"):
         EvidentialModule(NETWORK, loss="edl")
     with pytest.raises(InputError, match="`task` must be an EvidentialClassification, but it is Classification"):
         EvidentialModule(NETWORK, task="classification")

@@ -113,7 +113,7 @@ def test_bad_input(make_trainer):
         InputError, match=r"EvidentialRegression\(\) must return \[B, 4 D\], .* but it returned shape \[2, 3\]"
     ):
         EvidentialRegressionModule(nn.Linear(1, 3)).predict(torch.zeros(2, 1))
-    with pytest.raises(InputError, match="`loss` to be one of 'amini', 'scaled', 'meinert'"):
+    with pytest.raises(InputError, match="`loss` must be one of 'amini', 'scaled', 'meinert'"):
         EvidentialRegressionModule(network(), loss="nig")
     loader = DataLoader(TensorDataset(torch.zeros(16, 1), torch.zeros(16)), batch_size=16)
     with pytest.raises(InputError, match=r"but they have \[16\]"):

@@ -191,17 +191,23 @@ def test_inference_mode_and_autocast_leave_the_sums_as_they_are(kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: (x[:, :3], y), r"floating-point tensor \[N, 4\], but got torch.float64 of shape \[60, 3\]"),
-        (lambda x, y: (x.long(), y), r"floating-point tensor \[N, 4\], but got torch.int64"),
-        (lambda x, y: (x, y[:5]), r"`labels` to be class indices of shape \[60\], but got torch.int64 of shape \[5\]"),
-        (lambda x, y: (x, y.double()), r"`labels` to be class indices of shape \[60\], but got torch.float64"),
-        (lambda x, y: (x, y + 1), r"`labels` to hold class indices in \[0, 3\), but got 3"),
-        (lambda x, y: (x, y - 1), r"`labels` to hold class indices in \[0, 3\), but got -1"),
+        (lambda x, y: (x[:, :3], y), r"floating-point tensor \[N, 4\], but it is torch.float64 of shape \[60, 3\]"),
+        (lambda x, y: (x.long(), y), r"floating-point tensor \[N, 4\], but it is torch.int64"),
+        (
+            lambda x, y: (x, y[:5]),
+            r"`labels` must be class indices of shape \[60\], but it is torch.int64 of shape \[5\]",
+        ),
+        (
+            lambda x, y: (x, y.double()),
+            r"`labels` must be class indices of shape \[60\], but it is torch.float64",
+        ),
+        (lambda x, y: (x, y + 1), r"`labels` must hold class indices in \[0, 3\), but it holds 3"),
+        (lambda x, y: (x, y - 1), r"`labels` must hold class indices in \[0, 3\), but it holds -1"),
         (
             lambda x, y: (x.index_fill(0, torch.tensor([1]), math.nan), y),
-            r"finite numbers, but got nan in a row of class 1",
+            r"finite numbers, but it holds nan in a row of class 1",
         ),
-        (lambda x, y: (x.index_fill(0, torch.tensor([2]), -math.inf), y), r"got -inf in a row of class 2"),
+        (lambda x, y: (x.index_fill(0, torch.tensor([2]), -math.inf), y), r"it holds -inf in a row of class 2"),
     ],
 )
 def test_bad_rows_are_refused_and_leave_nothing_behind(change, message):
@@ -227,13 +233,15 @@ def test_the_memory_budget_is_checked_before_anything_is_allocated():
 
 
 def test_constructor_and_merge_refuse_what_does_not_fit():
-    with pytest.raises(InputError, match="`covariance` to be one of 'full', 'tied', 'diagonal', but got 'low-rank'"):
+    with pytest.raises(
+        InputError, match="`covariance` must be one of 'full', 'tied', 'diagonal', but it is 'low-rank'"
+    ):
         ClassStatistics(2, 2, "low-rank")
     with pytest.raises(InputError, match="`num_classes`"):
         ClassStatistics(0, 2)
     with pytest.raises(InputError, match="`num_features`"):
         ClassStatistics(2, 0)
-    with pytest.raises(InputError, match=r"`other` to hold .*\('full', 2, 2\), but got \('full', 3, 2\)"):
+    with pytest.raises(InputError, match=r"`other` must hold .*\('full', 2, 2\), but it holds \('full', 3, 2\)"):
         ClassStatistics(2, 2).merge(ClassStatistics(3, 2))
-    with pytest.raises(InputError, match="but got \\('tied', 2, 2\\)"):
+    with pytest.raises(InputError, match="but it holds \\('tied', 2, 2\\)"):
         ClassStatistics(2, 2).merge(ClassStatistics(2, 2, "tied"))

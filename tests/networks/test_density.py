@@ -306,18 +306,22 @@ def test_an_empty_density_says_so():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(InputError, match="`score` to be one of 'log_density', 'mahalanobis', 'relative_mahalanobis'"):
+    with pytest.raises(InputError, match="`score` must be one of 'log_density', 'mahalanobis', 'relative_mahalanobis'"):
         GaussianDensity(score="energy")
-    with pytest.raises(InputError, match=r"`dtype` to be torch.float32 or torch.float64, but got torch.bfloat16"):
+    with pytest.raises(InputError, match=r"`dtype` must be torch.float32 or torch.float64, but it is torch.bfloat16"):
         GaussianDensity(dtype=torch.bfloat16)
     density = fitted()
-    with pytest.raises(InputError, match="`name` to be one of"):
+    with pytest.raises(InputError, match="`name` must be one of"):
         density.score(torch.zeros(2, 4), "energy")
-    with pytest.raises(InputError, match=r"floating-point tensor \[..., 4\], but got torch.float32 of shape \[2, 5\]"):
+    with pytest.raises(
+        InputError, match=r"floating-point tensor \[..., 4\], but it is torch.float32 of shape \[2, 5\]"
+    ):
         density(torch.zeros(2, 5))
-    with pytest.raises(InputError, match=r"floating-point tensor \[..., 4\], but got torch.int64"):
+    with pytest.raises(InputError, match=r"floating-point tensor \[..., 4\], but it is torch.int64"):
         density(torch.zeros(2, 4, dtype=torch.long))
-    with pytest.raises(InputError, match=r"`features` to be \[N, D\] with at least one row, but got \[0, 4\]"):
+    with pytest.raises(
+        InputError, match=r"`features` must be \[N, D\] with at least one row, but its shape is \[0, 4\]"
+    ):
         GaussianDensity.fit_features(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
     with pytest.raises(InputError, match="but class 3 has 0"):
         GaussianDensity.fit_features(*rows(0), num_classes=4)

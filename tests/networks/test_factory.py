@@ -37,7 +37,7 @@ def test_an_argument_is_built_by_a_factory_of_its_own():
         first, second = again().network, again().network
         assert type(first) is nn.Linear
         assert not torch.equal(first.weight, second.weight)
-    with pytest.raises(InputError, match="import path of a class or function, but got 'no.Such'"):
+    with pytest.raises(InputError, match="import path of a class or function, but it is 'no.Such'"):
         Factory("torch.nn.Sequential", {"network": {"target": "no.Such", "kwargs": {}}})
 
 

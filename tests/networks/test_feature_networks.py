@@ -18,7 +18,9 @@ from lightning_uq.networks import (
     DropoutNetwork,
     EnsembleNetwork,
     EpinetNetwork,
+    EpistemicNetwork,
     EpistemicNetworkWithPrior,
+    GaussianIndexer,
     GaussianNoiseMLP,
     HypermodelNetwork,
     IndexMLP,
@@ -122,6 +124,36 @@ def test_a_network_without_features_says_so(make):
         UnsupportedError, match="no plain network inside whose features could be read. If it has one, let"
     ):
         uq.FitGMM().fit(uq.UncertaintyModule(make()), [(X, Y)])
+
+
+class UsersNetwork(EpistemicNetwork):
+    """A network of a user's own, which names the part with the features."""
+
+    def __init__(self):
+        super().__init__(GaussianIndexer(2))
+        self.body = plain()
+
+    def forward(self, x, index):
+        return self.body(x) + index.unsqueeze(1)
+
+    def feature_networks(self):
+        return [self.body]
+
+
+def test_a_users_network_names_its_own():
+    network = UsersNetwork()
+    module = uq.UncertaintyModule(CenteredNetwork.from_data(network, X)).eval()
+    callback = uq.FitGMM(regularization=1e-2)
+    callback.fit(module, [(X, Y)])
+    inputs = (X - X.mean(0)) / X.std(0, correction=0)
+    torch.testing.assert_close(callback.features(module, (X, Y)), expected_features(network, inputs))
+
+
+def test_a_predict_fn_may_call_the_inner_network_by_itself():
+    module = uq.UncertaintyModule(DeterministicNetwork(plain())).eval()
+    callback = uq.FitGMM(regularization=1e-2, predict_fn=lambda model, x: model.network.network(x).unsqueeze(0))
+    callback.fit(module, [(X, Y)])
+    torch.testing.assert_close(callback.features(module, (X, Y)), expected_features(module.network, X))
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

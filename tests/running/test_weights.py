@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_uq.functional.fingerprint import weights_fingerprint
+from lightning_uq.networks.fingerprint import weights_fingerprint
 from lightning_uq.running import weights
 from lightning_uq.running.weights import WeightsCheck, weights_mark
 

@@ -93,7 +93,7 @@ def test_precision(dtype, labels):
         ({"num_classes": 1}, "`num_classes` must be an integer of at least 2, or None, but it is 1"),
         ({"num_classes": "3"}, "`num_classes` must be an integer of at least 2, or None, but it is '3'"),
         ({"num_classes": True}, "`num_classes` must be an integer of at least 2, or None, but it is True"),
-        ({"loss": "focal"}, "`loss` to be one of 'cross_entropy'"),
+        ({"loss": "focal"}, "`loss` must be one of 'cross_entropy'"),
         ({"label_smoothing": 1.5}, r"`label_smoothing` must lie in \[0, 1\], but it is 1.5"),
         ({"label_smoothing": math.nan}, r"`label_smoothing` must lie in \[0, 1\], but it is nan"),
         ({"class_weights": ["a", "b"]}, "`class_weights` must be numbers, one per class"),
@@ -185,6 +185,15 @@ def test_a_target_alone_is_taken_or_explained():
 def test_numbers_that_nothing_can_be_predicted_from():
     outputs = torch.tensor([[[0.0, -math.inf], [math.nan, 0.0], [math.inf, 0.0], [1.0, 2.0]]])
     assert Classification().invalid(outputs).any(-1).tolist() == [[False, True, True, False]]
+
+
+def test_outputs_that_rule_out_every_class_are_named():
+    class Overflowing(nn.Module):
+        def forward(self, x):
+            return x - math.inf
+
+    with pytest.raises(InputError, match="outputs for 1 of 1 rows hold NaN or infinity"):
+        DeterministicModule(Overflowing()).predict(torch.zeros(1, 3))
 
 
 # ---------------------------------------------------------------------- predictions and metrics

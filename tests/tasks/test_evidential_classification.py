@@ -148,8 +148,8 @@ def test_classes_that_are_never_predicted_are_told_once_the_annealing_is_over():
     ("fields", "message"),
     [
         ({"num_classes": 1}, "`num_classes` must be an integer of at least 2, or None, but it is 1"),
-        ({"loss": "edl"}, "`loss` to be one of 'evidential', 'nll'"),
-        ({"evidence": "exp"}, "`evidence` to be one of 'clamped_exp', 'softplus', 'relu'"),
+        ({"loss": "edl"}, "`loss` must be one of 'evidential', 'nll'"),
+        ({"evidence": "exp"}, "`evidence` must be one of 'clamped_exp', 'softplus', 'relu'"),
         ({"annealing_steps": -1}, "`annealing_steps` must be at least 0, but it is -1"),
         ({"annealing_epochs": -1}, "`annealing_epochs` must be at least 0, but it is -1"),
         ({"max_reg_factor": -0.1}, "`max_reg_factor` must be at least 0, but it is -0.1"),

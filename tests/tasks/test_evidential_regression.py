@@ -50,7 +50,7 @@ def test_predictions_and_scores():
 
 
 def test_bad_fields():
-    with pytest.raises(InputError, match="`loss` to be one of 'amini', 'scaled', 'meinert'"):
+    with pytest.raises(InputError, match="`loss` must be one of 'amini', 'scaled', 'meinert'"):
         EvidentialRegression(loss="nig")
     for factor in (-0.1, float("nan")):
         with pytest.raises(InputError, match="`reg_factor` must be at least 0, but it is"):

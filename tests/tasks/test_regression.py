@@ -74,7 +74,7 @@ def test_metrics():
 @pytest.mark.parametrize("fields", [{"head": "quantiles"}, {"loss": "mse"}])
 def test_bad_fields(fields):
     ((name, _),) = fields.items()
-    with pytest.raises(InputError, match=f"`{name}` to be one of"):
+    with pytest.raises(InputError, match=f"`{name}` must be one of"):
         Regression(**fields)
 
 

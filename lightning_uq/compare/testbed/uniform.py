@@ -1,5 +1,6 @@
 """The Neural Testbed's yardstick: equal probabilities for all classes, whatever the input."""
 
+import torch
 from torch import Tensor
 
 from lightning_uq.modules.base import UncertaintyModule
@@ -21,6 +22,10 @@ class UniformNetwork(EpistemicNetwork):
     def __init__(self, num_classes: int) -> None:
         super().__init__(EnsembleIndexer(1))
         self.num_outputs = num_classes
+
+    def sample_index(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Zeros [Z]. No random number is drawn, so that a bandit's actions do not depend on it."""
+        return torch.zeros(num_samples, dtype=torch.long)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Zeros [Z, B, C]."""

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import LightningModule
+
 from lightning_uq.modules.checkpoints import ENSEMBLE_STATE
 from lightning_uq.modules.lightning_ensemble.checks import overrides
 from lightning_uq.running.streams import from_plain, to_plain
@@ -9,11 +11,19 @@ from lightning_uq.running.streams import from_plain, to_plain
 if TYPE_CHECKING:
     from lightning_uq.modules.lightning_ensemble.members import Members
 
+_HPARAMS, _HPARAMS_NAME = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningModule.CHECKPOINT_HYPER_PARAMS_NAME
+
 
 def save_members(members: "Members", checkpoint: dict[str, Any]) -> None:
-    """Add the members' random streams, and what their own ``on_save_checkpoint`` adds."""
+    """Add the members' random streams, and what their own ``on_save_checkpoint`` adds or replaces."""
     own: list[dict[str, Any]] = [{} for _ in members.modules]
-    _call_with_own_checkpoints(members, "on_save_checkpoint", checkpoint, own)
+    for i, member in enumerate(members.modules):
+        if overrides(member, "on_save_checkpoint"):
+            given = _checkpoint_of(members, i, checkpoint)
+            mine = dict(given)
+            member.on_save_checkpoint(mine)
+            _put_weights(i, checkpoint, mine.pop("state_dict"))
+            own[i] = {name: value for name, value in mine.items() if name not in given or value is not given[name]}
     streams = [None if stream.state is None else to_plain(stream.state) for stream in members.streams]
     checkpoint[ENSEMBLE_STATE].update(members=own, streams=streams)
 
@@ -23,22 +33,37 @@ def load_members(members: "Members", checkpoint: dict[str, Any]) -> None:
     saved = checkpoint.get(ENSEMBLE_STATE, {})
     if "members" not in saved:
         return
-    _call_with_own_checkpoints(members, "on_load_checkpoint", checkpoint, saved["members"])
+    for i, member in enumerate(members.modules):
+        if overrides(member, "on_load_checkpoint"):
+            mine = {**_checkpoint_of(members, i, checkpoint), **saved["members"][i]}
+            member.on_load_checkpoint(mine)
+            _put_weights(i, checkpoint, mine["state_dict"])
     if members.ensemble.is_resuming:
         for stream, state in zip(members.streams, saved["streams"], strict=True):
             stream.state = None if state is None else from_plain(state)
 
 
-def _call_with_own_checkpoints(
-    members: "Members", hook: str, checkpoint: dict[str, Any], own: list[dict[str, Any]]
-) -> None:
-    """Show each member a checkpoint of its own, which holds its weights under their own names."""
-    state = checkpoint["state_dict"]
-    for i, member in enumerate(members.modules):
-        if overrides(member, hook):
-            prefix = f"network.members.{i}."
-            names = [name for name in state if name.startswith(prefix)]
-            mine = {**own[i], "state_dict": {name.removeprefix(prefix): state.pop(name) for name in names}}
-            getattr(member, hook)(mine)
-            state.update({prefix + name: value for name, value in mine.pop("state_dict").items()})
-            own[i] = mine
+def _checkpoint_of(members: "Members", i: int, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint that member i would see alone: its own weights (taken out), hyper-parameters and optimizer."""
+    foreign = (ENSEMBLE_STATE, _HPARAMS, _HPARAMS_NAME, LightningModule.CHECKPOINT_HYPER_PARAMS_TYPE)
+    mine = {name: value for name, value in checkpoint.items() if name not in foreign}
+    member = members.modules[i]
+    if member.hparams:
+        mine[_HPARAMS] = dict(member.hparams)
+        mine[_HPARAMS_NAME] = getattr(member, "_hparams_name", None)
+    prefix, state = _prefix(i), checkpoint["state_dict"]
+    names = [name for name in state if name.startswith(prefix)]
+    mine["state_dict"] = {name.removeprefix(prefix): state.pop(name) for name in names}
+    if "optimizer_states" in mine:
+        mine["optimizer_states"] = [state["members"][i] for state in mine["optimizer_states"] if "members" in state]
+        each = len(mine["lr_schedulers"]) // len(members.modules)  # the members are built alike
+        mine["lr_schedulers"] = mine["lr_schedulers"][i * each : (i + 1) * each]
+    return mine
+
+
+def _put_weights(i: int, checkpoint: dict[str, Any], weights: dict[str, Any]) -> None:
+    checkpoint["state_dict"].update({_prefix(i) + name: value for name, value in weights.items()})
+
+
+def _prefix(i: int) -> str:
+    return f"network.members.{i}."

@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uq.functional.adversarial import held_buffers
 from lightning_uq.modules.lightning_ensemble.part import Part
+from lightning_uq.networks.held_buffers import held_buffers
 
 if TYPE_CHECKING:
     from lightning_uq.modules.lightning_ensemble.members import Members

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional._hashing import to_normal
+from lightning_uq.functional.hashing import to_normal
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.variational import diagonal_gaussian_kl, sampled_kl
 from lightning_uq.networks.base import EpistemicNetwork

@@ -75,3 +75,74 @@ def test_checkpoint_hooks_see_a_checkpoint_of_their_own(make_trainer, tmp_path):
     for i in range(2):
         assert again.network.member(i).note == pytest.approx(ensemble.network.member(i).net.weight.sum().item())
         assert again.network.member(i).big.tolist() == [1, 1, 1]
+
+
+def test_members_that_build_their_layers_late_reload_bare(make_trainer, tmp_path):
+    ensemble = EnsembleModule(Late, num_members=2, seed=SEED)
+    trainer = make_trainer()
+    trainer.fit(ensemble, loader())
+    trainer.save_checkpoint(tmp_path / "late.ckpt")
+    again = EnsembleModule.load_from_checkpoint(tmp_path / "late.ckpt", network=Late)
+    for i in range(2):
+        assert torch.equal(again.network.member(i).net.weight, ensemble.network.member(i).net.weight)
+        assert again.network.member(i).note == pytest.approx(ensemble.network.member(i).net.weight.sum().item())
+
+
+class Reads(Lit):
+    """Reads in its checkpoint hooks what Lightning puts into a checkpoint."""
+
+    def __init__(self, lr=0.05):
+        super().__init__(scheduler="step", lr=lr)
+        self.save_hyperparameters()
+        self.saw = {}
+
+    def look(self, checkpoint):
+        weight = checkpoint["state_dict"]["net.0.weight"].clone()
+        (optimizer,), (scheduler,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+        moments = optimizer["state"][0]["exp_avg"].clone()
+        counts = (
+            checkpoint["epoch"],
+            checkpoint["global_step"],
+            scheduler["last_epoch"],
+            len(optimizer["param_groups"]),
+        )
+        return (
+            weight,
+            moments,
+            counts,
+            set(checkpoint) - {"lightning_uq_random_state"},
+            dict(checkpoint["hyper_parameters"]),
+        )
+
+    def on_save_checkpoint(self, checkpoint):
+        self.saw["saved"] = self.look(checkpoint)
+        checkpoint["note"] = checkpoint["epoch"]
+
+    def on_load_checkpoint(self, checkpoint):
+        self.saw["loaded"] = self.look(checkpoint)
+        assert checkpoint["note"] == checkpoint["epoch"]
+
+
+def test_checkpoint_hooks_see_what_lightning_gives_them_alone(make_trainer, tmp_path):
+    ensemble, path = EnsembleModule(Reads, num_members=2, seed=SEED), tmp_path / "a.ckpt"
+    trainer = make_trainer()
+    trainer.fit(ensemble, loader(), loader(20))
+    trainer.save_checkpoint(path)
+    state = torch.load(path, weights_only=True)["lightning_uq_ensemble"]["members"]
+    assert [own.keys() for own in state] == [{"note"}] * 2
+    again = EnsembleModule(Reads, num_members=2)
+    make_trainer(max_epochs=1).fit(again, loader(), loader(20), ckpt_path=path, weights_only=True)
+    for i in range(2):
+        single, single_trainer = alone(i, Reads, make_trainer)
+        single_trainer.save_checkpoint(tmp_path / "single.ckpt")
+        loaded = Reads()
+        make_trainer(max_epochs=1).fit(
+            loaded, loader(), loader(20), ckpt_path=tmp_path / "single.ckpt", weights_only=True
+        )
+        for found, expected in (
+            (ensemble.network.member(i).saw["saved"], single.saw["saved"]),
+            (again.network.member(i).saw["loaded"], loaded.saw["loaded"]),
+        ):
+            assert torch.equal(found[0], expected[0])
+            assert torch.equal(found[1], expected[1])
+            assert found[2:] == expected[2:]

@@ -264,5 +264,5 @@ def test_a_bounded_network_exports():
     net(X)
     net.eval()
     with torch.no_grad():
-        exported = torch.export.export(net, (X,)).module()
+        exported = torch.export.export(net, (X,), strict=False).module()
         torch.testing.assert_close(exported(X), net(X))

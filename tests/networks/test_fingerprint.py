@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchmetrics import MeanMetric
 
-from lightning_uq.functional.fingerprint import DTYPES, same_weights, weights_fingerprint
+from lightning_uq.networks.fingerprint import DTYPES, same_weights, weights_fingerprint
 
 
 def network(seed: int = 0) -> nn.Module:
