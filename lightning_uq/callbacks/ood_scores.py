@@ -24,6 +24,7 @@ class OODScorer(Protocol):
 
     Example:
         >>> from contextlib import contextmanager
+        >>> from lightning.pytorch import Callback
         >>> class Distance(Callback):  # the least distance of a layer's features to stored ones
         ...     ood_score_names = ("distance",)
         ...     def __init__(self, features): self.features = features

@@ -73,7 +73,7 @@ class PredictionWriter(Callback):
     Example:
         >>> import tempfile
         >>> from torch.utils.data import DataLoader
-        >>> from lightning_uq import DeterministicModule
+        >>> from lightning_uq import DeterministicModule, read_predictions
         >>> model = DeterministicModule(torch.nn.Linear(2, 3))
         >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
         >>> with tempfile.TemporaryDirectory() as directory:

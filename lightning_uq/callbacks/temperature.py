@@ -38,6 +38,7 @@ class TemperatureScaling(Calibration):
     Source: Guo et al., ICML 2017 (arXiv 1706.04599); Rahaman & Thiery, NeurIPS 2021 (arXiv 2007.08792).
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[4.0, 0.0]] * 10)
         >>> scaling = TemperatureScaling().fit_logits(logits, torch.tensor([0] * 8 + [1] * 2))
         >>> scaling.temperature.round(decimals=4)

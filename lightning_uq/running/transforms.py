@@ -57,7 +57,9 @@ class PredictionTransforms:
     Example:
         >>> import torch
         >>> from lightning_uq import DeterministicModule, TemperatureScaling
-        >>> module, x = DeterministicModule(nn.Linear(2, 2)), torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 1.0]])
+        >>> network = nn.Linear(2, 2, bias=False)
+        >>> _ = nn.init.eye_(network.weight)
+        >>> module, x = DeterministicModule(network), torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 1.0]])
         >>> scaling = TemperatureScaling().fit(module, [(x, torch.tensor([0, 1, 1, 0]))])
         >>> "temperature" in str(module.predict(x)), len(module.prediction_transforms)
         (True, 1)

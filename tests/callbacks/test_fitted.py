@@ -411,11 +411,11 @@ def test_networks_that_do_not_fit_are_named(write, tmp_path):
     wide.net[0] = nn.Linear(5, 6)
     with pytest.raises(InputError, match="size mismatch for net.0.weight"):
         load_fitted(path, wide)
-    with pytest.raises(InputError, match=r"but the network lacks \['net.1.bias'"):
+    with pytest.raises(InputError, match=r"the network lacks \['net.1.bias'"):
         load_fitted(path, nn.ModuleDict({"net": nn.ModuleDict({"0": nn.Linear(4, 6)})}))
     with pytest.raises(InputError, match="the network lacks|the file lacks"):
         load_fitted(path, nn.Identity())
-    with pytest.raises(InputError, match="to be a torch.nn.Module, but got function"):
+    with pytest.raises(InputError, match="must be a torch.nn.Module, but its type is function"):
         load_fitted(path, lambda: UsersModule())
 
 

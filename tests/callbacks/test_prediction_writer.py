@@ -356,7 +356,7 @@ def test_a_writer_predicts_again_after_a_failure(make_trainer, tmp_path, format)
 def test_existing_files_are_an_error_before_the_first_batch(make_trainer, tmp_path, format):
     model = Failing(nn.Linear(4, 3))
     (tmp_path / f"predictions-rank3.{format}").write_text("old")
-    with pytest.raises(InputError, match=rf"no predictions yet, but .*predictions-rank3\.{format} exists\. Pass"):
+    with pytest.raises(InputError, match=rf"holds predictions already: .*predictions-rank3\.{format}\. Pass"):
         write(make_trainer, model, LOADER, tmp_path, format=format)
     assert names(tmp_path) == [f"predictions-rank3.{format}"]
 
@@ -378,7 +378,7 @@ def test_both_formats_live_side_by_side(make_trainer, tmp_path):
     writers = [PredictionWriter(tmp_path, format, overwrite=True) for format in ("parquet", "csv")]
     make_trainer(callbacks=writers).predict(classifier(), LOADER)
     assert names(tmp_path) == ["predictions-rank0.csv", "predictions-rank0.parquet"]
-    with pytest.raises(InputError, match="holds both formats; pass `format`"):
+    with pytest.raises(InputError, match="holds them in both formats: pass `format`"):
         read_predictions(tmp_path)
     one, other = (read_predictions(tmp_path, format=format) for format in ("parquet", "csv"))
     assert list(one) == list(other)
@@ -401,8 +401,8 @@ def test_fit_and_test_write_nothing(make_trainer, tmp_path):
     ("arguments", "message"),
     [
         ({"format": "json"}, "`format` must be 'parquet' or 'csv', but it is 'json'"),
-        ({"interval": 1.0}, r"Expected argument `interval` to be in \(0, 1\) or None, but got 1.0"),
-        ({"interval": 0}, "but got 0"),
+        ({"interval": 1.0}, r"`interval` must be in \(0, 1\) or None, but it is 1.0"),
+        ({"interval": 0}, "but it is 0"),
     ],
 )
 def test_arguments(tmp_path, arguments, message):
@@ -543,7 +543,7 @@ def test_it_is_built_from_yaml(tmp_path, monkeypatch, capsys):
     assert header[:3] == ["index", "label", "confidence"]
     assert rows
     assert main(["predict", "--config", "config.yaml"]) == 2
-    assert "predictions-rank0.csv exists. Pass `overwrite=True`" in capsys.readouterr().err
+    assert "predictions-rank0.csv. Pass `overwrite=True`" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- two processes
@@ -634,9 +634,9 @@ def test_two_processes_write_each_sample_once(run_script):
                 assert table[column] == pytest.approx(values, rel=1e-9), (format, name, column)
         assert results[format, "two"]["rows"] == {f"predictions-rank0.{format}": 4}
     assert results["csv", "one row"]["table"]["index"] == list(range(7))  # rank 1's last batch is padding alone
-    assert "does not shuffle, but it has a RandomSampler" in found["refused"]["shuffled"]
-    assert "without one every rank predicts all samples" in found["refused"]["unshared"]
-    assert "carry" in found["refused"]["stream"]
+    assert "must not shuffle, but it has a RandomSampler" in found["refused"]["shuffled"]
+    assert "has no distributed sampler, so every rank would predict all samples" in found["refused"]["unshared"]
+    assert "Let each batch be a mapping with a key `index`" in found["refused"]["stream"]
 
 
 SPAWNED = """

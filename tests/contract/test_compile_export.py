@@ -273,7 +273,7 @@ def test_network_temperature_and_density_run_as_one_onnx_graph(make_trainer, exp
 @pytest.mark.parametrize("callback", [FitKNN(k=3), FitViM(dim=2)])
 def test_scores_of_their_own_are_refused_by_name(make_trainer, callback, tmp_path):
     name = type(callback).__name__
-    with pytest.raises(InputError, match=rf"density or a calibration, but it holds \['{name}'\], whose scores are"):
+    with pytest.raises(InputError, match=rf"no state of a density or a calibration, but \['{name}'\]\. Only these"):
         with_all_fitted(make_trainer, UsersModule(), tmp_path, callback)
 
 
