@@ -1,18 +1,35 @@
 """What every test may use: a quiet trainer, a seed, and a way to run a script on two processes."""
 
+import getpass
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from lightning.pytorch import Trainer
 
 ROOT = Path(__file__).parents[1]
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
+
+# torch keeps compiled graphs on the disk by their code alone: with ATEN_CPU_CAPABILITY=avx2 it would take one that was generated for
+# AVX-512, whose outputs then hold uninitialised memory.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    str(
+        Path(tempfile.gettempdir())
+        / f"lightning_uq_inductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
+    ),
+)
 
 
 @pytest.fixture(autouse=True)

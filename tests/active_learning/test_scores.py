@@ -103,7 +103,7 @@ def cases(draw):
     return logits, torch.randint(c, (b,), generator=generator)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases())
 def test_definitions(case):
     for name, expected in definitions(*case).items():
@@ -112,7 +112,7 @@ def test_definitions(case):
         torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-10, msg=name)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases(), st.integers(0, 2**31))
 def test_order_of_members_and_constants_of_logits_do_not_matter(case, seed):
     logits, labels = case
@@ -126,7 +126,7 @@ def test_order_of_members_and_constants_of_logits_do_not_matter(case, seed):
             torch.testing.assert_close(of(name, other, labels), expected, rtol=1e-7, atol=1e-9, msg=name)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases(), st.integers(0, 2**31))
 def test_order_of_classes_matters_to_none_but_the_valued(case, seed):
     logits, labels = case
@@ -138,7 +138,7 @@ def test_order_of_classes_matters_to_none_but_the_valued(case, seed):
         torch.testing.assert_close(ours, of(name, logits, labels, **before), rtol=1e-7, atol=1e-9, msg=name)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases(), st.floats(-3, 3))
 def test_ucb_is_mean_and_deviation_of_the_values(case, factor):
     values = torch.linspace(-1, 2, case[0].shape[2], dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_ucb_is_mean_and_deviation_of_the_values(case, factor):
     torch.testing.assert_close(score("ucb", case[0], class_values=values, factor=factor), both)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases())
 def test_the_joint_nll_bounds_that_of_copies(case):
     logits, labels = case
@@ -220,7 +220,7 @@ def test_one_hypothesis_disagrees_with_none():
 # ------------------------------------------------------------------ selection
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.data())
 def test_selection_is_the_highest_and_of_equal_ones_the_first(values, data):
     num = data.draw(st.integers(1, len(values)))

@@ -308,7 +308,7 @@ def test_any_numbers_give_a_prediction_or_our_error(module_case):
     module = module_case.build().eval()
     module(torch.zeros(2, FEATURES))  # what is built at the first batch is
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.lists(st.tuples(*[NUMBERS] * FEATURES), min_size=1, max_size=4))
     def check(values):
         x = torch.tensor(values)
@@ -329,7 +329,7 @@ def test_any_numbers_give_a_prediction_or_our_error(module_case):
 def test_any_rows_fit_or_raise_our_error(fitting_case):
     module = UsersModule()
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.lists(st.tuples(st.integers(-1, CLASSES), *[NUMBERS] * FEATURES), max_size=12))
     def check(values):
         y = torch.tensor([int(v[0]) for v in values], dtype=torch.long)

@@ -304,7 +304,7 @@ def test_what_cannot_be_saved(tmp_path, problem):
 # ------------------------------------------------------------------ the Gaussian process
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 12), d=st.integers(1, 6), scale=st.floats(1e-3, 1e3))
 def test_the_kernel_is_a_covariance(seed, n, d, scale):
     x = scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -9,7 +9,7 @@ from lightning_uq.functional.atoms import atom_moments, check_atoms, two_hot
 UNEVEN = torch.tensor([-3.0, -1.0, -0.5, 2.0, 10.0], dtype=torch.float64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(-20, 20))
 def test_a_two_hot_target_is_a_distribution_whose_mean_is_the_clipped_target(y):
     hot = two_hot(torch.tensor(y, dtype=torch.float64), UNEVEN)

@@ -27,7 +27,7 @@ def reference_uniform(seed: int, member: int, index: int) -> float:
     return ((mix((key + (index + 1) * 0x9E3779B97F4A7C15) & mask) >> 11) + 0.5) / 2**53
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(-(2**63), 2**63 - 1), member=st.integers(0, 30), index=st.integers(0, 2**62))
 def test_hash_is_the_one_of_unsigned_integers(seed, member, index):
     value = counter_uniform(torch.tensor([index]), member + 1, seed)[member, 0]
@@ -37,7 +37,7 @@ def test_hash_is_the_one_of_unsigned_integers(seed, member, index):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_weight_belongs_to_the_sample(kind, data):
     """Whatever batch, order or number of members it is asked in."""

@@ -238,7 +238,7 @@ def test_no_rows_is_nan():
     assert smooth_calibration_error(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)).isnan()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 20), st.sampled_from(["uniform", "adaptive"]))
 def test_order_of_rows_is_irrelevant(seed, rows, num_bins, binning):
     probs, target = random_problem(seed, rows)

@@ -57,7 +57,7 @@ def by_definition(logits, target, projection):
     return torch.stack(result)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10**6),
     members=st.integers(1, 12),
@@ -76,7 +76,7 @@ def test_clusters_are_their_definition(seed, members, tau, num_planes, scale):
         torch.testing.assert_close(clustered_log_likelihood(iter(parts), target, projection), clustered)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), members=st.integers(1, 40), num_planes=st.integers(1, 7))
 def test_one_label_is_exact_whatever_the_planes(seed, members, num_planes):
     logits, target = draw(members, 4, 1, seed=seed)

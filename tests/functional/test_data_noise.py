@@ -142,7 +142,7 @@ def test_streams_seeds_dimensions_and_samples_are_independent():
 # ---------------------------------------------------------------------- it belongs to (sample, index)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(order=st.permutations(range(12)), size=st.integers(1, 12))
 def test_neither_order_nor_batch_matters(order, size):
     order = torch.tensor(order)

@@ -12,7 +12,7 @@ def members(seed: int, z: int = 4, b: int = 5, c: int = 3, scale: float = 3.0) -
     return scale * torch.randn(z, b, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 6), st.sampled_from([0.1, 3.0, 100.0]))
 def test_the_decomposition_adds_up_and_is_recomputed_from_its_definition(seed, z, scale):
     logits = members(seed, z=z, scale=scale)
@@ -26,7 +26,7 @@ def test_the_decomposition_adds_up_and_is_recomputed_from_its_definition(seed, z
     assert (entropy.mutual_information(logits) >= 0).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 1000))
 def test_member_order_duplicates_and_shifts_change_nothing(seed):
     logits = members(seed)

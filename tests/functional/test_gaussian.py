@@ -134,7 +134,7 @@ def test_oas_of_a_tied_covariance_is_a_tiny_relative_ridge():
     assert (float(fit.shrinkage), float(fit.ridge)) == (0, pytest.approx(float(ridge)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.sampled_from(["oas", 0.0]), st.floats(0.01, 100))
 def test_a_fit_is_equivariant_to_shift_and_scale(seed, kind, regularization, scale):
     x, y = rows(seed)

@@ -7,7 +7,7 @@ from lightning_uq.functional.hashing import chain, chain_last, mix, to_normal, t
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=INT64, last=st.lists(INT64, min_size=1, max_size=4))
 def test_the_last_step_of_a_chain_on_tensors_is_that_on_integers(seed, last):
     tensor = chain_last(chain(seed), torch.tensor(last))

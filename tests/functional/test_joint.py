@@ -114,7 +114,7 @@ def test_one_member_cannot_gain_from_jointness():
     torch.testing.assert_close(dyadic_joint_log_loss(log_probs, 10), expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 7))
 def test_invariances(seed, tau, members):
     log_probs = random_log_probs(seed, members)

@@ -15,7 +15,7 @@ from lightning_uq.functional import (
 INF = math.inf
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), members=st.integers(1, 7), tau=st.integers(1, 6), scale=st.floats(0.1, 30))
 def test_joint_likelihood_is_its_definition(seed, members, tau, scale):
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from lightning_uq.functional.mahalanobis import squared_distances
 from tests.functional.class_rows import KINDS, covariance_of, rows, stream
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS))
 def test_distances_are_the_definition(seed, kind):
     x, y = rows(seed)

@@ -13,7 +13,7 @@ def components(seed: int, z: int = 3, b: int = 4, d: int = 2) -> tuple[torch.Ten
     return mean, torch.rand(z, b, d, generator=generator, dtype=torch.float64) + 0.05
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(1, 5))
 def test_moments_are_those_of_the_mixture(seed, z):
     mean, variance = components(seed, z=z)
@@ -46,7 +46,7 @@ def test_log_prob_far_from_every_component_is_finite():
     assert mixture.mixture_log_prob(torch.zeros(2, 1, 1), torch.ones(2, 1, 1), torch.tensor([[1e3]])).isfinite().all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([1e-6, 0.025, 0.5, 0.9, 1 - 1e-6]))
 def test_quantile_inverts_the_cdf(seed, level):
     mean, variance = components(seed)

@@ -54,7 +54,7 @@ def test_reference(name):
     assert average_precision(score, is_ood, positive).item() == pytest.approx(expected[1], abs=1e-7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
 def test_against_the_definitions(rows):
     score = torch.tensor([float(s) for s, _ in rows])

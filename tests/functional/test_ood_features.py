@@ -19,7 +19,7 @@ def normal(seed, *shape, dtype=torch.float64):
 # --- generalised entropy
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.floats(0.05, 0.95), st.integers(1, 8))
 def test_gen_is_its_definition(seed, z, gamma, top):
     logits = 3 * normal(seed, z, 6, 5)
@@ -44,7 +44,7 @@ def test_gen_is_higher_further_out_and_finite_when_saturated():
 # --- nearest neighbours
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.integers(1, 30), st.booleans())
 def test_knn_is_its_definition(seed, k, normalize):
     features, bank = normal(seed, 7, 4), normal(seed + 1, 30, 4)
@@ -82,7 +82,7 @@ def linear(seed, n=200, d=6, c=3):
     return features, features @ weight.T + bias, weight, bias
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(1, 5))
 def test_vim_is_its_definition(seed, dim):
     features, logits, weight, bias = linear(seed)

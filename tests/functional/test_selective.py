@@ -20,7 +20,7 @@ def orders(confidence):
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6))
 def test_expectation_over_the_order_of_ties(rows):
     confidence, error = [c for c, _ in rows], [float(e) for _, e in rows]

@@ -7,7 +7,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.softplus import inverse_softplus, inverse_softplus_exp, log_softplus
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(-30, 1e4))
 def test_it_inverts_softplus_in_float64(raw):
     x = torch.tensor(raw, dtype=torch.float64)

@@ -101,7 +101,7 @@ def test_a_real_network_of_known_calibration():
 # --- the optimum
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(2, 6), st.floats(0.3, 3), st.floats(1e-3, 1e3))
 def test_the_slope_vanishes_and_no_other_temperature_is_better(seed, c, signal, scale):
     logits, target = rows(seed, c=c, signal=signal, scale=scale)
@@ -115,7 +115,7 @@ def test_the_slope_vanishes_and_no_other_temperature_is_better(seed, c, signal, 
         assert best <= pooled_nll(logits[None], target, other) + 1e-12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from([1e-6, 1e-3, 500.0, 1e6]), st.floats(-50, 50))
 def test_temperatures_scale_with_logits_and_ignore_shifts_order_and_duplicates(seed, factor, shift):
     logits, target = rows(seed)
@@ -234,7 +234,7 @@ def test_rows_of_one_class_alone_are_no_special_case():
     assert abs(slope(logits, target, fit_temperature(logits, target))) < 1e-9
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.floats(-1e12, 1e12), min_size=3, max_size=3), min_size=1, max_size=6),
     st.integers(0, 2),
@@ -266,7 +266,7 @@ def test_a_probability_of_zero_is_read_as_the_smallest_number():
 # --- ensembles
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(2, 4), st.floats(0.01, 100))
 def test_a_shared_temperature_is_the_global_minimum(seed, z, scale):
     logits, target = rows(seed, n=30, z=z, signal=1.0, scale=scale)

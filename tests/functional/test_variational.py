@@ -42,7 +42,7 @@ numbers = st.floats(-3, 3, allow_nan=False)
 stds = st.floats(0.05, 3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(numbers, stds), min_size=1, max_size=5), stds)
 def test_the_diagonal_divergence_is_torchs(pairs, prior):
     mean, std = torch.tensor(pairs, dtype=torch.float64).T
@@ -52,7 +52,7 @@ def test_the_diagonal_divergence_is_torchs(pairs, prior):
     assert expected >= -1e-12
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(numbers, min_size=1, max_size=5), stds, stds, st.floats(0.01, 0.99))
 def test_the_mixture_is_torchs(values, first, second, weight):
     weights = torch.tensor(values, dtype=torch.float64)

@@ -248,7 +248,7 @@ def test_zero_evidence_has_a_finite_gradient(loss):
 
 
 @every_loss
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     size=st.sampled_from([0.0, 1e-6, 1e-3, 1.0, 1e2, 1e4, 22026.0]),
     classes=st.integers(2, 12),
@@ -270,7 +270,7 @@ def test_float32_is_float64_on_any_evidence(loss, size, classes, where, seed):
 
 
 @every_loss
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 999))
 def test_the_order_of_classes_and_samples_does_not_matter(loss, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -281,7 +281,7 @@ def test_the_order_of_classes_and_samples_does_not_matter(loss, seed):
     torch.testing.assert_close(loss(evidence[:, classes], classes.argsort()[target], reduction="none"), value)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), more=st.floats(0.1, 100))
 def test_evidence_for_the_right_class_lowers_the_risks_and_misleading_evidence_raises_the_kl(seed, more):
     evidence, target = evidence_of(1, 4, seed=seed), torch.tensor([0])

@@ -72,7 +72,7 @@ def test_float64_stays_float64():
     assert gaussian_nll_loss(mean, variance, torch.zeros(2, 2, dtype=torch.float64)).dtype == torch.float64
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.sampled_from([(1, 1), (4, 2), (3, 4, 2)]))
 def test_full_loss_is_the_negative_log_density(seed, shape):
     g = torch.Generator().manual_seed(seed)

@@ -124,7 +124,7 @@ def test_evidence_lower_bound():
 # ---------------------------------------------------------------------- definitions and edges
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(repeats=st.lists(st.integers(0, 3), min_size=4, max_size=4))
 def test_a_weight_of_n_is_a_sample_that_stands_there_n_times(repeats):
     torch.manual_seed(1)

@@ -148,7 +148,7 @@ def test_nan_stays_nan_and_inputs_stay_as_they_are():
     assert not joint_nll_loss(LOGITS, Y, 4).requires_grad  # frozen outputs
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(order=st.permutations(range(5)), shift=st.floats(-50, 50), sampling=st.sampled_from(["consecutive", "dyadic"]))
 def test_the_order_of_hypotheses_and_a_shift_of_logits_do_not_matter(order, shift, sampling):
     loss = JointLoss(tau=4, sampling=sampling)

@@ -28,7 +28,7 @@ SETTINGS = [{}, {"tau": 3}, {"sampling": "consecutive", "tau": 4}, {"sampling": 
 
 
 @pytest.mark.parametrize("options", SETTINGS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sizes=st.lists(st.integers(0, 9), min_size=3, max_size=8))
 def test_any_cut_into_batches_is_the_same(options, sizes):
     rows = torch.arange(25)
@@ -49,7 +49,7 @@ def test_one_carried_row_is_used_and_the_last_dropped():
 
 
 @pytest.mark.parametrize("options", SETTINGS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), batch=st.integers(1, 30))
 def test_an_index_makes_order_batch_and_repetition_irrelevant(options, seed, batch):
     generator = torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ from lightning_uq.networks.class_statistics import ClassStatistics
 from tests.functional.class_rows import KINDS, brute_scatter, rows, stream
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.integers(1, 70), st.booleans())
 def test_streaming_equals_the_definition_whatever_the_batches(seed, kind, size, tiny_blocks):
     x, y = rows(seed)
@@ -29,7 +29,7 @@ def test_streaming_equals_the_definition_whatever_the_batches(seed, kind, size, 
     torch.testing.assert_close(statistics.scatter, brute_scatter(x, y, kind), rtol=1e-11, atol=1e-10)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.integers(0, 60), st.integers(0, 60))
 def test_merging_in_any_order_and_reducing_over_ranks_give_one_rank(seed, kind, a, b):
     x, y = rows(seed)
@@ -102,7 +102,7 @@ def test_features_a_million_from_the_origin_keep_their_precision(kind):
         assert (naive - brute_scatter(exact, y, kind)[0]).abs().max() > 0.01
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.floats(0.01, 100), st.floats(-50, 50))
 def test_scatter_follows_a_change_of_scale_and_ignores_a_shift(seed, kind, scale, shift):
     x, y = rows(seed)

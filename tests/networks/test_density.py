@@ -84,7 +84,7 @@ def test_a_well_posed_case_end_to_end():
 # --- definitions
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.sampled_from(["uniform", "empirical"]))
 def test_scores_are_their_definitions(seed, kind, priors):
     x, y = rows(seed)
@@ -119,7 +119,7 @@ def test_scores_are_their_definitions(seed, kind, priors):
         torch.testing.assert_close(density.score(points, name), expected, rtol=1e-8, atol=1e-8)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.sampled_from([0.0, "oas"]))
 def test_densities_ignore_a_shift_and_follow_a_change_of_scale(seed, kind, regularization):
     x, y = rows(seed)

@@ -36,7 +36,7 @@ def test_a_seed_decides_its_weights():
     assert not torch.equal(first(x, z), other(x, z))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 13), st.integers(1, 6), st.integers(1, 4))
 def test_same_padding_is_tensorflows(size, kernel, stride):
     convolution = SameConv2d(1, 1, kernel, stride=stride)

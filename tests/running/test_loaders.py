@@ -55,7 +55,7 @@ def dataset(n):
     return TensorDataset(torch.arange(n))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(0, 23), size=st.integers(1, 7), world=st.integers(1, 4), drop_last=st.booleans())
 def test_ranks_share_the_rows_without_padding_or_loss(n, size, world, drop_last):
     user = DataLoader(dataset(n), batch_size=size, drop_last=drop_last)

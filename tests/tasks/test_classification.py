@@ -58,7 +58,7 @@ def test_the_loss_by_its_definition():
 
 
 @given(seed=st.integers(0, 99), rows=st.integers(1, 6), classes=st.integers(2, 5), smoothing=st.floats(0, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_samples_are_independent(seed, rows, classes, smoothing):
     generator = torch.Generator().manual_seed(seed)
     output = torch.randn(rows, classes, generator=generator)

@@ -115,7 +115,7 @@ def test_where_nothing_counts_the_loss_is_0_and_so_is_its_gradient():
 
 
 @given(step=st.integers(0, 50), epoch=st.integers(0, 9), steps=st.integers(0, 40), epochs=st.integers(0, 7) | st.none())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_factor_rises_linearly_to_its_maximum(step, epoch, steps, epochs):
     task = EvidentialClassification(annealing_steps=steps, annealing_epochs=epochs, max_reg_factor=0.5)
     done, end = (step, steps) if epochs is None else (epoch, epochs)

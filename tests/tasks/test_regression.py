@@ -18,7 +18,7 @@ TARGET = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
 
 
 @given(seed=st.integers(0, 99), rows=st.integers(1, 6), dims=st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_loss_is_torch_s_with_its_gradient(seed, rows, dims):
     generator = torch.Generator().manual_seed(seed)
     output = torch.randn(rows, 2 * dims, generator=generator).requires_grad_()

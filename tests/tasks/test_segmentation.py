@@ -64,7 +64,7 @@ def test_the_loss_is_torch_s_with_its_gradient(axes, weights, smoothing, ignore_
 
 
 @given(seed=st.integers(0, 99), rows=st.integers(1, 5), axes=st.lists(st.integers(1, 4), min_size=1, max_size=3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_positions_are_rows(seed, rows, axes):
     """A map's loss is that of its positions as rows of a classifier, in any order."""
     output, target = problem(axes, rows=rows, seed=seed)

@@ -45,7 +45,7 @@ def test_all_executions_give_the_same_numbers(name, execution, training, each):
             network(x.double() * 3 + 1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**31),
     num=st.integers(1, 4),

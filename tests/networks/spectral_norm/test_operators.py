@@ -142,7 +142,7 @@ def test_operator_and_adjoint_are_the_layer_and_its_transpose(arguments, size):
     torch.testing.assert_close(norm.adjoint(original(layer), u).flatten(), matrix.T @ u.flatten())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 6), st.integers(1, 6), st.floats(0.1, 5), st.floats(0.01, 100), st.integers(0, 1000))
 def test_a_linear_layer_ends_within_the_bound_and_keeps_its_direction(rows, columns, coefficient, scale, seed):
     layer = nn.Linear(columns, rows).double()
