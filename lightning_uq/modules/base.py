@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_uq import batches
+from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.penalty import Penalty
@@ -220,7 +221,7 @@ class UncertaintyModule(CheckpointedModule):
     @property
     def _progress(self) -> Progress | None:
         """How far the training is; None outside a training."""
-        if self._trainer is None or not self.trainer.training:
+        if trainer_of(self) is None or not self.trainer.training:
             return None
         return Progress(self.trainer.global_step, self.trainer.current_epoch)
 

@@ -7,7 +7,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import Self
 
-from lightning_uq._lightning import are_hyperparameters_given, name_hyperparameters, restricted_classmethod
+from lightning_uq._lightning import (
+    are_hyperparameters_given,
+    name_hyperparameters,
+    restricted_classmethod,
+    trainer_of,
+)
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.modules.arguments import saved_argument
@@ -45,7 +50,7 @@ class CheckpointedModule(LightningModule):
     @property
     def is_resuming(self) -> bool:
         """Whether the checkpoint is being loaded to resume a training."""
-        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return trainer_of(self) is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def on_fit_start(self) -> None:
         """Set the random state before the loader's first draw."""

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_uq import batches
-from lightning_uq._lightning import optimizer_handles_unscaling
+from lightning_uq._lightning import optimizer_handles_unscaling, trainer_of
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.method import Method, Setting
@@ -260,7 +260,7 @@ class EnsembleModule(UncertaintyModule):
     @property
     def gradient_scaler(self) -> Any:
         """The Trainer's gradient scaler, or None without one."""
-        return getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
+        return getattr(getattr(trainer_of(self), "precision_plugin", None), "scaler", None)
 
     def optimized_parameters(self) -> list[Any]:
         """One parameter group per member, or one of the stacked leaves."""

@@ -2,6 +2,7 @@
 import gzip
 import hashlib
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -233,6 +234,8 @@ def test_svhn_names_the_extra_that_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(MissingExtraError, match=r"Reading SVHN needs scipy, .* pip install 'lightning-uq\[data\]'"):
         SVHNDataModule(str(tmp_path)).setup("fit")
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert re.search(r"^data = \[.*scipy", project.read_text(), re.MULTILINE)
 
 
 def test_downloads_happen_on_request(tmp_path, monkeypatch):

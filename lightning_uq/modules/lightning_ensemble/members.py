@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
 
+from lightning_uq._lightning import trainer_of
 from lightning_uq.modules.lightning_ensemble.checkpoints import load_members, save_members
 from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
 from lightning_uq.modules.lightning_ensemble.hooks import ANSWERED_BY_FIRST
@@ -65,7 +66,7 @@ class Members:
     @contextmanager
     def turn_of(self, i: int) -> Iterator[LightningModule]:
         """Inside, random numbers are member i's own. A sanity check's draws are forgotten, as Lightning does for one module."""
-        trainer = self.ensemble._trainer  # None where a checkpoint is loaded bare
+        trainer = trainer_of(self.ensemble)  # None where a checkpoint is loaded bare
         checking = trainer is not None and trainer.sanity_checking
         with self.streams[i].active(self.ensemble.device, advance=not checking):
             yield self.modules[i]

@@ -8,7 +8,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
-from lightning_uq._lightning import optimizer_handles_unscaling
+from lightning_uq._lightning import after_closure, lightning_optimizer, optimizer_handles_unscaling
 from lightning_uq.errors import InputError
 from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
 from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer, ScaledOptimizer, configure_member
@@ -66,7 +66,7 @@ class MemberOptimization(Part):
     def optimizers_of(self, i: int, use_pl_optimizer: bool = True) -> Any:
         """The value of member i's ``self.optimizers()``."""
         optimizer, strategy = self.optimizers[i], self.members.ensemble.trainer.strategy
-        return LightningOptimizer._to_lightning_optimizer(optimizer, strategy) if use_pl_optimizer else optimizer
+        return lightning_optimizer(optimizer, strategy) if use_pl_optimizer else optimizer
 
     def schedulers_of(self, i: int) -> Any:
         """The value of member i's ``self.lr_schedulers()``."""
@@ -105,7 +105,7 @@ class MemberOptimization(Part):
             if not optimizer_handles_unscaling(member_optimizer):
                 scaler.unscale_(member_optimizer)
         raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        precision._after_closure(self.members.ensemble, raw)
+        after_closure(precision, self.members.ensemble, raw)
         for i, member_optimizer in optimizers.items():
             step_member(i, ScaledOptimizer(member_optimizer, scaler))
         if optimizers:
