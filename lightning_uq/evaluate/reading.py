@@ -12,7 +12,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.evaluate.data import EvaluationData
 from lightning_uq.evaluate.numbers import Outputs
 from lightning_uq.evaluate.settings import ModelType, Settings
-from lightning_uq.functional.precision import widen
+from lightning_uq.functional.precision import to_float64, widen
 from lightning_uq.functional.temperature import fit_ensemble_temperature
 from lightning_uq.running.classes import class_logits
 from lightning_uq.running.evaluation import evaluating, to_device
@@ -47,7 +47,7 @@ def read(model: nn.Module, data: EvaluationData, settings: Settings, path: str) 
     )
     temperature = fit_ensemble_temperature(val.logits, val.labels, "member", method="grid")
     outputs = Outputs(test.logits, test.labels, ood.logits, temperature, test.log_prob, ood.log_prob)
-    return Reading(outputs, torch.cat([test.labels.double(), test.marks, ood.marks]))
+    return Reading(outputs, torch.cat([to_float64(test.labels), test.marks, ood.marks]))
 
 
 class _Pass:
@@ -86,7 +86,7 @@ class _Pass:
                         logits = class_logits(reader, model, batch)
                     log_prob = gmm.densities[0].cpu().log_prob(features()[0].cpu())
                 mark = widen(x).sum().cpu() if isinstance(x, Tensor) else torch.zeros((), dtype=torch.float64)
-                yield logits.cpu().double(), None if y is None else y.cpu(), log_prob, mark
+                yield to_float64(logits).cpu(), None if y is None else y.cpu(), log_prob, mark
 
 
 def join(members: Sequence[Reading], run: Sequence[str], model_type: ModelType) -> Outputs:

@@ -195,7 +195,7 @@ LABELLED = {
     "no labels": lambda: DataLoader(X, batch_size=8),
 }
 UNTRAINED = pytest.mark.filterwarnings(
-    "ignore:.*fewer than 20 a class", "ignore:.*no finite positive temperature", "ignore:.*virtual logit"
+    "ignore:.*fewer than 20 per class", "ignore:.*no finite positive temperature", "ignore:.*virtual logit"
 )
 NAMED = r"[Aa]rgument|fitting data|features|FitKNN|FitViM|`(labels|logits|target)` must "
 

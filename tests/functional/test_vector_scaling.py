@@ -45,7 +45,7 @@ def test_it_is_the_temperature_where_nothing_is_to_be_won():
 def test_few_rows_of_many_classes_do_no_harm_as_they_do_without_a_ridge(miscalibrated):
     logits, target = rows(3, 500, 100, miscalibrated)
     with pytest.warns(
-        UserWarning, match=r"500 rows of 100 classes, fewer than 20 a class; a temperature alone is safer"
+        UserWarning, match=r"500 rows of 100 classes, fewer than 20 per class; a temperature alone is safer"
     ):
         fit = fit_vector_scaling(logits, target)
     test, classes = rows(4, 5000, 100, miscalibrated)
@@ -101,7 +101,7 @@ def test_pixels_are_rows():
 
 def test_bad_arguments_are_named():
     logits, target = rows(9, 100, 3)
-    with pytest.raises(InputError, match="at least 5 rows, one a fold, but it holds 4"):
+    with pytest.raises(InputError, match="at least 5 rows, one per fold, but it holds 4"):
         fit_vector_scaling(logits[:4], target[:4])
     with pytest.raises(InputError, match="`num_folds` must be an integer of at least 2"):
         fit_vector_scaling(logits, target, num_folds=1)

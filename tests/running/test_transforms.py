@@ -80,7 +80,7 @@ MODULES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*fewer than 20 a class", "ignore:.*no finite positive temperature")
+@pytest.mark.filterwarnings("ignore:.*fewer than 20 per class", "ignore:.*no finite positive temperature")
 @pytest.mark.parametrize("which", CALLBACKS)
 @pytest.mark.parametrize("kind", ["deterministic", "ensemble", "dropout"])
 def test_predict_equals_the_trainers(make_trainer, kind, which):
@@ -283,7 +283,7 @@ def test_a_cast_is_no_change(move):
 @pytest.mark.parametrize(
     "make_copy", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))], ids=["deepcopy", "pickle"]
 )
-@pytest.mark.filterwarnings("ignore:.*fewer than 20 a class")
+@pytest.mark.filterwarnings("ignore:.*fewer than 20 per class")
 def test_a_copy_carries_what_its_original_does(make_copy, which):
     (callback,) = CALLBACKS[which](unpack_batch=lambda batch: tuple(batch))  # a lambda stays with the callback
     module, _ = fitted(callback, trained(EnsembleModule(NETWORK, num_members=2, seed=0)))
