@@ -388,11 +388,11 @@ def test_debug_gives_the_traceback(monkeypatch):
         (["--config", "config.yaml", "--ckpt_path=nowhere.ckpt"], "Checkpoint file not found: nowhere.ckpt"),
         (
             ["--config", "config.yaml", "--ckpt_path=broken.yaml"],
-            "`ckpt_path` must be a checkpoint of plain data, but broken.yaml cannot be read as one",
+            "`ckpt_path` must be a checkpoint of plain data, but broken.yaml cannot be read: it is damaged",
         ),
         (
             ["--config", "config.yaml", "--ckpt_path=list.ckpt"],
-            "`ckpt_path` must be a checkpoint, but list.ckpt holds a list",
+            "`ckpt_path` must be a checkpoint of plain data, but list.ckpt holds no `state_dict`",
         ),
         (["--config", "config.yaml", "--ckpt_path=other.ckpt"], "the checkpoint does not fit the configured module"),
     ],

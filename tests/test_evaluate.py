@@ -380,7 +380,7 @@ def test_load_model_gives_the_module(networks):
     ("arguments", "message"),
     [
         (["--run", "0.ckpt"], "'0.ckpt' does not name the LightningModule that wrote it. Pass `module`"),
-        (["--run", "nowhere.ckpt", "--module", OURS], "to name a checkpoint, but nowhere.ckpt cannot be read"),
+        (["--run", "nowhere.ckpt", "--module", OURS], "must name a checkpoint, but nowhere.ckpt cannot be read"),
         (
             ["--run", "0.ckpt", "--module", "lightning_uq.Nothing"],
             "`module` must be the import path of a LightningModule",

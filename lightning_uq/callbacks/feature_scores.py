@@ -13,7 +13,7 @@ from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
-from lightning_uq.running.loaders import can_be_reread, exact_loader, training_loader
+from lightning_uq.running.loaders import can_be_reread, exact_loader, fit_dataloader_of, training_loader
 from lightning_uq.running.ranks import gather_rows, together
 
 
@@ -51,7 +51,7 @@ class FeatureCallback(PostTrainingCallback):
 
     def default_loader(self, trainer: Trainer) -> Any:
         """The data module's ``uq_fit_dataloader()``, else the training loader."""
-        provider = getattr(trainer.datamodule, "uq_fit_dataloader", None)  # type: ignore[attr-defined]
+        provider = fit_dataloader_of(trainer.datamodule)  # type: ignore[attr-defined]
         if provider is not None:
             return provider()
         loader = training_loader(trainer)
@@ -64,7 +64,7 @@ class FeatureCallback(PostTrainingCallback):
 
     def loader_limit(self, trainer: Trainer) -> int | float | None:
         """``limit_train_batches`` holds for the fit as well."""
-        if getattr(trainer.datamodule, "uq_fit_dataloader", None) is not None:  # type: ignore[attr-defined]
+        if fit_dataloader_of(trainer.datamodule) is not None:  # type: ignore[attr-defined]
             return None
         limit: int | float | None = trainer.limit_train_batches
         return limit

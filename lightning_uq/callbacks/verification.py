@@ -81,7 +81,7 @@ def _look_up(
         if path is None or not Path(path).is_file():
             continue
         try:
-            states = read_checkpoint(path, "the -uq.ckpt to be a checkpoint").get("callbacks") or {}
+            states = read_checkpoint(path, "The -uq.ckpt must be a checkpoint").get("callbacks") or {}
         except InputError as error:  # the caller tells the other ranks, too
             refusal = str(error)
             continue

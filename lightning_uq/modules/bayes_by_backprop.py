@@ -14,6 +14,7 @@ from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.output import Output
+from lightning_uq.running.loaders import num_training_samples
 
 KL_WEIGHT = 0.1
 """Factor of the divergence on the digits: the best of 1, 0.1, 0.01, 0.001 in validation joint log-loss (tau 10), over seeds
@@ -97,12 +98,7 @@ class BayesByBackpropModule(UncertaintyModule):
         """Count the training samples, unless the constructor was told their number."""
         super().on_train_start()
         if self.num_train is None:
-            try:
-                self._num_train = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-            except (AttributeError, TypeError) as error:
-                raise InputError(
-                    f"The training data do not tell their number ({error}): pass it as argument `num_train`."
-                ) from error
+            self._num_train = num_training_samples(self.trainer)
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """The negative evidence lower bound per label, averaged over the drawn indices."""

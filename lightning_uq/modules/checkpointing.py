@@ -108,7 +108,7 @@ class CheckpointedModule(LightningModule):
             raise
         except Exception as error:
             if isinstance(checkpoint_path, str | Path) and weights_only is not False:
-                read_checkpoint(checkpoint_path, "argument `checkpoint_path` to name a checkpoint")
+                read_checkpoint(checkpoint_path, "`checkpoint_path` must name a checkpoint")
             text = " ".join(str(error).split()) or type(error).__name__
             reason = text if len(text) < 500 else f"{text[:500]} ..."
             raise InputError(
