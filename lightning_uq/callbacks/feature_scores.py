@@ -14,7 +14,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
 from lightning_uq.running.loaders import can_be_reread, exact_loader, fit_dataloader_of, training_loader
-from lightning_uq.running.ranks import gather_rows, together
+from lightning_uq.running.ranks import gather_rows, raising_on_all_ranks
 
 
 class FeatureCallback(PostTrainingCallback):
@@ -69,8 +69,8 @@ class FeatureCallback(PostTrainingCallback):
         limit: int | float | None = trainer.limit_train_batches
         return limit
 
-    def agree(self, shape: tuple[int, ...], trainer: Trainer | None) -> tuple[int, ...]:
-        """The largest of the ranks' shapes, and the layer's name: what a rank without a row has to learn. A collective.
+    def largest_shape(self, shape: tuple[int, ...], trainer: Trainer | None) -> tuple[int, ...]:
+        """The largest shape of all ranks. It also shares the layer's name, for ranks without rows. A collective.
 
         Raises:
             InputError: No rank has a row (its first number, the members, is 0).
@@ -92,7 +92,7 @@ class FeatureCallback(PostTrainingCallback):
             InputError: There is no row, or one is not finite; on all ranks.
         """
         parts: list[Tensor] = []
-        with together(trainer):
+        with raising_on_all_ranks(trainer):
             for raw in loader:
                 features = self.features(model, to_device(raw, model, trainer), trainer)
                 if not bool(features.isfinite().all()):
@@ -101,7 +101,7 @@ class FeatureCallback(PostTrainingCallback):
                         "hold NaN or infinity."
                     )
                 parts.append(features.transpose(0, 1).float().cpu())  # rows first, so that they gather
-        members, D = self.agree((parts[0].shape[1:] if parts else (0, 0)), trainer)
+        members, D = self.largest_shape((parts[0].shape[1:] if parts else (0, 0)), trainer)
         rows = torch.cat(parts) if parts else torch.empty(0, members, D)
         if trainer is not None and trainer.world_size > 1:
             rows = gather_rows(rows.to(trainer.strategy.root_device), trainer).cpu()

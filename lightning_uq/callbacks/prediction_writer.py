@@ -27,7 +27,7 @@ from lightning_uq.callbacks.prediction_files import (
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.loaders import loader_list
-from lightning_uq.running.ranks import together
+from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.writing import PARTIAL
 
 
@@ -123,7 +123,7 @@ class PredictionWriter(Callback):
         self.written = {}
         self._warned = False
         self._discard()  # where another callback's `on_exception` failed before this one's
-        with together(trainer):
+        with raising_on_all_ranks(trainer):
             try:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -23,7 +23,7 @@ from lightning_uq.modules.checks import (
     check_input,
     check_labelled,
     check_numbers,
-    raise_misfit,
+    raise_shape_error,
 )
 from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.modules.targets import Loss, Targets, losses_and_count
@@ -361,7 +361,7 @@ class UncertaintyModule(CheckpointedModule):
     def _explain(self, error: RuntimeError, x: Any) -> None:
         """Name the input, if the network fails on the shape or dtype of the first batch."""
         if not self._output_checked:
-            raise_misfit(error, x)
+            raise_shape_error(error, x)
 
     def _check_target(self, y: Tensor, output: Tensor) -> None:
         # On a GPU, reading the values waits for the device, so there only the first batch is checked.

@@ -56,7 +56,7 @@ class CategoricalRegressionModule(UncertaintyModule):
         if take_training_option(training, "task", task) != task:
             raise InputError(f"`task` follows from the network's atoms: leave it out, or pass {task!r}.")
         super().__init__(built, task=task, **training)
-        self._told_range = False
+        self._range_checked = False
         self._save_arguments(network=network)
 
     def forward(self, x: Any) -> Tensor:
@@ -79,7 +79,7 @@ class CategoricalRegressionModule(UncertaintyModule):
 
     def _check_range(self, y: Tensor) -> None:
         """Tell, once, of targets that no distribution over the atoms can reach; on a GPU only the first batch is looked at."""
-        if self._told_range:
+        if self._range_checked:
             return
         atoms = self.network.atoms
         outside = int(((y < atoms[0]) | (y > atoms[-1])).sum())
@@ -88,4 +88,4 @@ class CategoricalRegressionModule(UncertaintyModule):
                 f"{outside} of the {y.numel()} targets of a batch lie outside the atoms' range, {float(atoms[0]):g} to "
                 f"{float(atoms[-1]):g}, and are clipped to it: pass wider `atoms`, or scaled targets."
             )
-        self._told_range = bool(outside) or y.device.type != "cpu"
+        self._range_checked = bool(outside) or y.device.type != "cpu"

@@ -83,7 +83,7 @@ def check_first_loss(loss: Tensor) -> None:
         )
 
 
-def raise_misfit(error: RuntimeError, x: Any) -> None:
+def raise_shape_error(error: RuntimeError, x: Any) -> None:
     """Re-raise torch's error about shapes or dtypes as an :class:`InputError` that names the input; return for any other."""
     if isinstance(error, UQError) or not isinstance(x, Tensor):
         return

@@ -249,11 +249,11 @@ class EnsembleModule(UncertaintyModule):
         self.members.metrics.update(batch, loader_idx, evaluate)
 
     def _check_output(self, output: Tensor) -> None:
-        with _as_misfit():
+        with _as_shape_error():
             super()._check_output(output)
 
     def _check_target(self, y: Tensor, output: Tensor) -> None:
-        with _as_misfit():
+        with _as_shape_error():
             super()._check_target(y, output)
 
     # ------------------------------------------------------------------ optimizer
@@ -311,7 +311,7 @@ class EnsembleModule(UncertaintyModule):
 
 
 @contextmanager
-def _as_misfit() -> Iterator[None]:
+def _as_shape_error() -> Iterator[None]:
     """Mark errors about a task's outputs or targets, so that metrics of members that train alone can be left out."""
     try:
         yield

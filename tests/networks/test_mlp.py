@@ -142,7 +142,7 @@ def test_one_member_s_state_and_a_trainer_s_file_load_too(reference):
     torch.testing.assert_close(ensemble.member_state_dict(1)["mean_head.weight"], alone["mean_head.weight"])
 
 
-def test_a_state_that_does_not_fit_is_told(reference):
+def test_a_state_that_does_not_fit_is_reported(reference):
     state = part(reference, "net/in3out2M3h8d3/state/")
     with pytest.raises(
         InputError, match=r"(?s)`state` to fit the network, but: .*size mismatch for members\.0\.backbone\.0\.weight"
@@ -192,6 +192,6 @@ def test_mlp_without_hidden_layers_is_linear():
         (lambda: TabularNetwork(1, 1, heads="mean"), "`heads` to be 'gaussian' or None, but got 'mean'"),
     ],
 )
-def test_bad_arguments_are_told(make, text):
+def test_bad_arguments_are_reported(make, text):
     with pytest.raises(InputError, match=text):
         make()

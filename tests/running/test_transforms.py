@@ -218,7 +218,7 @@ def test_other_weights_are_an_error_that_says_what_to_do(make_trainer):
     assert module.predict(X).probs.shape == (60, 2)
 
 
-def test_a_batchnorm_in_training_mode_is_told(make_trainer):
+def test_a_batchnorm_in_training_mode_is_reported(make_trainer):
     network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
     module, _ = fitted(module=trained(DeterministicModule(network)))
     module.predict(X)

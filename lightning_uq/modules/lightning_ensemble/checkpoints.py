@@ -30,7 +30,7 @@ def save_members(members: "Members", checkpoint: dict[str, Any]) -> None:
 
 
 def load_members(members: "Members", checkpoint: dict[str, Any]) -> None:
-    """The inverse of :func:`save_members`; the streams go on only where a training is resumed."""
+    """Restore what :func:`save_members` saved; the random streams only when resuming a training."""
     saved = checkpoint.get(ENSEMBLE_STATE, {})
     if "members" not in saved:
         return

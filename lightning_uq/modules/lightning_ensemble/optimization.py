@@ -39,7 +39,7 @@ class MemberOptimization(Part):
         """
         self.optimizers, self.schedulers = [], []
         for i in range(len(self.members.modules)):
-            with self.members.turn_of(i) as member:
+            with self.members.using_stream(i) as member:
                 check_member(member)  # its `setup` may have turned automatic optimization off
                 returned = member.configure_optimizers()
             optimizer, configs = configure_member(member, f"member_{i}", returned)
@@ -79,7 +79,7 @@ class MemberOptimization(Part):
         """Step a scheduler the way its owner does."""
         for i, configs in enumerate(self.schedulers):
             if any(config.scheduler is scheduler for config in configs):
-                with self.members.turn_of(i) as member:
+                with self.members.using_stream(i) as member:
                     member.lr_scheduler_step(scheduler, metric)
 
     def optimizer_step(
@@ -113,7 +113,7 @@ class MemberOptimization(Part):
 
     def _step_member(self, epoch: int, batch_idx: int, i: int, optimizer: Any) -> None:
         if overrides(self.members.modules[i], "optimizer_step"):
-            with self.members.turn_of(i) as member:
+            with self.members.using_stream(i) as member:
                 member.optimizer_step(epoch, batch_idx, optimizer, _closure_ran)
         else:
             optimizer.step()
