@@ -1,4 +1,4 @@
-"""Callbacks for any LightningModule, one a file."""
+"""Callbacks for any LightningModule, one per file."""
 
 from lightning_uq.callbacks.calibrated_nll import CalibratedNLL
 from lightning_uq.callbacks.fitted import load_fitted

@@ -33,7 +33,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
 
 
 def gaussian_signatures(index: Tensor, dim: int, seed: int = 0, *, stream: int = 0) -> Tensor:
-    """Standard normal vectors [B, dim], float64, one a sample: a hash of (seed, stream, dimension, sample).
+    """Standard normal vectors [B, dim], float64, one per sample: a hash of (seed, stream, dimension, sample).
 
     Args:
         index: Positions [B] of the samples in the data set, integers.

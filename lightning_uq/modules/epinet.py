@@ -110,7 +110,7 @@ class EpinetModule(UncertaintyModule):
         self._track_features()
 
     def on_train_epoch_start(self) -> None:
-        """Track features, or not."""
+        """Update the feature statistics only where they can change. Lightning skips this hook after a mid-epoch resume."""
         super().on_train_epoch_start()
         self._track_features()
 
