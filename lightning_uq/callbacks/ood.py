@@ -37,10 +37,10 @@ class OODDetection(Callback):
     - ``ood_auprc_out/<name>/<score>`` and ``ood_auprc_in/...``: average precision with either kind as the positive one;
     - ``ood_fpr95/...``: share of out-of-distribution inputs accepted where 95 % of the test set are.
 
-    Scoring costs one forward pass a batch beside the user's own, in evaluation mode and with an isolated random state, on a
+    Scoring costs one forward pass per batch beside the user's own, in evaluation mode and with an isolated random state, on a
     copy of the batch as the test step got it: the user's metrics stay what they are. Every sample counts once on any
     number of ranks. Kept are the scores, one number per sample. ``limit_test_batches`` holds for the ``ood`` loaders too: at
-    most so many batches a rank.
+    most so many batches per rank.
 
     The out-of-distribution batches go through the same transfer hooks as the test set's, so they should be built alike.
     Nothing random is averaged away: a loader that augments is scored as it augments. (Under DDP, Lightning lets each rank

@@ -110,11 +110,15 @@ class EpinetModule(UncertaintyModule):
         self._track_features()
 
     def on_train_epoch_start(self) -> None:
-        """Update the feature statistics only where they can change. Lightning skips this hook after a mid-epoch resume."""
+        """Stop the update of the feature statistics after the first epoch, if the base is frozen."""
         super().on_train_epoch_start()
         self._track_features()
 
     def _track_features(self) -> None:
+        """Update the feature statistics only where they can change.
+
+        Lightning skips ``on_train_epoch_start`` after a mid-epoch resume.
+        """
         # Features of a frozen base do not change: their statistics are those of the first epoch.
         self.network.track_features(not self.network.freeze_base or self.current_epoch == 0)
 
