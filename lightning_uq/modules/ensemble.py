@@ -26,12 +26,12 @@ from lightning_uq.modules.building import (
     ignore_same_start,
     run_members,
 )
-from lightning_uq.modules.checkpoints import ENSEMBLE_STATE, convert_states, load_member_files, read_member_files
 from lightning_uq.modules.checks import check_first_loss
 from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.modules.lightning_ensemble.checks import check_lightning_arguments
 from lightning_uq.modules.lightning_ensemble.hooks import with_members
 from lightning_uq.modules.lightning_ensemble.members import Members
+from lightning_uq.modules.member_files import ENSEMBLE_STATE, convert_states, load_member_files, read_member_files
 from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory

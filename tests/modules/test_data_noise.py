@@ -329,7 +329,8 @@ def test_batches_without_positions_are_refused(make_trainer):
     x, y, _ = batch()
     module = EpinetModule(mlp(), data_noise=BootstrapNoise())
     with pytest.raises(
-        InputError, match=r"data_noise=BootstrapNoise\(kind='bernoulli', seed=0\).*needs the samples. positions.*data\.Indexed"
+        InputError,
+        match=r"data_noise=BootstrapNoise\(kind='bernoulli', seed=0\).*needs the samples. positions.*data\.Indexed",
     ):
         make_trainer().fit(module, DataLoader(TensorDataset(x, y), batch_size=6))
     make_trainer().fit(module, DataLoader(Indexed(TensorDataset(x, y)), batch_size=6))

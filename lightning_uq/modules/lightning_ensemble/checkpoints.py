@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule
 
 from lightning_uq._lightning import hyperparameters_name
-from lightning_uq.modules.checkpoints import ENSEMBLE_STATE
 from lightning_uq.modules.lightning_ensemble.checks import overrides
+from lightning_uq.modules.member_files import ENSEMBLE_STATE
 from lightning_uq.running.streams import from_plain, to_plain
 
 if TYPE_CHECKING:
