@@ -378,7 +378,7 @@ def test_debug_gives_the_traceback(monkeypatch):
     [
         (["--config", "nowhere.yaml"], "File does not exist: .*nowhere.yaml"),
         (["--config", "broken.yaml"], "Problems parsing config: while parsing a flow sequence"),
-        ([], '(arguments are required: .*model|"fit.model" is required)'),
+        ([], "(arguments are required: .*model|'fit.model' is required)"),
         (["--config", "config.yaml", "--frobnicate=1"], "--frobnicate"),
         (["--config", "config.yaml", "--trainer.max_epoch=1"], "max_epoch"),
         (["--config", "config.yaml", "--trainer.max_epochs=few"], "max_epochs.*few"),
