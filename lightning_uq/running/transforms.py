@@ -137,6 +137,12 @@ class PredictionTransforms:
             yield change
 
 
+def transforms_of(module: object) -> PredictionTransforms | None:
+    """The transforms of a module of this package, or None for any other object."""
+    found = getattr(module, "prediction_transforms", None)
+    return found if isinstance(found, PredictionTransforms) else None
+
+
 def _check(one: _Attached, module: nn.Module) -> None:
     if one.check(module):
         return
