@@ -51,6 +51,7 @@ class UsersModuleAroundOurNetwork(LightningModule):
         return self.network(x, self.network.sample_index(1))[0]
 
 
+@pytest.mark.filterwarnings("ignore:The likelihood has no finite")
 def test_a_users_module_with_an_epistemic_network_stays_the_users():
     model, x, y = UsersModuleAroundOurNetwork(), torch.randn(40, 4), torch.arange(40) % 3
     assert not is_uncertainty_module(model)
