@@ -179,6 +179,10 @@ class UncertaintyModule(CheckpointedModule):
         loss = self.index_losses(self.network(x, index), self.targets(y, batch, index)).mean()
         return self.regularized(loss, x)
 
+    def reported_loss(self, loss: Tensor) -> Tensor:
+        """The value that is logged as ``train_loss``, computed from :meth:`training_loss`."""
+        return loss
+
     def regularized(self, loss: Tensor, x: Any) -> Tensor:
         """A training loss with the ``regularizer`` added, if there is one."""
         return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
@@ -239,7 +243,7 @@ class UncertaintyModule(CheckpointedModule):
             raise
         if self.global_step == 0:
             check_first_loss(loss)
-        self._log_training(loss.detach(), x)
+        self._log_training(self.reported_loss(loss.detach()), x)
         return loss
 
     def _log_training(self, loss: Tensor, x: Any) -> None:

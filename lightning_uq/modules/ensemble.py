@@ -27,7 +27,6 @@ from lightning_uq.modules.building import (
     run_members,
 )
 from lightning_uq.modules.checkpoints import ENSEMBLE_STATE, convert_states, load_member_files, read_member_files
-from lightning_uq.modules.checks import check_first_loss
 from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.modules.lightning_ensemble.checks import check_lightning_arguments
 from lightning_uq.modules.lightning_ensemble.hooks import with_members
@@ -193,15 +192,6 @@ class EnsembleModule(UncertaintyModule):
         if self.adversary is not None:
             self.adversary.measure(self, self.unpack_batch)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One step of every member; ``train_loss`` is the mean of their losses."""
-        x, y = self._labelled(batch, batch_idx)
-        loss = self.training_loss(x, y, batch)
-        if self.global_step == 0:
-            check_first_loss(loss)
-        self._log_training(loss.detach() / self.network.num_indices, x)
-        return loss
-
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Sum over members of their losses."""
         targets = self.targets(y, batch, torch.arange(self.network.num_indices))
@@ -216,6 +206,10 @@ class EnsembleModule(UncertaintyModule):
             second_pass=held_buffers(self.network),
         )
         return self.regularized(loss, x)
+
+    def reported_loss(self, loss: Tensor) -> Tensor:
+        """Mean over members of their losses."""
+        return loss / self.network.num_indices
 
     def targets(self, y: Tensor, batch: Any, index: Tensor) -> Targets:
         """Targets and weights from ``data_noise`` and ``bootstrap``; the weights of both are multiplied."""
