@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_integer
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.penalty import Penalty
 from lightning_uq.metrics.base import MeanLoss
@@ -111,6 +112,8 @@ class UncertaintyModule(CheckpointedModule):
         self.loss = restore_argument(loss, "loss")
         self.num_train_samples = self.default_train_samples if num_train_samples is None else num_train_samples
         self.num_eval_samples = num_eval_samples
+        check_integer("num_train_samples", self.num_train_samples, 1)
+        check_integer("num_eval_samples", num_eval_samples, 1)
         self.return_members = return_members
         self.data_noise = restore_argument(data_noise, "data_noise")
         self.regularizer = restore_argument(regularizer, "regularizer")

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import describe
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.arguments import given_network, restore_argument, training_option
 from lightning_uq.modules.base import UncertaintyModule
@@ -68,12 +69,15 @@ class EpinetModule(UncertaintyModule):
     ) -> None:
         built = given_network(network)
         built_prior = restore_argument(prior, "prior")
+        head = restore_argument(head, "head")
+        if not isinstance(head, EpinetHead):
+            raise InputError(f"`head` must be an EpinetHead, but it is {describe(head)}. Pass `head=EpinetHead(...)`.")
         task = task_of(training_option(training, "task", "classification"))
         network_with_head = EpinetNetwork(
             built,
             feature_layers,
             task.num_outputs,
-            head=restore_argument(head, "head"),
+            head=head,
             prior=None if built_prior is None else build_network(built_prior, "prior"),
             freeze_base=freeze_base,
             output=restore_argument(output, "output"),
