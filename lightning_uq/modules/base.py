@@ -15,7 +15,7 @@ from lightning_uq.functional.validation import check_integer
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.penalty import Penalty
 from lightning_uq.metrics.base import MeanLoss
-from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.arguments import given_network
 from lightning_uq.modules.checkpointing import CheckpointedModule
 from lightning_uq.modules.checks import (
     check_first_loss,
@@ -97,7 +97,6 @@ class UncertaintyModule(CheckpointedModule):
         data_noise: DataNoise | None = None,
         regularizer: Regularizer | None = None,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         built = given_network(network)
         if not isinstance(built, EpistemicNetwork):
@@ -106,25 +105,23 @@ class UncertaintyModule(CheckpointedModule):
                 "DeterministicModule takes a plain network."
             )
         self.network: EpistemicNetwork = built
-        self.task: Task = task_of(restore_argument(task, "task"))
-        self.optimizer = restore_argument(optimizer, "optimizer")
-        self.lr_scheduler = restore_argument(lr_scheduler, "lr_scheduler")
-        self.loss = restore_argument(loss, "loss")
+        self.task: Task = task_of(task)
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.loss = loss
         self.num_train_samples = self.default_train_samples if num_train_samples is None else num_train_samples
         self.num_eval_samples = num_eval_samples
         check_integer("num_train_samples", self.num_train_samples, 1)
         check_integer("num_eval_samples", num_eval_samples, 1)
         self.return_members = return_members
-        self.data_noise = restore_argument(data_noise, "data_noise")
-        self.regularizer = restore_argument(regularizer, "regularizer")
+        self.data_noise = data_noise
+        self.regularizer = regularizer
         check_fits_task(self.task, self.network, self.data_noise)
         self.prediction_transforms = PredictionTransforms()
         self._output_checked = False
         self._targets_checked = False
         self._is_logged = False
-        self._training_arguments = {name: value for name, value in given.items() if name != "network"}
-        if type(self) is UncertaintyModule:  # a method saves its own arguments
-            self._save_arguments(network=network)
+        self._save_arguments()
 
     @property
     def ood_score(self) -> str:
@@ -399,7 +396,3 @@ class UncertaintyModule(CheckpointedModule):
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             config["monitor"] = getattr(scheduler, "monitor", "val_loss")
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
-
-    def _save_arguments(self, **arguments: Any) -> None:
-        """Save the method's own constructor arguments, and those of :class:`UncertaintyModule`, as plain data."""
-        self._save_plain({**self._training_arguments, **arguments})

@@ -17,7 +17,7 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.adversarial import Adversary
-from lightning_uq.modules.arguments import restore_argument, training_option
+from lightning_uq.modules.arguments import training_option
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.building import (
     build_members,
@@ -111,18 +111,27 @@ class EnsembleModule(UncertaintyModule):
         execution: Execution = "auto",
         **training: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__", "training")}
-        given["seed"] = seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
-        given.update({name: restore_argument(given[name], name) for name in ("network", "prior_network")})
+        seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
+        self._replace_given(seed=seed)
         optimizer = training_option(training, "optimizer", torch.optim.Adam)
-        check_arguments(**given)
+        check_arguments(
+            network=network,
+            num_members=num_members,
+            seed=seed,
+            adversarial_epsilon=adversarial_epsilon,
+            adversarial_scale=adversarial_scale,
+            prior_network=prior_network,
+            prior_scale=prior_scale,
+            bootstrap=bootstrap,
+        )
         members, streams = build_members(
-            given["network"], num_members, seed, prior_network=given["prior_network"], prior_scale=prior_scale
+            network, num_members, seed, prior_network=prior_network, prior_scale=prior_scale
         )
         lightning_members = [member for member in members if isinstance(member, LightningModule)]
         if lightning_members:
-            check_lightning_arguments(type(members[0]).__name__, **{**given, **training, "optimizer": optimizer})
-        super().__init__(run_members(members, execution, restore_argument(output, "output"), optimizer), **training)
+            own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap}
+            check_lightning_arguments(type(members[0]).__name__, **{**training, **own})
+        super().__init__(run_members(members, execution, output, optimizer), **training)
         self.seed = seed
         self.bootstrap = bootstrap or "none"
         self.adversary = None if adversarial_epsilon is None else Adversary(adversarial_epsilon, adversarial_scale)
@@ -131,7 +140,6 @@ class EnsembleModule(UncertaintyModule):
             self.strict_loading = all(member.strict_loading for member in lightning_members)
             vars(self).update(self.members.hooks_of_data())
         self._explains_execution = execution == "auto" and self.members is None
-        self._save_arguments(**given)
 
     @classmethod
     def from_checkpoints(

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import describe
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.arguments import given_network, restore_argument, training_option
+from lightning_uq.modules.arguments import given_network, training_option
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.networks.epinet.head import EpinetHead
@@ -68,8 +68,6 @@ class EpinetModule(UncertaintyModule):
         **training: Any,
     ) -> None:
         built = given_network(network)
-        built_prior = restore_argument(prior, "prior")
-        head = restore_argument(head, "head")
         if not isinstance(head, EpinetHead):
             raise InputError(f"`head` must be an EpinetHead, but it is {describe(head)}. Pass `head=EpinetHead(...)`.")
         task = task_of(training_option(training, "task", "classification"))
@@ -78,20 +76,12 @@ class EpinetModule(UncertaintyModule):
             feature_layers,
             task.num_outputs,
             head=head,
-            prior=None if built_prior is None else build_network(built_prior, "prior"),
-            freeze_base=freeze_base,
-            output=restore_argument(output, "output"),
-        )
-        super().__init__(network_with_head, **training)
-        self.network.evaluation_index(self.num_eval_samples)
-        self._save_arguments(
-            network=network,
-            feature_layers=feature_layers,
-            head=head,
-            prior=prior,
+            prior=None if prior is None else build_network(prior, "prior"),
             freeze_base=freeze_base,
             output=output,
         )
+        super().__init__(network_with_head, **training)
+        self.network.evaluation_index(self.num_eval_samples)
 
     def setup(self, stage: str) -> None:
         """Build the head on a training batch, where the network's structure did not tell its sizes."""
