@@ -99,7 +99,7 @@ class BayesByBackpropModule(UncertaintyModule):
             )
         index = self._place(self.network.training_index(self.num_train_samples))
         weights = self.network.weights(index)
-        losses, count = self._losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
+        losses, count = self.losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
         # A sample has as many likelihood terms as it has labels that count: pixels, or target dimensions.
         labels_per_sample = torch.where(count > 0, count / len(y), 1)
         kl = self.network.kl(**self.prior, weights=weights) / labels_per_sample
