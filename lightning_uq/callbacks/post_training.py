@@ -18,7 +18,7 @@ from lightning_uq.callbacks.fitted_state import to_cpu
 from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.foreign import unwrap_predict_step, unwrapped, wrap_predict_step
 from lightning_uq.callbacks.sibling import write_sibling
-from lightning_uq.callbacks.verification import decide
+from lightning_uq.callbacks.verification import Fit, decide
 from lightning_uq.checkpoint_files import check_plain
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.networks.fingerprint import weights_fingerprint
@@ -174,16 +174,8 @@ class PostTrainingCallback(FittingCallback):
         if self._verified:
             return False
         name, loader = type(self).__name__, self._known_loader if self.dataloader is None else self.dataloader
-        decision = decide(
-            name,
-            self.state_key,
-            self.settings,
-            self._fingerprint,
-            self.uq_ckpt_path,
-            loader is not None,
-            trainer,
-            pl_module,
-        )
+        fit = Fit(name, self.state_key, self.settings, self._fingerprint, self.uq_ckpt_path, loader is not None)
+        decision = decide(fit, trainer, pl_module)
         if decision.action == "error":
             raise NotFittedError(decision.text)
         if decision.action == "load":
