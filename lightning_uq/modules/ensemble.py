@@ -54,6 +54,10 @@ class EnsembleModule(UncertaintyModule):
     have alone. It gets its own copy of each batch, and a ``trainer`` whose ``model`` and optimizers are its own. A resumed
     training goes on with the random state, and so the data order, of the training that it resumes.
 
+    With LightningModules as members, every hook that ``lightning_ensemble/hooks.py`` lists goes to ``members`` as well: they
+    answer ``training_step`` and the hooks of optimization instead of this class, and hear the others. An override of such a
+    hook in this class is the one for plain networks.
+
     The loss is the sum over members, so each gets exactly the gradient that it would get alone. Gradients are clipped per
     member. ``train_loss`` is the mean over members.
 
