@@ -17,8 +17,8 @@ from lightning_uq.functional.temperature import fit_ensemble_temperature
 from lightning_uq.running.classes import class_logits
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import exact_loader
-from lightning_uq.running.logits import LogitReader, is_uncertainty_module
-from lightning_uq.tasks import Classification
+from lightning_uq.running.logits import LogitReader
+from lightning_uq.tasks import Classification, describe
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ def read(model: nn.Module, data: EvaluationData, settings: Settings, path: str) 
     Raises:
         InputError: The model is no classifier, or the data is empty or lacks labels.
     """
-    if is_uncertainty_module(model) and getattr(model, "task", None) == "regression":
-        raise InputError(f"{path!r} holds a regressor, but only classifiers can be evaluated.")
+    task = LogitReader().task(model)
+    if not task.has_classes:
+        raise InputError(f"{path!r} must hold a classifier, but its task is {describe(task)}.")
     gmm = None
     if settings.model_type == "gmm":
         gmm = FitGMM(feature_layer=settings.feature_layer, regularization=settings.regularization)

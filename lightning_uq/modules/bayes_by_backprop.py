@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.losses.elbo import elbo_loss
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.arguments import given_network
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
@@ -71,9 +71,7 @@ class BayesByBackpropModule(UncertaintyModule):
     ) -> None:
         _check(prior_std, second_prior_std, mixture_weight, kl_weight, num_train)
         built = given_network(network)
-        super().__init__(
-            BayesByBackpropNetwork(built, initial_std, temperature, restore_argument(output, "output")), **training
-        )
+        super().__init__(BayesByBackpropNetwork(built, initial_std, temperature, output), **training)
         self.prior: dict[str, Any] = {
             "prior_std": prior_std,
             "second_prior_std": second_prior_std,
@@ -82,17 +80,6 @@ class BayesByBackpropModule(UncertaintyModule):
         self.kl_weight = kl_weight
         self.num_train = num_train
         self._num_train = num_train
-        self._save_arguments(
-            network=network,
-            prior_std=prior_std,
-            second_prior_std=second_prior_std,
-            mixture_weight=mixture_weight,
-            kl_weight=kl_weight,
-            initial_std=initial_std,
-            temperature=temperature,
-            num_train=num_train,
-            output=output,
-        )
 
     def on_train_start(self) -> None:
         """Count the training samples, unless the constructor was told their number."""
@@ -108,7 +95,7 @@ class BayesByBackpropModule(UncertaintyModule):
             )
         index = self._place(self.network.training_index(self.num_train_samples))
         weights = self.network.weights(index)
-        losses, count = self._losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
+        losses, count = self.losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
         # A sample has as many likelihood terms as it has labels that count: pixels, or target dimensions.
         labels_per_sample = torch.where(count > 0, count / len(y), 1)
         kl = self.network.kl(**self.prior, weights=weights) / labels_per_sample

@@ -57,7 +57,6 @@ class CategoricalRegressionModule(UncertaintyModule):
             raise InputError(f"`task` follows from the network's atoms: leave it out, or pass {task!r}.")
         super().__init__(built, task=task, **training)
         self._range_checked = False
-        self._save_arguments(network=network)
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, D A + D] over the evaluation indices: logits over the atoms, then the prior."""

@@ -9,8 +9,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import describe
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.arguments import given_network, restore_argument, training_option
+from lightning_uq.modules.arguments import given_network, training_option
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.networks.epinet.head import EpinetHead
@@ -67,27 +68,20 @@ class EpinetModule(UncertaintyModule):
         **training: Any,
     ) -> None:
         built = given_network(network)
-        built_prior = restore_argument(prior, "prior")
+        if not isinstance(head, EpinetHead):
+            raise InputError(f"`head` must be an EpinetHead, but it is {describe(head)}. Pass `head=EpinetHead(...)`.")
         task = task_of(training_option(training, "task", "classification"))
         network_with_head = EpinetNetwork(
             built,
             feature_layers,
             task.num_outputs,
-            head=restore_argument(head, "head"),
-            prior=None if built_prior is None else build_network(built_prior, "prior"),
-            freeze_base=freeze_base,
-            output=restore_argument(output, "output"),
-        )
-        super().__init__(network_with_head, **training)
-        self.network.evaluation_index(self.num_eval_samples)
-        self._save_arguments(
-            network=network,
-            feature_layers=feature_layers,
             head=head,
-            prior=prior,
+            prior=None if prior is None else build_network(prior, "prior"),
             freeze_base=freeze_base,
             output=output,
         )
+        super().__init__(network_with_head, **training)
+        self.network.evaluation_index(self.num_eval_samples)
 
     def setup(self, stage: str) -> None:
         """Build the head on a training batch, where the network's structure did not tell its sizes."""

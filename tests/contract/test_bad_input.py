@@ -76,6 +76,19 @@ def is_of_users(module):
     return getattr(module, "members", None) is not None
 
 
+@pytest.mark.axis("bad input")
+@pytest.mark.every_case
+@pytest.mark.parametrize("stage", ["fit", "predict"])
+def test_inputs_of_the_wrong_width(make_trainer, module_case, stage):
+    module = module_case.build()
+    if stage == "fit" and is_of_users(module):
+        pytest.skip("a user's own `training_step` raises torch's error")
+    x, y = dataset(module_case.task, 8).tensors
+    wide = DataLoader(TensorDataset(torch.cat([x, x], 1), y), batch_size=8)
+    with pytest.raises(InputError, match=rf"input.*\b{2 * FEATURES}\b"):
+        run(make_trainer(num_sanity_val_steps=0), stage, module, wide)
+
+
 LABELS = {
     "floating": (lambda y: y.float(), "integer class labels, but they are torch.float32"),
     "boolean": (lambda y: y > 0, "integer class labels, but they are torch.bool"),

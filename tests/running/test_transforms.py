@@ -18,6 +18,7 @@ from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.modules.evidential import EvidentialModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import CategoricalPrediction, Prediction
+from lightning_uq.running import transforms, weights
 
 NETWORK = Factory("lightning_uq.networks.mlp.MLP", {"in_features": 4, "out_features": 2, "hidden_sizes": [6]})
 SGD = Factory("torch.optim.SGD", {"lr": 0.5})
@@ -354,3 +355,18 @@ def test_a_predict_fn_of_our_module_is_refused():
     scaling = TemperatureScaling(predict_fn=lambda model, x: 2 * model(x))
     with pytest.raises(InputError, match="Leave argument `predict_fn` out"):
         scaling.fit(deterministic(), loader())
+
+
+def test_transforms_of_a_module_share_one_look_at_its_weights(monkeypatch):
+    """Each look reads weights, and on a GPU waits for the device."""
+    module, _ = fitted()
+    fitted(FitGMM(), module)
+    looks = []
+    look = transforms.weights_mark
+    monkeypatch.setattr(transforms, "weights_mark", lambda module: looks.append(module) or look(module))
+    monkeypatch.setattr(weights, "weights_mark", lambda module: looks.append(module) or look(module))
+    assert len(module.prediction_transforms) == 2
+    module.predict(X)
+    assert looks == [module]
+    module.prediction_transforms.apply(module, module.prediction(module(X)))
+    assert looks == [module, module]
