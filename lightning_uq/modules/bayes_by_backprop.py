@@ -71,7 +71,10 @@ class BayesByBackpropModule(UncertaintyModule):
         _check(prior_std, second_prior_std, mixture_weight, kl_weight, num_train)
         built = given_network(network)
         super().__init__(
-            BayesByBackpropNetwork(built, initial_std, temperature, restore_argument(output, "output")), **training
+            BayesByBackpropNetwork(
+                built, initial_std=initial_std, temperature=temperature, output=restore_argument(output, "output")
+            ),
+            **training,
         )
         self.prior: dict[str, Any] = {
             "prior_std": prior_std,

@@ -51,7 +51,7 @@ class DropoutModule(UncertaintyModule):
         **training: Any,
     ) -> None:
         built = given_network(network)
-        super().__init__(DropoutNetwork(built, mask, restore_argument(output, "output")), **training)
+        super().__init__(DropoutNetwork(built, mask=mask, output=restore_argument(output, "output")), **training)
         self._save_arguments(network=network, mask=mask, output=output)
 
 

@@ -55,6 +55,7 @@ class CategoricalRegressionNetwork(WrappedNetwork):
         self,
         network: EpistemicNetwork,
         atoms: Tensor | Sequence[float],
+        *,
         prior: nn.Module | None = None,
         prior_scale: float = 1.0,
     ) -> None:
@@ -132,6 +133,7 @@ class CatMLPEnsemble(CategoricalRegressionNetwork):
         self,
         in_features: int,
         atoms: Tensor | Sequence[float],
+        *,
         num_outputs: int = 1,
         num_members: int = 10,
         hidden_sizes: Sequence[int] = (50, 50),
@@ -150,7 +152,7 @@ class CatMLPEnsemble(CategoricalRegressionNetwork):
 
         def mlp(out_features: int, generator: torch.Generator | None = None) -> nn.Module:
             return truncated_normal_init_(
-                nn.Sequential(nn.Flatten(), MLP(in_features, out_features, hidden_sizes)), generator
+                nn.Sequential(nn.Flatten(), MLP(in_features, out_features, hidden_sizes=hidden_sizes)), generator
             )
 
         size = num_outputs * len(check_atoms(atoms))
@@ -160,10 +162,10 @@ class CatMLPEnsemble(CategoricalRegressionNetwork):
             functions = [mlp(num_outputs, generator) for _ in range(num_members)]
         elif prior == "gp":
             functions = [
-                RandomFeatureGP(in_features, num_outputs, num_features, gamma, generator=generator)
+                RandomFeatureGP(in_features, num_outputs, num_features=num_features, gamma=gamma, generator=generator)
                 for _ in range(num_members)
             ]
-        super().__init__(members, atoms, ChoicePrior(functions) if functions else None, prior_scale)
+        super().__init__(members, atoms, prior=ChoicePrior(functions) if functions else None, prior_scale=prior_scale)
 
 
 class _Atoms(KeepsPrecision):

@@ -48,7 +48,7 @@ class DropoutNetwork(EpistemicNetwork):
         (torch.Size([3, 5, 3]), True, False)
     """
 
-    def __init__(self, network: nn.Module, mask: Mask = "shared", output: Output = "logits") -> None:
+    def __init__(self, network: nn.Module, *, mask: Mask = "shared", output: Output = "logits") -> None:
         super().__init__(SeedIndexer(), output)
         if mask not in ("shared", "per_example"):
             raise InputError(f"Expected argument `mask` to be 'shared' or 'per_example', but got {mask!r}.")

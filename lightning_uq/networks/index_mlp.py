@@ -53,6 +53,7 @@ class IndexMLP(EpistemicNetwork):
         self,
         in_features: int,
         out_features: int,
+        *,
         index_dim: int = 8,
         hidden_sizes: Sequence[int] = (50, 50),
         variance_dim: int = 20,
@@ -75,7 +76,7 @@ class IndexMLP(EpistemicNetwork):
             _check_sizes("variance_dim", [variance_dim])
             self.projection = nn.Linear(in_features, variance_dim)
             read = widths[-2] if hidden_sizes else in_features
-            self.log_variance = MLP(read + variance_dim, out_features, (variance_dim,))
+            self.log_variance = MLP(read + variance_dim, out_features, hidden_sizes=(variance_dim,))
         truncated_normal_init_(self)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
@@ -105,6 +106,7 @@ class IndexMLP(EpistemicNetwork):
 def index_mlp_with_gp_prior(
     in_features: int,
     out_features: int,
+    *,
     num_priors: int = 8,
     hidden_sizes: Sequence[int] = (50, 50),
     num_features: int = 100,
@@ -137,13 +139,21 @@ def index_mlp_with_gp_prior(
         >>> network(torch.zeros(6, 4), network.sample_index(7)).shape
         torch.Size([7, 6, 3])
     """
-    network = IndexMLP(in_features, out_features, num_priors + 1, hidden_sizes, variance_dim, heads)
+    network = IndexMLP(
+        in_features,
+        out_features,
+        index_dim=num_priors + 1,
+        hidden_sizes=hidden_sizes,
+        variance_dim=variance_dim,
+        heads=heads,
+    )
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     functions = [
-        RandomFeatureGP(in_features, out_features, num_features, gamma, generator=generator) for _ in range(num_priors)
+        RandomFeatureGP(in_features, out_features, num_features=num_features, gamma=gamma, generator=generator)
+        for _ in range(num_priors)
     ]
     prior = AdditivePrior([NullFunction(out_features), *functions])
-    return EpistemicNetworkWithPrior(network, prior, prior_scale, moves="output" if heads is None else "mean")
+    return EpistemicNetworkWithPrior(network, prior, scale=prior_scale, moves="output" if heads is None else "mean")
 
 
 def _check_sizes(name: str, sizes: Sequence[int]) -> None:

@@ -126,7 +126,7 @@ class ScaledNetwork(WrappedNetwork):
         tensor([[[10., 20.]]])
     """
 
-    def __init__(self, network: EpistemicNetwork, scale: float, heads: Literal["gaussian"] | None = None) -> None:
+    def __init__(self, network: EpistemicNetwork, scale: float, *, heads: Literal["gaussian"] | None = None) -> None:
         super().__init__(network)
         if not 0 < scale < math.inf:
             raise InputError(f"Expected argument `scale` to be a positive number, but got {scale}.")

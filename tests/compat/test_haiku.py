@@ -56,6 +56,6 @@ def test_what_does_not_fit_is_told(params, message):
 def test_members_and_heads_have_to_be_there():
     with pytest.raises(InputError, match="2 members on axis 0"):
         load_haiku(EnsembleNetwork([nn.Linear(2, 3) for _ in range(2)]), {"a/w": np.zeros((3, 2, 3))})
-    unbuilt = EpinetNetwork(nn.Identity(), "<output>")
+    unbuilt = EpinetNetwork(nn.Identity(), feature_layers="<output>")
     with pytest.raises(InputError, match="head is not built yet: call"):
         load_haiku(unbuilt, {})

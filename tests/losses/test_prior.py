@@ -78,7 +78,7 @@ def test_variance_of_classification_is_that_of_each_sample_and_class():
 def test_prior_loss_on_the_fake_inputs_and_indices_of_the_file(monkeypatch):
     network = EpinetNetwork(
         MLP(2, 3, hidden_sizes=(4,)),
-        ("0", "2", OUTPUT),
+        feature_layers=("0", "2", OUTPUT),
         num_outputs=3,
         head=EpinetHead(index_dim=2, hidden_sizes=(3,), standardize_features=False, calibrate_prior=False),
     )

@@ -130,7 +130,9 @@ def test_bad_arguments(arguments, message):
 
 
 def test_the_testbeds_agent():
-    setting = AgentSetting("testbed", 10, 2, 100, functools.partial(MLP, 10, 2, (50, 50)), ADAM, temperature=0.1)
+    setting = AgentSetting(
+        "testbed", 10, 2, 100, functools.partial(MLP, 10, 2, hidden_sizes=(50, 50)), ADAM, temperature=0.1
+    )
     module = AGENTS["bayes_by_backprop"].build(setting)
     assert sum(p.numel() for p in module.parameters()) == 2 * 3202
     assert module.kl_weight == pytest.approx(math.sqrt(0.1) * 10)

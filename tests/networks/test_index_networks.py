@@ -46,12 +46,16 @@ NETWORKS = {
     "index_mlp_gp": lambda: index_mlp_with_gp_prior(4, 3, num_priors=5, num_features=9),
     "index_mlp_gp_gaussian": lambda: index_mlp_with_gp_prior(4, 3, num_priors=5, num_features=9, heads="gaussian"),
     "noise": lambda: GaussianNoiseMLP(4, 3, hidden_sizes=(7, 6)),
-    "choice": lambda: EpistemicNetworkWithPrior(ensemble(), ChoicePrior([nn.Linear(4, 3) for _ in range(5)]), 2.0),
+    "choice": lambda: EpistemicNetworkWithPrior(
+        ensemble(), ChoicePrior([nn.Linear(4, 3) for _ in range(5)]), scale=2.0
+    ),
     "choice_gp": lambda: EpistemicNetworkWithPrior(ensemble(), ChoicePrior([RandomFeatureGP(4, 3) for _ in range(5)])),
     "random_mlp": lambda: EpistemicNetworkWithPrior(IndexMLP(4, 3, index_dim=5), RandomIndexMLP(4, 3, index_dim=5)),
     "cat_mlp": lambda: CatMLPEnsemble(4, torch.linspace(-2, 2, 9), num_outputs=2, num_members=5, hidden_sizes=(8,)),
     "cat_gp": lambda: CatMLPEnsemble(4, torch.linspace(-2, 2, 9), num_members=5, hidden_sizes=(8,), prior="gp"),
-    "cat_of_noise": lambda: CategoricalRegressionNetwork(GaussianNoiseMLP(4, 9, (5,)), torch.linspace(-2, 2, 9)),
+    "cat_of_noise": lambda: CategoricalRegressionNetwork(
+        GaussianNoiseMLP(4, 9, hidden_sizes=(5,)), torch.linspace(-2, 2, 9)
+    ),
     "centered": lambda: CenteredNetwork.from_data(ensemble(), X),
     "scaled": lambda: ScaledNetwork(ensemble(), 2.0),
 }
@@ -244,7 +248,7 @@ def test_choice_prior_picks_and_is_frozen():
     other = ChoicePrior([nn.Sequential(nn.Linear(4, 3), nn.Tanh()) for _ in range(4)])
     other.load_state_dict(prior.state_dict())
     torch.testing.assert_close(other(X, torch.arange(4)), expected)
-    mixed = ChoicePrior([nn.Linear(4, 3), MLP(4, 3, (5,))])
+    mixed = ChoicePrior([nn.Linear(4, 3), MLP(4, 3, hidden_sizes=(5,))])
     assert mixed.functions.execution == "loop"
     assert mixed(X, torch.tensor([1])).shape == (1, 6, 3)
     assert not mixed.train().training
@@ -324,7 +328,10 @@ def test_categorical_prior_may_be_left_out_and_seeded():
     _, prior = plain.logits_and_prior(X, torch.arange(3))
     assert not prior.any()
     for kind in ("mlp", "gp"):
-        a, b = (CatMLPEnsemble(4, atoms, 2, num_members=3, prior=kind, prior_scale=1.5, seed=3) for _ in range(2))
+        a, b = (
+            CatMLPEnsemble(4, atoms, num_outputs=2, num_members=3, prior=kind, prior_scale=1.5, seed=3)
+            for _ in range(2)
+        )
         priors = a.logits_and_prior(X, torch.arange(3))[1]
         assert torch.equal(priors, b.logits_and_prior(X, torch.arange(3))[1])
         torch.testing.assert_close(priors, 1.5 * a.prior(X, torch.arange(3)))
@@ -352,10 +359,10 @@ def test_categorical_certainty_is_finite():
 def test_categorical_misuse():
     with pytest.raises(InputError, match=r"return \[B, D x 4\], .* but got shape \[6, 3\]"):
         CategoricalRegressionNetwork(ensemble(), [0.0, 1.0, 2.0, 3.0])(X, torch.arange(5))
-    network = CategoricalRegressionNetwork(ensemble(), [0.0, 1.0, 2.0], gp_prior(4, 2, 5))
+    network = CategoricalRegressionNetwork(ensemble(), [0.0, 1.0, 2.0], prior=gp_prior(4, 2, 5))
     with pytest.raises(InputError, match=r"`index` to be"):
         network(X, torch.arange(5))
-    network = CategoricalRegressionNetwork(ensemble(), [0.0, 1.0, 2.0], ChoicePrior([nn.Linear(4, 2)] * 5))
+    network = CategoricalRegressionNetwork(ensemble(), [0.0, 1.0, 2.0], prior=ChoicePrior([nn.Linear(4, 2)] * 5))
     with pytest.raises(InputError, match=r"prior's output to be of shape \[5, 6, 1\], but got \[5, 6, 2\]"):
         network(X, torch.arange(5))
     with pytest.raises(InputError, match="`prior` to be 'mlp', 'gp' or None, but got 'conv'"):

@@ -13,7 +13,7 @@ from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 
 
 def test_parameters_become_buffers_of_the_same_name_and_value():
-    network = MLP(3, 2, (4,), norm="batch")
+    network = MLP(3, 2, hidden_sizes=(4,), norm="batch")
     before, x = copy.deepcopy(network.eval()), torch.randn(5, 3)
     network.train()
     assert freeze_as_buffers(network) is network
@@ -62,7 +62,7 @@ def test_output_is_network_plus_scaled_prior():
 
 
 def test_no_optimizer_moves_the_prior_and_the_input_gradient_runs_through_it():
-    network = NetworkWithPrior(nn.Linear(2, 1), MLP(2, 1, (4,), "tanh"), scale=1.0)
+    network = NetworkWithPrior(nn.Linear(2, 1), MLP(2, 1, hidden_sizes=(4,), activation="tanh"), scale=1.0)
     before = copy.deepcopy(network.prior.state_dict())
     x = torch.randn(8, 2, requires_grad=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=1.0)
@@ -76,7 +76,9 @@ def test_no_optimizer_moves_the_prior_and_the_input_gradient_runs_through_it():
 
 
 def test_prior_is_always_in_eval_mode():
-    network = NetworkWithPrior(MLP(2, 1, (4,), dropout=0.5), MLP(2, 1, (4,), norm="batch", dropout=0.5), scale=1.0)
+    network = NetworkWithPrior(
+        MLP(2, 1, hidden_sizes=(4,), dropout=0.5), MLP(2, 1, hidden_sizes=(4,), norm="batch", dropout=0.5), scale=1.0
+    )
     for module in (network, nn.Sequential(network)):
         module.train()
         assert network.training
@@ -90,13 +92,16 @@ def test_prior_is_always_in_eval_mode():
 
 
 def test_copies_and_checkpoints():
-    network, x = NetworkWithPrior(MLP(2, 1, (4,)), MLP(2, 1, (4,)), scale=0.5), torch.randn(3, 2)
+    network, x = (
+        NetworkWithPrior(MLP(2, 1, hidden_sizes=(4,)), MLP(2, 1, hidden_sizes=(4,)), scale=0.5),
+        torch.randn(3, 2),
+    )
     for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         torch.testing.assert_close(other(x), network(x), rtol=0, atol=0)
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     file.seek(0)
-    other = NetworkWithPrior(MLP(2, 1, (4,)), MLP(2, 1, (4,)), scale=0.5)
+    other = NetworkWithPrior(MLP(2, 1, hidden_sizes=(4,)), MLP(2, 1, hidden_sizes=(4,)), scale=0.5)
     other.load_state_dict(torch.load(file, weights_only=True))
     torch.testing.assert_close(other(x), network(x), rtol=0, atol=0)
 

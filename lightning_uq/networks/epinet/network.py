@@ -60,9 +60,9 @@ class EpinetNetwork(EpistemicNetwork):
     def __init__(
         self,
         base: nn.Module,
+        *,
         feature_layers: str | Sequence[str] = "auto",
         num_outputs: int | None = None,
-        *,
         head: EpinetHead = EpinetHead(),
         prior: nn.Module | None = None,
         freeze_base: bool = False,
@@ -205,7 +205,7 @@ class EpinetNetwork(EpistemicNetwork):
             self._build(sum(size for size in sizes if size is not None), num_outputs)
 
     def _build(self, in_features: int, num_outputs: int) -> None:
-        self.epinet = Epinet(in_features, num_outputs, self.head)
+        self.epinet = Epinet(in_features, num_outputs, head=self.head)
         if self.freeze_base and self.epinet.scaler is not None:
             self.epinet.scaler.momentum = 0.0
         like = next((p for p in self.base.parameters() if p.is_floating_point()), None)

@@ -76,7 +76,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
     """
 
     def __init__(
-        self, network: nn.Module, initial_std: float = 0.01, temperature: float = 1.0, output: Output = "logits"
+        self, network: nn.Module, *, initial_std: float = 0.01, temperature: float = 1.0, output: Output = "logits"
     ) -> None:
         super().__init__(SeedIndexer(), output)
         for name, number in (("initial_std", initial_std), ("temperature", temperature)):

@@ -69,9 +69,9 @@ class HypermodelNetwork(EpistemicNetwork):
     def __init__(
         self,
         network: nn.Module,
+        *,
         indexer: Indexer | None = None,
         hidden_sizes: Sequence[int] = (),
-        *,
         scale: bool = True,
         initialization: Initialization = "network",
         prior: nn.Module | None = None,
@@ -101,7 +101,7 @@ class HypermodelNetwork(EpistemicNetwork):
         sizes = [self.index_dim, *hidden_sizes]
         self.torso: nn.Module = nn.Identity()
         if hidden_sizes:
-            self.torso = truncated_normal_init_(MLP(sizes[0], sizes[-1], sizes[1:-1]))
+            self.torso = truncated_normal_init_(MLP(sizes[0], sizes[-1], hidden_sizes=sizes[1:-1]))
         self.generator = nn.Linear(sizes[-1], self.num_weights)
         self._initialize(list(initial.values()), initialization)
         self.torso.to(like.device, like.dtype)

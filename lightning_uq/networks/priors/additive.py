@@ -65,7 +65,9 @@ def mlp_prior(
         >>> mlp_prior(10, 2, index_dim=8, seed=0)(torch.zeros(3, 10), torch.randn(5, 8)).shape
         torch.Size([5, 3, 2])
     """
-    return _prior(lambda: nn.Sequential(nn.Flatten(), MLP(in_features, num_outputs, hidden_sizes)), index_dim, seed)
+    return _prior(
+        lambda: nn.Sequential(nn.Flatten(), MLP(in_features, num_outputs, hidden_sizes=hidden_sizes)), index_dim, seed
+    )
 
 
 def cifar_conv_prior(num_outputs: int, index_dim: int, in_channels: int = 3, seed: int | None = None) -> AdditivePrior:
@@ -108,7 +110,7 @@ def imagenet_mlp_prior(
     def function() -> nn.Module:
         # Flattened channels last, as the original's images are.
         windows = nn.Sequential(nn.AvgPool2d(10, 5), ChannelsLast(), nn.Flatten())
-        return nn.Sequential(windows, MLP(43 * 43 * in_channels, num_outputs, (50, 50)))
+        return nn.Sequential(windows, MLP(43 * 43 * in_channels, num_outputs, hidden_sizes=(50, 50)))
 
     return _prior(function, index_dim, seed)
 

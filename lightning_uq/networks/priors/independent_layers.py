@@ -43,6 +43,7 @@ class PriorIndependentLayers(nn.Module):
         self,
         in_features: int,
         out_features: int,
+        *,
         index_dim: int,
         hidden_sizes: Sequence[int] = (10,),
         weight_scaling: float = 1.0,

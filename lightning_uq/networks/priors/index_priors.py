@@ -47,6 +47,7 @@ class EpistemicNetworkWithPrior(WrappedNetwork):
         self,
         network: EpistemicNetwork,
         prior: nn.Module,
+        *,
         scale: float = 1.0,
         moves: Literal["output", "mean"] = "output",
     ) -> None:
@@ -136,6 +137,7 @@ class RandomIndexMLP(nn.Module):
         self,
         in_features: int,
         num_outputs: int = 1,
+        *,
         index_dim: int = 8,
         hidden_sizes: Sequence[int] = (10, 10),
         weight_scale: float = 3.0,
@@ -148,7 +150,7 @@ class RandomIndexMLP(nn.Module):
         if not 0 <= bias_std < math.inf:
             raise InputError(f"Expected argument `bias_std` to be a number of at least 0, but got {bias_std}.")
         self.index_dim = index_dim
-        self.mlp = MLP(in_features + index_dim, num_outputs, hidden_sizes)
+        self.mlp = MLP(in_features + index_dim, num_outputs, hidden_sizes=hidden_sizes)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):

@@ -49,6 +49,7 @@ class RandomFeatureGP(KeepsPrecision):
         self,
         in_features: int,
         num_outputs: int,
+        *,
         num_features: int = 100,
         gamma: Gamma = 1.0,
         scale: float = 1.0,
@@ -127,7 +128,10 @@ def gp_prior(
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return AdditivePrior(
-        RandomFeatureGP(in_features, num_outputs, num_features, gamma, scale, generator) for _ in range(index_dim)
+        RandomFeatureGP(
+            in_features, num_outputs, num_features=num_features, gamma=gamma, scale=scale, generator=generator
+        )
+        for _ in range(index_dim)
     )
 
 

@@ -58,7 +58,7 @@ def test_all_executions_give_the_same_numbers(name, execution, training, each):
 )
 def test_any_mlp_and_any_index(seed, num, sizes, batch, norm, activation, training, data):
     def make():
-        return MLP(sizes[0], sizes[-1], sizes[1:-1], activation, norm)
+        return MLP(sizes[0], sizes[-1], hidden_sizes=sizes[1:-1], activation=activation, norm=norm)
 
     index = torch.tensor(data.draw(st.lists(st.integers(0, num - 1), min_size=1, max_size=5)))
     networks = {kind: build(make, kind, num, seed).train(training).double() for kind in KINDS}
@@ -79,7 +79,7 @@ def test_any_mlp_and_any_index(seed, num, sizes, batch, norm, activation, traini
 
 @pytest.mark.parametrize("execution", KINDS)
 def test_only_the_members_in_the_index_run(execution):
-    network = build(lambda: MLP(2, 1, (4,), norm="batch"), execution, 4)
+    network = build(lambda: MLP(2, 1, hidden_sizes=(4,), norm="batch"), execution, 4)
     before = state_of(network)
     network(torch.randn(6, 2), torch.tensor([3, 1, 3]))
     after = state_of(network)
