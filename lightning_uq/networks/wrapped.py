@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.priors.frozen import freeze_as_buffers
+from lightning_uq.networks.priors.frozen import adopt_prior
 
 
 class WrappedNetwork(EpistemicNetwork):
@@ -27,20 +27,11 @@ class WrappedNetwork(EpistemicNetwork):
             )
         super().__init__(network.indexer, network.read_output.output)
         self.network = network
-        self.prior = None if prior is None else freeze_as_buffers(prior)
+        self.prior = adopt_prior(prior)
 
-    def train(self, mode: bool = True) -> "WrappedNetwork":
-        """Set the mode of the trained part; a prior stays in eval mode."""
-        super().train(mode)
-        if self.prior is not None:
-            self.prior.eval()
-        return self
-
-    @property
-    def num_frozen(self) -> int:
-        """Number of modules inside that are always in eval mode."""
-        own = 0 if self.prior is None else len(list(self.prior.modules()))
-        return own + self.network.num_frozen
+    def frozen_parts(self) -> list[nn.Module]:
+        """The prior, and the frozen parts of the network inside."""
+        return [*([] if self.prior is None else [self.prior]), *self.network.frozen_parts()]
 
     def feature_networks(self) -> list[nn.Module]:
         """Those of the network inside."""

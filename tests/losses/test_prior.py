@@ -262,7 +262,7 @@ def test_the_parts_of_regression_networks_with_priors():
 @pytest.mark.parametrize("build", [EnsembleNetwork, build_ensemble])
 def test_priors_inside_of_members_are_refused(build):
     net = build([NetworkWithPrior(nn.Linear(2, 3), nn.Linear(2, 3), 1.0) for _ in range(3)])
-    with pytest.raises(UnsupportedError, match="cannot be told from its members' priors"):
+    with pytest.raises(UnsupportedError, match="the trained part cannot be separated"):
         PriorLoss()(net, torch.zeros(4, 2))
     assert net.training
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks import MLP, NetworkWithPrior, freeze_as_buffers
+from lightning_uq.networks import MLP, DeterministicNetwork, EnsembleNetwork, NetworkWithPrior, freeze_as_buffers
 from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 
@@ -121,5 +121,22 @@ def test_outputs_of_another_shape_are_told():
 def test_a_plain_network_is_no_prior_of_an_index(build):
     with pytest.raises(InputError, match=r"network g\(x, z\) of an input and an index, but Linear takes no index"):
         build(torch.nn.Linear(4, 3))
-    with pytest.raises(InputError, match=r"to be a module g\(x, z\), but got 3"):
+    with pytest.raises(InputError, match=r"must be a module g\(x, z\), but it is 3"):
         build(3)
+
+
+def test_a_second_freezing_changes_nothing():
+    frozen = freeze_as_buffers(nn.Linear(2, 1))
+    weight = frozen.weight
+    assert freeze_as_buffers(frozen) is frozen
+    assert frozen.weight is weight
+
+
+@pytest.mark.parametrize("build", [DeterministicNetwork, lambda member: EnsembleNetwork([member])])
+def test_priors_of_members_are_frozen_parts(build):
+    member = NetworkWithPrior(nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 3)), 1.0)
+    network = build(member).train()
+    assert network.frozen_parts() == [member.prior]
+    assert network.num_frozen == 2
+    assert member.network.training
+    assert not member.prior.training

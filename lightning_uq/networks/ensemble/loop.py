@@ -29,7 +29,6 @@ class EnsembleNetwork(EpistemicNetwork):
     Attributes:
         execution: How the members run: ``"loop"``, ``"stacked"`` or ``"vmap"``.
         execution_reason: Why they run so, in a sentence that a caller may log.
-        is_stacked: Whether each parameter holds the slices of all members, [M, ...].
         num_indices: M.
 
     Raises:
@@ -44,7 +43,6 @@ class EnsembleNetwork(EpistemicNetwork):
     """
 
     execution: str = "loop"
-    is_stacked: bool = False
     num_indices: int  # the indexer's, which is finite
     members: nn.ModuleList
 
@@ -78,6 +76,11 @@ class EnsembleNetwork(EpistemicNetwork):
             return output
         order = torch.tensor([run.index(member) for member in wanted], device=output.device)
         return output.index_select(0, order)
+
+    def evaluate_at(self, x: Any, index: Tensor) -> Tensor:
+        """Outputs [M, B, ...] of all members. The numbers in ``index`` are not read, which would wait for the device."""
+        output: Tensor = self(x)
+        return output
 
     def forward_each(self, xs: Tensor) -> Tensor:
         """Outputs [M, B, ...] where member i sees its own batch ``xs[i]`` of ``xs`` [M, B, ...]."""
@@ -129,6 +132,10 @@ class EnsembleNetwork(EpistemicNetwork):
                 nn.utils.clip_grad_value_(with_gradient, clip_val)
             return None
         return torch.stack([nn.utils.clip_grad_norm_(g, clip_val, norm_type) for g in self.parameter_groups()])
+
+    def unstacked(self) -> "EnsembleNetwork":
+        """This ensemble itself."""
+        return self
 
     def feature_networks(self) -> list[nn.Module]:
         """The members [M]; of a member with a random prior, the trained part."""

@@ -14,11 +14,8 @@ from lightning_uq.networks.epinet.head import Epinet, EpinetHead
 from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
 from lightning_uq.networks.indexers import GaussianIndexer
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors.additive import AdditivePrior
-from lightning_uq.networks.priors.frozen import check_prior, freeze_as_buffers
-from lightning_uq.networks.priors.scale import PriorScale
-
-_SPREAD_DRAWS = 256
+from lightning_uq.networks.priors.frozen import adopt_prior
+from lightning_uq.networks.priors.scale import SPREAD_DRAWS, PriorScale
 
 
 class EpinetNetwork(EpistemicNetwork):
@@ -75,15 +72,12 @@ class EpinetNetwork(EpistemicNetwork):
         if freeze_base:
             base.requires_grad_(False).eval()
         self.num_outputs = num_outputs
-        check_prior(prior, "prior")
-        self.additive_prior = prior
-        if prior is not None and not isinstance(prior, AdditivePrior):
-            freeze_as_buffers(prior)
+        self.additive_prior = adopt_prior(prior)
         self.additive_scale = PriorScale(head.additive_prior_scale)
         self.epinet: Epinet | None = None
         self.tap: FeatureTap | None = None
         # Made here, and not where it is needed: a compiled or exported graph holds it as a constant.
-        self._calibration_index = self.indexer(_SPREAD_DRAWS, torch.Generator().manual_seed(0))
+        self._calibration_index = self.indexer(SPREAD_DRAWS, torch.Generator().manual_seed(0))
         names = [feature_layers] if isinstance(feature_layers, str) else list(feature_layers)
         if names != ["auto"]:
             self.tap = FeatureTap(base, names)
@@ -151,21 +145,12 @@ class EpinetNetwork(EpistemicNetwork):
         if self.epinet is None:
             self._build(features.shape[1], base.shape[1])
 
-    def train(self, mode: bool = True) -> "EpinetNetwork":
-        """Set the mode; a frozen base and an additive prior stay in eval mode."""
-        super().train(mode)
-        if self.freeze_base:
-            self.base.eval()
-        if self.additive_prior is not None:
-            self.additive_prior.eval()
-        return self
-
-    @property
-    def num_frozen(self) -> int:
-        """Number of modules inside that are always in eval mode."""
-        frozen = [self.base] if self.freeze_base else []
-        frozen += [] if self.additive_prior is None else [self.additive_prior]
-        return sum(len(list(part.modules())) for part in frozen)
+    def frozen_parts(self) -> list[nn.Module]:
+        """The base, if it is frozen, and the additive prior."""
+        return [
+            *([self.base] if self.freeze_base else []),
+            *([] if self.additive_prior is None else [self.additive_prior]),
+        ]
 
     def feature_networks(self) -> list[nn.Module]:
         """The base."""

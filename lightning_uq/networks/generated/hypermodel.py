@@ -11,20 +11,17 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.generated.weights import call_with_weights, check_generable, in_chunks
 from lightning_uq.networks.indexers import Indexer, ScaledGaussianIndexer
-from lightning_uq.networks.initializers import truncated_normal_init_
+from lightning_uq.networks.initializers import CUT_STD, truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors.additive import AdditivePrior
-from lightning_uq.networks.priors.frozen import check_prior, freeze_as_buffers
-from lightning_uq.networks.priors.scale import PriorScale
+from lightning_uq.networks.priors.frozen import adopt_prior
+from lightning_uq.networks.priors.scale import SPREAD_DRAWS, PriorScale
 
 Initialization = Literal["network", "enn"]
 
-_DRAWS = 256
 _GENERATED = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
-_CUT = 0.87962566103423978  # standard deviation of a unit normal that is cut at two
 
 
 class HypermodelNetwork(EpistemicNetwork):
@@ -88,7 +85,7 @@ class HypermodelNetwork(EpistemicNetwork):
             raise InputError(f"Expected argument `prior_scale` to be at least 0 and finite, but got {prior_scale}.")
         check_generable(network, "HypermodelNetwork")
         # Drawn here, and not where it is needed: a compiled graph holds it as a constant.
-        self._calibration_index = self.indexer(_DRAWS, torch.Generator().manual_seed(0))
+        self._calibration_index = self.indexer(SPREAD_DRAWS, torch.Generator().manual_seed(0))
         if self._calibration_index.ndim != 2 or not self._calibration_index.is_floating_point():
             raise InputError(f"Expected argument `indexer` to draw vectors [Z, D], but {self.indexer!r} does not.")
         self.index_dim = self._calibration_index.shape[1]
@@ -106,8 +103,7 @@ class HypermodelNetwork(EpistemicNetwork):
         self._initialize(list(initial.values()), initialization)
         self.torso.to(like.device, like.dtype)
         self.generator.to(like.device, like.dtype)
-        check_prior(prior, "prior")
-        self.prior = prior if prior is None or isinstance(prior, AdditivePrior) else freeze_as_buffers(prior)
+        self.prior = adopt_prior(prior)
         self.prior_scale = PriorScale(prior_scale)
         self.calibrate_prior = calibrate_prior
 
@@ -151,17 +147,9 @@ class HypermodelNetwork(EpistemicNetwork):
             )
         return learned, prior
 
-    def train(self, mode: bool = True) -> "HypermodelNetwork":
-        """Set the mode; the prior stays in eval mode."""
-        super().train(mode)
-        if self.prior is not None:
-            self.prior.eval()
-        return self
-
-    @property
-    def num_frozen(self) -> int:
-        """Number of modules inside that are always in eval mode."""
-        return 0 if self.prior is None else len(list(self.prior.modules()))
+    def frozen_parts(self) -> list[nn.Module]:
+        """The prior."""
+        return [] if self.prior is None else [self.prior]
 
     def _run(self, x: Any, index: Tensor) -> Tensor:
         learned, prior = self.learned_and_prior(x, index)
@@ -179,7 +167,7 @@ class HypermodelNetwork(EpistemicNetwork):
                 bias.copy_(start)
             else:  # Haiku's VarianceScaling(1, "fan_avg", "truncated_normal"), of the bias too, whose fans are its length
                 for part, fan in ((weight, (weight.shape[0] + weight.shape[1]) / 2), (bias, weight.shape[0])):
-                    std = fan**-0.5 / _CUT
+                    std = fan**-0.5 / CUT_STD
                     nn.init.trunc_normal_(part, 0.0, std, -2 * std, 2 * std)
 
 

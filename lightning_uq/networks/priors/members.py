@@ -1,5 +1,7 @@
 """A random prior of one member: a frozen network beside the trained one."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,11 @@ class NetworkWithPrior(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [B, ...] of the network with its prior."""
         return add_prior(self.network(x), self.prior(x), self.scale)
+
+
+def priors_of_members(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The prior of each :class:`NetworkWithPrior` among ``modules``."""
+    return [module.prior for module in modules if isinstance(module, NetworkWithPrior)]
 
 
 def trained_part(network: nn.Module) -> nn.Module:

@@ -10,6 +10,9 @@ from lightning_uq.functional.precision import widen
 from lightning_uq.networks.precision import KeepsPrecision
 from lightning_uq.networks.ranks import all_sum
 
+# Number of indices z over which the spread of a prior is measured.
+SPREAD_DRAWS = 256
+
 
 class PriorScale(KeepsPrecision):
     """Scales a prior by the spread that it has over z.

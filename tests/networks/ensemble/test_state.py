@@ -11,6 +11,9 @@ from torch import nn
 
 from lightning_uq.networks import (
     MLP,
+    DeterministicNetwork,
+    EnsembleNetwork,
+    StackedEnsembleNetwork,
     build_ensemble,
 )
 from tests.networks.ensemble.members import (
@@ -220,3 +223,21 @@ def test_non_persistent_buffers_and_frozen_parameters_stay_so(execution):
     assert not member.bias.requires_grad
     assert member.offset.shape == (2,)
     assert "offset" not in member.state_dict()
+
+
+def test_unstacked_members_are_copies_that_run_one_by_one():
+    network = StackedEnsembleNetwork([nn.Linear(2, 3) for _ in range(4)], output="log_probs")
+    loop = network.unstacked()
+    assert network.is_stacked
+    assert not loop.is_stacked
+    assert loop.read_output.output == "log_probs"
+    x, index = torch.rand(5, 2), network.evaluation_index(1)
+    expected = network(x, index)
+    torch.testing.assert_close(loop.evaluate_at(x, index), expected)
+    nn.init.zeros_(loop.member(0).weight)
+    torch.testing.assert_close(network.evaluate_at(x, index), expected)
+
+
+@pytest.mark.parametrize("network", [EnsembleNetwork([nn.Linear(2, 3)] * 2), DeterministicNetwork(nn.Linear(2, 3))])
+def test_other_networks_need_no_unstacking(network):
+    assert network.unstacked() is network
