@@ -12,44 +12,63 @@ from lightning_uq.networks.priors.independent_layers import PriorIndependentLaye
 
 
 @torch.no_grad()
-def load_generated(network: nn.Module, arrays: Mapping[str, Tensor]) -> None:
-    """Load a hypermodel, Bayes by backprop, or the prior of independent layers, in place.
-
-    The base is an MLP. ENN holds a hypermodel's prior outside of its parameters: load it by itself.
+def load_hypermodel(network: HypermodelNetwork, arrays: Mapping[str, Tensor]) -> None:
+    """Load a hypermodel of an MLP, in place. Load its prior separately, since ENN holds it outside of the parameters.
 
     Raises:
-        InputError: A name is missing or left over, or a shape is another.
+        InputError: An array is missing or left over, or has another shape.
     """
     left = dict(arrays)
-    if isinstance(network, PriorIndependentLayers):
-        for i in range(network.num_layers):
-            for ours, theirs in (("weight", "w"), ("bias", "b")):
-                target = network.get_buffer(f"{ours}_{i}")
-                target.copy_(_take(left, f"{_numbered('hyper_linear', i)}/{theirs}", target.shape))
-    elif isinstance(network, BayesByBackpropNetwork):
-        shapes = [network.network.get_parameter(name).shape for name in network.names]
-        position = _positions(network.names, shapes)
-        network.spread.rho.copy_(_take(left, "diagonal_linear/w", position.shape)[position] - network.spread.start)
-        means = _take(left, "diagonal_linear/b", position.shape)[position]
-        parts = torch.split(means, [shape.numel() for shape in shapes])
-        for name, shape, part in zip(network.names, shapes, parts, strict=True):
-            network.network.get_parameter(name).copy_(part.reshape(shape))
-    elif isinstance(network, HypermodelNetwork):
-        for i, layer in enumerate(layer for layer in network.torso.modules() if isinstance(layer, nn.Linear)):
-            layer.weight.copy_(_take(left, f"mlp/linear_{i}/w", layer.weight.mT.shape).mT)
-            layer.bias.copy_(_take(left, f"mlp/linear_{i}/b", layer.bias.shape))
-        width = network.generator.in_features
-        sizes = [network.shapes[i].numel() for i in _haiku_order(network.names)]
-        leaves = [_numbered("linear", i) for i in range(len(sizes))]
-        weights = [_take(left, f"{leaf}/w", torch.Size([width, n])) for leaf, n in zip(leaves, sizes, strict=True)]
-        biases = [_take(left, f"{leaf}/b", torch.Size([n])) for leaf, n in zip(leaves, sizes, strict=True)]
-        position = _positions(network.names, network.shapes)
-        network.generator.weight.copy_(torch.cat(weights, dim=1)[:, position].mT)
-        network.generator.bias.copy_(torch.cat(biases)[position])
+    for i, layer in enumerate(layer for layer in network.torso.modules() if isinstance(layer, nn.Linear)):
+        layer.weight.copy_(_take(left, f"mlp/linear_{i}/w", layer.weight.mT.shape).mT)
+        layer.bias.copy_(_take(left, f"mlp/linear_{i}/b", layer.bias.shape))
+    width = network.generator.in_features
+    sizes = [network.shapes[i].numel() for i in _haiku_order(network.names)]
+    leaves = [_numbered("linear", i) for i in range(len(sizes))]
+    weights = [_take(left, f"{leaf}/w", torch.Size([width, n])) for leaf, n in zip(leaves, sizes, strict=True)]
+    biases = [_take(left, f"{leaf}/b", torch.Size([n])) for leaf, n in zip(leaves, sizes, strict=True)]
+    position = _positions(network.names, network.shapes)
+    network.generator.weight.copy_(torch.cat(weights, dim=1)[:, position].mT)
+    network.generator.bias.copy_(torch.cat(biases)[position])
+    _check_empty(left, network)
+
+
+@torch.no_grad()
+def load_bayes_by_backprop(network: BayesByBackpropNetwork, arrays: Mapping[str, Tensor]) -> None:
+    """Load the means and standard deviations of an MLP's weights, in place.
+
+    Raises:
+        InputError: An array is missing or left over, or has another shape.
+    """
+    left = dict(arrays)
+    shapes = [network.network.get_parameter(name).shape for name in network.names]
+    position = _positions(network.names, shapes)
+    network.spread.rho.copy_(_take(left, "diagonal_linear/w", position.shape)[position] - network.spread.start)
+    means = _take(left, "diagonal_linear/b", position.shape)[position]
+    parts = torch.split(means, [shape.numel() for shape in shapes])
+    for name, shape, part in zip(network.names, shapes, parts, strict=True):
+        network.network.get_parameter(name).copy_(part.reshape(shape))
+    _check_empty(left, network)
+
+
+@torch.no_grad()
+def load_independent_layers(network: PriorIndependentLayers, arrays: Mapping[str, Tensor]) -> None:
+    """Load the prior whose layers' weights are linear in the index, in place.
+
+    Raises:
+        InputError: An array is missing or left over, or has another shape.
+    """
+    left = dict(arrays)
+    for i in range(network.num_layers):
+        for ours, theirs in (("weight", "w"), ("bias", "b")):
+            target = network.get_buffer(f"{ours}_{i}")
+            target.copy_(_take(left, f"{_numbered('hyper_linear', i)}/{theirs}", target.shape))
+    _check_empty(left, network)
+
+
+def _check_empty(left: Mapping[str, Tensor], network: nn.Module) -> None:
     if left:
-        raise InputError(
-            f"Expected argument `params` to fit {type(network).__name__}, but {', '.join(left)} is left over."
-        )
+        raise InputError(f"`params` must fit {type(network).__name__}, but it has no place for {', '.join(left)}.")
 
 
 def _numbered(layer: str, i: int) -> str:

@@ -1,6 +1,5 @@
 """Weights of DeepMind's ENN, under Haiku's names, for this package's networks."""
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import singledispatch
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_uq.compat.haiku.generated import load_generated
+from lightning_uq.compat.haiku.generated import load_bayes_by_backprop, load_hypermodel, load_independent_layers
 from lightning_uq.errors import InputError
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.epinet.head import Epinet
@@ -132,19 +131,25 @@ def _load_sum(network: AdditivePrior, arrays: Arrays, member_axis: int) -> None:
 
 @_load.register
 def _load_ensemble(network: EnsembleNetwork, arrays: Arrays, member_axis: int) -> None:
-    members = [network.member(i) for i in range(network.num_indices)]
-    if network.is_stacked:  # copies of its members are loaded first, so that an error leaves the weights as they were
-        members = copy.deepcopy(members)
-    _load_members([trained_part(member) for member in members], arrays, member_axis)
-    if network.is_stacked:
-        network.load_state_dict(EnsembleNetwork(members).state_dict())
+    loop = network.unstacked()
+    _load_members([trained_part(member) for member in loop.members], arrays, member_axis)
+    if loop is not network:  # copies of its members were loaded first, so that an error leaves the weights as they were
+        network.load_state_dict(loop.state_dict())
 
 
-@_load.register(HypermodelNetwork)
-@_load.register(BayesByBackpropNetwork)
-@_load.register(PriorIndependentLayers)
-def _load_generated(network: nn.Module, arrays: Arrays, member_axis: int) -> None:
-    load_generated(network, arrays)
+@_load.register
+def _load_hypermodel(network: HypermodelNetwork, arrays: Arrays, member_axis: int) -> None:
+    load_hypermodel(network, arrays)
+
+
+@_load.register
+def _load_bayes_by_backprop(network: BayesByBackpropNetwork, arrays: Arrays, member_axis: int) -> None:
+    load_bayes_by_backprop(network, arrays)
+
+
+@_load.register
+def _load_independent_layers(network: PriorIndependentLayers, arrays: Arrays, member_axis: int) -> None:
+    load_independent_layers(network, arrays)
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
