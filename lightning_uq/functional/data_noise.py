@@ -33,7 +33,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
 
 
 def gaussian_signatures(index: Tensor, dim: int, seed: int = 0, *, stream: int = 0) -> Tensor:
-    """Standard normal vectors [B, dim], float64, one a sample: a hash of (seed, stream, dimension, sample).
+    """Standard normal vectors [B, dim], float64, one per sample: a hash of (seed, stream, dimension, sample).
 
     Args:
         index: Positions [B] of the samples in the data set, integers.
@@ -116,7 +116,7 @@ def gaussian_target_noise(
     Args:
         z: Indices [Z, D].
         signature: b [B, D] of standard normal numbers, :func:`gaussian_signatures`; [B, D - 1] for ``"unit"``. With
-            [B, K, D] there are K targets a sample, each with noise of its own, and the result is [Z, B, K].
+            [B, K, D] there are K targets per sample, each with noise of its own, and the result is [Z, B, K].
         std: Standard deviation of the noise, in units of the target.
         distribution: See :func:`gaussian_bootstrap_weights`.
 
@@ -148,7 +148,7 @@ def member_target_noise(
         members: M for the members 0 to M - 1, or their numbers [M].
         std: Standard deviation, in units of the target.
         seed: Which noise.
-        num_targets: K targets a sample.
+        num_targets: K targets per sample.
 
     Raises:
         InputError: The indices are no integers, or ``std`` is negative.

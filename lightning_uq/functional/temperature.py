@@ -116,7 +116,7 @@ def fit_ensemble_temperature(
     objective: Objective = "nll",
     method: Method = "newton",
 ) -> Tensor:
-    """The temperature of an ensemble, outside its members, inside them, or one a member.
+    """The temperature of an ensemble, outside its members, inside them, or one per member.
 
     - ``"pooled"``: T on the log of the mean probabilities, softmax(log mean_z p_z / T); the members stay as they are.
     - ``"shared"``: one T inside all members, see :func:`fit_shared_temperature`.

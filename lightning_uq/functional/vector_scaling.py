@@ -1,4 +1,4 @@
-"""Vector scaling: a scale and a bias a class, held near a temperature by a ridge."""
+"""Vector scaling: a scale and a bias per class, held near a temperature by a ridge."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def apply_vector_scaling(logits: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 def fit_vector_scaling(
     logits: Tensor, target: Tensor, strengths: Sequence[float] = _STRENGTHS, num_folds: int = 5
 ) -> VectorScalingFit:
-    """Fit a scale and a bias a class with a ridge towards the fitted temperature.
+    """Fit a scale and a bias per class with a ridge towards the fitted temperature.
 
     With x = (l - mean l) / T the deviations a and bias b from the temperature minimise the convex
 
@@ -98,7 +98,7 @@ def fit_vector_scaling(
             f"those of {C} classes take {size / 2**30:.3g} GiB. Fit a temperature."
         )
     if len(x) < num_folds:
-        raise InputError(f"`logits` must hold at least {num_folds} rows, one a fold, but it holds {len(x)}.")
+        raise InputError(f"`logits` must hold at least {num_folds} rows, one per fold, but it holds {len(x)}.")
     if not strengths or not all(0 < strength < math.inf for strength in strengths):
         raise InputError(f"`strengths` must hold positive numbers, but it holds {list(strengths)!r}.")
     if len(x) < _ROWS_PER_CLASS * C:

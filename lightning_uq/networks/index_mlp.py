@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.softplus import inverse_softplus_exp
+from lightning_uq.functional.validation import check_integer
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.indexers import GaussianWithUnitIndexer
 from lightning_uq.networks.initializers import truncated_normal_init_
-from lightning_uq.networks.mlp import MLP
+from lightning_uq.networks.mlp import MLP, check_sizes
 from lightning_uq.networks.priors.additive import AdditivePrior
 from lightning_uq.networks.priors.index_priors import EpistemicNetworkWithPrior
 from lightning_uq.networks.priors.random_features import Gamma, NullFunction, RandomFeatureGP
@@ -60,20 +61,15 @@ class IndexMLP(EpistemicNetwork):
         heads: Literal["gaussian"] | None = None,
     ) -> None:
         super().__init__(GaussianWithUnitIndexer(index_dim))
-        for name, sizes in (
-            ("in_features", [in_features]),
-            ("out_features", [out_features]),
-            ("hidden_sizes", hidden_sizes),
-        ):
-            _check_sizes(name, sizes)
+        check_sizes(in_features=in_features, out_features=out_features, hidden_sizes=hidden_sizes)
         if heads not in ("gaussian", None):
-            raise InputError(f"Expected argument `heads` to be 'gaussian' or None, but got {heads!r}.")
+            raise InputError(f"`heads` must be 'gaussian' or None, but it is {heads!r}.")
         self.heads = heads
         widths = [in_features, *hidden_sizes]
         self.hidden = nn.ModuleList(nn.Linear(a + index_dim, b) for a, b in itertools.pairwise(widths))
         self.last = nn.Linear(widths[-1], out_features)
         if heads is not None:
-            _check_sizes("variance_dim", [variance_dim])
+            check_integer("variance_dim", variance_dim, 1)
             self.projection = nn.Linear(in_features, variance_dim)
             read = widths[-2] if hidden_sizes else in_features
             self.log_variance = MLP(read + variance_dim, out_features, hidden_sizes=(variance_dim,))
@@ -154,9 +150,3 @@ def index_mlp_with_gp_prior(
     ]
     prior = AdditivePrior([NullFunction(out_features), *functions])
     return EpistemicNetworkWithPrior(network, prior, scale=prior_scale, moves="output" if heads is None else "mean")
-
-
-def _check_sizes(name: str, sizes: Sequence[int]) -> None:
-    for size in sizes:
-        if size < 1:
-            raise InputError(f"Expected argument `{name}` to be at least 1, but got {size}.")

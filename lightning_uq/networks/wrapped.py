@@ -1,4 +1,4 @@
-"""The base of wrappers of epistemic networks, and helpers of networks that read the index beside their input."""
+"""Base class of networks that wrap another, and two helpers for index inputs."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class WrappedNetwork(EpistemicNetwork):
 def check_vectors(index: Tensor, index_dim: int) -> None:
     """An :class:`InputError` where ``index`` is not [Z, index_dim]."""
     if index.ndim != 2 or index.shape[1] != index_dim:
-        raise InputError(f"Expected argument `index` to be [Z, {index_dim}], but got shape {list(index.shape)}.")
+        raise InputError(f"`index` must be [Z, {index_dim}], but its shape is {list(index.shape)}.")
 
 
 def read_both(layer: nn.Module, h: Tensor, index: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def test_pixels_are_rows():
 
 def test_bad_arguments_are_named():
     logits, target = rows(9, 100, 3)
-    with pytest.raises(InputError, match="at least 5 rows, one a fold, but it holds 4"):
+    with pytest.raises(InputError, match="at least 5 rows, one per fold, but it holds 4"):
         fit_vector_scaling(logits[:4], target[:4])
     with pytest.raises(InputError, match="`num_folds` must be an integer of at least 2"):
         fit_vector_scaling(logits, target, num_folds=1)

@@ -294,7 +294,7 @@ def test_what_vmap_cannot_map_is_named():
 
 def test_bad_arguments():
     with pytest.raises(
-        InputError, match="to have linear layers or convolutions that require a gradient, but ReLU has none"
+        InputError, match="must have linear layers or convolutions that require a gradient, but ReLU has none"
     ):
         HypermodelNetwork(nn.ReLU())
     with pytest.raises(InputError, match="LazyLinear is lazy"):
@@ -302,9 +302,9 @@ def test_bad_arguments():
     with pytest.raises(InputError, match="`initialization`"):
         HypermodelNetwork(base(), initialization="zero")
     for scale in (-1, float("inf"), float("nan")):
-        with pytest.raises(InputError, match=f"`prior_scale` to be at least 0 and finite, but got {scale}"):
+        with pytest.raises(InputError, match=f"`prior_scale` must be at least 0 and finite, but it is {scale}"):
             HypermodelNetwork(base(), prior_scale=scale)
-    with pytest.raises(InputError, match=r"`indexer` to draw vectors \[Z, D\], but EnsembleIndexer"):
+    with pytest.raises(InputError, match=r"`indexer` must draw vectors \[Z, D\], but it is EnsembleIndexer"):
         HypermodelNetwork(base(), indexer=EnsembleIndexer(3))
     tied = base()
     tied.again = tied[0]
@@ -312,19 +312,19 @@ def test_bad_arguments():
         HypermodelNetwork(tied)
     network = HypermodelNetwork(base())
     for index in (torch.randn(3), torch.randn(3, 7), torch.zeros(3, 8, dtype=torch.long)):
-        with pytest.raises(InputError, match=r"`index` to be vectors \[Z, 8\]"):
+        with pytest.raises(InputError, match=r"`index` must be vectors \[Z, 8\]"):
             network(X, index)
     with pytest.raises(InputError, match="`num_samples`"):
         network.evaluation_index(0)
     wrong = HypermodelNetwork(base(), prior=PriorIndependentLayers(4, 2, index_dim=8))
-    with pytest.raises(InputError, match=r"network's shape \[2, 6, 3\], but got \[2, 6, 2\]"):
+    with pytest.raises(InputError, match=r"network's shape \[2, 6, 3\], but its shape is \[2, 6, 2\]"):
         wrong(X, wrong.sample_index(2))
     prior = PriorIndependentLayers(4, 2, index_dim=3)
-    with pytest.raises(InputError, match=r"`index` to be \[Z, 3\], but got shape \[2, 4\]"):
+    with pytest.raises(InputError, match=r"`index` must be \[Z, 3\], but its shape is \[2, 4\]"):
         prior(X, torch.zeros(2, 4))
-    with pytest.raises(InputError, match="of 4 features .* but got 3"):
+    with pytest.raises(InputError, match="4 features .* but it has 3"):
         prior(X[:, :3], torch.zeros(2, 3))
-    with pytest.raises(InputError, match="`index_dim` to be at least 1, but got 0"):
+    with pytest.raises(InputError, match="`index_dim` must be an integer of at least 1, but it is 0"):
         PriorIndependentLayers(4, 2, index_dim=0)
-    with pytest.raises(InputError, match="at least 1, but got -2"):
+    with pytest.raises(InputError, match="at least 1, but it is -2"):
         PriorIndependentLayers(4, 2, index_dim=2, hidden_sizes=(-2,))

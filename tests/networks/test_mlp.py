@@ -148,7 +148,8 @@ def test_one_member_s_state_and_a_trainer_s_file_load_too(reference):
 def test_a_state_that_does_not_fit_is_told(reference):
     state = part(reference, "net/in3out2M3h8d3/state/")
     with pytest.raises(
-        InputError, match=r"(?s)`state` to fit the network, but: .*size mismatch for members\.0\.backbone\.0\.weight"
+        InputError,
+        match=r"(?s)`state` must fit the network, but it does not: .*size mismatch for members\.0\.backbone\.0\.weight",
     ):
         load_deep_ensembles_state(build_ensemble([TabularNetwork(3, 2, hidden_features=9) for _ in range(3)]), state)
     with pytest.raises(InputError, match=r"(?s)Missing key.*members\.3\.backbone\.0\.weight"):
@@ -186,13 +187,14 @@ def test_mlp_without_hidden_layers_is_linear():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: MLP(0, 2), "`in_features` to be at least 1, but got 0"),
-        (lambda: MLP(1, 2, hidden_sizes=(3, 0)), "`hidden_sizes` to be at least 1, but got 0"),
-        (lambda: MLP(1, 2, activation="sine"), "`activation` to be one of .* but got 'sine'"),
-        (lambda: MLP(1, 2, norm="group"), "`norm` to be None or one of .* but got 'group'"),
-        (lambda: MLP(1, 2, dropout=1.0), r"`dropout` to lie in \[0, 1\), but got 1.0"),
-        (lambda: TabularNetwork(1, 1, depth=0), "`depth` to be at least 1, but got 0"),
-        (lambda: TabularNetwork(1, 1, heads="mean"), "`heads` to be 'gaussian' or None, but got 'mean'"),
+        (lambda: MLP(0, 2), "`in_features` must be an integer of at least 1, but it is 0"),
+        (lambda: MLP(1, 2, hidden_sizes=(2.5,)), "`hidden_sizes` must be an integer of at least 1, but it is 2.5"),
+        (lambda: MLP(1, 2, hidden_sizes=(3, 0)), "`hidden_sizes` must be an integer of at least 1, but it is 0"),
+        (lambda: MLP(1, 2, activation="sine"), "`activation` must be one of .* but it is 'sine'"),
+        (lambda: MLP(1, 2, norm="group"), "`norm` must be None or one of .* but it is 'group'"),
+        (lambda: MLP(1, 2, dropout=1.0), r"`dropout` must lie in \[0, 1\), but it is 1.0"),
+        (lambda: TabularNetwork(1, 1, depth=0), "`depth` must be an integer of at least 1, but it is 0"),
+        (lambda: TabularNetwork(1, 1, heads="mean"), "`heads` must be 'gaussian' or None, but it is 'mean'"),
     ],
 )
 def test_bad_arguments_are_told(make, text):

@@ -51,7 +51,7 @@ def test_layers_that_hold_their_weights_elsewhere(make):
 
 
 def test_a_lazy_module_is_told():
-    with pytest.raises(InputError, match="`module` to be initialised, but LazyLinear is lazy"):
+    with pytest.raises(InputError, match="`module` must be initialised, but LazyLinear is lazy"):
         freeze_as_buffers(nn.LazyLinear(3))
 
 
@@ -107,7 +107,9 @@ def test_copies_and_checkpoints():
 
 
 def test_outputs_of_another_shape_are_told():
-    with pytest.raises(InputError, match=r"prior's output to have the network's shape \[4, 3\], but got \[4, 1\]"):
+    with pytest.raises(
+        InputError, match=r"prior's output must have the network's shape \[4, 3\], but its shape is \[4, 1\]"
+    ):
         NetworkWithPrior(nn.Linear(2, 3), nn.Linear(2, 1), 1.0)(torch.zeros(4, 2))
 
 

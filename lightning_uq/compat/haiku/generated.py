@@ -80,9 +80,11 @@ def _take(arrays: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
     for full in arrays:
         if f"/{full}".replace("/~/", "/").endswith(f"/{name}"):
             if arrays[full].shape != shape:
-                raise InputError(f"Expected {full!r} to be of shape {list(shape)}, but got {list(arrays[full].shape)}.")
+                raise InputError(
+                    f"{full!r} must have shape {list(shape)}, but its shape is {list(arrays[full].shape)}."
+                )
             return arrays.pop(full)
-    raise InputError(f"Expected argument `params` to hold {name!r}, but got {', '.join(arrays) or 'nothing more'}.")
+    raise InputError(f"`params` must hold {name!r}, but it holds {', '.join(arrays) or 'nothing else'}.")
 
 
 def _haiku_order(names: Sequence[str]) -> list[int]:
@@ -98,7 +100,9 @@ def _positions(names: Sequence[str], shapes: Sequence[torch.Size]) -> Tensor:
     start = 0
     for i in _haiku_order(names):
         if len(shapes[i]) > 2:
-            raise InputError(f"Expected the weights of linear layers alone, but {names[i]!r} is {list(shapes[i])}.")
+            raise InputError(
+                f"Only weights of linear layers can be loaded, but {names[i]!r} has shape {list(shapes[i])}."
+            )
         numbers = torch.arange(start, start + shapes[i].numel())
         places[i] = numbers.reshape(shapes[i][::-1]).mT.flatten() if len(shapes[i]) == 2 else numbers
         start += len(numbers)

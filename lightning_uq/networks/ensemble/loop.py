@@ -87,7 +87,7 @@ class EnsembleNetwork(EpistemicNetwork):
         if not isinstance(xs, Tensor) or xs.ndim < 1 or len(xs) != self.num_indices:
             got = list(xs.shape) if isinstance(xs, Tensor) else type(xs).__name__
             raise InputError(
-                f"Expected argument `xs` to hold one batch per member, shape [{self.num_indices}, B, ...], but got {got}."
+                f"`xs` must hold one batch per member, shape [{self.num_indices}, B, ...], but it is {got}."
             )
         return self._run_each(xs)
 
@@ -156,17 +156,17 @@ class EnsembleNetwork(EpistemicNetwork):
 
     def _check_member(self, i: int) -> int:
         if not 0 <= i < self.num_indices:
-            raise InputError(f"Expected a member number in [0, {self.num_indices}), but got {i}.")
+            raise InputError(f"A member's number must be in [0, {self.num_indices}), but it is {i}.")
         return i
 
     def _check_index(self, index: Tensor) -> list[int]:
         if not isinstance(index, Tensor) or index.ndim != 1 or index.is_floating_point() or not len(index):
             got = f"{index.dtype} of shape {list(index.shape)}" if isinstance(index, Tensor) else repr(index)
-            raise InputError(f"Expected argument `index` to be member numbers, an integer tensor [Z], but got {got}.")
+            raise InputError(f"`index` must be member numbers, an integer tensor [Z], but it is {got}.")
         wanted: list[int] = index.tolist()
         if min(wanted) < 0 or max(wanted) >= self.num_indices:
             raise InputError(
-                f"Expected argument `index` to hold member numbers in [0, {self.num_indices}), but got values "
+                f"`index` must hold member numbers in [0, {self.num_indices}), but it holds "
                 f"{min(wanted)} to {max(wanted)}."
             )
         return wanted

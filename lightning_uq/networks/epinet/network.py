@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import describe
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.epinet.head import Epinet, EpinetHead
@@ -167,10 +168,12 @@ class EpinetNetwork(EpistemicNetwork):
             raw, features = self.tap.run(self.base, x)
             base = self.read_output(raw)
         if base.ndim != 2:
-            raise InputError(f"Expected the base network to return [B, C], but got shape {list(base.shape)}.")
+            raise InputError(f"The base network must return [B, C], but its output has shape {list(base.shape)}.")
         if self.head.include_inputs:
             if not isinstance(x, Tensor) or not x.is_floating_point():
-                raise InputError("Expected the input to be a floating-point tensor for `include_inputs=True`.")
+                raise InputError(
+                    f"With `include_inputs=True`, the input must be a floating-point tensor, but it is {describe(x)}."
+                )
             features.append(x.detach().flatten(1).to(features[0].dtype))
         return base, torch.cat(features, dim=1)
 

@@ -78,16 +78,14 @@ class HypermodelNetwork(EpistemicNetwork):
     ) -> None:
         super().__init__(ScaledGaussianIndexer(8) if indexer is None else indexer, output)
         if initialization not in ("network", "enn"):
-            raise InputError(
-                f"Expected argument `initialization` to be 'network' or 'enn', but got {initialization!r}."
-            )
+            raise InputError(f"`initialization` must be 'network' or 'enn', but it is {initialization!r}.")
         if not 0 <= prior_scale < math.inf:
-            raise InputError(f"Expected argument `prior_scale` to be at least 0 and finite, but got {prior_scale}.")
+            raise InputError(f"`prior_scale` must be at least 0 and finite, but it is {prior_scale}.")
         check_generable(network, "HypermodelNetwork")
         # Drawn here, and not where it is needed: a compiled graph holds it as a constant.
         self._calibration_index = self.indexer(SPREAD_DRAWS, torch.Generator().manual_seed(0))
         if self._calibration_index.ndim != 2 or not self._calibration_index.is_floating_point():
-            raise InputError(f"Expected argument `indexer` to draw vectors [Z, D], but {self.indexer!r} does not.")
+            raise InputError(f"`indexer` must draw vectors [Z, D], but it is {self.indexer!r}.")
         self.index_dim = self._calibration_index.shape[1]
         self.network = network
         initial = _take_weights(network)
@@ -116,8 +114,7 @@ class HypermodelNetwork(EpistemicNetwork):
         """The weights [Z, *shape] by their names in the network, as it is called with them."""
         if index.ndim != 2 or index.shape[1] != self.index_dim or not index.is_floating_point():
             raise InputError(
-                f"Expected argument `index` to be vectors [Z, {self.index_dim}], but got {index.dtype} of shape "
-                f"{list(index.shape)}."
+                f"`index` must be vectors [Z, {self.index_dim}], but it is {index.dtype} of shape {list(index.shape)}."
             )
         flat: Tensor = self.generator(self.torso(index.to(self.generator.weight)))
         parts = torch.split(flat, [shape.numel() for shape in self.shapes], dim=1)
@@ -143,7 +140,7 @@ class HypermodelNetwork(EpistemicNetwork):
         prior: Tensor = self.prior_scale(self.prior(x, index.to(self.generator.weight)))
         if prior.shape != learned.shape:
             raise InputError(
-                f"Expected the prior's output to have the network's shape {list(learned.shape)}, but got {list(prior.shape)}."
+                f"The prior's output must have the network's shape {list(learned.shape)}, but its shape is {list(prior.shape)}."
             )
         return learned, prior
 
@@ -185,7 +182,7 @@ def _take_weights(network: nn.Module) -> dict[str, Tensor]:
                     taken[f"{path}.{name}" if path else name] = parameter.detach()
     if not taken:
         raise InputError(
-            f"Expected argument `network` to have linear layers or convolutions that require a gradient, but "
+            f"`network` must have linear layers or convolutions that require a gradient, but "
             f"{type(network).__name__} has none."
         )
     return taken

@@ -33,7 +33,7 @@ class AdditivePrior(nn.Module):
         super().__init__()
         self.functions = nn.ModuleList(freeze_as_buffers(function) for function in functions)
         if not len(self.functions):
-            raise InputError("Expected argument `functions` to hold at least one module, but got none.")
+            raise InputError("`functions` must hold at least one module, but it is empty.")
 
     def train(self, mode: bool = True) -> "AdditivePrior":
         """Nothing here is trained: the functions stay in eval mode."""
@@ -42,9 +42,7 @@ class AdditivePrior(nn.Module):
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, K]; each function runs once."""
         if index.ndim != 2 or index.shape[1] != len(self.functions):
-            raise InputError(
-                f"Expected argument `index` to be [Z, {len(self.functions)}], but got shape {list(index.shape)}."
-            )
+            raise InputError(f"`index` must be [Z, {len(self.functions)}], but its shape is {list(index.shape)}.")
         outputs = torch.stack([function(x) for function in self.functions])
         return torch.einsum("zk,kbc->zbc", index.to(outputs), outputs)
 

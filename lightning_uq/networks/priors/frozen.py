@@ -48,7 +48,7 @@ def freeze_as_buffers(module: nn.Module) -> nn.Module:
         ([], ['bias', 'weight'])
     """
     if any(nn.parameter.is_lazy(p) for p in module.parameters()):
-        raise InputError(f"Expected argument `module` to be initialised, but {type(module).__name__} is lazy.")
+        raise InputError(f"`module` must be initialised, but {type(module).__name__} is lazy.")
     buffers: dict[int, Tensor] = {}
     for submodule in module.modules():
         for name, parameter in list(submodule._parameters.items()):

@@ -63,7 +63,7 @@ def add_prior(output: Tensor, prior: Tensor, scale: float) -> Tensor:
     """output + scale * prior, of one shape."""
     if output.shape != prior.shape:
         raise InputError(
-            f"Expected the prior's output to have the network's shape {list(output.shape)}, but got {list(prior.shape)}."
+            f"The prior's output must have the network's shape {list(output.shape)}, but its shape is {list(prior.shape)}."
         )
     return output + scale * prior
 

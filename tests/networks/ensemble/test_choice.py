@@ -237,7 +237,7 @@ def test_other_errors_of_a_vmapped_member_are_its_own():
 def test_batch_norm_checks_its_input_as_torch_does():
     network = build_ensemble([nn.BatchNorm1d(4) for _ in range(2)], "stacked")
     with pytest.raises(
-        ValueError, match=r"Expected BatchNorm1d to get inputs \[B, C\] or \[B, C, L\], but got shape \[2, 3, 4, 5\]"
+        ValueError, match=r"The input of BatchNorm1d must be \[B, C\] or \[B, C, L\], but its shape is \[2, 3, 4, 5\]"
     ):
         network(torch.zeros(2, 3, 4, 5))
     with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
@@ -247,7 +247,7 @@ def test_batch_norm_checks_its_input_as_torch_does():
 def test_a_prior_of_another_shape_is_told_in_every_execution():
     for execution in ("loop", "stacked", "vmap"):
         network = build_ensemble([NetworkWithPrior(nn.Linear(4, 3), nn.Linear(4, 1), 1.0) for _ in range(2)], execution)
-        with pytest.raises(ValueError, match="Expected the prior's output to have the network's shape"):
+        with pytest.raises(ValueError, match="The prior's output must have the network's shape"):
             network(torch.zeros(5, 4))
 
 
