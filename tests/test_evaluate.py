@@ -81,7 +81,7 @@ def networks():
     trained = []
     for seed, split in ((0, 0), (1, 0), (2, 1)):
         torch.manual_seed(seed)
-        network = MLP(64, 8, [24])
+        network = MLP(64, 8, hidden_sizes=[24])
         optimizer = torch.optim.Adam(network.parameters(), 1e-2)
         x, y = DigitsDataModule(seed=split).dataset("train").tensors
         for _ in range(25):

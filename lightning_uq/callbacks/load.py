@@ -15,7 +15,6 @@ from lightning_uq.errors import InputError, UQError
 from lightning_uq.importing import import_object
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.density import GaussianDensity
-from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.fitted import FittedNetwork
@@ -219,9 +218,8 @@ def _with_layers(model: nn.Module) -> nn.Module:
     """Members that run at once have no layers of their own: here they run one after the other, and export as they are."""
     network: Any = model.network
     source = network.feature_source
-    if isinstance(source, EnsembleNetwork) and source.is_stacked:
-        members = [copy.deepcopy(source.member(i)) for i in range(source.num_indices)]
-        loop = EnsembleNetwork(members, source.read_output.output)
+    loop = source.unstacked()
+    if loop is not source:
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if child is source:
@@ -252,8 +250,7 @@ class _Ours(nn.Module):
 
     def forward(self, x: Any) -> Tensor:
         network: Any = self.model.network
-        # Without an index all members run, whose numbers would have to be read from the device.
-        logits: Tensor = network(x) if isinstance(network, EnsembleNetwork) else network(x, self.index)
+        logits: Tensor = network.evaluate_at(x, self.index)
         if self.features and not network.shows_features:  # once more without masks: the density is of these features
             for inner in network.feature_networks():
                 call_network(inner, self._input)

@@ -48,7 +48,7 @@ def joint_log_likelihood(log_probs: Tensor | Iterable[Tensor]) -> Tensor:
 
 
 def log_sum_product(weights: Tensor, probs: Tensor) -> Tensor:
-    """log of sum_k w_k prod_t q_kt; terms with weight 0 are ignored, even where q is 0.
+    """log sum_k w_k prod_t q_kt; terms with weight 0 are ignored, even where q is 0.
 
     Args:
         weights: w [K], not negative.

@@ -51,7 +51,7 @@ class DropoutModule(UncertaintyModule):
         **training: Any,
     ) -> None:
         built = given_network(network)
-        super().__init__(DropoutNetwork(built, mask, output), **training)
+        super().__init__(DropoutNetwork(built, mask=mask, output=output), **training)
 
 
 def _build(setting: Setting) -> DropoutModule:

@@ -26,7 +26,6 @@ from lightning_uq.modules.building import (
     ignore_same_start,
     run_members,
 )
-from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.modules.lightning_ensemble.checks import check_lightning_arguments
 from lightning_uq.modules.lightning_ensemble.hooks import with_members
 from lightning_uq.modules.lightning_ensemble.members import Members
@@ -36,7 +35,6 @@ from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors.members import NetworkWithPrior
 from lightning_uq.tasks import OutputShapeError
 
 
@@ -194,8 +192,6 @@ class EnsembleModule(UncertaintyModule):
                 rank_zero_info(self.network.execution_reason)
                 self._explains_execution = False
             check_averaging(self.network, self.trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
-            priors = [part.prior for part in self.network.modules() if isinstance(part, NetworkWithPrior)]
-            expect_eval_mode(sum(len(list(prior.modules())) for prior in priors))
         self.seed = self.trainer.strategy.broadcast(self.seed)
         super().setup(stage)
 

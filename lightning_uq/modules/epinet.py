@@ -73,8 +73,8 @@ class EpinetModule(UncertaintyModule):
         task = task_of(training_option(training, "task", "classification"))
         network_with_head = EpinetNetwork(
             built,
-            feature_layers,
-            task.num_outputs,
+            feature_layers=feature_layers,
+            num_outputs=task.num_outputs,
             head=head,
             prior=None if prior is None else build_network(prior, "prior"),
             freeze_base=freeze_base,

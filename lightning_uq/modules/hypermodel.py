@@ -77,8 +77,8 @@ class HypermodelModule(UncertaintyModule):
         super().__init__(
             HypermodelNetwork(
                 given_network(network),
-                ScaledGaussianIndexer(index_dim),
-                hidden_sizes,
+                indexer=ScaledGaussianIndexer(index_dim),
+                hidden_sizes=hidden_sizes,
                 scale=scale,
                 initialization=initialization,
                 prior=None if prior is None else build_network(prior, "prior"),

@@ -12,7 +12,7 @@ from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.compiled import take_compiled_names
 from lightning_uq.networks.indexers import EnsembleIndexer, Indexer
 from lightning_uq.networks.output import Output, OutputReader
-from lightning_uq.networks.priors.members import NetworkWithPrior
+from lightning_uq.networks.priors.members import priors_of_members
 
 
 class EpistemicNetwork(nn.Module, ABC):
@@ -23,6 +23,7 @@ class EpistemicNetwork(nn.Module, ABC):
 
     Attributes:
         read_output: Turns what an inner network returns into its output tensor; subclasses apply it to every inner call.
+        is_stacked: Whether each parameter holds the slices of all members, [M, ...].
 
     Args:
         indexer: Where z is drawn from. Its set of indices is finite (an ensemble's members) or infinite. Training and
@@ -34,6 +35,8 @@ class EpistemicNetwork(nn.Module, ABC):
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924).
     """
+
+    is_stacked: bool = False
 
     def __init__(self, indexer: Indexer, output: Output = "logits") -> None:
         super().__init__()
@@ -98,10 +101,30 @@ class EpistemicNetwork(nn.Module, ABC):
         """
         return True
 
+    def unstacked(self) -> "EpistemicNetwork":
+        """This network with members that run one after the other: a copy of stacked members, any other network itself."""
+        return self
+
+    def evaluate_at(self, x: Any, index: Tensor) -> Tensor:
+        """Outputs [Z, B, ...] at an ``index`` that :meth:`evaluation_index` gave."""
+        output: Tensor = self(x, index)
+        return output
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """The parts inside that are never trained and stay in eval mode, for instance priors."""
+        return priors_of_members(self.modules())
+
     @property
     def num_frozen(self) -> int:
         """Number of modules inside that are always in eval mode."""
-        return 0
+        return len({module for part in self.frozen_parts() for module in part.modules()})
+
+    def train(self, mode: bool = True) -> "EpistemicNetwork":
+        """Set the mode; the :meth:`frozen_parts` stay in eval mode."""
+        super().train(mode)
+        for part in self.frozen_parts():
+            part.eval()
+        return self
 
     def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands of the output, each [Z, B, ...]: what is trained, and the frozen priors; zeros where it has none.
@@ -109,9 +132,9 @@ class EpistemicNetwork(nn.Module, ABC):
         Raises:
             UnsupportedError: Its members have priors of their own (:class:`NetworkWithPrior`), which they add themselves.
         """
-        if any(isinstance(module, NetworkWithPrior) for module in self._all_modules()):
+        if priors_of_members(self._all_modules()):
             raise UnsupportedError(
-                f"The trained part of {type(self).__name__} cannot be told from its members' priors. Build it as an "
+                f"The members of {type(self).__name__} add their own priors, so the trained part cannot be separated. Use an "
                 "EpistemicNetworkWithPrior of plain members and a ChoicePrior."
             )
         output: Tensor = self(x, index)

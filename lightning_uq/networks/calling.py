@@ -31,7 +31,7 @@ def call_network(network: nn.Module, x: Any) -> Any:
         if reason is None:
             raise
         raise InputError(
-            f"Expected `forward` of {type(network).__name__} to take a batch's input alone, but {reason}. Let `unpack_batch` "
+            f"`forward` of {type(network).__name__} must take only the input of a batch, but it does not: {reason}. Let `unpack_batch` "
             "return the input as a mapping from the names of these arguments, or pass argument `predict_fn` to a callback."
         ) from error
 
@@ -50,7 +50,7 @@ def _refusal(network: nn.Module, *args: Any, **kwargs: Any) -> str | None:
         if signature is not None:
             signature.bind(*args, **kwargs)
     except TypeError as error:
-        return f"it has {error}"
+        return str(error)
     return None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.functional.atoms import atom_moments, check_atoms
 from lightning_uq.functional.softplus import inverse_softplus
+from lightning_uq.functional.validation import check_integer
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.ensemble import build_ensemble
 from lightning_uq.networks.initializers import truncated_normal_init_
@@ -55,12 +56,13 @@ class CategoricalRegressionNetwork(WrappedNetwork):
         self,
         network: EpistemicNetwork,
         atoms: Tensor | Sequence[float],
+        *,
         prior: nn.Module | None = None,
         prior_scale: float = 1.0,
     ) -> None:
         super().__init__(network, prior)
         if not 0 <= prior_scale < math.inf:
-            raise InputError(f"Expected argument `prior_scale` to be a number of at least 0, but got {prior_scale}.")
+            raise InputError(f"`prior_scale` must be a number of at least 0, but it is {prior_scale}.")
         self.support = _Atoms(check_atoms(atoms))
         self.prior_scale = prior_scale
 
@@ -75,8 +77,8 @@ class CategoricalRegressionNetwork(WrappedNetwork):
         size, num_atoms = output.shape[-1], len(self.atoms)
         if output.ndim != 3 or size % num_atoms:
             raise InputError(
-                f"Expected the network to return [B, D x {num_atoms}], logits over {num_atoms} atoms for each of D "
-                f"target dimensions, but got shape {list(output.shape[1:])}."
+                f"The network must return [B, D x {num_atoms}], logits over {num_atoms} atoms for each of D "
+                f"target dimensions, but its shape is {list(output.shape[1:])}."
             )
         logits = output.reshape(*output.shape[:-1], size // num_atoms, num_atoms)
         if self.prior is None:
@@ -84,7 +86,7 @@ class CategoricalRegressionNetwork(WrappedNetwork):
         prior = self.prior_scale * self.prior(x, index)
         if prior.shape != logits.shape[:-1]:
             raise InputError(
-                f"Expected the prior's output to be of shape {list(logits.shape[:-1])}, but got {list(prior.shape)}."
+                f"The prior's output must have shape {list(logits.shape[:-1])}, but its shape is {list(prior.shape)}."
             )
         return logits, prior
 
@@ -132,6 +134,7 @@ class CatMLPEnsemble(CategoricalRegressionNetwork):
         self,
         in_features: int,
         atoms: Tensor | Sequence[float],
+        *,
         num_outputs: int = 1,
         num_members: int = 10,
         hidden_sizes: Sequence[int] = (50, 50),
@@ -142,15 +145,14 @@ class CatMLPEnsemble(CategoricalRegressionNetwork):
         seed: int | None = None,
     ) -> None:
         if prior not in ("mlp", "gp", None):
-            raise InputError(f"Expected argument `prior` to be 'mlp', 'gp' or None, but got {prior!r}.")
-        for name, size in (("num_members", num_members), ("num_outputs", num_outputs)):
-            if size < 1:
-                raise InputError(f"Expected argument `{name}` to be at least 1, but got {size}.")
+            raise InputError(f"`prior` must be 'mlp', 'gp' or None, but it is {prior!r}.")
+        check_integer("num_members", num_members, 1)
+        check_integer("num_outputs", num_outputs, 1)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
 
         def mlp(out_features: int, generator: torch.Generator | None = None) -> nn.Module:
             return truncated_normal_init_(
-                nn.Sequential(nn.Flatten(), MLP(in_features, out_features, hidden_sizes)), generator
+                nn.Sequential(nn.Flatten(), MLP(in_features, out_features, hidden_sizes=hidden_sizes)), generator
             )
 
         size = num_outputs * len(check_atoms(atoms))
@@ -160,10 +162,10 @@ class CatMLPEnsemble(CategoricalRegressionNetwork):
             functions = [mlp(num_outputs, generator) for _ in range(num_members)]
         elif prior == "gp":
             functions = [
-                RandomFeatureGP(in_features, num_outputs, num_features, gamma, generator=generator)
+                RandomFeatureGP(in_features, num_outputs, num_features=num_features, gamma=gamma, generator=generator)
                 for _ in range(num_members)
             ]
-        super().__init__(members, atoms, ChoicePrior(functions) if functions else None, prior_scale)
+        super().__init__(members, atoms, prior=ChoicePrior(functions) if functions else None, prior_scale=prior_scale)
 
 
 class _Atoms(KeepsPrecision):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.functional.validation import describe
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.indexers import SeedIndexer
@@ -39,7 +40,7 @@ class DropoutNetwork(EpistemicNetwork):
         InputError: The network has no dropout layer.
         UnsupportedError: It has an alpha dropout layer.
 
-    Source: Gal & Ghahramani, ICML 2016 (arXiv 1506.02142); one mask an index: ``enn.networks.dropout``.
+    Source: Gal & Ghahramani, ICML 2016 (arXiv 1506.02142); one mask per index: ``enn.networks.dropout``.
 
     Example:
         >>> network = DropoutNetwork(nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3)))
@@ -48,17 +49,17 @@ class DropoutNetwork(EpistemicNetwork):
         (torch.Size([3, 5, 3]), True, False)
     """
 
-    def __init__(self, network: nn.Module, mask: Mask = "shared", output: Output = "logits") -> None:
+    def __init__(self, network: nn.Module, *, mask: Mask = "shared", output: Output = "logits") -> None:
         super().__init__(SeedIndexer(), output)
         if mask not in ("shared", "per_example"):
-            raise InputError(f"Expected argument `mask` to be 'shared' or 'per_example', but got {mask!r}.")
+            raise InputError(f"`mask` must be 'shared' or 'per_example', but it is {mask!r}.")
         layers = [module for module in network.modules() if isinstance(module, _DropoutNd)]
         for layer in layers:
             if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout):
                 raise UnsupportedError(f"DropoutNetwork does not support {type(layer).__name__}: use nn.Dropout.")
         if not any(layer.p > 0 for layer in layers):
             raise InputError(
-                f"Expected argument `network` to have `nn.Dropout` layers, but {type(network).__name__} has none with p > 0. "
+                f"`network` must have `nn.Dropout` layers, but {type(network).__name__} has none with p > 0. "
                 "Dropout that is a function call cannot be seen from outside."
             )
         self.network = network
@@ -70,7 +71,7 @@ class DropoutNetwork(EpistemicNetwork):
     def forward(self, x: Any, index: Tensor) -> Tensor:
         """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the seeds ``index`` [Z]."""
         if index.ndim != 1 or index.is_floating_point():
-            raise InputError(f"Expected argument `index` to be seeds [Z], integers, but got {list(index.shape)}.")
+            raise InputError(f"`index` must be seeds, integers [Z], but it is {describe(index)}.")
         if isinstance(x, Mapping):
             x = dict(x)  # of a class of its own, as a tokenizer gives, it is no nest to torch
         if self.training or torch.compiler.is_compiling():

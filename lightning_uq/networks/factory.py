@@ -1,4 +1,4 @@
-"""Factories of networks: what an ensemble calls once a member, and how a checkpoint remembers it."""
+"""Factories of networks: an ensemble calls one per member, and a checkpoint records it."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -66,12 +66,12 @@ def check_factory(factory: object, argument: str = "network") -> Callable[[], nn
     """``factory`` itself, or an :class:`InputError` where a built network or nothing callable came instead."""
     if isinstance(factory, nn.Module):
         raise InputError(
-            f"Expected argument `{argument}` to be a factory that builds a new network at each call, but got an instance "
+            f"`{argument}` must be a factory that builds a new network at each call, but it is an instance "
             f"of {type(factory).__name__}. Pass `lambda: {type(factory).__name__}(...)`, a function, or a `Factory`: "
             "members copied from one instance would share their initial weights."
         )
     if not callable(factory):
-        raise InputError(f"Expected argument `{argument}` to be a callable or a `Factory`, but got {factory!r}.")
+        raise InputError(f"`{argument}` must be a callable or a `Factory`, but it is {factory!r}.")
     return factory
 
 
@@ -79,9 +79,7 @@ def build_network(factory: Callable[[], nn.Module], argument: str = "network") -
     """Call ``factory`` once and check that a module came."""
     network = factory()
     if not isinstance(network, nn.Module):
-        raise InputError(
-            f"Expected the factory in argument `{argument}` to return a torch.nn.Module, but it returned {network!r}."
-        )
+        raise InputError(f"The factory in `{argument}` must return a torch.nn.Module, but it returned {network!r}.")
     return network
 
 

@@ -63,8 +63,8 @@ def last_linear(network: nn.Module, run: Callable[[], Any], argument: str = "fea
             hook.remove()
     if not feeding:
         raise InputError(
-            f"Expected a linear layer that feeds the output of {type(network).__name__}, for `{argument}='auto'`, but "
-            "found none. Name the layer whose input holds the features."
+            f"`{argument}='auto'` needs a linear layer that feeds the output of {type(network).__name__}, but there is "
+            "none. Name the layer whose input holds the features."
         )
     if any(x.data_ptr() != feeding[-1][1].data_ptr() for _, x in feeding):
         listed = ", ".join(repr(uncompiled(name)) for name, _ in feeding)
@@ -121,8 +121,8 @@ def submodule(network: nn.Module, name: str, argument: str = "feature_layer") ->
     if name not in modules:
         linear = [path for path, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)]
         raise InputError(
-            f"Expected argument `{argument}` to be 'auto' or the name of a submodule of {type(network).__name__}, but "
-            f"got {name!r}. Its linear layers and convolutions are: {', '.join(linear[-8:])}."
+            f"`{argument}` must be 'auto' or the name of a submodule of {type(network).__name__}, but "
+            f"it is {name!r}. Its linear layers and convolutions are: {', '.join(linear[-8:])}."
         )
     found: nn.Module = modules[name]
     return found
@@ -182,7 +182,7 @@ class FeatureTap:
         missing = [name for name in self.layers if name not in caught]
         if missing:
             raise InputError(
-                f"Expected argument `feature_layers` to name layers that the network runs, but {missing[0]!r} was not "
+                f"`feature_layers` must name layers that the network runs, but {missing[0]!r} was not "
                 "called in its forward pass. A network that was compiled, and called, before it came here skips new hooks: "
                 "compile the whole instead."
             )

@@ -1,4 +1,4 @@
-"""A fingerprint of a module's weights, by which a fitted state knows the network it belongs to."""
+"""Hash of a module's weights, to recognise the network a state was fitted to."""
 
 import hashlib
 

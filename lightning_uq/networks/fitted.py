@@ -26,7 +26,7 @@ class FittedNetwork(nn.Module):
 
     Args:
         network: Gives logits [Z, B, C], or, of a Dirichlet, the log of its mean [1, B, C].
-        temperature: T, pooled; or one T that acts inside the members, or one a member, with ``of_members``.
+        temperature: T, pooled; or one T that acts inside the members, or one per member, with ``of_members``.
         of_members: Where T acts.
         class_scaling: Scale and bias [2, C] of the log of the mean probabilities, in the place of T.
         densities: The density of each member's features.
@@ -55,10 +55,10 @@ class FittedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if temperature is not None and class_scaling is not None:
-            raise InputError("Expected one of the arguments `temperature` and `class_scaling`, but got both.")
+            raise InputError("`temperature` and `class_scaling` exclude each other. Pass one of them.")
         if len(layers) != len(densities):
             raise InputError(
-                f"Expected one of argument `layers` a density, but got {len(layers)} and {len(densities)}."
+                f"`layers` must name one layer per density, but there are {len(layers)} layers and {len(densities)} densities."
             )
         self.network = network
         # Numbers, not buffers: a cast to half precision leaves them as they are.

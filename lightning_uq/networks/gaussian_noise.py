@@ -40,13 +40,13 @@ class GaussianNoiseMLP(EpistemicNetwork):
     indexer: GaussianIndexer
 
     def __init__(
-        self, in_features: int, out_features: int, hidden_sizes: Sequence[int] = (50, 50), init_scale: float = 1.0
+        self, in_features: int, out_features: int, *, hidden_sizes: Sequence[int] = (50, 50), init_scale: float = 1.0
     ) -> None:
         widths = [*hidden_sizes, out_features]
         super().__init__(GaussianIndexer(sum(widths)))
         if not 0 <= init_scale < math.inf:
             raise InputError(f"`init_scale` must be a number of at least 0, but it is {init_scale}.")
-        mlp = truncated_normal_init_(MLP(in_features, out_features, hidden_sizes))
+        mlp = truncated_normal_init_(MLP(in_features, out_features, hidden_sizes=hidden_sizes))
         self.layers = nn.ModuleList(layer for layer in mlp.modules() if isinstance(layer, nn.Linear))
         self.widths = widths
         self.noise_scales = nn.ParameterList(torch.full((width,), float(init_scale)) for width in self.widths)

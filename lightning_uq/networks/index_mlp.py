@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.softplus import inverse_softplus_exp
+from lightning_uq.functional.validation import check_integer
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.indexers import GaussianWithUnitIndexer
 from lightning_uq.networks.initializers import truncated_normal_init_
-from lightning_uq.networks.mlp import MLP
+from lightning_uq.networks.mlp import MLP, check_sizes
 from lightning_uq.networks.priors.additive import AdditivePrior
 from lightning_uq.networks.priors.index_priors import EpistemicNetworkWithPrior
 from lightning_uq.networks.priors.random_features import Gamma, NullFunction, RandomFeatureGP
@@ -53,29 +54,25 @@ class IndexMLP(EpistemicNetwork):
         self,
         in_features: int,
         out_features: int,
+        *,
         index_dim: int = 8,
         hidden_sizes: Sequence[int] = (50, 50),
         variance_dim: int = 20,
         heads: Literal["gaussian"] | None = None,
     ) -> None:
         super().__init__(GaussianWithUnitIndexer(index_dim))
-        for name, sizes in (
-            ("in_features", [in_features]),
-            ("out_features", [out_features]),
-            ("hidden_sizes", hidden_sizes),
-        ):
-            _check_sizes(name, sizes)
+        check_sizes(in_features=in_features, out_features=out_features, hidden_sizes=hidden_sizes)
         if heads not in ("gaussian", None):
-            raise InputError(f"Expected argument `heads` to be 'gaussian' or None, but got {heads!r}.")
+            raise InputError(f"`heads` must be 'gaussian' or None, but it is {heads!r}.")
         self.heads = heads
         widths = [in_features, *hidden_sizes]
         self.hidden = nn.ModuleList(nn.Linear(a + index_dim, b) for a, b in itertools.pairwise(widths))
         self.last = nn.Linear(widths[-1], out_features)
         if heads is not None:
-            _check_sizes("variance_dim", [variance_dim])
+            check_integer("variance_dim", variance_dim, 1)
             self.projection = nn.Linear(in_features, variance_dim)
             read = widths[-2] if hidden_sizes else in_features
-            self.log_variance = MLP(read + variance_dim, out_features, (variance_dim,))
+            self.log_variance = MLP(read + variance_dim, out_features, hidden_sizes=(variance_dim,))
         truncated_normal_init_(self)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
@@ -105,6 +102,7 @@ class IndexMLP(EpistemicNetwork):
 def index_mlp_with_gp_prior(
     in_features: int,
     out_features: int,
+    *,
     num_priors: int = 8,
     hidden_sizes: Sequence[int] = (50, 50),
     num_features: int = 100,
@@ -137,16 +135,18 @@ def index_mlp_with_gp_prior(
         >>> network(torch.zeros(6, 4), network.sample_index(7)).shape
         torch.Size([7, 6, 3])
     """
-    network = IndexMLP(in_features, out_features, num_priors + 1, hidden_sizes, variance_dim, heads)
+    network = IndexMLP(
+        in_features,
+        out_features,
+        index_dim=num_priors + 1,
+        hidden_sizes=hidden_sizes,
+        variance_dim=variance_dim,
+        heads=heads,
+    )
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     functions = [
-        RandomFeatureGP(in_features, out_features, num_features, gamma, generator=generator) for _ in range(num_priors)
+        RandomFeatureGP(in_features, out_features, num_features=num_features, gamma=gamma, generator=generator)
+        for _ in range(num_priors)
     ]
     prior = AdditivePrior([NullFunction(out_features), *functions])
-    return EpistemicNetworkWithPrior(network, prior, prior_scale, moves="output" if heads is None else "mean")
-
-
-def _check_sizes(name: str, sizes: Sequence[int]) -> None:
-    for size in sizes:
-        if size < 1:
-            raise InputError(f"Expected argument `{name}` to be at least 1, but got {size}.")
+    return EpistemicNetworkWithPrior(network, prior, scale=prior_scale, moves="output" if heads is None else "mean")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.data_noise import IndexDistribution
+from lightning_uq.functional.validation import check_integer, check_positive
 
 
 class Indexer(ABC):
@@ -49,7 +50,8 @@ class Indexer(ABC):
         Raises:
             InputError: ``num_samples`` is below 1.
         """
-        key = (_at_least_one("num_samples", num_samples), seed)
+        check_integer("num_samples", num_samples, 1)
+        key = (num_samples, seed)
         if self._drawn is None or self._drawn[0] != key:
             # The last draw is kept, so that an exported graph holds it as a constant. It is never an inference tensor, which
             # would allow no gradient after that mode has ended.
@@ -74,7 +76,8 @@ class EnsembleIndexer(Indexer):
     """
 
     def __init__(self, num_members: int) -> None:
-        self.num_members = _at_least_one("num_members", num_members)
+        check_integer("num_members", num_members, 1)
+        self.num_members = num_members
 
     @property
     def num_indices(self) -> int:
@@ -104,7 +107,8 @@ class GaussianIndexer(Indexer):
     distribution = "gaussian"
 
     def __init__(self, index_dim: int) -> None:
-        self.index_dim = _at_least_one("index_dim", index_dim)
+        check_integer("index_dim", index_dim, 1)
+        self.index_dim = index_dim
 
     def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal vectors [Z, index_dim]."""
@@ -129,9 +133,9 @@ class ScaledGaussianIndexer(Indexer):
     distribution = "scaled"
 
     def __init__(self, index_dim: int, index_scale: float = 1.0) -> None:
-        self.index_dim = _at_least_one("index_dim", index_dim)
-        if not 0 < index_scale < math.inf:
-            raise InputError(f"Expected argument `index_scale` to be above 0 and finite, but got {index_scale}.")
+        check_integer("index_dim", index_dim, 1)
+        self.index_dim = index_dim
+        check_positive(index_scale=index_scale)
         self.index_scale = index_scale
 
     def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -141,7 +145,7 @@ class ScaledGaussianIndexer(Indexer):
 
 
 class GaussianWithUnitIndexer(Indexer):
-    """z = (1, N(0, I) / sqrt(index_dim - 1)): [Z, index_dim]; the first entry always speaks for the mean.
+    """z = (1, N(0, I) / sqrt(index_dim - 1)): [Z, index_dim]; the first entry is the constant 1.
 
     It is not normalised: neither z nor its random part has a fixed length.
 
@@ -157,8 +161,7 @@ class GaussianWithUnitIndexer(Indexer):
     distribution = "unit"
 
     def __init__(self, index_dim: int) -> None:
-        if index_dim < 2:
-            raise InputError(f"Expected argument `index_dim` to be at least 2, but got {index_dim}.")
+        check_integer("index_dim", index_dim, 2)
         self.index_dim = index_dim
 
     @property
@@ -187,9 +190,7 @@ class DirichletIndexer(Indexer):
     def __init__(self, concentration: Sequence[float] | Tensor) -> None:
         values = torch.as_tensor(concentration, dtype=torch.float32)
         if values.ndim != 1 or not len(values) or not bool((values > 0).all() and values.isfinite().all()):
-            raise InputError(
-                f"Expected argument `concentration` to be positive numbers [K], but got {values.tolist()}."
-            )
+            raise InputError(f"`concentration` must be positive numbers [K], but they are {values.tolist()}.")
         self.concentration: list[float] = values.tolist()
 
     def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -211,10 +212,5 @@ class SeedIndexer(Indexer):
 
     def evaluation_index(self, num_samples: int, seed: int = 0) -> Tensor:
         """The seeds seed * 2^20 + (0, ..., num_samples - 1): a hash of neighbours is as random as that of any others."""
-        return torch.arange(_at_least_one("num_samples", num_samples)) + (seed << 20)
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise InputError(f"Expected argument `{name}` to be at least 1, but got {value}.")
-    return value
+        check_integer("num_samples", num_samples, 1)
+        return torch.arange(num_samples) + (seed << 20)

@@ -55,14 +55,14 @@ def variance_scaling_(
         0.0309 0.0309
     """
     if weight.ndim < 2:
-        raise InputError(f"Expected argument `weight` to be [out, in, ...], but got shape {list(weight.shape)}.")
+        raise InputError(f"`weight` must be [out, in, ...], but its shape is {list(weight.shape)}.")
     if not 0 <= scale < math.inf:
-        raise InputError(f"Expected argument `scale` to be a number of at least 0, but got {scale}.")
+        raise InputError(f"`scale` must be a number of at least 0, but it is {scale}.")
     field = weight[0, 0].numel()
     fans = {"fan_in": weight.shape[1] * field, "fan_out": weight.shape[0] * field}
     fans["fan_avg"] = (fans["fan_in"] + fans["fan_out"]) / 2  # type: ignore[assignment]  # a half is a fan here
     if mode not in fans:
-        raise InputError(f"Expected argument `mode` to be one of {list(fans)}, but got {mode!r}.")
+        raise InputError(f"`mode` must be one of {list(fans)}, but it is {mode!r}.")
     return truncated_normal_(weight, math.sqrt(scale / fans[mode]) / CUT_STD, generator)
 
 

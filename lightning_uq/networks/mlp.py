@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_integer
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 _NORMS: dict[str, type[nn.Module]] = {"rms": nn.RMSNorm, "layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
@@ -40,22 +41,19 @@ class MLP(nn.Sequential):
         self,
         in_features: int,
         out_features: int,
+        *,
         hidden_sizes: Sequence[int] = (128, 128),
         activation: Literal["relu", "silu", "tanh", "gelu"] = "relu",
         norm: Literal["rms", "layer", "batch"] | None = None,
         dropout: float = 0.0,
     ) -> None:
-        _check_sizes(in_features=in_features, out_features=out_features)
-        for size in hidden_sizes:
-            _check_sizes(hidden_sizes=size)
+        check_sizes(in_features=in_features, out_features=out_features, hidden_sizes=hidden_sizes)
         if activation not in _ACTIVATIONS:
-            raise InputError(
-                f"Expected argument `activation` to be one of {list(_ACTIVATIONS)}, but got {activation!r}."
-            )
+            raise InputError(f"`activation` must be one of {list(_ACTIVATIONS)}, but it is {activation!r}.")
         if norm is not None and norm not in _NORMS:
-            raise InputError(f"Expected argument `norm` to be None or one of {list(_NORMS)}, but got {norm!r}.")
+            raise InputError(f"`norm` must be None or one of {list(_NORMS)}, but it is {norm!r}.")
         if not 0 <= dropout < 1:
-            raise InputError(f"Expected argument `dropout` to lie in [0, 1), but got {dropout}.")
+            raise InputError(f"`dropout` must lie in [0, 1), but it is {dropout}.")
         layers: list[nn.Module] = []
         width = in_features
         for size in hidden_sizes:
@@ -98,15 +96,16 @@ class TabularNetwork(nn.Module):
         self,
         in_features: int,
         out_features: int = 1,
+        *,
         hidden_features: int = 100,
         depth: int = 3,
         norm: bool = True,
         heads: Literal["gaussian"] | None = "gaussian",
     ) -> None:
         super().__init__()
-        _check_sizes(in_features=in_features, out_features=out_features, hidden_features=hidden_features, depth=depth)
+        check_sizes(in_features=in_features, out_features=out_features, hidden_features=hidden_features, depth=depth)
         if heads not in ("gaussian", None):
-            raise InputError(f"Expected argument `heads` to be 'gaussian' or None, but got {heads!r}.")
+            raise InputError(f"`heads` must be 'gaussian' or None, but it is {heads!r}.")
         self.heads = heads
         widths = [in_features] + [hidden_features] * (depth - 1)
         if heads is None:
@@ -159,10 +158,11 @@ def load_deep_ensembles_state(network: nn.Module, state: Mapping[str, Any]) -> N
     try:
         network.load_state_dict(ours)
     except RuntimeError as error:
-        raise InputError(f"Expected argument `state` to fit the network, but: {error}") from error
+        raise InputError(f"`state` must fit the network, but it does not: {error}") from error
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"Expected argument `{name}` to be at least 1, but got {size}.")
+def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Refuse sizes of layers, given by name, one or several each, that are not integers of at least 1."""
+    for name, given in sizes.items():
+        for size in given if isinstance(given, Sequence) else [given]:
+            check_integer(name, size, 1)

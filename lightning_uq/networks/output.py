@@ -29,9 +29,7 @@ class OutputReader:
 
     def __init__(self, output: Output = "logits") -> None:
         if not callable(output) and output not in ("logits", "probs", "log_probs"):
-            raise InputError(
-                f"Expected argument `output` to be 'logits', 'probs', 'log_probs' or a callable, but got {output!r}."
-            )
+            raise InputError(f"`output` must be 'logits', 'probs', 'log_probs' or a callable, but it is {output!r}.")
         self.output = output
 
     def __call__(self, raw: Any) -> Tensor:

@@ -40,12 +40,10 @@ class Standardize(KeepsPrecision):
         super().__init__()
         if mean.shape != std.shape:
             raise InputError(
-                f"Expected arguments `mean` and `std` to have one shape, but got {list(mean.shape)} and {list(std.shape)}."
+                f"`mean` and `std` must have one shape, but their shapes are {list(mean.shape)} and {list(std.shape)}."
             )
         if not bool((mean.isfinite() & std.isfinite() & (std >= 0)).all()):
-            raise InputError(
-                "Expected arguments `mean` and `std` to be finite, and `std` not negative, but they are not."
-            )
+            raise InputError("`mean` and `std` must be finite, and `std` must not be negative.")
         self.register_buffer("mean", mean.detach().float())
         std = std.detach().float()
         self.register_buffer("scale", torch.where(std > 0, std + _EPS, torch.ones_like(std)))
@@ -89,9 +87,7 @@ class CenteredNetwork(WrappedNetwork):
             InputError: ``x_train`` has no batch axis or holds no row.
         """
         if x_train.ndim < 2 or not len(x_train):
-            raise InputError(
-                f"Expected argument `x_train` to be [N, ...], N at least 1, but got {list(x_train.shape)}."
-            )
+            raise InputError(f"`x_train` must be [N, ...], N at least 1, but its shape is {list(x_train.shape)}.")
         x = widen(x_train.detach())
         return cls(network, x.mean(0), x.std(0, correction=0))
 
@@ -126,12 +122,12 @@ class ScaledNetwork(WrappedNetwork):
         tensor([[[10., 20.]]])
     """
 
-    def __init__(self, network: EpistemicNetwork, scale: float, heads: Literal["gaussian"] | None = None) -> None:
+    def __init__(self, network: EpistemicNetwork, scale: float, *, heads: Literal["gaussian"] | None = None) -> None:
         super().__init__(network)
         if not 0 < scale < math.inf:
-            raise InputError(f"Expected argument `scale` to be a positive number, but got {scale}.")
+            raise InputError(f"`scale` must be a positive number, but it is {scale}.")
         if heads not in ("gaussian", None):
-            raise InputError(f"Expected argument `heads` to be 'gaussian' or None, but got {heads!r}.")
+            raise InputError(f"`heads` must be 'gaussian' or None, but it is {heads!r}.")
         self.scale = scale
         self.heads = heads
 

@@ -1,11 +1,11 @@
-"""The base of wrappers of epistemic networks, and helpers of networks that read the index beside their input."""
+"""Base class of networks that wrap another, and two helpers for index inputs."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.priors.frozen import freeze_as_buffers
+from lightning_uq.networks.priors.frozen import adopt_prior
 
 
 class WrappedNetwork(EpistemicNetwork):
@@ -27,20 +27,11 @@ class WrappedNetwork(EpistemicNetwork):
             )
         super().__init__(network.indexer, network.read_output.output)
         self.network = network
-        self.prior = None if prior is None else freeze_as_buffers(prior)
+        self.prior = adopt_prior(prior)
 
-    def train(self, mode: bool = True) -> "WrappedNetwork":
-        """Set the mode of the trained part; a prior stays in eval mode."""
-        super().train(mode)
-        if self.prior is not None:
-            self.prior.eval()
-        return self
-
-    @property
-    def num_frozen(self) -> int:
-        """Number of modules inside that are always in eval mode."""
-        own = 0 if self.prior is None else len(list(self.prior.modules()))
-        return own + self.network.num_frozen
+    def frozen_parts(self) -> list[nn.Module]:
+        """The prior, and the frozen parts of the network inside."""
+        return [*([] if self.prior is None else [self.prior]), *self.network.frozen_parts()]
 
     def feature_networks(self) -> list[nn.Module]:
         """Those of the network inside."""
@@ -60,7 +51,7 @@ class WrappedNetwork(EpistemicNetwork):
 def check_vectors(index: Tensor, index_dim: int) -> None:
     """An :class:`InputError` where ``index`` is not [Z, index_dim]."""
     if index.ndim != 2 or index.shape[1] != index_dim:
-        raise InputError(f"Expected argument `index` to be [Z, {index_dim}], but got shape {list(index.shape)}.")
+        raise InputError(f"`index` must be [Z, {index_dim}], but its shape is {list(index.shape)}.")
 
 
 def read_both(layer: nn.Module, h: Tensor, index: Tensor) -> Tensor:

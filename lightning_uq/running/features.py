@@ -12,7 +12,6 @@ from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import call_network
-from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import input_of, last_linear, pooled, submodule
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.running.weights import weights_mark
@@ -61,7 +60,7 @@ class LayerFeatures:
     def networks(self, model: nn.Module) -> list[nn.Module]:
         """The M networks; copies of a stacked ensemble's members are made once for its weights."""
         source = _source(model)
-        if not isinstance(source, EnsembleNetwork) or not source.is_stacked:
+        if source is None or not source.is_stacked:
             return inner_networks(model)
         mark = weights_mark(source)
         key = None if mark is None else (mark, source.training)

@@ -17,7 +17,7 @@ from lightning_uq.predictions import CategoricalPrediction
 
 
 def mlp(hidden=(32,)):
-    return MLP(64, 8, list(hidden))
+    return MLP(64, 8, hidden_sizes=list(hidden))
 
 
 def hidden(network, x):

@@ -354,9 +354,9 @@ def test_a_class_scaling_exports(write):
 
 def test_the_two_calibrations_exclude_each_other_and_densities_need_layers():
     network = EnsembleNetwork([nn.Linear(2, 2)])
-    with pytest.raises(InputError, match="one of the arguments `temperature` and `class_scaling`"):
+    with pytest.raises(InputError, match="`temperature` and `class_scaling` exclude each other"):
         FittedNetwork(network, temperature=torch.tensor(1.0), class_scaling=torch.ones(2, 2))
-    with pytest.raises(InputError, match="one of argument `layers` a density, but got 1 and 0"):
+    with pytest.raises(InputError, match="one layer per density, but there are 1 layers and 0 densities"):
         FittedNetwork(network, layers=["members.0"])
     assert "nothing fitted" in repr(FittedNetwork(network))
 

@@ -563,7 +563,7 @@ def test_a_step_without_its_batch_is_refused(make_trainer):
         ({"scores": [lambda x: x]}, "must have different names"),
         ({"scores": ["energy", "energy"]}, "must have different names"),
         ({"predict_fn": 1}, "`predict_fn` must be a function, but its type is int"),
-        ({"output": "softmax"}, "Expected argument `output`"),
+        ({"output": "softmax"}, "`output` must be"),
     ],
 )
 def test_arguments_are_checked_at_once(arguments, message):

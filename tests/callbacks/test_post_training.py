@@ -465,7 +465,7 @@ def test_the_feature_layer_is_found_named_and_refused(make_trainer):
     assert gmm.features.resolved == "head"
     named = FitGMM(feature_layer="head").fit(module, loader())
     assert_same_fit(gmm, named)
-    with pytest.raises(InputError, match="name of a submodule of UsersModule, but got 'fc'. .*: body.0, head"):
+    with pytest.raises(InputError, match="name of a submodule of UsersModule, but it is 'fc'. .*: body.0, head"):
         FitGMM(feature_layer="fc").fit(module, loader())
 
 
@@ -670,7 +670,7 @@ class Untouched(UsersModule):
         ([(X, "ab")], {}, "FitGMM's fitting data must hold class labels, but a batch has targets of str"),
         ([{"image": X, "label": Y}], {}, r"its keys are \['image', 'label'\].*`unpack_batch=`"),
         ([(X, X[:, 0])], {}, r"FitGMM's fitting data must hold class labels, but a batch has targets of torch.float64"),
-        ([(X, Y)], {"feature_layer": "nose"}, r"argument `feature_layer`.*got 'nose'"),
+        ([(X, Y)], {"feature_layer": "nose"}, r"`feature_layer`.*it is 'nose'"),
         (
             [(X, Y)],
             {"predict_fn": lambda model, x: {"out": model(x)}},

@@ -436,51 +436,51 @@ def without(arrays, *ends):
 BAD = {
     "missing": (
         lambda p: without(p, "res_block_v1_3/~/conv1/w"),
-        "Expected argument `params` to hold 'res_net/res_block_v1_3/conv1/w' for ENNResNetV1, but it does not.",
+        "`params` must hold 'res_net/res_block_v1_3/conv1/w' for ENNResNetV1, but it does not.",
     ),
     "no state": (
         lambda p: without(p, "average", "hidden", "counter"),
-        "Expected argument `params` to hold 'res_net/initial_batchnorm/mean_ema/average' for ENNResNetV1, but it does not, "
+        "`params` must hold 'res_net/initial_batchnorm/mean_ema/average' for ENNResNetV1, but it does not, "
         "nor 38 more. The averages are in the state of Haiku: pass {**params, **state}.",
     ),
     "no counter": (
         lambda p: without(p, "res_block_v1/~/batchnorm_0/~/mean_ema/counter"),
-        "Expected argument `params` to hold 'res_net/res_block_v1/batchnorm_0/mean_ema/counter' for ENNResNetV1, but it does "
+        "`params` must hold 'res_net/res_block_v1/batchnorm_0/mean_ema/counter' for ENNResNetV1, but it does "
         "not. The averages are in the state of Haiku: pass {**params, **state}.",
     ),
     "unused": (
         lambda p: {**p, "res_net/~/res_block_v1_6/~/conv0/w": np.zeros(1), "other/b": np.zeros(1)},
-        "Expected argument `params` to hold the arrays of ENNResNetV1 alone, but got 'res_net/~/res_block_v1_6/~/conv0/w' "
+        "`params` must hold the arrays of ENNResNetV1 alone, but it also holds 'res_net/~/res_block_v1_6/~/conv0/w' "
         "and 1 more.",
     ),
     "shape": (
         lambda p: {**p, "res_net/~/res_block_v1_2/~/conv0/w": np.zeros((3, 3, 32, 16))},
-        "Expected 'res_net/~/res_block_v1_2/~/conv0/w' to fit a SameConv2d with weight [32, 16, 3, 3], but got "
-        "[16, 32, 3, 3] after the change of axes.",
+        "'res_net/~/res_block_v1_2/~/conv0/w' must fit the weight [32, 16, 3, 3] of a SameConv2d, but its shape is "
+        "[16, 32, 3, 3] after its axes are moved.",
     ),
     "scale": (
         lambda p: {**p, "res_net/~/initial_batchnorm/scale": np.zeros((1, 1, 1, 3))},
-        "Expected 'res_net/~/initial_batchnorm/scale' to fit a DebiasedBatchNorm2d with weight [16], but got [3] after the "
-        "change of axes.",
+        "'res_net/~/initial_batchnorm/scale' must fit the weight [16] of a DebiasedBatchNorm2d, but its shape is [3] after "
+        "its axes are moved.",
     ),
     "classes": (
         lambda p: {**p, "res_net/~/final_fc/w": np.zeros((64, 7)), "res_net/~/final_fc/b": np.zeros(7)},
-        "Expected 'res_net/~/final_fc/w' to fit a Linear with weight [5, 64], but got [7, 64] after the change of axes.",
+        "'res_net/~/final_fc/w' must fit the weight [5, 64] of a Linear, but its shape is [7, 64] after its axes are moved.",
     ),
     "empty": (
         lambda p: {},
-        "Expected argument `params` to hold 'initial_conv/w', the first layer of ENNResNetV1, once, but got it 0 times, "
+        "`params` must hold 'initial_conv/w', the first layer of ENNResNetV1, once, but it occurs 0 times "
         "among 0 arrays.",
     ),
     "another network": (
         lambda p: lenet_arrays(),
-        "Expected argument `params` to hold 'initial_conv/w', the first layer of ENNResNetV1, once, but got it 0 times, "
+        "`params` must hold 'initial_conv/w', the first layer of ENNResNetV1, once, but it occurs 0 times "
         "among 10 arrays: 'le_net5/~/conv_2d_0/w', 'le_net5/~/conv_2d_0/b', 'le_net5/~/conv_2d_1/w', "
         "'le_net5/~/conv_2d_1/b', ....",
     ),
     "two networks": (
         lambda p: {"a/initial_conv/w": np.zeros(1), "b/initial_conv/w": np.zeros(1)},
-        "Expected argument `params` to hold 'initial_conv/w', the first layer of ENNResNetV1, once, but got it 2 times, "
+        "`params` must hold 'initial_conv/w', the first layer of ENNResNetV1, once, but it occurs 2 times "
         "among 2 arrays: 'a/initial_conv/w', 'b/initial_conv/w'.",
     ),
 }
@@ -507,7 +507,7 @@ def test_v2_goes_by_the_names_of_enn_and_by_those_of_haikus_own_network():
     ):
         arrays = dict(v2_arrays(spelling))
         del arrays[missing]
-        with pytest.raises(InputError, match=f"to hold '{told}' for ENNResNetV2"):
+        with pytest.raises(InputError, match=f"must hold '{told}' for ENNResNetV2"):
             load_haiku(haiku, arrays)
 
 
@@ -516,10 +516,10 @@ def test_v2_goes_by_the_names_of_enn_and_by_those_of_haikus_own_network():
     [
         (
             lambda: ENNResNetV1(depth=50),
-            "Expected argument `depth` to be one of [18, 32, 44, 56, 110], but got 50.",
+            "`depth` must be one of [18, 32, 44, 56, 110], but it is 50.",
         ),
-        (lambda: ENNResNetV2(depth=18), "Expected argument `depth` to be one of [50, 101, 152, 200], but got 18."),
-        (lambda: ENNLeNet(input_size=0), "Expected argument `input_size` to be at least 1, but got 0."),
+        (lambda: ENNResNetV2(depth=18), "`depth` must be one of [50, 101, 152, 200], but it is 18."),
+        (lambda: ENNLeNet(input_size=0), "`input_size` must be an integer of at least 1, but it is 0."),
     ],
 )
 def test_wrong_arguments(make, message):

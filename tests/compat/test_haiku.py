@@ -41,11 +41,14 @@ def test_objects_are_not_unpickled(tmp_path):
     [
         (
             {"a/w": np.zeros((2, 3)), "a/b": np.zeros(3), "b/w": np.zeros((3, 1))},
-            "1 layers for Linear, but got 2: a, b",
+            "1 layers for Linear, but it holds 2: a, b",
         ),
-        ({"a/w": np.zeros((3, 2)), "a/b": np.zeros(3)}, r"'a/w' to fit .* \[3, 2\], but got \[2, 3\]"),
+        (
+            {"a/w": np.zeros((3, 2)), "a/b": np.zeros(3)},
+            r"'a/w' must fit .* \[3, 2\] of a Linear, but its shape is \[2, 3\]",
+        ),
         ({"a/w": np.zeros((2, 3))}, "The bias of a Linear and 'a/b' do not go together: there is none"),
-        ({}, "but got 0"),
+        ({}, "but it holds 0"),
     ],
 )
 def test_what_does_not_fit_is_reported(params, message):
@@ -56,6 +59,6 @@ def test_what_does_not_fit_is_reported(params, message):
 def test_members_and_heads_have_to_be_there():
     with pytest.raises(InputError, match="2 members on axis 0"):
         load_haiku(EnsembleNetwork([nn.Linear(2, 3) for _ in range(2)]), {"a/w": np.zeros((3, 2, 3))})
-    unbuilt = EpinetNetwork(nn.Identity(), "<output>")
+    unbuilt = EpinetNetwork(nn.Identity(), feature_layers="<output>")
     with pytest.raises(InputError, match="head is not built yet: call"):
         load_haiku(unbuilt, {})

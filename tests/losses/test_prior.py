@@ -78,7 +78,7 @@ def test_variance_of_classification_is_that_of_each_sample_and_class():
 def test_prior_loss_on_the_fake_inputs_and_indices_of_the_file(monkeypatch):
     network = EpinetNetwork(
         MLP(2, 3, hidden_sizes=(4,)),
-        ("0", "2", OUTPUT),
+        feature_layers=("0", "2", OUTPUT),
         num_outputs=3,
         head=EpinetHead(index_dim=2, hidden_sizes=(3,), standardize_features=False, calibrate_prior=False),
     )
@@ -262,7 +262,7 @@ def test_the_parts_of_regression_networks_with_priors():
 @pytest.mark.parametrize("build", [EnsembleNetwork, build_ensemble])
 def test_priors_inside_of_members_are_refused(build):
     net = build([NetworkWithPrior(nn.Linear(2, 3), nn.Linear(2, 3), 1.0) for _ in range(3)])
-    with pytest.raises(UnsupportedError, match="cannot be told from its members' priors"):
+    with pytest.raises(UnsupportedError, match="the trained part cannot be separated"):
         PriorLoss()(net, torch.zeros(4, 2))
     assert net.training
 

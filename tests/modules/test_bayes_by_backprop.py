@@ -71,7 +71,7 @@ def test_the_loss_is_the_negative_elbo(second):
 
 def test_the_number_of_samples_is_counted_or_told(make_trainer):
     module = BayesByBackpropModule(BASE, optimizer=ADAM)
-    with pytest.raises(InputError, match="without a Trainer, pass argument `num_train`"):
+    with pytest.raises(InputError, match="Without a Trainer, pass `num_train`"):
         module.training_loss(X, Y, None)
     make_trainer().fit(module, loader())
     assert module._num_train == 46
@@ -115,11 +115,12 @@ def test_a_density_is_refused(make_trainer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prior_std": 0}, "`prior_std` to be above 0, but got 0"),
-        ({"second_prior_std": -1}, "`second_prior_std` to be above 0, but got -1"),
-        ({"mixture_weight": 2}, r"`mixture_weight` to lie in \[0, 1\], but got 2"),
-        ({"kl_weight": -1}, "`kl_weight` to be at least 0, but got -1"),
-        ({"num_train": 0}, "`num_train` to be above 0, but got 0"),
+        ({"prior_std": 0}, "`prior_std` must be positive and finite, but it is 0"),
+        ({"prior_std": float("inf")}, "`prior_std` must be positive and finite, but it is inf"),
+        ({"second_prior_std": -1}, "`second_prior_std` must be positive and finite, but it is -1"),
+        ({"mixture_weight": 2}, r"`mixture_weight` must lie in \[0, 1\], but it is 2"),
+        ({"kl_weight": -1}, "`kl_weight` must be at least 0, but it is -1"),
+        ({"num_train": 0}, "`num_train` must be an integer of at least 1, but it is 0"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -128,7 +129,9 @@ def test_bad_arguments(arguments, message):
 
 
 def test_the_testbeds_agent():
-    setting = AgentSetting("testbed", 10, 2, 100, functools.partial(MLP, 10, 2, (50, 50)), ADAM, temperature=0.1)
+    setting = AgentSetting(
+        "testbed", 10, 2, 100, functools.partial(MLP, 10, 2, hidden_sizes=(50, 50)), ADAM, temperature=0.1
+    )
     module = AGENTS["bayes_by_backprop"].build(setting)
     assert sum(p.numel() for p in module.parameters()) == 2 * 3202
     assert module.kl_weight == pytest.approx(math.sqrt(0.1) * 10)

@@ -78,7 +78,7 @@ def test_its_numbers_are_the_distributions():
 
 def test_several_target_dimensions_and_an_infinite_index_set(make_trainer):
     y = torch.cat([Y, -Y], 1)
-    network = CategoricalRegressionNetwork(GaussianNoiseMLP(1, 62, (30,), init_scale=0.1), ATOMS)
+    network = CategoricalRegressionNetwork(GaussianNoiseMLP(1, 62, hidden_sizes=(30,), init_scale=0.1), ATOMS)
     module = CategoricalRegressionModule(network, num_train_samples=3, num_eval_samples=7, optimizer=ADAM)
     trainer = make_trainer(max_epochs=30)
     trainer.fit(module, loader(y=y), loader(y=y))

@@ -113,7 +113,7 @@ def test_bare_parameters_differ_too():
 
 
 def test_an_instance_is_no_factory():
-    with pytest.raises(InputError, match="argument `network` to be a factory that builds a new network at each call"):
+    with pytest.raises(InputError, match="`network` must be a factory that builds a new network at each call"):
         EnsembleModule(mlp())
 
 
@@ -157,7 +157,7 @@ def test_constant_weights_are_no_accident():
 
 
 def test_factories_of_other_things():
-    with pytest.raises(InputError, match="Expected the factory in argument `network` to return a torch.nn.Module"):
+    with pytest.raises(InputError, match="The factory in `network` must return a torch.nn.Module"):
         EnsembleModule(lambda: 3, num_members=2)
     with pytest.raises(InputError, match="or LightningModules of your own, but it built a DeterministicModule"):
         EnsembleModule(lambda: DeterministicModule(mlp()), num_members=2)
@@ -174,23 +174,29 @@ def test_factories_of_other_things():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_members": 0}, "`num_members` must be an integer of at least 1, but got 0"),
-        ({"num_members": 2.5}, "`num_members` must be an integer of at least 1, but got 2.5"),
-        ({"bootstrap": "jackknife"}, "`bootstrap` must be one of .* but got 'jackknife'"),
-        ({"adversarial_epsilon": -0.1}, "`adversarial_epsilon` must be a finite number of at least 0, but got -0.1"),
+        ({"num_members": 0}, "`num_members` must be an integer of at least 1, but it is 0"),
+        ({"num_members": 2.5}, "`num_members` must be an integer of at least 1, but it is 2.5"),
+        ({"bootstrap": "jackknife"}, "`bootstrap` must be one of .* but it is 'jackknife'"),
+        ({"adversarial_epsilon": -0.1}, "`adversarial_epsilon` must be a finite number of at least 0, but it is -0.1"),
         (
             {"adversarial_epsilon": float("nan")},
-            "`adversarial_epsilon` must be a finite number of at least 0, but got nan",
+            "`adversarial_epsilon` must be a finite number of at least 0, but it is nan",
         ),
-        ({"adversarial_epsilon": "a"}, "`adversarial_epsilon` must be a finite number of at least 0, but got 'a'"),
-        ({"prior_scale": float("inf")}, "`prior_scale` must be a finite number of at least 0, but got inf"),
-        ({"num_members": True}, "`num_members` must be an integer of at least 1, but got True"),
-        ({"seed": 1.5}, "`seed` must be an integer of at least 0, but got 1.5"),
+        ({"adversarial_epsilon": "a"}, "`adversarial_epsilon` must be a finite number of at least 0, but it is 'a'"),
+        ({"prior_scale": float("inf")}, "`prior_scale` must be a finite number of at least 0, but it is inf"),
+        ({"num_members": True}, "`num_members` must be an integer of at least 1, but it is True"),
+        ({"seed": 1.5}, "`seed` must be an integer of at least 0, but it is 1.5"),
         ({"adversarial_scale": "relative"}, r"`adversarial_scale` must be one of \('range', 'absolute'\)"),
-        ({"prior_scale": 1.0}, "`prior_network` and `prior_scale` together.*prior_scale=1.0 without a prior network"),
-        ({"prior_network": mlp}, "`prior_network` and `prior_scale` together.*prior_scale=0.0 with a prior network"),
-        ({"prior_network": mlp(), "prior_scale": 1.0}, "argument `prior_network` to be a factory"),
-        ({"execution": "parallel"}, "`execution` to be 'loop', 'stacked', 'vmap' or 'auto', but got 'parallel'"),
+        (
+            {"prior_scale": 1.0},
+            "`prior_network` and `prior_scale` must be given together.*prior_scale=1.0 comes without a prior network",
+        ),
+        (
+            {"prior_network": mlp},
+            "`prior_network` and `prior_scale` must be given together.*prior_scale=0.0 comes with a prior network",
+        ),
+        ({"prior_network": mlp(), "prior_scale": 1.0}, "`prior_network` must be a factory"),
+        ({"execution": "parallel"}, "`execution` must be 'loop', 'stacked', 'vmap' or 'auto', but it is 'parallel'"),
         ({"task": "ranking"}, "`task` must be a Task, or one of .* but it is 'ranking'"),
     ],
 )

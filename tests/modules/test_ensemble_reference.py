@@ -36,7 +36,9 @@ def renamed(state):
     depth = 1 + sum(name.startswith("members.0.backbone") and name.endswith("bias") for name in state)
     network = nn.Module()
     out = len(state["members.0.mean_head.bias"])
-    network.members = nn.ModuleList([TabularNetwork(d_in, out, hidden, depth) for _ in range(members)])
+    network.members = nn.ModuleList(
+        [TabularNetwork(d_in, out, hidden_features=hidden, depth=depth) for _ in range(members)]
+    )
     load_deep_ensembles_state(network, state)
     return network.state_dict()
 
@@ -47,7 +49,7 @@ def renamed(state):
 def test_loss_and_intended_gradient(name, adversarial, execution):
     d_in, d_out, hidden, depth, members = NETWORKS[name]
     module = EnsembleModule(
-        lambda: TabularNetwork(d_in, d_out, hidden, depth),
+        lambda: TabularNetwork(d_in, d_out, hidden_features=hidden, depth=depth),
         num_members=members,
         task="regression",
         adversarial_epsilon=0.01 if adversarial else None,
@@ -89,7 +91,7 @@ def original(tag, execution, **kwargs):
     start = renamed(arrays(f"{tag}/init/"))
     members = 1 + max(int(name.split(".")[1]) for name in start)
     module = Original(
-        lambda: TabularNetwork(4, 1, 8, 3),
+        lambda: TabularNetwork(4, 1, hidden_features=8, depth=3),
         num_members=members,
         task="regression",
         optimizer=lambda parameters: torch.optim.Adam(parameters, 0.01),

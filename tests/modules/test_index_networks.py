@@ -33,7 +33,7 @@ ADAM = functools.partial(torch.optim.Adam, lr=0.02)
 
 
 def members(outputs):
-    return EnsembleNetwork([MLP(4, outputs, (16,)) for _ in range(3)])
+    return EnsembleNetwork([MLP(4, outputs, hidden_sizes=(16,)) for _ in range(3)])
 
 
 CLASSIFIERS = {
@@ -41,14 +41,20 @@ CLASSIFIERS = {
     "index_mlp_gp": lambda: index_mlp_with_gp_prior(4, 3, num_priors=5, hidden_sizes=(32,), prior_scale=0.5),
     "noise": lambda: GaussianNoiseMLP(4, 3, hidden_sizes=(32,), init_scale=0.2),
     "choice": lambda: EpistemicNetworkWithPrior(members(3), ChoicePrior([RandomFeatureGP(4, 3) for _ in range(3)])),
-    "linear": lambda: EpistemicNetworkWithPrior(IndexMLP(4, 3, 5, (32,)), gp_prior(4, 3, 5), scale=0.5),
-    "random_mlp": lambda: EpistemicNetworkWithPrior(IndexMLP(4, 3, 5, (32,)), RandomIndexMLP(4, 3, 5), scale=0.5),
+    "linear": lambda: EpistemicNetworkWithPrior(
+        IndexMLP(4, 3, index_dim=5, hidden_sizes=(32,)), gp_prior(4, 3, 5), scale=0.5
+    ),
+    "random_mlp": lambda: EpistemicNetworkWithPrior(
+        IndexMLP(4, 3, index_dim=5, hidden_sizes=(32,)), RandomIndexMLP(4, 3, index_dim=5), scale=0.5
+    ),
     "centered": lambda: CenteredNetwork.from_data(members(3), X),
     "scaled": lambda: ScaledNetwork(IndexMLP(4, 3, hidden_sizes=(32,)), 2.0),
 }
 REGRESSORS = {
     "index_mlp": lambda: IndexMLP(4, 1, hidden_sizes=(32,), heads="gaussian"),
-    "index_mlp_gp": lambda: index_mlp_with_gp_prior(4, 1, 5, (32,), prior_scale=0.5, heads="gaussian"),
+    "index_mlp_gp": lambda: index_mlp_with_gp_prior(
+        4, 1, num_priors=5, hidden_sizes=(32,), prior_scale=0.5, heads="gaussian"
+    ),
     "noise": lambda: GaussianNoiseMLP(4, 2, hidden_sizes=(32,), init_scale=0.2),
     "choice": lambda: EpistemicNetworkWithPrior(
         members(2), ChoicePrior([nn.Linear(4, 1) for _ in range(3)]), moves="mean"

@@ -227,19 +227,19 @@ def test_every_backbone_is_an_importable_factory():
     [
         (
             lambda: ResNet("wide", num_blocks=(1, 1, 1, 1)),
-            "Expected argument `block` to be one of ['basic', 'bottleneck'], but got 'wide'.",
+            "`block` must be one of ['basic', 'bottleneck'], but it is 'wide'.",
         ),
         (
             lambda: ResNet("basic", num_blocks=(1, 1)),
-            "Expected argument `num_blocks` to be four numbers of at least 1, but got [1, 1].",
+            "`num_blocks` must be four numbers of at least 1, but it is [1, 1].",
         ),
-        (lambda: WideResNet(depth=20), "Expected argument `depth` to be 6 n + 4 with n of at least 1, but got 20."),
-        (lambda: WideResNet(depth=4), "Expected argument `depth` to be 6 n + 4 with n of at least 1, but got 4."),
-        (lambda: LeNet(input_size=15), "Expected argument `input_size` to be at least 16, but got 15."),
-        (lambda: VGG16(input_size=64), "Expected argument `input_size` to be 28 or 32, but got 64."),
+        (lambda: WideResNet(depth=20), "`depth` must be 6 n + 4 with n of at least 1, but it is 20."),
+        (lambda: WideResNet(depth=4), "`depth` must be 6 n + 4 with n of at least 1, but it is 4."),
+        (lambda: LeNet(input_size=15), "`input_size` must be an integer of at least 16, but it is 15."),
+        (lambda: VGG16(input_size=64), "`input_size` must be 28 or 32, but it is 64."),
         (
             lambda: FCResNet(activation="gelu"),
-            "Expected argument `activation` to be one of ['relu', 'elu'], but got 'gelu'.",
+            "`activation` must be one of ['relu', 'elu'], but it is 'gelu'.",
         ),
     ],
 )

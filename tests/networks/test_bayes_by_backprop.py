@@ -66,7 +66,7 @@ def test_the_divergences():
     assert abs(estimates.mean() - expected) < 5 * estimates.std() / 4000**0.5
     gradients = torch.autograd.grad(network.kl(), list(network.parameters()))
     assert sum(bool(g.any()) for g in gradients) == len(gradients) - 1  # but for the norm's bias, which is zero
-    with pytest.raises(InputError, match="`weights` with `second_prior_std`"):
+    with pytest.raises(InputError, match="Pass `weights`"):
         network.kl(0.7, second_prior_std=0.1)
 
 
@@ -188,7 +188,7 @@ def test_bad_arguments():
         BayesByBackpropNetwork(nn.LazyLinear(3))
     for name in ("initial_std", "temperature"):
         for value in (0, math.inf, math.nan):
-            with pytest.raises(InputError, match=f"`{name}` to be above 0 and finite, but got {value}"):
+            with pytest.raises(InputError, match=f"`{name}` must be positive and finite, but it is {value}"):
                 BayesByBackpropNetwork(base(), **{name: value})
     network = BayesByBackpropNetwork(nn.Linear(4, 3))
     for index in (torch.randn(3), torch.randn(3, 15), torch.zeros(3, 15, dtype=torch.long)):

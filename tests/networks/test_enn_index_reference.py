@@ -78,7 +78,9 @@ def test_random_mlp_of_input_and_index():
 @pytest.mark.parametrize("index", [[0, 1, 2, 3], [2, 2, 0]])
 def test_choice_via_index_of_matched_priors(index):
     data = read("ensembles")
-    prior = load_haiku(ChoicePrior([MLP(6, 3, (6, 5)) for _ in range(4)]), stacked(data, "matched_prior", 4))
+    prior = load_haiku(
+        ChoicePrior([MLP(6, 3, hidden_sizes=(6, 5)) for _ in range(4)]), stacked(data, "matched_prior", 4)
+    )
     assert isinstance(prior.functions, StackedEnsembleNetwork)
     check(2 * prior(data["x"].flatten(1), torch.tensor(index)), data["matched/out_prior"][index])
 
@@ -86,10 +88,10 @@ def test_choice_via_index_of_matched_priors(index):
 def test_a_stacked_ensemble_takes_members_by_either_axis():
     data = read("ensembles")
     x = data["x"].flatten(1)
-    network = StackedEnsembleNetwork([MLP(6, 3, (6, 5)) for _ in range(4)])
+    network = StackedEnsembleNetwork([MLP(6, 3, hidden_sizes=(6, 5)) for _ in range(4)])
     check(load_haiku(network, under(data, "matched/"))(x), data["matched/out_train"])
     check(load_haiku(network, under(data, "einsum/"), member_axis=-1)(x), data["einsum/out_train"])
-    priors = StackedEnsembleNetwork([MLP(6, 3, (6, 5)) for _ in range(4)])
+    priors = StackedEnsembleNetwork([MLP(6, 3, hidden_sizes=(6, 5)) for _ in range(4)])
     load_haiku(priors, under(data, "einsum_prior/"), member_axis=-1)
     check(2 * priors(x), data["einsum/out_prior"])
 

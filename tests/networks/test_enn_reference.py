@@ -50,7 +50,7 @@ def test_last_layer_epinet_with_its_prior(inputs):
     prefix = f"drop{int(not inputs)}/"
     features = torch.cat([data["hidden"], data["x"].flatten(1)], 1) if inputs else data["hidden"]
     head = EpinetHead(index_dim=5, hidden_sizes=(8, 6), prior_scale=0.7, standardize_features=False)
-    epinet = Epinet(features.shape[1], 3, head)
+    epinet = Epinet(features.shape[1], 3, head=head)
     load_haiku(epinet, under(data, prefix))
     learned, prior = epinet(features, data["z"])
     check(learned, data[prefix + "out_train"])
@@ -65,7 +65,7 @@ def test_a_linear_epinet_with_a_prior_of_another_shape():
     head = EpinetHead(
         index_dim=5, hidden_sizes=(), prior_hidden_sizes=(4,), prior_scale=2.0, standardize_features=False
     )
-    epinet = Epinet(7, 3, head)
+    epinet = Epinet(7, 3, head=head)
     load_haiku(epinet, under(data, "linear/"))
     learned, prior = epinet(data["hidden"], data["z"])
     check(learned, data["linear/out_train"])
@@ -80,7 +80,7 @@ def test_mlp_epinet_its_outputs_and_its_gradients(exposed, layers):
     head = EpinetHead(
         index_dim=4, hidden_sizes=(8, 8), prior_scale=0.5, standardize_features=False, calibrate_prior=False
     )
-    network = EpinetNetwork(MLP(6, 3, hidden_sizes=(10, 9)), layers, num_outputs=3, head=head)
+    network = EpinetNetwork(MLP(6, 3, hidden_sizes=(10, 9)), feature_layers=layers, num_outputs=3, head=head)
     assert network.is_initialized
     load_haiku(network, under(data, prefix))
     x, z = data["x"], data["z"]
@@ -91,7 +91,7 @@ def test_mlp_epinet_its_outputs_and_its_gradients(exposed, layers):
     check(network(x, z), data[prefix + "out_preds"])
 
     (network(x, z[:1]) * data["G"]).sum().backward()  # the file's gradients are those of the first index
-    expected = EpinetNetwork(MLP(6, 3, hidden_sizes=(10, 9)), layers, 3, head=head)
+    expected = EpinetNetwork(MLP(6, 3, hidden_sizes=(10, 9)), feature_layers=layers, num_outputs=3, head=head)
     gradients = {
         name.removeprefix(f"{prefix}grad/"): value for name, value in data.items() if name.startswith(f"{prefix}grad/")
     }
@@ -128,7 +128,7 @@ def test_an_epinet_on_a_frozen_base_with_a_convolutional_prior():
         standardize_features=False,
         base_scale=1.25,
     )
-    network = EpinetNetwork(Base(), "out", num_outputs=4, head=head, prior=prior, freeze_base=True)
+    network = EpinetNetwork(Base(), feature_layers="out", num_outputs=4, head=head, prior=prior, freeze_base=True)
     load_haiku(network.base, under(data, "base/"))
     load_haiku(network.epinet, under(data, "epi/"))
     learned, priors = network.learned_and_prior(x, z)
@@ -150,7 +150,9 @@ def test_imagenet_convolutional_prior():
 def test_an_ensemble_with_matched_priors():
     data = read("ensembles")
     x = data["x"].flatten(1)
-    members = [NetworkWithPrior(MLP(6, 3, (6, 5)), MLP(6, 3, (6, 5)), scale=2.0) for _ in range(4)]
+    members = [
+        NetworkWithPrior(MLP(6, 3, hidden_sizes=(6, 5)), MLP(6, 3, hidden_sizes=(6, 5)), scale=2.0) for _ in range(4)
+    ]
     ensemble = EnsembleNetwork(members)
     load_haiku(ensemble, under(data, "matched/"))
     for i, member in enumerate(members):
@@ -164,9 +166,11 @@ def test_an_ensemble_with_matched_priors():
 def test_an_einsum_ensemble_with_its_prior():
     data = read("ensembles")
     x = data["x"].flatten(1)
-    ensemble = EnsembleNetwork([NetworkWithPrior(MLP(6, 3, (6, 5)), MLP(6, 3, (6, 5)), scale=2.0) for _ in range(4)])
+    ensemble = EnsembleNetwork(
+        [NetworkWithPrior(MLP(6, 3, hidden_sizes=(6, 5)), MLP(6, 3, hidden_sizes=(6, 5)), scale=2.0) for _ in range(4)]
+    )
     load_haiku(ensemble, under(data, "einsum/"), member_axis=-1)
-    priors = EnsembleNetwork([MLP(6, 3, (6, 5)) for _ in range(4)])
+    priors = EnsembleNetwork([MLP(6, 3, hidden_sizes=(6, 5)) for _ in range(4)])
     load_haiku(priors, under(data, "einsum_prior/"), member_axis=-1)
     for member, prior in zip(ensemble.members, priors.members, strict=True):
         member.prior.load_state_dict(prior.state_dict())

@@ -90,9 +90,9 @@ def test_a_local_function_is_not_taken_for_an_importable_one():
 
 
 def test_an_instance_is_not_a_factory():
-    with pytest.raises(InputError, match="`network` to be a factory.*got an instance of Linear"):
+    with pytest.raises(InputError, match="`network` must be a factory.*it is an instance of Linear"):
         check_factory(nn.Linear(2, 2))
-    with pytest.raises(InputError, match="callable or a `Factory`, but got 3"):
+    with pytest.raises(InputError, match="callable or a `Factory`, but it is 3"):
         check_factory(3)
-    with pytest.raises(InputError, match=r"`network` to return a torch.nn.Module, but it returned 3"):
+    with pytest.raises(InputError, match=r"`network` must return a torch.nn.Module, but it returned 3"):
         build_network(lambda: 3)

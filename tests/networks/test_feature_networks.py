@@ -94,7 +94,7 @@ def test_a_density_is_fitted_on_the_features_of_the_networks_inside(source, wrap
 @pytest.mark.parametrize("source", [name for name in SOURCES if name != "dropout"])
 def test_a_prior_on_the_index_leaves_the_features_alone(source):
     network = SOURCES[source][0]()
-    module = uq.UncertaintyModule(EpistemicNetworkWithPrior(network, prior_for(network), 5.0)).eval()
+    module = uq.UncertaintyModule(EpistemicNetworkWithPrior(network, prior_for(network), scale=5.0)).eval()
     callback = uq.FitGMM(regularization=1e-2)
     callback.fit(module, [(X, Y)])
     torch.testing.assert_close(callback.features(module, (X, Y)), expected_features(network, X))

@@ -78,7 +78,7 @@ def test_a_tap_gives_inputs_in_order_and_holds_nothing_afterwards():
 
 def test_layers_that_are_not_there_or_not_run():
     network = nn.Sequential(nn.Linear(4, 3))
-    with pytest.raises(InputError, match="`feature_layers`.*got 'fc'"):
+    with pytest.raises(InputError, match="`feature_layers`.*it is 'fc'"):
         FeatureTap(network, ["fc"])
     idle = nn.ModuleDict({"used": nn.Linear(4, 3), "idle": nn.Linear(4, 3)})
     idle.forward = lambda x: idle["used"](x)

@@ -45,7 +45,7 @@ def test_one_batched_call_is_a_call_an_index(make, hidden_sizes):
 
 
 def test_a_linear_hypermodels_weights_are_linear_in_z():
-    network = HypermodelNetwork(base(), GaussianIndexer(3))
+    network = HypermodelNetwork(base(), indexer=GaussianIndexer(3))
     a, b = torch.randn(2, 1, 3)
     zero = network.weights(torch.zeros(1, 3))
     for name in network.names:
@@ -72,7 +72,9 @@ def test_its_weights_start_about_the_networks_own():
 
 def test_enns_start():
     torch.manual_seed(0)
-    network = HypermodelNetwork(MLP(100, 2, (200,)), GaussianIndexer(6), scale=False, initialization="enn")
+    network = HypermodelNetwork(
+        MLP(100, 2, hidden_sizes=(200,)), indexer=GaussianIndexer(6), scale=False, initialization="enn"
+    )
     for part, n in zip(torch.split(network.generator.weight, [20000, 200, 400, 2]), (20000, 200, 400, 2), strict=True):
         bound = 2 / 0.8796256610342398 / ((6 + n) / 2) ** 0.5
         assert part.abs().max() <= bound
@@ -154,7 +156,7 @@ def test_the_first_training_batch_makes_the_scale_a_spread():
 
 
 def test_a_hypermodel_or_an_additive_prior_as_the_prior():
-    for prior in (HypermodelNetwork(MLP(4, 3, (5,))), mlp_prior(4, 3, index_dim=8)):
+    for prior in (HypermodelNetwork(MLP(4, 3, hidden_sizes=(5,))), mlp_prior(4, 3, index_dim=8)):
         network = HypermodelNetwork(base(), prior=prior)
         assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"generator"}
         before = {name: value.clone() for name, value in network.state_dict().items() if name.startswith("prior.")}
@@ -216,7 +218,7 @@ def test_chunks_make_no_difference_but_in_memory(monkeypatch):
 
 
 def test_the_generated_weights_have_no_copy_in_the_network():
-    network = HypermodelNetwork(MLP(100, 100, (100,)))
+    network = HypermodelNetwork(MLP(100, 100, hidden_sizes=(100,)))
     assert sum(buffer.numel() for buffer in network.buffers()) == 1
     assert [name for name in network.state_dict() if name.startswith("network.")] == []
 
@@ -258,7 +260,7 @@ def test_an_index_drawn_in_inference_mode_serves_training_too():
 
 
 def test_indices():
-    network = HypermodelNetwork(base(), GaussianWithUnitIndexer(4))
+    network = HypermodelNetwork(base(), indexer=GaussianWithUnitIndexer(4))
     assert (network.sample_index(5)[:, 0] == 1).all()
     assert torch.equal(network.evaluation_index(5), network.evaluation_index(5))
     assert not torch.equal(network.evaluation_index(5), network.evaluation_index(5, seed=1))
@@ -292,7 +294,7 @@ def test_what_vmap_cannot_map_is_named():
 
 def test_bad_arguments():
     with pytest.raises(
-        InputError, match="to have linear layers or convolutions that require a gradient, but ReLU has none"
+        InputError, match="must have linear layers or convolutions that require a gradient, but ReLU has none"
     ):
         HypermodelNetwork(nn.ReLU())
     with pytest.raises(InputError, match="LazyLinear is lazy"):
@@ -300,29 +302,29 @@ def test_bad_arguments():
     with pytest.raises(InputError, match="`initialization`"):
         HypermodelNetwork(base(), initialization="zero")
     for scale in (-1, float("inf"), float("nan")):
-        with pytest.raises(InputError, match=f"`prior_scale` to be at least 0 and finite, but got {scale}"):
+        with pytest.raises(InputError, match=f"`prior_scale` must be at least 0 and finite, but it is {scale}"):
             HypermodelNetwork(base(), prior_scale=scale)
-    with pytest.raises(InputError, match=r"`indexer` to draw vectors \[Z, D\], but EnsembleIndexer"):
-        HypermodelNetwork(base(), EnsembleIndexer(3))
+    with pytest.raises(InputError, match=r"`indexer` must draw vectors \[Z, D\], but it is EnsembleIndexer"):
+        HypermodelNetwork(base(), indexer=EnsembleIndexer(3))
     tied = base()
     tied.again = tied[0]
     with pytest.raises(UnsupportedError, match="one parameter under two names"):
         HypermodelNetwork(tied)
     network = HypermodelNetwork(base())
     for index in (torch.randn(3), torch.randn(3, 7), torch.zeros(3, 8, dtype=torch.long)):
-        with pytest.raises(InputError, match=r"`index` to be vectors \[Z, 8\]"):
+        with pytest.raises(InputError, match=r"`index` must be vectors \[Z, 8\]"):
             network(X, index)
     with pytest.raises(InputError, match="`num_samples`"):
         network.evaluation_index(0)
     wrong = HypermodelNetwork(base(), prior=PriorIndependentLayers(4, 2, index_dim=8))
-    with pytest.raises(InputError, match=r"network's shape \[2, 6, 3\], but got \[2, 6, 2\]"):
+    with pytest.raises(InputError, match=r"network's shape \[2, 6, 3\], but its shape is \[2, 6, 2\]"):
         wrong(X, wrong.sample_index(2))
     prior = PriorIndependentLayers(4, 2, index_dim=3)
-    with pytest.raises(InputError, match=r"`index` to be \[Z, 3\], but got shape \[2, 4\]"):
+    with pytest.raises(InputError, match=r"`index` must be \[Z, 3\], but its shape is \[2, 4\]"):
         prior(X, torch.zeros(2, 4))
-    with pytest.raises(InputError, match="of 4 features .* but got 3"):
+    with pytest.raises(InputError, match="4 features .* but it has 3"):
         prior(X[:, :3], torch.zeros(2, 3))
-    with pytest.raises(InputError, match="`index_dim` to be at least 1, but got 0"):
+    with pytest.raises(InputError, match="`index_dim` must be an integer of at least 1, but it is 0"):
         PriorIndependentLayers(4, 2, index_dim=0)
-    with pytest.raises(InputError, match="at least 1, but got -2"):
+    with pytest.raises(InputError, match="at least 1, but it is -2"):
         PriorIndependentLayers(4, 2, index_dim=2, hidden_sizes=(-2,))

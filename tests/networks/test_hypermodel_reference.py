@@ -27,7 +27,7 @@ def check(ours, theirs):
 
 
 def hypermodel(**kwargs):
-    return HypermodelNetwork(MLP(3, 2, hidden_sizes=(4,)), ScaledGaussianIndexer(3), **kwargs)
+    return HypermodelNetwork(MLP(3, 2, hidden_sizes=(4,)), indexer=ScaledGaussianIndexer(3), **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,13 @@ def test_other_parameters_are_refused():
     params = under("lin/hyper_fn/")
     with pytest.raises(InputError, match=r"Expected 'linear_1/w' to be of shape \[3, 15\], but got \[3, 12\]"):
         load_haiku(
-            HypermodelNetwork(MLP(3, 2, (5,)), ScaledGaussianIndexer(3)), params | {"linear/w": torch.zeros(3, 5)}
+            HypermodelNetwork(MLP(3, 2, hidden_sizes=(5,)), indexer=ScaledGaussianIndexer(3)),
+            params | {"linear/w": torch.zeros(3, 5)},
         )
-    with pytest.raises(InputError, match="linear_9/b is left over"):
+    with pytest.raises(InputError, match="it has no place for linear_9/b"):
         load_haiku(hypermodel(), params | {"linear_9/b": torch.zeros(1)})
     with pytest.raises(InputError, match="to hold 'diagonal_linear/w', but got linear/w"):
-        load_haiku(BayesByBackpropNetwork(MLP(3, 2, (4,))), params)
+        load_haiku(BayesByBackpropNetwork(MLP(3, 2, hidden_sizes=(4,))), params)
     conv = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))
     with pytest.raises(InputError, match="weights of linear layers alone"):
         load_haiku(BayesByBackpropNetwork(conv), {"diagonal_linear/w": torch.zeros(20)})

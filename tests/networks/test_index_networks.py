@@ -46,12 +46,16 @@ NETWORKS = {
     "index_mlp_gp": lambda: index_mlp_with_gp_prior(4, 3, num_priors=5, num_features=9),
     "index_mlp_gp_gaussian": lambda: index_mlp_with_gp_prior(4, 3, num_priors=5, num_features=9, heads="gaussian"),
     "noise": lambda: GaussianNoiseMLP(4, 3, hidden_sizes=(7, 6)),
-    "choice": lambda: EpistemicNetworkWithPrior(ensemble(), ChoicePrior([nn.Linear(4, 3) for _ in range(5)]), 2.0),
+    "choice": lambda: EpistemicNetworkWithPrior(
+        ensemble(), ChoicePrior([nn.Linear(4, 3) for _ in range(5)]), scale=2.0
+    ),
     "choice_gp": lambda: EpistemicNetworkWithPrior(ensemble(), ChoicePrior([RandomFeatureGP(4, 3) for _ in range(5)])),
     "random_mlp": lambda: EpistemicNetworkWithPrior(IndexMLP(4, 3, index_dim=5), RandomIndexMLP(4, 3, index_dim=5)),
     "cat_mlp": lambda: CatMLPEnsemble(4, torch.linspace(-2, 2, 9), num_outputs=2, num_members=5, hidden_sizes=(8,)),
     "cat_gp": lambda: CatMLPEnsemble(4, torch.linspace(-2, 2, 9), num_members=5, hidden_sizes=(8,), prior="gp"),
-    "cat_of_noise": lambda: CategoricalRegressionNetwork(GaussianNoiseMLP(4, 9, (5,)), torch.linspace(-2, 2, 9)),
+    "cat_of_noise": lambda: CategoricalRegressionNetwork(
+        GaussianNoiseMLP(4, 9, hidden_sizes=(5,)), torch.linspace(-2, 2, 9)
+    ),
     "centered": lambda: CenteredNetwork.from_data(ensemble(), X),
     "scaled": lambda: ScaledNetwork(ensemble(), 2.0),
 }
@@ -123,13 +127,13 @@ def test_index_mlp_by_its_definition(hidden_sizes):
 
 
 def test_index_mlp_misuse():
-    with pytest.raises(InputError, match=r"`index` to be \[Z, 5\], but got shape \[5\]"):
+    with pytest.raises(InputError, match=r"`index` must be \[Z, 5\], but its shape is \[5\]"):
         IndexMLP(4, 3, index_dim=5)(X, torch.zeros(5))
-    with pytest.raises(InputError, match="`heads` to be 'gaussian' or None, but got 'normal'"):
+    with pytest.raises(InputError, match="`heads` must be 'gaussian' or None, but it is 'normal'"):
         IndexMLP(4, 3, heads="normal")
-    with pytest.raises(InputError, match="`hidden_sizes` to be at least 1, but got 0"):
+    with pytest.raises(InputError, match="`hidden_sizes` must be an integer of at least 1, but it is 0"):
         IndexMLP(4, 3, hidden_sizes=(4, 0))
-    with pytest.raises(InputError, match="`index_dim` to be at least 2"):
+    with pytest.raises(InputError, match="`index_dim` must be an integer of at least 2"):
         IndexMLP(4, 3, index_dim=1)
 
 
@@ -169,7 +173,7 @@ def test_without_noise_it_is_an_mlp():
     network = GaussianNoiseMLP(4, 3, hidden_sizes=(7,), init_scale=0.0)
     output = network(X, network.sample_index(4))
     torch.testing.assert_close(output, output[:1].expand_as(output))
-    with pytest.raises(InputError, match=r"`index` to be \[Z, 10\]"):
+    with pytest.raises(InputError, match=r"`index` must be \[Z, 10\]"):
         network(X, torch.zeros(4, 9))
     for scale in (-1.0, float("nan")):
         with pytest.raises(InputError, match=f"`init_scale` must be a number of at least 0, but it is {scale}"):
@@ -200,9 +204,9 @@ def test_one_draw_is_shared_by_no_other_and_gamma_may_be_a_range():
     assert torch.equal(a(X), RandomFeatureGP(4, 1, gamma=(0.5, 2.0), generator=torch.Generator().manual_seed(0))(X))
     assert a.alpha.std().item() == pytest.approx(0.1, rel=0.3)
     for gamma in [(2.0, 1.0), "wide", float("nan"), (1.0, 2.0, 3.0), float("inf")]:
-        with pytest.raises(InputError, match="`gamma` to be a number or a pair"):
+        with pytest.raises(InputError, match="`gamma` must be a number or a pair"):
             RandomFeatureGP(4, 1, gamma=gamma)
-    with pytest.raises(InputError, match="`num_features` to be at least 1, but got 0"):
+    with pytest.raises(InputError, match="`num_features` must be an integer of at least 1, but it is 0"):
         RandomFeatureGP(4, 1, num_features=0)
 
 
@@ -244,7 +248,7 @@ def test_choice_prior_picks_and_is_frozen():
     other = ChoicePrior([nn.Sequential(nn.Linear(4, 3), nn.Tanh()) for _ in range(4)])
     other.load_state_dict(prior.state_dict())
     torch.testing.assert_close(other(X, torch.arange(4)), expected)
-    mixed = ChoicePrior([nn.Linear(4, 3), MLP(4, 3, (5,))])
+    mixed = ChoicePrior([nn.Linear(4, 3), MLP(4, 3, hidden_sizes=(5,))])
     assert mixed.functions.execution == "loop"
     assert mixed(X, torch.tensor([1])).shape == (1, 6, 3)
     assert not mixed.train().training
@@ -272,21 +276,21 @@ def test_prior_misuse():
         InputError, match=r"`network` must be an EpistemicNetwork, but it is a Linear\. DeterministicNetwork makes"
     ):
         EpistemicNetworkWithPrior(nn.Linear(4, 3), nn.Linear(4, 3))
-    with pytest.raises(InputError, match="`moves` to be 'output' or 'mean', but got 'all'"):
+    with pytest.raises(InputError, match="`moves` must be 'output' or 'mean', but it is 'all'"):
         EpistemicNetworkWithPrior(ensemble(), gp_prior(4, 3, 5), moves="all")
     for scale in (-1.0, float("inf")):
-        with pytest.raises(InputError, match=f"`scale` to be a number of at least 0, but got {scale}"):
+        with pytest.raises(InputError, match=f"`scale` must be a number of at least 0, but it is {scale}"):
             EpistemicNetworkWithPrior(ensemble(), gp_prior(4, 3, 5), scale=scale)
-        with pytest.raises(InputError, match=f"`prior_scale` to be a number of at least 0, but got {scale}"):
+        with pytest.raises(InputError, match=f"`prior_scale` must be a number of at least 0, but it is {scale}"):
             CatMLPEnsemble(4, [0.0, 1.0], prior_scale=scale)
     short = EpistemicNetworkWithPrior(ensemble(4), ChoicePrior([nn.Linear(4, 2) for _ in range(5)]))
-    with pytest.raises(InputError, match=r"shape \[5, 6, 4\], but got \[5, 6, 2\]"):
+    with pytest.raises(InputError, match=r"shape \[5, 6, 4\], but its shape is \[5, 6, 2\]"):
         short(X, torch.arange(5))
-    with pytest.raises(InputError, match="`index_dim` to be at least 1"):
+    with pytest.raises(InputError, match="`index_dim` must be an integer of at least 1"):
         RandomIndexMLP(4, index_dim=0)
-    with pytest.raises(InputError, match="`bias_std` to be a number of at least 0, but got -1"):
+    with pytest.raises(InputError, match="`bias_std` must be a number of at least 0, but it is -1"):
         RandomIndexMLP(4, bias_std=-1)
-    with pytest.raises(InputError, match=r"`index` to be \[Z, 8\]"):
+    with pytest.raises(InputError, match=r"`index` must be \[Z, 8\]"):
         RandomIndexMLP(4)(X, torch.zeros(3, 2))
 
 
@@ -306,11 +310,11 @@ def test_variance_scaling(mode, fan):
 
 
 def test_variance_scaling_misuse():
-    with pytest.raises(InputError, match="one of .*'fan_avg'.* but got 'fan'"):
+    with pytest.raises(InputError, match="one of .*'fan_avg'.* but it is 'fan'"):
         variance_scaling_(torch.empty(2, 2), mode="fan")
-    with pytest.raises(InputError, match=r"\[out, in, ...\], but got shape \[2\]"):
+    with pytest.raises(InputError, match=r"\[out, in, ...\], but its shape is \[2\]"):
         variance_scaling_(torch.empty(2))
-    with pytest.raises(InputError, match="`scale` to be a number of at least 0, but got -1"):
+    with pytest.raises(InputError, match="`scale` must be a number of at least 0, but it is -1"):
         variance_scaling_(torch.empty(2, 2), scale=-1)
     assert not variance_scaling_(torch.empty(2, 2), scale=0).any()
 
@@ -324,7 +328,10 @@ def test_categorical_prior_may_be_left_out_and_seeded():
     _, prior = plain.logits_and_prior(X, torch.arange(3))
     assert not prior.any()
     for kind in ("mlp", "gp"):
-        a, b = (CatMLPEnsemble(4, atoms, 2, num_members=3, prior=kind, prior_scale=1.5, seed=3) for _ in range(2))
+        a, b = (
+            CatMLPEnsemble(4, atoms, num_outputs=2, num_members=3, prior=kind, prior_scale=1.5, seed=3)
+            for _ in range(2)
+        )
         priors = a.logits_and_prior(X, torch.arange(3))[1]
         assert torch.equal(priors, b.logits_and_prior(X, torch.arange(3))[1])
         torch.testing.assert_close(priors, 1.5 * a.prior(X, torch.arange(3)))
@@ -350,17 +357,17 @@ def test_categorical_certainty_is_finite():
 
 
 def test_categorical_misuse():
-    with pytest.raises(InputError, match=r"return \[B, D x 4\], .* but got shape \[6, 3\]"):
+    with pytest.raises(InputError, match=r"return \[B, D x 4\], .* but its shape is \[6, 3\]"):
         CategoricalRegressionNetwork(ensemble(), [0.0, 1.0, 2.0, 3.0])(X, torch.arange(5))
-    network = CategoricalRegressionNetwork(ensemble(), [0.0, 1.0, 2.0], gp_prior(4, 2, 5))
-    with pytest.raises(InputError, match=r"`index` to be"):
+    network = CategoricalRegressionNetwork(ensemble(), [0.0, 1.0, 2.0], prior=gp_prior(4, 2, 5))
+    with pytest.raises(InputError, match=r"`index` must be"):
         network(X, torch.arange(5))
-    network = CategoricalRegressionNetwork(ensemble(), [0.0, 1.0, 2.0], ChoicePrior([nn.Linear(4, 2)] * 5))
-    with pytest.raises(InputError, match=r"prior's output to be of shape \[5, 6, 1\], but got \[5, 6, 2\]"):
+    network = CategoricalRegressionNetwork(ensemble(), [0.0, 1.0, 2.0], prior=ChoicePrior([nn.Linear(4, 2)] * 5))
+    with pytest.raises(InputError, match=r"prior's output must have shape \[5, 6, 1\], but its shape is \[5, 6, 2\]"):
         network(X, torch.arange(5))
-    with pytest.raises(InputError, match="`prior` to be 'mlp', 'gp' or None, but got 'conv'"):
+    with pytest.raises(InputError, match="`prior` must be 'mlp', 'gp' or None, but it is 'conv'"):
         CatMLPEnsemble(4, [0.0, 1.0], prior="conv")
-    with pytest.raises(InputError, match="`num_members` to be at least 1, but got 0"):
+    with pytest.raises(InputError, match="`num_members` must be an integer of at least 1, but it is 0"):
         CatMLPEnsemble(4, [0.0, 1.0], num_members=0)
 
 
@@ -418,14 +425,14 @@ def test_scaled_regression_scales_means_and_variances(scale):
 def test_scaling_misuse():
     inner = ensemble()
     for scale in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(InputError, match="`scale` to be a positive number"):
+        with pytest.raises(InputError, match="`scale` must be a positive number"):
             ScaledNetwork(inner, scale)
-    with pytest.raises(InputError, match="`heads` to be 'gaussian' or None"):
+    with pytest.raises(InputError, match="`heads` must be 'gaussian' or None"):
         ScaledNetwork(inner, 1.0, heads="mean")
-    with pytest.raises(InputError, match=r"to have one shape, but got \[4\] and \[3\]"):
+    with pytest.raises(InputError, match=r"must have one shape, but their shapes are \[4\] and \[3\]"):
         CenteredNetwork(inner, torch.zeros(4), torch.zeros(3))
-    with pytest.raises(InputError, match="finite, and `std` not negative"):
+    with pytest.raises(InputError, match="`std` must not be negative"):
         CenteredNetwork(inner, torch.zeros(1), torch.tensor([-1.0]))
-    with pytest.raises(InputError, match=r"`x_train` to be \[N, ...\], N at least 1, but got \[0, 4\]"):
+    with pytest.raises(InputError, match=r"`x_train` must be \[N, ...\], N at least 1, but its shape is \[0, 4\]"):
         CenteredNetwork.from_data(inner, torch.zeros(0, 4))
     assert truncated_normal_init_(nn.Linear(2, 2)).bias.sum() == 0

@@ -66,11 +66,11 @@ def test_only_members_are_a_finite_set():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GaussianIndexer(0), "`index_dim` to be at least 1"),
-        (lambda: GaussianWithUnitIndexer(1), "`index_dim` to be at least 2"),
-        (lambda: ScaledGaussianIndexer(4, 0.0), "`index_scale` to be above 0 and finite, but got 0.0"),
-        (lambda: ScaledGaussianIndexer(4, float("inf")), "`index_scale` to be above 0 and finite, but got inf"),
-        (lambda: EnsembleIndexer(0), "`num_members` to be at least 1"),
+        (lambda: GaussianIndexer(0), "`index_dim` must be an integer of at least 1"),
+        (lambda: GaussianWithUnitIndexer(1), "`index_dim` must be an integer of at least 2"),
+        (lambda: ScaledGaussianIndexer(4, 0.0), "`index_scale` must be positive and finite, but it is 0.0"),
+        (lambda: ScaledGaussianIndexer(4, float("inf")), "`index_scale` must be positive and finite, but it is inf"),
+        (lambda: EnsembleIndexer(0), "`num_members` must be an integer of at least 1"),
         (lambda: DirichletIndexer([]), "`concentration`"),
         (lambda: DirichletIndexer([1.0, -1.0]), "`concentration`"),
         (lambda: DirichletIndexer([1.0, float("nan")]), "`concentration`"),

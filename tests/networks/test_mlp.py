@@ -10,7 +10,10 @@ from lightning_uq.losses import gaussian_nll_loss, split_gaussian
 from lightning_uq.networks import MLP, TabularNetwork, build_ensemble, load_deep_ensembles_state
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "ensembles.npz"
-REGRESSORS = {"net/in3out2M3h8d3": (3, 2, 8, 3), "net/in1out1M5h16d2": (1, 1, 16, 2)}
+REGRESSORS = {
+    "net/in3out2M3h8d3": {"in_features": 3, "out_features": 2, "hidden_features": 8, "depth": 3},
+    "net/in1out1M5h16d2": {"in_features": 1, "out_features": 1, "hidden_features": 16, "depth": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +35,12 @@ def part(reference, prefix):
 
 def ensemble_of(reference, case, execution):
     if case.startswith("clf"):
-        members = [TabularNetwork(5, reference[f"{case}/logits"].shape[-1], 8, 3, heads=None) for _ in range(4)]
-    else:
         members = [
-            TabularNetwork(*REGRESSORS[case][:2], *REGRESSORS[case][2:])
-            for _ in range(len(reference[f"{case}/sample_mean"]))
+            TabularNetwork(5, reference[f"{case}/logits"].shape[-1], hidden_features=8, depth=3, heads=None)
+            for _ in range(4)
         ]
+    else:
+        members = [TabularNetwork(**REGRESSORS[case]) for _ in range(len(reference[f"{case}/sample_mean"]))]
     ensemble = build_ensemble(members, execution)
     load_deep_ensembles_state(ensemble, part(reference, f"{case}/state/"))
     return ensemble
@@ -116,13 +119,13 @@ def test_classifiers_give_the_original_s_numbers(reference, case, execution):
 
 
 def test_rms_norm_is_the_original_s(reference):
-    norm = TabularNetwork(6, 1, 6).backbone[1]
+    norm = TabularNetwork(6, 1, hidden_features=6).backbone[1]
     norm.load_state_dict({"weight": reference["rmsnorm/g"]})
     torch.testing.assert_close(norm(reference["rmsnorm/x"]), reference["rmsnorm/y"], rtol=1e-5, atol=1e-7)
 
 
 def test_rms_norm_keeps_small_inputs_and_survives_zero():
-    norm = TabularNetwork(6, 1, 6).backbone[1]
+    norm = TabularNetwork(6, 1, hidden_features=6).backbone[1]
     small = torch.randn(4, 6) * 1e-3
     expected = nn.functional.normalize(small, dim=-1) * 6**0.5
     torch.testing.assert_close(norm(small), expected, rtol=1e-5, atol=1e-6)
@@ -132,12 +135,12 @@ def test_rms_norm_keeps_small_inputs_and_survives_zero():
 def test_one_member_s_state_and_a_trainer_s_file_load_too(reference):
     case = "net/in3out2M3h8d3"
     state = part(reference, f"{case}/state/")
-    member = TabularNetwork(3, 2, 8)
+    member = TabularNetwork(3, 2, hidden_features=8)
     alone = {name.removeprefix("members.1."): value for name, value in state.items() if name.startswith("members.1.")}
     load_deep_ensembles_state(member, alone)
     mean, _ = split_gaussian(member(reference[f"{case}/X"]))
     torch.testing.assert_close(mean, reference[f"{case}/sample_mean"][1], rtol=1e-5, atol=1e-6)
-    ensemble = build_ensemble([TabularNetwork(3, 2, 8) for _ in range(3)])
+    ensemble = build_ensemble([TabularNetwork(3, 2, hidden_features=8) for _ in range(3)])
     load_deep_ensembles_state(ensemble, {"step": 3, "model": state})
     torch.testing.assert_close(ensemble.member_state_dict(1)["mean_head.weight"], alone["mean_head.weight"])
 
@@ -145,18 +148,19 @@ def test_one_member_s_state_and_a_trainer_s_file_load_too(reference):
 def test_a_state_that_does_not_fit_is_reported(reference):
     state = part(reference, "net/in3out2M3h8d3/state/")
     with pytest.raises(
-        InputError, match=r"(?s)`state` to fit the network, but: .*size mismatch for members\.0\.backbone\.0\.weight"
+        InputError,
+        match=r"(?s)`state` must fit the network, but it does not: .*size mismatch for members\.0\.backbone\.0\.weight",
     ):
-        load_deep_ensembles_state(build_ensemble([TabularNetwork(3, 2, 9) for _ in range(3)]), state)
+        load_deep_ensembles_state(build_ensemble([TabularNetwork(3, 2, hidden_features=9) for _ in range(3)]), state)
     with pytest.raises(InputError, match=r"(?s)Missing key.*members\.3\.backbone\.0\.weight"):
-        load_deep_ensembles_state(build_ensemble([TabularNetwork(3, 2, 8) for _ in range(4)]), state)
+        load_deep_ensembles_state(build_ensemble([TabularNetwork(3, 2, hidden_features=8) for _ in range(4)]), state)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 @pytest.mark.parametrize("heads", ["gaussian", None])
 @pytest.mark.parametrize("norm", [True, False])
 def test_depth_counts_the_linear_layers_on_the_way(depth, heads, norm):
-    network = TabularNetwork(3, 2, 8, depth, norm, heads)
+    network = TabularNetwork(3, 2, hidden_features=8, depth=depth, norm=norm, heads=heads)
     assert network(torch.randn(4, 3)).shape == (4, 4 if heads else 2)
     linears = [m for m in network.modules() if isinstance(m, nn.Linear)]
     assert len(linears) == depth + (1 if heads else 0)
@@ -168,7 +172,7 @@ def test_depth_counts_the_linear_layers_on_the_way(depth, heads, norm):
 @pytest.mark.parametrize("norm", [None, "rms", "layer", "batch"])
 @pytest.mark.parametrize("activation", ["relu", "silu", "tanh", "gelu"])
 def test_mlp_layers(norm, activation):
-    network = MLP(3, 2, (5, 4), activation, norm, dropout=0.25)
+    network = MLP(3, 2, hidden_sizes=(5, 4), activation=activation, norm=norm, dropout=0.25)
     names = [type(m).__name__ for m in network]
     layer = ["Linear", *([{"rms": "RMSNorm", "layer": "LayerNorm", "batch": "BatchNorm1d"}[norm]] if norm else [])]
     layer += [{"relu": "ReLU", "silu": "SiLU", "tanh": "Tanh", "gelu": "GELU"}[activation], "Dropout"]
@@ -177,19 +181,20 @@ def test_mlp_layers(norm, activation):
 
 
 def test_mlp_without_hidden_layers_is_linear():
-    assert [type(m) for m in MLP(3, 2, ())] == [nn.Linear]
+    assert [type(m) for m in MLP(3, 2, hidden_sizes=())] == [nn.Linear]
 
 
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: MLP(0, 2), "`in_features` to be at least 1, but got 0"),
-        (lambda: MLP(1, 2, (3, 0)), "`hidden_sizes` to be at least 1, but got 0"),
-        (lambda: MLP(1, 2, activation="sine"), "`activation` to be one of .* but got 'sine'"),
-        (lambda: MLP(1, 2, norm="group"), "`norm` to be None or one of .* but got 'group'"),
-        (lambda: MLP(1, 2, dropout=1.0), r"`dropout` to lie in \[0, 1\), but got 1.0"),
-        (lambda: TabularNetwork(1, 1, depth=0), "`depth` to be at least 1, but got 0"),
-        (lambda: TabularNetwork(1, 1, heads="mean"), "`heads` to be 'gaussian' or None, but got 'mean'"),
+        (lambda: MLP(0, 2), "`in_features` must be an integer of at least 1, but it is 0"),
+        (lambda: MLP(1, 2, hidden_sizes=(2.5,)), "`hidden_sizes` must be an integer of at least 1, but it is 2.5"),
+        (lambda: MLP(1, 2, hidden_sizes=(3, 0)), "`hidden_sizes` must be an integer of at least 1, but it is 0"),
+        (lambda: MLP(1, 2, activation="sine"), "`activation` must be one of .* but it is 'sine'"),
+        (lambda: MLP(1, 2, norm="group"), "`norm` must be None or one of .* but it is 'group'"),
+        (lambda: MLP(1, 2, dropout=1.0), r"`dropout` must lie in \[0, 1\), but it is 1.0"),
+        (lambda: TabularNetwork(1, 1, depth=0), "`depth` must be an integer of at least 1, but it is 0"),
+        (lambda: TabularNetwork(1, 1, heads="mean"), "`heads` must be 'gaussian' or None, but it is 'mean'"),
     ],
 )
 def test_bad_arguments_are_reported(make, text):

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks import MLP, NetworkWithPrior, freeze_as_buffers
+from lightning_uq.networks import MLP, DeterministicNetwork, EnsembleNetwork, NetworkWithPrior, freeze_as_buffers
 from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.generated.hypermodel import HypermodelNetwork
 
 
 def test_parameters_become_buffers_of_the_same_name_and_value():
-    network = MLP(3, 2, (4,), norm="batch")
+    network = MLP(3, 2, hidden_sizes=(4,), norm="batch")
     before, x = copy.deepcopy(network.eval()), torch.randn(5, 3)
     network.train()
     assert freeze_as_buffers(network) is network
@@ -51,7 +51,7 @@ def test_layers_that_hold_their_weights_elsewhere(make):
 
 
 def test_a_lazy_module_is_reported():
-    with pytest.raises(InputError, match="`module` to be initialised, but LazyLinear is lazy"):
+    with pytest.raises(InputError, match="`module` must be initialised, but LazyLinear is lazy"):
         freeze_as_buffers(nn.LazyLinear(3))
 
 
@@ -62,7 +62,7 @@ def test_output_is_network_plus_scaled_prior():
 
 
 def test_no_optimizer_moves_the_prior_and_the_input_gradient_runs_through_it():
-    network = NetworkWithPrior(nn.Linear(2, 1), MLP(2, 1, (4,), "tanh"), scale=1.0)
+    network = NetworkWithPrior(nn.Linear(2, 1), MLP(2, 1, hidden_sizes=(4,), activation="tanh"), scale=1.0)
     before = copy.deepcopy(network.prior.state_dict())
     x = torch.randn(8, 2, requires_grad=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=1.0)
@@ -76,7 +76,9 @@ def test_no_optimizer_moves_the_prior_and_the_input_gradient_runs_through_it():
 
 
 def test_prior_is_always_in_eval_mode():
-    network = NetworkWithPrior(MLP(2, 1, (4,), dropout=0.5), MLP(2, 1, (4,), norm="batch", dropout=0.5), scale=1.0)
+    network = NetworkWithPrior(
+        MLP(2, 1, hidden_sizes=(4,), dropout=0.5), MLP(2, 1, hidden_sizes=(4,), norm="batch", dropout=0.5), scale=1.0
+    )
     for module in (network, nn.Sequential(network)):
         module.train()
         assert network.training
@@ -90,19 +92,24 @@ def test_prior_is_always_in_eval_mode():
 
 
 def test_copies_and_checkpoints():
-    network, x = NetworkWithPrior(MLP(2, 1, (4,)), MLP(2, 1, (4,)), scale=0.5), torch.randn(3, 2)
+    network, x = (
+        NetworkWithPrior(MLP(2, 1, hidden_sizes=(4,)), MLP(2, 1, hidden_sizes=(4,)), scale=0.5),
+        torch.randn(3, 2),
+    )
     for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         torch.testing.assert_close(other(x), network(x), rtol=0, atol=0)
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     file.seek(0)
-    other = NetworkWithPrior(MLP(2, 1, (4,)), MLP(2, 1, (4,)), scale=0.5)
+    other = NetworkWithPrior(MLP(2, 1, hidden_sizes=(4,)), MLP(2, 1, hidden_sizes=(4,)), scale=0.5)
     other.load_state_dict(torch.load(file, weights_only=True))
     torch.testing.assert_close(other(x), network(x), rtol=0, atol=0)
 
 
 def test_outputs_of_another_shape_are_reported():
-    with pytest.raises(InputError, match=r"prior's output to have the network's shape \[4, 3\], but got \[4, 1\]"):
+    with pytest.raises(
+        InputError, match=r"prior's output must have the network's shape \[4, 3\], but its shape is \[4, 1\]"
+    ):
         NetworkWithPrior(nn.Linear(2, 3), nn.Linear(2, 1), 1.0)(torch.zeros(4, 2))
 
 
@@ -116,5 +123,22 @@ def test_outputs_of_another_shape_are_reported():
 def test_a_plain_network_is_no_prior_of_an_index(build):
     with pytest.raises(InputError, match=r"network g\(x, z\) of an input and an index, but Linear takes no index"):
         build(torch.nn.Linear(4, 3))
-    with pytest.raises(InputError, match=r"to be a module g\(x, z\), but got 3"):
+    with pytest.raises(InputError, match=r"must be a module g\(x, z\), but it is 3"):
         build(3)
+
+
+def test_a_second_freezing_changes_nothing():
+    frozen = freeze_as_buffers(nn.Linear(2, 1))
+    weight = frozen.weight
+    assert freeze_as_buffers(frozen) is frozen
+    assert frozen.weight is weight
+
+
+@pytest.mark.parametrize("build", [DeterministicNetwork, lambda member: EnsembleNetwork([member])])
+def test_priors_of_members_are_frozen_parts(build):
+    member = NetworkWithPrior(nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 3)), 1.0)
+    network = build(member).train()
+    assert network.frozen_parts() == [member.prior]
+    assert network.num_frozen == 2
+    assert member.network.training
+    assert not member.prior.training

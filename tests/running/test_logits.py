@@ -102,5 +102,5 @@ def test_what_is_no_logits_is_refused(model, reader, message):
 def test_arguments_are_functions(name):
     with pytest.raises(InputError, match=f"`{name}` must be a function, but its type is str"):
         LogitReader(**{name: "forward"})
-    with pytest.raises(InputError, match="Expected argument `output`"):
+    with pytest.raises(InputError, match="`output` must be"):
         LogitReader(output="softmax")

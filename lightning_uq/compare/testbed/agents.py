@@ -70,7 +70,7 @@ def agent_network(
         >>> agent_network(10, 2)[0].bias.abs().max()
         tensor(0., grad_fn=<MaxBackward1>)
     """
-    network = MLP(in_features, out_features, hidden_sizes, dropout=dropout)
+    network = MLP(in_features, out_features, hidden_sizes=hidden_sizes, dropout=dropout)
     truncated_normal_init_(network)
     first = network[0]
     if nonzero_bias and isinstance(first, nn.Linear):

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_integer
 from lightning_uq.networks.initializers import truncated_normal_init_
 from lightning_uq.networks.priors.convolutions import SameConv2d
 
@@ -35,8 +35,7 @@ class ENNLeNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1, input_size: int = 28) -> None:
         super().__init__()
-        if input_size < 1:
-            raise InputError(f"Expected argument `input_size` to be at least 1, but got {input_size}.")
+        check_integer("input_size", input_size, 1)
         widths = (in_channels, *_CHANNELS)
         self.convolutions = nn.ModuleList(SameConv2d(a, b, 5) for a, b in zip(widths[:-1], _CHANNELS, strict=True))
         side = -(-input_size // 2 ** len(_CHANNELS))

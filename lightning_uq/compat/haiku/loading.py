@@ -1,6 +1,5 @@
 """Weights of DeepMind's ENN, under Haiku's names, for this package's networks."""
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import singledispatch
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_uq.compat.haiku.generated import load_generated
+from lightning_uq.compat.haiku.generated import load_bayes_by_backprop, load_hypermodel, load_independent_layers
 from lightning_uq.errors import InputError
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.epinet.head import Epinet
@@ -132,19 +131,25 @@ def _load_sum(network: AdditivePrior, arrays: Arrays, member_axis: int) -> None:
 
 @_load.register
 def _load_ensemble(network: EnsembleNetwork, arrays: Arrays, member_axis: int) -> None:
-    members = [network.member(i) for i in range(network.num_indices)]
-    if network.is_stacked:  # copies of its members are loaded first, so that an error leaves the weights as they were
-        members = copy.deepcopy(members)
-    _load_members([trained_part(member) for member in members], arrays, member_axis)
-    if network.is_stacked:
-        network.load_state_dict(EnsembleNetwork(members).state_dict())
+    loop = network.unstacked()
+    _load_members([trained_part(member) for member in loop.members], arrays, member_axis)
+    if loop is not network:  # copies of its members were loaded first, so that an error leaves the weights as they were
+        network.load_state_dict(loop.state_dict())
 
 
-@_load.register(HypermodelNetwork)
-@_load.register(BayesByBackpropNetwork)
-@_load.register(PriorIndependentLayers)
-def _load_generated(network: nn.Module, arrays: Arrays, member_axis: int) -> None:
-    load_generated(network, arrays)
+@_load.register
+def _load_hypermodel(network: HypermodelNetwork, arrays: Arrays, member_axis: int) -> None:
+    load_hypermodel(network, arrays)
+
+
+@_load.register
+def _load_bayes_by_backprop(network: BayesByBackpropNetwork, arrays: Arrays, member_axis: int) -> None:
+    load_bayes_by_backprop(network, arrays)
+
+
+@_load.register
+def _load_independent_layers(network: PriorIndependentLayers, arrays: Arrays, member_axis: int) -> None:
+    load_independent_layers(network, arrays)
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -159,7 +164,7 @@ def _load_members(members: Sequence[nn.Module], arrays: Arrays, axis: int) -> No
     for name, value in arrays.items():
         if value.ndim == 0 or value.shape[axis] != len(members):
             raise InputError(
-                f"Expected {name!r} to have {len(members)} members on axis {axis}, but got shape {list(value.shape)}."
+                f"{name!r} must have {len(members)} members on axis {axis}, but its shape is {list(value.shape)}."
             )
     for i, member in enumerate(members):
         _load_layers(member, {name: value.select(axis, i) for name, value in arrays.items()})
@@ -178,8 +183,8 @@ def _load_layers(network: nn.Module, arrays: Mapping[str, Tensor]) -> None:
     order = sorted(theirs, key=lambda path: (-theirs[path]["w"].ndim if "w" in theirs[path] else 0, _number(path)))
     if len(order) != len(ours):
         raise InputError(
-            f"Expected argument `params` to hold {len(ours)} layers for {type(network).__name__}, but got {len(order)}: "
-            f"{', '.join(order)}."
+            f"`params` must hold {len(ours)} layers for {type(network).__name__}, but it holds {len(order)}"
+            f"{': ' if order else ''}{', '.join(order)}."
         )
     for layer, name in zip(ours, order, strict=True):
         _load_leaf(layer, "weight", f"{name}/w", theirs[name].get("w"))
@@ -199,14 +204,14 @@ def _load_named(network: HaikuNamed, arrays: Mapping[str, Tensor]) -> None:
     if missing:
         state = "_ema/" in missing[0]
         raise InputError(
-            f"Expected argument `params` to hold {missing[0]!r} for {kind}, but it does not"
+            f"`params` must hold {missing[0]!r} for {kind}, but it does not"
             f"{f', nor {len(missing) - 1} more' if len(missing) > 1 else ''}."
             f"{' The averages are in the state of Haiku: pass {**params, **state}.' if state else ''}"
         )
     unused = [theirs for name, theirs in given.items() if name not in expected]
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        raise InputError(f"Expected argument `params` to hold the arrays of {kind} alone, but got {unused[0]!r}{more}.")
+        raise InputError(f"`params` must hold the arrays of {kind} alone, but it also holds {unused[0]!r}{more}.")
     for name, (layer, ours) in expected.items():
         if ours:
             theirs = given[name]
@@ -220,8 +225,8 @@ def _root(first: tuple[str, ...], given: Mapping[str, str], kind: str) -> str:
     if len(roots) != 1:
         found = ", ".join(repr(name) for name in list(given.values())[:4])
         raise InputError(
-            f"Expected argument `params` to hold {ends[0]!r}, the first layer of {kind}, once, but got it {len(roots)} "
-            f"times, among {len(given)} arrays{': ' if found else ''}{found}{', ...' if len(given) > 4 else ''}."
+            f"`params` must hold {ends[0]!r}, the first layer of {kind}, once, but it occurs {len(roots)} "
+            f"times among {len(given)} arrays{': ' if found else ''}{found}{', ...' if len(given) > 4 else ''}."
         )
     return roots[0]
 
@@ -257,8 +262,8 @@ def _load_leaf(layer: nn.Module, ours: str, name: str, value: Tensor | None) -> 
         value = value.permute(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
     if value.shape != target.shape:
         raise InputError(
-            f"Expected {name!r} to fit a {type(layer).__name__} with {ours} {list(target.shape)}, but got "
-            f"{list(value.shape)} after the change of axes."
+            f"{name!r} must fit the {ours} {list(target.shape)} of a {type(layer).__name__}, but its shape is "
+            f"{list(value.shape)} after its axes are moved."
         )
     with torch.no_grad():
         target.copy_(value)

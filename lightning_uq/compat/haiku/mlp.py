@@ -18,6 +18,6 @@ def haiku_mlp(in_features: int, out_features: int, hidden_sizes: Sequence[int] =
         >>> haiku_mlp(10, 2)[0].bias.any()
         tensor(False)
     """
-    network = MLP(in_features, out_features, hidden_sizes)
+    network = MLP(in_features, out_features, hidden_sizes=hidden_sizes)
     truncated_normal_init_(network)
     return network

@@ -205,4 +205,4 @@ class ENNResNetV2(nn.Module):
 
 def _check_depth(depth: int, known: list[int]) -> None:
     if depth not in known:
-        raise InputError(f"Expected argument `depth` to be one of {known}, but got {depth}.")
+        raise InputError(f"`depth` must be one of {known}, but it is {depth}.")

@@ -50,9 +50,7 @@ class FCResNet(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in _ACTIVATIONS:
-            raise InputError(
-                f"Expected argument `activation` to be one of {list(_ACTIVATIONS)}, but got {activation!r}."
-            )
+            raise InputError(f"`activation` must be one of {list(_ACTIVATIONS)}, but it is {activation!r}.")
         self.first = nn.Linear(in_features, hidden_features)
         self.residuals = nn.ModuleList(nn.Linear(hidden_features, hidden_features) for _ in range(depth))
         self.activation = _ACTIVATIONS[activation]()

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_integer
 
 
 class LeNet(nn.Module):
@@ -34,8 +34,7 @@ class LeNet(nn.Module):
         input_size: int = 28,
     ) -> None:
         super().__init__()
-        if input_size < 16:
-            raise InputError(f"Expected argument `input_size` to be at least 16, but got {input_size}.")
+        check_integer("input_size", input_size, 16)
         side = ((input_size - 4) // 2 - 4) // 2
         self.conv1 = nn.Conv2d(in_channels, 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)

@@ -148,11 +148,9 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if block not in _BLOCKS:
-            raise InputError(f"Expected argument `block` to be one of {list(_BLOCKS)}, but got {block!r}.")
+            raise InputError(f"`block` must be one of {list(_BLOCKS)}, but it is {block!r}.")
         if len(num_blocks) != 4 or min(num_blocks) < 1:
-            raise InputError(
-                f"Expected argument `num_blocks` to be four numbers of at least 1, but got {list(num_blocks)}."
-            )
+            raise InputError(f"`num_blocks` must be four numbers of at least 1, but it is {list(num_blocks)}.")
         self.conv1 = nn.Conv2d(in_channels, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.activation = make_activation(modified)

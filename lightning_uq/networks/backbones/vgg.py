@@ -41,7 +41,7 @@ class VGG16(nn.Module):
     ) -> None:
         super().__init__()
         if input_size not in (28, 32):
-            raise InputError(f"Expected argument `input_size` to be 28 or 32, but got {input_size}.")
+            raise InputError(f"`input_size` must be 28 or 32, but it is {input_size}.")
         layers: list[nn.Module] = []
         width = in_channels
         for stage, widths in enumerate(_STAGES):

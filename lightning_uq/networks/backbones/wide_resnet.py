@@ -83,7 +83,7 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4:
-            raise InputError(f"Expected argument `depth` to be 6 n + 4 with n of at least 1, but got {depth}.")
+            raise InputError(f"`depth` must be 6 n + 4 with n of at least 1, but it is {depth}.")
         widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         for stage in (1, 2, 3):

@@ -46,9 +46,7 @@ def build_ensemble(
         ('stacked', 'Ensemble of 5 runs stacked: its members are alike, and one batched product serves them all.')
     """
     if execution not in ("loop", "stacked", "vmap", "auto"):
-        raise InputError(
-            f"Expected argument `execution` to be 'loop', 'stacked', 'vmap' or 'auto', but got {execution!r}."
-        )
+        raise InputError(f"`execution` must be 'loop', 'stacked', 'vmap' or 'auto', but it is {execution!r}.")
     members = check_members(members)
     begin = f"Ensemble of {len(members)} runs"
     if execution == "auto":

@@ -14,13 +14,13 @@ def check_members(members: Any) -> list[nn.Module]:
         InputError: There are none, or one of them is not a module.
     """
     if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList):
-        raise InputError(f"Expected argument `members` to be a list of modules, but got one {type(members).__name__}.")
+        raise InputError(f"`members` must be a list of modules, but it is one {type(members).__name__}.")
     listed = list(members)
     if not listed:
-        raise InputError("Expected argument `members` to hold at least one module, but it is empty.")
+        raise InputError("`members` must hold at least one module, but it is empty.")
     for i, member in enumerate(listed):
         if not isinstance(member, nn.Module):
-            raise InputError(f"Expected argument `members` to hold torch.nn.Modules, but item {i} is {member!r}.")
+            raise InputError(f"`members` must hold torch.nn.Modules, but item {i} is {member!r}.")
     return listed
 
 
@@ -32,5 +32,5 @@ def check_algorithm(algorithm: str) -> str:
     """
     name = str(getattr(algorithm, "value", algorithm)).lower()
     if name not in ("norm", "value"):
-        raise InputError(f"Expected argument `algorithm` to be 'norm' or 'value', but got {algorithm!r}.")
+        raise InputError(f"`algorithm` must be 'norm' or 'value', but it is {algorithm!r}.")
     return name

@@ -29,7 +29,6 @@ class EnsembleNetwork(EpistemicNetwork):
     Attributes:
         execution: How the members run: ``"loop"``, ``"stacked"`` or ``"vmap"``.
         execution_reason: Why they run so, in a sentence that a caller may log.
-        is_stacked: Whether each parameter holds the slices of all members, [M, ...].
         num_indices: M.
 
     Raises:
@@ -44,7 +43,6 @@ class EnsembleNetwork(EpistemicNetwork):
     """
 
     execution: str = "loop"
-    is_stacked: bool = False
     num_indices: int  # the indexer's, which is finite
     members: nn.ModuleList
 
@@ -79,12 +77,17 @@ class EnsembleNetwork(EpistemicNetwork):
         order = torch.tensor([run.index(member) for member in wanted], device=output.device)
         return output.index_select(0, order)
 
+    def evaluate_at(self, x: Any, index: Tensor) -> Tensor:
+        """Outputs [M, B, ...] of all members. The numbers in ``index`` are not read, which would wait for the device."""
+        output: Tensor = self(x)
+        return output
+
     def forward_each(self, xs: Tensor) -> Tensor:
         """Outputs [M, B, ...] where member i sees its own batch ``xs[i]`` of ``xs`` [M, B, ...]."""
         if not isinstance(xs, Tensor) or xs.ndim < 1 or len(xs) != self.num_indices:
             got = list(xs.shape) if isinstance(xs, Tensor) else type(xs).__name__
             raise InputError(
-                f"Expected argument `xs` to hold one batch per member, shape [{self.num_indices}, B, ...], but got {got}."
+                f"`xs` must hold one batch per member, shape [{self.num_indices}, B, ...], but it is {got}."
             )
         return self._run_each(xs)
 
@@ -130,6 +133,10 @@ class EnsembleNetwork(EpistemicNetwork):
             return None
         return torch.stack([nn.utils.clip_grad_norm_(g, clip_val, norm_type) for g in self.parameter_groups()])
 
+    def unstacked(self) -> "EnsembleNetwork":
+        """This ensemble itself."""
+        return self
+
     def feature_networks(self) -> list[nn.Module]:
         """The members [M]; of a member with a random prior, the trained part."""
         return [trained_part(self.member(i)) for i in range(self.num_indices)]
@@ -149,17 +156,17 @@ class EnsembleNetwork(EpistemicNetwork):
 
     def _check_member(self, i: int) -> int:
         if not 0 <= i < self.num_indices:
-            raise InputError(f"Expected a member number in [0, {self.num_indices}), but got {i}.")
+            raise InputError(f"A member's number must be in [0, {self.num_indices}), but it is {i}.")
         return i
 
     def _check_index(self, index: Tensor) -> list[int]:
         if not isinstance(index, Tensor) or index.ndim != 1 or index.is_floating_point() or not len(index):
             got = f"{index.dtype} of shape {list(index.shape)}" if isinstance(index, Tensor) else repr(index)
-            raise InputError(f"Expected argument `index` to be member numbers, an integer tensor [Z], but got {got}.")
+            raise InputError(f"`index` must be member numbers, an integer tensor [Z], but it is {got}.")
         wanted: list[int] = index.tolist()
         if min(wanted) < 0 or max(wanted) >= self.num_indices:
             raise InputError(
-                f"Expected argument `index` to hold member numbers in [0, {self.num_indices}), but got values "
+                f"`index` must hold member numbers in [0, {self.num_indices}), but it holds "
                 f"{min(wanted)} to {max(wanted)}."
             )
         return wanted

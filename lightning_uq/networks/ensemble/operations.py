@@ -115,7 +115,7 @@ def batch_norm(
     The members become M * C channels of one layer. Running statistics change in place if ``training``.
     """
     if x.ndim not in (3, 4):
-        raise InputError(f"Expected BatchNorm1d to get inputs [B, C] or [B, C, L], but got shape {list(x.shape[1:])}.")
+        raise InputError(f"The input of BatchNorm1d must be [B, C] or [B, C, L], but its shape is {list(x.shape[1:])}.")
     if training and count is not None:
         count += 1
     channels = x.transpose(0, 1).flatten(1, 2)

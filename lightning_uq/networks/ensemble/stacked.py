@@ -144,6 +144,11 @@ class StackedEnsembleNetwork(EnsembleNetwork):
             name: tensors[name][i].detach().clone(memory_format=torch.contiguous_format) for name in self._state_names
         }
 
+    def unstacked(self) -> EnsembleNetwork:
+        """The members in copies that run one after the other."""
+        members = [copy.deepcopy(self.member(i)) for i in range(self.num_indices)]
+        return EnsembleNetwork(members, self.read_output.output)
+
     def _all_modules(self) -> Iterable[nn.Module]:
         return self._skeleton().modules()
 

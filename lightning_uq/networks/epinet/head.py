@@ -14,7 +14,7 @@ from lightning_uq.networks.priors.frozen import freeze_as_buffers
 from lightning_uq.networks.priors.scale import PriorScale
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpinetHead:
     """Sizes and scales of an epinet, as plain data: f(x, z) = (base_scale base(x) + e(h, z) + s_p p(h, z) + s_g g(x, z)) / T.
 
@@ -91,20 +91,22 @@ class Epinet(nn.Module):
     standardise.
 
     Example:
-        >>> learned, prior = Epinet(7, 3, EpinetHead(index_dim=5))(torch.zeros(4, 7), torch.randn(6, 5))
+        >>> learned, prior = Epinet(7, 3, head=EpinetHead(index_dim=5))(torch.zeros(4, 7), torch.randn(6, 5))
         >>> learned.shape, prior.requires_grad
         (torch.Size([6, 4, 3]), False)
     """
 
-    def __init__(self, in_features: int, out_features: int, head: EpinetHead = EpinetHead()) -> None:
+    def __init__(self, in_features: int, out_features: int, *, head: EpinetHead = EpinetHead()) -> None:
         super().__init__()
         self.scaler = FeatureScaler(in_features) if head.standardize_features else None
-        self.learned = ProjectedMLP(in_features, out_features, head.index_dim, head.hidden_sizes)
+        self.learned = ProjectedMLP(in_features, out_features, head.index_dim, hidden_sizes=head.hidden_sizes)
         self.prior: nn.Module | None = None
         if head.prior_scale:
             sizes = head.hidden_sizes if head.prior_hidden_sizes is None else head.prior_hidden_sizes
             # Its mode makes no difference. It follows the network's, so that nobody warns of modules in eval mode.
-            self.prior = freeze_as_buffers(ProjectedMLP(in_features, out_features, head.index_dim, sizes)).train()
+            self.prior = freeze_as_buffers(
+                ProjectedMLP(in_features, out_features, head.index_dim, hidden_sizes=sizes)
+            ).train()
         self.prior_scale = PriorScale(head.prior_scale)
 
     def forward(

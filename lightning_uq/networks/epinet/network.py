@@ -8,17 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import describe
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.epinet.head import Epinet, EpinetHead
 from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
 from lightning_uq.networks.indexers import GaussianIndexer
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors.additive import AdditivePrior
-from lightning_uq.networks.priors.frozen import check_prior, freeze_as_buffers
-from lightning_uq.networks.priors.scale import PriorScale
-
-_SPREAD_DRAWS = 256
+from lightning_uq.networks.priors.frozen import adopt_prior
+from lightning_uq.networks.priors.scale import SPREAD_DRAWS, PriorScale
 
 
 class EpinetNetwork(EpistemicNetwork):
@@ -60,9 +58,9 @@ class EpinetNetwork(EpistemicNetwork):
     def __init__(
         self,
         base: nn.Module,
+        *,
         feature_layers: str | Sequence[str] = "auto",
         num_outputs: int | None = None,
-        *,
         head: EpinetHead = EpinetHead(),
         prior: nn.Module | None = None,
         freeze_base: bool = False,
@@ -75,15 +73,12 @@ class EpinetNetwork(EpistemicNetwork):
         if freeze_base:
             base.requires_grad_(False).eval()
         self.num_outputs = num_outputs
-        check_prior(prior, "prior")
-        self.additive_prior = prior
-        if prior is not None and not isinstance(prior, AdditivePrior):
-            freeze_as_buffers(prior)
+        self.additive_prior = adopt_prior(prior)
         self.additive_scale = PriorScale(head.additive_prior_scale)
         self.epinet: Epinet | None = None
         self.tap: FeatureTap | None = None
         # Made here, and not where it is needed: a compiled or exported graph holds it as a constant.
-        self._calibration_index = self.indexer(_SPREAD_DRAWS, torch.Generator().manual_seed(0))
+        self._calibration_index = self.indexer(SPREAD_DRAWS, torch.Generator().manual_seed(0))
         names = [feature_layers] if isinstance(feature_layers, str) else list(feature_layers)
         if names != ["auto"]:
             self.tap = FeatureTap(base, names)
@@ -151,21 +146,12 @@ class EpinetNetwork(EpistemicNetwork):
         if self.epinet is None:
             self._build(features.shape[1], base.shape[1])
 
-    def train(self, mode: bool = True) -> "EpinetNetwork":
-        """Set the mode; a frozen base and an additive prior stay in eval mode."""
-        super().train(mode)
-        if self.freeze_base:
-            self.base.eval()
-        if self.additive_prior is not None:
-            self.additive_prior.eval()
-        return self
-
-    @property
-    def num_frozen(self) -> int:
-        """Number of modules inside that are always in eval mode."""
-        frozen = [self.base] if self.freeze_base else []
-        frozen += [] if self.additive_prior is None else [self.additive_prior]
-        return sum(len(list(part.modules())) for part in frozen)
+    def frozen_parts(self) -> list[nn.Module]:
+        """The base, if it is frozen, and the additive prior."""
+        return [
+            *([self.base] if self.freeze_base else []),
+            *([] if self.additive_prior is None else [self.additive_prior]),
+        ]
 
     def feature_networks(self) -> list[nn.Module]:
         """The base."""
@@ -182,10 +168,12 @@ class EpinetNetwork(EpistemicNetwork):
             raw, features = self.tap.run(self.base, x)
             base = self.read_output(raw)
         if base.ndim != 2:
-            raise InputError(f"Expected the base network to return [B, C], but got shape {list(base.shape)}.")
+            raise InputError(f"The base network must return [B, C], but its output has shape {list(base.shape)}.")
         if self.head.include_inputs:
             if not isinstance(x, Tensor) or not x.is_floating_point():
-                raise InputError("Expected the input to be a floating-point tensor for `include_inputs=True`.")
+                raise InputError(
+                    f"With `include_inputs=True`, the input must be a floating-point tensor, but it is {describe(x)}."
+                )
             features.append(x.detach().flatten(1).to(features[0].dtype))
         return base, torch.cat(features, dim=1)
 
@@ -205,7 +193,7 @@ class EpinetNetwork(EpistemicNetwork):
             self._build(sum(size for size in sizes if size is not None), num_outputs)
 
     def _build(self, in_features: int, num_outputs: int) -> None:
-        self.epinet = Epinet(in_features, num_outputs, self.head)
+        self.epinet = Epinet(in_features, num_outputs, head=self.head)
         if self.freeze_base and self.epinet.scaler is not None:
             self.epinet.scaler.momentum = 0.0
         like = next((p for p in self.base.parameters() if p.is_floating_point()), None)

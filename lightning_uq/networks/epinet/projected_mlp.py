@@ -36,6 +36,7 @@ class ProjectedMLP(nn.Module):
         in_features: int,
         out_features: int,
         index_dim: int,
+        *,
         hidden_sizes: Sequence[int] = (50, 50),
         concat_index: bool = True,
     ) -> None:

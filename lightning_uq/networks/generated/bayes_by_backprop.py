@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.functional.hashing import to_normal
 from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_positive
 from lightning_uq.functional.variational import diagonal_gaussian_kl, sampled_kl
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.generated.weights import call_with_weights, check_generable, in_chunks
@@ -76,20 +77,17 @@ class BayesByBackpropNetwork(EpistemicNetwork):
     """
 
     def __init__(
-        self, network: nn.Module, initial_std: float = 0.01, temperature: float = 1.0, output: Output = "logits"
+        self, network: nn.Module, *, initial_std: float = 0.01, temperature: float = 1.0, output: Output = "logits"
     ) -> None:
         super().__init__(SeedIndexer(), output)
-        for name, number in (("initial_std", initial_std), ("temperature", temperature)):
-            if not 0 < number < math.inf:
-                raise InputError(f"Expected argument `{name}` to be above 0 and finite, but got {number}.")
+        check_positive(initial_std=initial_std, temperature=temperature)
         check_generable(network, "BayesByBackpropNetwork")
         self.network = network
         self.temperature = temperature
         means = {name: p for name, p in network.named_parameters() if p.requires_grad}
         if not means:
             raise InputError(
-                f"Expected argument `network` to have parameters that require a gradient, but {type(network).__name__} has "
-                "none."
+                f"`network` must have parameters that require a gradient, but {type(network).__name__} has none."
             )
         self.names = list(means)
         self._sizes = [mean.numel() for mean in means.values()]
@@ -163,7 +161,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
             weights: Draws of the weights, which the estimate against a mixture needs.
 
         Returns:
-            A scalar, or an estimate a draw [Z].
+            A scalar, or an estimate per draw [Z].
 
         Raises:
             InputError: There are no draws for a mixture, or a number is out of range.
@@ -172,7 +170,7 @@ class BayesByBackpropNetwork(EpistemicNetwork):
             return diagonal_gaussian_kl(self.mean, self.std, prior_std)
         if weights is None:
             raise InputError(
-                "Expected argument `weights` with `second_prior_std`: the divergence from a mixture is estimated."
+                "The divergence from a mixture of priors is estimated from draws of the weights. Pass `weights`."
             )
         draws = torch.cat([weights[name].flatten(1) for name in self.names], dim=1)
         return sampled_kl(draws, self.mean, self.std, prior_std, second_prior_std, mixture_weight)

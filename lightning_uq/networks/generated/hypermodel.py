@@ -11,20 +11,17 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.generated.weights import call_with_weights, check_generable, in_chunks
 from lightning_uq.networks.indexers import Indexer, ScaledGaussianIndexer
-from lightning_uq.networks.initializers import truncated_normal_init_
+from lightning_uq.networks.initializers import CUT_STD, truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
 from lightning_uq.networks.output import Output
-from lightning_uq.networks.priors.additive import AdditivePrior
-from lightning_uq.networks.priors.frozen import check_prior, freeze_as_buffers
-from lightning_uq.networks.priors.scale import PriorScale
+from lightning_uq.networks.priors.frozen import adopt_prior
+from lightning_uq.networks.priors.scale import SPREAD_DRAWS, PriorScale
 
 Initialization = Literal["network", "enn"]
 
-_DRAWS = 256
 _GENERATED = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
-_CUT = 0.87962566103423978  # standard deviation of a unit normal that is cut at two
 
 
 class HypermodelNetwork(EpistemicNetwork):
@@ -69,9 +66,9 @@ class HypermodelNetwork(EpistemicNetwork):
     def __init__(
         self,
         network: nn.Module,
+        *,
         indexer: Indexer | None = None,
         hidden_sizes: Sequence[int] = (),
-        *,
         scale: bool = True,
         initialization: Initialization = "network",
         prior: nn.Module | None = None,
@@ -81,16 +78,14 @@ class HypermodelNetwork(EpistemicNetwork):
     ) -> None:
         super().__init__(ScaledGaussianIndexer(8) if indexer is None else indexer, output)
         if initialization not in ("network", "enn"):
-            raise InputError(
-                f"Expected argument `initialization` to be 'network' or 'enn', but got {initialization!r}."
-            )
+            raise InputError(f"`initialization` must be 'network' or 'enn', but it is {initialization!r}.")
         if not 0 <= prior_scale < math.inf:
-            raise InputError(f"Expected argument `prior_scale` to be at least 0 and finite, but got {prior_scale}.")
+            raise InputError(f"`prior_scale` must be at least 0 and finite, but it is {prior_scale}.")
         check_generable(network, "HypermodelNetwork")
         # Drawn here, and not where it is needed: a compiled graph holds it as a constant.
-        self._calibration_index = self.indexer(_DRAWS, torch.Generator().manual_seed(0))
+        self._calibration_index = self.indexer(SPREAD_DRAWS, torch.Generator().manual_seed(0))
         if self._calibration_index.ndim != 2 or not self._calibration_index.is_floating_point():
-            raise InputError(f"Expected argument `indexer` to draw vectors [Z, D], but {self.indexer!r} does not.")
+            raise InputError(f"`indexer` must draw vectors [Z, D], but it is {self.indexer!r}.")
         self.index_dim = self._calibration_index.shape[1]
         self.network = network
         initial = _take_weights(network)
@@ -101,13 +96,12 @@ class HypermodelNetwork(EpistemicNetwork):
         sizes = [self.index_dim, *hidden_sizes]
         self.torso: nn.Module = nn.Identity()
         if hidden_sizes:
-            self.torso = truncated_normal_init_(MLP(sizes[0], sizes[-1], sizes[1:-1]))
+            self.torso = truncated_normal_init_(MLP(sizes[0], sizes[-1], hidden_sizes=sizes[1:-1]))
         self.generator = nn.Linear(sizes[-1], self.num_weights)
         self._initialize(list(initial.values()), initialization)
         self.torso.to(like.device, like.dtype)
         self.generator.to(like.device, like.dtype)
-        check_prior(prior, "prior")
-        self.prior = prior if prior is None or isinstance(prior, AdditivePrior) else freeze_as_buffers(prior)
+        self.prior = adopt_prior(prior)
         self.prior_scale = PriorScale(prior_scale)
         self.calibrate_prior = calibrate_prior
 
@@ -120,8 +114,7 @@ class HypermodelNetwork(EpistemicNetwork):
         """The weights [Z, *shape] by their names in the network, as it is called with them."""
         if index.ndim != 2 or index.shape[1] != self.index_dim or not index.is_floating_point():
             raise InputError(
-                f"Expected argument `index` to be vectors [Z, {self.index_dim}], but got {index.dtype} of shape "
-                f"{list(index.shape)}."
+                f"`index` must be vectors [Z, {self.index_dim}], but it is {index.dtype} of shape {list(index.shape)}."
             )
         flat: Tensor = self.generator(self.torso(index.to(self.generator.weight)))
         parts = torch.split(flat, [shape.numel() for shape in self.shapes], dim=1)
@@ -147,21 +140,13 @@ class HypermodelNetwork(EpistemicNetwork):
         prior: Tensor = self.prior_scale(self.prior(x, index.to(self.generator.weight)))
         if prior.shape != learned.shape:
             raise InputError(
-                f"Expected the prior's output to have the network's shape {list(learned.shape)}, but got {list(prior.shape)}."
+                f"The prior's output must have the network's shape {list(learned.shape)}, but its shape is {list(prior.shape)}."
             )
         return learned, prior
 
-    def train(self, mode: bool = True) -> "HypermodelNetwork":
-        """Set the mode; the prior stays in eval mode."""
-        super().train(mode)
-        if self.prior is not None:
-            self.prior.eval()
-        return self
-
-    @property
-    def num_frozen(self) -> int:
-        """Number of modules inside that are always in eval mode."""
-        return 0 if self.prior is None else len(list(self.prior.modules()))
+    def frozen_parts(self) -> list[nn.Module]:
+        """The prior."""
+        return [] if self.prior is None else [self.prior]
 
     def _run(self, x: Any, index: Tensor) -> Tensor:
         learned, prior = self.learned_and_prior(x, index)
@@ -179,7 +164,7 @@ class HypermodelNetwork(EpistemicNetwork):
                 bias.copy_(start)
             else:  # Haiku's VarianceScaling(1, "fan_avg", "truncated_normal"), of the bias too, whose fans are its length
                 for part, fan in ((weight, (weight.shape[0] + weight.shape[1]) / 2), (bias, weight.shape[0])):
-                    std = fan**-0.5 / _CUT
+                    std = fan**-0.5 / CUT_STD
                     nn.init.trunc_normal_(part, 0.0, std, -2 * std, 2 * std)
 
 
@@ -197,7 +182,7 @@ def _take_weights(network: nn.Module) -> dict[str, Tensor]:
                     taken[f"{path}.{name}" if path else name] = parameter.detach()
     if not taken:
         raise InputError(
-            f"Expected argument `network` to have linear layers or convolutions that require a gradient, but "
+            f"`network` must have linear layers or convolutions that require a gradient, but "
             f"{type(network).__name__} has none."
         )
     return taken

@@ -25,7 +25,7 @@ def check_generable(network: nn.Module, name: str) -> None:
         UnsupportedError: It has a BatchNorm layer with running statistics.
     """
     if any(nn.parameter.is_lazy(p) for p in network.parameters()):
-        raise InputError(f"Expected argument `network` to be initialised, but {type(network).__name__} is lazy.")
+        raise InputError(f"`network` must be initialised, but {type(network).__name__} is lazy.")
     for path, module in network.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
             raise UnsupportedError(

@@ -33,7 +33,7 @@ class AdditivePrior(nn.Module):
         super().__init__()
         self.functions = nn.ModuleList(freeze_as_buffers(function) for function in functions)
         if not len(self.functions):
-            raise InputError("Expected argument `functions` to hold at least one module, but got none.")
+            raise InputError("`functions` must hold at least one module, but it is empty.")
 
     def train(self, mode: bool = True) -> "AdditivePrior":
         """Nothing here is trained: the functions stay in eval mode."""
@@ -42,9 +42,7 @@ class AdditivePrior(nn.Module):
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, K]; each function runs once."""
         if index.ndim != 2 or index.shape[1] != len(self.functions):
-            raise InputError(
-                f"Expected argument `index` to be [Z, {len(self.functions)}], but got shape {list(index.shape)}."
-            )
+            raise InputError(f"`index` must be [Z, {len(self.functions)}], but its shape is {list(index.shape)}.")
         outputs = torch.stack([function(x) for function in self.functions])
         return torch.einsum("zk,kbc->zbc", index.to(outputs), outputs)
 
@@ -65,7 +63,9 @@ def mlp_prior(
         >>> mlp_prior(10, 2, index_dim=8, seed=0)(torch.zeros(3, 10), torch.randn(5, 8)).shape
         torch.Size([5, 3, 2])
     """
-    return _prior(lambda: nn.Sequential(nn.Flatten(), MLP(in_features, num_outputs, hidden_sizes)), index_dim, seed)
+    return _prior(
+        lambda: nn.Sequential(nn.Flatten(), MLP(in_features, num_outputs, hidden_sizes=hidden_sizes)), index_dim, seed
+    )
 
 
 def cifar_conv_prior(num_outputs: int, index_dim: int, in_channels: int = 3, seed: int | None = None) -> AdditivePrior:
@@ -108,7 +108,7 @@ def imagenet_mlp_prior(
     def function() -> nn.Module:
         # Flattened channels last, as the original's images are.
         windows = nn.Sequential(nn.AvgPool2d(10, 5), ChannelsLast(), nn.Flatten())
-        return nn.Sequential(windows, MLP(43 * 43 * in_channels, num_outputs, (50, 50)))
+        return nn.Sequential(windows, MLP(43 * 43 * in_channels, num_outputs, hidden_sizes=(50, 50)))
 
     return _prior(function, index_dim, seed)
 

@@ -10,7 +10,7 @@ from lightning_uq.errors import InputError
 
 
 def pad_same(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], value: float = 0.0) -> Tensor:
-    """Pad [..., H, W] as TensorFlow's SAME does: a window then fits ceil(size / stride) times, the odd row stands behind.
+    """Pad [..., H, W] as TensorFlow's SAME: output size ceil(size / stride); an odd row is added at the end.
 
     Args:
         x: Images [..., H, W].
@@ -34,7 +34,7 @@ torch.fx.wrap("pad_same")
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's SAME padding: ceil(size / stride) outputs, the odd zero behind.
+    """A convolution with TensorFlow's SAME padding: output size ceil(size / stride); an odd row is added at the end.
 
     Example:
         >>> SameConv2d(3, 4, 5, stride=2)(torch.zeros(1, 3, 32, 32)).shape
@@ -87,7 +87,9 @@ class ConvFunction(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [B, C] of images [B, in_channels, H, W]."""
         if x.ndim != 4:
-            raise InputError(f"Expected a convolutional prior's input to be [B, C, H, W], but got {list(x.shape)}.")
+            raise InputError(
+                f"The input of a convolutional prior must be [B, C, H, W], but its shape is {list(x.shape)}."
+            )
         size = (self.image_size, self.image_size)
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,4 +1,4 @@
-"""Modules whose weights no optimizer sees, and the check that a prior reads an index."""
+"""Modules whose weights no optimizer sees: frozen networks, and priors that read an index."""
 
 import inspect
 
@@ -7,30 +7,31 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 
 
-def check_prior(prior: nn.Module | None, argument: str) -> None:
-    """Check that a prior g(x, z) takes an input and an index.
+def adopt_prior(prior: nn.Module | None) -> nn.Module | None:
+    """Freeze a prior g(x, z), in place, and return it; None stays None.
 
     Raises:
-        InputError: It takes one argument, as a plain network does, or it is no module.
+        InputError: It takes no index, as a plain network, or it is not a module.
     """
     if prior is None:
-        return
+        return None
     if not isinstance(prior, nn.Module):
-        raise InputError(f"Expected argument `{argument}` to be a module g(x, z), but got {prior!r}.")
+        raise InputError(f"`prior` must be a module g(x, z), but it is {prior!r}.")
     try:
         inspect.signature(prior.forward).bind(None, None)
     except TypeError:
         raise InputError(
-            f"`{argument}` must be a network g(x, z) of an input and an index, but {type(prior).__name__} takes no index. "
+            f"`prior` must be a network g(x, z) of an input and an index, but {type(prior).__name__} takes no index. "
             "`lightning_uq.networks.AdditivePrior` makes one of plain networks."
         ) from None
+    return freeze_as_buffers(prior)
 
 
 def freeze_as_buffers(module: nn.Module) -> nn.Module:
     """Turn every parameter of ``module`` into a buffer of the same name, in place, and set it to eval mode.
 
     The state dict keeps its names, and the weights move with the module; no optimizer, weight decay, gradient clipping
-    or DDP ever sees them.
+    or DDP ever sees them. A second call changes nothing.
 
     Args:
         module: The module tree; a parameter that two names share stays shared.
@@ -47,7 +48,7 @@ def freeze_as_buffers(module: nn.Module) -> nn.Module:
         ([], ['bias', 'weight'])
     """
     if any(nn.parameter.is_lazy(p) for p in module.parameters()):
-        raise InputError(f"Expected argument `module` to be initialised, but {type(module).__name__} is lazy.")
+        raise InputError(f"`module` must be initialised, but {type(module).__name__} is lazy.")
     buffers: dict[int, Tensor] = {}
     for submodule in module.modules():
         for name, parameter in list(submodule._parameters.items()):

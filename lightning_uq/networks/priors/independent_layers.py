@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_integer
+from lightning_uq.networks.mlp import check_sizes
 
 
 class PriorIndependentLayers(nn.Module):
-    """A frozen MLP g(x, z) whose layers' weights are linear in the index, each in a part of z of its own.
+    """A frozen MLP g(x, z); each layer's weights are linear in its own slice of z.
 
     Layer l reads its share z_l of the index: weights sum_i w_i z_li and biases sum_i b_i z_li, where each weight's vector w
     and each bias's b is of length one. All but the first layer divide their weights by sqrt(fan_in). With fewer entries than
@@ -43,6 +45,7 @@ class PriorIndependentLayers(nn.Module):
         self,
         in_features: int,
         out_features: int,
+        *,
         index_dim: int,
         hidden_sizes: Sequence[int] = (10,),
         weight_scaling: float = 1.0,
@@ -52,9 +55,8 @@ class PriorIndependentLayers(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [in_features, *hidden_sizes, out_features]
-        for name, size in (("index_dim", index_dim), *(("in_features, hidden_sizes, out_features", s) for s in sizes)):
-            if size < 1:
-                raise InputError(f"Expected argument `{name}` to be at least 1, but got {size}.")
+        check_integer("index_dim", index_dim, 1)
+        check_sizes(in_features=in_features, hidden_sizes=hidden_sizes, out_features=out_features)
         self.in_features = in_features
         self.index_dim = index_dim
         self.num_layers = len(sizes) - 1
@@ -71,13 +73,11 @@ class PriorIndependentLayers(nn.Module):
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, C] of x [B, ...] under the rows of ``index`` [Z, index_dim]."""
         if index.ndim != 2 or index.shape[1] != self.index_dim:
-            raise InputError(
-                f"Expected argument `index` to be [Z, {self.index_dim}], but got shape {list(index.shape)}."
-            )
+            raise InputError(f"`index` must be [Z, {self.index_dim}], but its shape is {list(index.shape)}.")
         h = x.flatten(1)
         if h.shape[1] != self.in_features:
             raise InputError(
-                f"Expected a prior's input of {self.in_features} features (argument `in_features`), but got {h.shape[1]}."
+                f"The prior's input must have {self.in_features} features (`in_features`), but it has {h.shape[1]}."
             )
         for i, part in enumerate(self._split(index)):
             # The lengths are set here, so that a state dict or ENN's weights go in as they are.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_integer
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.ensemble import build_ensemble
 from lightning_uq.networks.initializers import truncated_normal_, variance_scaling_
@@ -47,14 +48,15 @@ class EpistemicNetworkWithPrior(WrappedNetwork):
         self,
         network: EpistemicNetwork,
         prior: nn.Module,
+        *,
         scale: float = 1.0,
         moves: Literal["output", "mean"] = "output",
     ) -> None:
         super().__init__(network, prior)
         if moves not in ("output", "mean"):
-            raise InputError(f"Expected argument `moves` to be 'output' or 'mean', but got {moves!r}.")
+            raise InputError(f"`moves` must be 'output' or 'mean', but it is {moves!r}.")
         if not 0 <= scale < math.inf:
-            raise InputError(f"Expected argument `scale` to be a number of at least 0, but got {scale}.")
+            raise InputError(f"`scale` must be a number of at least 0, but it is {scale}.")
         self.scale = scale
         self.moves = moves
 
@@ -94,7 +96,7 @@ class ChoicePrior(nn.Module):
         super().__init__()
         members = [freeze_as_buffers(function) for function in functions]
         if not members:
-            raise InputError("Expected argument `functions` to hold at least one module, but got none.")
+            raise InputError("`functions` must hold at least one module, but it is empty.")
         self.functions = build_ensemble(members)
         self.train(False)
 
@@ -136,6 +138,7 @@ class RandomIndexMLP(nn.Module):
         self,
         in_features: int,
         num_outputs: int = 1,
+        *,
         index_dim: int = 8,
         hidden_sizes: Sequence[int] = (10, 10),
         weight_scale: float = 3.0,
@@ -143,12 +146,11 @@ class RandomIndexMLP(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if index_dim < 1:
-            raise InputError(f"Expected argument `index_dim` to be at least 1, but got {index_dim}.")
+        check_integer("index_dim", index_dim, 1)
         if not 0 <= bias_std < math.inf:
-            raise InputError(f"Expected argument `bias_std` to be a number of at least 0, but got {bias_std}.")
+            raise InputError(f"`bias_std` must be a number of at least 0, but it is {bias_std}.")
         self.index_dim = index_dim
-        self.mlp = MLP(in_features + index_dim, num_outputs, hidden_sizes)
+        self.mlp = MLP(in_features + index_dim, num_outputs, hidden_sizes=hidden_sizes)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):

@@ -1,5 +1,7 @@
 """A random prior of one member: a frozen network beside the trained one."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,11 @@ class NetworkWithPrior(nn.Module):
         return add_prior(self.network(x), self.prior(x), self.scale)
 
 
+def priors_of_members(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The prior of each :class:`NetworkWithPrior` among ``modules``."""
+    return [module.prior for module in modules if isinstance(module, NetworkWithPrior)]
+
+
 def trained_part(network: nn.Module) -> nn.Module:
     """The trained part of a :class:`NetworkWithPrior`; any other network itself."""
     return network.network if isinstance(network, NetworkWithPrior) else network
@@ -56,7 +63,7 @@ def add_prior(output: Tensor, prior: Tensor, scale: float) -> Tensor:
     """output + scale * prior, of one shape."""
     if output.shape != prior.shape:
         raise InputError(
-            f"Expected the prior's output to have the network's shape {list(output.shape)}, but got {list(prior.shape)}."
+            f"The prior's output must have the network's shape {list(output.shape)}, but its shape is {list(prior.shape)}."
         )
     return output + scale * prior
 

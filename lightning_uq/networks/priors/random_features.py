@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.networks.mlp import check_sizes
 from lightning_uq.networks.precision import KeepsPrecision
 from lightning_uq.networks.priors.additive import AdditivePrior
 
@@ -24,7 +25,7 @@ class RandomFeatureGP(KeepsPrecision):
         in_features: Size of the flattened input.
         num_outputs: C.
         num_features: F.
-        gamma: Inverse length scale; a pair (low, high) draws one a feature, uniformly.
+        gamma: Inverse length scale; a pair (low, high) draws one per feature, uniformly.
         scale: Factor of the output.
         generator: Source of randomness.
 
@@ -49,15 +50,14 @@ class RandomFeatureGP(KeepsPrecision):
         self,
         in_features: int,
         num_outputs: int,
+        *,
         num_features: int = 100,
         gamma: Gamma = 1.0,
         scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("num_outputs", num_outputs), ("num_features", num_features)):
-            if size < 1:
-                raise InputError(f"Expected argument `{name}` to be at least 1, but got {size}.")
+        check_sizes(in_features=in_features, num_outputs=num_outputs, num_features=num_features)
         self.scale = scale
         self.register_buffer("weight", torch.randn(num_features, in_features, num_outputs, generator=generator))
         self.register_buffer("bias", 2 * math.pi * torch.rand(num_features, num_outputs, generator=generator))
@@ -127,12 +127,15 @@ def gp_prior(
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return AdditivePrior(
-        RandomFeatureGP(in_features, num_outputs, num_features, gamma, scale, generator) for _ in range(index_dim)
+        RandomFeatureGP(
+            in_features, num_outputs, num_features=num_features, gamma=gamma, scale=scale, generator=generator
+        )
+        for _ in range(index_dim)
     )
 
 
 def _range(gamma: Gamma) -> tuple[float, float]:
     low, high = gamma if isinstance(gamma, tuple | list) and len(gamma) == 2 else (gamma, gamma)
     if not isinstance(low, int | float) or not isinstance(high, int | float) or not low <= high < math.inf:
-        raise InputError(f"Expected argument `gamma` to be a number or a pair (low, high), but got {gamma!r}.")
+        raise InputError(f"`gamma` must be a number or a pair (low, high), but it is {gamma!r}.")
     return float(low), float(high)

@@ -9,6 +9,9 @@ from torch import Tensor
 from lightning_uq.functional.precision import widen
 from lightning_uq.networks.precision import KeepsPrecision, all_sum
 
+# Number of indices z over which the spread of a prior is measured.
+SPREAD_DRAWS = 256
+
 
 class PriorScale(KeepsPrecision):
     """Scales a prior by the spread that it has over z.

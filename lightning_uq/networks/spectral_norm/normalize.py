@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lightning_uq.errors import InputError, NotFittedError, UnsupportedError
+from lightning_uq.functional.validation import check_integer
 from lightning_uq.networks.labels import label
 from lightning_uq.networks.spectral_norm.attach import attach, bound_of, detach
 from lightning_uq.networks.spectral_norm.batchnorm import BatchNormBound
@@ -111,17 +112,15 @@ def spectral_normalize(
                 [0.0000, 0.1250]])
     """
     if not isinstance(network, nn.Module):
-        raise InputError(f"Expected argument `network` to be a torch.nn.Module, but got {network!r}.")
+        raise InputError(f"`network` must be a torch.nn.Module, but it is {network!r}.")
     if not (math.isfinite(coefficient) and coefficient > 0):
-        raise InputError(f"Expected argument `coefficient` to be a positive number, but got {coefficient}.")
-    if n_power_iterations < 1:
-        raise InputError(f"Expected argument `n_power_iterations` to be at least 1, but got {n_power_iterations}.")
-    if n_warmup_iterations < 0:
-        raise InputError(f"Expected argument `n_warmup_iterations` to be at least 0, but got {n_warmup_iterations}.")
+        raise InputError(f"`coefficient` must be a positive number, but it is {coefficient}.")
+    check_integer("n_power_iterations", n_power_iterations, 1)
+    check_integer("n_warmup_iterations", n_warmup_iterations, 0)
     if not (math.isfinite(eps) and eps >= 0):
-        raise InputError(f"Expected argument `eps` to be at least 0, but got {eps}.")
+        raise InputError(f"`eps` must be at least 0, but it is {eps}.")
     if conv_norm not in ("operator", "reshaped"):
-        raise InputError(f"Expected argument `conv_norm` to be 'operator' or 'reshaped', but got {conv_norm!r}.")
+        raise InputError(f"`conv_norm` must be 'operator' or 'reshaped', but it is {conv_norm!r}.")
 
     excluded = _modules_of(network, exclude)
     chosen: list[tuple[nn.Module, Bound]] = []

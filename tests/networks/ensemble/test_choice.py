@@ -43,7 +43,7 @@ def hooked():
 
 
 def half_frozen():
-    network = MLP(4, 4, (4,), norm="batch")
+    network = MLP(4, 4, hidden_sizes=(4,), norm="batch")
     network[1].eval()
     return network
 
@@ -128,7 +128,10 @@ UNLIKE = {
     "LightningModule": (lambda i: Lit(), "a LightningModule runs its own steps"),
     "spectral norm": (lambda i: parametrizations.spectral_norm(nn.Linear(4, 4)), "ParametrizedLinear is parametrized"),
     "own modes": (lambda i: half_frozen(), r"'1' \(BatchNorm1d\) is not in the mode of the whole network"),
-    "widths": (lambda i: MLP(4, 4, (4 + i,)), r"'0' \(Linear\) of member 1 differs from member 0 in the shape, dtype"),
+    "widths": (
+        lambda i: MLP(4, 4, hidden_sizes=(4 + i,)),
+        r"'0' \(Linear\) of member 1 differs from member 0 in the shape, dtype",
+    ),
     "dtypes": (
         lambda i: nn.Linear(4, 4).to([torch.float32, torch.float64][i]),
         "in the shape, dtype, device or requires_grad",
@@ -138,11 +141,11 @@ UNLIKE = {
         "of member 1 differs from member 0 in the shape, dtype",
     ),
     "bias": (lambda i: nn.Linear(4, 4, bias=i == 0), "requires_grad of 'bias'"),
-    "depth": (lambda i: MLP(4, 4, (4,) * i), "member 1 has other submodules than member 0"),
+    "depth": (lambda i: MLP(4, 4, hidden_sizes=(4,) * i), "member 1 has other submodules than member 0"),
     "classes": (lambda i: nn.Sequential(nn.Linear(4, 4), [nn.ReLU(), nn.Tanh()][i]), "its class, Tanh instead of ReLU"),
     "modes": (lambda i: nn.Linear(4, 4).train(i == 0), "in its attribute 'training'"),
     "settings": (
-        lambda i: MLP(4, 4, (4,), dropout=0.1 + i / 2),
+        lambda i: MLP(4, 4, hidden_sizes=(4,), dropout=0.1 + i / 2),
         r"'2' \(Dropout\) of member 1 differs .* attribute 'p'",
     ),
     "functions": (lambda i: Custom([torch.relu, torch.tanh][i]), "in its attribute 'then'"),
@@ -234,7 +237,7 @@ def test_other_errors_of_a_vmapped_member_are_its_own():
 def test_batch_norm_checks_its_input_as_torch_does():
     network = build_ensemble([nn.BatchNorm1d(4) for _ in range(2)], "stacked")
     with pytest.raises(
-        ValueError, match=r"Expected BatchNorm1d to get inputs \[B, C\] or \[B, C, L\], but got shape \[2, 3, 4, 5\]"
+        ValueError, match=r"The input of BatchNorm1d must be \[B, C\] or \[B, C, L\], but its shape is \[2, 3, 4, 5\]"
     ):
         network(torch.zeros(2, 3, 4, 5))
     with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
@@ -244,7 +247,7 @@ def test_batch_norm_checks_its_input_as_torch_does():
 def test_a_prior_of_another_shape_is_told_in_every_execution():
     for execution in ("loop", "stacked", "vmap"):
         network = build_ensemble([NetworkWithPrior(nn.Linear(4, 3), nn.Linear(4, 1), 1.0) for _ in range(2)], execution)
-        with pytest.raises(ValueError, match="Expected the prior's output to have the network's shape"):
+        with pytest.raises(ValueError, match="The prior's output must have the network's shape"):
             network(torch.zeros(5, 4))
 
 
@@ -282,7 +285,7 @@ def test_batched_linear_has_first_and_second_gradients(bias):
 
 
 def test_stacked_networks_work_with_function_transforms():
-    network = build_ensemble([MLP(4, 3, (5,), "tanh") for _ in range(2)], "stacked")
+    network = build_ensemble([MLP(4, 3, hidden_sizes=(5,), activation="tanh") for _ in range(2)], "stacked")
     loop = build_ensemble([network.member(i) for i in range(2)], "loop")
     x = torch.randn(6, 4)
     for call in (torch.func.jacrev, lambda f: torch.vmap(f)):
@@ -291,7 +294,9 @@ def test_stacked_networks_work_with_function_transforms():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_a_gradient_penalty_agrees_with_the_loop(training):
-    network = build_ensemble([MLP(4, 3, (5,), "tanh", norm="layer") for _ in range(2)], "stacked").train(training)
+    network = build_ensemble(
+        [MLP(4, 3, hidden_sizes=(5,), activation="tanh", norm="layer") for _ in range(2)], "stacked"
+    ).train(training)
     loop = build_ensemble([network.member(i) for i in range(2)], "loop").train(training)
     x = torch.randn(6, 4)
     for net in (network, loop):

@@ -58,7 +58,7 @@ def test_all_executions_give_the_same_numbers(name, execution, training, each):
 )
 def test_any_mlp_and_any_index(seed, num, sizes, batch, norm, activation, training, data):
     def make():
-        return MLP(sizes[0], sizes[-1], sizes[1:-1], activation, norm)
+        return MLP(sizes[0], sizes[-1], hidden_sizes=sizes[1:-1], activation=activation, norm=norm)
 
     index = torch.tensor(data.draw(st.lists(st.integers(0, num - 1), min_size=1, max_size=5)))
     networks = {kind: build(make, kind, num, seed).train(training).double() for kind in KINDS}
@@ -79,7 +79,7 @@ def test_any_mlp_and_any_index(seed, num, sizes, batch, norm, activation, traini
 
 @pytest.mark.parametrize("execution", KINDS)
 def test_only_the_members_in_the_index_run(execution):
-    network = build(lambda: MLP(2, 1, (4,), norm="batch"), execution, 4)
+    network = build(lambda: MLP(2, 1, hidden_sizes=(4,), norm="batch"), execution, 4)
     before = state_of(network)
     network(torch.randn(6, 2), torch.tensor([3, 1, 3]))
     after = state_of(network)
@@ -107,15 +107,15 @@ def test_index(execution):
 @pytest.mark.parametrize(
     ("index", "text"),
     [
-        (torch.tensor([0, 3]), r"`index` to hold member numbers in \[0, 3\), but got values 0 to 3"),
-        (torch.tensor([-1]), r"in \[0, 3\), but got values -1 to -1"),
+        (torch.tensor([0, 3]), r"`index` must hold member numbers in \[0, 3\), but it holds 0 to 3"),
+        (torch.tensor([-1]), r"in \[0, 3\), but it holds -1 to -1"),
         (
             torch.tensor([0.0]),
-            r"`index` to be member numbers, an integer tensor \[Z\], but got torch.float32 of shape \[1\]",
+            r"`index` must be member numbers, an integer tensor \[Z\], but it is torch.float32 of shape \[1\]",
         ),
-        (torch.tensor([[0]]), r"an integer tensor \[Z\], but got torch.int64 of shape \[1, 1\]"),
-        (torch.zeros(0, dtype=torch.long), r"but got torch.int64 of shape \[0\]"),
-        (2, r"an integer tensor \[Z\], but got 2"),
+        (torch.tensor([[0]]), r"an integer tensor \[Z\], but it is torch.int64 of shape \[1, 1\]"),
+        (torch.zeros(0, dtype=torch.long), r"but it is torch.int64 of shape \[0\]"),
+        (2, r"an integer tensor \[Z\], but it is 2"),
     ],
 )
 def test_a_bad_index_is_reported(execution, index, text):
@@ -127,26 +127,26 @@ def test_a_bad_index_is_reported(execution, index, text):
 def test_other_bad_arguments_are_reported(execution):
     network = build(lambda: nn.Linear(2, 3), execution)
     with pytest.raises(
-        InputError, match=r"`xs` to hold one batch per member, shape \[3, B, ...\], but got \[2, 5, 2\]"
+        InputError, match=r"`xs` must hold one batch per member, shape \[3, B, ...\], but it is \[2, 5, 2\]"
     ):
         network.forward_each(torch.zeros(2, 5, 2))
-    with pytest.raises(InputError, match=r"a member number in \[0, 3\), but got 3"):
+    with pytest.raises(InputError, match=r"A member's number must be in \[0, 3\), but it is 3"):
         network.member(3)
-    with pytest.raises(InputError, match=r"a member number in \[0, 3\), but got -1"):
+    with pytest.raises(InputError, match=r"A member's number must be in \[0, 3\), but it is -1"):
         network.member_state_dict(-1)
-    with pytest.raises(InputError, match="`algorithm` to be 'norm' or 'value', but got 'both'"):
+    with pytest.raises(InputError, match="`algorithm` must be 'norm' or 'value', but it is 'both'"):
         network.clip_gradients_per_member(1.0, "both")
     for members, text in [
-        ([], "`members` to hold at least one"),
+        ([], "`members` must hold at least one"),
         ([nn.ReLU(), 3], "item 1 is 3"),
-        (nn.Sequential(nn.ReLU()), "a list of modules, but got one Sequential"),
+        (nn.Sequential(nn.ReLU()), "a list of modules, but it is one Sequential"),
     ]:
         with pytest.raises(InputError, match=text):
             build_ensemble(members, execution)
 
 
 def test_unknown_execution_is_reported():
-    with pytest.raises(InputError, match="`execution` to be 'loop', 'stacked', 'vmap' or 'auto', but got 'fast'"):
+    with pytest.raises(InputError, match="`execution` must be 'loop', 'stacked', 'vmap' or 'auto', but it is 'fast'"):
         build_ensemble([nn.Linear(2, 2)], "fast")
 
 

@@ -59,7 +59,7 @@ def test_an_output_that_is_no_tensor_is_reported():
 
 @pytest.mark.parametrize("execution", KINDS)
 def test_compiled(execution):
-    network, x = build(lambda: MLP(12, 3, (4,), norm="batch"), execution), torch.randn(6, 12)
+    network, x = build(lambda: MLP(12, 3, hidden_sizes=(4,), norm="batch"), execution), torch.randn(6, 12)
     compiled = torch.compile(copy.deepcopy(network), backend="aot_eager")
     torch.testing.assert_close(compiled(x), network(x))
     torch.testing.assert_close(compiled(x, torch.arange(3)), network(x, torch.arange(3)))
@@ -73,6 +73,6 @@ def test_compiled(execution):
 @pytest.mark.parametrize("execution", KINDS)
 def test_exported(execution):
     skip_on_torch_2_6(VMAP_EXPORT, execution == "vmap")
-    network, x = build(lambda: MLP(12, 3, (4,), norm="batch"), execution).eval(), torch.randn(6, 12)
+    network, x = build(lambda: MLP(12, 3, hidden_sizes=(4,), norm="batch"), execution).eval(), torch.randn(6, 12)
     exported = torch.export.export(network, (x, torch.tensor([2, 0])), strict=False).module()
     torch.testing.assert_close(exported(x, torch.tensor([1, 1])), network(x, torch.tensor([1, 1])))

@@ -11,6 +11,9 @@ from torch import nn
 
 from lightning_uq.networks import (
     MLP,
+    DeterministicNetwork,
+    EnsembleNetwork,
+    StackedEnsembleNetwork,
     build_ensemble,
 )
 from tests.networks.ensemble.members import (
@@ -73,8 +76,8 @@ def test_strict_loading_names_the_members_keys(execution):
 
 @pytest.mark.parametrize("execution", KINDS)
 def test_assigned_states_take_the_place_of_the_parameters(execution):
-    network, x = build(lambda: MLP(2, 3, (4,), norm="batch"), execution, seed=1), torch.randn(5, 2)
-    other = build(lambda: MLP(2, 3, (4,), norm="batch"), "loop", seed=2).double()
+    network, x = build(lambda: MLP(2, 3, hidden_sizes=(4,), norm="batch"), execution, seed=1), torch.randn(5, 2)
+    other = build(lambda: MLP(2, 3, hidden_sizes=(4,), norm="batch"), "loop", seed=2).double()
     network.load_state_dict(other.state_dict(), assign=True)
     torch.testing.assert_close(network.eval()(x.double()), other.eval()(x.double()))
     assert all(isinstance(p, nn.Parameter) and p.dtype == torch.float64 for p in network.parameters())
@@ -168,7 +171,7 @@ def test_a_loop_keeps_the_very_members():
 
 @pytest.mark.parametrize("execution", KINDS)
 def test_a_member_shares_its_weights_with_the_ensemble(execution):
-    network, x = build(lambda: MLP(2, 3, (4,), norm="batch"), execution), torch.randn(6, 2)
+    network, x = build(lambda: MLP(2, 3, hidden_sizes=(4,), norm="batch"), execution), torch.randn(6, 2)
     with torch.inference_mode():  # asking in inference mode leaves a member that trains
         member = network.member(1)
     optimizer = torch.optim.Adam(member.parameters(), lr=0.1)
@@ -187,14 +190,14 @@ def test_a_member_shares_its_weights_with_the_ensemble(execution):
 
 @pytest.mark.parametrize("execution", KINDS)
 def test_a_member_that_is_asked_for_follows_moves_and_new_weights(execution):
-    network, x = build(lambda: MLP(2, 3, (4,)), execution), torch.randn(6, 2)
+    network, x = build(lambda: MLP(2, 3, hidden_sizes=(4,)), execution), torch.randn(6, 2)
     network.member(0)
     network.double()
     assert network.member(0)(x.double()).dtype == torch.float64
     for p in network.parameters():
         p.data = p.data * 2
     torch.testing.assert_close(network.member(0)(x.double()), network(x.double())[0])
-    network.load_state_dict(build(lambda: MLP(2, 3, (4,)), "loop", seed=9).state_dict(), assign=True)
+    network.load_state_dict(build(lambda: MLP(2, 3, hidden_sizes=(4,)), "loop", seed=9).state_dict(), assign=True)
     torch.testing.assert_close(network.member(0)(x), network(x)[0])
     network.requires_grad_(False)
     assert not any(p.requires_grad for p in network.member(0).parameters())
@@ -220,3 +223,21 @@ def test_non_persistent_buffers_and_frozen_parameters_stay_so(execution):
     assert not member.bias.requires_grad
     assert member.offset.shape == (2,)
     assert "offset" not in member.state_dict()
+
+
+def test_unstacked_members_are_copies_that_run_one_by_one():
+    network = StackedEnsembleNetwork([nn.Linear(2, 3) for _ in range(4)], output="log_probs")
+    loop = network.unstacked()
+    assert network.is_stacked
+    assert not loop.is_stacked
+    assert loop.read_output.output == "log_probs"
+    x, index = torch.rand(5, 2), network.evaluation_index(1)
+    expected = network(x, index)
+    torch.testing.assert_close(loop.evaluate_at(x, index), expected)
+    nn.init.zeros_(loop.member(0).weight)
+    torch.testing.assert_close(network.evaluate_at(x, index), expected)
+
+
+@pytest.mark.parametrize("network", [EnsembleNetwork([nn.Linear(2, 3)] * 2), DeterministicNetwork(nn.Linear(2, 3))])
+def test_other_networks_need_no_unstacking(network):
+    assert network.unstacked() is network

@@ -61,12 +61,12 @@ def test_a_shared_layer_and_an_attention_block():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"coefficient": 0.0}, "Expected argument `coefficient` to be a positive number, but got 0.0."),
-        ({"coefficient": float("nan")}, "Expected argument `coefficient` to be a positive number, but got nan."),
-        ({"n_power_iterations": 0}, "Expected argument `n_power_iterations` to be at least 1, but got 0."),
-        ({"n_warmup_iterations": -1}, "Expected argument `n_warmup_iterations` to be at least 0, but got -1."),
-        ({"eps": -1.0}, "Expected argument `eps` to be at least 0, but got -1.0."),
-        ({"conv_norm": "true"}, "Expected argument `conv_norm` to be 'operator' or 'reshaped', but got 'true'."),
+        ({"coefficient": 0.0}, "`coefficient` must be a positive number, but it is 0.0."),
+        ({"coefficient": float("nan")}, "`coefficient` must be a positive number, but it is nan."),
+        ({"n_power_iterations": 0}, "`n_power_iterations` must be an integer of at least 1, but it is 0."),
+        ({"n_warmup_iterations": -1}, "`n_warmup_iterations` must be an integer of at least 0, but it is -1."),
+        ({"eps": -1.0}, "`eps` must be at least 0, but it is -1.0."),
+        ({"conv_norm": "true"}, "`conv_norm` must be 'operator' or 'reshaped', but it is 'true'."),
         ({"exclude": ["fc"]}, "`exclude` names 'fc', but Sequential has no such submodule"),
         ({"exclude": ["0", "3", "5"]}, "There is nothing to bound: Sequential has no linear layer and no convolution"),
         ({"exclude": [""]}, "There is nothing to bound: Sequential has no linear layer and no convolution"),
@@ -79,7 +79,7 @@ def test_wrong_arguments(arguments, message):
 
 
 def test_a_factory_is_no_network():
-    with pytest.raises(InputError, match="`network` to be a torch.nn.Module, but got Factory\\("):
+    with pytest.raises(InputError, match="`network` must be a torch.nn.Module, but it is Factory\\("):
         spectral_normalize(Factory("torch.nn.ReLU"))
 
 
