@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_at_least, check_integer, check_positive
 from lightning_uq.losses.elbo import elbo_loss
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.arguments import given_network
@@ -87,9 +88,7 @@ class BayesByBackpropModule(UncertaintyModule):
             try:
                 self._num_train = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
             except (AttributeError, TypeError) as error:
-                raise InputError(
-                    f"The training data do not tell their number ({error}): pass it as argument `num_train`."
-                ) from error
+                raise InputError(f"The training data has no length ({error}). Pass `num_train`.") from error
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """The negative evidence lower bound per label, averaged over the drawn indices."""
@@ -109,14 +108,14 @@ class BayesByBackpropModule(UncertaintyModule):
 def _check(
     prior_std: float, second_prior_std: float | None, mixture_weight: float, kl_weight: float, num_train: int | None
 ) -> None:
-    stds = {"prior_std": prior_std, "second_prior_std": 1.0 if second_prior_std is None else second_prior_std}
-    for name, value in {**stds, "num_train": 1 if num_train is None else num_train}.items():
-        if not value > 0:
-            raise InputError(f"Expected argument `{name}` to be above 0, but got {value}.")
-    if not kl_weight >= 0:
-        raise InputError(f"Expected argument `kl_weight` to be at least 0, but got {kl_weight}.")
+    check_positive(prior_std=prior_std)
+    if second_prior_std is not None:
+        check_positive(second_prior_std=second_prior_std)
+    if num_train is not None:
+        check_integer("num_train", num_train, 1)
+    check_at_least("kl_weight", kl_weight, 0)
     if not 0 <= mixture_weight <= 1:
-        raise InputError(f"Expected argument `mixture_weight` to lie in [0, 1], but got {mixture_weight}.")
+        raise InputError(f"`mixture_weight` must lie in [0, 1], but it is {mixture_weight}.")
 
 
 def _build(setting: Setting) -> BayesByBackpropModule:

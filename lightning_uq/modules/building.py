@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import member_seed
+from lightning_uq.functional.validation import check_integer
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, build_ensemble
 from lightning_uq.networks.factory import build_network, check_factory
@@ -156,17 +157,16 @@ def check_arguments(**given: Any) -> None:
     if given["prior_network"] is not None:
         check_factory(given["prior_network"], "prior_network")
     for name, lowest in (("num_members", 1), ("seed", 0)):
-        if not isinstance(given[name], int) or isinstance(given[name], bool) or given[name] < lowest:
-            raise InputError(f"Argument `{name}` must be an integer of at least {lowest}, but got {given[name]!r}.")
+        check_integer(name, given[name], lowest)
     for name in ("adversarial_epsilon", "prior_scale"):
         value = given[name]
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
         if value is not None and not number:
-            raise InputError(f"Argument `{name}` must be a finite number of at least 0, but got {value!r}.")
+            raise InputError(f"`{name}` must be a finite number of at least 0, but it is {value!r}.")
     if (given["prior_network"] is None) != (given["prior_scale"] == 0):
         raise InputError(
-            "Pass arguments `prior_network` and `prior_scale` together (the network's own factory fits as prior network), but "
-            f"got prior_scale={given['prior_scale']} {'without' if given['prior_network'] is None else 'with'} a prior network."
+            f"`prior_network` and `prior_scale` must come together, but prior_scale={given['prior_scale']} came "
+            f"{'without' if given['prior_network'] is None else 'with'} a prior network. You can pass the same factory as `network`."
         )
     choices = {
         "adversarial_scale": ("range", "absolute"),
@@ -174,4 +174,4 @@ def check_arguments(**given: Any) -> None:
     }
     for name, allowed in choices.items():
         if given[name] not in allowed:
-            raise InputError(f"Argument `{name}` must be one of {allowed}, but got {given[name]!r}.")
+            raise InputError(f"`{name}` must be one of {allowed}, but it is {given[name]!r}.")

@@ -66,7 +66,7 @@ class EnsembleModule(UncertaintyModule):
         num_members: M.
         adversarial_epsilon: Size of an FGSM step whose loss is averaged with the clean one: 0.5 l(x) + 0.5 l(x'). The paper
             adds the two, which doubles the gradient; its step is 0.01 of the range.
-        prior_network: Factory of an additive random prior, frozen, one per member; the network's own factory fits.
+        prior_network: Factory of an additive random prior, frozen, one per member. You can pass the same factory as ``network``.
         prior_scale: Scale of the prior.
         bootstrap: Weights of the samples in each member's loss: ``"bernoulli"`` (0 or 2), ``"exponential"``, ``"poisson"`` or
             ``"uniform"``. They belong to a sample's position, so batches must carry it: see :class:`data.Indexed`.

@@ -85,9 +85,7 @@ def test_the_number_of_samples_is_counted_or_told(make_trainer):
         def __iter__(self):
             return iter(zip(X, Y, strict=True))
 
-    with pytest.raises(
-        InputError, match=r"The training data do not tell their number \(.*\): pass it as argument `num_train`"
-    ):
+    with pytest.raises(InputError, match=r"The training data has no length \(.*\)\. Pass `num_train`"):
         make_trainer().fit(BayesByBackpropModule(BASE), DataLoader(Endless(), batch_size=8))
 
 
@@ -117,11 +115,12 @@ def test_a_density_is_refused(make_trainer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prior_std": 0}, "`prior_std` to be above 0, but got 0"),
-        ({"second_prior_std": -1}, "`second_prior_std` to be above 0, but got -1"),
-        ({"mixture_weight": 2}, r"`mixture_weight` to lie in \[0, 1\], but got 2"),
-        ({"kl_weight": -1}, "`kl_weight` to be at least 0, but got -1"),
-        ({"num_train": 0}, "`num_train` to be above 0, but got 0"),
+        ({"prior_std": 0}, "`prior_std` must be positive and finite, but it is 0"),
+        ({"prior_std": math.inf}, "`prior_std` must be positive and finite, but it is inf"),
+        ({"second_prior_std": -1}, "`second_prior_std` must be positive and finite, but it is -1"),
+        ({"mixture_weight": 2}, r"`mixture_weight` must lie in \[0, 1\], but it is 2"),
+        ({"kl_weight": -1}, "`kl_weight` must be at least 0, but it is -1"),
+        ({"num_train": 0}, "`num_train` must be an integer of at least 1, but it is 0"),
     ],
 )
 def test_bad_arguments(arguments, message):

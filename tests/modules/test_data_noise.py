@@ -241,14 +241,14 @@ def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch)
 @pytest.mark.parametrize(
     ("weight", "match"),
     [
-        (torch.tensor([1.0, float("nan")] * 6), "`weight` of a batch to hold finite numbers of at least 0"),
-        (-torch.ones(12), "`weight` of a batch to hold finite numbers of at least 0"),
+        (torch.tensor([1.0, float("nan")] * 6), "`weight` of a batch must hold finite numbers of at least 0"),
+        (-torch.ones(12), "`weight` of a batch must hold finite numbers of at least 0"),
         (torch.ones(11), "`weight` of a batch must hold 12 numbers, one per sample, but it holds 11"),
         (
             torch.ones(12, 1),
-            r"`weight` of a batch to be numbers \[B\], one a sample, but got torch.float32 of shape \[12, 1\]",
+            r"`weight` of a batch must be numbers \[B\], one per sample, but it is torch.float32 of shape \[12, 1\]",
         ),
-        ([1.0] * 12, r"`weight` of a batch to be numbers \[B\], one a sample, but got list"),
+        ([1.0] * 12, r"`weight` of a batch must be numbers \[B\], one per sample, but it is a list"),
     ],
 )
 def test_weights_that_are_none(weight, match):
@@ -342,7 +342,7 @@ def test_labels_bear_no_noise_and_lightning_members_none_at_all():
             match=r"`data_noise` must leave the targets of Classification\(\) unchanged, but GaussianTargetNoise",
         ):
             build()
-    with pytest.raises(InputError, match=r"Leave out argument `data_noise` where members are LightningModules"):
+    with pytest.raises(InputError, match=r"`data_noise` must be left out where members are LightningModules"):
         EnsembleModule(BoringModel, num_members=2, data_noise=BootstrapNoise())
 
 

@@ -174,21 +174,27 @@ def test_factories_of_other_things():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_members": 0}, "`num_members` must be an integer of at least 1, but got 0"),
-        ({"num_members": 2.5}, "`num_members` must be an integer of at least 1, but got 2.5"),
-        ({"bootstrap": "jackknife"}, "`bootstrap` must be one of .* but got 'jackknife'"),
-        ({"adversarial_epsilon": -0.1}, "`adversarial_epsilon` must be a finite number of at least 0, but got -0.1"),
+        ({"num_members": 0}, "`num_members` must be an integer of at least 1, but it is 0"),
+        ({"num_members": 2.5}, "`num_members` must be an integer of at least 1, but it is 2.5"),
+        ({"bootstrap": "jackknife"}, "`bootstrap` must be one of .* but it is 'jackknife'"),
+        ({"adversarial_epsilon": -0.1}, "`adversarial_epsilon` must be a finite number of at least 0, but it is -0.1"),
         (
             {"adversarial_epsilon": float("nan")},
-            "`adversarial_epsilon` must be a finite number of at least 0, but got nan",
+            "`adversarial_epsilon` must be a finite number of at least 0, but it is nan",
         ),
-        ({"adversarial_epsilon": "a"}, "`adversarial_epsilon` must be a finite number of at least 0, but got 'a'"),
-        ({"prior_scale": float("inf")}, "`prior_scale` must be a finite number of at least 0, but got inf"),
-        ({"num_members": True}, "`num_members` must be an integer of at least 1, but got True"),
-        ({"seed": 1.5}, "`seed` must be an integer of at least 0, but got 1.5"),
+        ({"adversarial_epsilon": "a"}, "`adversarial_epsilon` must be a finite number of at least 0, but it is 'a'"),
+        ({"prior_scale": float("inf")}, "`prior_scale` must be a finite number of at least 0, but it is inf"),
+        ({"num_members": True}, "`num_members` must be an integer of at least 1, but it is True"),
+        ({"seed": 1.5}, "`seed` must be an integer of at least 0, but it is 1.5"),
         ({"adversarial_scale": "relative"}, r"`adversarial_scale` must be one of \('range', 'absolute'\)"),
-        ({"prior_scale": 1.0}, "`prior_network` and `prior_scale` together.*prior_scale=1.0 without a prior network"),
-        ({"prior_network": mlp}, "`prior_network` and `prior_scale` together.*prior_scale=0.0 with a prior network"),
+        (
+            {"prior_scale": 1.0},
+            "`prior_network` and `prior_scale` must come together.*prior_scale=1.0 came without a prior network",
+        ),
+        (
+            {"prior_network": mlp},
+            "`prior_network` and `prior_scale` must come together.*prior_scale=0.0 came with a prior network",
+        ),
         ({"prior_network": mlp(), "prior_scale": 1.0}, "argument `prior_network` to be a factory"),
         ({"execution": "parallel"}, "`execution` to be 'loop', 'stacked', 'vmap' or 'auto', but got 'parallel'"),
         ({"task": "ranking"}, "`task` must be a Task, or one of .* but it is 'ranking'"),
@@ -463,7 +469,7 @@ def test_a_range_that_cannot_be_had(make_trainer):
     with pytest.raises(InputError, match=r'over one training DataLoader.*Pass `adversarial_scale="absolute"`'):
         make_trainer().fit(ensemble, {"a": loader(), "b": loader()})
     integers = TensorDataset(torch.zeros(8, 4, dtype=torch.long), torch.zeros(8, dtype=torch.long))
-    with pytest.raises(InputError, match=r"needs a floating-point tensor as input, but got torch\.int64"):
+    with pytest.raises(InputError, match=r"must be a floating-point tensor, but it is torch\.int64"):
         make_trainer().fit(EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=integers))
     x, y = dataset(8).tensors
     with pytest.raises(InputError, match="The range of the training inputs is unknown: train with a Trainer"):
@@ -473,7 +479,7 @@ def test_a_range_that_cannot_be_had(make_trainer):
         make_trainer().fit(
             EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=TensorDataset(x, y))
         )
-    with pytest.raises(InputError, match="needs a floating-point tensor as input, but got dict"):
+    with pytest.raises(InputError, match="must be a floating-point tensor, but it is a dict"):
         EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, adversarial_scale="absolute").training_loss(
             {}, y, None
         )
