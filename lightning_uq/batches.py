@@ -71,7 +71,7 @@ def known_sample_index(batch: Any, argument: str) -> Tensor:
     """The samples' positions; raises an error that names ``argument`` if the batch has none.
 
     Raises:
-        InputError: The batch does not carry it.
+        InputError: The batch has no positions.
     """
     index = sample_index(batch)
     if index is None:

@@ -142,7 +142,7 @@ class FeatureCallback(PostTrainingCallback):
                 scores.append(self.feature_scores(features).cpu())
         self.features.at_layer.release()
         if not scores:
-            raise InputError("Expected argument `loader` to hold samples, but it is empty.")
+            raise InputError("`loader` must hold samples, but it is empty.")
         return torch.cat(scores)
 
     @property

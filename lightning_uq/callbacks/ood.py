@@ -108,8 +108,8 @@ class OODDetection(Callback):
         """
         scored = self._scored(model, None)
         with evaluating(model):
-            self._score_loader(scored, model, exact_loader(loader, name="argument `loader`"), None, "argument `loader`")
-        return {name: self._gather(scored, name, None, "argument `loader`").cpu() for name in scored.wanted}
+            self._score_loader(scored, model, exact_loader(loader, name="argument `loader`"), None, "`loader`")
+        return {name: self._gather(scored, name, None, "`loader`").cpu() for name in scored.wanted}
 
     # ------------------------------------------------------------------ hooks
 
@@ -178,7 +178,7 @@ class OODDetection(Callback):
         raise_on_all_ranks(self._error, trainer)
         reference = {name: self._gather(inside, name, trainer, "the test set") for name in inside.wanted}
         for ood_name, loader in self._loaders.items():
-            where = f"argument `ood[{ood_name!r}]`"
+            where = f"`ood[{ood_name!r}]`"
             outside = self._scored(pl_module, trainer)
             batches_of_rank = exact_loader(loader, trainer, name=where, limit=trainer.limit_test_batches)
             with raising_on_all_ranks(trainer), evaluating(pl_module, trainer):
@@ -290,7 +290,7 @@ class OODDetection(Callback):
         if trainer is not None:  # a rank without rows has to agree on device and dtype
             scores = gather_rows(widen(scores.to(trainer.strategy.root_device)), trainer)
         if not len(scores):
-            raise InputError(f"Expected {where} to hold samples, but it is empty.")
+            raise InputError(f"{where[0].upper()}{where[1:]} must hold samples, but it is empty.")
         nan = int(scores.isnan().sum())
         if nan:
             raise InputError(

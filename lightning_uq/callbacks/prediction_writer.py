@@ -254,13 +254,12 @@ class PredictionWriter(Callback):
             keep = batches.unpadded_rows(loader, batch_idx, size if position is None else len(position))
         if index.shape != (size,) or (keep is not None and len(keep) != size):
             raise InputError(
-                f"Expected the index of each of the {size} predictions of batch {batch_idx}, but got "
+                f"Each of the {size} predictions of batch {batch_idx} must have an index, but "
                 + (
-                    f"`index` of shape {list(index.shape)} in the batch."
+                    f"`index` of the batch has shape {list(index.shape)}."
                     if carried is not None
-                    else f"{len(index)} from "
+                    else f"the sampler gave {len(index)}. Add a key `index` to the batch."
                 )
-                + ("" if carried is not None else "the sampler: let the batch carry a key `index`.")
             )
         return index.long(), keep
 

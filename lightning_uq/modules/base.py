@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_uq import batches
 from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError
-from lightning_uq.functional.validation import check_integer
+from lightning_uq.functional.validation import check_integer, describe
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.penalty import Penalty
 from lightning_uq.modules.arguments import given_network
@@ -101,8 +101,8 @@ class UncertaintyModule(CheckpointedModule):
         built = given_network(network)
         if not isinstance(built, EpistemicNetwork):
             raise InputError(
-                f"Expected argument `network` to be an EpistemicNetwork, or a factory of one, but got {type(built).__name__}; "
-                "DeterministicModule takes a plain network."
+                f"`network` must be an EpistemicNetwork, or a factory of one, but it is {describe(built)}. Use DeterministicModule "
+                "for a plain network."
             )
         self.network: EpistemicNetwork = built
         self.task: Task = task_of(task)

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import describe
 from lightning_uq.losses.categorical_regression import join_atoms
 from lightning_uq.modules.arguments import given_network, take_training_option
 from lightning_uq.modules.base import UncertaintyModule
@@ -49,8 +50,7 @@ class CategoricalRegressionModule(UncertaintyModule):
         built = given_network(network)
         if not isinstance(built, CategoricalRegressionNetwork):
             raise InputError(
-                "Expected argument `network` to be a CategoricalRegressionNetwork, or a factory of one, but got "
-                f"{type(built).__name__}."
+                f"`network` must be a CategoricalRegressionNetwork, or a factory of one, but it is {describe(built)}."
             )
         task = CategoricalRegression(built.atoms.tolist())
         if take_training_option(training, "task", task) != task:

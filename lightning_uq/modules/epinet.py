@@ -90,7 +90,7 @@ class EpinetModule(UncertaintyModule):
             with isolate_rng():
                 batch = next(iter(training_loader(self.trainer)), None)
             if batch is None:
-                raise InputError("Expected the training loader to hold data for `feature_layers`, but it is empty.")
+                raise InputError("The training loader must hold data to find `feature_layers`, but it is empty.")
             x, _ = self.unpack_batch(batch)
             self.network.initialize(move_data_to_device(x, self.device))
             for average in averaged_copies(self.trainer):  # they were made before there was a head

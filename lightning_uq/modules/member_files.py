@@ -44,7 +44,7 @@ def read_member_files(
         InputError: A file cannot be read, or the arguments do not go together.
     """
     if isinstance(checkpoints, str | Path) or not checkpoints:
-        raise InputError(f"Argument `checkpoints` must be a list of files, but got {checkpoints!r}.")
+        raise InputError(f"`checkpoints` must be a list of files, but it is {checkpoints!r}.")
     if network is not None and module_class is not None:
         raise InputError("Arguments `network` and `module_class` exclude each other: pass one of them.")
     if "num_members" in kwargs:

@@ -144,9 +144,9 @@ def test_targets_out_of_range_are_reported_once():
 
 
 def test_misuse():
-    with pytest.raises(InputError, match="`network` to be a CategoricalRegressionNetwork, .* but got Linear"):
+    with pytest.raises(InputError, match="`network` must be a CategoricalRegressionNetwork, .* but it is a Linear"):
         CategoricalRegressionModule(nn.Linear(1, 1))
-    with pytest.raises(InputError, match="but got Linear"):
+    with pytest.raises(InputError, match="but it is a Linear"):
         CategoricalRegressionModule(lambda: nn.Linear(1, 1))
     module = CategoricalRegressionModule(NETWORK)
     with pytest.raises(InputError, match="does not take an input of shape"):

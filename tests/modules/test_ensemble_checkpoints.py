@@ -396,7 +396,7 @@ def test_files_without_a_network(tmp_path):
     ):
         EnsembleModule.from_checkpoints([path])
     for nothing in ([], str(path)):
-        with pytest.raises(InputError, match="Argument `checkpoints` must be a list of files, but got"):
+        with pytest.raises(InputError, match="`checkpoints` must be a list of files, but it is"):
             EnsembleModule.from_checkpoints(nothing, network)
 
 

@@ -30,8 +30,8 @@ def check_lightning_arguments(kind: str, **given: Any) -> None:
     for name in ("optimizer", "lr_scheduler", "loss", "prior_network", "bootstrap", "data_noise", "regularizer"):
         if given.get(name) not in (None, "none"):
             raise InputError(
-                f"Leave out argument `{name}` where members are LightningModules: {kind} brings its own steps, but got "
-                f"{given[name]!r}."
+                f"`{name}` must be left out where members are LightningModules, but it is {given[name]!r}. {kind} brings its own "
+                "steps."
             )
 
 
