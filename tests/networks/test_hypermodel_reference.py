@@ -93,7 +93,7 @@ def test_haiku_sorts_layers_by_name():
 
 def test_other_parameters_are_refused():
     params = under("lin/hyper_fn/")
-    with pytest.raises(InputError, match=r"Expected 'linear_1/w' to be of shape \[3, 15\], but got \[3, 12\]"):
+    with pytest.raises(InputError, match=r"'linear_1/w' must have shape \[3, 15\], but its shape is \[3, 12\]"):
         load_haiku(
             HypermodelNetwork(MLP(3, 2, hidden_sizes=(5,)), indexer=ScaledGaussianIndexer(3)),
             params | {"linear/w": torch.zeros(3, 5)},
