@@ -4,8 +4,8 @@ BIN := .venv/bin
 EXTRAS := cli,data,report,parquet,onnx,notebooks,dev
 # Two workers on two cores: one thread each, or they wait for one another.
 TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
-# The oldest torch and torchvision that pyproject.toml allows.
-OLDEST := $(shell sed -nE 's/^  "(torch|torchvision)>=([0-9.]+)",$$/\1==\2.*/p' pyproject.toml)
+# The oldest torch, torchvision and jsonargparse that pyproject.toml allows.
+OLDEST := $(shell sed -nE 's/^  "(torch|torchvision)>=([0-9.]+)",$$/\1==\2.*/p; s/^cli = \["(jsonargparse).*>=([0-9.]+)",.*/\1==\2.*/p' pyproject.toml)
 
 .PHONY: install demo test test-oldest test-avx2 test-processors test-slow api contract record lint notebooks bench clean
 
@@ -35,12 +35,12 @@ test: lint
 # The suite on three kinds of processor; `make --keep-going test-processors` runs all three, whatever fails.
 test-processors: test-oldest test-avx2 test
 
-# The oldest torch, without vector instructions, on one thread.
+# The oldest torch and jsonargparse, without vector instructions, on one thread.
 test-oldest: .venv-oldest/.installed
 	ATEN_CPU_CAPABILITY=default $(subst $(BIN),.venv-oldest/bin,$(TEST)) -m "not slow"
 
 .venv-oldest/.installed: pyproject.toml
-	test $(words $(OLDEST)) = 2
+	test $(words $(OLDEST)) = 3
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
 	.venv-oldest/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]" $(OLDEST:%='%')

@@ -11,13 +11,17 @@ from lightning.fabric.utilities.distributed import _DatasetSamplerWrapper
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import (
+    LightningOptimizer,
     _configure_optimizers,
     _configure_schedulers_automatic_opt,
     _validate_optimizers_attached,
     _validate_scheduler_api,
 )
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 # Refuses to be called on an instance, as the `load_from_checkpoint` of Lightning does. An override needs the same decorator.
@@ -121,6 +125,32 @@ def name_hyperparameters(module: LightningModule) -> None:
     ``save_hyperparameters`` finds this name in the frame of a constructor; a dictionary that is passed to it has none.
     """
     module._hparams_name = "kwargs"  # type: ignore[assignment]  # untyped in Lightning
+
+
+def hyperparameters_name(module: LightningModule) -> str | None:
+    """The name that :func:`name_hyperparameters` or ``save_hyperparameters`` gave to the saved hyper-parameters.
+
+    A checkpoint holds it beside the hyper-parameters, and Lightning writes it only for the module that it trains.
+    """
+    name: str | None = getattr(module, "_hparams_name", None)
+    return name
+
+
+def lightning_optimizer(optimizer: Optimizer, strategy: Strategy) -> LightningOptimizer:
+    """An optimizer as ``self.optimizers()`` returns it: wrapped, and tied to the strategy.
+
+    The public constructor has no argument for the strategy, without which a step raises.
+    """
+    wrapped: LightningOptimizer = LightningOptimizer._to_lightning_optimizer(optimizer, strategy)
+    return wrapped
+
+
+def after_closure(precision: Precision, module: LightningModule, optimizer: Optimizer) -> None:
+    """What a precision plugin does between the closure and the step: the hook before the step, and gradient clipping.
+
+    The plugin's public ``optimizer_step`` steps as well, with one search for infinite gradients for all members.
+    """
+    precision._after_closure(module, optimizer)
 
 
 def state_key(callback: Callback, **arguments: Any) -> str:

@@ -25,13 +25,13 @@ def unpack_batch(batch: Any) -> tuple[Any, Tensor | None]:
     if isinstance(batch, Mapping):
         if "input" not in batch:
             raise InputError(
-                f"Expected a mapping batch to hold `input` (and `target`), but got keys {sorted(map(str, batch))}. "
-                "Override `unpack_batch`, or pass `unpack_batch=` to a callback."
+                f"A mapping batch must hold `input` (and `target`), but its keys are {sorted(map(str, batch))}. Override "
+                "`unpack_batch`, or pass `unpack_batch=` to a callback."
             )
         return batch["input"], batch.get("target")
     if isinstance(batch, list | tuple):
         if not batch:
-            raise InputError("Expected a batch to hold an input, but got an empty sequence.")
+            raise InputError("A batch must hold an input, but it is an empty sequence.")
         return batch[0], batch[1] if len(batch) > 1 else None
     return batch, None
 
@@ -47,7 +47,7 @@ def sample_weights(batch: Any) -> Tensor | None:
     """The samples' weights in the training loss [B], where a mapping carries them under ``weight``.
 
     Raises:
-        InputError: They are no finite numbers of at least 0, one a sample.
+        InputError: A weight is negative, not finite, or there is not one per sample.
 
     Example:
         >>> sample_weights({"input": torch.zeros(2, 3), "weight": torch.tensor([1.0, 0.5])})
@@ -58,22 +58,25 @@ def sample_weights(batch: Any) -> Tensor | None:
         return None
     if not isinstance(weight, Tensor) or weight.ndim != 1 or weight.dtype == torch.bool:
         got = f"{weight.dtype} of shape {list(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
-        raise InputError(f"Expected `weight` of a batch to be numbers [B], one a sample, but got {got}.")
-    if not bool((weight.isfinite() & (weight >= 0)).all()):
-        raise InputError("Expected `weight` of a batch to hold finite numbers of at least 0, but it does not.")
+        raise InputError(f"`weight` of a batch must be numbers [B], one per sample, but it is {got}.")
+    usable = weight.isfinite() & (weight >= 0)
+    if not bool(usable.all()):
+        raise InputError(
+            f"`weight` of a batch must be finite and at least 0, but it holds {weight[~usable][0].item():g}."
+        )
     return weight
 
 
 def known_sample_index(batch: Any, argument: str) -> Tensor:
-    """:func:`sample_index` of a training batch, for what cannot do without: ``argument``, as it was given.
+    """The samples' positions; raises an error that names ``argument`` if the batch has none.
 
     Raises:
-        InputError: The batch does not carry it.
+        InputError: The batch has no positions.
     """
     index = sample_index(batch)
     if index is None:
         raise InputError(
-            f"Expected the training batches to carry their samples' positions for {argument}: wrap the training set as "
+            f"{argument} needs the samples' positions, but the training batches have none. Wrap the training set as "
             "`lightning_uq.data.Indexed(dataset)`, or give the batch a key `index`."
         )
     return index
@@ -85,14 +88,14 @@ def batch_size(x: Any) -> int:
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return len(leaf)
-    raise InputError(f"Expected an input that holds a tensor with a batch axis, but got {type(x).__name__}.")
+    raise InputError(f"The input must hold a tensor with a batch axis, but it is a {type(x).__name__}.")
 
 
 def check_not_empty(trainer: Trainer, stage: str) -> None:
-    """At the end of a stage (``"fit"``, ``"validate"``, ``"test"``, ``"predict"``), name a loader that held nothing.
+    """Raise an error for an empty loader at the end of a stage (``"fit"``, ``"validate"``, ``"test"``, ``"predict"``).
 
-    Lightning itself would have trained, tested or predicted on no batch at all, without a word. On several ranks a stream is
-    not looked at, for one of them may rightly have had nothing of it.
+    Lightning itself ends such a stage without a message. On several ranks, iterable data sets are not checked, because a rank
+    may have no rows.
 
     Raises:
         InputError: No loader of the stage gave a batch.
@@ -109,7 +112,7 @@ def check_not_empty(trainer: Trainer, stage: str) -> None:
     else:
         read = loop.batch_progress.current.ready
     if limit != 0 and (not any(numbers) or (trainer.world_size == 1 and not read)):
-        raise InputError(f"Expected argument `{argument}` to hold samples, but it is empty.")
+        raise InputError(f"`{argument}` must hold samples, but it is empty.")
 
 
 def distributed_rows(loader: Any, batch_idx: int, size: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -128,8 +131,7 @@ def distributed_rows(loader: Any, batch_idx: int, size: int) -> tuple[Tensor, Te
     per_batch = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size
     if per_batch is None:
         raise InputError(
-            "Expected a data loader with a batch size, so that the sampler's padding can be told from data; "
-            f"{type(loader.batch_sampler).__name__} names none."
+            "The loader has no batch size, so padded rows cannot be recognised. Use a DataLoader with `batch_size`."
         )
     position = sampler.rank + (batch_idx * per_batch + torch.arange(size)) * sampler.num_replicas
     return position, position < len(sampler.dataset)  # type: ignore[arg-type]

@@ -18,29 +18,29 @@ from lightning_uq._lightning import is_local_path
 from lightning_uq.errors import InputError
 from lightning_uq.writing import replacing
 
-_EXPECTED = "argument `path` to name a checkpoint"
+_MUST = "`path` must name a checkpoint"
 
 
 @contextmanager
-def reading(path: str | Path, expected: str = _EXPECTED) -> Iterator[None]:
-    """An :class:`InputError` that names the file and what was ``expected``, where it cannot be read inside."""
+def reading(path: str | Path, must: str = _MUST) -> Iterator[None]:
+    """Raise an :class:`InputError` that begins with ``must`` and names the file if its body cannot read it."""
     try:
         yield
     except Exception as error:  # a damaged file raises anything at all
-        raise InputError(f"Expected {expected}, but {path} cannot be read: {_reason(error)}") from error
+        raise InputError(f"{must}, but {path} cannot be read: {_reason(error)}") from error
 
 
-def read_file(path: str | Path, expected: str = _EXPECTED) -> Any:
-    """What ``torch.save`` wrote, on the CPU; pickled code in it is refused, not run.
+def read_file(path: str | Path, must: str = _MUST) -> Any:
+    """Read what ``torch.save`` wrote, on the CPU. Pickled code in it is refused, not run.
 
     Args:
         path: The file.
-        expected: What was expected of what, for the error.
+        must: Beginning of the error: what the file must be.
 
     Raises:
-        InputError: It is missing, damaged or something else, or holds other objects than weights and plain data.
+        InputError: The file is missing or damaged, or holds objects other than weights and plain data.
     """
-    with reading(path, expected), warnings.catch_warnings():
+    with reading(path, must), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a file that is no pickle
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -52,40 +52,40 @@ def _reason(error: Exception) -> str:
         return f"it holds {refused[1]}, which is neither weights nor plain data; nothing in it was run."
     if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
         return f"{error.strerror}."
-    told = "" if text.startswith("Weights only load failed") else text.partition("\n")[0][:100]
-    return f"it is damaged, or no file that torch wrote ({type(error).__name__}{told and ': '}{told})."
+    detail = "" if text.startswith("Weights only load failed") else text.partition("\n")[0][:100]
+    return f"it is damaged, or no file that torch wrote ({type(error).__name__}{detail and ': '}{detail})."
 
 
-def read_checkpoint(path: str | Path, expected: str = _EXPECTED) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, must: str = _MUST) -> dict[str, Any]:
     """A Lightning checkpoint, read as :func:`read_file` reads.
 
     Raises:
-        InputError: The file cannot be read so, or is no checkpoint.
+        InputError: The file cannot be read, or is not a checkpoint.
     """
-    checkpoint = read_file(path, expected)
+    checkpoint = read_file(path, must)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise InputError(f"Expected {expected}, but {path} holds no `state_dict`.")
+        raise InputError(f"{must}, but {path} holds no `state_dict`.")
     return checkpoint
 
 
-def read_weights(path: str | Path, expected: str = _EXPECTED) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(path: str | Path, must: str = _MUST) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State dict and hyper-parameters of a Lightning checkpoint, or of a file that holds a state dict alone.
 
     Raises:
         InputError: The file cannot be read as :func:`read_file` reads, or holds no weights.
     """
-    content = read_file(path, expected)
+    content = read_file(path, must)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise InputError(
-            f"Expected {str(path)!r} to hold a state dict, alone or under `state_dict`, but it holds a "
-            f"{type(content).__name__} without weights."
+            f"{str(path)!r} must hold a state dict, alone or under `state_dict`, but it holds a {type(content).__name__} without "
+            "weights."
         )
     return dict(state), dict(content.get("hyper_parameters", {}))
 
 
 def check_plain(values: Mapping[str, Any], what: str, why: str) -> None:
-    """An :class:`InputError` where a value could be written into a checkpoint but not be read back; it says ``why``."""
+    """Raise an :class:`InputError`, with the reason ``why``, if a value could be written to a checkpoint but not read back."""
     for name, value in values.items():
         file = io.BytesIO()
         try:
@@ -99,7 +99,7 @@ def check_plain(values: Mapping[str, Any], what: str, why: str) -> None:
         if not plain:
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             raise InputError(
-                f"Expected {what} to be plain data, but `{name}` holds a {kind}, and {why.format(name=name)}"
+                f"{what[0].upper()}{what[1:]} must be plain data, but `{name}` holds a {kind}, and {why.format(name=name)}"
             )
 
 
@@ -113,11 +113,11 @@ def write_checkpoint(strategy: Strategy, checkpoint: dict[str, Any], path: Path)
                 finish_writing(strategy)
         except Exception as caught:
             error = caught
-    told = strategy.broadcast(None if error is None else f"{type(error).__name__}: {error}")
+    failure = strategy.broadcast(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error
-    if told is not None:
-        raise RuntimeError(f"Rank 0 could not write {path}: {told}")
+    if failure is not None:
+        raise RuntimeError(f"Rank 0 could not write {path}: {failure}")
 
 
 def finish_writing(strategy: Strategy) -> None:

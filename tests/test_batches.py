@@ -24,7 +24,7 @@ def test_input_alone(batch):
 
 
 def test_what_cannot_be_read_says_what_to_do():
-    with pytest.raises(InputError, match=r"got keys \['image'\].*unpack_batch"):
+    with pytest.raises(InputError, match=r"its keys are \['image'\].*unpack_batch"):
         unpack_batch({"image": X})
     with pytest.raises(InputError, match="empty sequence"):
         unpack_batch([])

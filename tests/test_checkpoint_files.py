@@ -44,7 +44,7 @@ def test_other_objects_are_refused_by_name_and_nothing_is_run(tmp_path):
     path, ran = tmp_path / "a.ckpt", tmp_path / "ran"
     message = refused(path, {**STATE, "x": Harmful(ran)})
     assert message == (
-        f"Expected argument `path` to name a checkpoint, but {path} cannot be read: it holds {os.mkdir.__module__}.mkdir, which "
+        f"`path` must name a checkpoint, but {path} cannot be read: it holds {os.mkdir.__module__}.mkdir, which "
         "is neither weights nor plain data; nothing in it was run."
     )
     assert not ran.exists()
@@ -64,8 +64,8 @@ def test_damaged_files_are_named(tmp_path):
     for nothing in (path, tmp_path):
         with pytest.raises(InputError, match="cannot be read: .*No such file|Is a directory"):
             read_file(nothing)
-    with pytest.raises(InputError, match="^Expected argument `x` to be good, but .*a.ckpt cannot be read"):
-        read_file(path, "argument `x` to be good")
+    with pytest.raises(InputError, match="^`x` must be good, but .*a.ckpt cannot be read"):
+        read_file(path, "`x` must be good")
 
 
 def test_what_holds_no_weights(tmp_path):
@@ -76,7 +76,7 @@ def test_what_holds_no_weights(tmp_path):
             read_checkpoint(path)
     for content in ([1], {"epoch": 3}, {"state_dict": {}}):
         torch.save(content, path)
-        with pytest.raises(InputError, match="to hold a state dict, alone or under `state_dict`"):
+        with pytest.raises(InputError, match="must hold a state dict, alone or under `state_dict`"):
             read_weights(path)
     torch.save(STATE["state_dict"], path)
     assert torch.equal(read_weights(path)[0]["weight"], torch.ones(2))
@@ -165,7 +165,7 @@ def test_hyper_parameters_that_cannot_be_read_back_are_named_before_the_training
     with pytest.raises(InputError) as caught:
         fit(make_trainer, tmp_path, Configured(**given))
     text = str(caught.value)
-    assert f"hyper-parameters of Configured to be plain data, but `{name}` holds a {kind}" in text
+    assert f"hyper-parameters of Configured must be plain data, but `{name}` holds a {kind}" in text
     assert f"save_hyperparameters(ignore=['{name}'])" in text
     assert not list(tmp_path.iterdir())
     # Nothing is read back where the last weights are fitted on.
@@ -178,7 +178,7 @@ def test_hyper_parameters_that_cannot_be_read_back_are_named_before_the_training
 
 def test_what_is_plain():
     check_plain({"a": 1, "b": None, "c": {"d": [torch.ones(1), "x", (2.0,)]}}, "it", "so")
-    with pytest.raises(InputError, match="Expected it to be plain data, but `f` holds a builtins.function, and so"):
+    with pytest.raises(InputError, match="It must be plain data, but `f` holds a builtins.function, and so"):
         check_plain({"f": lambda: 1}, "it", "so")
 
 

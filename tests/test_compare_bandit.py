@@ -174,7 +174,7 @@ def test_it_prints_a_table_and_writes_two_files(capsys, workplace):
         (["--num-actions", "1"], "`num_actions` must be an integer of at least 2, but it is 1"),
         (["--input-dim", "0"], "`input_dim` must be an integer of at least 1, but it is 0"),
         (["--temperature", "0"], "`temperature` must be positive and finite, but it is 0.0"),
-        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["--frobnicate"], "[Uu]nrecognized arguments: --frobnicate"),
         (["--out", "file"], "file cannot be used as a directory to write to: it is a file"),
     ],
 )

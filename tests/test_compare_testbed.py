@@ -290,7 +290,7 @@ class Certain(nn.Module):
         return torch.stack([x[:, 0] * 0, x[:, 0] * 0 - math.inf], 1)
 
 
-def test_infinite_draws_are_told(path):
+def test_infinite_draws_are_reported(path):
     data = TestbedDataModule(path)
     with pytest.warns(UserWarning, match=r"\d+ of 40 draws of kl_tau(1|10) were infinite") as told:
         values = divergences(DeterministicModule(Certain()), data)
@@ -307,7 +307,7 @@ def polyadic_hundred(num_draws=6):
     return torch.from_numpy(problem["x_test_tau100"]), torch.from_numpy(problem["y_test_tau100"][..., 0]).long()
 
 
-def test_a_likelihood_that_is_no_number_is_told(path, tmp_path):
+def test_a_likelihood_that_is_no_number_is_reported(path, tmp_path):
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files}
     arrays["true_ll_tau10"][3] = np.nan

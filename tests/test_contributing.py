@@ -30,10 +30,18 @@ def project(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.fixture(autouse=True)
+def _forget_modules():
+    """Other tests have modules of the same names."""
+    before = set(sys.modules)
+    yield
+    for name in {"my_method", "my_task", "my_metric", "my_score"} & (set(sys.modules) - before):
+        del sys.modules[name]
+
+
 def run(code, name):
     """The names that a block of code defines, as a module of its own."""
-    module = types.ModuleType(name)
-    sys.modules[name] = module
+    module = sys.modules[name] = types.ModuleType(name)
     exec(compile(code, f"{name}.py", "exec"), module.__dict__)
     return module.__dict__
 

@@ -366,6 +366,16 @@ def test_a_dirichlet_is_read_by_its_mean():
     assert result["mean"]["accuracy"] == pytest.approx(float((probs.argmax(1) == y).double().mean()))
 
 
+def test_a_regressor_is_refused_with_its_file(tmp_path):
+    path = tmp_path / "regressor.ckpt"
+    module = DeterministicModule(Factory("torch.nn.Linear", {"in_features": 64, "out_features": 2}), task="regression")
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+    with pytest.raises(InputError, match=r"regressor.ckpt' must hold a classifier, but its task is Regression\("):
+        evaluate(Settings([[str(path)]], "digits", "8,9", module="lightning_uq.DeterministicModule"))
+
+
 def test_load_model_gives_the_module(networks):
     x = torch.rand(3, 64)
     loaded = load_model("1.ckpt", OURS)
@@ -380,7 +390,7 @@ def test_load_model_gives_the_module(networks):
     ("arguments", "message"),
     [
         (["--run", "0.ckpt"], "'0.ckpt' does not name the LightningModule that wrote it. Pass `module`"),
-        (["--run", "nowhere.ckpt", "--module", OURS], "to name a checkpoint, but nowhere.ckpt cannot be read"),
+        (["--run", "nowhere.ckpt", "--module", OURS], "must name a checkpoint, but nowhere.ckpt cannot be read"),
         (
             ["--run", "0.ckpt", "--module", "lightning_uq.Nothing"],
             "`module` must be the import path of a LightningModule",

@@ -97,6 +97,20 @@ def test_optimizers_and_their_schedulers():
     assert not _lightning.optimizer_handles_unscaling(optimizer)
 
 
+def test_the_step_of_an_optimizer(make_trainer):
+    module, trainer = Net(), make_trainer(max_epochs=1)
+    clipped = []
+    module.configure_gradient_clipping = lambda optimizer, *_, **__: clipped.append(optimizer)
+    trainer.fit(module, loader())
+    [optimizer] = trainer.optimizers
+    wrapped = _lightning.lightning_optimizer(optimizer, trainer.strategy)
+    wrapped.step()  # raises without the strategy
+    assert wrapped.optimizer is optimizer
+    clipped.clear()
+    _lightning.after_closure(trainer.precision_plugin, module, optimizer)
+    assert clipped == [optimizer]
+
+
 def test_hyperparameters_and_class_methods():
     class Saves(Net):
         def __init__(self):
@@ -110,6 +124,7 @@ def test_hyperparameters_and_class_methods():
 
     assert not _lightning.are_hyperparameters_given()
     assert Saves.build().hparams.a == 1
-    assert Saves()._hparams_name == "kwargs"
+    assert _lightning.hyperparameters_name(Saves()) == "kwargs"
+    assert _lightning.hyperparameters_name(Net()) is None
     with pytest.raises(TypeError, match="cannot be called on an instance"):
         Saves().build()

@@ -111,7 +111,8 @@ def test_a_users_file_and_module_are_compared(folder, capsys):
     methods = "softmax,elsewhere/my_method.py,package.module"
     assert main([*QUICK, "--methods", methods, "--out", "out"]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:1].islower()]
-    assert rows == ["softmax", "noisy_logits", "second"]
+    # A table that is wider than the terminal comes in parts.
+    assert list(dict.fromkeys(rows)) == ["softmax", "noisy_logits", "second"]
     assert f"--methods {methods}" in (folder / "out" / "report.html").read_text()
     assert str(folder / "elsewhere") not in sys.path
     assert main([*QUICK, "--methods", methods, "--out", "out"]) == 0  # the file is imported already

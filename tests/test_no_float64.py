@@ -1,5 +1,7 @@
 """All that computes in float64 elsewhere also runs on a device without it, in float32."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,8 @@ from lightning_uq.metrics import CRPS, OODAUROC, RMSE, ExpectedCalibrationError,
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.epinet.feature_scaler import FeatureScaler
 from lightning_uq.networks.priors.scale import PriorScale
+from lightning_uq.report.plots import score_histogram
+from lightning_uq.running import classes
 from tests.no_float64 import device_without_float64
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
@@ -80,7 +84,7 @@ CALLS = {
     ),
     "vim": lambda: functional.vim_score(X, X, functional.fit_vim(X, X, torch.eye(3), None, 1)),
     "joint_nll": lambda: functional.joint_log_likelihood(
-        functional.true_label_log_probs(torch.stack([X, 2 * X]), Y)[..., None]
+        functional.true_class_log_probs(torch.stack([X, 2 * X]), Y)[..., None]
     ),
     "linear_hypermodel_kl": lambda: functional.linear_hypermodel_kl(X[:2], X[0]),
     "feature_scaler": lambda: FeatureScaler(3)(X),
@@ -105,6 +109,25 @@ def test_modules_train_and_predict_on_a_device_without_float64(monkeypatch):
         assert epinet.training_loss(X, Y, None).isfinite()
 
 
+def test_logits_move_to_a_device_without_float64_in_float32(monkeypatch):
+    monkeypatch.setattr(precision, "DEVICES_WITHOUT_FLOAT64", frozenset({"meta"}))
+    gathered = []
+
+    def gather(rows, trainer):
+        gathered.append(rows)
+        return torch.tensor([[1, 3]])
+
+    monkeypatch.setattr(classes, "gather_rows", gather)
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("meta")))
+    classes.gather_logits([X[:, None].double()], [Y], trainer)
+    assert [(rows.dtype, rows.device.type) for rows in gathered[1:]] == [(torch.float32, "meta"), (torch.int64, "meta")]
+
+
+def test_scores_are_drawn_on_a_device_without_float64(monkeypatch):
+    with device_without_float64(monkeypatch):
+        assert score_histogram(X[:, 0], X[:, 1], score="predictive_entropy").axes
+
+
 def test_a_density_that_was_moved_loads_a_float64_state(monkeypatch):
     density = GaussianDensity.fit_features(X, Y % 2)
     empty = GaussianDensity()._apply(_move)
@@ -114,7 +137,7 @@ def test_a_density_that_was_moved_loads_a_float64_state(monkeypatch):
     torch.testing.assert_close(empty(X), density(X).float(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*fewer than 20 a class", "ignore:.*no finite positive temperature")
+@pytest.mark.filterwarnings("ignore:.*fewer than 20 per class", "ignore:.*no finite positive temperature")
 @pytest.mark.parametrize(
     "callback",
     [

@@ -7,7 +7,9 @@ import pkgutil
 from functools import cache
 from pathlib import Path
 
+import lightning
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule
 
 import lightning_uq
@@ -27,6 +29,31 @@ def tree(file: str) -> ast.Module:
 def room(dotted: str) -> str:
     """The first folder or file below the package: `lightning_uq.networks.mlp` is in the room `networks`."""
     return dotted.split(".")[1] if "." in dotted else ""
+
+
+@cache
+def lightnings_private_names() -> set[str]:
+    """Names with one underscore that Lightning defines, but neither torch nor this package does."""
+    folders = [Path(lightning.__file__).parent / "pytorch", Path(lightning.__file__).parent / "fabric"]
+    names = {
+        name for folder in folders for path in folder.rglob("*.py") for name in defined(ast.parse(path.read_text()))
+    }
+    ours = {name for file in FILES if file != "_lightning.py" for name in defined(tree(file))}
+    torchs = {*dir(torch.nn.Module()), *dir(torch.Tensor), "_metadata"}  # `_metadata`: of a state dict
+    return {name for name in names - ours - torchs if name.startswith("_") and not name.startswith("__")}
+
+
+def defined(node: ast.Module) -> set[str]:
+    """The names of functions, classes, variables and attributes that a file defines."""
+    names = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef | ast.ClassDef):
+            names.add(inner.name)
+        elif isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store):
+            names.add(inner.attr)
+        elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+            names.add(inner.id)
+    return names
 
 
 @cache
@@ -79,43 +106,82 @@ def test_private_names_stay_in_their_room():
     crossing = []
     for file in FILES:
         here = "lightning_uq." + file.removesuffix(".py").replace("/", ".")
-        for node in ast.walk(tree(file)):
-            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("lightning_uq"):
-                continue
-            for alias in node.names:
-                dotted = f"{node.module}.{alias.name}"
-                private = [part for part in dotted.split(".")[1:] if part.startswith("_")]
-                # `_lightning` belongs to all rooms: it is private to the package.
-                if private and private != ["_lightning"] and room(dotted) != room(here):
-                    crossing.append(f"{file}:{node.lineno} imports {dotted}")
+        crossing += [f"{file}:{line} uses {dotted}" for line, dotted in private_crossings(tree(file), here)]
     assert not crossing, "\n".join(crossing)
+
+
+def private_crossings(node: ast.Module, here: str) -> list[tuple[int, str]]:
+    """Each private name of another room that a file imports, or reads from a module that it imports, with its line."""
+    modules, used = {}, []
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Import):
+            modules |= {alias.asname or alias.name: alias.name for alias in inner.names}
+            used += [(inner.lineno, alias.name) for alias in inner.names]
+        elif isinstance(inner, ast.ImportFrom):
+            modules |= {alias.asname or alias.name: f"{inner.module}.{alias.name}" for alias in inner.names}
+            used += [(inner.lineno, f"{inner.module}.{alias.name}") for alias in inner.names]
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Attribute) and (owner := ast.unparse(inner.value)) in modules:
+            used.append((inner.lineno, f"{modules[owner]}.{inner.attr}"))
+    crossing = []
+    for line, dotted in used:
+        parts = dotted.split(".")[1:]
+        private = [part for part in parts if part.startswith("_") and not part.startswith("__") and part != "_fields"]
+        # `_lightning` belongs to all rooms: it is private to the package.
+        if private and private != ["_lightning"] and dotted.startswith("lightning_uq") and room(dotted) != room(here):
+            crossing.append((line, dotted))
+    return crossing
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from lightning_uq.batches import _private",
+        "import lightning_uq.batches._private",
+        "import lightning_uq.batches\nlightning_uq.batches._private(1)",
+        "import lightning_uq.batches as b\nb._private(1)",
+        "from lightning_uq import batches\nbatches._private(1)",
+    ],
+)
+def test_a_private_name_of_another_room_is_found(code):
+    assert [dotted for _, dotted in private_crossings(ast.parse(code), "lightning_uq.modules.base")] == [
+        "lightning_uq.batches._private"
+    ]
+    assert not private_crossings(ast.parse(code), "lightning_uq.batches")
 
 
 def test_private_names_of_lightning_are_used_in_one_file():
     found = []
     for file in FILES:
-        if file == "_lightning.py":
-            continue
-        for node in ast.walk(tree(file)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lightning":
-                dotted = [*node.module.split("."), *(alias.name for alias in node.names)]
-                found += [f"{file}:{node.lineno} {part}" for part in dotted if part.startswith("_")]
-            if isinstance(node, ast.Attribute) and node.attr in LIGHTNING_PRIVATE:
-                found.append(f"{file}:{node.lineno} .{node.attr}")
+        if file != "_lightning.py":
+            found += [f"{file}:{line} {name}" for line, name in private_uses(tree(file))]
     assert not found, "\n".join(found)
 
 
-# Private attributes of Trainers, loops and LightningModules.
-LIGHTNING_PRIVATE = {
-    "_apply_batch_transfer_handler",
-    "_call_configure_model",
-    "_callback_connector",
-    "_checkpoint_connector",
-    "_data_connector",
-    "_data_source",
-    "_hparams_name",
-    "_logger_connector",
-    "_on_before_batch_transfer",
-    "_results",
-    "_signature_collector",
-}
+def private_uses(node: ast.Module) -> list[tuple[int, str]]:
+    """Each use of a private name of Lightning, as an import, an attribute or a string, with its line."""
+    found = []
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.ImportFrom) and (inner.module or "").split(".")[0] == "lightning":
+            dotted = [*inner.module.split("."), *(alias.name for alias in inner.names)]
+            found += [(inner.lineno, part) for part in dotted if part.startswith("_")]
+        elif isinstance(inner, ast.Attribute) and inner.attr in lightnings_private_names():
+            found.append((inner.lineno, inner.attr))
+        elif isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+            found += [(inner.lineno, inner.value)] if inner.value in lightnings_private_names() else []
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "self._trainer",
+        "trainer._checkpoint_connector.dump_checkpoint(False)",
+        "getattr(module, '_hparams_name', None)",
+        "precision._after_closure(module, optimizer)",
+        "LightningOptimizer._to_lightning_optimizer(optimizer, strategy)",
+        "from lightning.pytorch.utilities.model_helpers import _restricted_classmethod",
+    ],
+)
+def test_a_private_name_of_lightning_is_found(code):
+    assert private_uses(ast.parse(code))

@@ -111,7 +111,7 @@ def ucb(logits: Tensor, class_values: ClassValues | None = None, factor: float =
         factor: Number of standard deviations (of a population: Z in their denominator).
 
     Raises:
-        InputError: There is not one finite value a class, or ``factor`` is not finite.
+        InputError: There is not one finite value per class, or ``factor`` is not finite.
 
     Example:
         >>> ucb(torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]]))
@@ -269,7 +269,7 @@ def _values(logits: Tensor, class_values: ClassValues | None) -> Tensor:
     values = torch.as_tensor(class_values, dtype=probs.dtype, device=probs.device)
     if values.shape != probs.shape[2:] or not bool(values.isfinite().all()):
         raise InputError(
-            f"`class_values` must be {probs.shape[2]} finite numbers, one a class, but it is {values.tolist()}."
+            f"`class_values` must be {probs.shape[2]} finite numbers, one per class, but it is {values.tolist()}."
         )
     return probs @ values
 

@@ -1,9 +1,9 @@
-"""Callbacks for any LightningModule, one a file."""
+"""Callbacks for any LightningModule, one per file."""
 
 from lightning_uq.callbacks.calibrated_nll import CalibratedNLL
-from lightning_uq.callbacks.fitted import load_fitted
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.knn import FitKNN
+from lightning_uq.callbacks.load import load_fitted
 from lightning_uq.callbacks.ood import OODDetection
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.callbacks.prediction_files import read_predictions

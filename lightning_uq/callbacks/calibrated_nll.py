@@ -16,7 +16,7 @@ from lightning_uq.running.classes import check_classes, class_labels, class_logi
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
-from lightning_uq.running.ranks import raise_together
+from lightning_uq.running.ranks import raise_on_all_ranks
 from lightning_uq.strategies import check_strategy
 
 
@@ -127,7 +127,7 @@ class CalibratedNLL(Callback):
         """Log the value of all ranks' rows."""
         if trainer.sanity_checking:
             return
-        raise_together(self._error, trainer)
+        raise_on_all_ranks(self._error, trainer)
         rows, labels = gather_logits(self._rows, self._labels, trainer)
         if not len(labels):
             raise InputError("The validation data is empty.")

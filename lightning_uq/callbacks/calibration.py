@@ -16,7 +16,7 @@ from lightning_uq.running.classes import check_classes, class_labels, class_logi
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.loaders import validation_loaders
 from lightning_uq.running.logits import is_uncertainty_module
-from lightning_uq.running.ranks import together
+from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.running.transforms import PredictionTransform
 
 
@@ -98,7 +98,7 @@ class Calibration(PostTrainingCallback):
         """Fit the logits of all rows, from all ranks, in float64; pooled ones are kept without their members."""
         logits: list[Tensor] = []
         labels: list[Tensor] = []
-        with together(trainer):
+        with raising_on_all_ranks(trainer):
             for raw in loader:
                 batch = to_device(raw, model, trainer)
                 y = self._labels(model, batch)

@@ -13,8 +13,8 @@ from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
-from lightning_uq.running.loaders import can_be_reread, exact_loader, training_loader
-from lightning_uq.running.ranks import gather_rows, together
+from lightning_uq.running.loaders import can_be_reread, exact_loader, fit_dataloader_of, training_loader
+from lightning_uq.running.ranks import gather_rows, raising_on_all_ranks
 
 
 class FeatureCallback(PostTrainingCallback):
@@ -51,7 +51,7 @@ class FeatureCallback(PostTrainingCallback):
 
     def default_loader(self, trainer: Trainer) -> Any:
         """The data module's ``uq_fit_dataloader()``, else the training loader."""
-        provider = getattr(trainer.datamodule, "uq_fit_dataloader", None)  # type: ignore[attr-defined]
+        provider = fit_dataloader_of(trainer.datamodule)  # type: ignore[attr-defined]
         if provider is not None:
             return provider()
         loader = training_loader(trainer)
@@ -64,13 +64,13 @@ class FeatureCallback(PostTrainingCallback):
 
     def loader_limit(self, trainer: Trainer) -> int | float | None:
         """``limit_train_batches`` holds for the fit as well."""
-        if getattr(trainer.datamodule, "uq_fit_dataloader", None) is not None:  # type: ignore[attr-defined]
+        if fit_dataloader_of(trainer.datamodule) is not None:  # type: ignore[attr-defined]
             return None
         limit: int | float | None = trainer.limit_train_batches
         return limit
 
-    def agree(self, shape: tuple[int, ...], trainer: Trainer | None) -> tuple[int, ...]:
-        """The largest of the ranks' shapes, and the layer's name: what a rank without a row has to learn. A collective.
+    def largest_shape(self, shape: tuple[int, ...], trainer: Trainer | None) -> tuple[int, ...]:
+        """The largest shape of all ranks. It also shares the layer's name, for ranks without rows. A collective.
 
         Raises:
             InputError: No rank has a row (its first number, the members, is 0).
@@ -92,7 +92,7 @@ class FeatureCallback(PostTrainingCallback):
             InputError: There is no row, or one is not finite; on all ranks.
         """
         parts: list[Tensor] = []
-        with together(trainer):
+        with raising_on_all_ranks(trainer):
             for raw in loader:
                 features = self.features(model, to_device(raw, model, trainer), trainer)
                 if not bool(features.isfinite().all()):
@@ -101,7 +101,7 @@ class FeatureCallback(PostTrainingCallback):
                         "hold NaN or infinity."
                     )
                 parts.append(features.transpose(0, 1).float().cpu())  # rows first, so that they gather
-        members, D = self.agree((parts[0].shape[1:] if parts else (0, 0)), trainer)
+        members, D = self.largest_shape((parts[0].shape[1:] if parts else (0, 0)), trainer)
         rows = torch.cat(parts) if parts else torch.empty(0, members, D)
         if trainer is not None and trainer.world_size > 1:
             rows = gather_rows(rows.to(trainer.strategy.root_device), trainer).cpu()
@@ -142,7 +142,7 @@ class FeatureCallback(PostTrainingCallback):
                 scores.append(self.feature_scores(features).cpu())
         self.features.at_layer.release()
         if not scores:
-            raise InputError("Expected argument `loader` to hold samples, but it is empty.")
+            raise InputError("`loader` must hold samples, but it is empty.")
         return torch.cat(scores)
 
     @property

@@ -17,7 +17,7 @@ from lightning_uq.networks.output import Output
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import exact_loader
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
-from lightning_uq.running.transforms import PredictionTransform, PredictionTransforms
+from lightning_uq.running.transforms import PredictionTransform, transforms_of
 from lightning_uq.running.weights import WeightsCheck
 
 Weights = Literal["best", "last"]
@@ -195,9 +195,3 @@ class FittingCallback(Callback, ABC):
         transforms = transforms_of(module)
         if transforms is not None:
             transforms.detach(self.state_key)
-
-
-def transforms_of(module: nn.Module) -> PredictionTransforms | None:
-    """The transforms of a module of ours; None for any other."""
-    found = getattr(module, "prediction_transforms", None)
-    return found if isinstance(found, PredictionTransforms) else None

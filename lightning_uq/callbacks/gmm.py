@@ -19,7 +19,7 @@ from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.running.classes import class_labels, class_logits
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.features import LayerFeatures
-from lightning_uq.running.ranks import together
+from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.running.transforms import Change, PredictionTransform
 
 
@@ -95,10 +95,10 @@ class FitGMM(FeatureCallback):
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """One streaming pass; the sums of all ranks are merged at its end."""
         statistics: list[ClassStatistics] = []
-        with together(trainer):
+        with raising_on_all_ranks(trainer):
             num_classes = self._stream(model, loader, trainer, statistics)
         D = statistics[0].num_features if statistics else 0
-        members, classes, D = self.agree((len(statistics), num_classes, D), trainer)
+        members, classes, D = self.largest_shape((len(statistics), num_classes, D), trainer)
         if trainer is not None and trainer.world_size > 1:
             self._reduce(statistics, members, classes, D, trainer)
         return self._fit_statistics(statistics)

@@ -18,7 +18,7 @@ from lightning_uq.networks.output import Output
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
-from lightning_uq.running.ranks import gather_rows, raise_together, together
+from lightning_uq.running.ranks import gather_rows, raise_on_all_ranks, raising_on_all_ranks
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import describe
 
@@ -37,10 +37,10 @@ class OODDetection(Callback):
     - ``ood_auprc_out/<name>/<score>`` and ``ood_auprc_in/...``: average precision with either kind as the positive one;
     - ``ood_fpr95/...``: share of out-of-distribution inputs accepted where 95 % of the test set are.
 
-    Scoring costs one forward pass a batch beside the user's own, in evaluation mode and with an isolated random state, on a
+    Scoring costs one forward pass per batch beside the user's own, in evaluation mode and with an isolated random state, on a
     copy of the batch as the test step got it: the user's metrics stay what they are. Every sample counts once on any
-    number of ranks. Kept are the scores, one number a sample. ``limit_test_batches`` holds for the ``ood`` loaders too: at
-    most so many batches a rank.
+    number of ranks. Kept are the scores, one number per sample. ``limit_test_batches`` holds for the ``ood`` loaders too: at
+    most so many batches per rank.
 
     The out-of-distribution batches go through the same transfer hooks as the test set's, so they should be built alike.
     Nothing random is averaged away: a loader that augments is scored as it augments. (Under DDP, Lightning lets each rank
@@ -108,8 +108,8 @@ class OODDetection(Callback):
         """
         scored = self._scored(model, None)
         with evaluating(model):
-            self._score_loader(scored, model, exact_loader(loader, name="argument `loader`"), None, "argument `loader`")
-        return {name: self._gather(scored, name, None, "argument `loader`").cpu() for name in scored.wanted}
+            self._score_loader(scored, model, exact_loader(loader, name="argument `loader`"), None, "`loader`")
+        return {name: self._gather(scored, name, None, "`loader`").cpu() for name in scored.wanted}
 
     # ------------------------------------------------------------------ hooks
 
@@ -175,13 +175,13 @@ class OODDetection(Callback):
         inside = self._inside
         if inside is None:
             return
-        raise_together(self._error, trainer)
+        raise_on_all_ranks(self._error, trainer)
         reference = {name: self._gather(inside, name, trainer, "the test set") for name in inside.wanted}
         for ood_name, loader in self._loaders.items():
-            where = f"argument `ood[{ood_name!r}]`"
+            where = f"`ood[{ood_name!r}]`"
             outside = self._scored(pl_module, trainer)
             batches_of_rank = exact_loader(loader, trainer, name=where, limit=trainer.limit_test_batches)
-            with together(trainer), evaluating(pl_module, trainer):
+            with raising_on_all_ranks(trainer), evaluating(pl_module, trainer):
                 self._score_loader(outside, pl_module, batches_of_rank, trainer, where)
             for name in outside.wanted:
                 scores = self._gather(outside, name, trainer, where)
@@ -290,7 +290,7 @@ class OODDetection(Callback):
         if trainer is not None:  # a rank without rows has to agree on device and dtype
             scores = gather_rows(widen(scores.to(trainer.strategy.root_device)), trainer)
         if not len(scores):
-            raise InputError(f"Expected {where} to hold samples, but it is empty.")
+            raise InputError(f"{where[0].upper()}{where[1:]} must hold samples, but it is empty.")
         nan = int(scores.isnan().sum())
         if nan:
             raise InputError(

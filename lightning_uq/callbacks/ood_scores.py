@@ -18,7 +18,7 @@ AnyScore = Callable[[Any], Any] | str  # the command line takes the first that f
 class OODScorer(Protocol):
     """What a callback of the same Trainer, or the module itself, has so that its scores are among those logged.
 
-    The model runs once a batch, inside the context that :meth:`ood_scores` returns, so a scorer may hook a layer there;
+    The model runs once per batch, inside the context that :meth:`ood_scores` returns, so a scorer may hook a layer there;
     the function that the context yields is called after it. A name that the prediction also has is then this scorer's. Both
     must do without collectives: ranks may hold unequal numbers of batches.
 

@@ -15,16 +15,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_uq.callbacks.fitted_state import to_cpu
-from lightning_uq.callbacks.fitting import FittingCallback, transforms_of
+from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.foreign import unwrap_predict_step, unwrapped, wrap_predict_step
 from lightning_uq.callbacks.sibling import write_sibling
-from lightning_uq.callbacks.verification import decide
+from lightning_uq.callbacks.verification import Fit, decide
 from lightning_uq.checkpoint_files import check_plain
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.networks.fingerprint import weights_fingerprint
 from lightning_uq.running.best_weights import best_checkpoint, model_checkpoints, weights_of
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import check_loader, exact_loader
+from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.strategies import check_strategy
 
 _WHY_PLAIN = (
@@ -161,7 +162,7 @@ class PostTrainingCallback(FittingCallback):
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Verify at the first batch of ``trainer.predict``; with ``attach``, predictions of a foreign module become ours."""
-        if self._verify(trainer, pl_module) and self.attach and transforms_of(pl_module) is None:
+        if self._verify(trainer, pl_module) and self.attach and not is_uncertainty_module(pl_module):
             wrap_predict_step(pl_module, self.logits, self.transform())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,16 +174,8 @@ class PostTrainingCallback(FittingCallback):
         if self._verified:
             return False
         name, loader = type(self).__name__, self._known_loader if self.dataloader is None else self.dataloader
-        decision = decide(
-            name,
-            self.state_key,
-            self.settings,
-            self._fingerprint,
-            self.uq_ckpt_path,
-            loader is not None,
-            trainer,
-            pl_module,
-        )
+        fit = Fit(name, self.state_key, self.settings, self._fingerprint, self.uq_ckpt_path, loader is not None)
+        decision = decide(fit, trainer, pl_module)
         if decision.action == "error":
             raise NotFittedError(decision.text)
         if decision.action == "load":

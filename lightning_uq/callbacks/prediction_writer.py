@@ -27,7 +27,7 @@ from lightning_uq.callbacks.prediction_files import (
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.loaders import loader_list
-from lightning_uq.running.ranks import together
+from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.writing import PARTIAL
 
 
@@ -123,7 +123,7 @@ class PredictionWriter(Callback):
         self.written = {}
         self._warned = False
         self._discard()  # where another callback's `on_exception` failed before this one's
-        with together(trainer):
+        with raising_on_all_ranks(trainer):
             try:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -254,13 +254,12 @@ class PredictionWriter(Callback):
             keep = batches.unpadded_rows(loader, batch_idx, size if position is None else len(position))
         if index.shape != (size,) or (keep is not None and len(keep) != size):
             raise InputError(
-                f"Expected the index of each of the {size} predictions of batch {batch_idx}, but got "
+                f"Each of the {size} predictions of batch {batch_idx} must have an index, but "
                 + (
-                    f"`index` of shape {list(index.shape)} in the batch."
+                    f"`index` of the batch has shape {list(index.shape)}."
                     if carried is not None
-                    else f"{len(index)} from "
+                    else f"the sampler gave {len(index)}. Add a key `index` to the batch."
                 )
-                + ("" if carried is not None else "the sampler: let the batch carry a key `index`.")
             )
         return index.long(), keep
 

@@ -1,4 +1,4 @@
-"""Vector scaling after training: a scale and a bias a class, fitted on the validation data."""
+"""Vector scaling after training: a scale and a bias per class, fitted on the validation data."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from lightning_uq.running.transforms import PredictionTransform
 
 
 class VectorScaling(Calibration):
-    """A scale and a bias a class, with a ridge towards the fitted temperature, on any LightningModule that classifies.
+    """A scale and a bias per class, with a ridge towards the fitted temperature, on any LightningModule that classifies.
 
     The ridge's strength is chosen by five-fold validation likelihood; where no strength beats the temperature alone, it is
     the temperature. Applied to the log of the mean probabilities: members stay as they are.

@@ -30,64 +30,56 @@ class Decision:
     state: dict[str, Any] | None = None
 
 
-def decide(
-    name: str,
-    key: str,
-    settings: dict[str, Any],
-    fitted: Tensor | None,
-    known_path: str | None,
-    can_refit: bool,
-    trainer: Trainer,
-    module: LightningModule,
-) -> Decision:
-    """State in memory, else a sibling file, else a refit, else an error. Rank 0 decides for all ranks. A collective.
+@dataclass(frozen=True)
+class Fit:
+    """What a callback knows of its own fit.
 
-    Args:
+    Attributes:
         name: Name of the callback, for the error.
         key: Key of its state.
         settings: Its settings.
-        fitted: Fingerprint of the weights that the state in memory was fitted on.
-        known_path: The file that its fit wrote.
-        can_refit: Whether there is a loader for a refit.
-        trainer: The running Trainer.
-        module: The module that it runs.
+        fingerprint: Fingerprint of the weights that the state in memory was fitted on; None without a state.
+        path: The file that its fit wrote.
+        is_repeatable: Whether there is a loader for a refit.
     """
+
+    name: str
+    key: str
+    settings: dict[str, Any]
+    fingerprint: Tensor | None
+    path: str | None
+    is_repeatable: bool
+
+
+def decide(fit: Fit, trainer: Trainer, module: LightningModule) -> Decision:
+    """State in memory, else a sibling file, else a refit, else an error. Rank 0 decides for all ranks. A collective."""
     decision: Decision | None = None
     if trainer.is_global_zero:
         current = weights_fingerprint(module)
-        if fitted is not None and same_weights(fitted, current, module):
+        if fit.fingerprint is not None and same_weights(fit.fingerprint, current, module):
             decision = Decision("keep")
         else:
-            decision = _look_up(name, key, settings, known_path, can_refit, trainer, module, current)
+            decision = _look_up(fit, trainer, module, current)
     decision = trainer.strategy.broadcast(decision)
     assert decision is not None
     return decision
 
 
-def _look_up(
-    name: str,
-    key: str,
-    settings: dict[str, Any],
-    known_path: str | None,
-    can_refit: bool,
-    trainer: Trainer,
-    module: LightningModule,
-    current: Tensor,
-) -> Decision:
+def _look_up(fit: Fit, trainer: Trainer, module: LightningModule, current: Tensor) -> Decision:
     tested = trainer.ckpt_path
-    siblings = [known_path] if tested is None else [str(sibling_path(tested)), known_path]
+    siblings = [fit.path] if tested is None else [str(sibling_path(tested)), fit.path]
     refusal: str | None = None
     for path in siblings:
         if path is None or not Path(path).is_file():
             continue
         try:
-            states = read_checkpoint(path, "the -uq.ckpt to be a checkpoint").get("callbacks") or {}
+            states = read_checkpoint(path, "The -uq.ckpt must be a checkpoint").get("callbacks") or {}
         except InputError as error:  # the caller tells the other ranks, too
             refusal = str(error)
             continue
-        state = FittedState.read(states.get(key))
+        state = FittedState.read(states.get(fit.key))
         if state is not None and state.fingerprint is not None and same_weights(state.fingerprint, current, module):
-            refusal = state.refusal(settings, key)
+            refusal = state.refusal(fit.settings, fit.key)
             if refusal is None:
                 return Decision("load", path, state.to_dict())
     if tested is not None and _holds_raw_weights(str(tested), module):
@@ -96,13 +88,13 @@ def _look_up(
             f"The weights in memory are not those of {tested} but the raw ones that it keeps beside the average: the "
             "averaging callback of this Trainer put them there. Use a Trainer without the averaging callback.",
         )
-    if can_refit:
+    if fit.is_repeatable:
         return Decision("refit")
     if refusal is not None:
         return Decision("error", refusal)
     return Decision(
         "error",
-        f"{name} has no state that was fitted on the weights in memory"
+        f"{fit.name} has no state that was fitted on the weights in memory"
         + (f", and there is none beside {tested}" if tested is not None else "")
         + ". Pass `ckpt_path=` the -uq.ckpt that the fit wrote, or `dataloader=` so that it can be fitted now.",
     )

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.cli.errors import UsageError, missing_extra
 from lightning_uq.errors import UQError
 
@@ -53,7 +54,7 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             command = self.config.get("subcommand")
             path = self.config[command].get("ckpt_path") if command else None
             if path and Path(path).is_file():
-                _check_checkpoint(path)
+                read_checkpoint(path, "`ckpt_path` must be a checkpoint of plain data")
 
         def before_predict(self) -> None:
             """Write the predictions of this package's modules and callbacks, unless a callback of the user writes them."""
@@ -98,18 +99,3 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             if not str(error).startswith("Error(s) in loading state_dict"):
                 raise
             raise UsageError(f"the checkpoint does not fit the configured module: {str(error)[:400]} ...") from error
-
-
-def _check_checkpoint(path: str) -> None:
-    """Raise a :class:`UsageError` if a file is not a checkpoint of plain data."""
-    import torch
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its unpickler, its zip reader or its checks raise
-        raise UsageError(
-            f"`ckpt_path` must be a checkpoint of plain data, but {path} cannot be read as one ({type(error).__name__}): it is "
-            "damaged, no checkpoint, or holds pickled code, which is not run."
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise UsageError(f"`ckpt_path` must be a checkpoint, but {path} holds a {type(checkpoint).__name__}.")

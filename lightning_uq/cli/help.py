@@ -3,7 +3,8 @@
 import argparse
 import re
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_args
 
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningModule
@@ -12,6 +13,8 @@ from torch import nn
 import lightning_uq.networks.backbones  # noqa: F401  # so that the help lists them
 from lightning_uq.errors import InputError
 from lightning_uq.importing import import_object
+from lightning_uq.networks import EpistemicNetwork
+from lightning_uq.networks.factory import Factory
 
 _LIST = ", known subclasses: "
 _ROOMS = {"loss": "lightning_uq.losses.", "regularizer": None}
@@ -31,17 +34,20 @@ class ShortHelpFormatter(DefaultHelpFormatter):
         if not listed:
             return text
         paths, end, rest = after.partition(")")
-        known = shown_classes(paths.split(", "), action.dest)
+        known = shown_classes(
+            paths.split(", "), action.dest, is_factory=_is_factory(getattr(action, "_typehint", None))
+        )
         return before + (_LIST + ", ".join(known) if known else "") + end + rest
 
 
-def shown_classes(paths: list[str], option: str) -> list[str]:
+def shown_classes(paths: list[str], option: str, *, is_factory: bool = False) -> list[str]:
     """The class paths that the help of an option shows, in their order.
 
     Args:
         paths: Class paths of all imported subclasses of the option's type.
         option: Name of the option. Among torch modules, a loss may be one of this package's losses, any other option one of
             its networks.
+        is_factory: Whether the option takes a factory of a plain network, which an epistemic network f(x, z) is not.
 
     Example:
         >>> shown_classes(["torch.nn.Linear", "lightning_uq.networks.MLP", "lightning_uq.losses.CombinedLoss"], "model.network")
@@ -53,12 +59,20 @@ def shown_classes(paths: list[str], option: str) -> list[str]:
         found = _public_class(path)
         if found is None:
             continue
+        if is_factory and issubclass(found, EpistemicNetwork):
+            continue
         if issubclass(found, LightningModule):
             modules.append(path)
         elif not issubclass(found, nn.Module) or (room is not None and path.startswith(room)):
             shown.append(path)
     # A LightningModule is an nn.Module as well, but only the option for the model takes one.
     return shown or modules
+
+
+def _is_factory(kind: Any) -> bool:
+    """Whether an option's type is that of a factory of networks: a ``Factory`` or a callable, and no network itself."""
+    kinds = [part for part in get_args(kind) if part is not Factory and part is not type(None)]
+    return kinds == [Callable[[], nn.Module]]
 
 
 def _public_class(path: str) -> Any:

@@ -172,11 +172,9 @@ def _plain(message: str, parameters: Any) -> str:
     key, values = re.match(r'Parser key "(\w+)":', message), re.findall(r"(?:Got|Given) value: (.*)", message)
     if key is not None and values:
         return f"{_option(key[1])} must be {_describe(parameters[key[1]].annotation)}, but it is {values[-1]!r}."
-    missing = re.search(
-        r'arguments are required: (.*)|Key "(\w+)" is required', message
-    )  # the latter from older versions
+    # The second form is that of older releases of jsonargparse.
+    missing = re.search(r"""arguments are required: (.*)|(?:Key|Option) ["'](\w+)["'] is required""", message)
     if missing is not None:
-        return (
-            f"{', '.join(_option(name) for name in (missing[1] or missing[2]).split(', '))}: this option is required."
-        )
+        names = (missing[1] or missing[2]).split(", ")
+        return f"{', '.join(map(_option, names))}: this option is required."
     return message

@@ -1,6 +1,6 @@
 """The bandit: regret of the testbed's agents under Thompson sampling, on the same problems with the same luck.
 
-The configuration is that of ``neural_testbed.bandit``: two inputs, 50 actions a dimension, T = 0.1, Adam at 1e-3, one step on 128
+The configuration is that of ``neural_testbed.bandit``: two inputs, 50 actions per dimension, T = 0.1, Adam at 1e-3, one step on 128
 samples after each action, and an L2 term 2 T lambda sum p^2 / t that fades as data come. Its runs are 10,000 steps long.
 """
 

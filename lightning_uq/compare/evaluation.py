@@ -136,8 +136,7 @@ def ood_score(
 def num_weights(module: nn.Module) -> int:
     """Number of weights: parameters and floating-point buffers (a frozen prior is one), each counted once.
 
-    Running statistics, which follow from the data (BatchNorm's, and any buffer named ``running_*``), and the states of
-    metrics are none.
+    Running statistics and metric states are not counted. Running statistics are BatchNorm's, and any buffer named ``running_*``.
 
     Example:
         >>> num_weights(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))

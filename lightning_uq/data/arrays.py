@@ -64,7 +64,7 @@ class ArrayDataModule(LightningDataModule):
     Args:
         ood_classes: Labels held out as out-of-distribution data.
         seed: Seed of the split and of the order of the training batches.
-        batch_size: Samples a batch; evaluation takes them in order.
+        batch_size: Samples per batch; evaluation takes them in order.
         standardize: Scale every feature to mean 0 and variance 1 over the training samples (a constant one to 0).
         flatten: Whether x is [B, d] whatever its shape was.
 
@@ -199,7 +199,7 @@ class NpzDataModule(ArrayDataModule):
         path: The file.
         ood_classes: Labels held out as out-of-distribution data.
         seed: Seed of the split and of the order of the training batches.
-        batch_size: Samples a batch.
+        batch_size: Samples per batch.
         standardize: Scale every feature by the training samples' mean and standard deviation.
         flatten: Whether x is [B, d] whatever its shape was.
 

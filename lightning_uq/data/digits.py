@@ -15,7 +15,7 @@ class DigitsDataModule(ArrayDataModule):
     Args:
         ood_classes: Digits held out as out-of-distribution data.
         seed: Seed of the split (60/20/20, stratified) and of the order of the training batches.
-        batch_size: Samples a batch.
+        batch_size: Samples per batch.
         flatten: Whether x is [B, 64]; else images [B, 1, 8, 8].
 
     Raises:

@@ -28,7 +28,7 @@ class DirtyMNISTDataModule(MNISTLike):
 
     Args:
         root: Folder of the files.
-        batch_size: Samples a batch.
+        batch_size: Samples per batch.
         seed: Seed of the split and of the order of the training batches.
         ood_datasets: See :class:`ImageDataModule`.
         num_workers: Processes that load, for each loader.

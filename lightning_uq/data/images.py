@@ -22,7 +22,7 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         root: Folder of the files.
-        batch_size: Samples a batch.
+        batch_size: Samples per batch.
         seed: Seed of the split, DDU's ``val_seed``, and of the order of the training batches.
         augment: Augment the training batches, where the data set has an augmentation (CIFAR).
         ood_datasets: Names whose test sets are the out-of-distribution data, with this data set's normalization:

@@ -33,6 +33,7 @@ from lightning_uq.data.environments import (
 )
 from lightning_uq.data.testbed_module import Arrays
 from lightning_uq.errors import InputError
+from lightning_uq.writing import replacing
 
 _MAX_ROUNDS = 30
 
@@ -235,7 +236,8 @@ def save_problem(problem: Mapping[str, np.ndarray[Any, Any]], path: str | Path) 
     if missing:
         raise InputError(f"`problem` must be a testbed problem, but it lacks {', '.join(missing)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **problem)  # type: ignore[arg-type]  # numpy's stub reads the names as its options
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **problem)  # type: ignore[arg-type]  # numpy's stub reads the names as its options
 
 
 def _draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:

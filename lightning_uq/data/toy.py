@@ -66,7 +66,7 @@ class ToyCurveDataModule(LightningDataModule):
         num_train: Number of training points; validation and test have ``num_test`` each.
         num_test: Number of validation points, and of test points.
         seed: Seed of the points and of the order of the training batches.
-        batch_size: Samples a batch.
+        batch_size: Samples per batch.
 
     Attributes:
         scale: What x and y were divided by.

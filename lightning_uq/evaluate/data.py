@@ -12,6 +12,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.evaluate.models import input_errors
 from lightning_uq.evaluate.settings import Settings
 from lightning_uq.importing import import_class
+from lightning_uq.running.loaders import fit_dataloader_of
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def make_data(settings: Settings, seed: int | None) -> EvaluationData:
             f"it is {settings.ood!r}."
         )
     name = next(iter(outside)) if chosen else settings.ood
-    fit = data.uq_fit_dataloader if hasattr(data, "uq_fit_dataloader") else data.train_dataloader
+    fit = fit_dataloader_of(data) or data.train_dataloader
     return EvaluationData(fit(), data.val_dataloader(), data.test_dataloader(), outside[name], name)
 
 

@@ -14,7 +14,7 @@ from lightning_uq.callbacks.sibling import WRITTEN_BY
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.importing import import_class
-from lightning_uq.modules.checkpoints import load_member
+from lightning_uq.modules.member_files import load_member
 from lightning_uq.networks.factory import Factory, build_network
 
 

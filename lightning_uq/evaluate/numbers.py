@@ -18,6 +18,7 @@ from lightning_uq.functional import (
     predictive_entropy,
 )
 from lightning_uq.functional.entropy import entropy, log_softmax
+from lightning_uq.functional.precision import to_float64
 
 NUM_BINS = 15
 
@@ -65,7 +66,7 @@ def metrics(model_type: ModelType, outputs: Outputs) -> dict[str, float]:
     ):
         probs = mean_log_probs(logits).exp()
         if not prefix:
-            values["accuracy"] = float((probs.argmax(1) == outputs.labels).double().mean())
+            values["accuracy"] = float(to_float64(probs.argmax(1) == outputs.labels).mean())
         values[f"{prefix}ece"] = float(expected_calibration_error(probs, outputs.labels, NUM_BINS))
         inside, outside = logits, ood_logits
         if model_type == "gmm":

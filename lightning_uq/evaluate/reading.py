@@ -12,13 +12,13 @@ from lightning_uq.errors import InputError
 from lightning_uq.evaluate.data import EvaluationData
 from lightning_uq.evaluate.numbers import Outputs
 from lightning_uq.evaluate.settings import ModelType, Settings
-from lightning_uq.functional.precision import widen
+from lightning_uq.functional.precision import to_float64, widen
 from lightning_uq.functional.temperature import fit_ensemble_temperature
 from lightning_uq.running.classes import class_logits
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import exact_loader
-from lightning_uq.running.logits import LogitReader, is_uncertainty_module
-from lightning_uq.tasks import Classification
+from lightning_uq.running.logits import LogitReader
+from lightning_uq.tasks import Classification, describe
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ def read(model: nn.Module, data: EvaluationData, settings: Settings, path: str) 
     Raises:
         InputError: The model is no classifier, or the data is empty or lacks labels.
     """
-    if is_uncertainty_module(model) and getattr(model, "task", None) == "regression":
-        raise InputError(f"{path!r} holds a regressor, but only classifiers can be evaluated.")
+    task = LogitReader().task(model)
+    if not task.has_classes:
+        raise InputError(f"{path!r} must hold a classifier, but its task is {describe(task)}.")
     gmm = None
     if settings.model_type == "gmm":
         gmm = FitGMM(feature_layer=settings.feature_layer, regularization=settings.regularization)
@@ -47,7 +48,7 @@ def read(model: nn.Module, data: EvaluationData, settings: Settings, path: str) 
     )
     temperature = fit_ensemble_temperature(val.logits, val.labels, "member", method="grid")
     outputs = Outputs(test.logits, test.labels, ood.logits, temperature, test.log_prob, ood.log_prob)
-    return Reading(outputs, torch.cat([test.labels.double(), test.marks, ood.marks]))
+    return Reading(outputs, torch.cat([to_float64(test.labels), test.marks, ood.marks]))
 
 
 class _Pass:
@@ -86,7 +87,7 @@ class _Pass:
                         logits = class_logits(reader, model, batch)
                     log_prob = gmm.densities[0].cpu().log_prob(features()[0].cpu())
                 mark = widen(x).sum().cpu() if isinstance(x, Tensor) else torch.zeros((), dtype=torch.float64)
-                yield logits.cpu().double(), None if y is None else y.cpu(), log_prob, mark
+                yield to_float64(logits).cpu(), None if y is None else y.cpu(), log_prob, mark
 
 
 def join(members: Sequence[Reading], run: Sequence[str], model_type: ModelType) -> Outputs:

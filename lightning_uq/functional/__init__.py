@@ -38,7 +38,7 @@ from lightning_uq.functional.joint import (
     joint_log_loss,
     sampled_joint_log_loss,
 )
-from lightning_uq.functional.joint_likelihood import joint_log_likelihood, log_sum_product, true_label_log_probs
+from lightning_uq.functional.joint_likelihood import joint_log_likelihood, log_sum_product
 from lightning_uq.functional.kl_estimate import KLEstimate, gaussian_sample_kl, kl_estimate, uniform_kl
 from lightning_uq.functional.mixture import (
     gaussian_log_prob,
@@ -62,6 +62,7 @@ from lightning_uq.functional.student_t import (
     student_t_log_prob,
     student_t_quantile,
 )
+from lightning_uq.functional.true_class import true_class_log_probs
 from lightning_uq.functional.variational import (
     diagonal_gaussian_kl,
     linear_hypermodel_kl,
@@ -140,7 +141,7 @@ __all__ = [
     "student_t_crps",
     "student_t_log_prob",
     "student_t_quantile",
-    "true_label_log_probs",
+    "true_class_log_probs",
     "uniform_kl",
     "variation_ratio",
     "vim_score",

@@ -45,7 +45,7 @@ def bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) -> Tensor
     every precision.
 
     Args:
-        confidence: Probabilities [N], or [N, C] for one set of bins a class.
+        confidence: Probabilities [N], or [N, C] for one set of bins per class.
         correct: Whether each came true, of the same shape.
         num_bins: Number of bins.
 
@@ -71,7 +71,7 @@ def adaptive_bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) 
     ties; where ties are many, bins are uneven and some are empty.
 
     Args:
-        confidence: All probabilities [N] of the data set, or [N, C] for one set of bins a class.
+        confidence: All probabilities [N] of the data set, or [N, C] for one set of bins per class.
         correct: Whether each came true, of the same shape.
         num_bins: Number of bins.
 

@@ -21,57 +21,30 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.hashing import mix
-from lightning_uq.functional.precision import widen
-from lightning_uq.functional.true_class import at_class
+from lightning_uq.functional.true_class import true_class_log_probs
 from lightning_uq.functional.validation import (
     check_choice,
     check_floating,
     check_integer,
-    check_no_nan,
-    check_target,
-    check_target_values,
 )
 
 Sampling = Literal["dyadic", "sampled", "consecutive"]
 
-_CHUNK = 1 << 22  # logits converted to float64 at a time: 32 MB
 
-
-def true_class_log_probs(logits: Tensor, target: Tensor, *, validate: bool = True) -> Tensor:
-    """log p_z(y_b | x_b) in float64, a few members at a time, so that a large Z costs Z x B numbers and not Z x B x C.
-
-    Args:
-        logits: Member logits [Z, B, C].
-        target: Class indices [B].
-        validate: Check the values too, not shapes and dtypes alone.
-
-    Returns:
-        [Z, B].
+def joint_log_probs(logits: Tensor, target: Tensor, *, validate: bool = True) -> Tensor:
+    """log p_z(y_b | x_b) [Z, B] in float64, from member logits [Z, B, C] and class indices [B].
 
     Raises:
-        InputError: Shapes or dtypes are not these, a target is out of range, a logit is NaN.
+        InputError: Shapes or dtypes are not these; with ``validate``, also where a target is out of range or a logit is NaN.
 
     Example:
-        >>> true_class_log_probs(torch.tensor([[[0.0, 0.0]]]), torch.tensor([1]))
+        >>> joint_log_probs(torch.tensor([[[0.0, 0.0]]]), torch.tensor([1]))
         tensor([[-0.6931]], dtype=torch.float64)
     """
     check_floating("logits", logits, 3, "[Z, B, C]")
     if logits.ndim != 3 or len(logits) == 0:
         raise InputError(f"`logits` must be [Z, B, C] with Z > 0, but its shape is {list(logits.shape)}.")
-    check_target(target, logits.shape[1:2])
-    if validate:
-        check_target_values(target, logits.shape[2])
-    step = max(1, _CHUNK // max(1, logits[0].numel()))
-    rows = [_gather_log_prob(part, target.long()) for part in torch.split(logits, step)]
-    log_probs = torch.cat(rows)
-    if validate:
-        check_no_nan("logits", log_probs)
-    return log_probs
-
-
-def _gather_log_prob(logits: Tensor, target: Tensor) -> Tensor:
-    logits = widen(logits)
-    return at_class(logits, target, 2) - logits.logsumexp(2)
+    return true_class_log_probs(logits, target, validate=validate)
 
 
 def _log_mean(members: Tensor) -> Tensor:
@@ -219,7 +192,7 @@ def joint_log_loss(
     check_joint(tau, kappa, sampling)
     if selected is not None and sampling != "sampled":
         raise InputError(f"`selected` goes with sampling='sampled' alone, but sampling is {sampling!r}. Leave it out.")
-    log_probs = true_class_log_probs(logits, target)
+    log_probs = joint_log_probs(logits, target)
     groups = log_probs.shape[1] // block_size(tau, kappa, sampling)
     if sampling == "sampled" and selected is None:
         device = None if generator is None else generator.device

@@ -6,25 +6,11 @@ import math
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import widen
-from lightning_uq.functional.true_class import at_class
-from lightning_uq.functional.validation import check_floating, check_target
-
-
-def true_label_log_probs(logits: Tensor, target: Tensor) -> Tensor:
-    """Log-probability of each label [Z, ...] in float64, from logits [Z, ..., C] and labels [...].
-
-    Example:
-        >>> true_label_log_probs(torch.zeros(1, 2, 2), torch.tensor([0, 1]))
-        tensor([[-0.6931, -0.6931]], dtype=torch.float64)
-    """
-    check_floating("logits", logits, 2, "[Z, ..., C]")
-    check_target(target, logits.shape[1:-1])
-    return at_class(F.log_softmax(widen(logits), dim=-1), target, -1)
+from lightning_uq.functional.validation import check_floating
 
 
 def joint_log_likelihood(log_probs: Tensor | Iterable[Tensor]) -> Tensor:

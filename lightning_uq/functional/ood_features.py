@@ -142,7 +142,7 @@ def fit_vim(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | Non
     _check_features(features, D)
     if logits.shape != (len(features), C) or len(features) == 0:
         raise InputError(
-            f"`logits` must have shape [{max(1, len(features))}, {C}], one row a row of `features`, but its shape is "
+            f"`logits` must have shape [{max(1, len(features))}, {C}], one row per row of `features`, but its shape is "
             f"{list(logits.shape)}."
         )
     if dim is None:

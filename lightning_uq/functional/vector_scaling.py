@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.calibration_rows import calibration_rows
+from lightning_uq.functional.standard_error import standard_errors
 from lightning_uq.functional.temperature import fit_temperature
 from lightning_uq.functional.temperature_search import best_temperature
 from lightning_uq.functional.validation import check_integer
@@ -77,7 +78,7 @@ def fit_vector_scaling(
             that is not positive; more than some ten thousand classes, whose Hessian [2 C, 2 C] would take over 4 GiB.
 
     Warns:
-        UserWarning: There are fewer than 20 rows a class; or the temperature has no finite optimum.
+        UserWarning: There are fewer than 20 rows per class; or the temperature has no finite optimum.
 
     Source: Guo et al., ICML 2017 (arXiv 1706.04599), section 4.2; the ridge after Kull et al., NeurIPS 2019 (arXiv
     1910.12656).
@@ -103,7 +104,7 @@ def fit_vector_scaling(
         raise InputError(f"`strengths` must hold positive numbers, but it holds {list(strengths)!r}.")
     if len(x) < _ROWS_PER_CLASS * C:
         warnings.warn(
-            f"Vector scaling was fitted to {len(x)} rows of {C} classes, fewer than {_ROWS_PER_CLASS} a class; a "
+            f"Vector scaling was fitted to {len(x)} rows of {C} classes, fewer than {_ROWS_PER_CLASS} per class; a "
             "temperature alone is safer.",
             stacklevel=2,
         )
@@ -125,7 +126,7 @@ def fit_vector_scaling(
             losses[i, held] = _nll((1 + start[0]) * x[held] / fold + start[1], classes[held])
     best = int(losses[1:].mean(1).argmin())
     gain = losses[0] - losses[1 + best]
-    if not gain.mean() > gain.std() / math.sqrt(len(x)):
+    if not gain.mean() > standard_errors(gain):
         return VectorScalingFit((1 / T).expand(C).clone(), x.new_zeros(C), T, math.inf)
     a, b = _minimise(x / T, classes, strengths[best], x.new_zeros(2, C))
     return VectorScalingFit((1 + a) / T, b, T, float(strengths[best]))

@@ -102,7 +102,7 @@ class JointLogLoss(UncertaintyMetric):
                 "`prediction` must be member logits [Z, B, C] or a prediction with member `logits`, but "
                 f"its type is {type(prediction).__name__}."
             )
-        log_probs = joint.true_class_log_probs(logits, target, validate=self.validate_args)
+        log_probs = joint.joint_log_probs(logits, target, validate=self.validate_args)
         members = len(log_probs)
         seen = int(self.num_members) if self._known_members is None else self._known_members
         if seen not in (0, members):

@@ -1,4 +1,4 @@
-"""Methods as LightningModules, one a file."""
+"""Methods as LightningModules, one per file."""
 
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule

@@ -77,8 +77,8 @@ class Adversary(nn.Module):
 
     def _step(self, x: Any) -> float | Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise InputError(f"Adversarial training needs a floating-point tensor as input, but got {got}.")
+            found = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise InputError(f"The input of adversarial training must be a floating-point tensor, but it is {found}.")
         if self.scale == "absolute":
             return self.epsilon
         if self.input_range is None:

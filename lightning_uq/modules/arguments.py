@@ -50,17 +50,16 @@ def training_option(training: Mapping[str, Any], name: str, default: Any) -> Any
     A method must not call ``training.get(...)`` or ``training.pop(...)`` in its constructor: jsonargparse would list the
     name as an argument without a type.
     """
-    return restore_argument(training.get(name, default), name)
+    return training.get(name, default)
 
 
 def take_training_option(training: dict[str, Any], name: str, default: Any) -> Any:
     """Remove an argument from ``training`` and return it, for a method that passes its own value to the base."""
-    return restore_argument(training.pop(name, default), name)
+    return training.pop(name, default)
 
 
 def given_network(network: Any) -> nn.Module:
     """Return the network that the argument ``network`` stands for: itself, or the one that its factory builds."""
-    network = restore_argument(network, "network")
     return network if isinstance(network, nn.Module) else build_network(network)
 
 

@@ -7,14 +7,14 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lightning_uq import batches
+from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_integer, describe
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.penalty import Penalty
-from lightning_uq.metrics.base import MeanLoss
-from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.arguments import given_network
 from lightning_uq.modules.checkpointing import CheckpointedModule
 from lightning_uq.modules.checks import (
     check_first_loss,
@@ -22,8 +22,9 @@ from lightning_uq.modules.checks import (
     check_input,
     check_labelled,
     check_numbers,
-    raise_misfit,
+    raise_shape_error,
 )
+from lightning_uq.modules.evaluation import log_metrics, make_metrics, metrics_of, update_metrics
 from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.modules.targets import Loss, Targets, losses_and_count
 from lightning_uq.networks.base import EpistemicNetwork
@@ -32,7 +33,7 @@ from lightning_uq.predictions import Prediction
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.transforms import PredictionTransforms
 from lightning_uq.strategies import check_strategy
-from lightning_uq.tasks import Progress, Stage, Task, task_of
+from lightning_uq.tasks import Progress, Task, task_of
 
 # LightningCLI builds `Penalty` and `nn.Module` from a class path; it would read a bare callable as a factory of its result.
 Regularizer = Callable[[EpistemicNetwork, Any], Tensor] | Penalty | nn.Module
@@ -96,32 +97,31 @@ class UncertaintyModule(CheckpointedModule):
         data_noise: DataNoise | None = None,
         regularizer: Regularizer | None = None,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         built = given_network(network)
         if not isinstance(built, EpistemicNetwork):
             raise InputError(
-                f"Expected argument `network` to be an EpistemicNetwork, or a factory of one, but got {type(built).__name__}; "
-                "DeterministicModule takes a plain network."
+                f"`network` must be an EpistemicNetwork, or a factory of one, but it is {describe(built)}. Use DeterministicModule "
+                "for a plain network."
             )
         self.network: EpistemicNetwork = built
-        self.task: Task = task_of(restore_argument(task, "task"))
-        self.optimizer = restore_argument(optimizer, "optimizer")
-        self.lr_scheduler = restore_argument(lr_scheduler, "lr_scheduler")
-        self.loss = restore_argument(loss, "loss")
+        self.task: Task = task_of(task)
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.loss = loss
         self.num_train_samples = self.default_train_samples if num_train_samples is None else num_train_samples
         self.num_eval_samples = num_eval_samples
+        check_integer("num_train_samples", self.num_train_samples, 1)
+        check_integer("num_eval_samples", num_eval_samples, 1)
         self.return_members = return_members
-        self.data_noise = restore_argument(data_noise, "data_noise")
-        self.regularizer = restore_argument(regularizer, "regularizer")
+        self.data_noise = data_noise
+        self.regularizer = regularizer
         check_fits_task(self.task, self.network, self.data_noise)
         self.prediction_transforms = PredictionTransforms()
         self._output_checked = False
         self._targets_checked = False
         self._is_logged = False
-        self._training_arguments = {name: value for name, value in given.items() if name != "network"}
-        if type(self) is UncertaintyModule:  # a method saves its own arguments
-            self._save_arguments(network=network)
+        self._save_arguments()
 
     @property
     def ood_score(self) -> str:
@@ -179,6 +179,10 @@ class UncertaintyModule(CheckpointedModule):
         loss = self.index_losses(self.network(x, index), self.targets(y, batch, index)).mean()
         return self.regularized(loss, x)
 
+    def reported_loss(self, loss: Tensor) -> Tensor:
+        """The value that is logged as ``train_loss``, computed from :meth:`training_loss`."""
+        return loss
+
     def regularized(self, loss: Tensor, x: Any) -> Tensor:
         """A training loss with the ``regularizer`` added, if there is one."""
         return loss if self.regularizer is None else loss + self.regularizer(self.network, x)
@@ -209,9 +213,9 @@ class UncertaintyModule(CheckpointedModule):
         It is the batch's total loss divided by its total count, and 0 if nothing counts. A loss over all indices has no part
         for each: its value stands Z times.
         """
-        return self._losses_and_count(output, y if isinstance(y, Targets) else Targets(y))[0]
+        return self.losses_and_count(output, y if isinstance(y, Targets) else Targets(y))[0]
 
-    def _losses_and_count(self, output: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    def losses_and_count(self, output: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return the loss of each index [Z] and the count that one of them was divided by."""
         self._check_output(output)
         self._check_target(targets.values[0] if targets.of_each_index else targets.values, output)
@@ -220,7 +224,7 @@ class UncertaintyModule(CheckpointedModule):
     @property
     def _progress(self) -> Progress | None:
         """How far the training is; None outside a training."""
-        if self._trainer is None or not self.trainer.training:
+        if trainer_of(self) is None or not self.trainer.training:
             return None
         return Progress(self.trainer.global_step, self.trainer.current_epoch)
 
@@ -231,7 +235,7 @@ class UncertaintyModule(CheckpointedModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step of :meth:`training_loss`, logged as ``train_loss``."""
-        x, y = self._labelled(batch, batch_idx)
+        x, y = self.labelled(batch, batch_idx)
         try:
             loss = self.training_loss(x, y, batch)
         except RuntimeError as error:
@@ -239,7 +243,7 @@ class UncertaintyModule(CheckpointedModule):
             raise
         if self.global_step == 0:
             check_first_loss(loss)
-        self._log_training(loss.detach(), x)
+        self._log_training(self.reported_loss(loss.detach()), x)
         return loss
 
     def _log_training(self, loss: Tensor, x: Any) -> None:
@@ -250,12 +254,12 @@ class UncertaintyModule(CheckpointedModule):
 
     def on_validation_start(self) -> None:
         """Make a set of metrics for every loader."""
-        self.val_metrics = self._make_metrics(self.trainer.val_dataloaders, "val")
+        self.val_metrics = make_metrics(self.task, self.trainer.val_dataloaders, "val").to(self.device)
         self._log_before_batches("val", self.val_metrics)
 
     def on_test_start(self) -> None:
         """Make a set of metrics for every loader."""
-        self.test_metrics = self._make_metrics(self.trainer.test_dataloaders, "test")
+        self.test_metrics = make_metrics(self.task, self.trainer.test_dataloaders, "test").to(self.device)
         self._log_before_batches("test", self.test_metrics)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -286,72 +290,28 @@ class UncertaintyModule(CheckpointedModule):
         for metrics in self.val_metrics:  # on every rank, with or without a batch: a review may gather
             self.task.review(dict(metrics.items()), progress)  # type: ignore[operator]
 
-    def _make_metrics(self, loaders: Any, stage: Stage) -> nn.ModuleList:
-        # A fresh set per loader: metrics that several loaders share would mix their samples.
-        sets = [nn.ModuleDict({"loss": MeanLoss(), **self.task.metrics(stage)}) for _ in loader_list(loaders)]
-        return nn.ModuleList(sets).to(self.device)
-
-    def _logs_before_batches(self) -> bool:
-        """Whether it is certain before the first batch that the metrics will be logged."""
-        return True
-
     def _log_before_batches(self, stage: str, metric_sets: nn.ModuleList) -> None:
         """Log the metrics of a single loader on every rank, so that a rank without a batch computes them too.
 
         At a loader's end Lightning computes what its steps logged, and the ranks wait for each other. With several loaders
         every rank needs a batch of each.
         """
-        self._is_logged = self.trainer.world_size > 1 and len(metric_sets) == 1 and self._logs_before_batches()
+        self._is_logged = self.trainer.world_size > 1 and len(metric_sets) == 1
         if self._is_logged:
-            self._log_metrics(stage, dict(metric_sets[0].items()), 0)  # type: ignore[operator]
-
-    def _log_metrics(self, stage: str, metrics: dict[str, Metric], loader_idx: int) -> None:
-        for name, metric in metrics.items():
-            self.log(
-                f"{stage}_{name}",
-                metric,
-                prog_bar=stage == "val" and name in ("loss", self.task.metric_on_bar),
-                batch_size=1,  # a metric counts for itself
-                metric_attribute=f"{stage}_metrics.{loader_idx}.{name}",
-            )
+            log_metrics(self, stage, metrics_of(metric_sets, 0), 0)
 
     def _evaluate(
         self, stage: str, metric_sets: nn.ModuleList, loaders: list[Any], batch: Any, batch_idx: int, loader_idx: int
     ) -> None:
-        x, y = self._labelled(batch, batch_idx)
-        output = self(x)
-        index = batches.sample_index(batch)
-        metrics = dict(metric_sets[loader_idx].items())  # type: ignore[operator]  # a ModuleList yields bare Modules
-        position, keep = batches.distributed_rows(loaders[loader_idx], batch_idx, len(y))
-        if position is not None and keep is not None:
-            # Positions also make the joint log-loss the same on any number of ranks.
-            index = (position if index is None else index.cpu())[keep]
-            output, y = output[:, keep.to(output.device)], y[keep.to(y.device)]
-        if len(y):
-            check_numbers(output, self.task)
-            losses, count = self._losses_and_count(output, Targets(y))
-            metrics["loss"].update(losses.mean(), count)
-            self._update_metrics(metrics, output, y, index)
+        metrics = metrics_of(metric_sets, loader_idx)
+        update_metrics(self, metrics, loaders[loader_idx], batch, batch_idx)
         if not self._is_logged:
-            self._log_metrics(stage, metrics, loader_idx)
-
-    def _update_metrics(self, metrics: dict[str, Metric], output: Tensor, y: Tensor, index: Tensor | None) -> None:
-        """Update all metrics but the loss with the rows that count; the prediction is pooled once for all of them."""
-        prediction = self.prediction_transforms.apply(self, self.prediction(output))
-        prediction, target = self.task.rows(prediction, y)
-        if not len(target):
-            return
-        for name, metric in metrics.items():
-            if name == "loss":
-                continue
-            if getattr(metric, "takes_index", False):
-                metric.update(prediction, target, index)
-            else:
-                metric.update(prediction, target)
+            log_metrics(self, stage, metrics, loader_idx)
 
     # ------------------------------------------------------------------ checks
 
-    def _labelled(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor]:
+    def labelled(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor]:
+        """Input and target of a batch that needs both, checked."""
         x, y = self.unpack_batch(batch)
         y = check_labelled(x, y)
         check_input(x, batch_idx)
@@ -360,7 +320,7 @@ class UncertaintyModule(CheckpointedModule):
     def _explain(self, error: RuntimeError, x: Any) -> None:
         """Name the input, if the network fails on the shape or dtype of the first batch."""
         if not self._output_checked:
-            raise_misfit(error, x)
+            raise_shape_error(error, x)
 
     def _check_target(self, y: Tensor, output: Tensor) -> None:
         # On a GPU, reading the values waits for the device, so there only the first batch is checked.
@@ -392,7 +352,3 @@ class UncertaintyModule(CheckpointedModule):
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             config["monitor"] = getattr(scheduler, "monitor", "val_loss")
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
-
-    def _save_arguments(self, **arguments: Any) -> None:
-        """Save the method's own constructor arguments, and those of :class:`UncertaintyModule`, as plain data."""
-        self._save_plain({**self._training_arguments, **arguments})

@@ -10,11 +10,12 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import check_at_least, check_integer, check_positive
 from lightning_uq.losses.elbo import elbo_loss
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.arguments import given_network
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.output import Output
+from lightning_uq.running.loaders import num_training_samples
 
 KL_WEIGHT = 0.1
 """Factor of the divergence on the digits: the best of 1, 0.1, 0.01, 0.001 in validation joint log-loss (tau 10), over seeds
@@ -72,10 +73,7 @@ class BayesByBackpropModule(UncertaintyModule):
         _check(prior_std, second_prior_std, mixture_weight, kl_weight, num_train)
         built = given_network(network)
         super().__init__(
-            BayesByBackpropNetwork(
-                built, initial_std=initial_std, temperature=temperature, output=restore_argument(output, "output")
-            ),
-            **training,
+            BayesByBackpropNetwork(built, initial_std=initial_std, temperature=temperature, output=output), **training
         )
         self.prior: dict[str, Any] = {
             "prior_std": prior_std,
@@ -85,26 +83,12 @@ class BayesByBackpropModule(UncertaintyModule):
         self.kl_weight = kl_weight
         self.num_train = num_train
         self._num_train = num_train
-        self._save_arguments(
-            network=network,
-            prior_std=prior_std,
-            second_prior_std=second_prior_std,
-            mixture_weight=mixture_weight,
-            kl_weight=kl_weight,
-            initial_std=initial_std,
-            temperature=temperature,
-            num_train=num_train,
-            output=output,
-        )
 
     def on_train_start(self) -> None:
         """Count the training samples, unless the constructor was told their number."""
         super().on_train_start()
         if self.num_train is None:
-            try:
-                self._num_train = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-            except (AttributeError, TypeError) as error:
-                raise InputError(f"The training data has no length ({error}). Pass `num_train`.") from error
+            self._num_train = num_training_samples(self.trainer)
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """The negative evidence lower bound per label, averaged over the drawn indices."""
@@ -112,7 +96,7 @@ class BayesByBackpropModule(UncertaintyModule):
             raise InputError("The loss needs the number of training samples. Without a Trainer, pass `num_train`.")
         index = self._place(self.network.training_index(self.num_train_samples))
         weights = self.network.weights(index)
-        losses, count = self._losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
+        losses, count = self.losses_and_count(self.network.call(x, weights), self.targets(y, batch, index))
         # A sample has as many likelihood terms as it has labels that count: pixels, or target dimensions.
         labels_per_sample = torch.where(count > 0, count / len(y), 1)
         kl = self.network.kl(**self.prior, weights=weights) / labels_per_sample

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import describe
 from lightning_uq.losses.categorical_regression import join_atoms
 from lightning_uq.modules.arguments import given_network, take_training_option
 from lightning_uq.modules.base import UncertaintyModule
@@ -49,15 +50,13 @@ class CategoricalRegressionModule(UncertaintyModule):
         built = given_network(network)
         if not isinstance(built, CategoricalRegressionNetwork):
             raise InputError(
-                "Expected argument `network` to be a CategoricalRegressionNetwork, or a factory of one, but got "
-                f"{type(built).__name__}."
+                f"`network` must be a CategoricalRegressionNetwork, or a factory of one, but it is {describe(built)}."
             )
         task = CategoricalRegression(built.atoms.tolist())
         if take_training_option(training, "task", task) != task:
             raise InputError(f"`task` follows from the network's atoms: leave it out, or pass {task!r}.")
         super().__init__(built, task=task, **training)
-        self._told_range = False
-        self._save_arguments(network=network)
+        self._range_checked = False
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, D A + D] over the evaluation indices: logits over the atoms, then the prior."""
@@ -79,7 +78,7 @@ class CategoricalRegressionModule(UncertaintyModule):
 
     def _check_range(self, y: Tensor) -> None:
         """Tell, once, of targets that no distribution over the atoms can reach; on a GPU only the first batch is looked at."""
-        if self._told_range:
+        if self._range_checked:
             return
         atoms = self.network.atoms
         outside = int(((y < atoms[0]) | (y > atoms[-1])).sum())
@@ -88,4 +87,4 @@ class CategoricalRegressionModule(UncertaintyModule):
                 f"{outside} of the {y.numel()} targets of a batch lie outside the atoms' range, {float(atoms[0]):g} to "
                 f"{float(atoms[-1]):g}, and are clipped to it: pass wider `atoms`, or scaled targets."
             )
-        self._told_range = bool(outside) or y.device.type != "cpu"
+        self._range_checked = bool(outside) or y.device.type != "cpu"

@@ -7,10 +7,16 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import Self
 
-from lightning_uq._lightning import are_hyperparameters_given, name_hyperparameters, restricted_classmethod
+from lightning_uq._lightning import (
+    are_hyperparameters_given,
+    name_hyperparameters,
+    restricted_classmethod,
+    trainer_of,
+)
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.modules.arguments import saved_argument
+from lightning_uq.modules.constructor import recorded
 from lightning_uq.running.streams import from_plain, random_state, set_random_state, to_plain
 
 _KEY = "lightning_uq_random_state"
@@ -26,6 +32,14 @@ class CheckpointedModule(LightningModule):
     loader, Lightning restarts the data of the epoch and warns. A ``ReduceLROnPlateau`` is not exact, since Lightning saves
     before its step. On several ranks, all of them take rank 0's random state.
     """
+
+    given_arguments: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the constructor note its arguments."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = recorded(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,7 +59,7 @@ class CheckpointedModule(LightningModule):
     @property
     def is_resuming(self) -> bool:
         """Whether the checkpoint is being loaded to resume a training."""
-        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return trainer_of(self) is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def on_fit_start(self) -> None:
         """Set the random state before the loader's first draw."""
@@ -103,19 +117,24 @@ class CheckpointedModule(LightningModule):
             raise
         except Exception as error:
             if isinstance(checkpoint_path, str | Path) and weights_only is not False:
-                read_checkpoint(checkpoint_path, "argument `checkpoint_path` to name a checkpoint")
+                read_checkpoint(checkpoint_path, "`checkpoint_path` must name a checkpoint")
             text = " ".join(str(error).split()) or type(error).__name__
             reason = text if len(text) < 500 else f"{text[:500]} ..."
             raise InputError(
                 f"Argument `checkpoint_path` names {checkpoint_path}, which does not fit {cls.__name__}: {reason}"
             ) from error
 
-    def _save_plain(self, arguments: dict[str, Any]) -> None:
-        """Save constructor arguments as plain data, so that a checkpoint loads under ``weights_only=True``.
+    def _replace_given(self, **arguments: Any) -> None:
+        """Let the checkpoint hold these values instead of the given ones, where the constructor takes such arguments."""
+        self.given_arguments.update({k: value for k, value in arguments.items() if k in self.given_arguments})
+
+    def _save_arguments(self) -> None:
+        """Save the constructor's arguments as plain data, so that a checkpoint loads under ``weights_only=True``.
 
         An importable factory, optimizer or loss is saved by its name and arguments. A value without a name (a lambda, a built
         network) is marked as unsaved, and ``restore_argument`` asks for it by name when a checkpoint is loaded without it.
         """
+        arguments = vars(self).pop("given_arguments")
         if are_hyperparameters_given():
             self.save_hyperparameters()  # the command line's own configuration, which is plain data already
             return

@@ -35,12 +35,12 @@ def check_labelled(x: Any, y: Any) -> Tensor:
     """
     if y is None:
         raise InputError(
-            "The batch holds an input without a target. Expected `(x, y)` or a mapping with `input` and `target`; for another "
-            "layout override `unpack_batch`."
+            "The batch holds an input without a target. It must be `(x, y)` or a mapping with `input` and `target`. For any other "
+            "layout, override `unpack_batch`."
         )
     if not isinstance(y, Tensor):
         raise InputError(
-            f"The targets of a batch must be a tensor, but got a {type(y).__name__}. Let the data set return numbers. If a batch "
+            f"The targets of a batch must be a tensor, but they are a {type(y).__name__}. Let the data set return numbers. If a batch "
             "is not a pair, as with several training loaders, override `unpack_batch`."
         )
     return y
@@ -83,7 +83,7 @@ def check_first_loss(loss: Tensor) -> None:
         )
 
 
-def raise_misfit(error: RuntimeError, x: Any) -> None:
+def raise_shape_error(error: RuntimeError, x: Any) -> None:
     """Re-raise torch's error about shapes or dtypes as an :class:`InputError` that names the input; return for any other."""
     if isinstance(error, UQError) or not isinstance(x, Tensor):
         return

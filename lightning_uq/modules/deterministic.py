@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.arguments import given_network
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.factory import Factory
@@ -31,8 +31,7 @@ class DeterministicModule(UncertaintyModule):
     def __init__(
         self, network: nn.Module | Factory | Callable[[], nn.Module], *, output: Output = "logits", **training: Any
     ) -> None:
-        super().__init__(DeterministicNetwork(given_network(network), restore_argument(output, "output")), **training)
-        self._save_arguments(network=network, output=output)
+        super().__init__(DeterministicNetwork(given_network(network), output), **training)
 
 
 def _build(setting: Setting) -> DeterministicModule:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.arguments import given_network
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.dropout import DropoutNetwork, Mask
 from lightning_uq.networks.factory import Factory
@@ -51,8 +51,7 @@ class DropoutModule(UncertaintyModule):
         **training: Any,
     ) -> None:
         built = given_network(network)
-        super().__init__(DropoutNetwork(built, mask=mask, output=restore_argument(output, "output")), **training)
-        self._save_arguments(network=network, mask=mask, output=output)
+        super().__init__(DropoutNetwork(built, mask=mask, output=output), **training)
 
 
 def _build(setting: Setting) -> DropoutModule:

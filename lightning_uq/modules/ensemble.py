@@ -12,12 +12,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_uq import batches
-from lightning_uq._lightning import optimizer_handles_unscaling
+from lightning_uq._lightning import optimizer_handles_unscaling, trainer_of
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.adversarial import Adversary
-from lightning_uq.modules.arguments import restore_argument, training_option
+from lightning_uq.modules.arguments import training_option
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.building import (
     build_members,
@@ -26,11 +26,10 @@ from lightning_uq.modules.building import (
     ignore_same_start,
     run_members,
 )
-from lightning_uq.modules.checkpoints import ENSEMBLE_STATE, convert_states, load_member_files, read_member_files
-from lightning_uq.modules.checks import check_first_loss
 from lightning_uq.modules.lightning_ensemble.checks import check_lightning_arguments
 from lightning_uq.modules.lightning_ensemble.hooks import with_members
 from lightning_uq.modules.lightning_ensemble.members import Members
+from lightning_uq.modules.member_files import ENSEMBLE_STATE, convert_states, load_member_files, read_member_files
 from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
@@ -53,6 +52,10 @@ class EnsembleModule(UncertaintyModule):
     have alone. It gets its own copy of each batch, and a ``trainer`` whose ``model`` and optimizers are its own. A resumed
     training goes on with the random state, and so the data order, of the training that it resumes.
 
+    With LightningModules as members, every hook that ``lightning_ensemble/hooks.py`` lists goes to ``members`` as well: they
+    answer ``training_step`` and the hooks of optimization instead of this class, and hear the others. An override of such a
+    hook in this class is the one for plain networks.
+
     The loss is the sum over members, so each gets exactly the gradient that it would get alone. Gradients are clipped per
     member. ``train_loss`` is the mean over members.
 
@@ -61,7 +64,8 @@ class EnsembleModule(UncertaintyModule):
         num_members: M.
         adversarial_epsilon: Size of an FGSM step whose loss is averaged with the clean one: 0.5 l(x) + 0.5 l(x'). The paper
             adds the two, which doubles the gradient; its step is 0.01 of the range.
-        prior_network: Factory of an additive random prior, frozen, one per member; the network's own factory fits.
+        prior_network: Factory of an additive random prior, frozen, one per member. You can pass the same factory as
+            ``network``.
         prior_scale: Scale of the prior.
         bootstrap: Weights of the samples in each member's loss: ``"bernoulli"`` (0 or 2), ``"exponential"``, ``"poisson"`` or
             ``"uniform"``. They belong to a sample's position, so batches must carry it: see :class:`data.Indexed`.
@@ -110,18 +114,27 @@ class EnsembleModule(UncertaintyModule):
         execution: Execution = "auto",
         **training: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__", "training")}
-        given["seed"] = seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
-        given.update({name: restore_argument(given[name], name) for name in ("network", "prior_network")})
+        seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
+        self._replace_given(seed=seed)
         optimizer = training_option(training, "optimizer", torch.optim.Adam)
-        check_arguments(**given)
+        check_arguments(
+            network=network,
+            num_members=num_members,
+            seed=seed,
+            adversarial_epsilon=adversarial_epsilon,
+            adversarial_scale=adversarial_scale,
+            prior_network=prior_network,
+            prior_scale=prior_scale,
+            bootstrap=bootstrap,
+        )
         members, streams = build_members(
-            given["network"], num_members, seed, prior_network=given["prior_network"], prior_scale=prior_scale
+            network, num_members, seed, prior_network=prior_network, prior_scale=prior_scale
         )
         lightning_members = [member for member in members if isinstance(member, LightningModule)]
         if lightning_members:
-            check_lightning_arguments(type(members[0]).__name__, **{**given, **training, "optimizer": optimizer})
-        super().__init__(run_members(members, execution, restore_argument(output, "output"), optimizer), **training)
+            own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap}
+            check_lightning_arguments(type(members[0]).__name__, **{**training, **own})
+        super().__init__(run_members(members, execution, output, optimizer), **training)
         self.seed = seed
         self.bootstrap = bootstrap or "none"
         self.adversary = None if adversarial_epsilon is None else Adversary(adversarial_epsilon, adversarial_scale)
@@ -130,7 +143,6 @@ class EnsembleModule(UncertaintyModule):
             self.strict_loading = all(member.strict_loading for member in lightning_members)
             vars(self).update(self.members.hooks_of_data())
         self._explains_execution = execution == "auto" and self.members is None
-        self._save_arguments(**given)
 
     @classmethod
     def from_checkpoints(
@@ -189,15 +201,6 @@ class EnsembleModule(UncertaintyModule):
         if self.adversary is not None:
             self.adversary.measure(self, self.unpack_batch)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One step of every member; ``train_loss`` is the mean of their losses."""
-        x, y = self._labelled(batch, batch_idx)
-        loss = self.training_loss(x, y, batch)
-        if self.global_step == 0:
-            check_first_loss(loss)
-        self._log_training(loss.detach() / self.network.num_indices, x)
-        return loss
-
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Sum over members of their losses."""
         targets = self.targets(y, batch, torch.arange(self.network.num_indices))
@@ -212,6 +215,10 @@ class EnsembleModule(UncertaintyModule):
             second_pass=held_buffers(self.network),
         )
         return self.regularized(loss, x)
+
+    def reported_loss(self, loss: Tensor) -> Tensor:
+        """Mean over members of their losses."""
+        return loss / self.network.num_indices
 
     def targets(self, y: Tensor, batch: Any, index: Tensor) -> Targets:
         """Targets and weights from ``data_noise`` and ``bootstrap``; the weights of both are multiplied."""
@@ -244,11 +251,11 @@ class EnsembleModule(UncertaintyModule):
         self.members.metrics.update(batch, loader_idx, evaluate)
 
     def _check_output(self, output: Tensor) -> None:
-        with _as_misfit():
+        with _as_shape_error():
             super()._check_output(output)
 
     def _check_target(self, y: Tensor, output: Tensor) -> None:
-        with _as_misfit():
+        with _as_shape_error():
             super()._check_target(y, output)
 
     # ------------------------------------------------------------------ optimizer
@@ -256,7 +263,7 @@ class EnsembleModule(UncertaintyModule):
     @property
     def gradient_scaler(self) -> Any:
         """The Trainer's gradient scaler, or None without one."""
-        return getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
+        return getattr(getattr(trainer_of(self), "precision_plugin", None), "scaler", None)
 
     def optimized_parameters(self) -> list[Any]:
         """One parameter group per member, or one of the stacked leaves."""
@@ -306,7 +313,7 @@ class EnsembleModule(UncertaintyModule):
 
 
 @contextmanager
-def _as_misfit() -> Iterator[None]:
+def _as_shape_error() -> Iterator[None]:
     """Mark errors about a task's outputs or targets, so that metrics of members that train alone can be left out."""
     try:
         yield

@@ -9,8 +9,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import describe
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.arguments import given_network, restore_argument, training_option
+from lightning_uq.modules.arguments import given_network, training_option
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.networks.epinet.head import EpinetHead
@@ -67,27 +68,20 @@ class EpinetModule(UncertaintyModule):
         **training: Any,
     ) -> None:
         built = given_network(network)
-        built_prior = restore_argument(prior, "prior")
+        if not isinstance(head, EpinetHead):
+            raise InputError(f"`head` must be an EpinetHead, but it is {describe(head)}. Pass `head=EpinetHead(...)`.")
         task = task_of(training_option(training, "task", "classification"))
         network_with_head = EpinetNetwork(
             built,
             feature_layers=feature_layers,
             num_outputs=task.num_outputs,
-            head=restore_argument(head, "head"),
-            prior=None if built_prior is None else build_network(built_prior, "prior"),
-            freeze_base=freeze_base,
-            output=restore_argument(output, "output"),
-        )
-        super().__init__(network_with_head, **training)
-        self.network.evaluation_index(self.num_eval_samples)
-        self._save_arguments(
-            network=network,
-            feature_layers=feature_layers,
             head=head,
-            prior=prior,
+            prior=None if prior is None else build_network(prior, "prior"),
             freeze_base=freeze_base,
             output=output,
         )
+        super().__init__(network_with_head, **training)
+        self.network.evaluation_index(self.num_eval_samples)
 
     def setup(self, stage: str) -> None:
         """Build the head on a training batch, where the network's structure did not tell its sizes."""
@@ -96,7 +90,7 @@ class EpinetModule(UncertaintyModule):
             with isolate_rng():
                 batch = next(iter(training_loader(self.trainer)), None)
             if batch is None:
-                raise InputError("Expected the training loader to hold data for `feature_layers`, but it is empty.")
+                raise InputError("The training loader must hold data to find `feature_layers`, but it is empty.")
             x, _ = self.unpack_batch(batch)
             self.network.initialize(move_data_to_device(x, self.device))
             for average in averaged_copies(self.trainer):  # they were made before there was a head
@@ -110,11 +104,15 @@ class EpinetModule(UncertaintyModule):
         self._track_features()
 
     def on_train_epoch_start(self) -> None:
-        """Track features, or not."""
+        """Stop the update of the feature statistics after the first epoch, if the base is frozen."""
         super().on_train_epoch_start()
         self._track_features()
 
     def _track_features(self) -> None:
+        """Update the feature statistics only where they can change.
+
+        Lightning skips ``on_train_epoch_start`` after a mid-epoch resume.
+        """
         # Features of a frozen base do not change: their statistics are those of the first epoch.
         self.network.track_features(not self.network.freeze_base or self.current_epoch == 0)
 

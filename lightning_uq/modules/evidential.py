@@ -8,7 +8,6 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.arguments import restore_argument
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.tasks import EvidentialClassification, task_of
@@ -45,10 +44,12 @@ class EvidentialModule(DeterministicModule):
         task: EvidentialClassification | str = "evidential_classification",
         **training: Any,
     ) -> None:
-        built = task_of(restore_argument(task, "task"))
+        built = task_of(task)
         if not isinstance(built, EvidentialClassification):
             raise InputError(f"`task` must be an EvidentialClassification, but it is {built!r}.")
-        super().__init__(network, task=built if loss is None else dataclasses.replace(built, loss=loss), **training)
+        built = built if loss is None else dataclasses.replace(built, loss=loss)
+        self._replace_given(task=built, loss=None)  # the task holds the loss
+        super().__init__(network, task=built, **training)
 
 
 def _build(setting: Setting) -> EvidentialModule:

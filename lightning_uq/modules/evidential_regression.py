@@ -8,7 +8,6 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.evidential_regression import RegressionLoss
-from lightning_uq.modules.arguments import restore_argument
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.tasks import EvidentialRegression, task_of
@@ -44,7 +43,9 @@ class EvidentialRegressionModule(DeterministicModule):
         task: EvidentialRegression | str = "evidential_regression",
         **training: Any,
     ) -> None:
-        built = task_of(restore_argument(task, "task"))
+        built = task_of(task)
         if not isinstance(built, EvidentialRegression):
             raise InputError(f"`task` must be an EvidentialRegression, but it is {built!r}.")
-        super().__init__(network, task=built if loss is None else dataclasses.replace(built, loss=loss), **training)
+        built = built if loss is None else dataclasses.replace(built, loss=loss)
+        self._replace_given(task=built, loss=None)  # the task holds the loss
+        super().__init__(network, task=built, **training)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lightning_uq.method import Method, Setting
-from lightning_uq.modules.arguments import given_network, restore_argument
+from lightning_uq.modules.arguments import given_network
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.generated.hypermodel import HypermodelNetwork, Initialization
@@ -74,7 +74,6 @@ class HypermodelModule(UncertaintyModule):
         output: Output = "logits",
         **training: Any,
     ) -> None:
-        built_prior = restore_argument(prior, "prior")
         super().__init__(
             HypermodelNetwork(
                 given_network(network),
@@ -82,23 +81,12 @@ class HypermodelModule(UncertaintyModule):
                 hidden_sizes=hidden_sizes,
                 scale=scale,
                 initialization=initialization,
-                prior=None if built_prior is None else build_network(built_prior, "prior"),
+                prior=None if prior is None else build_network(prior, "prior"),
                 prior_scale=prior_scale,
                 calibrate_prior=calibrate_prior,
-                output=restore_argument(output, "output"),
+                output=output,
             ),
             **training,
-        )
-        self._save_arguments(
-            network=network,
-            index_dim=index_dim,
-            hidden_sizes=hidden_sizes,
-            scale=scale,
-            initialization=initialization,
-            prior=prior,
-            prior_scale=prior_scale,
-            calibrate_prior=calibrate_prior,
-            output=output,
         )
 
 

@@ -51,7 +51,7 @@ def training_range(module: LightningModule, unpack_batch: Any) -> Tensor:
 def _every_row(loader: Any, rank: int, world: int) -> Iterable[Any]:
     if not isinstance(loader, DataLoader):
         raise InputError(
-            f"The range of the inputs is measured over one training DataLoader, but got {type(loader).__name__}. Pass "
+            f"The range of the inputs must be measured over one training DataLoader, but it is a {type(loader).__name__}. Pass "
             '`adversarial_scale="absolute"`, with `adversarial_epsilon` in units of the input.'
         )
     if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
@@ -70,8 +70,8 @@ def _every_row(loader: Any, rank: int, world: int) -> Iterable[Any]:
 
 def _extremes(x: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"Adversarial training needs a floating-point tensor as input, but got {got}.")
+        found = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise InputError(f"The input of adversarial training must be a floating-point tensor, but it is {found}.")
     x = upcast(x)
     # Pixels of a channel are alike; the entries of a vector, or of a sequence, are not.
     dims = (0, *range(2, x.ndim)) if x.ndim >= 4 else (0,)

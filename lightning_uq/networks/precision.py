@@ -1,7 +1,8 @@
-"""Buffers that keep their precision."""
+"""Running statistics: buffers that keep their precision, and sums over the ranks of a distributed training."""
 
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -16,3 +17,10 @@ class KeepsPrecision(nn.Module):
 
         super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """The sum over all ranks."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(x)
+    return x

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError, MissingExtraError
 from lightning_uq.functional import bin_statistics, risk_coverage_curve
+from lightning_uq.functional.precision import to_float64
+from lightning_uq.functional.standard_error import standard_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,7 +151,7 @@ def score_histogram(
             raise InputError(
                 f"`{name}` must hold finite scores [N] with N > 0, but its shape is {list(values.shape)} or a score is not finite."
             )
-    both = torch.cat([score_in, score_out]).double()
+    both = to_float64(torch.cat([score_in, score_out]))
     # quantile() stops at 16 million elements; a sort does not.
     ordered = both.sort().values
     low, high = ordered[int(0.005 * (len(both) - 1))], ordered[-1 - int(0.005 * (len(both) - 1))]
@@ -161,7 +163,7 @@ def score_histogram(
 
     axes = figure.subplots()
     for values, color, name in ((score_in, IN_COLOR, "In distribution"), (score_out, OUT_COLOR, "Out of distribution")):
-        clipped = values.double().clamp(edges[0], edges[-1]).numpy()
+        clipped = to_float64(values).cpu().clamp(edges[0], edges[-1]).numpy()
         settings: dict[str, Any] = {"bins": edges.numpy(), "density": True, "color": color}
         axes.hist(clipped, histtype="stepfilled", alpha=0.35, **settings)
         axes.hist(clipped, histtype="step", linewidth=1.5, label=name, **settings)
@@ -237,7 +239,7 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
         style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": LINES[i // len(COLORS) % len(LINES)]}
         axes.plot(step, mean, label=method, linewidth=1.8, **style)
         if len(runs) > 1:
-            error = (runs.std(0) / len(runs) ** 0.5).numpy()
+            error = standard_errors(runs).numpy()
             axes.fill_between(step, (mean - error).clip(0), mean + error, color=style["color"], alpha=0.15, linewidth=0)
     axes.set(xlabel="Step", ylabel="Cumulative regret (square-root scale)", title=title)
     axes.set_xlim(1, max(2, *(runs.shape[1] for runs in regret.values())))

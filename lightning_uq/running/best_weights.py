@@ -32,7 +32,7 @@ def read_back(path: str, trainer: Trainer) -> dict[str, Any]:
     Raises:
         InputError: It cannot be read as weights and plain data.
     """
-    with reading(path, "the best checkpoint to hold weights and plain data"):
+    with reading(path, "The best checkpoint must hold weights and plain data"):
         checkpoint: dict[str, Any] = trainer.strategy.load_checkpoint(path, weights_only=True)
     return checkpoint
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.precision import widen
+from lightning_uq.functional.precision import wide_dtype
 from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.running.ranks import gather_rows
@@ -68,4 +68,4 @@ def gather_logits(logits: list[Tensor], labels: list[Tensor], trainer: Trainer |
     device = trainer.strategy.root_device
     shapes = gather_rows(torch.tensor([rows.shape[1:]], device=device), trainer)
     rows = rows.reshape(len(rows), *shapes.amax(0).tolist())
-    return gather_rows(widen(rows).to(device), trainer), gather_rows(y.to(device), trainer)
+    return gather_rows(rows.to(device, wide_dtype(device)), trainer), gather_rows(y.to(device), trainer)

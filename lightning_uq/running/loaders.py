@@ -1,6 +1,6 @@
 """A user's data loader read exactly: every row once, in order, shared out over the ranks without padding."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from itertools import islice
 from typing import Any
@@ -56,8 +56,7 @@ def exact_loader(
         loader: What :func:`check_loader` accepts.
         trainer: Its ranks share the rows; None for all of them here. A collective with a random sampler.
         name: What messages call it.
-        limit: At most so many batches a rank (int), or such a share of them (float, at least one batch), as
-            ``limit_test_batches`` has it.
+        limit: Maximum number of batches per rank (int), or fraction (float, at least one batch), as in ``limit_test_batches``.
 
     Raises:
         InputError: See :func:`check_loader`; or a share is asked of a loader without a length.
@@ -106,6 +105,24 @@ def training_loader(trainer: Trainer) -> Any:
     """The Trainer's training loader (or a nest of them), also before the training begins."""
     loader = trainer.train_dataloader
     return training_source(trainer).dataloader() if loader is None else loader
+
+
+def fit_dataloader_of(data: Any) -> Callable[[], Any] | None:
+    """A data module's ``uq_fit_dataloader``, which gives the data for what is fitted after training; None without one."""
+    provider: Callable[[], Any] | None = getattr(data, "uq_fit_dataloader", None)
+    return provider
+
+
+def num_training_samples(trainer: Trainer) -> int:
+    """The number of samples in the Trainer's training data.
+
+    Raises:
+        InputError: The data set has no length, or there are several loaders.
+    """
+    try:
+        return len(training_loader(trainer).dataset)
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"The training data has no length ({error}). Pass `num_train`.") from error
 
 
 def validation_loaders(trainer: Trainer) -> list[Any]:

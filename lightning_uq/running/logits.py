@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from lightning_uq import batches
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.predictions import Prediction
-from lightning_uq.running.transforms import PredictionTransforms
+from lightning_uq.running.transforms import PredictionTransforms, transforms_of
 from lightning_uq.tasks import Classification, Task
 
 UnpackBatch = Callable[[Any], tuple[Any, Tensor | None]]
@@ -21,9 +20,12 @@ PredictFn = Callable[[Any, Any], Any]
 """``predict_fn(model, x) -> output``; typed loosely, so that the command line can build what takes one."""
 
 
-def is_uncertainty_module(model: Any) -> bool:
-    """Whether a module is one of ours: f(x, z), whose ``forward`` gives [Z, B, ...]."""
-    return isinstance(getattr(model, "network", None), EpistemicNetwork)
+def is_uncertainty_module(model: object) -> bool:
+    """Whether a module is an ``UncertaintyModule``, whose ``forward`` gives [Z, B, ...].
+
+    A user's own module may hold an ``EpistemicNetwork`` too, but its ``forward`` and its batches are its own.
+    """
+    return transforms_of(model) is not None
 
 
 class LogitReader:

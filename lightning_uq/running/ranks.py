@@ -12,7 +12,7 @@ from lightning_uq.errors import UQError
 
 
 def gather_rows(rows: Tensor, trainer: Trainer | None = None) -> Tensor:
-    """Every rank's rows [n_r, ...], one rank's after the other's in turn: as :func:`exact_loader` shares them. A collective."""
+    """Rows of all ranks, interleaved: rank 0's first, rank 1's first, ..., as :func:`exact_loader` shares them. A collective."""
     if trainer is None or trainer.world_size == 1:
         return rows
     parts = gather_all_tensors(rows)
@@ -21,18 +21,18 @@ def gather_rows(rows: Tensor, trainer: Trainer | None = None) -> Tensor:
 
 
 @contextmanager
-def together(trainer: Trainer | None = None) -> Iterator[None]:
-    """An error in the body on one rank is raised on all of them, with one text. The body must hold no collective."""
+def raising_on_all_ranks(trainer: Trainer | None = None) -> Iterator[None]:
+    """Raise an error of the body on all ranks, with the same text, if any rank has one. The body must hold no collective."""
     error = None
     try:
         yield
     except Exception as caught:
         error = caught
-    raise_together(error, trainer)
+    raise_on_all_ranks(error, trainer)
 
 
-def raise_together(error: Exception | None, trainer: Trainer | None = None) -> None:
-    """Raise the first rank's error on every rank; none where no rank has one. A collective."""
+def raise_on_all_ranks(error: Exception | None, trainer: Trainer | None = None) -> None:
+    """Raise the first rank's error on every rank, if any rank has one. A collective."""
     if trainer is None or trainer.world_size == 1:
         if error is not None:
             raise error

@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_uq.errors import NotFittedError
 from lightning_uq.predictions import Prediction
-from lightning_uq.running.weights import WeightsCheck
+from lightning_uq.running.weights import WeightsCheck, weights_mark
 
 Change = Callable[[Prediction], Prediction]
 
@@ -111,10 +111,10 @@ class PredictionTransforms:
         Raises:
             NotFittedError: The module has other weights than one of them was fitted on.
         """
-        for one in self._attached.values():
-            if one.transform.of_members or not to_members_only:
-                _check(one, module)
-                prediction = one.transform.apply(prediction)
+        used = [one for one in self._attached.values() if one.transform.of_members or not to_members_only]
+        _check(used, module)
+        for one in used:
+            prediction = one.transform.apply(prediction)
         return prediction
 
     @contextmanager
@@ -125,8 +125,7 @@ class PredictionTransforms:
             NotFittedError: The module has other weights than one of them was fitted on.
         """
         with ExitStack() as stack:
-            for one in self._attached.values():
-                _check(one, module)
+            _check(self._attached.values(), module)
             changes = [stack.enter_context(one.transform.observing(module)) for one in self._attached.values()]
 
             def change(prediction: Prediction) -> Prediction:
@@ -137,12 +136,23 @@ class PredictionTransforms:
             yield change
 
 
-def _check(one: _Attached, module: nn.Module) -> None:
-    if one.check(module):
-        return
+def transforms_of(module: object) -> PredictionTransforms | None:
+    """The transforms of a module of this package, or None for any other object."""
+    found = getattr(module, "prediction_transforms", None)
+    return found if isinstance(found, PredictionTransforms) else None
+
+
+def _check(attached: Collection[_Attached], module: nn.Module) -> None:
+    mark = weights_mark(module) if attached else None
+    for one in attached:
+        if not one.check.holds(module, mark):
+            raise _other_weights(one, module)
+
+
+def _other_weights(one: _Attached, module: nn.Module) -> NotFittedError:
     weights = "the weights that it was fitted on" + (f" ({one.path})" if one.path else "")
     mode = " In training mode a BatchNorm changes with every input: call `module.eval()`." if module.training else ""
-    raise NotFittedError(
+    return NotFittedError(
         f"{one.owner} was fitted on other weights than this module has. Load {weights}, fit it again, or take it off with "
         f"`module.prediction_transforms.clear()`.{mode}"
     )

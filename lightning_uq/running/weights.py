@@ -80,7 +80,10 @@ class WeightsCheck:
 
     def __call__(self, module: nn.Module) -> bool:
         """Whether the module has the weights of the fingerprint."""
-        mark = weights_mark(module)
+        return self.holds(module, weights_mark(module))
+
+    def holds(self, module: nn.Module, mark: WeightsMark | None) -> bool:
+        """The same where the module's mark is known; a mark reads the weights, so several checks share one."""
         if mark is not None and mark == self._mark:
             return True
         matches = same_weights(self.fingerprint, weights_fingerprint(module), module)

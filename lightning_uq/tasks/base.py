@@ -104,7 +104,7 @@ class Task(ABC):
         """
 
     def accepts(self, target: Tensor) -> str | None:
-        """Why a target alone cannot be this task's, in a few words, or None; used where nobody promised that it is."""
+        """Why this target cannot belong to the task, or None. Used for members' own data."""
         return None
 
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:

@@ -279,7 +279,7 @@ def test_it_refuses_before_the_first_step(changes, message):
         thompson_sampling(**arguments)
 
 
-def test_other_outputs_and_divergence_are_told():
+def test_other_outputs_and_divergence_are_reported():
     with pytest.raises(InputError, match=r"outputs of shape \[Z, B, 2\], but their shape is \[1, 100, 3\]"):
         list(thompson_sampling(DeterministicModule(lambda: nn.Linear(2, 3)), Bandit(), 1))
     module = DeterministicModule(LINEAR)

@@ -199,7 +199,7 @@ def test_an_impossible_label_comes_first():
         assert score(name, logits, torch.tensor([1, 1]))[0] == torch.inf
 
 
-def test_sure_inputs_are_told_apart():
+def test_sure_inputs_are_distinct():
     """1 - max p would be 0 for both in float32."""
     logits = torch.tensor([[[20.0, 0.0], [30.0, 0.0]]])
     values = score("max_softmax", logits)

@@ -314,7 +314,7 @@ def test_bad_fitting_data_is_named_and_nothing_is_half_fitted(make):
     with pytest.raises(InputError, match="the input of layer 'head', hold NaN or infinity"):
         scorer.fit(UsersModule(), [X * math.nan])
     assert not scorer.fitted
-    with pytest.raises(InputError, match="`loader` to hold samples, but it is empty"):
+    with pytest.raises(InputError, match="`loader` must hold samples, but it is empty"):
         scorer.fit(module := UsersModule(), loader()).score(module, [])
 
 

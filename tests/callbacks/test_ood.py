@@ -429,7 +429,7 @@ def test_score_without_a_trainer_keeps_the_samples_order_and_the_model():
 
 @pytest.mark.parametrize("loader", [[], DataLoader(TensorDataset(torch.zeros(0, 4)), batch_size=2)])
 def test_an_empty_loader_has_no_scores(loader):
-    with pytest.raises(InputError, match=re.escape("Expected argument `loader` to hold samples, but it is empty.")):
+    with pytest.raises(InputError, match=re.escape("`loader` must hold samples, but it is empty.")):
         OODDetection().score(Plain(), loader)
 
 
@@ -485,13 +485,13 @@ def spoilt(n):
             lambda: OODDetection({"a": DataLoader(Empty())}),
             Plain,
             None,
-            r"`ood\['a'\]` to hold samples, but it is empty",
+            r"`ood\['a'\]` must hold samples, but it is empty",
         ),
         (
             lambda: OODDetection({"a": DataLoader(TensorDataset(torch.zeros(0, 4)))}),
             Plain,
             None,
-            r"`ood\['a'\]` to hold samples, but it is empty",
+            r"`ood\['a'\]` must hold samples, but it is empty",
         ),
         (lambda: OODDetection({"a": data(3)}), ReturnsDict, None, r"dict with keys \['logits'\].*argument `output`"),
         (lambda: OODDetection({"a": data(3)}), ReturnsProbs, None, 'probabilities .*argument `output="probs"`'),
@@ -499,7 +499,7 @@ def spoilt(n):
             lambda: OODDetection({"a": data(3, 99.0)}),
             NaNForLarge,
             None,
-            r"Score 'predictive_entropy' is NaN for 3 of 3 inputs of argument `ood\['a'\]`",
+            r"Score 'predictive_entropy' is NaN for 3 of 3 inputs of `ood\['a'\]`",
         ),
         (lambda: OODDetection({"a": data(3)}), Plain, spoilt(30), "is NaN for 1 of 30 inputs of the test set"),
         (
@@ -670,8 +670,8 @@ def test_two_ranks_give_what_one_gives(run_script, tmp_path):
         assert second[name]["two"] == found[name]["two"]
     for name, message in {
         "spoilt_test_set": "Score 'energy' is NaN for 1 of 12 inputs of the test set",
-        "spoilt_ood": r"Score 'energy' is NaN for 1 of 9 inputs of argument `ood\['a'\]`",
-        "empty": r"Expected argument `ood\['a'\]` to hold samples, but it is empty",
+        "spoilt_ood": r"Score 'energy' is NaN for 1 of 9 inputs of `ood\['a'\]`",
+        "empty": r"`ood\['a'\]` must hold samples, but it is empty",
         "raises": r"Plain must return logits \[B, C\], but it returned shape",
     }.items():
         print(name, found[name], second[name])

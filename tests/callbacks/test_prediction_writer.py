@@ -461,12 +461,16 @@ def test_columns_that_change(make_trainer, tmp_path, format):
 
 def test_rows_without_a_known_index(make_trainer, tmp_path):
     loader = DataLoader(DATA, batch_size=4, collate_fn=lambda items: torch.stack([x for x, _ in items[1:]]))
-    with pytest.raises(InputError, match="each of the 3 predictions of batch 0, but got 4 from the sampler: let the"):
+    with pytest.raises(
+        InputError, match="Each of the 3 predictions of batch 0 must have an index, but the sampler gave 4. Add a"
+    ):
         write(make_trainer, classifier(), loader, tmp_path, format="csv")
     loader = DataLoader(
         DATA, batch_size=4, collate_fn=lambda b: {"input": torch.stack([x for x, _ in b]), "index": torch.tensor(1)}
     )
-    with pytest.raises(InputError, match=r"4 predictions of batch 0, but got `index` of shape \[\] in the batch"):
+    with pytest.raises(
+        InputError, match=r"4 predictions of batch 0 must have an index, but `index` of the batch has shape \[\]"
+    ):
         write(make_trainer, classifier(), loader, tmp_path, format="csv")
     assert names(tmp_path) == []
     # With an index of its own a batch may hold other rows than its sampler named.

@@ -198,7 +198,7 @@ def test_a_dataloader_of_ones_own_and_limit_val_batches(make_trainer):
     assert_close(limited.temperature, fit_temperature(logits[:24], VAL_Y[:24]))
 
 
-@pytest.mark.filterwarnings("ignore:.*fewer than 20 a class")
+@pytest.mark.filterwarnings("ignore:.*fewer than 20 per class")
 def test_vector_scaling_and_rows_in_any_order(make_trainer):
     module, scaling = UsersModule(), VectorScaling(weights="last")
     make_trainer(callbacks=[scaling]).fit(module, loader(), val_loader())

@@ -68,6 +68,15 @@ def test_all_public_networks_are_listed(capsys, monkeypatch):
     assert "lightning_uq.networks.backbones.ResNet" in found
 
 
+def test_factories_of_plain_networks_list_no_epistemic_ones(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    listed = known_classes(model_help(capsys, "EnsembleModule"))
+    for option in ("network", "prior_network"):
+        found = {path.rpartition(".")[2] for path in listed[option]}
+        assert {"Factory", "MLP", "ResNet"} <= found
+        assert not {"EnsembleNetwork", "DeterministicNetwork"} & found
+
+
 def test_modules_are_listed_for_the_model_alone():
     paths = ["lightning.LightningModule", "lightning_uq.EnsembleModule", "lightning_uq.modules.base.Nothing"]
     assert shown_classes(paths, "model") == ["lightning_uq.EnsembleModule"]

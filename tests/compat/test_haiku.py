@@ -51,7 +51,7 @@ def test_objects_are_not_unpickled(tmp_path):
         ({}, "but it holds 0"),
     ],
 )
-def test_what_does_not_fit_is_told(params, message):
+def test_what_does_not_fit_is_reported(params, message):
     with pytest.raises(InputError, match=message):
         load_haiku(nn.Linear(2, 3), params)
 

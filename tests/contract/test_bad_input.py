@@ -76,6 +76,19 @@ def is_of_users(module):
     return getattr(module, "members", None) is not None
 
 
+@pytest.mark.axis("bad input")
+@pytest.mark.every_case
+@pytest.mark.parametrize("stage", ["fit", "predict"])
+def test_inputs_of_the_wrong_width(make_trainer, module_case, stage):
+    module = module_case.build()
+    if stage == "fit" and is_of_users(module):
+        pytest.skip("a user's own `training_step` raises torch's error")
+    x, y = dataset(module_case.task, 8).tensors
+    wide = DataLoader(TensorDataset(torch.cat([x, x], 1), y), batch_size=8)
+    with pytest.raises(InputError, match=rf"input.*\b{2 * FEATURES}\b"):
+        run(make_trainer(num_sanity_val_steps=0), stage, module, wide)
+
+
 LABELS = {
     "floating": (lambda y: y.float(), "integer class labels, but they are torch.float32"),
     "boolean": (lambda y: y > 0, "integer class labels, but they are torch.bool"),
@@ -117,7 +130,9 @@ def test_targets_that_are_no_tensor(make_trainer, module_case, stage, targets):
     module = module_case.build()
     bad = DataLoader([(dataset(module_case.task, 9).tensors[0], targets)], batch_size=None)
     # A user's own loss comes first, with torch's error.
-    error, text = (TypeError, "target") if is_of_users(module) else (InputError, "targets of a batch .*but got a list")
+    error, text = (
+        (TypeError, "target") if is_of_users(module) else (InputError, "targets of a batch .*but they are a list")
+    )
     with pytest.raises(error, match=text):
         run(make_trainer(num_sanity_val_steps=0), stage, module, bad)
 
@@ -136,7 +151,7 @@ class NoRows(IterableDataset):
 def test_no_rows_at_all(make_trainer, module_case, stage, streamed):
     argument = "train_dataloaders" if stage == "fit" else "dataloaders"
     nothing = DataLoader(NoRows(), batch_size=8) if streamed else loader(module_case.task, 0)
-    with pytest.raises(InputError, match=f"argument `{argument}` to hold samples, but it is empty"):
+    with pytest.raises(InputError, match=f"`{argument}` must hold samples, but it is empty"):
         run(make_trainer(), stage, module_case.build(), nothing)
 
 
@@ -195,7 +210,7 @@ LABELLED = {
     "no labels": lambda: DataLoader(X, batch_size=8),
 }
 UNTRAINED = pytest.mark.filterwarnings(
-    "ignore:.*fewer than 20 a class", "ignore:.*no finite positive temperature", "ignore:.*virtual logit"
+    "ignore:.*fewer than 20 per class", "ignore:.*no finite positive temperature", "ignore:.*virtual logit"
 )
 NAMED = r"[Aa]rgument|fitting data|features|FitKNN|FitViM|`(labels|logits|target)` must "
 
@@ -281,8 +296,8 @@ def test_states_that_are_anothers(fitting_case):
 MEASURED = {
     "nan in an input": (lambda: spoilt(NAN), "NaN|hold no nan"),
     "infinity in an input": (lambda: spoilt(INF), "NaN|hold no nan"),
-    "no rows": (lambda: pairs(X[:0], LABEL[:0]), "to hold samples, but it is empty"),
-    "no rows of a stream": (lambda: DataLoader(NoRows(), batch_size=8), "to hold samples, but it is empty"),
+    "no rows": (lambda: pairs(X[:0], LABEL[:0]), "must hold samples, but it is empty"),
+    "no rows of a stream": (lambda: DataLoader(NoRows(), batch_size=8), "must hold samples, but it is empty"),
 }
 
 

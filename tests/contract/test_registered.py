@@ -31,7 +31,7 @@ def test_every_metric_is_in_the_list():
     assert {case.name for case in METRICS} == set(metrics.__all__)
 
 
-def test_names_are_told_apart():
+def test_names_are_distinct():
     names = [case.name for case in [*MODULES, *CALLBACKS, *METRICS, *USERS]]
     assert len(set(names)) == len(names)
     assert set(names) >= REPRESENTATIVES

@@ -334,7 +334,7 @@ def test_callbacks_on_an_ensemble_from_checkpoints(user_case, loaders, apart, ma
 def test_a_batch_of_another_kind_is_named_before_the_training(asking_case, loaders, make_trainer, cls):
     trainer, module = make_trainer(callbacks=[build(cls, loaders)]), asking_case.module()
     keys = "'features', 'label'" if asking_case.output is None else "'attention_mask', 'input_ids', 'labels'"
-    with pytest.raises(InputError, match=rf"got keys \[{keys}\].*`unpack_batch=` to a callback"):
+    with pytest.raises(InputError, match=rf"its keys are \[{keys}\].*`unpack_batch=` to a callback"):
         trainer.test(module, loaders[2]) if cls is OODDetection else trainer.fit(module, *loaders[:2])
     assert trainer.global_step == 0
 

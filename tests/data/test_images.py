@@ -2,6 +2,7 @@
 import gzip
 import hashlib
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def test_out_of_distribution_sets_need_their_test_files_alone(tmp_path, monkeypa
     assert len(data.ood_dataloaders()["cifar100"].dataset) == NUM_TEST
 
 
-def test_missing_and_damaged_files_are_told(tmp_path):
+def test_missing_and_damaged_files_are_reported(tmp_path):
     with pytest.raises(InputError) as info:
         MNISTDataModule(str(tmp_path)).setup("fit")
     assert str(info.value) == (
@@ -233,6 +234,8 @@ def test_svhn_names_the_extra_that_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(MissingExtraError, match=r"Reading SVHN needs scipy, .* pip install 'lightning-uq\[data\]'"):
         SVHNDataModule(str(tmp_path)).setup("fit")
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert re.search(r"^data = \[.*scipy", project.read_text(), re.MULTILINE)
 
 
 def test_downloads_happen_on_request(tmp_path, monkeypatch):
@@ -353,7 +356,7 @@ def test_published_ambiguous_digits(tmp_path, monkeypatch):
         (torch.zeros(5, 1, 28, 28), torch.zeros(5, 10).long(), "must hold more than 5 images, but it holds 5"),
     ],
 )
-def test_damaged_ambiguous_files_are_told(samples, labels, message, tmp_path, monkeypatch):
+def test_damaged_ambiguous_files_are_reported(samples, labels, message, tmp_path, monkeypatch):
     monkeypatch.setattr(dirty_mnist, "NUM_AMBIGUOUS_TRAIN", 50)
     write_mnist(tmp_path)
     write_ambiguous(tmp_path)

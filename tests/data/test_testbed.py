@@ -293,6 +293,19 @@ def test_a_saved_problem_is_read_again(tmp_path, make):
     assert data.joint_draws(100).y.shape == (30, 100)
 
 
+def test_an_error_while_saving_leaves_the_former_problem(tmp_path, problem):
+    class Unsaveable:
+        def __array__(self, *args, **kwargs):
+            raise OSError("disk full")
+
+    path = tmp_path / "problem.npz"
+    save_problem(problem, path)
+    with pytest.raises(OSError, match="disk full"):
+        save_problem({**problem, "y_train": Unsaveable()}, path)
+    assert arrays_of(path).keys() == problem.keys()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_cannot_be_saved(tmp_path, problem):
     with pytest.raises(InputError, match=r"`path` must be an \.npz file, but it is .*problem"):
         save_problem(problem, tmp_path / "problem")

@@ -13,7 +13,7 @@ from lightning_uq.functional import (
     joint_log_likelihood,
     log_sum_product,
     random_projection,
-    true_label_log_probs,
+    true_class_log_probs,
 )
 
 INF = math.inf
@@ -30,7 +30,7 @@ def planes(tau, classes, num_planes=7, seed=0):
 
 
 def exact(logits, target):
-    return joint_log_likelihood(true_label_log_probs(logits.unflatten(1, target.shape), target))
+    return joint_log_likelihood(true_class_log_probs(logits.unflatten(1, target.shape), target))
 
 
 def by_definition(logits, target, projection):
@@ -99,7 +99,7 @@ def test_hypotheses_that_agree_in_their_cell_are_exact():
 def test_one_cell_is_the_product_of_marginals():
     logits, target = draw(6, 4, 10)
     far = Projection(torch.zeros(1, 10, 3), torch.ones(1))  # all stand on one side
-    marginal = true_label_log_probs(logits.unflatten(1, target.shape), target).logsumexp(0) - math.log(6)
+    marginal = true_class_log_probs(logits.unflatten(1, target.shape), target).logsumexp(0) - math.log(6)
     torch.testing.assert_close(clustered_log_likelihood(logits, target, far), marginal.sum(1))
 
 
@@ -138,7 +138,7 @@ def test_against_a_joint_probability_that_is_known(inputs, clusters_win):
     truth = log_beta_ratio(1.0, ones, count).sum(1)
     p = uniform(1000, inputs)
     logits = torch.stack([(1 - p).log(), p.log()], -1)
-    plain = joint_log_likelihood(true_label_log_probs(logits[:, position], target))
+    plain = joint_log_likelihood(true_class_log_probs(logits[:, position], target))
     clustered = clustered_log_likelihood(logits, target, planes(tau, 2), position)
     plain_error, clustered_error = ((estimate - truth).mean().item() for estimate in (plain, clustered))
     if clusters_win:  # a thousand hypotheses are far too few for the plain mean

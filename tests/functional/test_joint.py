@@ -49,7 +49,7 @@ def test_reference_sampled(tau, kappa):
     selected = torch.tensor(REFERENCE[f"polyadic_selected_{name}"])
     value = joint_log_loss(LOGITS, LABELS, tau, kappa, "sampled", selected=selected).item()
     assert value == pytest.approx(float(REFERENCE[f"polyadic_nll_{name}"]), rel=1e-6)
-    log_probs = module.true_class_log_probs(LOGITS, LABELS)[:, : kappa * len(selected)]
+    log_probs = module.joint_log_probs(LOGITS, LABELS)[:, : kappa * len(selected)]
     np.testing.assert_allclose(
         sampled_joint_log_loss(log_probs, selected), REFERENCE[f"polyadic_per_batch_nll_{name}"], rtol=1e-6
     )
@@ -145,14 +145,6 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda x: dyadic_joint_log_loss(x, 4), log_probs)
     logits = LOGITS[:, :4].double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: joint_log_loss(x, LABELS[:4], 3), logits)
-
-
-def test_true_class_log_probs_in_chunks(monkeypatch):
-    whole = module.true_class_log_probs(LOGITS, LABELS)
-    monkeypatch.setattr(module, "_CHUNK", 200)  # two members at a time
-    assert torch.equal(module.true_class_log_probs(LOGITS, LABELS), whole)
-    assert whole.dtype == torch.float64
-    torch.testing.assert_close(whole, LOGITS.double().log_softmax(2).gather(2, LABELS.expand(6, -1)[..., None])[..., 0])
 
 
 def test_half_precision_is_upcast():

@@ -11,7 +11,7 @@ from lightning_uq.functional import (
     gaussian_sample_kl,
     joint_log_likelihood,
     kl_estimate,
-    true_label_log_probs,
+    true_class_log_probs,
     uniform_kl,
 )
 
@@ -43,7 +43,7 @@ def test_shapes_that_do_not_fit_are_errors():
 def test_uniform_is_the_estimate_of_equal_probabilities(classes, tau, seed):
     true = -torch.rand(5, generator=torch.Generator().manual_seed(seed))
     target = torch.randint(classes, (5, tau))
-    model = joint_log_likelihood(true_label_log_probs(torch.zeros(3, 5, tau, classes), target))
+    model = joint_log_likelihood(true_class_log_probs(torch.zeros(3, 5, tau, classes), target))
     torch.testing.assert_close(uniform_kl(true, classes, tau), kl_estimate(true, model).mean)
 
 
@@ -51,7 +51,7 @@ def test_the_environment_itself_has_no_divergence():
     generator = torch.Generator().manual_seed(0)
     probs = torch.rand(2000, 1, 3, generator=generator).softmax(-1)
     target = torch.multinomial(probs[:, 0], 1, generator=generator)
-    true = true_label_log_probs(probs.log().unsqueeze(0), target)
+    true = true_class_log_probs(probs.log().unsqueeze(0), target)
     assert kl_estimate(true[0, :, 0], joint_log_likelihood(true)).mean.abs() < 1e-9
 
 

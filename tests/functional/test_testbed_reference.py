@@ -16,7 +16,7 @@ from lightning_uq.functional import (
     joint_log_likelihood,
     kl_estimate,
     log_sum_product,
-    true_label_log_probs,
+    true_class_log_probs,
 )
 
 INF = math.inf
@@ -37,7 +37,7 @@ def test_the_originals_divergence(reference, tau):
     logits = reference[f"tau{tau}/enn_logits"].movedim(1, 0)  # seed first there
     target = reference[f"tau{tau}/y_test"][..., 0]
     true = reference[f"tau{tau}/true_ll"]
-    model = joint_log_likelihood(true_label_log_probs(logits, target))
+    model = joint_log_likelihood(true_class_log_probs(logits, target))
     close(true - model, reference[f"tau{tau}/kl_per_seed"])
     estimate = kl_estimate(true, model)
     close(estimate.mean, reference[f"tau{tau}/kl_estimate"])
@@ -48,7 +48,7 @@ def test_the_originals_divergence(reference, tau):
 @pytest.mark.parametrize("tau", [1, 10])
 def test_the_originals_environment(reference, tau):
     target = reference[f"tau{tau}/y_test"][..., 0]
-    log_probs = true_label_log_probs(reference[f"tau{tau}/true_probs"].log().unsqueeze(0), target)
+    log_probs = true_class_log_probs(reference[f"tau{tau}/true_probs"].log().unsqueeze(0), target)
     close(log_probs.sum(2)[0], reference[f"tau{tau}/true_ll"])
     # Each of the indices is one of six linear members. (Those of its test accuracy, and its test ECE's, are not in the file.)
     members = torch.einsum("std,mdc->smtc", reference[f"tau{tau}/x_test"], reference["net_W"])

@@ -91,12 +91,12 @@ def test_layout():
         ),
     ],
 )
-def test_shapes_that_do_not_meet_are_told(arguments, message):
+def test_shapes_that_do_not_meet_are_reported(arguments, message):
     with pytest.raises(InputError, match=message):
         categorical_regression_loss(*arguments, ATOMS)
 
 
-def test_other_misuse_is_told():
+def test_other_misuse_is_reported():
     with pytest.raises(InputError, match=r"`prior` must have shape \[5, 1\], but its shape is \[5\]"):
         categorical_regression_loss(torch.zeros(5, 1, 9), torch.zeros(5, 1), ATOMS, torch.zeros(5))
     with pytest.raises(InputError, match="'mean', 'sum', 'none', but it is 'median'"):

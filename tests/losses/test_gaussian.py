@@ -105,12 +105,12 @@ def test_one_target_serves_all_indices():
     ("mean", "target"),
     [((3, 1), (3,)), ((3, 1), (1,)), ((3, 1), (3, 2)), ((2, 3, 1), (3,)), ((3,), (3, 1)), ((3, 1), (1, 3, 1))],
 )
-def test_a_target_of_another_shape_is_told(mean, target):
+def test_a_target_of_another_shape_is_reported(mean, target):
     with pytest.raises(InputError, match=r"`target` must have shape \[.*\], but its shape is \["):
         gaussian_nll_loss(torch.zeros(mean), torch.ones(mean), torch.zeros(target))
 
 
-def test_other_errors_are_told():
+def test_other_errors_are_reported():
     with pytest.raises(InputError, match=r"`variance` must have shape \[3, 1\], but its shape is \[3\]"):
         gaussian_nll_loss(torch.zeros(3, 1), torch.ones(3), torch.zeros(3, 1))
     with pytest.raises(InputError, match=r"`output` must have shape \[..., 2 D\].* but its shape is \[4, 3\]"):

@@ -435,3 +435,10 @@ def test_an_error_of_ours_is_not_taken_for_a_wrong_shape():
 
     with pytest.raises(UnsupportedError, match="^this size is unsupported$"):
         DeterministicModule(Refusing()).predict(X)
+
+
+@pytest.mark.parametrize("argument", ["num_train_samples", "num_eval_samples"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "a"])
+def test_numbers_of_indices_are_checked_at_once(argument, value):
+    with pytest.raises(InputError, match=rf"`{argument}` must be an integer of at least 1, but it is {value!r}"):
+        DropoutModule(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.1)), **{argument: value})

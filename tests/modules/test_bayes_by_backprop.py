@@ -85,7 +85,7 @@ def test_the_number_of_samples_is_counted_or_told(make_trainer):
         def __iter__(self):
             return iter(zip(X, Y, strict=True))
 
-    with pytest.raises(InputError, match=r"The training data has no length \(.*\)\. Pass `num_train`"):
+    with pytest.raises(InputError, match=r"The training data has no length \(.*\)\. Pass `num_train`\."):
         make_trainer().fit(BayesByBackpropModule(BASE), DataLoader(Endless(), batch_size=8))
 
 

@@ -136,7 +136,7 @@ def test_its_score_tells_far_inputs(make_trainer):
     assert auroc > 0.9
 
 
-def test_targets_out_of_range_are_told_once():
+def test_targets_out_of_range_are_reported_once():
     module = CategoricalRegressionModule(NETWORK)
     with pytest.warns(UserWarning, match="2 of the 70 targets of a batch lie outside the atoms' range, -3 to 3"):
         module.training_loss(X, torch.cat([Y[2:], torch.tensor([[9.0], [-4.0]])]), None)
@@ -144,9 +144,9 @@ def test_targets_out_of_range_are_told_once():
 
 
 def test_misuse():
-    with pytest.raises(InputError, match="`network` to be a CategoricalRegressionNetwork, .* but got Linear"):
+    with pytest.raises(InputError, match="`network` must be a CategoricalRegressionNetwork, .* but it is a Linear"):
         CategoricalRegressionModule(nn.Linear(1, 1))
-    with pytest.raises(InputError, match="but got Linear"):
+    with pytest.raises(InputError, match="but it is a Linear"):
         CategoricalRegressionModule(lambda: nn.Linear(1, 1))
     module = CategoricalRegressionModule(NETWORK)
     with pytest.raises(InputError, match="does not take an input of shape"):

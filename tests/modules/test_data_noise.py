@@ -241,14 +241,17 @@ def test_a_sample_of_weight_zero_is_not_learnt_by_bayes_by_backprop(monkeypatch)
 @pytest.mark.parametrize(
     ("weight", "match"),
     [
-        (torch.tensor([1.0, float("nan")] * 6), "`weight` of a batch to hold finite numbers of at least 0"),
-        (-torch.ones(12), "`weight` of a batch to hold finite numbers of at least 0"),
+        (
+            torch.tensor([1.0, float("nan")] * 6),
+            "`weight` of a batch must be finite and at least 0, but it holds (nan|-1)",
+        ),
+        (-torch.ones(12), "`weight` of a batch must be finite and at least 0, but it holds (nan|-1)"),
         (torch.ones(11), "`weight` of a batch must hold 12 numbers, one per sample, but it holds 11"),
         (
             torch.ones(12, 1),
-            r"`weight` of a batch to be numbers \[B\], one a sample, but got torch.float32 of shape \[12, 1\]",
+            r"`weight` of a batch must be numbers \[B\], one per sample, but it is torch.float32 of shape \[12, 1\]",
         ),
-        ([1.0] * 12, r"`weight` of a batch to be numbers \[B\], one a sample, but got list"),
+        ([1.0] * 12, r"`weight` of a batch must be numbers \[B\], one per sample, but it is list"),
     ],
 )
 def test_weights_that_are_none(weight, match):
@@ -326,7 +329,8 @@ def test_batches_without_positions_are_refused(make_trainer):
     x, y, _ = batch()
     module = EpinetModule(mlp(), data_noise=BootstrapNoise())
     with pytest.raises(
-        InputError, match=r"positions for data_noise=BootstrapNoise\(kind='bernoulli', seed=0\).*data\.Indexed"
+        InputError,
+        match=r"data_noise=BootstrapNoise\(kind='bernoulli', seed=0\).*needs the samples. positions.*data\.Indexed",
     ):
         make_trainer().fit(module, DataLoader(TensorDataset(x, y), batch_size=6))
     make_trainer().fit(module, DataLoader(Indexed(TensorDataset(x, y)), batch_size=6))
@@ -342,7 +346,7 @@ def test_labels_bear_no_noise_and_lightning_members_none_at_all():
             match=r"`data_noise` must leave the targets of Classification\(\) unchanged, but GaussianTargetNoise",
         ):
             build()
-    with pytest.raises(InputError, match=r"Leave out argument `data_noise` where members are LightningModules"):
+    with pytest.raises(InputError, match=r"`data_noise` must be left out where members are LightningModules"):
         EnsembleModule(BoringModel, num_members=2, data_noise=BootstrapNoise())
 
 

@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uq.callbacks.fitted import load_fitted
 from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.callbacks.load import load_fitted
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import CategoricalPrediction

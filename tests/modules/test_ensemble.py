@@ -469,7 +469,7 @@ def test_a_range_that_cannot_be_had(make_trainer):
     with pytest.raises(InputError, match=r'over one training DataLoader.*Pass `adversarial_scale="absolute"`'):
         make_trainer().fit(ensemble, {"a": loader(), "b": loader()})
     integers = TensorDataset(torch.zeros(8, 4, dtype=torch.long), torch.zeros(8, dtype=torch.long))
-    with pytest.raises(InputError, match=r"needs a floating-point tensor as input, but got torch\.int64"):
+    with pytest.raises(InputError, match=r"must be a floating-point tensor, but it is torch\.int64"):
         make_trainer().fit(EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=integers))
     x, y = dataset(8).tensors
     with pytest.raises(InputError, match="The range of the training inputs is unknown: train with a Trainer"):
@@ -479,7 +479,7 @@ def test_a_range_that_cannot_be_had(make_trainer):
         make_trainer().fit(
             EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1), loader(data=TensorDataset(x, y))
         )
-    with pytest.raises(InputError, match="needs a floating-point tensor as input, but got dict"):
+    with pytest.raises(InputError, match="must be a floating-point tensor, but it is a dict"):
         EnsembleModule(mlp, num_members=2, adversarial_epsilon=0.1, adversarial_scale="absolute").training_loss(
             {}, y, None
         )

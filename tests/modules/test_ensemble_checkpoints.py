@@ -373,12 +373,10 @@ def test_files_that_hold_no_member(tmp_path):
         "truncated.pt": good.read_bytes()[:200],
         "pickle.pt": {"state_dict": network().state_dict(), "hyper_parameters": {"x": Payload()}},
     }.items():
-        with pytest.raises(
-            InputError, match=rf"Expected argument `checkpoints` to name checkpoints, but .*{name} cannot be read: .+"
-        ):
+        with pytest.raises(InputError, match=rf"`checkpoints` must name checkpoints, but .*{name} cannot be read: .+"):
             collect(name, content)
     for name, content in {"list.pt": [1, 2], "number.pt": 3, "bare.pt": {"epoch": 3}}.items():
-        with pytest.raises(InputError, match=rf"Expected '.*{name}' to hold a state dict, alone or under `state_dict`"):
+        with pytest.raises(InputError, match=rf"'.*{name}' must hold a state dict, alone or under `state_dict`"):
             collect(name, content)
     with pytest.raises(InputError, match=r"does not hold the weights of Sequential: it lacks 2\.bias, and has nothing"):
         collect("lacks.pt", {k: v for k, v in network().state_dict().items() if k != "2.bias"})
@@ -398,7 +396,7 @@ def test_files_without_a_network(tmp_path):
     ):
         EnsembleModule.from_checkpoints([path])
     for nothing in ([], str(path)):
-        with pytest.raises(InputError, match="Argument `checkpoints` must be a list of files, but got"):
+        with pytest.raises(InputError, match="`checkpoints` must be a list of files, but it is"):
             EnsembleModule.from_checkpoints(nothing, network)
 
 

@@ -549,3 +549,8 @@ def test_scale_zero_is_the_softmax_plus_the_epinet():
         for p in module.network.epinet.parameters():
             p.zero_()
     torch.testing.assert_close(module(X), reference(X).expand(100, -1, -1))
+
+
+def test_a_head_of_another_type_is_refused():
+    with pytest.raises(InputError, match="`head` must be an EpinetHead, but it is a dict"):
+        EpinetModule(nn.Linear(4, 3), head={"index_dim": 4})

@@ -144,6 +144,7 @@ def test_a_built_network_has_to_be_passed_again(make_trainer, tmp_path):
 
 def test_a_plain_network_is_refused():
     with pytest.raises(
-        InputError, match="to be an EpistemicNetwork, or a factory of one, but got Linear; Deterministic"
+        InputError,
+        match="`network` must be an EpistemicNetwork, or a factory of one, but it is a Linear. Use Deterministic",
     ):
         UncertaintyModule(nn.Linear(4, 3))

@@ -145,7 +145,7 @@ def test_one_member_s_state_and_a_trainer_s_file_load_too(reference):
     torch.testing.assert_close(ensemble.member_state_dict(1)["mean_head.weight"], alone["mean_head.weight"])
 
 
-def test_a_state_that_does_not_fit_is_told(reference):
+def test_a_state_that_does_not_fit_is_reported(reference):
     state = part(reference, "net/in3out2M3h8d3/state/")
     with pytest.raises(
         InputError,
@@ -197,6 +197,6 @@ def test_mlp_without_hidden_layers_is_linear():
         (lambda: TabularNetwork(1, 1, heads="mean"), "`heads` must be 'gaussian' or None, but it is 'mean'"),
     ],
 )
-def test_bad_arguments_are_told(make, text):
+def test_bad_arguments_are_reported(make, text):
     with pytest.raises(InputError, match=text):
         make()

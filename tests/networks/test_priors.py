@@ -50,7 +50,7 @@ def test_layers_that_hold_their_weights_elsewhere(make):
     torch.testing.assert_close(first(network.double()(*(a.double() for a in args))).float(), expected)
 
 
-def test_a_lazy_module_is_told():
+def test_a_lazy_module_is_reported():
     with pytest.raises(InputError, match="`module` must be initialised, but LazyLinear is lazy"):
         freeze_as_buffers(nn.LazyLinear(3))
 
@@ -106,7 +106,7 @@ def test_copies_and_checkpoints():
     torch.testing.assert_close(other(x), network(x), rtol=0, atol=0)
 
 
-def test_outputs_of_another_shape_are_told():
+def test_outputs_of_another_shape_are_reported():
     with pytest.raises(
         InputError, match=r"prior's output must have the network's shape \[4, 3\], but its shape is \[4, 1\]"
     ):

@@ -59,7 +59,7 @@ def test_copies_follow_the_weights(copies):
 
 
 @pytest.mark.parametrize("make", [TemperatureScaling, VectorScaling])
-@pytest.mark.filterwarnings("ignore:.*fewer than 20 a class", "ignore:.*no finite positive temperature")
+@pytest.mark.filterwarnings("ignore:.*fewer than 20 per class", "ignore:.*no finite positive temperature")
 def test_a_pooled_calibration_keeps_pooled_rows(monkeypatch, make):
     kept, gather = [], calibration.gather_logits
     monkeypatch.setattr(

@@ -24,7 +24,9 @@ from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.running.loaders import (
     check_loader,
     exact_loader,
+    fit_dataloader_of,
     loader_list,
+    num_training_samples,
     training_loader,
     validation_loaders,
 )
@@ -227,3 +229,13 @@ def test_the_trainers_loaders_are_found_before_during_and_after_a_training(make_
     assert seen == [(train, [])] * 3
     assert loader_list(None) == []
     assert loader_list({"a": train, "b": val}) == [train, val]
+
+
+def test_the_data_for_a_fit_after_training_and_their_number():
+    data = SimpleNamespace(uq_fit_dataloader=lambda: "loader")
+    assert fit_dataloader_of(data)() == "loader"
+    assert fit_dataloader_of(None) is None
+    assert num_training_samples(SimpleNamespace(train_dataloader=DataLoader(dataset(7), batch_size=2))) == 7
+    several = SimpleNamespace(train_dataloader=[DataLoader(dataset(7))])
+    with pytest.raises(InputError, match=r"The training data has no length \(.*\)\. Pass `num_train`\."):
+        num_training_samples(several)

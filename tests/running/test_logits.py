@@ -5,8 +5,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.errors import InputError
 from lightning_uq.modules.deterministic import DeterministicModule
+from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 
@@ -35,6 +38,26 @@ def test_our_modules_unpack_their_own_batches():
 
     x, module = torch.randn(5, 4), Reversed(nn.Linear(4, 3))
     assert torch.equal(LogitReader()(module, (torch.zeros(5), x)), module(x))
+
+
+class UsersModuleAroundOurNetwork(LightningModule):
+    """A user's own module that happens to name an EpistemicNetwork ``network``."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = DeterministicNetwork(nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.network(x, self.network.sample_index(1))[0]
+
+
+@pytest.mark.filterwarnings("ignore:The likelihood has no finite")
+def test_a_users_module_with_an_epistemic_network_stays_the_users():
+    model, x, y = UsersModuleAroundOurNetwork(), torch.randn(40, 4), torch.arange(40) % 3
+    assert not is_uncertainty_module(model)
+    assert torch.equal(LogitReader()(model, (x, y)), model(x).unsqueeze(0))
+    assert TemperatureScaling().fit(model, [(x, y)]).fitted
+    assert FitGMM().fit(model, [(x, y)]).fitted
 
 
 def test_half_precision_is_upcast_and_double_kept():

@@ -3,16 +3,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_uq.running.ranks import gather_rows, raise_together, together
+from lightning_uq.running.ranks import gather_rows, raise_on_all_ranks, raising_on_all_ranks
 
 
 def test_one_process_raises_its_own_error():
     error = ValueError("mine")
     with pytest.raises(ValueError, match="mine") as caught:
-        raise_together(error, SimpleNamespace(world_size=1))
+        raise_on_all_ranks(error, SimpleNamespace(world_size=1))
     assert caught.value is error
-    raise_together(None)
-    with pytest.raises(ZeroDivisionError), together():
+    raise_on_all_ranks(None)
+    with pytest.raises(ZeroDivisionError), raising_on_all_ranks():
         _ = 1 / 0
     rows = torch.arange(3)
     assert gather_rows(rows, SimpleNamespace(world_size=1)) is rows
@@ -24,7 +24,7 @@ from datetime import timedelta
 import torch
 import torch.multiprocessing as mp
 from types import SimpleNamespace
-from lightning_uq.running.ranks import gather_rows, raise_together, together
+from lightning_uq.running.ranks import gather_rows, raise_on_all_ranks, raising_on_all_ranks
 from lightning_uq.errors import InputError, NotFittedError
 
 def main(rank, folder):
@@ -33,16 +33,16 @@ def main(rank, folder):
     )
     trainer = SimpleNamespace(world_size=2)
     found = [gather_rows(torch.arange(float(rank), 5, 2), trainer).tolist()]
-    raise_together(None, trainer)
+    raise_on_all_ranks(None, trainer)
     for kind in (NotFittedError, KeyError):
         try:
-            with together(trainer):
+            with raising_on_all_ranks(trainer):
                 if rank == 1:
                     raise kind("on rank 1")
         except Exception as error:
             found.append([type(error).__name__, str(error)])
     try:
-        with together(trainer):
+        with raising_on_all_ranks(trainer):
             raise InputError(f"on rank {rank}")
     except InputError as error:
         found.append(str(error))

@@ -18,6 +18,7 @@ from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.modules.evidential import EvidentialModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import CategoricalPrediction, Prediction
+from lightning_uq.running import transforms, weights
 
 NETWORK = Factory("lightning_uq.networks.mlp.MLP", {"in_features": 4, "out_features": 2, "hidden_sizes": [6]})
 SGD = Factory("torch.optim.SGD", {"lr": 0.5})
@@ -80,7 +81,7 @@ MODULES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*fewer than 20 a class", "ignore:.*no finite positive temperature")
+@pytest.mark.filterwarnings("ignore:.*fewer than 20 per class", "ignore:.*no finite positive temperature")
 @pytest.mark.parametrize("which", CALLBACKS)
 @pytest.mark.parametrize("kind", ["deterministic", "ensemble", "dropout"])
 def test_predict_equals_the_trainers(make_trainer, kind, which):
@@ -218,7 +219,7 @@ def test_other_weights_are_an_error_that_says_what_to_do(make_trainer):
     assert module.predict(X).probs.shape == (60, 2)
 
 
-def test_a_batchnorm_in_training_mode_is_told(make_trainer):
+def test_a_batchnorm_in_training_mode_is_reported(make_trainer):
     network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
     module, _ = fitted(module=trained(DeterministicModule(network)))
     module.predict(X)
@@ -283,7 +284,7 @@ def test_a_cast_is_no_change(move):
 @pytest.mark.parametrize(
     "make_copy", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))], ids=["deepcopy", "pickle"]
 )
-@pytest.mark.filterwarnings("ignore:.*fewer than 20 a class")
+@pytest.mark.filterwarnings("ignore:.*fewer than 20 per class")
 def test_a_copy_carries_what_its_original_does(make_copy, which):
     (callback,) = CALLBACKS[which](unpack_batch=lambda batch: tuple(batch))  # a lambda stays with the callback
     module, _ = fitted(callback, trained(EnsembleModule(NETWORK, num_members=2, seed=0)))
@@ -354,3 +355,18 @@ def test_a_predict_fn_of_our_module_is_refused():
     scaling = TemperatureScaling(predict_fn=lambda model, x: 2 * model(x))
     with pytest.raises(InputError, match="Leave argument `predict_fn` out"):
         scaling.fit(deterministic(), loader())
+
+
+def test_transforms_of_a_module_share_one_look_at_its_weights(monkeypatch):
+    """Each look reads weights, and on a GPU waits for the device."""
+    module, _ = fitted()
+    fitted(FitGMM(), module)
+    looks = []
+    look = transforms.weights_mark
+    monkeypatch.setattr(transforms, "weights_mark", lambda module: looks.append(module) or look(module))
+    monkeypatch.setattr(weights, "weights_mark", lambda module: looks.append(module) or look(module))
+    assert len(module.prediction_transforms) == 2
+    module.predict(X)
+    assert looks == [module]
+    module.prediction_transforms.apply(module, module.prediction(module(X)))
+    assert looks == [module, module]

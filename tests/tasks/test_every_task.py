@@ -137,7 +137,7 @@ def test_what_is_no_task(value):
         task_of(value)
 
 
-def test_only_fields_that_differ_are_told():
+def test_only_fields_that_differ_are_reported():
     assert describe(Classification()) == "Classification()"
     assert describe(Segmentation(num_classes=3, ignore_index=255)) == "Segmentation(num_classes=3, ignore_index=255)"
 

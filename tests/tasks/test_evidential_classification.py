@@ -128,7 +128,7 @@ def test_the_factor_rises_linearly_to_its_maximum(step, epoch, steps, epochs):
     torch.testing.assert_close(batch_loss(task, RAW[0], LABELS), full)
 
 
-def test_classes_that_are_never_predicted_are_told_once_the_annealing_is_over():
+def test_classes_that_are_never_predicted_are_reported_once_the_annealing_is_over():
     task = EvidentialClassification(annealing_steps=4)
     metric = UnpredictedClasses()
     metric.update(torch.eye(3)[[0, 0]], torch.tensor([1, 2]))

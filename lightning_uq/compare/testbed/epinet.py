@@ -45,7 +45,7 @@ def epinet_for_testbed(
     """The Neural Testbed's epinet agent, in the original's own units.
 
     An MLP (50, 50) with an epinet (15, 15) on its input and last hidden layer, D_z = 8, and an additive prior of MLPs
-    (5, 5) of scale 0.3 / T; 8 indices a step. Its penalty 0.2 (d / n)^0.7 sum p^2 is Adam's weight decay of twice that.
+    (5, 5) of scale 0.3 / T; 8 indices per step. Its penalty 0.2 (d / n)^0.7 sum p^2 is Adam's weight decay of twice that.
     The testbed trains it on batches of 100 for 1,000 steps, and for ten times as many if n / d > 500.
 
     Args:

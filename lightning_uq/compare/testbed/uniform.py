@@ -45,4 +45,3 @@ class UniformModule(UncertaintyModule):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(UniformNetwork(num_classes))
-        self._save_arguments(num_classes=num_classes)

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
 
-from lightning_uq.modules.checkpoints import ENSEMBLE_STATE
+from lightning_uq._lightning import hyperparameters_name
 from lightning_uq.modules.lightning_ensemble.checks import overrides
+from lightning_uq.modules.member_files import ENSEMBLE_STATE
 from lightning_uq.running.streams import from_plain, to_plain
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def save_members(members: "Members", checkpoint: dict[str, Any]) -> None:
 
 
 def load_members(members: "Members", checkpoint: dict[str, Any]) -> None:
-    """The inverse of :func:`save_members`; the streams go on only where a training is resumed."""
+    """Restore what :func:`save_members` saved; the random streams only when resuming a training."""
     saved = checkpoint.get(ENSEMBLE_STATE, {})
     if "members" not in saved:
         return
@@ -50,7 +51,7 @@ def _checkpoint_of(members: "Members", i: int, checkpoint: dict[str, Any]) -> di
     member = members.modules[i]
     if member.hparams:
         mine[_HPARAMS] = dict(member.hparams)
-        mine[_HPARAMS_NAME] = getattr(member, "_hparams_name", None)
+        mine[_HPARAMS_NAME] = hyperparameters_name(member)
     prefix, state = _prefix(i), checkpoint["state_dict"]
     names = [name for name in state if name.startswith(prefix)]
     mine["state_dict"] = {name.removeprefix(prefix): state.pop(name) for name in names}

@@ -30,8 +30,8 @@ def check_lightning_arguments(kind: str, **given: Any) -> None:
     for name in ("optimizer", "lr_scheduler", "loss", "prior_network", "bootstrap", "data_noise", "regularizer"):
         if given.get(name) not in (None, "none"):
             raise InputError(
-                f"Leave out argument `{name}` where members are LightningModules: {kind} brings its own steps, but got "
-                f"{given[name]!r}."
+                f"`{name}` must be left out where members are LightningModules, but it is {given[name]!r}. {kind} brings its own "
+                "steps."
             )
 
 
@@ -58,7 +58,9 @@ def check_member(member: LightningModule) -> None:
         raise InputError(f"`training_step` of {kind} must take a batch, but it takes `dataloader_iter`. {APART}")
 
 
-def misfit_of(member: LightningModule, batch: Any, unpack_batch: Callable[[Any], Any], task: Task) -> str | None:
+def unscorable_reason(
+    member: LightningModule, batch: Any, unpack_batch: Callable[[Any], Any], task: Task
+) -> str | None:
     """Why the ensemble's metrics cannot score a batch of its members, or None if they can."""
     try:
         x, y = unpack_batch(batch)
@@ -69,8 +71,8 @@ def misfit_of(member: LightningModule, batch: Any, unpack_batch: Callable[[Any],
         return f"{type(member).__name__}.forward does not map one input to an output"
     if not isinstance(y, Tensor) or not y.ndim:
         return "the batches hold no target"
-    misfit = task.accepts(y)
-    return None if misfit is None else f"{misfit}, as {describe(task)} expects"
+    reason = task.accepts(y)
+    return None if reason is None else f"{reason}, as {describe(task)} expects"
 
 
 def _maps_one_input(member: LightningModule) -> bool:

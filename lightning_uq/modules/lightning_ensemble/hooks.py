@@ -1,4 +1,4 @@
-"""Lightning's hooks of an ensemble: for members that are LightningModules, :class:`Members` answers them."""
+"""Lightning's hooks of an ensemble: members that are LightningModules replace some and receive the others."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 
 Module = TypeVar("Module", bound=type[LightningModule])
 
-ANSWERED = {
+REPLACED = {
     "training_step": "steps",
     "configure_optimizers": "optimization",
     "optimizer_step": "optimization",
@@ -16,11 +16,11 @@ ANSWERED = {
     "configure_gradient_clipping": "optimization",
     "lr_scheduler_step": "optimization",
 }
-"""Hooks that the members answer instead of the ensemble, and the part of :class:`Members` that does."""
+"""Hooks that the members replace, each with the part of :class:`Members` that has the replacement."""
 
 _STAGES = ("train", "validation", "test", "predict")
 
-HEARD = (
+PASSED_ON = (
     "setup",
     *(f"on_{stage}_{when}" for stage in ("fit", *_STAGES) for when in ("start", "end")),
     *(f"on_{stage}_epoch_{when}" for stage in _STAGES for when in ("start", "end")),
@@ -32,12 +32,12 @@ HEARD = (
     "on_save_checkpoint",
     "on_load_checkpoint",
 )
-"""Hooks of the ensemble that every member hears afterwards."""
+"""Hooks that the ensemble runs first, then passes on to every member."""
 
-HEARD_FIRST = ("teardown",)
-"""Hooks that the members hear before the ensemble."""
+PASSED_ON_FIRST = ("teardown",)
+"""Hooks that are passed on to the members before the ensemble runs its own."""
 
-ANSWERED_BY_FIRST = (
+FROM_FIRST_MEMBER = (
     "prepare_data",
     "train_dataloader",
     "val_dataloader",
@@ -47,19 +47,19 @@ ANSWERED_BY_FIRST = (
     "transfer_batch_to_device",
     "configure_callbacks",
 )
-"""Hooks that the first member answers for all: where the data come from, and what happens to a batch before the device."""
+"""Hooks of the first member that serve all: the data loaders, and what happens to a batch before it reaches the device."""
 
 
 def with_members(module_class: Module) -> Module:
     """Pass the hooks of an ensemble's class on to its ``members``; without any (None), the hooks stay the class's own."""
-    for name, part in ANSWERED.items():
-        setattr(module_class, name, _answered(module_class, name, part))
-    for name in HEARD + HEARD_FIRST:
-        setattr(module_class, name, _heard(module_class, name))
+    for name, part in REPLACED.items():
+        setattr(module_class, name, _replaced(module_class, name, part))
+    for name in PASSED_ON + PASSED_ON_FIRST:
+        setattr(module_class, name, _passed_on(module_class, name))
     return module_class
 
 
-def _answered(module_class: type[LightningModule], name: str, part: str) -> Callable[..., Any]:
+def _replaced(module_class: type[LightningModule], name: str, part: str) -> Callable[..., Any]:
     own = _own(module_class, name)
 
     @functools.wraps(getattr(module_class, name))  # Lightning asks for the signature, and whether a hook is overridden
@@ -71,18 +71,18 @@ def _answered(module_class: type[LightningModule], name: str, part: str) -> Call
     return hook
 
 
-def _heard(module_class: type[LightningModule], name: str) -> Callable[..., Any]:
+def _passed_on(module_class: type[LightningModule], name: str) -> Callable[..., Any]:
     own = _own(module_class, name)
 
     @functools.wraps(getattr(module_class, name))
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.members is None:
             return own(self)(*args, **kwargs)
-        if name in HEARD_FIRST:
-            self.members.hear(name, *args, *kwargs.values())
+        if name in PASSED_ON_FIRST:
+            self.members.pass_on(name, *args, *kwargs.values())
             return own(self)(*args, **kwargs)
         result = own(self)(*args, **kwargs)
-        answer = self.members.hear(name, *args, *kwargs.values())
+        answer = self.members.pass_on(name, *args, *kwargs.values())
         return result if answer is None else answer
 
     return hook

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
 
+from lightning_uq._lightning import trainer_of
 from lightning_uq.modules.lightning_ensemble.checkpoints import load_members, save_members
 from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
-from lightning_uq.modules.lightning_ensemble.hooks import ANSWERED_BY_FIRST
+from lightning_uq.modules.lightning_ensemble.hooks import FROM_FIRST_MEMBER
 from lightning_uq.modules.lightning_ensemble.logs import MemberLogs
 from lightning_uq.modules.lightning_ensemble.metrics import EnsembleMetrics
 from lightning_uq.modules.lightning_ensemble.optimization import MemberOptimization
@@ -56,22 +57,22 @@ class Members:
         """The hooks that Lightning only calls where a module overrides them, so that the ensemble has them where its members do."""
         first = self.modules[0]
         hooks: dict[str, Callable[..., Any]] = {
-            **{name: getattr(first, name) for name in ANSWERED_BY_FIRST},
+            **{name: getattr(first, name) for name in FROM_FIRST_MEMBER},
             "on_after_batch_transfer": self.steps.after_transfer,
             "configure_model": partial(self.call_each, "configure_model"),
         }
         return {name: hooks[name] for name in hooks if overrides(first, name) and not overrides(self.ensemble, name)}
 
     @contextmanager
-    def turn_of(self, i: int) -> Iterator[LightningModule]:
+    def using_stream(self, i: int) -> Iterator[LightningModule]:
         """Inside, random numbers are member i's own. A sanity check's draws are forgotten, as Lightning does for one module."""
-        trainer = self.ensemble._trainer  # None where a checkpoint is loaded bare
+        trainer = trainer_of(self.ensemble)  # None where a checkpoint is loaded bare
         checking = trainer is not None and trainer.sanity_checking
         with self.streams[i].active(self.ensemble.device, advance=not checking):
             yield self.modules[i]
 
-    def hear(self, hook: str, *args: Any) -> Any:
-        """Let the members hear a hook of the ensemble, either by the method of this name or each by itself."""
+    def pass_on(self, hook: str, *args: Any) -> Any:
+        """Pass a hook on: to the method of that name here, else to each member."""
         method = getattr(self, hook, None)
         return self.call_each(hook, *args) if method is None else method(*args)
 
@@ -87,7 +88,7 @@ class Members:
         for i, module in enumerate(self.modules):
             if not overrides(module, hook) or (hook == "on_before_backward" and self.steps.losses[i] is None):
                 continue
-            with self.turn_of(i):
+            with self.using_stream(i):
                 results.append(getattr(module, hook)(*self._arguments_of(i, hook, args)))
         self.logs.log_means()
         if hook.endswith("_batch_end"):
@@ -155,5 +156,5 @@ class Members:
         save_members(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them up again; the streams go on only where a training is resumed."""
+        """Restore the random streams and members' state; streams only when resuming."""
         load_members(self, checkpoint)

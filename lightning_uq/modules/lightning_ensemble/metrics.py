@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torchmetrics import Metric
 
-from lightning_uq.modules.lightning_ensemble.checks import misfit_of
+from lightning_uq.modules.lightning_ensemble.checks import unscorable_reason
 from lightning_uq.modules.lightning_ensemble.part import Part
 from lightning_uq.tasks import OutputShapeError
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class EnsembleMetrics(Part):
     """The metrics under ``ensemble/val_*`` and ``ensemble/test_*``, which are left out where the data or outputs do not fit.
 
-    Members that train alone need not fit the ensemble's task, so a misfit stops nothing: it is told once. Metrics of a part of
-    the data would pass for those of all of it, so one batch that does not fit leaves out the metrics of its loader.
+    Members that train alone need not fit the ensemble's task, so a batch that does not fit stops nothing, and is reported once.
+    Metrics of a part of the data would pass for those of all of it, so one such batch leaves out the metrics of its loader.
 
     Another rank may not have seen that batch, or may have had no batch at all. So the ranks decide together when an evaluation
     ends, and only then log the metrics: no rank waits for a value that another one does not compute. Lightning gives each of
@@ -30,9 +30,9 @@ class EnsembleMetrics(Part):
 
     def __init__(self, members: "Members") -> None:
         super().__init__(members)
-        self._misfits: dict[int, str | None] = {}  # by loader, of which this rank has seen a batch
+        self._reasons: dict[int, str | None] = {}  # by loader, of which this rank has seen a batch
         self._metric_sets = nn.ModuleList()
-        self._is_told = False
+        self._notified = False
 
     @property
     def are_logged_at_end(self) -> bool:
@@ -41,43 +41,43 @@ class EnsembleMetrics(Part):
 
     def start(self, metric_sets: nn.ModuleList) -> None:
         """Begin an evaluation with one set of metrics per loader."""
-        self._misfits, self._metric_sets = {}, metric_sets
+        self._reasons, self._metric_sets = {}, metric_sets
 
     def update(self, batch: Any, dataloader_idx: int, evaluate: Callable[[], None]) -> None:
         """Let ``evaluate`` update the metrics of a loader, unless a batch of it does not fit."""
-        if self._misfits.get(dataloader_idx) is not None:
+        if self._reasons.get(dataloader_idx) is not None:
             return
         ensemble = self.members.ensemble
-        misfit = misfit_of(self.members.modules[0], batch, ensemble.unpack_batch, ensemble.task)
-        if misfit is None:
+        reason = unscorable_reason(self.members.modules[0], batch, ensemble.unpack_batch, ensemble.task)
+        if reason is None:
             try:
                 evaluate()
             except OutputShapeError as error:
-                misfit = str(error)
-        if misfit is not None:
+                reason = str(error)
+        if reason is not None:
             for metric in self._metrics(dataloader_idx).values():
                 metric.reset()
-        self._misfits[dataloader_idx] = misfit
+        self._reasons[dataloader_idx] = reason
 
     def log(self, stage: str) -> None:
         """Log the metrics of every loader whose batches fit on all ranks; to be called on all ranks."""
         ensemble = self.members.ensemble
         strategy, rank, world = ensemble.trainer.strategy, ensemble.trainer.global_rank, ensemble.trainer.world_size
         loaders = range(len(self._metric_sets))
-        misfits = [self._misfits.get(i) for i in loaders]
+        reasons = [self._reasons.get(i) for i in loaders]
         own = [
-            [0 if misfit is None else world - rank for misfit in misfits],
-            [int(i in self._misfits) for i in loaders],
+            [0 if reason is None else world - rank for reason in reasons],
+            [int(i in self._reasons) for i in loaders],
         ]
         found = torch.as_tensor(strategy.reduce(torch.tensor(own, device=ensemble.device), reduce_op="max"))
-        first_misfit, any_seen = found.tolist()
-        if any(first_misfit) and not self._is_told:
-            reason = next((misfit for misfit in misfits if misfit is not None), "")
-            reason = strategy.broadcast(reason, src=world - max(first_misfit))
+        first_reason, any_seen = found.tolist()
+        if any(first_reason) and not self._notified:
+            reason = next((reason for reason in reasons if reason is not None), "")
+            reason = strategy.broadcast(reason, src=world - max(first_reason))
             rank_zero_info(f"The ensemble as a whole has no metrics: {reason.rstrip('.')}.")
-            self._is_told = True
+            self._notified = True
         for i in loaders if self.are_logged_at_end else ():
-            if any_seen[i] and not first_misfit[i]:
+            if any_seen[i] and not first_reason[i]:
                 # At an epoch's end Lightning adds no loader to the names.
                 loader = f"/dataloader_idx_{i}" if len(loaders) > 1 else ""
                 for key, metric in self._metrics(i).items():

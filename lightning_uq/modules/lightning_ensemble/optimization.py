@@ -8,7 +8,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
-from lightning_uq._lightning import optimizer_handles_unscaling
+from lightning_uq._lightning import after_closure, lightning_optimizer, optimizer_handles_unscaling
 from lightning_uq.errors import InputError
 from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
 from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer, ScaledOptimizer, configure_member
@@ -39,7 +39,7 @@ class MemberOptimization(Part):
         """
         self.optimizers, self.schedulers = [], []
         for i in range(len(self.members.modules)):
-            with self.members.turn_of(i) as member:
+            with self.members.using_stream(i) as member:
                 check_member(member)  # its `setup` may have turned automatic optimization off
                 returned = member.configure_optimizers()
             optimizer, configs = configure_member(member, f"member_{i}", returned)
@@ -66,7 +66,7 @@ class MemberOptimization(Part):
     def optimizers_of(self, i: int, use_pl_optimizer: bool = True) -> Any:
         """The value of member i's ``self.optimizers()``."""
         optimizer, strategy = self.optimizers[i], self.members.ensemble.trainer.strategy
-        return LightningOptimizer._to_lightning_optimizer(optimizer, strategy) if use_pl_optimizer else optimizer
+        return lightning_optimizer(optimizer, strategy) if use_pl_optimizer else optimizer
 
     def schedulers_of(self, i: int) -> Any:
         """The value of member i's ``self.lr_schedulers()``."""
@@ -79,7 +79,7 @@ class MemberOptimization(Part):
         """Step a scheduler the way its owner does."""
         for i, configs in enumerate(self.schedulers):
             if any(config.scheduler is scheduler for config in configs):
-                with self.members.turn_of(i) as member:
+                with self.members.using_stream(i) as member:
                     member.lr_scheduler_step(scheduler, metric)
 
     def optimizer_step(
@@ -105,7 +105,7 @@ class MemberOptimization(Part):
             if not optimizer_handles_unscaling(member_optimizer):
                 scaler.unscale_(member_optimizer)
         raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        precision._after_closure(self.members.ensemble, raw)
+        after_closure(precision, self.members.ensemble, raw)
         for i, member_optimizer in optimizers.items():
             step_member(i, ScaledOptimizer(member_optimizer, scaler))
         if optimizers:
@@ -113,7 +113,7 @@ class MemberOptimization(Part):
 
     def _step_member(self, epoch: int, batch_idx: int, i: int, optimizer: Any) -> None:
         if overrides(self.members.modules[i], "optimizer_step"):
-            with self.members.turn_of(i) as member:
+            with self.members.using_stream(i) as member:
                 member.optimizer_step(epoch, batch_idx, optimizer, _closure_ran)
         else:
             optimizer.step()

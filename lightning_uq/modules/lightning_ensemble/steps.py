@@ -39,7 +39,7 @@ class MemberSteps(Part):
         """Every member's training step; the sum of their losses gives each its own gradient."""
         self.outputs, self.losses = [], []
         for i in range(len(self.members.modules)):
-            with self.members.turn_of(i) as member:
+            with self.members.using_stream(i) as member:
                 output = self._trained(member, self.batch_of(i, batch), batch_idx)
             self._release(i, "on_train_batch_end")
             loss, extra = _loss_and_rest(output, member)
@@ -56,7 +56,7 @@ class MemberSteps(Part):
         self.outputs = [None] * len(self.members.modules)
         for i, member in enumerate(self.members.modules):
             if overrides(member, step):
-                with self.members.turn_of(i):
+                with self.members.using_stream(i):
                     own = self.batch_of(i, batch)
                     self.outputs[i] = call_step(getattr(member, step), own, batch_idx, dataloader_idx)
                 self._release(i, f"on_{step.removesuffix('_step')}_batch_end")

@@ -21,10 +21,10 @@ class MemberTrainer:
 
     _members: "Members"
     _i: int
-    _trainer: Trainer
+    _shared: Trainer
 
     def __init__(self, members: "Members", i: int) -> None:
-        vars(self).update(_members=members, _i=i, _trainer=members.ensemble.trainer)
+        vars(self).update(_members=members, _i=i, _shared=members.ensemble.trainer)
 
     @property
     def model(self) -> LightningModule:
@@ -51,12 +51,12 @@ class MemberTrainer:
     @property
     def callback_metrics(self) -> dict[str, Any]:
         """The Trainer's values, with those that the member logged under the names that it used."""
-        return self._own_names(self._trainer.callback_metrics)
+        return self._own_names(self._shared.callback_metrics)
 
     @property
     def logged_metrics(self) -> dict[str, Any]:
         """The Trainer's values, with those that the member logged under the names that it used."""
-        return self._own_names(self._trainer.logged_metrics)
+        return self._own_names(self._shared.logged_metrics)
 
     def _own_names(self, values: dict[str, Any]) -> dict[str, Any]:
         prefix = f"member_{self._i}/"
@@ -65,10 +65,10 @@ class MemberTrainer:
 
     @property  # type: ignore[misc]  # so that `isinstance(self.trainer, Trainer)` holds
     def __class__(self) -> type:
-        return type(self._trainer)
+        return type(self._shared)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._trainer, name)
+        return getattr(self._shared, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._trainer, name, value)
+        setattr(self._shared, name, value)

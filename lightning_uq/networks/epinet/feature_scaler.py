@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional.precision import widen
-from lightning_uq.networks.precision import KeepsPrecision
-from lightning_uq.networks.ranks import all_sum
+from lightning_uq.networks.precision import KeepsPrecision, all_sum
 
 _SMALLEST_SPREAD = 0.1  # of a feature, relative to the root mean square over features
 

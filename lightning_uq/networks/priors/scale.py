@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional.precision import widen
-from lightning_uq.networks.precision import KeepsPrecision
-from lightning_uq.networks.ranks import all_sum
+from lightning_uq.networks.precision import KeepsPrecision, all_sum
 
 # Number of indices z over which the spread of a prior is measured.
 SPREAD_DRAWS = 256

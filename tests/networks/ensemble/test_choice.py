@@ -219,7 +219,7 @@ def test_vmap_is_chosen_for_known_layers_alone():
         check_mappable(Custom(lambda s, x: x if x.sum() > 0 else -x), OutputReader())
 
 
-def test_a_call_that_vmap_cannot_map_is_told():
+def test_a_call_that_vmap_cannot_map_is_reported():
     network = build_ensemble([Custom(lambda s, x: x if x.sum().item() > 0 else -x) for _ in range(2)], "vmap")
     with pytest.raises(
         UnsupportedError, match=r"execution='vmap' does not support Custom: .*item\(\).* Use execution='loop'"

@@ -118,13 +118,13 @@ def test_index(execution):
         (2, r"an integer tensor \[Z\], but it is 2"),
     ],
 )
-def test_a_bad_index_is_told(execution, index, text):
+def test_a_bad_index_is_reported(execution, index, text):
     with pytest.raises(InputError, match=text):
         build(lambda: nn.Linear(2, 3), execution)(torch.zeros(1, 2), index)
 
 
 @pytest.mark.parametrize("execution", KINDS)
-def test_other_bad_arguments_are_told(execution):
+def test_other_bad_arguments_are_reported(execution):
     network = build(lambda: nn.Linear(2, 3), execution)
     with pytest.raises(
         InputError, match=r"`xs` must hold one batch per member, shape \[3, B, ...\], but it is \[2, 5, 2\]"
@@ -145,7 +145,7 @@ def test_other_bad_arguments_are_told(execution):
             build_ensemble(members, execution)
 
 
-def test_unknown_execution_is_told():
+def test_unknown_execution_is_reported():
     with pytest.raises(InputError, match="`execution` must be 'loop', 'stacked', 'vmap' or 'auto', but it is 'fast'"):
         build_ensemble([nn.Linear(2, 2)], "fast")
 

@@ -39,7 +39,7 @@ def test_what_a_member_returns_is_read(execution):
     torch.testing.assert_close(network(x).exp().sum(-1), torch.ones(3, 4))
 
 
-def test_an_output_that_is_no_tensor_is_told():
+def test_an_output_that_is_no_tensor_is_reported():
     class Pair(nn.Module):
         def __init__(self):
             super().__init__()

@@ -146,7 +146,7 @@ def test_the_original_keys_are_read():
     assert torch.equal(norm_of(net[0]).u.flatten(), state["0.weight_u"])  # no warm-up over what was loaded
 
 
-def test_original_keys_that_do_not_fit_are_told():
+def test_original_keys_that_do_not_fit_are_reported():
     net = spectral_normalize(small_net())
     with pytest.raises(RuntimeError, match=r"`0.weight_u` and `0.weight_v` do not belong to a square input"):
         net.load_state_dict(original_state(small_net(), (6, 5)))

@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uq.callbacks.fitted import load_fitted
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.knn import FitKNN
+from lightning_uq.callbacks.load import load_fitted
 from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.callbacks.vector_scaling import VectorScaling
 from lightning_uq.errors import InputError

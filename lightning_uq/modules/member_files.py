@@ -44,12 +44,12 @@ def read_member_files(
         InputError: A file cannot be read, or the arguments do not go together.
     """
     if isinstance(checkpoints, str | Path) or not checkpoints:
-        raise InputError(f"Argument `checkpoints` must be a list of files, but got {checkpoints!r}.")
+        raise InputError(f"`checkpoints` must be a list of files, but it is {checkpoints!r}.")
     if network is not None and module_class is not None:
         raise InputError("Arguments `network` and `module_class` exclude each other: pass one of them.")
     if "num_members" in kwargs:
         raise InputError("Leave out argument `num_members`: there is one member per file.")
-    files = [read_weights(path, "argument `checkpoints` to name checkpoints") for path in checkpoints]
+    files = [read_weights(path, "`checkpoints` must name checkpoints") for path in checkpoints]
     found: dict[str, Any] = {}
     if network is None:
         network, found = factory_of(module_class, [hyper_parameters for _, hyper_parameters in files], checkpoints)

@@ -1,0 +1,70 @@
+"""The metrics of a validation or a test: one set per loader, updated batch by batch and logged on every rank."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_uq import batches
+from lightning_uq.metrics.base import MeanLoss
+from lightning_uq.modules.checks import check_numbers
+from lightning_uq.modules.targets import Targets
+from lightning_uq.running.loaders import loader_list
+from lightning_uq.tasks import Stage, Task
+
+if TYPE_CHECKING:
+    from lightning_uq.modules.base import UncertaintyModule
+
+
+def make_metrics(task: Task, loaders: Any, stage: Stage) -> nn.ModuleList:
+    """A fresh set of metrics per loader: metrics that several loaders share would mix their samples."""
+    return nn.ModuleList(nn.ModuleDict({"loss": MeanLoss(), **task.metrics(stage)}) for _ in loader_list(loaders))
+
+
+def metrics_of(metric_sets: nn.ModuleList, loader_idx: int) -> dict[str, Metric]:
+    """The metrics of a loader, by name."""
+    return dict(metric_sets[loader_idx].items())  # type: ignore[operator]  # a ModuleList yields bare Modules
+
+
+def log_metrics(module: "UncertaintyModule", stage: str, metrics: dict[str, Metric], loader_idx: int) -> None:
+    """Log the metrics of a loader as ``{stage}_{name}``; Lightning computes them when the loader ends."""
+    for name, metric in metrics.items():
+        module.log(
+            f"{stage}_{name}",
+            metric,
+            prog_bar=stage == "val" and name in ("loss", module.task.metric_on_bar),
+            batch_size=1,  # a metric counts for itself
+            metric_attribute=f"{stage}_metrics.{loader_idx}.{name}",
+        )
+
+
+def update_metrics(
+    module: "UncertaintyModule", metrics: dict[str, Metric], loader: Any, batch: Any, batch_idx: int
+) -> None:
+    """Update the metrics of a loader with a batch; rows that a distributed sampler repeats as padding are left out."""
+    x, y = module.labelled(batch, batch_idx)
+    output = module(x)
+    index = batches.sample_index(batch)
+    position, keep = batches.distributed_rows(loader, batch_idx, len(y))
+    if position is not None and keep is not None:
+        # Positions also make the joint log-loss the same on any number of ranks.
+        index = (position if index is None else index.cpu())[keep]
+        output, y = output[:, keep.to(output.device)], y[keep.to(y.device)]
+    if not len(y):
+        return
+    check_numbers(output, module.task)
+    losses, count = module.losses_and_count(output, Targets(y))
+    metrics["loss"].update(losses.mean(), count)
+    # The prediction is pooled once for all other metrics.
+    prediction = module.prediction_transforms.apply(module, module.prediction(output))
+    prediction, target = module.task.rows(prediction, y)
+    if len(target):
+        for metric in (metric for name, metric in metrics.items() if name != "loss"):
+            _update(metric, prediction, target, index)
+
+
+def _update(metric: Metric, prediction: Any, target: Tensor, index: Tensor | None) -> None:
+    if getattr(metric, "takes_index", False):
+        metric.update(prediction, target, index)
+    else:
+        metric.update(prediction, target)
