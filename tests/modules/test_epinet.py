@@ -465,7 +465,7 @@ def test_a_head_that_cannot_be(arguments, message):
 
 
 def test_an_unknown_layer():
-    with pytest.raises(InputError, match="got 'nope'"):
+    with pytest.raises(InputError, match="it is 'nope'"):
         EpinetModule(BASE, feature_layers="nope")
 
 

@@ -100,7 +100,7 @@ def test_a_density_is_refused(make_trainer):
 
 
 def test_the_testbeds_agent():
-    network = functools.partial(BASE._function, 10, 2, (50, 50))
+    network = functools.partial(BASE._function, 10, 2, hidden_sizes=(50, 50))
     setting = AgentSetting("testbed", 10, 2, 100, network, ADAM, temperature=0.1)
     module = AGENTS["hypermodel"].build(setting)
     assert sum(p.numel() for p in module.parameters()) == 22_414  # as the original counts

@@ -93,15 +93,15 @@ def test_haiku_sorts_layers_by_name():
 
 def test_other_parameters_are_refused():
     params = under("lin/hyper_fn/")
-    with pytest.raises(InputError, match=r"Expected 'linear_1/w' to be of shape \[3, 15\], but got \[3, 12\]"):
+    with pytest.raises(InputError, match=r"'linear_1/w' must have shape \[3, 15\], but its shape is \[3, 12\]"):
         load_haiku(
             HypermodelNetwork(MLP(3, 2, hidden_sizes=(5,)), indexer=ScaledGaussianIndexer(3)),
             params | {"linear/w": torch.zeros(3, 5)},
         )
     with pytest.raises(InputError, match="it has no place for linear_9/b"):
         load_haiku(hypermodel(), params | {"linear_9/b": torch.zeros(1)})
-    with pytest.raises(InputError, match="to hold 'diagonal_linear/w', but got linear/w"):
+    with pytest.raises(InputError, match="must hold 'diagonal_linear/w', but it holds linear/w"):
         load_haiku(BayesByBackpropNetwork(MLP(3, 2, hidden_sizes=(4,))), params)
     conv = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))
-    with pytest.raises(InputError, match="weights of linear layers alone"):
+    with pytest.raises(InputError, match="Only weights of linear layers"):
         load_haiku(BayesByBackpropNetwork(conv), {"diagonal_linear/w": torch.zeros(20)})
