@@ -126,7 +126,7 @@ def test_half_precision_counts_every_position():
     assert counts.tolist() == [3000]
     assert sums.item() == pytest.approx(3000 * math.log(2), rel=1e-5)
     module = DeterministicModule(nn.Identity(), task="segmentation", loss=lambda a, b: a.sum(1) + 1)
-    _, count = module._losses_and_count(output[None], Targets(target))
+    _, count = module.losses_and_count(output[None], Targets(target))
     assert count == 3000
 
 
