@@ -376,6 +376,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.sibling import fitted_states
+from tests.leaving import LeaveAtOnce
 torch.manual_seed(0)
 x = torch.randn(21, 4).double()  # two ranks have other batches than one, so everything is in float64
 y = (x[:, 0] > 0).long()
@@ -399,7 +400,7 @@ def main():
     module = Module()
     trainer = Trainer(accelerator="cpu", devices=2, strategy=STRATEGY, logger=False, max_epochs=2, precision="64-true",
                       enable_progress_bar=False, enable_model_summary=False, default_root_dir=".",
-                      callbacks=[gmm, ModelCheckpoint(dirpath="ckpt", monitor="val_loss")])
+                      callbacks=[gmm, ModelCheckpoint(dirpath="ckpt", monitor="val_loss"), LeaveAtOnce()])
     trainer.fit(module, loader, loader)
     import glob
     (path,) = glob.glob("ckpt/*uq*.ckpt")

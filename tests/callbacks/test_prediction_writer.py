@@ -649,6 +649,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
+from tests.leaving import LeaveAtOnce
 from lightning_uq import DeterministicModule, PredictionWriter, read_predictions
 
 
@@ -662,7 +663,8 @@ class Failing(DeterministicModule):
 def run(kind):
     writer = PredictionWriter(Path(out).parent / "there", "csv")
     trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, callbacks=[writer], enable_checkpointing=False,
+        accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, callbacks=[writer, LeaveAtOnce()],
+        enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )
     loader = DataLoader(torch.zeros(7, 4), 1)

@@ -7,11 +7,12 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,13 +29,15 @@ from tests.contract.cases import (
     loader,
 )
 from tests.contract.running import TEST, TRAIN, VAL
+from tests.leaving import LeaveAtOnce
 from tests.metrics.cases import ROWS
 
 ODD = TRAIN + 1  # a rank more than the other
 
 
-def make_trainer(strategy: str, **kwargs: Any) -> Trainer:
+def make_trainer(strategy: str, callbacks: Sequence[Callback] = ()) -> Trainer:
     """Two float64 ranks that write nothing but a best checkpoint."""
+    leave = [LeaveAtOnce()] if strategy == "ddp_spawn" else []
     return Trainer(
         accelerator="cpu",
         devices=2,
@@ -44,7 +47,7 @@ def make_trainer(strategy: str, **kwargs: Any) -> Trainer:
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **kwargs,
+        callbacks=[*callbacks, *leave],
     )
 
 
