@@ -22,13 +22,10 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 # torch keeps compiled graphs on the disk by their code alone: with ATEN_CPU_CAPABILITY=avx2 it would take one that was generated for
-# AVX-512, whose outputs then hold uninitialised memory.
-os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR",
-    str(
-        Path(tempfile.gettempdir())
-        / f"lightning_uq_inductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
-    ),
+# AVX-512, whose outputs then hold uninitialised memory. torch has set its own folder by now, so this replaces it.
+_CAPABILITY = torch.backends.cpu.get_cpu_capability().replace(" ", "_")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+    Path(tempfile.gettempdir()) / f"lightning_uq_inductor_{getpass.getuser()}_{_CAPABILITY}"
 )
 
 
