@@ -3,6 +3,8 @@
 import os
 import resource
 import signal
+import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +23,9 @@ def dies(work: Callable[[], Any]) -> bool:
         try:
             torch.set_num_threads(1)  # threads are not copied, and OpenMP would wait for them
             work()
+        except BaseException:
+            traceback.print_exc()  # or the parent would know only that nobody was killed
+            sys.stderr.flush()
         finally:
             os._exit(0)  # neither pytest's nor anybody's cleaning up is this process' business
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
