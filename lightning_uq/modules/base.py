@@ -25,7 +25,7 @@ from lightning_uq.modules.checks import (
     raise_shape_error,
 )
 from lightning_uq.modules.evaluation import log_metrics, make_metrics, metrics_of, update_metrics
-from lightning_uq.modules.frozen import expect_eval_mode
+from lightning_uq.modules.frozen import expect_eval_mode, in_eval_mode
 from lightning_uq.modules.targets import Loss, Targets, losses_and_count
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory
@@ -154,9 +154,10 @@ class UncertaintyModule(CheckpointedModule):
         """The prediction for inputs x [B, ...], as :meth:`predict_step` makes it for a batch.
 
         It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False. It carries what callbacks
-        have fitted (``prediction_transforms``); other weights than those of the fit are a :class:`NotFittedError`.
+        have fitted (``prediction_transforms``); other weights than those of the fit are a :class:`NotFittedError`. It runs in
+        evaluation mode, whatever mode a training has left, and puts that mode back.
         """
-        with self.prediction_transforms.observing(self) as transformed:
+        with in_eval_mode(self), self.prediction_transforms.observing(self) as transformed:
             output = self(x)
         check_numbers(output, self.task)
         prediction = transformed(self.prediction(output))

@@ -43,6 +43,8 @@ class Indexer(ABC):
     def evaluation_index(self, num_samples: int, seed: int = 0) -> Tensor:
         """The indices to evaluate with: all of a finite set, else ``num_samples`` draws, the same at every call.
 
+        The indices of a finite set are its numbers, 0 to ``num_indices`` - 1. A finite set of vectors overrides this method.
+
         Args:
             num_samples: Number of draws Z from an infinite index set. A finite set ignores it.
             seed: Seed of those draws.
@@ -50,6 +52,8 @@ class Indexer(ABC):
         Raises:
             InputError: ``num_samples`` is below 1.
         """
+        if self.num_indices is not None:
+            return torch.arange(self.num_indices)
         check_integer("num_samples", num_samples, 1)
         key = (num_samples, seed)
         if self._drawn is None or self._drawn[0] != key:
@@ -87,10 +91,6 @@ class EnsembleIndexer(Indexer):
     def __call__(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Member numbers [Z]."""
         return torch.randint(self.num_members, (num_samples,), generator=generator)
-
-    def evaluation_index(self, num_samples: int, seed: int = 0) -> Tensor:
-        """All members [M], in order."""
-        return torch.arange(self.num_members)
 
 
 class GaussianIndexer(Indexer):

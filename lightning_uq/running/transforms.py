@@ -146,13 +146,12 @@ def _check(attached: Collection[_Attached], module: nn.Module) -> None:
     mark = weights_mark(module) if attached else None
     for one in attached:
         if not one.check.holds(module, mark):
-            raise _other_weights(one, module)
+            raise _other_weights(one)
 
 
-def _other_weights(one: _Attached, module: nn.Module) -> NotFittedError:
+def _other_weights(one: _Attached) -> NotFittedError:
     weights = "the weights that it was fitted on" + (f" ({one.path})" if one.path else "")
-    mode = " In training mode a BatchNorm changes with every input: call `module.eval()`." if module.training else ""
     return NotFittedError(
         f"{one.owner} was fitted on other weights than this module has. Load {weights}, fit it again, or take it off with "
-        f"`module.prediction_transforms.clear()`.{mode}"
+        f"`module.prediction_transforms.clear()`."
     )

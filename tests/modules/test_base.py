@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional import entropy
 from lightning_uq.functional.joint import joint_log_loss
@@ -442,3 +443,22 @@ def test_an_error_of_ours_is_not_taken_for_a_wrong_shape():
 def test_numbers_of_indices_are_checked_at_once(argument, value):
     with pytest.raises(InputError, match=rf"`{argument}` must be an integer of at least 1, but it is {value!r}"):
         DropoutModule(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.1)), **{argument: value})
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.Dropout(0.5)])
+def test_predict_after_a_fit_is_what_the_trainer_gives(make_trainer, layer):
+    module = DeterministicModule(nn.Sequential(nn.Linear(4, 3), layer))
+    module.network.network[0].weight.data.copy_(torch.eye(3, 4))
+    rows = [(X, (X[:, :3] + 0.5 * torch.randn(45, 3)).argmax(1))]
+    trainer = make_trainer(callbacks=[TemperatureScaling(dataloader=rows, weights="last")])
+    trainer.fit(module, loader(), loader())
+    module.train()  # as a training leaves it, or a user
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    for _ in range(2):
+        prediction = module.predict(X[:8])
+    assert module.training
+    assert module.network.network[1].training
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    by_trainer = trainer.predict(module, loader())[0]
+    assert torch.allclose(prediction.probs, by_trainer.probs)
+    assert torch.equal(prediction.temperature, by_trainer.temperature)

@@ -24,6 +24,8 @@ from lightning_uq.networks import (
     StackedEnsembleNetwork,
     VmapEnsembleNetwork,
 )
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.indexers import Indexer
 
 X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1] * 4)
@@ -106,3 +108,30 @@ def test_an_infinite_set_is_drawn_from():
 def test_the_number_of_indices_is_the_indexers():
     assert DeterministicNetwork(nn.Linear(2, 2)).num_indices == 1
     assert {NETWORKS[name]().num_indices for name in NETWORKS} == {M}
+
+
+class OneOfSix(Indexer):
+    """A finite set that a user wrote: nothing but its size and how it is drawn."""
+
+    num_indices = 6
+
+    def __call__(self, num_samples, generator=None):
+        return torch.randint(6, (num_samples,), generator=generator)
+
+
+class OffsetPerIndex(EpistemicNetwork):
+    def __init__(self):
+        super().__init__(OneOfSix())
+        self.linear = nn.Linear(4, 2)
+        self.offset = nn.Parameter(torch.zeros(6, 2))
+
+    def forward(self, x, index):
+        return self.linear(x) + self.offset[index].unsqueeze(1)
+
+
+def test_a_users_finite_set_is_enumerated():
+    module = UncertaintyModule(OffsetPerIndex())
+    x, y = torch.randn(8, 4), torch.arange(8) % 2
+    module.training_loss(x, y, (x, y)).backward()
+    assert (module.network.offset.grad != 0).any(1).all()
+    assert module.network.evaluation_index(100).tolist() == list(range(6))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
@@ -76,11 +77,13 @@ class MemberOptimization(Part):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """Step a scheduler the way its owner does."""
+        """Step a scheduler the way its owner does, and one that a callback has installed the way Lightning does."""
         for i, configs in enumerate(self.schedulers):
             if any(config.scheduler is scheduler for config in configs):
                 with self.members.using_stream(i) as member:
                     member.lr_scheduler_step(scheduler, metric)
+                return
+        LightningModule.lr_scheduler_step(self.members.ensemble, scheduler, metric)
 
     def optimizer_step(
         self,

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.bootstrap import member_seed
@@ -127,3 +129,36 @@ def test_composite_optimizer_refuses_what_belongs_to_a_member():
     ):
         composite.load_state_dict(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1).state_dict())
     assert "SGD" in repr(composite)
+
+
+class RatePerEpoch(Callback):
+    def __init__(self):
+        self.rates = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+class PlainSGD(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 2)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_scheduler_that_a_callback_installs_steps(make_trainer):
+    def rates(module):
+        recorder = RatePerEpoch()
+        averaging = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2, annealing_epochs=2)
+        data = DataLoader(TensorDataset(torch.randn(16, 4), torch.arange(16) % 2), 8)
+        make_trainer(max_epochs=5, callbacks=[averaging, recorder]).fit(module, data)
+        return recorder.rates
+
+    alone = rates(PlainSGD())
+    assert alone[-1] == pytest.approx(0.01)
+    assert rates(EnsembleModule(PlainSGD, num_members=2, seed=0)) == pytest.approx(alone)
