@@ -9,26 +9,27 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_uq.networks.fingerprint import persistent_tensors, same_weights, weights_fingerprint
 
-_SAMPLED_TENSORS = 8
-_SAMPLED_VALUES = 64
+_BLOCK = 1024
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SPREAD = -7046029254386353131  # odd: its multiples spread positions over 64 bits
 
 
 @dataclass(frozen=True)
 class WeightsMark:
-    """A cheap mark of a module's weights: an equal mark means that nothing has touched them since.
+    """A mark of a module's weights, cheaper than a fingerprint: an equal mark means that nothing has touched them since.
 
     Attributes:
         version: Sum of torch's version counters, which every in-place change raises.
         tensors: The tensors' identities, dtypes and places in their storages.
         storages: Weak references to the storages. No other storage has the address of one while a reference is held.
-        sample: Sums over a few values of a few tensors. They show changes that pass the version counters by, such as
-            ``parameter.data.copy_(...)``, by which Lightning swaps averaged weights.
+        sums: One number per device, from sums over the bits of all values. They show changes that the version counters miss,
+            such as ``parameter.data.copy_(...)``, with which Lightning swaps averaged weights.
     """
 
     version: int
     tensors: tuple[tuple[Any, ...], ...]
     storages: tuple[StorageWeakRef, ...]
-    sample: tuple[float, ...]
+    sums: tuple[int, ...]
 
 
 def weights_mark(module: nn.Module) -> WeightsMark | None:
@@ -48,17 +49,27 @@ def weights_mark(module: nn.Module) -> WeightsMark | None:
         sum(tensor._version for tensor in tensors),
         tuple((id(tensor), tensor.dtype, tensor.device, tensor.storage_offset()) for tensor in tensors),
         tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors),  # type: ignore[no-untyped-call]
-        _sample([tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]),
+        _sums([tensor.detach() for tensor in tensors]),
     )
 
 
-def _sample(tensors: list[Tensor]) -> tuple[float, ...]:
-    if not tensors:
-        return ()
-    # The last tensors are always among them: a head is often trained alone.
-    chosen = tensors[:: -(-len(tensors) // _SAMPLED_TENSORS)] + tensors[-2:]
-    values = [tensor.reshape(-1)[:: -(-tensor.numel() // _SAMPLED_VALUES)].float().sum() for tensor in chosen]
-    return tuple(torch.stack([value.to(values[0].device) for value in values]).tolist())
+def _sums(tensors: list[Tensor]) -> tuple[int, ...]:
+    """A wrap-around sum per device over all bits, each block's row and column weighted by its position."""
+    parts: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+        bits = flat.view(_BITS[flat.element_size()])
+        num_blocks = len(bits) // _BLOCK
+        blocks, rest = bits[: num_blocks * _BLOCK].view(num_blocks, _BLOCK), bits[num_blocks * _BLOCK :]
+        own = parts.setdefault(tensor.device, [])
+        own += [blocks.sum(0), blocks.sum(1)] if num_blocks else []
+        own.append(rest.long())
+    found = []
+    for own in parts.values():
+        numbers = torch.cat(own)
+        position = torch.arange(1, len(numbers) + 1, device=numbers.device) * _SPREAD
+        found.append(int((numbers * (position ^ (position >> 29))).sum()))
+    return tuple(found)
 
 
 class WeightsCheck:

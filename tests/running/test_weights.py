@@ -77,6 +77,65 @@ def test_every_change_is_noticed(change):
     assert not check(net)
 
 
+WIDE = {"rows": 64, "columns": 96}  # six blocks
+
+
+def one_number(data):
+    data[3, 5] += 1e-6
+
+
+def two_rows_swapped(data):
+    data[[2, 40]] = data[[40, 2]]
+
+
+def two_neighbours_swapped(data):
+    data[1, [7, 8]] = data[1, [8, 7]]
+
+
+def clamped(data):
+    data.clamp_(-0.01, 0.01)
+
+
+def merged_adapter(data):
+    data += 1e-3 * torch.randn(len(data), 2) @ torch.randn(2, data.shape[1])
+
+
+def through_numpy(data):
+    data.numpy()[0, 0] = 7
+
+
+@pytest.mark.parametrize("layer", range(6))
+@pytest.mark.parametrize(
+    "write",
+    [one_number, two_rows_swapped, two_neighbours_swapped, clamped, merged_adapter, through_numpy],
+    ids=lambda write: write.__name__,
+)
+def test_every_write_past_the_version_counters_is_noticed_in_every_layer(write, layer):
+    net = nn.Sequential(*(nn.Linear(WIDE["columns"], WIDE["rows"]) for _ in range(6)))
+    check = WeightsCheck(weights_fingerprint(net))
+    assert check(net)
+    version = net[layer].weight._version
+    write(net[layer].weight.data)
+    assert net[layer].weight._version == version
+    assert not check(net)
+
+
+def test_weights_of_any_type_have_a_mark():
+    net = nn.Module()
+    kinds = (torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.bool, torch.uint8, torch.int64)
+    for i, dtype in enumerate(kinds):
+        net.register_buffer(f"of_kind_{i}", torch.ones(2, 700).to(dtype))
+    net.register_buffer("empty", torch.empty(0, 3))
+    net.register_buffer("scalar", torch.tensor(1.0))
+    net.register_buffer("transposed", torch.randn(40, 50).T)
+    for name in [name for name, buffer in net.named_buffers() if buffer.numel()]:
+        before = weights_mark(net)
+        assert before == weights_mark(net)
+        buffer = net.get_buffer(name)
+        buffer.data.view(-1)[:1].zero_() if buffer.is_contiguous() else buffer.data[:1, :1].zero_()
+        assert before != weights_mark(net), name
+
+
 @pytest.mark.parametrize("same", [lambda net: net.bfloat16(), lambda net: net.eval(), copy.deepcopy], ids=range(3))
 def test_the_same_weights_elsewhere_or_in_less_precision_are_recognised(same):
     net = network()
