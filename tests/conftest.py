@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 from hypothesis import settings
 from lightning.pytorch import Trainer
+
+from tests.trainers import quiet_trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,20 +40,7 @@ def _seeded():
 @pytest.fixture
 def make_trainer(tmp_path) -> Callable[..., Trainer]:
     """A Trainer on the CPU that prints nothing and writes below ``tmp_path``."""
-
-    def make(**kwargs: Any) -> Trainer:
-        quiet = {
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "max_epochs": 1,
-            "default_root_dir": tmp_path,
-        }
-        return Trainer(**{**quiet, **kwargs})
-
-    return make
+    return partial(quiet_trainer, tmp_path)
 
 
 # A rank ends at once and destroys nothing. Now and then gloo's threads abort a process whose interpreter ends before they do, and

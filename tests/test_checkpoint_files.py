@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.checkpoint_files import check_plain, read_checkpoint, read_file, read_weights
 from lightning_uq.writing import replacing
 from tests.contract.cases import UsersModule, loader
+from tests.trainers import quiet_trainer
 
 STATE = {"state_dict": {"weight": torch.ones(2)}}
 
@@ -185,9 +187,9 @@ def test_what_is_plain():
 # ---------------------------------------------------------------------- killed on another file system
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
-def test_the_plugin_is_whole_where_temporary_files_lie_on_another_file_system(make_trainer, tmp_path, monkeypatch):
-    from tests.contract.killing import die, dies
+def save_where_renaming_fails(path, is_ours):
+    """As where a file is to move to another file system, half of which is written when the process is killed."""
+    from tests.contract.killing import die
 
     def other_file_system(source, target, *args, **kwargs):
         raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
@@ -196,28 +198,30 @@ def test_the_plugin_is_whole_where_temporary_files_lie_on_another_file_system(ma
         Path(target).write_bytes(Path(source).read_bytes()[:100])
         die()
 
-    def previous_survives(name, plugins):
-        path = tmp_path / name
-        trainer = make_trainer(plugins=plugins)
-        trainer.fit(UsersModule(), loader("classification", 40), loader("classification", 21, 1))
-        trainer.save_checkpoint(path)
+    def half_saved(content, file):
+        Path(file).write_bytes(b"half")
+        die()
 
-        def write():
-            os.rename = other_file_system
-            shutil.copyfile = half
-            torch.save = lambda content, file: (
-                (Path(file).write_bytes(b"half"), die()) if plugins else save(content, file)
-            )
-            trainer.save_checkpoint(path)
+    tempfile.tempdir = str(path.parent)
+    trainer = quiet_trainer(path.parent, plugins=[AtomicCheckpointIO()] if is_ours else [])
+    trainer.fit(UsersModule(), loader("classification", 40), loader("classification", 21, 1))
+    trainer.save_checkpoint(path)
+    os.rename, shutil.copyfile = other_file_system, half
+    if is_ours:
+        torch.save = half_saved
+    trainer.save_checkpoint(path)
 
-        save = torch.save
-        assert dies(write)
-        return path.stat().st_size > 100
 
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert previous_survives("ours.ckpt", [AtomicCheckpointIO()])
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are killed as POSIX has it")
+def test_the_plugin_is_whole_where_temporary_files_lie_on_another_file_system(tmp_path):
+    from tests.contract.killing import dies
+
+    ours, lightnings = tmp_path / "ours.ckpt", tmp_path / "lightnings.ckpt"
+    assert dies(save_where_renaming_fails, ours, True)
+    read_checkpoint(ours)
     # The fault that the plugin is for. Should this fail, Lightning has mended it.
-    assert not previous_survives("lightnings.ckpt", [])
+    assert dies(save_where_renaming_fails, lightnings, False)
+    assert lightnings.stat().st_size <= 100
 
 
 def test_the_plugin_saves_and_loads(make_trainer, tmp_path):

@@ -1,34 +1,33 @@
 """A process that dies while it writes a file."""
 
+import multiprocessing
 import os
 import resource
 import signal
-import sys
-import traceback
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+# Its children are copies of a process that has imported everything and run nothing: in a copy of a process whose threads have run,
+# OpenMP waits for ever, and torch refuses to differentiate.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["tests.contract.cases"])
 
-def dies(work: Callable[[], Any]) -> bool:
-    """Whether a copy of this process is killed by a signal in ``work``; what it left on the disk stays."""
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of forks where there are threads: nothing here waits for them
-        child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)  # threads are not copied, and OpenMP would wait for them
-            work()
-        except BaseException:
-            traceback.print_exc()  # or the parent would know only that nobody was killed
-            sys.stderr.flush()
-        finally:
-            os._exit(0)  # neither pytest's nor anybody's cleaning up is this process' business
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+def dies(work: Callable[..., Any], *args: Any) -> bool:
+    """Whether a signal kills the process that runs ``work(*args)``, a function of a module; what it left on the disk stays."""
+    child = _SERVER.Process(target=_run, args=(work, *args))
+    child.start()
+    child.join()
+    if child.exitcode > 0:
+        raise AssertionError("the work failed, see what it wrote")
+    return child.exitcode < 0
+
+
+def _run(work: Callable[..., Any], *args: Any) -> None:
+    torch.manual_seed(0)
+    work(*args)
 
 
 def files_end_at(num_bytes: int) -> None:
