@@ -12,12 +12,13 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.temperature import calibrated_nll
 from lightning_uq.networks.output import Output
-from lightning_uq.running.classes import check_classes, class_labels, class_logits, gather_logits
+from lightning_uq.running.classes import calibration_rows, check_classes, gather_logits
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
 from lightning_uq.running.ranks import raise_on_all_ranks
 from lightning_uq.strategies import check_strategy
+from lightning_uq.tasks import Task
 
 
 class CalibratedNLL(Callback):
@@ -38,6 +39,7 @@ class CalibratedNLL(Callback):
         predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
         unpack_batch: ``unpack_batch(batch) -> (x, target)``.
         output: What the model returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+        task: What the outputs of a module that is not ours mean: a Task or its name. None: one label per input.
         dataloader_idx: Which validation loader, where there are several.
 
     Raises:
@@ -61,10 +63,11 @@ class CalibratedNLL(Callback):
         predict_fn: PredictFn | None = None,
         unpack_batch: UnpackBatch | None = None,
         output: Output = "logits",
+        task: Task | str | None = None,
         dataloader_idx: int = 0,
     ) -> None:
         super().__init__()
-        self.read = LogitReader(predict_fn, unpack_batch, output)
+        self.read = LogitReader(predict_fn, unpack_batch, output, task)
         self.dataloader_idx = dataloader_idx
         self._reset()
 
@@ -108,15 +111,19 @@ class CalibratedNLL(Callback):
         batch, self._batch = self._batch, None
         if batch is None or self._error is not None:
             return
+        loader = loader_list(trainer.val_dataloaders)[dataloader_idx]
         try:
             with evaluating(pl_module, trainer):
-                y = class_labels(self.read, pl_module, batch, "the validation data").flatten()
-                logits = class_logits(self.read, pl_module, batch, trainer, check=not self._rows)
-            rows = mean_log_probs(logits)
-            keep = batches.unpadded_rows(loader_list(trainer.val_dataloaders)[dataloader_idx], batch_idx, len(rows))
-            if keep is not None:
-                rows, y = rows[keep.to(rows.device)], y[keep.to(y.device)]
-            self._rows.append(rows.unsqueeze(1))
+                logits, y = calibration_rows(
+                    self.read,
+                    pl_module,
+                    batch,
+                    trainer,
+                    where="the validation data",
+                    check=not self._rows,
+                    kept=lambda num_rows: batches.unpadded_rows(loader, batch_idx, num_rows),
+                )
+            self._rows.append(mean_log_probs(logits).unsqueeze(1))
             self._labels.append(y)
         except Exception as error:
             if trainer.world_size == 1:

@@ -12,7 +12,7 @@ from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.precision import widen
 from lightning_uq.predictions import Prediction
-from lightning_uq.running.classes import check_classes, class_labels, class_logits, gather_logits
+from lightning_uq.running.classes import calibration_rows, check_classes, gather_logits
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.loaders import validation_loaders
 from lightning_uq.running.logits import is_uncertainty_module
@@ -91,8 +91,7 @@ class Calibration(PostTrainingCallback):
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels and logits."""
-        self._labels(model, batch)
-        self._logits(model, batch, trainer, check=True)
+        self._rows(model, batch, trainer, check=True)
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """Fit the logits of all rows, from all ranks, in float64; pooled ones are kept without their members."""
@@ -101,27 +100,27 @@ class Calibration(PostTrainingCallback):
         with raising_on_all_ranks(trainer):
             for raw in loader:
                 batch = to_device(raw, model, trainer)
-                y = self._labels(model, batch)
-                rows = widen(self._logits(model, batch, trainer, check=not logits))
+                found, y = self._rows(model, batch, trainer, check=not logits)
+                rows = widen(found)
                 rows = rows if self.of_members else mean_log_probs(rows).unsqueeze(0)
                 logits.append(rows.transpose(0, 1))  # rows first, so that they gather
-                labels.append(y.flatten())
+                labels.append(y)
         all_logits, all_labels = gather_logits(logits, labels, trainer)
         if not len(all_labels):
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         return self.fit_members(all_logits.transpose(0, 1).cpu(), all_labels.cpu())
 
-    def _labels(self, model: nn.Module, batch: Any) -> Tensor:
-        return class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
-
-    def _logits(self, model: nn.Module, batch: Any, trainer: Trainer | None, *, check: bool) -> Tensor:
-        """Logits [Z, B, C] of the quantity that predictions then carry calibrated."""
+    def _rows(self, model: nn.Module, batch: Any, trainer: Trainer | None, *, check: bool) -> tuple[Tensor, Tensor]:
+        """Logits [Z, N, C] of the quantity that predictions then carry calibrated, and labels [N]."""
         if self.logits.predict_fn is not None and is_uncertainty_module(model):
             raise InputError(
                 f"{type(self).__name__} calibrates the predictions that {type(model).__name__} makes itself, so its "
                 "`predict_fn` would be fitted but not calibrated. Leave argument `predict_fn` out."
             )
-        return class_logits(self.logits, model, batch, trainer, check=check, of_members=self.of_members)
+        where = f"{type(self).__name__}'s fitting data"
+        return calibration_rows(
+            self.logits, model, batch, trainer, where=where, check=check, of_members=self.of_members
+        )
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Refuse a state that is no calibration of this kind.

@@ -19,6 +19,7 @@ from lightning_uq.running.loaders import exact_loader
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
 from lightning_uq.running.transforms import PredictionTransform, transforms_of
 from lightning_uq.running.weights import WeightsCheck
+from lightning_uq.tasks import Task, describe
 
 Weights = Literal["best", "last"]
 
@@ -37,6 +38,8 @@ class FittingCallback(Callback, ABC):
         predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
         unpack_batch: ``unpack_batch(batch) -> (x, target)``; default ``(x, y)``, a bare ``x`` or a mapping with ``input``.
         output: What the model returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
+        task: What the outputs of a module that is not ours mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label
+            per input, from logits [B, C].
         attach: Whether ``trainer.predict`` replaces the predictions of a module that is not ours by ours, with what was fitted.
 
     Attributes:
@@ -53,6 +56,7 @@ class FittingCallback(Callback, ABC):
         predict_fn: PredictFn | None = None,
         unpack_batch: UnpackBatch | None = None,
         output: Output = "logits",
+        task: Task | str | None = None,
         attach: bool = False,
     ) -> None:
         if weights not in ("best", "last"):
@@ -61,7 +65,7 @@ class FittingCallback(Callback, ABC):
         self.weights = weights
         self.name = name
         self.attach = attach
-        self.logits = LogitReader(predict_fn, unpack_batch, output)
+        self.logits = LogitReader(predict_fn, unpack_batch, output, task)
         self.uq_ckpt_path: str | None = None
         self.handle: RemovableHandle | None = None
         self._tensors: dict[str, Any] | None = None
@@ -96,7 +100,12 @@ class FittingCallback(Callback, ABC):
     def settings(self) -> dict[str, Any]:
         """The arguments that a fit depends on, as plain data: a state with other settings is not this callback's."""
         output = self.logits.read.output
-        return {"predict_fn": self.logits.predict_fn is not None, "output": "custom" if callable(output) else output}
+        task = self.logits.given_task
+        return {
+            "predict_fn": self.logits.predict_fn is not None,
+            "output": "custom" if callable(output) else output,
+            "task": None if task is None else describe(task),
+        }
 
     @property
     def _state(self) -> FittedState | None:

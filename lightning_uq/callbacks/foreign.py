@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_uq.predictions import CategoricalPrediction, Prediction
+from lightning_uq.predictions import Prediction
 from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.transforms import PredictionTransform
 
@@ -25,7 +25,8 @@ class _PredictStep:
         with ExitStack() as stack:
             changes = [stack.enter_context(one.observing(self.model)) for one in self.transforms]
             with unwrapped(self.model):  # a `predict_fn` may call it
-                prediction: Prediction = CategoricalPrediction(self.logits(self.model, batch, self.model.trainer))
+                outputs = self.logits(self.model, batch, self.model.trainer)
+                prediction = self.logits.prediction(self.model, outputs)
         for transform, change in zip(self.transforms, changes, strict=True):
             prediction = change(transform.apply(prediction))
         return prediction

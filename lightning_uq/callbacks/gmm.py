@@ -16,7 +16,7 @@ from lightning_uq.functional.validation import check_choice
 from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import DensityScore, GaussianDensity
-from lightning_uq.running.classes import class_labels, class_logits
+from lightning_uq.running.classes import class_labels, labelled_batch
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.features import LayerFeatures
 from lightning_uq.running.ranks import raising_on_all_ranks
@@ -105,8 +105,7 @@ class FitGMM(FeatureCallback):
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels, logits and features."""
-        class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
-        self.logits(model, batch, trainer)
+        self._labelled(model, batch, trainer)
         super().check_batch(model, batch, trainer)
 
     def fit_features(self, features: Tensor, labels: Tensor, num_classes: int | None = None) -> "FitGMM":
@@ -145,7 +144,7 @@ class FitGMM(FeatureCallback):
             batch = to_device(raw, model, trainer)
             y = class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
             if not statistics:
-                num_classes = class_logits(self.logits, model, batch, trainer).shape[2]
+                num_classes = self._labelled(model, batch, trainer)
             features = self.features(model, batch, trainer)
             for i, rows in enumerate(features):
                 if i == len(statistics):
@@ -156,6 +155,14 @@ class FitGMM(FeatureCallback):
                     )
                 statistics[i].update(rows.cpu(), y.cpu())
         return num_classes
+
+    def _labelled(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> int:
+        """The number of classes, from a batch whose logits and labels are checked."""
+        where = f"{type(self).__name__}'s fitting data"
+        class_labels(self.logits, model, batch, where)
+        outputs = self.logits(model, batch, trainer)
+        labelled_batch(self.logits, model, batch, outputs, where)
+        return outputs.shape[2]
 
     def _reduce(
         self, statistics: list[ClassStatistics], members: int, classes: int, num_features: int, trainer: Trainer

@@ -20,7 +20,7 @@ from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
 from lightning_uq.running.ranks import gather_rows, raise_on_all_ranks, raising_on_all_ranks
 from lightning_uq.strategies import check_strategy
-from lightning_uq.tasks import describe
+from lightning_uq.tasks import Task, describe
 
 DEFAULT_SCORES = ("predictive_entropy", "max_softmax", "energy")
 """What is scored of a module that names no score of its own: what one row of logits can give."""
@@ -58,6 +58,8 @@ class OODDetection(Callback):
             a mapping with ``input``.
         output: What the module (or ``predict_fn``) returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function
             that picks the logits. The first batch is checked.
+        task: What the outputs of a module that is not ours mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label
+            per input.
         in_distribution: Where there are several test loaders, the index of the one that is in distribution (the others may
             be shifted versions of it); None pools them all.
 
@@ -80,6 +82,7 @@ class OODDetection(Callback):
         predict_fn: PredictFn | None = None,
         unpack_batch: UnpackBatch | None = None,
         output: Output = "logits",
+        task: Task | str | None = None,
         in_distribution: int | None = 0,
     ) -> None:
         super().__init__()
@@ -87,7 +90,7 @@ class OODDetection(Callback):
             _check_loaders(ood, "argument `ood`")
         self.ood = ood
         self.scores = named_scores(scores)
-        self.read = LogitReader(predict_fn, unpack_batch, output)
+        self.read = LogitReader(predict_fn, unpack_batch, output, task)
         self.in_distribution = in_distribution
         self._reset()
 

@@ -26,6 +26,7 @@ from lightning_uq.running.best_weights import best_checkpoint, model_checkpoints
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import check_loader, exact_loader
 from lightning_uq.running.logits import is_uncertainty_module
+from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.strategies import check_strategy
 
 _WHY_PLAIN = (
@@ -101,11 +102,12 @@ class PostTrainingCallback(FittingCallback):
         Raises:
             InputError: There is none, or :meth:`check_batch` says so.
         """
-        with evaluating(pl_module, trainer, fitting=True), torch.compiler.set_stance("force_eager"):
+        eager = torch.compiler.set_stance("force_eager")
+        with raising_on_all_ranks(trainer), evaluating(pl_module, trainer, fitting=True), eager:
             for batch in exact_loader(loader, name="argument `dataloader`", limit=1):
                 self.check_batch(pl_module, to_device(batch, pl_module, trainer), trainer)
                 return
-        raise InputError(f"{type(self).__name__}'s fitting data is empty.")
+            raise InputError(f"{type(self).__name__}'s fitting data is empty.")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit while the strategy still stands: in ``on_fit_end`` the module is already back on the CPU."""

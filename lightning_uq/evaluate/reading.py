@@ -14,7 +14,6 @@ from lightning_uq.evaluate.numbers import Outputs
 from lightning_uq.evaluate.settings import ModelType, Settings
 from lightning_uq.functional.precision import to_float64, widen
 from lightning_uq.functional.temperature import fit_ensemble_temperature
-from lightning_uq.running.classes import class_logits
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import exact_loader
 from lightning_uq.running.logits import LogitReader
@@ -81,13 +80,20 @@ class _Pass:
                 x, y = reader.unpack(model, batch)
                 log_prob = None
                 if gmm is None:
-                    logits = class_logits(reader, model, batch)
+                    logits = _logits(reader, model, batch)
                 else:
                     with gmm.features.recording(model) as features:
-                        logits = class_logits(reader, model, batch)
+                        logits = _logits(reader, model, batch)
                     log_prob = gmm.densities[0].cpu().log_prob(features()[0].cpu())
                 mark = widen(x).sum().cpu() if isinstance(x, Tensor) else torch.zeros((), dtype=torch.float64)
                 yield to_float64(logits).cpu(), None if y is None else y.cpu(), log_prob, mark
+
+
+def _logits(reader: LogitReader, model: nn.Module, batch: Any) -> Tensor:
+    """Logits [Z, B, C]; of a Dirichlet, the log of its mean."""
+    prediction: Any = reader.prediction(model, reader(model, batch), to_members=False)
+    logits: Tensor = prediction.calibration_logits
+    return logits
 
 
 def join(members: Sequence[Reading], run: Sequence[str], model_type: ModelType) -> Outputs:

@@ -1,5 +1,6 @@
-"""Labels and logits of any classifier's batches, as what is fitted after training reads them."""
+"""Labels and logits of any model's batches, as what is fitted after training reads them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,49 +9,102 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import wide_dtype
-from lightning_uq.predictions import ClassProbabilities
-from lightning_uq.running.logits import LogitReader, is_uncertainty_module
+from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.ranks import gather_rows
 from lightning_uq.tasks import Task, describe
 
 
+def labelled_batch(reader: LogitReader, model: nn.Module, batch: Any, outputs: Tensor, where: str) -> Tensor:
+    """The target of a batch, checked by the task.
+
+    Args:
+        reader: How the model's batches are read.
+        model: The model.
+        batch: The batch.
+        outputs: Its outputs [Z, B, ...].
+        where: What the batch belongs to, the beginning of the message.
+
+    Raises:
+        InputError: There is none, or it does not fit the outputs.
+    """
+    target = target_of(reader, model, batch, where)
+    task = reader.task(model)
+    try:
+        task.check_target(target, outputs)
+    except InputError as error:
+        raise InputError(f"{where[0].upper()}{where[1:]} does not fit {describe(task)}. {error}") from error
+    return target
+
+
+def target_of(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
+    """The target of a batch.
+
+    Raises:
+        InputError: There is none; the message begins with ``where``.
+    """
+    _, target = reader.unpack(model, batch)
+    if not isinstance(target, Tensor):
+        came = "none" if target is None else f"targets of {type(target).__name__}"
+        raise InputError(
+            f"{where[0].upper()}{where[1:]} must hold targets, but a batch has {came}. Pass argument `unpack_batch`, or a loader "
+            "with `(x, y)`."
+        )
+    return target
+
+
 def class_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
-    """Class labels [B] of a batch.
+    """Class labels [B] of a batch whose outputs are not at hand.
 
     Raises:
         InputError: It has none; the message begins with ``where``.
     """
-    _, y = reader.unpack(model, batch)
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool:
-        came = "none" if y is None else f"targets of {y.dtype if isinstance(y, Tensor) else type(y).__name__}"
+    target = target_of(reader, model, batch, where)
+    if not reader.task(model).has_classes or reader.task(model).accepts(target) is not None:
         raise InputError(
-            f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has {came}. Pass argument `unpack_batch`, or a loader with "
-            "`(x, y)`."
+            f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has targets of {target.dtype}. Pass argument "
+            "`unpack_batch`, or a loader with `(x, y)`."
         )
-    return y
+    return target
 
 
-def class_logits(
+def calibration_rows(
     reader: LogitReader,
     model: nn.Module,
     batch: Any,
     trainer: Trainer | None = None,
     *,
+    where: str,
     check: bool = True,
     of_members: bool = False,
-) -> Tensor:
-    """Logits [Z, B, C] that a calibration is fitted to: of a Dirichlet, the log of its mean [1, B, C].
+    kept: Callable[[int], Tensor | None] = lambda num_rows: None,
+) -> tuple[Tensor, Tensor]:
+    """What a calibration is fitted to: logits [Z, N, C] and labels [N], one row per label that counts.
+
+    They are the members' logits; of a Dirichlet, the log of its mean [1, N, C].
+
+    Args:
+        reader: How the model is called.
+        model: The model.
+        batch: The batch.
+        trainer: Its Trainer, if there is one.
+        where: What the batch belongs to, the beginning of messages.
+        check: Whether to compare the outputs with the task.
+        of_members: Whether the logits of the members are needed.
+        kept: ``kept(B)`` is the mask of the samples that count; None for all.
 
     Raises:
-        InputError: The module predicts no classes, or the logits of members are asked for (``of_members``), and the predictions
-            have none.
+        InputError: The model predicts no classes, its batch has no labels, or the logits of members are asked for
+            (``of_members``), and the predictions have none.
     """
-    check_classes(reader.task(model), "The callback")
-    logits = reader(model, batch, trainer, check=check)
-    if reader.predict_fn is not None or not is_uncertainty_module(model):
-        return logits
-    prediction: ClassProbabilities = model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
-    return prediction.logits if of_members else prediction.calibration_logits
+    task = reader.task(model)
+    check_classes(task, "The callback")
+    outputs = reader(model, batch, trainer, check=check)
+    target = labelled_batch(reader, model, batch, outputs, where)
+    keep = kept(len(target))
+    if keep is not None:
+        outputs, target = outputs[:, keep.to(outputs.device)], target[keep.to(target.device)]
+    prediction, labels = task.rows(reader.prediction(model, outputs, to_members=False), target)
+    return (prediction.logits if of_members else prediction.calibration_logits), labels
 
 
 def check_classes(task: Task, who: str) -> None:

@@ -1,4 +1,4 @@
-"""The logits that any classifier gives for a batch."""
+"""The raw outputs that any model gives for a batch, and what they mean."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.transforms import PredictionTransforms, transforms_of
-from lightning_uq.tasks import Classification, Task
+from lightning_uq.tasks import Classification, OutputShapeError, Task, describe, task_of
 
 UnpackBatch = Callable[[Any], tuple[Any, Tensor | None]]
 PredictFn = Callable[[Any, Any], Any]
@@ -29,20 +29,25 @@ def is_uncertainty_module(model: object) -> bool:
 
 
 class LogitReader:
-    """The logits [Z, B, C] that any classifier gives for a batch.
+    """The raw outputs [Z, B, ...] that any model gives for a batch: the logits [Z, B, C] of a classifier.
 
-    They come from ``predict_fn`` where there is one, else from the ``forward`` of one of our modules, [Z, B, C], else
-    from the model's own ``forward``, [B, C]. Half precision is upcast to float32.
+    They come from ``predict_fn`` if there is one, else from the ``forward`` of one of our modules, [Z, B, ...], else from the
+    model's own ``forward``, [B, ...]. Half precision is upcast to float32.
 
     Args:
-        predict_fn: ``predict_fn(model, x)`` gives what ``output`` reads: logits [B, C], or [Z, B, C] for an ensemble.
+        predict_fn: ``predict_fn(model, x)`` gives what ``output`` reads: outputs [B, ...], or [Z, B, ...] of an ensemble.
         unpack_batch: ``unpack_batch(batch) -> (x, target)``; default the module's own, else ``(x, y)``, a bare ``x`` or a
             mapping with ``input``.
         output: What the model (or ``predict_fn``) returns; one of our modules knows that itself.
+        task: What the outputs of a model that is not ours mean: a Task or its name. None: one label per input.
     """
 
     def __init__(
-        self, predict_fn: PredictFn | None = None, unpack_batch: UnpackBatch | None = None, output: Output = "logits"
+        self,
+        predict_fn: PredictFn | None = None,
+        unpack_batch: UnpackBatch | None = None,
+        output: Output = "logits",
+        task: Task | str | None = None,
     ) -> None:
         for name, value in (("predict_fn", predict_fn), ("unpack_batch", unpack_batch)):
             if value is not None and not callable(value):
@@ -50,13 +55,24 @@ class LogitReader:
         self.predict_fn = predict_fn
         self.unpack_batch = unpack_batch
         self.read = OutputReader(output)
+        self.given_task = None if task is None else task_of(task)
+        self._indexed: bool | None = None  # whether ``predict_fn`` gives [Z, B, ...], where shapes alone do not tell
 
     def task(self, model: nn.Module) -> Task:
-        """What the outputs mean: a module of ours says it, and any other is a classifier."""
-        if self.predict_fn is None and is_uncertainty_module(model):
-            own: Task = model.task  # type: ignore[assignment]  # a Module's attribute is untyped
-            return own
-        return Classification()
+        """What the outputs mean: a module of ours says it; argument ``task`` says it of any other.
+
+        Raises:
+            InputError: Argument ``task`` contradicts one of our modules.
+        """
+        if not self._is_own(model):
+            return Classification() if self.given_task is None else self.given_task
+        own: Task = model.task  # type: ignore[assignment]  # a Module's attribute is untyped
+        if self.given_task not in (None, own):
+            raise InputError(
+                f"`task` is for modules that are not of this package, but {type(model).__name__} is one and has the task "
+                f"{describe(own)}. Leave argument `task` out."
+            )
+        return own
 
     def unpack(self, model: nn.Module, batch: Any) -> tuple[Any, Tensor | None]:
         """Input and target of a batch."""
@@ -65,17 +81,16 @@ class LogitReader:
         return unpack(batch)
 
     def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None, *, check: bool = True) -> Tensor:
-        """Logits [Z, B, C] of a batch on the model's device; ``check`` looks at their values too.
+        """Outputs [Z, B, ...] of a batch on the model's device; ``check`` compares them with the task.
 
         Raises:
-            InputError: The output is no classifier's logits; the message names the argument that helps.
+            InputError: The outputs cannot belong to the task; the message names the argument that helps.
         """
         x, _ = self.unpack(model, batch)
-        ours = self.predict_fn is None and is_uncertainty_module(model)
         if self.predict_fn is None and not _has_forward(model):
             raise InputError(
-                f"{type(model).__name__} has no `forward` to take logits from. Pass argument `predict_fn`, a function "
-                "`(model, x) -> logits [B, C]`."
+                f"{type(model).__name__} has no `forward` to take outputs from. Pass argument `predict_fn`, a function "
+                "`(model, x)` that returns them: logits [B, C] of a classifier."
             )
         if trainer is not None:
             # The model alone: under `bf16-true` tensors made in this context are bfloat16.
@@ -83,28 +98,68 @@ class LogitReader:
                 raw = self._run(model, x)
         else:
             raw = self._run(model, x)
-        logits = raw if ours and isinstance(raw, Tensor) else self.read(raw)
-        if logits.ndim == 2 and not ours:
-            logits = logits.unsqueeze(0)
-        elif logits.ndim != 3 or (self.predict_fn is None and not ours):
-            raise InputError(
-                f"{type(model).__name__} must return logits [B, C], but it returned shape {list(logits.shape)}. Pass argument "
-                "`predict_fn`, a function `(model, x)` that returns [B, C], or [Z, B, C] with one row per hypothesis."
-            )
-        if check and not ours:
-            Classification().check_output(logits)
-        return upcast(logits)
+        if self._is_own(model):
+            return upcast(raw if isinstance(raw, Tensor) else self.read(raw))
+        outputs, task = self.read(raw), self.task(model)
+        if self.predict_fn is None or not self._has_index(outputs, task, batches.batch_size(x)):
+            outputs = outputs.unsqueeze(0)
+        if check:
+            task.check_output(outputs)
+        return upcast(outputs)
 
-    def prediction(self, model: nn.Module, logits: Tensor) -> Prediction:
-        """The prediction whose scores are taken: changes inside the members are in, a pooled calibration is not."""
-        if self.predict_fn is None and is_uncertainty_module(model):
-            raw: Prediction = model.prediction(logits)  # type: ignore[operator]  # a Module's attribute is untyped
-            transforms: PredictionTransforms = model.prediction_transforms  # type: ignore[assignment]
-            return transforms.apply(model, raw, to_members_only=True)
-        return self.task(model).predict(logits)
+    def prediction(self, model: nn.Module, outputs: Tensor, *, to_members: bool = True) -> Prediction:
+        """The prediction of outputs [Z, B, ...] before any pooled calibration.
+
+        Args:
+            model: The model.
+            outputs: What it gave.
+            to_members: Whether changes inside the members, as a temperature of each, are applied.
+        """
+        if not self._is_own(model):
+            return self.task(model).predict(outputs)
+        raw: Prediction = model.prediction(outputs)  # type: ignore[operator]  # a Module's attribute is untyped
+        if not to_members:
+            return raw
+        transforms: PredictionTransforms = model.prediction_transforms  # type: ignore[assignment]
+        return transforms.apply(model, raw, to_members_only=True)
+
+    def _is_own(self, model: nn.Module) -> bool:
+        """Whether the outputs are those of one of our modules, which knows what they mean."""
+        return self.predict_fn is None and is_uncertainty_module(model)
+
+    def _has_index(self, outputs: Tensor, task: Task, num_rows: int) -> bool:
+        """Whether ``predict_fn`` gives [Z, B, ...]: only one shape may fit the task, else the first batch's size tells.
+
+        Raises:
+            InputError: The first batch has as many rows as its outputs have in both axes.
+        """
+        with_index, without = _fits(task, outputs), _fits(task, outputs.unsqueeze(0))
+        if with_index != without:
+            return with_index
+        if not with_index:
+            return outputs.ndim > 2  # an error either way
+        first, second = (size == num_rows for size in outputs.shape[:2])
+        if first != second:
+            self._indexed = second
+        elif self._indexed is None and first and num_rows > 1:
+            raise InputError(
+                f"`predict_fn` returned shape {list(outputs.shape)} for a batch of {num_rows}, which {describe(task)} can read as "
+                "[B, ...] and as [Z, B, ...]. Use another batch size."
+            )
+        return bool(self._indexed)
 
     def _run(self, model: nn.Module, x: Any) -> Any:
         return call_network(model, x) if self.predict_fn is None else self.predict_fn(model, x)
+
+
+def _fits(task: Task, outputs: Tensor) -> bool:
+    try:
+        task.check_output(outputs)
+    except OutputShapeError:
+        return False
+    except InputError:
+        pass  # its values do not fit, which is said later
+    return True
 
 
 def _has_forward(model: nn.Module) -> bool:

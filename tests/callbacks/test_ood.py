@@ -672,7 +672,7 @@ def test_two_ranks_give_what_one_gives(run_script, tmp_path):
         "spoilt_test_set": "Score 'energy' is NaN for 1 of 12 inputs of the test set",
         "spoilt_ood": r"Score 'energy' is NaN for 1 of 9 inputs of `ood\['a'\]`",
         "empty": r"`ood\['a'\]` must hold samples, but it is empty",
-        "raises": r"Plain must return logits \[B, C\], but it returned shape",
+        "raises": r"The network returned \[2, 5, 3\], a map of logits, but the task is Classification",
     }.items():
         print(name, found[name], second[name])
         assert re.match(message, found[name]["two"])

@@ -454,7 +454,7 @@ if __name__ == "__main__":
     )
     first, second = run_script(code)
     assert first == second
-    assert "class indices in [0, 2), but it holds 7" in first
+    assert "class labels in [0, 2), but their values go from 0 to 7" in first
 
 
 # ---------------------------------------------------------------------- 8: features
@@ -595,7 +595,7 @@ def test_labels_are_asked_for(make_trainer):
         def __getitem__(self, i):
             return X[i]
 
-    with pytest.raises(InputError, match="must hold class labels, but a batch has none"):
+    with pytest.raises(InputError, match="must hold targets, but a batch has none"):
         FitGMM().fit(nn.Linear(4, 2), DataLoader(Bare(), batch_size=5))
 
 
@@ -608,7 +608,7 @@ def test_labels_are_asked_for(make_trainer):
             Y,
             "finite numbers, but it holds nan in a row of class",
         ),
-        (X, Y + 5, r"class indices in \[0, 2\)"),
+        (X, Y + 5, r"class labels in \[0, 2\), but their values go from 5 to 6"),
         (X[:0], Y[:0], "class"),
     ],
 )
@@ -668,7 +668,7 @@ class Untouched(UsersModule):
 @pytest.mark.parametrize(
     ("data", "given", "message"),
     [
-        ([(X, "ab")], {}, "FitGMM's fitting data must hold class labels, but a batch has targets of str"),
+        ([(X, "ab")], {}, "FitGMM's fitting data must hold targets, but a batch has targets of str"),
         ([{"image": X, "label": Y}], {}, r"its keys are \['image', 'label'\].*`unpack_batch=`"),
         ([(X, X[:, 0])], {}, r"FitGMM's fitting data must hold class labels, but a batch has targets of torch.float64"),
         ([(X, Y)], {"feature_layer": "nose"}, r"`feature_layer`.*it is 'nose'"),

@@ -611,8 +611,13 @@ class Spy(Callback):
         (UsersModule, [loader()], {}, "Scaling needs one validation loader to be fitted on, but the Trainer has none"),
         (UsersModule, [loader(), [val_loader(), val_loader()]], {}, "but the Trainer has 2"),
         (UsersModule, [loader(), val_loader()], {"limit_val_batches": 0}, "but the Trainer has none"),
-        (UsersModule, [loader(), DataLoader(VAL_X, batch_size=8)], {}, "must hold class labels, but a batch has none"),
-        (UsersModule, [loader(), loader(VAL_X, VAL_X)], {}, "but a batch has targets of torch.float32"),
+        (UsersModule, [loader(), DataLoader(VAL_X, batch_size=8)], {}, "must hold targets, but a batch has none"),
+        (
+            UsersModule,
+            [loader(), loader(VAL_X, VAL_X)],
+            {},
+            "does not fit Classification.*integer class labels, but they are torch.float32",
+        ),
         (UsersModule, [loader(), loader(VAL_X[:0], VAL_Y[:0])], {}, "fitting data is empty"),
         (
             lambda: DeterministicModule(nn.Linear(4, 2), task="regression"),

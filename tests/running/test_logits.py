@@ -12,6 +12,7 @@ from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
+from lightning_uq.tasks import Classification, Segmentation
 
 
 def test_logits_of_a_foreign_module_and_of_ours():
@@ -87,10 +88,10 @@ class NoForward(LightningModule):
         (
             nn.Unflatten(1, (2, 2)),
             {},
-            "Unflatten must return logits \\[B, C\\], but it returned shape \\[6, 2, 2\\].*`predict_fn`",
+            "returned \\[6, 2, 2\\], a map of logits, but the task is Classification.*`task=Segmentation\\(\\)`",
         ),
         (nn.Identity(), {"predict_fn": lambda m, x: x[0]}, "but it returned shape \\[4\\]"),
-        (nn.Identity(), {"predict_fn": lambda m, x: x[None, None]}, "but it returned shape \\[1, 1, 6, 4\\]"),
+        (nn.Identity(), {"predict_fn": lambda m, x: x[None, None]}, "returned \\[1, 6, 4\\], a map"),
     ],
 )
 def test_what_is_no_logits_is_refused(model, reader, message):
@@ -104,3 +105,46 @@ def test_arguments_are_functions(name):
         LogitReader(**{name: "forward"})
     with pytest.raises(InputError, match="`output` must be"):
         LogitReader(output="softmax")
+
+
+# ---------------------------------------------------------------------- what the outputs mean
+
+
+class Maps(nn.Module):
+    def forward(self, x):
+        return torch.stack([x, -x], 1)  # [B, 2, H, W]
+
+
+def test_the_task_of_a_foreign_module_is_an_argument_and_of_ours_its_own():
+    x = torch.randn(6, 4, 4)
+    assert LogitReader(task=Segmentation())(Maps(), x).shape == (1, 6, 2, 4, 4)
+    assert LogitReader(task="segmentation").task(Maps()) == Segmentation()
+    module = DeterministicModule(nn.Linear(4, 3))
+    assert LogitReader(task=Classification()).task(module) is module.task
+    with pytest.raises(
+        InputError, match=r"DeterministicModule is one and has the task Classification\(\). Leave argument `task` out"
+    ):
+        LogitReader(task=Segmentation()).task(module)
+    with pytest.raises(InputError, match="`task` must be a Task, or one of"):
+        LogitReader(task="clustering")
+
+
+@pytest.mark.parametrize("num_rows", [3, 6, 1])
+def test_a_predict_fn_of_maps_may_give_an_index_or_none(num_rows):
+    def of_members(model, x):
+        return torch.stack([model(x), model(2 * x), model(3 * x)])
+
+    first, x = torch.randn(6, 4, 4), torch.randn(num_rows, 4, 4)
+    plain, members = (LogitReader(fn, task=Segmentation()) for fn in (lambda model, x: model(x), of_members))
+    plain(Maps(), first), members(Maps(), first)
+    assert plain(Maps(), x).shape == (1, num_rows, 2, 4, 4)
+    assert members(Maps(), x).shape == (3, num_rows, 2, 4, 4)  # three of three as well
+
+
+def test_a_first_batch_that_may_be_read_in_two_ways_is_refused():
+    reader = LogitReader(lambda model, x: model(x), task=Segmentation())
+    with pytest.raises(
+        InputError, match=r"\[2, 2, 4, 4\] for a batch of 2, .*as \[B, ...\] and as \[Z, B, ...\]. Use another"
+    ):
+        reader(Maps(), torch.randn(2, 4, 4))
+    assert reader(Maps(), torch.randn(1, 4, 4)).shape == (1, 1, 2, 4, 4)

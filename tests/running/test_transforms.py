@@ -147,7 +147,7 @@ def test_a_second_fit_takes_the_place_of_the_first():
 
 def test_a_failed_fit_leaves_nothing_attached():
     module, scaling = fitted()
-    with pytest.raises(InputError, match="class labels"):
+    with pytest.raises(InputError, match="must hold targets"):
         scaling.fit(module, [X])
     assert len(module.prediction_transforms) == 0
 
