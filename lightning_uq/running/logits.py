@@ -103,7 +103,7 @@ class LogitReader:
         outputs, task = self.read(raw), self.task(model)
         if self.predict_fn is None or not self._has_index(outputs, task, batches.batch_size(x)):
             outputs = outputs.unsqueeze(0)
-        task.check_output(outputs if check else outputs[:, :0])  # the shape of every batch
+        task.check_output(outputs, values=check)
         return upcast(outputs)
 
     def prediction(self, model: nn.Module, outputs: Tensor, *, to_members: bool = True) -> Prediction:
@@ -132,7 +132,7 @@ class LogitReader:
         Raises:
             InputError: The first batch has as many rows as its outputs have in both axes.
         """
-        with_index, without = _fits(task, outputs[:, :0]), _fits(task, outputs[:0].unsqueeze(0))
+        with_index, without = outputs.ndim > 1 and _fits(task, outputs), _fits(task, outputs.unsqueeze(0))
         if with_index != without:
             return with_index
         if not with_index:
@@ -153,7 +153,7 @@ class LogitReader:
 
 def _fits(task: Task, outputs: Tensor) -> bool:
     try:
-        task.check_output(outputs)
+        task.check_output(outputs, values=False)
     except InputError:
         return False
     return True

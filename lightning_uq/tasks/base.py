@@ -90,8 +90,13 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def check_output(self, outputs: Tensor) -> None:
-        """Raise an :class:`InputError` if outputs [Z, B, ...] cannot belong to this task; asked once, at the first batch."""
+    def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
+        """Raise an :class:`InputError` if outputs [Z, B, ...] cannot belong to this task.
+
+        Args:
+            outputs: Raw outputs [Z, B, ...].
+            values: Whether to look at the values as well, which waits for a GPU: done at the first batch.
+        """
 
     @abstractmethod
     def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:

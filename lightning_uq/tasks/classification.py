@@ -70,7 +70,7 @@ class ClassTask(Task):
         """The labels that count."""
         return target
 
-    def _check_classes(self, outputs: Tensor) -> None:
+    def _check_classes(self, outputs: Tensor, values: bool) -> None:
         """At least two classes, and as many as were promised; raw outputs that are no probabilities."""
         if outputs.ndim < 3 or outputs.shape[2] < 2:
             raise OutputShapeError(
@@ -82,11 +82,11 @@ class ClassTask(Task):
                 f"The network must return {self.num_classes} logits (`num_classes` of the task), but it returned "
                 f"{outputs.shape[2]}: features, perhaps. Pass argument `output` a function that makes the logits."
             )
-        if outputs.numel():
-            values = outputs.detach().float()
+        if values and outputs.numel():
+            found = outputs.detach().float()
             # Each of C rounded probabilities is off by half a unit in the last place at most.
             tolerance = max(1e-3, outputs.shape[2] ** 0.5 * torch.finfo(outputs.dtype).eps)
-            sums_to_one = ((values.sum(2) - 1).abs() < tolerance).all() and ((values >= 0) & (values <= 1)).all()
+            sums_to_one = ((found.sum(2) - 1).abs() < tolerance).all() and ((found >= 0) & (found <= 1)).all()
             if bool(sums_to_one):
                 raise InputError(
                     "The network returned probabilities (every row lies in [0, 1] and sums to 1) instead of logits. Pass "
@@ -157,9 +157,9 @@ class Classification(ClassTask):
         found = super().metrics(stage)
         return found if stage == "val" else {**found, "joint_log_loss": JointLogLoss(validate_args=False)}
 
-    def check_output(self, outputs: Tensor) -> None:
+    def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """Logits [Z, B, C] with C >= 2 that are no probabilities."""
-        self._check_classes(outputs)
+        self._check_classes(outputs, values)
         if outputs.ndim != 3:
             raise OutputShapeError(
                 f"The network returned {list(outputs.shape[1:])}, a map of logits, but the task is Classification, one label "

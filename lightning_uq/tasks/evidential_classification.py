@@ -169,9 +169,9 @@ class EvidentialClassification(ClassTask):
         """The positions that count, as rows [N, C] with labels [N]."""
         return counted_rows(prediction, target, self.ignore_index)
 
-    def check_output(self, outputs: Tensor) -> None:
+    def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """Raw outputs [Z, B, C, ...] with C >= 2."""
-        self._check_classes(outputs)
+        self._check_classes(outputs, values)
 
     def logged(self, progress: Progress) -> Mapping[str, float]:
         """The regularizer's factor."""

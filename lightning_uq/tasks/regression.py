@@ -36,7 +36,7 @@ class RegressionTask(Task):
         covered = IntervalCoverage(0.95, validate_args=False)
         return {**found, "crps": CRPS(validate_args=False), "coverage_95": covered}
 
-    def check_output(self, outputs: Tensor) -> None:
+    def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """Outputs [Z, B, k D], k numbers per target dimension."""
         k = self.outputs_per_target
         if outputs.ndim != 3 or outputs.shape[-1] == 0 or outputs.shape[-1] % k:

@@ -61,9 +61,9 @@ class Segmentation(Classification):
         """The positions that count, as rows [N, C] with labels [N]."""
         return counted_rows(prediction, target, self.ignore_index)
 
-    def check_output(self, outputs: Tensor) -> None:
+    def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """Logits [Z, B, C, *P] with C >= 2 that are no probabilities."""
-        self._check_classes(outputs)
+        self._check_classes(outputs, values)
         if outputs.ndim < 4:
             raise OutputShapeError(
                 f"The network must return a map of logits [B, C, ...] for Segmentation, but it returned "
