@@ -19,10 +19,6 @@ from lightning_uq.errors import InputError, UnsupportedError
 APART = "Train such modules apart and collect them with `EnsembleModule.from_checkpoints`."
 
 
-def _step(member: int, optimizer: Optimizer) -> None:
-    optimizer.step()
-
-
 class CompositeOptimizer(Optimizer):
     """The members' optimizers as one, which Lightning steps, saves and restores.
 
@@ -62,12 +58,12 @@ class CompositeOptimizer(Optimizer):
         self,
         closure: Callable[[], Any] | None = None,
         *,
-        step_member: Callable[[int, Optimizer], None] = _step,
+        step_member: Callable[[int], None] | None = None,
     ) -> Any:
-        """Run the closure once, then step every member's optimizer, by ``step_member(i, optimizer)``."""
+        """Run the closure once, then step every member's optimizer, by ``step_member(i)`` where it is given."""
         loss = None if closure is None else closure()
         for i, optimizer in enumerate(self.optimizers):
-            step_member(i, optimizer)
+            optimizer.step() if step_member is None else step_member(i)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

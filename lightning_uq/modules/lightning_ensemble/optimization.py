@@ -145,12 +145,12 @@ class MemberOptimization(Part):
                 scaler.unscale_(member_optimizer)
         raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         after_closure(precision, self.members.ensemble, raw)
-        for i, member_optimizer in optimizers.items():
-            step_member(i, member_optimizer)
+        for i in optimizers:
+            step_member(i)
         if optimizers:
             scaler.update()
 
-    def _step_member(self, epoch: int, batch_idx: int, i: int, _: Optimizer) -> None:
+    def _step_member(self, epoch: int, batch_idx: int, i: int) -> None:
         if overrides(self.members.modules[i], "optimizer_step"):
             with self.members.using_stream(i) as member:
                 member.optimizer_step(epoch, batch_idx, self._wrapped[i], partial(self._loss_of, i))

@@ -196,6 +196,9 @@ class SeesRates(Lit):
         self.net[1] = nn.Identity()
         self.rates = []
 
+    def on_save_checkpoint(self, checkpoint):
+        assert len(checkpoint["lr_schedulers"]) == 1  # as alone
+
     def on_train_epoch_end(self):
         scheduler = self.lr_schedulers()
         self.rates.append((self.optimizers().param_groups[0]["lr"], type(scheduler), scheduler.get_last_lr()[0]))
