@@ -114,20 +114,29 @@ def quantile_counts(mean: Tensor, variance: Tensor, target: Tensor, num_levels: 
         >>> quantile_counts(torch.zeros(1, 2, 1), torch.ones(1, 2, 1), torch.tensor([[-9.0], [0.1]]), 3)
         tensor([1., 1., 2.], dtype=torch.float64)
     """
-    return counts_below_quantiles(mixture_cdf(*_wide(mean, variance, target)), num_levels)
+    return counts_below_quantiles(mixture_cdf(*_wide(mean, variance, target)), quantile_levels(num_levels))
 
 
-def counts_below_quantiles(integral: Tensor, num_levels: int) -> Tensor:
-    """:func:`quantile_counts` from the probability integrals P(Y <= y) of the targets, of any shape.
+def counts_below_quantiles(integral: Tensor, levels: Tensor, known: Tensor | None = None) -> Tensor:
+    """:func:`quantile_counts` at any increasing levels, from the probability integrals P(Y <= y) of the targets, of any shape.
+
+    Args:
+        integral: Probability integrals.
+        levels: [L], in increasing order.
+        known: A mask of the integrals that count; None for all.
+
+    Returns:
+        [L] in float64.
 
     Example:
-        >>> counts_below_quantiles(torch.tensor([0.1, 0.6]), 3)
+        >>> counts_below_quantiles(torch.tensor([0.1, 0.6]), torch.tensor([0.25, 0.5, 0.75]))
         tensor([1., 1., 2.], dtype=torch.float64)
     """
-    integral = integral.reshape(-1)
-    levels = quantile_levels(num_levels).to(integral)
+    integral, levels = integral.reshape(-1), levels.to(integral)
     first = torch.searchsorted(levels, integral)  # the least level that is not below the integral
-    return widen(torch.bincount(first, minlength=num_levels + 1)[:num_levels].cumsum(0))
+    if known is not None:
+        first = torch.where(known.reshape(-1), first, len(levels))
+    return widen(torch.bincount(first, minlength=len(levels) + 1)[: len(levels)].cumsum(0))
 
 
 def quantile_levels(num_levels: int) -> Tensor:
@@ -135,13 +144,16 @@ def quantile_levels(num_levels: int) -> Tensor:
     return torch.arange(1, num_levels + 1, dtype=torch.float64) / (num_levels + 1)
 
 
-def quantile_calibration_error(counts: Tensor, total: Tensor, norm: Norm = "l1") -> Tensor:
+def quantile_calibration_error(
+    counts: Tensor, total: Tensor, norm: Norm = "l1", levels: Tensor | None = None
+) -> Tensor:
     """Distance between the levels of predicted quantiles and the shares of targets below them.
 
     Args:
         counts: What :func:`quantile_counts` returned, or a sum of such: [num_levels].
         total: Number of targets.
         norm: "l1" for the mean absolute, "l2" for the root mean squared, "max" for the largest difference.
+        levels: The levels [L]; k / (L + 1) by default.
 
     Returns:
         A scalar in [0, 1]; NaN without a target.
@@ -153,7 +165,8 @@ def quantile_calibration_error(counts: Tensor, total: Tensor, norm: Norm = "l1")
         tensor(0.1667, dtype=torch.float64)
     """
     check_choice("norm", norm, ("l1", "l2", "max"))
-    gap = (counts / total - quantile_levels(len(counts)).to(counts)).abs()
+    levels = quantile_levels(len(counts)) if levels is None else levels
+    gap = (counts / total - levels.to(counts)).abs()
     if norm == "max":
         return gap.amax()
     return gap.mean() if norm == "l1" else gap.square().mean().sqrt()
