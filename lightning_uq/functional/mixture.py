@@ -54,9 +54,7 @@ def mixture_cdf(mean: Tensor, variance: Tensor, value: Tensor, weights: Tensor |
     return _average(torch.special.ndtr((value - mean) * variance.rsqrt()), weights)
 
 
-def mixture_quantile(
-    mean: Tensor, variance: Tensor, level: float | Tensor, weights: Tensor | None = None
-) -> Tensor:
+def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """The value [B, D] with ``mixture_cdf(value) = level``, by bisection in float64 where the device has it.
 
     The quantile of a mixture lies between the least and the greatest of its components' quantiles, which bracket the

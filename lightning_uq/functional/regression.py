@@ -11,11 +11,12 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.calibration import Norm
 from lightning_uq.functional.mixture import gaussian_log_prob, mixture_cdf, mixture_moments
 from lightning_uq.functional.precision import widen
-from lightning_uq.functional.validation import check_choice, check_floating, check_shape
+from lightning_uq.functional.targets import aligned_target
+from lightning_uq.functional.validation import check_choice, check_floating
 
 
 def check_mixture(mean: Tensor, variance: Tensor, target: Tensor, *, validate: bool = True) -> None:
-    """Refuse a mixture or a target of other shapes, with NaN in it, or with a variance that is not positive.
+    """Refuse a mixture or a target of other shapes or with infinity in it, and a variance that is not positive.
 
     Raises:
         InputError: One of these, by name.
@@ -23,17 +24,18 @@ def check_mixture(mean: Tensor, variance: Tensor, target: Tensor, *, validate: b
     check_floating("mean", mean, 3, "[Z, B, D] (a single network's is mean[None])")
     check_floating("variance", variance, 3, "[Z, B, D]")
     check_floating("target", target, 1, "[B, D]")
-    if mean.ndim != 3 or mean.shape != variance.shape or len(mean) == 0:
+    if mean.ndim < 3 or mean.shape != variance.shape or len(mean) == 0:
         raise InputError(
             f"`mean` and `variance` must have one shape [Z, B, D] with Z > 0, but their shapes are "
             f"{list(mean.shape)} and {list(variance.shape)}."
         )
-    check_shape("target", target, mean.shape[1:], advice="Another shape would broadcast.")
+    target = aligned_target(target, mean.shape[1:])
     if not validate:
         return
-    for name, value in (("mean", mean), ("target", target)):
-        if not bool(value.isfinite().all()):
-            raise InputError(f"`{name}` must be finite, but it holds NaN or infinity.")
+    if not bool(mean.isfinite().all()):
+        raise InputError("`mean` must be finite, but it holds NaN or infinity.")
+    if bool(target.isinf().any()):
+        raise InputError("`target` must be finite, or NaN where it is missing, but it holds infinity.")
     if not bool(((variance > 0) & variance.isfinite()).all()):
         raise InputError("`variance` must be positive and finite, but it holds other values.")
 

@@ -7,9 +7,12 @@ module that holds them.
 """
 
 from lightning_uq.metrics.calibration import ExpectedCalibrationError, SmoothCalibrationError
+from lightning_uq.metrics.intervals import IntervalScore, Sharpness
 from lightning_uq.metrics.joint import JointLogLoss
 from lightning_uq.metrics.ood import OODAUPRC, OODAUROC, OODFPR95
-from lightning_uq.metrics.regression import CRPS, RMSE, RegressionNLL
+from lightning_uq.metrics.pinball import PinballLoss
+from lightning_uq.metrics.pit import PITHistogram
+from lightning_uq.metrics.regression import CRPS, MAE, RMSE, RegressionNLL
 from lightning_uq.metrics.regression_calibration import IntervalCoverage, QuantileCalibrationError
 from lightning_uq.metrics.scoring import (
     Accuracy,
@@ -19,12 +22,15 @@ from lightning_uq.metrics.scoring import (
     PredictiveEntropy,
 )
 from lightning_uq.metrics.selective import AUGRC, AURC
+from lightning_uq.metrics.sparsification import AUSE
 from lightning_uq.metrics.unpredicted import UnpredictedClasses
 
 __all__ = [
     "AUGRC",
     "AURC",
+    "AUSE",
     "CRPS",
+    "MAE",
     "OODAUPRC",
     "OODAUROC",
     "OODFPR95",
@@ -33,12 +39,16 @@ __all__ = [
     "BrierScore",
     "ExpectedCalibrationError",
     "IntervalCoverage",
+    "IntervalScore",
     "JointLogLoss",
     "MutualInformation",
     "NegativeLogLikelihood",
+    "PITHistogram",
+    "PinballLoss",
     "PredictiveEntropy",
     "QuantileCalibrationError",
     "RegressionNLL",
+    "Sharpness",
     "SmoothCalibrationError",
     "UnpredictedClasses",
 ]

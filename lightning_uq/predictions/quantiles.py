@@ -148,7 +148,9 @@ class QuantilePrediction(SpreadPrediction):
         """
         levels, quantiles = self._level_list, self.quantiles
         named = {f"quantile_{level:.4g}": quantiles[..., i] for i, level in enumerate(levels)}
-        reached = interval is not None and levels[0] - 1e-6 <= (1 - interval) / 2 and (1 + interval) / 2 <= levels[-1] + 1e-6
+        reached = (
+            interval is not None and levels[0] - 1e-6 <= (1 - interval) / 2 and (1 + interval) / 2 <= levels[-1] + 1e-6
+        )
         if reached and interval is not None:
             named |= dict(zip(("lower", "upper"), self.interval(interval), strict=True))
         return {**named, **self._member_spread(), **self._density()}

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from typing import NoReturn
 
-import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
