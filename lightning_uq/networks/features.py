@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import upcast
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.padding_mask import PaddingMask
 from lightning_uq.networks.pooling import Pool, pool_features
@@ -206,14 +207,14 @@ class FeatureTap:
                 )
 
     def run(self, network: nn.Module, x: Any) -> tuple[Any, list[Tensor]]:
-        """The network's output, and the layers' features [B, D], in order."""
+        """The network's output, and the layers' features [B, D], in order; the output as features is not pooled."""
         self.caught = {}
         self.mask.start()
         try:
             output = call_network(network, x)
             caught = self.caught
             if OUTPUT in self.layers and isinstance(output, Tensor):
-                caught[OUTPUT] = pool_features(output.detach(), None, self.pool, self.mask.tokens, name=OUTPUT)
+                caught[OUTPUT] = upcast(output.detach())
         finally:
             self.caught = None
             self.mask.stop()

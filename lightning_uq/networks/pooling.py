@@ -55,7 +55,7 @@ def pool_setting(pool: Pool | None) -> str | None:
 
 
 def pool_features(
-    x: Any, layer: nn.Module | None, pool: Pool | None = None, mask: Tensor | None = None, *, name: str = ""
+    x: Any, layer: nn.Module, pool: Pool | None = None, mask: Tensor | None = None, *, name: str = ""
 ) -> Tensor:
     """Features [B, D] from the input of a layer; half precision is upcast to float32.
 
@@ -73,7 +73,7 @@ def pool_features(
 
     Args:
         x: The input of the layer, with the batch on axis 0.
-        layer: The layer; None if it is unknown.
+        layer: The layer.
         pool: How the input is pooled.
         mask: True at the tokens that count [B, T]; None if all count.
         name: Name of the layer, for errors.
@@ -139,9 +139,9 @@ def num_features(layer: nn.Module) -> int | None:
     return None
 
 
-def _feature_axis(layer: nn.Module | None, x: Tensor) -> int | None:
+def _feature_axis(layer: nn.Module, x: Tensor) -> int | None:
     """The axis that the layer, or the first layer in a block, reads; None if none tells or the sizes differ."""
-    for module in () if layer is None else layer.modules():
+    for module in layer.modules():
         for kinds, axis, size in _KINDS:
             if isinstance(module, kinds):
                 return axis if size is None or x.shape[axis] == getattr(module, size) else None

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensor
 
 GENERATOR = torch.Generator().manual_seed(3)
 WORDS, WIDTH = 20, 8
-TEXTS = [torch.randint(1, WORDS, (int(n),), generator=GENERATOR) for n in torch.randint(2, 7, (60,), generator=GENERATOR)]
+TEXTS = [
+    torch.randint(1, WORDS, (int(n),), generator=GENERATOR) for n in torch.randint(2, 7, (60,), generator=GENERATOR)
+]
 LABELS = torch.tensor([int(text[0] > 9) for text in TEXTS])
 MAKE = {
     "gmm": lambda **kwargs: FitGMM(regularization=1e-2, **kwargs),
@@ -54,7 +56,9 @@ def batches(side="right", size=10):
 def loader(side="right"):
     rows = list(zip(TEXTS, LABELS, strict=True))
     return DataLoader(
-        rows, batch_size=10, collate_fn=lambda some: padded([x for x, _ in some], side, torch.stack([y for _, y in some]))
+        rows,
+        batch_size=10,
+        collate_fn=lambda some: padded([x for x, _ in some], side, torch.stack([y for _, y in some])),
     )
 
 
@@ -140,7 +144,10 @@ def test_a_padded_row_is_scored_as_it_is_alone(make, pool, side):
     ("predict_fn", "unpack_batch"),
     [
         (lambda module, x: module.model(x["input_ids"], attention_mask=x["attention_mask"]), unpack),
-        (lambda module, x: module.model(x[0], x[1]), lambda b: ((b["input_ids"], b["attention_mask"]), b.get("labels"))),
+        (
+            lambda module, x: module.model(x[0], x[1]),
+            lambda b: ((b["input_ids"], b["attention_mask"]), b.get("labels")),
+        ),
     ],
     ids=["by name", "by position"],
 )
@@ -169,8 +176,12 @@ def test_a_training_a_prediction_a_file_and_an_export_agree(make_trainer, tmp_pa
     probs, log_density = fitted(batch)
     torch.testing.assert_close(probs, prediction.probs[:10].float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(log_density, expected[:10], rtol=1e-4, atol=1e-4)
-    exported = torch.export.export(fitted, (batch,)).module()
+    sizes = {0: torch.export.Dim("batch", min=2), 1: torch.export.Dim("tokens", min=2)}
+    exported = torch.export.export(
+        fitted, (batch,), dynamic_shapes=(dict.fromkeys(batch, sizes),), strict=False
+    ).module()
     torch.testing.assert_close(exported(batch), fitted(batch), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(exported(padded(TEXTS, length=9))[1], expected, rtol=1e-4, atol=1e-4)
     compiled = torch.compile(fitted, backend="aot_eager")
     torch.testing.assert_close(compiled(batch), fitted(batch), rtol=1e-4, atol=1e-4)
 
@@ -218,10 +229,14 @@ HEAD_FIRST = Factory("tests.callbacks.test_pool.HeadFirst", {})
 
 
 @pytest.mark.parametrize(
-    ("network", "x"), [(HeadFirst(), TOKENS), (ChannelsLast(), torch.randn(60, 3, 6, 6))], ids=["tokens", "channels last"]
+    ("network", "x"),
+    [(HeadFirst(), TOKENS), (ChannelsLast(), torch.randn(60, 3, 6, 6))],
+    ids=["tokens", "channels last"],
 )
 def test_features_are_a_head_s_last_axis_wherever_it_stands(network, x):
-    with pytest.raises(InputError, match=r"input of layer 'head' is .*: its last axis holds the features, and the others"):
+    with pytest.raises(
+        InputError, match=r"input of layer 'head' is .*: its last axis holds the features, and the others"
+    ):
         FitGMM().fit(network, [(x, LABELS)])
     gmm = FitGMM(pool="mean").fit(network, [(x, LABELS)])
     assert gmm.densities[0].mean.shape == (2, WIDTH)
@@ -272,7 +287,9 @@ def test_two_heads_that_begin_at_one_address_are_two():
 @pytest.mark.parametrize("make", MAKE.values(), ids=list(MAKE))
 def test_a_missing_pool_is_named_before_the_training(make_trainer, make):
     module = TextModule()
-    match = r"The input of layer 'model.head' is \[10, \d, 8\].* Pass as `pool` 'mean', 'last_token', 'cls' or a function"
+    match = (
+        r"The input of layer 'model.head' is \[10, \d, 8\].* Pass as `pool` 'mean', 'last_token', 'cls' or a function"
+    )
     with pytest.raises(InputError, match=match):
         make_trainer(callbacks=[make(unpack_batch=unpack)]).fit(module, loader())
     assert module.steps == 0
@@ -300,7 +317,11 @@ def test_a_state_belongs_to_its_pool(make_trainer, tmp_path):
         ("mean", "cls", "was fitted with pool='mean', but argument `pool` is 'cls'. Leave argument `pool` out"),
         (None, "cls", "was fitted with pool=None, but argument `pool` is 'cls'"),
         (first_words, first_words, None),
-        (first_words, None, "pool='function first_words', but argument `pool` is None. Pass that function as argument `pool`"),
+        (
+            first_words,
+            None,
+            "pool='function first_words', but argument `pool` is None. Pass that function as argument `pool`",
+        ),
         (first_words, "mean", "Pass that function"),
     ],
 )

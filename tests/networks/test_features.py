@@ -121,7 +121,11 @@ def test_inputs_that_begin_at_one_address_are_not_one_input(inputs):
 
 
 def test_two_heads_on_one_input_are_one():
-    for same in (lambda h: (h, h), lambda h: (h, nn.functional.dropout(h, training=False)), lambda h: (h, h.view(6, 8))):
+    for same in (
+        lambda h: (h, h),
+        lambda h: (h, nn.functional.dropout(h, training=False)),
+        lambda h: (h, h.view(6, 8)),
+    ):
         network = HeadsOn(same)
         assert last_linear(network, lambda: network(torch.randn(6, 4))) == "b"  # noqa: B023
     with torch.inference_mode():

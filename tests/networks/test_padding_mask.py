@@ -56,7 +56,15 @@ def mask_of(network, *args, **kwargs):
         lambda: mask_of(Outer(lambda e, x: e(x[0], attention_mask=x[1])), (IDS, MASK)),
         lambda: mask_of(Outer(lambda e, x: e(x[0], None, x[1])), (IDS, MASK)),
     ],
-    ids=["by name", "by position", "of the whole", "in a mapping", "in a user's mapping", "inside", "inside, by position"],
+    ids=[
+        "by name",
+        "by position",
+        "of the whole",
+        "in a mapping",
+        "in a user's mapping",
+        "inside",
+        "inside, by position",
+    ],
 )
 def test_an_attention_mask_is_found(read):
     assert torch.equal(read(), EXPECTED)

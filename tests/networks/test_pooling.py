@@ -116,7 +116,9 @@ def test_a_function_gets_the_input_as_it_is():
     assert pool_features(TOKENS, nn.ReLU(), pool, MASK).shape == (B, T * D)
     assert seen[0][0] is TOKENS
     assert seen[0][1] is MASK
-    with pytest.raises(InputError, match=r"`pool` must return features \[B, D\] for an input \[3, 5, 4\], but it returned"):
+    with pytest.raises(
+        InputError, match=r"`pool` must return features \[B, D\] for an input \[3, 5, 4\], but it returned"
+    ):
         pool_features(TOKENS, HEAD, lambda x, mask: x)
 
 
@@ -125,17 +127,40 @@ def test_a_function_gets_the_input_as_it_is():
     [
         (TOKENS, nn.ReLU(), "mean", None, r"Layer 'h' does not tell which axis of its input \[3, 5, 4\] holds"),
         (torch.randn(B, D, 6, 6), nn.Flatten(), None, None, "does not tell which axis"),
-        (TOKENS, None, "mean", None, "does not tell which axis"),
         (TOKENS, nn.Conv1d(D, 2, 1), None, None, "does not tell which axis"),  # [B, T, D], which its block transposes
-        (TOKENS, HEAD, None, None, r"input of layer 'h' is \[3, 5, 4\]: its last axis .* 'mean', 'last_token', 'cls' or a fu"),
+        (
+            TOKENS,
+            HEAD,
+            None,
+            None,
+            r"input of layer 'h' is \[3, 5, 4\]: its last axis .* 'mean', 'last_token', 'cls' or a fu",
+        ),
         (torch.randn(B, 6, T, D), HEAD, None, None, "Pass as `pool` 'mean' or a function"),
-        (torch.randn(B, 6, T, D), HEAD, "cls", None, r"`pool='cls'` needs tokens \[B, T, D\], but the input of layer 'h' is"),
+        (
+            torch.randn(B, 6, T, D),
+            HEAD,
+            "cls",
+            None,
+            r"`pool='cls'` needs tokens \[B, T, D\], but the input of layer 'h' is",
+        ),
         (TOKENS, HEAD, "mean", MASK[:, 1:], r"a padding mask of the same tokens .* but the mask is \[3, 4\]"),
         (TOKENS.transpose(0, 1), HEAD, "last_token", MASK, r"input \[5, 3, 4\] of layer 'h', but the mask is \[3, 5\]"),
-        (TOKENS.long(), nn.Embedding(9, 2), "mean", None, r"must be a floating-point tensor .* is torch.int64 of shape"),
+        (
+            TOKENS.long(),
+            nn.Embedding(9, 2),
+            "mean",
+            None,
+            r"must be a floating-point tensor .* is torch.int64 of shape",
+        ),
         ((TOKENS,), HEAD, "mean", None, "but it is a tuple"),
         (torch.randn(3), HEAD, None, None, r"shape \[3\]"),
-        (torch.nested.nested_tensor([TOKENS[0], TOKENS[1, :2]], layout=torch.jagged), HEAD, "mean", None, "a nested tensor"),
+        (
+            torch.nested.nested_tensor([TOKENS[0], TOKENS[1, :2]], layout=torch.jagged),
+            HEAD,
+            "mean",
+            None,
+            "a nested tensor",
+        ),
     ],
 )
 def test_what_cannot_be_pooled_is_named(x, layer, pool, mask, match):
@@ -148,4 +173,9 @@ def test_settings_and_sizes():
     assert pool_setting(nn.Bilinear(1, 1, 1)) == "function Bilinear"
     with pytest.raises(InputError, match="`pool` must be 'mean', 'last_token', 'cls' or a function, but it is 'max'"):
         check_pool("max")
-    assert [num_features(one) for one in (HEAD, nn.Conv1d(6, 2, 1), nn.BatchNorm1d(7), nn.MaxPool1d(2))] == [4, 6, 7, None]
+    assert [num_features(one) for one in (HEAD, nn.Conv1d(6, 2, 1), nn.BatchNorm1d(7), nn.MaxPool1d(2))] == [
+        4,
+        6,
+        7,
+        None,
+    ]

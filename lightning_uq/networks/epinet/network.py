@@ -176,7 +176,7 @@ class EpinetNetwork(EpistemicNetwork):
             base = self.read_output(raw)
         if base.ndim != 2:
             raise InputError(f"The base network must return [B, C], but its output has shape {list(base.shape)}.")
-        if any(len(one) != len(base) for one in features):
+        if any(one.ndim != 2 or one.shape[0] != base.shape[0] for one in features):
             raise InputError(
                 f"The features at {self.tap.layers} must be one row per sample [{len(base)}, F], but their shapes are "
                 f"{[list(one.shape) for one in features]}. Name other `feature_layers`, or pass as `pool` a function "
