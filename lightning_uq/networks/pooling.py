@@ -86,6 +86,9 @@ def pool_features(
         >>> [pool_features(x, nn.Linear(1, 2), pool, mask).item() for pool in ("mean", "last_token", "cls")]
         [2.0, 3.0, 1.0]
     """
+    if isinstance(x, Tensor) and x.is_nested and (mask is not None or pool == "cls"):
+        # `nn.TransformerEncoder` hands its layers the real tokens alone; padding follows them.
+        x = torch.nested.to_padded_tensor(x, 0.0, None if mask is None else (*mask.shape, x.size(-1)))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.is_nested:
         found = f"a nested tensor of {x.dtype}" if isinstance(x, Tensor) and x.is_nested else describe(x)
         raise InputError(

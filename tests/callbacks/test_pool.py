@@ -158,6 +158,16 @@ def test_the_mask_of_a_network_that_the_module_calls(predict_fn, unpack_batch):
     torch.testing.assert_close(knn.score(module, batches()), expected)
 
 
+@pytest.mark.parametrize("pool", ["mean", "last_token", "cls"])
+@pytest.mark.parametrize("layer", ["model.encoder", "model.encoder.layers.0"])
+def test_an_encoders_layers_see_nested_tensors(layer, pool):
+    """``nn.TransformerEncoder`` drops the padding on the right before its layers."""
+    module = TextModule().eval()
+    knn = FitKNN(k=3, feature_layer=layer, pool=pool, unpack_batch=unpack).fit(module, batches())
+    expected = alone(lambda batch: knn.score(module, [batch]))
+    torch.testing.assert_close(knn.score(module, [padded(TEXTS, length=9)]), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_training_a_prediction_a_file_and_an_export_agree(make_trainer, tmp_path):
     callbacks = [
         ModelCheckpoint(tmp_path, "best", monitor="val_loss"),
