@@ -23,6 +23,7 @@ class PaddingMask:
         tokens: True at the tokens that count [B, T]; None if no call had a mask.
 
     Example:
+        >>> import torch
         >>> mask, layer = PaddingMask(), nn.TransformerEncoderLayer(4, 1, 8, batch_first=True)
         >>> handles = mask.watch(layer)
         >>> mask.start()

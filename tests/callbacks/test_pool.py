@@ -243,7 +243,7 @@ HEAD_FIRST = Factory("tests.callbacks.test_pool.HeadFirst", {})
     [(HeadFirst(), TOKENS), (ChannelsLast(), torch.randn(60, 3, 6, 6))],
     ids=["tokens", "channels last"],
 )
-def test_features_are_a_head_s_last_axis_wherever_it_stands(network, x):
+def test_features_are_the_last_axis_of_a_heads_input_wherever_it_stands(network, x):
     with pytest.raises(
         InputError, match=r"input of layer 'head' is .*: its last axis holds the features, and the others"
     ):
