@@ -9,6 +9,7 @@ from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.fabric.utilities.distributed import _DatasetSamplerWrapper
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import (
     LightningOptimizer,
@@ -136,8 +137,16 @@ def hyperparameters_name(module: LightningModule) -> str | None:
     return name
 
 
-def lightning_optimizer(optimizer: Optimizer, strategy: Strategy) -> LightningOptimizer:
-    """An optimizer as ``self.optimizers()`` returns it: wrapped, and tied to the strategy.
+def has_replaced_schedulers(averaging: StochasticWeightAveraging) -> bool:
+    """Whether stochastic weight averaging resumes after it replaced the module's schedulers by its own.
+
+    It then expects none of them, since their states are not in the checkpoint, and shows that nowhere.
+    """
+    return averaging._scheduler_state is not None
+
+
+def lightning_optimizer(optimizer: Optimizer | LightningOptimizer, strategy: Strategy) -> LightningOptimizer:
+    """An optimizer as ``self.optimizers()`` returns it: wrapped (where it is not yet), and tied to the strategy.
 
     The public constructor has no argument for the strategy, without which a step raises.
     """

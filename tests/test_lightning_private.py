@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler
 
@@ -109,6 +109,19 @@ def test_the_step_of_an_optimizer(make_trainer):
     clipped.clear()
     _lightning.after_closure(trainer.precision_plugin, module, optimizer)
     assert clipped == [optimizer]
+
+
+def test_whether_stochastic_weight_averaging_has_replaced_schedulers(make_trainer, tmp_path):
+    class Saves(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    make_trainer(max_epochs=2, callbacks=[StochasticWeightAveraging(0.1, 2), Saves()]).fit(Net(), loader())
+    for epoch, replaced in ((0, False), (1, True)):
+        averaging = StochasticWeightAveraging(0.1, 2)
+        assert not _lightning.has_replaced_schedulers(averaging)
+        make_trainer(max_epochs=2, callbacks=[averaging]).fit(Net(), loader(), ckpt_path=tmp_path / f"{epoch}.ckpt")
+        assert _lightning.has_replaced_schedulers(averaging) == replaced
 
 
 def test_hyperparameters_and_class_methods():

@@ -26,6 +26,7 @@ from lightning_uq.modules.building import (
     ignore_same_start,
     run_members,
 )
+from lightning_uq.modules.frozen import in_eval_mode
 from lightning_uq.modules.lightning_ensemble.checks import check_lightning_arguments
 from lightning_uq.modules.lightning_ensemble.hooks import with_members
 from lightning_uq.modules.lightning_ensemble.members import Members
@@ -51,6 +52,10 @@ class EnsembleModule(UncertaintyModule):
     goes on with the random numbers of such a process; given the same batches, it ends with exactly the weights that it would
     have alone. It gets its own copy of each batch, and a ``trainer`` whose ``model`` and optimizers are its own. A resumed
     training goes on with the random state, and so the data order, of the training that it resumes.
+
+    Members share one Trainer and its epochs. The first that sets ``trainer.should_stop`` stops all, and a warning says so.
+    Members that return -1 from ``on_train_batch_start`` must do so at the same batch. ``on_*_model_eval`` of a member sets the
+    modes for its own steps; metrics of the ensemble and its predictions run in eval mode.
 
     With LightningModules as members, every hook that ``lightning_ensemble/hooks.py`` lists goes to ``members`` as well: they
     answer ``training_step`` and the hooks of optimization instead of this class, and hear the others. An override of such a
@@ -248,7 +253,8 @@ class EnsembleModule(UncertaintyModule):
         self.members.steps.evaluation_step(stage, batch, batch_idx, loader_idx)
         name = f"ensemble/{stage}"
         evaluate = partial(super()._evaluate, name, metric_sets, loaders, batch, batch_idx, loader_idx)
-        self.members.metrics.update(batch, loader_idx, evaluate)
+        with in_eval_mode(self):  # members may choose another mode for their own steps, in which BatchNorm moves
+            self.members.metrics.update(batch, loader_idx, evaluate)
 
     def _check_output(self, output: Tensor) -> None:
         with _as_shape_error():

@@ -58,7 +58,8 @@ def _checkpoint_of(members: "Members", i: int, checkpoint: dict[str, Any]) -> di
     if "optimizer_states" in mine:
         mine["optimizer_states"] = [state["members"][i] for state in mine["optimizer_states"] if "members" in state]
         each = len(mine["lr_schedulers"]) // len(members.modules)  # the members are built alike
-        mine["lr_schedulers"] = mine["lr_schedulers"][i * each : (i + 1) * each]
+        if each:  # else one schedules all members, as that of stochastic weight averaging does
+            mine["lr_schedulers"] = mine["lr_schedulers"][i * each : (i + 1) * each]
     return mine
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import LBFGS, Optimizer
 
@@ -16,10 +17,6 @@ from lightning_uq._lightning import (
 from lightning_uq.errors import InputError, UnsupportedError
 
 APART = "Train such modules apart and collect them with `EnsembleModule.from_checkpoints`."
-
-
-def _step(member: int, optimizer: Optimizer) -> None:
-    optimizer.step()
 
 
 class CompositeOptimizer(Optimizer):
@@ -61,12 +58,12 @@ class CompositeOptimizer(Optimizer):
         self,
         closure: Callable[[], Any] | None = None,
         *,
-        step_member: Callable[[int, Optimizer], None] = _step,
+        step_member: Callable[[int], None] | None = None,
     ) -> Any:
-        """Run the closure once, then step every member's optimizer, by ``step_member(i, optimizer)``."""
+        """Run the closure once, then step every member's optimizer, by ``step_member(i)`` where it is given."""
         loss = None if closure is None else closure()
         for i, optimizer in enumerate(self.optimizers):
-            step_member(i, optimizer)
+            optimizer.step() if step_member is None else step_member(i)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -101,21 +98,27 @@ class CompositeOptimizer(Optimizer):
         return f"CompositeOptimizer({self.optimizers!r})"
 
 
-class ScaledOptimizer:
-    """An optimizer whose step goes through a gradient scaler, for a member that calls the step itself."""
+class MemberOptimizer(LightningOptimizer):
+    """A member's optimizer as Lightning would give it to the member.
+
+    Its step is that of the optimizer alone: Lightning's would run the hooks before a step once more, for all members.
+
+    Args:
+        optimizer: The member's optimizer.
+        scaler: The gradient scaler that the step goes through, if there is one.
+    """
 
     def __init__(self, optimizer: Optimizer, scaler: Any) -> None:
-        self.optimizer = optimizer
-        self.scaler = scaler
+        super().__init__(optimizer)
+        self._scaler = scaler
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Run the closure, and step unless a gradient is infinite."""
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Run the closure, and step; with a scaler, unless a gradient is infinite."""
+        if self._scaler is None:
+            return self.optimizer.step(closure, **kwargs)
         if closure is not None:
             closure()
-        return self.scaler.step(self.optimizer)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.optimizer, name)
+        return self._scaler.step(self.optimizer, **kwargs)
 
 
 def configure_member(member: LightningModule, name: str, returned: Any) -> tuple[Optimizer, list[LRSchedulerConfig]]:

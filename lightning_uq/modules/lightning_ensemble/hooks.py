@@ -15,6 +15,10 @@ REPLACED = {
     "optimizer_zero_grad": "optimization",
     "configure_gradient_clipping": "optimization",
     "lr_scheduler_step": "optimization",
+    "on_validation_model_zero_grad": "optimization",
+    "on_validation_model_eval": "modes",
+    "on_test_model_eval": "modes",
+    "on_predict_model_eval": "modes",
 }
 """Hooks that the members replace, each with the part of :class:`Members` that has the replacement."""
 

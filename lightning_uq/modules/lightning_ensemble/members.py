@@ -6,16 +6,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_uq._lightning import trainer_of
+from lightning_uq.errors import InputError
 from lightning_uq.modules.lightning_ensemble.checkpoints import load_members, save_members
 from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
+from lightning_uq.modules.lightning_ensemble.composite import APART
 from lightning_uq.modules.lightning_ensemble.hooks import FROM_FIRST_MEMBER
 from lightning_uq.modules.lightning_ensemble.logs import MemberLogs
 from lightning_uq.modules.lightning_ensemble.metrics import EnsembleMetrics
+from lightning_uq.modules.lightning_ensemble.modes import MemberModes
 from lightning_uq.modules.lightning_ensemble.optimization import MemberOptimization
 from lightning_uq.modules.lightning_ensemble.steps import MemberSteps
-from lightning_uq.modules.lightning_ensemble.trainer import MemberTrainer
+from lightning_uq.modules.lightning_ensemble.trainer import MemberTrainer, ReleaseOnException
 from lightning_uq.running.streams import RandomStream
 
 if TYPE_CHECKING:
@@ -39,7 +43,9 @@ class Members:
         logs: What the members log.
         steps: Their training and evaluation steps.
         optimization: Their optimizers and schedulers.
+        modes: Their train and eval modes around an evaluation.
         metrics: The metrics of the ensemble as a whole, beside what its members log.
+        stopping: The numbers of the members that have set ``trainer.should_stop``.
     """
 
     def __init__(
@@ -51,7 +57,9 @@ class Members:
         self.logs = MemberLogs(self)
         self.steps = MemberSteps(self)
         self.optimization = MemberOptimization(self)
+        self.modes = MemberModes(self)
         self.metrics = EnsembleMetrics(self)
+        self.stopping: set[int] = set()
 
     def hooks_of_data(self) -> dict[str, Callable[..., Any]]:
         """The hooks that Lightning only calls where a module overrides them, so that the ensemble has them where its members do."""
@@ -60,6 +68,8 @@ class Members:
             **{name: getattr(first, name) for name in FROM_FIRST_MEMBER},
             "on_after_batch_transfer": self.steps.after_transfer,
             "configure_model": partial(self.call_each, "configure_model"),
+            "on_validation_model_train": self.modes.on_validation_model_train,
+            "on_test_model_train": self.modes.on_test_model_train,
         }
         return {name: hooks[name] for name in hooks if overrides(first, name) and not overrides(self.ensemble, name)}
 
@@ -74,26 +84,29 @@ class Members:
     def pass_on(self, hook: str, *args: Any) -> Any:
         """Pass a hook on: to the method of that name here, else to each member."""
         method = getattr(self, hook, None)
-        return self.call_each(hook, *args) if method is None else method(*args)
+        if method is not None:
+            return method(*args)
+        self.call_each(hook, *args)
+        return None
 
-    def call_each(self, hook: str, *args: Any) -> Any:
+    def call_each(self, hook: str, *args: Any) -> list[Any]:
         """Call a hook of every member whose class has it, with that member's own batch, outputs, loss or optimizer.
 
         Returns:
-            -1 where every member asks to skip the rest of the epoch, else None.
+            What each member's hook returned; None where it has none.
         """
         if hook.endswith("_batch_start"):
             self.steps.forget()
-        results = []
+        results: list[Any] = [None] * len(self.modules)
         for i, module in enumerate(self.modules):
             if not overrides(module, hook) or (hook == "on_before_backward" and self.steps.losses[i] is None):
                 continue
             with self.using_stream(i):
-                results.append(getattr(module, hook)(*self._arguments_of(i, hook, args)))
+                results[i] = getattr(module, hook)(*self._arguments_of(i, hook, args))
         self.logs.log_means()
         if hook.endswith("_batch_end"):
             self.steps.forget()
-        return -1 if results and all(result == -1 for result in results) else None
+        return results
 
     def _arguments_of(self, i: int, hook: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if hook.endswith("_batch_start"):
@@ -103,7 +116,8 @@ class Members:
         if hook.endswith("_batch_end"):
             return (self.steps.outputs[i], self.steps.batch_of(i, args[1]), *args[2:])
         if hook == "on_before_backward":
-            return (self.steps.losses[i],)
+            loss, scaler = self.steps.losses[i], self.ensemble.gradient_scaler
+            return (loss if scaler is None else scaler.scale(loss),)
         if hook in ("on_before_zero_grad", "on_before_optimizer_step"):
             return (self.optimization.optimizers[i],)
         return args
@@ -116,9 +130,13 @@ class Members:
         Raises:
             InputError: A fit begins, and a member optimizes by hand or takes the training loop over.
         """
-        for i, module in enumerate(self.modules):
-            if stage == "fit":
+        if stage == "fit":
+            for module in self.modules:
                 check_member(module)
+        self.release()
+        trainer: Any = self.ensemble.trainer  # a connector sets `callbacks`
+        trainer.callbacks = [*trainer.callbacks, ReleaseOnException(self)]
+        for i, module in enumerate(self.modules):
             module.trainer = MemberTrainer(self, i)  # type: ignore[assignment]  # it passes for a Trainer
             # Bound methods and partials, no lambdas: a spawned process gets them by pickle.
             vars(module).update(
@@ -131,8 +149,15 @@ class Members:
     def teardown(self, stage: str) -> None:
         """Leave the members as they came."""
         self.call_each("teardown", stage)
+        self.release()
+
+    def release(self) -> None:
+        """Take back what :meth:`setup` gave to the members."""
+        trainer: Any = self.ensemble.trainer
+        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, ReleaseOnException)]
+        self.stopping = set()
         for module in self.modules:
-            module.trainer = self.ensemble.trainer
+            module.trainer = trainer
             for name in ("log", "optimizers", "lr_schedulers"):
                 vars(module).pop(name, None)
 
@@ -140,6 +165,37 @@ class Members:
         """Hand the members' schedulers to Lightning, before it restores their state."""
         self.optimization.attach_schedulers()
         self.call_each("on_fit_start")
+
+    def on_train_epoch_start(self) -> None:
+        """Let a scheduler with which a callback has replaced the members' take effect for all of them."""
+        self.optimization.follow_replaced_schedulers()
+        self.call_each("on_train_epoch_start")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Skip the rest of the epoch if all members ask for it.
+
+        Returns:
+            -1 where every member returned -1, else None.
+
+        Raises:
+            InputError: Some members returned -1 and others did not.
+        """
+        skips = [result == -1 for result in self.call_each("on_train_batch_start", batch, batch_idx)]
+        if any(skips) and not all(skips):
+            raise InputError(
+                f"Member {skips.index(True)} returned -1 from `on_train_batch_start` to skip the rest of the epoch, but member "
+                f"{skips.index(False)} did not. Members share their epochs. {APART}"
+            )
+        return -1 if all(skips) else None
+
+    def on_train_end(self) -> None:
+        """Warn where some members stopped the training of all."""
+        if self.stopping and len(self.stopping) < len(self.modules):
+            rank_zero_warn(
+                f"Member {min(self.stopping)} set `trainer.should_stop`, which stops all members: the others may end earlier than "
+                f"they would alone. {APART}"
+            )
+        self.call_each("on_train_end")
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the ensemble as a whole."""

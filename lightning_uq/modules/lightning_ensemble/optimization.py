@@ -5,14 +5,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_uq._lightning import after_closure, lightning_optimizer, optimizer_handles_unscaling
+from lightning_uq._lightning import (
+    after_closure,
+    has_replaced_schedulers,
+    lightning_optimizer,
+    optimizer_handles_unscaling,
+)
 from lightning_uq.errors import InputError
 from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
-from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer, ScaledOptimizer, configure_member
+from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer, MemberOptimizer, configure_member
 from lightning_uq.modules.lightning_ensemble.part import Part
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ class MemberOptimization(Part):
         super().__init__(members)
         self.optimizers: list[Optimizer] = []
         self.schedulers: list[list[LRSchedulerConfig]] = []
+        self._wrapped: list[LightningOptimizer] = []
 
     def configure_optimizers(self) -> CompositeOptimizer:
         """The members' optimizers as one; their schedulers join Lightning's in :meth:`attach_schedulers`.
@@ -47,6 +55,9 @@ class MemberOptimization(Part):
             self._check_parameters(i, optimizer)
             self.optimizers.append(optimizer)
             self.schedulers.append(configs)
+        ensemble = self.members.ensemble
+        strategy, scaler = ensemble.trainer.strategy, ensemble.gradient_scaler
+        self._wrapped = [lightning_optimizer(MemberOptimizer(o, scaler), strategy) for o in self.optimizers]
         return CompositeOptimizer(self.optimizers)
 
     def _check_parameters(self, i: int, optimizer: Optimizer) -> None:
@@ -60,14 +71,39 @@ class MemberOptimization(Part):
                 )
 
     def attach_schedulers(self) -> None:
-        """Hand the members' schedulers to Lightning."""
-        configs = [config for configs in self.schedulers for config in configs]
-        self.members.ensemble.trainer.strategy.lr_scheduler_configs = configs
+        """Hand the members' schedulers to Lightning.
+
+        Raises:
+            InputError: Stochastic weight averaging would replace one of several schedulers of a member.
+        """
+        trainer: Any = self.members.ensemble.trainer  # a connector sets `callbacks`
+        averaging = [callback for callback in trainer.callbacks if isinstance(callback, StochasticWeightAveraging)]
+        if averaging and len(self.schedulers[0]) > 1:
+            raise InputError(
+                f"StochasticWeightAveraging replaces one scheduler, but {type(self.members.modules[0]).__name__} has "
+                f"{len(self.schedulers[0])}. Return one from `configure_optimizers`."
+            )
+        resumed = any(has_replaced_schedulers(callback) for callback in averaging)
+        trainer.strategy.lr_scheduler_configs = [] if resumed else self._all_schedulers()
+
+    def follow_replaced_schedulers(self) -> None:
+        """Drop every member's schedulers where a callback has replaced the first, as stochastic weight averaging does.
+
+        The replacement schedules the composite optimizer, and so all members. Each then sees it as its own.
+        """
+        configs = self.members.ensemble.trainer.strategy.lr_scheduler_configs
+        own = {id(config) for config in self._all_schedulers()}
+        if own <= {id(config) for config in configs}:
+            return
+        configs[:] = [config for config in configs if id(config) not in own]
+        self.schedulers = [list(configs) for _ in self.schedulers]
+
+    def _all_schedulers(self) -> list[LRSchedulerConfig]:
+        return [config for configs in self.schedulers for config in configs]
 
     def optimizers_of(self, i: int, use_pl_optimizer: bool = True) -> Any:
         """The value of member i's ``self.optimizers()``."""
-        optimizer, strategy = self.optimizers[i], self.members.ensemble.trainer.strategy
-        return lightning_optimizer(optimizer, strategy) if use_pl_optimizer else optimizer
+        return (self._wrapped if use_pl_optimizer else self.optimizers)[i]
 
     def schedulers_of(self, i: int) -> Any:
         """The value of member i's ``self.lr_schedulers()``."""
@@ -95,7 +131,7 @@ class MemberOptimization(Part):
         """Run one closure for all members, then each member's own step; a gradient scaler unscales each by itself."""
         step_member = partial(self._step_member, epoch, batch_idx)
         precision = self.members.ensemble.trainer.precision_plugin
-        scaler = getattr(precision, "scaler", None)
+        scaler = self.members.ensemble.gradient_scaler
         if scaler is None:
             step: Callable[..., Any] = optimizer.step
             step(closure=optimizer_closure, step_member=step_member)
@@ -109,17 +145,28 @@ class MemberOptimization(Part):
                 scaler.unscale_(member_optimizer)
         raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         after_closure(precision, self.members.ensemble, raw)
-        for i, member_optimizer in optimizers.items():
-            step_member(i, ScaledOptimizer(member_optimizer, scaler))
+        for i in optimizers:
+            step_member(i)
         if optimizers:
             scaler.update()
 
-    def _step_member(self, epoch: int, batch_idx: int, i: int, optimizer: Any) -> None:
+    def _step_member(self, epoch: int, batch_idx: int, i: int) -> None:
         if overrides(self.members.modules[i], "optimizer_step"):
             with self.members.using_stream(i) as member:
-                member.optimizer_step(epoch, batch_idx, optimizer, _closure_ran)
+                member.optimizer_step(epoch, batch_idx, self._wrapped[i], partial(self._loss_of, i))
         else:
-            optimizer.step()
+            self._wrapped[i].step()
+
+    def _loss_of(self, i: int) -> Tensor | None:
+        """The closure of member i's own ``optimizer_step``: it ran already, for all members at once."""
+        loss = self.members.steps.losses[i]
+        return None if loss is None else loss.detach().clone()
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Clear gradients before a validation the way each member does."""
+        for i in range(len(self.members.modules)):
+            with self.members.using_stream(i) as member:
+                member.on_validation_model_zero_grad()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Clear gradients the way each member does."""
@@ -135,10 +182,6 @@ class MemberOptimization(Part):
         """Clip each member's gradient by itself."""
         for member, own in zip(self.members.modules, self.optimizers, strict=True):
             member.configure_gradient_clipping(own, gradient_clip_val, gradient_clip_algorithm)
-
-
-def _closure_ran() -> None:
-    """The closure of a member's own ``optimizer_step``: it ran already, for all members at once."""
 
 
 def _has_gradient(optimizer: Optimizer) -> bool:

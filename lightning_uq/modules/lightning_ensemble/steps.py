@@ -22,7 +22,7 @@ class MemberSteps(Part):
 
     Attributes:
         outputs: The value of each member's step, as Lightning would pass it to ``on_*_batch_end``.
-        losses: Each member's loss, or None where it skipped the step.
+        losses: Each member's loss over the number of accumulated batches, or None where it skipped the step.
     """
 
     def __init__(self, members: "Members") -> None:
@@ -38,16 +38,21 @@ class MemberSteps(Part):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Every member's training step; the sum of their losses gives each its own gradient."""
         self.outputs, self.losses = [], []
+        accumulated = self.members.ensemble.trainer.accumulate_grad_batches
+        losses = []
         for i in range(len(self.members.modules)):
             with self.members.using_stream(i) as member:
                 output = self._trained(member, self.batch_of(i, batch), batch_idx)
             self._release(i, "on_train_batch_end")
             loss, extra = _loss_and_rest(output, member)
-            self.losses.append(loss)
-            accumulated = self.members.ensemble.trainer.accumulate_grad_batches
-            self.outputs.append({} if loss is None else {"loss": loss.detach() / accumulated, **extra})
+            if loss is None:
+                self.losses.append(None)
+                self.outputs.append({})
+            else:
+                losses.append(loss)
+                self.losses.append(loss / accumulated)
+                self.outputs.append({"loss": loss.detach() / accumulated, **extra})
         self.members.logs.log_means()
-        losses = [loss for loss in self.losses if loss is not None]
         return sum(losses[1:], losses[0]) if losses else None
 
     def evaluation_step(self, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:

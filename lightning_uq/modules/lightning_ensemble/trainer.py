@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 class MemberTrainer:
     """The ensemble's Trainer, whose model, optimizers and logged values are a member's own.
 
-    Everything else is the Trainer's, and attributes are set on it.
+    Everything else is the Trainer's, and attributes are set on it. It has one loop: the first member that sets
+    ``should_stop`` stops all, and a warning names it when the training ends.
 
     Args:
         members: The members.
@@ -71,4 +72,23 @@ class MemberTrainer:
         return getattr(self._shared, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "should_stop":
+            stopping = self._members.stopping
+            (stopping.add if value else stopping.discard)(self._i)
+            value = bool(stopping)
         setattr(self._shared, name, value)
+
+
+class ReleaseOnException(Callback):
+    """Leaves the members as they came when a run fails: Lightning tells callbacks of an exception, but no module.
+
+    Args:
+        members: The members.
+    """
+
+    def __init__(self, members: "Members") -> None:
+        self._members = members
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take back what ``setup`` gave to the members."""
+        self._members.release()

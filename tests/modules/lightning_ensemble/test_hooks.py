@@ -1,13 +1,16 @@
 """Hooks of an ensemble: its members hear what they would hear alone, and see a Trainer of their own."""
 
 import copy
+import functools
 import pickle
 
+import pytest
 import torch
 from lightning.pytorch import Callback
 
+from lightning_uq.errors import InputError
 from lightning_uq.modules.ensemble import EnsembleModule
-from tests.modules.lightning_ensemble.cases import SEED, Lit, alone, loader
+from tests.modules.lightning_ensemble.cases import SEED, Lit, alone, difference, loader
 
 
 class Asks(Lit):
@@ -94,6 +97,82 @@ def test_members_come_back_as_they_were(make_trainer):
     make_trainer().fit(ensemble, loader())
     assert [set(vars(ensemble.network.member(i))) for i in range(2)] == before
     assert ensemble.network.member(0).trainer is ensemble.trainer
+
+
+def fails_and_releases(trainer, ensemble, data, error):
+    members = ensemble.members.modules
+    before, callbacks = [set(vars(member)) for member in members], list(trainer.callbacks)
+    with pytest.raises(error):
+        trainer.fit(ensemble, data, loader(20))
+    assert [set(vars(member)) for member in members] == before
+    assert [member.trainer for member in members] == [trainer] * 2
+    assert trainer.callbacks == callbacks
+
+
+@pytest.mark.parametrize("where", ["setup", "on_train_start", "training_step", "validation_step"])
+def test_members_come_back_as_they_were_after_an_exception(where, make_trainer):
+    inherited = getattr(Lit, where)
+
+    @functools.wraps(inherited)  # Lightning asks for the signature
+    def hook(self, *args, **kwargs):
+        if self.fails:
+            raise ArithmeticError(where)
+        return inherited(self, *args, **kwargs)
+
+    ensemble = EnsembleModule(type("Fails", (Lit,), {where: hook, "fails": False}), num_members=2, seed=SEED)
+    first, second = ensemble.members.modules
+    second.fails = True
+    fails_and_releases(make_trainer(), ensemble, loader(), ArithmeticError)
+    alone = make_trainer()
+    alone.fit(first.train(), loader(), loader(20))  # a member may go on alone
+    assert "val_loss" in alone.callback_metrics
+
+
+def test_members_come_back_as_they_were_after_an_interrupt_or_a_fault_outside_them(make_trainer):
+    class Interrupts(Callback):
+        def on_train_batch_end(self, *args):
+            raise KeyboardInterrupt
+
+    def broken_loader():
+        yield next(iter(loader()))
+        raise ArithmeticError("loader")
+
+    ensemble = EnsembleModule(Lit, num_members=2, seed=SEED)
+    fails_and_releases(make_trainer(), ensemble, broken_loader(), ArithmeticError)
+    fails_and_releases(make_trainer(callbacks=[Interrupts()]), ensemble.train(), loader(), SystemExit)
+
+
+class Skips(Lit):
+    """Skips the rest of each epoch from the batch on at which its weights say so."""
+
+    def __init__(self, at=None):
+        super().__init__()
+        self.at, self.batches = at, 0
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if batch_idx == self.at else None
+
+    def training_step(self, batch, batch_idx):
+        self.batches += 1
+        return super().training_step(batch, batch_idx)
+
+
+def test_members_that_agree_skip_the_rest_of_an_epoch(make_trainer):
+    ensemble = EnsembleModule(lambda: Skips(2), num_members=2, seed=SEED)
+    make_trainer(max_epochs=2).fit(ensemble, loader(), loader(20))
+    for i, member in enumerate(ensemble.members.modules):
+        single, _ = alone(i, lambda: Skips(2), make_trainer, max_epochs=2)
+        assert member.batches == single.batches == 4
+        assert difference(ensemble, i, single) == 0.0
+
+
+def test_a_member_that_skips_the_rest_of_an_epoch_by_itself_is_an_error(make_trainer):
+    ensemble = EnsembleModule(Skips, num_members=3, seed=SEED)
+    ensemble.members.modules[1].at = 2
+    with pytest.raises(
+        InputError, match=r"Member 1 returned -1 from `on_train_batch_start`.*member 0 did not.*from_checkpoints"
+    ):
+        make_trainer().fit(ensemble, loader(), loader(20))
 
 
 def test_an_ensemble_can_be_pickled_while_it_trains(make_trainer):

@@ -100,6 +100,39 @@ class WarmsUp(Lit):
         optimizer.zero_grad(set_to_none=False)
 
 
+class SeesLosses(WarmsUp):
+    """Writes down every loss that Lightning hands to it, and that a step returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.stepped = [], 0
+
+    def on_before_backward(self, loss):
+        self.seen.append(("backward", float(loss.detach())))
+
+    def on_before_optimizer_step(self, optimizer):
+        self.stepped += 1
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        stepping = (optimizer, self.optimizers())[batch_idx % 2]
+        assert stepping.optimizer is self.optimizers(use_pl_optimizer=False)
+        value = stepping.step(closure=optimizer_closure)
+        self.seen.append(("step", None if value is None else float(value)))
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}, {"plugins": scaled}], ids=described)
+def test_members_see_the_losses_that_they_would_alone(options, make_trainer):
+    """Divided by the number of accumulated batches, scaled by a gradient scaler, and returned by the optimizer's step."""
+    made = lambda: {**options, **({"plugins": scaled()} if "plugins" in options else {})}  # noqa: E731
+    ensemble = EnsembleModule(SeesLosses, num_members=2, seed=SEED)
+    make_trainer(max_epochs=2, **made()).fit(ensemble, loader(), loader(20))
+    for i, member in enumerate(ensemble.members.modules):
+        single, _ = alone(i, SeesLosses, make_trainer, max_epochs=2, **made())
+        assert member.seen == single.seen
+        assert member.stepped == single.stepped
+        assert difference(ensemble, i, single) == 0.0
+
+
 @pytest.mark.parametrize("options", [{}, {"plugins": scaled}], ids=described)
 def test_a_members_own_optimization_hooks_are_its_own(options, make_trainer):
     made = lambda: {name: make() for name, make in options.items()}  # noqa: E731
@@ -149,6 +182,67 @@ class PlainSGD(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def averaging():
+    return StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2, annealing_epochs=3)
+
+
+class SeesRates(Lit):
+    """Writes down its rate in every epoch, by its optimizer and by its scheduler; without BatchNorm."""
+
+    def __init__(self, scheduler="step"):
+        super().__init__(scheduler, optimizer=torch.optim.SGD)
+        self.net[1] = nn.Identity()
+        self.rates = []
+
+    def on_save_checkpoint(self, checkpoint):
+        assert len(checkpoint["lr_schedulers"]) == 1  # as alone
+
+    def on_train_epoch_end(self):
+        scheduler = self.lr_schedulers()
+        self.rates.append((self.optimizers().param_groups[0]["lr"], type(scheduler), scheduler.get_last_lr()[0]))
+
+
+@pytest.mark.parametrize("scheduler", ["step", "plateau", "every step"])
+@pytest.mark.parametrize("kind", [Lit, SeesRates])
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
+def test_members_with_schedulers_follow_stochastic_weight_averaging(kind, scheduler, make_trainer):
+    ensemble = EnsembleModule(lambda: kind(scheduler), num_members=2, seed=SEED)
+    make_trainer(max_epochs=5, callbacks=[averaging()]).fit(ensemble, loader(), loader(20))
+    for i, member in enumerate(ensemble.members.modules):
+        single, _ = alone(i, lambda: kind(scheduler), make_trainer, max_epochs=5, callbacks=[averaging()])
+        assert difference(ensemble, i, single) == 0.0
+        assert kind is Lit or member.rates == single.rates
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_stochastic_weight_averaging_resumes_with_the_members_schedulers(epochs, make_trainer, tmp_path):
+    """Before the averaging begins the members' own schedulers come back; afterwards only that of the averaging."""
+
+    class Saves(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == epochs - 1:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    whole, resumed = (EnsembleModule(SeesRates, num_members=2, seed=SEED) for _ in range(2))
+    make_trainer(max_epochs=5, callbacks=[averaging(), Saves()]).fit(whole, loader(), loader(20))
+    trainer = make_trainer(max_epochs=5, callbacks=[averaging()])
+    trainer.fit(resumed, loader(), loader(20), ckpt_path=tmp_path / "middle.ckpt")
+    for ours, theirs in zip(resumed.members.modules, whole.members.modules, strict=True):
+        assert len(ours.rates) == 5 - epochs
+        assert ours.rates == theirs.rates[epochs:]
+
+
+def test_stochastic_weight_averaging_refuses_members_with_several_schedulers(make_trainer):
+    class Two(Lit):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1) for _ in range(2)]
+
+    ensemble = EnsembleModule(Two, num_members=2)
+    with pytest.raises(InputError, match="StochasticWeightAveraging replaces one scheduler, but Two has 2. Return one"):
+        make_trainer(callbacks=[averaging()]).fit(ensemble, loader())
 
 
 def test_a_scheduler_that_a_callback_installs_steps(make_trainer):

@@ -84,6 +84,29 @@ def test_a_member_sees_a_trainer_of_its_own(make_trainer):
     assert trainer.should_stop  # what a member sets is set on the Trainer
 
 
+class Stops(Template):
+    """Asks to stop from an epoch on, and not before: a member takes back nobody else's wish."""
+
+    last = 2
+
+    def on_train_epoch_end(self):
+        self.trainer.should_stop = self.current_epoch + 1 >= self.last
+
+
+def test_a_member_that_stops_stops_all_and_a_warning_says_so(make_trainer):
+    ensemble, trainer = EnsembleModule(Stops, num_members=M, seed=SEED), make_trainer(max_epochs=6)
+    ensemble.members.modules[1].last = 1
+    with pytest.warns(UserWarning, match=r"Member 1 set `trainer.should_stop`, which stops all.*from_checkpoints"):
+        trainer.fit(ensemble, loader())
+    assert trainer.current_epoch == 1
+
+
+def test_members_that_stop_together_stop_as_they_would_alone(make_trainer):
+    trainer = make_trainer(max_epochs=6)
+    trainer.fit(EnsembleModule(Stops, num_members=M, seed=SEED), loader())
+    assert trainer.current_epoch == 2
+
+
 class Foreign(Template):
     def configure_optimizers(self):
         return torch.optim.SGD(self.trainer.strategy.model.parameters(), lr=0.1)
