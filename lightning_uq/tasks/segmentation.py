@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -13,13 +14,21 @@ from lightning_uq.tasks.base import OutputShapeError, Progress, Stage
 from lightning_uq.tasks.classification import Classification, ClassTask, check_ignore_index, counted_outputs
 
 
+def counted_positions(target: Tensor, ignore_index: int | None) -> Tensor:
+    """The positions [N] of the labels that count in a flat target."""
+    labels = target.reshape(-1)
+    if ignore_index is None:
+        return torch.arange(len(labels), device=labels.device)
+    return (labels.long() != ignore_index).nonzero().squeeze(1)  # the one look that waits for a GPU
+
+
 def counted_rows(prediction: Any, target: Tensor, ignore_index: int | None) -> tuple[Any, Tensor]:
     """The positions of a map [B, C, *P] that count, as rows [N, C] with labels [N]."""
     rows: ClassProbabilities = prediction.as_rows()
     labels = target.reshape(-1)
     if ignore_index is None:
         return rows, labels
-    kept = (labels.long() != ignore_index).nonzero().squeeze(1)  # the one look that waits for a GPU
+    kept = counted_positions(target, ignore_index)
     return rows[kept], labels[kept]
 
 
@@ -79,6 +88,10 @@ class Segmentation(Classification):
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
         """The positions that count, as rows [N, C] with labels [N]."""
         return counted_rows(prediction, target, self.ignore_index)
+
+    def row_positions(self, target: Tensor) -> Tensor:
+        """The positions of the labels that count."""
+        return counted_positions(target, self.ignore_index)
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """Logits [Z, B, C, *P] with C >= 2 that are no probabilities."""
