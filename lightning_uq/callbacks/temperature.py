@@ -29,8 +29,9 @@ class TemperatureScaling(Calibration):
         objective: ``"nll"``, or ``"ece"`` with ``method="grid"``.
         method: ``"newton"``, or ``"grid"``, DDU's 0.1, 0.2, ..., 10.
         scope: ``"pooled"``, ``"shared"`` or ``"member"``.
-        fitting: Arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
-            ``predict_fn``, ``unpack_batch``, ``output`` and ``attach``.
+        fitting: ``max_rows`` (above 2^20 rows, a random sample of so many is fitted), and arguments of
+            :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``, ``predict_fn``,
+            ``unpack_batch``, ``output``, ``task`` and ``attach``.
 
     Raises:
         InputError: At the start of the training, where there is no validation data or it has no labels.

@@ -7,6 +7,7 @@ module that holds them.
 """
 
 from lightning_uq.metrics.calibration import ExpectedCalibrationError, SmoothCalibrationError
+from lightning_uq.metrics.intersection_over_union import MeanIoU
 from lightning_uq.metrics.joint import JointLogLoss
 from lightning_uq.metrics.ood import OODAUPRC, OODAUROC, OODFPR95
 from lightning_uq.metrics.regression import CRPS, RMSE, RegressionNLL
@@ -34,6 +35,7 @@ __all__ = [
     "ExpectedCalibrationError",
     "IntervalCoverage",
     "JointLogLoss",
+    "MeanIoU",
     "MutualInformation",
     "NegativeLogLikelihood",
     "PredictiveEntropy",

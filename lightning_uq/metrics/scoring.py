@@ -64,7 +64,7 @@ class NegativeLogLikelihood(MeanMetric):
         if isinstance(prediction, Tensor):
             log_probs = logits_to_log_probs(prediction, self.validate_args)
         else:
-            log_probs = _log_probs(prediction)
+            log_probs = log_probs_of(prediction)
         check_target(target, log_probs.shape[:1] + log_probs.shape[2:])
         if self.validate_args:
             check_target_values(target, log_probs.shape[1])
@@ -72,7 +72,7 @@ class NegativeLogLikelihood(MeanMetric):
         self._add(-at_class(log_probs, target, 1))
 
 
-def _log_probs(prediction: HasProbs) -> Tensor:
+def log_probs_of(prediction: HasProbs) -> Tensor:
     """Pooled log-probabilities [B, C, ...] of a prediction object, without leaving log space where it keeps them."""
     log_probs = getattr(prediction, "log_probs", None)
     return log_probs if isinstance(log_probs, Tensor) else upcast(get_probs(prediction)).log()
@@ -115,7 +115,7 @@ class Accuracy(MeanMetric):
             check_floating("prediction", prediction, 2, "[B, C, ...]")
             scores = prediction
         else:
-            scores = _log_probs(prediction)
+            scores = log_probs_of(prediction)
         check_target(target, scores.shape[:1] + scores.shape[2:])
         if self.validate_args:
             check_target_values(target, scores.shape[1])
@@ -192,7 +192,7 @@ class PredictiveEntropy(MeanMetric):
 
     def _values(self, prediction: Tensor | HasProbs) -> Tensor:
         if not isinstance(prediction, Tensor):
-            return entropy(_log_probs(prediction), 1)
+            return entropy(log_probs_of(prediction), 1)
         if self.from_logits:
             return entropy(logits_to_log_probs(prediction, self.validate_args), 1)
         check_floating("probs", prediction, 2, "[B, C, ...]")

@@ -8,9 +8,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.precision import wide_dtype
+from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.precision import widen
 from lightning_uq.running.logits import LogitReader
-from lightning_uq.running.ranks import gather_rows
+from lightning_uq.running.row_sample import MAX_ROWS, RowSample, keys_of
 from lightning_uq.tasks import Task, describe
 
 
@@ -67,59 +68,75 @@ def class_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) 
     return target
 
 
-def calibration_rows(
-    reader: LogitReader,
-    model: nn.Module,
-    batch: Any,
-    trainer: Trainer | None = None,
-    *,
-    where: str,
-    check: bool = True,
-    of_members: bool = False,
-    kept: Callable[[int], Tensor | None] = lambda num_rows: None,
-) -> tuple[Tensor, Tensor]:
-    """What a calibration is fitted to: logits [Z, N, C] and labels [N], one row per label that counts.
+class CalibrationReader:
+    """Reads what a calibration is fitted to: logits and labels, one row per label that counts, or a sample of these rows.
 
-    They are the members' logits; of a Dirichlet, the log of its mean [1, N, C].
+    They are the members' logits; of a Dirichlet, the log of its mean. Rows are kept in float64.
 
     Args:
         reader: How the model is called.
-        model: The model.
-        batch: The batch.
-        trainer: Its Trainer, if there is one.
-        where: What the batch belongs to, the beginning of messages.
-        check: Whether to compare the outputs with the task.
-        of_members: Whether the logits of the members are needed.
-        kept: ``kept(B)`` is the mask of the samples that count; None for all.
+        where: What the batches belong to, the beginning of messages.
+        of_members: Whether the logits of the members are needed; else the log of their mean probabilities, with Z = 1.
+        max_rows: See :class:`~lightning_uq.running.row_sample.RowSample`.
 
-    Raises:
-        InputError: The model predicts no classes, its batch has no labels, or the logits of members are asked for
-            (``of_members``), and the predictions have none.
+    Attributes:
+        rows: The rows so far.
+        num_read: Samples that were read.
     """
-    task = reader.task(model)
-    check_classes(task, "The callback")
-    outputs = reader(model, batch, trainer, check=check)
-    target = labelled_batch(reader, model, batch, outputs, where)
-    keep = kept(len(target))
-    if keep is not None:
-        outputs, target = outputs[:, keep.to(outputs.device)], target[keep.to(target.device)]
-    prediction, labels = task.rows(reader.prediction(model, outputs, to_members=False), target)
-    return (prediction.logits if of_members else prediction.calibration_logits), labels
+
+    def __init__(
+        self, reader: LogitReader, where: str, *, of_members: bool = False, max_rows: int | None = MAX_ROWS
+    ) -> None:
+        self.reader = reader
+        self.where = where
+        self.of_members = of_members
+        self.rows = RowSample(max_rows)
+        self.num_read = 0
+
+    def add(
+        self,
+        model: nn.Module,
+        batch: Any,
+        trainer: Trainer | None,
+        positions: Callable[[int], tuple[Tensor | None, Tensor | None]] = lambda num: (None, None),
+    ) -> None:
+        """Add the rows of a batch.
+
+        Args:
+            model: The model.
+            batch: The batch.
+            trainer: Its Trainer, if there is one.
+            positions: ``positions(B)`` gives the positions [B] of a batch's samples in the data set, and the mask of those that
+                count. None stands for those that :func:`~lightning_uq.running.loaders.exact_loader` reads, and for all.
+
+        Raises:
+            InputError: The model predicts no classes, its batch has no labels, or the logits of members are asked for
+                (``of_members``), and the predictions have none.
+        """
+        task = self.reader.task(model)
+        check_classes(task, "The callback")
+        outputs = self.reader(model, batch, trainer, check=self.rows.is_empty)
+        target = labelled_batch(self.reader, model, batch, outputs, self.where)
+        numbers, keep = positions(len(target))
+        if numbers is None:
+            rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+            numbers = rank + world * torch.arange(self.num_read, self.num_read + len(target))
+        self.num_read += len(target)
+        if keep is not None:
+            outputs, target = outputs[:, keep.to(outputs.device)], target[keep.to(target.device)]
+            numbers = numbers[keep]
+        prediction, labels = task.rows(self.reader.prediction(model, outputs, to_members=False), target)
+        keys = keys_of(task, target, numbers)
+        chosen = self.rows.choose(keys)
+        prediction = prediction[chosen]
+        logits = widen(prediction.logits if self.of_members else prediction.calibration_logits)
+        logits = logits if self.of_members else mean_log_probs(logits).unsqueeze(0)
+        # Rows first, so that they gather.
+        chosen_labels = labels[chosen.to(labels.device) if isinstance(chosen, Tensor) else chosen]
+        self.rows.add(keys[chosen], logits.transpose(0, 1), chosen_labels)
 
 
 def check_classes(task: Task, who: str) -> None:
     """Raise an :class:`InputError` for a task whose predictions are no class probabilities."""
     if not task.has_classes:
         raise InputError(f"{who} calibrates class probabilities, which {describe(task)} does not predict.")
-
-
-def gather_logits(logits: list[Tensor], labels: list[Tensor], trainer: Trainer | None) -> tuple[Tensor, Tensor]:
-    """Logits [N, Z, C] and labels [N] of all ranks; a rank without any learns the shape from the others. A collective."""
-    rows = torch.cat(logits) if logits else torch.empty(0, 0, 0, dtype=torch.float64)
-    y = torch.cat(labels).long() if labels else torch.empty(0, dtype=torch.long)
-    if trainer is None or trainer.world_size == 1:
-        return rows, y
-    device = trainer.strategy.root_device
-    shapes = gather_rows(torch.tensor([rows.shape[1:]], device=device), trainer)
-    rows = rows.reshape(len(rows), *shapes.amax(0).tolist())
-    return gather_rows(rows.to(device, wide_dtype(device)), trainer), gather_rows(y.to(device), trainer)

@@ -116,6 +116,10 @@ class Task(ABC):
         """A prediction and its target as the metrics count them: one row per label. Maps give one row per pixel."""
         return prediction, target
 
+    def row_positions(self, target: Tensor) -> Tensor | None:
+        """The positions [N] in the flat target [B, ...] of the N rows of :meth:`rows`; None if row b is sample b."""
+        return None
+
     def invalid(self, outputs: Tensor) -> Tensor:
         """A mask of the numbers in outputs [Z, B, ...] that nothing can be predicted from."""
         return ~outputs.isfinite()
