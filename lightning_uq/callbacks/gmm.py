@@ -17,7 +17,7 @@ from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.pooling import Pool
-from lightning_uq.running.classes import class_labels, labelled_batch
+from lightning_uq.running.classes import density_labels, labelled_batch
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.features import LayerFeatures
 from lightning_uq.running.ranks import raising_on_all_ranks
@@ -143,7 +143,7 @@ class FitGMM(FeatureCallback):
         num_classes = 0
         for raw in loader:
             batch = to_device(raw, model, trainer)
-            y = class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
+            y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
             if not statistics:
                 num_classes = self._labelled(model, batch, trainer)
             features = self.features(model, batch, trainer)
@@ -158,12 +158,15 @@ class FitGMM(FeatureCallback):
         return num_classes
 
     def _labelled(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> int:
-        """The number of classes, from a batch whose logits and labels are checked."""
+        """The number of classes, from a batch whose outputs and labels are checked; 1 if the task has none."""
         where = f"{type(self).__name__}'s fitting data"
-        class_labels(self.logits, model, batch, where)
+        density_labels(self.logits, model, batch, where)
+        if not self.logits.task(model).has_classes:
+            return 1
         outputs = self.logits(model, batch, trainer)
         labelled_batch(self.logits, model, batch, outputs, where)
-        return outputs.shape[2]
+        prediction: Any = self.logits.prediction(model, outputs, to_members=False)
+        return int(prediction.probs.shape[1])
 
     def _reduce(
         self, statistics: list[ClassStatistics], members: int, classes: int, num_features: int, trainer: Trainer
