@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError
-from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.temperature import calibrated_nll
 from lightning_uq.networks.output import Output
-from lightning_uq.running.classes import calibration_rows, check_classes, gather_logits
+from lightning_uq.running.classes import CalibrationReader, check_calibration
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
 from lightning_uq.running.ranks import raise_on_all_ranks
+from lightning_uq.running.row_sample import MAX_ROWS
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task
 
@@ -41,6 +41,8 @@ class CalibratedNLL(Callback):
         output: What the model returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         task: What the outputs of a module that is not ours mean: a Task or its name. None: one label per input.
         dataloader_idx: Which validation loader, where there are several.
+        max_rows: The largest number of rows that the temperature is fitted to, such as pixels; above it a random sample of so many
+            is read. None reads all.
 
     Raises:
         InputError: At the first validation batch, where it has no class labels, or the model gives no logits.
@@ -65,22 +67,23 @@ class CalibratedNLL(Callback):
         output: Output = "logits",
         task: Task | str | None = None,
         dataloader_idx: int = 0,
+        max_rows: int | None = MAX_ROWS,
     ) -> None:
         super().__init__()
         self.read = LogitReader(predict_fn, unpack_batch, output, task)
         self.dataloader_idx = dataloader_idx
+        self.max_rows = max_rows
         self._reset()
 
     def _reset(self) -> None:
-        self._rows: list[Tensor] = []
-        self._labels: list[Tensor] = []
+        self._rows = CalibrationReader(self.read, "the validation data", max_rows=self.max_rows)
         self._batch: Any = None
         self._error: Exception | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies that were not tested, and tasks without classes."""
         check_strategy(trainer, type(self).__name__)
-        check_classes(self.read.task(pl_module), type(self).__name__)
+        check_calibration(self.read.task(pl_module), type(self).__name__)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
@@ -114,17 +117,7 @@ class CalibratedNLL(Callback):
         loader = loader_list(trainer.val_dataloaders)[dataloader_idx]
         try:
             with evaluating(pl_module, trainer):
-                logits, y = calibration_rows(
-                    self.read,
-                    pl_module,
-                    batch,
-                    trainer,
-                    where="the validation data",
-                    check=not self._rows,
-                    kept=lambda num_rows: batches.unpadded_rows(loader, batch_idx, num_rows),
-                )
-            self._rows.append(mean_log_probs(logits).unsqueeze(1))
-            self._labels.append(y)
+                self._rows.add(pl_module, batch, trainer, lambda num: batches.distributed_rows(loader, batch_idx, num))
         except Exception as error:
             if trainer.world_size == 1:
                 raise
@@ -135,10 +128,10 @@ class CalibratedNLL(Callback):
         if trainer.sanity_checking:
             return
         raise_on_all_ranks(self._error, trainer)
-        rows, labels = gather_logits(self._rows, self._labels, trainer)
-        if not len(labels):
+        rows = self._rows.gather(trainer, type(self).__name__)
+        if not len(rows.labels):
             raise InputError("The validation data is empty.")
-        value = calibrated_nll(rows.squeeze(1), labels)
+        value = calibrated_nll(rows.logits.squeeze(0), rows.labels)
         # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
         pl_module.log(self.monitor, value.float(), batch_size=1, sync_dist=True)
 

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional.entropy import mean_log_probs
-from lightning_uq.functional.precision import widen
 from lightning_uq.predictions import Prediction
-from lightning_uq.running.classes import calibration_rows, check_classes, gather_logits
+from lightning_uq.running.classes import CalibrationReader, FittingRows, check_calibration
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.loaders import validation_loaders
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import raising_on_all_ranks
+from lightning_uq.running.row_sample import MAX_ROWS, RowSample
 from lightning_uq.running.transforms import PredictionTransform
 
 
@@ -28,15 +27,33 @@ class Calibration(PostTrainingCallback):
     ``attach=True`` replaces its predictions.
 
     Args:
+        max_rows: The largest number of rows that are fitted; None reads all. Above it, as the pixels of a segmentation easily are,
+            a random sample of so many rows is fitted: the same one in every run, and on any number of ranks.
         fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
             fitting data are those of the one validation loader.
+
+    Raises:
+        InputError: An argument is not as above.
     """
 
     tensor_name: ClassVar[str]
     """Name of the fitted tensor."""
 
+    needs_classes: ClassVar[bool] = False
+    """Whether each label must be one of several classes, rather than on or off."""
+
     of_members = False
     """Whether the result acts inside the members, rather than on the log of their mean probabilities."""
+
+    def __init__(self, *, max_rows: int | None = MAX_ROWS, **fitting: Any) -> None:
+        super().__init__(**fitting)
+        RowSample(max_rows)
+        self.max_rows = max_rows
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on."""
+        return {**super().settings, "max_rows": self.max_rows}
 
     def fit_logits(self, logits: Tensor, labels: Tensor) -> "Calibration":
         """Fit logits [N, C] or [Z, N, C] with labels [N] that are in memory; gives back the callback itself."""
@@ -86,41 +103,37 @@ class Calibration(PostTrainingCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a task without classes."""
-        check_classes(self.logits.task(pl_module), type(self).__name__)
+        check_calibration(self.logits.task(pl_module), type(self).__name__, self.needs_classes)
         super().on_fit_start(trainer, pl_module)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels and logits."""
-        self._rows(model, batch, trainer, check=True)
+        self._reader(model).add(model, batch, trainer)
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
-        """Fit the logits of all rows, from all ranks, in float64; pooled ones are kept without their members."""
-        logits: list[Tensor] = []
-        labels: list[Tensor] = []
+        """Fit the logits of all rows, or a sample of them, from all ranks, in float64; pooled ones are kept without their members."""
+        reader = self._reader(model)
         with raising_on_all_ranks(trainer):
-            for raw in loader:
-                batch = to_device(raw, model, trainer)
-                found, y = self._rows(model, batch, trainer, check=not logits)
-                rows = widen(found)
-                rows = rows if self.of_members else mean_log_probs(rows).unsqueeze(0)
-                logits.append(rows.transpose(0, 1))  # rows first, so that they gather
-                labels.append(y)
-        all_logits, all_labels = gather_logits(logits, labels, trainer)
-        if not len(all_labels):
+            for batch in loader:
+                reader.add(model, to_device(batch, model, trainer), trainer)
+        rows = reader.gather(trainer, type(self).__name__)
+        if not len(rows.labels):
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
-        return self.fit_members(all_logits.transpose(0, 1).cpu(), all_labels.cpu())
+        return self.fit_rows(rows)
 
-    def _rows(self, model: nn.Module, batch: Any, trainer: Trainer | None, *, check: bool) -> tuple[Tensor, Tensor]:
-        """Logits [Z, N, C] of the quantity that predictions then carry calibrated, and labels [N]."""
+    def fit_rows(self, rows: FittingRows) -> dict[str, Tensor]:
+        """The fitted tensors, from the rows of all ranks."""
+        return self.fit_members(rows.logits, rows.labels)
+
+    def _reader(self, model: nn.Module) -> CalibrationReader:
+        """Reads the rows of the quantity that predictions then carry calibrated."""
         if self.logits.predict_fn is not None and is_uncertainty_module(model):
             raise InputError(
                 f"{type(self).__name__} calibrates the predictions that {type(model).__name__} makes itself, so its "
                 "`predict_fn` would be fitted but not calibrated. Leave argument `predict_fn` out."
             )
         where = f"{type(self).__name__}'s fitting data"
-        return calibration_rows(
-            self.logits, model, batch, trainer, where=where, check=check, of_members=self.of_members
-        )
+        return CalibrationReader(self.logits, where, of_members=self.of_members, max_rows=self.max_rows)
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Refuse a state that is no calibration of this kind.

@@ -16,7 +16,8 @@ from lightning_uq.functional.validation import check_choice
 from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import DensityScore, GaussianDensity
-from lightning_uq.running.classes import class_labels, labelled_batch
+from lightning_uq.networks.pooling import Pool
+from lightning_uq.running.classes import density_labels, labelled_batch
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.features import LayerFeatures
 from lightning_uq.running.ranks import raising_on_all_ranks
@@ -44,8 +45,8 @@ class FitGMM(FeatureCallback):
         scoring_dtype: ``"float32"`` runs the products of scoring in single precision, about three times as fast; the fit is
             in float64 in any case.
         memory_budget: Bytes that the scatter matrices may take.
-        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name``, ``attach`` and
-            the like.
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name``,
+            ``attach`` and the like.
 
     Raises:
         InputError: At the start of the training for what can be known then; in fitting for a class with fewer than two
@@ -142,7 +143,7 @@ class FitGMM(FeatureCallback):
         num_classes = 0
         for raw in loader:
             batch = to_device(raw, model, trainer)
-            y = class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
+            y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
             if not statistics:
                 num_classes = self._labelled(model, batch, trainer)
             features = self.features(model, batch, trainer)
@@ -157,12 +158,15 @@ class FitGMM(FeatureCallback):
         return num_classes
 
     def _labelled(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> int:
-        """The number of classes, from a batch whose logits and labels are checked."""
+        """The number of classes, from a batch whose outputs and labels are checked; 1 if the task has none."""
         where = f"{type(self).__name__}'s fitting data"
-        class_labels(self.logits, model, batch, where)
+        density_labels(self.logits, model, batch, where)
+        if not self.logits.task(model).has_classes:
+            return 1
         outputs = self.logits(model, batch, trainer)
         labelled_batch(self.logits, model, batch, outputs, where)
-        return outputs.shape[2]
+        prediction: Any = self.logits.prediction(model, outputs, to_members=False)
+        return int(prediction.probs.shape[1])
 
     def _reduce(
         self, statistics: list[ClassStatistics], members: int, classes: int, num_features: int, trainer: Trainer
@@ -220,7 +224,7 @@ class FitGMM(FeatureCallback):
 
     def transform(self) -> "DensityTransform":
         """Predictions carry ``log_density``."""
-        return DensityTransform(self.features.at_layer.layer, self.densities)
+        return DensityTransform(self.features.at_layer.layer, self.densities, self.features.pool)
 
 
 class DensityTransform(PredictionTransform):
@@ -229,12 +233,13 @@ class DensityTransform(PredictionTransform):
     Args:
         layer: Name of the layer whose input holds the features.
         densities: The density of each member's features.
+        pool: How the input is pooled.
     """
 
     kind = "density"
 
-    def __init__(self, layer: str, densities: Sequence[GaussianDensity]) -> None:
-        self.features = LayerFeatures(layer)
+    def __init__(self, layer: str, densities: Sequence[GaussianDensity], pool: Pool | None = None) -> None:
+        self.features = LayerFeatures(layer, pool)
         self.densities = list(densities)
 
     @contextmanager

@@ -17,8 +17,9 @@ class VectorScaling(Calibration):
     the temperature. Applied to the log of the mean probabilities: members stay as they are.
 
     Args:
-        fitting: Arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
-            ``predict_fn``, ``unpack_batch``, ``output`` and ``attach``.
+        fitting: ``max_rows`` (above 2^20 rows, a random sample of so many is fitted), and arguments of
+            :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``, ``predict_fn``,
+            ``unpack_batch``, ``output``, ``task`` and ``attach``.
 
     Source: Guo et al., ICML 2017 (arXiv 1706.04599), section 4.2.
 
@@ -31,6 +32,7 @@ class VectorScaling(Calibration):
     """
 
     tensor_name = "class_scaling"
+    needs_classes = True
 
     @property
     def class_scaling(self) -> Tensor:

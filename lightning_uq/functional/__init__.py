@@ -32,6 +32,7 @@ from lightning_uq.functional.entropy import (
     mutual_information,
     predictive_entropy,
 )
+from lightning_uq.functional.intersection_over_union import class_overlaps, intersection_over_union
 from lightning_uq.functional.joint import (
     consecutive_joint_log_loss,
     dyadic_joint_log_loss,
@@ -85,6 +86,7 @@ __all__ = [
     "brier_score",
     "calibration_error",
     "categorical_kl",
+    "class_overlaps",
     "clustered_log_likelihood",
     "consecutive_joint_log_loss",
     "diagonal_gaussian_kl",
@@ -110,6 +112,7 @@ __all__ = [
     "gaussian_target_noise",
     "gen",
     "generalized_risk_curve",
+    "intersection_over_union",
     "interval_covered",
     "joint_log_likelihood",
     "joint_log_loss",

@@ -123,14 +123,14 @@ def check_probs_values(probs: Tensor, name: str = "probs") -> None:
         raise _error(name, f"sum to one over the class axis (within {tolerance:g})", f"a sum is {worst:g}", advice)
 
 
-def check_target_values(target: Tensor, num_classes: int) -> None:
+def check_target_values(target: Tensor, num_classes: int, name: str = "target") -> None:
     """Refuse class indices outside [0, num_classes)."""
     if target.numel() == 0:
         return
     low, high = torch.stack(target.aminmax()).tolist()
     if low < 0 or high >= num_classes:
         found = f"it holds {low if low < 0 else high}"
-        raise _error("target", f"hold class indices in [0, {num_classes})", found)
+        raise _error(name, f"hold class indices in [0, {num_classes})", found)
 
 
 def check_no_nan(name: str, value: Tensor) -> None:

@@ -49,6 +49,7 @@ from lightning_uq.losses.joint import (
     JointLoss,
     joint_nll_loss,
 )
+from lightning_uq.losses.labels import label_losses
 from lightning_uq.losses.mixture_density import mixture_nll_loss, split_mixture
 from lightning_uq.losses.penalty import L2WeightDecay, Penalty, l2_weight_decay
 from lightning_uq.losses.point import point_loss
@@ -116,6 +117,7 @@ __all__ = [
     "l2_loss",
     "l2_training_penalty",
     "l2_weight_decay",
+    "label_losses",
     "latent_kl",
     "maxnorm_loss",
     "mixture_nll_loss",

@@ -7,8 +7,17 @@ module that holds them.
 """
 
 from lightning_uq.metrics.calibration import ExpectedCalibrationError, SmoothCalibrationError
+from lightning_uq.metrics.intersection_over_union import MeanIoU
 from lightning_uq.metrics.intervals import IntervalScore, Sharpness
 from lightning_uq.metrics.joint import JointLogLoss
+from lightning_uq.metrics.labels import (
+    LabelAccuracy,
+    LabelAUROC,
+    LabelAveragePrecision,
+    LabelBrierScore,
+    LabelCalibrationError,
+    LabelNLL,
+)
 from lightning_uq.metrics.ood import OODAUPRC, OODAUROC, OODFPR95
 from lightning_uq.metrics.pinball import PinballLoss
 from lightning_uq.metrics.pit import PITHistogram
@@ -41,6 +50,13 @@ __all__ = [
     "IntervalCoverage",
     "IntervalScore",
     "JointLogLoss",
+    "LabelAUROC",
+    "LabelAccuracy",
+    "LabelAveragePrecision",
+    "LabelBrierScore",
+    "LabelCalibrationError",
+    "LabelNLL",
+    "MeanIoU",
     "MutualInformation",
     "NegativeLogLikelihood",
     "PITHistogram",

@@ -15,6 +15,7 @@ from lightning_uq.functional.validation import (
     check_floating,
     check_no_nan,
     check_probs_values,
+    check_shape,
     check_target,
     check_target_values,
     flatten_classes,
@@ -42,6 +43,7 @@ class NegativeLogLikelihood(MeanMetric):
 
     higher_is_better: bool | None = False
     plot_lower_bound: float | None = 0.0
+    takes_soft_targets = True
 
     def __init__(self, from_logits: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
         super().__init__("negative_log_likelihood", validate_args=validate_args, **kwargs)
@@ -53,18 +55,22 @@ class NegativeLogLikelihood(MeanMetric):
 
         Args:
             prediction: Probabilities [B, C, ...] (logits with ``from_logits``), or a prediction object.
-            target: Class indices [B, ...].
+            target: Class indices [B, ...], or probabilities [B, C, ...], for which the mean of -sum_c t_c log p_c is taken.
 
         Raises:
             InputError: The values are no probabilities or indices, or shapes differ.
         """
+        if target.is_floating_point():
+            log_probs, soft = soft_rows(prediction, target, self.from_logits, self.validate_args)
+            self._add(-torch.where(soft > 0, soft * log_probs, 0.0).sum(1))
+            return
         if isinstance(prediction, Tensor) and not self.from_logits:
             self._add(scoring.negative_log_likelihood(*prediction_rows(prediction, target, False, self.validate_args)))
             return
         if isinstance(prediction, Tensor):
             log_probs = logits_to_log_probs(prediction, self.validate_args)
         else:
-            log_probs = _log_probs(prediction)
+            log_probs = log_probs_of(prediction)
         check_target(target, log_probs.shape[:1] + log_probs.shape[2:])
         if self.validate_args:
             check_target_values(target, log_probs.shape[1])
@@ -72,7 +78,30 @@ class NegativeLogLikelihood(MeanMetric):
         self._add(-at_class(log_probs, target, 1))
 
 
-def _log_probs(prediction: HasProbs) -> Tensor:
+def soft_rows(
+    prediction: Tensor | HasProbs, target: Tensor, from_logits: bool, validate: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N, C] of a prediction, and probabilities as its targets [N, C].
+
+    Raises:
+        InputError: The values are no probabilities, or shapes differ.
+    """
+    if not isinstance(prediction, Tensor):
+        log_probs = log_probs_of(prediction)
+    elif from_logits:
+        log_probs = logits_to_log_probs(prediction, validate)
+    else:
+        check_floating("prediction", prediction, 2, "[B, C, ...]")
+        log_probs = upcast(prediction).log()
+    check_shape("target", target, log_probs.shape)
+    log_probs, target = flatten_classes(log_probs), flatten_classes(target)
+    if validate:
+        check_probs_values(log_probs.exp(), "prediction")
+        check_probs_values(target, "target")
+    return log_probs, target.to(log_probs.dtype)
+
+
+def log_probs_of(prediction: HasProbs) -> Tensor:
     """Pooled log-probabilities [B, C, ...] of a prediction object, without leaving log space where it keeps them."""
     log_probs = getattr(prediction, "log_probs", None)
     return log_probs if isinstance(log_probs, Tensor) else upcast(get_probs(prediction)).log()
@@ -115,7 +144,7 @@ class Accuracy(MeanMetric):
             check_floating("prediction", prediction, 2, "[B, C, ...]")
             scores = prediction
         else:
-            scores = _log_probs(prediction)
+            scores = log_probs_of(prediction)
         check_target(target, scores.shape[:1] + scores.shape[2:])
         if self.validate_args:
             check_target_values(target, scores.shape[1])
@@ -141,6 +170,7 @@ class BrierScore(MeanMetric):
     higher_is_better: bool | None = False
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 2.0
+    takes_soft_targets = True
 
     def __init__(self, from_logits: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
         super().__init__("brier_score", validate_args=validate_args, **kwargs)
@@ -148,7 +178,11 @@ class BrierScore(MeanMetric):
         self.from_logits = from_logits
 
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
-        """Add a batch; see :meth:`NegativeLogLikelihood.update`."""
+        """Add a batch; see :meth:`NegativeLogLikelihood.update`. Of probabilities as targets, sum_c (p_c - t_c)^2 is taken."""
+        if target.is_floating_point():
+            log_probs, soft = soft_rows(prediction, target, self.from_logits, self.validate_args)
+            self._add((log_probs.exp() - soft).square().sum(1))
+            return
         self._add(scoring.brier_score(*prediction_rows(prediction, target, self.from_logits, self.validate_args)))
 
 
@@ -192,7 +226,7 @@ class PredictiveEntropy(MeanMetric):
 
     def _values(self, prediction: Tensor | HasProbs) -> Tensor:
         if not isinstance(prediction, Tensor):
-            return entropy(_log_probs(prediction), 1)
+            return entropy(log_probs_of(prediction), 1)
         if self.from_logits:
             return entropy(logits_to_log_probs(prediction, self.validate_args), 1)
         check_floating("probs", prediction, 2, "[B, C, ...]")

@@ -5,6 +5,7 @@ Shapes: Z index or member, B batch, C classes, D target dimensions. A class axis
 """
 
 from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.bernoulli import BernoulliPrediction, LabelProbabilities, PooledBernoulliPrediction
 from lightning_uq.predictions.categorical import CategoricalPrediction
 from lightning_uq.predictions.class_probabilities import ClassProbabilities
 from lightning_uq.predictions.dirichlet import DirichletPrediction
@@ -19,13 +20,16 @@ from lightning_uq.predictions.student_t import StudentTPrediction
 from lightning_uq.predictions.student_t_mixture import StudentTMixturePrediction
 
 __all__ = [
+    "BernoulliPrediction",
     "CategoricalPrediction",
     "ClassProbabilities",
     "DirichletPrediction",
     "GaussianMixturePrediction",
+    "LabelProbabilities",
     "MixtureDensityPrediction",
     "NumberPrediction",
     "PointPrediction",
+    "PooledBernoulliPrediction",
     "PooledCategoricalPrediction",
     "PooledRegressionPrediction",
     "Prediction",

@@ -1,16 +1,19 @@
 """Labels and logits of any model's batches, as what is fitted after training reads them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lightning_uq import batches
 from lightning_uq.errors import InputError
-from lightning_uq.functional.precision import wide_dtype
+from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.precision import widen
 from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.ranks import gather_rows
+from lightning_uq.running.row_sample import MAX_ROWS, RowSample, keys_of
 from lightning_uq.tasks import Task, describe
 
 
@@ -52,74 +55,140 @@ def target_of(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> 
     return target
 
 
-def class_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
-    """Class labels [B] of a batch whose outputs are not at hand.
+def density_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
+    """Class labels [B] of a batch whose outputs are not at hand; 0 for each input if the task has no classes.
 
     Raises:
-        InputError: It has none; the message begins with ``where``.
+        InputError: It has none, although the task has classes; the message begins with ``where``.
     """
+    task = reader.task(model)
+    if not task.has_classes:
+        return torch.zeros(batches.batch_size(reader.unpack(model, batch)[0]), dtype=torch.long)
     target = target_of(reader, model, batch, where)
-    if not reader.task(model).has_classes or reader.task(model).accepts(target) is not None:
+    reason = task.accepts(target)
+    if reason is not None:
         raise InputError(
             f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has targets of {target.dtype}. Pass argument "
-            "`unpack_batch`, or a loader with `(x, y)`."
+            "`unpack_batch`, a loader with `(x, y)`, or the `task` of these targets."
         )
-    return target
+    return (target.squeeze(1) if target.ndim == 2 and target.shape[1] == 1 else target).long()
 
 
-def calibration_rows(
-    reader: LogitReader,
-    model: nn.Module,
-    batch: Any,
-    trainer: Trainer | None = None,
-    *,
-    where: str,
-    check: bool = True,
-    of_members: bool = False,
-    kept: Callable[[int], Tensor | None] = lambda num_rows: None,
-) -> tuple[Tensor, Tensor]:
-    """What a calibration is fitted to: logits [Z, N, C] and labels [N], one row per label that counts.
+class FittingRows(NamedTuple):
+    """The rows of all ranks that a calibration is fitted to.
 
-    They are the members' logits; of a Dirichlet, the log of its mean [1, N, C].
+    Attributes:
+        logits: Logits [Z, N, C] in float64, on the CPU.
+        labels: Class indices [N].
+        group: Which of the labels of an input each row is [N]; 0 if there is one.
+        num_groups: L, the number of labels per input.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    group: Tensor
+    num_groups: int
+
+
+class CalibrationReader:
+    """Reads what a calibration is fitted to: logits and labels, one row per label that counts, or a sample of these rows.
+
+    They are the members' logits; of a Dirichlet, the log of its mean. Rows are kept in float64.
 
     Args:
         reader: How the model is called.
-        model: The model.
-        batch: The batch.
-        trainer: Its Trainer, if there is one.
-        where: What the batch belongs to, the beginning of messages.
-        check: Whether to compare the outputs with the task.
-        of_members: Whether the logits of the members are needed.
-        kept: ``kept(B)`` is the mask of the samples that count; None for all.
+        where: What the batches belong to, the beginning of messages.
+        of_members: Whether the logits of the members are needed; else the log of their mean probabilities, with Z = 1.
+        max_rows: See :class:`~lightning_uq.running.row_sample.RowSample`.
 
-    Raises:
-        InputError: The model predicts no classes, its batch has no labels, or the logits of members are asked for
-            (``of_members``), and the predictions have none.
+    Attributes:
+        rows: The rows so far.
+        num_read: Samples that were read.
+        num_groups: L, the number of labels per input; 1 if there is one.
     """
-    task = reader.task(model)
-    check_classes(task, "The callback")
-    outputs = reader(model, batch, trainer, check=check)
-    target = labelled_batch(reader, model, batch, outputs, where)
-    keep = kept(len(target))
-    if keep is not None:
-        outputs, target = outputs[:, keep.to(outputs.device)], target[keep.to(target.device)]
-    prediction, labels = task.rows(reader.prediction(model, outputs, to_members=False), target)
-    return (prediction.logits if of_members else prediction.calibration_logits), labels
+
+    def __init__(
+        self, reader: LogitReader, where: str, *, of_members: bool = False, max_rows: int | None = MAX_ROWS
+    ) -> None:
+        self.reader = reader
+        self.where = where
+        self.of_members = of_members
+        self.rows = RowSample(max_rows)
+        self.num_read = 0
+        self.num_groups = 0
+
+    def add(
+        self,
+        model: nn.Module,
+        batch: Any,
+        trainer: Trainer | None,
+        positions: Callable[[int], tuple[Tensor | None, Tensor | None]] = lambda num: (None, None),
+    ) -> None:
+        """Add the rows of a batch.
+
+        Args:
+            model: The model.
+            batch: The batch.
+            trainer: Its Trainer, if there is one.
+            positions: ``positions(B)`` gives the positions [B] of a batch's samples in the data set, and the mask of those that
+                count. None stands for those that :func:`~lightning_uq.running.loaders.exact_loader` reads, and for all.
+
+        Raises:
+            InputError: The model predicts no classes, its batch has no labels, or the logits of members are asked for
+                (``of_members``), and the predictions have none.
+        """
+        task = self.reader.task(model)
+        check_calibration(task, "The callback")
+        outputs = self.reader(model, batch, trainer, check=self.rows.is_empty)
+        target = labelled_batch(self.reader, model, batch, outputs, self.where)
+        numbers, keep = positions(len(target))
+        if numbers is None:
+            rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+            numbers = rank + world * torch.arange(self.num_read, self.num_read + len(target))
+        self.num_read += len(target)
+        if keep is not None:
+            outputs, target = outputs[:, keep.to(outputs.device)], target[keep.to(target.device)]
+            numbers = numbers[keep]
+        raw = self.reader.prediction(model, outputs, to_members=False)
+        prediction, labels, group, self.num_groups = task.calibration_rows(raw, target)
+        if labels.is_floating_point():
+            raise InputError(
+                f"{self.where[0].upper()}{self.where[1:]} must hold labels, but a batch has probabilities as targets. Pass a loader "
+                "without label mixing or smoothing."
+            )
+        if group is not None:
+            labels = 2 * group + labels  # one number, which the sample keeps
+        keys = keys_of(task, target, numbers)
+        chosen = self.rows.choose(keys)
+        prediction = prediction[chosen]
+        logits = widen(prediction.logits if self.of_members else prediction.calibration_logits)
+        logits = logits if self.of_members else mean_log_probs(logits).unsqueeze(0)
+        # Rows first, so that they gather.
+        chosen_labels = labels[chosen.to(labels.device) if isinstance(chosen, Tensor) else chosen]
+        self.rows.add(keys[chosen], logits.transpose(0, 1), chosen_labels)
+
+    def gather(self, trainer: Trainer | None, who: str) -> FittingRows:
+        """The rows of all ranks. A collective.
+
+        Args:
+            trainer: Its ranks are gathered; None for this process alone.
+            who: Whose data they are, for the line that tells of a sample.
+        """
+        logits, labels = (rows.cpu() for rows in self.rows.gather(trainer, who))
+        num_groups = self.num_groups
+        if trainer is not None and trainer.world_size > 1:
+            device = trainer.strategy.root_device
+            num_groups = int(gather_rows(torch.tensor([num_groups], device=device), trainer).max())
+        several = num_groups > 1
+        group = labels // 2 if several else torch.zeros_like(labels)
+        return FittingRows(logits.transpose(0, 1), labels % 2 if several else labels, group, num_groups)
 
 
-def check_classes(task: Task, who: str) -> None:
-    """Raise an :class:`InputError` for a task whose predictions are no class probabilities."""
-    if not task.has_classes:
-        raise InputError(f"{who} calibrates class probabilities, which {describe(task)} does not predict.")
-
-
-def gather_logits(logits: list[Tensor], labels: list[Tensor], trainer: Trainer | None) -> tuple[Tensor, Tensor]:
-    """Logits [N, Z, C] and labels [N] of all ranks; a rank without any learns the shape from the others. A collective."""
-    rows = torch.cat(logits) if logits else torch.empty(0, 0, 0, dtype=torch.float64)
-    y = torch.cat(labels).long() if labels else torch.empty(0, dtype=torch.long)
-    if trainer is None or trainer.world_size == 1:
-        return rows, y
-    device = trainer.strategy.root_device
-    shapes = gather_rows(torch.tensor([rows.shape[1:]], device=device), trainer)
-    rows = rows.reshape(len(rows), *shapes.amax(0).tolist())
-    return gather_rows(rows.to(device, wide_dtype(device)), trainer), gather_rows(y.to(device), trainer)
+def check_calibration(task: Task, who: str, needs_classes: bool = False) -> None:
+    """Raise an :class:`InputError` for a task whose predictions are no probabilities, or not those of classes."""
+    if not task.takes_calibration:
+        raise InputError(f"{who} calibrates probabilities, which {describe(task)} does not predict.")
+    if needs_classes and not task.has_classes:
+        raise InputError(
+            f"{who} scales classes, which {describe(task)} does not have. Use TemperatureScaling(per_label=True)."
+        )

@@ -32,7 +32,7 @@ from lightning_uq.tasks.classification import (
     label_counts,
     weight_tensor,
 )
-from lightning_uq.tasks.segmentation import counted_rows
+from lightning_uq.tasks.segmentation import counted_positions, counted_rows
 
 EvidentialLossName = Literal["evidential", "nll", "cross_entropy", "maxnorm", "r_edl", "re_edl", "i_edl"]
 
@@ -168,6 +168,10 @@ class EvidentialClassification(ClassTask):
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
         """The positions that count, as rows [N, C] with labels [N]."""
         return counted_rows(prediction, target, self.ignore_index)
+
+    def row_positions(self, target: Tensor) -> Tensor:
+        """The positions of the labels that count."""
+        return counted_positions(target, self.ignore_index)
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """Raw outputs [Z, B, C, ...] with C >= 2."""

@@ -71,6 +71,7 @@ CASES = {
     "nll": (metrics.NegativeLogLikelihood, {}, classify),
     "brier": (metrics.BrierScore, {}, classify),
     "accuracy": (metrics.Accuracy, {}, classify),
+    "miou": (metrics.MeanIoU, {}, classify),
     "unpredicted": (metrics.UnpredictedClasses, {}, classify),
     "entropy": (metrics.PredictiveEntropy, {}, classify),
     "mutual_information": (metrics.MutualInformation, {"from_logits": True}, joint),

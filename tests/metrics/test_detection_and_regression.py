@@ -130,7 +130,8 @@ def test_bad_regression_batches(constructor, problem):
     mean, variance, target = problem
     metric = constructor()
     with pytest.raises(
-        InputError, match=r"`target` must have shape \[20, 2\], but its shape is \[20\]. An array of another shape would"
+        InputError,
+        match=r"`target` must have shape \[20, 2\], but its shape is \[20\]. An array of another shape would",
     ):
         metric.update((mean, variance), target[:, 0])
     with pytest.raises(InputError, match=r"`mean` must be a floating-point tensor \[Z, B, D\] .*mean\[None\]"):
@@ -144,7 +145,8 @@ def test_bad_regression_batches(constructor, problem):
             metric.update(wrong, target)
     student = StudentTPrediction(mean, variance, variance + 1, variance)
     with pytest.raises(
-        InputError, match=r"`target` must have shape \[20, 2\], but its shape is \[20\]. An array of another shape would"
+        InputError,
+        match=r"`target` must have shape \[20, 2\], but its shape is \[20\]. An array of another shape would",
     ):
         metric.update(student, target[:, 0])
     with pytest.raises(InputError, match="`target` must be finite, or NaN"):

@@ -23,9 +23,10 @@ spec.loader.exec_module(cases)
 ALL = torch.arange(cases.ROWS)
 DATA = cases.Data()
 COUNTS = ("unpredicted",)  # integers: a set of classes, which is empty without rows
+WHOLE = ("unpredicted", "miou")  # whose states are integers
 # One for each kind of state: a sum, bins, rows, rows of two kinds, pairs of tensors, blocks that wait for their rest, rows
 # with an index. `make test-slow` runs the others.
-KINDS = {"nll", "ece", "ece_adaptive", "aurc", "auroc", "gaussian_nll", "joint", "joint_indexed", "unpredicted"}
+KINDS = {"nll", "ece", "ece_adaptive", "aurc", "auroc", "gaussian_nll", "joint", "joint_indexed", "unpredicted", "miou"}
 each_metric = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in cases.CASES]
 )
@@ -101,7 +102,7 @@ def test_precision_of_the_module_leaves_states_alone(name, conversion):
     states = list(_tensors(module.metric))
     floating = [s for s in states if s.is_floating_point()]
     assert states
-    assert bool(floating) is (name not in COUNTS)
+    assert bool(floating) is (name not in WHOLE)
     assert all(s.dtype == torch.float64 for s in floating)
     assert cases.feed(module.metric, name, DATA, ALL[15:]).compute().item() == pytest.approx(value_of(name), abs=1e-7)
 

@@ -196,6 +196,36 @@ def test_rows_are_the_positions_that_count():
     assert len(everything) == target.numel()
 
 
+# ---------------------------------------------------------------------- classes in the last axis
+
+
+@pytest.mark.parametrize("axes", MAPS)
+def test_classes_last_are_the_same_maps(axes):
+    output, target = problem(axes)
+    first, last = Segmentation(ignore_index=IGNORE), Segmentation(ignore_index=IGNORE, class_axis=-1)
+    moved = output.movedim(1, -1)
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(last.sample_losses(moved, target), first.sample_losses(output, target), strict=True)
+    )
+    outputs = torch.stack([output, -output])
+    assert torch.equal(last.predict(outputs.movedim(2, -1)).logits, outputs)
+    last.check_output(outputs.movedim(2, -1))
+    last.check_target(target, outputs.movedim(2, -1))
+    outputs[1, 2, :, 0] = -math.inf
+    assert int(last.invalid(outputs.movedim(2, -1)).any(2).sum()) == int(first.invalid(outputs).any(2).sum()) > 0
+    with pytest.raises(InputError, match=r"must return 4 logits .* but it returned 3"):
+        Segmentation(num_classes=4, class_axis=-1).check_output(moved[None])
+
+
+def test_labels_that_fit_classes_last_name_the_field():
+    output, target = problem((7,))
+    with pytest.raises(InputError, match=r"returns \[4, 7, 3\]. Pass `task=Segmentation\(class_axis=-1\)`"):
+        Segmentation().check_target(target.clamp(max=2), output.movedim(1, -1)[None])
+    with pytest.raises(InputError, match=r"`class_axis` must be 1 .* or -1 .*, but it is 2"):
+        Segmentation(class_axis=2)
+
+
 # ---------------------------------------------------------------------- under a Trainer
 
 
@@ -240,6 +270,7 @@ def test_maps_are_trained_tested_and_predicted(make_trainer, name, ignore_index)
         "accuracy": (rows.argmax(1) == labels).double().mean(),
         "nll": F.nll_loss(rows, labels),
         "ece": expected_calibration_error(rows.exp(), labels),
+        "miou": jaccard(rows.argmax(1), labels),
         "brier": (rows.exp() - F.one_hot(labels, 3)).square().sum(1).mean(),
     }
     assert set(tested) == {f"test_{key}" for key in expected}
@@ -249,6 +280,11 @@ def test_maps_are_trained_tested_and_predicted(make_trainer, name, ignore_index)
             assert validated[f"val_{key}"] == pytest.approx(float(value), rel=1e-5), key
     prediction = type(module.predict(x)).cat(trainer.predict(module, data))
     torch.testing.assert_close(prediction.log_probs.double(), log_probs, rtol=1e-4, atol=1e-5)
+
+
+def jaccard(label, target):
+    overlaps = [((label == c) & (target == c)).sum() / ((label == c) | (target == c)).sum() for c in range(3)]
+    return torch.stack([one for one in overlaps if not one.isnan()]).mean()
 
 
 class Spoilt(nn.Module):
