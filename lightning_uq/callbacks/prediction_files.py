@@ -16,7 +16,7 @@ from lightning_uq.writing import partial_path
 Format = Literal["parquet", "csv"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv")
 Block = dict[str, "np.ndarray[Any, Any]"]
-"""Some rows: the numbers [B] of each name, or [B, D] if an input has several."""
+"""Some rows: the numbers [B] of each name, or [B, ...] if an input has several."""
 
 FLUSH_BYTES = 2**24
 """Rows are written in blocks of this size, so that memory stays bounded and blocks do not get tiny."""
@@ -202,7 +202,8 @@ def _columns(block: Block) -> Block:
         if values.ndim == 1:
             columns[name] = values
         else:
-            columns.update({f"{name}_{i}": values[:, i] for i in range(values.shape[1])})
+            places = np.ndindex(values.shape[1:])
+            columns.update({"_".join([name, *map(str, at)]): values[(slice(None), *at)] for at in places})
     return columns
 
 
