@@ -427,7 +427,6 @@ LISTED_MODULES = [
         fields={"loss": "beta_nll"},
         num_members=3,
         seed=1,
-        adversarial_epsilon=0.01,
     ),
     _of_head("Ensemble, quantiles", m.EnsembleModule, quantile_network, head="quantiles", num_members=3, seed=1),
     _of_head(
@@ -448,8 +447,9 @@ LISTED_MODULES = [
     ),
     ModuleCase(
         "Ensemble of a user's regressors",
-        partial(m.EnsembleModule, UsersRegressor, num_members=3, seed=1),
+        partial(m.EnsembleModule, UsersRegressor, num_members=3, seed=1, task=Regression(head="mean")),
         "regression",
+        unsupported={"bad input": "the squared error of torch takes whole numbers and missing ones as they are"},
     ),
 ]
 
