@@ -205,7 +205,7 @@ class EnsembleModule(UncertaintyModule):
         x = apply_to_collection(x, Tensor, torch.clone, allow_frozen=True)  # a forward may write into it
         if not looks_like_regression(self.network(x)[0], y):
             return False
-        tell_regression(type(self.network.member(0)))
+        tell_regression(type(self.network.member(0)).__name__)
         self.set_inferred_task()
         return True
 

@@ -128,7 +128,7 @@ class NumberPrediction(Prediction):
 
     def _score(self, name: str) -> Tensor:
         score = super()._score(name)
-        return score.flatten(1).mean(1) if score.ndim > 1 else score  # type: ignore[no-untyped-call]
+        return score.flatten(1).mean(1) if score.ndim > 1 else score
 
     def _checked(self, target: Tensor) -> Tensor:
         return aligned_target(target, self.target_shape)

@@ -1,7 +1,7 @@
 """The prediction of a regressor that says quantiles of each target."""
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class QuantilePrediction(SpreadPrediction):
         (tensor([[0.]]), (tensor([[-1.]]), tensor([[2.]])))
     """
 
-    score_names = ("interval_width", "epistemic_variance")
+    score_names: ClassVar[tuple[str, ...]] = ("interval_width", "epistemic_variance")
 
     member_quantiles = Field("Quantiles [Z, B, D, Q] in increasing order.", batch_axis=1)
     levels = Field("Levels of the quantiles [Q].", batch_axis=None)

@@ -186,4 +186,4 @@ def sums_and_counts(losses: Tensor, counts: Tensor | None = None) -> tuple[Tenso
     counts = torch.ones_like(losses) if counts is None else counts
     if losses.ndim < 2:
         return losses, counts
-    return losses.flatten(1).sum(1), counts.flatten(1).sum(1)  # type: ignore[no-untyped-call]
+    return losses.flatten(1).sum(1), counts.flatten(1).sum(1)

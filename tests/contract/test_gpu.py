@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.contract.cases import UsersModule, loader
-from tests.contract.running import TEST, TRAIN, VAL, score_of, run_all
+from tests.contract.running import TEST, TRAIN, VAL, run_all, score_of
 
 pytestmark = [
     pytest.mark.gpu,

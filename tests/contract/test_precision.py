@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.contract.cases import UsersModule, loader
-from tests.contract.running import TEST, TRAIN, VAL, assert_finite, assert_sound, score_of, run_all
+from tests.contract.running import TEST, TRAIN, VAL, assert_finite, assert_sound, run_all, score_of
 
 WEIGHTS = {"32-true": torch.float32, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}
 PRECISIONS = [pytest.param(name, marks=pytest.mark.axis(name)) for name in WEIGHTS]
