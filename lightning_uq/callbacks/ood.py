@@ -237,7 +237,8 @@ class OODDetection(Callback):
             own = getattr(model, "ood_score", None)
             # What a `predict_fn` gives is logits, which may lack the module's own score.
             has_own = isinstance(own, str) and (self.read.predict_fn is None or own in known)
-            names = [own] if has_own else list(DEFAULT_SCORES)
+            defaults = [name for name in DEFAULT_SCORES if name in task.score_names] or [task.ood_score]
+            names = [own] if has_own else defaults
             wanted = {name: name for name in dict.fromkeys([*names, *provided])}
         unknown = [score for score in wanted.values() if isinstance(score, str) and score not in known]
         if unknown:
