@@ -56,6 +56,10 @@ class LoaderScores:
         self.scorers = scorers
         self._rows: dict[str, list[Tensor]] = {name: [] for name in wanted}
 
+    def restart(self, other: "LoaderScores") -> None:
+        """Take the scores that another one computes, before any row was added."""
+        self.wanted, self.scorers, self._rows = other.wanted, other.scorers, other._rows
+
     @property
     def is_empty(self) -> bool:
         """Whether no row was added yet."""

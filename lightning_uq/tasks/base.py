@@ -62,6 +62,8 @@ class Task(ABC):
         takes_calibration: Whether a calibration can be fitted, to :meth:`calibration_rows`.
         has_numeric_targets: Whether noise may be added to the targets.
         takes_probabilities: Whether a network may return probabilities or their logarithms instead of raw outputs.
+        has_likelihood: Whether the loss is a negative log-density, as Bayesian inference needs it.
+        needs_members: Whether all scores are spreads of several hypotheses, so that one network has none.
     """
 
     ood_score: ClassVar[str]
@@ -71,6 +73,8 @@ class Task(ABC):
     takes_calibration: ClassVar[bool] = False
     has_numeric_targets: ClassVar[bool] = False
     takes_probabilities: ClassVar[bool] = False
+    has_likelihood: ClassVar[bool] = True
+    needs_members: ClassVar[bool] = False
 
     @property
     def num_outputs(self) -> int | None:
