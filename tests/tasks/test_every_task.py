@@ -87,6 +87,9 @@ def test_a_function_without_a_name_has_to_be_passed_again():
 
 def outputs_for(task):
     """Raw outputs [1, 4, ...] and targets."""
+    if isinstance(task, Binary | Multilabel):
+        labels = task.num_outputs or 2
+        return torch.randn(1, 4, labels), (torch.arange(4)[:, None] + torch.arange(labels)) % 2
     if not task.has_classes:
         return torch.randn(1, 4, task.outputs_per_target), torch.randn(4, 1)
     classes = task.num_outputs or (len(task.class_weights) if task.class_weights else 3)
