@@ -44,6 +44,7 @@ class Task(ABC):
         metric_on_bar: The name of the validation metric that the progress bar shows beside the loss.
         has_classes: Whether predictions are class probabilities, which calibrations read.
         has_numeric_targets: Whether noise may be added to the targets.
+        has_positions: Whether a prediction holds one result per position of a map, [B, ..., *P], rather than one per input.
         takes_probabilities: Whether a network may return probabilities or their logarithms instead of raw outputs.
     """
 
@@ -52,6 +53,7 @@ class Task(ABC):
     metric_on_bar: ClassVar[str | None] = None
     has_classes: ClassVar[bool] = False
     has_numeric_targets: ClassVar[bool] = False
+    has_positions: ClassVar[bool] = False
     takes_probabilities: ClassVar[bool] = False
 
     @property

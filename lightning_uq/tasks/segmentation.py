@@ -1,7 +1,7 @@
 """One label per position of a map: pixels, voxels, tokens."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class Segmentation(Classification):
 
     ignore_index: int | None = None
     class_axis: Literal[1, -1] = 1
+
+    has_positions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
