@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError
+from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
 from lightning_uq.running.loaders import can_be_reread, exact_loader, fit_dataloader_of, training_loader
@@ -24,7 +25,12 @@ class FeatureCallback(PostTrainingCallback):
     :class:`OODDetection` in the same Trainer the score is among those logged; :meth:`score` gives it for any loader.
 
     Args:
-        feature_layer: Name of the layer whose input holds the features, or ``"auto"``.
+        feature_layer: Name of the layer whose input holds the features, or ``"auto"``: the linear layer that feeds the output.
+        pool: How tokens [B, T, D] become features [B, D]: ``"mean"``, ``"last_token"``, ``"cls"`` (the first token), or a function
+            ``pool(x, mask)`` of the layer's input. "mean" and "last_token" leave out padding by the ``attention_mask``, or
+            ``src_key_padding_mask``, that the network or a module in it is called with. A linear layer that sees more than
+            [B, D] needs a ``pool``; a convolution's [B, D, H, W] is averaged without one. See
+            :func:`~lightning_uq.networks.pooling.pool_features`.
         fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
             fitting data are the data module's ``uq_fit_dataloader()``, else the training data, in order.
 
@@ -34,9 +40,9 @@ class FeatureCallback(PostTrainingCallback):
 
     score_name: str
 
-    def __init__(self, *, feature_layer: str = "auto", **fitting: Any) -> None:
+    def __init__(self, *, feature_layer: str = "auto", pool: Pool | None = None, **fitting: Any) -> None:
         super().__init__(**fitting)
-        self.features = FeatureReader(feature_layer, self.logits)
+        self.features = FeatureReader(feature_layer, self.logits, pool)
 
     @abstractmethod
     def feature_scores(self, features: Tensor) -> Tensor:
@@ -45,7 +51,8 @@ class FeatureCallback(PostTrainingCallback):
     @property
     def settings(self) -> dict[str, Any]:
         """What a fit depends on."""
-        return {**super().settings, "feature_layer": self.features.layer}
+        layer = {"feature_layer": self.features.layer, "pool": pool_setting(self.features.pool)}
+        return {**super().settings, **layer}
 
     # ------------------------------------------------------------------ fitting
 

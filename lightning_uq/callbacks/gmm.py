@@ -16,6 +16,7 @@ from lightning_uq.functional.validation import check_choice
 from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import DensityScore, GaussianDensity
+from lightning_uq.networks.pooling import Pool
 from lightning_uq.running.classes import class_labels, labelled_batch
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.features import LayerFeatures
@@ -44,8 +45,8 @@ class FitGMM(FeatureCallback):
         scoring_dtype: ``"float32"`` runs the products of scoring in single precision, about three times as fast; the fit is
             in float64 in any case.
         memory_budget: Bytes that the scatter matrices may take.
-        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name``, ``attach`` and
-            the like.
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name``,
+            ``attach`` and the like.
 
     Raises:
         InputError: At the start of the training for what can be known then; in fitting for a class with fewer than two
@@ -220,7 +221,7 @@ class FitGMM(FeatureCallback):
 
     def transform(self) -> "DensityTransform":
         """Predictions carry ``log_density``."""
-        return DensityTransform(self.features.at_layer.layer, self.densities)
+        return DensityTransform(self.features.at_layer.layer, self.densities, self.features.pool)
 
 
 class DensityTransform(PredictionTransform):
@@ -229,12 +230,13 @@ class DensityTransform(PredictionTransform):
     Args:
         layer: Name of the layer whose input holds the features.
         densities: The density of each member's features.
+        pool: How the input is pooled.
     """
 
     kind = "density"
 
-    def __init__(self, layer: str, densities: Sequence[GaussianDensity]) -> None:
-        self.features = LayerFeatures(layer)
+    def __init__(self, layer: str, densities: Sequence[GaussianDensity], pool: Pool | None = None) -> None:
+        self.features = LayerFeatures(layer, pool)
         self.densities = list(densities)
 
     @contextmanager

@@ -23,7 +23,8 @@ class FitKNN(FeatureCallback):
 
     Args:
         k: Which neighbour; 50 is the paper's for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet.
-        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name`` and the like.
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name`` and
+            the like.
 
     Raises:
         InputError: The features hold NaN, or there is no fitting data.

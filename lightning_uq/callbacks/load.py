@@ -19,6 +19,7 @@ from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.output import Output, OutputReader
+from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.running.features import inner_networks
 from lightning_uq.running.logits import PredictFn, is_uncertainty_module
@@ -33,6 +34,7 @@ def load_fitted(
     states: Sequence[str] | None = None,
     predict_fn: PredictFn | None = None,
     output: Output | None = None,
+    pool: Pool | None = None,
 ) -> FittedNetwork:
     """A plain module from what ``FitGMM``, ``TemperatureScaling`` and ``VectorScaling`` wrote: no Trainer needed.
 
@@ -49,6 +51,7 @@ def load_fitted(
         states: Keys of the states to put inside, where the file holds several calibrations, or several densities.
         predict_fn: The ``predict_fn(model, x)`` that the callbacks had, where they had one.
         output: The ``output`` that they had, where it was a function.
+        pool: The ``pool`` of the density, where it was a function.
 
     Returns:
         The module, in evaluation mode, on the CPU.
@@ -69,7 +72,7 @@ def load_fitted(
     for key, state in chosen.items():
         if state["fingerprint"] is None or not same_weights(state["fingerprint"], current, model):
             raise InputError(f"{key} was not fitted on the weights in {path}: their fingerprints differ.")
-    return _compose(model, prefix, chosen, predict_fn, output)
+    return _compose(model, prefix, chosen, predict_fn, output, pool)
 
 
 def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Path) -> dict[str, Any]:
@@ -178,7 +181,12 @@ def _fingerprint(model: nn.Module, prefix: str, beside: dict[str, Tensor]) -> Te
 
 
 def _compose(
-    model: nn.Module, prefix: str, states: dict[str, Any], predict_fn: PredictFn | None, output: Output | None
+    model: nn.Module,
+    prefix: str,
+    states: dict[str, Any],
+    predict_fn: PredictFn | None,
+    output: Output | None,
+    pool: Pool | None,
 ) -> FittedNetwork:
     for key, state in states.items():
         settings = state["settings"]
@@ -194,15 +202,27 @@ def _compose(
             output = max(states.values(), key=lambda state: _kind(state) == "calibration")["settings"]["output"]
         wrapped = _Foreign(model, predict_fn, output)
     parts: dict[str, Any] = {}
-    for state in states.values():
+    for key, state in states.items():
         tensors = state["tensors"]
         if _kind(state) == "density":
             layer = tensors["feature_layer"].removeprefix(prefix)
             parts.update(densities=_densities(tensors), layers=_layers(wrapped, model, layer))
+            parts["pool"] = _pool(key, state["settings"].get("pool"), pool)
         else:
             parts.update({name: tensors[name] for name in ("temperature", "class_scaling") if name in tensors})
             parts["of_members"] = state["settings"].get("scope", "pooled") != "pooled"
     return FittedNetwork(wrapped, **parts)
+
+
+def _pool(key: str, fitted: str | None, given: Pool | None) -> Pool | None:
+    """The pooling of a density's fit: the name in its state, or the function, which has to be passed again."""
+    is_function = fitted is not None and fitted.startswith("function ")
+    if pool_setting(given) != fitted and (given is not None or is_function):
+        advice = "Pass that function as argument `pool`." if is_function else "Leave argument `pool` out."
+        raise InputError(
+            f"{key} was fitted with pool={fitted!r}, but argument `pool` is {pool_setting(given)!r}. {advice}"
+        )
+    return given if is_function else fitted  # type: ignore[return-value]  # one of the names
 
 
 def _densities(tensors: dict[str, Any]) -> list[GaussianDensity]:

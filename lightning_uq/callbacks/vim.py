@@ -26,7 +26,8 @@ class FitViM(FeatureCallback):
 
     Args:
         dim: Dimension of the principal subspace; by default the paper's, 1000 from D = 2048, else 512 from D = 768, else D / 2.
-        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name`` and the like.
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name`` and
+            the like.
 
     Raises:
         InputError: The layer is not linear; the features hold NaN, or leave nothing outside the subspace; there is no

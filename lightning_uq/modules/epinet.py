@@ -18,6 +18,7 @@ from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
 from lightning_uq.networks.output import Output
+from lightning_uq.networks.pooling import Pool
 from lightning_uq.running.averages import averaged_copies
 from lightning_uq.running.loaders import training_loader
 from lightning_uq.tasks import task_of
@@ -33,6 +34,8 @@ class EpinetModule(UncertaintyModule):
         network: The base: a network, or a factory of it (which a checkpoint can remember). Its outputs are as the task expects.
         feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several names. The features are
             those layers' inputs.
+        pool: How tokens [B, T, D], the input of such a layer, are pooled: ``"mean"``, ``"last_token"``, ``"cls"`` or a function
+            ``pool(x, mask)``.
         head: Sizes and scales of the epinet and its priors; the defaults need no tuning to the network.
         prior: Factory of an additive prior g(x, z), for instance :func:`~lightning_uq.networks.mlp_prior`. Its scale is the
             head's ``additive_prior_scale``.
@@ -41,7 +44,7 @@ class EpinetModule(UncertaintyModule):
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
     Raises:
-        InputError: A layer is unknown, or the arguments do not go together.
+        InputError: A layer or ``pool`` is unknown, a layer's input needs a ``pool``, or the arguments do not go together.
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924).
 
@@ -61,6 +64,7 @@ class EpinetModule(UncertaintyModule):
         network: nn.Module | Factory | Callable[[], nn.Module],
         *,
         feature_layers: str | Sequence[str] = "auto",
+        pool: Pool | None = None,
         head: EpinetHead = EpinetHead(),
         prior: Factory | Callable[[], nn.Module] | None = None,
         freeze_base: bool = False,
@@ -74,6 +78,7 @@ class EpinetModule(UncertaintyModule):
         network_with_head = EpinetNetwork(
             built,
             feature_layers=feature_layers,
+            pool=pool,
             num_outputs=task.num_outputs,
             head=head,
             prior=None if prior is None else build_network(prior, "prior"),

@@ -40,12 +40,12 @@ def takes_by_name(network: nn.Module, x: Any) -> bool:
     """Whether ``x`` is a mapping whose keys are arguments of the network's ``forward``."""
     if not isinstance(x, Mapping) or not all(isinstance(key, str) for key in x):
         return False
-    return _signature(network) is not None and _refusal(network, **x) is None
+    return signature_of(network) is not None and _refusal(network, **x) is None
 
 
 def _refusal(network: nn.Module, *args: Any, **kwargs: Any) -> str | None:
     """Why ``forward`` cannot be called so, or None where it can, or where it does not say."""
-    signature = _signature(network)
+    signature = signature_of(network)
     try:
         if signature is not None:
             signature.bind(*args, **kwargs)
@@ -54,8 +54,8 @@ def _refusal(network: nn.Module, *args: Any, **kwargs: Any) -> str | None:
     return None
 
 
-def _signature(network: nn.Module) -> inspect.Signature | None:
-    # An optimized module is asked for the one inside; a scripted one has no signature.
+def signature_of(network: nn.Module) -> inspect.Signature | None:
+    """Signature of a module's ``forward``; of the one inside, for a compiled module. None for a scripted one."""
     try:
         return inspect.signature(getattr(network, "_orig_mod", network).forward)
     except (TypeError, ValueError):

@@ -1,31 +1,29 @@
 """Where a network's features are: the input of a layer, found by name or by what feeds the output."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
 from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.padding_mask import PaddingMask
+from lightning_uq.networks.pooling import Pool, pool_features
 
 OUTPUT = "<output>"
 """Among the layers of :class:`FeatureTap`: the network's own output."""
-
-
-def pooled(x: Tensor) -> Tensor:
-    """Features [B, D]: further axes, as a convolution's [B, D, H, W], are averaged; half precision is upcast to float32."""
-    x = x.flatten(2).mean(2) if x.ndim > 2 else x
-    return upcast(x)
 
 
 def last_linear(network: nn.Module, run: Callable[[], Any], argument: str = "feature_layer") -> str:
     """Name of the linear layer whose output reaches the network's without passing another linear layer.
 
     Every linear layer's output is cut off from what lies before it; those that the gradient of the output then still
-    reaches feed it directly. Two heads on one input (a mean and a variance) count as one.
+    reaches feed it directly. Two heads on one input (a mean and a variance) count as one. An input is one tensor, unchanged
+    between the calls: a slice of it, or its values before an in-place operation, are another input.
 
     Args:
         network: The network that is looked through.
@@ -40,16 +38,16 @@ def last_linear(network: nn.Module, run: Callable[[], Any], argument: str = "fea
         >>> last_linear(network, lambda: network(torch.zeros(1, 2)))
         '2'
     """
-    found: list[tuple[str, Tensor, Tensor]] = []
+    found: list[tuple[str, _Input, Tensor]] = []
     names: dict[nn.Module, str] = {m: name for name, m in network.named_modules() if isinstance(m, nn.Linear)}
 
-    def cut(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def cut(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         leaf = output.detach().requires_grad_()
-        found.append((names[module], args[0], leaf))
+        found.append((names[module], _Input(_first(args, kwargs)), leaf))
         return leaf.clone()
 
-    feeding: list[tuple[str, Tensor]] = []
-    hooks = [module.register_forward_hook(cut) for module in names]
+    feeding: list[tuple[str, _Input]] = []
+    hooks = [module.register_forward_hook(cut, with_kwargs=True) for module in names]
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             leaves = torch.utils._pytree.tree_leaves(run())
@@ -66,13 +64,22 @@ def last_linear(network: nn.Module, run: Callable[[], Any], argument: str = "fea
             f"`{argument}='auto'` needs a linear layer that feeds the output of {type(network).__name__}, but there is "
             "none. Name the layer whose input holds the features."
         )
-    if any(x.data_ptr() != feeding[-1][1].data_ptr() for _, x in feeding):
+    if any(x.identity != feeding[-1][1].identity for _, x in feeding):
         listed = ", ".join(repr(uncompiled(name)) for name, _ in feeding)
         raise InputError(
             f"Several linear layers with different inputs feed the output of {type(network).__name__}: {listed}. Name one "
             f"as `{argument}`."
         )
     return uncompiled(feeding[-1][0])
+
+
+class _Input:
+    """The input of a layer at one call. The tensor is held, so that no other one takes its memory."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        version = None if x.is_inference() else x._version  # counts in-place operations
+        self.identity = (x.data_ptr(), x.shape, x.stride(), x.dtype, version)
 
 
 def traced_last_linear(network: nn.Module) -> tuple[str, int | None] | None:
@@ -98,7 +105,7 @@ def traced_last_linear(network: nn.Module) -> tuple[str, int | None] | None:
             feeding[str(node.target)] = node
         else:
             waiting.extend(node.all_input_nodes)
-    if len({node.args[0] for node in feeding.values()}) != 1:
+    if len({_first(node.args, node.kwargs) for node in feeding.values()}) != 1:
         return None
     name, node = next(iter(feeding.items()))
     own = node is output.args[0]
@@ -133,14 +140,38 @@ def input_of(module: nn.Module) -> Iterator[list[Any]]:
     """The first argument of every call of ``module`` inside the context: a tensor, or a nest of them."""
     caught: list[Any] = []
 
-    def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
-        caught.append(torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, args[0]))
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, _first(args, kwargs)))
 
-    hook = module.register_forward_pre_hook(catch)
+    hook = module.register_forward_pre_hook(catch, with_kwargs=True)
     try:
         yield caught
     finally:
         hook.remove()
+
+
+@contextmanager
+def features_at(network: nn.Module, layer: str, pool: Pool | None = None) -> Iterator[list[Tensor]]:
+    """The features [B, D] at every call of a layer inside the context, detached; they are its input, pooled.
+
+    Raises:
+        InputError: There is no such layer, or :func:`~lightning_uq.networks.pooling.pool_features` raises it.
+    """
+    module = submodule(network, layer)
+    caught: list[Tensor] = []
+    mask = PaddingMask()
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(pool_features(_detached(_first(args, kwargs)), module, pool, mask.tokens, name=layer))
+
+    # The mask's hooks come first: the layer may be the network itself.
+    hooks = [*_watched(mask, network, pool), module.register_forward_pre_hook(catch, with_kwargs=True)]
+    mask.start()
+    try:
+        yield caught
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class FeatureTap:
@@ -151,6 +182,7 @@ class FeatureTap:
     Args:
         network: The network.
         layers: Names of its layers; :data:`OUTPUT` stands for the network's own output.
+        pool: How an input with more axes than [B, D] is pooled: see :func:`~lightning_uq.networks.pooling.pool_features`.
 
     Raises:
         InputError: There is no such layer, or the forward pass does not call it.
@@ -162,23 +194,30 @@ class FeatureTap:
         [torch.Size([5, 4]), torch.Size([5, 3])]
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, layers: Sequence[str], pool: Pool | None = None) -> None:
         self.layers = list(layers)
+        self.pool = pool
+        self.mask = PaddingMask()
         self.caught: dict[str, Tensor] | None = None
+        _watched(self.mask, network, pool)
         for name in self.layers:
             if name != OUTPUT:
-                submodule(network, name, "feature_layers").register_forward_pre_hook(_Catch(self, name))
+                submodule(network, name, "feature_layers").register_forward_pre_hook(
+                    _Catch(self, name), with_kwargs=True
+                )
 
     def run(self, network: nn.Module, x: Any) -> tuple[Any, list[Tensor]]:
-        """The network's output, and the layers' inputs [B, D], in order."""
+        """The network's output, and the layers' features [B, D], in order; the output as features is not pooled."""
         self.caught = {}
+        self.mask.start()
         try:
             output = call_network(network, x)
             caught = self.caught
+            if OUTPUT in self.layers and isinstance(output, Tensor):
+                caught[OUTPUT] = upcast(output.detach())
         finally:
             self.caught = None
-        if OUTPUT in self.layers and isinstance(output, Tensor):
-            caught[OUTPUT] = output.detach()
+            self.mask.stop()
         missing = [name for name in self.layers if name not in caught]
         if missing:
             raise InputError(
@@ -186,7 +225,7 @@ class FeatureTap:
                 "called in its forward pass. A network that was compiled, and called, before it came here skips new hooks: "
                 "compile the whole instead."
             )
-        return output, [pooled(caught[name]) for name in self.layers]
+        return output, [caught[name] for name in self.layers]
 
 
 class _Catch:
@@ -196,6 +235,21 @@ class _Catch:
         self.tap = tap
         self.name = name
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.tap.caught is not None:
-            self.tap.caught[self.name] = args[0].detach()
+            x = _detached(_first(args, kwargs))
+            self.tap.caught[self.name] = pool_features(x, module, self.tap.pool, self.tap.mask.tokens, name=self.name)
+
+
+def _watched(mask: PaddingMask, network: nn.Module, pool: Pool | None) -> list[RemovableHandle]:
+    """The hooks that read the padding mask, where the pooling uses one."""
+    return [] if pool in (None, "cls") else mask.watch(network)
+
+
+def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The first argument of a call, by position or by name."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x

@@ -13,6 +13,7 @@ from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.vector_scaling import apply_vector_scaling
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.features import FeatureTap
+from lightning_uq.networks.pooling import Pool
 
 
 class FittedNetwork(nn.Module):
@@ -31,6 +32,7 @@ class FittedNetwork(nn.Module):
         class_scaling: Scale and bias [2, C] of the log of the mean probabilities, in the place of T.
         densities: The density of each member's features.
         layers: Names, in ``network``, of the layers whose inputs these are.
+        pool: How an input with more axes than [B, D] is pooled.
 
     Raises:
         InputError: Both calibrations are given, or not one layer a density.
@@ -52,6 +54,7 @@ class FittedNetwork(nn.Module):
         class_scaling: Tensor | None = None,
         densities: Sequence[GaussianDensity] = (),
         layers: Sequence[str] = (),
+        pool: Pool | None = None,
     ) -> None:
         super().__init__()
         if temperature is not None and class_scaling is not None:
@@ -66,7 +69,7 @@ class FittedNetwork(nn.Module):
         self.of_members = of_members
         self.class_scaling: Any = None if class_scaling is None else class_scaling.tolist()
         self.densities = nn.ModuleList(densities)
-        self.tap = FeatureTap(network, layers) if layers else None
+        self.tap = FeatureTap(network, layers, pool) if layers else None
         self.eval()
 
     def forward(self, x: Any) -> Tensor | tuple[Tensor, Tensor]:

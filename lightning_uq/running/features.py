@@ -12,7 +12,8 @@ from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import call_network
-from lightning_uq.networks.features import input_of, last_linear, pooled, submodule
+from lightning_uq.networks.features import features_at, input_of, last_linear, submodule
+from lightning_uq.networks.pooling import Pool, check_pool
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.running.weights import weights_mark
 
@@ -20,16 +21,18 @@ from lightning_uq.running.weights import weights_mark
 class LayerFeatures:
     """Features [M, B, D] at one layer: its input in each of the M members of a model (one, for a plain network).
 
-    Features with more axes, as a convolution's [B, D, H, W], are averaged over them. A network with MC-dropout runs
-    without masks for them. Compiled networks run eagerly meanwhile, since a compiled graph skips hooks that are added after
-    its first call.
+    An input with more axes than [B, D] is pooled: see :func:`~lightning_uq.networks.pooling.pool_features`. A network with
+    MC-dropout runs without masks for them. Compiled networks run eagerly meanwhile, since a compiled graph skips hooks that
+    are added after its first call.
 
     Args:
         layer: Name of a submodule as ``named_modules`` gives it.
+        pool: How its input is pooled.
     """
 
-    def __init__(self, layer: str) -> None:
+    def __init__(self, layer: str, pool: Pool | None = None) -> None:
         self.layer = layer
+        self.pool = pool
         self._copies: tuple[Any, list[nn.Module]] | None = None
 
     @contextmanager
@@ -45,7 +48,8 @@ class LayerFeatures:
                 def features() -> Tensor:
                     return torch.stack([self._alone(member, inputs[-1], trainer) for member in self.networks(model)])
             else:
-                records = [stack.enter_context(input_of(submodule(n, self.layer))) for n in self.networks(model)]
+                networks = self.networks(model)
+                records = [stack.enter_context(features_at(one, self.layer, self.pool)) for one in networks]
 
                 def features() -> Tensor:
                     if not all(records):
@@ -53,7 +57,7 @@ class LayerFeatures:
                             f"The network's forward pass does not call layer {self.layer!r}. Name another as "
                             "`feature_layer`."
                         )
-                    return torch.stack([pooled(record[-1]) for record in records])
+                    return torch.stack([record[-1] for record in records])
 
             yield features
 
@@ -78,9 +82,9 @@ class LayerFeatures:
         self._copies = None
 
     def _alone(self, member: nn.Module, x: Any, trainer: Trainer | None) -> Tensor:
-        with input_of(submodule(member, self.layer)) as record:
+        with features_at(member, self.layer, self.pool) as record:
             _run(member, x, trainer)
-        return pooled(record[-1])
+        return record[-1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_copies": None}
@@ -92,12 +96,18 @@ class FeatureReader:
     Args:
         layer: Name of a submodule, or ``"auto"``: the linear layer that feeds the output through no other linear layer.
         logits: How the model is called, and its batches unpacked.
+        pool: How an input with more axes than [B, D] is pooled.
 
     Attributes:
         found: The features at the layer, once it is known.
+
+    Raises:
+        InputError: ``pool`` is unknown.
     """
 
-    def __init__(self, layer: str, logits: LogitReader) -> None:
+    def __init__(self, layer: str, logits: LogitReader, pool: Pool | None = None) -> None:
+        check_pool(pool)
+        self.pool = pool
         self.layer = layer
         self.logits = logits
         self.found: LayerFeatures | None = None
@@ -107,7 +117,7 @@ class FeatureReader:
         """Take the layer that a fit found, or, without it, forget it: another network's may be another."""
         named = None if self.layer == "auto" else self.layer
         name = named if resolved is None else resolved  # "" is the model itself
-        self.found = None if name is None else LayerFeatures(name)
+        self.found = None if name is None else LayerFeatures(name, self.pool)
 
     @property
     def resolved(self) -> str | None:
@@ -126,12 +136,24 @@ class FeatureReader:
         return self.found
 
     def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> Tensor:
-        """Features [M, B, D] of a batch; half precision is upcast to float32."""
+        """Features [M, B, D] of a batch; half precision is upcast to float32.
+
+        Raises:
+            InputError: The layer is not found or not called, its input needs another ``pool``, or the features are not one
+                row per sample.
+        """
         if self.found is None:
             self.found = self._find(model, batch, trainer)
-        with self.at_layer.recording(model, trainer) as features:
-            self.logits(model, batch, trainer, check=False)
-        return features()
+        with self.at_layer.recording(model, trainer) as recorded:
+            logits = self.logits(model, batch, trainer, check=False)
+        features = recorded()
+        if features.shape[1] != logits.shape[1]:
+            raise InputError(
+                f"The features at layer {self.resolved!r} must be one row per sample, but there are {features.shape[1]} rows for "
+                f"{logits.shape[1]} samples. Axis 0 of the layer's input must be the batch; otherwise name another layer, or pass "
+                "as `pool` a function `pool(x, mask)` that returns features [B, D]."
+            )
+        return features
 
     def recording(
         self, model: nn.Module, trainer: Trainer | None = None
@@ -144,7 +166,7 @@ class FeatureReader:
         return self.at_layer.layers(model)
 
     def _find(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> LayerFeatures:
-        found = LayerFeatures("")
+        found = LayerFeatures("", self.pool)
         source = _source(model)
         if source is None:
             found.layer = last_linear(model, lambda: self.logits(model, batch, trainer, check=False))

@@ -509,7 +509,7 @@ def test_a_network_that_was_compiled_and_called_before_is_hooked():
 
 
 def test_a_convolutions_input_is_averaged_over_space():
-    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2))
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AvgPool2d(1), nn.Flatten(), nn.Linear(12, 2))
     images = torch.randn(30, 1, 4, 4)
     y = torch.arange(30) % 2
     gmm = FitGMM(feature_layer="1").fit(network, [(images, y)])

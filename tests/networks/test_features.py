@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, pooled, traced_last_linear
+from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, traced_last_linear
 
 X = torch.randn(5, 4)
 
@@ -91,8 +91,63 @@ def test_layers_that_are_not_there_or_not_run():
     assert torch.equal(tap.run(network, X)[1][0], X)
 
 
-def test_further_axes_are_averaged_and_half_precision_is_upcast():
-    x = torch.randn(2, 3, 4, 5)
-    torch.testing.assert_close(pooled(x), x.mean((2, 3)))
-    assert pooled(x.bfloat16()).dtype == torch.float32
-    assert pooled(x.double()).dtype == torch.float64
+class HeadsOn(nn.Module):
+    """Two heads of one size, whose inputs a function makes of the hidden units."""
+
+    def __init__(self, inputs) -> None:
+        super().__init__()
+        self.body, self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.inputs = inputs
+
+    def forward(self, x):
+        first, second = self.inputs(self.body(x).relu())
+        return self.a(first).sum(0, keepdim=True) + self.b(second() if callable(second) else second)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        lambda h: (h, h[:3]),
+        lambda h: (h[::2], h[:3]),
+        lambda h: (h, h.unsqueeze(0)),
+        lambda h: (h, lambda: h.mul_(2)),
+    ],
+    ids=["a slice", "another stride", "another shape", "changed in place"],
+)
+def test_inputs_that_begin_at_one_address_are_not_one_input(inputs):
+    network = HeadsOn(inputs).eval()
+    with pytest.raises(InputError, match="Several linear layers with different inputs .* 'a', 'b'"):
+        last_linear(network, lambda: network(torch.randn(6, 4)))
+
+
+def test_two_heads_on_one_input_are_one():
+    for same in (
+        lambda h: (h, h),
+        lambda h: (h, nn.functional.dropout(h, training=False)),
+        lambda h: (h, h.view(6, 8)),
+    ):
+        network = HeadsOn(same)
+        assert last_linear(network, lambda: network(torch.randn(6, 4))) == "b"  # noqa: B023
+    with torch.inference_mode():
+        x = torch.randn(5, 4)
+    frozen = nn.Linear(4, 3).requires_grad_(False)
+    assert last_linear(frozen, lambda: frozen(x)) == ""
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(input=self.body(input=x).relu())
+
+
+def test_a_layer_may_be_called_by_name():
+    network = ByName()
+    assert last_linear(network, lambda: network(X)) == "head"
+    assert traced_last_linear(network) == ("head", 3)
+    output, (hidden, x) = FeatureTap(network, ["head", "body"]).run(network, X)
+    torch.testing.assert_close(hidden, network.body(X).relu())
+    assert torch.equal(x, X)
+    assert output.shape == (5, 3)

@@ -15,6 +15,7 @@ from lightning_uq.networks.epinet.head import Epinet, EpinetHead
 from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
 from lightning_uq.networks.indexers import GaussianIndexer
 from lightning_uq.networks.output import Output
+from lightning_uq.networks.pooling import Pool, check_pool, num_features
 from lightning_uq.networks.priors.frozen import adopt_prior
 from lightning_uq.networks.priors.scale import SPREAD_DRAWS, PriorScale
 
@@ -33,6 +34,9 @@ class EpinetNetwork(EpistemicNetwork):
         base: The network, x [B, ...] to outputs [B, C].
         feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several names. The features are
             those layers' inputs, one after the other. ``"<output>"`` is the base's own output.
+        pool: How a layer's input with more axes than [B, D], such as tokens [B, T, D], is pooled: ``"mean"``, ``"last_token"``,
+            ``"cls"`` or a function ``pool(x, mask)``. A linear layer that sees such an input needs one: see
+            :func:`~lightning_uq.networks.pooling.pool_features`.
         num_outputs: C, where the network does not tell it.
         head: Sizes and scales.
         prior: An additive prior g(x, z) to [Z, B, C], for instance an :class:`~lightning_uq.networks.AdditivePrior`. Its
@@ -41,7 +45,8 @@ class EpinetNetwork(EpistemicNetwork):
         output: What ``base`` returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
 
     Raises:
-        InputError: A layer is unknown, the base's output is not [B, C], or ``prior`` does not read an index.
+        InputError: A layer or ``pool`` is unknown, a layer's input needs a ``pool``, the base's output is not [B, C], or
+            ``prior`` does not read an index.
 
     Source: Osband et al., "Epistemic Neural Networks", NeurIPS 2023 (arXiv 2107.08924). Their code lets the epinet's
     gradients reach the base in one place (``combine_base_epinet_as_enn``), against the paper; here they never do.
@@ -60,6 +65,7 @@ class EpinetNetwork(EpistemicNetwork):
         base: nn.Module,
         *,
         feature_layers: str | Sequence[str] = "auto",
+        pool: Pool | None = None,
         num_outputs: int | None = None,
         head: EpinetHead = EpinetHead(),
         prior: nn.Module | None = None,
@@ -67,8 +73,10 @@ class EpinetNetwork(EpistemicNetwork):
         output: Output = "logits",
     ) -> None:
         super().__init__(GaussianIndexer(head.index_dim), output)
+        check_pool(pool)
         self.head = head
         self.base = base
+        self.pool = pool
         self.freeze_base = freeze_base
         if freeze_base:
             base.requires_grad_(False).eval()
@@ -81,7 +89,7 @@ class EpinetNetwork(EpistemicNetwork):
         self._calibration_index = self.indexer(SPREAD_DRAWS, torch.Generator().manual_seed(0))
         names = [feature_layers] if isinstance(feature_layers, str) else list(feature_layers)
         if names != ["auto"]:
-            self.tap = FeatureTap(base, names)
+            self.tap = FeatureTap(base, names, pool)
         self._build_from_structure()
 
     @property
@@ -135,9 +143,8 @@ class EpinetNetwork(EpistemicNetwork):
         self.base.eval()
         try:
             if self.tap is None:
-                self.tap = FeatureTap(
-                    self.base, [last_linear(self.base, lambda: call_network(self.base, x), "feature_layers")]
-                )
+                layer = last_linear(self.base, lambda: call_network(self.base, x), "feature_layers")
+                self.tap = FeatureTap(self.base, [layer], self.pool)
             with torch.no_grad():
                 base, features = self._base(x)
         finally:
@@ -169,6 +176,12 @@ class EpinetNetwork(EpistemicNetwork):
             base = self.read_output(raw)
         if base.ndim != 2:
             raise InputError(f"The base network must return [B, C], but its output has shape {list(base.shape)}.")
+        if any(one.ndim != 2 or one.shape[0] != base.shape[0] for one in features):
+            raise InputError(
+                f"The features at {self.tap.layers} must be one row per sample [{len(base)}, F], but their shapes are "
+                f"{[list(one.shape) for one in features]}. Name other `feature_layers`, or pass as `pool` a function "
+                "`pool(x, mask)` that returns features [B, F]."
+            )
         if self.head.include_inputs:
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 raise InputError(
@@ -184,11 +197,13 @@ class EpinetNetwork(EpistemicNetwork):
             found = traced_last_linear(self.base)
             if found is None:
                 return
-            self.tap = FeatureTap(self.base, [found[0]])
+            self.tap = FeatureTap(self.base, [found[0]], self.pool)
             num_outputs = num_outputs or (None if callable(self.read_output.output) else found[1])
-        if num_outputs is None or self.head.include_inputs:
+        if num_outputs is None or self.head.include_inputs or callable(self.pool):
             return
-        sizes = [num_outputs if name == OUTPUT else _size_of(submodule(self.base, name)) for name in self.tap.layers]
+        sizes = [
+            num_outputs if name == OUTPUT else num_features(submodule(self.base, name)) for name in self.tap.layers
+        ]
         if None not in sizes:
             self._build(sum(size for size in sizes if size is not None), num_outputs)
 
@@ -210,15 +225,3 @@ class EpinetNetwork(EpistemicNetwork):
                 index_dim = self.indexer.index_dim
                 self._build(first.shape[1] - index_dim, len(bias) // index_dim)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _size_of(layer: nn.Module) -> int | None:
-    """Number of features that a layer takes, where it says so."""
-    for kinds, attribute in (
-        ((nn.Linear,), "in_features"),
-        ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "in_channels"),
-        ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), "num_features"),
-    ):
-        if isinstance(layer, kinds):
-            return int(getattr(layer, attribute))
-    return None

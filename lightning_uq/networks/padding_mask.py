@@ -1,0 +1,102 @@
+"""The padding mask of a batch of tokens, read from the calls of a network."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_uq.networks.calling import signature_of
+
+_NAMES = ("attention_mask", "src_key_padding_mask")
+
+
+class PaddingMask:
+    """Which tokens of a batch are no padding, [B, T], as a network, or a module in it, is told when it is called.
+
+    It reads an argument ``attention_mask`` (Hugging Face: padding is 0) or ``src_key_padding_mask`` (``nn.TransformerEncoder``:
+    padding is True), passed by name, by position or in a mapping. A mask of other than two axes is not read, nor is one
+    of a call inside of another call that was given a mask. Of several calls, the latest counts.
+
+    Attributes:
+        tokens: True at the tokens that count [B, T]; None if no call had a mask.
+
+    Example:
+        >>> import torch
+        >>> mask, layer = PaddingMask(), nn.TransformerEncoderLayer(4, 1, 8, batch_first=True)
+        >>> handles = mask.watch(layer)
+        >>> mask.start()
+        >>> _ = layer(torch.zeros(1, 2, 4), src_key_padding_mask=torch.tensor([[False, True]]))
+        >>> mask.tokens
+        tensor([[ True, False]])
+    """
+
+    def __init__(self) -> None:
+        self.tokens: Tensor | None = None
+        self.reading = False
+        self.holder: str | None = None  # the module whose call is running and was given the mask
+
+    def watch(self, network: nn.Module) -> list[RemovableHandle]:
+        """Read the calls of a network and of the modules in it, once :meth:`start` was called."""
+        handles: list[RemovableHandle] = []
+        for name, module in network.named_modules():
+            if module is network or next(module.children(), None) is not None:
+                entered = _Entered(self, name, _positions(module))
+                handles.append(module.register_forward_pre_hook(entered, with_kwargs=True))
+                handles.append(module.register_forward_hook(_Left(self, name)))
+        return handles
+
+    def start(self) -> None:
+        """Read the calls from now on."""
+        self.tokens, self.reading, self.holder = None, True, None
+
+    def stop(self) -> None:
+        """Forget the mask."""
+        self.tokens, self.reading, self.holder = None, False, None
+
+
+class _Entered:
+    """A hook that is copied with the network it hangs on, as is the next."""
+
+    def __init__(self, mask: PaddingMask, name: str, positions: dict[str, int]) -> None:
+        self.mask = mask
+        self.name = name
+        self.positions = positions
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.mask.reading or self.mask.holder is not None:
+            return
+        for name in _NAMES:
+            for found in self._arguments(name, args, kwargs):
+                if isinstance(found, Tensor) and found.ndim == 2:
+                    self.mask.tokens = found != 0 if name == "attention_mask" else found == 0
+                    self.mask.holder = self.name
+                    return
+
+    def _arguments(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """What may be the argument of that name."""
+        position = self.positions.get(name, len(args))
+        return [
+            kwargs.get(name),
+            *args[position : position + 1],
+            *(one.get(name) for one in (*args, *kwargs.values()) if isinstance(one, Mapping)),
+        ]
+
+
+class _Left:
+    def __init__(self, mask: PaddingMask, name: str) -> None:
+        self.mask = mask
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.mask.holder == self.name:
+            self.mask.holder = None
+
+
+def _positions(module: nn.Module) -> dict[str, int]:
+    """Where the masks stand among the positional arguments of a module's ``forward``."""
+    signature = signature_of(module)
+    parameters = [] if signature is None else list(signature.parameters.values())
+    positional = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    return {name: positional.index(name) for name in _NAMES if name in positional}
