@@ -61,6 +61,11 @@ class Task(ABC):
         """Size of the network's output axis where the fields say it, else None: the first output tells."""
         return None
 
+    @property
+    def output_axis(self) -> int:
+        """The axis of one hypothesis's outputs [B, ...] whose size is :attr:`num_outputs`."""
+        return 1
+
     @abstractmethod
     def predict(self, outputs: Tensor) -> Prediction:
         """The prediction that raw outputs [Z, B, ...] stand for."""

@@ -75,6 +75,11 @@ class Segmentation(Classification):
                 f"`class_axis` must be 1 ([B, C, ...]) or -1 ([B, ..., C]), but it is {self.class_axis!r}."
             )
 
+    @property
+    def output_axis(self) -> int:
+        """``class_axis``."""
+        return self.class_axis
+
     def predict(self, outputs: Tensor) -> CategoricalPrediction:
         """A categorical prediction with one map of logits per hypothesis."""
         return super().predict(self._classes_first(outputs, 2))
