@@ -124,7 +124,7 @@ class EpinetNetwork(EpistemicNetwork):
             if calibrating and not self.epinet.prior_scale.measured
             else None
         )
-        learned, prior = self._of_positions(*self.epinet(position_rows(features), index, draws), base)
+        learned, prior = self._of_positions(self.epinet(position_rows(features), index, draws), base)
         if self.additive_prior is not None:
             if calibrating and not self.additive_scale.measured:
                 with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
@@ -223,13 +223,13 @@ class EpinetNetwork(EpistemicNetwork):
             )
         return torch.cat([resized(one, shape[2:]) for one in found], dim=1)
 
-    def _of_positions(self, learned: Tensor, prior: Tensor, base: Tensor) -> list[Tensor]:
+    def _of_positions(self, parts: tuple[Tensor, Tensor], base: Tensor) -> Sequence[Tensor]:
         """The head's outputs [Z, B N, C] of all positions as maps like the base's output."""
         if base.ndim == 2:
-            return [learned, prior]
-        moved = base.movedim(self.output_axis, -1)
+            return parts
+        shape = base.movedim(self.output_axis, -1).shape
         axis = self.output_axis if self.output_axis < 0 else self.output_axis + 1
-        return [rows.unflatten(1, moved.shape[:-1]).movedim(-1, axis) for rows in (learned, prior)]
+        return [rows.reshape(len(rows), *shape).movedim(-1, axis) for rows in parts]
 
     def _build_from_structure(self) -> None:
         """Build the head where the network's layers tell the sizes of its features and its output."""
