@@ -14,10 +14,13 @@ from lightning_uq.functional.vector_scaling import apply_vector_scaling
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.features import FeatureTap
 from lightning_uq.networks.pooling import Pool
+from lightning_uq.networks.positions import resized
 
 
 class FittedNetwork(nn.Module):
     """Inputs to calibrated probabilities [B, C], or to ``(probabilities [B, C], log_density [B])`` where a density is inside.
+
+    Of maps, the probabilities are [B, C, *P], and a density with ``pool="positions"`` gives [B, *P].
 
     What :func:`~lightning_uq.load_fitted` gives back: no Trainer, no callbacks; it moves, is cast, pickled, compiled and
     exported whole. Temperatures, and the density's tensors, keep their precision in a cast to half precision.
@@ -77,9 +80,12 @@ class FittedNetwork(nn.Module):
         if self.tap is None:
             return self._log_probs(self.network(x)).exp()
         logits, features = self.tap.run(self.network, x)
-        members = [density.log_density(f) for density, f in zip(self.densities, features, strict=True)]  # type: ignore[operator]
+        members = [
+            density.log_density(f.movedim(1, -1))  # type: ignore[operator]
+            for density, f in zip(self.densities, features, strict=True)
+        ]
         log_density = torch.logsumexp(torch.stack(members), 0) - math.log(len(members))
-        return self._log_probs(logits).exp(), log_density
+        return self._log_probs(logits).exp(), resized(log_density, logits.shape[3:] if log_density.ndim > 1 else ())
 
     def _log_probs(self, logits: Tensor) -> Tensor:
         logits = upcast(logits)
