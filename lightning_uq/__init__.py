@@ -31,6 +31,7 @@ from lightning_uq.modules import (
 )
 from lightning_uq.networks import EpinetHead, EpistemicNetwork, Factory
 from lightning_uq.predictions import (
+    BernoulliPrediction,
     CategoricalPrediction,
     DirichletPrediction,
     GaussianMixturePrediction,
@@ -40,9 +41,11 @@ from lightning_uq.predictions import (
     StudentTPrediction,
 )
 from lightning_uq.tasks import (
+    Binary,
     Classification,
     EvidentialClassification,
     EvidentialRegression,
+    Multilabel,
     Regression,
     Segmentation,
     Task,
@@ -53,6 +56,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AtomicCheckpointIO",
     "BayesByBackpropModule",
+    "BernoulliPrediction",
+    "Binary",
     "CalibratedNLL",
     "CategoricalPrediction",
     "CategoricalRegressionModule",
@@ -78,6 +83,7 @@ __all__ = [
     "InputError",
     "Method",
     "MissingExtraError",
+    "Multilabel",
     "NotFittedError",
     "OODDetection",
     "PooledCategoricalPrediction",

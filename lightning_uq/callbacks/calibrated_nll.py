@@ -11,7 +11,7 @@ from lightning_uq import batches
 from lightning_uq.errors import InputError
 from lightning_uq.functional.temperature import calibrated_nll
 from lightning_uq.networks.output import Output
-from lightning_uq.running.classes import CalibrationReader, check_classes
+from lightning_uq.running.classes import CalibrationReader, check_calibration
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
@@ -83,7 +83,7 @@ class CalibratedNLL(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies that were not tested, and tasks without classes."""
         check_strategy(trainer, type(self).__name__)
-        check_classes(self.read.task(pl_module), type(self).__name__)
+        check_calibration(self.read.task(pl_module), type(self).__name__)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
@@ -128,10 +128,10 @@ class CalibratedNLL(Callback):
         if trainer.sanity_checking:
             return
         raise_on_all_ranks(self._error, trainer)
-        rows, labels = self._rows.rows.gather(trainer, type(self).__name__)
-        if not len(labels):
+        rows = self._rows.gather(trainer, type(self).__name__)
+        if not len(rows.labels):
             raise InputError("The validation data is empty.")
-        value = calibrated_nll(rows.squeeze(1), labels)
+        value = calibrated_nll(rows.logits.squeeze(0), rows.labels)
         # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
         pl_module.log(self.monitor, value.float(), batch_size=1, sync_dist=True)
 

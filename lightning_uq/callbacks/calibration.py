@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.predictions import Prediction
-from lightning_uq.running.classes import CalibrationReader, check_classes
+from lightning_uq.running.classes import CalibrationReader, FittingRows, check_calibration
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.loaders import validation_loaders
 from lightning_uq.running.logits import is_uncertainty_module
@@ -38,6 +38,9 @@ class Calibration(PostTrainingCallback):
 
     tensor_name: ClassVar[str]
     """Name of the fitted tensor."""
+
+    needs_classes: ClassVar[bool] = False
+    """Whether each label must be one of several classes, rather than on or off."""
 
     of_members = False
     """Whether the result acts inside the members, rather than on the log of their mean probabilities."""
@@ -100,7 +103,7 @@ class Calibration(PostTrainingCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a task without classes."""
-        check_classes(self.logits.task(pl_module), type(self).__name__)
+        check_calibration(self.logits.task(pl_module), type(self).__name__, self.needs_classes)
         super().on_fit_start(trainer, pl_module)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
@@ -113,10 +116,14 @@ class Calibration(PostTrainingCallback):
         with raising_on_all_ranks(trainer):
             for batch in loader:
                 reader.add(model, to_device(batch, model, trainer), trainer)
-        logits, labels = reader.rows.gather(trainer, type(self).__name__)
-        if not len(labels):
+        rows = reader.gather(trainer, type(self).__name__)
+        if not len(rows.labels):
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
-        return self.fit_members(logits.transpose(0, 1).cpu(), labels.cpu())
+        return self.fit_rows(rows)
+
+    def fit_rows(self, rows: FittingRows) -> dict[str, Tensor]:
+        """The fitted tensors, from the rows of all ranks."""
+        return self.fit_members(rows.logits, rows.labels)
 
     def _reader(self, model: nn.Module) -> CalibrationReader:
         """Reads the rows of the quantity that predictions then carry calibrated."""

@@ -18,7 +18,7 @@ from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.pooling import Pool
 from lightning_uq.networks.positions import resized, score_positions
-from lightning_uq.running.classes import class_labels, labelled_batch
+from lightning_uq.running.classes import density_labels, labelled_batch
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.features import LayerFeatures
 from lightning_uq.running.ranks import raising_on_all_ranks
@@ -111,9 +111,8 @@ class FitGMM(FeatureCallback):
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels, logits and features."""
         self._labelled(model, batch, trainer)
-        _, target = self.logits.unpack(model, batch)
-        assert target is not None  # it was looked at
-        self._by_row(model, self.features(model, batch, trainer), target)
+        labels = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
+        self._by_row(model, self.features(model, batch, trainer), labels)
         self.features.reset()
 
     def fit_features(self, features: Tensor, labels: Tensor, num_classes: int | None = None) -> "FitGMM":
@@ -150,7 +149,7 @@ class FitGMM(FeatureCallback):
         num_classes = 0
         for raw in loader:
             batch = to_device(raw, model, trainer)
-            y = class_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
+            y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
             if not statistics:
                 num_classes = self._labelled(model, batch, trainer)
             features, y = self._by_row(model, self.features(model, batch, trainer), y)
@@ -170,6 +169,9 @@ class FitGMM(FeatureCallback):
         Raises:
             InputError: There is one label per position and one row of features per sample, or the other way round.
         """
+        task = self.logits.task(model)
+        if features.ndim > 3 and not task.has_classes:  # one class, at every position
+            y = torch.zeros(features.shape[1], *features.shape[3:], dtype=torch.long)
         if (features.ndim > 3) != (y.ndim > 1):
             found = "one per position of a map" if y.ndim > 1 else "one per input"
             raise InputError(
@@ -180,19 +182,21 @@ class FitGMM(FeatureCallback):
         if y.ndim == 1:
             return features, y
         y = resized(y, features.shape[3:])
-        rows, positions = features.movedim(2, -1).flatten(1, -2), self.logits.task(model).row_positions(y)
+        rows, positions = features.movedim(2, -1).flatten(1, -2), task.row_positions(y)
         if positions is None:
             return rows, y.reshape(-1)
         return rows[:, positions.to(rows.device)], y.reshape(-1)[positions]
 
     def _labelled(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> int:
-        """The number of classes, from a batch whose logits and labels are checked."""
+        """The number of classes, from a batch whose outputs and labels are checked; 1 if the task has none."""
         where = f"{type(self).__name__}'s fitting data"
-        class_labels(self.logits, model, batch, where)
+        density_labels(self.logits, model, batch, where)
+        if not self.logits.task(model).has_classes:
+            return 1
         outputs = self.logits(model, batch, trainer)
         labelled_batch(self.logits, model, batch, outputs, where)
-        axis = self.logits.task(model).output_axis
-        return outputs.shape[axis if axis < 0 else axis + 1]
+        prediction: Any = self.logits.prediction(model, outputs, to_members=False)
+        return int(prediction.probs.shape[1])
 
     def _reduce(
         self, statistics: list[ClassStatistics], members: int, classes: int, num_features: int, trainer: Trainer

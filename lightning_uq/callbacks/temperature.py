@@ -2,14 +2,20 @@
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 
 from lightning_uq.callbacks.calibration import Calibration, rounded_for
+from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.temperature import Method, Objective, Scope, check_method, fit_ensemble_temperature
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.predictions import Prediction
+from lightning_uq.running.classes import FittingRows
 from lightning_uq.running.transforms import PredictionTransform
+from lightning_uq.tasks import describe
 
 
 class TemperatureScaling(Calibration):
@@ -29,6 +35,7 @@ class TemperatureScaling(Calibration):
         objective: ``"nll"``, or ``"ece"`` with ``method="grid"``.
         method: ``"newton"``, or ``"grid"``, DDU's 0.1, 0.2, ..., 10.
         scope: ``"pooled"``, ``"shared"`` or ``"member"``.
+        per_label: Whether each label of a :class:`~lightning_uq.tasks.Multilabel` task has its own T.
         fitting: ``max_rows`` (above 2^20 rows, a random sample of so many is fitted), and arguments of
             :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``, ``predict_fn``,
             ``unpack_batch``, ``output``, ``task`` and ``attach``.
@@ -54,6 +61,7 @@ class TemperatureScaling(Calibration):
         objective: Objective = "nll",
         method: Method = "newton",
         scope: Scope = "pooled",
+        per_label: bool = False,
         **fitting: Any,
     ) -> None:
         super().__init__(**fitting)
@@ -62,12 +70,16 @@ class TemperatureScaling(Calibration):
         self.objective = objective
         self.method = method
         self.scope = scope
+        self.per_label = per_label
         self.of_members = scope != "pooled"
+        if per_label and self.of_members:
+            raise InputError(f"`per_label` needs scope='pooled', but `scope` is {scope!r}.")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a fit depends on."""
-        return {**super().settings, "objective": self.objective, "method": self.method, "scope": self.scope}
+        fit = {"objective": self.objective, "method": self.method, "scope": self.scope, "per_label": self.per_label}
+        return {**super().settings, **fit}
 
     @property
     def temperature(self) -> Tensor:
@@ -82,6 +94,36 @@ class TemperatureScaling(Calibration):
         """The temperature of members' logits [Z, N, C]."""
         fitted = fit_ensemble_temperature(logits, labels, self.scope, self.objective, self.method)
         return {"temperature": fitted}
+
+    def fit_rows(self, rows: FittingRows) -> dict[str, Tensor]:
+        """One temperature, or with ``per_label`` one per label [L]; a label without both values gets that of all labels."""
+        fitted = self.fit_members(rows.logits, rows.labels)
+        if not self.per_label:
+            return fitted
+        temperatures, unfitted = [], []
+        for label in range(rows.num_groups):
+            own = rows.group == label
+            y = rows.labels[own]
+            if bool((y == 0).any() and (y == 1).any()):
+                temperatures.append(self.fit_members(rows.logits[:, own], y)["temperature"])
+            else:
+                temperatures.append(fitted["temperature"])
+                unfitted.append(label)
+        if unfitted:
+            rank_zero_warn(
+                f"TemperatureScaling gives labels {unfitted} the temperature of all labels, because the fitting data holds only one "
+                "value of them, 0 or 1."
+            )
+        return {"temperature": torch.stack(temperatures)}
+
+    def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
+        """Look for labels and logits, and for several labels with ``per_label``."""
+        super().check_batch(model, batch, trainer)
+        task = self.logits.task(model)
+        if self.per_label and task.has_classes:
+            raise InputError(
+                f"`per_label` is for several labels per input, but the task is {describe(task)}. Leave it out."
+            )
 
     def transform(self) -> "TemperatureTransform":
         """Predictions carry the temperature, or tempered members."""

@@ -32,6 +32,7 @@ class VectorScaling(Calibration):
     """
 
     tensor_name = "class_scaling"
+    needs_classes = True
 
     @property
     def class_scaling(self) -> Tensor:

@@ -43,6 +43,7 @@ from lightning_uq.losses.joint import (
     JointLoss,
     joint_nll_loss,
 )
+from lightning_uq.losses.labels import label_losses
 from lightning_uq.losses.penalty import L2WeightDecay, Penalty, l2_weight_decay
 from lightning_uq.losses.prior import (
     PriorLoss,
@@ -103,6 +104,7 @@ __all__ = [
     "l2_loss",
     "l2_training_penalty",
     "l2_weight_decay",
+    "label_losses",
     "latent_kl",
     "maxnorm_loss",
     "relaxed_evidential_loss",

@@ -9,6 +9,14 @@ module that holds them.
 from lightning_uq.metrics.calibration import ExpectedCalibrationError, SmoothCalibrationError
 from lightning_uq.metrics.intersection_over_union import MeanIoU
 from lightning_uq.metrics.joint import JointLogLoss
+from lightning_uq.metrics.labels import (
+    LabelAccuracy,
+    LabelAUROC,
+    LabelAveragePrecision,
+    LabelBrierScore,
+    LabelCalibrationError,
+    LabelNLL,
+)
 from lightning_uq.metrics.ood import OODAUPRC, OODAUROC, OODFPR95
 from lightning_uq.metrics.regression import CRPS, RMSE, RegressionNLL
 from lightning_uq.metrics.regression_calibration import IntervalCoverage, QuantileCalibrationError
@@ -35,6 +43,12 @@ __all__ = [
     "ExpectedCalibrationError",
     "IntervalCoverage",
     "JointLogLoss",
+    "LabelAUROC",
+    "LabelAccuracy",
+    "LabelAveragePrecision",
+    "LabelBrierScore",
+    "LabelCalibrationError",
+    "LabelNLL",
     "MeanIoU",
     "MutualInformation",
     "NegativeLogLikelihood",

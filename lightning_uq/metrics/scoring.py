@@ -15,6 +15,7 @@ from lightning_uq.functional.validation import (
     check_floating,
     check_no_nan,
     check_probs_values,
+    check_shape,
     check_target,
     check_target_values,
     flatten_classes,
@@ -42,6 +43,7 @@ class NegativeLogLikelihood(MeanMetric):
 
     higher_is_better: bool | None = False
     plot_lower_bound: float | None = 0.0
+    takes_soft_targets = True
 
     def __init__(self, from_logits: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
         super().__init__("negative_log_likelihood", validate_args=validate_args, **kwargs)
@@ -53,11 +55,15 @@ class NegativeLogLikelihood(MeanMetric):
 
         Args:
             prediction: Probabilities [B, C, ...] (logits with ``from_logits``), or a prediction object.
-            target: Class indices [B, ...].
+            target: Class indices [B, ...], or probabilities [B, C, ...], for which the mean of -sum_c t_c log p_c is taken.
 
         Raises:
             InputError: The values are no probabilities or indices, or shapes differ.
         """
+        if target.is_floating_point():
+            log_probs, soft = soft_rows(prediction, target, self.from_logits, self.validate_args)
+            self._add(-torch.where(soft > 0, soft * log_probs, 0.0).sum(1))
+            return
         if isinstance(prediction, Tensor) and not self.from_logits:
             self._add(scoring.negative_log_likelihood(*prediction_rows(prediction, target, False, self.validate_args)))
             return
@@ -70,6 +76,29 @@ class NegativeLogLikelihood(MeanMetric):
             check_target_values(target, log_probs.shape[1])
             check_no_nan("prediction", log_probs)
         self._add(-at_class(log_probs, target, 1))
+
+
+def soft_rows(
+    prediction: Tensor | HasProbs, target: Tensor, from_logits: bool, validate: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N, C] of a prediction, and probabilities as its targets [N, C].
+
+    Raises:
+        InputError: The values are no probabilities, or shapes differ.
+    """
+    if not isinstance(prediction, Tensor):
+        log_probs = log_probs_of(prediction)
+    elif from_logits:
+        log_probs = logits_to_log_probs(prediction, validate)
+    else:
+        check_floating("prediction", prediction, 2, "[B, C, ...]")
+        log_probs = upcast(prediction).log()
+    check_shape("target", target, log_probs.shape)
+    log_probs, target = flatten_classes(log_probs), flatten_classes(target)
+    if validate:
+        check_probs_values(log_probs.exp(), "prediction")
+        check_probs_values(target, "target")
+    return log_probs, target.to(log_probs.dtype)
 
 
 def log_probs_of(prediction: HasProbs) -> Tensor:
@@ -141,6 +170,7 @@ class BrierScore(MeanMetric):
     higher_is_better: bool | None = False
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 2.0
+    takes_soft_targets = True
 
     def __init__(self, from_logits: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
         super().__init__("brier_score", validate_args=validate_args, **kwargs)
@@ -148,7 +178,11 @@ class BrierScore(MeanMetric):
         self.from_logits = from_logits
 
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
-        """Add a batch; see :meth:`NegativeLogLikelihood.update`."""
+        """Add a batch; see :meth:`NegativeLogLikelihood.update`. Of probabilities as targets, sum_c (p_c - t_c)^2 is taken."""
+        if target.is_floating_point():
+            log_probs, soft = soft_rows(prediction, target, self.from_logits, self.validate_args)
+            self._add((log_probs.exp() - soft).square().sum(1))
+            return
         self._add(scoring.brier_score(*prediction_rows(prediction, target, self.from_logits, self.validate_args)))
 
 

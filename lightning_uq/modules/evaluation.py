@@ -59,8 +59,10 @@ def update_metrics(
     prediction = module.prediction_transforms.apply(module, module.prediction(output))
     prediction, target = module.task.rows(prediction, y)
     if len(target):
-        for metric in (metric for name, metric in metrics.items() if name != "loss"):
-            _update(metric, prediction, target, index)
+        is_soft = module.task.has_classes and target.is_floating_point()
+        for name, metric in metrics.items():
+            if name != "loss" and (not is_soft or getattr(metric, "takes_soft_targets", False)):
+                _update(metric, prediction, target, index)
 
 
 def _update(metric: Metric, prediction: Any, target: Tensor, index: Tensor | None) -> None:

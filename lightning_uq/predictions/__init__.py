@@ -5,6 +5,7 @@ Shapes: Z index or member, B batch, C classes, D target dimensions. A class axis
 """
 
 from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.bernoulli import BernoulliPrediction, LabelProbabilities, PooledBernoulliPrediction
 from lightning_uq.predictions.categorical import CategoricalPrediction
 from lightning_uq.predictions.class_probabilities import ClassProbabilities
 from lightning_uq.predictions.dirichlet import DirichletPrediction
@@ -15,11 +16,14 @@ from lightning_uq.predictions.pooled_regression import PooledRegressionPredictio
 from lightning_uq.predictions.student_t import StudentTPrediction
 
 __all__ = [
+    "BernoulliPrediction",
     "CategoricalPrediction",
     "ClassProbabilities",
     "DirichletPrediction",
     "GaussianMixturePrediction",
+    "LabelProbabilities",
     "NumberPrediction",
+    "PooledBernoulliPrediction",
     "PooledCategoricalPrediction",
     "PooledRegressionPrediction",
     "Prediction",

@@ -1,16 +1,18 @@
 """Labels and logits of any model's batches, as what is fitted after training reads them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lightning_uq import batches
 from lightning_uq.errors import InputError
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.precision import widen
 from lightning_uq.running.logits import LogitReader
+from lightning_uq.running.ranks import gather_rows
 from lightning_uq.running.row_sample import MAX_ROWS, RowSample, keys_of
 from lightning_uq.tasks import Task, describe
 
@@ -53,19 +55,39 @@ def target_of(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> 
     return target
 
 
-def class_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
-    """Class labels [B] of a batch whose outputs are not at hand.
+def density_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
+    """Class labels [B] of a batch whose outputs are not at hand; 0 for each input if the task has no classes.
 
     Raises:
-        InputError: It has none; the message begins with ``where``.
+        InputError: It has none, although the task has classes; the message begins with ``where``.
     """
+    task = reader.task(model)
+    if not task.has_classes:
+        return torch.zeros(batches.batch_size(reader.unpack(model, batch)[0]), dtype=torch.long)
     target = target_of(reader, model, batch, where)
-    if not reader.task(model).has_classes or reader.task(model).accepts(target) is not None:
+    reason = task.accepts(target)
+    if reason is not None:
         raise InputError(
             f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has targets of {target.dtype}. Pass argument "
-            "`unpack_batch`, or a loader with `(x, y)`."
+            "`unpack_batch`, a loader with `(x, y)`, or the `task` of these targets."
         )
-    return target
+    return (target.squeeze(1) if target.shape[1:] == (1,) and not task.has_positions else target).long()
+
+
+class FittingRows(NamedTuple):
+    """The rows of all ranks that a calibration is fitted to.
+
+    Attributes:
+        logits: Logits [Z, N, C] in float64, on the CPU.
+        labels: Class indices [N].
+        group: Which of the labels of an input each row is [N]; 0 if there is one.
+        num_groups: L, the number of labels per input.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    group: Tensor
+    num_groups: int
 
 
 class CalibrationReader:
@@ -82,6 +104,7 @@ class CalibrationReader:
     Attributes:
         rows: The rows so far.
         num_read: Samples that were read.
+        num_groups: L, the number of labels per input; 1 if there is one.
     """
 
     def __init__(
@@ -92,6 +115,7 @@ class CalibrationReader:
         self.of_members = of_members
         self.rows = RowSample(max_rows)
         self.num_read = 0
+        self.num_groups = 0
 
     def add(
         self,
@@ -114,7 +138,7 @@ class CalibrationReader:
                 (``of_members``), and the predictions have none.
         """
         task = self.reader.task(model)
-        check_classes(task, "The callback")
+        check_calibration(task, "The callback")
         outputs = self.reader(model, batch, trainer, check=self.rows.is_empty)
         target = labelled_batch(self.reader, model, batch, outputs, self.where)
         numbers, keep = positions(len(target))
@@ -125,7 +149,15 @@ class CalibrationReader:
         if keep is not None:
             outputs, target = outputs[:, keep.to(outputs.device)], target[keep.to(target.device)]
             numbers = numbers[keep]
-        prediction, labels = task.rows(self.reader.prediction(model, outputs, to_members=False), target)
+        raw = self.reader.prediction(model, outputs, to_members=False)
+        prediction, labels, group, self.num_groups = task.calibration_rows(raw, target)
+        if labels.is_floating_point():
+            raise InputError(
+                f"{self.where[0].upper()}{self.where[1:]} must hold labels, but a batch has probabilities as targets. Pass a loader "
+                "without label mixing or smoothing."
+            )
+        if group is not None:
+            labels = 2 * group + labels  # one number, which the sample keeps
         keys = keys_of(task, target, numbers)
         chosen = self.rows.choose(keys)
         prediction = prediction[chosen]
@@ -135,8 +167,28 @@ class CalibrationReader:
         chosen_labels = labels[chosen.to(labels.device) if isinstance(chosen, Tensor) else chosen]
         self.rows.add(keys[chosen], logits.transpose(0, 1), chosen_labels)
 
+    def gather(self, trainer: Trainer | None, who: str) -> FittingRows:
+        """The rows of all ranks. A collective.
 
-def check_classes(task: Task, who: str) -> None:
-    """Raise an :class:`InputError` for a task whose predictions are no class probabilities."""
-    if not task.has_classes:
-        raise InputError(f"{who} calibrates class probabilities, which {describe(task)} does not predict.")
+        Args:
+            trainer: Its ranks are gathered; None for this process alone.
+            who: Whose data they are, for the line that tells of a sample.
+        """
+        logits, labels = (rows.cpu() for rows in self.rows.gather(trainer, who))
+        num_groups = self.num_groups
+        if trainer is not None and trainer.world_size > 1:
+            device = trainer.strategy.root_device
+            num_groups = int(gather_rows(torch.tensor([num_groups], device=device), trainer).max())
+        several = num_groups > 1
+        group = labels // 2 if several else torch.zeros_like(labels)
+        return FittingRows(logits.transpose(0, 1), labels % 2 if several else labels, group, num_groups)
+
+
+def check_calibration(task: Task, who: str, needs_classes: bool = False) -> None:
+    """Raise an :class:`InputError` for a task whose predictions are no probabilities, or not those of classes."""
+    if not task.takes_calibration:
+        raise InputError(f"{who} calibrates probabilities, which {describe(task)} does not predict.")
+    if needs_classes and not task.has_classes:
+        raise InputError(
+            f"{who} scales classes, which {describe(task)} does not have. Use TemperatureScaling(per_label=True)."
+        )

@@ -4,22 +4,27 @@ A module asks its task for predictions, losses, metrics and checks, so every met
 one of the names in :data:`TASKS` or a class path with arguments; in Python it is an instance.
 """
 
-from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, describe, sums_and_counts
+from lightning_uq.tasks.base import CalibrationRows, OutputShapeError, Progress, Stage, Task, describe, sums_and_counts
+from lightning_uq.tasks.binary import Binary
 from lightning_uq.tasks.categorical_regression import CategoricalRegression
 from lightning_uq.tasks.classification import Classification, ClassTask
 from lightning_uq.tasks.evidential_classification import EvidentialClassification
 from lightning_uq.tasks.evidential_regression import EvidentialRegression
+from lightning_uq.tasks.multilabel import Multilabel
 from lightning_uq.tasks.names import TASKS, task_of
 from lightning_uq.tasks.regression import Regression, RegressionTask
 from lightning_uq.tasks.segmentation import Segmentation
 
 __all__ = [
     "TASKS",
+    "Binary",
+    "CalibrationRows",
     "CategoricalRegression",
     "ClassTask",
     "Classification",
     "EvidentialClassification",
     "EvidentialRegression",
+    "Multilabel",
     "OutputShapeError",
     "Progress",
     "Regression",

@@ -32,6 +32,22 @@ class Progress(NamedTuple):
     epoch: int
 
 
+class CalibrationRows(NamedTuple):
+    """What a calibration is fitted to: one row per label that counts.
+
+    Attributes:
+        prediction: Predictions of classes with logits [Z, N, C], before any pooled calibration.
+        labels: Class indices [N]; numbers where the targets are probabilities.
+        group: Which of several labels a row belongs to [N]; None if there is one label per input or position.
+        num_groups: How many labels there are.
+    """
+
+    prediction: Any
+    labels: Tensor
+    group: Tensor | None = None
+    num_groups: int = 1
+
+
 class Task(ABC):
     """The meaning of outputs [Z, B, ...]: their prediction, loss, metrics and checks.
 
@@ -42,7 +58,8 @@ class Task(ABC):
         ood_score: The default out-of-distribution score, fixed before any such data is seen.
         score_names: The names that ``prediction.score(name)`` takes.
         metric_on_bar: The name of the validation metric that the progress bar shows beside the loss.
-        has_classes: Whether predictions are class probabilities, which calibrations read.
+        has_classes: Whether each label is one of several classes.
+        takes_calibration: Whether a calibration can be fitted, to :meth:`calibration_rows`.
         has_numeric_targets: Whether noise may be added to the targets.
         has_positions: Whether a prediction holds one result per position of a map, [B, ..., *P], rather than one per input.
         takes_probabilities: Whether a network may return probabilities or their logarithms instead of raw outputs.
@@ -52,6 +69,7 @@ class Task(ABC):
     score_names: ClassVar[tuple[str, ...]]
     metric_on_bar: ClassVar[str | None] = None
     has_classes: ClassVar[bool] = False
+    takes_calibration: ClassVar[bool] = False
     has_numeric_targets: ClassVar[bool] = False
     has_positions: ClassVar[bool] = False
     takes_probabilities: ClassVar[bool] = False
@@ -124,8 +142,12 @@ class Task(ABC):
         return prediction, target
 
     def row_positions(self, target: Tensor) -> Tensor | None:
-        """The positions [N] in the flat target [B, ...] of the N rows of :meth:`rows`; None if row b is sample b."""
+        """The positions [N] in the flat target [B, ...] of the rows of :meth:`calibration_rows`; None if row b is sample b."""
         return None
+
+    def calibration_rows(self, prediction: Any, target: Tensor) -> CalibrationRows:
+        """The rows that a calibration is fitted to; asked of tasks that take one."""
+        raise InputError(f"{describe(self)} has no probabilities that a calibration could be fitted to.")
 
     def invalid(self, outputs: Tensor) -> Tensor:
         """A mask of the numbers in outputs [Z, B, ...] that nothing can be predicted from."""

@@ -13,10 +13,10 @@ from torchmetrics import Metric
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.functional.validation import check_choice
+from lightning_uq.functional.validation import check_at_least, check_choice
 from lightning_uq.metrics import Accuracy, BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
 from lightning_uq.predictions import CategoricalPrediction
-from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, sums_and_counts
+from lightning_uq.tasks.base import CalibrationRows, OutputShapeError, Progress, Stage, Task, sums_and_counts
 
 NO_LABEL = -(2**63)
 """A value that no label has. Torch ignores -100 by default, which would hide a wrong label."""
@@ -28,6 +28,7 @@ class ClassTask(Task):
     num_classes: int | None
     metric_on_bar: ClassVar[str | None] = "accuracy"
     has_classes: ClassVar[bool] = True
+    takes_calibration: ClassVar[bool] = True
 
     @property
     def num_outputs(self) -> int | None:
@@ -56,6 +57,10 @@ class ClassTask(Task):
         if values:
             _check_range(self._counted(target), outputs.shape[2])
 
+    def calibration_rows(self, prediction: Any, target: Tensor) -> CalibrationRows:
+        """The rows that the metrics count."""
+        return CalibrationRows(*self.rows(prediction, target))
+
     def accepts(self, target: Tensor) -> str | None:
         """Labels are integers of at least 0."""
         kept = self._counted(target)
@@ -75,7 +80,7 @@ class ClassTask(Task):
         if outputs.ndim < 3 or outputs.shape[2] < 2:
             raise OutputShapeError(
                 f"The network must return logits [B, C] with C >= 2, but it returned shape {list(outputs.shape[1:])}. Pass "
-                "argument `output` a function that makes them, for example from a single logit."
+                "`task=Binary()` for a single logit, or argument `output` a function that makes the logits."
             )
         if self.num_classes is not None and outputs.shape[2] != self.num_classes:
             raise InputError(
@@ -99,13 +104,15 @@ class Classification(ClassTask):
     """One class per input: logits [Z, B, C] and labels [B].
 
     The loss is the cross-entropy, with label smoothing and class weights as ``torch.nn.functional.cross_entropy`` defines
-    them: the batch's loss is divided by the sum of its labels' weights.
+    them: the batch's loss is divided by the sum of its labels' weights. Targets may also be probabilities [B, C], as Mixup and
+    CutMix make them; metrics that are not defined for them are then skipped.
 
     Args:
         num_classes: C. None takes it from the network's output; given, the output is checked against it.
-        loss: ``"cross_entropy"``.
+        loss: ``"cross_entropy"``, or ``"focal"``, the cross-entropy times (1 - p_y)^gamma (Lin et al., arXiv 1708.02002).
         label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1].
         class_weights: One weight per class.
+        focal_gamma: Exponent of the focal loss, at least 0.
 
     Raises:
         InputError: A field is out of range.
@@ -119,9 +126,10 @@ class Classification(ClassTask):
     """
 
     num_classes: int | None = None
-    loss: Literal["cross_entropy"] = "cross_entropy"
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     label_smoothing: float = 0.0
     class_weights: Sequence[float] | None = None
+    focal_gamma: float = 2.0
 
     ood_score: ClassVar[str] = "predictive_entropy"
     score_names: ClassVar[tuple[str, ...]] = CategoricalPrediction.score_names
@@ -129,9 +137,12 @@ class Classification(ClassTask):
 
     def __post_init__(self) -> None:
         check_num_classes(self.num_classes)
-        check_choice("loss", self.loss, ("cross_entropy",))
+        check_choice("loss", self.loss, ("cross_entropy", "focal"))
+        check_at_least("focal_gamma", self.focal_gamma, 0)
         if not _is_share(self.label_smoothing):
             raise InputError(f"`label_smoothing` must lie in [0, 1], but it is {self.label_smoothing!r}.")
+        if self.loss == "focal" and self.label_smoothing:
+            raise InputError(f"`label_smoothing` must be 0 with loss='focal', but it is {self.label_smoothing!r}.")
         object.__setattr__(self, "class_weights", checked_weights(self.class_weights, self.num_classes))
 
     def predict(self, outputs: Tensor) -> CategoricalPrediction:
@@ -139,8 +150,10 @@ class Classification(ClassTask):
         return CategoricalPrediction(outputs)
 
     def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-        """The cross-entropy of logits [B, C, ...]; the counts are the labels' weights."""
+        """The loss of logits [B, C, ...]; the counts are the labels' weights, or 1 per soft target."""
         weight = weight_tensor(self.class_weights, output)
+        if target.is_floating_point():
+            return sums_and_counts(self._soft_losses(upcast(output), target, weight))
         ignored = self._ignored
         losses = F.cross_entropy(
             self._counted_outputs(upcast(output), target),
@@ -150,7 +163,38 @@ class Classification(ClassTask):
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
+        if self.loss == "focal":
+            losses = losses * self._focus(upcast(output), target, ignored)
         return sums_and_counts(losses, label_counts(target, weight, ignored, losses))
+
+    def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
+        """Labels are integers in [0, C), one per position of the output, or probabilities of the output's shape."""
+        if not target.is_floating_point() or target.shape != outputs.shape[1:]:
+            super().check_target(target, outputs, values=values)
+        elif values and target.numel():
+            gap = (upcast(target).sum(1) - 1).abs().amax()
+            if bool((target < 0).any()) or not bool(gap < 1e-2):
+                raise InputError(
+                    "The targets have the shape of the logits, so they must be probabilities that sum to 1 for each input, but they "
+                    "do not. If each class is on or off by itself, pass `task=Multilabel()`."
+                )
+
+    def _soft_losses(self, output: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """The loss against probabilities [B, C, ...]."""
+        target = target.to(output.dtype)
+        if self.loss == "cross_entropy":
+            return F.cross_entropy(output, target, weight, reduction="none", label_smoothing=self.label_smoothing)
+        log_probs = torch.log_softmax(output, 1)
+        each = -target * log_probs * self._focused(log_probs)
+        return (each if weight is None else each * weight.reshape(-1, *[1] * (each.ndim - 2))).sum(1)
+
+    def _focus(self, output: Tensor, target: Tensor, ignored: int) -> Tensor:
+        """(1 - p_y)^gamma of each label."""
+        return self._focused(-F.cross_entropy(output, target.long(), ignore_index=ignored, reduction="none"))
+
+    def _focused(self, log_probs: Tensor) -> Tensor:
+        """(1 - p)^gamma, with a finite gradient where p is 1."""
+        return (-torch.expm1(log_probs)).clamp_min(torch.finfo(log_probs.dtype).tiny) ** self.focal_gamma
 
     def metrics(self, stage: Stage) -> dict[str, Metric]:
         """Accuracy, NLL and ECE; in a test the Brier score and the joint log-loss as well."""
@@ -240,7 +284,10 @@ def label_counts(target: Tensor, weight: Tensor | None, ignored: int, losses: Te
 
 def _check_dtype(target: Tensor) -> None:
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise InputError(f"The targets must be integer class labels, but they are {target.dtype}.")
+        raise InputError(
+            f"The targets must be integer class labels, but they are {target.dtype} of shape {list(target.shape)}. Pass the `task` of "
+            "other targets: Multilabel() for labels that are on or off, Regression() for numbers."
+        )
 
 
 def _check_range(labels: Tensor, num_classes: int) -> None:

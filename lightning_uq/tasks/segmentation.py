@@ -41,7 +41,7 @@ class Segmentation(Classification):
 
     Args:
         num_classes: C. None takes it from the network's output; given, the output is checked against it.
-        loss: ``"cross_entropy"``.
+        loss: ``"cross_entropy"`` or ``"focal"``.
         label_smoothing: Share of the target that is spread evenly over all classes, in [0, 1].
         class_weights: One weight per class.
         ignore_index: The label of positions that do not count, in the loss and in the metrics; None if all of them count.

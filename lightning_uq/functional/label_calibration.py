@@ -1,0 +1,37 @@
+"""Bins of several labels' probabilities, for a calibration error per label."""
+
+import torch
+from torch import Tensor
+
+from lightning_uq.functional.calibration import scatter_sum
+from lightning_uq.functional.precision import upcast, widen
+
+
+def label_bin_statistics(probs: Tensor, target: Tensor, num_bins: int) -> Tensor:
+    """Sum each label's probabilities into the equal-width bins ((k - 1) / num_bins, k / num_bins], the first one closed.
+
+    Args:
+        probs: Probability that each label is on [N, L].
+        target: The labels [N, L], 0 and 1 or a probability in between; NaN where a label is unknown.
+        num_bins: Number of bins.
+
+    Returns:
+        [3, L, num_bins] in float64, as :func:`~lightning_uq.functional.calibration_error` takes them: the known labels, the sum of
+        their targets, and the sum of their probabilities.
+
+    Example:
+        >>> label_bin_statistics(torch.tensor([[0.75], [0.5]]), torch.tensor([[1.0], [float("nan")]]), 2)
+        tensor([[[0.0000, 1.0000]],
+        <BLANKLINE>
+                [[0.0000, 1.0000]],
+        <BLANKLINE>
+                [[0.0000, 0.7500]]], dtype=torch.float64)
+    """
+    num_labels = probs.shape[1]
+    known = ~target.isnan()
+    edges = (torch.arange(1, num_bins, dtype=torch.float64) / num_bins).to(probs.dtype).to(probs.device)
+    cells = torch.bucketize(upcast(probs).contiguous(), upcast(edges))
+    cells = (cells + num_bins * torch.arange(num_labels, device=probs.device))[known]
+    values = (torch.ones_like(target), target, probs)
+    sums = [scatter_sum(cells, widen(value)[known], num_labels * num_bins) for value in values]
+    return torch.stack(sums).reshape(3, num_labels, num_bins)
