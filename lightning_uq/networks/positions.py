@@ -30,7 +30,7 @@ def score_positions(score: Callable[[Tensor], Tensor], features: Tensor) -> Tens
     if features.ndim == 3:
         return score(features)
     rows = features.movedim(2, -1).flatten(1, -2)
-    return score(rows).reshape(len(features[0]), *features.shape[3:])
+    return score(rows).reshape(features.shape[1], *features.shape[3:])
 
 
 def resized(values: Tensor, shape: Sequence[int]) -> Tensor:

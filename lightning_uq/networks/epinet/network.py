@@ -215,7 +215,7 @@ class EpinetNetwork(EpistemicNetwork):
         ]
         if self.head.include_inputs:
             found.append(x.detach().to(features[0].dtype) if isinstance(x, Tensor) and x.is_floating_point() else x)
-        if any(not isinstance(one, Tensor) or one.ndim != len(shape) or len(one) != shape[0] for one in found):
+        if any(not isinstance(one, Tensor) or one.ndim != len(shape) or one.shape[0] != shape[0] for one in found):
             raise InputError(
                 f"With `pool='positions'`, all features must be maps like the output {list(base.shape)}, but at {self.tap.layers} "
                 f"{'and the input ' if self.head.include_inputs else ''}they are "
@@ -229,7 +229,7 @@ class EpinetNetwork(EpistemicNetwork):
             return parts
         shape = base.movedim(self.output_axis, -1).shape
         axis = self.output_axis if self.output_axis < 0 else self.output_axis + 1
-        return [rows.reshape(len(rows), *shape).movedim(-1, axis) for rows in parts]
+        return [rows.reshape(rows.shape[0], *shape).movedim(-1, axis) for rows in parts]
 
     def _build_from_structure(self) -> None:
         """Build the head where the network's layers tell the sizes of its features and its output."""
