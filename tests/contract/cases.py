@@ -73,12 +73,13 @@ def rows(num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def dataset(task: str, num: int, seed: int = 0) -> TensorDataset:
-    """Inputs with targets of a task: class labels, labels that are on or off, or two numbers each."""
+    """Inputs with targets of a task: class labels, labels that are on or off, maps of labels, or two numbers each."""
     x, y = rows(num, seed)
     targets = {
         "classification": lambda: y,
         "binary": lambda: (y > 0).float().unsqueeze(1),
         "multilabel": lambda: torch.stack([y > 0, y == 1, x[:, 0] > 0], 1).float(),
+        "segmentation": lambda: (x > 0.3).long().add(x > 1.5).reshape(num, 2, 2),
         "regression": lambda: torch.stack([x.sum(1), x[:, 0].sin()], 1),
     }
     return TensorDataset(x, targets[task]())
@@ -107,6 +108,12 @@ def dropout_network() -> nn.Module:
 def gaussian_network() -> nn.Module:
     """The same with a mean and a raw variance a target."""
     return network(2 * TARGETS)
+
+
+def map_network(dropout: float = 0.0) -> nn.Module:
+    """Four numbers as an image of 2 x 2 pixels, and the logits of each pixel."""
+    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(8, CLASSES, 1))
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), *layers)
 
 
 def evidential_network() -> nn.Module:
@@ -190,6 +197,11 @@ class ModuleCase:
     method: str | None = None
     is_discovered: bool = False
 
+    @property
+    def file_format(self) -> Literal["csv", "npz"]:
+        """What PredictionWriter writes: a table, or the arrays of maps."""
+        return "npz" if self.task == "segmentation" else "csv"
+
 
 @dataclass(frozen=True)
 class CallbackCase:
@@ -237,6 +249,7 @@ OPTIMIZERS = {
     "classification": _SGD,
     "binary": _SGD,
     "multilabel": _SGD,
+    "segmentation": _SGD,
     "regression": Factory("torch.optim.Adam", {"lr": 0.01}),  # a likelihood with a free variance is steep
 }
 
@@ -276,6 +289,7 @@ def _of(target: str, out_features: int, **kwargs: Any) -> Factory:
 
 
 REGRESSION: dict[str, Any] = {"task": "regression"}
+SEGMENTATION: dict[str, Any] = {"task": "segmentation"}
 PRIOR: dict[str, Any] = {"prior_network": network, "prior_scale": 1.0}
 
 LISTED_MODULES = [
@@ -369,6 +383,16 @@ LISTED_MODULES = [
         partial(m.CategoricalRegressionModule, ATOMS, optimizer=OPTIMIZERS["regression"]),
         "regression",
     ),
+    _module("Segmentation", m.DeterministicModule, map_network, **SEGMENTATION),
+    _module("Segmentation, ensemble", m.EnsembleModule, map_network, num_members=3, seed=1, **SEGMENTATION),
+    _module(
+        "Segmentation, epinet",
+        m.EpinetModule,
+        map_network,
+        head=EpinetHead(hidden_sizes=(6,), index_dim=3),
+        num_eval_samples=5,
+        **SEGMENTATION,
+    ),
     # Networks without a module of their own, under the base class.
     _module("Index MLP", m.UncertaintyModule, _of("IndexMLP", CLASSES, index_dim=3), num_eval_samples=5),
     _module(
@@ -441,6 +465,9 @@ REPRESENTATIVES = {
     "Ensemble, multilabel",
     "Evidential",
     "Evidential, regression",
+    # One label per pixel: a plain network, and a head at each position.
+    "Segmentation",
+    "Segmentation, epinet",
     # Members in a loop, members that run at once, members that are LightningModules.
     "Ensemble, loop",
     "Ensemble, stacked",
