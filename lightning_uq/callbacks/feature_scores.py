@@ -12,10 +12,15 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError
 from lightning_uq.networks.pooling import Pool, pool_setting
+from lightning_uq.networks.positions import resized, score_positions
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
 from lightning_uq.running.loaders import can_be_reread, exact_loader, fit_dataloader_of, training_loader
 from lightning_uq.running.ranks import gather_rows, raising_on_all_ranks
+from lightning_uq.running.row_sample import RowSample, row_keys
+
+MAX_FEATURES = 2**17
+"""Rows of features that are kept by default, as a map's positions: 2^17 rows of 256 numbers take 128 MB."""
 
 
 class FeatureCallback(PostTrainingCallback):
@@ -29,7 +34,8 @@ class FeatureCallback(PostTrainingCallback):
         pool: How tokens [B, T, D] become features [B, D]: ``"mean"``, ``"last_token"``, ``"cls"`` (the first token), or a function
             ``pool(x, mask)`` of the layer's input. "mean" and "last_token" leave out padding by the ``attention_mask``, or
             ``src_key_padding_mask``, that the network or a module in it is called with. A linear layer that sees more than
-            [B, D] needs a ``pool``; a convolution's [B, D, H, W] is averaged without one. See
+            [B, D] needs a ``pool``; a convolution's [B, D, H, W] is averaged without one. With ``"positions"``, each position of a map is a row, as
+            each pixel of a segmentation: its score is a map too. See
             :func:`~lightning_uq.networks.pooling.pool_features`.
         fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
             fitting data are the data module's ``uq_fit_dataloader()``, else the training data, in order.
@@ -92,27 +98,52 @@ class FeatureCallback(PostTrainingCallback):
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         return shape
 
-    def gather_features(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> Tensor:
-        """All rows' features [M, N, D] in float32, from all ranks, on the CPU.
+    def gather_features(self, model: nn.Module, loader: Any, trainer: Trainer | None, max_rows: int | None) -> Tensor:
+        """All rows' features [M, N, D] in float32, or a sample of them, from all ranks, on the CPU.
 
         Raises:
             InputError: There is no row, or one is not finite; on all ranks.
         """
-        parts: list[Tensor] = []
+        sample = RowSample(max_rows)
+        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        num_read, shape = 0, (0, 0)
         with raising_on_all_ranks(trainer):
             for raw in loader:
-                features = self.features(model, to_device(raw, model, trainer), trainer)
+                batch = to_device(raw, model, trainer)
+                features = self.features(model, batch, trainer)
                 if not bool(features.isfinite().all()):
                     raise InputError(
                         f"The features that {type(self).__name__} is fitted to, the input of layer {self.features.resolved!r}, "
                         "hold NaN or infinity."
                     )
-                parts.append(features.transpose(0, 1).float().cpu())  # rows first, so that they gather
-        members, D = self.largest_shape((parts[0].shape[1:] if parts else (0, 0)), trainer)
-        rows = torch.cat(parts) if parts else torch.empty(0, members, D)
-        if trainer is not None and trainer.world_size > 1:
-            rows = gather_rows(rows.to(trainer.strategy.root_device), trainer).cpu()
-        return rows.transpose(0, 1).contiguous()
+                num = features.shape[1]
+                keys, positions = self._rows_that_count(
+                    model, batch, features, rank + world * torch.arange(num_read, num_read + num)
+                )
+                num_read, shape = num_read + num, (len(features), features.shape[2])
+                chosen = sample.choose(keys)
+                rows = features if features.ndim == 3 else features.movedim(2, -1).flatten(1, -2)[:, positions]
+                rows = rows[:, chosen].transpose(0, 1).float().cpu()  # rows first, so that they gather
+                sample.add(keys[chosen], rows, torch.zeros(len(rows)))
+        self.largest_shape(shape, trainer)
+        rows, _ = sample.gather(trainer, type(self).__name__)
+        return rows.float().cpu().transpose(0, 1).contiguous()
+
+    def _rows_that_count(
+        self, model: nn.Module, batch: Any, features: Tensor, samples: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The keys of a batch's rows, and, of features [M, B, D, *P], the positions that count in the flat [B, *P]."""
+        if features.ndim == 3:
+            return row_keys(samples), samples
+        grid = features.shape[3:]
+        _, target = self.logits.unpack(model, batch)
+        labels = torch.zeros(len(samples), *grid, dtype=torch.long)
+        if isinstance(target, Tensor) and target.ndim == labels.ndim:
+            labels = resized(target, grid).cpu()
+        positions = self.logits.task(model).row_positions(labels)
+        if positions is None:
+            positions = torch.arange(labels.numel())
+        return row_keys(samples[positions // grid.numel()], positions % grid.numel()), positions
 
     def try_fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
         """Look at the first batch, unless the loader is one whose batches the training would then lack."""
@@ -138,6 +169,8 @@ class FeatureCallback(PostTrainingCallback):
     def score(self, model: nn.Module, loader: Any) -> Tensor:
         """Scores [N] of a loader's samples in order, higher = more out of distribution, on the CPU in float64.
 
+        With ``pool="positions"`` they are maps [N, *P], on the grid of the features.
+
         Raises:
             NotFittedError: Nothing was fitted, or on other weights than ``model`` has.
         """
@@ -146,7 +179,7 @@ class FeatureCallback(PostTrainingCallback):
         with evaluating(model):
             for batch in exact_loader(loader, name="argument `loader`"):
                 features = self.features(model, to_device(batch, model))
-                scores.append(self.feature_scores(features).cpu())
+                scores.append(score_positions(self.feature_scores, features).cpu())
         self.features.at_layer.release()
         if not scores:
             raise InputError("`loader` must hold samples, but it is empty.")
@@ -161,4 +194,9 @@ class FeatureCallback(PostTrainingCallback):
     def ood_scores(self, model: nn.Module) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
         """A context around one call of the model, after which the function gives this score [B]."""
         with self.features.recording(model) as features:
-            yield lambda logits: {self.ood_score_names[0]: self.feature_scores(features())}
+            yield lambda logits: {self.ood_score_names[0]: self._scores_like(logits, features())}
+
+    def _scores_like(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Scores [B], or maps [B, *P] on the grid of logits [Z, B, C, *P]."""
+        scores = score_positions(self.feature_scores, features)
+        return scores if scores.ndim == 1 else resized(scores, logits.shape[3:])

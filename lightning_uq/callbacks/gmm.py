@@ -10,13 +10,14 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from lightning_uq.callbacks.feature_scores import FeatureCallback
-from lightning_uq.errors import NotFittedError
+from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, fit_gaussian
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.pooling import Pool
+from lightning_uq.networks.positions import resized, score_positions
 from lightning_uq.running.classes import density_labels, labelled_batch
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.features import LayerFeatures
@@ -34,6 +35,9 @@ class FitGMM(FeatureCallback):
     The predictions of this package's modules then carry ``log_density``; with :class:`OODDetection` the score is among
     those logged; :meth:`score` gives it for any loader. An ensemble has one density a member, pooled by log-mean-exp; a
     network with MC-dropout has one, of its features without masks.
+
+    Of a segmentation, ``pool="positions"`` makes each position a row: the features before a 1x1 convolution or a token's linear
+    layer, with the label of the nearest position where they have another grid. ``log_density`` is then a map [B, *P].
 
     Args:
         covariance: ``"full"`` (DDU), ``"tied"`` (one for all classes) or ``"diagonal"``.
@@ -107,7 +111,9 @@ class FitGMM(FeatureCallback):
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels, logits and features."""
         self._labelled(model, batch, trainer)
-        super().check_batch(model, batch, trainer)
+        labels = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
+        self._by_row(model, self.features(model, batch, trainer), labels)
+        self.features.reset()
 
     def fit_features(self, features: Tensor, labels: Tensor, num_classes: int | None = None) -> "FitGMM":
         """Fit features [N, D], or [M, N, D] of an ensemble's members, with labels [N] that are in memory.
@@ -146,7 +152,7 @@ class FitGMM(FeatureCallback):
             y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data", trainer)
             if not statistics:
                 num_classes = self._labelled(model, batch, trainer)
-            features = self.features(model, batch, trainer)
+            features, y = self._by_row(model, self.features(model, batch, trainer), y)
             for i, rows in enumerate(features):
                 if i == len(statistics):
                     statistics.append(
@@ -156,6 +162,30 @@ class FitGMM(FeatureCallback):
                     )
                 statistics[i].update(rows.cpu(), y.cpu())
         return num_classes
+
+    def _by_row(self, model: nn.Module, features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [M, N, D] with labels [N]: one row per sample, or per position that counts of maps [M, B, D, *P].
+
+        Raises:
+            InputError: There is one label per position and one row of features per sample, or the other way round.
+        """
+        task = self.logits.task(model)
+        if features.ndim > 3 and not task.has_classes:  # one class, at every position
+            y = torch.zeros(features.shape[1], *features.shape[3:], dtype=torch.long)
+        if (features.ndim > 3) != (y.ndim > 1):
+            found = "one per position of a map" if y.ndim > 1 else "one per input"
+            raise InputError(
+                f"{type(self).__name__} needs one label per row of features, but the labels {list(y.shape)} are {found}, and the "
+                f"features at layer {self.features.resolved!r} are {list(features.shape[1:])}. "
+                + ("Pass `pool='positions'`." if y.ndim > 1 else "Pass another `pool` than 'positions'.")
+            )
+        if y.ndim == 1:
+            return features, y
+        y = resized(y, features.shape[3:])
+        rows, positions = features.movedim(2, -1).flatten(1, -2), task.row_positions(y)
+        if positions is None:
+            return rows, y.reshape(-1)
+        return rows[:, positions.to(rows.device)], y.reshape(-1)[positions]
 
     def _labelled(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> int:
         """The number of classes, from a batch whose outputs and labels are checked; 1 if the task has none."""
@@ -246,9 +276,12 @@ class DensityTransform(PredictionTransform):
     def observing(self, module: nn.Module) -> Iterator[Change]:
         """Records the features of the forward pass."""
         with self.features.recording(module) as features:
-            yield lambda prediction: prediction.replace(
-                log_density=-pooled_scores(self.densities, features(), "log_density")
-            )
+            yield lambda prediction: prediction.replace(log_density=self._log_density(features(), prediction.map_shape))
+
+    def _log_density(self, features: Tensor, map_shape: Sequence[int]) -> Tensor:
+        """[B] of features [M, B, D], or [B, *P] of features at positions, on the prediction's grid."""
+        found = score_positions(lambda rows: -pooled_scores(self.densities, rows, "log_density"), features)
+        return found if found.ndim == 1 else resized(found, map_shape)
 
 
 def pooled_scores(densities: Sequence[GaussianDensity], features: Tensor, name: DensityScore) -> Tensor:

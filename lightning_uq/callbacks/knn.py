@@ -7,22 +7,26 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks.feature_scores import FeatureCallback
+from lightning_uq.callbacks.feature_scores import MAX_FEATURES, FeatureCallback
 from lightning_uq.errors import NotFittedError
 from lightning_uq.functional.ood_features import knn_distance
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.validation import check_integer
+from lightning_uq.running.row_sample import RowSample
 
 
 class FitKNN(FeatureCallback):
     """Deep nearest neighbours after training: the distance of an input's features to the ``k``-th nearest training row's.
 
-    Features are scaled to length 1. All of the training set's are kept, N x D numbers, in memory and in the ``-uq.ckpt``; for
-    a large set pass a subset as ``dataloader`` (the paper finds 1 % of ImageNet to do). With :class:`OODDetection` the score
-    ``knn`` is among those logged; an ensemble's is the mean of its members'. Labels are not looked at.
+    Features are scaled to length 1. Those of at most ``max_rows`` training rows are kept, N x D numbers, in memory and in the
+    ``-uq.ckpt`` (the paper finds 1 % of ImageNet to do). With ``pool="positions"`` each position of a map is a row. With
+    :class:`OODDetection` the score ``knn`` is among those logged; an ensemble's is the mean of its members'. Labels are not
+    looked at, but for the ``ignore_index`` of a segmentation.
 
     Args:
         k: Which neighbour; 50 is the paper's for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet.
+        max_rows: The largest number of training rows that are kept; above it a random sample of so many is, the same on any number
+            of ranks. None keeps all.
         fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name`` and
             the like.
 
@@ -43,15 +47,17 @@ class FitKNN(FeatureCallback):
 
     score_name = "knn"
 
-    def __init__(self, *, k: int = 50, **fitting: Any) -> None:
+    def __init__(self, *, k: int = 50, max_rows: int | None = MAX_FEATURES, **fitting: Any) -> None:
         super().__init__(**fitting)
+        RowSample(max_rows)
+        self.max_rows = max_rows
         check_integer("k", k, 1)
         self.k = k
         self._bank: Tensor | None = None
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """All rows' features [M, N, D], scaled to length 1."""
-        features = self.gather_features(model, loader, trainer)
+        features = self.gather_features(model, loader, trainer, self.max_rows)
         if features.shape[1] < self.k:
             warnings.warn(
                 f"FitKNN was fitted to {features.shape[1]} rows, fewer than k={self.k}: the distance to the farthest is the "

@@ -18,11 +18,12 @@ from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.fitted import FittedNetwork
-from lightning_uq.networks.output import Output, OutputReader
+from lightning_uq.networks.output import Output
 from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.running.features import inner_networks
-from lightning_uq.running.logits import PredictFn, is_uncertainty_module
+from lightning_uq.running.logits import LogitReader, PredictFn, is_uncertainty_module
+from lightning_uq.tasks import Task, describe, task_of
 
 Network = nn.Module | Callable[[], nn.Module]
 
@@ -35,10 +36,11 @@ def load_fitted(
     predict_fn: PredictFn | None = None,
     output: Output | None = None,
     pool: Pool | None = None,
+    task: Task | str | None = None,
 ) -> FittedNetwork:
     """A plain module from what ``FitGMM``, ``TemperatureScaling`` and ``VectorScaling`` wrote: no Trainer needed.
 
-    Called with inputs it gives calibrated probabilities [B, C], or ``(probabilities, log_density)`` where a density was
+    Called with inputs it gives calibrated probabilities [B, C] (maps [B, C, *P]; [B, L] of several labels), or ``(probabilities, log_density)`` where a density was
     fitted; ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of
     those that the states were fitted on.
 
@@ -52,6 +54,7 @@ def load_fitted(
         predict_fn: The ``predict_fn(model, x)`` that the callbacks had, where they had one.
         output: The ``output`` that they had, where it was a function.
         pool: The ``pool`` of the density, where it was a function.
+        task: The ``task`` that the callbacks had, where they had one.
 
     Returns:
         The module, in evaluation mode, on the CPU.
@@ -72,7 +75,15 @@ def load_fitted(
     for key, state in chosen.items():
         if state["fingerprint"] is None or not same_weights(state["fingerprint"], current, model):
             raise InputError(f"{key} was not fitted on the weights in {path}: their fingerprints differ.")
-    return _compose(model, prefix, chosen, predict_fn, output, pool)
+    given_task = None if task is None else task_of(task)
+    for key, state in chosen.items():
+        fitted_task = state["settings"].get("task")
+        if fitted_task != (None if given_task is None else describe(given_task)):
+            raise InputError(
+                f"{key} was fitted with {'no `task`' if fitted_task is None else f'task={fitted_task}'}: "
+                f"{'leave argument `task` out' if fitted_task is None else 'pass it as argument `task`'}."
+            )
+    return _compose(model, prefix, chosen, predict_fn, output, pool, given_task)
 
 
 def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Path) -> dict[str, Any]:
@@ -187,6 +198,7 @@ def _compose(
     predict_fn: PredictFn | None,
     output: Output | None,
     pool: Pool | None,
+    task: Task | None,
 ) -> FittedNetwork:
     for key, state in states.items():
         settings = state["settings"]
@@ -200,8 +212,11 @@ def _compose(
     else:
         if output is None:  # the calibration's, where there is one
             output = max(states.values(), key=lambda state: _kind(state) == "calibration")["settings"]["output"]
-        wrapped = _Foreign(model, predict_fn, output)
-    parts: dict[str, Any] = {}
+        wrapped = _Foreign(model, predict_fn, output, task)
+    found = LogitReader(predict_fn, task=task).task(model)
+    if not found.takes_calibration:
+        raise InputError(f"`load_fitted` gives probabilities, which {describe(found)} does not predict.")
+    parts: dict[str, Any] = {"of_labels": not found.has_classes}
     for key, state in states.items():
         tensors = state["tensors"]
         if _kind(state) == "density":
@@ -250,7 +265,9 @@ def _with_layers(model: nn.Module) -> nn.Module:
 def _layers(wrapped: nn.Module, model: nn.Module, layer: str) -> list[str]:
     """The layer's name in the whole, in each of its members."""
     names = {module: uncompiled(name) for name, module in wrapped.named_modules()}
-    return [f"{names[inner]}.{layer}" for inner in inner_networks(model)]
+    return [
+        ".".join(filter(None, (names[inner], layer))) for inner in inner_networks(model)
+    ]  # "" is the network itself
 
 
 class _Ours(nn.Module):
@@ -283,14 +300,18 @@ class _Ours(nn.Module):
 
 
 class _Foreign(nn.Module):
-    """The logits [Z, B, C] of any other module."""
+    """The logits [Z, B, C, ...] of any other module."""
 
-    def __init__(self, model: nn.Module, predict_fn: PredictFn | None, output: Output) -> None:
+    def __init__(self, model: nn.Module, predict_fn: PredictFn | None, output: Output, task: Task | None) -> None:
         super().__init__()
         self.model = model
-        self.predict_fn = predict_fn
-        self.read = OutputReader(output)
+        self.read = LogitReader(predict_fn, _input_alone, output, task)
 
     def forward(self, x: Any) -> Tensor:
-        logits = self.read(call_network(self.model, x) if self.predict_fn is None else self.predict_fn(self.model, x))
-        return logits if logits.ndim == 3 else logits.unsqueeze(0)
+        outputs = self.read(self.model, x, check=False)
+        prediction: ClassProbabilities = self.read.prediction(self.model, outputs)  # type: ignore[assignment]  # of classes
+        return prediction.calibration_logits
+
+
+def _input_alone(x: Any) -> tuple[Any, None]:
+    return x, None

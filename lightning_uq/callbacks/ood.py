@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,14 +11,14 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
-from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, detection_metrics, named_scores
+from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, PixelScores, named_scores
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.output import Output
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
-from lightning_uq.running.ranks import gather_rows, raise_on_all_ranks, raising_on_all_ranks
+from lightning_uq.running.ranks import raise_on_all_ranks, raising_on_all_ranks
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task, describe
 
@@ -62,6 +62,12 @@ class OODDetection(Callback):
             per input.
         in_distribution: Where there are several test loaders, the index of the one that is in distribution (the others may
             be shifted versions of it); None pools them all.
+        level: What is told apart if the predictions are maps, as a segmentation's. "image": each input has two scores, the mean and
+            the largest over its positions, logged as ``<score>/mean`` and ``<score>/max``. "pixel": the positions of the test set
+            (without those of the task's ``ignore_index``) against the positions of an ``ood`` loader, logged as ``<score>/pixel``.
+            Kept are histograms, whose bins are 0.05 % wide, so memory does not grow with the pixels.
+        masks: With ``level="pixel"``, whether the targets of the ``ood`` loaders are masks [B, *P]: positions that hold 1 are out of
+            distribution, all others are left out. Otherwise all positions are out of distribution.
 
     Raises:
         InputError: An argument is not as above; no loader; an empty loader; an output that is no classifier's logits; a
@@ -84,6 +90,8 @@ class OODDetection(Callback):
         output: Output = "logits",
         task: Task | str | None = None,
         in_distribution: int | None = 0,
+        level: Literal["image", "pixel"] = "image",
+        masks: bool = False,
     ) -> None:
         super().__init__()
         if ood is not None and not callable(ood):
@@ -92,6 +100,11 @@ class OODDetection(Callback):
         self.scores = named_scores(scores)
         self.read = LogitReader(predict_fn, unpack_batch, output, task)
         self.in_distribution = in_distribution
+        check_choice("level", level, ("image", "pixel"))
+        if masks and level != "pixel":
+            raise InputError("`masks=True` marks positions, so it needs `level='pixel'`, but `level` is 'image'.")
+        self.level = level
+        self.masks = masks
         self._reset()
 
     def _reset(self) -> None:
@@ -109,10 +122,12 @@ class OODDetection(Callback):
             model: Any classifier; it runs where its parameters are, and in their precision.
             loader: A DataLoader or an iterable of batches.
         """
+        if self.level == "pixel":
+            raise InputError("`score` gives one number per input, so it needs `level='image'`, but `level` is 'pixel'.")
         scored = self._scored(model, None)
         with evaluating(model):
             self._score_loader(scored, model, exact_loader(loader, name="argument `loader`"), None, "`loader`")
-        return {name: self._gather(scored, name, None, "`loader`").cpu() for name in scored.wanted}
+        return {name: scores.cpu() for name, scores in scored.merged(None, "`loader`").items()}
 
     # ------------------------------------------------------------------ hooks
 
@@ -165,6 +180,7 @@ class OODDetection(Callback):
                     self._batch,
                     trainer,
                     lambda size: batches.unpadded_rows(loader, batch_idx, size),
+                    inside=True,
                 )
         except Exception as error:
             if trainer.world_size == 1:
@@ -179,17 +195,15 @@ class OODDetection(Callback):
         if inside is None:
             return
         raise_on_all_ranks(self._error, trainer)
-        reference = {name: self._gather(inside, name, trainer, "the test set") for name in inside.wanted}
+        reference = inside.merged(trainer, "the test set")
         for ood_name, loader in self._loaders.items():
             where = f"`ood[{ood_name!r}]`"
             outside = self._scored(pl_module, trainer)
             batches_of_rank = exact_loader(loader, trainer, name=where, limit=trainer.limit_test_batches)
             with raising_on_all_ranks(trainer), evaluating(pl_module, trainer):
                 self._score_loader(outside, pl_module, batches_of_rank, trainer, where)
-            for name in outside.wanted:
-                scores = self._gather(outside, name, trainer, where)
-                values = detection_metrics(reference[name], scores)
-                for metric, value in values.items():
+            for name, scores in outside.merged(trainer, where).items():
+                for metric, value in outside.metrics(reference[name], scores).items():
                     # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
                     pl_module.log(f"{metric}/{ood_name}/{name}", value, batch_size=1, sync_dist=True)
 
@@ -247,7 +261,7 @@ class OODDetection(Callback):
                 f"{unknown[0]!r}."
             )
         needed = [scorer for scorer in scorers if {*scorer.ood_score_names}.intersection(wanted.values())]
-        return LoaderScores(wanted, needed)
+        return (PixelScores if self.level == "pixel" else LoaderScores)(wanted, needed)
 
     def _default_scores(self, model: nn.Module) -> list[str]:
         """The scores of the predictions that are taken if none are named: the module's own, or those of its task."""
@@ -272,8 +286,19 @@ class OODDetection(Callback):
         batch: Any,
         trainer: Trainer | None,
         rows: Callable[[int], Tensor | None] = lambda size: None,
+        *,
+        inside: bool = False,
     ) -> None:
-        """Add a batch's scores to ``scored``; ``rows(B)`` is the mask of the rows that count, None for all."""
+        """Add a batch's scores to ``scored``.
+
+        Args:
+            scored: Takes the scores.
+            model: The model.
+            batch: The batch.
+            trainer: Its Trainer, if there is one.
+            rows: ``rows(B)`` is the mask of the rows that count, None for all.
+            inside: Whether the batch is of the test set.
+        """
         if scored.is_empty and self.read.infer_task(model, batch, trainer):
             scored.restart(self._scored(model, trainer))  # the task tells which scores there are
         with ExitStack() as stack:
@@ -283,37 +308,53 @@ class OODDetection(Callback):
             logits = prediction.logits if prediction.has_logits else logits
             values = {name: value for function in provided for name, value in function(logits).items()}
         keep = rows(logits.shape[1])
+        counted = self._counted(model, batch, [len(prediction), *prediction.map_shape], inside)
+        if counted is not None and keep is not None:
+            counted = counted[keep]
         for name, score in scored.wanted.items():
             if isinstance(score, str):
                 value = values[score] if score in values else prediction.score(score)
             else:
                 value = score(logits)
-            if not isinstance(value, Tensor) or value.shape != logits.shape[1:2] or not value.is_floating_point():
-                came = (
-                    f"{value.dtype} of shape {list(value.shape)}"
-                    if isinstance(value, Tensor)
-                    else f"of type {type(value).__name__}"
-                )
-                raise InputError(
-                    f"Score {name!r} must be a floating-point tensor [B] = [{logits.shape[1]}], but it is {came}."
-                )
-            value = upcast(value)
-            scored.add(name, value if keep is None else value[keep.to(value.device)])
+            _check_score(name, value, [len(prediction), *prediction.map_shape])
+            value = value if keep is None else value[keep.to(value.device)]
+            scored.add(name, value, None if counted is None or value.ndim == 1 else counted)
 
-    def _gather(self, scored: LoaderScores, name: str, trainer: Trainer | None, where: str) -> Tensor:
-        """All ranks' scores; an error where there are none, or NaN."""
-        scores = scored.rows(name)
-        if trainer is not None:  # a rank without rows has to agree on device and dtype
-            scores = gather_rows(widen(scores.to(trainer.strategy.root_device)), trainer)
-        if not len(scores):
-            raise InputError(f"{where[0].upper()}{where[1:]} must hold samples, but it is empty.")
-        nan = int(scores.isnan().sum())
-        if nan:
+    def _counted(self, model: nn.Module, batch: Any, shape: list[int], inside: bool) -> Tensor | None:
+        """The mask [B, *P] of the positions that count, of a batch of predictions of this shape; None for all of them."""
+        if self.level == "image":
+            return None
+        _, target = self.read.unpack(model, batch)
+        if inside:
+            if target is None or list(target.shape) != shape:
+                return None
+            positions = self.read.task(model).row_positions(target)
+            if positions is None:
+                return None
+            counted = torch.zeros(target.numel(), dtype=torch.bool)
+            counted[positions.cpu()] = True
+            return counted.reshape(shape)
+        if not self.masks:
+            return None
+        if target is None or list(target.shape) != shape:
+            came = "none" if target is None else f"targets of shape {list(target.shape)}"
             raise InputError(
-                f"Score {name!r} is NaN for {nan} of {len(scores)} inputs of {where}: look for NaN in the inputs or in "
-                "the network's output."
+                f"With `masks=True`, the targets of the `ood` loaders must be masks {shape} of the positions that are out of "
+                f"distribution, but a batch has {came}. Leave `masks` out to count all positions."
             )
-        return scores
+        return target == 1
+
+
+def _check_score(name: str, value: Any, shape: list[int]) -> None:
+    """Refuse what is no score of each input, or of each position of a map."""
+    if not isinstance(value, Tensor) or list(value.shape) not in (shape, shape[:1]) or not value.is_floating_point():
+        came = (
+            f"{value.dtype} of shape {list(value.shape)}"
+            if isinstance(value, Tensor)
+            else f"of type {type(value).__name__}"
+        )
+        wanted = f"[B] = {shape}" if len(shape) == 1 else f"[B, ...] = {shape} or [B] = {shape[:1]}"
+        raise InputError(f"Score {name!r} must be a floating-point tensor {wanted}, but it is {came}.")
 
 
 def _check_loaders(loaders: Any, name: str) -> dict[str, Any]:

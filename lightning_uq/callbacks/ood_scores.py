@@ -5,10 +5,20 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
+from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.score_histogram import (
+    NUM_BINS,
+    histogram_auroc,
+    histogram_average_precision,
+    histogram_fpr95,
+    score_histogram,
+)
+from lightning_uq.running.ranks import gather_rows
 
 Score = Callable[[Tensor], Tensor]
 AnyScore = Callable[[Any], Any] | str  # the command line takes the first that fits, and a function's path is also a str
@@ -49,29 +59,116 @@ class OODScorer(Protocol):
 
 
 class LoaderScores:
-    """The scores of one loader's samples, by name."""
+    """The scores of one loader's samples, by name: one number per sample.
+
+    A map of scores [B, *P] becomes two: ``<name>/mean`` and ``<name>/max`` over its positions.
+    """
 
     def __init__(self, wanted: Mapping[str, str | Score], scorers: Sequence[OODScorer]) -> None:
         self.wanted = wanted
         self.scorers = scorers
-        self._rows: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        self._scores: dict[str, list[Tensor]] = {}
 
     def restart(self, other: "LoaderScores") -> None:
         """Take the scores that another one computes, before any row was added."""
-        self.wanted, self.scorers, self._rows = other.wanted, other.scorers, other._rows
+        self.wanted, self.scorers = other.wanted, other.scorers
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row was added yet."""
-        return not any(self._rows.values())
+        """Whether nothing was added yet."""
+        return not self._scores
 
-    def add(self, name: str, rows: Tensor) -> None:
-        """Add the scores of some rows."""
-        self._rows[name].append(rows)
+    def add(self, name: str, scores: Tensor, counted: Tensor | None = None) -> None:
+        """Add the scores of a batch, [B] or maps [B, *P].
 
-    def rows(self, name: str) -> Tensor:
-        """All scores of that name so far."""
-        return torch.cat(self._rows[name]) if self._rows[name] else torch.empty(0)
+        Args:
+            name: Their name.
+            scores: The scores.
+            counted: The mask of the positions that count, for scores by position.
+
+        Raises:
+            InputError: A score is NaN.
+        """
+        flat = upcast(scores).flatten(1) if scores.ndim > 1 else None
+        named = {name: upcast(scores)} if flat is None else {f"{name}/mean": flat.mean(1), f"{name}/max": flat.amax(1)}
+        for one, rows in named.items():
+            self._scores.setdefault(one, []).append(rows)
+
+    def merged(self, trainer: Trainer | None, where: str) -> dict[str, Tensor]:
+        """The scores of all ranks by name. A collective.
+
+        Raises:
+            InputError: There is none, or one is NaN.
+        """
+        names = self._shared_names(trainer)
+        if not names:
+            raise InputError(f"{where[0].upper()}{where[1:]} must hold samples, but it is empty.")
+        return {name: self._merged(name, trainer, where) for name in names}
+
+    @staticmethod
+    def metrics(inside: Tensor, outside: Tensor) -> dict[str, Tensor]:
+        """The four numbers that are logged."""
+        return detection_metrics(inside, outside)
+
+    def _shared_names(self, trainer: Trainer | None) -> list[str]:
+        """The names that were added, on any rank."""
+        names = list(self._scores)
+        if trainer is None or trainer.world_size == 1:
+            return names
+        of_ranks: list[list[str]] = [[]] * trainer.world_size
+        torch.distributed.all_gather_object(of_ranks, names)
+        return max(of_ranks, key=len)
+
+    def _merged(self, name: str, trainer: Trainer | None, where: str) -> Tensor:
+        rows = torch.cat(self._scores[name]) if name in self._scores else torch.empty(0)
+        if trainer is not None:  # a rank without rows has to agree on device and dtype
+            rows = gather_rows(widen(rows.to(trainer.strategy.root_device)), trainer)
+        check_no_nan_score(name, rows, where)
+        return rows
+
+
+class PixelScores(LoaderScores):
+    """The scores of one loader's positions, by name: a histogram each, ``<name>/pixel``, whatever their number."""
+
+    def add(self, name: str, scores: Tensor, counted: Tensor | None = None) -> None:
+        """Add the scores of a batch's positions; see :meth:`LoaderScores.add`."""
+        if scores.ndim < 2:
+            raise InputError(
+                f"`level='pixel'` needs a map of scores [B, ...], but score {name!r} is {list(scores.shape)}, one number per input. "
+                "Pass `level='image'`, or leave this score out of `scores`."
+            )
+        check_no_nan_score(name, scores, "the batch")
+        counts = score_histogram(scores if counted is None else scores[counted.to(scores.device)])
+        found = self._scores.setdefault(f"{name}/pixel", [torch.zeros_like(counts)])
+        found[0] = found[0] + counts
+
+    @staticmethod
+    def metrics(inside: Tensor, outside: Tensor) -> dict[str, Tensor]:
+        """The four numbers that are logged, of two histograms."""
+        return {
+            "ood_auroc": histogram_auroc(inside, outside),
+            "ood_auprc_out": histogram_average_precision(inside, outside, "out"),
+            "ood_auprc_in": histogram_average_precision(inside, outside, "in"),
+            "ood_fpr95": histogram_fpr95(inside, outside),
+        }
+
+    def _merged(self, name: str, trainer: Trainer | None, where: str) -> Tensor:
+        counts = self._scores[name][0] if name in self._scores else torch.zeros(NUM_BINS, dtype=torch.long)
+        if trainer is not None:
+            counts = gather_rows(counts[None].to(trainer.strategy.root_device), trainer).sum(0)
+        if not bool(counts.any()):
+            raise InputError(f"{where[0].upper()}{where[1:]} must hold positions that count, but it holds none.")
+        return counts
+
+
+def check_no_nan_score(name: str, scores: Tensor, where: str) -> None:
+    """Refuse scores that are NaN."""
+    nan = int(scores.isnan().sum())
+    if nan:
+        raise InputError(
+            f"Score {name!r} is NaN for {nan} of {scores.numel()} inputs of {where}: look for NaN in the inputs or in the network's "
+            "output."
+        )
 
 
 def detection_metrics(inside: Tensor, outside: Tensor) -> dict[str, Tensor]:

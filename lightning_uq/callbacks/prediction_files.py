@@ -1,42 +1,50 @@
-"""The files of predictions: tables that grow batch by batch, as CSV or Parquet, and one table read back from all ranks."""
+"""The files of predictions: tables (CSV, Parquet) or arrays (npz) that grow batch by batch, read back as one from all ranks."""
 
 import csv
 import importlib
 import re
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, ClassVar, Literal, TextIO
 
 import numpy as np
 
 from lightning_uq.errors import InputError, MissingExtraError
 from lightning_uq.writing import partial_path
 
-Format = Literal["parquet", "csv"]
-FORMATS: tuple[Format, ...] = ("parquet", "csv")
+Format = Literal["parquet", "csv", "npz"]
+FORMATS: tuple[Format, ...] = ("parquet", "csv", "npz")
 Block = dict[str, "np.ndarray[Any, Any]"]
-"""Some rows: the numbers [B] of each name, or [B, ...] if an input has several."""
+"""Some rows: the numbers [B] of each name, [B, ...] if an input has several, or maps [B, ..., *P]."""
 
 FLUSH_BYTES = 2**24
 """Rows are written in blocks of this size, so that memory stays bounded and blocks do not get tiny."""
 
-_NAME = re.compile(r"predictions(?:-loader(?P<loader>\d+))?-rank(?P<rank>\d+)\.(?P<format>parquet|csv)")
+_NAME = re.compile(r"predictions(?:-loader(?P<loader>\d+))?-rank(?P<rank>\d+)\.(?P<format>parquet|csv|npz)")
 
 
-def read_predictions(output_dir: str | Path, dataloader_idx: int = 0, format: Format | None = None) -> Block:
+def read_predictions(
+    output_dir: str | Path,
+    dataloader_idx: int = 0,
+    format: Format | None = None,
+    names: Sequence[str] | None = None,
+) -> Block:
     """One table from the files of all ranks that :class:`PredictionWriter` wrote, sorted by ``index``.
 
     Args:
         output_dir: Their directory.
         dataloader_idx: Which loader's, where there were several.
-        format: ``"parquet"`` or ``"csv"``, where the directory holds both.
+        format: ``"parquet"``, ``"csv"`` or ``"npz"``, where the directory holds several.
+        names: The columns to give back; None for all. Of an npz file, only these are read.
 
     Returns:
-        A column [N] for each name, in the order of the file.
+        A column [N] for each name, in the order of the file; of an npz file, an array [N, ...] for each name.
 
     Raises:
-        InputError: The directory holds no such file, both formats, or files with different columns.
+        InputError: The directory holds no such file, several formats, or files with different columns; a name is not among
+            the columns.
     """
     found = {
         path: one
@@ -45,20 +53,30 @@ def read_predictions(output_dir: str | Path, dataloader_idx: int = 0, format: Fo
         if format in (None, one) and loader == dataloader_idx
     }
     if len(set(found.values())) != 1:
-        came = "them in both formats: pass `format`" if found else "none"
+        came = f"them in the formats {' and '.join(sorted(set(found.values())))}: pass `format`" if found else "none"
         raise InputError(
             f"`output_dir` must hold predictions of loader {dataloader_idx}, but {output_dir} holds {came}."
         )
-    tables = [FILES[one].read(path) for path, one in sorted(found.items())]
+    wanted = None if names is None else ("index", *names)
+    tables = [FILES[one].read(path, wanted) for path, one in sorted(found.items())]
     if any(list(table) != list(tables[0]) for table in tables):
         raise InputError(f"The files in {output_dir} must have the same columns, but they differ.")
-    whole = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    order = np.argsort(whole["index"], kind="stable")
-    return {name: values[order] for name, values in whole.items()}
+    missing = [name for name in names or () if name not in tables[0]]
+    if missing:
+        raise InputError(f"`names` must be columns of the files in {output_dir}, but there is no {missing[0]!r}.")
+    order = np.argsort(np.concatenate([table["index"] for table in tables]), kind="stable")
+    kept = tables[0] if names is None else names
+    return {name: np.concatenate([table.pop(name) for table in tables])[order] for name in list(kept)}
 
 
-class TableFile(ABC):
-    """A table that grows in a hidden file beside its own name, and takes the name when it is complete."""
+class PredictionFile(ABC):
+    """A table, or arrays, that grow in a hidden file beside its own name, and take the name when it is complete.
+
+    Attributes:
+        holds_maps: Whether the file takes numbers with more axes than [B, D].
+    """
+
+    holds_maps: ClassVar[bool] = False
 
     def __init__(self, path: Path, first: Block) -> None:
         self.path = path
@@ -66,15 +84,21 @@ class TableFile(ABC):
         self.rows = 0
         self._blocks: list[Block] = []
         self._kind = _kind(first)
-        self.open(_columns({name: values[:0] for name, values in first.items()}))
+        self.open(self.columns({name: values[:0] for name, values in first.items()}))
 
     def add(self, block: Block) -> None:
         """Keep some rows, and write what was kept once it is large."""
         kind = _kind(block)
         if kind != self._kind:
             changed = sorted(n for n in {*kind, *self._kind} if kind.get(n) != self._kind.get(n))
+            shapes = [
+                f"{n} {list(kind[n][1])}, before {list(self._kind[n][1])}"
+                for n in changed
+                if n in kind and n in self._kind
+            ]
             raise InputError(
-                f"All batches must have the same columns, but {', '.join(changed)} differ from the first batch's."
+                f"All batches must have the same columns, but {', '.join(changed)} differ from the first batch's"
+                + (f" (the shape of an input's {shapes[0]})." if shapes else ".")
             )
         self._blocks.append(block)
         self.rows += len(block["index"])
@@ -83,8 +107,12 @@ class TableFile(ABC):
 
     def _flush(self) -> None:
         if self._blocks:
-            self.write(_columns({n: np.concatenate([one[n] for one in self._blocks]) for n in self._blocks[0]}))
+            self.write(self.columns({n: np.concatenate([one[n] for one in self._blocks]) for n in self._blocks[0]}))
             self._blocks = []
+
+    def columns(self, block: Block) -> Block:
+        """What the file holds of some rows: one column [B] for each number."""
+        return _columns(block)
 
     def close(self) -> None:
         """Write what is left."""
@@ -113,11 +141,11 @@ class TableFile(ABC):
 
     @staticmethod
     @abstractmethod
-    def read(path: Path) -> Block:
-        """The columns of a file."""
+    def read(path: Path, names: Sequence[str] | None = None) -> Block:
+        """The columns of a file; of these names alone if there are any."""
 
 
-class CsvFile(TableFile):
+class CsvFile(PredictionFile):
     """A CSV file with a header."""
 
     _stream: TextIO
@@ -138,16 +166,17 @@ class CsvFile(TableFile):
         self._stream.close()
 
     @staticmethod
-    def read(path: Path) -> Block:
+    def read(path: Path, names: Sequence[str] | None = None) -> Block:
         """The columns of a file."""
         with path.open(newline="") as stream:
             header, *rows = csv.reader(stream)
         columns = zip(*rows, strict=True) if rows else [()] * len(header)
         whole = {"index": np.int64, "label": np.int64}
-        return {n: np.asarray(v, whole.get(n, np.float64)) for n, v in zip(header, columns, strict=True)}
+        found = {n: np.asarray(v, whole.get(n, np.float64)) for n, v in zip(header, columns, strict=True)}
+        return {n: v for n, v in found.items() if names is None or n in names}
 
 
-class ParquetFile(TableFile):
+class ParquetFile(PredictionFile):
     """A Parquet file, one row group for each block."""
 
     _writer: Any
@@ -167,14 +196,52 @@ class ParquetFile(TableFile):
         self._writer.close()
 
     @staticmethod
-    def read(path: Path) -> Block:
+    def read(path: Path, names: Sequence[str] | None = None) -> Block:
         """The columns of a file."""
         _, parquet = import_pyarrow()
         table = parquet.read_table(path)
-        return {name: table[name].to_numpy() for name in table.column_names}
+        return {name: table[name].to_numpy() for name in table.column_names if names is None or name in names}
 
 
-FILES: Mapping[str, type[TableFile]] = {"parquet": ParquetFile, "csv": CsvFile}
+class NpzFile(PredictionFile):
+    """An npz file that ``numpy.load`` opens: an array ``<name>/<block>`` for each name and each block of rows."""
+
+    holds_maps: ClassVar[bool] = True
+    _archive: zipfile.ZipFile
+
+    def open(self, empty: Block) -> None:
+        """Begin the archive; a block without rows tells the names."""
+        self._archive = zipfile.ZipFile(self.partial, "w")
+        self._num_blocks = 0
+        self.write(empty)
+
+    def columns(self, block: Block) -> Block:
+        """The rows as they are."""
+        return block
+
+    def write(self, columns: Block) -> None:
+        """Write some rows."""
+        for name, values in columns.items():
+            with self._archive.open(f"{name}/{self._num_blocks:06d}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(values), allow_pickle=False)
+        self._num_blocks += 1
+
+    def end(self) -> None:
+        """Write the table of contents."""
+        self._archive.close()
+
+    @staticmethod
+    def read(path: Path, names: Sequence[str] | None = None) -> Block:
+        """The arrays of a file."""
+        with np.load(path) as archive:
+            found: dict[str, list[str]] = {}
+            for entry in archive.files:
+                found.setdefault(entry.rpartition("/")[0], []).append(entry)
+            wanted = [name for name in found if names is None or name in names]
+            return {name: np.concatenate([archive[entry] for entry in found[name]]) for name in wanted}
+
+
+FILES: Mapping[str, type[PredictionFile]] = {"parquet": ParquetFile, "csv": CsvFile, "npz": NpzFile}
 
 
 def import_pyarrow() -> tuple[Any, Any]:
@@ -202,6 +269,7 @@ def _columns(block: Block) -> Block:
         if values.ndim == 1:
             columns[name] = values
         else:
+            name = "prob" if name == "probs" else name
             places = np.ndindex(values.shape[1:])
             columns.update({"_".join([name, *map(str, at)]): values[(slice(None), *at)] for at in places})
     return columns

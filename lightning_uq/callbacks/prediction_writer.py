@@ -1,4 +1,4 @@
-"""Writes predictions to files batch by batch: one row per input, one column per number."""
+"""Writes predictions to files batch by batch: tables with one row per input, or arrays."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +20,7 @@ from lightning_uq.callbacks.prediction_files import (
     FORMATS,
     Block,
     Format,
-    TableFile,
+    PredictionFile,
     import_pyarrow,
     named_files,
 )
@@ -39,6 +39,10 @@ class PredictionWriter(Callback):
     done, so an incomplete file is never seen, and an exception leaves none. Together, the files of all ranks hold each sample
     once: rows that a distributed sampler repeats as padding are left out.
 
+    A table (Parquet or CSV) has one row per input. Maps, as a segmentation's, are no rows of a table: ``format="npz"`` writes an
+    array for each name, [N] or [N, ...], in blocks of about 16 MB. :func:`read_predictions` puts the arrays together, and with
+    ``names=`` reads some of them alone. Maps have to be of one size.
+
     Columns:
         - ``index``: the sample's position in the data set. It is taken from the batch if the batch carries it (a key ``index``,
           or :class:`~lightning_uq.data.Indexed`), else from the sampler. For an iterable data set on one process, it is the
@@ -56,8 +60,8 @@ class PredictionWriter(Callback):
 
     Args:
         output_dir: Directory of the files; it is created if missing.
-        format: ``"parquet"`` (the extra ``parquet``) or ``"csv"``.
-        probs: Whether a classifier's probabilities are written.
+        format: ``"parquet"`` (the extra ``parquet``), ``"csv"``, or ``"npz"`` for arrays of any shape.
+        probs: Whether a classifier's probabilities are written; C times as many numbers as labels.
         interval: Share of the predictive distribution in (0, 1) between ``lower`` and ``upper``; None leaves them out.
         overwrite: Whether files of an earlier run are replaced, and those of its other ranks and loaders removed. Otherwise
             they are an error before the first batch.
@@ -69,7 +73,7 @@ class PredictionWriter(Callback):
         MissingExtraError: ``format="parquet"`` without pyarrow.
         InputError: An argument is not as above; the directory holds predictions already; ``predict_step`` returns no prediction
             of this package (for an unmodified module, add a callback with ``attach=True``); the predictions are maps, such as a
-            segmentation's, which are no rows of a table; the index of a row is unknown.
+            segmentation's, and ``format`` is that of a table; the index of a row is unknown.
         UnsupportedError: With ``predict_step(dataloader_iter)``.
 
     Example:
@@ -90,14 +94,14 @@ class PredictionWriter(Callback):
     def __init__(
         self,
         output_dir: str | Path,
-        format: Literal["parquet", "csv"] = "parquet",
+        format: Literal["parquet", "csv", "npz"] = "parquet",
         *,
         probs: bool = True,
         interval: float | None = 0.95,
         overwrite: bool = False,
     ) -> None:
         if format not in FORMATS:
-            raise InputError(f"`format` must be 'parquet' or 'csv', but it is {format!r}.")
+            raise InputError(f"`format` must be 'parquet', 'csv' or 'npz', but it is {format!r}.")
         if interval is not None and not 0 < interval < 1:
             raise InputError(f"`interval` must be in (0, 1) or None, but it is {interval!r}.")
         if format == "parquet":
@@ -108,7 +112,7 @@ class PredictionWriter(Callback):
         self.interval = interval
         self.overwrite = overwrite
         self.written: dict[Path, int] = {}
-        self._files: dict[int, TableFile] = {}
+        self._files: dict[int, PredictionFile] = {}
         self._counts: dict[int, int] = {}
         self._warned = False
 
@@ -197,19 +201,18 @@ class PredictionWriter(Callback):
 
     def _block(self, prediction: Prediction) -> Block:
         """What is written of a prediction, without its index."""
-        if prediction.map_shape:
-            shape = [len(prediction), *prediction.map_shape]
-            raise InputError(
-                f"A table needs one label per input, but the prediction's labels are {shape}: maps are no rows of a table. "
-                "Write them with a callback of your own."
-            )
         named = self._named(prediction)
         if not self.probs:
             named.pop("probs", None)
         block: Block = {}
         for name, values in named.items():
+            if prediction.map_shape and not FILES[self.format].holds_maps:
+                raise InputError(
+                    f"A table needs numbers [B] or [B, D], but `{name}` of the {type(prediction).__name__} has shape "
+                    f"{list(values.shape)}. Pass `format='npz'`, which holds arrays."
+                )
             half = values.dtype in (torch.float16, torch.bfloat16)
-            block["prob" if name == "probs" else name] = (values.float() if half else values).cpu().numpy()
+            block[name] = (values.float() if half else values).cpu().numpy()
         return block
 
     def _named(self, prediction: Prediction) -> dict[str, Tensor]:

@@ -7,11 +7,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_uq.callbacks.feature_scores import FeatureCallback
+from lightning_uq.callbacks.feature_scores import MAX_FEATURES, FeatureCallback
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.ood_features import VimFit, fit_vim, vim_score
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.validation import check_integer
+from lightning_uq.running.row_sample import RowSample
 
 
 class FitViM(FeatureCallback):
@@ -20,12 +21,14 @@ class FitViM(FeatureCallback):
     The norm of what lies outside the principal subspace of the training features becomes one more logit; the score is that
     logit less the log-sum-exp of the others, which orders inputs as its softmax probability does. ``feature_layer`` must be the
     linear one that makes the logits, which are taken from it as they are, before any calibration. While fitting, the
-    features are held in memory, N x D numbers; for a very large set pass a subset as ``dataloader``. With
-    :class:`OODDetection` the score ``vim`` is among those logged; an ensemble's is the mean of its members'. Labels are not
-    looked at.
+    features of at most ``max_rows`` training rows are held in memory, N x D numbers. With :class:`OODDetection` the score ``vim``
+    is among those logged; an ensemble's is the mean of its members'. Labels are not looked at, but for the ``ignore_index`` of a
+    segmentation.
 
     Args:
         dim: Dimension of the principal subspace; by default the paper's, 1000 from D = 2048, else 512 from D = 768, else D / 2.
+        max_rows: The largest number of training rows that are read; above it a random sample of so many is, the same on any number
+            of ranks. None reads all.
         fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name`` and
             the like.
 
@@ -51,8 +54,10 @@ class FitViM(FeatureCallback):
 
     score_name = "vim"
 
-    def __init__(self, *, dim: int | None = None, **fitting: Any) -> None:
+    def __init__(self, *, dim: int | None = None, max_rows: int | None = MAX_FEATURES, **fitting: Any) -> None:
         super().__init__(**fitting)
+        RowSample(max_rows)
+        self.max_rows = max_rows
         if dim is not None:
             check_integer("dim", dim, 1)
         self.dim = dim
@@ -65,7 +70,7 @@ class FitViM(FeatureCallback):
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """Each member's origin, residual space and scale, and its last layer."""
-        features = self.gather_features(model, loader, trainer)
+        features = self.gather_features(model, loader, trainer, self.max_rows)
         tensors: dict[str, Any] = {"feature_layer": self.features.resolved, "num_members": len(features)}
         for i, (rows, layer) in enumerate(zip(features, self.features.layers(model), strict=True)):
             if not isinstance(layer, nn.Linear) or layer.in_features != rows.shape[1]:

@@ -65,7 +65,10 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
             ours = isinstance(self.model, UncertaintyModule) or any(getattr(c, "attach", False) for c in callbacks)
             if ours and not any(isinstance(c, BasePredictionWriter | PredictionWriter) for c in callbacks):
-                callbacks.append(PredictionWriter(self.trainer.default_root_dir, "csv", overwrite=True))
+                has_maps = getattr(getattr(self.model, "task", None), "has_positions", False)
+                callbacks.append(
+                    PredictionWriter(self.trainer.default_root_dir, "npz" if has_maps else "csv", overwrite=True)
+                )
             # The Trainer would return all predictions, which nobody would see and which grow with the data.
             self.config_init["predict"]["return_predictions"] = False
 

@@ -88,7 +88,12 @@ def auroc(score: Tensor, is_ood: Tensor) -> Tensor:
         tensor(0.8750, dtype=torch.float64)
     """
     score, is_ood = check_detection(score, is_ood)
-    true, false = (widen(count) for count in _with_origin(*detection_counts(score, is_ood)))
+    return auroc_of_counts(*detection_counts(score, is_ood))
+
+
+def auroc_of_counts(true: Tensor, false: Tensor) -> Tensor:
+    """The area under the ROC curve of cumulative counts [T], as :func:`detection_counts` gives them."""
+    true, false = (widen(count) for count in _with_origin(true, false))
     return torch.trapezoid(true, false) / (true[-1] * false[-1])
 
 
@@ -122,18 +127,27 @@ def average_precision(score: Tensor, is_ood: Tensor, positive: Positive = "out")
         >>> average_precision(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
         tensor(0.8333, dtype=torch.float64)
     """
-    recall, precision = precision_recall_curve(score, is_ood, positive)
-    area = (recall.diff(prepend=recall.new_zeros(1)) * precision).sum()
-    return torch.where(is_ood.bool().any() & ~is_ood.bool().all(), area, torch.nan)
+    return average_precision_of_counts(*_precision_counts(score, is_ood, positive))
+
+
+def average_precision_of_counts(true: Tensor, false: Tensor) -> Tensor:
+    """The average precision of cumulative counts [T], as :func:`detection_counts` gives them."""
+    if not len(true) or not bool((true[-1] > 0) & (false[-1] > 0)):
+        return widen(true.new_full((), 0)) * torch.nan
+    true, false = widen(true), widen(false)
+    return (true.diff(prepend=true.new_zeros(1)) * true / (true + false)).sum() / true[-1]
 
 
 def precision_recall_curve(score: Tensor, is_ood: Tensor, positive: Positive = "out") -> tuple[Tensor, Tensor]:
     """Recall and precision at each distinct score, from the most to the least positive."""
+    true, false = (widen(count) for count in _precision_counts(score, is_ood, positive))
+    return true / true[-1:], true / (true + false)
+
+
+def _precision_counts(score: Tensor, is_ood: Tensor, positive: Positive) -> tuple[Tensor, Tensor]:
     check_choice("positive", positive, ("out", "in"))
     score, is_ood = check_detection(score, is_ood)
-    counts = detection_counts(score, is_ood) if positive == "out" else detection_counts(-score, ~is_ood)
-    true, false = (widen(count) for count in counts)
-    return true / true[-1:], true / (true + false)
+    return detection_counts(score, is_ood) if positive == "out" else detection_counts(-score, ~is_ood)
 
 
 def fpr_at_tpr(score: Tensor, is_ood: Tensor, tpr: float = 0.95, positive: Positive = "in") -> Tensor:
@@ -167,13 +181,17 @@ def fpr_at_tpr(score: Tensor, is_ood: Tensor, tpr: float = 0.95, positive: Posit
     check_open_unit("tpr", tpr)
     check_choice("positive", positive, ("out", "in"))
     score, is_ood = check_detection(score, is_ood)
-    if positive == "in":
-        score, is_ood = -score, ~is_ood
-    found, others = score[is_ood], score[~is_ood]
-    if len(found) == 0 or len(others) == 0:
-        return widen(score.new_full((), torch.nan))
-    threshold = found.sort(descending=True).values[_least_count(tpr, len(found)) - 1]
-    return widen((others >= threshold).sum()) / len(others)
+    return fpr_of_counts(
+        *(detection_counts(score, is_ood) if positive == "out" else detection_counts(-score, ~is_ood)), tpr
+    )
+
+
+def fpr_of_counts(true: Tensor, false: Tensor, tpr: float) -> Tensor:
+    """The false positive rate of cumulative counts [T], as :func:`detection_counts` gives them."""
+    if not len(true) or not bool((true[-1] > 0) & (false[-1] > 0)):
+        return widen(true.new_full((), 0)) * torch.nan
+    threshold = (true < _least_count(tpr, int(true[-1]))).sum()
+    return widen(false[threshold]) / false[-1]
 
 
 def _least_count(share: float, total: int) -> int:

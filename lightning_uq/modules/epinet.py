@@ -32,10 +32,11 @@ class EpinetModule(UncertaintyModule):
 
     Args:
         network: The base: a network, or a factory of it (which a checkpoint can remember). Its outputs are as the task expects.
-        feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several names. The features are
+        feature_layers: ``"auto"`` (the linear layer or convolution that feeds the output), a layer's name, or several names. The features are
             those layers' inputs.
         pool: How tokens [B, T, D], the input of such a layer, are pooled: ``"mean"``, ``"last_token"``, ``"cls"`` or a function
-            ``pool(x, mask)``.
+            ``pool(x, mask)``; or ``"positions"``, with which the head acts at each position of a map alike. None: "positions" if
+            the task is one of maps, as :class:`~lightning_uq.tasks.Segmentation`.
         head: Sizes and scales of the epinet and its priors; the defaults need no tuning to the network.
         prior: Factory of an additive prior g(x, z), for instance :func:`~lightning_uq.networks.mlp_prior`. Its scale is the
             head's ``additive_prior_scale``.
@@ -54,6 +55,9 @@ class EpinetModule(UncertaintyModule):
         >>> module = EpinetModule(base, head=EpinetHead(index_dim=4, hidden_sizes=(10,)))
         >>> module(torch.zeros(5, 4)).shape, module.predict(torch.zeros(5, 4)).probs.shape
         (torch.Size([100, 5, 3]), torch.Size([5, 3]))
+        >>> maps = EpinetModule(nn.Conv2d(1, 3, 1), task="segmentation", num_eval_samples=10)
+        >>> maps.predict(torch.zeros(2, 1, 8, 8)).mutual_information.shape
+        torch.Size([2, 8, 8])
     """
 
     default_train_samples = 8
@@ -78,8 +82,9 @@ class EpinetModule(UncertaintyModule):
         network_with_head = EpinetNetwork(
             built,
             feature_layers=feature_layers,
-            pool=pool,
+            pool="positions" if pool is None and task.has_positions else pool,
             num_outputs=task.num_outputs,
+            output_axis=task.output_axis,
             head=head,
             prior=None if prior is None else build_network(prior, "prior"),
             freeze_base=freeze_base,

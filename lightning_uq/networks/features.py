@@ -14,14 +14,17 @@ from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.padding_mask import PaddingMask
 from lightning_uq.networks.pooling import Pool, pool_features
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""The layers among which ``"auto"`` looks for the one that feeds the output."""
+
 OUTPUT = "<output>"
 """Among the layers of :class:`FeatureTap`: the network's own output."""
 
 
-def last_linear(network: nn.Module, run: Callable[[], Any], argument: str = "feature_layer") -> str:
-    """Name of the linear layer whose output reaches the network's without passing another linear layer.
+def last_layer(network: nn.Module, run: Callable[[], Any], argument: str = "feature_layer") -> str:
+    """Name of the linear layer or convolution whose output reaches the network's without passing another one.
 
-    Every linear layer's output is cut off from what lies before it; those that the gradient of the output then still
+    The output of every such layer is cut off from what lies before it; those that the gradient of the output then still
     reaches feed it directly. Two heads on one input (a mean and a variance) count as one. An input is one tensor, unchanged
     between the calls: a slice of it, or its values before an in-place operation, are another input.
 
@@ -35,11 +38,11 @@ def last_linear(network: nn.Module, run: Callable[[], Any], argument: str = "fea
 
     Example:
         >>> network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
-        >>> last_linear(network, lambda: network(torch.zeros(1, 2)))
+        >>> last_layer(network, lambda: network(torch.zeros(1, 2)))
         '2'
     """
     found: list[tuple[str, _Input, Tensor]] = []
-    names: dict[nn.Module, str] = {m: name for name, m in network.named_modules() if isinstance(m, nn.Linear)}
+    names: dict[nn.Module, str] = {m: name for name, m in network.named_modules() if isinstance(m, LAYERS)}
 
     def cut(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         leaf = output.detach().requires_grad_()
@@ -61,13 +64,13 @@ def last_linear(network: nn.Module, run: Callable[[], Any], argument: str = "fea
             hook.remove()
     if not feeding:
         raise InputError(
-            f"`{argument}='auto'` needs a linear layer that feeds the output of {type(network).__name__}, but there is "
-            "none. Name the layer whose input holds the features."
+            f"`{argument}='auto'` needs a linear layer or a convolution that feeds the output of {type(network).__name__}, but "
+            "there is none. Name the layer whose input holds the features."
         )
     if any(x.identity != feeding[-1][1].identity for _, x in feeding):
         listed = ", ".join(repr(uncompiled(name)) for name, _ in feeding)
         raise InputError(
-            f"Several linear layers with different inputs feed the output of {type(network).__name__}: {listed}. Name one "
+            f"Several layers with different inputs feed the output of {type(network).__name__}: {listed}. Name one "
             f"as `{argument}`."
         )
     return uncompiled(feeding[-1][0])
@@ -82,8 +85,8 @@ class _Input:
         self.identity = (x.data_ptr(), x.shape, x.stride(), x.dtype, version)
 
 
-def traced_last_linear(network: nn.Module) -> tuple[str, int | None] | None:
-    """What :func:`last_linear` finds, without data, where torch.fx can trace the network; else None.
+def traced_last_layer(network: nn.Module) -> tuple[str, int | None] | None:
+    """What :func:`last_layer` finds, without data, where torch.fx can trace the network; else None.
 
     Returns:
         The layer's name, and the size of the network's output where that is the layer's own.
@@ -101,7 +104,7 @@ def traced_last_linear(network: nn.Module) -> tuple[str, int | None] | None:
         if node in seen:
             continue
         seen.add(node)
-        if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), nn.Linear):
+        if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), LAYERS):
             feeding[str(node.target)] = node
         else:
             waiting.extend(node.all_input_nodes)
@@ -109,7 +112,10 @@ def traced_last_linear(network: nn.Module) -> tuple[str, int | None] | None:
         return None
     name, node = next(iter(feeding.items()))
     own = node is output.args[0]
-    return uncompiled(name), network.get_submodule(name).out_features if own else None  # type: ignore[return-value]
+    layer: Any = network.get_submodule(name)
+    return uncompiled(name), (
+        layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    ) if own else None
 
 
 def uncompiled(name: str) -> str:
@@ -243,7 +249,7 @@ class _Catch:
 
 def _watched(mask: PaddingMask, network: nn.Module, pool: Pool | None) -> list[RemovableHandle]:
     """The hooks that read the padding mask, where the pooling uses one."""
-    return [] if pool in (None, "cls") else mask.watch(network)
+    return [] if pool in (None, "cls", "positions") else mask.watch(network)
 
 
 def _first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

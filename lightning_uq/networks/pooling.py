@@ -10,10 +10,10 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.validation import describe
 
-Pool = Literal["mean", "last_token", "cls"] | Callable[[Any, Any], Any]
+Pool = Literal["mean", "last_token", "cls", "positions"] | Callable[[Any, Any], Any]
 """A name, or ``pool(x, mask)`` to features [B, D]; typed loosely, so that the command line can build what takes one."""
 
-_NAMES = ("mean", "last_token", "cls")
+_NAMES = ("mean", "last_token", "cls", "positions")
 _FUNCTION = "a function `pool(x, mask)` that returns features [B, D]"
 
 # Layers that tell which axis of their input holds the features, and the attribute with the number of features.
@@ -38,10 +38,10 @@ def check_pool(pool: Pool | None) -> None:
     Example:
         >>> check_pool("max")
         Traceback (most recent call last):
-        lightning_uq.errors.InputError: `pool` must be 'mean', 'last_token', 'cls' or a function, but it is 'max'.
+        lightning_uq.errors.InputError: `pool` must be 'mean', 'last_token', 'cls', 'positions' or a function, but it is 'max'.
     """
     if pool is not None and not callable(pool) and pool not in _NAMES:
-        raise InputError(f"`pool` must be 'mean', 'last_token', 'cls' or a function, but it is {pool!r}.")
+        raise InputError(f"`pool` must be 'mean', 'last_token', 'cls', 'positions' or a function, but it is {pool!r}.")
 
 
 def pool_setting(pool: Pool | None) -> str | None:
@@ -67,6 +67,7 @@ def pool_features(
     - ``"mean"`` averages over the positions, or over the tokens that ``mask`` keeps;
     - ``"last_token"`` takes the last token of [B, T, D] that ``mask`` keeps;
     - ``"cls"`` takes the first token of [B, T, D];
+    - ``"positions"`` pools nothing: the features are [B, D, *P], one vector per position of a map;
     - a function ``pool(x, mask)`` gets the input as it is.
 
     A sample without a single token has features NaN.
@@ -96,6 +97,11 @@ def pool_features(
             "Name another layer."
         )
     if x.ndim == 2:
+        if pool == "positions":
+            raise InputError(
+                f"`pool='positions'` needs features at each position of a map, but the input of layer {name!r} is {list(x.shape)}. "
+                "Name the layer that reads a map: [B, D, ...] of a convolution, or [B, ..., D] of a linear layer."
+            )
         return upcast(x)
     if callable(pool):
         return _result_of(pool, x, mask)
@@ -111,6 +117,8 @@ def pool_features(
             f"The input of layer {name!r} is {list(x.shape)}: its last axis holds the features, and the others must be pooled. "
             f"Pass as `pool` {names} or {_FUNCTION}."
         )
+    if pool == "positions":
+        return upcast(x.movedim(axis, 1))
     if mask is not None and mask.shape != x.movedim(axis, -1).shape[:-1]:
         raise InputError(
             f"`pool={pool!r}` needs a padding mask of the same tokens as the input {list(x.shape)} of layer {name!r}, but the mask "

@@ -74,7 +74,7 @@ def density_labels(
             f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has targets of {target.dtype}. Pass argument "
             "`unpack_batch`, a loader with `(x, y)`, or the `task` of these targets."
         )
-    return (target.squeeze(1) if target.ndim == 2 and target.shape[1] == 1 else target).long()
+    return (target.squeeze(1) if target.shape[1:] == (1,) and not task.has_positions else target).long()
 
 
 class FittingRows(NamedTuple):

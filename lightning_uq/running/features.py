@@ -12,7 +12,7 @@ from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import call_network
-from lightning_uq.networks.features import features_at, input_of, last_linear, submodule
+from lightning_uq.networks.features import features_at, input_of, last_layer, submodule
 from lightning_uq.networks.pooling import Pool, check_pool
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.running.weights import weights_mark
@@ -94,7 +94,7 @@ class FeatureReader:
     """Features [M, B, D] of a batch, from a layer that is named or found.
 
     Args:
-        layer: Name of a submodule, or ``"auto"``: the linear layer that feeds the output through no other linear layer.
+        layer: Name of a submodule, or ``"auto"``: the linear layer or convolution that feeds the output through no other one.
         logits: How the model is called, and its batches unpacked.
         pool: How an input with more axes than [B, D] is pooled.
 
@@ -169,14 +169,14 @@ class FeatureReader:
         found = LayerFeatures("", self.pool)
         source = _source(model)
         if source is None:
-            found.layer = last_linear(model, lambda: self.logits(model, batch, trainer, check=False))
+            found.layer = last_layer(model, lambda: self.logits(model, batch, trainer, check=False))
             return found
         network = found.networks(model)[0]
         with input_of(source) as inputs:
             self.logits(model, batch, trainer, check=False)
         # A `predict_fn` may call the inner network by itself.
         x = inputs[-1] if inputs else self.logits.unpack(model, batch)[0]
-        found.layer = last_linear(network, lambda: _run(network, x, trainer))
+        found.layer = last_layer(network, lambda: _run(network, x, trainer))
         return found
 
 

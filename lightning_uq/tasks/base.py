@@ -61,6 +61,7 @@ class Task(ABC):
         has_classes: Whether each label is one of several classes.
         takes_calibration: Whether a calibration can be fitted, to :meth:`calibration_rows`.
         has_numeric_targets: Whether noise may be added to the targets.
+        has_positions: Whether a prediction holds one result per position of a map, [B, ..., *P], rather than one per input.
         takes_probabilities: Whether a network may return probabilities or their logarithms instead of raw outputs.
         has_likelihood: Whether the loss is a negative log-density, as Bayesian inference needs it.
         needs_members: Whether all scores are spreads of several hypotheses, so that one network has none.
@@ -72,6 +73,7 @@ class Task(ABC):
     has_classes: ClassVar[bool] = False
     takes_calibration: ClassVar[bool] = False
     has_numeric_targets: ClassVar[bool] = False
+    has_positions: ClassVar[bool] = False
     takes_probabilities: ClassVar[bool] = False
     has_likelihood: ClassVar[bool] = True
     needs_members: ClassVar[bool] = False
@@ -80,6 +82,11 @@ class Task(ABC):
     def num_outputs(self) -> int | None:
         """Size of the network's output axis where the fields say it, else None: the first output tells."""
         return None
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of one hypothesis's outputs [B, ...] whose size is :attr:`num_outputs`."""
+        return 1
 
     @abstractmethod
     def predict(self, outputs: Tensor) -> Prediction:

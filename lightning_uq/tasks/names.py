@@ -38,8 +38,8 @@ def task_of(value: Any) -> Task:
         InputError: It is neither.
 
     Example:
-        >>> task_of("segmentation")
-        Segmentation(num_classes=None, loss='cross_entropy', label_smoothing=0.0, class_weights=None, ignore_index=None)
+        >>> task_of("evidential_regression").ood_score
+        'epistemic_variance'
     """
     if isinstance(value, Task):
         return value

@@ -1,7 +1,7 @@
 """One label per position of a map: pixels, voxels, tokens."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class Segmentation(Classification):
     ignore_index: int | None = None
     class_axis: Literal[1, -1] = 1
 
+    has_positions: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ignore_index(self.ignore_index)
@@ -72,6 +74,11 @@ class Segmentation(Classification):
             raise InputError(
                 f"`class_axis` must be 1 ([B, C, ...]) or -1 ([B, ..., C]), but it is {self.class_axis!r}."
             )
+
+    @property
+    def output_axis(self) -> int:
+        """``class_axis``."""
+        return self.class_axis
 
     def predict(self, outputs: Tensor) -> CategoricalPrediction:
         """A categorical prediction with one map of logits per hypothesis."""

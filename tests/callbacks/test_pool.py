@@ -287,7 +287,7 @@ def test_two_heads_that_begin_at_one_address_are_two():
             h = self.body(x).relu()
             return self.a(h) + self.b(h[:, :4])
 
-    with pytest.raises(InputError, match="Several linear layers with different inputs"):
+    with pytest.raises(InputError, match="Several layers with different inputs"):
         FitGMM().fit(Net(), [(TOKENS[:, 0], LABELS)])
 
 
@@ -315,7 +315,9 @@ def test_a_state_belongs_to_its_pool(make_trainer, tmp_path):
     for pool in (None, "cls", first_words):
         with pytest.raises(InputError, match="has pool=.*, but its state was fitted with pool='mean'"):
             FitGMM(pool=pool, unpack_batch=unpack).load_state_dict(gmm.state_dict())
-    with pytest.raises(InputError, match="`pool` must be 'mean', 'last_token', 'cls' or a function, but it is 'max'"):
+    with pytest.raises(
+        InputError, match="`pool` must be 'mean', 'last_token', 'cls', 'positions' or a function, but it is 'max'"
+    ):
         FitGMM(pool="max")
 
 

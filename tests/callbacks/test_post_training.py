@@ -482,7 +482,7 @@ def test_two_heads_are_ambiguous_and_an_auxiliary_one_is_not():
             return out
 
     assert FitGMM().fit(TwoHeads(False).double(), loader()).features.resolved == "a"
-    with pytest.raises(InputError, match="Several linear layers with different inputs.*'a', 'b'"):
+    with pytest.raises(InputError, match="Several layers with different inputs.*'a', 'b'"):
         FitGMM().fit(TwoHeads(True).double(), loader())
     with pytest.raises(InputError, match="feeds the output of Identity"):
         FitGMM().fit(nn.Identity(), loader())

@@ -378,7 +378,7 @@ def test_both_formats_live_side_by_side(make_trainer, tmp_path):
     writers = [PredictionWriter(tmp_path, format, overwrite=True) for format in ("parquet", "csv")]
     make_trainer(callbacks=writers).predict(classifier(), LOADER)
     assert names(tmp_path) == ["predictions-rank0.csv", "predictions-rank0.parquet"]
-    with pytest.raises(InputError, match="holds them in both formats: pass `format`"):
+    with pytest.raises(InputError, match="holds them in the formats csv and parquet: pass `format`"):
         read_predictions(tmp_path)
     one, other = (read_predictions(tmp_path, format=format) for format in ("parquet", "csv"))
     assert list(one) == list(other)
@@ -400,7 +400,7 @@ def test_fit_and_test_write_nothing(make_trainer, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"format": "json"}, "`format` must be 'parquet' or 'csv', but it is 'json'"),
+        ({"format": "json"}, "`format` must be 'parquet', 'csv' or 'npz', but it is 'json'"),
         ({"interval": 1.0}, r"`interval` must be in \(0, 1\) or None, but it is 1.0"),
         ({"interval": 0}, "but it is 0"),
     ],
@@ -444,8 +444,83 @@ def test_maps(make_trainer, tmp_path, shape):
     labels = [4, *shape[3:]]
     with pytest.raises(InputError) as error:
         write(make_trainer, Maps(nn.Linear(4, 3)), LOADER, tmp_path, format="csv", probs=False)
-    assert f"labels are {labels}: maps are no rows of a table" in str(error.value)
+    assert f"`label` of the CategoricalPrediction has shape {labels}. Pass `format='npz'`" in str(error.value)
     assert names(tmp_path) == []
+
+
+# ---------------------------------------------------------------------- arrays
+
+
+class Shapes(torch.utils.data.Dataset):
+    """Maps of 6 x 5 pixels."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return torch.randn(1, 6, 5, generator=torch.Generator().manual_seed(i))
+
+
+def segmenter(**kwargs):
+    return EnsembleModule(lambda: nn.Conv2d(1, 3, 1), num_members=2, task="segmentation", seed=0, **kwargs)
+
+
+@pytest.mark.parametrize("flush", [1, 2**24])
+def test_maps_are_written_as_arrays_and_come_back_in_order(make_trainer, tmp_path, monkeypatch, flush):
+    monkeypatch.setattr(prediction_files, "FLUSH_BYTES", flush)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0)).tolist()
+    model = segmenter()
+    loader = DataLoader(torch.utils.data.Subset(Shapes(), range(N)), batch_size=4, sampler=order)
+    writer, predictions = write(make_trainer, model, loader, tmp_path, format="npz")
+    assert writer.written == {tmp_path / "predictions-rank0.npz": N}
+    arrays = read_predictions(tmp_path)
+    expected = CategoricalPrediction.cat(predictions)[torch.tensor(order).argsort()].to_dict()
+    assert list(arrays) == ["index", *expected]
+    assert arrays["index"].tolist() == list(range(N))
+    for name, values in expected.items():
+        assert arrays[name].dtype == values.numpy().dtype
+        np.testing.assert_array_equal(arrays[name], values.numpy(), err_msg=name)
+    with np.load(tmp_path / "predictions-rank0.npz") as archive:
+        assert len([name for name in archive.files if name.startswith("label/")]) == (4 if flush == 1 else 2)
+    some = read_predictions(tmp_path, names=["label"])
+    assert list(some) == ["label"]
+    np.testing.assert_array_equal(some["label"], arrays["label"])
+    with pytest.raises(InputError, match=r"`names` must be columns of the files in .*, but there is no 'labels'"):
+        read_predictions(tmp_path, names=["labels"])
+
+
+def test_a_file_of_arrays_holds_rows_of_a_table_too(make_trainer, tmp_path, format):
+    write(make_trainer, classifier(), LOADER, tmp_path / "table", format=format)
+    write(make_trainer, classifier(), LOADER, tmp_path / "arrays", format="npz")
+    torch.manual_seed(0)
+    model = classifier()
+    for kind in (format, "npz"):
+        write(make_trainer, model, LOADER, tmp_path / kind, format=kind)
+    table, arrays = read_predictions(tmp_path / format), read_predictions(tmp_path / "npz")
+    assert arrays["probs"].shape == (N, 3)
+    np.testing.assert_array_equal(np.stack([table[f"prob_{i}"] for i in range(3)], 1).astype("f4"), arrays["probs"])
+    np.testing.assert_array_equal(table["label"], arrays["label"])
+    assert list(read_predictions(tmp_path / format, names=["prob_1", "label"])) == ["prob_1", "label"]
+
+
+def test_maps_of_two_sizes_are_named(make_trainer, tmp_path):
+    batches = [torch.zeros(2, 1, 6, 5), torch.zeros(2, 1, 4, 5)]
+    with pytest.raises(
+        InputError, match=r"confidence, .* differ .* \(the shape of an input's confidence \[4, 5\], before \[6, 5\]\)"
+    ):
+        write(make_trainer, segmenter(), DataLoader(batches, batch_size=None), tmp_path, format="npz")
+    assert names(tmp_path) == []
+
+
+def test_writing_maps_takes_no_more_memory_for_more_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction_files, "FLUSH_BYTES", 2**16)
+    maps = np.zeros((2, 64, 64), np.float32)  # 32 kB
+    file = prediction_files.NpzFile(tmp_path / "predictions-rank0.npz", {"index": np.arange(2), "score": maps})
+    for _ in range(50):
+        file.add({"index": np.arange(2), "score": maps})
+        assert sum(block["score"].nbytes for block in file._blocks) <= 2**16
+    file.close()
+    assert file.rows == 100
 
 
 def test_columns_that_change(make_trainer, tmp_path, format):

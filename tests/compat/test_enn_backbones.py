@@ -20,7 +20,7 @@ from lightning_uq.modules import EpinetModule
 from lightning_uq.networks import EnsembleNetwork, VmapEnsembleNetwork
 from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.factory import Factory
-from lightning_uq.networks.features import last_linear, traced_last_linear
+from lightning_uq.networks.features import last_layer, traced_last_layer
 
 CLASSES = 5
 VGG_CHANNELS = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512)
@@ -543,9 +543,9 @@ def test_the_features_are_the_input_of_the_last_layer(family):
     make, name, width = SMALL[family]
     network, x = make(), images(3, 8)
     before = copy.deepcopy(network.state_dict())
-    assert traced_last_linear(network) == (name, CLASSES)
+    assert traced_last_layer(network) == (name, CLASSES)
     torch.testing.assert_close(network.state_dict(), before)  # tracing moves no average
-    assert last_linear(network.eval(), lambda: network(x)) == name
+    assert last_layer(network.eval(), lambda: network(x)) == name
     assert bool(network(x).any()) == (name != "final_fc")
     assert network.get_submodule(name).in_features == width
 

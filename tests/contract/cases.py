@@ -74,9 +74,16 @@ def rows(num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def dataset(task: str, num: int, seed: int = 0) -> TensorDataset:
-    """Inputs with class labels, or with two targets each."""
+    """Inputs with targets of a task: class labels, labels that are on or off, maps of labels, or two numbers each."""
     x, y = rows(num, seed)
-    return TensorDataset(x, y if task == "classification" else torch.stack([x.sum(1), x[:, 0].sin()], 1))
+    targets = {
+        "classification": lambda: y,
+        "binary": lambda: (y > 0).float().unsqueeze(1),
+        "multilabel": lambda: torch.stack([y > 0, y == 1, x[:, 0] > 0], 1).float(),
+        "segmentation": lambda: (x > 0.3).long().add(x > 1.5).reshape(num, 2, 2),
+        "regression": lambda: torch.stack([x.sum(1), x[:, 0].sin()], 1),
+    }
+    return TensorDataset(x, targets[task]())
 
 
 def loader(task: str, num: int, seed: int = 0, **kwargs: Any) -> DataLoader:
@@ -87,6 +94,11 @@ def loader(task: str, num: int, seed: int = 0, **kwargs: Any) -> DataLoader:
 def network(out: int = CLASSES, dropout: float = 0.0) -> nn.Module:
     """A small MLP as a user writes it."""
     return nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, out))
+
+
+def binary_network() -> nn.Module:
+    """The same with one logit."""
+    return network(1)
 
 
 def dropout_network() -> nn.Module:
@@ -117,6 +129,12 @@ def student_t_network() -> nn.Module:
 def mixture_network() -> nn.Module:
     """The same with the logits, means and raw variances of two components a target."""
     return network(6 * TARGETS)
+
+
+def map_network(dropout: float = 0.0) -> nn.Module:
+    """Four numbers as an image of 2 x 2 pixels, and the logits of each pixel."""
+    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(8, CLASSES, 1))
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), *layers)
 
 
 def evidential_network() -> nn.Module:
@@ -222,6 +240,11 @@ class ModuleCase:
     method: str | None = None
     is_discovered: bool = False
 
+    @property
+    def file_format(self) -> Literal["csv", "npz"]:
+        """What PredictionWriter writes: a table, or the arrays of maps."""
+        return "npz" if self.task == "segmentation" else "csv"
+
 
 @dataclass(frozen=True)
 class CallbackCase:
@@ -264,8 +287,12 @@ class MetricCase:
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
+_SGD = Factory("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9})
 OPTIMIZERS = {
-    "classification": Factory("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9}),
+    "classification": _SGD,
+    "binary": _SGD,
+    "multilabel": _SGD,
+    "segmentation": _SGD,
     "regression": Factory("torch.optim.Adam", {"lr": 0.01}),  # a likelihood with a free variance is steep
 }
 
@@ -305,6 +332,7 @@ def _of(target: str, out_features: int, **kwargs: Any) -> Factory:
 
 
 REGRESSION: dict[str, Any] = {"task": "regression"}
+SEGMENTATION: dict[str, Any] = {"task": "segmentation"}
 
 
 def _of_head(
@@ -320,6 +348,18 @@ PRIOR: dict[str, Any] = {"prior_network": network, "prior_scale": 1.0}
 LISTED_MODULES = [
     _module("Deterministic", m.DeterministicModule, network, method="softmax"),
     _module("Deterministic, regression", m.DeterministicModule, gaussian_network, **REGRESSION),
+    _module("Deterministic, binary", m.DeterministicModule, binary_network, task="binary"),
+    _module("Deterministic, multilabel", m.DeterministicModule, network, task="multilabel"),
+    _module("Ensemble, binary", m.EnsembleModule, binary_network, num_members=3, seed=1, task="binary"),
+    _module("Ensemble, multilabel", m.EnsembleModule, network, num_members=3, seed=1, task="multilabel"),
+    _module(
+        "Epinet, multilabel",
+        m.EpinetModule,
+        network,
+        head=EpinetHead(hidden_sizes=(6,)),
+        num_eval_samples=5,
+        task="multilabel",
+    ),
     _module("Ensemble, loop", m.EnsembleModule, network, num_members=3, seed=1, execution="loop", method="ensemble"),
     _module("Ensemble, stacked", m.EnsembleModule, network, num_members=3, seed=1, execution="stacked"),
     _module("Ensemble, vmap", m.EnsembleModule, network, num_members=3, seed=1, execution="vmap"),
@@ -395,6 +435,16 @@ LISTED_MODULES = [
         "Categorical regression",
         partial(m.CategoricalRegressionModule, ATOMS, optimizer=OPTIMIZERS["regression"]),
         "regression",
+    ),
+    _module("Segmentation", m.DeterministicModule, map_network, **SEGMENTATION),
+    _module("Segmentation, ensemble", m.EnsembleModule, map_network, num_members=3, seed=1, **SEGMENTATION),
+    _module(
+        "Segmentation, epinet",
+        m.EpinetModule,
+        map_network,
+        head=EpinetHead(hidden_sizes=(6,), index_dim=3),
+        num_eval_samples=5,
+        **SEGMENTATION,
     ),
     # Networks without a module of their own, under the base class.
     _module("Index MLP", m.UncertaintyModule, _of("IndexMLP", CLASSES, index_dim=3), num_eval_samples=5),
@@ -506,11 +556,16 @@ REPRESENTATIVES = {
     # A network with one index, with logits and with variances; and evidence in their place.
     "Deterministic",
     "Deterministic, regression",
+    "Deterministic, binary",
+    "Ensemble, multilabel",
     "Evidential",
     "Evidential, regression",
     # One number per target, and quantiles.
     "Deterministic, mean",
     "Ensemble, quantiles",
+    # One label per pixel: a plain network, and a head at each position.
+    "Segmentation",
+    "Segmentation, epinet",
     # Members in a loop, members that run at once, members that are LightningModules.
     "Ensemble, loop",
     "Ensemble, stacked",

@@ -108,7 +108,7 @@ def same_draws() -> Iterator[None]:
 def record_module(case: ModuleCase, make_trainer: MakeTrainer, folder: Path) -> Record:
     """Fit, validate, test and predict one of the package's modules."""
     torch.manual_seed(0)
-    steps, writer = Steps(), PredictionWriter(folder / "predictions", "csv")
+    steps, writer = Steps(), PredictionWriter(folder / "predictions", case.file_format)
     trainer = _float64(make_trainer, logger=steps, callbacks=[writer])
     module = case.build()
     trainer.fit(module, loader(case.task, TRAIN, shuffle=True), loader(case.task, VAL, 1))

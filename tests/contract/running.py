@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_uq.callbacks import FitGMM
 from lightning_uq.errors import UnsupportedError
-from lightning_uq.predictions import Prediction
+from lightning_uq.predictions import LabelProbabilities, Prediction
 from lightning_uq.running.features import inner_networks
 from tests.contract.cases import CLASSES, ModuleCase, loader
 
@@ -39,8 +39,11 @@ def assert_sound(prediction: Prediction, num: int) -> None:
     """One of ours, with so many rows, finite, its probabilities summing to one."""
     assert isinstance(prediction, Prediction)
     assert len(prediction) == num
-    if hasattr(prediction, "probs"):
+    if isinstance(prediction, LabelProbabilities):
         assert prediction.probs.shape == (num, CLASSES)
+    elif hasattr(prediction, "probs"):
+        assert prediction.probs.shape[0] == num
+        assert prediction.probs.shape[1] in (2, CLASSES)
         tolerance = 2e-2 if prediction.probs.dtype == torch.bfloat16 else 1e-5
         torch.testing.assert_close(
             prediction.probs.sum(1), torch.ones_like(prediction.probs[:, 0]), atol=tolerance, rtol=0

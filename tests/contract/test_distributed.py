@@ -83,8 +83,11 @@ def test_modules(ddp, module_case, make_trainer, tmp_path):
         assert_same({k: v for k, v in found.items() if k.startswith("ensemble/")} or found, expected)
     # A file a rank, and together each row once.
     written = ddp / f"{slug(module_case.name)}-predictions"
-    assert {file.name for file in written.iterdir()} == {f"predictions-rank{rank}.csv" for rank in (0, 1)}
-    alone(make_trainer, callbacks=[PredictionWriter(tmp_path / "alone", "csv")]).predict(module, loader(task, TEST, 2))
+    assert {file.name for file in written.iterdir()} == {
+        f"predictions-rank{rank}.{module_case.file_format}" for rank in (0, 1)
+    }
+    writer = PredictionWriter(tmp_path / "alone", module_case.file_format)
+    alone(make_trainer, callbacks=[writer]).predict(module, loader(task, TEST, 2))
     columns, expected = read_predictions(written), read_predictions(tmp_path / "alone")
     assert columns["index"].tolist() == list(range(TEST))
     assert columns.keys() == expected.keys()

@@ -57,7 +57,7 @@ def run_module(case: ModuleCase, strategy: str, folder: Path) -> dict[str, Any]:
     module = case.build()
     monitor = "ensemble/val_loss" if "user's" in case.name else "val_loss"
     checkpoint = ModelCheckpoint(dirpath=folder, filename=slug(case.name), monitor=monitor)
-    writer = PredictionWriter(folder / f"{slug(case.name)}-predictions", "csv")
+    writer = PredictionWriter(folder / f"{slug(case.name)}-predictions", case.file_format)
     trainer = make_trainer(strategy, callbacks=[checkpoint, writer])
     trainer.fit(module, loader(case.task, ODD, shuffle=True), loader(case.task, VAL, 1))
     result = {"best": checkpoint.best_model_path, "weights": _flat(module)}

@@ -111,7 +111,7 @@ def test_values_by_definition():
     counts = np.histogram(GAUSSIAN.cdf(Y).numpy(), 20, (0, 1))[0] / 80
     assert value(PITHistogram, {}, GAUSSIAN, Y).item() == pytest.approx(0.5 * abs(counts - 0.05).sum())
     assert value(PinballLoss, {}, QUANTILES, Y).item() == pytest.approx(QUANTILES.pinball(Y).mean().item())
-    covered = np.mean([abs((Y <= QUANTILES.quantile(p)).double().mean().item() - p) for p in (0.1, 0.5, 0.9)])
+    covered = np.mean([abs((QUANTILES.quantile(p) >= Y).double().mean().item() - p) for p in (0.1, 0.5, 0.9)])
     found = value(QuantileCalibrationError, {"levels": (0.1, 0.5, 0.9)}, QUANTILES, Y).item()
     assert found == pytest.approx(covered, abs=1e-6)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_uq.errors import InputError
-from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, traced_last_linear
+from lightning_uq.networks.features import OUTPUT, FeatureTap, last_layer, traced_last_layer
 
 X = torch.randn(5, 4)
 
@@ -37,26 +37,28 @@ class Branching(nn.Module):
         (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), "2", 3),
         (nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3), nn.LogSoftmax(1)), "2", None),
         (TwoHeads(shared=True), "variance", None),
+        (nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 8, 1), nn.ReLU(), nn.Conv1d(8, 3, 1)), "3", 3),
+        (nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 8, 1), nn.Flatten(), nn.Linear(32, 3)), "3", 3),
     ],
 )
 def test_the_graph_and_the_gradient_find_the_same_layer(network, name, size):
-    found = traced_last_linear(network)
+    found = traced_last_layer(network)
     assert found is not None
     assert found[1] == size
-    assert last_linear(network, lambda: network(X)) == name
+    assert last_layer(network, lambda: network(X)) == name
     layers = dict(network.named_modules())
-    assert layers[found[0]].in_features == layers[name].in_features
+    assert layers[found[0]].weight.shape == layers[name].weight.shape
 
 
 def test_what_the_graph_does_not_tell():
-    assert traced_last_linear(Branching()) is None  # no graph
-    assert traced_last_linear(TwoHeads(shared=False)) is None  # two inputs
-    assert traced_last_linear(nn.Conv2d(1, 2, 3)) is None  # no linear layer
+    assert traced_last_layer(Branching()) is None  # no graph
+    assert traced_last_layer(TwoHeads(shared=False)) is None  # two inputs
+    assert traced_last_layer(nn.MaxPool2d(3)) is None  # no layer with weights
     network = TwoHeads(shared=False)
-    with pytest.raises(InputError, match="Several linear layers"):
-        last_linear(network, lambda: network(X), "feature_layers")
+    with pytest.raises(InputError, match="Several layers"):
+        last_layer(network, lambda: network(X), "feature_layers")
     with pytest.raises(InputError, match="feature_layers='auto'"):
-        last_linear(nn.ReLU(), lambda: X, "feature_layers")
+        last_layer(nn.ReLU(), lambda: X, "feature_layers")
 
 
 def test_a_tap_gives_inputs_in_order_and_holds_nothing_afterwards():
@@ -116,8 +118,8 @@ class HeadsOn(nn.Module):
 )
 def test_inputs_that_begin_at_one_address_are_not_one_input(inputs):
     network = HeadsOn(inputs).eval()
-    with pytest.raises(InputError, match="Several linear layers with different inputs .* 'a', 'b'"):
-        last_linear(network, lambda: network(torch.randn(6, 4)))
+    with pytest.raises(InputError, match="Several layers with different inputs .* 'a', 'b'"):
+        last_layer(network, lambda: network(torch.randn(6, 4)))
 
 
 def test_two_heads_on_one_input_are_one():
@@ -127,11 +129,11 @@ def test_two_heads_on_one_input_are_one():
         lambda h: (h, h.view(6, 8)),
     ):
         network = HeadsOn(same)
-        assert last_linear(network, lambda: network(torch.randn(6, 4))) == "b"  # noqa: B023
+        assert last_layer(network, lambda: network(torch.randn(6, 4))) == "b"  # noqa: B023
     with torch.inference_mode():
         x = torch.randn(5, 4)
     frozen = nn.Linear(4, 3).requires_grad_(False)
-    assert last_linear(frozen, lambda: frozen(x)) == ""
+    assert last_layer(frozen, lambda: frozen(x)) == ""
 
 
 class ByName(nn.Module):
@@ -145,8 +147,8 @@ class ByName(nn.Module):
 
 def test_a_layer_may_be_called_by_name():
     network = ByName()
-    assert last_linear(network, lambda: network(X)) == "head"
-    assert traced_last_linear(network) == ("head", 3)
+    assert last_layer(network, lambda: network(X)) == "head"
+    assert traced_last_layer(network) == ("head", 3)
     output, (hidden, x) = FeatureTap(network, ["head", "body"]).run(network, X)
     torch.testing.assert_close(hidden, network.body(X).relu())
     assert torch.equal(x, X)

@@ -171,7 +171,9 @@ def test_what_cannot_be_pooled_is_named(x, layer, pool, mask, match):
 def test_settings_and_sizes():
     assert [pool_setting(pool) for pool in (None, "cls", torch.add)] == [None, "cls", "function add"]
     assert pool_setting(nn.Bilinear(1, 1, 1)) == "function Bilinear"
-    with pytest.raises(InputError, match="`pool` must be 'mean', 'last_token', 'cls' or a function, but it is 'max'"):
+    with pytest.raises(
+        InputError, match="`pool` must be 'mean', 'last_token', 'cls', 'positions' or a function, but it is 'max'"
+    ):
         check_pool("max")
     assert [num_features(one) for one in (HEAD, nn.Conv1d(6, 2, 1), nn.BatchNorm1d(7), nn.MaxPool1d(2))] == [
         4,

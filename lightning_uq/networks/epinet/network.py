@@ -12,10 +12,11 @@ from lightning_uq.functional.validation import describe
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.epinet.head import Epinet, EpinetHead
-from lightning_uq.networks.features import OUTPUT, FeatureTap, last_linear, submodule, traced_last_linear
+from lightning_uq.networks.features import OUTPUT, FeatureTap, last_layer, submodule, traced_last_layer
 from lightning_uq.networks.indexers import GaussianIndexer
 from lightning_uq.networks.output import Output
 from lightning_uq.networks.pooling import Pool, check_pool, num_features
+from lightning_uq.networks.positions import position_rows, resized
 from lightning_uq.networks.priors.frozen import adopt_prior
 from lightning_uq.networks.priors.scale import SPREAD_DRAWS, PriorScale
 
@@ -31,13 +32,15 @@ class EpinetNetwork(EpistemicNetwork):
     In training mode the first batch also sets the unit of the priors' scales. It is saved with the state.
 
     Args:
-        base: The network, x [B, ...] to outputs [B, C].
-        feature_layers: ``"auto"`` (the linear layer that feeds the output), a layer's name, or several names. The features are
+        base: The network, x [B, ...] to outputs [B, C], or, with ``pool="positions"``, to maps [B, C, *P].
+        feature_layers: ``"auto"`` (the linear layer or convolution that feeds the output), a layer's name, or several names. The features are
             those layers' inputs, one after the other. ``"<output>"`` is the base's own output.
         pool: How a layer's input with more axes than [B, D], such as tokens [B, T, D], is pooled: ``"mean"``, ``"last_token"``,
             ``"cls"`` or a function ``pool(x, mask)``. A linear layer that sees such an input needs one: see
-            :func:`~lightning_uq.networks.pooling.pool_features`.
+            :func:`~lightning_uq.networks.pooling.pool_features`. With ``"positions"``, the head acts at each position of a map
+            alike, under one index for the whole map; features on another grid than the output are those of the nearest position.
         num_outputs: C, where the network does not tell it.
+        output_axis: The axis of C in the base's output: 1, or -1 for maps [B, *P, C].
         head: Sizes and scales.
         prior: An additive prior g(x, z) to [Z, B, C], for instance an :class:`~lightning_uq.networks.AdditivePrior`. Its
             parameters become buffers, in place.
@@ -67,6 +70,7 @@ class EpinetNetwork(EpistemicNetwork):
         feature_layers: str | Sequence[str] = "auto",
         pool: Pool | None = None,
         num_outputs: int | None = None,
+        output_axis: int = 1,
         head: EpinetHead = EpinetHead(),
         prior: nn.Module | None = None,
         freeze_base: bool = False,
@@ -81,6 +85,7 @@ class EpinetNetwork(EpistemicNetwork):
         if freeze_base:
             base.requires_grad_(False).eval()
         self.num_outputs = num_outputs
+        self.output_axis = output_axis
         self.additive_prior = adopt_prior(prior)
         self.additive_scale = PriorScale(head.additive_prior_scale)
         self.epinet: Epinet | None = None
@@ -119,7 +124,7 @@ class EpinetNetwork(EpistemicNetwork):
             if calibrating and not self.epinet.prior_scale.measured
             else None
         )
-        learned, prior = self.epinet(features, index, draws)
+        learned, prior = self._of_positions(self.epinet(position_rows(features), index, draws), base)
         if self.additive_prior is not None:
             if calibrating and not self.additive_scale.measured:
                 with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
@@ -143,7 +148,7 @@ class EpinetNetwork(EpistemicNetwork):
         self.base.eval()
         try:
             if self.tap is None:
-                layer = last_linear(self.base, lambda: call_network(self.base, x), "feature_layers")
+                layer = last_layer(self.base, lambda: call_network(self.base, x), "feature_layers")
                 self.tap = FeatureTap(self.base, [layer], self.pool)
             with torch.no_grad():
                 base, features = self._base(x)
@@ -151,7 +156,7 @@ class EpinetNetwork(EpistemicNetwork):
             for module, mode in modes:
                 module.training = mode
         if self.epinet is None:
-            self._build(features.shape[1], base.shape[1])
+            self._build(features.shape[1], base.shape[self.output_axis])
 
     def frozen_parts(self) -> list[nn.Module]:
         """The base, if it is frozen, and the additive prior."""
@@ -174,8 +179,13 @@ class EpinetNetwork(EpistemicNetwork):
         with torch.no_grad() if self.freeze_base else nullcontext():
             raw, features = self.tap.run(self.base, x)
             base = self.read_output(raw)
+        if self.pool == "positions":
+            return base, self._at_positions(base, features, x)
         if base.ndim != 2:
-            raise InputError(f"The base network must return [B, C], but its output has shape {list(base.shape)}.")
+            raise InputError(
+                f"The base network must return [B, C], but its output has shape {list(base.shape)}. For maps, pass "
+                "`pool='positions'`."
+            )
         if any(one.ndim != 2 or one.shape[0] != base.shape[0] for one in features):
             raise InputError(
                 f"The features at {self.tap.layers} must be one row per sample [{len(base)}, F], but their shapes are "
@@ -190,11 +200,42 @@ class EpinetNetwork(EpistemicNetwork):
             features.append(x.detach().flatten(1).to(features[0].dtype))
         return base, torch.cat(features, dim=1)
 
+    def _at_positions(self, base: Tensor, features: list[Tensor], x: Any) -> Tensor:
+        """Features [B, F, *P] at the positions of the base's output; those of another grid are taken from the nearest position."""
+        if base.ndim < 3:
+            raise InputError(
+                f"With `pool='positions'`, the base network must return a map [B, C, ...], but its output has shape "
+                f"{list(base.shape)}. Leave `pool` out for one output per input."
+            )
+        assert self.tap is not None
+        shape = base.movedim(self.output_axis, 1).shape
+        found = [
+            one.movedim(self.output_axis, 1) if name == OUTPUT else one
+            for name, one in zip(self.tap.layers, features, strict=True)
+        ]
+        if self.head.include_inputs:
+            found.append(x.detach().to(features[0].dtype) if isinstance(x, Tensor) and x.is_floating_point() else x)
+        if any(not isinstance(one, Tensor) or one.ndim != len(shape) or one.shape[0] != shape[0] for one in found):
+            raise InputError(
+                f"With `pool='positions'`, all features must be maps like the output {list(base.shape)}, but at {self.tap.layers} "
+                f"{'and the input ' if self.head.include_inputs else ''}they are "
+                f"{[list(one.shape) if isinstance(one, Tensor) else describe(one) for one in found]}."
+            )
+        return torch.cat([resized(one, shape[2:]) for one in found], dim=1)
+
+    def _of_positions(self, parts: tuple[Tensor, Tensor], base: Tensor) -> Sequence[Tensor]:
+        """The head's outputs [Z, B N, C] of all positions as maps like the base's output."""
+        if base.ndim == 2:
+            return parts
+        shape = base.movedim(self.output_axis, -1).shape
+        axis = self.output_axis if self.output_axis < 0 else self.output_axis + 1
+        return [rows.reshape(rows.shape[0], *shape).movedim(-1, axis) for rows in parts]
+
     def _build_from_structure(self) -> None:
         """Build the head where the network's layers tell the sizes of its features and its output."""
         num_outputs = self.num_outputs
         if self.tap is None:
-            found = traced_last_linear(self.base)
+            found = traced_last_layer(self.base)
             if found is None:
                 return
             self.tap = FeatureTap(self.base, [found[0]], self.pool)

@@ -1,0 +1,106 @@
+"""Detection from histograms of scores, for more scores than memory holds: the pixels of a data set."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_uq.functional.ood import auroc_of_counts, average_precision_of_counts, fpr_of_counts
+from lightning_uq.functional.validation import check_floating, check_no_nan
+
+_BITS = 20
+NUM_BINS = 2**_BITS
+"""Bins of a histogram: 2,048 for each power of two, of either sign. It takes 8 MB, and two scores in a bin differ by 0.05 %."""
+
+
+def score_histogram(score: Tensor) -> Tensor:
+    """How many scores lie in each of 2^20 bins, in ascending order, over all numbers that a float32 holds.
+
+    A bin is named by the first 20 bits of a float32: its sign, its exponent and 11 bits of its mantissa. So bins need no range
+    of scores, and the histograms of several batches add up.
+
+    Args:
+        score: Scores of any shape, infinity among them.
+
+    Returns:
+        Counts [2^20], in int64.
+
+    Raises:
+        InputError: A score is NaN, or they are not floating point.
+
+    Example:
+        >>> histogram = score_histogram(torch.tensor([-1.0, 0.5, 0.5, 2.0]))
+        >>> histogram[histogram > 0]
+        tensor([1, 2, 1])
+    """
+    check_floating("score", score, 0, "[...]")
+    check_no_nan("score", score)
+    # Adding 0 makes -0 equal to 0.
+    bits = (score.reshape(-1).float() + 0.0).view(torch.int32).long()
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) + 2**31
+    found = ordered >> (32 - _BITS)
+    return torch.zeros(NUM_BINS, dtype=torch.long, device=score.device).index_add(0, found, torch.ones_like(found))
+
+
+def histogram_counts(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """Cumulative counts, from the highest bin down, at each bin that holds a score: true and false positives.
+
+    Args:
+        positive: Histogram of the scores of the positive kind.
+        negative: Histogram of the others'.
+
+    Example:
+        >>> histogram_counts(torch.tensor([1, 0, 2]), torch.tensor([3, 0, 0]))
+        (tensor([2, 3]), tensor([0, 3]))
+    """
+    held = (positive + negative).flip(0).nonzero().squeeze(1)
+    return positive.flip(0)[held].cumsum(0), negative.flip(0)[held].cumsum(0)
+
+
+def histogram_auroc(inside: Tensor, outside: Tensor) -> Tensor:
+    """:func:`~lightning_uq.functional.auroc` of the scores in two histograms; scores in one bin are tied.
+
+    Args:
+        inside: Histogram of the in-distribution scores.
+        outside: Histogram of the out-of-distribution scores.
+
+    Example:
+        >>> low, high = (score_histogram(torch.tensor(scores)) for scores in ([0.1, 0.2], [0.2, 0.3]))
+        >>> histogram_auroc(low, high)
+        tensor(0.8750, dtype=torch.float64)
+    """
+    return auroc_of_counts(*histogram_counts(outside, inside))
+
+
+def histogram_average_precision(inside: Tensor, outside: Tensor, positive: str = "out") -> Tensor:
+    """:func:`~lightning_uq.functional.average_precision` of the scores in two histograms.
+
+    Args:
+        inside: Histogram of the in-distribution scores.
+        outside: Histogram of the out-of-distribution scores.
+        positive: Which kind is to be found: "out" by a high score, "in" by a low one.
+
+    Example:
+        >>> low, high = (score_histogram(torch.tensor(scores)) for scores in ([0.1, 0.2], [0.2, 0.3]))
+        >>> histogram_average_precision(low, high)
+        tensor(0.8333, dtype=torch.float64)
+    """
+    counts = (
+        histogram_counts(outside, inside) if positive == "out" else histogram_counts(inside.flip(0), outside.flip(0))
+    )
+    return average_precision_of_counts(*counts)
+
+
+def histogram_fpr95(inside: Tensor, outside: Tensor) -> Tensor:
+    """:func:`~lightning_uq.functional.fpr_at_tpr` of the scores in two histograms, at 95 % of the in-distribution ones.
+
+    Args:
+        inside: Histogram of the in-distribution scores.
+        outside: Histogram of the out-of-distribution scores.
+
+    Example:
+        >>> low, high = (score_histogram(torch.tensor(scores)) for scores in ([0.1, 0.2], [0.2, 0.3]))
+        >>> histogram_fpr95(low, high)
+        tensor(0.5000, dtype=torch.float64)
+    """
+    return fpr_of_counts(*histogram_counts(inside.flip(0), outside.flip(0)), tpr=0.95)
