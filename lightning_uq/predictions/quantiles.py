@@ -1,10 +1,11 @@
 """The prediction of a regressor that says quantiles of each target."""
 
 from collections.abc import Sequence
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast, widen
@@ -62,6 +63,12 @@ class QuantilePrediction(SpreadPrediction):
             raise InputError(
                 "`member_quantiles` must increase along the last axis, but some cross. Pass `member_quantiles.sort(-1).values`."
             )
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """A copy on another device or in another dtype; the levels keep theirs, since few of them are numbers of half precision."""
+        moved = super().to(*args, **kwargs)
+        tensors = dict(moved.__getstate__())
+        return self._from_tensors({**tensors, "levels": self.levels.to(moved.member_quantiles.device)})
 
     @property
     def target_shape(self) -> torch.Size:

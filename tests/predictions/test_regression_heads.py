@@ -115,6 +115,13 @@ def test_quantiles_of_several_networks_are_averaged():
     assert torch.equal(pooled.epistemic_variance, prediction.epistemic_variance)
 
 
+def test_levels_survive_half_precision():
+    prediction = QuantilePrediction(quantiles(), LEVELS).to(torch.bfloat16)
+    assert prediction.member_quantiles.dtype == torch.bfloat16
+    assert torch.equal(prediction.levels, LEVELS)
+    assert all(bound.isfinite().all() for bound in prediction.interval(0.8))
+
+
 def test_coverage_and_counts_of_quantiles():
     prediction = QuantilePrediction(torch.tensor([[[[0.0, 1.0, 2.0]], [[0.0, 1.0, 2.0]], [[0.0, 1.0, 2.0]]]]), LEVELS)
     y = torch.tensor([[0.5], [3.0], [NAN]])
