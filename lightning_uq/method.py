@@ -93,10 +93,29 @@ class Method:
         """The untrained module for this setting.
 
         Raises:
-            InputError: The method reads the network of another method.
+            InputError: The method reads the network of another method, or its ``build`` returned no LightningModule.
         """
         if self.build is None:
             raise InputError(
                 f"Method {self.name!r} builds no module, since it reads the network of {self.trained_as!r}."
             )
-        return self.build(setting)
+        module = self.build(setting)
+        if not isinstance(module, LightningModule):
+            raise InputError(
+                f"`build` of method {self.name!r} must return a LightningModule, but it returned an "
+                f"object of type {type(module).__name__}. Return a module such as DeterministicModule(setting.network)."
+            )
+        return module
+
+    def make_callbacks(self, setting: Setting) -> list[Callback]:
+        """The unfitted post-training callbacks for this setting.
+
+        Raises:
+            InputError: The method's ``callbacks`` returned something other than a list of callbacks.
+        """
+        made = self.callbacks(setting)
+        if not isinstance(made, list) or not all(isinstance(callback, Callback) for callback in made):
+            raise InputError(
+                f"`callbacks` of method {self.name!r} must return a list of Lightning callbacks, but it returned {made!r}."
+            )
+        return made

@@ -147,6 +147,22 @@ def test_a_bad_method_is_one_line(folder, capsys, text, name, message):
     assert message in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("build=lambda setting: 5", "`build` of method 'mine' must return a LightningModule, but it returned an object of type int."),
+        ("build=lambda setting: setting.network()", "`build` of method 'mine' must return a LightningModule, but it returned"),
+        ("trained_as='softmax', callbacks=lambda setting: None", "`callbacks` of method 'mine' must return a list of Lightning"),
+    ],
+)  # fmt: skip
+def test_what_a_method_makes_is_checked_in_one_line(folder, capsys, arguments, message):
+    (folder / "mine.py").write_text(
+        f"from lightning_uq import Method\nMETHOD = Method(name='mine', ood_score='energy', {arguments})\n"
+    )
+    assert main([*QUICK, "--methods", "mine.py"]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_debug_gives_the_traceback_of_a_file_that_cannot_be_imported(folder, monkeypatch):
     (folder / "mine.py").write_text("1 / 0")
     monkeypatch.setenv("LIGHTNING_UQ_DEBUG", "1")
