@@ -132,6 +132,20 @@ class PostTrainingCallback(FittingCallback):
     def _fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
         limit = None if self.dataloader is not None else self.loader_limit(trainer)
         self._forget(pl_module)
+        try:
+            self._fit_batches(trainer, pl_module, loader, limit)
+        except InputError as error:
+            if limit is None or not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                raise
+            # A density needs rows of every class: a run that tries whether everything works must not fail for lack of them.
+            rank_zero_info(
+                f"{type(self).__name__} reads all of its fitting data, since the batches of `fast_dev_run` do not suffice: {error}"
+            )
+            self._fit_batches(trainer, pl_module, loader, None)
+
+    def _fit_batches(
+        self, trainer: Trainer, pl_module: LightningModule, loader: Any, limit: int | float | None
+    ) -> None:
         with torch.inference_mode(False), unwrapped(pl_module), evaluating(pl_module, trainer, fitting=True):
             exact = exact_loader(loader, trainer, name="argument `dataloader`", limit=limit)
             tensors = self.fit_tensors(pl_module, exact, trainer)

@@ -11,8 +11,11 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Sto
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
+from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.sibling import fitted_states
+from lightning_uq.callbacks.vector_scaling import VectorScaling
+from lightning_uq.callbacks.vim import FitViM
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
@@ -85,7 +88,7 @@ def reference(state: dict, gmm: FitGMM, x: torch.Tensor = X, y: torch.Tensor = Y
     return FitGMM(covariance=gmm.covariance, regularization=gmm.regularization).fit(module, [(x, y)])
 
 
-def assert_same_fit(one: FitGMM, other: FitGMM) -> None:
+def assert_same_fit(one: FittingCallback, other: FittingCallback) -> None:
     assert one.fitted
     assert other.fitted
     theirs = other.state_dict()["tensors"]
@@ -376,6 +379,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.sibling import fitted_states
+from lightning_uq.callbacks.vector_scaling import VectorScaling
+from lightning_uq.callbacks.vim import FitViM
 from tests.leaving import LeaveAtOnce
 torch.manual_seed(0)
 x = torch.randn(21, 4).double()  # two ranks have other batches than one, so everything is in float64
@@ -641,6 +646,25 @@ def test_fast_dev_run_and_barebones(make_trainer):
         )
         assert gmm.fitted
         assert gmm.uq_ckpt_path is None
+
+
+@pytest.mark.parametrize("make", [FitGMM, FitViM, VectorScaling])
+def test_fast_dev_run_fits_where_its_batches_hold_too_few_rows(make_trainer, make):
+    """Two rows are neither two of each class, nor one per fold."""
+    callback = make()
+    few = DataLoader(DATA, batch_size=2)
+    trainer = make_trainer(callbacks=[callback], fast_dev_run=True)
+    trainer.fit(module := UsersModule(), few, few)
+    trainer.test(module, few, verbose=False)
+    expected = make().fit(module, few)
+    assert_same_fit(callback, expected)
+
+
+def test_fast_dev_run_and_other_limits_keep_a_real_error(make_trainer):
+    few, one_class = DataLoader(DATA, batch_size=2), DataLoader(TensorDataset(X, torch.zeros_like(Y)), batch_size=2)
+    for options, data in (({"limit_train_batches": 1}, few), ({"fast_dev_run": True}, one_class)):
+        with pytest.raises(InputError, match="Every class needs at least 2 rows"):
+            make_trainer(callbacks=[FitGMM()], **options).fit(UsersModule(), data)
 
 
 def test_a_file_that_holds_nothing_is_named(tmp_path):
