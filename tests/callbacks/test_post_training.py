@@ -372,16 +372,20 @@ def test_several_training_loaders_ask_for_one_before_training(make_trainer):
 # ---------------------------------------------------------------------- 7: ranks
 
 TWO_RANKS = """
-import json, torch
+import json, pathlib, torch, warnings
 from torch import nn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.sibling import fitted_states
-from lightning_uq.callbacks.vector_scaling import VectorScaling
-from lightning_uq.callbacks.vim import FitViM
 from tests.leaving import LeaveAtOnce
+warned = pathlib.Path("warned")
+def note(message, *_):
+    if "processes of its own" in str(message):
+        with warned.open("a") as file:
+            print(message, file=file)
+warnings.showwarning = note
 torch.manual_seed(0)
 x = torch.randn(21, 4).double()  # two ranks have other batches than one, so everything is in float64
 y = (x[:, 0] > 0).long()
@@ -401,11 +405,11 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 loader = DataLoader(TensorDataset(x, y), batch_size=4)
 def main():
-    gmm = FitGMM(weights=WEIGHTS)
+    gmm, second = FitGMM(weights=WEIGHTS), FitGMM(name="second", weights=WEIGHTS)
     module = Module()
     trainer = Trainer(accelerator="cpu", devices=2, strategy=STRATEGY, logger=False, max_epochs=2, precision="64-true",
                       enable_progress_bar=False, enable_model_summary=False, default_root_dir=".",
-                      callbacks=[gmm, ModelCheckpoint(dirpath="ckpt", monitor="val_loss"), LeaveAtOnce()])
+                      callbacks=[gmm, second, ModelCheckpoint(dirpath="ckpt", monitor="val_loss"), LeaveAtOnce()])
     trainer.fit(module, loader, loader)
     import glob
     (path,) = glob.glob("ckpt/*uq*.ckpt")
@@ -415,9 +419,10 @@ def main():
     one = FitGMM().fit(alone, [(x, y)]).state_dict()["tensors"]
     two = fitted_states(path)["FitGMM"]["tensors"]
     gap = max(float((one[k] - two[k]).abs().max()) for k in one if isinstance(one[k], torch.Tensor))
-    trainer.test(module, loader, ckpt_path=path, verbose=False, weights_only=True)  # the main process of a spawn has no state
+    tested = "best" if WEIGHTS == "best" else path
+    trainer.test(module, loader, ckpt_path=tested, verbose=False, weights_only=True)  # the main process of a spawn has no state
     if trainer.is_global_zero:
-        json.dump({"gap": gap}, open(out, "w"))
+        json.dump({"gap": gap, "path": path, "warned": warned.read_text().splitlines() if warned.exists() else []}, open(out, "w"))
 if __name__ == "__main__":
     main()
 """
@@ -427,6 +432,18 @@ if __name__ == "__main__":
 def test_two_ranks_give_what_one_gives(run_script, strategy, weights):
     result = run_script(TWO_RANKS.replace("STRATEGY", repr(strategy)).replace("WEIGHTS", repr(weights)))
     assert result["gap"] < 1e-9
+    assert len(result["warned"]) == (strategy == "ddp_spawn")  # once, and not for each callback and rank
+    for warning in result["warned"]:
+        assert warning.startswith(
+            "DDPStrategy trains in processes of its own, so the module and the callbacks of the main"
+        )
+        assert f"/{result['path']}'`, and `load_fitted('" in warning
+
+
+def test_a_spawned_fit_that_writes_no_file_says_so(make_trainer):
+    gmm = FitGMM()
+    with pytest.warns(UserWarning, match="nothing fitted after `trainer.fit`.* No file holds the fitted states either"):
+        gmm._warn_of_ending_processes(make_trainer(devices=2, strategy="ddp_spawn", callbacks=[gmm]))
 
 
 def test_an_error_on_one_rank_is_raised_on_both_with_one_text(run_script):
