@@ -17,7 +17,7 @@ from lightning_uq.writing import partial_path
 Format = Literal["parquet", "csv", "npz"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv", "npz")
 Block = dict[str, "np.ndarray[Any, Any]"]
-"""Some rows: the numbers [B] of each name, [B, D] if an input has several, or maps [B, ..., *P]."""
+"""Some rows: the numbers [B] of each name, [B, ...] if an input has several, or maps [B, ..., *P]."""
 
 FLUSH_BYTES = 2**24
 """Rows are written in blocks of this size, so that memory stays bounded and blocks do not get tiny."""
@@ -270,7 +270,8 @@ def _columns(block: Block) -> Block:
             columns[name] = values
         else:
             name = "prob" if name == "probs" else name
-            columns.update({f"{name}_{i}": values[:, i] for i in range(values.shape[1])})
+            places = np.ndindex(values.shape[1:])
+            columns.update({"_".join([name, *map(str, at)]): values[(slice(None), *at)] for at in places})
     return columns
 
 

@@ -50,10 +50,12 @@ class PredictionWriter(Callback):
         - all entries of :meth:`Prediction.to_dict`: for a classifier ``label``, ``confidence``, ``prob_0`` ... ``prob_{C-1}``,
           ``predictive_entropy``, ``expected_entropy`` and ``mutual_information`` (nats), for a Dirichlet also ``vacuity`` and
           ``differential_entropy``; for a regressor ``mean_0`` ... ``mean_{D-1}``, ``variance_0``, ``aleatoric_variance_0``,
-          ``epistemic_variance_0``, for a Student-t also ``degrees_of_freedom_0`` and ``scale_0``; ``log_density`` if
-          :class:`FitGMM` fitted one. A score [B] is one column; D numbers per input are D columns, numbered from 0. Predictions
-          are calibrated. Half precision is written as float32.
-        - for a regressor ``lower_0`` and ``upper_0`` ...: the central ``interval``. It needs the members, which predictions keep
+          ``epistemic_variance_0``, for a Student-t also ``degrees_of_freedom_0`` and ``scale_0``, for a mean alone ``mean_0`` and
+          the ``epistemic_variance_0`` of several networks, for quantiles ``quantile_0.1_0``; ``log_density`` if :class:`FitGMM`
+          fitted one. A score [B] is one column; D numbers per input are D columns, numbered from 0, and a horizon [B, H, D] is
+          ``mean_0_0`` ... ``mean_{H-1}_{D-1}``. Predictions are calibrated. Half precision is written as float32.
+        - for a regressor ``lower_0`` and ``upper_0`` ...: the central ``interval``, which a mean alone does not have, nor quantiles
+          whose levels do not reach it. It needs the members, which predictions keep
           up to 32 indices, or with ``return_members=True``. Without them, the columns are left out with a warning.
 
     Args:
@@ -204,9 +206,9 @@ class PredictionWriter(Callback):
             named.pop("probs", None)
         block: Block = {}
         for name, values in named.items():
-            if (values.ndim not in (1, 2) or prediction.map_shape) and not FILES[self.format].holds_maps:
+            if prediction.map_shape and not FILES[self.format].holds_maps:
                 raise InputError(
-                    f"A table needs [B] or [B, D] numbers, but `{name}` of the {type(prediction).__name__} has shape "
+                    f"A table needs numbers [B] or [B, D], but `{name}` of the {type(prediction).__name__} has shape "
                     f"{list(values.shape)}. Pass `format='npz'`, which holds arrays."
                 )
             half = values.dtype in (torch.float16, torch.bfloat16)

@@ -26,6 +26,7 @@ from lightning_uq.functional.dirichlet import (
     kl_to_uniform,
 )
 from lightning_uq.functional.divergence import categorical_kl, gaussian_kl
+from lightning_uq.functional.ensemble_crps import empirical_crps
 from lightning_uq.functional.entropy import (
     expected_entropy,
     mean_log_probs,
@@ -33,6 +34,7 @@ from lightning_uq.functional.entropy import (
     predictive_entropy,
 )
 from lightning_uq.functional.intersection_over_union import class_overlaps, intersection_over_union
+from lightning_uq.functional.intervals import interval_score
 from lightning_uq.functional.joint import (
     consecutive_joint_log_loss,
     dyadic_joint_log_loss,
@@ -52,11 +54,14 @@ from lightning_uq.functional.mixture import (
 from lightning_uq.functional.normal import gaussian_log_likelihood
 from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
 from lightning_uq.functional.ood_features import VimFit, fit_vim, gen, knn_distance, vim_score
+from lightning_uq.functional.pit import pit_counts, pit_distance
+from lightning_uq.functional.quantiles import pinball, quantile_at
 from lightning_uq.functional.regression import gaussian_nll, interval_covered, quantile_calibration_error
 from lightning_uq.functional.scores import SCORES, energy, max_logit, max_softmax, variation_ratio
 from lightning_uq.functional.scoring import brier_score, negative_log_likelihood
 from lightning_uq.functional.selective import augrc, aurc, generalized_risk_curve, risk_coverage_curve
 from lightning_uq.functional.smooth_calibration import smooth_calibration_error
+from lightning_uq.functional.sparsification import ause, sparsification_curve
 from lightning_uq.functional.student_t import (
     student_t_cdf,
     student_t_crps,
@@ -80,6 +85,7 @@ __all__ = [
     "augrc",
     "aurc",
     "auroc",
+    "ause",
     "average_precision",
     "bin_statistics",
     "bootstrap_weights",
@@ -96,6 +102,7 @@ __all__ = [
     "dirichlet_mutual_information",
     "dirichlet_predictive_entropy",
     "dyadic_joint_log_loss",
+    "empirical_crps",
     "energy",
     "expected_calibration_error",
     "expected_entropy",
@@ -114,6 +121,7 @@ __all__ = [
     "generalized_risk_curve",
     "intersection_over_union",
     "interval_covered",
+    "interval_score",
     "joint_log_likelihood",
     "joint_log_loss",
     "kl_estimate",
@@ -132,7 +140,11 @@ __all__ = [
     "mixture_quantile",
     "mutual_information",
     "negative_log_likelihood",
+    "pinball",
+    "pit_counts",
+    "pit_distance",
     "predictive_entropy",
+    "quantile_at",
     "quantile_calibration_error",
     "random_projection",
     "risk_coverage_curve",
@@ -140,6 +152,7 @@ __all__ = [
     "sampled_kl",
     "scale_mixture_log_prob",
     "smooth_calibration_error",
+    "sparsification_curve",
     "student_t_cdf",
     "student_t_crps",
     "student_t_log_prob",

@@ -46,5 +46,5 @@ def sum_over_targets(log_prob: Tensor, known: Tensor) -> Tensor:
         >>> sum_over_targets(torch.ones(1, 2, 2), torch.tensor([[True, False], [False, False]]))
         tensor([[1., nan]])
     """
-    joint = torch.where(known, log_prob, 0.0).flatten(2).sum(2)  # type: ignore[no-untyped-call]
-    return torch.where(known.flatten(1).any(1), joint, torch.nan)  # type: ignore[no-untyped-call]
+    joint = torch.where(known, log_prob, 0.0).flatten(2).sum(2)
+    return torch.where(known.flatten(1).any(1), joint, torch.nan)

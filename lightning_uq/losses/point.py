@@ -1,5 +1,7 @@
 """Losses of one number per target."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from lightning_uq.functional.precision import upcast_together
 from lightning_uq.functional.validation import check_choice, check_shape
 from lightning_uq.losses.reduction import Reduction, reduce
 
-_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+_LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
 
 def point_loss(mean: Tensor, target: Tensor, kind: str = "mse", reduction: Reduction = "mean") -> Tensor:

@@ -30,7 +30,8 @@ def split_quantiles(output: Tensor, num_levels: int) -> Tensor:
             f"`output` must have shape [..., {num_levels} D], the D quantiles of each level in turn, but its shape is "
             f"{list(output.shape)}."
         )
-    return upcast(output).unflatten(-1, (num_levels, -1)).transpose(-1, -2)  # type: ignore[no-untyped-call]
+    blocks: Tensor = upcast(output).unflatten(-1, (num_levels, -1))  # type: ignore[no-untyped-call]
+    return blocks.transpose(-1, -2)
 
 
 def pinball_loss(

@@ -59,7 +59,7 @@ class RegressionNLL(MeanMetric):
             nll = -sum_over_targets(log_prob, known).squeeze(0)
         else:
             nll = -found.log_prob(target)
-        self._add(nll, known.flatten(1).any(1))  # type: ignore[no-untyped-call]
+        self._add(nll, known.flatten(1).any(1))
 
 
 class CRPS(MeanMetric):

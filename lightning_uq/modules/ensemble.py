@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
@@ -57,6 +58,10 @@ class EnsembleModule(UncertaintyModule):
     Members share one Trainer and its epochs. The first that sets ``trainer.should_stop`` stops all, and a warning says so.
     Members that return -1 from ``on_train_batch_start`` must do so at the same batch. ``on_*_model_eval`` of a member sets the
     modes for its own steps; metrics of the ensemble and its predictions run in eval mode.
+
+    LightningModules whose targets are numbers of the shape of their outputs are read as regressors of means, and this is reported,
+    if no ``task`` is given and a batch with targets is trained or evaluated. Weights alone do not say so: pass
+    ``task=Regression(head="mean")`` to load them.
 
     With LightningModules as members, every hook that ``lightning_ensemble/hooks.py`` lists goes to ``members`` as well: they
     answer ``training_step`` and the hooks of optimization instead of this class, and hear the others. An override of such a
@@ -197,9 +202,10 @@ class EnsembleModule(UncertaintyModule):
         """Take the members for regressors of means if they have no ``task``, and this batch shows it; whether it does."""
         if not self.infers_task or not isinstance(y, Tensor) or not y.is_floating_point():
             return False
+        x = apply_to_collection(x, Tensor, torch.clone, allow_frozen=True)  # a forward may write into it
         if not looks_like_regression(self.network(x)[0], y):
             return False
-        tell_regression(type(self.network.member(0)))
+        tell_regression(type(self.network.member(0)).__name__)
         self.set_inferred_task()
         return True
 

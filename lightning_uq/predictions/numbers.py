@@ -87,7 +87,7 @@ class NumberPrediction(Prediction):
     def counts_below(self, target: Tensor, levels: Sequence[float]) -> Tensor:
         """How many known targets lie at or below the predicted quantile of each level: [L] in float64."""
         integral = self._integral(target)
-        return counts_below_quantiles(integral, widen(torch.tensor(levels, device=integral.device)), ~integral.isnan())
+        return counts_below_quantiles(integral, integral.new_tensor(levels), ~integral.isnan())
 
     def _integral(self, target: Tensor) -> Tensor:
         """P(Y <= target) in float64: close to 1 float32 has too few digits to be compared with a level."""
@@ -128,7 +128,7 @@ class NumberPrediction(Prediction):
 
     def _score(self, name: str) -> Tensor:
         score = super()._score(name)
-        return score.flatten(1).mean(1) if score.ndim > 1 else score  # type: ignore[no-untyped-call]
+        return score.flatten(1).mean(1) if score.ndim > 1 else score
 
     def _checked(self, target: Tensor) -> Tensor:
         return aligned_target(target, self.target_shape)

@@ -1,10 +1,11 @@
 """The prediction of a regressor that says quantiles of each target."""
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast, widen
@@ -42,7 +43,7 @@ class QuantilePrediction(SpreadPrediction):
         (tensor([[0.]]), (tensor([[-1.]]), tensor([[2.]])))
     """
 
-    score_names = ("interval_width", "epistemic_variance")
+    score_names: ClassVar[tuple[str, ...]] = ("interval_width", "epistemic_variance")
 
     member_quantiles = Field("Quantiles [Z, B, D, Q] in increasing order.", batch_axis=1)
     levels = Field("Levels of the quantiles [Q].", batch_axis=None)
@@ -62,6 +63,12 @@ class QuantilePrediction(SpreadPrediction):
             raise InputError(
                 "`member_quantiles` must increase along the last axis, but some cross. Pass `member_quantiles.sort(-1).values`."
             )
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """A copy on another device or in another dtype; the levels keep theirs, since few of them are numbers of half precision."""
+        moved = super().to(*args, **kwargs)
+        tensors = dict(moved.__getstate__())
+        return self._from_tensors({**tensors, "levels": self.levels.to(moved.member_quantiles.device)})
 
     @property
     def target_shape(self) -> torch.Size:

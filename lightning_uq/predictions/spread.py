@@ -1,7 +1,7 @@
 """What predictions share whose hypotheses say numbers without a variance: their spread is all that is known of it."""
 
 from abc import abstractmethod
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ ADVICE = "use a head with a variance, for instance `Regression(head='mean_varian
 class SpreadPrediction(NumberPrediction):
     """The base of predictions whose only variance is that between hypotheses, of which there must be several."""
 
-    score_names = ("epistemic_variance",)
+    score_names: ClassVar[tuple[str, ...]] = ("epistemic_variance",)
 
     members_variance = Field(
         "Variance over the hypotheses [B, D] that were pooled; absent while the prediction has them.",

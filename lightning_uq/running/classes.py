@@ -140,6 +140,7 @@ class CalibrationReader:
             InputError: The model predicts no classes, its batch has no labels, or the logits of members are asked for
                 (``of_members``), and the predictions have none.
         """
+        self.reader.infer_task(model, batch, trainer)
         task = self.reader.task(model)
         check_calibration(task, "The callback")
         outputs = self.reader(model, batch, trainer, check=self.rows.is_empty)

@@ -3,7 +3,7 @@
 from functools import cache
 
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def looks_like_regression(outputs: Tensor, target: object) -> bool:
@@ -29,9 +29,9 @@ def looks_like_regression(outputs: Tensor, target: object) -> bool:
 
 
 @cache
-def tell_regression(kind: type[nn.Module]) -> None:
-    """Report once how modules of such a class are read."""
+def tell_regression(kind: str) -> None:
+    """Report once how modules of a class of this name are read."""
     rank_zero_info(
-        f"{kind.__name__} is read as a regressor of means, `task=Regression(head='mean')`, because its outputs have the shape "
+        f"{kind} is read as a regressor of means, `task=Regression(head='mean')`, because its outputs have the shape "
         "of its targets, which are floating-point numbers. If they mean something else, pass `task`."
     )

@@ -142,7 +142,7 @@ class LogitReader:
     def _infer_task(self, model: nn.Module, outputs: Tensor, target: object) -> None:
         if self.infers_task and not self._knows_task(model) and looks_like_regression(outputs, target):
             self._regressor = type(model)
-            tell_regression(type(model))
+            tell_regression(type(model).__name__)
 
     def prediction(self, model: nn.Module, outputs: Tensor, *, to_members: bool = True) -> Prediction:
         """The prediction of outputs [Z, B, ...] before any pooled calibration.

@@ -191,4 +191,6 @@ def sums_and_counts(losses: Tensor, counts: Tensor | None = None) -> tuple[Tenso
     """
     losses = upcast(losses)
     counts = torch.ones_like(losses) if counts is None else counts
-    return losses.reshape(len(losses), -1).sum(1), counts.reshape(len(losses), -1).sum(1)
+    if losses.ndim < 2:
+        return losses, counts
+    return losses.flatten(1).sum(1), counts.flatten(1).sum(1)

@@ -22,6 +22,7 @@ from lightning_uq.compare.discovery import methods
 from lightning_uq.method import Setting
 from lightning_uq.networks import Factory
 from lightning_uq.networks.epinet.head import EpinetHead
+from lightning_uq.tasks import Regression
 from tests.metrics import cases as measured
 
 FEATURES, CLASSES, TARGETS = 4, 3, 2
@@ -110,6 +111,26 @@ def gaussian_network() -> nn.Module:
     return network(2 * TARGETS)
 
 
+def mean_network() -> nn.Module:
+    """The same with a mean a target."""
+    return network(TARGETS)
+
+
+def quantile_network() -> nn.Module:
+    """The same with three quantiles a target."""
+    return network(3 * TARGETS)
+
+
+def student_t_network() -> nn.Module:
+    """The same with a location, a raw scale and raw degrees of freedom a target."""
+    return network(3 * TARGETS)
+
+
+def mixture_network() -> nn.Module:
+    """The same with the logits, means and raw variances of two components a target."""
+    return network(6 * TARGETS)
+
+
 def map_network(dropout: float = 0.0) -> nn.Module:
     """Four numbers as an image of 2 x 2 pixels, and the logits of each pixel."""
     layers = (nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(8, CLASSES, 1))
@@ -154,6 +175,28 @@ class UsersModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+class UsersRegressor(UsersModule):
+    """A regressor of such a somebody: two means, and the squared error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[-1] = nn.Linear(8, TARGETS)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.mse_loss(self(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", F.mse_loss(self(batch[0]), batch[1]), sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("test_loss", F.mse_loss(self(batch[0]), batch[1]), sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.02)
 
 
 class Measured(LightningModule):
@@ -290,6 +333,16 @@ def _of(target: str, out_features: int, **kwargs: Any) -> Factory:
 
 REGRESSION: dict[str, Any] = {"task": "regression"}
 SEGMENTATION: dict[str, Any] = {"task": "segmentation"}
+
+
+def _of_head(
+    name: str, cls: Callable[..., Any], *args: Any, head: str, fields: Mapping[str, Any] | None = None, **kwargs: Any
+) -> ModuleCase:
+    """A module of a regression head."""
+    task = Regression(head=head, **fields or {})
+    return ModuleCase(name, partial(cls, *args, task=task, optimizer=OPTIMIZERS["regression"], **kwargs), "regression")
+
+
 PRIOR: dict[str, Any] = {"prior_network": network, "prior_scale": 1.0}
 
 LISTED_MODULES = [
@@ -406,6 +459,48 @@ LISTED_MODULES = [
         "Gaussian noise MLP", m.UncertaintyModule, _of("GaussianNoiseMLP", CLASSES, init_scale=0.1), num_eval_samples=5
     ),
     ModuleCase("Ensemble of a user's modules", partial(m.EnsembleModule, UsersModule, num_members=3, seed=1)),
+    # The other heads of a regression.
+    _of_head("Deterministic, mean", m.DeterministicModule, mean_network, head="mean"),
+    _of_head(
+        "Deterministic, quantiles",
+        m.DeterministicModule,
+        quantile_network,
+        head="quantiles",
+        fields={"target_scale": ((0.5, 0.0), (4.0, 0.5))},
+    ),
+    _of_head("Ensemble, mean", m.EnsembleModule, mean_network, head="mean", num_members=3, seed=1),
+    _of_head(
+        "Ensemble, log-variance",
+        m.EnsembleModule,
+        gaussian_network,
+        head="mean_log_variance",
+        fields={"loss": "beta_nll"},
+        num_members=3,
+        seed=1,
+    ),
+    _of_head("Ensemble, quantiles", m.EnsembleModule, quantile_network, head="quantiles", num_members=3, seed=1),
+    _of_head(
+        "Epinet, Student-t",
+        partial(m.EpinetModule, head=EpinetHead(hidden_sizes=(6,))),
+        student_t_network,
+        head="student_t",
+        num_eval_samples=3,
+    ),
+    _of_head(
+        "Hypermodel, mixture",
+        m.HypermodelModule,
+        mixture_network,
+        head="mixture",
+        fields={"components": 2},
+        index_dim=3,
+        num_eval_samples=3,
+    ),
+    ModuleCase(
+        "Ensemble of a user's regressors",
+        partial(m.EnsembleModule, UsersRegressor, num_members=3, seed=1, task=Regression(head="mean")),
+        "regression",
+        unsupported={"bad input": "the squared error of torch takes whole numbers and missing ones as they are"},
+    ),
 ]
 
 OWN_SCORES = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")
@@ -465,6 +560,9 @@ REPRESENTATIVES = {
     "Ensemble, multilabel",
     "Evidential",
     "Evidential, regression",
+    # One number per target, and quantiles.
+    "Deterministic, mean",
+    "Ensemble, quantiles",
     # One label per pixel: a plain network, and a head at each position.
     "Segmentation",
     "Segmentation, epinet",

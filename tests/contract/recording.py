@@ -276,10 +276,22 @@ def _cat(predictions: list[Any]) -> Prediction:
     return type(predictions[0]).cat(predictions)
 
 
+_MEMBERS = {
+    "logits": 1,
+    "member_mean": 1,
+    "member_variance": 1,
+    "member_quantiles": 1,
+    "member_logits": 1,
+    "concentration": 0,
+    "nu": 0,
+}
+"""Tensors of the members by name, and the axis of their rows."""
+
+
 def _predicted(prediction: Prediction) -> Record:
     """The fields of a prediction, and its members where it has any."""
     members = {}
-    for name, axis in {"logits": 1, "member_mean": 1, "member_variance": 1, "concentration": 0, "nu": 0}.items():
+    for name, axis in _MEMBERS.items():
         try:
             members[name] = _summary(getattr(prediction, name).movedim(axis, 0))
         except (AttributeError, InputError):  # another kind of prediction, or its members were pooled

@@ -102,7 +102,6 @@ LABELS = {
 }
 TARGETS = {
     "whole numbers": (lambda y: y.long(), "floating-point numbers, but they are torch.int64"),
-    "nan": (lambda y: y * NAN, "targets must be finite"),
     "inf": (lambda y: y * INF, "targets must be finite"),
     "one of two": (lambda y: y[:, :1], r"targets must have shape \[9, 2\].*but they have \[9, 1\]"),
     "flat": (lambda y: y[:, 0], r"targets must have shape \[9, 2\].*but they have \[9\]"),

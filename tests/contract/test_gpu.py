@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.contract.cases import UsersModule, loader
-from tests.contract.running import TEST, TRAIN, VAL, nll_of, run_all
+from tests.contract.running import TEST, TRAIN, VAL, run_all, score_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,10 +19,10 @@ def test_modules(make_trainer, module_case, precision):
     module = module_case.build()
     (untrained,) = trainer.test(module, loader(module_case.task, TEST, 2), verbose=False)
     found = run_all(trainer, module_case, module)
-    assert nll_of(found["tested"]) < nll_of(untrained)
+    assert score_of(found["tested"]) < score_of(untrained)
     # Tested on the CPU, the trained weights give these numbers, but for the rounding of a half.
     (on_cpu,) = make_trainer().test(module.cpu(), loader(module_case.task, TEST, 2), verbose=False)
-    assert nll_of(found["tested"]) == pytest.approx(nll_of(on_cpu), rel=1e-4 if precision == "32-true" else 5e-2)
+    assert score_of(found["tested"]) == pytest.approx(score_of(on_cpu), rel=1e-4 if precision == "32-true" else 5e-2)
 
 
 def test_callbacks(make_trainer, callback_case, precision):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.contract.cases import UsersModule, loader
-from tests.contract.running import TEST, TRAIN, VAL, assert_finite, assert_sound, nll_of, run_all
+from tests.contract.running import TEST, TRAIN, VAL, assert_finite, assert_sound, run_all, score_of
 
 WEIGHTS = {"32-true": torch.float32, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}
 PRECISIONS = [pytest.param(name, marks=pytest.mark.axis(name)) for name in WEIGHTS]
@@ -26,7 +26,7 @@ def test_modules(make_trainer, module_case, precision):
     assert not {
         n for n, p in module.named_parameters() if n in before and torch.equal(p.detach(), before[n].to(p.dtype))
     }
-    assert nll_of(found["tested"]) < nll_of(untrained)
+    assert score_of(found["tested"]) < score_of(untrained)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

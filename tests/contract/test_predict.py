@@ -106,7 +106,9 @@ def test_what_is_written(make_trainer, module_case, precision, tmp_path):
             torch.from_numpy(columns["confidence"]).double(), whole.confidence.double(), rtol=1e-6, atol=1e-6
         )
     else:
-        torch.testing.assert_close(torch.from_numpy(columns["mean_0"]), whole.mean[:, 0].double(), rtol=1e-6, atol=1e-6)
+        for name, values in whole.to_dict().items():
+            written = torch.from_numpy(columns[f"{name}_0"])
+            torch.testing.assert_close(written, values[:, 0].double(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.axis("predict")

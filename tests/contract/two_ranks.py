@@ -55,7 +55,7 @@ def run_module(case: ModuleCase, strategy: str, folder: Path) -> dict[str, Any]:
     """Train on two ranks; validate, test and write predictions of the best weights on them."""
     torch.manual_seed(0)
     module = case.build()
-    monitor = "ensemble/val_nll" if "user's" in case.name else "val_loss"
+    monitor = "ensemble/val_loss" if "user's" in case.name else "val_loss"
     checkpoint = ModelCheckpoint(dirpath=folder, filename=slug(case.name), monitor=monitor)
     writer = PredictionWriter(folder / f"{slug(case.name)}-predictions", case.file_format)
     trainer = make_trainer(strategy, callbacks=[checkpoint, writer])

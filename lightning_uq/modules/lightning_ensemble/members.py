@@ -20,6 +20,7 @@ from lightning_uq.modules.lightning_ensemble.modes import MemberModes
 from lightning_uq.modules.lightning_ensemble.optimization import MemberOptimization
 from lightning_uq.modules.lightning_ensemble.steps import MemberSteps
 from lightning_uq.modules.lightning_ensemble.trainer import MemberTrainer, ReleaseOnException
+from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.streams import RandomStream
 
 if TYPE_CHECKING:
@@ -180,6 +181,9 @@ class Members:
         Raises:
             InputError: Some members returned -1 and others did not.
         """
+        if batch_idx == 0 and self.ensemble.infers_task:
+            with evaluating(self.ensemble, trainer_of(self.ensemble)):
+                self.metrics.infer_task(batch)
         skips = [result == -1 for result in self.call_each("on_train_batch_start", batch, batch_idx)]
         if any(skips) and not all(skips):
             raise InputError(

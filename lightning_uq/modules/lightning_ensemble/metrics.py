@@ -51,8 +51,7 @@ class EnsembleMetrics(Part):
             return
         ensemble = self.members.ensemble
         reason = unscorable_reason(self.members.modules[0], batch, ensemble.unpack_batch, ensemble.task)
-        if reason is not None and self._shows_regression(batch):
-            self._read_means()
+        if reason is not None and self.infer_task(batch):
             reason = None
         if reason is None:
             try:
@@ -93,12 +92,15 @@ class EnsembleMetrics(Part):
                     # A metric counts for itself, so the size of the batch is 1.
                     ensemble.log(name, metric, batch_size=1, metric_attribute=name, add_dataloader_idx=False)
 
-    def _shows_regression(self, batch: Any) -> bool:
-        """Whether the task was left to its default, and a batch's targets are numbers of the shape of the members' outputs."""
+    def infer_task(self, batch: Any) -> bool:
+        """Take the members for regressors of means if their task was left to its default, and a batch's targets show it."""
         ensemble, first = self.members.ensemble, self.members.modules[0]
         if unscorable_reason(first, batch, ensemble.unpack_batch, Regression(head="mean")) is not None:
             return False
-        return ensemble.infer_task(*ensemble.unpack_batch(batch))
+        if not ensemble.infer_task(*ensemble.unpack_batch(batch)):
+            return False
+        self._read_means()
+        return True
 
     def _read_means(self) -> None:
         """Take the members for regressors of means, with the metrics of that task."""

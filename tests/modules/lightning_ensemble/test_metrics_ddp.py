@@ -34,7 +34,15 @@ class Lit(LightningModule):
 
 class OnRankZero(IterableDataset):
     def __iter__(self):
-        return iter(zip(x, y)) if RANK == 0 else iter(())
+        return iter(zip(x, self.targets())) if RANK == 0 else iter(())
+
+    def targets(self):
+        return y
+
+
+class NumbersOnRankZero(OnRankZero):
+    def targets(self):
+        return x[:, :3]
 
 
 generator = torch.Generator().manual_seed(0)
@@ -57,6 +65,21 @@ def run(*data):
     return {"names": names, "told": list(told), "nll": [float(trainer.callback_metrics[n]) for n in names if "nll" in n]}
 
 
+class Regressor(Lit):
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def validate(data):
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )
+    ensemble = EnsembleModule(Regressor, num_members=2, seed=0)
+    trainer.validate(ensemble, DataLoader(data, 16), verbose=False)
+    return {"task": repr(ensemble.task), "logged": {n: float(v) for n, v in trainer.callback_metrics.items()}}
+
+
 def of_both_ranks(found):
     gathered = [None, None]
     torch.distributed.all_gather_object(gathered, found)
@@ -67,6 +90,7 @@ results = {
     "rank 1 has a bad row": of_both_ranks(run(bad)),
     "one of two loaders has a bad row": of_both_ranks(run(bad, good)),
     "rank 1 has no batch": of_both_ranks(run(OnRankZero())),
+    "rank 1 has no batch to infer the task from": of_both_ranks(validate(NumbersOnRankZero())),
     "rank 1 has no batch of the second loader": of_both_ranks(run(good, OnRankZero())),
 }
 if RANK == 0:
@@ -87,3 +111,6 @@ def test_ranks_agree_on_the_metrics_that_they_log(run_script):
     assert all(name.endswith("dataloader_idx_1") for name in names)
     assert found["rank 1 has no batch"][0]["nll"] == found["rank 1 has no batch of the second loader"][0]["nll"][1:]
     assert found["rank 1 has no batch of the second loader"][0]["names"].count("ensemble/val_nll/dataloader_idx_0") == 1
+    inferred = found["rank 1 has no batch to infer the task from"][0]
+    assert inferred["task"].startswith("Regression(head='mean'")
+    assert set(inferred["logged"]) == {"ensemble/val_loss", "ensemble/val_rmse", "ensemble/val_mae"}
