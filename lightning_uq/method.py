@@ -102,7 +102,20 @@ class Method:
         module = self.build(setting)
         if not isinstance(module, LightningModule):
             raise InputError(
-                f"`build` of Method {self.name!r} must return a LightningModule, but it returned a {type(module).__name__}. Return "
-                "DeterministicModule(network, ...) for a plain network."
+                f"`build` of method {self.name!r} must return a LightningModule, but it returned an "
+                f"object of type {type(module).__name__}. Return a module such as DeterministicModule(setting.network)."
             )
         return module
+
+    def make_callbacks(self, setting: Setting) -> list[Callback]:
+        """The unfitted post-training callbacks for this setting.
+
+        Raises:
+            InputError: The method's ``callbacks`` returned something other than a list of callbacks.
+        """
+        made = self.callbacks(setting)
+        if not isinstance(made, list) or not all(isinstance(callback, Callback) for callback in made):
+            raise InputError(
+                f"`callbacks` of method {self.name!r} must return a list of Lightning callbacks, but it returned {made!r}."
+            )
+        return made

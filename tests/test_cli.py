@@ -256,6 +256,13 @@ def test_every_configuration_fits_tests_and_loads_bare(config, workplace):
     assert all(torch.equal(value, weights[key]) for key, value in module.state_dict().items())
 
 
+def test_fast_dev_run_of_a_density_on_more_classes_than_a_batch_holds(workplace):
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+    config = ["--config", str(ROOT / "configs" / "ddu_digits.yaml")]
+    assert main(["fit", *config, "--trainer.fast_dev_run=true", *quiet]) == 0
+    assert not list(workplace.rglob("*.ckpt"))
+
+
 OWN_TASK = """
 from dataclasses import dataclass
 import torch

@@ -147,6 +147,22 @@ def test_a_bad_method_is_one_line(folder, capsys, text, name, message):
     assert message in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("build=lambda setting: 5", "`build` of method 'mine' must return a LightningModule, but it returned an object of type int."),
+        ("build=lambda setting: setting.network()", "`build` of method 'mine' must return a LightningModule, but it returned"),
+        ("trained_as='softmax', callbacks=lambda setting: None", "`callbacks` of method 'mine' must return a list of Lightning"),
+    ],
+)  # fmt: skip
+def test_what_a_method_makes_is_checked_in_one_line(folder, capsys, arguments, message):
+    (folder / "mine.py").write_text(
+        f"from lightning_uq import Method\nMETHOD = Method(name='mine', ood_score='energy', {arguments})\n"
+    )
+    assert main([*QUICK, "--methods", "mine.py"]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_debug_gives_the_traceback_of_a_file_that_cannot_be_imported(folder, monkeypatch):
     (folder / "mine.py").write_text("1 / 0")
     monkeypatch.setenv("LIGHTNING_UQ_DEBUG", "1")
@@ -176,14 +192,6 @@ def test_a_method_is_built_or_reads_another(arguments):
         Method(name="mine", ood_score="energy", **arguments)
     with pytest.raises(InputError, match="'energy' builds no module, since it reads the network of 'softmax'"):
         methods()["energy"].make_module(cases.SETTING)
-
-
-@pytest.mark.parametrize("returned", ["None", "torch.nn.Linear(2, 2)"])
-def test_a_build_without_a_module_is_one_line(folder, capsys, returned):
-    text = f"import torch\nfrom lightning_uq import Method\nMETHOD = Method(name='mine', build=lambda setting: {returned}, ood_score='energy')\n"
-    (folder / "mine.py").write_text(text)
-    assert main([*QUICK, "--methods", "mine.py", "--out", "out"]) != 0
-    assert "`build` of Method 'mine' must return a LightningModule, but it returned a " in capsys.readouterr().err
 
 
 def test_the_names_are_public():

@@ -98,7 +98,9 @@ class FeatureCallback(PostTrainingCallback):
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         return shape
 
-    def gather_features(self, model: nn.Module, loader: Any, trainer: Trainer | None, max_rows: int | None) -> Tensor:
+    def gather_features(
+        self, model: nn.Module, loader: Any, trainer: Trainer | None, max_rows: int | None = None
+    ) -> Tensor:
         """All rows' features [M, N, D] in float32, or a sample of them, from all ranks, on the CPU.
 
         Raises:

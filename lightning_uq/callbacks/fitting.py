@@ -28,7 +28,8 @@ class FittingCallback(Callback, ABC):
     """Fits tensors to the weights of a model, without a Trainer, and never uses them with other weights.
 
     A subclass says what to fit (:meth:`fit_tensors`) and how it changes predictions (:meth:`transform`). The transform is
-    attached to a module of this package until the next fit or ``handle.remove()``.
+    attached to a module of this package until the next fit or ``handle.remove()``. The Trainer's ``validate``, ``test`` and
+    ``predict`` attach it again where this callback is among the Trainer's.
 
     Args:
         dataloader: Fitting data; None for the subclass's default.

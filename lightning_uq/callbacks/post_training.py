@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
+from lightning_uq._lightning import starts_processes
 from lightning_uq.callbacks.fitted_state import to_cpu
 from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.foreign import unwrap_predict_step, unwrapped, wrap_predict_step
@@ -44,9 +45,9 @@ class PostTrainingCallback(FittingCallback):
     ``test`` and ``predict`` find it by themselves. If the weights are others, they refit from the loader that is known, or
     the error says what to do.
 
-    A fit, and a load by the Trainer, attach the transform to a module of this package until the next fit or
-    ``handle.remove()``: then ``module.predict(x)`` gives what ``trainer.predict`` gives. A Trainer without this callback uses
-    it too, for it is the module that carries it.
+    A fit attaches the transform to a module of this package, so ``module.predict(x)`` gives what ``trainer.predict`` gives, and
+    a Trainer without this callback uses it too. The next fit takes it off, and so does ``handle.remove()``; but a Trainer that
+    has this callback attaches it again at its next ``validate``, ``test`` or ``predict``.
 
     Args:
         fitting: Arguments of :class:`FittingCallback`.
@@ -119,6 +120,8 @@ class PostTrainingCallback(FittingCallback):
         self._write(best, trainer, pl_module)
         self._attach_to(pl_module, verified=False)
         self._verified = False
+        if starts_processes(trainer) and self is post_training_callbacks(trainer)[-1]:
+            self._warn_of_ending_processes(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """An interrupted fit leaves nothing fitted, and an interrupted prediction nothing wrapped."""
@@ -132,6 +135,20 @@ class PostTrainingCallback(FittingCallback):
     def _fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
         limit = None if self.dataloader is not None else self.loader_limit(trainer)
         self._forget(pl_module)
+        try:
+            self._fit_batches(trainer, pl_module, loader, limit)
+        except InputError as error:
+            if limit is None or not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                raise
+            # A density needs rows of every class: a run that tries whether everything works must not fail for lack of them.
+            rank_zero_info(
+                f"{type(self).__name__} reads all of its fitting data, since the batches of `fast_dev_run` do not suffice: {error}"
+            )
+            self._fit_batches(trainer, pl_module, loader, None)
+
+    def _fit_batches(
+        self, trainer: Trainer, pl_module: LightningModule, loader: Any, limit: int | float | None
+    ) -> None:
         with torch.inference_mode(False), unwrapped(pl_module), evaluating(pl_module, trainer, fitting=True):
             exact = exact_loader(loader, trainer, name="argument `dataloader`", limit=limit)
             tensors = self.fit_tensors(pl_module, exact, trainer)
@@ -139,13 +156,30 @@ class PostTrainingCallback(FittingCallback):
         self._set(to_cpu(tensors), fingerprint)
 
     def _write(self, best: str | None, trainer: Trainer, pl_module: LightningModule) -> None:
-        ours = [one for one in trainer.callbacks if isinstance(one, PostTrainingCallback)]  # type: ignore[attr-defined]
+        ours = post_training_callbacks(trainer)
         states = {one.state_key: one._state if one._has_weights_of(self) else None for one in ours}
         path = write_sibling(best, states, [one.uq_ckpt_path for one in ours], trainer, pl_module)
         if path is None:
             rank_zero_info(f"{type(self).__name__} wrote no file: no ModelCheckpoint has a directory.")
         else:
             self.uq_ckpt_path = path
+
+    def _warn_of_ending_processes(self, trainer: Trainer) -> None:
+        """Lightning brings the last weights back from the processes that it started, but nothing of a callback."""
+        if self.uq_ckpt_path is None:
+            rest = (
+                "No file holds the fitted states either: add a ModelCheckpoint, and pass the -uq.ckpt as `ckpt_path`."
+            )
+        else:
+            path = self.uq_ckpt_path
+            rest = (
+                f"Use the file that holds the fitted states: `trainer.test` and `trainer.predict` take `ckpt_path={path!r}`, "
+                f"and `load_fitted({path!r})` gives a calibrated network."
+            )
+        rank_zero_warn(
+            f"{type(trainer.strategy).__name__} trains in processes of its own, so the module and the callbacks of the main "
+            f"process have nothing fitted after `trainer.fit`, and `module.predict` is not calibrated there. {rest}"
+        )
 
     def _has_weights_of(self, other: "PostTrainingCallback") -> bool:
         mine, theirs = self._fingerprint, other._fingerprint
@@ -201,3 +235,8 @@ class PostTrainingCallback(FittingCallback):
         self._attach_to(pl_module, verified=True)
         self._verified = True
         return True
+
+
+def post_training_callbacks(trainer: Trainer) -> list[PostTrainingCallback]:
+    """Those of a Trainer's callbacks that fit after training, in order."""
+    return [one for one in trainer.callbacks if isinstance(one, PostTrainingCallback)]  # type: ignore[attr-defined]

@@ -72,7 +72,7 @@ def train(
     sequence: list[Callback] = [clocks[0]]
     with seeded(seed), tempfile.TemporaryDirectory() as directory:
         for method in readers:
-            callbacks[method.name] = method.callbacks(setting)
+            callbacks[method.name] = method.make_callbacks(setting)
             clocks.append(_Clock())
             sequence += [*callbacks[method.name], clocks[-1]]
         start = time.perf_counter()

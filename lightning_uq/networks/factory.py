@@ -23,7 +23,7 @@ class Factory:
             target: torchvision.models.resnet18
             kwargs: {num_classes: 10}
 
-    An argument can be built in the same way: a mapping with the keys ``target`` and ``kwargs`` is called first, anew each
+    An argument can be built in the same way: a mapping of ``target``, a dotted path, and ``kwargs`` is called first, anew each
     time, and the target receives the result. So a function that changes a network can be named around the network.
 
     Args:
@@ -124,12 +124,11 @@ def factory_from_config(config: Any) -> Any:
 
 
 def _is_factory_config(value: object) -> TypeGuard[Mapping[str, Any]]:
-    return (
-        isinstance(value, Mapping)
-        and set(value) == {"target", "kwargs"}
-        and isinstance(value["target"], str)
-        and isinstance(value["kwargs"], Mapping)
-    )
+    """Whether ``target`` is a dotted path and ``kwargs`` a mapping; other mappings with these keys are the user's own data."""
+    if not isinstance(value, Mapping) or set(value) != {"target", "kwargs"} or not isinstance(value["kwargs"], Mapping):
+        return False
+    path = value["target"]
+    return isinstance(path, str) and "." in path and all(part.isidentifier() for part in path.split("."))
 
 
 def _names_a_factory(config: Mapping[str, Any]) -> bool:

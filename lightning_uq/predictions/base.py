@@ -27,7 +27,7 @@ class Prediction(ABC):
         kwargs: Tensors by name.
 
     Attributes:
-        score_names: The names that :meth:`score` takes.
+        score_names: The names that :meth:`score` takes, besides ``log_density`` where a density was fitted.
         has_logits: Whether the prediction holds the logits [Z, B, C] of every hypothesis.
 
     Raises:
@@ -259,12 +259,18 @@ class Prediction(ABC):
     def score(self, name: str) -> Tensor:
         """A score [B] (or [B, ...] of a map) by its name: the higher, the more uncertain or out of distribution.
 
+        So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted.
+
         Raises:
-            InputError: ``name`` is not among ``score_names``.
+            InputError: ``name`` is neither among ``score_names`` nor ``log_density``.
+            NotFittedError: The prediction carries no ``log_density``.
         """
+        if name == "log_density":
+            return -self.log_density
         if name not in self.score_names:
+            names = (*self.score_names, *self._density())
             raise InputError(
-                f"{type(self).__name__} has no score {name!r}. Its scores are {', '.join(self.score_names)}.{self._hint}"
+                f"{type(self).__name__} has no score {name!r}. Its scores are {', '.join(names)}.{self._hint}"
             )
         return self._score(name)
 

@@ -11,8 +11,11 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Sto
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
+from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.sibling import fitted_states
+from lightning_uq.callbacks.vector_scaling import VectorScaling
+from lightning_uq.callbacks.vim import FitViM
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
@@ -85,7 +88,7 @@ def reference(state: dict, gmm: FitGMM, x: torch.Tensor = X, y: torch.Tensor = Y
     return FitGMM(covariance=gmm.covariance, regularization=gmm.regularization).fit(module, [(x, y)])
 
 
-def assert_same_fit(one: FitGMM, other: FitGMM) -> None:
+def assert_same_fit(one: FittingCallback, other: FittingCallback) -> None:
     assert one.fitted
     assert other.fitted
     theirs = other.state_dict()["tensors"]
@@ -369,7 +372,7 @@ def test_several_training_loaders_ask_for_one_before_training(make_trainer):
 # ---------------------------------------------------------------------- 7: ranks
 
 TWO_RANKS = """
-import json, torch
+import json, pathlib, torch, warnings
 from torch import nn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -377,6 +380,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.sibling import fitted_states
 from tests.leaving import LeaveAtOnce
+warned = pathlib.Path("warned")
+def note(message, *_):
+    if "processes of its own" in str(message):
+        with warned.open("a") as file:
+            print(message, file=file)
+warnings.showwarning = note
 torch.manual_seed(0)
 x = torch.randn(21, 4).double()  # two ranks have other batches than one, so everything is in float64
 y = (x[:, 0] > 0).long()
@@ -396,11 +405,11 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 loader = DataLoader(TensorDataset(x, y), batch_size=4)
 def main():
-    gmm = FitGMM(weights=WEIGHTS)
+    gmm, second = FitGMM(weights=WEIGHTS), FitGMM(name="second", weights=WEIGHTS)
     module = Module()
     trainer = Trainer(accelerator="cpu", devices=2, strategy=STRATEGY, logger=False, max_epochs=2, precision="64-true",
                       enable_progress_bar=False, enable_model_summary=False, default_root_dir=".",
-                      callbacks=[gmm, ModelCheckpoint(dirpath="ckpt", monitor="val_loss"), LeaveAtOnce()])
+                      callbacks=[gmm, second, ModelCheckpoint(dirpath="ckpt", monitor="val_loss"), LeaveAtOnce()])
     trainer.fit(module, loader, loader)
     import glob
     (path,) = glob.glob("ckpt/*uq*.ckpt")
@@ -410,9 +419,10 @@ def main():
     one = FitGMM().fit(alone, [(x, y)]).state_dict()["tensors"]
     two = fitted_states(path)["FitGMM"]["tensors"]
     gap = max(float((one[k] - two[k]).abs().max()) for k in one if isinstance(one[k], torch.Tensor))
-    trainer.test(module, loader, ckpt_path=path, verbose=False, weights_only=True)  # the main process of a spawn has no state
+    tested = "best" if WEIGHTS == "best" else path
+    trainer.test(module, loader, ckpt_path=tested, verbose=False, weights_only=True)  # the main process of a spawn has no state
     if trainer.is_global_zero:
-        json.dump({"gap": gap}, open(out, "w"))
+        json.dump({"gap": gap, "path": path, "warned": warned.read_text().splitlines() if warned.exists() else []}, open(out, "w"))
 if __name__ == "__main__":
     main()
 """
@@ -422,6 +432,18 @@ if __name__ == "__main__":
 def test_two_ranks_give_what_one_gives(run_script, strategy, weights):
     result = run_script(TWO_RANKS.replace("STRATEGY", repr(strategy)).replace("WEIGHTS", repr(weights)))
     assert result["gap"] < 1e-9
+    assert len(result["warned"]) == (strategy == "ddp_spawn")  # once, and not for each callback and rank
+    for warning in result["warned"]:
+        assert warning.startswith(
+            "DDPStrategy trains in processes of its own, so the module and the callbacks of the main"
+        )
+        assert f"/{result['path']}'`, and `load_fitted('" in warning
+
+
+def test_a_spawned_fit_that_writes_no_file_says_so(make_trainer):
+    gmm = FitGMM()
+    with pytest.warns(UserWarning, match="nothing fitted after `trainer.fit`.* No file holds the fitted states either"):
+        gmm._warn_of_ending_processes(make_trainer(devices=2, strategy="ddp_spawn", callbacks=[gmm]))
 
 
 def test_an_error_on_one_rank_is_raised_on_both_with_one_text(run_script):
@@ -641,6 +663,25 @@ def test_fast_dev_run_and_barebones(make_trainer):
         )
         assert gmm.fitted
         assert gmm.uq_ckpt_path is None
+
+
+@pytest.mark.parametrize("make", [FitGMM, FitViM, VectorScaling])
+def test_fast_dev_run_fits_where_its_batches_hold_too_few_rows(make_trainer, make):
+    """Two rows are neither two of each class, nor one per fold."""
+    callback = make()
+    few = DataLoader(DATA, batch_size=2)
+    trainer = make_trainer(callbacks=[callback], fast_dev_run=True)
+    trainer.fit(module := UsersModule(), few, few)
+    trainer.test(module, few, verbose=False)
+    expected = make().fit(module, few)
+    assert_same_fit(callback, expected)
+
+
+def test_fast_dev_run_and_other_limits_keep_a_real_error(make_trainer):
+    few, one_class = DataLoader(DATA, batch_size=2), DataLoader(TensorDataset(X, torch.zeros_like(Y)), batch_size=2)
+    for options, data in (({"limit_train_batches": 1}, few), ({"fast_dev_run": True}, one_class)):
+        with pytest.raises(InputError, match="Every class needs at least 2 rows"):
+            make_trainer(callbacks=[FitGMM()], **options).fit(UsersModule(), data)
 
 
 def test_a_file_that_holds_nothing_is_named(tmp_path):

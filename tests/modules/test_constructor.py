@@ -31,11 +31,25 @@ class Wider(Wide):
         super().__init__(*args, **kwargs)
 
 
+class Columns(DeterministicModule):
+    """Its own argument is a mapping."""
+
+    def __init__(self, network, *, columns, **training):
+        super().__init__(network, **training)
+        self.columns = columns
+
+
 def reloaded(make_trainer, tmp_path, module, **kwargs):
     trainer = make_trainer()
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "module.ckpt")
     return type(module).load_from_checkpoint(tmp_path / "module.ckpt", **kwargs)
+
+
+def test_a_users_own_mapping_with_the_keys_of_a_factory_is_left_as_it_is(make_trainer, tmp_path):
+    columns = {"target": "price", "kwargs": {"unit": "EUR"}}
+    module = Columns(LINEAR, columns=columns)
+    assert module.columns == reloaded(make_trainer, tmp_path, module).columns == columns
 
 
 @pytest.mark.parametrize("kind", [Wide, Wider])

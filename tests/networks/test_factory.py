@@ -41,6 +41,15 @@ def test_an_argument_is_built_by_a_factory_of_its_own():
         Factory("torch.nn.Sequential", {"network": {"target": "no.Such", "kwargs": {}}})
 
 
+@pytest.mark.parametrize(
+    "own", [{"target": "price", "kwargs": {"unit": 1}}, {"target": 3, "kwargs": {}}, {"target": "price.usd", "kwargs": None},
+            {"target": "price in $ p.a.", "kwargs": {}}],
+)  # fmt: skip
+def test_a_mapping_without_an_import_path_is_an_argument_like_any_other(own):
+    assert factory_from_config(own) == own
+    assert Factory("builtins.dict", {"column": own})() == {"column": own}
+
+
 @pytest.mark.parametrize("target", ["torch.nn.NoSuch", "no_such_package.Net", "Linear", "torch.nn.init.math.pi"])
 def test_a_wrong_path_is_named(target):
     with pytest.raises(InputError, match=f"import path of a class or function, but it is '{target}'"):

@@ -268,6 +268,17 @@ def test_every_named_score_has_one_number_per_row(make):
         prediction.score("surprise")
 
 
+@pytest.mark.parametrize("make", ALL)
+def test_a_low_density_is_a_high_score(make):
+    density = torch.tensor([-3.0, 0.0, 2.0, 1.0])
+    prediction = make(log_density=density)
+    assert torch.equal(prediction.score("log_density"), -density)
+    with pytest.raises(InputError, match=r"has no score 'surprise'. Its scores are .*, log_density\."):
+        prediction.score("surprise")
+    with pytest.raises(NotFittedError, match="carries no `log_density`: no feature density was fitted"):
+        make().score("log_density")
+
+
 def test_a_prediction_of_numbers_has_no_logits():
     prediction = gaussian_mixture()
     assert not prediction.has_logits

@@ -137,6 +137,15 @@ def test_a_handle_takes_it_off():
     scaling.handle.remove()  # a second time does nothing
 
 
+def test_a_trainer_that_has_the_callback_attaches_it_again(make_trainer):
+    module, scaling = fitted()
+    scaling.handle.remove()
+    make_trainer().test(module, loader(), verbose=False)
+    assert len(module.prediction_transforms) == 0
+    make_trainer(callbacks=[scaling]).test(module, loader(), verbose=False)
+    assert len(module.prediction_transforms) == 1
+
+
 def test_a_second_fit_takes_the_place_of_the_first():
     module, scaling = fitted(TemperatureScaling(scope="shared"))
     first = module.predict(X).logits
