@@ -135,6 +135,17 @@ class LogitReader:
                 self(model, apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True), trainer)
         return self._regressor is not before
 
+    def agree_on_task(self, model: nn.Module, trainer: Trainer) -> bool:
+        """Take a model for a regressor of means on all ranks if it was on one; whether this rank had not. A collective."""
+        if trainer.world_size == 1 or self._is_own(model) or self.given_task is not None:
+            return False
+        mine = self._regressor is type(model)
+        of_ranks = [mine] * trainer.world_size
+        torch.distributed.all_gather_object(of_ranks, mine)
+        if any(of_ranks):
+            self._regressor = type(model)
+        return any(of_ranks) and not mine
+
     def _knows_task(self, model: nn.Module) -> bool:
         """Whether the task was given or inferred."""
         return self._is_own(model) or self.given_task is not None or self._regressor is type(model)
