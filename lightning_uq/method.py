@@ -93,10 +93,16 @@ class Method:
         """The untrained module for this setting.
 
         Raises:
-            InputError: The method reads the network of another method.
+            InputError: The method reads the network of another method, or ``build`` returns no LightningModule.
         """
         if self.build is None:
             raise InputError(
                 f"Method {self.name!r} builds no module, since it reads the network of {self.trained_as!r}."
             )
-        return self.build(setting)
+        module = self.build(setting)
+        if not isinstance(module, LightningModule):
+            raise InputError(
+                f"`build` of Method {self.name!r} must return a LightningModule, but it returned a {type(module).__name__}. Return "
+                "DeterministicModule(network, ...) for a plain network."
+            )
+        return module

@@ -260,7 +260,7 @@ OWN_TASK = """
 from dataclasses import dataclass
 import torch
 from lightning_uq.predictions import GaussianMixturePrediction
-from lightning_uq.tasks import RegressionTask, sums_and_counts
+from lightning_uq.tasks import RegressionTask
 
 @dataclass(frozen=True)
 class KnownNoise(RegressionTask):
@@ -270,8 +270,8 @@ class KnownNoise(RegressionTask):
     score_names = GaussianMixturePrediction.score_names
     def predict(self, outputs):
         return GaussianMixturePrediction(outputs, torch.full_like(outputs, self.std**2))
-    def sample_losses(self, output, target, progress=None):
-        return sums_and_counts((output - target).square())
+    def losses(self, output, target, progress=None):
+        return (output - target).square()
 """
 
 

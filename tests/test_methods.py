@@ -178,5 +178,13 @@ def test_a_method_is_built_or_reads_another(arguments):
         methods()["energy"].make_module(cases.SETTING)
 
 
+@pytest.mark.parametrize("returned", ["None", "torch.nn.Linear(2, 2)"])
+def test_a_build_without_a_module_is_one_line(folder, capsys, returned):
+    text = f"import torch\nfrom lightning_uq import Method\nMETHOD = Method(name='mine', build=lambda setting: {returned}, ood_score='energy')\n"
+    (folder / "mine.py").write_text(text)
+    assert main([*QUICK, "--methods", "mine.py", "--out", "out"]) != 0
+    assert "`build` of Method 'mine' must return a LightningModule, but it returned a " in capsys.readouterr().err
+
+
 def test_the_names_are_public():
     assert lightning_uq.Method is Method

@@ -39,7 +39,7 @@ class FittingCallback(Callback, ABC):
         unpack_batch: ``unpack_batch(batch) -> (x, target)``; default ``(x, y)``, a bare ``x`` or a mapping with ``input``.
         output: What the model returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         task: What the outputs of a module that is not ours mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label
-            per input, from logits [B, C].
+            per input, from logits [B, C], or numbers if the first targets are numbers of the outputs' shape (not with ``attach``).
         attach: Whether ``trainer.predict`` replaces the predictions of a module that is not ours by ours, with what was fitted.
 
     Attributes:
@@ -65,7 +65,7 @@ class FittingCallback(Callback, ABC):
         self.weights = weights
         self.name = name
         self.attach = attach
-        self.logits = LogitReader(predict_fn, unpack_batch, output, task)
+        self.logits = LogitReader(predict_fn, unpack_batch, output, task, infers_task=not attach)
         self.uq_ckpt_path: str | None = None
         self.handle: RemovableHandle | None = None
         self._tensors: dict[str, Any] | None = None

@@ -149,7 +149,7 @@ class FitGMM(FeatureCallback):
         num_classes = 0
         for raw in loader:
             batch = to_device(raw, model, trainer)
-            y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
+            y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data", trainer)
             if not statistics:
                 num_classes = self._labelled(model, batch, trainer)
             features, y = self._by_row(model, self.features(model, batch, trainer), y)
@@ -190,7 +190,7 @@ class FitGMM(FeatureCallback):
     def _labelled(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> int:
         """The number of classes, from a batch whose outputs and labels are checked; 1 if the task has none."""
         where = f"{type(self).__name__}'s fitting data"
-        density_labels(self.logits, model, batch, where)
+        density_labels(self.logits, model, batch, where, trainer)
         if not self.logits.task(model).has_classes:
             return 1
         outputs = self.logits(model, batch, trainer)

@@ -248,11 +248,12 @@ class OODDetection(Callback):
         known = [*task.score_names, *provided]
         wanted = self.scores
         if wanted is None:
-            own = getattr(model, "ood_score", None)
-            # What a `predict_fn` gives is logits, which may lack the module's own score.
-            has_own = isinstance(own, str) and (self.read.predict_fn is None or own in known)
-            names = [own] if has_own else list(DEFAULT_SCORES)
-            wanted = {name: name for name in dict.fromkeys([*names, *provided])}
+            wanted = {name: name for name in dict.fromkeys([*self._default_scores(model), *provided])}
+            if not wanted:
+                raise InputError(
+                    f"{describe(task)} has no score for one network. Score an ensemble of them, or add a callback that provides a "
+                    "score, such as FitKNN."
+                )
         unknown = [score for score in wanted.values() if isinstance(score, str) and score not in known]
         if unknown:
             raise InputError(
@@ -261,6 +262,16 @@ class OODDetection(Callback):
             )
         needed = [scorer for scorer in scorers if {*scorer.ood_score_names}.intersection(wanted.values())]
         return (PixelScores if self.level == "pixel" else LoaderScores)(wanted, needed)
+
+    def _default_scores(self, model: nn.Module) -> list[str]:
+        """The scores of the predictions that are taken if none are named: the module's own, or those of its task."""
+        task, own = self.read.task(model), getattr(model, "ood_score", None)
+        # What a `predict_fn` gives is raw outputs, which may lack the module's own score.
+        if isinstance(own, str) and (self.read.predict_fn is None or own in task.score_names):
+            return [own]
+        if task.needs_members and self.read.predict_fn is None:
+            return []
+        return [name for name in DEFAULT_SCORES if name in task.score_names] or [task.ood_score]
 
     def _score_loader(
         self, scored: LoaderScores, model: nn.Module, loader: Iterable[Any], trainer: Trainer | None, where: str
@@ -288,6 +299,8 @@ class OODDetection(Callback):
             rows: ``rows(B)`` is the mask of the rows that count, None for all.
             inside: Whether the batch is of the test set.
         """
+        if scored.is_empty and self.read.infer_task(model, batch, trainer):
+            scored.restart(self._scored(model, trainer))  # the task tells which scores there are
         with ExitStack() as stack:
             provided = [stack.enter_context(scorer.ood_scores(model)) for scorer in scored.scorers]
             logits = self.read(model, batch, trainer, check=scored.is_empty)

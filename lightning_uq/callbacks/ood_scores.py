@@ -69,6 +69,10 @@ class LoaderScores:
         self.scorers = scorers
         self._scores: dict[str, list[Tensor]] = {}
 
+    def restart(self, other: "LoaderScores") -> None:
+        """Take the scores that another one computes, before any row was added."""
+        self.wanted, self.scorers = other.wanted, other.scorers
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing was added yet."""

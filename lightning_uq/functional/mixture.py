@@ -1,7 +1,8 @@
-r"""Equal-weight mixtures of Gaussians: what an ensemble of regressors predicts.
+r"""Mixtures of Gaussians: what an ensemble of regressors predicts, with equal weights, or a mixture density network.
 
 All take component means and variances [Z, B, D] and work per element: the D target dimensions are independent given
-the index. Half precision is upcast to float32.
+the index, and there may be further axes between B and D. Half precision is upcast to float32. Argument ``weights``, where there
+is one, holds the components' probabilities [Z, B, D]; without it they are equal.
 """
 
 import math
@@ -47,14 +48,13 @@ def mixture_log_prob(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
     return log_prob
 
 
-def mixture_cdf(mean: Tensor, variance: Tensor, value: Tensor) -> Tensor:
+def mixture_cdf(mean: Tensor, variance: Tensor, value: Tensor, weights: Tensor | None = None) -> Tensor:
     """P(Y <= value) = mean_z Phi((value - mu_z) / sigma_z), elementwise [B, D]."""
     mean, variance, value = upcast_together(mean, variance, value)
-    probability: Tensor = torch.special.ndtr((value - mean) * variance.rsqrt()).mean(0)
-    return probability
+    return _average(torch.special.ndtr((value - mean) * variance.rsqrt()), weights)
 
 
-def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor) -> Tensor:
+def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """The value [B, D] with ``mixture_cdf(value) = level``, by bisection in float64 where the device has it.
 
     The quantile of a mixture lies between the least and the greatest of its components' quantiles, which bracket the
@@ -64,6 +64,7 @@ def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor) -> T
         mean: Component means [Z, B, D].
         variance: Component variances [Z, B, D].
         level: Probability in (0, 1), a number or a tensor that broadcasts to [B, D].
+        weights: Probabilities of the components.
 
     Example:
         >>> mixture_quantile(torch.tensor([[[-1.0]], [[1.0]]]), torch.ones(2, 1, 1), 0.5).abs() < 1e-6
@@ -76,12 +77,12 @@ def mixture_quantile(mean: Tensor, variance: Tensor, level: float | Tensor) -> T
     low, high = components.amin(0), components.amax(0)
     for _ in range(64):
         middle = low + (high - low) / 2
-        below = mixture_cdf(mean, variance, middle) < probability
+        below = mixture_cdf(mean, variance, middle, weights) < probability
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + (high - low) / 2).to(dtype)
 
 
-def mixture_crps(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
+def mixture_crps(mean: Tensor, variance: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Continuous ranked probability score of the mixture, elementwise [B, D], in the target's units; lower is better.
 
     Closed form with A(m, s^2) = 2 s phi(m/s) + m (2 Phi(m/s) - 1), the mean of |N(m, s^2)|:
@@ -94,10 +95,16 @@ def mixture_crps(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
         tensor([[0.2337]])
     """
     mean, variance, target = upcast_together(mean, variance, target)
-    to_target = _mean_absolute(target - mean, variance).mean(0)
+    to_target = _average(_mean_absolute(target - mean, variance), weights)
     # One row of the pair matrix at a time keeps memory at [Z, B, D].
-    between = torch.stack([_mean_absolute(m - mean, v + variance).mean(0) for m, v in zip(mean, variance, strict=True)])
-    return to_target - 0.5 * between.mean(0)
+    pairs = zip(mean, variance, strict=True)
+    between = torch.stack([_average(_mean_absolute(m - mean, v + variance), weights) for m, v in pairs])
+    return to_target - 0.5 * _average(between, weights)
+
+
+def _average(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean over the components."""
+    return values.mean(0) if weights is None else (values * weights.to(values.dtype)).sum(0)
 
 
 def _mean_absolute(mean: Tensor, variance: Tensor) -> Tensor:

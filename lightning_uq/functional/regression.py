@@ -11,11 +11,12 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.calibration import Norm
 from lightning_uq.functional.mixture import gaussian_log_prob, mixture_cdf, mixture_moments
 from lightning_uq.functional.precision import widen
-from lightning_uq.functional.validation import check_choice, check_floating, check_shape
+from lightning_uq.functional.targets import aligned_target
+from lightning_uq.functional.validation import check_choice, check_floating
 
 
 def check_mixture(mean: Tensor, variance: Tensor, target: Tensor, *, validate: bool = True) -> None:
-    """Refuse a mixture or a target of other shapes, with NaN in it, or with a variance that is not positive.
+    """Refuse a mixture or a target of other shapes or with infinity in it, and a variance that is not positive.
 
     Raises:
         InputError: One of these, by name.
@@ -23,17 +24,18 @@ def check_mixture(mean: Tensor, variance: Tensor, target: Tensor, *, validate: b
     check_floating("mean", mean, 3, "[Z, B, D] (a single network's is mean[None])")
     check_floating("variance", variance, 3, "[Z, B, D]")
     check_floating("target", target, 1, "[B, D]")
-    if mean.ndim != 3 or mean.shape != variance.shape or len(mean) == 0:
+    if mean.ndim < 3 or mean.shape != variance.shape or len(mean) == 0:
         raise InputError(
             f"`mean` and `variance` must have one shape [Z, B, D] with Z > 0, but their shapes are "
             f"{list(mean.shape)} and {list(variance.shape)}."
         )
-    check_shape("target", target, mean.shape[1:], advice="Another shape would broadcast.")
+    target = aligned_target(target, mean.shape[1:])
     if not validate:
         return
-    for name, value in (("mean", mean), ("target", target)):
-        if not bool(value.isfinite().all()):
-            raise InputError(f"`{name}` must be finite, but it holds NaN or infinity.")
+    if not bool(mean.isfinite().all()):
+        raise InputError("`mean` must be finite, but it holds NaN or infinity.")
+    if bool(target.isinf().any()):
+        raise InputError("`target` must be finite, or NaN where it is missing, but it holds infinity.")
     if not bool(((variance > 0) & variance.isfinite()).all()):
         raise InputError("`variance` must be positive and finite, but it holds other values.")
 
@@ -114,20 +116,29 @@ def quantile_counts(mean: Tensor, variance: Tensor, target: Tensor, num_levels: 
         >>> quantile_counts(torch.zeros(1, 2, 1), torch.ones(1, 2, 1), torch.tensor([[-9.0], [0.1]]), 3)
         tensor([1., 1., 2.], dtype=torch.float64)
     """
-    return counts_below_quantiles(mixture_cdf(*_wide(mean, variance, target)), num_levels)
+    return counts_below_quantiles(mixture_cdf(*_wide(mean, variance, target)), quantile_levels(num_levels))
 
 
-def counts_below_quantiles(integral: Tensor, num_levels: int) -> Tensor:
-    """:func:`quantile_counts` from the probability integrals P(Y <= y) of the targets, of any shape.
+def counts_below_quantiles(integral: Tensor, levels: Tensor, known: Tensor | None = None) -> Tensor:
+    """:func:`quantile_counts` at any increasing levels, from the probability integrals P(Y <= y) of the targets, of any shape.
+
+    Args:
+        integral: Probability integrals.
+        levels: [L], in increasing order.
+        known: A mask of the integrals that count; None for all.
+
+    Returns:
+        [L] in float64.
 
     Example:
-        >>> counts_below_quantiles(torch.tensor([0.1, 0.6]), 3)
+        >>> counts_below_quantiles(torch.tensor([0.1, 0.6]), torch.tensor([0.25, 0.5, 0.75]))
         tensor([1., 1., 2.], dtype=torch.float64)
     """
-    integral = integral.reshape(-1)
-    levels = quantile_levels(num_levels).to(integral)
+    integral, levels = integral.reshape(-1), levels.to(integral)
     first = torch.searchsorted(levels, integral)  # the least level that is not below the integral
-    return widen(torch.bincount(first, minlength=num_levels + 1)[:num_levels].cumsum(0))
+    if known is not None:
+        first = torch.where(known.reshape(-1), first, len(levels))
+    return widen(torch.bincount(first, minlength=len(levels) + 1)[: len(levels)].cumsum(0))
 
 
 def quantile_levels(num_levels: int) -> Tensor:
@@ -135,13 +146,16 @@ def quantile_levels(num_levels: int) -> Tensor:
     return torch.arange(1, num_levels + 1, dtype=torch.float64) / (num_levels + 1)
 
 
-def quantile_calibration_error(counts: Tensor, total: Tensor, norm: Norm = "l1") -> Tensor:
+def quantile_calibration_error(
+    counts: Tensor, total: Tensor, norm: Norm = "l1", levels: Tensor | None = None
+) -> Tensor:
     """Distance between the levels of predicted quantiles and the shares of targets below them.
 
     Args:
         counts: What :func:`quantile_counts` returned, or a sum of such: [num_levels].
         total: Number of targets.
         norm: "l1" for the mean absolute, "l2" for the root mean squared, "max" for the largest difference.
+        levels: The levels [L]; k / (L + 1) by default.
 
     Returns:
         A scalar in [0, 1]; NaN without a target.
@@ -153,7 +167,8 @@ def quantile_calibration_error(counts: Tensor, total: Tensor, norm: Norm = "l1")
         tensor(0.1667, dtype=torch.float64)
     """
     check_choice("norm", norm, ("l1", "l2", "max"))
-    gap = (counts / total - quantile_levels(len(counts)).to(counts)).abs()
+    levels = quantile_levels(len(counts)) if levels is None else levels
+    gap = (counts / total - levels.to(counts)).abs()
     if norm == "max":
         return gap.amax()
     return gap.mean() if norm == "l1" else gap.square().mean().sqrt()

@@ -1,4 +1,4 @@
-"""Losses: Gaussian likelihood, categorical regression, evidence for classes, evidential regression."""
+"""Losses: likelihoods and quantiles of numbers, categorical regression, evidence for classes, evidential regression."""
 
 from lightning_uq.losses.categorical_regression import Cat2HotRegression, categorical_regression_loss
 from lightning_uq.losses.combined import CombinedLoss
@@ -32,6 +32,12 @@ from lightning_uq.losses.evidential_modules import (
 )
 from lightning_uq.losses.evidential_regression import EvidentialRegressionLoss, evidential_regression_loss, split_nig
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
+from lightning_uq.losses.heteroscedastic import (
+    beta_nll_loss,
+    faithful_gaussian_loss,
+    gaussian_crps_loss,
+    split_log_gaussian,
+)
 from lightning_uq.losses.index import (
     IndexLoss,
     accuracy_error,
@@ -44,7 +50,9 @@ from lightning_uq.losses.joint import (
     joint_nll_loss,
 )
 from lightning_uq.losses.labels import label_losses
+from lightning_uq.losses.mixture_density import mixture_nll_loss, split_mixture
 from lightning_uq.losses.penalty import L2WeightDecay, Penalty, l2_weight_decay
+from lightning_uq.losses.point import point_loss
 from lightning_uq.losses.prior import (
     PriorLoss,
     distill_mean_classification,
@@ -54,6 +62,8 @@ from lightning_uq.losses.prior import (
     l2_training_penalty,
     variance_kl,
 )
+from lightning_uq.losses.quantiles import pinball_loss, split_quantiles
+from lightning_uq.losses.student_t import split_student_t, student_t_nll_loss
 from lightning_uq.losses.vae import (
     binary_log_likelihood,
     gaussian_vae_log_likelihood,
@@ -79,6 +89,7 @@ __all__ = [
     "RelaxedEvidentialLoss",
     "accuracy_error",
     "average_over_indices",
+    "beta_nll_loss",
     "binary_log_likelihood",
     "categorical_log_likelihood",
     "categorical_regression_loss",
@@ -96,7 +107,9 @@ __all__ = [
     "elbo_loss",
     "evidential_loss",
     "evidential_regression_loss",
+    "faithful_gaussian_loss",
     "fisher_evidential_loss",
+    "gaussian_crps_loss",
     "gaussian_nll_loss",
     "gaussian_noise_log_likelihood",
     "gaussian_vae_log_likelihood",
@@ -107,9 +120,17 @@ __all__ = [
     "label_losses",
     "latent_kl",
     "maxnorm_loss",
+    "mixture_nll_loss",
+    "pinball_loss",
+    "point_loss",
     "relaxed_evidential_loss",
     "split_gaussian",
+    "split_log_gaussian",
+    "split_mixture",
     "split_nig",
+    "split_quantiles",
+    "split_student_t",
+    "student_t_nll_loss",
     "uniform_dirichlet_kl",
     "variance_kl",
 ]

@@ -1,5 +1,6 @@
 """Evidential losses of a network's raw outputs: modules that replace ``nn.CrossEntropyLoss``."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from lightning_uq.losses.evidential import (
 from lightning_uq.losses.reduction import Reduction, check_reduction
 
 
-class EvidenceLoss(nn.Module):
+class EvidenceLoss(nn.Module, ABC):
     """Base of the losses that take a network's raw outputs: evidence, annealing factor, weights and reduction.
 
     Args:
@@ -70,9 +71,9 @@ class EvidenceLoss(nn.Module):
         factor = self.reg_factor if reg_factor is None else reg_factor
         return self.of_evidence(self.evidence(upcast(logits)), target, factor)
 
+    @abstractmethod
     def of_evidence(self, evidence: Tensor, target: Tensor, reg_factor: float) -> Tensor:
-        """The loss of evidence, which each subclass defines."""
-        raise NotImplementedError
+        """The loss of evidence."""
 
     def _options(self) -> dict[str, Any]:
         """The arguments that all loss functions of evidence share."""

@@ -8,6 +8,7 @@ module that holds them.
 
 from lightning_uq.metrics.calibration import ExpectedCalibrationError, SmoothCalibrationError
 from lightning_uq.metrics.intersection_over_union import MeanIoU
+from lightning_uq.metrics.intervals import IntervalScore, Sharpness
 from lightning_uq.metrics.joint import JointLogLoss
 from lightning_uq.metrics.labels import (
     LabelAccuracy,
@@ -18,7 +19,9 @@ from lightning_uq.metrics.labels import (
     LabelNLL,
 )
 from lightning_uq.metrics.ood import OODAUPRC, OODAUROC, OODFPR95
-from lightning_uq.metrics.regression import CRPS, RMSE, RegressionNLL
+from lightning_uq.metrics.pinball import PinballLoss
+from lightning_uq.metrics.pit import PITHistogram
+from lightning_uq.metrics.regression import CRPS, MAE, RMSE, RegressionNLL
 from lightning_uq.metrics.regression_calibration import IntervalCoverage, QuantileCalibrationError
 from lightning_uq.metrics.scoring import (
     Accuracy,
@@ -28,12 +31,15 @@ from lightning_uq.metrics.scoring import (
     PredictiveEntropy,
 )
 from lightning_uq.metrics.selective import AUGRC, AURC
+from lightning_uq.metrics.sparsification import AUSE
 from lightning_uq.metrics.unpredicted import UnpredictedClasses
 
 __all__ = [
     "AUGRC",
     "AURC",
+    "AUSE",
     "CRPS",
+    "MAE",
     "OODAUPRC",
     "OODAUROC",
     "OODFPR95",
@@ -42,6 +48,7 @@ __all__ = [
     "BrierScore",
     "ExpectedCalibrationError",
     "IntervalCoverage",
+    "IntervalScore",
     "JointLogLoss",
     "LabelAUROC",
     "LabelAccuracy",
@@ -52,9 +59,12 @@ __all__ = [
     "MeanIoU",
     "MutualInformation",
     "NegativeLogLikelihood",
+    "PITHistogram",
+    "PinballLoss",
     "PredictiveEntropy",
     "QuantileCalibrationError",
     "RegressionNLL",
+    "Sharpness",
     "SmoothCalibrationError",
     "UnpredictedClasses",
 ]

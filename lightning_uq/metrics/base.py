@@ -148,9 +148,12 @@ class MeanMetric(UncertaintyMetric):
         self._add_sum(name)
         self._add_sum("count")
 
-    def _add(self, values: Tensor) -> None:
-        setattr(self, self._sum_name, getattr(self, self._sum_name) + widen(values).sum())
-        self.count = self.count + values.numel()
+    def _add(self, values: Tensor, known: Tensor | None = None) -> None:
+        """Add values, or those of them that a mask marks."""
+        counted = values.numel() if known is None else widen(known.sum())
+        kept = widen(values) if known is None else torch.where(known, widen(values), 0.0)
+        setattr(self, self._sum_name, getattr(self, self._sum_name) + kept.sum())
+        self.count = self.count + counted
 
     def compute(self) -> Tensor:
         """The mean over all rows; NaN without one."""

@@ -1,5 +1,6 @@
 """Metrics of labels that are on or off, one or several per input; unknown labels are left out."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -250,8 +251,9 @@ class _LabelRanking(UncertaintyMetric):
             return logits.new_full((), torch.nan)
         return self._value(logits, on)
 
+    @abstractmethod
     def _value(self, logits: Tensor, on: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The value of one label, from its logits [N] and whether each is on."""
 
 
 class LabelAUROC(_LabelRanking):

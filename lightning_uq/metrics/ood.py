@@ -1,5 +1,6 @@
 """Detection of out-of-distribution inputs over a data set."""
 
+from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -50,8 +51,9 @@ class DetectionMetric(UncertaintyMetric):
             rank_zero_warn(f"{type(self).__name__} has seen no {' and no '.join(missing)} rows; its value is NaN.")
         return self._value(self._rows("score"), is_ood)
 
+    @abstractmethod
     def _value(self, score: Tensor, is_ood: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The value, from scores [N] and whether each row is out of distribution."""
 
 
 class OODAUROC(DetectionMetric):

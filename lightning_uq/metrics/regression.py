@@ -1,4 +1,7 @@
-"""Scores of regression: log-density, CRPS and squared error."""
+"""Scores of regression: log-density, CRPS, and the errors of the mean.
+
+Targets that are NaN are missing: they are left out.
+"""
 
 from typing import Any
 
@@ -6,13 +9,14 @@ from torch import Tensor
 
 from lightning_uq.functional.mixture import gaussian_log_prob
 from lightning_uq.functional.precision import widen
+from lightning_uq.functional.targets import known_targets, sum_over_targets
 from lightning_uq.functional.validation import check_bool
 from lightning_uq.metrics.base import MeanMetric
 from lightning_uq.metrics.distribution import Predicted, as_distribution
 
 
 class RegressionNLL(MeanMetric):
-    """Mean negative log-density of the target [B, D], in nats per row (summed over D), its log(2 pi) / 2 included.
+    """Mean negative log-density of the target [B, D], in nats per row (summed over its known numbers), its log(2 pi) / 2 included.
 
     Args:
         moment_matched: Score the single Gaussian with the prediction's mean and variance, as in the deep-ensembles paper's
@@ -43,16 +47,19 @@ class RegressionNLL(MeanMetric):
 
         Args:
             prediction: A prediction object, or a tuple (mean, variance) of a Gaussian mixture, each [Z, B, D].
-            target: [B, D].
+            target: [B, D]; NaN marks a missing value.
 
         Raises:
-            InputError: Shapes differ, a variance is not positive, or a value is NaN or infinite.
+            InputError: Shapes differ, a variance is not positive, or a value is infinite.
         """
-        found = as_distribution(prediction, target, self.validate_args)
+        found, target = as_distribution(prediction, target, self.validate_args)
+        value, known = known_targets(target)
         if self.moment_matched:
-            self._add(-gaussian_log_prob(found.mean, found.variance, target).sum(-1))
+            log_prob = gaussian_log_prob(found.mean, found.variance, value).unsqueeze(0)
+            nll = -sum_over_targets(log_prob, known).squeeze(0)
         else:
-            self._add(-found.log_prob(target))
+            nll = -found.log_prob(target)
+        self._add(nll, known.flatten(1).any(1))  # type: ignore[no-untyped-call]
 
 
 class CRPS(MeanMetric):
@@ -82,7 +89,8 @@ class CRPS(MeanMetric):
 
     def update(self, prediction: Predicted, target: Tensor) -> None:
         """Add a batch; see :meth:`RegressionNLL.update`."""
-        self._add(as_distribution(prediction, target, self.validate_args).crps(target))
+        found, target = as_distribution(prediction, target, self.validate_args)
+        self._add(found.crps(target), ~target.isnan())
 
 
 class RMSE(MeanMetric):
@@ -108,9 +116,36 @@ class RMSE(MeanMetric):
 
     def update(self, prediction: Predicted, target: Tensor) -> None:
         """Add a batch; see :meth:`RegressionNLL.update`."""
-        center = as_distribution(prediction, target, self.validate_args).mean
-        self._add((widen(center) - widen(target)).square())
+        found, target = as_distribution(prediction, target, self.validate_args)
+        self._add((widen(found.mean) - widen(target)).square(), ~target.isnan())
 
     def compute(self) -> Tensor:
         """The root of the mean over all rows and dimensions; NaN without one."""
         return super().compute().sqrt()
+
+
+class MAE(MeanMetric):
+    """Mean absolute error of the mean, or of the median of quantiles, in the target's units, over rows and dimensions.
+
+    Args:
+        validate_args: Check the values of each batch.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> import torch
+        >>> metric = MAE()
+        >>> metric.update((torch.zeros(1, 2, 1), torch.ones(1, 2, 1)), torch.tensor([[3.0], [-4.0]]))
+        >>> metric.compute()
+        tensor(3.5000, dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = False
+    plot_lower_bound: float | None = 0.0
+
+    def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("absolute_error", validate_args=validate_args, **kwargs)
+
+    def update(self, prediction: Predicted, target: Tensor) -> None:
+        """Add a batch; see :meth:`RegressionNLL.update`."""
+        found, target = as_distribution(prediction, target, self.validate_args)
+        self._add((widen(found.point) - widen(target)).abs(), ~target.isnan())

@@ -1,13 +1,17 @@
 """Calibration metrics of regression: coverage of intervals, and quantiles against observed shares."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lightning_uq.functional import regression
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.quantiles import check_levels
 from lightning_uq.functional.validation import check_choice, check_integer, check_open_unit
 from lightning_uq.metrics.base import MeanMetric, UncertaintyMetric
-from lightning_uq.metrics.distribution import Predicted, probability_integral
+from lightning_uq.metrics.distribution import Predicted, as_distribution
 
 
 class IntervalCoverage(MeanMetric):
@@ -42,16 +46,16 @@ class IntervalCoverage(MeanMetric):
 
     def update(self, prediction: Predicted, target: Tensor) -> None:
         """Add a batch; see :meth:`RegressionNLL.update`."""
-        self._add(
-            regression.in_central_interval(probability_integral(prediction, target, self.validate_args), self.level)
-        )
+        found, target = as_distribution(prediction, target, self.validate_args)
+        self._add(found.covered(target, self.level), ~target.isnan())
 
 
 class QuantileCalibrationError(UncertaintyMetric):
-    """Distance between the levels k / (num_levels + 1) of predicted quantiles and the shares of targets below them.
+    """Distance between the levels of predicted quantiles and the shares of targets below them. :meth:`plot` draws the shares.
 
     Args:
-        num_levels: Number of levels.
+        num_levels: Number of levels k / (num_levels + 1).
+        levels: The levels instead, in increasing order: those of a prediction of quantiles, which knows no others.
         norm: "l1" for the mean absolute, "l2" for the root mean squared, "max" for the largest difference.
         validate_args: Check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
@@ -81,28 +85,32 @@ class QuantileCalibrationError(UncertaintyMetric):
         num_levels: int = 99,
         norm: Literal["l1", "l2", "max"] = "l1",
         validate_args: bool = True,
+        *,
+        levels: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(validate_args=validate_args, **kwargs)
         check_integer("num_levels", num_levels, 1)
         check_choice("norm", norm, ("l1", "l2", "max"))
-        self.num_levels, self.norm = num_levels, norm
-        self._add_sum("below", num_levels)
+        self.norm = norm
+        self.levels = check_levels(regression.quantile_levels(num_levels) if levels is None else levels)
+        self._add_sum("below", len(self.levels))
         self._add_sum("count")
 
     def update(self, prediction: Predicted, target: Tensor) -> None:
         """Add a batch; see :meth:`RegressionNLL.update`."""
-        integral = probability_integral(prediction, target, self.validate_args)
-        self.below = self.below + regression.counts_below_quantiles(integral, self.num_levels)
-        self.count = self.count + target.numel()
+        found, target = as_distribution(prediction, target, self.validate_args)
+        self.below = self.below + found.counts_below(target, self.levels)
+        self.count = self.count + widen((~target.isnan()).sum())
 
     def compute(self) -> Tensor:
         """The error in [0, 1]; NaN without a target."""
-        return regression.quantile_calibration_error(self.below, self.count, self.norm)
+        levels = torch.tensor(self.levels, dtype=torch.float64)
+        return regression.quantile_calibration_error(self.below, self.count, self.norm, levels)
 
     def _draw(self, ax: Any) -> None:
-        levels = regression.quantile_levels(self.num_levels)
-        value = regression.quantile_calibration_error(self.below, self.count, self.norm)
+        levels = torch.tensor(self.levels, dtype=torch.float64)
+        value = regression.quantile_calibration_error(self.below, self.count, self.norm, levels)
         ax.plot([0, 1], [0, 1], linestyle="--", color="grey")
         self._draw_curve(ax, levels, self.below / self.count, "predicted level", "observed share below", value)
         ax.set(xlim=(0, 1), ylim=(0, 1))

@@ -60,7 +60,7 @@ class NegativeLogLikelihood(MeanMetric):
         Raises:
             InputError: The values are no probabilities or indices, or shapes differ.
         """
-        if target.is_floating_point():
+        if is_soft(prediction, target):
             log_probs, soft = soft_rows(prediction, target, self.from_logits, self.validate_args)
             self._add(-torch.where(soft > 0, soft * log_probs, 0.0).sum(1))
             return
@@ -76,6 +76,13 @@ class NegativeLogLikelihood(MeanMetric):
             check_target_values(target, log_probs.shape[1])
             check_no_nan("prediction", log_probs)
         self._add(-at_class(log_probs, target, 1))
+
+
+def is_soft(prediction: Tensor | HasProbs, target: Tensor) -> bool:
+    """Whether the targets are probabilities, with a class axis as the prediction has it."""
+    if not target.is_floating_point():
+        return False
+    return target.ndim == (prediction if isinstance(prediction, Tensor) else log_probs_of(prediction)).ndim
 
 
 def soft_rows(
@@ -179,7 +186,7 @@ class BrierScore(MeanMetric):
 
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
         """Add a batch; see :meth:`NegativeLogLikelihood.update`. Of probabilities as targets, sum_c (p_c - t_c)^2 is taken."""
-        if target.is_floating_point():
+        if is_soft(prediction, target):
             log_probs, soft = soft_rows(prediction, target, self.from_logits, self.validate_args)
             self._add((log_probs.exp() - soft).square().sum(1))
             return

@@ -124,8 +124,13 @@ class UncertaintyModule(CheckpointedModule):
         self._save_arguments()
 
     @property
-    def ood_score(self) -> str:
-        """The default out-of-distribution score: the method's preferred one if the task knows it, else the task's."""
+    def ood_score(self) -> str | None:
+        """The default out-of-distribution score: the method's preferred one if the task knows it, else the task's.
+
+        None for a single hypothesis if all of the task's scores are spreads of several.
+        """
+        if self.task.needs_members and self.network.num_indices == 1:
+            return None
         known = self.task.score_names
         return next((name for name in self.preferred_ood_scores if name in known), self.task.ood_score)
 

@@ -16,6 +16,7 @@ from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
 from lightning_uq.networks.output import Output
 from lightning_uq.running.loaders import num_training_samples
+from lightning_uq.tasks import describe
 
 KL_WEIGHT = 0.1
 """Factor of the divergence on the digits: the best of 1, 0.1, 0.01, 0.001 in validation joint log-loss (tau 10), over seeds
@@ -42,7 +43,7 @@ class BayesByBackpropModule(UncertaintyModule):
         training: Arguments of :class:`UncertaintyModule`: ``task``, ``optimizer``, ``loss`` and the like.
 
     Raises:
-        InputError: A number is out of range, or N is not known.
+        InputError: A number is out of range, N is not known, or the task's loss is no likelihood.
         UnsupportedError: The network has a BatchNorm layer.
 
     Source: Blundell et al., "Weight Uncertainty in Neural Networks", ICML 2015 (arXiv 1505.05424).
@@ -75,6 +76,11 @@ class BayesByBackpropModule(UncertaintyModule):
         super().__init__(
             BayesByBackpropNetwork(built, initial_std=initial_std, temperature=temperature, output=output), **training
         )
+        if self.loss is None and not self.task.has_likelihood:
+            raise InputError(
+                f"The evidence lower bound needs a negative log-likelihood, but the loss of {describe(self.task)} is none. Choose "
+                "another loss of the task, for instance `Regression(head='mean_variance')`, or pass your own as argument `loss`."
+            )
         self.prior: dict[str, Any] = {
             "prior_std": prior_std,
             "second_prior_std": second_prior_std,

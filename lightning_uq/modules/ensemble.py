@@ -36,7 +36,8 @@ from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
-from lightning_uq.tasks import OutputShapeError
+from lightning_uq.running.inferred_task import looks_like_regression, tell_regression
+from lightning_uq.tasks import OutputShapeError, Regression
 
 
 @with_members
@@ -85,6 +86,8 @@ class EnsembleModule(UncertaintyModule):
 
     Attributes:
         members: The LightningModules among the members, as one object; None for plain networks.
+        infers_task: Whether members' batches may still show that they predict numbers: LightningModules without a ``task``.
+        was_task_inferred: Whether they have, so that the task is ``Regression(head="mean")``.
         adversary: Takes the adversarial steps; None without ``adversarial_epsilon``.
 
     Raises:
@@ -144,6 +147,8 @@ class EnsembleModule(UncertaintyModule):
         self.bootstrap = bootstrap or "none"
         self.adversary = None if adversarial_epsilon is None else Adversary(adversarial_epsilon, adversarial_scale)
         self.members = Members(self, lightning_members, streams) if lightning_members else None
+        self.infers_task = self.members is not None and "task" not in training
+        self.was_task_inferred = False
         if self.members is not None:
             self.strict_loading = all(member.strict_loading for member in lightning_members)
             vars(self).update(self.members.hooks_of_data())
@@ -187,6 +192,21 @@ class EnsembleModule(UncertaintyModule):
             ensemble = cls(**arguments)
         load_member_files(ensemble.network, weights, checkpoints)
         return ensemble
+
+    def infer_task(self, x: Any, y: object) -> bool:
+        """Take the members for regressors of means if they have no ``task``, and this batch shows it; whether it does."""
+        if not self.infers_task or not isinstance(y, Tensor) or not y.is_floating_point():
+            return False
+        if not looks_like_regression(self.network(x)[0], y):
+            return False
+        tell_regression(type(self.network.member(0)))
+        self.set_inferred_task()
+        return True
+
+    def set_inferred_task(self) -> None:
+        """Take the members for regressors of means, as a batch has shown or a checkpoint says."""
+        self.task, self.infers_task, self.was_task_inferred = Regression(head="mean"), False, True
+        self._output_checked = self._targets_checked = False
 
     # ------------------------------------------------------------------ training
 
@@ -241,7 +261,7 @@ class EnsembleModule(UncertaintyModule):
         if self.members is None:
             super()._log_before_batches(stage, metric_sets)
         else:
-            self.members.metrics.start(metric_sets)
+            self.members.metrics.start(stage, metric_sets)
             self._is_logged = self.members.metrics.are_logged_at_end
 
     def _evaluate(
@@ -297,7 +317,8 @@ class EnsembleModule(UncertaintyModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the seed, and how the members run."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[ENSEMBLE_STATE] = {"seed": self.seed, "stacked": self.network.is_stacked}
+        inferred = {"was_task_inferred": True} if self.was_task_inferred else {}
+        checkpoint[ENSEMBLE_STATE] = {"seed": self.seed, "stacked": self.network.is_stacked, **inferred}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the seed; an optimizer state of another execution is converted."""
@@ -311,6 +332,8 @@ class EnsembleModule(UncertaintyModule):
                 f"The checkpoint holds {size} members, but the ensemble has {self.network.num_indices} (argument `num_members`)."
             )
         self.seed = saved["seed"]
+        if saved.get("was_task_inferred"):
+            self.set_inferred_task()
         if self.is_resuming:
             if self.adversary is not None:
                 self.adversary.resume(checkpoint["state_dict"])

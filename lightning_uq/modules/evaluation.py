@@ -60,8 +60,11 @@ def update_metrics(
     prediction, target = module.task.rows(prediction, y)
     if len(target):
         is_soft = module.task.has_classes and target.is_floating_point()
-        for name, metric in metrics.items():
-            if name != "loss" and (not is_soft or getattr(metric, "takes_soft_targets", False)):
+        for metric in (metric for name, metric in metrics.items() if name != "loss"):
+            if is_soft and not getattr(metric, "takes_soft_targets", False):
+                # Not defined for probabilities as targets: without a row the metric is NaN.
+                _update(metric, prediction[:0], target[:0].argmax(1), None if index is None else index[:0])
+            else:
                 _update(metric, prediction, target, index)
 
 

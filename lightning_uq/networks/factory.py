@@ -117,14 +117,27 @@ def factory_from_config(config: Any) -> Any:
 
     A callable without arguments comes back as itself, so that it equals the default it may have been.
     """
-    if _is_factory_config(config):
+    if _is_factory_config(config) and _names_a_factory(config):
         factory = Factory(config["target"], dict(config["kwargs"]))
         return factory if factory.kwargs else factory._function
     return config
 
 
 def _is_factory_config(value: object) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(value, Mapping) and set(value) == {"target", "kwargs"}
+    return (
+        isinstance(value, Mapping)
+        and set(value) == {"target", "kwargs"}
+        and isinstance(value["target"], str)
+        and isinstance(value["kwargs"], Mapping)
+    )
+
+
+def _names_a_factory(config: Mapping[str, Any]) -> bool:
+    """Whether the target can be imported and called: a user's own mapping may have the same keys."""
+    try:
+        return callable(import_object(config["target"]))
+    except InputError:
+        return False
 
 
 def is_plain(value: object) -> bool:

@@ -10,10 +10,14 @@ from lightning_uq.predictions.categorical import CategoricalPrediction
 from lightning_uq.predictions.class_probabilities import ClassProbabilities
 from lightning_uq.predictions.dirichlet import DirichletPrediction
 from lightning_uq.predictions.gaussian_mixture import GaussianMixturePrediction
+from lightning_uq.predictions.mixture_density import MixtureDensityPrediction
 from lightning_uq.predictions.numbers import NumberPrediction
+from lightning_uq.predictions.point import PointPrediction
 from lightning_uq.predictions.pooled_categorical import PooledCategoricalPrediction
 from lightning_uq.predictions.pooled_regression import PooledRegressionPrediction
+from lightning_uq.predictions.quantiles import QuantilePrediction
 from lightning_uq.predictions.student_t import StudentTPrediction
+from lightning_uq.predictions.student_t_mixture import StudentTMixturePrediction
 
 __all__ = [
     "BernoulliPrediction",
@@ -22,10 +26,14 @@ __all__ = [
     "DirichletPrediction",
     "GaussianMixturePrediction",
     "LabelProbabilities",
+    "MixtureDensityPrediction",
     "NumberPrediction",
+    "PointPrediction",
     "PooledBernoulliPrediction",
     "PooledCategoricalPrediction",
     "PooledRegressionPrediction",
     "Prediction",
+    "QuantilePrediction",
+    "StudentTMixturePrediction",
     "StudentTPrediction",
 ]

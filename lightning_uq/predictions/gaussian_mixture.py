@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional import mixture
+from lightning_uq.functional.targets import sum_over_targets
 from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
 from lightning_uq.predictions.numbers import NumberPrediction
@@ -15,12 +16,12 @@ class GaussianMixturePrediction(NumberPrediction):
     """A regressor's prediction: an equal-weight mixture of one Gaussian per hypothesis.
 
     Args:
-        member_mean: Component means [Z, B, D].
-        member_variance: Component variances [Z, B, D], positive.
+        member_mean: Component means [Z, B, D], or [Z, B, H, D] of a horizon.
+        member_variance: Component variances of the same shape, positive.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
-        InputError: The shapes differ or do not have three axes.
+        InputError: The shapes differ or have fewer than three axes.
 
     Example:
         >>> prediction = GaussianMixturePrediction(torch.tensor([[[0.0]], [[2.0]]]), torch.ones(2, 1, 1))
@@ -61,12 +62,13 @@ class GaussianMixturePrediction(NumberPrediction):
         return mixture.mixture_moments(self.member_mean, torch.zeros_like(self.member_variance))[1]
 
     def log_prob(self, target: Tensor) -> Tensor:
-        """log mean_z prod_d N(target_d; mu_zd, sigma_zd^2): [B] for ``target`` [B, D].
+        """log mean_z prod_d N(target_d; mu_zd, sigma_zd^2) over the known targets: [B] for ``target`` [B, D].
 
         The dimensions are independent given the index, not under the mixture.
         """
-        target = self._checked(target)
-        members = mixture.gaussian_log_prob(self.member_mean, self.member_variance, target).sum(-1)
+        target, known = self._checked_known(target)
+        log_prob = mixture.gaussian_log_prob(self.member_mean, self.member_variance, target)
+        members = sum_over_targets(log_prob, known)
         return torch.logsumexp(members, 0) - math.log(len(members))
 
     def quantile(self, level: float) -> Tensor:

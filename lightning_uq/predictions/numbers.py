@@ -1,24 +1,43 @@
 """The base of all predictions of numbers."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.validation import check_open_unit, check_shape
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.regression import counts_below_quantiles, in_central_interval
+from lightning_uq.functional.targets import aligned_target, known_targets
+from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.base import Prediction
 
 
 class NumberPrediction(Prediction):
-    """The base of predictions of targets [B, D]: a mean, and a variance that is the sum of two parts."""
+    """The base of predictions of targets [B, D], or [B, H, D] of a horizon: a mean, and a variance that is the sum of two parts.
+
+    A target may lack its last axis where D = 1. A NaN in it is a missing value.
+    """
 
     score_names: ClassVar[tuple[str, ...]] = ("variance", "aleatoric_variance", "epistemic_variance")
+
+    @property
+    def target_shape(self) -> torch.Size:
+        """The shape [B, ..., D] of the targets that the prediction is about."""
+        _, tensor, axis = self._present()[0]
+        return tensor.shape[axis or 0 :]
 
     @property
     @abstractmethod
     def mean(self) -> Tensor:
         """E[y] [B, D]."""
+
+    @property
+    def point(self) -> Tensor:
+        """The one number per target [B, D] that absolute errors are measured from: the mean, or the median of quantiles."""
+        return self.mean
 
     @property
     @abstractmethod
@@ -37,7 +56,7 @@ class NumberPrediction(Prediction):
 
     @abstractmethod
     def log_prob(self, target: Tensor) -> Tensor:
-        """Joint log-density [B] of the target [B, D]."""
+        """Joint log-density [B] of the known numbers of a target [B, D]; NaN for a row without one."""
 
     @abstractmethod
     def quantile(self, level: float) -> Tensor:
@@ -55,6 +74,25 @@ class NumberPrediction(Prediction):
         """Central interval (lower, upper), each [B, D], that holds a share ``level`` of each marginal."""
         check_open_unit("level", level)
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+    def covered(self, target: Tensor, level: float) -> Tensor:
+        """Whether the target lies in the central interval of this level: bool [B, D]; a missing target does not.
+
+        A value lies between two quantiles exactly if its probability integral does between their levels, so no quantile is
+        searched for.
+        """
+        check_open_unit("level", level)
+        return in_central_interval(self._integral(target), level)
+
+    def counts_below(self, target: Tensor, levels: Sequence[float]) -> Tensor:
+        """How many known targets lie at or below the predicted quantile of each level: [L] in float64."""
+        integral = self._integral(target)
+        return counts_below_quantiles(integral, widen(torch.tensor(levels, device=integral.device)), ~integral.isnan())
+
+    def _integral(self, target: Tensor) -> Tensor:
+        """P(Y <= target) in float64: close to 1 float32 has too few digits to be compared with a level."""
+        wide = widen(target)
+        return widen(self.to(wide.dtype).cdf(wide))
 
     def pool(self) -> "NumberPrediction":
         """The prediction without its members: the mean and the two variances, Z times smaller."""
@@ -89,20 +127,24 @@ class NumberPrediction(Prediction):
         return {}
 
     def _score(self, name: str) -> Tensor:
-        return super()._score(name).mean(-1)
+        score = super()._score(name)
+        return score.flatten(1).mean(1) if score.ndim > 1 else score  # type: ignore[no-untyped-call]
 
     def _checked(self, target: Tensor) -> Tensor:
-        check_shape("target", target, self.mean.shape, advice="An array of another shape would broadcast.")
-        return target
+        return aligned_target(target, self.target_shape)
+
+    def _checked_known(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The target with 0 for each missing value, and the mask of the others."""
+        return known_targets(self._checked(target))
 
     def _check_shapes(self, axes: str, *names: str) -> None:
-        """Refuse tensors that do not have one shape with these axes."""
+        """Refuse tensors that do not have one shape with these axes, and perhaps further ones before the last."""
         tensors = {name: self.__dict__["_tensors"][name] for name in names}
         shapes = [list(tensor.shape) for tensor in tensors.values()]
         ndim = len(axes.split())
-        if len(shapes[0]) == ndim and all(shape == shapes[0] for shape in shapes):
-            return
         same = all(shape == shapes[0] for shape in shapes)
+        if len(shapes[0]) >= ndim and same:
+            return
         add = f" Add the index axis: `{names[0]}.unsqueeze(0)`." if same and ndim == 3 and len(shapes[0]) == 2 else ""
         raise InputError(
             f"{', '.join(f'`{name}`' for name in names)} must have one shape {axes}, but their shapes are "

@@ -23,7 +23,7 @@ class PooledRegressionPrediction(NumberPrediction):
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
-        InputError: The shapes differ or do not have two axes.
+        InputError: The shapes differ or have fewer than two axes.
 
     Example:
         >>> import torch

@@ -1,19 +1,16 @@
 """The prediction of an evidential regressor."""
 
-import math
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional import student_t
-from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
 from lightning_uq.predictions.numbers import NumberPrediction
+from lightning_uq.predictions.student_t_mixture import StudentTMixturePrediction
 
 
-class StudentTPrediction(NumberPrediction):
+class StudentTPrediction(StudentTMixturePrediction):
     """An evidential regressor's prediction: per hypothesis a normal-inverse-gamma, hence a Student-t over the target.
 
     mu ~ N(location, sigma^2 / nu) and sigma^2 ~ Inverse-Gamma(alpha, beta), so that the target is Student-t with 2 alpha
@@ -28,11 +25,12 @@ class StudentTPrediction(NumberPrediction):
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
-        InputError: The shapes differ or do not have three axes, or a value is out of range.
+        InputError: The shapes differ or have fewer than three axes, or a value is out of range.
 
     Source: Amini et al., NeurIPS 2020 (arXiv 1910.02600); Meinert et al., AAAI 2023 (arXiv 2205.10060).
 
     Example:
+        >>> import torch
         >>> one = torch.ones(1, 1, 1)
         >>> prediction = StudentTPrediction(0 * one, 2 * one, 3 * one, 4 * one)
         >>> prediction.aleatoric_variance, prediction.epistemic_variance, prediction.variance
@@ -46,34 +44,20 @@ class StudentTPrediction(NumberPrediction):
     alpha = Field("alpha [Z, B, D], the shape of the inverse gamma.", batch_axis=1)
     beta = Field("beta [Z, B, D], the scale of the inverse gamma.", batch_axis=1)
 
-    def _check(self) -> None:
-        self._check_shapes("[Z, B, D]", "location", "nu", "alpha", "beta")
-        super()._check()
-
     def _check_values(self) -> None:
         if not bool(((self.nu > 0) & (self.alpha > 1) & (self.beta > 0)).all()):
             raise InputError("`nu` and `beta` must be positive and `alpha` above 1, but some of their values are not.")
 
     @property
-    def num_indices(self) -> int:
-        """Z, the number of hypotheses."""
-        return len(self.location)
-
-    @property
-    def degrees_of_freedom(self) -> Tensor:
+    def degrees_of_freedom(self) -> Tensor:  # type: ignore[override]  # it follows from the parameters
         """2 alpha [Z, B, D]."""
         return 2 * self.alpha
 
     @property
-    def scale(self) -> Tensor:
+    def scale(self) -> Tensor:  # type: ignore[override]  # likewise
         """Scale of each Student-t [Z, B, D]: sqrt(beta (1 + nu) / (nu alpha))."""
         # Divided first: products of large parameters would overflow.
         return (self.beta / self.alpha * (1 + 1 / self.nu)).sqrt()
-
-    @property
-    def mean(self) -> Tensor:
-        """E[y] = mean_z location_z [B, D]."""
-        return self.location.mean(0)
 
     @property
     def aleatoric_variance(self) -> Tensor:
@@ -112,41 +96,5 @@ class StudentTPrediction(NumberPrediction):
             )
         return self.scale[0], self.nu[0].rsqrt()
 
-    def log_prob(self, target: Tensor) -> Tensor:
-        """log mean_z prod_d St(target_d; z): [B] in float64 for ``target`` [B, D]."""
-        members = student_t.student_t_log_prob(self._checked(target), *self._student_t).sum(-1)
-        return torch.logsumexp(members, 0) - math.log(len(members))
-
-    def cdf(self, target: Tensor) -> Tensor:
-        """P(Y_d <= target_d) [B, D] in float64, under the marginals."""
-        return student_t.student_t_cdf(self._checked(target), *self._student_t).mean(0)
-
-    def crps(self, target: Tensor) -> Tensor:
-        """Continuous ranked probability score [B, D] of the marginals in float64, in the target's units; lower is better."""
-        return student_t.student_t_mixture_crps(self._checked(target), *self._student_t)
-
-    def quantile(self, level: float) -> Tensor:
-        """Quantile [B, D] of the marginals at a ``level`` in (0, 1), in float64."""
-        check_open_unit("level", level)
-        return student_t.student_t_mixture_quantile(level, *self._student_t)
-
-    def interval(self, level: float) -> tuple[Tensor, Tensor]:
-        """Central interval (lower, upper), each [B, D], that holds a share ``level`` of each marginal."""
-        if self.num_indices != 1:
-            return super().interval(level)
-        check_open_unit("level", level)
-        upper = self.quantile((1 + level) / 2)
-        return 2 * self.mean - upper, upper
-
     def _further_moments(self) -> dict[str, Tensor]:
         return {"inverse_nu": self.inverse_nu}
-
-    def _parameters(self) -> dict[str, Tensor]:
-        """``degrees_of_freedom`` and ``scale`` of one hypothesis."""
-        return (
-            {"degrees_of_freedom": self.degrees_of_freedom[0], "scale": self.scale[0]} if self.num_indices == 1 else {}
-        )
-
-    @property
-    def _student_t(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.degrees_of_freedom, self.location, self.scale

@@ -55,12 +55,15 @@ def target_of(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> 
     return target
 
 
-def density_labels(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
+def density_labels(
+    reader: LogitReader, model: nn.Module, batch: Any, where: str, trainer: Trainer | None = None
+) -> Tensor:
     """Class labels [B] of a batch whose outputs are not at hand; 0 for each input if the task has no classes.
 
     Raises:
         InputError: It has none, although the task has classes; the message begins with ``where``.
     """
+    reader.infer_task(model, batch, trainer)
     task = reader.task(model)
     if not task.has_classes:
         return torch.zeros(batches.batch_size(reader.unpack(model, batch)[0]), dtype=torch.long)

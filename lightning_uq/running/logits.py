@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
@@ -12,8 +14,9 @@ from lightning_uq.functional.precision import upcast
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.predictions import Prediction
+from lightning_uq.running.inferred_task import looks_like_regression, tell_regression
 from lightning_uq.running.transforms import PredictionTransforms, transforms_of
-from lightning_uq.tasks import Classification, Task, describe, task_of
+from lightning_uq.tasks import Classification, Regression, Task, describe, task_of
 
 UnpackBatch = Callable[[Any], tuple[Any, Tensor | None]]
 PredictFn = Callable[[Any, Any], Any]
@@ -39,7 +42,9 @@ class LogitReader:
         unpack_batch: ``unpack_batch(batch) -> (x, target)``; default the module's own, else ``(x, y)``, a bare ``x`` or a
             mapping with ``input``.
         output: What the model (or ``predict_fn``) returns; one of our modules knows that itself.
-        task: What the outputs of a model that is not ours mean: a Task or its name. None: one label per input.
+        task: What the outputs of a model that is not ours mean: a Task or its name. None: one label per input, or numbers if the
+            targets of a batch are numbers of the outputs' shape.
+        infers_task: Whether a batch may decide that; not where outputs are also read of batches without targets.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class LogitReader:
         unpack_batch: UnpackBatch | None = None,
         output: Output = "logits",
         task: Task | str | None = None,
+        infers_task: bool = True,
     ) -> None:
         for name, value in (("predict_fn", predict_fn), ("unpack_batch", unpack_batch)):
             if value is not None and not callable(value):
@@ -56,6 +62,8 @@ class LogitReader:
         self.unpack_batch = unpack_batch
         self.read = OutputReader(output)
         self.given_task = None if task is None else task_of(task)
+        self.infers_task = infers_task
+        self._regressor: type | None = None  # the class of model whose batches showed that it predicts numbers
         self._indexed: bool | None = None  # whether ``predict_fn`` gives [Z, B, ...], where shapes alone do not tell
 
     def task(self, model: nn.Module) -> Task:
@@ -65,7 +73,9 @@ class LogitReader:
             InputError: Argument ``task`` contradicts one of our modules.
         """
         if not self._is_own(model):
-            return Classification() if self.given_task is None else self.given_task
+            if self.given_task is not None:
+                return self.given_task
+            return Regression(head="mean") if self._regressor is type(model) else Classification()
         own: Task = model.task  # type: ignore[assignment]  # a Module's attribute is untyped
         if self.given_task not in (None, own):
             raise InputError(
@@ -86,12 +96,14 @@ class LogitReader:
         Raises:
             InputError: The outputs cannot belong to the task; the message names the argument that helps.
         """
-        x, _ = self.unpack(model, batch)
+        x, target = self.unpack(model, batch)
         if self.predict_fn is None and not _has_forward(model):
             raise InputError(
                 f"{type(model).__name__} has no `forward` to take outputs from. Pass argument `predict_fn`, a function "
                 "`(model, x)` that returns them: logits [B, C] of a classifier."
             )
+        if self._is_own(model):
+            self.infer_task(model, batch)
         if trainer is not None:
             # The model alone: under `bf16-true` tensors made in this context are bfloat16.
             with trainer.precision_plugin.forward_context():
@@ -100,11 +112,37 @@ class LogitReader:
             raw = self._run(model, x)
         if self._is_own(model):
             return upcast(raw if isinstance(raw, Tensor) else self.read(raw))
-        outputs, task = self.read(raw), self.task(model)
+        outputs = self.read(raw)
+        self._infer_task(model, outputs, target)
+        task = self.task(model)
         if self.predict_fn is None or not self._has_index(outputs, task, batches.batch_size(x)):
             outputs = outputs.unsqueeze(0)
         task.check_output(outputs, values=check)
         return upcast(outputs)
+
+    def infer_task(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> bool:
+        """Look at a batch of a model whose task nobody said: whether it now turned out to be a regressor of means.
+
+        Only a batch whose targets are floating-point numbers costs a forward pass, on a copy.
+        """
+        if self._is_own(model):
+            infer = getattr(model, "infer_task", None)  # of an ensemble of LightningModules
+            return infer is not None and bool(infer(*self.unpack(model, batch)))
+        before = self._regressor
+        if not self._knows_task(model) and self.infers_task:
+            _, target = self.unpack(model, batch)
+            if isinstance(target, Tensor) and target.is_floating_point():
+                self(model, apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True), trainer)
+        return self._regressor is not before
+
+    def _knows_task(self, model: nn.Module) -> bool:
+        """Whether the task was given or inferred."""
+        return self._is_own(model) or self.given_task is not None or self._regressor is type(model)
+
+    def _infer_task(self, model: nn.Module, outputs: Tensor, target: object) -> None:
+        if self.infers_task and not self._knows_task(model) and looks_like_regression(outputs, target):
+            self._regressor = type(model)
+            tell_regression(type(model))
 
     def prediction(self, model: nn.Module, outputs: Tensor, *, to_members: bool = True) -> Prediction:
         """The prediction of outputs [Z, B, ...] before any pooled calibration.

@@ -12,7 +12,8 @@ from lightning_uq.tasks.evidential_classification import EvidentialClassificatio
 from lightning_uq.tasks.evidential_regression import EvidentialRegression
 from lightning_uq.tasks.multilabel import Multilabel
 from lightning_uq.tasks.names import TASKS, task_of
-from lightning_uq.tasks.regression import Regression, RegressionTask
+from lightning_uq.tasks.regression import Regression
+from lightning_uq.tasks.regression_base import RegressionTask
 from lightning_uq.tasks.segmentation import Segmentation
 
 __all__ = [

@@ -63,6 +63,8 @@ class Task(ABC):
         has_numeric_targets: Whether noise may be added to the targets.
         has_positions: Whether a prediction holds one result per position of a map, [B, ..., *P], rather than one per input.
         takes_probabilities: Whether a network may return probabilities or their logarithms instead of raw outputs.
+        has_likelihood: Whether the loss is a negative log-density, as Bayesian inference needs it.
+        needs_members: Whether all scores are spreads of several hypotheses, so that one network has none.
     """
 
     ood_score: ClassVar[str]
@@ -73,6 +75,8 @@ class Task(ABC):
     has_numeric_targets: ClassVar[bool] = False
     has_positions: ClassVar[bool] = False
     takes_probabilities: ClassVar[bool] = False
+    has_likelihood: ClassVar[bool] = True
+    needs_members: ClassVar[bool] = False
 
     @property
     def num_outputs(self) -> int | None:

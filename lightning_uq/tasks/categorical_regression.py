@@ -12,8 +12,8 @@ from lightning_uq.functional.precision import upcast
 from lightning_uq.losses.categorical_regression import categorical_regression_loss, split_atoms
 from lightning_uq.losses.gaussian import MIN_VARIANCE
 from lightning_uq.predictions import GaussianMixturePrediction
-from lightning_uq.tasks.base import Progress, sums_and_counts
-from lightning_uq.tasks.regression import RegressionTask
+from lightning_uq.tasks.base import Progress
+from lightning_uq.tasks.regression_base import RegressionTask
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,12 @@ class CategoricalRegression(RegressionTask):
         mean, variance = atom_moments(logits, self._positions(outputs))
         return GaussianMixturePrediction(mean + prior, variance + MIN_VARIANCE)
 
-    def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-        """The cross-entropy against 2-hot targets; the counts are D."""
-        logits, prior = split_atoms(output.unsqueeze(0), len(self.atoms))
-        losses = categorical_regression_loss(
-            logits, target.unsqueeze(0), self._positions(output), prior, reduction="none"
-        )
-        return sums_and_counts(losses.squeeze(0))
+    def losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> Tensor:
+        """The cross-entropy against 2-hot targets."""
+        logits, prior = split_atoms(output.flatten(0, -2).unsqueeze(0), len(self.atoms))
+        rows = target.flatten(0, -2).unsqueeze(0)
+        losses = categorical_regression_loss(logits, rows, self._positions(output), prior, reduction="none")
+        return losses.reshape(target.shape)
 
     def _positions(self, outputs: Tensor) -> Tensor:
         return torch.tensor(self.atoms, dtype=upcast(outputs).dtype, device=outputs.device)

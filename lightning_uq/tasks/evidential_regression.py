@@ -13,8 +13,8 @@ from lightning_uq.losses.evidential_regression import (
     split_nig,
 )
 from lightning_uq.predictions import StudentTPrediction
-from lightning_uq.tasks.base import Progress, sums_and_counts
-from lightning_uq.tasks.regression import RegressionTask
+from lightning_uq.tasks.base import Progress
+from lightning_uq.tasks.regression_base import RegressionTask
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class EvidentialRegression(RegressionTask):
         location, nu, alpha, beta = split_nig(outputs, self.loss)  # in range by construction
         return StudentTPrediction.of_checked(location=location, nu=nu, alpha=alpha, beta=beta)
 
-    def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-        """The evidential loss of raw outputs [B, 4 D]; the counts are D."""
+    def losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> Tensor:
+        """The evidential loss of raw outputs [B, 4 D]."""
         parameters = split_nig(output, self.loss)
-        losses = evidential_regression_loss(*parameters, target, self.reg_factor, self.loss, reduction="none")
-        return sums_and_counts(losses)
+        return evidential_regression_loss(*parameters, target, self.reg_factor, self.loss, reduction="none")

@@ -1,109 +1,214 @@
 """Numbers as targets."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.validation import check_choice
-from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
-from lightning_uq.metrics import CRPS, RMSE, IntervalCoverage, RegressionNLL
-from lightning_uq.predictions import GaussianMixturePrediction
-from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, describe, sums_and_counts
+from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.quantiles import check_levels
+from lightning_uq.functional.validation import check_choice, check_integer
+from lightning_uq.predictions import NumberPrediction
+from lightning_uq.tasks.base import Progress, Stage
+from lightning_uq.tasks.regression_base import RegressionTask
+from lightning_uq.tasks.regression_heads import HEADS, Head
 
-
-class RegressionTask(Task):
-    """The base of tasks with targets [B, D]: their metrics and the checks of targets.
-
-    Attributes:
-        outputs_per_target: Numbers k that the network returns for each target dimension.
-        layout: What the k D numbers are, for the error message.
-    """
-
-    outputs_per_target: int
-    layout: ClassVar[str] = "k blocks of D numbers"
-    ood_score: ClassVar[str] = "variance"
-    metric_on_bar: ClassVar[str | None] = "rmse"
-    has_numeric_targets: ClassVar[bool] = True
-
-    def metrics(self, stage: Stage) -> dict[str, Metric]:
-        """Negative log-density and RMSE; in a test the CRPS and the coverage of the central 95 % interval as well."""
-        found: dict[str, Metric] = {"nll": RegressionNLL(validate_args=False), "rmse": RMSE(validate_args=False)}
-        if stage == "val":
-            return found
-        covered = IntervalCoverage(0.95, validate_args=False)
-        return {**found, "crps": CRPS(validate_args=False), "coverage_95": covered}
-
-    def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
-        """Outputs [Z, B, k D], k numbers per target dimension."""
-        k = self.outputs_per_target
-        if outputs.ndim != 3 or outputs.shape[-1] == 0 or outputs.shape[-1] % k:
-            raise OutputShapeError(
-                f"A network for {describe(self)} must return [B, {k} D], {self.layout}, but it returned shape "
-                f"{list(outputs.shape[1:])}. Pass argument `output` a function that makes them."
-            )
-
-    def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
-        """Targets are finite floating-point numbers [B, D]."""
-        if not target.is_floating_point():
-            raise InputError(f"The targets must be floating-point numbers, but they are {target.dtype}.")
-        expected = (*outputs.shape[1:-1], outputs.shape[-1] // self.outputs_per_target)
-        if target.shape != expected:
-            raise InputError(
-                f"The targets must have shape {list(expected)}, because the network returns {list(outputs.shape[1:])}, but "
-                f"they have {list(target.shape)}; an array of another shape would broadcast."
-            )
-        if values and not bool(target.isfinite().all()):
-            raise InputError("The targets must be finite, but they hold NaN or infinity.")
-
-    def accepts(self, target: Tensor) -> str | None:
-        """Targets are floating-point numbers."""
-        return None if target.is_floating_point() else "the targets are no floating-point numbers"
+HeadName = Literal["mean", "mean_variance", "mean_log_variance", "quantiles", "student_t", "mixture"]
+LossName = Literal[
+    "mse",
+    "l1",
+    "huber",
+    "gaussian_nll",
+    "beta_nll",
+    "faithful",
+    "crps",
+    "pinball",
+    "student_t_nll",
+    "mixture_nll",
+]
+Scale = float | Sequence[float]
 
 
 @dataclass(frozen=True)
 class Regression(RegressionTask):
-    """Targets [B, D] under one Gaussian per hypothesis: outputs [Z, B, 2 D], means and then raw variances.
+    """Targets [B, D], or [B, H, D] of a horizon; the head says what the network's k D outputs per target mean.
 
-    The variance is softplus(raw) + 1e-6 and the loss the Gaussian negative log-likelihood
-    0.5 (log variance + (target - mean)^2 / variance), averaged over all targets of the batch.
+    | head | outputs | losses, the default first | prediction |
+    |---|---|---|---|
+    | ``"mean"`` | means: k = 1 | ``"mse"``, ``"l1"``, ``"huber"`` | :class:`PointPrediction` |
+    | ``"mean_variance"`` | means, raw variances: k = 2 | ``"gaussian_nll"``, ``"beta_nll"``, ``"faithful"``, ``"crps"`` | :class:`GaussianMixturePrediction` |
+    | ``"mean_log_variance"`` | means, log-variances: k = 2 | the same | the same |
+    | ``"quantiles"`` | one block per level | ``"pinball"`` | :class:`QuantilePrediction` |
+    | ``"student_t"`` | locations, raw scales, raw degrees of freedom: k = 3 | ``"student_t_nll"`` | :class:`StudentTMixturePrediction` |
+    | ``"mixture"`` | logits, means, raw variances of K components: k = 3 K | ``"mixture_nll"`` | :class:`MixtureDensityPrediction` |
+
+    The k blocks of D numbers lie side by side on the last axis. Raw variances and scales go through a softplus. Outputs [B] of
+    head ``"mean"`` are read as [B, 1], and a target may lack its last axis where D = 1. A network whose quantiles cross needs no
+    change: the loss takes them as they are, and predictions sort them. NaN marks a missing target. The loss of a batch is the mean
+    over its known targets.
+
+    With ``target_scale=(mean, std)`` the network works in standardised units, while the batches hold targets in your units. The
+    task standardises them for the loss, so ``train_loss`` and ``val_loss`` are in standardised units. Predictions and all other
+    metrics are in your units. A module's own argument ``loss`` gets raw outputs and targets in your units.
 
     Args:
-        head: ``"mean_variance"``.
-        loss: ``"gaussian_nll"``.
+        head: What the outputs mean.
+        loss: Name of the loss; None takes the head's default.
+        levels: Levels in (0, 1) of the quantiles, in increasing order.
+        components: K of the mixture.
+        beta: Power of the variance in ``"beta_nll"``, in [0, 1].
+        target_scale: Mean and standard deviation of the targets, each a number or one number per dimension.
 
     Raises:
-        InputError: A field is unknown.
+        InputError: A field is unknown or out of range, or does not belong to the head.
 
-    Source: Lakshminarayanan et al., NeurIPS 2017 (arXiv 1612.01474), section 2.2.1.
+    Source: Lakshminarayanan et al., NeurIPS 2017 (arXiv 1612.01474), section 2.2.1, for mean and variance; each loss in
+    :mod:`lightning_uq.losses` names its own.
 
     Example:
-        >>> import torch
         >>> Regression().predict(torch.zeros(5, 2, 4)).mean.shape
         torch.Size([2, 2])
+        >>> task = Regression(head="quantiles", levels=(0.05, 0.5, 0.95), target_scale=(10.0, 2.0))
+        >>> task.predict(torch.tensor([[[-1.0, 0.0, 1.0]]])).interval(0.9)
+        (tensor([[8.]]), tensor([[12.]]))
     """
 
-    head: Literal["mean_variance"] = "mean_variance"
-    loss: Literal["gaussian_nll"] = "gaussian_nll"
-
-    score_names: ClassVar[tuple[str, ...]] = GaussianMixturePrediction.score_names
-    layout: ClassVar[str] = "the means and then the raw variances"
+    head: HeadName = "mean_variance"
+    loss: LossName | None = None
+    levels: Sequence[float] = (0.1, 0.5, 0.9)
+    components: int = 5
+    beta: float = 0.5
+    target_scale: tuple[Scale, Scale] | None = None
 
     def __post_init__(self) -> None:
-        check_choice("head", self.head, ("mean_variance",))
-        check_choice("loss", self.loss, ("gaussian_nll",))
+        check_choice("head", self.head, tuple(HEADS))
+        if self.loss is not None:
+            check_choice("loss", self.loss, self._head.losses)
+        object.__setattr__(self, "levels", check_levels(self.levels))
+        check_integer("components", self.components, 1)
+        if not 0 <= self.beta <= 1:
+            raise InputError(f"`beta` must lie in [0, 1], but it is {self.beta!r}.")
+        object.__setattr__(self, "target_scale", _checked_scale(self.target_scale))
+        for name, default, belongs, owner in (
+            ("levels", (0.1, 0.5, 0.9), self.head == "quantiles", "head='quantiles'"),
+            ("components", 5, self.head == "mixture", "head='mixture'"),
+            ("beta", 0.5, self.loss_name == "beta_nll", "loss='beta_nll'"),
+        ):
+            if getattr(self, name) != default and not belongs:
+                raise InputError(f"`{name}` belongs to {owner}, but head={self.head!r} and loss={self.loss_name!r}.")
+
+    @property
+    def _head(self) -> Head:
+        return HEADS[self.head]
+
+    @property
+    def loss_name(self) -> str:
+        """The loss: the one asked for, or the head's default."""
+        return self._head.losses[0] if self.loss is None else self.loss
+
+    @property
+    def has_likelihood(self) -> bool:  # type: ignore[override]  # the loss says it
+        """Whether the loss is a negative log-density."""
+        return self.loss_name in self._head.likelihoods
+
+    @property
+    def needs_members(self) -> bool:  # type: ignore[override]  # the head says it
+        """Whether all scores are spreads of several hypotheses: those of ``"mean"``."""
+        return self._head.needs_members
 
     @property
     def outputs_per_target(self) -> int:  # type: ignore[override]  # the head says it
-        """Two: a mean and a raw variance."""
-        return 2
+        """Numbers k that the network returns for each target."""
+        return self._head.outputs_per_target(self)
 
-    def predict(self, outputs: Tensor) -> GaussianMixturePrediction:
-        """An equal-weight mixture of one Gaussian per hypothesis."""
-        return GaussianMixturePrediction(*split_gaussian(outputs))
+    @property
+    def layout(self) -> str:  # type: ignore[override]  # likewise
+        """What they are."""
+        return self._head.layout
 
-    def sample_losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-        """The Gaussian negative log-likelihood of outputs [B, 2 D]; the counts are D."""
-        return sums_and_counts(gaussian_nll_loss(*split_gaussian(output), target, reduction="none"))
+    @property
+    def ood_score(self) -> str:  # type: ignore[override]  # likewise
+        """The head's default score."""
+        return self._head.ood_score
+
+    @property
+    def score_names(self) -> tuple[str, ...]:  # type: ignore[override]  # likewise
+        """The scores of the head's predictions."""
+        return self._head.prediction.score_names
+
+    @property
+    def metric_on_bar(self) -> str:  # type: ignore[override]  # likewise
+        """The validation metric that the progress bar shows."""
+        return self._head.metric_on_bar
+
+    def metrics(self, stage: Stage) -> dict[str, Metric]:
+        """Those of the head: errors of a mean, losses and coverage of quantiles, or scores of a distribution."""
+        found = self._head.metrics(self, stage)
+        return super().metrics(stage) if found is None else found
+
+    def predict(self, outputs: Tensor) -> NumberPrediction:
+        """The head's prediction, in the units of the targets."""
+        outputs = upcast(self._with_targets(outputs, 3))
+        return self._head.predict(outputs, self, *self._scale(outputs))
+
+    def losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> Tensor:
+        """The loss of each target, in standardised units where there is a ``target_scale``."""
+        output = upcast(self._with_targets(output, 2))
+        shift, scale = self._scale(output)
+        return self._head.loss(output, target if self.target_scale is None else (target - shift) / scale, self)
+
+    def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
+        """Outputs [Z, B, k D], or [Z, B] for one number per input."""
+        outputs = self._with_targets(outputs, 3)
+        super().check_output(outputs, values=values)
+        for given in self.target_scale or ():
+            dims = outputs.shape[-1] // self.outputs_per_target
+            if not isinstance(given, float) and len(given) != dims:
+                raise InputError(
+                    f"`target_scale` must hold single numbers, or {dims} of each, one per target dimension, but it is "
+                    f"{self.target_scale!r}."
+                )
+
+    def _with_targets(self, outputs: Tensor, ndim: int) -> Tensor:
+        """Outputs with their last axis, which one number per input may lack."""
+        return outputs.unsqueeze(-1) if self.outputs_per_target == 1 and outputs.ndim == ndim - 1 else outputs
+
+    def _target_shape(self, output: Tensor) -> torch.Size:
+        return super()._target_shape(self._with_targets(output, 2))
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale [D] or [1] in the dtype of the outputs."""
+        shift, scale = self.target_scale or (0.0, 1.0)
+        return _as_tensor(shift, like), _as_tensor(scale, like)
+
+
+def _as_tensor(part: Scale, like: Tensor) -> Tensor:
+    # A tensor made of a list is copied to a GPU, which waits for it.
+    return like.new_full((1,), part) if isinstance(part, float) else like.new_tensor(part)
+
+
+def _checked_scale(scale: Any) -> tuple[Scale, Scale] | None:
+    """Mean and standard deviation as plain numbers or tuples, so that a task stays plain data."""
+    if scale is None:
+        return None
+    try:
+        mean, std = (_numbers(part) for part in scale)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"`target_scale` must be (mean, std), each a number or one number per target dimension, but it is {scale!r}."
+        ) from error
+    for name, part, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
+        if not all(math.isfinite(value) and value > least for value in ([part] if isinstance(part, float) else part)):
+            must = "finite" if name == "mean" else "positive and finite"
+            raise InputError(f"The {name} in `target_scale` must be {must}, but it is {part!r}.")
+    return mean, std
+
+
+def _numbers(part: Any) -> float | tuple[float, ...]:
+    values = part.tolist() if hasattr(part, "tolist") else part
+    return float(values) if isinstance(values, int | float) else tuple(float(value) for value in values)

@@ -73,11 +73,16 @@ def rows(num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def dataset(task: str, num: int, seed: int = 0) -> TensorDataset:
-    """Inputs with class labels, with a map of labels, or with two targets each."""
+    """Inputs with targets of a task: class labels, maps of them, labels that are on or off, or two numbers each."""
     x, y = rows(num, seed)
-    if task == "segmentation":
-        return TensorDataset(x, (x > 0.3).long().add(x > 1.5).reshape(num, 2, 2))
-    return TensorDataset(x, y if task == "classification" else torch.stack([x.sum(1), x[:, 0].sin()], 1))
+    targets = {
+        "classification": lambda: y,
+        "binary": lambda: (y > 0).float().unsqueeze(1),
+        "multilabel": lambda: torch.stack([y > 0, y == 1, x[:, 0] > 0], 1).float(),
+        "regression": lambda: torch.stack([x.sum(1), x[:, 0].sin()], 1),
+        "segmentation": lambda: (x > 0.3).long().add(x > 1.5).reshape(num, 2, 2),
+    }
+    return TensorDataset(x, targets[task]())
 
 
 def loader(task: str, num: int, seed: int = 0, **kwargs: Any) -> DataLoader:
@@ -88,6 +93,11 @@ def loader(task: str, num: int, seed: int = 0, **kwargs: Any) -> DataLoader:
 def network(out: int = CLASSES, dropout: float = 0.0) -> nn.Module:
     """A small MLP as a user writes it."""
     return nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, out))
+
+
+def binary_network() -> nn.Module:
+    """The same with one logit."""
+    return network(1)
 
 
 def dropout_network() -> nn.Module:
@@ -234,9 +244,12 @@ class MetricCase:
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
+_SGD = Factory("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9})
 OPTIMIZERS = {
-    "classification": Factory("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9}),
-    "segmentation": Factory("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9}),
+    "classification": _SGD,
+    "binary": _SGD,
+    "multilabel": _SGD,
+    "segmentation": _SGD,
     "regression": Factory("torch.optim.Adam", {"lr": 0.01}),  # a likelihood with a free variance is steep
 }
 
@@ -282,6 +295,18 @@ PRIOR: dict[str, Any] = {"prior_network": network, "prior_scale": 1.0}
 LISTED_MODULES = [
     _module("Deterministic", m.DeterministicModule, network, method="softmax"),
     _module("Deterministic, regression", m.DeterministicModule, gaussian_network, **REGRESSION),
+    _module("Deterministic, binary", m.DeterministicModule, binary_network, task="binary"),
+    _module("Deterministic, multilabel", m.DeterministicModule, network, task="multilabel"),
+    _module("Ensemble, binary", m.EnsembleModule, binary_network, num_members=3, seed=1, task="binary"),
+    _module("Ensemble, multilabel", m.EnsembleModule, network, num_members=3, seed=1, task="multilabel"),
+    _module(
+        "Epinet, multilabel",
+        m.EpinetModule,
+        network,
+        head=EpinetHead(hidden_sizes=(6,)),
+        num_eval_samples=5,
+        task="multilabel",
+    ),
     _module("Ensemble, loop", m.EnsembleModule, network, num_members=3, seed=1, execution="loop", method="ensemble"),
     _module("Ensemble, stacked", m.EnsembleModule, network, num_members=3, seed=1, execution="stacked"),
     _module("Ensemble, vmap", m.EnsembleModule, network, num_members=3, seed=1, execution="vmap"),
@@ -436,6 +461,8 @@ REPRESENTATIVES = {
     # A network with one index, with logits and with variances; and evidence in their place.
     "Deterministic",
     "Deterministic, regression",
+    "Deterministic, binary",
+    "Ensemble, multilabel",
     "Evidential",
     "Evidential, regression",
     # One label per pixel: a plain network, and a head at each position.

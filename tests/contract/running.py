@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_uq.callbacks import FitGMM
 from lightning_uq.errors import UnsupportedError
-from lightning_uq.predictions import Prediction
+from lightning_uq.predictions import LabelProbabilities, Prediction
 from lightning_uq.running.features import inner_networks
 from tests.contract.cases import CLASSES, ModuleCase, loader
 
@@ -39,7 +39,11 @@ def assert_sound(prediction: Prediction, num: int) -> None:
     """One of ours, with so many rows, finite, its probabilities summing to one."""
     assert isinstance(prediction, Prediction)
     assert len(prediction) == num
-    if hasattr(prediction, "probs"):
+    if isinstance(prediction, LabelProbabilities):
+        assert prediction.probs.shape == (num, CLASSES)
+    elif prediction.to_dict().get("probs", torch.empty(0, 0)).shape[1] == 2:
+        assert prediction.probs.shape == (num, 2)
+    elif hasattr(prediction, "probs"):
         assert prediction.probs.shape[:2] == (num, CLASSES)
         tolerance = 2e-2 if prediction.probs.dtype == torch.bfloat16 else 1e-5
         torch.testing.assert_close(

@@ -34,6 +34,9 @@ class Data:
         self.mean = torch.randn(MEMBERS, ROWS, DIMS, generator=generator)
         self.variance = 0.1 + torch.rand(MEMBERS, ROWS, DIMS, generator=generator)
         self.value = torch.randn(ROWS, DIMS, generator=generator)
+        self.label_logits = 2 * torch.randn(ROWS, CLASSES, generator=generator)
+        self.labels = (torch.rand(ROWS, CLASSES, generator=generator) < 0.4).float()
+        self.labels[::4, 1] = torch.nan
         self.index = torch.randperm(ROWS, generator=generator) * 3
         for name, values in vars(self).items():
             setattr(self, name, values.double() if values.is_floating_point() else values)
@@ -41,6 +44,10 @@ class Data:
 
 def classify(d, i):
     return d.probs[i], d.target[i]
+
+
+def label(d, i):
+    return torch.sigmoid(d.label_logits[i]), d.labels[i]
 
 
 def detect(d, i):
@@ -72,6 +79,12 @@ CASES = {
     "brier": (metrics.BrierScore, {}, classify),
     "accuracy": (metrics.Accuracy, {}, classify),
     "miou": (metrics.MeanIoU, {}, classify),
+    "label_nll": (metrics.LabelNLL, {}, label),
+    "label_brier": (metrics.LabelBrierScore, {}, label),
+    "label_accuracy": (metrics.LabelAccuracy, {}, label),
+    "label_ece": (metrics.LabelCalibrationError, {}, label),
+    "label_auroc": (metrics.LabelAUROC, {}, label),
+    "label_average_precision": (metrics.LabelAveragePrecision, {}, label),
     "unpredicted": (metrics.UnpredictedClasses, {}, classify),
     "entropy": (metrics.PredictiveEntropy, {}, classify),
     "mutual_information": (metrics.MutualInformation, {"from_logits": True}, joint),
@@ -88,6 +101,15 @@ CASES = {
     "rmse": (metrics.RMSE, {}, regress),
     "coverage": (metrics.IntervalCoverage, {"level": 0.8}, regress),
     "quantiles": (metrics.QuantileCalibrationError, {"num_levels": 9}, regress),
+    "quantiles_levels": (metrics.QuantileCalibrationError, {"levels": (0.2, 0.7)}, regress),
+    "mae": (metrics.MAE, {}, regress),
+    "interval_score": (metrics.IntervalScore, {"level": 0.8}, regress),
+    "sharpness": (metrics.Sharpness, {}, regress),
+    "sharpness_width": (metrics.Sharpness, {"level": 0.8}, regress),
+    "pinball": (metrics.PinballLoss, {"levels": (0.2, 0.7)}, regress),
+    "pit": (metrics.PITHistogram, {"num_bins": 5}, regress),
+    "ause": (metrics.AUSE, {}, regress),
+    "ause_mae": (metrics.AUSE, {"error": "mae", "uncertainty": "epistemic_variance"}, regress),
     "joint": (metrics.JointLogLoss, {}, joint),
     "joint_sampled": (metrics.JointLogLoss, {"sampling": "sampled", "kappa": 3, "tau": 5}, joint),
     "joint_consecutive": (metrics.JointLogLoss, {"sampling": "consecutive", "tau": 4}, joint),

@@ -70,6 +70,19 @@ def test_a_bare_callable_comes_back_as_itself():
     assert factory_from_config(factory_to_config(torch.optim.Adam)) is torch.optim.Adam
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"target": 0.5, "kwargs": {}},
+        {"target": "accuracy", "kwargs": {"top_k": 1}},
+        {"target": "no.such.module", "kwargs": {}},
+        {"target": "torch.nn.Linear", "kwargs": 3},
+    ],
+)
+def test_a_mapping_of_the_user_s_with_the_same_keys_stays_one(value):
+    assert factory_from_config(value) == value
+
+
 def test_an_optimizer_goes_round_with_its_arguments():
     restored = factory_from_config(factory_to_config(functools.partial(torch.optim.SGD, lr=0.5)))
     assert restored([nn.Parameter(torch.zeros(1))]).defaults["lr"] == 0.5

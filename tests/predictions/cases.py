@@ -3,9 +3,11 @@
 import torch
 
 from lightning_uq.predictions import (
+    BernoulliPrediction,
     CategoricalPrediction,
     DirichletPrediction,
     GaussianMixturePrediction,
+    PooledBernoulliPrediction,
     PooledCategoricalPrediction,
     PooledRegressionPrediction,
     StudentTPrediction,
@@ -18,6 +20,10 @@ def generator(b):
 
 def categorical(b=4, *, z=3, shape=(5,), **kwargs):
     return CategoricalPrediction(torch.randn(z, b, *shape, generator=generator(b)), **kwargs)
+
+
+def bernoulli(b=4, *, z=3, shape=(5,), **kwargs):
+    return BernoulliPrediction(torch.randn(z, b, *shape, generator=generator(b)), **kwargs)
 
 
 def dirichlet(b=4, *, z=3, shape=(5,), **kwargs):
@@ -42,12 +48,16 @@ def pooled_categorical(b=4, **kwargs) -> PooledCategoricalPrediction:
     return categorical(b, **kwargs).pool()
 
 
+def pooled_bernoulli(b=4, **kwargs) -> PooledBernoulliPrediction:
+    return bernoulli(b, **kwargs).pool()
+
+
 def pooled_regression(b=4, **kwargs) -> PooledRegressionPrediction:
     return gaussian_mixture(b, **kwargs).pool()
 
 
-WITH_MEMBERS = [categorical, dirichlet, gaussian_mixture, student_t]
-ALL = [*WITH_MEMBERS, pooled_categorical, pooled_regression]
+WITH_MEMBERS = [categorical, bernoulli, dirichlet, gaussian_mixture, student_t]
+ALL = [*WITH_MEMBERS, pooled_categorical, pooled_bernoulli, pooled_regression]
 
 
 def tensors(prediction):

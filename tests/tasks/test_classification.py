@@ -93,7 +93,7 @@ def test_precision(dtype, labels):
         ({"num_classes": 1}, "`num_classes` must be an integer of at least 2, or None, but it is 1"),
         ({"num_classes": "3"}, "`num_classes` must be an integer of at least 2, or None, but it is '3'"),
         ({"num_classes": True}, "`num_classes` must be an integer of at least 2, or None, but it is True"),
-        ({"loss": "focal"}, "`loss` must be one of 'cross_entropy'"),
+        ({"loss": "hinge"}, "`loss` must be one of 'cross_entropy', 'focal'"),
         ({"label_smoothing": 1.5}, r"`label_smoothing` must lie in \[0, 1\], but it is 1.5"),
         ({"label_smoothing": math.nan}, r"`label_smoothing` must lie in \[0, 1\], but it is nan"),
         ({"class_weights": ["a", "b"]}, "`class_weights` must be numbers, one per class"),

@@ -16,10 +16,12 @@ from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import is_plain
 from lightning_uq.tasks import (
     TASKS,
+    Binary,
     CategoricalRegression,
     Classification,
     EvidentialClassification,
     EvidentialRegression,
+    Multilabel,
     Regression,
     Segmentation,
     Task,
@@ -29,6 +31,11 @@ from lightning_uq.tasks import (
 )
 
 TASKS_WITH_FIELDS = [
+    Binary(),
+    Binary(loss="focal", pos_weight=torch.tensor(2.0), label_smoothing=0.1, focal_gamma=1),
+    Multilabel(),
+    Multilabel(num_labels=2, ignore_index=-1, pos_weight=torch.tensor([1.0, 2.0])),
+    Classification(loss="focal", focal_gamma=0.5),
     Classification(),
     Classification(num_classes=3, label_smoothing=0.1, class_weights=torch.tensor([1.0, 0.25, 3.0])),
     Segmentation(),
@@ -80,6 +87,9 @@ def test_a_function_without_a_name_has_to_be_passed_again():
 
 def outputs_for(task):
     """Raw outputs [1, 4, ...] and targets."""
+    if isinstance(task, Binary | Multilabel):
+        labels = task.num_outputs or 2
+        return torch.randn(1, 4, labels), (torch.arange(4)[:, None] + torch.arange(labels)) % 2
     if not task.has_classes:
         return torch.randn(1, 4, task.outputs_per_target), torch.randn(4, 1)
     classes = task.num_outputs or (len(task.class_weights) if task.class_weights else 3)
@@ -132,7 +142,7 @@ def test_a_name_is_the_task_with_its_defaults():
 @pytest.mark.parametrize("value", ["ranking", None, 3, Classification, nn.Linear(1, 1)])
 def test_what_is_no_task(value):
     with pytest.raises(
-        InputError, match="`task` must be a Task, or one of 'classification', 'segmentation', 'regression'"
+        InputError, match="`task` must be a Task, or one of 'classification', 'binary', 'multilabel', 'segmentation'"
     ):
         task_of(value)
 

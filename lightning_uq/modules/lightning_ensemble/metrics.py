@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from lightning_uq.modules.lightning_ensemble.checks import unscorable_reason
 from lightning_uq.modules.lightning_ensemble.part import Part
-from lightning_uq.tasks import OutputShapeError
+from lightning_uq.tasks import OutputShapeError, Regression
 
 if TYPE_CHECKING:
     from lightning_uq.modules.lightning_ensemble.members import Members
@@ -32,6 +32,7 @@ class EnsembleMetrics(Part):
         super().__init__(members)
         self._reasons: dict[int, str | None] = {}  # by loader, of which this rank has seen a batch
         self._metric_sets = nn.ModuleList()
+        self._is_validation = True
         self._notified = False
 
     @property
@@ -39,8 +40,9 @@ class EnsembleMetrics(Part):
         """Whether the metrics of this evaluation are logged when it ends, instead of in its steps."""
         return self.members.ensemble.trainer.world_size > 1 or len(self._metric_sets) == 1
 
-    def start(self, metric_sets: nn.ModuleList) -> None:
+    def start(self, stage: str, metric_sets: nn.ModuleList) -> None:
         """Begin an evaluation with one set of metrics per loader."""
+        self._is_validation = stage == "val"
         self._reasons, self._metric_sets = {}, metric_sets
 
     def update(self, batch: Any, dataloader_idx: int, evaluate: Callable[[], None]) -> None:
@@ -49,6 +51,9 @@ class EnsembleMetrics(Part):
             return
         ensemble = self.members.ensemble
         reason = unscorable_reason(self.members.modules[0], batch, ensemble.unpack_batch, ensemble.task)
+        if reason is not None and self._shows_regression(batch):
+            self._read_means()
+            reason = None
         if reason is None:
             try:
                 evaluate()
@@ -68,9 +73,12 @@ class EnsembleMetrics(Part):
         own = [
             [0 if reason is None else world - rank for reason in reasons],
             [int(i in self._reasons) for i in loaders],
+            [int(ensemble.was_task_inferred)] * len(loaders),
         ]
         found = torch.as_tensor(strategy.reduce(torch.tensor(own, device=ensemble.device), reduce_op="max"))
-        first_reason, any_seen = found.tolist()
+        first_reason, any_seen, inferred = found.tolist()
+        if any(inferred) and not ensemble.was_task_inferred:  # a rank without a batch
+            self._read_means()
         if any(first_reason) and not self._notified:
             reason = next((reason for reason in reasons if reason is not None), "")
             reason = strategy.broadcast(reason, src=world - max(first_reason))
@@ -84,6 +92,22 @@ class EnsembleMetrics(Part):
                     name = f"ensemble/{stage}_{key}{loader}"
                     # A metric counts for itself, so the size of the batch is 1.
                     ensemble.log(name, metric, batch_size=1, metric_attribute=name, add_dataloader_idx=False)
+
+    def _shows_regression(self, batch: Any) -> bool:
+        """Whether the task was left to its default, and a batch's targets are numbers of the shape of the members' outputs."""
+        ensemble, first = self.members.ensemble, self.members.modules[0]
+        if unscorable_reason(first, batch, ensemble.unpack_batch, Regression(head="mean")) is not None:
+            return False
+        return ensemble.infer_task(*ensemble.unpack_batch(batch))
+
+    def _read_means(self) -> None:
+        """Take the members for regressors of means, with the metrics of that task."""
+        self.members.ensemble.set_inferred_task()
+        for metrics in self._metric_sets:
+            kept = metrics["loss"]  # type: ignore[index]  # a ModuleList yields bare Modules
+            metrics.clear()  # type: ignore[operator]
+            fresh = {"loss": kept, **self.members.ensemble.task.metrics("val" if self._is_validation else "test")}
+            metrics.update({name: metric.to(kept.device) for name, metric in fresh.items()})  # type: ignore[operator]
 
     def _metrics(self, dataloader_idx: int) -> dict[str, Metric]:
         return dict(self._metric_sets[dataloader_idx].items())  # type: ignore[operator]  # a ModuleList yields bare Modules

@@ -1,5 +1,6 @@
 """Residual networks for small images: a 3x3 first convolution of stride 1 and no pooling before the blocks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -44,7 +45,7 @@ def make_activation(modified: bool) -> nn.Module:
     return nn.LeakyReLU() if modified else nn.ReLU()
 
 
-class _Block(nn.Module):
+class _Block(nn.Module, ABC):
     """The sum of a residual branch and a shortcut, before the last activation; subclasses have the branch."""
 
     expansion: ClassVar[int]
@@ -62,8 +63,9 @@ class _Block(nn.Module):
                 self.shortcut.append(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
                 self.shortcut.append(nn.BatchNorm2d(out_channels))
 
+    @abstractmethod
     def _make_branch(self, in_channels: int, channels: int, stride: int) -> None:
-        raise NotImplementedError
+        """Make the layers of the residual branch."""
 
 
 class BasicBlock(_Block):

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning_uq.networks.spectral_norm.bound import Bound
 from lightning_uq.networks.spectral_norm.tensors import full_precision, lasting, random_unit, stamp, unit
 
 
-class PowerIteration(Bound):
+class PowerIteration(Bound, ABC):
     """W -> W / (max(1, sigma / coefficient) + eps), with sigma = <u, A v> and A the layer's linear operator.
 
     Args:
@@ -57,21 +58,21 @@ class PowerIteration(Bound):
         self._folded: tuple[Tensor, tuple[int, int], Tensor] | None = None
         self._twins: weakref.WeakSet[PowerIteration] = weakref.WeakSet([self])
 
+    @abstractmethod
     def operator(self, weight: Tensor, v: Tensor) -> Tensor:
         """The operator A applied to v."""
-        raise NotImplementedError
 
+    @abstractmethod
     def adjoint(self, weight: Tensor, u: Tensor) -> Tensor:
         """The transposed operator applied to u."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_original(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """u and v in the shapes of this operator, from the flat vectors that the original code saves.
 
         Raises:
             RuntimeError: The vectors fit neither the known size of the input nor a square one.
         """
-        raise NotImplementedError
 
     @property
     def is_sized(self) -> bool:

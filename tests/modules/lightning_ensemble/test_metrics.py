@@ -45,7 +45,7 @@ def test_output_picks_the_logits_from_what_a_member_returns(make_trainer):
 @pytest.mark.parametrize(
     ("batch", "reason"),
     [
-        (lambda x, y: TensorDataset(x, x[:, :3]), "the targets are no class labels"),
+        (lambda x, y: TensorDataset(x, x[:, :2]), "the targets are no class labels"),
         (lambda x, y: TensorDataset(x, torch.where(y == 0, -1, y)), "the targets are no class labels"),
         (lambda x, y: [{"a": a} for a in x], "the batches are not pairs"),
         (lambda x, y: TensorDataset(x), "the batches hold no target"),

@@ -1,0 +1,84 @@
+"""The prediction of a regressor that says one number per target, and no variance."""
+
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.ensemble_crps import empirical_crps
+from lightning_uq.functional.precision import upcast
+from lightning_uq.predictions.fields import Field
+from lightning_uq.predictions.spread import SpreadPrediction, variance_over
+
+
+class PointPrediction(SpreadPrediction):
+    """A regressor's prediction: one number per target and hypothesis.
+
+    The spread of several hypotheses is their ``epistemic_variance``. It is no variance of the target, whose noise is unknown,
+    so ``variance``, ``interval``, ``cdf`` and ``log_prob`` are errors that say what has them.
+
+    Args:
+        member_mean: The hypotheses' means [Z, B, D], or [Z, B, H, D] of a horizon; Z = 1 for one network.
+        members_variance: Variance [B, D] of the hypotheses of which ``member_mean`` [1, B, D] is the mean, if they were pooled.
+        log_density: Log-density [B] of the input's features, if one was fitted.
+
+    Raises:
+        InputError: The shape has fewer than three axes.
+
+    Example:
+        >>> import torch
+        >>> prediction = PointPrediction(torch.tensor([[[0.0]], [[2.0]]]))
+        >>> prediction.mean, prediction.epistemic_variance
+        (tensor([[1.]]), tensor([[1.]]))
+    """
+
+    member_mean = Field("The hypotheses' means [Z, B, D].", batch_axis=1)
+
+    def _check(self) -> None:
+        self._check_shapes("[Z, B, D]", "member_mean")
+        super()._check()
+
+    @property
+    def _members(self) -> Tensor:
+        return self.member_mean
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the hypotheses [B, D]."""
+        return upcast(self.member_mean).mean(0)
+
+    def _spread(self) -> Tensor:
+        return variance_over(upcast(self.member_mean))
+
+    def crps(self, target: Tensor) -> Tensor:
+        """CRPS [B, D] of the distribution that gives each hypothesis the same probability, in the target's units.
+
+        It is a proper score of what the hypotheses say, and the absolute error of one hypothesis. The noise of the targets is
+        not part of that distribution, so a head with a variance usually has a lower one.
+        """
+        if self.is_pooled:
+            raise InputError(
+                "`crps` needs the members, which were pooled when this prediction was made. Set `module.return_members = True` to "
+                "keep them."
+            )
+        return empirical_crps(self.member_mean, self._checked(target))
+
+    def quantile(self, level: float) -> Tensor:
+        """Not known."""
+        self._refuse("quantile")
+
+    def interval(self, level: float) -> tuple[Tensor, Tensor]:
+        """Not known."""
+        self._refuse("interval")
+
+    def cdf(self, target: Tensor) -> Tensor:
+        """Not known."""
+        self._refuse("cdf")
+
+    def pool(self) -> "PointPrediction":
+        """The prediction with the mean and the variance of its members in their place."""
+        pooled = self._pooled(member_mean=self.mean.unsqueeze(0))
+        assert isinstance(pooled, PointPrediction)
+        return pooled
+
+    def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
+        """``mean``, and ``epistemic_variance`` of several hypotheses; ``log_density`` if there is one. A mean has no interval."""
+        return {"mean": self.mean, **self._member_spread(), **self._density()}

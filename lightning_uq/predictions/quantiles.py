@@ -1,0 +1,161 @@
+"""The prediction of a regressor that says quantiles of each target."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.quantiles import check_levels, pinball, quantile_at
+from lightning_uq.functional.validation import check_open_unit
+from lightning_uq.predictions.fields import Field
+from lightning_uq.predictions.spread import SpreadPrediction, variance_over
+
+
+class QuantilePrediction(SpreadPrediction):
+    """A regressor's prediction: the quantiles of each target at a few levels.
+
+    Several hypotheses are pooled by the mean of their quantiles at each level, which keeps the levels; the mixture of their
+    distributions is unknown beyond the outermost levels. ``interval(0.8)`` reads levels 0.1 and 0.9. Between two levels,
+    quantiles are linear in the level. Outside of them nothing is known, and a quantile or an interval there is an error.
+
+    Args:
+        member_quantiles: Quantiles [Z, B, D, Q], or [Z, B, H, D, Q] of a horizon, in increasing order along the last axis;
+            Z = 1 for one network.
+        levels: Their levels [Q] in (0, 1), in increasing order.
+        members_variance: Mean over the levels of the variance [B, D] of hypotheses that were pooled into
+            ``member_quantiles`` [1, B, D, Q].
+        log_density: Log-density [B] of the input's features, if one was fitted.
+
+    Raises:
+        InputError: The shapes do not fit together, the levels are not as above, or quantiles cross.
+
+    Source: Koenker & Bassett, Econometrica 46 (1978), for quantile regression; Ratcliff, Psychological Bulletin 86 (1979), for
+    the mean of quantiles (Vincent averages).
+
+    Example:
+        >>> quantiles = torch.tensor([[[[-1.0, 0.0, 2.0]]]])  # Z, B, D, Q = 1, 1, 1, 3
+        >>> prediction = QuantilePrediction(quantiles, torch.tensor([0.1, 0.5, 0.9]))
+        >>> prediction.median, prediction.interval(0.8)
+        (tensor([[0.]]), (tensor([[-1.]]), tensor([[2.]])))
+    """
+
+    score_names = ("interval_width", "epistemic_variance")
+
+    member_quantiles = Field("Quantiles [Z, B, D, Q] in increasing order.", batch_axis=1)
+    levels = Field("Levels of the quantiles [Q].", batch_axis=None)
+
+    def _check(self) -> None:
+        quantiles, levels = self.member_quantiles, self.levels
+        if quantiles.ndim < 4 or levels.ndim != 1 or quantiles.shape[-1] != len(levels):
+            raise InputError(
+                "`member_quantiles` must have shape [Z, B, D, Q] and `levels` [Q], but their shapes are "
+                f"{list(quantiles.shape)} and {list(levels.shape)}."
+            )
+        super()._check()
+
+    def _check_values(self) -> None:
+        check_levels(self.levels)
+        if bool((self.member_quantiles.diff(dim=-1) < 0).any()):
+            raise InputError(
+                "`member_quantiles` must increase along the last axis, but some cross. Pass `member_quantiles.sort(-1).values`."
+            )
+
+    @property
+    def target_shape(self) -> torch.Size:
+        """The shape [B, ..., D] of the targets."""
+        return self.member_quantiles.shape[1:-1]
+
+    @property
+    def _members(self) -> Tensor:
+        return self.member_quantiles
+
+    def _spread(self) -> Tensor:
+        return variance_over(upcast(self.member_quantiles)).mean(-1)
+
+    @property
+    def quantiles(self) -> Tensor:
+        """Mean over the hypotheses of their quantiles [B, D, Q]."""
+        return upcast(self.member_quantiles).mean(0)
+
+    @property
+    def median(self) -> Tensor:
+        """Quantile at level 0.5 [B, D]."""
+        return self.quantile(0.5)
+
+    @property
+    def point(self) -> Tensor:
+        """The median [B, D]."""
+        return self.median
+
+    @property
+    def mean(self) -> Tensor:
+        """Not known: a few quantiles leave the tails open."""
+        raise InputError("A QuantilePrediction has no `mean`: a few quantiles do not determine it. Read `median`.")
+
+    @property
+    def interval_width(self) -> Tensor:
+        """Distance between the outermost quantiles [B, D], in the target's units."""
+        quantiles = self.quantiles
+        return quantiles[..., -1] - quantiles[..., 0]
+
+    def quantile(self, level: float) -> Tensor:
+        """Quantile [B, D] at a ``level`` between the outermost predicted ones."""
+        check_open_unit("level", level)
+        return quantile_at(self.quantiles, self._level_list, level)
+
+    def pinball(self, target: Tensor) -> Tensor:
+        """Mean over the levels of the pinball loss [B, D], in the target's units; lower is better."""
+        return pinball(self.quantiles, self._checked(target).unsqueeze(-1), self.levels.to(self.quantiles)).mean(-1)
+
+    def covered(self, target: Tensor, level: float) -> Tensor:
+        """Whether the target lies in the central interval of this level: bool [B, D]; a missing target does not."""
+        (lower, upper), target = self.interval(level), self._checked(target)
+        return (lower <= target) & (target <= upper)
+
+    def counts_below(self, target: Tensor, levels: Sequence[float]) -> Tensor:
+        """How many known targets lie at or below the predicted quantile of each level: [L] in float64."""
+        target = self._checked(target)
+        return torch.stack([widen(target <= self.quantile(level)).sum() for level in levels])
+
+    def cdf(self, target: Tensor) -> Tensor:
+        """Not known beyond the outermost quantiles."""
+        self._refuse_beyond("cdf")
+
+    def crps(self, target: Tensor) -> Tensor:
+        """Not known beyond the outermost quantiles."""
+        self._refuse_beyond("crps")
+
+    def _refuse_beyond(self, name: str) -> NoReturn:
+        raise InputError(
+            f"A QuantilePrediction has no `{name}`: nothing is known beyond its outermost quantiles. Read `pinball`, `interval` or "
+            "`covered`."
+        )
+
+    def pool(self) -> "QuantilePrediction":
+        """The prediction with the mean quantiles of its members in their place."""
+        pooled = self._pooled(member_quantiles=self.quantiles.unsqueeze(0))
+        assert isinstance(pooled, QuantilePrediction)
+        return pooled
+
+    def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
+        """``quantile_<level>`` for each level, ``epistemic_variance`` of several hypotheses, and ``log_density`` if there is one.
+
+        Args:
+            interval: The share of a central interval, whose bounds ``lower`` and ``upper`` are added if the levels reach them.
+        """
+        levels, quantiles = self._level_list, self.quantiles
+        named = {f"quantile_{level:.4g}": quantiles[..., i] for i, level in enumerate(levels)}
+        reached = (
+            interval is not None and levels[0] - 1e-6 <= (1 - interval) / 2 and (1 + interval) / 2 <= levels[-1] + 1e-6
+        )
+        if reached and interval is not None:
+            named |= dict(zip(("lower", "upper"), self.interval(interval), strict=True))
+        return {**named, **self._member_spread(), **self._density()}
+
+    @property
+    def _level_list(self) -> list[float]:
+        levels: list[float] = self.levels.tolist()
+        return levels
