@@ -100,6 +100,10 @@ def test_what_is_written(make_trainer, module_case, precision, tmp_path):
         torch.testing.assert_close(
             torch.from_numpy(columns["prob_1"]), whole.probs[:, 1].double(), rtol=1e-6, atol=1e-6
         )
+    elif module_case.task == "pixel_regression":
+        torch.testing.assert_close(
+            torch.from_numpy(columns["mean"]).double(), whole.mean.double(), rtol=1e-6, atol=1e-6
+        )
     elif module_case.task != "regression":
         assert columns["label"].tolist() == whole.label.tolist()
         torch.testing.assert_close(
