@@ -40,7 +40,7 @@ def load_fitted(
 ) -> FittedNetwork:
     """A plain module from what ``FitGMM``, ``TemperatureScaling`` and ``VectorScaling`` wrote: no Trainer needed.
 
-    Called with inputs it gives calibrated probabilities [B, C] (or maps [B, C, *P]), or ``(probabilities, log_density)`` where a density was
+    Called with inputs it gives calibrated probabilities [B, C] (maps [B, C, *P]; [B, L] of several labels), or ``(probabilities, log_density)`` where a density was
     fitted; ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of
     those that the states were fitted on.
 
@@ -213,7 +213,10 @@ def _compose(
         if output is None:  # the calibration's, where there is one
             output = max(states.values(), key=lambda state: _kind(state) == "calibration")["settings"]["output"]
         wrapped = _Foreign(model, predict_fn, output, task)
-    parts: dict[str, Any] = {}
+    found = LogitReader(predict_fn, task=task).task(model)
+    if not found.takes_calibration:
+        raise InputError(f"`load_fitted` gives probabilities, which {describe(found)} does not predict.")
+    parts: dict[str, Any] = {"of_labels": not found.has_classes}
     for key, state in states.items():
         tensors = state["tensors"]
         if _kind(state) == "density":
@@ -262,7 +265,9 @@ def _with_layers(model: nn.Module) -> nn.Module:
 def _layers(wrapped: nn.Module, model: nn.Module, layer: str) -> list[str]:
     """The layer's name in the whole, in each of its members."""
     names = {module: uncompiled(name) for name, module in wrapped.named_modules()}
-    return [f"{names[inner]}.{layer}" for inner in inner_networks(model)]
+    return [
+        ".".join(filter(None, (names[inner], layer))) for inner in inner_networks(model)
+    ]  # "" is the network itself
 
 
 class _Ours(nn.Module):

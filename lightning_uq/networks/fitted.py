@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.bernoulli import pooled_logits
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.vector_scaling import apply_vector_scaling
@@ -32,6 +33,7 @@ class FittedNetwork(nn.Module):
         network: Gives logits [Z, B, C], or, of a Dirichlet, the log of its mean [1, B, C].
         temperature: T, pooled; or one T that acts inside the members, or one per member, with ``of_members``.
         of_members: Where T acts.
+        of_labels: Whether the logits are [Z, B, L], of labels that are on or off; the probabilities are then [B, L].
         class_scaling: Scale and bias [2, C] of the log of the mean probabilities, in the place of T.
         densities: The density of each member's features.
         layers: Names, in ``network``, of the layers whose inputs these are.
@@ -54,6 +56,7 @@ class FittedNetwork(nn.Module):
         *,
         temperature: Tensor | None = None,
         of_members: bool = False,
+        of_labels: bool = False,
         class_scaling: Tensor | None = None,
         densities: Sequence[GaussianDensity] = (),
         layers: Sequence[str] = (),
@@ -70,6 +73,7 @@ class FittedNetwork(nn.Module):
         # Numbers, not buffers: a cast to half precision leaves them as they are.
         self.temperature: Any = None if temperature is None else temperature.tolist()
         self.of_members = of_members
+        self.of_labels = of_labels
         self.class_scaling: Any = None if class_scaling is None else class_scaling.tolist()
         self.densities = nn.ModuleList(densities)
         self.tap = FeatureTap(network, layers, pool) if layers else None
@@ -78,14 +82,28 @@ class FittedNetwork(nn.Module):
     def forward(self, x: Any) -> Tensor | tuple[Tensor, Tensor]:
         """Probabilities, and the log-density where one is inside."""
         if self.tap is None:
-            return self._log_probs(self.network(x)).exp()
+            return self._probs(self.network(x))
         logits, features = self.tap.run(self.network, x)
         members = [
             density.log_density(f.movedim(1, -1))  # type: ignore[operator]
             for density, f in zip(self.densities, features, strict=True)
         ]
         log_density = torch.logsumexp(torch.stack(members), 0) - math.log(len(members))
-        return self._log_probs(logits).exp(), resized(log_density, logits.shape[3:] if log_density.ndim > 1 else ())
+        return self._probs(logits), resized(log_density, logits.shape[3:] if log_density.ndim > 1 else ())
+
+    def _probs(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities: of classes, or of L labels that are on or off."""
+        if not self.of_labels:
+            return self._log_probs(logits).exp()
+        logits = upcast(logits)
+        if self.temperature is None:
+            return torch.sigmoid(pooled_logits(logits))
+        T = torch.tensor(
+            self.temperature, dtype=logits.dtype, device=logits.device
+        )  # a scalar, [L], or [Z] of the members
+        if self.of_members:
+            return torch.sigmoid(pooled_logits(logits / T.reshape(-1, 1, 1)))
+        return torch.sigmoid(pooled_logits(logits) / T)
 
     def _log_probs(self, logits: Tensor) -> Tensor:
         logits = upcast(logits)

@@ -118,7 +118,15 @@ MULTILABEL = {
     "one of three": (lambda y: y[:, :1], r"targets must have shape \[9, 3\].*of shape \[9, 1\]"),
     "flat": (lambda y: y[:, 0], r"targets must have shape \[9, 3\].*of shape \[9\]. Pass `task=Classification"),
 }
-WRONG = {"classification": LABELS, "binary": BINARY, "multilabel": MULTILABEL, "regression": TARGETS}
+MAPS = {name: LABELS[name] for name in ("floating", "boolean", "too large", "negative")}
+MAPS["flat"] = (lambda y: y[:, 0], r"class labels must have shape \[9, 2, 2\].*but they have \[9, 2\]")
+WRONG = {
+    "classification": LABELS,
+    "binary": BINARY,
+    "multilabel": MULTILABEL,
+    "segmentation": MAPS,
+    "regression": TARGETS,
+}
 
 
 @pytest.mark.axis("bad input")

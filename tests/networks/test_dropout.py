@@ -87,13 +87,14 @@ def test_a_layer_called_twice_has_two_masks():
 def test_chunks_make_no_difference(monkeypatch, limit):
     network = DropoutNetwork(base()).eval()
     z = network.evaluation_index(11)
+    network(X, z)  # looks at its dropouts
     passes = []
     network.network.register_forward_hook(lambda module, args, output: passes.append(len(output)))
     whole = network(X, z)
     assert passes == [11 * len(X)]
     passes.clear()
     monkeypatch.setattr(
-        f"lightning_uq.networks.dropout.{limit}", 2 * (X.numel() if limit == "_MAX_NUMBERS" else len(X))
+        f"lightning_uq.networks.dropout.network.{limit}", 2 * (X.numel() if limit == "_MAX_NUMBERS" else len(X))
     )
     torch.testing.assert_close(network(X, z), whole)
     assert passes == [2 * len(X)] * 5 + [len(X)]

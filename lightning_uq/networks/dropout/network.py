@@ -1,0 +1,190 @@
+"""MC-dropout as an epistemic network: the index is a seed, and the masks are a function of it."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.functional.validation import describe
+from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.dropout.masks import keep_mask
+from lightning_uq.networks.dropout.passes import DropoutPass
+from lightning_uq.networks.dropout.plan import Plan, make_plan
+from lightning_uq.networks.indexers import SeedIndexer
+from lightning_uq.networks.output import Output
+
+Mask = Literal["shared", "per_example"]
+
+_CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+# Of one pass in evaluation: a processor is fastest where a layer's activations stay in its cache, and images are large.
+_MAX_ROWS, _MAX_ROWS_CPU, _MAX_NUMBERS = 1 << 16, 1 << 13, 1 << 22
+
+
+class DropoutNetwork(EpistemicNetwork):
+    """f(x, z) of any network with dropout: the index z is a seed, from which every mask follows.
+
+    The same index gives the same masks, in training and in evaluation, on any device. Kept entries are divided by the
+    probability of keeping, as usual. Masks are drawn for
+
+    - ``nn.Dropout`` layers, and ``Dropout1d`` to ``3d``;
+    - ``F.dropout`` and its relatives, whatever their argument ``training``;
+    - the weights of ``nn.MultiheadAttention`` and of ``F.scaled_dot_product_attention``, whose rate in training holds.
+
+    At its first batch the network looks at its dropouts. If all have the batch in axis 0, all indices run in one call. If one
+    has it elsewhere (time-major recurrent networks and transformers) or not at all (a table of positions), one index runs
+    at a time. With shared masks a row alone equals the row in a batch of any size. The dropout inside ``nn.LSTM`` and its
+    relatives, stochastic depth and layers that are never called are not among the hypotheses: a warning names them.
+
+    Args:
+        network: A network with dropout, which this network then drives, in place.
+        mask: ``"shared"``: one mask per index for the whole batch, so that an index is one function of x, as joint predictions
+            need. ``"per_example"``: one mask per index and row of the batch, as is usual in MC-dropout.
+        output: What ``network`` returns.
+
+    Raises:
+        InputError: The network has no dropout: at once if it is made of torch's own layers, else at the first batch.
+        UnsupportedError: It has an alpha dropout layer, or a dropout that mixes rows and positions in one axis.
+
+    Source: Gal & Ghahramani, ICML 2016 (arXiv 1506.02142); one mask per index: ``enn.networks.dropout``.
+
+    Example:
+        >>> network = DropoutNetwork(nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3)))
+        >>> output = network(torch.ones(5, 2), torch.tensor([1, 2, 1]))
+        >>> output.shape, torch.equal(output[0], output[2]), torch.equal(output[0], output[1])
+        (torch.Size([3, 5, 3]), True, False)
+    """
+
+    def __init__(self, network: nn.Module, *, mask: Mask = "shared", output: Output = "logits") -> None:
+        super().__init__(SeedIndexer(), output)
+        if mask not in ("shared", "per_example"):
+            raise InputError(f"`mask` must be 'shared' or 'per_example', but it is {mask!r}.")
+        layers = [module for module in network.modules() if isinstance(module, _DropoutNd)]
+        for layer in layers:
+            if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout):
+                raise UnsupportedError(f"DropoutNetwork does not support {type(layer).__name__}: use nn.Dropout.")
+        if not any(layer.p > 0 for layer in layers) and all(_is_of_torch(module) for module in network.modules()):
+            raise InputError(
+                f"`network` must have `nn.Dropout` layers, but {type(network).__name__} has none with p > 0."
+            )
+        self.network = network
+        self.mask = mask
+        self._plan: Plan | None = None
+        self._active: DropoutPass | None = None
+        for layer in layers:
+            layer.register_forward_pre_hook(_Enter(self))
+            layer.register_forward_hook(_Mask(self))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all rows of a batch have one mask."""
+        return self.mask == "shared"
+
+    def forward(self, x: Any, index: Tensor) -> Tensor:
+        """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the seeds ``index`` [Z]."""
+        if index.ndim != 1 or index.is_floating_point():
+            raise InputError(f"`index` must be seeds, integers [Z], but it is {describe(index)}.")
+        if isinstance(x, Mapping):
+            x = dict(x)  # of a class of its own, as a tokenizer gives, it is no nest to torch
+        if self._plan is None and not torch.compiler.is_compiling():
+            self._plan = make_plan(self, x)
+        return self.run_all(x, index, self._plan or Plan())
+
+    def feature_networks(self) -> list[nn.Module]:
+        """The network, whose features are those without masks."""
+        return [self.network]
+
+    @property
+    def shows_features(self) -> bool:
+        """False: the features under masks depend on the index."""
+        return False
+
+    def layers(self) -> list[tuple[str, _DropoutNd]]:
+        """The dropout layers by name."""
+        return [(name, layer) for name, layer in self.network.named_modules() if isinstance(layer, _DropoutNd)]
+
+    def mask_of(self, index: Tensor, layer: int, shape: Sequence[int], rate: float) -> Tensor:
+        """Which entries the dropout that is called as number ``layer`` keeps: see :func:`~lightning_uq.networks.dropout.masks.keep_mask`."""
+        return keep_mask(index, layer, shape, rate)
+
+    # ------------------------------------------------------------------ passes
+
+    def run_all(self, x: Any, index: Tensor, plan: Plan, *, rate: float | None = None) -> Tensor:
+        """Outputs [Z, B, ...] of all indices, in as few passes as the plan and the memory allow."""
+        if plan.one_at_a_time:
+            size = 1
+        elif self.training or torch.compiler.is_compiling():
+            size = max(1, len(index))
+        else:
+            size = _indices_at_once(x)
+        return torch.cat([self.run(x, part, plan, rate=rate)[0] for part in torch.split(index, size)])
+
+    def run(self, x: Any, index: Tensor, plan: Plan, *, rate: float | None = None) -> tuple[Tensor, DropoutPass]:
+        """Outputs [Z, B, ...] of one pass, and what its dropouts did."""
+        repeated = torch.utils._pytree.tree_map_only(
+            Tensor, lambda t: t.repeat(len(index), *[1] * (t.ndim - 1)) if t.ndim else t, x
+        )
+        active = self._active = DropoutPass(
+            index,
+            shared=self.is_shared,
+            axes=plan.axes,
+            attention_rates=plan.attention_rates,
+            rate=rate,
+        )
+        switched = [m for m in self.network.modules() if isinstance(m, _DropoutNd) and m.training]
+        try:
+            for module in switched:  # its own mask would be drawn for nothing
+                module.training = False
+            with active if plan.sees_functions else nullcontext():
+                raw = call_network(self.network, repeated)
+            output = self.read_output(raw)
+        finally:
+            self._active = None
+            for module in switched:
+                module.training = True
+        return output.reshape(len(index), -1, *output.shape[1:]), active
+
+
+class _Enter:
+    """A hook before a dropout layer: the function that it calls is not a dropout of its own."""
+
+    def __init__(self, network: DropoutNetwork) -> None:
+        self.network = network
+
+    def __call__(self, module: _DropoutNd, args: tuple[Any, ...]) -> None:
+        if self.network._active is not None:
+            self.network._active.in_layer = True
+
+
+class _Mask:
+    """A hook behind a dropout layer, which is copied with the network that it hangs on."""
+
+    def __init__(self, network: DropoutNetwork) -> None:
+        self.network = network
+
+    def __call__(self, module: _DropoutNd, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        active = self.network._active
+        if active is None:
+            return None
+        active.in_layer = False
+        return active.drop(output, module.p, channelwise=isinstance(module, _CHANNELWISE), layer=module)
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    """Whether a module's forward is torch's own, in which there is no dropout but in layers that are known."""
+    known = type(module).__module__.startswith("torch.nn.")
+    return known and not isinstance(module, nn.MultiheadAttention) and not hasattr(module, "dropout_p")
+
+
+def _indices_at_once(x: Any) -> int:
+    """How many indices one pass over the batch ``x`` takes."""
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim]
+    if not leaves:
+        return 1
+    rows, numbers = max(1, len(leaves[0])), max(1, sum(leaf.numel() for leaf in leaves))
+    most = _MAX_ROWS_CPU if leaves[0].device.type == "cpu" else _MAX_ROWS
+    return max(1, min(most // rows, _MAX_NUMBERS // numbers))

@@ -1,0 +1,165 @@
+"""One pass through a network under seeds: what each of its dropouts does."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lightning_uq.errors import UnsupportedError
+from lightning_uq.networks.dropout.attention import attend
+from lightning_uq.networks.dropout.masks import keep_mask
+
+_ENTRYWISE = (F.dropout, torch.dropout)
+_CHANNELWISE = (F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout)
+_ALPHA = (F.alpha_dropout, F.feature_alpha_dropout, torch.alpha_dropout, torch.feature_alpha_dropout)
+
+
+class Dropped(NamedTuple):
+    """A call of a dropout, as it was recorded.
+
+    Attributes:
+        shape: The input's shape.
+        layer: The ``nn.Dropout`` layer; None for a function call.
+    """
+
+    shape: tuple[int, ...]
+    layer: nn.Module | None
+
+
+class DropoutPass(TorchFunctionMode):
+    """The dropouts of one pass, each with masks that follow from the seeds.
+
+    Layers are told by hooks (:meth:`drop`). Inside ``with dropout_pass:`` dropouts that are function calls are seen too:
+    ``F.dropout`` and its relatives, ``F.scaled_dot_product_attention`` and ``nn.MultiheadAttention``.
+
+    Args:
+        index: Seeds [Z].
+        shared: Whether all rows of a batch have one mask.
+        axes: The batch axis of each call's input, None where it has none; calls beyond the list have axis 0.
+        attention_rates: The rates of attention calls in order, for those that are called with a rate of 0 in evaluation.
+        rate: Taken instead of every rate above 0, for a look at what dropouts do; None for their own.
+
+    Attributes:
+        calls: The calls so far.
+        num_attentions: Calls of ``scaled_dot_product_attention`` so far.
+        rates_seen: Their rates.
+    """
+
+    def __init__(
+        self,
+        index: Tensor,
+        *,
+        shared: bool = True,
+        axes: Sequence[int | None] = (),
+        attention_rates: Sequence[float] = (),
+        rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.shared = shared
+        self.axes = axes
+        self.attention_rates = attention_rates
+        self.rate = rate
+        self.calls: list[Dropped] = []
+        self.num_attentions = 0
+        self.rates_seen: list[float] = []
+        self.in_layer = False
+
+    def drop(self, x: Tensor, rate: float, *, channelwise: bool = False, layer: nn.Module | None = None) -> Tensor:
+        """The input with entries dropped, or whole channels, and the others divided by the probability of keeping."""
+        number = len(self.calls)
+        self.calls.append(Dropped(tuple(x.shape), layer))
+        rate = rate if self.rate is None or rate == 0 else self.rate
+        if rate == 0:
+            return x
+        axis = self.axes[number] if number < len(self.axes) else 0
+        index = self.index.to(x.device)
+        scale = 0.0 if rate == 1 else 1 / (1 - rate)
+        shape = list(x.shape)
+        if axis == 0:
+            if x.shape[0] % len(index):
+                raise UnsupportedError(
+                    f"A dropout's input has shape {shape}, whose axis 0 is not the batch, although it was at the first batch. Let the "
+                    "network call its dropouts in the same order for every batch."
+                )
+            shape[0] = 1 if self.shared else shape[0] // len(index)
+        elif axis is not None and self.shared:
+            shape[axis] = 1
+        if channelwise:
+            shape[2:] = [1] * (x.ndim - 2)
+        kept = keep_mask(index, number, shape, rate)
+        if axis == 0:
+            masked = x.reshape(len(index), -1, *x.shape[1:]) * (kept * scale).to(x.dtype)
+            return masked.reshape(x.shape)
+        return x * (kept[0] * scale).to(x.dtype)  # one index at a time
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given: Mapping[str, Any] = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            return self._multi_head(func, args, given)
+        if func is F.scaled_dot_product_attention:
+            return self._attention(*args, **given)
+        if self.in_layer:
+            return func(*args, **given)
+        if func in _ENTRYWISE or func in _CHANNELWISE:
+            return self._function(func in _CHANNELWISE, *args, **given)
+        if func in _ALPHA:
+            raise UnsupportedError("DropoutNetwork does not support alpha dropout: use nn.Dropout.")
+        return func(*args, **given)
+
+    def _function(
+        self,
+        channelwise: bool,
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+        train: bool = True,
+    ) -> Tensor:
+        """A dropout that is a function call, whatever its ``training`` says: in evaluation, too, it has masks."""
+        dropped = self.drop(input, p, channelwise=channelwise)
+        return input.copy_(dropped) if inplace else dropped
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        self.rates_seen.append(dropout_p)
+        known = self.num_attentions < len(self.attention_rates)
+        rate = self.attention_rates[self.num_attentions] if known and dropout_p == 0 else dropout_p
+        self.num_attentions += 1
+        if rate == 0:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, **kwargs)
+        return attend(query, key, value, attn_mask, is_causal, lambda weights: self.drop(weights, rate), **kwargs)
+
+    def _multi_head(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """``nn.MultiheadAttention``, whose function calls dropout by its name in ``torch.nn.functional``."""
+        num_heads, rate = args[4], args[10] if len(args) > 10 else kwargs["dropout_p"]
+        if rate == 0:
+            return func(*args, **kwargs)
+
+        def dropout(weights: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+            by_head = weights.reshape(-1, num_heads, *weights.shape[1:])  # [B heads, L, S]
+            return self.drop(by_head, p).reshape(weights.shape)
+
+        def attention(
+            query: Tensor, key: Tensor, value: Tensor, mask: Any = None, p: float = 0.0, causal: bool = False
+        ) -> Tensor:
+            return attend(query, key, value, mask, causal, lambda weights: self.drop(weights, p))
+
+        args = (*args[:13], True, *args[14:]) if len(args) > 13 else args
+        given = {**kwargs, "training": True} if len(args) <= 13 else kwargs
+        with mock.patch.multiple(F, dropout=dropout, scaled_dot_product_attention=attention):
+            return func(*args, **given)

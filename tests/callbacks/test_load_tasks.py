@@ -1,0 +1,76 @@
+"""From a ``-uq.ckpt`` back to a plain network, for labels that are on or off."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_uq import (
+    DeterministicModule,
+    EnsembleModule,
+    Factory,
+    FitGMM,
+    InputError,
+    TemperatureScaling,
+    load_fitted,
+)
+from lightning_uq.tasks import Multilabel, Regression
+from tests.tasks.test_multilabel import ChestXRay, X, Y, loader
+
+LINEAR = Factory("torch.nn.Linear", {"in_features": 4, "out_features": 3})
+FAST = partial(torch.optim.Adam, lr=0.05)
+
+
+def trained(make_trainer, tmp_path, module, *callbacks, data=None):
+    data = loader(Y) if data is None else data
+    trainer = make_trainer(
+        callbacks=[ModelCheckpoint(tmp_path, monitor="val_loss"), *callbacks],
+        enable_checkpointing=True,
+        precision="64-true",
+        max_epochs=2,
+    )
+    trainer.fit(module, data, data)
+    return callbacks[0].uq_ckpt_path
+
+
+@pytest.mark.parametrize("calibration", [{}, {"per_label": True}, {"scope": "shared"}, {"scope": "member"}], ids=str)
+@pytest.mark.parametrize("task", ["multilabel", "binary"])
+def test_labels_come_back_calibrated(make_trainer, tmp_path, task, calibration):
+    if task == "binary" and "per_label" in calibration:
+        pytest.skip("one label")
+    target = Y if task == "multilabel" else Y[:, :1]
+    factory = Factory("torch.nn.Linear", {"in_features": 4, "out_features": target.shape[1]})
+    module = EnsembleModule(factory, num_members=3, task=task, optimizer=FAST)
+    data = DataLoader(TensorDataset(X, target), batch_size=16)
+    path = trained(make_trainer, tmp_path, module, TemperatureScaling(**calibration), FitGMM(), data=data)
+    module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    expected = module.predict(X)
+    fitted = load_fitted(path).double()
+    probs, log_density = fitted(X)
+    torch.testing.assert_close(probs, expected.probs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log_density, expected.log_density, rtol=1e-6, atol=1e-6)
+    assert "temperature" in repr(expected) or calibration.get("scope", "pooled") != "pooled"
+    exported = torch.export.export(fitted, (X[:5],), strict=False).module()
+    torch.testing.assert_close(exported(X[:5])[0], probs[:5])
+
+
+def test_an_unmodified_module_needs_its_task_again(make_trainer, tmp_path):
+    module, scaling = ChestXRay(), TemperatureScaling(task=Multilabel(), attach=True)
+    path = trained(make_trainer, tmp_path, module, scaling)
+    with pytest.raises(InputError, match=r"was fitted with task=Multilabel\(\): pass it as argument `task`"):
+        load_fitted(path, ChestXRay())
+    fitted = load_fitted(path, ChestXRay(), task="multilabel").double()
+    module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    with torch.no_grad():
+        torch.testing.assert_close(fitted(X), torch.sigmoid(module.double()(X) / scaling.temperature))
+
+
+def test_numbers_have_no_probabilities(make_trainer, tmp_path):
+    module = DeterministicModule(LINEAR, task=Regression(head="mean"))
+    path = trained(make_trainer, tmp_path, module, FitGMM(), data=DataLoader(TensorDataset(X, X[:, :3]), batch_size=16))
+    with pytest.raises(
+        InputError, match=r"`load_fitted` gives probabilities, which Regression\(head='mean'\) does not predict"
+    ):
+        load_fitted(path)
