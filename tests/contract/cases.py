@@ -80,7 +80,6 @@ def dataset(task: str, num: int, seed: int = 0) -> TensorDataset:
         "classification": lambda: y,
         "binary": lambda: (y > 0).float().unsqueeze(1),
         "multilabel": lambda: torch.stack([y > 0, y == 1, x[:, 0] > 0], 1).float(),
-        "segmentation": lambda: (x > 0.3).long().add(x > 1.5).reshape(num, 2, 2),
         "regression": lambda: torch.stack([x.sum(1), x[:, 0].sin()], 1),
         "pixel_regression": lambda: x.sin().reshape(num, 1, 2, 2),
     }
