@@ -1,5 +1,6 @@
 """What every test may use: a quiet trainer, a seed, and a way to run a script on two processes."""
 
+import gc
 import getpass
 import json
 import os
@@ -53,6 +54,22 @@ if torch.distributed.is_available() and torch.distributed.is_initialized():
     sys.stderr.flush()
     os._exit(0)
 """
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The working directory of a user's own project; modules that a test imports from it are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+            package, _, own = name.rpartition(".")
+            if package in sys.modules:
+                delattr(sys.modules[package], own)
+    gc.collect()  # or the help would list classes that cannot be imported any more
 
 
 @pytest.fixture

@@ -18,18 +18,6 @@ TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 METHOD, TASK, METRIC, CALLBACK, SCORE, DATA = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """The working directory of somebody's own project; modules that a test imports from it are forgotten."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
 @pytest.fixture(autouse=True)
 def _forget_modules():
     """Other tests have modules of the same names."""

@@ -1,6 +1,5 @@
 """Methods are found in the package, in a user's file and in a user's module; each error is one sentence."""
 
-import gc
 import importlib
 import re
 import sys
@@ -26,30 +25,14 @@ QUICK = ("compare", "--seeds", "1", "--max-epochs", "1")
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory, which the command line searches for imports; modules that a test imports are forgotten."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-            package, _, own = name.rpartition(".")
-            if package in sys.modules:
-                delattr(sys.modules[package], own)
-    gc.collect()  # or the help would list classes that cannot be imported any more
-
-
-@pytest.fixture
-def new_file(folder, monkeypatch):
+def new_file(project, monkeypatch):
     """Add a file to a room of the package as a contributor would."""
 
     def add(room, name, text):
-        (folder / room).mkdir()
-        (folder / room / f"{name}.py").write_text(text)
+        (project / room).mkdir()
+        (project / room / f"{name}.py").write_text(text)
         package = importlib.import_module(f"lightning_uq.{room}")
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder / room)])
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(project / room)])
         importlib.invalidate_caches()
 
     return add
@@ -101,20 +84,20 @@ def test_a_case_is_of_the_class_that_its_method_builds(case):
     assert type(case.build()) is type(methods()[case.method].build(cases.SETTING))
 
 
-def test_a_users_file_and_module_are_compared(folder, capsys):
-    (folder / "package").mkdir()
-    (folder / "package" / "__init__.py").touch()
-    (folder / "package" / "module.py").write_text(METHOD.format(name="second"))
-    (folder / "elsewhere").mkdir()
-    (folder / "elsewhere" / "helper.py").write_text("SCALE = 0.1")
-    (folder / "elsewhere" / "my_method.py").write_text("import helper\n" + EXAMPLE)
+def test_a_users_file_and_module_are_compared(project, capsys):
+    (project / "package").mkdir()
+    (project / "package" / "__init__.py").touch()
+    (project / "package" / "module.py").write_text(METHOD.format(name="second"))
+    (project / "elsewhere").mkdir()
+    (project / "elsewhere" / "helper.py").write_text("SCALE = 0.1")
+    (project / "elsewhere" / "my_method.py").write_text("import helper\n" + EXAMPLE)
     methods = "softmax,elsewhere/my_method.py,package.module"
     assert main([*QUICK, "--methods", methods, "--out", "out"]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:1].islower()]
     # A table that is wider than the terminal comes in parts.
     assert list(dict.fromkeys(rows)) == ["softmax", "noisy_logits", "second"]
-    assert f"--methods {methods}" in (folder / "out" / "report.html").read_text()
-    assert str(folder / "elsewhere") not in sys.path
+    assert f"--methods {methods}" in (project / "out" / "report.html").read_text()
+    assert str(project / "elsewhere") not in sys.path
     assert main([*QUICK, "--methods", methods, "--out", "out"]) == 0  # the file is imported already
 
 
@@ -139,9 +122,9 @@ def test_a_users_file_and_module_are_compared(folder, capsys):
         (METHOD.replace("softmax", "energy").format(name="reader"), "mine.py", "methods: energy trains no network that another"),
     ],
 )  # fmt: skip
-def test_a_bad_method_is_one_line(folder, capsys, text, name, message):
+def test_a_bad_method_is_one_line(project, capsys, text, name, message):
     if text is not None:
-        (folder / name).write_text(text)
+        (project / name).write_text(text)
     assert main([*QUICK, "--methods", f"softmax,{name}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -155,32 +138,32 @@ def test_a_bad_method_is_one_line(folder, capsys, text, name, message):
         ("trained_as='softmax', callbacks=lambda setting: None", "`callbacks` of method 'mine' must return a list of Lightning"),
     ],
 )  # fmt: skip
-def test_what_a_method_makes_is_checked_in_one_line(folder, capsys, arguments, message):
-    (folder / "mine.py").write_text(
+def test_what_a_method_makes_is_checked_in_one_line(project, capsys, arguments, message):
+    (project / "mine.py").write_text(
         f"from lightning_uq import Method\nMETHOD = Method(name='mine', ood_score='energy', {arguments})\n"
     )
     assert main([*QUICK, "--methods", "mine.py"]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_debug_gives_the_traceback_of_a_file_that_cannot_be_imported(folder, monkeypatch):
-    (folder / "mine.py").write_text("1 / 0")
+def test_debug_gives_the_traceback_of_a_file_that_cannot_be_imported(project, monkeypatch):
+    (project / "mine.py").write_text("1 / 0")
     monkeypatch.setenv("LIGHTNING_UQ_DEBUG", "1")
     with pytest.raises(InputError, match=r"mine\.py cannot be imported") as raised:
         main([*QUICK, "--methods", "mine.py"])
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
-def test_two_files_with_one_name_are_refused(folder):
+def test_two_files_with_one_name_are_refused(project):
     for name in ("first", "second"):
-        (folder / f"{name}.py").write_text(METHOD.format(name="mine"))
+        (project / f"{name}.py").write_text(METHOD.format(name="mine"))
     with pytest.raises(InputError, match=r"second\.py defines 'mine', which is the name of another method"):
         find_methods(["first.py", "second.py"], methods())
 
 
-def test_several_methods_in_a_file_and_doubled_names(folder):
+def test_several_methods_in_a_file_and_doubled_names(project):
     two = METHOD.format(name="one") + "METHODS = (Method(name='two', trained_as='one', ood_score='energy'),)\n"
-    (folder / "mine.py").write_text(two)
+    (project / "mine.py").write_text(two)
     chosen, known = find_methods(["mine.py", "softmax", "mine.py", "one"], methods())
     assert chosen == ["two", "one", "softmax"]
     assert known["two"].trainee == "one"

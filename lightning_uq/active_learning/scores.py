@@ -180,7 +180,7 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
         options: What the score takes further: ``class_values``, ``factor``, ``tau`` or ``generator``.
 
     Returns:
-        [B]; the highest are acquired first.
+        [B]; the highest are acquired first. A prediction of maps has the mean over the positions of each input.
 
     Raises:
         InputError: An unknown name, labels that lack, or a prediction without what the score needs.
@@ -190,6 +190,9 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
         tensor([0.6931, 0.0000])
     """
     check_score(name, options)
+    if not isinstance(outputs, Tensor) and outputs.map_shape and name not in LABELLED:
+        rows = score(name, _class_probabilities(name, outputs).as_rows(), **options)
+        return rows.reshape(len(outputs), -1).mean(1)
     if name in LABELLED:
         if labels is None:
             raise InputError(f"The score {name!r} needs `labels`, but they are None.")

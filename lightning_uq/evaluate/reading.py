@@ -35,8 +35,8 @@ def read(model: nn.Module, data: EvaluationData, settings: Settings, path: str) 
         InputError: The model is no classifier, or the data is empty or lacks labels.
     """
     task = LogitReader().task(model)
-    if not task.has_classes:
-        raise InputError(f"{path!r} must hold a classifier, but its task is {describe(task)}.")
+    if not task.has_classes or task.has_positions:
+        raise InputError(f"{path!r} must hold a classifier with one label per input, but its task is {describe(task)}.")
     gmm = None
     if settings.model_type == "gmm":
         gmm = FitGMM(feature_layer=settings.feature_layer, regularization=settings.regularization)

@@ -37,8 +37,8 @@ from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
-from lightning_uq.running.inferred_task import looks_like_regression, tell_regression
-from lightning_uq.tasks import OutputShapeError, Regression
+from lightning_uq.running.inferred_task import INFERABLE, inferred_task, tell_task
+from lightning_uq.tasks import OutputShapeError
 
 
 @with_members
@@ -91,8 +91,8 @@ class EnsembleModule(UncertaintyModule):
 
     Attributes:
         members: The LightningModules among the members, as one object; None for plain networks.
-        infers_task: Whether members' batches may still show that they predict numbers: LightningModules without a ``task``.
-        was_task_inferred: Whether they have, so that the task is ``Regression(head="mean")``.
+        infers_task: Whether members' batches may still show their task: LightningModules without a ``task``.
+        inferred_task: The name of the task that they have shown, one of :data:`~lightning_uq.running.inferred_task.INFERABLE`.
         adversary: Takes the adversarial steps; None without ``adversarial_epsilon``.
 
     Raises:
@@ -153,7 +153,7 @@ class EnsembleModule(UncertaintyModule):
         self.adversary = None if adversarial_epsilon is None else Adversary(adversarial_epsilon, adversarial_scale)
         self.members = Members(self, lightning_members, streams) if lightning_members else None
         self.infers_task = self.members is not None and "task" not in training
-        self.was_task_inferred = False
+        self.inferred_task: str | None = None
         if self.members is not None:
             self.strict_loading = all(member.strict_loading for member in lightning_members)
             vars(self).update(self.members.hooks_of_data())
@@ -199,19 +199,20 @@ class EnsembleModule(UncertaintyModule):
         return ensemble
 
     def infer_task(self, x: Any, y: object) -> bool:
-        """Take the members for regressors of means if they have no ``task``, and this batch shows it; whether it does."""
-        if not self.infers_task or not isinstance(y, Tensor) or not y.is_floating_point():
+        """Take the task that this batch shows, if members have none; whether it shows one."""
+        if not self.infers_task or not isinstance(y, Tensor):
             return False
         x = apply_to_collection(x, Tensor, torch.clone, allow_frozen=True)  # a forward may write into it
-        if not looks_like_regression(self.network(x)[0], y):
+        name = inferred_task(self.network(x)[0], y)
+        if name is None:
             return False
-        tell_regression(type(self.network.member(0)).__name__)
-        self.set_inferred_task()
+        tell_task(type(self.network.member(0)).__name__, name)
+        self.set_inferred_task(name)
         return True
 
-    def set_inferred_task(self) -> None:
-        """Take the members for regressors of means, as a batch has shown or a checkpoint says."""
-        self.task, self.infers_task, self.was_task_inferred = Regression(head="mean"), False, True
+    def set_inferred_task(self, name: str) -> None:
+        """Take a task that a batch has shown, or that a checkpoint holds."""
+        self.task, self.infers_task, self.inferred_task = INFERABLE[name], False, name
         self._output_checked = self._targets_checked = False
 
     # ------------------------------------------------------------------ training
@@ -323,7 +324,7 @@ class EnsembleModule(UncertaintyModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the seed, and how the members run."""
         super().on_save_checkpoint(checkpoint)
-        inferred = {"was_task_inferred": True} if self.was_task_inferred else {}
+        inferred = {} if self.inferred_task is None else {"inferred_task": self.inferred_task}
         checkpoint[ENSEMBLE_STATE] = {"seed": self.seed, "stacked": self.network.is_stacked, **inferred}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -338,8 +339,8 @@ class EnsembleModule(UncertaintyModule):
                 f"The checkpoint holds {size} members, but the ensemble has {self.network.num_indices} (argument `num_members`)."
             )
         self.seed = saved["seed"]
-        if saved.get("was_task_inferred"):
-            self.set_inferred_task()
+        if saved.get("inferred_task") is not None:
+            self.set_inferred_task(saved["inferred_task"])
         if self.is_resuming:
             if self.adversary is not None:
                 self.adversary.resume(checkpoint["state_dict"])

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import widen
@@ -13,13 +14,22 @@ from lightning_uq.functional.regression import counts_below_quantiles, in_centra
 from lightning_uq.functional.targets import aligned_target, known_targets
 from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.fields import Field
 
 
 class NumberPrediction(Prediction):
     """The base of predictions of targets [B, D], or [B, H, D] of a horizon: a mean, and a variance that is the sum of two parts.
 
     A target may lack its last axis where D = 1. A NaN in it is a missing value.
+
+    Predictions of maps hold the D targets of each position as [B, D, *P]: ``map_shape`` is P, scores are maps [B, *P], and
+    :meth:`as_rows` gives each position as a row of its own.
     """
+
+    grid = Field(
+        "An empty tensor [0, *P] whose shape tells the positions of a map; absent if there is one target per input.",
+        optional=True,
+    )
 
     score_names: ClassVar[tuple[str, ...]] = ("variance", "aleatoric_variance", "epistemic_variance")
 
@@ -28,6 +38,49 @@ class NumberPrediction(Prediction):
         """The shape [B, ..., D] of the targets that the prediction is about."""
         _, tensor, axis = self._present()[0]
         return tensor.shape[axis or 0 :]
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """The axes of positions behind each input, as (H, W) of a depth map; empty if there is one target per input."""
+        grid = self._get("grid")
+        return () if grid is None else tuple(grid.shape[1:])
+
+    def as_maps(self) -> Self:
+        """The prediction of targets [B, *P, D] as one of maps [B, D, *P].
+
+        Example:
+            >>> from lightning_uq.predictions import PointPrediction
+            >>> prediction = PointPrediction(torch.zeros(1, 5, 8, 6, 2)).as_maps()
+            >>> prediction.mean.shape, prediction.map_shape, prediction.as_rows().mean.shape
+            (torch.Size([5, 2, 8, 6]), (8, 6), torch.Size([240, 2]))
+        """
+        shape = self.target_shape[1:-1]
+        moved = {
+            name: tensor if axis is None or tensor.ndim == axis + 1 else tensor.movedim(axis + 1 + len(shape), axis + 1)
+            for name, tensor, axis in self._present()
+        }
+        moved["grid"] = self._present()[0][1].new_empty(0, *shape)
+        return self._from_tensors({name: moved.get(name) for name in self._fields})
+
+    def as_rows(self) -> Self:
+        """The prediction with every position of a map as a row of its own: [B, D, H, W] becomes [B H W, D].
+
+        A ``log_density`` [B] is repeated for each position of its input.
+        """
+        if not self.map_shape:
+            return self
+        num, positions = len(self.map_shape), torch.Size(self.map_shape).numel()
+        rows: dict[str, Tensor] = {}
+        for name, tensor, axis in self._present():
+            if axis is None:
+                rows[name] = tensor
+            elif tensor.ndim == axis + 1:
+                rows[name] = tensor.repeat_interleave(positions, axis)
+            elif name == "log_density":
+                rows[name] = tensor.flatten(axis)
+            else:
+                rows[name] = tensor.movedim(axis + 1, axis + 1 + num).flatten(axis, axis + num)
+        return self._from_tensors({**{name: rows.get(name) for name in self._fields}, "grid": None})
 
     @property
     @abstractmethod
@@ -99,7 +152,8 @@ class NumberPrediction(Prediction):
         from lightning_uq.predictions.pooled_regression import PooledRegressionPrediction
 
         moments = self.mean, self.aleatoric_variance, self.epistemic_variance
-        return PooledRegressionPrediction(*moments, log_density=self._get("log_density"), **self._further_moments())
+        shared = {name: self._get(name) for name in ("log_density", "grid")}
+        return PooledRegressionPrediction(*moments, **shared, **self._further_moments())
 
     def _further_moments(self) -> dict[str, Tensor]:
         """Moments that a type keeps when it is pooled, in addition to those of all types."""
@@ -128,9 +182,13 @@ class NumberPrediction(Prediction):
 
     def _score(self, name: str) -> Tensor:
         score = super()._score(name)
+        if self.map_shape:
+            return score.mean(1)
         return score.flatten(1).mean(1) if score.ndim > 1 else score
 
     def _checked(self, target: Tensor) -> Tensor:
+        if self.map_shape and self.target_shape[1] == 1 and target.ndim == len(self.target_shape) - 1:
+            target = target.unsqueeze(1)
         return aligned_target(target, self.target_shape)
 
     def _checked_known(self, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,7 @@ def variance_over(members: Tensor) -> Tensor:
     """The variance over axis 0, divided by Z, and computed from centred numbers.
 
     Example:
+        >>> import torch
         >>> variance_over(torch.tensor([[0.0], [2.0]]))
         tensor([1.])
     """

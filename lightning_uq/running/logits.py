@@ -14,9 +14,9 @@ from lightning_uq.functional.precision import upcast
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.predictions import Prediction
-from lightning_uq.running.inferred_task import looks_like_regression, tell_regression
+from lightning_uq.running.inferred_task import INFERABLE, inferred_task, tell_task
 from lightning_uq.running.transforms import PredictionTransforms, transforms_of
-from lightning_uq.tasks import Classification, Regression, Task, describe, task_of
+from lightning_uq.tasks import Classification, Task, describe, task_of
 
 UnpackBatch = Callable[[Any], tuple[Any, Tensor | None]]
 PredictFn = Callable[[Any, Any], Any]
@@ -63,7 +63,7 @@ class LogitReader:
         self.read = OutputReader(output)
         self.given_task = None if task is None else task_of(task)
         self.infers_task = infers_task
-        self._regressor: type | None = None  # the class of model whose batches showed that it predicts numbers
+        self._inferred: tuple[type, str] | None = None  # a class of model, and what its batches showed
         self._indexed: bool | None = None  # whether ``predict_fn`` gives [Z, B, ...], where shapes alone do not tell
 
     def task(self, model: nn.Module) -> Task:
@@ -75,7 +75,11 @@ class LogitReader:
         if not self._is_own(model):
             if self.given_task is not None:
                 return self.given_task
-            return Regression(head="mean") if self._regressor is type(model) else Classification()
+            return (
+                INFERABLE[self._inferred[1]]
+                if self._inferred and self._inferred[0] is type(model)
+                else Classification()
+            )
         own: Task = model.task  # type: ignore[assignment]  # a Module's attribute is untyped
         if self.given_task not in (None, own):
             raise InputError(
@@ -121,39 +125,44 @@ class LogitReader:
         return upcast(outputs)
 
     def infer_task(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> bool:
-        """Look at a batch of a model whose task nobody said: whether it now turned out to be a regressor of means.
+        """Look at a batch of a model whose task nobody said: whether it now showed one other than one label per input.
 
-        Only a batch whose targets are floating-point numbers costs a forward pass, on a copy.
+        Only a batch whose targets are no class labels costs a forward pass, on a copy.
         """
         if self._is_own(model):
             infer = getattr(model, "infer_task", None)  # of an ensemble of LightningModules
             return infer is not None and bool(infer(*self.unpack(model, batch)))
-        before = self._regressor
+        before = self._inferred
         if not self._knows_task(model) and self.infers_task:
             _, target = self.unpack(model, batch)
-            if isinstance(target, Tensor) and target.is_floating_point():
+            if isinstance(target, Tensor) and (
+                target.is_floating_point() or target.dtype == torch.bool or target.ndim == 2
+            ):
                 self(model, apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True), trainer)
-        return self._regressor is not before
+        return self._inferred is not before
 
     def agree_on_task(self, model: nn.Module, trainer: Trainer) -> bool:
-        """Take a model for a regressor of means on all ranks if it was on one; whether this rank had not. A collective."""
+        """Take the task that a batch of any rank has shown; whether this rank read the model in another way. A collective."""
         if trainer.world_size == 1 or self._is_own(model) or self.given_task is not None:
             return False
-        mine = self._regressor is type(model)
+        mine = self._inferred[1] if self._inferred and self._inferred[0] is type(model) else None
         of_ranks = [mine] * trainer.world_size
         torch.distributed.all_gather_object(of_ranks, mine)
-        if any(of_ranks):
-            self._regressor = type(model)
-        return any(of_ranks) and not mine
+        shown = next((name for name in of_ranks if name is not None), None)
+        if shown is not None:
+            self._inferred = type(model), shown
+        return shown != mine
 
     def _knows_task(self, model: nn.Module) -> bool:
         """Whether the task was given or inferred."""
-        return self._is_own(model) or self.given_task is not None or self._regressor is type(model)
+        told = self._inferred is not None and self._inferred[0] is type(model)
+        return self._is_own(model) or self.given_task is not None or told
 
     def _infer_task(self, model: nn.Module, outputs: Tensor, target: object) -> None:
-        if self.infers_task and not self._knows_task(model) and looks_like_regression(outputs, target):
-            self._regressor = type(model)
-            tell_regression(type(model).__name__)
+        name = inferred_task(outputs, target) if self.infers_task and not self._knows_task(model) else None
+        if name is not None:
+            self._inferred = type(model), name
+            tell_task(type(model).__name__, name)
 
     def prediction(self, model: nn.Module, outputs: Tensor, *, to_members: bool = True) -> Prediction:
         """The prediction of outputs [Z, B, ...] before any pooled calibration.

@@ -12,6 +12,7 @@ from lightning_uq.tasks.evidential_classification import EvidentialClassificatio
 from lightning_uq.tasks.evidential_regression import EvidentialRegression
 from lightning_uq.tasks.multilabel import Multilabel
 from lightning_uq.tasks.names import TASKS, task_of
+from lightning_uq.tasks.pixel_regression import PixelRegression
 from lightning_uq.tasks.regression import Regression
 from lightning_uq.tasks.regression_base import RegressionTask
 from lightning_uq.tasks.segmentation import Segmentation
@@ -27,6 +28,7 @@ __all__ = [
     "EvidentialRegression",
     "Multilabel",
     "OutputShapeError",
+    "PixelRegression",
     "Progress",
     "Regression",
     "RegressionTask",

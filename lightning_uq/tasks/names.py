@@ -9,6 +9,7 @@ from lightning_uq.tasks.classification import Classification
 from lightning_uq.tasks.evidential_classification import EvidentialClassification
 from lightning_uq.tasks.evidential_regression import EvidentialRegression
 from lightning_uq.tasks.multilabel import Multilabel
+from lightning_uq.tasks.pixel_regression import PixelRegression
 from lightning_uq.tasks.regression import Regression
 from lightning_uq.tasks.segmentation import Segmentation
 
@@ -18,6 +19,7 @@ TASKS: dict[str, type[Task]] = {
     "multilabel": Multilabel,
     "segmentation": Segmentation,
     "regression": Regression,
+    "pixel_regression": PixelRegression,
     "evidential_classification": EvidentialClassification,
     "evidential_regression": EvidentialRegression,
 }

@@ -322,3 +322,13 @@ def test_a_score_has_one_name():
     assert shared == {"predictive_entropy", "mutual_information", "max_softmax"}
     assert all(ACQUISITION_SCORES[name] is SCORES[name] for name in shared)
     assert not {"entropy", "bald", "var_ratios"} & (ACQUISITION_SCORES.keys() | SCORES.keys())
+
+
+@pytest.mark.parametrize("name", sorted(set(ACQUISITION_SCORES) - {"nll", "joint_nll", "uniform"}))
+def test_a_map_scores_as_the_mean_of_its_positions(name):
+    logits = torch.randn(3, 4, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    found = score(name, CategoricalPrediction(logits))
+    rows = score(name, logits.movedim(2, -1).reshape(3, -1, 2))
+    torch.testing.assert_close(found, rows.reshape(4, -1).mean(1))
+    with pytest.raises(InputError, match=r"must be \[Z, B, C\]"):
+        score("nll", CategoricalPrediction(logits), torch.zeros(4, dtype=torch.long))

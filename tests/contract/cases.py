@@ -74,14 +74,14 @@ def rows(num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def dataset(task: str, num: int, seed: int = 0) -> TensorDataset:
-    """Inputs with targets of a task: class labels, labels that are on or off, maps of labels, or two numbers each."""
+    """Inputs with targets of a task: class labels, labels that are on or off, two numbers each, or maps of labels or numbers."""
     x, y = rows(num, seed)
     targets = {
         "classification": lambda: y,
         "binary": lambda: (y > 0).float().unsqueeze(1),
         "multilabel": lambda: torch.stack([y > 0, y == 1, x[:, 0] > 0], 1).float(),
-        "segmentation": lambda: (x > 0.3).long().add(x > 1.5).reshape(num, 2, 2),
         "regression": lambda: torch.stack([x.sum(1), x[:, 0].sin()], 1),
+        "pixel_regression": lambda: x.sin().reshape(num, 1, 2, 2),
     }
     return TensorDataset(x, targets[task]())
 
@@ -131,10 +131,14 @@ def mixture_network() -> nn.Module:
     return network(6 * TARGETS)
 
 
-def map_network(dropout: float = 0.0) -> nn.Module:
+def map_network(out: int = CLASSES) -> nn.Module:
     """Four numbers as an image of 2 x 2 pixels, and the logits of each pixel."""
-    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(8, CLASSES, 1))
-    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), *layers)
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, out, 1))
+
+
+def gaussian_map_network() -> nn.Module:
+    """The same with a mean and a raw variance per pixel."""
+    return map_network(2)
 
 
 def evidential_network() -> nn.Module:
@@ -243,7 +247,7 @@ class ModuleCase:
     @property
     def file_format(self) -> Literal["csv", "npz"]:
         """What PredictionWriter writes: a table, or the arrays of maps."""
-        return "npz" if self.task == "segmentation" else "csv"
+        return "npz" if self.task in ("segmentation", "pixel_regression") else "csv"
 
 
 @dataclass(frozen=True)
@@ -294,6 +298,7 @@ OPTIMIZERS = {
     "multilabel": _SGD,
     "segmentation": _SGD,
     "regression": Factory("torch.optim.Adam", {"lr": 0.01}),  # a likelihood with a free variance is steep
+    "pixel_regression": Factory("torch.optim.Adam", {"lr": 0.01}),
 }
 
 
@@ -446,6 +451,15 @@ LISTED_MODULES = [
         num_eval_samples=5,
         **SEGMENTATION,
     ),
+    _module("Pixel regression", m.DeterministicModule, gaussian_map_network, task="pixel_regression"),
+    _module(
+        "Pixel regression, ensemble",
+        m.EnsembleModule,
+        gaussian_map_network,
+        num_members=3,
+        seed=1,
+        task="pixel_regression",
+    ),
     # Networks without a module of their own, under the base class.
     _module("Index MLP", m.UncertaintyModule, _of("IndexMLP", CLASSES, index_dim=3), num_eval_samples=5),
     _module(
@@ -566,6 +580,7 @@ REPRESENTATIVES = {
     # One label per pixel: a plain network, and a head at each position.
     "Segmentation",
     "Segmentation, epinet",
+    "Pixel regression, ensemble",
     # Members in a loop, members that run at once, members that are LightningModules.
     "Ensemble, loop",
     "Ensemble, stacked",

@@ -217,7 +217,7 @@ def record_user(case: UserCase, make_trainer: MakeTrainer, folder: Path) -> Reco
     else:
         ensemble = case.ensemble(case.module, num_members=2, seed=1, **case.model_arguments)
         for i in range(2):
-            _start(case, ensemble.network.member(i), i)
+            _start(case, ensemble.network.members[i], i)
     small = {"head": EpinetHead(hidden_sizes=(6,)), "num_eval_samples": 5, "optimizer": torch.optim.SGD}
     torch.manual_seed(0)
     epinet = case.epinet(case.module, **small, **case.model_arguments)

@@ -96,9 +96,13 @@ def test_what_is_written(make_trainer, module_case, precision, tmp_path):
     parts = make_trainer(precision=precision, callbacks=[writer]).predict(module, loader(module_case.task, TEST, 2))
     columns, whole = read_predictions(tmp_path / "out"), type(parts[0]).cat(parts)
     assert columns["index"].tolist() == list(range(TEST))
-    if "prob_1" in columns and module_case.task == "multilabel":
+    if module_case.task == "multilabel":
         torch.testing.assert_close(
             torch.from_numpy(columns["prob_1"]), whole.probs[:, 1].double(), rtol=1e-6, atol=1e-6
+        )
+    elif module_case.task == "pixel_regression":
+        torch.testing.assert_close(
+            torch.from_numpy(columns["mean"]).double(), whole.mean.double(), rtol=1e-6, atol=1e-6
         )
     elif "label" in columns:
         assert columns["label"].tolist() == whole.label.tolist()

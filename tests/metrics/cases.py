@@ -34,10 +34,10 @@ class Data:
         self.mean = torch.randn(MEMBERS, ROWS, DIMS, generator=generator)
         self.variance = 0.1 + torch.rand(MEMBERS, ROWS, DIMS, generator=generator)
         self.value = torch.randn(ROWS, DIMS, generator=generator)
+        self.index = torch.randperm(ROWS, generator=generator) * 3
         self.label_logits = 2 * torch.randn(ROWS, CLASSES, generator=generator)
         self.labels = (torch.rand(ROWS, CLASSES, generator=generator) < 0.4).float()
         self.labels[::4, 1] = torch.nan
-        self.index = torch.randperm(ROWS, generator=generator) * 3
         for name, values in vars(self).items():
             setattr(self, name, values.double() if values.is_floating_point() else values)
 

@@ -125,7 +125,7 @@ def test_equal_members_get_the_gradient_that_they_would_get_alone():
     alone.load_state_dict(start)
     (4 * nn.functional.cross_entropy(alone(x), y)).backward()
     for i in range(3):
-        for a, b in zip(module.network.member(i).parameters(), alone.parameters(), strict=True):
+        for a, b in zip(module.network.members[i].parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad)
 
 

@@ -137,6 +137,9 @@ VARY = {
     "nn.Dropout of a table [Z, D]": lambda: Function(lambda self, x: x + self.drop(self.table).sum(0)),
     "F.dropout(training=self.training)": lambda: Function(lambda self, x: F.dropout(x, 0.4, self.training)),
     "F.dropout(training=True)": lambda: Function(lambda self, x: F.dropout(x, p=0.4)),
+    "F.dropout(p=0.4 if self.training else 0)": lambda: Function(
+        lambda self, x: F.dropout(x, p=0.4 if self.training else 0.0, training=self.training)
+    ),
     "F.dropout, in place": lambda: Function(lambda self, x: F.dropout(x.clone(), 0.4, self.training, True)),
     "torch.dropout": lambda: Function(lambda self, x: torch.dropout(x, 0.4, self.training)),
     "F.dropout1d": lambda: Function(lambda self, x: F.dropout1d(x, 0.4, self.training)),

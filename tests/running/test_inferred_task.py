@@ -1,5 +1,7 @@
 """Regressors of somebody else's without a task: tabular [B], a forecaster [B, H]; callbacks and ensembles read them as means."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from lightning_uq import (
     TemperatureScaling,
 )
 from lightning_uq.functional.ood import auroc
-from lightning_uq.running.inferred_task import looks_like_regression, tell_regression
+from lightning_uq.running.inferred_task import inferred_task, tell_task
 from lightning_uq.tasks import Regression
 
 
@@ -92,7 +94,7 @@ def data(module=Regressor, num=40, seed=0, shift=0.0):
 def told(monkeypatch):
     lines = []
     monkeypatch.setattr("lightning_uq.running.inferred_task.rank_zero_info", lines.append)
-    tell_regression.cache_clear()
+    tell_task.cache_clear()
     return lines
 
 
@@ -113,7 +115,7 @@ def test_densities_and_distances_of_a_regressor(make_trainer, module, told):
     expected = auroc(torch.cat([inside, outside]), is_ood).item()
     assert tested["ood_auroc/far/log_density"] == pytest.approx(expected)
     assert len(told) == 1
-    assert "read as a regressor of means, `task=Regression(head='mean')`" in told[0]
+    assert "is read with `task=Regression(head='mean')`, because its outputs have the shape of its targets" in told[0]
 
 
 def test_one_network_without_another_score_is_refused(make_trainer, told):
@@ -226,7 +228,31 @@ def test_an_ensemble_of_quantile_forecasters(make_trainer):
     ],
 )
 def test_what_looks_like_a_regression(outputs, target, expected):
-    assert looks_like_regression(torch.zeros(outputs), target) is expected
+    assert (inferred_task(torch.zeros(outputs), target) == "mean") is expected
+
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 0.2, 4.0]])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "target", "expected"),
+    [
+        (LOGITS[:, 0], torch.tensor([1.0, 0.0]), "binary"),
+        (LOGITS[:, :1], torch.tensor([True, False]), "binary"),
+        (LOGITS[:, 0], torch.tensor([[1], [0]]), "binary"),
+        (LOGITS[:, 0], torch.tensor([0.0, 0.0]), None),  # a number that is rarely above 0, perhaps
+        (torch.sigmoid(LOGITS[:, 0]), torch.tensor([1.0, 0.0]), None),  # probabilities, perhaps
+        (LOGITS, torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), "multilabel"),
+        (LOGITS, torch.tensor([[1, 1, 0], [0, 0, 1]]), "multilabel"),
+        (LOGITS, torch.tensor([[1.0, math.nan, 0.0], [0.0, 0.0, 1.0]]), "multilabel"),
+        (LOGITS, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), None),  # one of three classes
+        (torch.sigmoid(LOGITS), torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), None),
+        (LOGITS, torch.tensor([0, 2]), None),
+        (LOGITS, torch.tensor([[1, 3, 0], [0, 0, 1]]), None),  # counts
+    ],
+)
+def test_what_looks_like_labels_that_are_on_or_off(outputs, target, expected):
+    assert inferred_task(outputs, target) == expected
 
 
 RANKS = """

@@ -22,6 +22,7 @@ from lightning_uq import (
     VectorScaling,
 )
 from lightning_uq.errors import InputError
+from lightning_uq.running.inferred_task import tell_task
 from lightning_uq.tasks import Classification, Multilabel, OutputShapeError, task_of
 
 LABELS = 3
@@ -228,17 +229,39 @@ def test_an_unmodified_module_is_calibrated_and_scored(make_trainer):
     torch.testing.assert_close(probs, torch.sigmoid(module(X) / scaling.temperature), rtol=1e-6, atol=1e-7)
 
 
-def test_without_a_task_it_is_refused_before_the_training(make_trainer):
-    for callback in (TemperatureScaling(), FitGMM()):
-        for target in (Y, Y.long()):
-            module = ChestXRay().double()
-            with pytest.raises(InputError, match="Multilabel|the `task` of these targets|class labels must have shape"):
-                make_trainer(callbacks=[callback]).fit(module, loader(target), loader(target))
-            assert module.trainer.global_step == 0
+@pytest.mark.parametrize("callback", [TemperatureScaling, FitGMM])
+def test_without_a_task_its_targets_show_it_and_that_is_told(make_trainer, callback, monkeypatch):
+    told = []
+    monkeypatch.setattr("lightning_uq.running.inferred_task.rank_zero_info", told.append)
+    tell_task.cache_clear()
+    module, found = ChestXRay(), callback()
+    make_trainer(callbacks=[found], precision="64-true").fit(module, loader(Y), loader(Y))
+    assert found.logits.task(module) == Multilabel()
+    assert told == [
+        "ChestXRay is read with `task=Multilabel()`, because its outputs have the shape of its targets, which are 0 or 1. If they "
+        "mean something else, pass `task`."
+    ]
 
 
-def test_an_ensemble_of_them_reads_sigmoids(make_trainer):
-    ensemble = EnsembleModule(lambda: ChestXRay(), num_members=3, task=Multilabel(), seed=0)
+@pytest.mark.parametrize("callback", [TemperatureScaling, FitGMM])
+def test_probabilities_without_a_task_are_refused_before_the_training(make_trainer, callback):
+    class Sure(ChestXRay):
+        def __init__(self):
+            super().__init__()
+            self.criterion = nn.BCELoss()
+
+        def forward(self, x):
+            return torch.sigmoid(super().forward(x))
+
+    module = Sure()
+    with pytest.raises(InputError, match="Multilabel|the `task` of these targets"):
+        make_trainer(callbacks=[callback()], precision="64-true").fit(module, loader(Y), loader(Y))
+    assert module.trainer.global_step == 0
+
+
+@pytest.mark.parametrize("given", [{"task": Multilabel()}, {}], ids=["named", "shown"])
+def test_an_ensemble_of_them_reads_sigmoids(make_trainer, given):
+    ensemble = EnsembleModule(lambda: ChestXRay(), num_members=3, seed=0, **given)
     trainer = make_trainer(max_epochs=2, precision="64-true")
     trainer.fit(ensemble, loader(Y), loader(Y))
     (logged,) = trainer.test(ensemble, loader(Y), verbose=False)

@@ -1,6 +1,6 @@
 """The optimizers and schedulers of several LightningModules, as one that Lightning can run under automatic optimization."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -45,9 +45,14 @@ class CompositeOptimizer(Optimizer):
         self.__init__(**state)  # type: ignore[misc]  # the base class would restore groups of its own
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]  # an attribute in the base class
-        """The members' own groups, one after the other."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+    def param_groups(self) -> list["MemberGroup"]:  # type: ignore[override]  # an attribute in the base class
+        """The members' own groups, one after the other, under names that say whose they are."""
+        groups = []
+        for i, optimizer in enumerate(self.optimizers):
+            for j, group in enumerate(optimizer.param_groups, 1):
+                own = f"/{group.get('name', f'pg{j}')}" if len(optimizer.param_groups) > 1 else ""
+                groups.append(MemberGroup(group, f"member_{i}{own}"))
+        return groups
 
     @property
     def state(self) -> dict[Any, Any]:  # type: ignore[override]  # an attribute in the base class
@@ -96,6 +101,29 @@ class CompositeOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         return f"CompositeOptimizer({self.optimizers!r})"
+
+
+class MemberGroup(MutableMapping[str, Any]):
+    """A member's parameter group itself, but for its ``name``: ``LearningRateMonitor`` needs one that no other group has."""
+
+    def __init__(self, group: dict[str, Any], name: str) -> None:
+        self.group = group
+        self.name = name
+
+    def __getitem__(self, key: str) -> Any:
+        return self.name if key == "name" else self.group[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.group[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.group[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.group, "name": self.name})
+
+    def __len__(self) -> int:
+        return len(self.group | {"name": self.name})
 
 
 class MemberOptimizer(LightningOptimizer):

@@ -10,7 +10,8 @@ from torchmetrics import Metric
 
 from lightning_uq.modules.lightning_ensemble.checks import unscorable_reason
 from lightning_uq.modules.lightning_ensemble.part import Part
-from lightning_uq.tasks import OutputShapeError, Regression
+from lightning_uq.running.inferred_task import INFERABLE
+from lightning_uq.tasks import OutputShapeError
 
 if TYPE_CHECKING:
     from lightning_uq.modules.lightning_ensemble.members import Members
@@ -72,12 +73,12 @@ class EnsembleMetrics(Part):
         own = [
             [0 if reason is None else world - rank for reason in reasons],
             [int(i in self._reasons) for i in loaders],
-            [int(ensemble.was_task_inferred)] * len(loaders),
+            [_code(ensemble.inferred_task)] * len(loaders),
         ]
         found = torch.as_tensor(strategy.reduce(torch.tensor(own, device=ensemble.device), reduce_op="max"))
         first_reason, any_seen, inferred = found.tolist()
-        if any(inferred) and not ensemble.was_task_inferred:  # a rank without a batch
-            self._read_means()
+        if any(inferred) and ensemble.inferred_task is None:  # a rank without a batch
+            self._take_task(list(INFERABLE)[max(inferred) - 1])
         if any(first_reason) and not self._notified:
             reason = next((reason for reason in reasons if reason is not None), "")
             reason = strategy.broadcast(reason, src=world - max(first_reason))
@@ -93,18 +94,19 @@ class EnsembleMetrics(Part):
                     ensemble.log(name, metric, batch_size=1, metric_attribute=name, add_dataloader_idx=False)
 
     def infer_task(self, batch: Any) -> bool:
-        """Take the members for regressors of means if their task was left to its default, and a batch's targets show it."""
+        """Take the task that a batch shows, if it was left to its default."""
         ensemble, first = self.members.ensemble, self.members.modules[0]
-        if unscorable_reason(first, batch, ensemble.unpack_batch, Regression(head="mean")) is not None:
+        if all(unscorable_reason(first, batch, ensemble.unpack_batch, task) is not None for task in INFERABLE.values()):
             return False
         if not ensemble.infer_task(*ensemble.unpack_batch(batch)):
             return False
-        self._read_means()
+        assert ensemble.inferred_task is not None
+        self._take_task(ensemble.inferred_task)
         return True
 
-    def _read_means(self) -> None:
-        """Take the members for regressors of means, with the metrics of that task."""
-        self.members.ensemble.set_inferred_task()
+    def _take_task(self, name: str) -> None:
+        """Take an inferred task, with its metrics."""
+        self.members.ensemble.set_inferred_task(name)
         for metrics in self._metric_sets:
             kept = metrics["loss"]  # type: ignore[index]  # a ModuleList yields bare Modules
             metrics.clear()  # type: ignore[operator]
@@ -113,3 +115,8 @@ class EnsembleMetrics(Part):
 
     def _metrics(self, dataloader_idx: int) -> dict[str, Metric]:
         return dict(self._metric_sets[dataloader_idx].items())  # type: ignore[operator]  # a ModuleList yields bare Modules
+
+
+def _code(name: str | None) -> int:
+    """A task's name as a number that ranks can reduce; 0 for none."""
+    return 0 if name is None else 1 + list(INFERABLE).index(name)

@@ -33,7 +33,9 @@ class DropoutNetwork(EpistemicNetwork):
 
     - ``nn.Dropout`` layers, and ``Dropout1d`` to ``3d``;
     - ``F.dropout`` and its relatives, whatever their argument ``training``;
-    - the weights of ``nn.MultiheadAttention`` and of ``F.scaled_dot_product_attention``, whose rate in training holds.
+    - the weights of ``nn.MultiheadAttention`` and of ``F.scaled_dot_product_attention``.
+
+    Function calls with a rate of 0 in evaluation alone take the rate that they have in training.
 
     At its first batch the network looks at its dropouts. If all have the batch in axis 0, all indices run in one call. If one
     has it elsewhere (time-major recurrent networks and transformers) or not at all (a table of positions), one index runs
@@ -132,7 +134,7 @@ class DropoutNetwork(EpistemicNetwork):
             index,
             shared=self.is_shared,
             axes=plan.axes,
-            attention_rates=plan.attention_rates,
+            function_rates=plan.function_rates,
             rate=rate,
         )
         switched = [m for m in self.network.modules() if isinstance(m, _DropoutNd) and m.training]

@@ -40,13 +40,12 @@ class DropoutPass(TorchFunctionMode):
         index: Seeds [Z].
         shared: Whether all rows of a batch have one mask.
         axes: The batch axis of each call's input, None where it has none; calls beyond the list have axis 0.
-        attention_rates: The rates of attention calls in order, for those that are called with a rate of 0 in evaluation.
+        function_rates: The rates of function calls in training, in order, for those that have a rate of 0 in evaluation.
         rate: Taken instead of every rate above 0, for a look at what dropouts do; None for their own.
 
     Attributes:
         calls: The calls so far.
-        num_attentions: Calls of ``scaled_dot_product_attention`` so far.
-        rates_seen: Their rates.
+        rates_seen: The rates of function calls so far.
     """
 
     def __init__(
@@ -55,17 +54,16 @@ class DropoutPass(TorchFunctionMode):
         *,
         shared: bool = True,
         axes: Sequence[int | None] = (),
-        attention_rates: Sequence[float] = (),
+        function_rates: Sequence[float] = (),
         rate: float | None = None,
     ) -> None:
         super().__init__()
         self.index = index
         self.shared = shared
         self.axes = axes
-        self.attention_rates = attention_rates
+        self.function_rates = function_rates
         self.rate = rate
         self.calls: list[Dropped] = []
-        self.num_attentions = 0
         self.rates_seen: list[float] = []
         self.in_layer = False
 
@@ -123,7 +121,7 @@ class DropoutPass(TorchFunctionMode):
         train: bool = True,
     ) -> Tensor:
         """A dropout that is a function call, whatever its ``training`` says: in evaluation, too, it has masks."""
-        dropped = self.drop(input, p, channelwise=channelwise)
+        dropped = self.drop(input, self._function_rate(p), channelwise=channelwise)
         return input.copy_(dropped) if inplace else dropped
 
     def _attention(
@@ -136,13 +134,16 @@ class DropoutPass(TorchFunctionMode):
         is_causal: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        self.rates_seen.append(dropout_p)
-        known = self.num_attentions < len(self.attention_rates)
-        rate = self.attention_rates[self.num_attentions] if known and dropout_p == 0 else dropout_p
-        self.num_attentions += 1
+        rate = self._function_rate(dropout_p)
         if rate == 0:
             return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, **kwargs)
         return attend(query, key, value, attn_mask, is_causal, lambda weights: self.drop(weights, rate), **kwargs)
+
+    def _function_rate(self, rate: float) -> float:
+        """The rate of the next function call: its own, or that in training."""
+        number = len(self.rates_seen)
+        self.rates_seen.append(rate)
+        return self.function_rates[number] if rate == 0 and number < len(self.function_rates) else rate
 
     def _multi_head(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """``nn.MultiheadAttention``, whose function calls dropout by its name in ``torch.nn.functional``."""

@@ -23,14 +23,14 @@ class Plan(NamedTuple):
 
     Attributes:
         axes: The batch axis of each call's input, None where it has none.
-        attention_rates: The rates of attention calls, in order.
+        function_rates: The rates of function calls in training, in order.
         one_at_a_time: Whether indices have to run one after the other, because a dropout's input has its batch elsewhere than
             in axis 0.
         sees_functions: Whether dropouts that are function calls have to be seen.
     """
 
     axes: tuple[int | None, ...] = ()
-    attention_rates: tuple[float, ...] = ()
+    function_rates: tuple[float, ...] = ()
     one_at_a_time: bool = False
     sees_functions: bool = False
 
@@ -52,7 +52,7 @@ def make_plan(network: Any, x: Any) -> Plan:
     with _examining(inner):
         calls, calls_of_two = (_recorded(network, rows) for rows in (one, two))
         axes = _batch_axes(calls, calls_of_two)
-        rates = _attention_rates(network, two)
+        rates = _function_rates(network, two)
         found = Plan(axes, rates, any(axis != 0 for axis in axes), sees_functions=True)
         found = _checked(network, found, one, two)
         several = tree_map_only(Tensor, lambda t: t[:_MANY] if t.ndim else t, x)
@@ -83,12 +83,12 @@ def _batch_axes(of_one: list[Dropped], of_two: list[Dropped]) -> tuple[int | Non
     return tuple(axes)
 
 
-def _attention_rates(network: Any, x: Any) -> tuple[float, ...]:
-    """The rates of attention calls in training, which are 0 in evaluation; empty if they cannot be read."""
+def _function_rates(network: Any, x: Any) -> tuple[float, ...]:
+    """The rates of function calls in training, which may be 0 in evaluation; empty if they cannot be read."""
     inner: nn.Module = network.network
     seeds, plan = torch.tensor(_SEEDS[:1]), Plan(one_at_a_time=True, sees_functions=True)
     in_evaluation = network.run(x, seeds, plan, rate=0.0)[1]
-    if not in_evaluation.num_attentions:
+    if 0 not in in_evaluation.rates_seen:
         return ()
     norms = [m for m in inner.modules() if hasattr(m, "running_mean") or hasattr(m, "track_running_stats")]
     inner.train()
@@ -99,11 +99,11 @@ def _attention_rates(network: Any, x: Any) -> tuple[float, ...]:
     except Exception:  # a user's forward may ask for more in training, such as targets
         rates = []
     inner.eval()
-    if len(rates) == in_evaluation.num_attentions:
+    if len(rates) == len(in_evaluation.rates_seen):
         return tuple(rates)
     rank_zero_warn(
-        f"The dropout of {type(inner).__name__}'s attention is not among the hypotheses: its rate is known in training alone, where "
-        "the network ran otherwise."
+        f"{type(inner).__name__} calls dropout or attention with a rate of 0 in evaluation, and its rates in training cannot be read, "
+        "because the network ran otherwise there. These dropouts are not among the hypotheses."
     )
     return ()
 

@@ -53,6 +53,30 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_buffers(remove_duplicate=False)
 
 
+def visible_difference(ours: nn.Module, theirs: nn.Module) -> str | None:
+    """What differs between two networks besides the values and the device of their tensors; None if nothing was found.
+
+    Of other attributes, plain ones alone are compared, such as the rate of a dropout layer.
+    """
+    mine, other = dict(ours.named_modules()), dict(theirs.named_modules())
+    if mine.keys() != other.keys():
+        return f"the two have different submodules: {', '.join(sorted(mine.keys() ^ other.keys()))}"
+    for name, module in mine.items():
+        if type(module) is not type(other[name]):
+            return f"{label(name, module)} has become a {type(other[name]).__name__}"
+        for key, value in vars(module).items():
+            if key in _MODULE_ATTRIBUTES or key.startswith("_") or not isinstance(value, _PLAIN):
+                continue
+            if not _same(value, vars(other[name]).get(key)):
+                return f"{label(name, module)} differs in its attribute {key!r}"
+    first, second = (
+        {name: (tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in named_tensors(network)}
+        for network in (ours, theirs)
+    )
+    changed = next((name for name in {**first, **second} if first.get(name) != second.get(name)), None)
+    return None if changed is None else f"the shape, dtype or requires_grad of {changed!r} differs"
+
+
 def skeleton(network: nn.Module) -> nn.Module:
     """A copy of ``network`` without the values of its tensors.
 

@@ -1,5 +1,6 @@
 """An ensemble whose members run one after the other, and the interface of all ensembles."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.ensemble.alike import named_tensors, visible_difference
 from lightning_uq.networks.ensemble.checks import check_algorithm, check_members
 from lightning_uq.networks.indexers import EnsembleIndexer
 from lightning_uq.networks.output import Output
@@ -19,7 +21,8 @@ class EnsembleNetwork(EpistemicNetwork):
     """M networks side by side; the index [Z] holds member numbers. In this class the members run one after the other.
 
     A subclass may run them at once. All of them share this interface, give the same numbers, and name their state per
-    member (``members.{i}.<name>``), so that a checkpoint of one loads into another.
+    member (``members.{i}.<name>``), so that a checkpoint of one loads into another. :meth:`member` gives a copy of one member in
+    each of them, and :meth:`load_member` takes its weights back.
 
     Args:
         members: The M networks, each of which maps x [B, ...] to outputs [B, ...]. They become submodules.
@@ -92,13 +95,46 @@ class EnsembleNetwork(EpistemicNetwork):
         return self._run_each(xs)
 
     def member(self, i: int) -> nn.Module:
-        """Member ``i`` as a plain network: a write to its weights is a write to the ensemble.
+        """Member ``i`` as a plain network: an independent copy in every execution.
 
-        In a loop it is the submodule itself. Members that run at once are given out as networks over views of the
-        stacked tensors, with gradients and hooks of their own; after a move to another device or type, ask again. To
-        save one member, use :meth:`member_state_dict`, since a saved view brings its whole stacked tensor.
+        A change of the copy does not reach the ensemble; :meth:`load_member` takes its weights back. Members in a loop are
+        submodules as well, so ``network.members[i]`` is the member itself; members that run at once have no submodules.
         """
-        return self.members[self._check_member(i)]
+        i = self._check_member(i)
+        with torch.inference_mode(False):  # a copy made in inference mode could not be trained
+            return self._copy_of_member(i)
+
+    def load_member(self, i: int, module: nn.Module) -> None:
+        """Give member ``i`` the values of a network's parameters and buffers, such as those of a changed :meth:`member`.
+
+        Raises:
+            InputError: The network differs from the member in more than these values.
+
+        Example:
+            >>> network = EnsembleNetwork([nn.Linear(2, 3) for _ in range(4)])
+            >>> member = network.member(1)
+            >>> _ = nn.init.zeros_(member.weight)
+            >>> network.load_member(1, member)
+            >>> network.members[1].weight.any()
+            tensor(False)
+        """
+        difference = visible_difference(self.member(i), module)
+        if difference is not None:
+            raise InputError(
+                f"`module` may differ from member {i} in the values of its parameters and buffers alone, but {difference}. "
+                "Build a new ensemble of the changed networks, or change all members by the ensemble's own methods, such "
+                "as `requires_grad_` and `to`."
+            )
+        own = self._tensors_of_member(i)
+        with torch.no_grad():
+            for name, tensor in named_tensors(module):
+                own[name].copy_(tensor)
+
+    def _copy_of_member(self, i: int) -> nn.Module:
+        return copy.deepcopy(self.members[i])
+
+    def _tensors_of_member(self, i: int) -> dict[str, Tensor]:
+        return dict(named_tensors(self.members[i]))
 
     def member_state_dict(self, i: int) -> dict[str, Tensor]:
         """The ``state_dict()`` of member ``i``, under its own names."""
@@ -139,7 +175,7 @@ class EnsembleNetwork(EpistemicNetwork):
 
     def feature_networks(self) -> list[nn.Module]:
         """The members [M]; of a member with a random prior, the trained part."""
-        return [trained_part(self.member(i)) for i in range(self.num_indices)]
+        return [trained_part(member) for member in self.members]
 
     @property
     def shows_features(self) -> bool:

@@ -1,7 +1,7 @@
 """An ensemble of one architecture as one network over stacked parameters."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from lightning_uq.networks.ensemble.alike import check_alike, named_tensors, ske
 from lightning_uq.networks.ensemble.checks import check_algorithm
 from lightning_uq.networks.ensemble.lift import lift
 from lightning_uq.networks.ensemble.loop import EnsembleNetwork
+from lightning_uq.networks.priors.members import trained_part
 
 
 class StackedEnsembleNetwork(EnsembleNetwork):
@@ -20,7 +21,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
 
     One member's forward pass is translated, operation by operation, into one for all members: a linear layer of M
     members is a single batched product. Each member has its own dropout masks and BatchNorm statistics. There are no
-    submodules: :meth:`member` gives a network over views of the stacked tensors.
+    submodules: :meth:`member` gives a copy, and :meth:`load_member` takes one back.
 
     Args:
         members: The M networks; their weights are copied.
@@ -51,7 +52,6 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         self._hidden = (skeleton(members[0]),)
         self._keys = {name: "members/" + name.replace(".", "/") for name, _ in named_tensors(members[0])}
         self._state_names = tuple(members[0].state_dict())
-        self._views: dict[int, nn.Module] = {}  # the members that were asked for
         for name, parameter in members[0].named_parameters():
             values = torch.stack([m.get_parameter(name).detach() for m in members])
             self.register_parameter(self._keys[name], nn.Parameter(values, requires_grad=parameter.requires_grad))
@@ -73,11 +73,10 @@ class StackedEnsembleNetwork(EnsembleNetwork):
     # Copies and unpickled networks make their programs anew.
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_programs", "_views")}
+        return {name: value for name, value in self.__dict__.items() if name != "_programs"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._views = {}
         self._prepare()
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -111,31 +110,18 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         output = self._programs[self.training](x, tensors)
         return output if callable(self.read_output.output) else self.read_output(output)
 
-    def member(self, i: int) -> nn.Module:
-        """Member ``i`` as a network over views of the stacked tensors; see :meth:`EnsembleNetwork.member`."""
-        i = self._check_member(i)
-        if i not in self._views:
-            self._views[i] = copy.deepcopy(self._skeleton())
-        network = self._views[i]
-        if network.training != self.training:
-            network.train(self.training)
+    def _copy_of_member(self, i: int) -> nn.Module:
+        network = copy.deepcopy(self._skeleton())
         for name, tensor in self._tensors().items():
             owner_name, _, own = name.rpartition(".")
             owner = network.get_submodule(owner_name)
-            view = getattr(owner, own)
-            if not _is_row(view, tensor, i):
-                with torch.inference_mode(tensor.is_inference()):
-                    row = tensor.detach()[i].detach()
-                    view = nn.Parameter(row, tensor.requires_grad) if isinstance(view, nn.Parameter) else row
-                    setattr(owner, own, view)
-            if view.requires_grad != tensor.requires_grad:
-                view.requires_grad_(tensor.requires_grad)
+            row: Tensor = tensor[i].detach().clone(memory_format=torch.contiguous_format)
+            is_parameter = isinstance(getattr(owner, own), nn.Parameter)
+            setattr(owner, own, nn.Parameter(row, tensor.requires_grad) if is_parameter else row)
         return network
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "StackedEnsembleNetwork":
-        self._views.clear()  # they would keep the memory of the tensors from before the move
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+    def _tensors_of_member(self, i: int) -> dict[str, Tensor]:
+        return {name: tensor[i] for name, tensor in self._tensors().items()}
 
     def member_state_dict(self, i: int) -> dict[str, Tensor]:
         """The state of member ``i`` under its own names, in copies."""
@@ -146,8 +132,11 @@ class StackedEnsembleNetwork(EnsembleNetwork):
 
     def unstacked(self) -> EnsembleNetwork:
         """The members in copies that run one after the other."""
-        members = [copy.deepcopy(self.member(i)) for i in range(self.num_indices)]
-        return EnsembleNetwork(members, self.read_output.output)
+        return EnsembleNetwork([self.member(i) for i in range(self.num_indices)], self.read_output.output)
+
+    def feature_networks(self) -> list[nn.Module]:
+        """Copies of the members [M]; of a member with a random prior, the trained part."""
+        return [trained_part(self.member(i)) for i in range(self.num_indices)]
 
     def _all_modules(self) -> Iterable[nn.Module]:
         return self._skeleton().modules()
@@ -230,10 +219,3 @@ class StackedEnsembleNetwork(EnsembleNetwork):
             self._buffers[key] = values
         else:
             self._parameters[key] = nn.Parameter(values, requires_grad=old.requires_grad)
-
-
-def _is_row(tensor: Tensor, stacked: Tensor, i: int) -> bool:
-    """Whether ``tensor`` is a view of ``stacked[i]``."""
-    if tensor.is_meta or tensor.dtype != stacked.dtype or tensor.device != stacked.device:
-        return False
-    return tensor.data_ptr() == stacked.data_ptr() + i * stacked.stride(0) * stacked.element_size()

@@ -184,7 +184,7 @@ class EpinetNetwork(EpistemicNetwork):
         if base.ndim != 2:
             raise InputError(
                 f"The base network must return [B, C], but its output has shape {list(base.shape)}. For maps, pass "
-                "`pool='positions'`."
+                "`pool='positions'`; for one number per sample, `output=lambda output: output.unsqueeze(-1)`."
             )
         if any(one.ndim != 2 or one.shape[0] != base.shape[0] for one in features):
             raise InputError(

@@ -106,8 +106,8 @@ def test_a_member_ends_as_it_would_alone(kind, num_members, make_trainer):
             single = kind()
             single_trainer = make_trainer()
             single_trainer.fit(single, loader(), *validation)
-        assert torch.equal(ensemble.network.member(i).net.weight, single.net.weight)
-        assert torch.equal(ensemble.network.member(i).net.bias, single.net.bias)
+        assert torch.equal(ensemble.network.members[i].net.weight, single.net.weight)
+        assert torch.equal(ensemble.network.members[i].net.bias, single.net.bias)
         if validation:
             expected = single_trainer.callback_metrics["val_loss"]
             assert trainer.callback_metrics[f"member_{i}/val_loss"] == expected

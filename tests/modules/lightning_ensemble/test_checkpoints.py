@@ -73,8 +73,8 @@ def test_checkpoint_hooks_see_a_checkpoint_of_their_own(make_trainer, tmp_path):
     again = EnsembleModule(Late, num_members=2)
     make_trainer(max_epochs=2).fit(again, loader(), ckpt_path=tmp_path / "late.ckpt", weights_only=True)
     for i in range(2):
-        assert again.network.member(i).note == pytest.approx(ensemble.network.member(i).net.weight.sum().item())
-        assert again.network.member(i).big.tolist() == [1, 1, 1]
+        assert again.network.members[i].note == pytest.approx(ensemble.network.members[i].net.weight.sum().item())
+        assert again.network.members[i].big.tolist() == [1, 1, 1]
 
 
 def test_members_that_build_their_layers_late_reload_bare(make_trainer, tmp_path):
@@ -84,8 +84,8 @@ def test_members_that_build_their_layers_late_reload_bare(make_trainer, tmp_path
     trainer.save_checkpoint(tmp_path / "late.ckpt")
     again = EnsembleModule.load_from_checkpoint(tmp_path / "late.ckpt", network=Late)
     for i in range(2):
-        assert torch.equal(again.network.member(i).net.weight, ensemble.network.member(i).net.weight)
-        assert again.network.member(i).note == pytest.approx(ensemble.network.member(i).net.weight.sum().item())
+        assert torch.equal(again.network.members[i].net.weight, ensemble.network.members[i].net.weight)
+        assert again.network.members[i].note == pytest.approx(ensemble.network.members[i].net.weight.sum().item())
 
 
 class Reads(Lit):
@@ -140,8 +140,8 @@ def test_checkpoint_hooks_see_what_lightning_gives_them_alone(make_trainer, tmp_
             loaded, loader(), loader(20), ckpt_path=tmp_path / "single.ckpt", weights_only=True
         )
         for found, expected in (
-            (ensemble.network.member(i).saw["saved"], single.saw["saved"]),
-            (again.network.member(i).saw["loaded"], loaded.saw["loaded"]),
+            (ensemble.network.members[i].saw["saved"], single.saw["saved"]),
+            (again.network.members[i].saw["loaded"], loaded.saw["loaded"]),
         ):
             assert torch.equal(found[0], expected[0])
             assert torch.equal(found[1], expected[1])

@@ -75,7 +75,7 @@ def test_members_hear_and_see_what_they_would_alone(make_trainer):
     trainer = make_trainer(max_epochs=2)
     trainer.fit(ensemble, loader(), loader(20))
     single, _ = alone(0, Asks, make_trainer, max_epochs=2)
-    members = [ensemble.network.member(i) for i in range(2)]
+    members = [ensemble.network.members[i] for i in range(2)]
     assert members[0].heard == members[1].heard == single.heard
     assert {"setup fit", "on_train_epoch_end", "on_fit_end", "teardown fit"} <= set(single.heard)
     for member in members:
@@ -93,10 +93,10 @@ def test_members_hear_and_see_what_they_would_alone(make_trainer):
 
 def test_members_come_back_as_they_were(make_trainer):
     ensemble = EnsembleModule(Lit, num_members=2, seed=SEED)
-    before = [set(vars(ensemble.network.member(i))) for i in range(2)]
+    before = [set(vars(ensemble.network.members[i])) for i in range(2)]
     make_trainer().fit(ensemble, loader())
-    assert [set(vars(ensemble.network.member(i))) for i in range(2)] == before
-    assert ensemble.network.member(0).trainer is ensemble.trainer
+    assert [set(vars(ensemble.network.members[i])) for i in range(2)] == before
+    assert ensemble.network.members[0].trainer is ensemble.trainer
 
 
 def fails_and_releases(trainer, ensemble, data, error):
@@ -243,6 +243,6 @@ def test_a_subclass_overrides_the_hooks_of_an_ensemble(make_trainer):
     make_trainer(limit_train_batches=1).fit(ensemble)
     assert ensemble.heard == ["train_dataloader", "on_train_start", "mixin", "training_step"]
     for i in range(2):
-        member = ensemble.network.member(i)
+        member = ensemble.network.members[i]
         assert {"on_train_start", "on_train_epoch_start"} <= set(member.heard)
         assert "loss" in member.seen["outputs"]

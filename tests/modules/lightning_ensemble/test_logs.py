@@ -67,7 +67,7 @@ def test_every_way_of_logging(make_trainer):
     assert metrics["count"] == metrics["member_0/count"] == 40.0
     x, y = dataset(20).tensors
     for name, kind in (("val_MulticlassAccuracy", MulticlassAccuracy), ("val_MulticlassF1Score", MulticlassF1Score)):
-        expected = [kind(3)(ensemble.network.member(i).eval()(x), y).item() for i in range(M)]
+        expected = [kind(3)(ensemble.network.members[i].eval()(x), y).item() for i in range(M)]
         assert [metrics[f"member_{i}/{name}"] for i in range(M)] == pytest.approx(expected)
         assert metrics[name] == pytest.approx(np.mean(expected))
         assert metrics[f"{name}_epoch"] == metrics[name]

@@ -17,7 +17,7 @@ def test_forward_and_predict_are_the_ensembles(make_trainer):
     ensemble = EnsembleModule(Lit, num_members=M, seed=SEED)
     x = dataset(20).tensors[0]
     ensemble.eval()
-    expected = torch.stack([ensemble.network.member(i)(x) for i in range(M)])
+    expected = torch.stack([ensemble.network.members[i](x) for i in range(M)])
     assert torch.equal(ensemble(x), expected)
     predictions = make_trainer().predict(ensemble, loader(20))
     assert torch.allclose(torch.cat([p.probs for p in predictions]), expected.softmax(2).mean(0), atol=1e-6)

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -151,6 +152,28 @@ def test_weights_are_averaged(make_trainer):
             single = Lit()
             make_trainer(max_epochs=3, callbacks=[EMAWeightAveraging(decay=0.5)]).fit(single, loader(), loader(20))
         assert difference(ensemble, i, single) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("names", "logged"),
+    [([None], [""]), ([None, None], ["/pg1", "/pg2"]), (["weight", "bias"], ["/weight", "/bias"])],
+)
+def test_learning_rates_are_logged_by_member_and_group(make_trainer, tmp_path, names, logged):
+    class Grouped(Lit):
+        def configure_optimizers(self):
+            parts = zip(self.net.parameters(), names, strict=False)
+            groups = [{"params": [part]} | ({} if name is None else {"name": name}) for part, name in parts]
+            return torch.optim.SGD(groups, 0.1)
+
+    monitor = LearningRateMonitor()
+    ensemble = EnsembleModule(Grouped, num_members=2, seed=SEED)
+    trainer = make_trainer(callbacks=[monitor], logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    trainer.fit(ensemble, loader())
+    assert list(monitor.lrs) == [f"lr-CompositeOptimizer/member_{i}{name}" for i in range(2) for name in logged]
+    own = trainer.optimizers[0].optimizers[1].param_groups[0]
+    assert own.get("name") == names[0]  # the member's group keeps its own
+    trainer.optimizers[0].param_groups[len(names)]["lr"] = 0.5
+    assert own["lr"] == 0.5
 
 
 def test_composite_optimizer_refuses_what_belongs_to_a_member():

@@ -47,7 +47,7 @@ def test_parameters_of_the_trainers_model_are_the_members_own(make_trainer):
         with RandomStream(member_seed(SEED, i)).active():
             single = Template()
             make_trainer().fit(single, loader())
-        assert torch.equal(ensemble.network.member(i).net.weight, single.net.weight)
+        assert torch.equal(ensemble.network.members[i].net.weight, single.net.weight)
 
 
 class Looks(Template):
@@ -72,7 +72,7 @@ def test_a_member_sees_a_trainer_of_its_own(make_trainer):
     ensemble = EnsembleModule(Looks, num_members=2, seed=SEED)
     trainer = make_trainer(max_epochs=2)
     trainer.fit(ensemble, loader())
-    members = [ensemble.network.member(i) for i in range(2)]
+    members = [ensemble.network.members[i] for i in range(2)]
     for i, member in enumerate(members):
         assert member.seen["own"]
         assert member.seen["loss"] == member.seen["logged"] == float(trainer.callback_metrics[f"member_{i}/loss_step"])

@@ -305,7 +305,7 @@ def test_a_gradient_penalty_agrees_with_the_loop(training):
         gradient.square().sum().backward()
     for i in range(2):
         weight = network._parameters["members/0/weight"].grad[i]
-        torch.testing.assert_close(weight, loop.member(i)[0].weight.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(weight, loop.members[i][0].weight.grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("execution", ["loop", "stacked", "vmap"])

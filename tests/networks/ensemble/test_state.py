@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_uq.errors import InputError
 from lightning_uq.networks import (
     MLP,
     DeterministicNetwork,
@@ -158,7 +159,6 @@ def test_members_can_be_taken_out(execution):
         assert list(own) == list(member.state_dict())
         assert all(torch.equal(own[name], state[f"members.{i}.{name}"]) for name in own)
         assert all(t.is_contiguous() for t in own.values())
-    assert network.member(1) is network.member(1)
     rebuilt = build_ensemble([network.member(i) for i in range(3)], "loop")
     torch.testing.assert_close(rebuilt(x), network(x))
 
@@ -166,26 +166,72 @@ def test_members_can_be_taken_out(execution):
 def test_a_loop_keeps_the_very_members():
     members = [nn.Linear(2, 2) for _ in range(2)]
     network = build_ensemble(members, "loop")
-    assert all(network.member(i) is member for i, member in enumerate(members))
+    assert all(network.members[i] is member for i, member in enumerate(members))
 
 
 @pytest.mark.parametrize("execution", KINDS)
-def test_a_member_shares_its_weights_with_the_ensemble(execution):
+def test_a_member_is_a_copy_that_can_be_trained_and_loaded_back(execution):
     network, x = build(lambda: MLP(2, 3, hidden_sizes=(4,), norm="batch"), execution), torch.randn(6, 2)
-    with torch.inference_mode():  # asking in inference mode leaves a member that trains
+    before = copy.deepcopy(network.state_dict())
+    with torch.inference_mode():
         member = network.member(1)
     optimizer = torch.optim.Adam(member.parameters(), lr=0.1)
     member(x).square().sum().backward()
     optimizer.step()
-    with torch.no_grad():
-        for p in network.parameters():
-            p.mul_(0.5)
-    state = network.member_state_dict(1)
-    assert all(torch.equal(value, state[name]) for name, value in member.state_dict().items())
-    assert state["1.num_batches_tracked"] == 1
-    assert network.member_state_dict(0)["1.num_batches_tracked"] == 0
-    torch.testing.assert_close(network.eval()(x)[1], network.member(1)(x))
-    assert network.member(1) is member
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+    network.load_member(1, member)
+    for name, value in network.state_dict().items():
+        is_its_own = name.startswith("members.1.")
+        assert torch.equal(value, member.state_dict()[name[10:]] if is_its_own else before[name])
+    torch.testing.assert_close(network.eval()(x)[1], member.eval()(x))
+
+
+def _another_head(member):
+    member[2] = nn.Linear(8, 2)
+    return member
+
+
+def _another_weight(member):
+    member[2].weight = nn.Parameter(torch.zeros(2, 8))
+    return member
+
+
+def _assigned(member):
+    member.load_state_dict({name: value * 0 for name, value in member.state_dict().items()}, assign=True)
+    return member
+
+
+@pytest.mark.parametrize("execution", KINDS)
+@pytest.mark.parametrize("change", [_another_head, _another_weight, _assigned, copy.deepcopy])
+def test_however_a_copy_got_its_weights_they_are_loaded(execution, change):
+    network = build(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), execution)
+    member, x = change(network.member(1)), torch.randn(5, 4)
+    network.load_member(1, member)
+    torch.testing.assert_close(network(x)[1], member(x))
+
+
+@pytest.mark.parametrize("execution", KINDS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda member: member[0].requires_grad_(False), "the shape, dtype or requires_grad of '0.weight' differs"),
+        (lambda member: member.half(), "the shape, dtype or requires_grad of '0.weight' differs"),
+        (lambda member: member.__setitem__(3, nn.Linear(8, 3)), "'3' .Linear. differs in its attribute 'out_features'"),
+        (lambda member: member.__setitem__(1, nn.Tanh()), "1 .* has become a Tanh"),
+        (lambda member: setattr(member[2], "p", 0.9), "differs in its attribute 'p'"),
+        (lambda member: member.append(nn.ReLU()), "the two have different submodules: 4"),
+    ],
+)  # fmt: skip
+def test_what_is_no_weight_is_not_lost_without_a_word(execution, change, message):
+    network = build(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 2)), execution)
+    change(member := network.member(1))
+    with pytest.raises(InputError, match=message):
+        network.load_member(1, member)
+    network.requires_grad_(False).double()  # the ensemble's own methods reach what is asked for later
+    assert all(p.dtype == torch.float64 and not p.requires_grad for p in network.member(1).parameters())
+    network.load_member(1, network.member(0))
+    assert all(torch.equal(v, network.member_state_dict(0)[k]) for k, v in network.member_state_dict(1).items())
 
 
 @pytest.mark.parametrize("execution", KINDS)
@@ -234,7 +280,7 @@ def test_unstacked_members_are_copies_that_run_one_by_one():
     x, index = torch.rand(5, 2), network.evaluation_index(1)
     expected = network(x, index)
     torch.testing.assert_close(loop.evaluate_at(x, index), expected)
-    nn.init.zeros_(loop.member(0).weight)
+    nn.init.zeros_(loop.members[0].weight)
     torch.testing.assert_close(network.evaluate_at(x, index), expected)
 
 

@@ -28,7 +28,9 @@ def test_parameter_groups(execution):
     if execution == "loop":
         assert [[tuple(p.shape) for p in group] for group in groups] == [[(3, 2), (3,)]] * 4
         assert all(
-            a is b for i, group in enumerate(groups) for a, b in zip(group, network.member(i).parameters(), strict=True)
+            a is b
+            for i, group in enumerate(groups)
+            for a, b in zip(group, network.members[i].parameters(), strict=True)
         )
     else:
         assert [[tuple(p.shape) for p in group] for group in groups] == [[(4, 3, 2), (4, 3)]]
