@@ -195,6 +195,12 @@ class OODDetection(Callback):
         if inside is None:
             return
         raise_on_all_ranks(self._error, trainer)
+        changed = self.read.agree_on_task(pl_module, trainer) and not inside.is_empty
+        unclear = InputError(
+            f"{type(pl_module).__name__} does not look the same to all ranks, by the targets of their first batches. Pass argument "
+            "`task`."
+        )
+        raise_on_all_ranks(unclear if changed else None, trainer)
         reference = inside.merged(trainer, "the test set")
         for ood_name, loader in self._loaders.items():
             where = f"`ood[{ood_name!r}]`"

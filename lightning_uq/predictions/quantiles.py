@@ -45,6 +45,8 @@ class QuantilePrediction(SpreadPrediction):
 
     score_names: ClassVar[tuple[str, ...]] = ("interval_width", "epistemic_variance")
 
+    _reason: ClassVar[str] = "a few quantiles do not determine it"
+
     member_quantiles = Field("Quantiles [Z, B, D, Q] in increasing order.", batch_axis=1)
     levels = Field("Levels of the quantiles [Q].", batch_axis=None)
 

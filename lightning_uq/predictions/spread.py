@@ -17,6 +17,9 @@ class SpreadPrediction(NumberPrediction):
 
     score_names: ClassVar[tuple[str, ...]] = ("epistemic_variance",)
 
+    _reason: ClassVar[str] = "it knows nothing of the noise of the targets"
+    """Why there is no variance of the target, in the error for it."""
+
     members_variance = Field(
         "Variance over the hypotheses [B, D] that were pooled; absent while the prediction has them.",
         batch_axis=0,
@@ -75,8 +78,7 @@ class SpreadPrediction(NumberPrediction):
     def _refuse(self, name: str) -> NoReturn:
         kind = type(self).__name__
         raise InputError(
-            f"A {kind} has no `{name}`: it knows nothing of the noise of the targets. Read `epistemic_variance` of several "
-            f"networks, or {ADVICE}."
+            f"A {kind} has no `{name}`: {self._reason}. Read `epistemic_variance` of several networks, or {ADVICE}."
         )
 
     def _pooled(self, **tensors: Tensor | None) -> "SpreadPrediction":

@@ -68,7 +68,7 @@ class RegressionTask(Task):
         k = self.outputs_per_target
         if outputs.ndim < 3 or outputs.shape[-1] == 0 or outputs.shape[-1] % k:
             raise OutputShapeError(
-                f"A network for {describe(self)} must return [B, {k} D], {self.layout}, but it returned shape "
+                f"A network for {describe(self)} must return [B, {f'{k} D' if k > 1 else 'D'}], {self.layout}, but it returned shape "
                 f"{list(outputs.shape[1:])}. {self._advice()}Pass argument `output` a function that makes them."
             )
 

@@ -139,7 +139,7 @@ def test_what_quantiles_do_not_tell():
             getattr(prediction, name)(torch.zeros(4, 2))
     with pytest.raises(InputError, match="level 0.05 lies outside the predicted levels, 0.1 to 0.9"):
         prediction.interval(0.9)
-    with pytest.raises(InputError, match="has no `variance`"):
+    with pytest.raises(InputError, match="has no `variance`: a few quantiles do not determine it. Read"):
         _ = prediction.variance
 
 

@@ -253,3 +253,67 @@ LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 0.2, 4.0]])
 )
 def test_what_looks_like_labels_that_are_on_or_off(outputs, target, expected):
     assert inferred_task(outputs, target) == expected
+
+
+RANKS = """
+import json, os, torch
+from contextlib import contextmanager
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader, IterableDataset
+from lightning_uq import OODDetection
+from lightning_uq.errors import InputError
+from tests.running.test_inferred_task import Forecaster, data
+
+RANK = int(os.environ.get("LOCAL_RANK", 0))
+x, y = data(Forecaster, 16).dataset.tensors
+far = DataLoader(data(Forecaster, 9, 3, 20.0).dataset.tensors[0], 4)
+
+
+class Rows(IterableDataset):
+    def __init__(self, targets):
+        self.targets = targets  # of each rank, None for no row
+
+    def __iter__(self):
+        return iter(()) if self.targets[RANK] is None else iter(zip(x, self.targets[RANK]))
+
+
+class Size(Callback):
+    ood_score_names = ("size",)
+
+    @contextmanager
+    def ood_scores(self, model):
+        yield lambda outputs: {"size": outputs[0].abs().sum(1)}
+
+
+def test(*targets):
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[Size(), OODDetection({"far": far})],
+    )
+    torch.manual_seed(0)
+    try:
+        trainer.test(Forecaster(), DataLoader(Rows(targets), 8), verbose=False)
+    except InputError as error:
+        return str(error)
+    return sorted(name for name in trainer.callback_metrics if "auroc" in name)
+
+
+results = {}
+for name, targets in {"no batch": (y, None), "no sign": (y, torch.zeros_like(y))}.items():
+    gathered = [None, None]
+    found = test(*targets)
+    torch.distributed.all_gather_object(gathered, found)
+    results[name] = gathered
+if RANK == 0:
+    json.dump(results, open(out, "w"))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_the_task(run_script):
+    """A rank without a batch takes it from the others; one whose batch says otherwise is an error on all."""
+    found = run_script(RANKS, timeout=120)
+    assert found["no batch"] == [["ood_auroc/far/size"]] * 2
+    first, second = found["no sign"]
+    assert first == second
+    assert isinstance(first, str)
