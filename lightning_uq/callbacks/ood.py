@@ -197,8 +197,7 @@ class OODDetection(Callback):
         raise_on_all_ranks(self._error, trainer)
         changed = self.read.agree_on_task(pl_module, trainer) and not inside.is_empty
         unclear = InputError(
-            f"{type(pl_module).__name__} does not look the same to all ranks, by the targets of their first batches. Pass argument "
-            "`task`."
+            f"The first batches of the ranks show different tasks of {type(pl_module).__name__}. Pass argument `task`."
         )
         raise_on_all_ranks(unclear if changed else None, trainer)
         reference = inside.merged(trainer, "the test set")

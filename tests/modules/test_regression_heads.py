@@ -16,7 +16,9 @@ from lightning_uq import (
     HypermodelModule,
     InputError,
     PooledRegressionPrediction,
+    PredictionWriter,
     Regression,
+    read_predictions,
 )
 from lightning_uq.data import Indexed
 from lightning_uq.losses import GaussianTargetNoise
@@ -153,3 +155,15 @@ def test_a_network_of_means_is_told_its_task(make_trainer):
             make_trainer().fit(DeterministicModule(nn.Linear(4, out), task="regression"), data)
     with pytest.raises(OutputShapeError, match=r"\[B, 2 D\].*returned shape \[8, 3\]"):
         make_trainer().fit(DeterministicModule(nn.Linear(4, 3), task="regression"), rows)
+
+
+def test_a_horizon_is_written_as_columns(make_trainer, tmp_path):
+    module = DeterministicModule(Horizon(2), task="regression")
+    writer = PredictionWriter(tmp_path, "csv", interval=0.9)
+    (first, *rest) = make_trainer(callbacks=[writer]).predict(module, loader())
+    whole, columns = type(first).cat([first, *rest]), read_predictions(tmp_path)
+    for h in range(H):
+        for d in range(D):
+            torch.testing.assert_close(torch.from_numpy(columns[f"mean_{h}_{d}"]), whole.mean[:, h, d].double())
+            upper = whole.interval(0.9)[1][:, h, d].double()
+            torch.testing.assert_close(torch.from_numpy(columns[f"upper_{h}_{d}"]), upper)

@@ -42,6 +42,12 @@ TASKS_WITH_FIELDS = [
     Segmentation(),
     Segmentation(num_classes=3, label_smoothing=0.1, class_weights=(1, 2, 3), ignore_index=255),
     Regression(),
+    Regression(head="mean", loss="huber"),
+    Regression(loss="beta_nll", beta=0.25, target_scale=([1.0], torch.tensor(2.0))),
+    Regression(head="mean_log_variance", target_scale=(1, 2)),
+    Regression(head="quantiles", levels=[0.05, 0.5, 0.95]),
+    Regression(head="student_t"),
+    Regression(head="mixture", components=2),
     PixelRegression(head="quantiles", target_scale=(1.0, 2.0)),
     Segmentation(ignore_index=255, class_axis=-1),
     CategoricalRegression([-1.0, 0.0, 1.0]),
@@ -95,7 +101,8 @@ def outputs_for(task):
         return torch.randn(1, 4, labels), (torch.arange(4)[:, None] + torch.arange(labels)) % 2
     axes = (5,) if task.has_positions else ()
     if not task.has_classes:
-        return torch.randn(1, 4, task.outputs_per_target, *axes), torch.randn(4, 1, *axes)
+        indices = 2 if task.needs_members else 1
+        return torch.randn(indices, 4, task.outputs_per_target, *axes), torch.randn(4, 1, *axes)
     classes = task.num_outputs or (len(task.class_weights) if task.class_weights else 3)
     outputs = torch.randn(1, 4, classes, *axes)
     return outputs if task.output_axis == 1 else outputs.movedim(2, -1), torch.randint(classes, (4, *axes))
