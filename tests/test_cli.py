@@ -315,6 +315,64 @@ def test_a_task_is_a_name_or_a_class_path(workplace, monkeypatch, task, outputs,
     sys.modules.pop("own_task", None)
 
 
+MAPS = """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Last(nn.Module):
+    def __init__(self, outputs, last):
+        super().__init__()
+        self.layer, self.last = nn.Conv2d(1, outputs, 1), last
+    def forward(self, x):
+        return self.layer(x).movedim(1, -1) if self.last else self.layer(x)
+
+class Maps(LightningDataModule):
+    def __init__(self, labels: bool):
+        super().__init__()
+        self.labels = labels
+    def train_dataloader(self):
+        x = torch.arange(8.0).reshape(2, 1, 2, 2) / 8
+        y = (x[:, 0] > 0.5).long() if self.labels else x[:, 0]
+        return DataLoader(TensorDataset(x, y), batch_size=2)
+    val_dataloader = predict_dataloader = train_dataloader
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "shown"),
+    [
+        ("Segmentation", {"ignore_index": 255, "class_axis": -1}, "Segmentation(ignore_index=255, class_axis=-1)"),
+        ("PixelRegression", {"head": "quantiles", "levels": [0.25, 0.75]}, "head='quantiles', levels=(0.25, 0.75)"),
+    ],
+)
+def test_maps_are_trained_and_written_from_a_configuration(workplace, monkeypatch, task, fields, shown):
+    Path("maps.py").write_text(MAPS)
+    monkeypatch.syspath_prepend(workplace)
+    factory = {"target": "maps.Last", "kwargs": {"outputs": 2, "last": "class_axis" in fields}}
+    config = {
+        "seed_everything": 0,
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False},
+        "model": {
+            "class_path": "lightning_uq.DeterministicModule",
+            "init_args": {
+                "network": {"class_path": "lightning_uq.networks.Factory", "init_args": factory},
+                "task": {"class_path": f"lightning_uq.tasks.{task}", "init_args": fields},
+            },
+        },
+        "data": {"class_path": "maps.Maps", "init_args": {"labels": task == "Segmentation"}},
+    }
+    Path("maps.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", "maps.yaml"]) == 0
+    (checkpoint,) = workplace.rglob("*.ckpt")
+    assert shown in describe(lightning_uq.DeterministicModule.load_from_checkpoint(checkpoint, weights_only=True).task)
+    assert main(["predict", "--config", "maps.yaml", "--ckpt_path", str(checkpoint)]) == 0
+    arrays = lightning_uq.read_predictions(workplace)
+    assert arrays["label" if task == "Segmentation" else "quantile_0.25"].shape[-2:] == (2, 2)
+    sys.modules.pop("maps", None)
+
+
 def test_there_is_a_configuration_for_each_kind_of_module():
     named = {yaml.safe_load(path.read_text())["model"]["class_path"] for path in CONFIGS}
     assert named >= {"lightning_uq.DeterministicModule", "lightning_uq.EnsembleModule"}

@@ -366,13 +366,14 @@ def test_a_dirichlet_is_read_by_its_mean():
     assert result["mean"]["accuracy"] == pytest.approx(float((probs.argmax(1) == y).double().mean()))
 
 
-def test_a_regressor_is_refused_with_its_file(tmp_path):
-    path = tmp_path / "regressor.ckpt"
-    module = DeterministicModule(Factory("torch.nn.Linear", {"in_features": 64, "out_features": 2}), task="regression")
+@pytest.mark.parametrize(("task", "name"), [("regression", "Regression"), ("segmentation", "Segmentation")])
+def test_what_is_no_classifier_of_inputs_is_refused_with_its_file(tmp_path, task, name):
+    path = tmp_path / "other.ckpt"
+    module = DeterministicModule(Factory("torch.nn.Linear", {"in_features": 64, "out_features": 2}), task=task)
     trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     trainer.strategy.connect(module)
     trainer.save_checkpoint(path)
-    with pytest.raises(InputError, match=r"regressor.ckpt' must hold a classifier, but its task is Regression\("):
+    with pytest.raises(InputError, match=rf"other.ckpt' must hold a classifier with one .* task is {name}\("):
         evaluate(Settings([[str(path)]], "digits", "8,9", module="lightning_uq.DeterministicModule"))
 
 

@@ -142,16 +142,16 @@ class LogitReader:
         return self._inferred is not before
 
     def agree_on_task(self, model: nn.Module, trainer: Trainer) -> bool:
-        """Take the task that a batch of any rank has shown; whether this rank read the model in another way. A collective."""
+        """Take the task that a batch of one rank showed on all ranks; whether it is another than this rank's. A collective."""
         if trainer.world_size == 1 or self._is_own(model) or self.given_task is not None:
             return False
-        mine = self._inferred[1] if self._inferred and self._inferred[0] is type(model) else None
-        of_ranks = [mine] * trainer.world_size
+        mine = self._inferred[1] if self._inferred is not None and self._inferred[0] is type(model) else None
+        of_ranks: list[str | None] = [None] * trainer.world_size
         torch.distributed.all_gather_object(of_ranks, mine)
-        shown = next((name for name in of_ranks if name is not None), None)
-        if shown is not None:
-            self._inferred = type(model), shown
-        return shown != mine
+        first = next((name for name in of_ranks if name is not None), None)
+        if first is not None:
+            self._inferred = type(model), first
+        return first != mine
 
     def _knows_task(self, model: nn.Module) -> bool:
         """Whether the task was given or inferred."""
