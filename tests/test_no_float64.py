@@ -12,7 +12,18 @@ from lightning_uq.functional import precision
 from lightning_uq.functional.data_noise import member_target_noise
 from lightning_uq.functional.temperature import fit_ensemble_temperature, fit_temperature
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
-from lightning_uq.metrics import CRPS, OODAUROC, RMSE, ExpectedCalibrationError, IntervalCoverage, NegativeLogLikelihood
+from lightning_uq.metrics import (
+    AUSE,
+    CRPS,
+    OODAUROC,
+    RMSE,
+    ExpectedCalibrationError,
+    IntervalCoverage,
+    IntervalScore,
+    NegativeLogLikelihood,
+    PITHistogram,
+    QuantileCalibrationError,
+)
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.epinet.feature_scaler import FeatureScaler
 from lightning_uq.networks.priors.scale import PriorScale
@@ -47,6 +58,11 @@ PREDICTIONS = {
     "dirichlet": lambda: uq.DirichletPrediction(1 + torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(1))),
     "gaussian_mixture": lambda: uq.GaussianMixturePrediction(ONE.cumsum(0), ONE),
     "student_t": lambda: uq.StudentTPrediction(ONE.cumsum(0), ONE, 3 * ONE, ONE),
+    "student_t_mixture": lambda: uq.StudentTMixturePrediction(ONE.cumsum(0), ONE, 3 * ONE),
+    "mixture_density": lambda: uq.MixtureDensityPrediction(
+        *[torch.stack([part, 2 * part], -1) for part in (ONE, ONE.cumsum(0), ONE)]
+    ),
+    "points": lambda: uq.PointPrediction(ONE.cumsum(0)),
 }
 CALLS = {
     **{
@@ -55,9 +71,11 @@ CALLS = {
     },
     **{
         f"{kind}_{name}": lambda kind=kind, name=name: getattr(PREDICTIONS[kind](), name)(TARGET)
-        for kind in ("gaussian_mixture", "student_t")
+        for kind in ("gaussian_mixture", "student_t", "student_t_mixture", "mixture_density")
         for name in ("log_prob", "cdf", "crps")
     },
+    "points_crps": lambda: PREDICTIONS["points"]().crps(TARGET),
+    "mixture_density_interval": lambda: torch.stack(PREDICTIONS["mixture_density"]().interval(0.9)),
     "gaussian_mixture_interval": lambda: torch.stack(PREDICTIONS["gaussian_mixture"]().interval(0.9)),
     "student_t_interval": lambda: torch.stack(PREDICTIONS["student_t"]().interval(0.9)),
     **{
@@ -70,6 +88,10 @@ CALLS = {
     "metric_crps": lambda: metric(CRPS, (ONE, ONE), TARGET),
     "metric_rmse": lambda: metric(RMSE, (ONE, ONE), TARGET),
     "metric_coverage": lambda: metric(IntervalCoverage, (ONE, ONE), TARGET),
+    "metric_quantiles": lambda: metric(QuantileCalibrationError, (ONE, ONE), TARGET, num_levels=9),
+    "metric_interval_score": lambda: metric(IntervalScore, (ONE, ONE), TARGET),
+    "metric_pit": lambda: metric(PITHistogram, (ONE, ONE), TARGET),
+    "metric_ause": lambda: metric(AUSE, (ONE, ONE.cumsum(1)), TARGET),
     "temperature": lambda: fit_temperature(X, Y),
     "temperature_grid": lambda: fit_temperature(X, Y, method="grid"),
     "ensemble_temperature": lambda: fit_ensemble_temperature(torch.stack([X, 2 * X]), Y),

@@ -81,6 +81,7 @@ def dataset(task: str, num: int, seed: int = 0) -> TensorDataset:
         "binary": lambda: (y > 0).float().unsqueeze(1),
         "multilabel": lambda: torch.stack([y > 0, y == 1, x[:, 0] > 0], 1).float(),
         "regression": lambda: torch.stack([x.sum(1), x[:, 0].sin()], 1),
+        "segmentation": lambda: (x > 0.3).long().add(x > 1.5).reshape(num, 2, 2),
         "pixel_regression": lambda: x.sin().reshape(num, 1, 2, 2),
     }
     return TensorDataset(x, targets[task]())
