@@ -485,7 +485,7 @@ def test_fit_refuses_in_one_line(capsys, users_project, arguments, message):
             {"task": {"class_path": "lightning_uq.tasks.Classification", "init_args": {"num_classes": 1}}},
             "`num_classes` must be an integer of at least 2",
         ),
-        ({"task": "ranking"}, "`task` must be a Task, or one of 'classification', 'segmentation'"),
+        ({"task": "ranking"}, "`task` must be a Task, or one of 'classification', 'binary'"),
         (
             {"network": {"class_path": "lightning_uq.Factory", "init_args": {"target": "torch.nn.Linnear"}}},
             "`target` must be the import path of a class or function, but it is 'torch.nn.Linnear'.",

@@ -28,7 +28,7 @@ from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.epinet.feature_scaler import FeatureScaler
 from lightning_uq.networks.priors.scale import PriorScale
 from lightning_uq.report.plots import score_histogram
-from lightning_uq.running import classes
+from lightning_uq.running import row_sample
 from tests.no_float64 import device_without_float64
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
@@ -139,10 +139,15 @@ def test_logits_move_to_a_device_without_float64_in_float32(monkeypatch):
         gathered.append(rows)
         return torch.tensor([[1, 3]])
 
-    monkeypatch.setattr(classes, "gather_rows", gather)
+    monkeypatch.setattr(row_sample, "gather_rows", gather)
     trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("meta")))
-    classes.gather_logits([X[:, None].double()], [Y], trainer)
-    assert [(rows.dtype, rows.device.type) for rows in gathered[1:]] == [(torch.float32, "meta"), (torch.int64, "meta")]
+    sample = row_sample.RowSample(None)
+    sample.add(row_sample.row_keys(torch.arange(len(X))), X[:, None].double(), Y)
+    sample.gather(trainer, "The test")
+    assert [(rows.dtype, rows.device.type) for rows in gathered[-2:]] == [
+        (torch.float32, "meta"),
+        (torch.int64, "meta"),
+    ]
 
 
 def test_scores_are_drawn_on_a_device_without_float64(monkeypatch):

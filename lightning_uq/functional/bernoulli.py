@@ -23,8 +23,8 @@ def log_probs_of(logits: Tensor) -> tuple[Tensor, Tensor]:
     """log p and log(1 - p) of p = sigmoid(l).
 
     Example:
-        >>> log_probs_of(torch.tensor([0.0, 100.0]))
-        (tensor([-0.6931,  0.0000]), tensor([  -0.6931, -100.0000]))
+        >>> log_probs_of(torch.tensor([0.0, 2.0]))
+        (tensor([-0.6931, -0.1269]), tensor([-0.6931, -2.1269]))
     """
     logits = upcast(logits)
     return -F.softplus(-logits), -F.softplus(logits)
