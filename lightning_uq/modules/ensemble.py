@@ -37,8 +37,9 @@ from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
+from lightning_uq.predictions import Prediction
 from lightning_uq.running.inferred_task import INFERABLE, inferred_task, tell_task
-from lightning_uq.tasks import OutputShapeError
+from lightning_uq.tasks import Classification, OutputShapeError, describe
 
 
 @with_members
@@ -92,6 +93,7 @@ class EnsembleModule(UncertaintyModule):
     Attributes:
         members: The LightningModules among the members, as one object; None for plain networks.
         infers_task: Whether members' batches may still show their task: LightningModules without a ``task``.
+        task_doubt: Why their batches do not fit the default task, where that is so: predictions are then refused.
         inferred_task: The name of the task that they have shown, one of :data:`~lightning_uq.running.inferred_task.INFERABLE`.
         adversary: Takes the adversarial steps; None without ``adversarial_epsilon``.
 
@@ -154,6 +156,7 @@ class EnsembleModule(UncertaintyModule):
         self.members = Members(self, lightning_members, streams) if lightning_members else None
         self.infers_task = self.members is not None and "task" not in training
         self.inferred_task: str | None = None
+        self.task_doubt: str | None = None
         if self.members is not None:
             self.strict_loading = all(member.strict_loading for member in lightning_members)
             vars(self).update(self.members.hooks_of_data())
@@ -203,16 +206,40 @@ class EnsembleModule(UncertaintyModule):
         if not self.infers_task or not isinstance(y, Tensor):
             return False
         x = apply_to_collection(x, Tensor, torch.clone, allow_frozen=True)  # a forward may write into it
-        name = inferred_task(self.network(x)[0], y)
+        outputs = self.network(x)
+        name = inferred_task(outputs[0], y)
         if name is None:
+            self.task_doubt = self._doubt(outputs, y)
             return False
         tell_task(type(self.network.member(0)).__name__, name)
         self.set_inferred_task(name)
         return True
 
+    def _doubt(self, outputs: Tensor, y: Tensor) -> str | None:
+        """Why outputs and targets do not belong to the default task, or None."""
+        try:
+            self.task.check_output(outputs)
+            self.task.check_target(y, outputs)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def predict(self, x: Any) -> Prediction:
+        """The prediction for inputs x [B, ...]: see :meth:`UncertaintyModule.predict`.
+
+        Raises:
+            InputError: The members are LightningModules without a ``task``, whose own targets do not fit the default one.
+        """
+        if self.task_doubt is not None:
+            raise InputError(
+                f"The members' outputs would be read with `task={describe(self.task)}`, but their batches do not fit it. "
+                f"{self.task_doubt} Pass argument `task`."
+            )
+        return super().predict(x)
+
     def set_inferred_task(self, name: str) -> None:
         """Take a task that a batch has shown, or that a checkpoint holds."""
-        self.task, self.infers_task, self.inferred_task = INFERABLE[name], False, name
+        self.task, self.infers_task, self.inferred_task, self.task_doubt = INFERABLE[name], False, name, None
         self._output_checked = self._targets_checked = False
 
     # ------------------------------------------------------------------ training
@@ -324,7 +351,8 @@ class EnsembleModule(UncertaintyModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the seed, and how the members run."""
         super().on_save_checkpoint(checkpoint)
-        inferred = {} if self.inferred_task is None else {"inferred_task": self.inferred_task}
+        seen = {"inferred_task": self.inferred_task, "task_doubt": self.task_doubt}
+        inferred = {name: value for name, value in seen.items() if value is not None}
         checkpoint[ENSEMBLE_STATE] = {"seed": self.seed, "stacked": self.network.is_stacked, **inferred}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -339,6 +367,9 @@ class EnsembleModule(UncertaintyModule):
                 f"The checkpoint holds {size} members, but the ensemble has {self.network.num_indices} (argument `num_members`)."
             )
         self.seed = saved["seed"]
+        self.task_doubt = (
+            saved.get("task_doubt") if self.task == Classification() else None
+        )  # another was named at loading
         if saved.get("inferred_task") is not None:
             self.set_inferred_task(saved["inferred_task"])
         if self.is_resuming:

@@ -20,7 +20,13 @@ from lightning_uq.metrics import (
 )
 from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.tasks.base import CalibrationRows, OutputShapeError, Progress, Stage, Task, sums_and_counts
-from lightning_uq.tasks.labels import check_label_loss, check_label_values, checked_pos_weight, known_labels
+from lightning_uq.tasks.labels import (
+    check_label_loss,
+    check_label_values,
+    checked_pos_weight,
+    known_labels,
+    warn_of_probabilities,
+)
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,20 @@ class Binary(Task):
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """One logit per input, [Z, B] or [Z, B, 1]."""
+        if outputs.ndim > 3:
+            raise OutputShapeError(
+                f"A network for Binary() must return one logit per input, but it returned a map of shape {list(outputs.shape[1:])}. For "
+                "one logit per pixel pass `task=Segmentation()` and `output=lambda logit: torch.cat([torch.zeros_like(logit), "
+                "logit], 1)`."
+            )
         if outputs.ndim != 2 and (outputs.ndim != 3 or outputs.shape[2] != 1):
             raise OutputShapeError(
                 f"A network for Binary() must return one logit per input, [B] or [B, 1], but it returned shape "
                 f"{list(outputs.shape[1:])}. Pass `task=Classification()` for a softmax over classes, `task=Multilabel()` for "
                 "several labels, or argument `output` a function that picks the logit."
             )
+        if values:
+            warn_of_probabilities(outputs)
 
     def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
         """Labels [B] or [B, 1] that are 0 or 1, or a probability in between."""

@@ -77,6 +77,11 @@ class ClassTask(Task):
 
     def _check_classes(self, outputs: Tensor, values: bool) -> None:
         """At least two classes, and as many as were promised; raw outputs that are no probabilities."""
+        if outputs.ndim > 3 and outputs.shape[2] == 1:
+            raise OutputShapeError(
+                f"The network returned {list(outputs.shape[1:])}, one logit per position, but {type(self).__name__} reads one logit per "
+                "class. Pass `output=lambda logit: torch.cat([torch.zeros_like(logit), logit], 1)`, which is the same as a sigmoid."
+            )
         if outputs.ndim < 3 or outputs.shape[2] < 2:
             raise OutputShapeError(
                 f"The network must return logits [B, C] with C >= 2, but it returned shape {list(outputs.shape[1:])}. Pass "

@@ -5,6 +5,7 @@ import numbers
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_uq.errors import InputError
@@ -49,3 +50,13 @@ def check_label_values(values: Tensor, advice: str) -> None:
             raise InputError(
                 f"The targets must be 0 or 1, or a probability in between, but their values go from {low:g} to {high:g}. {advice}"
             )
+
+
+def warn_of_probabilities(outputs: Tensor) -> None:
+    """Warn if raw outputs look like probabilities: logits may lie in [0, 1] too, but seldom so many of them."""
+    values = outputs.detach()
+    if values.numel() >= 32 and bool(((values >= 0) & (values <= 1)).all()) and bool(values.amin() < values.amax()):
+        rank_zero_warn(
+            "All outputs of the network's first batch lie in [0, 1], as probabilities do, but they are read as logits. If the network ends "
+            "in a sigmoid, pass `output=torch.logit`."
+        )

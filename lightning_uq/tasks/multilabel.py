@@ -22,7 +22,13 @@ from lightning_uq.metrics import (
 from lightning_uq.predictions import BernoulliPrediction, CategoricalPrediction
 from lightning_uq.tasks.base import CalibrationRows, OutputShapeError, Progress, Stage, Task, sums_and_counts
 from lightning_uq.tasks.classification import check_ignore_index
-from lightning_uq.tasks.labels import check_label_loss, check_label_values, checked_pos_weight, known_labels
+from lightning_uq.tasks.labels import (
+    check_label_loss,
+    check_label_values,
+    checked_pos_weight,
+    known_labels,
+    warn_of_probabilities,
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,8 @@ class Multilabel(Task):
                 f"`pos_weight` must hold {outputs.shape[2]} numbers, one per label of the network's output, but it holds "
                 f"{len(self.pos_weight)}."
             )
+        if values:
+            warn_of_probabilities(outputs)
 
     def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
         """Labels [B, L] that are 0 or 1, a probability in between, or unknown."""

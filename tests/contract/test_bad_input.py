@@ -125,6 +125,11 @@ WRONG = {
     "multilabel": MULTILABEL,
     "segmentation": MAPS,
     "regression": TARGETS,
+    "pixel_regression": {
+        "whole numbers": (lambda y: y.long(), "floating-point numbers, but they are torch.int64"),
+        "inf": (lambda y: y * INF, "infinity"),
+        "one row": (lambda y: y[:, :, 0], r"targets must have shape \[9, 1, 2, 2\].*but they have \[9, 1, 2\]"),
+    },
 }
 
 
@@ -315,7 +320,7 @@ MEASURED = {
     "nan in an input": (lambda: spoilt(NAN), "NaN|hold no nan"),
     "infinity in an input": (lambda: spoilt(INF), "NaN|hold no nan"),
     "no rows": (lambda: pairs(X[:0], LABEL[:0]), "must hold samples, but it is empty"),
-    "no rows of a stream": (lambda: DataLoader(NoRows(), batch_size=8), "must hold samples, but it is empty"),
+    "no rows of a stream": (lambda: DataLoader(NoRows(), batch_size=8), "is empty"),
 }
 
 

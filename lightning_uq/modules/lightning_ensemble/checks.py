@@ -62,6 +62,15 @@ def unscorable_reason(
     member: LightningModule, batch: Any, unpack_batch: Callable[[Any], Any], task: Task
 ) -> str | None:
     """Why the ensemble's metrics cannot score a batch of its members, or None if they can."""
+    problem = layout_problem(member, batch, unpack_batch)
+    if problem is not None:
+        return problem
+    reason = task.accepts(unpack_batch(batch)[1])
+    return None if reason is None else f"{reason}, as {describe(task)} expects"
+
+
+def layout_problem(member: LightningModule, batch: Any, unpack_batch: Callable[[Any], Any]) -> str | None:
+    """Why a batch's input and target are unknown, or what the member would make of them; None if they are known."""
     try:
         x, y = unpack_batch(batch)
     except InputError:
@@ -71,8 +80,7 @@ def unscorable_reason(
         return f"{type(member).__name__}.forward does not map one input to an output"
     if not isinstance(y, Tensor) or not y.ndim:
         return "the batches hold no target"
-    reason = task.accepts(y)
-    return None if reason is None else f"{reason}, as {describe(task)} expects"
+    return None
 
 
 def _maps_one_input(member: LightningModule) -> bool:

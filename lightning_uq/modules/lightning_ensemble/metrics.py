@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torchmetrics import Metric
 
-from lightning_uq.modules.lightning_ensemble.checks import unscorable_reason
+from lightning_uq.modules.lightning_ensemble.checks import layout_problem, unscorable_reason
 from lightning_uq.modules.lightning_ensemble.part import Part
 from lightning_uq.running.inferred_task import INFERABLE
 from lightning_uq.tasks import OutputShapeError
@@ -96,7 +96,7 @@ class EnsembleMetrics(Part):
     def infer_task(self, batch: Any) -> bool:
         """Take the task that a batch shows, if it was left to its default."""
         ensemble, first = self.members.ensemble, self.members.modules[0]
-        if all(unscorable_reason(first, batch, ensemble.unpack_batch, task) is not None for task in INFERABLE.values()):
+        if layout_problem(first, batch, ensemble.unpack_batch) is not None:
             return False
         if not ensemble.infer_task(*ensemble.unpack_batch(batch)):
             return False
