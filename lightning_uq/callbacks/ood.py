@@ -54,7 +54,7 @@ class OODDetection(Callback):
             :data:`DEFAULT_SCORES` for a module that has none), and all that other callbacks of the Trainer provide.
         predict_fn: ``predict_fn(model, x)`` gives what ``output`` reads: logits [B, C], or [Z, B, C] for an ensemble. Default
             the module's ``forward``.
-        unpack_batch: ``unpack_batch(batch) -> (x, target)``; the target is not looked at. Default ``(x, y)``, a bare ``x`` or
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``; of the target, only a map's ``ignore_index`` is looked at. Default ``(x, y)``, a bare ``x`` or
             a mapping with ``input``.
         output: What the module (or ``predict_fn``) returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function
             that picks the logits. The first batch is checked.
@@ -64,10 +64,11 @@ class OODDetection(Callback):
             be shifted versions of it); None pools them all.
         level: What is told apart if the predictions are maps, as a segmentation's. "image": each input has two scores, the mean and
             the largest over its positions, logged as ``<score>/mean`` and ``<score>/max``. "pixel": the positions of the test set
-            (without those of the task's ``ignore_index``) against the positions of an ``ood`` loader, logged as ``<score>/pixel``.
-            Kept are histograms, whose bins are 0.05 % wide, so memory does not grow with the pixels.
+            against the positions of an ``ood`` loader, logged as ``<score>/pixel``. Positions whose target is the task's
+            ``ignore_index``, padding among them, are left out wherever a batch has targets of the map's shape; "image" counts
+            them, so tokens need equal padding. Kept are histograms, whose bins are 0.05 % wide, so memory does not grow with the pixels.
         masks: With ``level="pixel"``, whether the targets of the ``ood`` loaders are masks [B, *P]: positions that hold 1 are out of
-            distribution, all others are left out. Otherwise all positions are out of distribution.
+            distribution, all others are left out. Otherwise all positions that count are out of distribution.
 
     Raises:
         InputError: An argument is not as above; no loader; an empty loader; an output that is no classifier's logits; a
@@ -330,8 +331,8 @@ class OODDetection(Callback):
         if self.level == "image":
             return None
         _, target = self.read.unpack(model, batch)
-        if inside:
-            if target is None or list(target.shape) != shape:
+        if inside or not self.masks:
+            if not isinstance(target, Tensor) or list(target.shape) != shape or len(shape) == 1:
                 return None
             positions = self.read.task(model).row_positions(target)
             if positions is None:
@@ -339,8 +340,6 @@ class OODDetection(Callback):
             counted = torch.zeros(target.numel(), dtype=torch.bool)
             counted[positions.cpu()] = True
             return counted.reshape(shape)
-        if not self.masks:
-            return None
         if target is None or list(target.shape) != shape:
             came = "none" if target is None else f"targets of shape {list(target.shape)}"
             raise InputError(

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -211,3 +211,37 @@ def test_what_does_not_fit_a_level_is_named(make_trainer):
         InputError, match=r"needs a map of scores \[B, ...\], but score 'size' is \[4\], one number per"
     ):
         make_trainer(callbacks=[ood]).test(UNet(), loader(4), verbose=False)
+
+
+def test_ignored_positions_count_in_neither_loader():
+    """By position, the same sentences with more padding are as much in distribution as before."""
+    torch.manual_seed(0)
+    words, labels = torch.randn(6, 5, 4, dtype=torch.float64), torch.randint(3, (6, 5))
+    longer = torch.cat([words, 9 * torch.ones(6, 4, 4, dtype=torch.float64)], 1)
+    padded = torch.cat([labels, torch.full((6, 4), -100)], 1)
+    task = Segmentation(class_axis=-1, ignore_index=-100)
+    model = nn.Linear(4, 3).double()
+    plain, with_padding = DataLoader(TensorDataset(words, labels), 3), DataLoader(TensorDataset(longer, padded), 3)
+
+    class Tagger(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.head = model
+
+        def forward(self, x):
+            return self.head(x)
+
+        def test_step(self, batch, batch_idx):
+            pass
+
+    callback = OODDetection({"longer": with_padding}, task=task, level="pixel")
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        precision="64-true",
+        callbacks=[callback],
+    )
+    (found,) = trainer.test(Tagger(), plain, verbose=False)
+    assert found["ood_auroc/longer/predictive_entropy/pixel"] == pytest.approx(0.5)
