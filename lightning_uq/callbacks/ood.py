@@ -307,6 +307,9 @@ class OODDetection(Callback):
         """
         if scored.is_empty and self.read.infer_task(model, batch, trainer):
             scored.restart(self._scored(model, trainer))  # the task tells which scores there are
+        provided_names = {name for scorer in scored.scorers for name in scorer.ood_score_names}
+        if inside and scored.is_empty and not provided_names.issuperset(map(str, scored.wanted.values())):
+            self.read.check_default_task(model, batch)
         with ExitStack() as stack:
             provided = [stack.enter_context(scorer.ood_scores(model)) for scorer in scored.scorers]
             logits = self.read(model, batch, trainer, check=scored.is_empty)

@@ -106,7 +106,10 @@ class PostTrainingCallback(FittingCallback):
         eager = torch.compiler.set_stance("force_eager")
         with raising_on_all_ranks(trainer), evaluating(pl_module, trainer, fitting=True), eager:
             for batch in exact_loader(loader, name="argument `dataloader`", limit=1):
-                self.check_batch(pl_module, to_device(batch, pl_module, trainer), trainer)
+                moved = to_device(batch, pl_module, trainer)
+                self.check_batch(pl_module, moved, trainer)
+                if self.attach:
+                    self.logits.check_default_task(pl_module, moved)
                 return
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
 

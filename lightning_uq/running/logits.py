@@ -153,6 +153,24 @@ class LogitReader:
             self._inferred = type(model), first
         return first != mine
 
+    def check_default_task(self, model: nn.Module, batch: Any) -> None:
+        """Refuse to read a model as a classifier if nobody said its task and the targets of a batch contradict it.
+
+        Raises:
+            InputError: They do.
+        """
+        target = None if self._knows_task(model) else self.unpack(model, batch)[1]
+        if not isinstance(target, Tensor) or not target.ndim:
+            return
+        several = target.ndim > 1 and target.shape[1] > 1
+        if several and target.is_floating_point() and bool(((target.sum(1) - 1).abs() < 1e-2).all()):
+            return  # probabilities of classes
+        reason = "the targets are not one label per input" if several else Classification().accepts(target)
+        if reason is not None:
+            raise InputError(
+                f"The outputs of {type(model).__name__} would be read as logits of classes, but {reason}. Pass argument `task`."
+            )
+
     def _knows_task(self, model: nn.Module) -> bool:
         """Whether the task was given or inferred."""
         told = self._inferred is not None and self._inferred[0] is type(model)

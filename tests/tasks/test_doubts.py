@@ -7,7 +7,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uq import Binary, DeterministicModule, EnsembleModule, InputError, Multilabel, Segmentation
+from lightning_uq import (
+    Binary,
+    DeterministicModule,
+    EnsembleModule,
+    FitKNN,
+    InputError,
+    Multilabel,
+    OODDetection,
+    Segmentation,
+)
 from tests.tasks.test_multilabel import ChestXRay, X, Y, loader
 
 
@@ -87,3 +96,21 @@ def test_one_logit_per_pixel_is_told_how_to_pass():
     probs = Segmentation().predict(two).probs[:, 1]
     torch.testing.assert_close(probs, torch.sigmoid(logit[0, :, 0]))
     assert not math.isnan(float(probs.sum()))
+
+
+@pytest.mark.parametrize("target", [X[:, :1], torch.arange(360).reshape(120, 3) % 5])
+def test_scores_and_attached_predictions_are_not_read_as_a_softmax_against_the_targets(make_trainer, target):
+    data, far = loader(target), {"far": loader(target)}
+    with pytest.raises(
+        InputError, match="outputs of MeanAndVariance would be read as logits of classes, but the targets are .*`task`"
+    ):
+        make_trainer(precision="64-true", callbacks=[OODDetection(far)]).test(MeanAndVariance(), data, verbose=False)
+    module = MeanAndVariance()
+    with pytest.raises(InputError, match="would be read as logits of classes, but the targets are"):
+        make_trainer(precision="64-true", callbacks=[FitKNN(k=3, attach=True)]).fit(module, data, data)
+    # Distances of features need no task.
+    knn = FitKNN(k=3)
+    trainer = make_trainer(precision="64-true", callbacks=[knn, OODDetection(far, scores=["knn"])])
+    trainer.fit(module, loader(X[:, :1]))
+    (found,) = trainer.test(module, data, verbose=False)
+    assert found["ood_auroc/far/knn"] == pytest.approx(0.5)

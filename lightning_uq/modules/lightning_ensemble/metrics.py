@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from lightning_uq.modules.lightning_ensemble.checks import layout_problem, unscorable_reason
 from lightning_uq.modules.lightning_ensemble.part import Part
 from lightning_uq.running.inferred_task import INFERABLE
-from lightning_uq.tasks import OutputShapeError
+from lightning_uq.tasks import OutputShapeError, describe
 
 if TYPE_CHECKING:
     from lightning_uq.modules.lightning_ensemble.members import Members
@@ -82,7 +82,10 @@ class EnsembleMetrics(Part):
         if any(first_reason) and not self._notified:
             reason = next((reason for reason in reasons if reason is not None), "")
             reason = strategy.broadcast(reason, src=world - max(first_reason))
-            rank_zero_info(f"The ensemble as a whole has no metrics: {reason.rstrip('.')}.")
+            default = f" Predictions are read with `task={describe(ensemble.task)}`; pass `task` if they are not."
+            rank_zero_info(
+                f"The ensemble as a whole has no metrics: {reason.rstrip('.')}.{default if ensemble.infers_task else ''}"
+            )
             self._notified = True
         for i in loaders if self.are_logged_at_end else ():
             if any_seen[i] and not first_reason[i]:
