@@ -201,15 +201,16 @@ class EnsembleModule(UncertaintyModule):
         load_member_files(ensemble.network, weights, checkpoints)
         return ensemble
 
-    def infer_task(self, x: Any, y: object) -> bool:
-        """Take the task that this batch shows, if members have none; whether it shows one."""
+    def infer_task(self, x: Any, y: object, *, is_training: bool = False) -> bool:
+        """Take the task that this batch shows, if members have none; whether it shows one. A training batch may raise a doubt."""
         if not self.infers_task or not isinstance(y, Tensor):
             return False
         x = apply_to_collection(x, Tensor, torch.clone, allow_frozen=True)  # a forward may write into it
         outputs = self.network(x)
         name = inferred_task(outputs[0], y)
         if name is None:
-            self.task_doubt = self._doubt(outputs, y)
+            if is_training:
+                self.task_doubt = self._doubt(outputs, y)
             return False
         tell_task(type(self.network.member(0)).__name__, name)
         self.set_inferred_task(name)

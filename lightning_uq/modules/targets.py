@@ -57,13 +57,13 @@ def losses_and_count(
                 f"`loss` is computed over all indices together ({loss!r}), so the samples' weights cannot be applied. Remove the "
                 "weights, or pass a loss of a single index."
             )
-        joint: Tensor = loss(output, y)
+        joint: Tensor = loss(output, y if of_each else task.aligned(y, output[0]))
         return joint.expand(num), _number(rows, output)
     each = y if of_each else y.expand(num, *y.shape)
     if loss is None:
         sums, counts = task.sample_losses(output.flatten(0, 1), each.flatten(0, 1), progress)
     else:
-        losses = torch.stack([loss(*pair) for pair in zip(output, each, strict=True)])
+        losses = torch.stack([loss(one, task.aligned(target, one)) for one, target in zip(output, each, strict=True)])
         per_sample = losses.shape[:2] == output.shape[:2]
         if not weighted and not per_sample:
             return losses.flatten(1).mean(1) if losses.ndim > 1 else losses, _number(rows, output)

@@ -137,6 +137,10 @@ class Task(ABC):
             values: Whether to look at the values as well, which waits for a GPU.
         """
 
+    def aligned(self, target: Tensor, output: Tensor) -> Tensor:
+        """A checked target in the shape in which a loss of the user's own compares it with outputs [B, ...] of one index."""
+        return target
+
     def accepts(self, target: Tensor) -> str | None:
         """Why this target cannot belong to the task, or None. Used for members' own data."""
         return None

@@ -95,6 +95,12 @@ class RegressionTask(Task):
                 stacklevel=2,
             )
 
+    def aligned(self, target: Tensor, output: Tensor) -> Tensor:
+        """The target with the axes of the output, where nothing broadcasts."""
+        if self.outputs_per_target == 1 and target.numel() == output.numel():
+            return target.reshape(output.shape)
+        return aligned_target(target, self._target_shape(output))
+
     def accepts(self, target: Tensor) -> str | None:
         """Targets are floating-point numbers."""
         return None if target.is_floating_point() else "the targets are no floating-point numbers"

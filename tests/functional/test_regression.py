@@ -99,8 +99,8 @@ def test_targets_far_out_are_counted():
         (
             torch.zeros(1, 2, 1),
             torch.ones(1, 2, 1),
-            torch.zeros(2),
-            r"`target` must have shape \[2, 1\], but its shape is \[2\]",
+            torch.zeros(3),
+            r"`target` must have shape \[2, 1\], but its shape is \[3\]",
         ),
         (torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1), "`variance` must be positive and finite"),
         (torch.full((1, 1, 1), torch.nan), torch.ones(1, 1, 1), torch.zeros(1, 1), "`mean` must be finite"),

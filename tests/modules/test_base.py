@@ -21,7 +21,7 @@ from lightning_uq.networks import EpistemicNetwork, GaussianIndexer
 from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import CategoricalPrediction, GaussianMixturePrediction
-from lightning_uq.tasks import Classification
+from lightning_uq.tasks import Classification, Regression
 
 X = torch.randn(45, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -292,13 +292,33 @@ def test_a_batch_without_a_target_is_named(make_trainer):
         make_trainer().fit(DeterministicModule(LINEAR), DataLoader(X, batch_size=8))
 
 
-def test_a_target_that_would_broadcast_is_refused(make_trainer):
-    for loss in (None, lambda output, y: (output[:, :1] - y).square().mean()):
-        module = DeterministicModule(nn.Linear(4, 2), task="regression", loss=loss)
-        with pytest.raises(
-            InputError, match=r"targets must have shape \[8, 1\].* but they have \[8\]; .* would broadcast"
-        ):
-            make_trainer().fit(module, loader(TARGET[:, 0]))
+@pytest.mark.parametrize("loss", [None, lambda output, y: (output[:, :1] - y).square().mean()])
+def test_a_target_never_broadcasts(make_trainer, loss):
+    module = DeterministicModule(nn.Linear(4, 2), task="regression", loss=loss)
+    x = torch.randn(8, 4)
+    flat, column = (
+        module.index_losses(module(x), target) for target in (torch.arange(8.0), torch.arange(8.0).unsqueeze(1))
+    )
+    torch.testing.assert_close(flat, column)
+    with pytest.raises(
+        InputError, match=r"targets must have shape \[8, 1\].* but they have \[8, 8\]; .* would broadcast"
+    ):
+        module.index_losses(module(x), torch.zeros(8, 8))
+
+
+@pytest.mark.parametrize("shapes", [((8,), (8, 1)), ((8, 1), (8,)), ((8,), (8,))])
+def test_a_loss_of_the_users_own_sees_a_mean_and_its_target_in_one_shape(shapes):
+    seen = []
+
+    def loss(output, y):
+        seen.append((output.shape, y.shape))
+        return (output - y).square().mean()
+
+    module = DeterministicModule(nn.Linear(4, 1), task=Regression(head="mean"), loss=loss)
+    output, y = torch.randn(1, *shapes[0]), torch.randn(shapes[1])
+    found = module.index_losses(output, y)
+    torch.testing.assert_close(found[0], (output.reshape(8) - y.reshape(8)).square().mean())
+    assert seen[0][0] == seen[0][1]
 
 
 @pytest.mark.parametrize(

@@ -152,5 +152,5 @@ def test_misuse():
     with pytest.raises(InputError, match="does not take an input of shape"):
         module(torch.zeros(5, 3))
     with pytest.raises(InputError, match=r"The targets must have shape \[70, 1\]"):
-        module.training_loss(X, Y[:, 0], None)
+        module.training_loss(X, Y.expand(-1, 2), None)
     assert split_atoms(module(X), 31)[1].shape == (4, 70, 1)

@@ -679,11 +679,13 @@ def test_regression(execution, make_trainer):
     torch.testing.assert_close(prediction.variance, (variance + (mean - mean.mean(0)).square()).mean(0))
 
 
-def test_a_target_without_its_axis_is_an_error(make_trainer):
-    data = TensorDataset(torch.randn(8, 4), torch.randn(8))
+def test_a_target_without_its_axis_is_the_same_and_one_of_another_shape_an_error(make_trainer):
+    x, y = torch.randn(8, 4), torch.randn(8)
     ensemble = EnsembleModule(lambda: mlp(4, 2), num_members=2, task="regression")
-    with pytest.raises(InputError, match=r"targets must have shape \[8, 1\].*they have \[8\]"):
-        make_trainer().fit(ensemble, loader(data=data))
+    flat, column = (ensemble.index_losses(ensemble(x), target) for target in (y, y.unsqueeze(1)))
+    torch.testing.assert_close(flat, column)
+    with pytest.raises(InputError, match=r"targets must have shape \[8, 1\].*they have \[8, 2\]"):
+        make_trainer().fit(ensemble, loader(data=TensorDataset(x, torch.randn(8, 2))))
 
 
 # ---------------------------------------------------------------------- Lightning's own

@@ -115,6 +115,6 @@ def test_bad_input(make_trainer):
         EvidentialRegressionModule(nn.Linear(1, 3)).predict(torch.zeros(2, 1))
     with pytest.raises(InputError, match="`loss` must be one of 'amini', 'scaled', 'meinert'"):
         EvidentialRegressionModule(network(), loss="nig")
-    loader = DataLoader(TensorDataset(torch.zeros(16, 1), torch.zeros(16)), batch_size=16)
-    with pytest.raises(InputError, match=r"but they have \[16\]"):
+    loader = DataLoader(TensorDataset(torch.zeros(16, 1), torch.zeros(16, 3)), batch_size=16)
+    with pytest.raises(InputError, match=r"but they have \[16, 3\]"):
         make_trainer().fit(EvidentialRegressionModule(network()), loader)

@@ -96,12 +96,12 @@ class EnsembleMetrics(Part):
                     # A metric counts for itself, so the size of the batch is 1.
                     ensemble.log(name, metric, batch_size=1, metric_attribute=name, add_dataloader_idx=False)
 
-    def infer_task(self, batch: Any) -> bool:
+    def infer_task(self, batch: Any, *, is_training: bool = False) -> bool:
         """Take the task that a batch shows, if it was left to its default."""
         ensemble, first = self.members.ensemble, self.members.modules[0]
         if layout_problem(first, batch, ensemble.unpack_batch) is not None:
             return False
-        if not ensemble.infer_task(*ensemble.unpack_batch(batch)):
+        if not ensemble.infer_task(*ensemble.unpack_batch(batch), is_training=is_training):
             return False
         assert ensemble.inferred_task is not None
         self._take_task(ensemble.inferred_task)

@@ -136,6 +136,7 @@ class DropoutNetwork(EpistemicNetwork):
             axes=plan.axes,
             function_rates=plan.function_rates,
             rate=rate,
+            keep=self.mask_of,
         )
         switched = [m for m in self.network.modules() if isinstance(m, _DropoutNd) and m.training]
         try:

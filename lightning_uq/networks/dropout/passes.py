@@ -41,6 +41,7 @@ class DropoutPass(TorchFunctionMode):
         shared: Whether all rows of a batch have one mask.
         axes: The batch axis of each call's input, None where it has none; calls beyond the list have axis 0.
         function_rates: The rates of function calls in training, in order, for those that have a rate of 0 in evaluation.
+        keep: Gives the masks: see :func:`~lightning_uq.networks.dropout.masks.keep_mask`.
         rate: Taken instead of every rate above 0, for a look at what dropouts do; None for their own.
 
     Attributes:
@@ -56,6 +57,7 @@ class DropoutPass(TorchFunctionMode):
         axes: Sequence[int | None] = (),
         function_rates: Sequence[float] = (),
         rate: float | None = None,
+        keep: Callable[[Tensor, int, Sequence[int], float], Tensor] = keep_mask,
     ) -> None:
         super().__init__()
         self.index = index
@@ -63,6 +65,7 @@ class DropoutPass(TorchFunctionMode):
         self.axes = axes
         self.function_rates = function_rates
         self.rate = rate
+        self.keep = keep
         self.calls: list[Dropped] = []
         self.rates_seen: list[float] = []
         self.in_layer = False
@@ -89,7 +92,7 @@ class DropoutPass(TorchFunctionMode):
             shape[axis] = 1
         if channelwise:
             shape[2:] = [1] * (x.ndim - 2)
-        kept = keep_mask(index, number, shape, rate)
+        kept = self.keep(index, number, shape, rate)
         if axis == 0:
             masked = x.reshape(len(index), -1, *x.shape[1:]) * (kept * scale).to(x.dtype)
             return masked.reshape(x.shape)
