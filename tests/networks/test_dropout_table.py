@@ -271,6 +271,21 @@ def test_what_does_not_vary_is_named_once(name):
         driven(X, Z)
 
 
+def test_rates_that_cannot_be_read_are_told_with_the_reason():
+    class NeedsTargets(Attention):
+        def forward(self, x, targets=None):
+            if self.training and targets is None:
+                raise ValueError("targets are needed in training")
+            return super().forward(x)
+
+    driven = DropoutNetwork(Pooled(nn.Sequential(nn.Dropout(0.1), NeedsTargets())).double()).eval()
+    with pytest.warns(
+        UserWarning,
+        match="cannot be read: its forward raised ValueError: targets are needed in training. These dropouts",
+    ):
+        driven(X, Z)
+
+
 def test_hypotheses_that_do_not_vary_at_all_are_told():
     driven = DropoutNetwork(Pooled(ForgottenOnly()).double()).eval()
     with pytest.raises(InputError, match="must have dropout with a rate above 0, but Pooled calls none"):

@@ -94,16 +94,18 @@ def _function_rates(network: Any, x: Any) -> tuple[float, ...]:
     inner.train()
     for module in norms:
         module.eval()
+    rates: list[float] = []
+    reason = "the network makes other calls there"
     try:
-        rates: list[float] = network.run(x, seeds, plan, rate=0.0)[1].rates_seen
-    except Exception:  # a user's forward may ask for more in training, such as targets
-        rates = []
+        rates = network.run(x, seeds, plan, rate=0.0)[1].rates_seen
+    except Exception as error:  # a user's forward may ask for more in training, such as targets
+        reason = f"its forward raised {type(error).__name__}: {error}"
     inner.eval()
     if len(rates) == len(in_evaluation.rates_seen):
         return tuple(rates)
     rank_zero_warn(
-        f"{type(inner).__name__} calls dropout or attention with a rate of 0 in evaluation, and its rates in training cannot be read, "
-        "because the network ran otherwise there. These dropouts are not among the hypotheses."
+        f"{type(inner).__name__} calls dropout or attention with a rate of 0 in evaluation, and its rates in training cannot be read: "
+        f"{reason}. These dropouts are not among the hypotheses."
     )
     return ()
 
