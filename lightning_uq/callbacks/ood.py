@@ -15,6 +15,7 @@ from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer,
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.output import Output
+from lightning_uq.networks.padding_mask import padding_mask_of
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
@@ -64,9 +65,10 @@ class OODDetection(Callback):
             be shifted versions of it); None pools them all.
         level: What is told apart if the predictions are maps, as a segmentation's. "image": each input has two scores, the mean and
             the largest over its positions, logged as ``<score>/mean`` and ``<score>/max``. "pixel": the positions of the test set
-            against the positions of an ``ood`` loader, logged as ``<score>/pixel``. Positions whose target is the task's
-            ``ignore_index``, padding among them, are left out wherever a batch has targets of the map's shape; "image" counts
-            them, so tokens need equal padding. Kept are histograms, whose bins are 0.05 % wide, so memory does not grow with the pixels.
+            against the positions of an ``ood`` loader, logged as ``<score>/pixel``; positions whose target is the task's
+            ``ignore_index`` are left out wherever a batch has targets of the map's shape. Tokens that an ``attention_mask`` or
+            ``src_key_padding_mask`` of the network's input [B, T] marks as padding are left out of both. "pixel" keeps histograms,
+            whose bins are 0.05 % wide, so memory does not grow with the pixels.
         masks: With ``level="pixel"``, whether the targets of the ``ood`` loaders are masks [B, *P]: positions that hold 1 are out of
             distribution, all others are left out. Otherwise all positions that count are out of distribution.
 
@@ -311,13 +313,14 @@ class OODDetection(Callback):
         if inside and scored.is_empty and not provided_names.issuperset(map(str, scored.wanted.values())):
             self.read.check_default_task(model, batch)
         with ExitStack() as stack:
+            mask = stack.enter_context(padding_mask_of(model))
             provided = [stack.enter_context(scorer.ood_scores(model)) for scorer in scored.scorers]
             logits = self.read(model, batch, trainer, check=scored.is_empty)
             prediction = self.read.prediction(model, logits)
             logits = prediction.logits if prediction.has_logits else logits
             values = {name: value for function in provided for name, value in function(logits).items()}
         keep = rows(logits.shape[1])
-        counted = self._counted(model, batch, [len(prediction), *prediction.map_shape], inside)
+        counted = self._counted(model, batch, [len(prediction), *prediction.map_shape], inside, mask.tokens)
         if counted is not None and keep is not None:
             counted = counted[keep]
         for name, score in scored.wanted.items():
@@ -329,13 +332,24 @@ class OODDetection(Callback):
             value = value if keep is None else value[keep.to(value.device)]
             scored.add(name, value, None if counted is None or value.ndim == 1 else counted)
 
-    def _counted(self, model: nn.Module, batch: Any, shape: list[int], inside: bool) -> Tensor | None:
-        """The mask [B, *P] of the positions that count, of a batch of predictions of this shape; None for all of them."""
-        if self.level == "image":
+    def _counted(
+        self, model: nn.Module, batch: Any, shape: list[int], inside: bool, tokens: Tensor | None
+    ) -> Tensor | None:
+        """The mask [B, *P] of the positions that count, of a batch of predictions of this shape; None for all of them.
+
+        Targets are not looked at for scores of whole inputs: those of an ``ood`` loader may be missing, and it has to be read as
+        the test set is. ``tokens`` are those that the network was told are no padding.
+        """
+        if len(shape) == 1:
             return None
+        words = None if tokens is None or list(tokens.shape) != shape else tokens.cpu()
+        by_target = self._counted_by_target(model, batch, shape, inside) if self.level == "pixel" else None
+        return words if by_target is None else by_target.cpu() if words is None else words & by_target.cpu()
+
+    def _counted_by_target(self, model: nn.Module, batch: Any, shape: list[int], inside: bool) -> Tensor | None:
         _, target = self.read.unpack(model, batch)
         if inside or not self.masks:
-            if not isinstance(target, Tensor) or list(target.shape) != shape or len(shape) == 1:
+            if not isinstance(target, Tensor) or list(target.shape) != shape:
                 return None
             positions = self.read.task(model).row_positions(target)
             if positions is None:

@@ -84,13 +84,12 @@ class LoaderScores:
         Args:
             name: Their name.
             scores: The scores.
-            counted: The mask of the positions that count, for scores by position.
+            counted: The mask [B, *P] of the positions that count, for scores by position; None for all.
 
         Raises:
-            InputError: A score is NaN.
+            InputError: No position of an input counts.
         """
-        flat = upcast(scores).flatten(1) if scores.ndim > 1 else None
-        named = {name: upcast(scores)} if flat is None else {f"{name}/mean": flat.mean(1), f"{name}/max": flat.amax(1)}
+        named = {name: upcast(scores)} if scores.ndim == 1 else _over_positions(name, upcast(scores), counted)
         for one, rows in named.items():
             self._scores.setdefault(one, []).append(rows)
 
@@ -125,6 +124,21 @@ class LoaderScores:
             rows = gather_rows(widen(rows.to(trainer.strategy.root_device)), trainer)
         check_no_nan_score(name, rows, where)
         return rows
+
+
+def _over_positions(name: str, scores: Tensor, counted: Tensor | None) -> dict[str, Tensor]:
+    """The mean and the largest of each input's scores [B, *P], over the positions that count."""
+    flat = scores.flatten(1)
+    if counted is None:
+        return {f"{name}/mean": flat.mean(1), f"{name}/max": flat.amax(1)}
+    kept = counted.to(flat.device).flatten(1)
+    empty = int((~kept.any(1)).sum())
+    if empty:
+        raise InputError(
+            f"{empty} inputs of a batch have no score {name!r}, since their mask says that all of their tokens are padding."
+        )
+    mean = flat.masked_fill(~kept, 0.0).sum(1) / kept.sum(1)
+    return {f"{name}/mean": mean, f"{name}/max": flat.masked_fill(~kept, -torch.inf).amax(1)}
 
 
 class PixelScores(LoaderScores):

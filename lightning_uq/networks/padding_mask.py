@@ -1,7 +1,8 @@
 """The padding mask of a batch of tokens, read from the calls of a network."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ _NAMES = ("attention_mask", "src_key_padding_mask")
 class PaddingMask:
     """Which tokens of a batch are no padding, [B, T], as a network, or a module in it, is told when it is called.
 
-    It reads an argument ``attention_mask`` (Hugging Face: padding is 0) or ``src_key_padding_mask`` (``nn.TransformerEncoder``:
+    It reads an argument ``attention_mask`` (Hugging Face: padding is 0, or negative in a mask that is added) or ``src_key_padding_mask`` (``nn.TransformerEncoder``:
     padding is True), passed by name, by position or in a mapping. A mask of other than two axes is not read, nor is one
     of a call inside of another call that was given a mask. Of several calls, the latest counts.
 
@@ -56,6 +57,19 @@ class PaddingMask:
         self.tokens, self.reading, self.holder = None, False, None
 
 
+@contextmanager
+def padding_mask_of(network: nn.Module) -> Iterator[PaddingMask]:
+    """The padding mask of the latest call of a network inside the context."""
+    mask = PaddingMask()
+    handles = mask.watch(network)
+    mask.start()
+    try:
+        yield mask
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class _Entered:
     """A hook that is copied with the network it hangs on, as is the next."""
 
@@ -70,7 +84,7 @@ class _Entered:
         for name in _NAMES:
             for found in self._arguments(name, args, kwargs):
                 if isinstance(found, Tensor) and found.ndim == 2:
-                    self.mask.tokens = found != 0 if name == "attention_mask" else found == 0
+                    self.mask.tokens = _real_tokens(name, found)
                     self.mask.holder = self.name
                     return
 
@@ -92,6 +106,13 @@ class _Left:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.mask.holder == self.name:
             self.mask.holder = None
+
+
+def _real_tokens(name: str, mask: Tensor) -> Tensor:
+    """The tokens that count. A floating-point ``attention_mask`` without positive values is one to add to the scores of attention."""
+    if name == "attention_mask":
+        return (mask != 0) != (mask <= 0).all() if mask.is_floating_point() else mask != 0
+    return mask == 0
 
 
 def _positions(module: nn.Module) -> dict[str, int]:

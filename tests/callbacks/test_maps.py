@@ -245,3 +245,85 @@ def test_ignored_positions_count_in_neither_loader():
     )
     (found,) = trainer.test(Tagger(), plain, verbose=False)
     assert found["ood_auroc/longer/predictive_entropy/pixel"] == pytest.approx(0.5)
+
+
+class Tagger(LightningModule):
+    """A token classifier in the manner of Hugging Face; padding has features of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(20, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, ids, attention_mask=None):
+        return self.head(self.words(ids))
+
+    def test_step(self, batch, batch_idx):
+        pass
+
+
+class MappedTagger(Tagger):
+    def forward(self, batch):
+        return super().forward(batch["ids"])
+
+
+def sentences(num, padding, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids, lengths = (
+        torch.randint(1, 20, (num, 5), generator=generator),
+        torch.randint(1, 6, (num, 1), generator=generator),
+    )
+    ids = F.pad(ids, (0, padding))
+    mask = (torch.arange(5 + padding) < lengths).long()
+    return ids * mask, mask
+
+
+@pytest.mark.parametrize("level", ["image", "pixel"])
+@pytest.mark.parametrize("calls", ["by name", "by position", "in a mapping"])
+def test_padding_that_the_network_was_told_of_counts_nowhere(make_trainer, level, calls):
+    """The same sentences with more padding are as much in distribution as before, with no targets that say so."""
+    call = {
+        "by name": lambda model, x: model(x[0], attention_mask=x[1]),
+        "by position": lambda model, x: model(*x),
+        "in a mapping": lambda model, x: model({"ids": x[0], "attention_mask": x[1]}),
+    }[calls]
+    torch.manual_seed(0)
+    model, unpack = (MappedTagger if calls == "in a mapping" else Tagger)(), lambda batch: (tuple(batch), None)
+    ood = OODDetection(
+        {"longer": DataLoader(TensorDataset(*sentences(11, 7)), 4)},
+        "predictive_entropy",
+        task=Segmentation(class_axis=-1),
+        predict_fn=call,
+        unpack_batch=unpack,
+        level=level,
+    )
+    (logged,) = make_trainer(callbacks=[ood]).test(
+        model, DataLoader(TensorDataset(*sentences(11, 0)), 3), verbose=False
+    )
+    for reduction in ("mean", "max") if level == "image" else ("pixel",):
+        assert logged[f"ood_auroc/longer/predictive_entropy/{reduction}"] == pytest.approx(
+            0.5, abs=0.02
+        )  # ties are rounded
+    if level == "image":
+        ids, mask = sentences(11, 7)
+        entropy = predictive_entropy(model.head(model.words(ids)).movedim(2, 1)[None]).detach()
+        scores = ood.score(model, DataLoader(TensorDataset(ids, mask), 4))
+        torch.testing.assert_close(
+            scores["predictive_entropy/mean"], (entropy * mask).sum(1) / mask.sum(1), atol=1e-6, rtol=1e-5
+        )
+
+
+def test_a_sentence_of_padding_alone_has_no_score():
+    ids, mask = sentences(3, 2)
+    mask[1] = 0
+    ood = OODDetection(
+        {"o": [0]},
+        "predictive_entropy",
+        task=Segmentation(class_axis=-1),
+        predict_fn=lambda model, x: model(*x),
+        unpack_batch=lambda batch: (batch, None),
+    )
+    with pytest.raises(
+        InputError, match="1 inputs of a batch have no score 'predictive_entropy', .* all of their tokens are padding"
+    ):
+        ood.score(Tagger(), [(ids, mask)])

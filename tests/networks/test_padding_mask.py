@@ -70,6 +70,13 @@ def test_an_attention_mask_is_found(read):
     assert torch.equal(read(), EXPECTED)
 
 
+@pytest.mark.parametrize("low", [-torch.inf, torch.finfo(torch.float32).min])
+def test_an_attention_mask_that_is_added_is_negative_at_padding(low):
+    added = torch.zeros(2, 3).masked_fill(~EXPECTED, low)
+    assert torch.equal(mask_of(Encoder(), IDS, attention_mask=added), EXPECTED)
+    assert mask_of(Encoder(), IDS, attention_mask=torch.zeros(2, 3)).all()
+
+
 def test_a_transformers_own_mask_is_true_at_padding():
     layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
     x, network = torch.randn(2, 3, 4), nn.TransformerEncoder(layer, 1)
