@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler
 
 from lightning_uq import _lightning
+from tests.versions import SWA_FILES, skip_on_torch_2_6
 
 
 class Net(LightningModule):
@@ -118,6 +119,7 @@ def test_whether_stochastic_weight_averaging_has_replaced_schedulers(make_traine
 
     make_trainer(max_epochs=2, callbacks=[StochasticWeightAveraging(0.1, 2), Saves()]).fit(Net(), loader())
     for epoch, replaced in ((0, False), (1, True)):
+        skip_on_torch_2_6(SWA_FILES, if_true=replaced)
         averaging = StochasticWeightAveraging(0.1, 2)
         assert not _lightning.has_replaced_schedulers(averaging)
         make_trainer(max_epochs=2, callbacks=[averaging]).fit(Net(), loader(), ckpt_path=tmp_path / f"{epoch}.ckpt")

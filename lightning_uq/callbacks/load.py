@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ def load_fitted(
         ...
         lightning_uq.errors.InputError: `path` must name a checkpoint, but missing-uq.ckpt cannot be read: ...
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"`path` must name a checkpoint, but its type is {type(path).__name__}. Call `load_fitted(path, network)`."
+        )
     chosen = _choose(fitted_states(path), states, path)
     model, prefix, beside = _model(path, network)
     current = _fingerprint(model, prefix, beside)

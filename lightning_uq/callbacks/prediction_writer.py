@@ -157,7 +157,7 @@ class PredictionWriter(Callback):
             raise InputError(
                 f"PredictionWriter writes predictions of this package, but `predict_step` of {type(pl_module).__name__} returned "
                 f"{'a ' if outputs is not None else ''}{type(outputs).__name__}. Use one of its modules, or let a callback "
-                "replace what an unmodified module predicts: `TemperatureScaling(attach=True)`, `FitGMM(attach=True)`."
+                "replace what an unmodified module predicts: `FitGMM(attach=True)`, or `TemperatureScaling(attach=True)` of a classifier."
             )
         block = self._block(outputs)
         index, keep = self._rows(trainer, batch, batch_idx, dataloader_idx, len(outputs))

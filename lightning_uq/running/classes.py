@@ -70,10 +70,14 @@ def density_labels(
     target = target_of(reader, model, batch, where)
     reason = task.accepts(target)
     if reason is not None:
-        raise InputError(
-            f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has targets of {target.dtype}. Pass argument "
-            "`unpack_batch`, a loader with `(x, y)`, or the `task` of these targets."
+        below = not target.is_floating_point() and target.dtype != torch.bool and bool((target < 0).any())
+        came = f"labels below 0, such as {int(target.min())}" if below else f"targets of {target.dtype}"
+        advice = (
+            "Leave rows without a label out of it."
+            if below
+            else ("Pass argument `unpack_batch`, a loader with `(x, y)`, or the `task` of these targets.")
         )
+        raise InputError(f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has {came}. {advice}")
     return (target.squeeze(1) if target.shape[1:] == (1,) and not task.has_positions else target).long()
 
 
@@ -191,7 +195,10 @@ class CalibrationReader:
 def check_calibration(task: Task, who: str, needs_classes: bool = False) -> None:
     """Raise an :class:`InputError` for a task whose predictions are no probabilities, or not those of classes."""
     if not task.takes_calibration:
-        raise InputError(f"{who} calibrates probabilities, which {describe(task)} does not predict.")
+        raise InputError(
+            f"{who} calibrates probabilities, which {describe(task)} does not predict. Leave it out of the callbacks, or pass `task` "
+            "if the outputs are logits."
+        )
     if needs_classes and not task.has_classes:
         raise InputError(
             f"{who} scales classes, which {describe(task)} does not have. Use TemperatureScaling(per_label=True)."

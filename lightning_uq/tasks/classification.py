@@ -299,6 +299,7 @@ def _check_range(labels: Tensor, num_classes: int) -> None:
     if labels.numel():
         low, high = torch.stack(labels.aminmax()).tolist()
         if low < 0 or high >= num_classes:
+            unlabelled = " Leave rows without a label out of the loader." if low < 0 else ""
             raise InputError(
-                f"The targets must be class labels in [0, {num_classes}), but their values go from {low} to {high}."
+                f"The targets must be class labels in [0, {num_classes}), but their values go from {low} to {high}.{unlabelled}"
             )

@@ -453,3 +453,10 @@ def test_which_states_go_inside(write):
     path, _ = write(deterministic(), FitKNN(k=2))
     with pytest.raises(InputError, match=r"no state of a density or a calibration, but \['FitKNN'\]"):
         load_fitted(path)
+
+
+def test_swapped_arguments_are_named():
+    with pytest.raises(
+        InputError, match=r"`path` must name a checkpoint, but its type is Linear. Call `load_fitted\(path, network\)`"
+    ):
+        load_fitted(nn.Linear(2, 2), "model-uq.ckpt")

@@ -712,6 +712,11 @@ class Untouched(UsersModule):
         ([(X, "ab")], {}, "FitGMM's fitting data must hold targets, but a batch has targets of str"),
         ([{"image": X, "label": Y}], {}, r"its keys are \['image', 'label'\].*`unpack_batch=`"),
         ([(X, X[:, 0])], {}, r"FitGMM's fitting data must hold class labels, but a batch has targets of torch.float64"),
+        (
+            [(X, Y - 1)],
+            {},
+            "must hold class labels, but a batch has labels below 0, such as -1. Leave rows without a label out",
+        ),
         ([(X, Y)], {"feature_layer": "nose"}, r"`feature_layer`.*it is 'nose'"),
         (
             [(X, Y)],

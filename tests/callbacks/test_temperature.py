@@ -623,7 +623,7 @@ class Spy(Callback):
             lambda: DeterministicModule(nn.Linear(4, 2), task="regression"),
             [loader(X, X[:, :1]), loader(VAL_X, VAL_X[:, :1])],
             {},
-            r"Scaling calibrates probabilities, which Regression\(\) does not predict",
+            r"Scaling calibrates probabilities, which Regression\(\) does not predict. Leave it out of the callbacks",
         ),
     ],
 )

@@ -4,6 +4,7 @@ Modules are built from importable factories, so that their checkpoints load bare
 are uneven in number: no split divides by two ranks.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from lightning_uq.compare.discovery import methods
 from lightning_uq.method import Setting
 from lightning_uq.networks import Factory
 from lightning_uq.networks.epinet.head import EpinetHead
-from lightning_uq.tasks import Regression
+from lightning_uq.tasks import Regression, Segmentation, Task
 from tests.metrics import cases as measured
 
 FEATURES, CLASSES, TARGETS = 4, 3, 2
@@ -74,17 +75,27 @@ def rows(num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def dataset(task: str, num: int, seed: int = 0) -> TensorDataset:
-    """Inputs with targets of a task: class labels, labels that are on or off, two numbers each, or maps of labels or numbers."""
+    """Inputs with targets of a task: class labels, labels that are on or off, two numbers each, or maps of labels or numbers.
+
+    "tokens" are four labels, of which one is -100; "horizon" is three steps of two numbers, of which one is missing.
+    """
     x, y = rows(num, seed)
     targets = {
         "classification": lambda: y,
         "binary": lambda: (y > 0).float().unsqueeze(1),
         "multilabel": lambda: torch.stack([y > 0, y == 1, x[:, 0] > 0], 1).float(),
         "regression": lambda: torch.stack([x.sum(1), x[:, 0].sin()], 1),
+        "tokens": lambda: (x > 0.3).long().add(x > 1.5).masked_fill(one_of(num, FEATURES), -100),
+        "horizon": lambda: torch.stack([x[:, :3].cos(), x[:, 1:].masked_fill(one_of(num, 3), math.nan)], 2),
         "segmentation": lambda: (x > 0.3).long().add(x > 1.5).reshape(num, 2, 2),
         "pixel_regression": lambda: x.sin().reshape(num, 1, 2, 2),
     }
     return TensorDataset(x, targets[task]())
+
+
+def one_of(num: int, size: int) -> Tensor:
+    """A mask [num, size] that holds one place a row, so that batches lack equally many targets."""
+    return torch.arange(size) == torch.arange(num)[:, None] % size
 
 
 def loader(task: str, num: int, seed: int = 0, **kwargs: Any) -> DataLoader:
@@ -142,6 +153,16 @@ def gaussian_map_network() -> nn.Module:
     return map_network(2)
 
 
+def token_network() -> nn.Module:
+    """Four numbers as tokens of one feature, and the logits of each token, with the classes in the last axis."""
+    return nn.Sequential(nn.Unflatten(1, (FEATURES, 1)), nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+
+
+def horizon_network() -> nn.Module:
+    """A mean and a raw variance for each of two targets at three steps."""
+    return nn.Sequential(network(12), nn.Unflatten(1, (3, 2 * TARGETS)))
+
+
 def evidential_network() -> nn.Module:
     """The same with the four parameters a target of evidential regression."""
     return network(4 * TARGETS)
@@ -182,26 +203,74 @@ class UsersModule(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.5)
 
 
-class UsersRegressor(UsersModule):
-    """A regressor of such a somebody: two means, and the squared error."""
+class _UsersOther(UsersModule):
+    """What other modules of such a somebody share: a loss of their own."""
+
+    loss = staticmethod(F.mse_loss)
+    lr = 0.1
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(self(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", self.loss(self(batch[0]), batch[1]), sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("test_loss", self.loss(self(batch[0]), batch[1]), sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class UsersRegressor(_UsersOther):
+    """Two means, and the squared error."""
+
+    lr = 0.02
 
     def __init__(self) -> None:
         super().__init__()
         self.net[-1] = nn.Linear(8, TARGETS)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = F.mse_loss(self(batch[0]), batch[1])
-        self.log("train_loss", loss)
-        return loss
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.log("val_loss", F.mse_loss(self(batch[0]), batch[1]), sync_dist=True)
+class UsersBinary(_UsersOther):
+    """One logit, and the sigmoid's cross-entropy."""
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.log("test_loss", F.mse_loss(self(batch[0]), batch[1]), sync_dist=True)
+    loss = staticmethod(F.binary_cross_entropy_with_logits)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.02)
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[-1] = nn.Linear(8, 1)
+
+
+class UsersMultilabel(_UsersOther):
+    """One logit per label, and the same loss."""
+
+    loss = staticmethod(F.binary_cross_entropy_with_logits)
+
+
+class UsersSegmenter(_UsersOther):
+    """Logits of each pixel."""
+
+    loss = staticmethod(F.cross_entropy)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = map_network()
+
+
+class UsersTokens(_UsersOther):
+    """Logits of each token, with the classes in the last axis, and labels of -100 that do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = token_network()
+
+    @staticmethod
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy of the tokens that count."""
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
 class Measured(LightningModule):
@@ -248,7 +317,7 @@ class ModuleCase:
     @property
     def file_format(self) -> Literal["csv", "npz"]:
         """What PredictionWriter writes: a table, or the arrays of maps."""
-        return "npz" if self.task in ("segmentation", "pixel_regression") else "csv"
+        return "npz" if self.task in ("segmentation", "pixel_regression", "tokens", "horizon") else "csv"
 
 
 @dataclass(frozen=True)
@@ -298,6 +367,8 @@ OPTIMIZERS = {
     "binary": _SGD,
     "multilabel": _SGD,
     "segmentation": _SGD,
+    "tokens": _SGD,
+    "horizon": Factory("torch.optim.Adam", {"lr": 0.01}),
     "regression": Factory("torch.optim.Adam", {"lr": 0.01}),  # a likelihood with a free variance is steep
     "pixel_regression": Factory("torch.optim.Adam", {"lr": 0.01}),
 }
@@ -347,6 +418,29 @@ def _of_head(
     """A module of a regression head."""
     task = Regression(head=head, **fields or {})
     return ModuleCase(name, partial(cls, *args, task=task, optimizer=OPTIMIZERS["regression"], **kwargs), "regression")
+
+
+TOKENS = Segmentation(class_axis=-1, ignore_index=-100)
+HORIZON = Regression(target_scale=((0.5, 0.0), (0.6, 1.4)))
+
+
+def _on(
+    name: str, cls: Callable[..., Any], net: Callable[[], nn.Module], data: str, task: Task, **kwargs: Any
+) -> ModuleCase:
+    """A module of a task whose data no name stands for."""
+    return ModuleCase(name, partial(cls, net, task=task, optimizer=OPTIMIZERS[data], **kwargs), data)
+
+
+def _of_users(kind: str, cls: type[LightningModule], data: str, task: Task | str) -> ModuleCase:
+    """An ensemble of a user's own modules."""
+    return ModuleCase(
+        f"Ensemble of a user's {kind}",
+        partial(m.EnsembleModule, cls, num_members=3, seed=1, task=task),
+        data,
+        unsupported={
+            "bad input": "the losses of torch take whole numbers, missing ones and labels outside [0, 1] as they are"
+        },
+    )
 
 
 PRIOR: dict[str, Any] = {"prior_network": network, "prior_scale": 1.0}
@@ -510,12 +604,16 @@ LISTED_MODULES = [
         index_dim=3,
         num_eval_samples=3,
     ),
-    ModuleCase(
-        "Ensemble of a user's regressors",
-        partial(m.EnsembleModule, UsersRegressor, num_members=3, seed=1, task=Regression(head="mean")),
-        "regression",
-        unsupported={"bad input": "the squared error of torch takes whole numbers and missing ones as they are"},
-    ),
+    _of_users("regressors", UsersRegressor, "regression", Regression(head="mean")),
+    _of_users("binary classifiers", UsersBinary, "binary", "binary"),
+    _of_users("multilabel classifiers", UsersMultilabel, "multilabel", "multilabel"),
+    _of_users("segmenters", UsersSegmenter, "segmentation", "segmentation"),
+    _of_users("token classifiers", UsersTokens, "tokens", TOKENS),
+    # Tokens whose classes are the last axis, some without a label; steps of a horizon, some missing, in units of the user's own.
+    _on("Tokens", m.DeterministicModule, token_network, "tokens", TOKENS),
+    _on("Tokens, ensemble", m.EnsembleModule, token_network, "tokens", TOKENS, num_members=3, seed=1),
+    _on("Horizon", m.DeterministicModule, horizon_network, "horizon", HORIZON),
+    _on("Horizon, ensemble", m.EnsembleModule, horizon_network, "horizon", HORIZON, num_members=3, seed=1),
 ]
 
 OWN_SCORES = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")
@@ -582,6 +680,8 @@ REPRESENTATIVES = {
     "Segmentation",
     "Segmentation, epinet",
     "Pixel regression, ensemble",
+    "Tokens",
+    "Horizon, ensemble",
     # Members in a loop, members that run at once, members that are LightningModules.
     "Ensemble, loop",
     "Ensemble, stacked",

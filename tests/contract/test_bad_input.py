@@ -119,7 +119,17 @@ MULTILABEL = {
 }
 MAPS = {name: LABELS[name] for name in ("floating", "boolean", "too large", "negative")}
 MAPS["flat"] = (lambda y: y[:, 0], r"class labels must have shape \[9, 2, 2\].*but they have \[9, 2\]")
+TOKENS = {name: LABELS[name] for name in ("floating", "boolean")}
+TOKENS["too large"] = (lambda y: y + 200, r"class labels in \[0, 3\), but their values go from")
+TOKENS["flat"] = (lambda y: y[:, 0], r"class labels must have shape \[9, 4\].*but they have \[9\]")
+HORIZON = {
+    "whole numbers": (lambda y: y.nan_to_num().long(), "floating-point numbers, but they are torch.int64"),
+    "inf": (lambda y: y * INF, "targets must be finite"),
+    "a step less": (lambda y: y[:, :2], r"targets must have shape \[9, 3, 2\].*but they have \[9, 2, 2\]"),
+}
 WRONG = {
+    "tokens": TOKENS,
+    "horizon": HORIZON,
     "classification": LABELS,
     "binary": BINARY,
     "multilabel": MULTILABEL,

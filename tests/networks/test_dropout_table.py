@@ -295,6 +295,19 @@ def test_hypotheses_that_do_not_vary_at_all_are_told():
         DropoutNetwork(behind).eval()(X, Z)
 
 
+def test_a_network_whose_only_dropout_is_inside_a_recurrent_layer_is_told_of_it():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.reader, self.head = nn.LSTM(4, 3, num_layers=2, dropout=0.5, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.reader(x)[0][:, -1])
+
+    with pytest.raises(InputError, match=r"Reader calls none.* The dropout inside reader \(LSTM\) cannot be steered"):
+        DropoutNetwork(Reader()).eval()(torch.zeros(6, 5, 4), Z)
+
+
 def test_a_network_without_dropout_is_refused_before_a_step(make_trainer):
     module = DropoutModule(Pooled(Function(lambda self, x: x)))
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, torch.zeros(6).long()), batch_size=3)

@@ -154,9 +154,14 @@ def _warn_of_others(
         if _drops_by_itself(module)
     ]
     if not calls and not varies:
+        inside = (
+            f" The dropout inside {', '.join(others)} cannot be steered: use `nn.Dropout` layers between its parts."
+            if others
+            else ""
+        )
         raise InputError(
             f"`network` must have dropout with a rate above 0, but {type(inner).__name__} calls none: no `nn.Dropout` layer, no "
-            "`F.dropout`, no attention with dropout."
+            f"`F.dropout`, no attention with dropout.{inside}"
         )
     if uncalled:
         rank_zero_warn(f"Dropout layers {uncalled} are never called, so they are not among the hypotheses.")
