@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_uq._lightning import is_local_path
 from lightning_uq.errors import InputError
+from lightning_uq.lightning_trees import is_instance
 from lightning_uq.writing import replacing
 
 _MUST = "`path` must name a checkpoint"
@@ -122,7 +123,7 @@ def write_checkpoint(strategy: Strategy, checkpoint: dict[str, Any], path: Path)
 
 def finish_writing(strategy: Strategy) -> None:
     """Wait for checkpoints that another thread is writing."""
-    if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
+    if is_instance(strategy.checkpoint_io, AsyncCheckpointIO):
         strategy.checkpoint_io.teardown()  # it waits, and begins anew with the next file
 
 

@@ -13,6 +13,7 @@ from lightning_uq.callbacks.sibling import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.importing import import_object
+from lightning_uq.lightning_trees import is_subclass
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.features import uncompiled
@@ -160,7 +161,7 @@ def _rebuilt(path: str | Path, written_by: dict[str, Any], network: Network | No
         found = import_object(name)
     except InputError as error:
         raise InputError(f"{path} was written by {name}, which cannot be imported here. {hint}") from error
-    if not inspect.isclass(found) or not issubclass(found, LightningModule):
+    if not inspect.isclass(found) or not is_subclass(found, LightningModule):
         raise InputError(f"{path} names {name} as its LightningModule, which it is not. {hint}")
     given: Any = {} if network is None else {"network": copy.deepcopy(network)}
     try:

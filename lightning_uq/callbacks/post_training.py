@@ -22,6 +22,7 @@ from lightning_uq.callbacks.sibling import write_sibling
 from lightning_uq.callbacks.verification import Fit, decide
 from lightning_uq.checkpoint_files import check_plain
 from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.lightning_trees import is_instance
 from lightning_uq.networks.fingerprint import weights_fingerprint
 from lightning_uq.running.best_weights import best_checkpoint, model_checkpoints, weights_of
 from lightning_uq.running.evaluation import evaluating, to_device
@@ -83,10 +84,9 @@ class PostTrainingCallback(FittingCallback):
         """A new fit clears the state; what would fail after training fails now."""
         self._forget(pl_module)
         self.uq_ckpt_path = None
-        averaging = (WeightAveraging, StochasticWeightAveraging)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
-            if isinstance(later, averaging):
+            if is_instance(later, WeightAveraging, StochasticWeightAveraging):
                 raise InputError(
                     f"{type(self).__name__} stands before {type(later).__name__} in the Trainer's callbacks, so it would be "
                     "fitted on weights that are not yet averaged. Swap them."

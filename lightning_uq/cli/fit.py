@@ -61,10 +61,11 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             from lightning.pytorch.callbacks import BasePredictionWriter
 
             from lightning_uq import PredictionWriter, UncertaintyModule
+            from lightning_uq.lightning_trees import is_instance
 
             callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
             ours = isinstance(self.model, UncertaintyModule) or any(getattr(c, "attach", False) for c in callbacks)
-            if ours and not any(isinstance(c, BasePredictionWriter | PredictionWriter) for c in callbacks):
+            if ours and not any(is_instance(c, BasePredictionWriter, PredictionWriter) for c in callbacks):
                 has_maps = getattr(getattr(self.model, "task", None), "has_positions", False)
                 callbacks.append(
                     PredictionWriter(self.trainer.default_root_dir, "npz" if has_maps else "csv", overwrite=True)

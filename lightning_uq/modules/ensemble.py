@@ -16,6 +16,7 @@ from lightning_uq import batches
 from lightning_uq._lightning import optimizer_handles_unscaling, trainer_of
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
+from lightning_uq.lightning_trees import is_instance
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.adversarial import Adversary
 from lightning_uq.modules.arguments import training_option
@@ -145,7 +146,7 @@ class EnsembleModule(UncertaintyModule):
         members, streams = build_members(
             network, num_members, seed, prior_network=prior_network, prior_scale=prior_scale
         )
-        lightning_members = [member for member in members if isinstance(member, LightningModule)]
+        lightning_members = [member for member in members if is_instance(member, LightningModule)]
         if lightning_members:
             own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap}
             check_lightning_arguments(type(members[0]).__name__, **{**training, **own})

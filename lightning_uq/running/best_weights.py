@@ -10,11 +10,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_uq.checkpoint_files import finish_writing, reading
+from lightning_uq.lightning_trees import is_instance
 
 
 def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
     """The Trainer's ModelCheckpoint callbacks."""
-    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return [one for one in trainer.callbacks if is_instance(one, ModelCheckpoint)]  # type: ignore[attr-defined]
 
 
 def best_checkpoint(trainer: Trainer) -> str | None:

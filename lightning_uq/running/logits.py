@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_uq import batches
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
+from lightning_uq.lightning_trees import both
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.predictions import Prediction
@@ -236,5 +237,5 @@ def _fits(task: Task, outputs: Tensor) -> bool:
 
 
 def _has_forward(model: nn.Module) -> bool:
-    inherited = (LightningModule.forward, nn.Module.forward)
+    inherited = (*(kind.forward for kind in both(LightningModule)), nn.Module.forward)
     return "forward" in vars(model) or getattr(type(model), "forward", None) not in inherited

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.modules.lightning_ensemble.composite import APART
 from lightning_uq.networks.calling import takes_by_name
 from lightning_uq.tasks import Task, describe
@@ -16,7 +17,7 @@ from lightning_uq.tasks import Task, describe
 
 def overrides(member: LightningModule, name: str) -> bool:
     """Whether a member's class defines ``name`` itself, instead of taking Lightning's."""
-    return getattr(type(member), name) is not getattr(LightningModule, name)
+    return getattr(type(member), name) is not getattr(in_tree_of(member, LightningModule), name)
 
 
 def check_lightning_arguments(kind: str, **given: Any) -> None:
