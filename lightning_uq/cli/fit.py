@@ -2,10 +2,9 @@
 
 import os
 import warnings
-from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning_uq.checkpoint_files import read_checkpoint
+from lightning_uq.checkpoint_files import is_file, read_checkpoint
 from lightning_uq.cli.errors import UsageError, missing_extra
 from lightning_uq.errors import UQError
 
@@ -53,7 +52,7 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             # Lightning would replace the given configuration by the one that the checkpoint remembers.
             command = self.config.get("subcommand")
             path = self.config[command].get("ckpt_path") if command else None
-            if path and Path(path).is_file():
+            if path and is_file(path):
                 read_checkpoint(path, "`ckpt_path` must be a checkpoint of plain data")
 
         def before_predict(self) -> None:
