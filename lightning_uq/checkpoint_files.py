@@ -24,6 +24,9 @@ from lightning_uq.writing import replacing
 
 _MUST = "`path` must name a checkpoint"
 
+LIGHTNING_VERSION = "pytorch-lightning_version"
+"""A key of every checkpoint of Lightning's. A module's hook may have put its weights under another key than ``state_dict``."""
+
 TRUST = "Pass `weights_only=False` if you trust the file."
 """What a function that has such an argument says of objects other than weights and plain data."""
 
@@ -128,7 +131,8 @@ def read_weights(path: str | Path, must: str = _MUST, *, weights_only: bool = Tr
     """
     content = read_file(path, must, if_refused=TRUST, weights_only=weights_only)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+    holds_weights = isinstance(state, Mapping) and any(isinstance(value, Tensor) for value in state.values())
+    if not holds_weights and not (isinstance(content, Mapping) and LIGHTNING_VERSION in content):
         raise InputError(
             f"{str(path)!r} must hold a state dict, alone or under `state_dict`, but it holds a {type(content).__name__} without "
             "weights."
@@ -149,25 +153,27 @@ def plain_part(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         >>> plain_part({"epoch": 1, "hyper_parameters": {"width": 4, "net": nn.Linear(1, 1)}})
         ({'epoch': 1, 'hyper_parameters': {'width': 4}}, ['hyper_parameters.net'])
     """
-    plain: dict[str, Any] = {}
     left_out: list[str] = []
-    for name, value in checkpoint.items():
-        _keep_plain(plain, name, value, str(name), left_out, parts=True)
-    return plain, left_out
+    return _plain_parts(checkpoint, "", left_out), left_out
 
 
-def _keep_plain(kept: dict[Any, Any], key: Any, value: Any, name: str, left_out: list[str], *, parts: bool) -> None:
-    """Put the plain form of a value into ``kept``; of a mapping, the plain entries if ``parts`` of it may be left out."""
+def _plain_parts(value: Any, name: str, left_out: list[str]) -> Any:
+    """The plain form of a value, without those entries of its mappings that have none; their names are added to ``left_out``."""
     try:
-        kept[key] = _plain(value)
+        return _plain(value)
     except _NotPlainError:
-        if not parts or not isinstance(value, Mapping):
-            left_out.append(name)
-            return
-        kept[key] = {}
-        for own, entry in value.items():
-            deeper = name not in _ENTRIES_AS_A_WHOLE
-            _keep_plain(kept[key], own, entry, f"{name}.{own}", left_out, parts=deeper)
+        if isinstance(value, list):
+            return [_plain_parts(item, f"{name}.{i}", left_out) for i, item in enumerate(value)]
+        if not isinstance(value, Mapping):
+            raise
+    parts = {}
+    for key, entry in value.items():
+        own = f"{name}.{key}" if name else str(key)
+        try:
+            parts[key] = _plain(entry) if name in _ENTRIES_AS_A_WHOLE else _plain_parts(entry, own, left_out)
+        except _NotPlainError:
+            left_out.append(own)
+    return parts
 
 
 class _NotPlainError(Exception):

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_uq.checkpoint_files import read_weights
+from lightning_uq.checkpoint_files import LIGHTNING_VERSION, read_weights
 from lightning_uq.errors import InputError
 from lightning_uq.modules.arguments import restore_argument
 from lightning_uq.modules.base import UncertaintyModule
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 ENSEMBLE_STATE = "lightning_uq_ensemble"
 """The key of a checkpoint under which an ensemble keeps its own state."""
-
-_VERSION = "pytorch-lightning_version"  # the key of every checkpoint of Lightning's
 
 # Lists of one entry per parameter group, in the state of a scheduler.
 _PER_GROUP = {
@@ -79,7 +77,7 @@ def load_member_files(
     if ensemble.members is not None:
         for i, (file, path) in enumerate(zip(files, paths, strict=True)):
             with ensemble.members.using_stream(i) as module, _misfit(module, path):
-                if _VERSION in file:
+                if LIGHTNING_VERSION in file:
                     load_as_lightning(module, file)
                 else:
                     module.configure_model()
