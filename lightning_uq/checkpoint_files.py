@@ -69,12 +69,14 @@ def _opened(path: str | Path) -> AbstractContextManager[Any]:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a file at a local path, or at one that fsspec knows (``s3://...``).
+    """Whether there is a file at a local path, or at one that fsspec knows (``s3://...``); nothing is asked of a web address.
 
     Example:
         >>> is_file("memory://bucket/missing.ckpt"), is_file(__file__)
         (False, True)
     """
+    if str(path).startswith(("http://", "https://")):
+        return False
     return bool(get_filesystem(path).isfile(str(path)))
 
 

@@ -17,6 +17,7 @@ from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.networks.calling import has_forward, no_forward
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, build_ensemble
 from lightning_uq.networks.factory import build_network, check_factory
 from lightning_uq.networks.output import Output
@@ -64,6 +65,8 @@ def build_members(
         raise InputError(
             "The factory in argument `network` built both LightningModules and plain networks: let it build one kind."
         )
+    if not lightning[0] and not has_forward(members[0]):
+        raise InputError(no_forward(members[0]))
     if isinstance(members[0], UncertaintyModule):
         raise InputError(
             f"The factory in argument `network` must build plain networks, or LightningModules of your own, but it built a "

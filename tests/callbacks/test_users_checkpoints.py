@@ -14,8 +14,9 @@ from torch import nn
 
 from lightning_uq import FitGMM, TemperatureScaling, load_fitted
 from lightning_uq.callbacks.sibling import fitted_states
-from lightning_uq.checkpoint_files import read_checkpoint
+from lightning_uq.checkpoint_files import is_file, read_checkpoint
 from lightning_uq.errors import InputError
+from lightning_uq.evaluate.models import load_model
 from lightning_uq.running.best_weights import read_back
 from lightning_uq.running.kept import run_revocably
 from tests.modules.lightning_ensemble.cases import loader
@@ -171,6 +172,8 @@ def test_left_out_hyper_parameters_are_told_once_and_asked_for(make_trainer, tmp
     assert read_checkpoint(path)["hyper_parameters"] == {"compile": False}
     with pytest.raises(InputError, match=r"lacks the hyper-parameters net, optimizer, act.*Pass argument `network`"):
         load_fitted(path)  # the default activation would have passed for the one that was trained
+    with pytest.raises(InputError, match=r"lacks the hyper-parameters net, optimizer, which.*Pass them in `init_args`"):
+        load_model(path, f"{__name__}.Template", init_args={"act": nn.ReLU()})
     again = Template.load_from_checkpoint(path, net=nn.Linear(4, 3), optimizer=None, act=nn.ReLU(), weights_only=True)
     temperature.check_fitted(again)
 
@@ -259,6 +262,10 @@ def test_checkpoints_on_a_remote_file_system(weights, bucket, make_trainer, tmp_
     if weights == "last":  # nothing is overwritten
         again, _, _ = fit(make_trainer, bucket, Renames(), weights="last")
         assert again.uq_ckpt_path == f"{bucket}/uq-last-v1.ckpt"
+
+
+def test_a_web_address_is_not_looked_up():
+    assert not is_file("https://unreachable.invalid/a.ckpt")
 
 
 def test_a_file_that_is_not_this_trainings_own_must_hold_plain_data(make_trainer, tmp_path):
