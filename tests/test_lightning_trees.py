@@ -108,6 +108,20 @@ def test_members_that_trained_apart_are_collected(tmp_path):
     assert torch.equal(ensemble.network.member(1).net[0].weight, modules[1].net[0].weight)
 
 
+class OfLightning(lightning.LightningModule):
+    forward, training_step = Lit.forward, Lit.training_step
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+
+@pytest.mark.parametrize("module", [Lit, OfLightning])
+def test_members_that_are_compiled_as_a_whole_are_not_taken_for_plain_networks(module):
+    with pytest.raises(InputError, match=f"compiles {module.__name__} as a whole.*Compile the network inside it"):
+        EnsembleModule(lambda: torch.compile(module(), backend="eager"), num_members=2)
+
+
 class HoldsAnother(Lit):
     def configure_optimizers(self):
         return torch.optim.SGD(self.trainer.strategy.model.parameters(), lr=0.1)

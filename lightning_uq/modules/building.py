@@ -65,6 +65,12 @@ def build_members(
         raise InputError(
             "The factory in argument `network` built both LightningModules and plain networks: let it build one kind."
         )
+    inside = getattr(members[0], "_orig_mod", None)
+    if is_instance(inside, LightningModule):
+        raise InputError(
+            f"The factory in argument `network` compiles {type(inside).__name__} as a whole, which hides its own steps and optimizer. "
+            "Compile the network inside it: `self.net = torch.compile(net)`."
+        )
     if not lightning[0] and not has_forward(members[0]):
         raise InputError(no_forward(members[0]))
     if isinstance(members[0], UncertaintyModule):

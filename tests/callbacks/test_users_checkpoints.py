@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import fsspec
@@ -176,6 +177,42 @@ def test_left_out_hyper_parameters_are_told_once_and_asked_for(make_trainer, tmp
         load_model(path, f"{__name__}.Template", init_args={"act": nn.ReLU()})
     again = Template.load_from_checkpoint(path, net=nn.Linear(4, 3), optimizer=None, act=nn.ReLU(), weights_only=True)
     temperature.check_fitted(again)
+
+
+class Container(Mapping):
+    """A container of omegaconf's, which is not a dependency: attributes, and a class of its own in the checkpoint."""
+
+    def __init__(self, values):
+        self.__dict__.update(values)
+
+    def __getitem__(self, key):
+        return self.__dict__[key]
+
+    def __iter__(self):
+        return iter(self.__dict__)
+
+    def __len__(self):
+        return len(self.__dict__)
+
+
+class Configured(Steps):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.net = nn.Sequential(nn.Linear(4, config.width), nn.Linear(config.width, 3))
+
+    def on_save_checkpoint(self, checkpoint):  # as Lightning does
+        checkpoint["hparams_name"] = "config"
+        checkpoint["hyper_parameters"], checkpoint["hparams_type"] = self.config, type(self.config)
+
+
+def test_a_configuration_becomes_plain_data_with_attributes(make_trainer, tmp_path):
+    module = Configured(Container({"width": 5, "sizes": Container({"a": 1})}))
+    temperature, _, _ = fit(make_trainer, tmp_path, module)
+    file = read_checkpoint(temperature.uq_ckpt_path)
+    assert file["hyper_parameters"] == {"width": 5, "sizes": {"a": 1}}
+    assert "lightning_uq_left_out" not in file
+    load_fitted(temperature.uq_ckpt_path)
 
 
 def test_what_a_hook_changes_is_put_back(make_trainer, tmp_path):
