@@ -167,6 +167,7 @@ def test_left_out_hyper_parameters_are_told_once_and_asked_for(make_trainer, tmp
     path = temperature.uq_ckpt_path
     (told,) = [record.message for record in caplog.records if "leaves out" in record.message]
     assert "-uq.ckpt leaves out hyper_parameters.net, hyper_parameters.optimizer, hyper_parameters.act, since" in told
+    assert "Pass these hyper-parameters again to `load_from_checkpoint`" in told
     assert read_checkpoint(path)["hyper_parameters"] == {"compile": False}
     with pytest.raises(InputError, match=r"lacks the hyper-parameters net, optimizer, act.*Pass argument `network`"):
         load_fitted(path)  # the default activation would have passed for the one that was trained
