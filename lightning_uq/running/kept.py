@@ -1,0 +1,97 @@
+"""A module as it was: its tensors' values, and the attributes that a hook has changed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def tensors_put_back(module: nn.Module) -> Iterator[None]:
+    """After the context, the parameters and buffers of a module have the values that they had before.
+
+    Example:
+        >>> network = nn.Linear(1, 1)
+        >>> before = network.weight.item()
+        >>> with tensors_put_back(network):
+        ...     _ = nn.init.zeros_(network.weight)
+        >>> network.weight.item() == before
+        True
+    """
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not nn.parameter.is_lazy(tensor)]
+    values = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+
+
+def run_revocably(module: nn.Module, hook: Callable[[], None]) -> Callable[[], None]:
+    """Run a hook of a module, and give back a function that takes its changes of the module's attributes back.
+
+    Attributes of submodules count, and the entries of lists, dictionaries and sets; what lies deeper does not. The changes of a
+    hook that raises are taken back at once.
+
+    Example:
+        >>> network = nn.Linear(1, 1)
+        >>> revoke = run_revocably(network, lambda: setattr(network, "note", "from a checkpoint"))
+        >>> revoke()
+        >>> hasattr(network, "note")
+        False
+    """
+    before = [_Attributes(part) for part in module.modules()]
+    try:
+        hook()
+    except BaseException:
+        for one in before:
+            one.put_back(one.changed())
+        raise
+    changed = [(one, one.changed()) for one in before]
+
+    def revoke() -> None:
+        for one, names in changed:
+            one.put_back(names)
+
+    return revoke
+
+
+class _Attributes:
+    """The attributes of a module at one time: each value, and the entries of a container."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.now = vars(module)
+        self.held = {name: (value, _entries(value)) for name, value in self.now.items()}
+
+    def changed(self) -> list[str]:
+        """The names of attributes that are other objects than they were, or containers of other objects."""
+        return [name for name in {**self.held, **self.now} if self._differs(name)]
+
+    def put_back(self, names: list[str]) -> None:
+        """Give these attributes the values that they had."""
+        for name in names:
+            if name not in self.held:
+                self.now.pop(name, None)
+                continue
+            value, entries = self.held[name]
+            self.now[name] = value
+            if entries is not None:
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(entries)
+
+    def _differs(self, name: str) -> bool:
+        if name not in self.held or name not in self.now or self.now[name] is not self.held[name][0]:
+            return True
+        now, entries = self.now[name], self.held[name][1]
+        if entries is None:
+            return False
+        is_same = list(map(id, now)) == list(map(id, entries))
+        return not is_same or (isinstance(now, dict) and any(now[key] is not entries[key] for key in entries))
+
+
+def _entries(value: Any) -> Any:
+    return copy(value) if isinstance(value, list | dict | set) else None
