@@ -13,10 +13,10 @@ from lightning_uq._lightning import state_key
 from lightning_uq.callbacks.fitted_state import FittedState, to_cpu
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
-from lightning_uq.networks.output import Output
+from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import exact_loader
-from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
+from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.transforms import PredictionTransform, transforms_of
 from lightning_uq.running.weights import WeightsCheck
 from lightning_uq.tasks import Task, describe
@@ -54,8 +54,8 @@ class FittingCallback(Callback, ABC):
         dataloader: Any = None,
         weights: Weights = "best",
         name: str | None = None,
-        predict_fn: PredictFn | None = None,
-        unpack_batch: UnpackBatch | None = None,
+        predict_fn: PredictFn | str | None = None,
+        unpack_batch: UnpackBatch | str | None = None,
         output: Output = "logits",
         task: Task | str | None = None,
         attach: bool = False,

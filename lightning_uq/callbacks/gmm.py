@@ -163,14 +163,14 @@ class FitGMM(FeatureCallback):
                 statistics[i].update(rows.cpu(), y.cpu())
         return num_classes
 
-    def _by_row(self, model: nn.Module, features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_row(self, model: nn.Module, features: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features [M, N, D] with labels [N]: one row per sample, or per position that counts of maps [M, B, D, *P].
 
         Raises:
             InputError: There is one label per position and one row of features per sample, or the other way round.
         """
         task = self.logits.task(model)
-        if features.ndim > 3 and not task.has_classes:  # one class, at every position
+        if y is None:  # one class, at every position
             y = torch.zeros(features.shape[1], *features.shape[3:], dtype=torch.long)
         if (features.ndim > 3) != (y.ndim > 1):
             found = "one per position of a map" if y.ndim > 1 else "one per input"

@@ -13,16 +13,15 @@ from lightning_uq.callbacks.sibling import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.importing import import_object
-from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.fitted import FittedNetwork
-from lightning_uq.networks.output import Output
+from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.running.features import inner_networks
-from lightning_uq.running.logits import LogitReader, PredictFn, is_uncertainty_module
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.tasks import Task, describe, task_of
 
 Network = nn.Module | Callable[[], nn.Module]
@@ -33,7 +32,7 @@ def load_fitted(
     network: Network | None = None,
     *,
     states: Sequence[str] | None = None,
-    predict_fn: PredictFn | None = None,
+    predict_fn: PredictFn | str | None = None,
     output: Output | None = None,
     pool: Pool | None = None,
     task: Task | str | None = None,
@@ -195,7 +194,7 @@ def _compose(
     model: nn.Module,
     prefix: str,
     states: dict[str, Any],
-    predict_fn: PredictFn | None,
+    predict_fn: PredictFn | str | None,
     output: Output | None,
     pool: Pool | None,
     task: Task | None,
@@ -290,7 +289,7 @@ class _Ours(nn.Module):
         logits: Tensor = network.evaluate_at(x, self.index)
         if self.features and not network.shows_features:  # once more without masks: the density is of these features
             for inner in network.feature_networks():
-                call_network(inner, self._input)
+                network.feature_source.read_output.raw(inner, self._input)
             self._input = None
         prediction: ClassProbabilities = self.model.prediction(logits)  # type: ignore[operator]  # a Module's is untyped
         return prediction.calibration_logits
@@ -302,7 +301,7 @@ class _Ours(nn.Module):
 class _Foreign(nn.Module):
     """The logits [Z, B, C, ...] of any other module."""
 
-    def __init__(self, model: nn.Module, predict_fn: PredictFn | None, output: Output, task: Task | None) -> None:
+    def __init__(self, model: nn.Module, predict_fn: PredictFn | str | None, output: Output, task: Task | None) -> None:
         super().__init__()
         self.model = model
         self.read = LogitReader(predict_fn, _input_alone, output, task)

@@ -7,17 +7,16 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
 from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, PixelScores, named_scores
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_choice
-from lightning_uq.networks.output import Output
+from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
-from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
+from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.ranks import raise_on_all_ranks, raising_on_all_ranks
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task, describe
@@ -86,8 +85,8 @@ class OODDetection(Callback):
         ood: Mapping[str, Any] | Callable[[], Any] | None = None,
         scores: Sequence[AnyScore] | Mapping[str, AnyScore] | AnyScore | None = None,
         *,
-        predict_fn: PredictFn | None = None,
-        unpack_batch: UnpackBatch | None = None,
+        predict_fn: PredictFn | str | None = None,
+        unpack_batch: UnpackBatch | str | None = None,
         output: Output = "logits",
         task: Task | str | None = None,
         in_distribution: int | None = 0,
@@ -158,7 +157,7 @@ class OODDetection(Callback):
     ) -> None:
         """Copy the batch: what the test step does to it in place is not what is scored, nor the other way round."""
         if self.in_distribution in (None, dataloader_idx):
-            self._batch = apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True)
+            self._batch = batches.own_batch(batch)
 
     def on_test_batch_end(
         self,

@@ -1,6 +1,6 @@
 """The base of every method: its steps, metrics and predictions. A method adds its network and its own training loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from lightning_uq import batches
 from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import check_integer, describe
+from lightning_uq.importing import as_function
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.penalty import Penalty
 from lightning_uq.modules.arguments import given_network
@@ -28,9 +29,12 @@ from lightning_uq.modules.evaluation import log_metrics, make_metrics, metrics_o
 from lightning_uq.modules.frozen import expect_eval_mode, in_eval_mode
 from lightning_uq.modules.targets import Loss, Targets, losses_and_count
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import signature_of
 from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.output import PredictFn
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.logits import UnpackBatch
 from lightning_uq.running.transforms import PredictionTransforms
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Progress, Task, task_of
@@ -68,6 +72,10 @@ class UncertaintyModule(CheckpointedModule):
             hold their samples' positions: see :class:`~lightning_uq.data.Indexed`.
         regularizer: ``regularizer(network, x) -> scalar``, added to the training loss: for instance
             :class:`~lightning_uq.losses.PriorLoss` or :class:`~lightning_uq.losses.L2WeightDecay`.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``, or its import path; the target may be None. Default: see
+            :func:`~lightning_uq.batches.unpack_batch`.
+        predict_fn: ``predict_fn(network, x) -> output``, or its import path, in the place of ``network(x)``, for each network
+            inside. Without ``unpack_batch``, ``x`` is the whole batch where its input is not plain.
 
     Attributes:
         prediction_transforms: What callbacks have attached to the predictions, a calibration or a density:
@@ -96,6 +104,8 @@ class UncertaintyModule(CheckpointedModule):
         return_members: bool | None = None,
         data_noise: DataNoise | None = None,
         regularizer: Regularizer | None = None,
+        unpack_batch: UnpackBatch | str | None = None,
+        predict_fn: PredictFn | str | None = None,
     ) -> None:
         super().__init__()
         built = given_network(network)
@@ -104,6 +114,8 @@ class UncertaintyModule(CheckpointedModule):
                 f"`network` must be an EpistemicNetwork, or a factory of one, but it is {describe(built)}. Use DeterministicModule "
                 "for a plain network."
             )
+        if predict_fn is not None:
+            built.call_by(predict_fn)
         self.network: EpistemicNetwork = built
         self.task: Task = task_of(task)
         self.optimizer = optimizer
@@ -116,6 +128,7 @@ class UncertaintyModule(CheckpointedModule):
         self.return_members = return_members
         self.data_noise = data_noise
         self.regularizer = regularizer
+        self._unpack = None if unpack_batch is None else as_function(unpack_batch, "unpack_batch")
         check_fits_task(self.task, self.network, self.data_noise)
         self.prediction_transforms = PredictionTransforms()
         self._output_checked = False
@@ -137,8 +150,16 @@ class UncertaintyModule(CheckpointedModule):
     # ------------------------------------------------------------------ outputs and predictions
 
     def unpack_batch(self, batch: Any) -> tuple[Any, Tensor | None]:
-        """Return input and target of a batch: ``(x, y)``, a bare ``x``, or a mapping. Override it for any other layout."""
-        return batches.unpack_batch(batch)
+        """Return input and target of a batch: by argument ``unpack_batch``, else as :func:`~lightning_uq.batches.unpack_batch` does.
+
+        A subclass may override it.
+        """
+        if self._unpack is not None:
+            x, y = self._unpack(batch)
+            return x, y
+        network = self.network.called_network
+        signature = None if network is None or not isinstance(batch, Mapping) else signature_of(network)
+        return batches.unpack_batch(batch, signature, allows_whole=self.network.read_output.predict_fn is not None)
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, ...] over the evaluation indices: logits, or means and raw variances."""
@@ -249,11 +270,11 @@ class UncertaintyModule(CheckpointedModule):
             raise
         if self.global_step == 0:
             check_first_loss(loss)
-        self._log_training(self.reported_loss(loss.detach()), x)
+        self._log_training(self.reported_loss(loss.detach()), batches.num_rows(x, y))
         return loss
 
-    def _log_training(self, loss: Tensor, x: Any) -> None:
-        self.log("train_loss", loss, prog_bar=True, batch_size=batches.batch_size(x))
+    def _log_training(self, loss: Tensor, num_rows: int | None) -> None:
+        self.log("train_loss", loss, prog_bar=True, batch_size=num_rows)
         progress = self._progress
         for name, value in ({} if progress is None else self.task.logged(progress)).items():
             self.log(name, value, batch_size=1)

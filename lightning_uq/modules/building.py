@@ -119,12 +119,24 @@ def run_members(
     execution: Execution,
     output: Output,
     optimizer: Callable[[Any], torch.optim.Optimizer],
+    *,
+    is_called_by: bool = False,
 ) -> EnsembleNetwork:
     """The members as one network, run as ``execution`` says and the optimizer allows.
+
+    Args:
+        members: The members.
+        execution: How they run.
+        output: What a member returns.
+        optimizer: Makes their optimizer.
+        is_called_by: Whether a ``predict_fn`` calls them, one by one.
 
     Raises:
         UnsupportedError: Members are asked to be stacked for an optimizer that would mix them.
     """
+    if is_called_by and execution == "auto":
+        reason = f"Ensemble of {len(members)} runs in a loop: `predict_fn` calls each member."
+        return EnsembleNetwork(members, output, execution_reason=reason)
     if execution != "loop" and not isinstance(members[0], LightningModule):
         kind = type(optimizer([nn.Parameter(torch.zeros(1, 1))]))
         if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):

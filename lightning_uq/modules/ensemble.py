@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
@@ -149,7 +148,8 @@ class EnsembleModule(UncertaintyModule):
         if lightning_members:
             own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap}
             check_lightning_arguments(type(members[0]).__name__, **{**training, **own})
-        super().__init__(run_members(members, execution, output, optimizer), **training)
+        is_called_by = training_option(training, "predict_fn", None) is not None
+        super().__init__(run_members(members, execution, output, optimizer, is_called_by=is_called_by), **training)
         self.seed = seed
         self.bootstrap = bootstrap or "none"
         self.adversary = None if adversarial_epsilon is None else Adversary(adversarial_epsilon, adversarial_scale)
@@ -205,7 +205,7 @@ class EnsembleModule(UncertaintyModule):
         """Take the task that this batch shows, if members have none; whether it shows one. A training batch may raise a doubt."""
         if not self.infers_task or not isinstance(y, Tensor):
             return False
-        x = apply_to_collection(x, Tensor, torch.clone, allow_frozen=True)  # a forward may write into it
+        x = batches.own_batch(x)  # a forward may write into it
         outputs = self.network(x)
         name = inferred_task(outputs[0], y)
         if name is None:

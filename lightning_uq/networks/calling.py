@@ -5,16 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+
+_WITHOUT_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
 
 
 def call_network(network: nn.Module, x: Any) -> Any:
     """``network(x)``, or ``network(**x)`` for a mapping whose keys are arguments of its ``forward``, as Hugging Face's take.
 
     Raises:
-        InputError: ``forward`` does not take one input.
+        InputError: There is no ``forward``, or it does not take one input.
 
     Example:
         >>> call_network(nn.Bilinear(2, 3, 4), {"input1": torch.zeros(5, 2), "input2": torch.zeros(5, 3)}).shape
@@ -24,6 +26,11 @@ def call_network(network: nn.Module, x: Any) -> Any:
         return network(**x)
     if torch.compiler.is_compiling():
         return network(x)
+    if not has_forward(network):
+        raise InputError(
+            f"{type(network).__name__} has no `forward` to take outputs from. Pass argument `predict_fn`, a function "
+            "`(model, x)` that returns them: logits [B, C] of a classifier."
+        )
     try:
         return network(x)
     except TypeError as error:
@@ -34,6 +41,22 @@ def call_network(network: nn.Module, x: Any) -> Any:
             f"`forward` of {type(network).__name__} must take only the input of a batch, but it does not: {reason}. Let `unpack_batch` "
             "return the input as a mapping from the names of these arguments, or pass argument `predict_fn` to a callback."
         ) from error
+
+
+def has_forward(network: nn.Module) -> bool:
+    """Whether a module defines ``forward``."""
+    own = vars(network).get("forward", type(network).forward)
+    # A function of torch or of Lightning, under either of its names, that a class without its own inherits.
+    return getattr(own, "__module__", "") not in _WITHOUT_FORWARD
+
+
+def is_nest_of_tensors(x: Any) -> bool:
+    """Whether all data of an input is in tensors that torch finds: a tensor, or a nest of tensors and plain values.
+
+    It is not for an object that holds tensors as attributes, such as a graph.
+    """
+    leaves = torch.utils._pytree.tree_leaves(dict(x) if isinstance(x, Mapping) else x)
+    return all(leaf is None or isinstance(leaf, Tensor | int | float | str) for leaf in leaves)
 
 
 def takes_by_name(network: nn.Module, x: Any) -> bool:

@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_uq import batches
 from lightning_uq.errors import InputError
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.precision import widen
@@ -57,8 +56,8 @@ def target_of(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> 
 
 def density_labels(
     reader: LogitReader, model: nn.Module, batch: Any, where: str, trainer: Trainer | None = None
-) -> Tensor:
-    """Class labels [B] of a batch whose outputs are not at hand; 0 for each input if the task has no classes.
+) -> Tensor | None:
+    """Class labels [B] of a batch whose outputs are not at hand; None if the task has no classes.
 
     Raises:
         InputError: It has none, although the task has classes; the message begins with ``where``.
@@ -66,7 +65,7 @@ def density_labels(
     reader.infer_task(model, batch, trainer)
     task = reader.task(model)
     if not task.has_classes:
-        return torch.zeros(batches.batch_size(reader.unpack(model, batch)[0]), dtype=torch.long)
+        return None
     target = target_of(reader, model, batch, where)
     reason = task.accepts(target)
     if reason is not None:

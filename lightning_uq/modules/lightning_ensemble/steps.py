@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from lightning_uq.batches import own_batch
 from lightning_uq.errors import InputError
-from lightning_uq.modules.lightning_ensemble.batches import own_batch
 from lightning_uq.modules.lightning_ensemble.checks import overrides
 from lightning_uq.modules.lightning_ensemble.part import Part
 
