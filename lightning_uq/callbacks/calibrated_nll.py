@@ -30,7 +30,7 @@ class CalibratedNLL(Callback):
     It is logged at the end of each validation, so ``ModelCheckpoint``, ``EarlyStopping`` and a ``ReduceLROnPlateau`` may
     monitor it, wherever they stand among the callbacks: they look after all callbacks have logged. Each sample counts once
     on any number of ranks. The price is one more forward pass a validation batch, in evaluation mode and with an isolated
-    random state; of an ensemble the pooled prediction counts. Sanity checks before the training are skipped.
+    random state; of an ensemble the pooled prediction counts. Sanity checks before the training log nothing.
 
     Args:
         predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
@@ -95,7 +95,9 @@ class CalibratedNLL(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Copy the batch: what the validation step does to it in place is not what is scored."""
-        if dataloader_idx == self.dataloader_idx and not trainer.sanity_checking:
+        if (
+            dataloader_idx == self.dataloader_idx
+        ):  # in the sanity check as well: what does not fit is told before the training
             self._batch = batches.own_batch(batch)
 
     def on_validation_batch_end(
@@ -122,9 +124,9 @@ class CalibratedNLL(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the value of all ranks' rows."""
+        raise_on_all_ranks(self._error, trainer)
         if trainer.sanity_checking:
             return
-        raise_on_all_ranks(self._error, trainer)
         rows = self._rows.gather(trainer, type(self).__name__)
         if not len(rows.labels):
             raise InputError("The validation data is empty.")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_uq.errors import InputError, UQError
+from lightning_uq.errors import InputError, NotFiniteError, UQError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.tasks import Task, describe
@@ -57,7 +57,7 @@ def check_input(x: Any, batch_idx: int) -> None:
             bad = ~leaf.isfinite() if leaf is x else leaf.isnan() | (leaf == math.inf)
             if bool(bad.any()):
                 rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad.reshape(-1)
-                raise InputError(
+                raise NotFiniteError(
                     f"The input must be finite, but {int(rows.sum())} of {len(rows)} rows of batch {batch_idx} hold NaN or "
                     "infinity."
                 )
@@ -68,7 +68,7 @@ def check_numbers(output: Tensor, task: Task) -> None:
     bad = task.invalid(output)
     if bool(bad.any()):
         rows = int(bad.transpose(0, 1).flatten(1).any(1).sum())
-        raise InputError(
+        raise NotFiniteError(
             f"The network must return finite numbers, but its outputs for {rows} of {output.shape[1]} rows hold NaN or infinity. "
             "Its weights may hold them too, for instance after a training that diverged."
         )

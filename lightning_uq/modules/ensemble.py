@@ -1,7 +1,6 @@
 """Deep ensembles: M networks, or M LightningModules, trained side by side."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +37,7 @@ from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.inferred_task import INFERABLE, inferred_task, tell_task
-from lightning_uq.tasks import Classification, OutputShapeError, describe
+from lightning_uq.tasks import Classification, describe
 
 
 @with_members
@@ -311,14 +310,6 @@ class EnsembleModule(UncertaintyModule):
         with in_eval_mode(self):  # members may choose another mode for their own steps, in which BatchNorm moves
             self.members.metrics.update(batch, loader_idx, evaluate)
 
-    def _check_output(self, output: Tensor) -> None:
-        with _as_shape_error():
-            super()._check_output(output)
-
-    def _check_target(self, y: Tensor, output: Tensor) -> None:
-        with _as_shape_error():
-            super()._check_target(y, output)
-
     # ------------------------------------------------------------------ optimizer
 
     @property
@@ -378,15 +369,6 @@ class EnsembleModule(UncertaintyModule):
                 self.adversary.resume(checkpoint["state_dict"])
             if saved["stacked"] != self.network.is_stacked:
                 convert_states(checkpoint, size, stack=self.network.is_stacked)
-
-
-@contextmanager
-def _as_shape_error() -> Iterator[None]:
-    """Mark errors about a task's outputs or targets, so that metrics of members that train alone can be left out."""
-    try:
-        yield
-    except InputError as error:
-        raise OutputShapeError(str(error)) from error
 
 
 def _build(setting: Setting) -> EnsembleModule:

@@ -72,7 +72,7 @@ class GraphLit(LightningModule):
     def training_step(self, graphs, _):
         return F.cross_entropy(self(graphs), graphs.y)
 
-    def test_step(self, graphs, _):
+    def test_step(self, graphs, batch_idx):
         graphs.x.mul_(100.0)
 
     def configure_optimizers(self):
