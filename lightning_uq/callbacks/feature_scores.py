@@ -15,6 +15,7 @@ from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.networks.positions import resized, score_positions
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
+from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.loaders import can_be_reread, exact_loader, fit_dataloader_of, training_loader
 from lightning_uq.running.ranks import gather_rows, raising_on_all_ranks
 from lightning_uq.running.row_sample import RowSample, row_keys
@@ -171,16 +172,19 @@ class FeatureCallback(PostTrainingCallback):
     def score(self, model: nn.Module, loader: Any) -> Tensor:
         """Scores [N] of a loader's samples in order, higher = more out of distribution, on the CPU in float64.
 
-        With ``pool="positions"`` they are maps [N, *P], on the grid of the features.
+        With ``pool="positions"`` they are maps [N, *P], on the grid of the features. A row whose features overflow scores plus infinity.
 
         Raises:
+            NotFiniteError: An input row holds NaN or infinity, unless ``nonfinite="inf"`` scores it plus infinity.
             NotFittedError: Nothing was fitted, or on other weights than ``model`` has.
         """
         self.check_fitted(model)
         scores = []
         with evaluating(model):
-            for batch in exact_loader(loader, name="argument `loader`"):
-                features = self.features(model, to_device(batch, model))
+            for i, raw in enumerate(exact_loader(loader, name="argument `loader`")):
+                batch = to_device(raw, model)
+                rows = FiniteRows(self.logits.unpack(model, batch)[0], self.nonfinite, f"of batch {i}")
+                features = rows.features(self.features(model, batch))
                 scores.append(score_positions(self.feature_scores, features).cpu())
         self.features.at_layer.release()
         if not scores:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.sibling import WRITTEN_BY, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.importing import import_object
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
+from lightning_uq.networks.finite import NonFinite
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.networks.pooling import Pool, pool_setting
@@ -36,6 +38,7 @@ def load_fitted(
     output: Output | None = None,
     pool: Pool | None = None,
     task: Task | str | None = None,
+    nonfinite: NonFinite = "error",
 ) -> FittedNetwork:
     """A plain module from what ``FitGMM``, ``TemperatureScaling`` and ``VectorScaling`` wrote: no Trainer needed.
 
@@ -54,6 +57,7 @@ def load_fitted(
         output: The ``output`` that they had, where it was a function.
         pool: The ``pool`` of the density, where it was a function.
         task: The ``task`` that the callbacks had, where they had one.
+        nonfinite: What an input row with NaN or infinity gives: see :class:`~lightning_uq.networks.fitted.FittedNetwork`.
 
     Returns:
         The module, in evaluation mode, on the CPU.
@@ -82,7 +86,10 @@ def load_fitted(
                 f"{key} was fitted with {'no `task`' if fitted_task is None else f'task={fitted_task}'}: "
                 f"{'leave argument `task` out' if fitted_task is None else 'pass it as argument `task`'}."
             )
-    return _compose(model, prefix, chosen, predict_fn, output, pool, given_task)
+    fitted = _compose(model, prefix, chosen, predict_fn, output, pool, given_task)
+    check_choice("nonfinite", nonfinite, ("error", "inf"))
+    fitted.nonfinite = nonfinite
+    return fitted
 
 
 def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.finite import bad_rows
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
 from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.ranks import raise_on_all_ranks, raising_on_all_ranks
@@ -311,9 +312,9 @@ class OODDetection(Callback):
             self.read.check_default_task(model, batch)
         with ExitStack() as stack:
             provided = [stack.enter_context(scorer.ood_scores(model)) for scorer in scored.scorers]
-            logits = self.read(model, batch, trainer, check=scored.is_empty)
-            prediction = self.read.prediction(model, logits)
-            logits = prediction.logits if prediction.has_logits else logits
+            outputs = self.read(model, batch, trainer, check=scored.is_empty)
+            prediction = self.read.prediction(model, outputs)
+            logits = prediction.logits if prediction.has_logits else outputs
             values = {name: value for function in provided for name, value in function(logits).items()}
         keep = rows(logits.shape[1])
         counted = self._counted(model, batch, [len(prediction), *prediction.map_shape], inside)
@@ -321,12 +322,19 @@ class OODDetection(Callback):
             counted = counted[keep]
         for name, score in scored.wanted.items():
             if isinstance(score, str):
-                value = values[score] if score in values else prediction.score(score)
+                value = (
+                    values[score] if score in values else self._without_alarm(model, prediction.score(score), outputs)
+                )
             else:
                 value = score(logits)
             _check_score(name, value, [len(prediction), *prediction.map_shape])
             value = value if keep is None else value[keep.to(value.device)]
             scored.add(name, value, None if counted is None or value.ndim == 1 else counted)
+
+    def _without_alarm(self, model: nn.Module, score: Tensor, outputs: Tensor) -> Tensor:
+        """A score [B, ...], NaN in the rows whose outputs are not finite: they are an error here, not out of distribution."""
+        bad = bad_rows(outputs, self.read.task(model)).reshape(-1, *[1] * (score.ndim - 1))
+        return score.masked_fill(bad, torch.nan)
 
     def _counted(self, model: nn.Module, batch: Any, shape: list[int], inside: bool) -> Tensor | None:
         """The mask [B, *P] of the positions that count, of a batch of predictions of this shape; None for all of them."""

@@ -202,7 +202,7 @@ class PostTrainingCallback(FittingCallback):
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Verify at the first batch of ``trainer.predict``; with ``attach``, predictions of a foreign module become ours."""
         if self._verify(trainer, pl_module) and self.attach and not is_uncertainty_module(pl_module):
-            wrap_predict_step(pl_module, self.logits, self.transform())
+            wrap_predict_step(pl_module, self.logits, self.transform(), self.nonfinite)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give a foreign module its own ``predict_step`` back."""

@@ -20,9 +20,7 @@ from lightning_uq.modules.checkpointing import CheckpointedModule
 from lightning_uq.modules.checks import (
     check_first_loss,
     check_fits_task,
-    check_input,
     check_labelled,
-    check_numbers,
     raise_shape_error,
 )
 from lightning_uq.modules.evaluation import log_metrics, make_metrics, metrics_of, update_metrics
@@ -31,8 +29,10 @@ from lightning_uq.modules.targets import Loss, Targets, losses_and_count
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import signature_of
 from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.finite import NonFinite, check_finite
 from lightning_uq.networks.output import PredictFn
 from lightning_uq.predictions import Prediction
+from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import UnpackBatch
 from lightning_uq.running.transforms import PredictionTransforms
@@ -80,6 +80,8 @@ class UncertaintyModule(CheckpointedModule):
     Attributes:
         prediction_transforms: What callbacks have attached to the predictions, a calibration or a density:
             :class:`~lightning_uq.running.transforms.PredictionTransforms`.
+        nonfinite: What a prediction does with an input row that holds NaN or infinity: ``"error"``, or ``"inf"``: probabilities of NaN,
+            and ``score(name)`` of plus infinity.
         default_train_samples: The method's default for ``num_train_samples``.
         preferred_ood_scores: The method's out-of-distribution scores, fixed before any such data is seen. The first one that the
             task knows is used, else the task's own.
@@ -87,6 +89,7 @@ class UncertaintyModule(CheckpointedModule):
 
     default_train_samples: ClassVar[int] = 1
     preferred_ood_scores: ClassVar[tuple[str, ...]] = ()
+    nonfinite: NonFinite = "error"
     # One set of metrics per data loader, made when the number of loaders is known.
     val_metrics: nn.ModuleList
     test_metrics: nn.ModuleList
@@ -181,12 +184,16 @@ class UncertaintyModule(CheckpointedModule):
 
         It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False. It carries what callbacks
         have fitted (``prediction_transforms``); other weights than those of the fit are a :class:`NotFittedError`. It runs in
-        evaluation mode, whatever mode a training has left, and puts that mode back.
+        evaluation mode, whatever mode a training has left, and puts that mode back. A row with NaN or infinity is a
+        :class:`NotFiniteError`, or, with ``nonfinite``, has a score of plus infinity.
         """
+        return self._predict(x, "")
+
+    def _predict(self, x: Any, where: str) -> Prediction:
+        rows = FiniteRows(x, self.nonfinite, where)
         with in_eval_mode(self), self.prediction_transforms.observing(self) as transformed:
             output = self(x)
-        check_numbers(output, self.task)
-        prediction = transformed(self.prediction(output))
+        prediction = rows.prediction(transformed(self.prediction(rows.outputs(output, self.task))))
         keep = len(output) <= MAX_MEMBERS if self.return_members is None else self.return_members
         return prediction if keep else prediction.pool()
 
@@ -302,8 +309,7 @@ class UncertaintyModule(CheckpointedModule):
     def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> Prediction:
         """Return the prediction for a batch ``(x, y)``, a bare ``x`` or a mapping; a target is ignored."""
         x, _ = self.unpack_batch(batch)
-        check_input(x, batch_idx)
-        return self.predict(x)
+        return self._predict(x, f"of batch {batch_idx}")
 
     # ------------------------------------------------------------------ metrics
 
@@ -341,7 +347,8 @@ class UncertaintyModule(CheckpointedModule):
         """Input and target of a batch that needs both, checked."""
         x, y = self.unpack_batch(batch)
         y = check_labelled(x, y)
-        check_input(x, batch_idx)
+        if batch_idx == 0 or y.device.type == "cpu":  # on a GPU, reading the values would wait for the device
+            check_finite(x, f"of batch {batch_idx}")
         return x, y
 
     def _explain(self, error: RuntimeError, x: Any) -> None:

@@ -224,18 +224,13 @@ class EnsembleModule(UncertaintyModule):
             return str(error)
         return None
 
-    def predict(self, x: Any) -> Prediction:
-        """The prediction for inputs x [B, ...]: see :meth:`UncertaintyModule.predict`.
-
-        Raises:
-            InputError: The members are LightningModules without a ``task``, whose own targets do not fit the default one.
-        """
+    def _predict(self, x: Any, where: str) -> Prediction:
         if self.task_doubt is not None:
             raise InputError(
                 f"The members' outputs would be read with `task={describe(self.task)}`, but their batches do not fit it. "
                 f"{self.task_doubt} Pass argument `task`."
             )
-        return super().predict(x)
+        return super()._predict(x, where)
 
     def set_inferred_task(self, name: str) -> None:
         """Take a task that a batch has shown, or that a checkpoint holds."""

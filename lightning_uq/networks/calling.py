@@ -45,6 +45,7 @@ def call_network(network: nn.Module, x: Any) -> Any:
 
 def has_forward(network: nn.Module) -> bool:
     """Whether a module defines ``forward``."""
+    network = getattr(network, "_orig_mod", network)
     own = vars(network).get("forward", type(network).forward)
     # A function of torch or of Lightning, under either of its names, that a class without its own inherits.
     return getattr(own, "__module__", "") not in _WITHOUT_FORWARD
