@@ -149,9 +149,29 @@ class FeatureCallback(PostTrainingCallback):
         return row_keys(samples[positions // grid.numel()], positions % grid.numel()), positions
 
     def try_fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
-        """Look at the first batch, unless the loader is one whose batches the training would then lack."""
+        """Look at the first batch; of a loader whose batches the training would then lack, the training's own first batch."""
         if can_be_reread(loader):
             super().try_fit(trainer, pl_module, loader)
+        else:
+            self.waits = not self.has_own_data(trainer)
+
+    def has_own_data(self, trainer: Trainer) -> bool:
+        """Whether the fitting data is other than the training data."""
+        return super().has_own_data(trainer) or fit_dataloader_of(trainer.datamodule) is not None  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look at the targets of the first epoch, unless the data set has shown them all."""
+        mixed = self.waits and self.fits_targets(pl_module) and self._has_probabilities(pl_module, batch)
+        if not mixed:  # Mixup and CutMix are for the training alone
+            self.look_at_epoch(trainer, pl_module, batch)
+
+    def _has_probabilities(self, model: nn.Module, batch: Any) -> bool:
+        _, target = self.logits.unpack(model, batch)
+        return isinstance(target, Tensor) and target.is_floating_point()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first epoch is over."""
+        self.end_look(trainer)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for the features."""

@@ -30,12 +30,20 @@ def labelled_batch(reader: LogitReader, model: nn.Module, batch: Any, outputs: T
         InputError: There is none, or it does not fit the outputs.
     """
     target = target_of(reader, model, batch, where)
-    task = reader.task(model)
+    check_targets(reader.task(model), target, outputs, where)
+    return target
+
+
+def check_targets(task: Task, target: Tensor, outputs: Tensor, where: str) -> None:
+    """Refuse targets [N, ...] that do not fit a task with outputs [Z, N, ...]; the message begins with ``where``.
+
+    Raises:
+        InputError: They do not fit.
+    """
     try:
         task.check_target(target, outputs)
     except InputError as error:
         raise InputError(f"{where[0].upper()}{where[1:]} does not fit {describe(task)}. {error}") from error
-    return target
 
 
 def target_of(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
@@ -69,8 +77,10 @@ def density_labels(
     target = target_of(reader, model, batch, where)
     reason = task.accepts(target)
     if reason is not None:
+        is_whole = not (target.is_floating_point() or target.dtype == torch.bool or target.is_complex())
+        span = f" from {int(target.min())} to {int(target.max())}" if is_whole and target.numel() else ""
         raise InputError(
-            f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has targets of {target.dtype}. Pass argument "
+            f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has targets of {target.dtype}{span}. Pass argument "
             "`unpack_batch`, a loader with `(x, y)`, or the `task` of these targets."
         )
     return (target.squeeze(1) if target.shape[1:] == (1,) and not task.has_positions else target).long()

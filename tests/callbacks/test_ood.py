@@ -451,7 +451,7 @@ class ReturnsDict(Plain):
 
 class ReturnsProbs(ReturnsDict):
     def forward(self, x):
-        return super().forward(x)["logits"].softmax(1)
+        return super().forward(x)["scores"].softmax(1)
 
 
 class NaNForLarge(Plain):
