@@ -156,7 +156,9 @@ def _with_input(batch: Any, old: Any, new: Tensor) -> Any:
     """
     if batch is old:
         return new
-    values = list(batch.values()) if isinstance(batch, Mapping) else list(batch) if isinstance(batch, list | tuple) else []
+    values = (
+        list(batch.values()) if isinstance(batch, Mapping) else list(batch) if isinstance(batch, list | tuple) else []
+    )
     if not any(value is old for value in values):
         raise InputError(
             f"Adversarial training changes the input inside of a batch, but a {type(batch).__name__} does not hold what `unpack_batch` "

@@ -6,7 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.bootstrap import member_seed
