@@ -421,6 +421,33 @@ def test_predictions_of_windows_are_not_written_as_if_they_were_samples(make_tra
         trainer.predict(ensemble, series_loader())
 
 
+def test_a_model_that_writes_into_its_input_is_read_as_one_that_does_not():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x):
+            return self.net(x.mul_(0.5))
+
+    class Reading(Writing):
+        def forward(self, x):
+            return self.net(x * 0.5)
+
+    def fitted(kind):
+        torch.manual_seed(0)
+        module = kind()
+        x = X.clone()
+        gmm = FitGMM().fit(module, [(x[:24], Y[:24]), (x[24:], Y[24:])])
+        assert torch.equal(x, X)
+        y = module.net(X * 0.5).argmax(1)  # labels that the logits predict, most of them
+        y[::5] = (y[::5] + 1) % CLASSES
+        return gmm.state_dict()["tensors"]["0.mean"], TemperatureScaling().fit(module, [(x, y)]).temperature
+
+    for one, other in zip(fitted(Writing), fitted(Reading), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_density_of_windows(make_trainer):
     gmm = FitGMM(predict_fn=forecast, task="regression", feature_layer="net.2")
     module = Forecast()
