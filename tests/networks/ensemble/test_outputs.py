@@ -52,8 +52,8 @@ def test_an_output_that_is_no_tensor_is_reported():
         UnsupportedError, match="the members return a tuple, not one tensor; argument `output` can select it"
     ):
         build(Pair, "stacked")
-    for execution in ("loop", "vmap", "auto"):
-        with pytest.warns(UserWarning, match="The network returns a tuple of 2, of which the first part"):
+    with pytest.warns(UserWarning, match="The network returns a tuple of 2, of which the first part"):
+        for execution in ("loop", "vmap", "auto"):
             assert build(Pair, execution)(torch.zeros(1, 2)).shape == (3, 1, 3)
 
 
