@@ -53,8 +53,8 @@ def test_an_output_that_is_no_tensor_is_reported():
     ):
         build(Pair, "stacked")
     with pytest.warns(UserWarning, match="The network returns a tuple of 2, of which the first part"):
-        for execution in ("loop", "vmap", "auto"):
-            assert build(Pair, execution)(torch.zeros(1, 2)).shape == (3, 1, 3)
+        outputs = [build(Pair, execution)(torch.zeros(1, 2)) for execution in ("loop", "vmap", "auto")]
+    assert all(output.shape == (3, 1, 3) for output in outputs)
 
 
 @pytest.mark.parametrize("execution", KINDS)
