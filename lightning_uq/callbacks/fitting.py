@@ -17,6 +17,7 @@ from lightning_uq.networks.output import Output
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import exact_loader
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
+from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.transforms import PredictionTransform, transforms_of
 from lightning_uq.running.weights import WeightsCheck
 from lightning_uq.tasks import Task, describe
@@ -71,6 +72,11 @@ class FittingCallback(Callback, ABC):
         self.handle: RemovableHandle | None = None
         self._tensors: dict[str, Any] | None = None
         self._fingerprint: Tensor | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check that hooks call ``super()``."""
+        super().__init_subclass__(**kwargs)
+        check_hooks(cls)
 
     # ------------------------------------------------------------------ what a subclass provides
 

@@ -27,6 +27,7 @@ from lightning_uq.callbacks.prediction_files import (
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.writing import PARTIAL
 
@@ -90,6 +91,11 @@ class PredictionWriter(Callback):
         >>> table["index"].tolist(), list(table)[:4]
         ([0, 1, 2, 3, 4], ['index', 'label', 'confidence', 'predictive_entropy'])
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check that hooks call ``super()``."""
+        super().__init_subclass__(**kwargs)
+        check_hooks(cls)
 
     def __init__(
         self,

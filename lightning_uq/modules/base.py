@@ -31,6 +31,7 @@ from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.overriding import reaches_package
 from lightning_uq.running.transforms import PredictionTransforms
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Progress, Task, task_of
@@ -300,9 +301,11 @@ class UncertaintyModule(CheckpointedModule):
         """Log the metrics of a single loader on every rank, so that a rank without a batch computes them too.
 
         At a loader's end Lightning computes what its steps logged, and the ranks wait for each other. With several loaders
-        every rank needs a batch of each.
+        every rank needs a batch of each. A step that a subclass has replaced updates none of these metrics.
         """
-        self._is_logged = self.trainer.world_size > 1 and len(metric_sets) == 1
+        step = "validation_step" if stage == "val" else "test_step"
+        is_used = reaches_package(type(self), step)
+        self._is_logged = self.trainer.world_size > 1 and len(metric_sets) == 1 and is_used
         if self._is_logged:
             log_metrics(self, stage, metrics_of(metric_sets, 0), 0)
 

@@ -17,6 +17,7 @@ from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.modules.arguments import saved_argument
 from lightning_uq.modules.constructor import recorded
+from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.streams import from_plain, random_state, set_random_state, to_plain
 
 _KEY = "lightning_uq_random_state"
@@ -36,18 +37,24 @@ class CheckpointedModule(LightningModule):
     given_arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let the constructor note its arguments."""
+        """Let the constructor note its arguments, and check that hooks call ``super()``."""
         super().__init_subclass__(**kwargs)
+        check_hooks(cls)
         if "__init__" in vars(cls):
             cls.__init__ = recorded(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._resumed_random_state: dict[str, Any] | None = None
+        self._plain_arguments: dict[str, Any] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state to the checkpoint."""
+        """Add the random state; hyper-parameters become plain data, with all arguments of the constructor."""
         super().on_save_checkpoint(checkpoint)
+        # A subclass may have saved, or left out, arguments by `save_hyperparameters`, as in any LightningModule.
+        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        plain = {name: saved_argument(value) for name, value in saved.items()}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self._plain_arguments, **plain}
         checkpoint[_KEY] = to_plain(random_state(self.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -138,5 +145,6 @@ class CheckpointedModule(LightningModule):
         if are_hyperparameters_given():
             self.save_hyperparameters()  # the command line's own configuration, which is plain data already
             return
-        self.save_hyperparameters({name: saved_argument(value) for name, value in arguments.items()})
+        self._plain_arguments = {name: saved_argument(value) for name, value in arguments.items()}
+        self.save_hyperparameters(self._plain_arguments)
         name_hyperparameters(self)
