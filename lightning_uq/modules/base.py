@@ -1,10 +1,12 @@
 """The base of every method: its steps, metrics and predictions. A method adds its network and its own training loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ from lightning_uq.modules.checks import (
 from lightning_uq.modules.evaluation import log_metrics, make_metrics, metrics_of, update_metrics
 from lightning_uq.modules.frozen import expect_eval_mode, in_eval_mode
 from lightning_uq.modules.targets import Loss, Targets, losses_and_count
+from lightning_uq.modules.trainer_callbacks import check_callbacks
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import Prediction
@@ -56,7 +59,8 @@ class UncertaintyModule(CheckpointedModule):
         task: What the outputs mean: a :class:`~lightning_uq.tasks.Task` or its name, for instance ``"classification"``
             (logits [B, C]), ``"segmentation"`` (maps [B, C, *P]) or ``"regression"`` (means and raw variances [B, 2 D]).
         optimizer: Called with the parameters.
-        lr_scheduler: Called with the optimizer; a ``ReduceLROnPlateau`` follows ``val_loss`` unless it names a monitor.
+        lr_scheduler: Called with the optimizer, and stepped after each epoch; a ``ReduceLROnPlateau`` follows ``val_loss`` unless it
+            names a monitor. A scheduler that steps with each batch needs an override of ``configure_optimizers``.
         loss: Replaces the task's loss: ``loss(output[B, ...], target)`` for one index returns a scalar or the samples' losses
             [B, ...]. A loss with an attribute ``over_indices = True``, such as :class:`~lightning_uq.losses.JointLoss`, takes
             the outputs [Z, B, ...] of all indices.
@@ -179,6 +183,12 @@ class UncertaintyModule(CheckpointedModule):
         if stage == "fit":
             self.prediction_transforms.clear()  # the weights that they belong to change
             expect_eval_mode(self.network.num_frozen)
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Refuse callbacks of the Trainer that need what this module lacks; Lightning calls this before their own ``setup``."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_callbacks(self, self.trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
+        return super().configure_callbacks()
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean of the loss over all indices of a finite set, or over drawn ones; an override may sum, reweight or regularise."""

@@ -125,6 +125,10 @@ class Members:
 
     # ------------------------------------------------------------------ hooks that need more than a call of each member
 
+    def configure_callbacks(self) -> Any:
+        """The first member's callbacks, which serve all."""
+        return self.modules[0].configure_callbacks()
+
     def setup(self, stage: str) -> None:
         """Give each member a view of its Trainer.
 
