@@ -10,11 +10,11 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from lightning_uq._lightning import state_key
-from lightning_uq.callbacks.fitted_state import FittedState, to_cpu
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.output import Output
 from lightning_uq.running.evaluation import evaluating
+from lightning_uq.running.fitted_state import FittedState, to_cpu
 from lightning_uq.running.loaders import exact_loader
 from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
 from lightning_uq.running.overriding import check_hooks

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,9 @@ def _rebuilt(path: str | Path, written_by: dict[str, Any], network: Network | No
         raise InputError(f"{path} names {name} as its LightningModule, which it is not. {hint}")
     given: Any = {} if network is None else {"network": copy.deepcopy(network)}
     try:
-        return found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The checkpoint holds what .* fitted")  # which is put inside
+            return found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
     except (UQError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} was written by {name}, which cannot be built from it: {reason} {hint}") from error

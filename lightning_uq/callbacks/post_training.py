@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_uq._lightning import starts_processes
-from lightning_uq.callbacks.fitted_state import to_cpu
 from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.foreign import unwrap_predict_step, unwrapped, wrap_predict_step
 from lightning_uq.callbacks.sibling import write_sibling
@@ -25,6 +24,7 @@ from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.networks.fingerprint import weights_fingerprint
 from lightning_uq.running.best_weights import best_checkpoint, model_checkpoints, weights_of
 from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.fitted_state import to_cpu
 from lightning_uq.running.loaders import check_loader, exact_loader
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import raising_on_all_ranks
@@ -94,7 +94,8 @@ class PostTrainingCallback(FittingCallback):
         loader = self._fitting_loader(trainer)
         check_loader(loader, "argument `dataloader`")
         self.try_fit(trainer, pl_module, loader)
-        if self.weights == "best" and any(one.monitor for one in model_checkpoints(trainer)):
+        saves_objects = not is_uncertainty_module(pl_module)  # ours save plain data alone
+        if saves_objects and self.weights == "best" and any(one.monitor for one in model_checkpoints(trainer)):
             check_plain(dict(pl_module.hparams), f"the hyper-parameters of {type(pl_module).__name__}", _WHY_PLAIN)
 
     def try_fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
@@ -203,6 +204,19 @@ class PostTrainingCallback(FittingCallback):
         """Verify at the first batch of ``trainer.predict``; with ``attach``, predictions of a foreign module become ours."""
         if self._verify(trainer, pl_module) and self.attach and not is_uncertainty_module(pl_module):
             wrap_predict_step(pl_module, self.logits, self.transform())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Verify on a rank that had no batch, for which the others wait."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._verify(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Verify on a rank that had no batch, for which the others wait."""
+        self._verify(trainer, pl_module)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Verify on a rank that had no batch, for which the others wait."""
+        self._verify(trainer, pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give a foreign module its own ``predict_step`` back."""

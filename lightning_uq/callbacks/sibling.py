@@ -7,10 +7,10 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_uq._lightning import dump_checkpoint
-from lightning_uq.callbacks.fitted_state import FittedState
 from lightning_uq.checkpoint_files import read_checkpoint, write_checkpoint
 from lightning_uq.errors import InputError
 from lightning_uq.running.best_weights import model_checkpoints, read_back
+from lightning_uq.running.fitted_state import FittedState
 from lightning_uq.running.logits import is_uncertainty_module
 
 WRITTEN_BY = "lightning_uq_written_by"

@@ -5,6 +5,7 @@ from typing import IO, Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import Self
 
 from lightning_uq._lightning import (
@@ -17,8 +18,10 @@ from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.modules.arguments import saved_argument
 from lightning_uq.modules.constructor import recorded
+from lightning_uq.running.fitted_state import FittedState
 from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.streams import from_plain, random_state, set_random_state, to_plain
+from lightning_uq.running.transforms import transforms_of
 
 _KEY = "lightning_uq_random_state"
 
@@ -60,8 +63,25 @@ class CheckpointedModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state until the training begins. Loading for any other purpose leaves the generators alone."""
         super().on_load_checkpoint(checkpoint)
+        self._warn_of_fits(checkpoint)
         if self.is_resuming and _KEY in checkpoint:
             self._resumed_random_state = from_plain(checkpoint[_KEY])
+
+    def _warn_of_fits(self, checkpoint: dict[str, Any]) -> None:
+        """Warn if the file holds a calibration or a density, but neither this module nor the Trainer's callbacks have it."""
+        transforms = transforms_of(self)
+        if self.is_resuming or (transforms is not None and len(transforms)):
+            return
+        trainer = trainer_of(self)
+        callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        states = checkpoint.get("callbacks") or {}
+        fitted = {key for key, state in states.items() if FittedState.read(state) is not None}
+        missing = sorted(fitted - {callback.state_key for callback in callbacks})
+        if missing:
+            rank_zero_warn(
+                f"The checkpoint holds what {' and '.join(missing)} fitted, but {type(self).__name__} predicts without it: pass the same "
+                "callbacks to a Trainer, and the file as its `ckpt_path`, or use `load_fitted(path)`."
+            )
 
     @property
     def is_resuming(self) -> bool:
