@@ -11,7 +11,9 @@ from tests.contract.cases import OPTIMIZERS, loader, network
 
 OPTIMIZER = OPTIMIZERS["classification"]
 
-WORDS = r"holds what TemperatureScaling fitted, but DeterministicModule predicts without it: pass.*`load_fitted\(path\)`"
+WORDS = (
+    r"holds what TemperatureScaling fitted, but DeterministicModule predicts without it: pass.*`load_fitted\(path\)`"
+)
 
 
 @pytest.fixture

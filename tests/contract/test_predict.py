@@ -68,7 +68,7 @@ def test_modules_with_what_was_fitted(make_trainer, classifier_case, tmp_path):
         temperature = scaling.temperature.float()
         expected = (raw.log_probs / temperature.to(raw.log_probs.dtype)).softmax(1)
         torch.testing.assert_close(ours.probs, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(ours.mutual_information, raw.mutual_information)
+        torch.testing.assert_close(ours.uncalibrated_mutual_information, raw.mutual_information)
         assert (temperature == 1) == torch.equal(ours.probs, raw.probs)
         for one in gmm:
             torch.testing.assert_close(ours.log_density, -one.score(module, data))
