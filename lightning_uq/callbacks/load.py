@@ -41,8 +41,8 @@ def load_fitted(
 ) -> FittedNetwork:
     """A plain module from what ``FitGMM``, ``TemperatureScaling`` and ``VectorScaling`` wrote: no Trainer needed.
 
-    Called with inputs it gives calibrated probabilities [B, C] (maps [B, C, *P]; [B, L] of several labels), or ``(probabilities, log_density)`` where a density was
-    fitted; ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of
+    Called with inputs it gives a dictionary: calibrated ``probs`` [B, C] (maps [B, C, *P]; [B, L] of several labels), and where a
+    density was fitted ``log_density`` and ``ood_score``, minus it. ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of
     those that the states were fitted on.
 
     Args:

@@ -260,10 +260,10 @@ def test_what_is_fitted_after_training(user_case, loaders, make_trainer, tmp_pat
     # Without a Trainer.
     fitted = load_fitted(path, output=user_case.output)
     found = [fitted(x) for x in inputs(user_case, test)]
-    probs = torch.cat([one[0] if cls is FitGMM else one for one in found])
+    probs = torch.cat([one["probs"] for one in found])
     torch.testing.assert_close(probs, prediction.probs)
     if cls is FitGMM:
-        torch.testing.assert_close(torch.cat([one[1] for one in found]), prediction.log_density)
+        torch.testing.assert_close(torch.cat([one["log_density"] for one in found]), prediction.log_density)
 
 
 def inputs(case, loader):
