@@ -166,6 +166,34 @@ def test_subclasses_run_on_two_ranks(run_script):
         assert all(math.isfinite(value) for value in tested.values()), (name, tested)
 
 
+CALLBACKS_ON_RANKS = """
+import json, warnings
+import torch
+from lightning.pytorch import Trainer
+from tests.contract.cases import CALLBACKS, UsersModule, loader
+from tests.contract.subclasses import extended_callback
+warnings.simplefilter("ignore")
+results = {}
+for case in CALLBACKS:
+    torch.manual_seed(0)
+    callback, module = extended_callback(case), UsersModule()
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False, enable_progress_bar=False,
+                      enable_model_summary=False, enable_checkpointing=False, callbacks=[callback])
+    trainer.fit(module, loader("classification", 41), loader("classification", 61, 1))
+    (tested,) = trainer.test(module, loader("classification", 27, 2), verbose=False)
+    results[case.name] = [callback.heard, callback.fitted if case.fits else True, tested]
+if trainer.is_global_zero:
+    json.dump(results, open(out, "w"))
+"""
+
+
+def test_subclasses_of_callbacks_run_on_two_ranks(run_script):
+    for name, (heard, fitted, tested) in run_script(CALLBACKS_ON_RANKS).items():
+        assert fitted, name
+        assert heard == ["fit", "train end", "test", "batch", "batch"], name  # 14 rows on each rank
+        assert all(math.isfinite(value) for value in tested.values()), (name, tested)
+
+
 REPLACED_STEPS = """
 import json
 import torch
