@@ -82,7 +82,9 @@ def load_fitted(
             f"`path` must name a checkpoint, but its type is {type(path).__name__}. Call `load_fitted(path, network)`."
         )
     chosen = _choose(fitted_states(path), states, path)
-    model, prefix, beside = _model(path, network)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The checkpoint holds what .* fitted")  # which is put inside
+        model, prefix, beside = _model(path, network)
     current = _fingerprint(model, prefix, beside)
     for key, state in chosen.items():
         if state["fingerprint"] is None or not same_weights(state["fingerprint"], current, model):
@@ -196,9 +198,7 @@ def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | No
     given: Any = {} if network is None else {"network": copy.deepcopy(network)}
     check_complete(path, checkpoint, given, hint)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The checkpoint holds what .* fitted")  # which is put inside
-            return found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
+        return found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
     except (UQError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} was written by {name}, which cannot be built from it: {reason} {hint}") from error

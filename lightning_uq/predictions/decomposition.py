@@ -94,7 +94,8 @@ class Decomposed(Prediction):
             InputError: The name is unknown, or stands for a part that a pooled calibration of several hypotheses does not have.
             NotFittedError: The prediction carries no ``log_density``.
         """
-        return self._score(name) if name.removeprefix("uncalibrated_") in _PARTS else super().score(name)
+        is_part = name.removeprefix("uncalibrated_") in _PARTS
+        return self._alarming(self._score(name)) if is_part else super().score(name)
 
 
 _PARTS = ("expected_entropy", "mutual_information")

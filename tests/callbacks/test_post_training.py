@@ -715,7 +715,7 @@ class Untouched(UsersModule):
         (
             [(X, Y - 1)],
             {},
-            "must hold class labels, but a batch has labels below 0, such as -1. Leave rows without a label out",
+            "must hold class labels, but a batch has targets of torch.int64 from -1 to 0. Leave rows without a label out",
         ),
         ([(X, Y)], {"feature_layer": "nose"}, r"`feature_layer`.*it is 'nose'"),
         (

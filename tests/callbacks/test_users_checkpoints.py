@@ -148,7 +148,8 @@ def test_what_is_fitted_is_reloaded_as_lightning_reloads_it(build, weights, make
     assert density.uq_ckpt_path == path
     assert fitted_states(path).keys() == {"TemperatureScaling", "FitGMM"}  # it is read with weights_only=True
     with torch.no_grad():
-        probs, scores = load_fitted(path, build())(X)
+        fitted = load_fitted(path, build())(X)
+        probs, scores = fitted["probs"], fitted["ood_score"]
         torch.testing.assert_close(probs, (reference.eval()(X) / temperature.temperature).softmax(1))
     assert scores.shape == (6,)
     callbacks = [TemperatureScaling(), FitGMM()]

@@ -181,11 +181,6 @@ def test_a_network_that_hides_nan_does_not_hide_it_from_us():
     assert torch.equal(module.predict(BAD).probs.isnan().all(1), ROWS)
 
 
-def outputs_of(fitted, x):
-    probs, log_density = fitted(x)
-    return probs, log_density
-
-
 @pytest.mark.parametrize("build", [Lit, lambda: DeterministicModule(network())])
 def test_a_fitted_network_and_its_exported_graph(make_trainer, tmp_path, build):
     module = build()
@@ -199,11 +194,12 @@ def test_a_fitted_network_and_its_exported_graph(make_trainer, tmp_path, build):
     exported = torch.export.export(network, (X[:8],), dynamic_shapes=batch, strict=False).module()
     compiled = torch.compile(lenient, backend="aot_eager")
     for run in (lenient, exported, compiled):
-        probs, log_density = run(BAD)
-        assert torch.equal(probs.isnan().all(1), ROWS)
-        assert torch.equal(log_density == -math.inf, ROWS)
-        torch.testing.assert_close(probs[~ROWS], expected[0][~ROWS])
-        torch.testing.assert_close(log_density[~ROWS], expected[1][~ROWS])
+        found = run(BAD)
+        assert torch.equal(found["probs"].isnan().all(1), ROWS)
+        assert torch.equal(found["log_density"] == -math.inf, ROWS)
+        assert torch.equal(found["ood_score"] == math.inf, ROWS)
+        for name, values in found.items():
+            torch.testing.assert_close(values[~ROWS], expected[name][~ROWS])
     torch.compiler.reset()
 
 
@@ -214,15 +210,22 @@ def test_an_onnx_graph(make_trainer, tmp_path):
     _, path = fitted(make_trainer, tmp_path, module)
     network = load_fitted(path, module)
     torch.onnx.export(
-        network, (X[:8],), tmp_path / "a.onnx", dynamo=True, dynamic_shapes=({0: torch.export.Dim("b")},), verbose=False
+        network,
+        (X[:8],),
+        tmp_path / "a.onnx",
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("b")},),
+        output_names=network.output_names,
+        verbose=False,
     )
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
-    probs, log_density = (
-        torch.from_numpy(out) for out in session.run(None, {session.get_inputs()[0].name: BAD.numpy()})
+    probs, score = (
+        torch.from_numpy(out)
+        for out in session.run(["probs", "ood_score"], {session.get_inputs()[0].name: BAD.numpy()})
     )
     assert torch.equal(probs.isnan().all(1), ROWS)
-    assert torch.equal(log_density == -math.inf, ROWS)
-    torch.testing.assert_close(probs[~ROWS], network(X[:8])[0][~ROWS], atol=1e-5, rtol=1e-4)
+    assert torch.equal(score == math.inf, ROWS)
+    torch.testing.assert_close(probs[~ROWS], network(X[:8])["probs"][~ROWS], atol=1e-5, rtol=1e-4)
 
 
 def test_outputs_that_overflow_inside_are_no_confident_energy(make_trainer):
