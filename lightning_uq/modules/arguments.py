@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.guessing import report_guess
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.networks.calling import has_forward, no_forward
 from lightning_uq.networks.factory import Factory, build_network, factory_from_config, factory_to_config, is_plain
@@ -76,6 +77,10 @@ def given_network(network: Any, training: Mapping[str, Any] | None = None) -> nn
     built = network if isinstance(network, nn.Module) else build_network(network)
     if is_instance(built, LightningModule):
         built.configure_model()
+        report_guess(
+            f"{type(built).__name__} is trained as a network, by the loss of the task and the argument `optimizer`: its own "
+            "`training_step` and `configure_optimizers` are not called. Only the members of an EnsembleModule keep theirs."
+        )
     if not has_forward(built) and (training or {}).get("predict_fn") is None:
         raise InputError(no_forward(built))
     return built

@@ -1,5 +1,7 @@
 """A LightningModule as the network of our modules: one that builds its layers late, takes any arguments, or has no `forward`."""
 
+import logging
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,6 +92,20 @@ def test_a_module_around_it_trains_and_reloads(kind, network, make_trainer, tmp_
 def test_a_network_without_forward_is_refused_before_the_training(kind):
     with pytest.raises(InputError, match="NoForward has no `forward`.*or pass the network inside it"):
         kind(NoForward())
+
+
+def test_it_is_told_whose_training_step_runs(caplog):
+    class Told(AnyArguments):
+        pass
+
+    with caplog.at_level(logging.INFO):
+        DeterministicModule(nn.Linear(4, 3)), EnsembleModule(Told, num_members=2)
+        assert "Told" not in caplog.text
+        EpinetModule(Told()), EpinetModule(Told())
+    assert (
+        caplog.text.count("Told is trained as a network, by the loss of the task and the argument `optimizer`: its own")
+        == 1
+    )
 
 
 def test_plain_members_without_forward_are_refused():
