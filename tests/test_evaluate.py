@@ -324,6 +324,7 @@ def test_a_density_is_fitted_to_all_training_rows_in_a_loader_that_shuffles_and_
 # ---------------------------------------------------------------------- models
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint holds what FitGMM fitted")  # it is fitted again
 def test_a_checkpoint_of_the_command_line_names_its_module():
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
     options = [f"--trainer.{name}={str(value).lower()}" for name, value in quiet.items()]

@@ -157,7 +157,7 @@ def test_callbacks_fit_on_the_best_weights_under_either_trainer(trainer_tree, ch
     reference.load_state_dict(weights)
     assert temperature.temperature == pytest.approx(TemperatureScaling().fit(reference, loader(20)).temperature)
     assert temperature.uq_ckpt_path == best.best_model_path.replace(".ckpt", "-uq.ckpt")
-    probs, scores = load_fitted(temperature.uq_ckpt_path, build())(torch.ones(2, 4))
+    probs, _, scores = load_fitted(temperature.uq_ckpt_path, build())(torch.ones(2, 4)).values()
     assert probs.shape == (2, 3)
     assert scores.shape == (2,)
 

@@ -278,12 +278,15 @@ class Prediction(ABC):
     def _alarming(self, score: Tensor) -> Tensor:
         """A score [B, *P] with plus infinity where it, or what was predicted there, is NaN: a vote of NaN is a label like any other."""
         bad = score.isnan()
+        num = len(self.map_shape) if score.ndim > 1 else 0
         for name, field in self._fields.items():
             tensor: Tensor | None = vars(self)["_tensors"][name]
-            if tensor is not None and not field.optional and field.batch_axis is not None and tensor.ndim >= score.ndim:
-                rows = tensor.isnan().movedim(field.batch_axis, 0)
-                inner = rows.ndim - score.ndim  # the axes between the batch and the positions
-                bad = bad | (rows.flatten(1, inner).any(1) if inner else rows)
+            if tensor is not None and not field.optional and field.batch_axis is not None:
+                axis = field.batch_axis
+                first = axis + 1 + (tensor.ndim > axis + 1 + num)  # behind the classes or targets, where there are any
+                others = [one for one in range(tensor.ndim) if one != axis and not first <= one < first + num]
+                rows = tensor.isnan()
+                bad = bad | (rows.any(others) if others else rows)
         return torch.where(bad, torch.inf, score)
 
     _hint: ClassVar[str] = ""

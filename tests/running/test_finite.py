@@ -24,6 +24,8 @@ from lightning_uq import (
 from lightning_uq.errors import NotFiniteError
 from lightning_uq.functional.ood_features import fit_vim, knn_distance, vim_score
 from lightning_uq.networks.density import GaussianDensity
+from lightning_uq.predictions import CategoricalPrediction
+from lightning_uq.tasks import PixelRegression
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -146,7 +148,9 @@ def assert_alarming(found, clean):
     assert torch.equal(found.log_density == -math.inf, ROWS)
     torch.testing.assert_close(found.probs[~ROWS], clean.probs[~ROWS])
     torch.testing.assert_close(found.log_density[~ROWS], clean.log_density[~ROWS])
-    for name in (*found.score_names, "log_density"):
+    pooled = found.num_indices > 1  # whose calibration leaves the parts of the entropy without names of their own
+    prefix = {"expected_entropy": "uncalibrated_", "mutual_information": "uncalibrated_"} if pooled else {}
+    for name in (*(prefix.get(one, "") + one for one in found.score_names), "log_density"):
         assert torch.equal(found.score(name) == math.inf, ROWS), name
         assert (found.score(name) > 1e9)[ROWS].all()
 
@@ -163,6 +167,27 @@ def test_our_own_modules(make_trainer, tmp_path):
         assert_alarming(module.predict(BAD), clean)
         (found,) = trainer.predict(module, BAD_LOADER)
         assert_alarming(found, clean)
+
+
+MAPS = {
+    "classes": (CategoricalPrediction, torch.randn(2, 3, 4, 5, 6)),
+    "numbers": (lambda x: PixelRegression(head="mean").predict(x), torch.randn(2, 3, 2, 5, 6)),
+    "quantiles": (lambda x: PixelRegression(head="quantiles").predict(x), torch.randn(2, 3, 6, 5, 6)),
+    "mixtures": (lambda x: PixelRegression(head="mixture", components=2).predict(x), torch.randn(2, 3, 12, 5, 6)),
+}
+
+
+@pytest.mark.parametrize("kind", MAPS)
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_map_alarms_at_the_position_alone(kind, pool):
+    predict, outputs = MAPS[kind]
+    outputs = outputs.clone()
+    outputs[1, 2, 0, 3, 4] = math.nan
+    prediction = predict(outputs).pool() if pool else predict(outputs)
+    where = torch.zeros(3, 5, 6, dtype=torch.bool)
+    where[2, 3, 4] = True
+    for name in prediction.score_names:
+        assert torch.equal(prediction.score(name).isinf(), where), name
 
 
 def test_a_network_that_hides_nan_does_not_hide_it_from_us():

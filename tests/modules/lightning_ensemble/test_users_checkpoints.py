@@ -94,7 +94,7 @@ def test_the_best_weights_of_an_ensemble_come_through_the_members_hooks(factory,
     assert temperature.temperature == pytest.approx(TemperatureScaling().fit(reference, loader(20)).temperature)
     path = temperature.uq_ckpt_path
     assert fitted_states(path).keys() == {"TemperatureScaling"}
-    torch.testing.assert_close(load_fitted(path, factory)(X), reference.predict(X).probs)
+    torch.testing.assert_close(load_fitted(path, factory)(X)["probs"], reference.predict(X).probs)
     fresh = TemperatureScaling()
     again = EnsembleModule(factory, num_members=2)
     make_trainer(callbacks=[fresh]).test(again, loader(20), ckpt_path=path, weights_only=True, verbose=False)
