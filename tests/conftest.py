@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hypothesis import settings
 from lightning.pytorch import Trainer
 
 from lightning_uq import guessing
+from tests.preloaded import Server
 from tests.trainers import quiet_trainer
 
 ROOT = Path(__file__).parents[1]
@@ -74,23 +75,35 @@ def project(tmp_path, monkeypatch):
     gc.collect()  # or the help would list classes that cannot be imported any more
 
 
-@pytest.fixture
-def run_script(tmp_path) -> Callable[..., Any]:
-    """Run Python code in a process of its own (which may start a second rank); what it writes to ``out`` as JSON is returned."""
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory) -> Iterator[Server]:
+    """A process that has imported everything, for scripts."""
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
+        server = Server(Path(folder), ROOT)
+        yield server
+        server.close()
 
-    def run(code: str, *, timeout: int = 400) -> Any:
+
+@pytest.fixture
+def run_script(tmp_path, request) -> Callable[..., Any]:
+    """Run Python code in a process of its own (which may start a second rank); what it writes to ``out`` as JSON is returned.
+
+    With ``imported=False`` the process has imported nothing before.
+    """
+
+    def run(code: str, *, timeout: int = 400, imported: bool = True) -> Any:
         script, out = tmp_path / "script.py", tmp_path / "out.json"
         script.write_text(f"out = {str(out)!r}\n{code}\n{_LEAVE}")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, str(script)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env=environment,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        if imported:
+            status, said = request.getfixturevalue("preloaded").run(script, environment, tmp_path, timeout)
+        else:
+            command, environment = [sys.executable, str(script)], {**os.environ, **environment}
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=tmp_path
+            )
+            status, said = done.returncode, done.stdout + done.stderr
+        assert status == 0, said
         return json.loads(out.read_text())
 
     return run

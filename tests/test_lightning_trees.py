@@ -213,4 +213,4 @@ quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False
 Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(EnsembleModule(lambda: nn.Linear(4, 3)), DataLoader(TensorDataset(x, y)))
 json.dump([name for name in sys.modules if name.startswith(("pytorch_lightning", "lightning_fabric"))], open(out, "w"))
 """
-    assert run_script(code) == []
+    assert run_script(code, imported=False) == []

@@ -19,7 +19,7 @@ from tests.metrics.cases import ROWS
 
 ROOT = Path(__file__).parents[2]
 # A process that is spawned imports everything anew, some ten seconds a case: all of them are run by `make contract`.
-ALSO_SPAWNED_IN_FAST_TESTS = {"Ensemble, loop", "Epinet", "FitGMM", "TemperatureScaling"}
+ALSO_SPAWNED_IN_FAST_TESTS = {"Ensemble, loop", "FitGMM"}
 
 
 def run(strategy: str, folder: Path, names: list[str] = ()) -> None:

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner import Tuner, batch_size_scaling
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -139,6 +139,12 @@ WORKING = {
     "scale_batch_size": ("none", list, {}, scale_batches),
     "batch size finder": ("none", lambda: [BatchSizeFinder(max_trials=2, steps_per_trial=1)], {}, fit_data),
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_collection(monkeypatch):
+    """Lightning collects garbage at every size that it tries, which takes seconds after thousands of tests."""
+    monkeypatch.setattr(batch_size_scaling, "garbage_collection_cuda", lambda: None)
 
 
 @pytest.fixture
