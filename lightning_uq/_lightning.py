@@ -22,8 +22,11 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
+
+from lightning_uq.lightning_trees import in_tree_of, is_instance
 
 # Refuses to be called on an instance, as the `load_from_checkpoint` of Lightning does. An override needs the same decorator.
 restricted_classmethod = _restricted_classmethod
@@ -36,7 +39,11 @@ optimizer_handles_unscaling = _optimizer_handles_unscaling
 configure_optimizers = _configure_optimizers
 configure_schedulers = _configure_schedulers_automatic_opt
 check_optimizers_attached = _validate_optimizers_attached
-check_scheduler_api = _validate_scheduler_api
+
+
+def check_scheduler_api(configs: list[LRSchedulerConfig], member: LightningModule) -> None:
+    """Refuse schedulers as Lightning does. Its function asks whether the member overrides a hook of its own tree's class."""
+    in_tree_of(member, _validate_scheduler_api)(configs, member)
 
 
 def is_local_path(path: str) -> bool:
@@ -92,7 +99,7 @@ def users_sampler(sampler: Any) -> Any:
     Lightning wraps the sampler as a data set (``_DatasetSamplerWrapper``) and has no public way back.
     """
     dataset = getattr(sampler, "dataset", None)
-    return dataset._sampler if isinstance(dataset, _DatasetSamplerWrapper) else None
+    return dataset._sampler if is_instance(dataset, _DatasetSamplerWrapper) else None
 
 
 def starts_processes(trainer: Trainer) -> bool:
@@ -100,7 +107,7 @@ def starts_processes(trainer: Trainer) -> bool:
 
     The launcher is a public attribute of the strategy, but its class is private.
     """
-    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    return is_instance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def average_model(callback: Any) -> Any:

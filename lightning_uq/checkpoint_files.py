@@ -3,113 +3,223 @@
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from lightning_uq._lightning import is_local_path
 from lightning_uq.errors import InputError
+from lightning_uq.lightning_trees import is_instance
 from lightning_uq.writing import replacing
 
 _MUST = "`path` must name a checkpoint"
 
+LIGHTNING_VERSION = "pytorch-lightning_version"
+"""A key of every checkpoint of Lightning's. A module's hook may have put its weights under another key than ``state_dict``."""
+
+TRUST = "Pass `weights_only=False` if you trust the file."
+"""What a function that has such an argument says of objects other than weights and plain data."""
+
 
 @contextmanager
-def reading(path: str | Path, must: str = _MUST) -> Iterator[None]:
-    """Raise an :class:`InputError` that begins with ``must`` and names the file if its body cannot read it."""
+def reading(path: str | Path, must: str = _MUST, if_refused: str = "") -> Iterator[None]:
+    """Raise an :class:`InputError` that begins with ``must`` and names the file if its body cannot read it.
+
+    It ends with ``if_refused`` if the file holds objects that ``weights_only=True`` refuses.
+    """
     try:
         yield
     except Exception as error:  # a damaged file raises anything at all
-        raise InputError(f"{must}, but {path} cannot be read: {_reason(error)}") from error
+        raise InputError(f"{must}, but {path} cannot be read: {_reason(error, if_refused)}") from error
 
 
-def read_file(path: str | Path, must: str = _MUST) -> Any:
+def read_file(path: str | Path, must: str = _MUST, *, if_refused: str = "", weights_only: bool = True) -> Any:
     """Read what ``torch.save`` wrote, on the CPU. Pickled code in it is refused, not run.
 
     Args:
-        path: The file.
+        path: The file, on this machine or on a file system that fsspec knows.
         must: Beginning of the error: what the file must be.
+        if_refused: End of the error about objects other than weights and plain data: what to do.
+        weights_only: False also runs code that is pickled in the file.
 
     Raises:
         InputError: The file is missing or damaged, or holds objects other than weights and plain data.
     """
-    with reading(path, must), warnings.catch_warnings():
+    with reading(path, must, if_refused), warnings.catch_warnings(), _opened(path) as file:
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a file that is no pickle
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=weights_only)
 
 
-def _reason(error: Exception) -> str:
+def _opened(path: str | Path) -> AbstractContextManager[Any]:
+    """What ``torch.load`` reads: a local path itself, or an open file of the remote file system."""
+    if is_local_path(str(path)):
+        return nullcontext(path)
+    opened: AbstractContextManager[Any] = get_filesystem(path).open(str(path), "rb")
+    return opened
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file at a local path, or at one that fsspec knows (``s3://...``); nothing is asked of a web address.
+
+    Example:
+        >>> is_file("memory://bucket/missing.ckpt"), is_file(__file__)
+        (False, True)
+    """
+    if str(path).startswith(("http://", "https://")):
+        return False
+    return bool(get_filesystem(path).isfile(str(path)))
+
+
+def in_folder(folder: str | Path, name: str) -> str:
+    """The path of a file in a local folder, or in one that fsspec knows.
+
+    Example:
+        >>> in_folder("s3://bucket/run", "a.ckpt")
+        's3://bucket/run/a.ckpt'
+    """
+    return str(Path(folder) / name) if is_local_path(str(folder)) else f"{str(folder).rstrip('/')}/{name}"
+
+
+def beside(path: str | Path, name: str) -> str:
+    """The path of another file in the folder of ``path``.
+
+    Example:
+        >>> beside("s3://bucket/run/a.ckpt", "b.ckpt")
+        's3://bucket/run/b.ckpt'
+    """
+    return (
+        str(Path(path).with_name(name)) if is_local_path(str(path)) else in_folder(str(path).rpartition("/")[0], name)
+    )
+
+
+def _reason(error: Exception, if_refused: str) -> str:
     text = str(error).strip()
     # torch's own words recommend `weights_only=False`.
     if (refused := re.search(r"GLOBAL (\S+)", text)) is not None:
-        return f"it holds {refused[1]}, which is neither weights nor plain data; nothing in it was run."
+        return f"it holds {refused[1]}, which is neither weights nor plain data; nothing in it was run. {if_refused}".rstrip()
     if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
         return f"{error.strerror}."
     detail = "" if text.startswith("Weights only load failed") else text.partition("\n")[0][:100]
     return f"it is damaged, or no file that torch wrote ({type(error).__name__}{detail and ': '}{detail})."
 
 
-def read_checkpoint(path: str | Path, must: str = _MUST) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, must: str = _MUST, *, if_refused: str = "") -> dict[str, Any]:
     """A Lightning checkpoint, read as :func:`read_file` reads.
 
     Raises:
         InputError: The file cannot be read, or is not a checkpoint.
     """
-    checkpoint = read_file(path, must)
+    checkpoint = read_file(path, must, if_refused=if_refused)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{must}, but {path} holds no `state_dict`.")
     return checkpoint
 
 
-def read_weights(path: str | Path, must: str = _MUST) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and hyper-parameters of a Lightning checkpoint, or of a file that holds a state dict alone.
+def read_weights(path: str | Path, must: str = _MUST, *, weights_only: bool = True) -> dict[str, Any]:
+    """A Lightning checkpoint, or a file that holds a state dict alone, as a mapping with a ``state_dict``.
 
     Raises:
         InputError: The file cannot be read as :func:`read_file` reads, or holds no weights.
     """
-    content = read_file(path, must)
+    content = read_file(path, must, if_refused=TRUST, weights_only=weights_only)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+    holds_weights = isinstance(state, Mapping) and any(isinstance(value, Tensor) for value in state.values())
+    if not holds_weights and not (isinstance(content, Mapping) and LIGHTNING_VERSION in content):
         raise InputError(
             f"{str(path)!r} must hold a state dict, alone or under `state_dict`, but it holds a {type(content).__name__} without "
             "weights."
         )
-    return dict(state), dict(content.get("hyper_parameters", {}))
+    return dict(content) if "state_dict" in content else {"state_dict": dict(state)}
 
 
-def check_plain(values: Mapping[str, Any], what: str, why: str) -> None:
-    """Raise an :class:`InputError`, with the reason ``why``, if a value could be written to a checkpoint but not read back."""
-    for name, value in values.items():
-        file = io.BytesIO()
+_ENTRIES_AS_A_WHOLE = ("hyper_parameters", "datamodule_hyper_parameters", "callbacks")
+"""Keys of a checkpoint whose entries are kept or left out as a whole: a part of an argument, or of a state, is another one."""
+
+
+def plain_part(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The part of a checkpoint that loads under ``weights_only=True``, and the names of what is left out.
+
+    Mappings and sequences of other classes become dictionaries and lists.
+
+    Example:
+        >>> plain_part({"epoch": 1, "hyper_parameters": {"width": 4, "net": nn.Linear(1, 1)}})
+        ({'epoch': 1, 'hyper_parameters': {'width': 4}}, ['hyper_parameters.net'])
+    """
+    left_out: list[str] = []
+    return _plain_parts(checkpoint, "", left_out), left_out
+
+
+def _plain_parts(value: Any, name: str, left_out: list[str]) -> Any:
+    """The plain form of a value, without those entries of its mappings that have none; their names are added to ``left_out``."""
+    try:
+        return _plain(value)
+    except _NotPlainError:
+        if isinstance(value, list):
+            return [_plain_parts(item, f"{name}.{i}", left_out) for i, item in enumerate(value)]
+        if not isinstance(value, Mapping):
+            raise
+    parts = {}
+    for key, entry in value.items():
+        own = f"{name}.{key}" if name else str(key)
         try:
-            plain = not isinstance(value, nn.Module)
-            if plain:
-                torch.save(value, file)
-                file.seek(0)
-                torch.load(file, weights_only=True)
-        except Exception:  # of pickle's, of torch's, or of the value's own
-            plain = False
-        if not plain:
-            kind = f"{type(value).__module__}.{type(value).__qualname__}"
-            raise InputError(
-                f"{what[0].upper()}{what[1:]} must be plain data, but `{name}` holds a {kind}, and {why.format(name=name)}"
-            )
+            parts[key] = _plain(entry) if name in _ENTRIES_AS_A_WHOLE else _plain_parts(entry, own, left_out)
+        except _NotPlainError:
+            left_out.append(own)
+    return parts
 
 
-def write_checkpoint(strategy: Strategy, checkpoint: dict[str, Any], path: Path) -> None:
+class _NotPlainError(Exception):
+    """A value that ``weights_only=True`` refuses."""
+
+
+def _plain(value: Any) -> Any:
+    """The plain form of a value: itself if it is plain, and a dictionary, list or number in place of another class of them."""
+    if value is None or type(value) in (str, int, float, bool, Tensor, nn.Parameter):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping) and not isinstance(value, nn.Module):
+        entries = {_plain(key): _plain(value[key]) for key in value}
+        is_same = all(entries[key] is value[key] for key in value)
+        return value if is_same and type(value) in (dict, OrderedDict) else entries
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | torch.Size | nn.Module):
+        items = [_plain(item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if not _is_readable(value):
+        raise _NotPlainError
+    return value
+
+
+def _is_readable(value: Any) -> bool:
+    """Whether ``weights_only=True`` reads a value back."""
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # of pickle's, of torch's, or of the value's own
+        return False
+    return True
+
+
+def write_checkpoint(strategy: Strategy, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint through the strategy, whole or not at all; called on all ranks, which all fail where rank 0 does."""
     error: Exception | None = None
     if strategy.is_global_zero:
         try:
-            with replacing(path) as partial:
-                strategy.save_checkpoint(checkpoint, partial)
+            # A remote file appears as a whole when it is closed.
+            with replacing(path) if is_local_path(str(path)) else nullcontext(path) as target:
+                strategy.save_checkpoint(checkpoint, target)
                 finish_writing(strategy)
         except Exception as caught:
             error = caught
@@ -122,7 +232,7 @@ def write_checkpoint(strategy: Strategy, checkpoint: dict[str, Any], path: Path)
 
 def finish_writing(strategy: Strategy) -> None:
     """Wait for checkpoints that another thread is writing."""
-    if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
+    if is_instance(strategy.checkpoint_io, AsyncCheckpointIO):
         strategy.checkpoint_io.teardown()  # it waits, and begins anew with the next file
 
 

@@ -5,6 +5,7 @@ import inspect
 from typing import Any
 
 from lightning_uq.errors import InputError
+from lightning_uq.lightning_trees import is_subclass
 
 
 def import_object(path: str, argument: str = "target") -> Any:
@@ -46,7 +47,7 @@ def import_class(path: str, base: type, argument: str = "target") -> Any:
 
     Args:
         path: Such as ``"lightning_uq.DeterministicModule"``.
-        base: A class that it must be, or inherit from.
+        base: A class that it must be, or inherit from; a class of Lightning stands for its twin in `pytorch_lightning`, too.
         argument: Name of the argument that holds the path, for the error.
 
     Raises:
@@ -61,6 +62,6 @@ def import_class(path: str, base: type, argument: str = "target") -> Any:
         found = import_object(path, argument)
     except InputError:
         found = None
-    if not (inspect.isclass(found) and issubclass(found, base)):
+    if not (inspect.isclass(found) and is_subclass(found, base)):
         raise InputError(f"`{argument}` must be the import path of a {base.__name__}, but it is {path!r}.")
     return found

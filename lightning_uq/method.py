@@ -19,6 +19,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.lightning_trees import is_instance
 
 
 def _no_callbacks(setting: "Setting") -> list[Callback]:
@@ -100,7 +101,7 @@ class Method:
                 f"Method {self.name!r} builds no module, since it reads the network of {self.trained_as!r}."
             )
         module = self.build(setting)
-        if not isinstance(module, LightningModule):
+        if not is_instance(module, LightningModule):
             raise InputError(
                 f"`build` of method {self.name!r} must return a LightningModule, but it returned an "
                 f"object of type {type(module).__name__}. Return a module such as DeterministicModule(setting.network)."
@@ -114,7 +115,7 @@ class Method:
             InputError: The method's ``callbacks`` returned something other than a list of callbacks.
         """
         made = self.callbacks(setting)
-        if not isinstance(made, list) or not all(isinstance(callback, Callback) for callback in made):
+        if not isinstance(made, list) or not all(is_instance(callback, Callback) for callback in made):
             raise InputError(
                 f"`callbacks` of method {self.name!r} must return a list of Lightning callbacks, but it returned {made!r}."
             )

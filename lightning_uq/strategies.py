@@ -4,6 +4,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_uq.errors import UnsupportedError
+from lightning_uq.lightning_trees import is_instance
 
 
 def check_strategy(trainer: Trainer, name: str) -> None:
@@ -19,7 +20,7 @@ def check_strategy(trainer: Trainer, name: str) -> None:
     Example:
         >>> check_strategy(Trainer(accelerator="cpu", logger=False), "FitGMM")
     """
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+    if is_instance(trainer.strategy, FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy):
         raise UnsupportedError(
             f"{name} does not support {type(trainer.strategy).__name__} yet, since it shards the model. Use one device or "
             "`strategy='ddp'` for this stage."

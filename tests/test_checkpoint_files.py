@@ -1,15 +1,20 @@
 """Reading checkpoint files as plain data, and writing them whole."""
 
 import errno
+import functools
 import os
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
@@ -17,7 +22,7 @@ from torch import nn
 
 from lightning_uq import AtomicCheckpointIO, FitGMM, InputError
 from lightning_uq.callbacks.sibling import fitted_states
-from lightning_uq.checkpoint_files import check_plain, read_checkpoint, read_file, read_weights
+from lightning_uq.checkpoint_files import plain_part, read_checkpoint, read_file, read_weights
 from lightning_uq.writing import replacing
 from tests.contract.cases import UsersModule, loader
 from tests.trainers import quiet_trainer
@@ -81,7 +86,7 @@ def test_what_holds_no_weights(tmp_path):
         with pytest.raises(InputError, match="must hold a state dict, alone or under `state_dict`"):
             read_weights(path)
     torch.save(STATE["state_dict"], path)
-    assert torch.equal(read_weights(path)[0]["weight"], torch.ones(2))
+    assert torch.equal(read_weights(path)["state_dict"]["weight"], torch.ones(2))
 
 
 def test_an_error_leaves_the_file_as_it_was(tmp_path):
@@ -147,41 +152,60 @@ def test_a_full_disk_leaves_no_half_file(make_trainer, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
 
 
-class Configured(UsersModule):
-    def __init__(self, where=None, inner=None):
-        super().__init__()
-        self.save_hyperparameters()
+class Mode(str, Enum):
+    FAST = "fast"
 
 
-@pytest.mark.filterwarnings("ignore:.*is an instance of `nn.Module`")
-@pytest.mark.parametrize(
-    ("given", "name", "kind"),
-    [
-        ({"where": Path("x")}, "where", "pathlib"),
-        ({"inner": nn.Linear(1, 1)}, "inner", "torch.nn.modules.linear.Linear"),
-    ],
-)
-def test_hyper_parameters_that_cannot_be_read_back_are_named_before_the_training(
-    make_trainer, tmp_path, given, name, kind
-):
-    with pytest.raises(InputError) as caught:
-        fit(make_trainer, tmp_path, Configured(**given))
-    text = str(caught.value)
-    assert f"hyper-parameters of Configured must be plain data, but `{name}` holds a {kind}" in text
-    assert f"save_hyperparameters(ignore=['{name}'])" in text
-    assert not list(tmp_path.iterdir())
-    # Nothing is read back where the last weights are fitted on.
-    gmm = FitGMM(weights="last")
-    make_trainer(callbacks=[gmm]).fit(
-        Configured(**given), loader("classification", 40), loader("classification", 21, 1)
-    )
-    assert gmm.fitted
+class Settings(Mapping):
+    """Somebody's own mapping, as a configuration's."""
+
+    def __init__(self, **values):
+        self.values = values
+
+    def __getitem__(self, key):
+        return self.values[key]
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __len__(self):
+        return len(self.values)
 
 
-def test_what_is_plain():
-    check_plain({"a": 1, "b": None, "c": {"d": [torch.ones(1), "x", (2.0,)]}}, "it", "so")
-    with pytest.raises(InputError, match="It must be plain data, but `f` holds a builtins.function, and so"):
-        check_plain({"f": lambda: 1}, "it", "so")
+def test_what_is_plain_stays_as_it_is(tmp_path):
+    state = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2)).state_dict()
+    content = {"state_dict": state, "a": None, "b": {"c": [torch.ones(1), "x", (2.0, {3})], "d": torch.Size([1])}}
+    plain, left_out = plain_part(content)
+    assert not left_out
+    assert plain["state_dict"] is state  # with the versions of its modules
+    assert plain["b"]["c"][2] == (2.0, {3})
+    torch.save(plain, tmp_path / "a.ckpt")
+    read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_what_is_not_plain_is_left_out_by_name(tmp_path):
+    content = {
+        "state_dict": {"weight": torch.ones(1)},
+        "hyper_parameters": {
+            "width": np.int64(4),
+            "net": nn.Sequential(nn.Linear(1, 1)),
+            "act": functools.partial(F.relu, inplace=True),
+            "mode": Mode.FAST,
+            "nested": {"where": Path("x"), "lr": 1.0},
+            "config": Settings(lr=0.1, sizes=Settings(a=1)),
+        },
+        "callbacks": {"Theirs": {"seen": [object()], "count": 1}, "Other": {"count": 2}},
+        "vocabulary": {"a": 1, "of": object},
+        "loader": iter([1]),
+    }
+    plain, left_out = plain_part(content)
+    hyper_parameters = ["hyper_parameters." + name for name in ("net", "act", "mode", "nested")]
+    assert left_out == [*hyper_parameters, "callbacks.Theirs", "vocabulary.of", "loader"]
+    assert plain["hyper_parameters"] == {"width": 4, "config": {"lr": 0.1, "sizes": {"a": 1}}}
+    assert plain["callbacks"] == {"Other": {"count": 2}}
+    assert plain["vocabulary"] == {"a": 1}
+    torch.save(plain, tmp_path / "a.ckpt")
+    read_checkpoint(tmp_path / "a.ckpt")
 
 
 # ---------------------------------------------------------------------- killed on another file system

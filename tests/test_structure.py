@@ -185,3 +185,36 @@ def private_uses(node: ast.Module) -> list[tuple[int, str]]:
 )
 def test_a_private_name_of_lightning_is_found(code):
     assert private_uses(ast.parse(code))
+
+
+def test_classes_of_lightning_are_compared_in_one_file():
+    found = []
+    for file in FILES:
+        if file != "lightning_trees.py":
+            found += [f"{file}:{line} {name}" for line, name in class_checks(tree(file))]
+    assert not found, "Use lightning_trees.is_instance or is_subclass: " + "\n".join(found)
+
+
+def class_checks(node: ast.Module) -> list[tuple[int, str]]:
+    """Each `isinstance` or `issubclass` with a class that is imported from Lightning, with its line."""
+    imported = {
+        alias.asname or alias.name
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.ImportFrom) and (inner.module or "").split(".")[0] == "lightning"
+        for alias in inner.names
+    }
+    calls = [inner for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+    return [
+        (call.lineno, part.id)
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id in ("isinstance", "issubclass")
+        for part in ast.walk(call.args[1])
+        if isinstance(part, ast.Name) and part.id in imported
+    ]
+
+
+@pytest.mark.parametrize(
+    "check", ["isinstance(m, Trainer)", "issubclass(m, int | Trainer)", "isinstance(m, (int, Trainer))"]
+)
+def test_a_comparison_with_a_class_of_lightning_is_found(check):
+    assert class_checks(ast.parse(f"from lightning.pytorch import Trainer\n{check}")) == [(2, "Trainer")]

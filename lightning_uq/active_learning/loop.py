@@ -14,6 +14,7 @@ from lightning_uq.active_learning import scores
 from lightning_uq.batches import unpack_batch
 from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import check_integer
+from lightning_uq.lightning_trees import is_instance
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _rounds(
 ) -> Iterator[Round]:
     while True:
         module = train(Subset(dataset, labelled.tolist()))
-        if not isinstance(module, LightningModule):
+        if not is_instance(module, LightningModule):
             raise InputError(f"`train` must return a LightningModule, but it returned a {type(module).__name__}.")
         unlabelled = torch.ones(size, dtype=torch.bool)
         unlabelled[labelled] = False

@@ -3,17 +3,19 @@
 import copy
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_uq.callbacks.sibling import WRITTEN_BY, fitted_states
+from lightning_uq.callbacks.sibling import WRITTEN_BY, check_complete, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.importing import import_object
+from lightning_uq.lightning_trees import is_instance, is_subclass
 from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.features import uncompiled
@@ -23,6 +25,7 @@ from lightning_uq.networks.output import Output
 from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.running.features import inner_networks
+from lightning_uq.running.loading import load_as_lightning
 from lightning_uq.running.logits import LogitReader, PredictFn, is_uncertainty_module
 from lightning_uq.tasks import Task, describe, task_of
 
@@ -127,13 +130,17 @@ def _model(path: str | Path, network: Network | None) -> tuple[nn.Module, str, d
     checkpoint = read_checkpoint(path)
     written_by = checkpoint.get(WRITTEN_BY, {})
     if network is None or (written_by.get("is_ours") and not is_uncertainty_module(network)):
-        return _rebuilt(path, written_by, network), "", {}
+        return _rebuilt(path, checkpoint, network), "", {}
     if not isinstance(network, nn.Module):
         raise InputError(
             f"`network` must be a torch.nn.Module, but its type is {type(network).__name__}. A factory is for files of this package's "
             "own modules."
         )
     model = copy.deepcopy(network)
+    if is_instance(model, LightningModule) and type(model).__name__ == _class_name(written_by):
+        with _misfit(path):
+            load_as_lightning(model, checkpoint)
+        return model, "", {}
     state = {uncompiled(name): tensor for name, tensor in checkpoint["state_dict"].items()}
     names = {uncompiled(name): name for name in model.state_dict()}
     first = next(iter(names), "")
@@ -147,17 +154,29 @@ def _model(path: str | Path, network: Network | None) -> tuple[nn.Module, str, d
             + (f"the file lacks {missing[:1]}" if prefix is None else f"the network lacks {foreign[:1]}")
             + f" ({len(names)} and {len(state)} tensors)."
         )
-    try:
+    with _misfit(path):
         model.load_state_dict({own: state[prefix + name] for name, own in names.items()})
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"`network` does not fit the weights in {path}: {reason}") from error
     return model, prefix, beside
 
 
-def _rebuilt(path: str | Path, written_by: dict[str, Any], network: Network | None) -> LightningModule:
+@contextmanager
+def _misfit(path: str | Path) -> Iterator[None]:
+    """Turn torch's error about weights into one that names the argument."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"`network` does not fit the weights in {path}: {reason}") from error
+
+
+def _class_name(written_by: Mapping[str, Any]) -> str:
+    """The name of the class that wrote a file, without its module: that is another one in a notebook."""
+    return str(written_by.get("class_path")).rpartition(".")[2]
+
+
+def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | None) -> LightningModule:
     """An instance of the class that wrote the file, from its hyper-parameters."""
-    name = written_by.get("class_path")
+    name = checkpoint.get(WRITTEN_BY, {}).get("class_path")
     hint = "Pass argument `network`, an instance of it with any weights."
     if name is None:
         raise InputError(f"{path} does not say which LightningModule wrote it. {hint}")
@@ -165,9 +184,10 @@ def _rebuilt(path: str | Path, written_by: dict[str, Any], network: Network | No
         found = import_object(name)
     except InputError as error:
         raise InputError(f"{path} was written by {name}, which cannot be imported here. {hint}") from error
-    if not inspect.isclass(found) or not issubclass(found, LightningModule):
+    if not inspect.isclass(found) or not is_subclass(found, LightningModule):
         raise InputError(f"{path} names {name} as its LightningModule, which it is not. {hint}")
     given: Any = {} if network is None else {"network": copy.deepcopy(network)}
+    check_complete(path, checkpoint, given, hint)
     try:
         return found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
     except (UQError, TypeError, RuntimeError, AttributeError, KeyError) as error:

@@ -20,20 +20,15 @@ from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.foreign import unwrap_predict_step, unwrapped, wrap_predict_step
 from lightning_uq.callbacks.sibling import write_sibling
 from lightning_uq.callbacks.verification import Fit, decide
-from lightning_uq.checkpoint_files import check_plain
 from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.lightning_trees import is_instance
 from lightning_uq.networks.fingerprint import weights_fingerprint
-from lightning_uq.running.best_weights import best_checkpoint, model_checkpoints, weights_of
+from lightning_uq.running.best_weights import best_checkpoint, weights_of
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import check_loader, exact_loader
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.strategies import check_strategy
-
-_WHY_PLAIN = (
-    "the best checkpoint is read back with `weights_only=True`. Leave it out, `save_hyperparameters(ignore=[{name!r}])`, or "
-    'pass `weights="last"`.'
-)
 
 
 class PostTrainingCallback(FittingCallback):
@@ -83,10 +78,9 @@ class PostTrainingCallback(FittingCallback):
         """A new fit clears the state; what would fail after training fails now."""
         self._forget(pl_module)
         self.uq_ckpt_path = None
-        averaging = (WeightAveraging, StochasticWeightAveraging)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
-            if isinstance(later, averaging):
+            if is_instance(later, WeightAveraging, StochasticWeightAveraging):
                 raise InputError(
                     f"{type(self).__name__} stands before {type(later).__name__} in the Trainer's callbacks, so it would be "
                     "fitted on weights that are not yet averaged. Swap them."
@@ -94,8 +88,6 @@ class PostTrainingCallback(FittingCallback):
         loader = self._fitting_loader(trainer)
         check_loader(loader, "argument `dataloader`")
         self.try_fit(trainer, pl_module, loader)
-        if self.weights == "best" and any(one.monitor for one in model_checkpoints(trainer)):
-            check_plain(dict(pl_module.hparams), f"the hyper-parameters of {type(pl_module).__name__}", _WHY_PLAIN)
 
     def try_fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
         """Look at the first batch; eagerly, since nothing is compiled yet.

@@ -25,6 +25,7 @@ from lightning_uq.callbacks.prediction_files import (
     named_files,
 )
 from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.lightning_trees import is_instance
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.ranks import raising_on_all_ranks
@@ -250,7 +251,7 @@ class PredictionWriter(Callback):
                 "tell it. Let each batch be a mapping with a key `index`."
             )
         keep = None
-        if not isinstance(sampler, UnrepeatedDistributedSampler):
+        if not is_instance(sampler, UnrepeatedDistributedSampler):
             keep = batches.unpadded_rows(loader, batch_idx, size if position is None else len(position))
         if index.shape != (size,) or (keep is not None and len(keep) != size):
             raise InputError(

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_uq._lightning import dump_checkpoint
 from lightning_uq.callbacks.fitted_state import FittedState
-from lightning_uq.checkpoint_files import read_checkpoint, write_checkpoint
+from lightning_uq.checkpoint_files import beside, in_folder, is_file, plain_part, read_checkpoint, write_checkpoint
 from lightning_uq.errors import InputError
 from lightning_uq.running.best_weights import model_checkpoints, read_back
 from lightning_uq.running.logits import is_uncertainty_module
@@ -17,9 +18,13 @@ WRITTEN_BY = "lightning_uq_written_by"
 """Key in a ``-uq.ckpt``: the LightningModule that its states were fitted on, as plain data."""
 
 
-def sibling_path(path: str | Path) -> Path:
+LEFT_OUT = "lightning_uq_left_out"
+"""Key in a ``-uq.ckpt``: the names of what the checkpoint of the training holds, and this file cannot hold as plain data."""
+
+
+def sibling_path(path: str | Path) -> str:
     """Path of a checkpoint's sibling."""
-    return Path(path).with_name(f"{Path(path).stem}-uq.ckpt")
+    return beside(path, f"{Path(path).stem}-uq.ckpt")
 
 
 def write_sibling(
@@ -29,7 +34,7 @@ def write_sibling(
     trainer: Trainer,
     module: LightningModule,
 ) -> str | None:
-    """Write the weights that were fitted on together with the fitted states. A collective.
+    """Write the weights that were fitted on together with the fitted states, as plain data. A collective.
 
     Args:
         best: The checkpoint whose weights they are, whose sibling is written; None for the last weights, ``uq-last.ckpt``.
@@ -41,36 +46,74 @@ def write_sibling(
     Returns:
         Path of the file, or None if no ModelCheckpoint has a directory.
     """
-    if best is not None:
-        path: Path | None = sibling_path(best)
-        checkpoint = read_back(best, trainer)
-    else:
-        path = _path_of_last(trainer, written)
-        if path is None:
-            return None
-        checkpoint = dump_checkpoint(trainer)
-        # An averaging callback has put its own last average there; it is what the module holds in any case.
-        checkpoint["state_dict"] = module.state_dict()
+    written = set(written)
+    path = sibling_path(best) if best is not None else _path_of_last(trainer, written)
+    if path is None:
+        return None
+    checkpoint, left_out = plain_part(read_back(best, trainer) if best is not None else _last(trainer))
     kept = {key: state for key, state in (checkpoint.get("callbacks") or {}).items() if key not in states}
     checkpoint["callbacks"] = kept | {key: state.to_dict() for key, state in states.items() if state is not None}
     class_path = f"{type(module).__module__}.{type(module).__qualname__}"
     checkpoint[WRITTEN_BY] = {"class_path": class_path, "is_ours": is_uncertainty_module(module)}
-    assert path is not None
+    if (kind := LightningModule.CHECKPOINT_HYPER_PARAMS_TYPE) in left_out:
+        left_out.remove(kind)
+        checkpoint[kind] = (
+            "AttributeDict"  # a name, for which Lightning takes the class that it has for hyper-parameters
+        )
+    if left_out:
+        checkpoint[LEFT_OUT] = left_out
+        if path not in written:
+            rank_zero_info(
+                f"{path} leaves out {', '.join(left_out)}, since a checkpoint that loads with `weights_only=True` holds plain data "
+                "alone. Hyper-parameters among them must be passed again: to `load_from_checkpoint`, or the whole module to `load_fitted`."
+            )
     write_checkpoint(trainer.strategy, checkpoint, path)
-    return str(path)
+    return path
 
 
-def _path_of_last(trainer: Trainer, written: Iterable[str | None]) -> Path | None:
+def _last(trainer: Trainer) -> dict[str, Any]:
+    """The checkpoint of the weights that the module now holds."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    held = _HeldWeights()
+    callbacks.append(held)
+    try:
+        return dump_checkpoint(trainer)
+    finally:
+        callbacks.remove(held)
+
+
+class _HeldWeights(Callback):
+    """Lets a checkpoint hold the module's own weights. An averaging callback has put its last average in their place."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called after the other callbacks, and before the module's own hook, which may rename or drop weights."""
+        checkpoint["state_dict"] = pl_module.state_dict()
+
+
+def _path_of_last(trainer: Trainer, written: set[str | None]) -> str | None:
     checkpoints = [one for one in model_checkpoints(trainer) if one.dirpath]
     if not checkpoints or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    directory = Path(trainer.strategy.broadcast(str(checkpoints[0].dirpath)))
-    replaceable = set(written)
-    # Not "last-uq.ckpt": Lightning would take any name that begins with "last" for the one to resume from.
-    candidates = ["uq-last.ckpt", *(f"uq-last-v{i}.ckpt" for i in range(1, 1000))]
-    free = (directory / n for n in candidates if str(directory / n) in replaceable or not (directory / n).exists())
-    chosen: Path = trainer.strategy.broadcast(next(free))
+    free = None
+    if trainer.is_global_zero:
+        # Not "last-uq.ckpt": Lightning would take any name that begins with "last" for the one to resume from.
+        names = ["uq-last.ckpt", *(f"uq-last-v{i}.ckpt" for i in range(1, 1000))]
+        paths = (in_folder(str(checkpoints[0].dirpath), name) for name in names)
+        free = next(path for path in paths if path in written or not is_file(path))
+    chosen: str | None = trainer.strategy.broadcast(free)
     return chosen
+
+
+def check_complete(path: str | Path, checkpoint: Mapping[str, Any], given: Iterable[str], advice: str) -> None:
+    """Raise an :class:`InputError` if a ``-uq.ckpt`` had to leave hyper-parameters out, and they are not given.
+
+    Their defaults would stand in for them, and weights do not tell which activation function they belong to.
+    """
+    prefix = "hyper_parameters."
+    left_out = [name for name in checkpoint.get(LEFT_OUT, ()) if name.startswith(prefix)]
+    lacking = [name.removeprefix(prefix) for name in left_out if name.removeprefix(prefix) not in given]
+    if lacking:
+        raise InputError(f"{path} lacks the hyper-parameters {', '.join(lacking)}, which are not plain data. {advice}")
 
 
 def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:

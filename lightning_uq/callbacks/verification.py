@@ -1,7 +1,6 @@
 """Whether a fitted state belongs to the weights in memory, and what to do if it does not."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from lightning_uq.callbacks.fitted_state import FittedState
 from lightning_uq.callbacks.sibling import sibling_path
-from lightning_uq.checkpoint_files import read_checkpoint
+from lightning_uq.checkpoint_files import is_file, read_checkpoint
 from lightning_uq.errors import InputError
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 
@@ -67,10 +66,10 @@ def decide(fit: Fit, trainer: Trainer, module: LightningModule) -> Decision:
 
 def _look_up(fit: Fit, trainer: Trainer, module: LightningModule, current: Tensor) -> Decision:
     tested = trainer.ckpt_path
-    siblings = [fit.path] if tested is None else [str(sibling_path(tested)), fit.path]
+    siblings = [fit.path] if tested is None else [sibling_path(tested), fit.path]
     refusal: str | None = None
     for path in siblings:
-        if path is None or not Path(path).is_file():
+        if path is None or not is_file(path):
             continue
         try:
             states = read_checkpoint(path, "The -uq.ckpt must be a checkpoint").get("callbacks") or {}
@@ -102,7 +101,7 @@ def _look_up(fit: Fit, trainer: Trainer, module: LightningModule, current: Tenso
 
 def _holds_raw_weights(path: str, module: LightningModule) -> bool:
     """Whether the module holds the raw weights of a checkpoint whose ``state_dict`` is an average."""
-    if not Path(path).is_file():
+    if not is_file(path):
         return False
     try:
         raw = read_checkpoint(path).get("current_model_state")

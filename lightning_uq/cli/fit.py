@@ -2,10 +2,9 @@
 
 import os
 import warnings
-from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning_uq.checkpoint_files import read_checkpoint
+from lightning_uq.checkpoint_files import is_file, read_checkpoint
 from lightning_uq.cli.errors import UsageError, missing_extra
 from lightning_uq.errors import UQError
 
@@ -53,7 +52,7 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             # Lightning would replace the given configuration by the one that the checkpoint remembers.
             command = self.config.get("subcommand")
             path = self.config[command].get("ckpt_path") if command else None
-            if path and Path(path).is_file():
+            if path and is_file(path):
                 read_checkpoint(path, "`ckpt_path` must be a checkpoint of plain data")
 
         def before_predict(self) -> None:
@@ -61,10 +60,11 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             from lightning.pytorch.callbacks import BasePredictionWriter
 
             from lightning_uq import PredictionWriter, UncertaintyModule
+            from lightning_uq.lightning_trees import is_instance
 
             callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
             ours = isinstance(self.model, UncertaintyModule) or any(getattr(c, "attach", False) for c in callbacks)
-            if ours and not any(isinstance(c, BasePredictionWriter | PredictionWriter) for c in callbacks):
+            if ours and not any(is_instance(c, BasePredictionWriter, PredictionWriter) for c in callbacks):
                 has_maps = getattr(getattr(self.model, "task", None), "has_positions", False)
                 callbacks.append(
                     PredictionWriter(self.trainer.default_root_dir, "npz" if has_maps else "csv", overwrite=True)

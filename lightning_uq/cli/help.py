@@ -13,6 +13,7 @@ from torch import nn
 import lightning_uq.networks.backbones  # noqa: F401  # so that the help lists them
 from lightning_uq.errors import InputError
 from lightning_uq.importing import import_object
+from lightning_uq.lightning_trees import is_subclass
 from lightning_uq.networks import EpistemicNetwork
 from lightning_uq.networks.factory import Factory
 
@@ -61,7 +62,7 @@ def shown_classes(paths: list[str], option: str, *, is_factory: bool = False) ->
             continue
         if is_factory and issubclass(found, EpistemicNetwork):
             continue
-        if issubclass(found, LightningModule):
+        if is_subclass(found, LightningModule):
             modules.append(path)
         elif not issubclass(found, nn.Module) or (room is not None and path.startswith(room)):
             shown.append(path)

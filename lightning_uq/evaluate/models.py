@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_uq.callbacks.sibling import WRITTEN_BY
+from lightning_uq.callbacks.sibling import WRITTEN_BY, check_complete
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.importing import import_class
@@ -56,6 +56,7 @@ def load_model(
             "lightning_uq.DeterministicModule), or `network`, the import path of a function that builds the network alone."
         )
     kind = import_class(name, LightningModule, "module")
+    check_complete(path, checkpoint, arguments, "Pass them in `init_args`, or pass `network`.")
     with input_errors(f"{str(path)!r} is no checkpoint of {name}"):
         loaded: nn.Module = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True, **arguments)
     return loaded

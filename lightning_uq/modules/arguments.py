@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.lightning_trees import is_instance
+from lightning_uq.networks.calling import has_forward, no_forward
 from lightning_uq.networks.factory import Factory, build_network, factory_from_config, factory_to_config, is_plain
 
 
@@ -59,8 +62,19 @@ def take_training_option(training: dict[str, Any], name: str, default: Any) -> A
 
 
 def given_network(network: Any) -> nn.Module:
-    """Return the network that the argument ``network`` stands for: itself, or the one that its factory builds."""
-    return network if isinstance(network, nn.Module) else build_network(network)
+    """Return the network that the argument ``network`` stands for: itself, or the one that its factory builds.
+
+    A LightningModule builds its layers in ``configure_model``, which Lightning calls only for the module that it trains.
+
+    Raises:
+        InputError: The network has no ``forward``.
+    """
+    built = network if isinstance(network, nn.Module) else build_network(network)
+    if is_instance(built, LightningModule):
+        built.configure_model()
+    if not has_forward(built):
+        raise InputError(no_forward(built))
+    return built
 
 
 def _is_unsaved(value: Any) -> bool:

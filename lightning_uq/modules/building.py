@@ -15,7 +15,9 @@ from torch import nn
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.functional.validation import check_integer
+from lightning_uq.lightning_trees import is_instance
 from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.networks.calling import has_forward, no_forward
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution, build_ensemble
 from lightning_uq.networks.factory import build_network, check_factory
 from lightning_uq.networks.output import Output
@@ -55,14 +57,22 @@ def build_members(
     for i, stream in enumerate(streams):
         with stream.active():
             member = _new(network, "network", i, seen)
-            if prior_network is not None and not isinstance(member, LightningModule):  # which is refused below
+            if prior_network is not None and not is_instance(member, LightningModule):  # which is refused below
                 member = NetworkWithPrior(member, _new(prior_network, "prior_network", i, seen), prior_scale)
         members.append(member)
-    lightning = [isinstance(member, LightningModule) for member in members]
+    lightning = [is_instance(member, LightningModule) for member in members]
     if any(lightning) and not all(lightning):
         raise InputError(
             "The factory in argument `network` built both LightningModules and plain networks: let it build one kind."
         )
+    inside = getattr(members[0], "_orig_mod", None)
+    if is_instance(inside, LightningModule):
+        raise InputError(
+            f"The factory in argument `network` compiles {type(inside).__name__} as a whole, which hides its own steps and optimizer. "
+            "Compile the network inside it: `self.net = torch.compile(net)`."
+        )
+    if not lightning[0] and not has_forward(members[0]):
+        raise InputError(no_forward(members[0]))
     if isinstance(members[0], UncertaintyModule):
         raise InputError(
             f"The factory in argument `network` must build plain networks, or LightningModules of your own, but it built a "
@@ -125,7 +135,7 @@ def run_members(
     Raises:
         UnsupportedError: Members are asked to be stacked for an optimizer that would mix them.
     """
-    if execution != "loop" and not isinstance(members[0], LightningModule):
+    if execution != "loop" and not is_instance(members[0], LightningModule):
         kind = type(optimizer([nn.Parameter(torch.zeros(1, 1))]))
         if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
             if execution != "auto":
@@ -142,7 +152,7 @@ def run_members(
 def check_averaging(network: EnsembleNetwork, callbacks: Sequence[Callback]) -> None:
     """Raise an :class:`UnsupportedError` if a callback cannot average members that run at once."""
     kind = StochasticWeightAveraging
-    if not network.is_stacked or not any(isinstance(callback, kind) for callback in callbacks):
+    if not network.is_stacked or not any(is_instance(callback, kind) for callback in callbacks):
         return
     if kind.pl_module_contains_batch_norm(network.member(0)):  # type: ignore[arg-type]  # any module does
         raise UnsupportedError(

@@ -13,7 +13,7 @@ from lightning_uq._lightning import (
     restricted_classmethod,
     trainer_of,
 )
-from lightning_uq.checkpoint_files import read_checkpoint
+from lightning_uq.checkpoint_files import TRUST, read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.modules.arguments import saved_argument
 from lightning_uq.modules.constructor import recorded
@@ -117,7 +117,7 @@ class CheckpointedModule(LightningModule):
             raise
         except Exception as error:
             if isinstance(checkpoint_path, str | Path) and weights_only is not False:
-                read_checkpoint(checkpoint_path, "`checkpoint_path` must name a checkpoint")
+                read_checkpoint(checkpoint_path, "`checkpoint_path` must name a checkpoint", if_refused=TRUST)
             text = " ".join(str(error).split()) or type(error).__name__
             reason = text if len(text) < 500 else f"{text[:500]} ..."
             raise InputError(

@@ -16,6 +16,7 @@ from lightning_uq import batches
 from lightning_uq._lightning import optimizer_handles_unscaling, trainer_of
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
+from lightning_uq.lightning_trees import is_instance
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.adversarial import Adversary
 from lightning_uq.modules.arguments import training_option
@@ -31,7 +32,13 @@ from lightning_uq.modules.frozen import in_eval_mode
 from lightning_uq.modules.lightning_ensemble.checks import check_lightning_arguments
 from lightning_uq.modules.lightning_ensemble.hooks import with_members
 from lightning_uq.modules.lightning_ensemble.members import Members
-from lightning_uq.modules.member_files import ENSEMBLE_STATE, convert_states, load_member_files, read_member_files
+from lightning_uq.modules.member_files import (
+    ENSEMBLE_STATE,
+    check_size,
+    convert_states,
+    load_member_files,
+    read_member_files,
+)
 from lightning_uq.modules.targets import Targets
 from lightning_uq.networks.ensemble import EnsembleNetwork, Execution
 from lightning_uq.networks.factory import Factory
@@ -145,7 +152,7 @@ class EnsembleModule(UncertaintyModule):
         members, streams = build_members(
             network, num_members, seed, prior_network=prior_network, prior_scale=prior_scale
         )
-        lightning_members = [member for member in members if isinstance(member, LightningModule)]
+        lightning_members = [member for member in members if is_instance(member, LightningModule)]
         if lightning_members:
             own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap}
             check_lightning_arguments(type(members[0]).__name__, **{**training, **own})
@@ -169,16 +176,19 @@ class EnsembleModule(UncertaintyModule):
         network: Factory | Callable[[], nn.Module] | None = None,
         *,
         module_class: type[LightningModule] | None = None,
+        weights_only: bool = True,
         **kwargs: Any,
     ) -> "EnsembleModule":
         """Collect members that were trained apart.
 
         Args:
-            checkpoints: One file per member: a Lightning checkpoint, or a state dict alone, read with ``weights_only=True``.
+            checkpoints: One file per member: a Lightning checkpoint, or a state dict alone. A LightningModule loads its checkpoint
+                as Lightning would, with its hooks.
             network: Factory of a member, a plain network or a LightningModule; the weights of a plain network are also
                 found below an attribute of a LightningModule's.
             module_class: Instead of ``network``: the LightningModule that wrote the files, called with their
                 hyper-parameters. Neither is needed for files of a :class:`DeterministicModule` with an importable factory.
+            weights_only: False also reads objects, such as a network among the hyper-parameters, and runs code in the files.
             kwargs: Further arguments of :class:`EnsembleModule`.
 
         Raises:
@@ -195,10 +205,10 @@ class EnsembleModule(UncertaintyModule):
             >>> torch.equal(ensemble.network.member(1).weight, networks[1].weight)
             True
         """
-        weights, arguments = read_member_files(checkpoints, network, module_class, kwargs)
+        files, arguments = read_member_files(checkpoints, network, module_class, weights_only, kwargs)
         with ignore_same_start():  # the weights are about to be replaced
             ensemble = cls(**arguments)
-        load_member_files(ensemble.network, weights, checkpoints)
+        load_member_files(ensemble, files, checkpoints)
         return ensemble
 
     def infer_task(self, x: Any, y: object, *, is_training: bool = False) -> bool:
@@ -359,25 +369,19 @@ class EnsembleModule(UncertaintyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the seed; an optimizer state of another execution is converted."""
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint.get(ENSEMBLE_STATE)
-        if saved is None:
+        if (saved := checkpoint.get(ENSEMBLE_STATE)) is None:
             return
-        size = len({name.split(".")[2] for name in checkpoint["state_dict"] if name.startswith("network.members.")})
-        if size != self.network.num_indices:
-            raise InputError(
-                f"The checkpoint holds {size} members, but the ensemble has {self.network.num_indices} (argument `num_members`)."
-            )
+        check_size(checkpoint, self.network.num_indices)
         self.seed = saved["seed"]
-        self.task_doubt = (
-            saved.get("task_doubt") if self.task == Classification() else None
-        )  # another was named at loading
+        # Another task may have been named at loading.
+        self.task_doubt = saved.get("task_doubt") if self.task == Classification() else None
         if saved.get("inferred_task") is not None:
             self.set_inferred_task(saved["inferred_task"])
         if self.is_resuming:
             if self.adversary is not None:
                 self.adversary.resume(checkpoint["state_dict"])
             if saved["stacked"] != self.network.is_stacked:
-                convert_states(checkpoint, size, stack=self.network.is_stacked)
+                convert_states(checkpoint, self.network.num_indices, stack=self.network.is_stacked)
 
 
 @contextmanager

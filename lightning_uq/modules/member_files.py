@@ -2,20 +2,24 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_uq.checkpoint_files import read_weights
+from lightning_uq.checkpoint_files import LIGHTNING_VERSION, read_weights
 from lightning_uq.errors import InputError
 from lightning_uq.modules.arguments import restore_argument
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.networks.ensemble import EnsembleNetwork
 from lightning_uq.networks.features import uncompiled
+from lightning_uq.running.loading import load_as_lightning
+
+if TYPE_CHECKING:
+    from lightning_uq.modules.ensemble import EnsembleModule
 
 ENSEMBLE_STATE = "lightning_uq_ensemble"
 """The key of a checkpoint under which an ensemble keeps its own state."""
@@ -30,14 +34,16 @@ def read_member_files(
     checkpoints: Sequence[str | Path],
     network: Callable[[], nn.Module] | None,
     module_class: type[LightningModule] | None,
+    weights_only: bool,
     kwargs: Mapping[str, Any],
-) -> tuple[list[Mapping[str, Tensor]], dict[str, Any]]:
-    """The weights of members that were trained apart, and the arguments of the ensemble that they make up.
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The checkpoints of members that were trained apart, and the arguments of the ensemble that they make up.
 
     Args:
         checkpoints: One file per member.
         network: Factory of a member.
         module_class: The LightningModule that wrote the files, instead of a factory.
+        weights_only: False also runs code that is pickled in the files.
         kwargs: Further arguments of the ensemble, which take precedence over those in the files.
 
     Raises:
@@ -49,27 +55,50 @@ def read_member_files(
         raise InputError("Arguments `network` and `module_class` exclude each other: pass one of them.")
     if "num_members" in kwargs:
         raise InputError("Leave out argument `num_members`: there is one member per file.")
-    files = [read_weights(path, "`checkpoints` must name checkpoints") for path in checkpoints]
+    must = "`checkpoints` must name checkpoints"
+    files = [read_weights(path, must, weights_only=weights_only) for path in checkpoints]
     found: dict[str, Any] = {}
     if network is None:
-        network, found = factory_of(module_class, [hyper_parameters for _, hyper_parameters in files], checkpoints)
-    return [weights for weights, _ in files], {"network": network, "num_members": len(files), **found, **kwargs}
+        network, found = factory_of(module_class, [file.get("hyper_parameters", {}) for file in files], checkpoints)
+    return files, {"network": network, "num_members": len(files), **found, **kwargs}
 
 
 def load_member_files(
-    network: EnsembleNetwork, weights: Sequence[Mapping[str, Tensor]], paths: Sequence[str | Path]
+    ensemble: "EnsembleModule", files: Sequence[Mapping[str, Any]], paths: Sequence[str | Path]
 ) -> None:
-    """Load the weights of members that were trained apart, member i's from ``weights[i]``.
+    """Load the weights of members that were trained apart, member i's from ``files[i]``.
+
+    A LightningModule loads its own checkpoint as Lightning would, with its hooks.
 
     Raises:
         InputError: A file does not fit its member.
     """
+    network = ensemble.network
+    if ensemble.members is not None:
+        for i, (file, path) in enumerate(zip(files, paths, strict=True)):
+            with ensemble.members.using_stream(i) as module, _misfit(module, path):
+                if LIGHTNING_VERSION in file:
+                    load_as_lightning(module, file)
+                else:
+                    module.configure_model()
+                    load_member(module, file["state_dict"], path)
+        return
     state: dict[str, Tensor] = {}
-    for i, (own, path) in enumerate(zip(weights, paths, strict=True)):
+    for i, (file, path) in enumerate(zip(files, paths, strict=True)):
         member = network.member(i)
-        load_member(member, own, path)
+        load_member(member, file["state_dict"], path)
         state.update({f"members.{i}.{name}": value for name, value in member.state_dict().items()})
     network.load_state_dict(state)
+
+
+@contextmanager
+def _misfit(member: nn.Module, path: str | Path) -> Iterator[None]:
+    """Turn torch's error about weights into one that names the file."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{str(path)!r} does not hold the weights of {type(member).__name__}: {reason}") from error
 
 
 def factory_of(
@@ -104,12 +133,31 @@ def factory_of(
 
 def _check_equal(hyper_parameters: Sequence[Mapping[str, Any]], paths: Sequence[str | Path]) -> None:
     for given, path in zip(hyper_parameters, paths, strict=True):
-        differing = [k for k in {**hyper_parameters[0], **given} if given.get(k) != hyper_parameters[0].get(k)]
+        first = hyper_parameters[0]
+        differing = [k for k in {**first, **given} if not _equal(given.get(k), first.get(k))]
         if differing:
             raise InputError(
                 f"The members in {str(paths[0])!r} and {str(path)!r} were built with different values of {', '.join(differing)}. "
                 "Pass argument `network`, a factory, if the difference does not matter to the network."
             )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):  # arrays of several numbers
+        return len(one) == len(other) and all(map(_equal, one, other))
+
+
+def check_size(checkpoint: Mapping[str, Any], num_members: int) -> None:
+    """Raise an :class:`InputError` if another number of members wrote a checkpoint of an ensemble."""
+    members = checkpoint[ENSEMBLE_STATE].get("members")  # LightningModules, which may have dropped all of their weights
+    names = [name for name in checkpoint["state_dict"] if name.startswith("network.members.")]
+    size = len({name.split(".")[2] for name in names} if members is None else members)
+    if size != num_members:
+        raise InputError(
+            f"The checkpoint holds {size} members, but the ensemble has {num_members} (argument `num_members`)."
+        )
 
 
 def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
@@ -132,11 +180,8 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
             f"{str(path)!r} does not hold the weights of {type(member).__name__}: it lacks {_some(missing)}, and has "
             f"{_some(foreign)} that {type(member).__name__} has not."
         )
-    try:
+    with _misfit(member, path):
         member.load_state_dict({own[name]: value for name, value in state.items()})
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{str(path)!r} does not hold the weights of {type(member).__name__}: {reason}") from error
 
 
 def _some(names: list[str]) -> str:

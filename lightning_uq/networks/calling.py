@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.lightning_trees import both
 
 
 def call_network(network: nn.Module, x: Any) -> Any:
@@ -26,6 +28,10 @@ def call_network(network: nn.Module, x: Any) -> Any:
         return network(x)
     try:
         return network(x)
+    except NotImplementedError as error:
+        if has_forward(network):
+            raise
+        raise InputError(no_forward(network)) from error
     except TypeError as error:
         reason = _refusal(network, x)
         if reason is None:
@@ -41,6 +47,30 @@ def takes_by_name(network: nn.Module, x: Any) -> bool:
     if not isinstance(x, Mapping) or not all(isinstance(key, str) for key in x):
         return False
     return signature_of(network) is not None and _refusal(network, **x) is None
+
+
+def takes_alone(network: nn.Module, x: Any) -> bool:
+    """Whether ``network(x)`` fits the signature of the network's ``forward``, as ``forward(x)`` and ``forward(*args)`` do."""
+    return has_forward(network) and _refusal(network, x) is None
+
+
+def has_forward(network: nn.Module) -> bool:
+    """Whether a network defines ``forward``; a LightningModule may have steps alone.
+
+    Example:
+        >>> has_forward(nn.Linear(1, 1)), has_forward(LightningModule()), has_forward(nn.ModuleList())
+        (True, False, False)
+    """
+    inherited = (*(kind.forward for kind in both(LightningModule)), nn.Module.forward)
+    return "forward" in vars(network) or getattr(type(network), "forward", None) not in inherited
+
+
+def no_forward(network: nn.Module) -> str:
+    """The error about a network without ``forward``."""
+    return (
+        f"{type(network).__name__} has no `forward` to take outputs from. Define one that maps the input of a batch to outputs, such as "
+        "logits [B, C], or pass the network inside it."
+    )
 
 
 def _refusal(network: nn.Module, *args: Any, **kwargs: Any) -> str | None:

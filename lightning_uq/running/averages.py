@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_uq._lightning import average_model
+from lightning_uq.lightning_trees import is_instance
 
 
 def averaged_copies(trainer: Trainer) -> Iterator[LightningModule]:
@@ -15,5 +16,5 @@ def averaged_copies(trainer: Trainer) -> Iterator[LightningModule]:
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
         copy = average_model(callback)
-        if isinstance(copy, LightningModule):
+        if is_instance(copy, LightningModule):
             yield copy

@@ -8,47 +8,83 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_uq.checkpoint_files import finish_writing, reading
+from lightning_uq.checkpoint_files import finish_writing, is_file, reading
+from lightning_uq.errors import InputError
+from lightning_uq.lightning_trees import is_instance
+from lightning_uq.running.kept import run_revocably, tensors_put_back
 
 
 def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
     """The Trainer's ModelCheckpoint callbacks."""
-    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return [one for one in trainer.callbacks if is_instance(one, ModelCheckpoint)]  # type: ignore[attr-defined]
 
 
 def best_checkpoint(trainer: Trainer) -> str | None:
     """Path of the best checkpoint of a ModelCheckpoint with a monitor, or None where none was saved. A collective."""
     finish_writing(trainer.strategy)
-    paths = [one.best_model_path for one in model_checkpoints(trainer) if one.monitor is not None]
-    # Rank 0 wrote the file, and another rank may not see it yet: rank 0 says whether it is there.
-    path: str | None = trainer.strategy.broadcast(next((p for p in paths if p and Path(p).is_file()), None))
-    return path
+    found = None
+    if trainer.is_global_zero:  # it wrote the file, and another rank may not see it yet
+        paths = [one.best_model_path for one in model_checkpoints(trainer) if one.monitor is not None]
+        found = next((path for path in paths if path and is_file(path)), None)
+    agreed: str | None = trainer.strategy.broadcast(found)
+    return agreed
 
 
 def read_back(path: str, trainer: Trainer) -> dict[str, Any]:
     """The checkpoint that this training wrote.
 
+    A file in the directory of the Trainer's own ModelCheckpoint may hold any object, such as a network among the
+    hyper-parameters: it is the user's own. A ``best_model_path`` elsewhere came with a resumed checkpoint, and must hold plain data.
+
     Raises:
-        InputError: It cannot be read as weights and plain data.
+        InputError: It cannot be read.
     """
-    with reading(path, "The best checkpoint must hold weights and plain data"):
-        checkpoint: dict[str, Any] = trainer.strategy.load_checkpoint(path, weights_only=True)
+    is_own = any(one.dirpath and _is_below(path, str(one.dirpath)) for one in model_checkpoints(trainer))
+    checkpoint: dict[str, Any]
+    try:
+        with reading(path, "The best checkpoint must hold weights and plain data"):
+            checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+    except InputError:
+        if not is_own:
+            raise
+        with reading(path, "The best checkpoint must be readable"):
+            checkpoint = trainer.strategy.load_checkpoint(path, weights_only=False)
     return checkpoint
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return Path(directory) in Path(path).parents
 
 
 @contextmanager
 def weights_of(path: str | None, trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """The weights of a checkpoint, or the last ones of rank 0, in the module; afterwards it has its own again."""
-    before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    try:
+    """The weights of a checkpoint, or the last ones of rank 0, in the module; afterwards it is as it was.
+
+    They are loaded as ``trainer.validate(ckpt_path=path)`` loads them, through the module's ``on_load_checkpoint``.
+    """
+    with tensors_put_back(module):
         if path is not None:
             checkpoint = read_back(path, trainer)
-            module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
-        elif trainer.world_size > 1:
+            revoke = run_revocably(module, lambda: _load(checkpoint, trainer, module))
+            try:
+                yield
+            finally:
+                revoke()
+            return
+        if trainer.world_size > 1:
             # BatchNorm's means differ by rank, and tests run with rank 0's.
             for buffer in module.buffers():
                 torch.distributed.broadcast(buffer, 0)
         yield
+
+
+def _load(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+    function = trainer.state.fn
+    try:
+        trainer.state.fn = TrainerFn.VALIDATING  # no training is resumed
+        module.on_load_checkpoint(checkpoint)
+        trainer.strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
     finally:
-        module.load_state_dict(before, strict=module.strict_loading)
+        trainer.state.fn = function

@@ -13,6 +13,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq._lightning import before_transfer, transferred
+from lightning_uq.lightning_trees import is_instance
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: boo
     """
     modes = [(module, module.training) for module in model.modules()]
     logs = (
-        {name: model.__dict__.get(name) for name in ("log", "log_dict")} if isinstance(model, LightningModule) else {}
+        {name: model.__dict__.get(name) for name in ("log", "log_dict")} if is_instance(model, LightningModule) else {}
     )
     stage = trainer.state.stage if trainer is not None else None
     rng = isolate_rng()
@@ -68,6 +69,6 @@ def to_device(batch: Any, model: nn.Module, trainer: Trainer | None = None) -> A
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if weight.dtype != torch.float32:
         batch = apply_to_collection(batch, Tensor, lambda t: t.to(weight.dtype) if t.is_floating_point() else t)
-    if isinstance(model, LightningModule):
+    if is_instance(model, LightningModule):
         return transferred(model, batch, weight.device)
     return move_data_to_device(batch, weight.device)

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.networks.calling import call_network
+from lightning_uq.networks.calling import call_network, has_forward
 from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.inferred_task import INFERABLE, inferred_task, tell_task
@@ -101,7 +101,7 @@ class LogitReader:
             InputError: The outputs cannot belong to the task; the message names the argument that helps.
         """
         x, target = self.unpack(model, batch)
-        if self.predict_fn is None and not _has_forward(model):
+        if self.predict_fn is None and not has_forward(model):
             raise InputError(
                 f"{type(model).__name__} has no `forward` to take outputs from. Pass argument `predict_fn`, a function "
                 "`(model, x)` that returns them: logits [B, C] of a classifier."
@@ -233,8 +233,3 @@ def _fits(task: Task, outputs: Tensor) -> bool:
     except InputError:
         return False
     return True
-
-
-def _has_forward(model: nn.Module) -> bool:
-    inherited = (LightningModule.forward, nn.Module.forward)
-    return "forward" in vars(model) or getattr(type(model), "forward", None) not in inherited

@@ -1,5 +1,6 @@
 """What LightningModules that are members add to the checkpoint of their ensemble."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
@@ -12,7 +13,9 @@ from lightning_uq.running.streams import from_plain, to_plain
 if TYPE_CHECKING:
     from lightning_uq.modules.lightning_ensemble.members import Members
 
-_HPARAMS, _HPARAMS_NAME = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningModule.CHECKPOINT_HYPER_PARAMS_NAME
+_HPARAMS = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
+_HPARAMS_NAME = LightningModule.CHECKPOINT_HYPER_PARAMS_NAME
+_HPARAMS_TYPE = LightningModule.CHECKPOINT_HYPER_PARAMS_TYPE
 
 
 def save_members(members: "Members", checkpoint: dict[str, Any]) -> None:
@@ -23,7 +26,7 @@ def save_members(members: "Members", checkpoint: dict[str, Any]) -> None:
             given = _checkpoint_of(members, i, checkpoint)
             mine = dict(given)
             member.on_save_checkpoint(mine)
-            _put_weights(i, checkpoint, mine.pop("state_dict"))
+            _put_weights(i, checkpoint, mine.pop("state_dict", {}))
             own[i] = {name: value for name, value in mine.items() if name not in given or value is not given[name]}
     streams = [None if stream.state is None else to_plain(stream.state) for stream in members.streams]
     checkpoint[ENSEMBLE_STATE].update(members=own, streams=streams)
@@ -46,12 +49,16 @@ def load_members(members: "Members", checkpoint: dict[str, Any]) -> None:
 
 def _checkpoint_of(members: "Members", i: int, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint that member i would see alone: its own weights (taken out), hyper-parameters and optimizer."""
-    foreign = (ENSEMBLE_STATE, _HPARAMS, _HPARAMS_NAME, LightningModule.CHECKPOINT_HYPER_PARAMS_TYPE)
+    foreign = (ENSEMBLE_STATE, _HPARAMS, _HPARAMS_NAME, _HPARAMS_TYPE)
     mine = {name: value for name, value in checkpoint.items() if name not in foreign}
     member = members.modules[i]
     if member.hparams:
-        mine[_HPARAMS] = dict(member.hparams)
         mine[_HPARAMS_NAME] = hyperparameters_name(member)
+        container = getattr(sys.modules.get("omegaconf"), "Container", ())
+        if isinstance(member.hparams, container):
+            mine[_HPARAMS], mine[_HPARAMS_TYPE] = member.hparams, type(member.hparams)
+        else:
+            mine[_HPARAMS] = dict(member.hparams)
     prefix, state = _prefix(i), checkpoint["state_dict"]
     names = [name for name in state if name.startswith(prefix)]
     mine["state_dict"] = {name.removeprefix(prefix): state.pop(name) for name in names}

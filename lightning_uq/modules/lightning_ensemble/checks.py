@@ -9,14 +9,15 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.modules.lightning_ensemble.composite import APART
-from lightning_uq.networks.calling import takes_by_name
+from lightning_uq.networks.calling import has_forward, takes_alone, takes_by_name
 from lightning_uq.tasks import Task, describe
 
 
 def overrides(member: LightningModule, name: str) -> bool:
     """Whether a member's class defines ``name`` itself, instead of taking Lightning's."""
-    return getattr(type(member), name) is not getattr(LightningModule, name)
+    return getattr(type(member), name) is not getattr(in_tree_of(member, LightningModule), name)
 
 
 def check_lightning_arguments(kind: str, **given: Any) -> None:
@@ -75,18 +76,8 @@ def layout_problem(member: LightningModule, batch: Any, unpack_batch: Callable[[
         x, y = unpack_batch(batch)
     except InputError:
         return "the batches are not pairs (x, y). Override `unpack_batch` to return the input and the target"
-    by_name = overrides(member, "forward") and takes_by_name(member, x)
-    if not by_name and not _maps_one_input(member):
+    if not takes_alone(member, x) and not (has_forward(member) and takes_by_name(member, x)):
         return f"{type(member).__name__}.forward does not map one input to an output"
     if not isinstance(y, Tensor) or not y.ndim:
         return "the batches hold no target"
     return None
-
-
-def _maps_one_input(member: LightningModule) -> bool:
-    required = [
-        p
-        for p in inspect.signature(member.forward).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return overrides(member, "forward") and len(required) == 1

@@ -18,6 +18,7 @@ from lightning_uq._lightning import (
     optimizer_handles_unscaling,
 )
 from lightning_uq.errors import InputError
+from lightning_uq.lightning_trees import is_instance
 from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
 from lightning_uq.modules.lightning_ensemble.composite import CompositeOptimizer, MemberOptimizer, configure_member
 from lightning_uq.modules.lightning_ensemble.part import Part
@@ -77,7 +78,7 @@ class MemberOptimization(Part):
             InputError: Stochastic weight averaging would replace one of several schedulers of a member.
         """
         trainer: Any = self.members.ensemble.trainer  # a connector sets `callbacks`
-        averaging = [callback for callback in trainer.callbacks if isinstance(callback, StochasticWeightAveraging)]
+        averaging = [callback for callback in trainer.callbacks if is_instance(callback, StochasticWeightAveraging)]
         if averaging and len(self.schedulers[0]) > 1:
             raise InputError(
                 f"StochasticWeightAveraging replaces one scheduler, but {type(self.members.modules[0]).__name__} has "
@@ -143,7 +144,7 @@ class MemberOptimization(Part):
         for member_optimizer in optimizers.values():
             if not optimizer_handles_unscaling(member_optimizer):
                 scaler.unscale_(member_optimizer)
-        raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        raw = optimizer.optimizer if is_instance(optimizer, LightningOptimizer) else optimizer
         after_closure(precision, self.members.ensemble, raw)
         for i in optimizers:
             step_member(i)

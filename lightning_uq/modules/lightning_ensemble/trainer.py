@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from lightning_uq.lightning_trees import in_tree_of
+
 if TYPE_CHECKING:
     from lightning_uq.modules.lightning_ensemble.members import Members
 
@@ -64,9 +66,10 @@ class MemberTrainer:
         own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
         return {**values, **own}
 
-    @property  # type: ignore[misc]  # so that `isinstance(self.trainer, Trainer)` holds
+    @property  # type: ignore[misc]  # so that `isinstance(self.trainer, Trainer)` holds, in the member's tree
     def __class__(self) -> type:
-        return type(self._shared)
+        kind = in_tree_of(self.model, Trainer)
+        return type(self._shared) if kind is Trainer else kind
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._shared, name)
