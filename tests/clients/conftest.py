@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def found_clients() -> tuple[list[Client], dict[str, str]]:
     clients, missing = [], {}
     for name in MODULES:
         try:
-            clients += importlib.import_module(f"tests.clients.{name}").CLIENTS
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of other packages
+                clients += importlib.import_module(f"tests.clients.{name}").CLIENTS
         except ImportError as error:
             missing[name.replace("_", "-")] = str(error).partition("\n")[0]
     return clients, missing
