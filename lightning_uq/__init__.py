@@ -15,7 +15,14 @@ from lightning_uq.callbacks import (
 )
 from lightning_uq.checkpoint_files import AtomicCheckpointIO
 from lightning_uq.data import Indexed
-from lightning_uq.errors import InputError, MissingExtraError, NotFittedError, UnsupportedError, UQError
+from lightning_uq.errors import (
+    InputError,
+    MissingExtraError,
+    NotFiniteError,
+    NotFittedError,
+    UnsupportedError,
+    UQError,
+)
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules import (
     BayesByBackpropModule,
@@ -89,6 +96,7 @@ __all__ = [
     "MissingExtraError",
     "MixtureDensityPrediction",
     "Multilabel",
+    "NotFiniteError",
     "NotFittedError",
     "OODDetection",
     "PointPrediction",

@@ -1,6 +1,8 @@
 """What a batch holds, and which of its rows count."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
+from inspect import Parameter, Signature
 from typing import Any
 
 import torch
@@ -10,30 +12,110 @@ from torch.utils.data import DistributedSampler
 
 from lightning_uq.data.indexed import IndexedSample
 from lightning_uq.errors import InputError
+from lightning_uq.guessing import report_guess
+
+TARGET_NAMES = ("target", "targets", "label", "labels", "y", "mask")
+"""Names under which a batch may hold its target."""
 
 
-def unpack_batch(batch: Any) -> tuple[Any, Tensor | None]:
+def unpack_batch(
+    batch: Any, signature: Signature | None = None, *, allows_whole: bool = False
+) -> tuple[Any, Tensor | None]:
     """Input and target of a batch: ``(x, y)`` or longer, a bare ``x``, or a mapping with ``input`` (and ``target``).
 
+    Other names are read where only one reading is plain, which is reported once. The target is under ``target``, ``targets``,
+    ``label``, ``labels``, ``y`` or ``mask``, in a mapping, a named tuple or an object such as a graph. The input of a mapping is
+    the only other tensor, or the arguments of the network's ``forward``.
+
+    Args:
+        batch: The batch.
+        signature: The signature of the network's ``forward``.
+        allows_whole: Whether a mapping that cannot be read is an input as a whole, without a target.
+
     Raises:
-        InputError: A mapping without ``input``, or an empty sequence.
+        InputError: A mapping that cannot be read, or an empty sequence.
 
     Example:
         >>> unpack_batch({"input": torch.zeros(2, 3)})[1] is None
         True
+        >>> unpack_batch({"image": torch.zeros(2, 3), "label": torch.tensor([0, 1]), "path": ["a", "b"]})[1]
+        tensor([0, 1])
     """
     if isinstance(batch, Mapping):
-        if "input" not in batch:
-            raise InputError(
-                f"A mapping batch must hold `input` (and `target`), but its keys are {sorted(map(str, batch))}. Override "
-                "`unpack_batch`, or pass `unpack_batch=` to a callback."
-            )
-        return batch["input"], batch.get("target")
+        found = _input_and_target(batch, signature)
+        if found is not None:
+            return found
+        if allows_whole:
+            return batch, None
+        raise InputError(
+            f"A mapping batch must hold `input` (and `target`), but its keys are {sorted(map(str, batch))}. Pass `unpack_batch`, a "
+            "function that returns the input and the target, for example `lambda batch: (batch['x'], batch['y'])`."
+        )
     if isinstance(batch, list | tuple):
         if not batch:
             raise InputError("A batch must hold an input, but it is an empty sequence.")
+        name = _target_name(getattr(batch, "_fields", ()))
+        if name is not None:
+            return batch[0], _reported(batch, name)
         return batch[0], batch[1] if len(batch) > 1 else None
-    return batch, None
+    if isinstance(batch, Tensor):
+        return batch, None
+    name = _target_name([name for name in TARGET_NAMES if isinstance(getattr(batch, name, None), Tensor)])
+    return batch, None if name is None else _reported(batch, name)
+
+
+def _input_and_target(batch: Mapping[Any, Any], signature: Signature | None) -> tuple[Any, Tensor | None] | None:
+    """Input and target of a mapping, where its keys are plain; None where they are not."""
+    target = "target" if "target" in batch else _target_name([key for key, v in batch.items() if isinstance(v, Tensor)])
+    y = None if target is None else batch[target]
+    if "input" in batch:
+        if target not in (None, "target"):
+            _report_batch(["input"], target)
+        return batch["input"], y
+    several = [key for key in batch if isinstance(key, str) and key in TARGET_NAMES]
+    if len(several) > 1 and target is None:
+        return None
+    others = {key: value for key, value in batch.items() if key not in (target, "index", "weight")}
+    tensors = [key for key, value in others.items() if isinstance(value, Tensor)]
+    parameters = {} if signature is None else signature.parameters
+    named = [p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL]
+    kinds = {p.kind for p in parameters.values()}
+    takes_all = Parameter.VAR_KEYWORD in kinds and Parameter.VAR_POSITIONAL not in kinds
+    if len(tensors) == 1 and (tensors[0] not in named or tensors[0] == named[0]):
+        _report_batch(tensors, target)
+        return others[tensors[0]], y
+    taken = {key: value for key, value in others.items() if isinstance(key, str) and (takes_all or key in named)}
+    needed = [p.name for p in parameters.values() if p.name in named and p.default is p.empty]
+    if not taken or not set(needed) <= set(taken):
+        return None
+    _report_batch(list(taken), target)
+    return taken, y
+
+
+def _target_name(names: Iterable[Any]) -> str | None:
+    """The one name among these that a target has; None if there is none, or several."""
+    found = [name for name in names if isinstance(name, str) and name.lower() in TARGET_NAMES]
+    return found[0] if len(found) == 1 else None
+
+
+def _reported(batch: Any, name: str) -> Any:
+    if getattr(batch, "_fields", ("", name))[1:2] != (name,):
+        report_guess(
+            f"The target of a {type(batch).__name__} is read from its `{name}`. If it is another, pass `unpack_batch`, a function "
+            "that returns the input and the target."
+        )
+    return getattr(batch, name)
+
+
+def _report_batch(inputs: list[str], target: str | None) -> None:
+    """Report how a mapping is read."""
+    one = f"batch[{inputs[0]!r}]"
+    x = one if len(inputs) == 1 else "{key: batch[key] for key in [...]}"
+    y = "no target" if target is None else f"target {target!r}"
+    report_guess(
+        f"Batches are read as input {', '.join(map(repr, inputs))} and {y}. If they mean something else, pass `unpack_batch`, for example "
+        f"`lambda batch: ({x}, {None if target is None else f'batch[{target!r}]'})`."
+    )
 
 
 def sample_index(batch: Any) -> Tensor | None:
@@ -82,13 +164,43 @@ def known_sample_index(batch: Any, argument: str) -> Tensor:
     return index
 
 
-def batch_size(x: Any) -> int:
-    """Number of rows of an input: of a tensor, or of the first tensor in a nest of them."""
-    leaves = torch.utils._pytree.tree_leaves(dict(x) if isinstance(x, Mapping) else x)
-    for leaf in leaves:
+def num_rows(x: Any, y: Any = None) -> int | None:
+    """Number of rows of a batch: of the input's first tensor, else of the target; None where neither tells, as for a lone graph.
+
+    Example:
+        >>> num_rows([torch.zeros(3, 2)]), num_rows(object(), torch.zeros(4)), num_rows(object())
+        (3, 4, None)
+    """
+    for leaf in torch.utils._pytree.tree_leaves([dict(x) if isinstance(x, Mapping) else x, y]):
         if isinstance(leaf, Tensor) and leaf.ndim:
             return len(leaf)
-    raise InputError(f"The input must hold a tensor with a batch axis, but it is a {type(x).__name__}.")
+    return None
+
+
+def own_batch(batch: Any) -> Any:
+    """A copy of a batch with its own containers, objects and tensors; two names of one tensor stay so.
+
+    Raises:
+        InputError: The batch holds something that cannot be copied.
+
+    Example:
+        >>> batch = {"x": torch.ones(2), "name": ["a", "b"]}
+        >>> own = own_batch(batch)
+        >>> own.pop("x").zero_()
+        tensor([0., 0.])
+        >>> batch["x"]
+        tensor([1., 1.])
+    """
+    # A deep copy of a tensor that is a slice would copy all of its storage.
+    leaves = torch.utils._pytree.tree_leaves(batch)
+    clones = {id(leaf): leaf.clone() for leaf in leaves if isinstance(leaf, Tensor)}
+    try:
+        return copy.deepcopy(batch, clones)
+    except Exception as error:
+        raise InputError(
+            f"A batch of type {type(batch).__name__} cannot be copied: {error}. It is copied because a step may change it in "
+            "place. Return tensors in plain containers from the data set, or define `__deepcopy__`."
+        ) from error
 
 
 def check_not_empty(trainer: Trainer, stage: str) -> None:
@@ -132,6 +244,12 @@ def distributed_rows(loader: Any, batch_idx: int, size: int) -> tuple[Tensor, Te
     if per_batch is None:
         raise InputError(
             "The loader has no batch size, so padded rows cannot be recognised. Use a DataLoader with `batch_size`."
+        )
+    drawn = min(per_batch, max(0, len(sampler) - batch_idx * per_batch))
+    if size != drawn:
+        raise InputError(
+            f"A batch of {drawn} samples gave {size} rows, so the rows with which the distributed sampler pads cannot be recognised. "
+            "Share the data out yourself, with `Trainer(use_distributed_sampler=False)`."
         )
     position = sampler.rank + (batch_idx * per_batch + torch.arange(size)) * sampler.num_replicas
     return position, position < len(sampler.dataset)  # type: ignore[arg-type]

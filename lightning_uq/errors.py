@@ -13,6 +13,10 @@ class InputError(UQError, ValueError):
     """An argument, a batch or a file does not hold what is documented; the message names it, what was expected, what came."""
 
 
+class NotFiniteError(InputError):
+    """An input, or what a network makes of it, holds NaN or infinity, so nothing can be predicted from it."""
+
+
 class NotFittedError(UQError, RuntimeError):
     """Something that a post-training fit provides was asked for before that fit."""
 

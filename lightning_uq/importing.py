@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from lightning_uq.errors import InputError
@@ -65,3 +66,23 @@ def import_class(path: str, base: type, argument: str = "target") -> Any:
     if not (inspect.isclass(found) and is_subclass(found, base)):
         raise InputError(f"`{argument}` must be the import path of a {base.__name__}, but it is {path!r}.")
     return found
+
+
+def as_function(value: Any, argument: str) -> Callable[..., Any]:
+    """A function, or the one that an import path names.
+
+    Args:
+        value: A function, or its dotted path.
+        argument: Name of the argument that holds it, for the error.
+
+    Raises:
+        InputError: It is neither.
+
+    Example:
+        >>> as_function("math.sqrt", "output")(4)
+        2.0
+    """
+    found = import_object(value, argument) if isinstance(value, str) else value
+    if not callable(found):
+        raise InputError(f"`{argument}` must be a function or its import path, but its type is {type(value).__name__}.")
+    return found  # type: ignore[no-any-return]  # anything callable

@@ -23,6 +23,6 @@ def test_every_example_runs_after_the_one_before(tmp_path, monkeypatch):
     assert names["prediction"].log_density.shape == (96,)
     torch.testing.assert_close(names["prediction"].probs.sum(1), torch.ones(96))
     assert names["collected"].network.num_indices == 3
-    x = names["unpack_text"](next(iter(names["texts"])))[0]
+    x, _ = names["text_epinet"].unpack_batch(next(iter(names["texts"])))
     assert names["text_epinet"].predict(x).probs.shape == (16, 2)
     assert names["image_epinet"].network.is_initialized

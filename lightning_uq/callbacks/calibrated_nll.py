@@ -2,19 +2,16 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError
 from lightning_uq.functional.temperature import calibrated_nll
-from lightning_uq.networks.output import Output
+from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.running.classes import CalibrationReader, check_calibration
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import loader_list
-from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
+from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.ranks import raise_on_all_ranks
 from lightning_uq.running.row_sample import MAX_ROWS
 from lightning_uq.strategies import check_strategy
@@ -33,7 +30,7 @@ class CalibratedNLL(Callback):
     It is logged at the end of each validation, so ``ModelCheckpoint``, ``EarlyStopping`` and a ``ReduceLROnPlateau`` may
     monitor it, wherever they stand among the callbacks: they look after all callbacks have logged. Each sample counts once
     on any number of ranks. The price is one more forward pass a validation batch, in evaluation mode and with an isolated
-    random state; of an ensemble the pooled prediction counts. Sanity checks before the training are skipped.
+    random state; of an ensemble the pooled prediction counts. Sanity checks before the training log nothing.
 
     Args:
         predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
@@ -62,8 +59,8 @@ class CalibratedNLL(Callback):
     def __init__(
         self,
         *,
-        predict_fn: PredictFn | None = None,
-        unpack_batch: UnpackBatch | None = None,
+        predict_fn: PredictFn | str | None = None,
+        unpack_batch: UnpackBatch | str | None = None,
         output: Output = "logits",
         task: Task | str | None = None,
         dataloader_idx: int = 0,
@@ -98,8 +95,10 @@ class CalibratedNLL(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Copy the batch: what the validation step does to it in place is not what is scored."""
-        if dataloader_idx == self.dataloader_idx and not trainer.sanity_checking:
-            self._batch = apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True)
+        if (
+            dataloader_idx == self.dataloader_idx
+        ):  # in the sanity check as well: what does not fit is told before the training
+            self._batch = batches.own_batch(batch)
 
     def on_validation_batch_end(
         self,
@@ -125,9 +124,9 @@ class CalibratedNLL(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the value of all ranks' rows."""
+        raise_on_all_ranks(self._error, trainer)
         if trainer.sanity_checking:
             return
-        raise_on_all_ranks(self._error, trainer)
         rows = self._rows.gather(trainer, type(self).__name__)
         if not len(rows.labels):
             raise InputError("The validation data is empty.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.predictions import Prediction
-from lightning_uq.running.classes import CalibrationReader, FittingRows, check_calibration
+from lightning_uq.running.classes import CalibrationReader, FittingRows, check_calibration, check_targets
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.loaders import validation_loaders
 from lightning_uq.running.logits import is_uncertainty_module
@@ -105,6 +105,23 @@ class Calibration(PostTrainingCallback):
         """Refuse a task without classes."""
         check_calibration(self.logits.task(pl_module), type(self).__name__, self.needs_classes)
         super().on_fit_start(trainer, pl_module)
+
+    def fits_targets(self, model: nn.Module) -> bool:
+        """Labels are what a calibration is fitted to."""
+        return True
+
+    def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
+        """Every label must be one that the task knows."""
+        check_targets(self.logits.task(model), target, outputs, f"{type(self).__name__}'s fitting data")
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
+        """Look at the targets of the first validation; verify the weights in ``trainer.validate``."""
+        super().on_validation_batch_start(trainer, pl_module, batch)
+        self.look_at_epoch(trainer, pl_module, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first validation is over."""
+        self.end_look(trainer)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels and logits."""

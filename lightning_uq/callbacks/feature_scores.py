@@ -15,6 +15,7 @@ from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.networks.positions import resized, score_positions
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
+from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.loaders import can_be_reread, exact_loader, fit_dataloader_of, training_loader
 from lightning_uq.running.ranks import gather_rows, raising_on_all_ranks
 from lightning_uq.running.row_sample import RowSample, row_keys
@@ -148,9 +149,29 @@ class FeatureCallback(PostTrainingCallback):
         return row_keys(samples[positions // grid.numel()], positions % grid.numel()), positions
 
     def try_fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
-        """Look at the first batch, unless the loader is one whose batches the training would then lack."""
+        """Look at the first batch; of a loader whose batches the training would then lack, the training's own first batch."""
         if can_be_reread(loader):
             super().try_fit(trainer, pl_module, loader)
+        else:
+            self.waits = not self.has_own_data(trainer)
+
+    def has_own_data(self, trainer: Trainer) -> bool:
+        """Whether the fitting data is other than the training data."""
+        return super().has_own_data(trainer) or fit_dataloader_of(trainer.datamodule) is not None  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look at the targets of the first epoch, unless the data set has shown them all."""
+        mixed = self.waits and self.fits_targets(pl_module) and self._has_probabilities(pl_module, batch)
+        if not mixed:  # Mixup and CutMix are for the training alone
+            self.look_at_epoch(trainer, pl_module, batch)
+
+    def _has_probabilities(self, model: nn.Module, batch: Any) -> bool:
+        _, target = self.logits.unpack(model, batch)
+        return isinstance(target, Tensor) and target.is_floating_point()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first epoch is over."""
+        self.end_look(trainer)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for the features."""
@@ -171,16 +192,19 @@ class FeatureCallback(PostTrainingCallback):
     def score(self, model: nn.Module, loader: Any) -> Tensor:
         """Scores [N] of a loader's samples in order, higher = more out of distribution, on the CPU in float64.
 
-        With ``pool="positions"`` they are maps [N, *P], on the grid of the features.
+        With ``pool="positions"`` they are maps [N, *P], on the grid of the features. A row whose features overflow scores plus infinity.
 
         Raises:
+            NotFiniteError: An input row holds NaN or infinity, unless ``nonfinite="inf"`` scores it plus infinity.
             NotFittedError: Nothing was fitted, or on other weights than ``model`` has.
         """
         self.check_fitted(model)
         scores = []
         with evaluating(model):
-            for batch in exact_loader(loader, name="argument `loader`"):
-                features = self.features(model, to_device(batch, model))
+            for i, raw in enumerate(exact_loader(loader, name="argument `loader`")):
+                batch = to_device(raw, model)
+                rows = FiniteRows(self.logits.unpack(model, batch)[0], self.nonfinite, f"of batch {i}")
+                features = rows.features(self.features(model, batch))
                 scores.append(score_positions(self.feature_scores, features).cpu())
         self.features.at_layer.release()
         if not scores:

@@ -12,11 +12,13 @@ from typing_extensions import Self
 from lightning_uq._lightning import state_key
 from lightning_uq.callbacks.fitted_state import FittedState, to_cpu
 from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
-from lightning_uq.networks.output import Output
+from lightning_uq.networks.finite import NonFinite
+from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import exact_loader
-from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
+from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.transforms import PredictionTransform, transforms_of
 from lightning_uq.running.weights import WeightsCheck
 from lightning_uq.tasks import Task, describe
@@ -42,6 +44,8 @@ class FittingCallback(Callback, ABC):
         task: What the outputs of a module that is not ours mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label
             per input, from logits [B, C], or numbers if the first targets are numbers of the outputs' shape (not with ``attach``).
         attach: Whether ``trainer.predict`` replaces the predictions of a module that is not ours by ours, with what was fitted.
+        nonfinite: What such predictions, and scores of a loader, do with an input row that holds NaN or infinity: ``"error"``, or
+            ``"inf"``, which gives it a score of plus infinity and probabilities of NaN.
 
     Attributes:
         uq_ckpt_path: The checkpoint with weights and states, after a fit or a load.
@@ -54,11 +58,12 @@ class FittingCallback(Callback, ABC):
         dataloader: Any = None,
         weights: Weights = "best",
         name: str | None = None,
-        predict_fn: PredictFn | None = None,
-        unpack_batch: UnpackBatch | None = None,
+        predict_fn: PredictFn | str | None = None,
+        unpack_batch: UnpackBatch | str | None = None,
         output: Output = "logits",
         task: Task | str | None = None,
         attach: bool = False,
+        nonfinite: NonFinite = "error",
     ) -> None:
         if weights not in ("best", "last"):
             raise InputError(f"`weights` must be 'best' or 'last', but it is {weights!r}.")
@@ -66,6 +71,8 @@ class FittingCallback(Callback, ABC):
         self.weights = weights
         self.name = name
         self.attach = attach
+        check_choice("nonfinite", nonfinite, ("error", "inf"))
+        self.nonfinite = nonfinite
         self.logits = LogitReader(predict_fn, unpack_batch, output, task, infers_task=not attach)
         self.uq_ckpt_path: str | None = None
         self.handle: RemovableHandle | None = None

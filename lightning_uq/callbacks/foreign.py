@@ -7,7 +7,9 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lightning_uq.networks.finite import NonFinite
 from lightning_uq.predictions import Prediction
+from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.transforms import PredictionTransform
 
@@ -15,28 +17,34 @@ from lightning_uq.running.transforms import PredictionTransform
 class _PredictStep:
     """A ``predict_step`` that gives a prediction of this package, as all transforms change it."""
 
-    def __init__(self, model: LightningModule, logits: LogitReader) -> None:
+    def __init__(self, model: LightningModule, logits: LogitReader, nonfinite: NonFinite) -> None:
         self.model = model
         self.logits = logits
+        self.nonfinite = nonfinite
         self.transforms: list[PredictionTransform] = []
         self.own = model.__dict__.get("predict_step")
 
-    def __call__(self, batch: Any, *_: Any, **__: Any) -> Prediction:
+    def __call__(self, batch: Any, batch_idx: int = 0, *_: Any, **__: Any) -> Prediction:
+        x, _target = self.logits.unpack(self.model, batch)
+        rows = FiniteRows(x, self.nonfinite, f"of batch {batch_idx}")
         with ExitStack() as stack:
             changes = [stack.enter_context(one.observing(self.model)) for one in self.transforms]
             with unwrapped(self.model):  # a `predict_fn` may call it
                 outputs = self.logits(self.model, batch, self.model.trainer)
+                outputs = rows.outputs(outputs, self.logits.task(self.model))
                 prediction = self.logits.prediction(self.model, outputs)
         for transform, change in zip(self.transforms, changes, strict=True):
             prediction = change(transform.apply(prediction))
-        return prediction
+        return rows.prediction(prediction)
 
 
-def wrap_predict_step(model: LightningModule, logits: LogitReader, transform: PredictionTransform | None) -> None:
+def wrap_predict_step(
+    model: LightningModule, logits: LogitReader, transform: PredictionTransform | None, nonfinite: NonFinite = "error"
+) -> None:
     """Let ``predict_step`` give predictions of this package, with one more transform, until :func:`unwrap_predict_step`."""
     step = model.__dict__.get("predict_step")
     if not isinstance(step, _PredictStep):
-        step = _PredictStep(model, logits)
+        step = _PredictStep(model, logits, nonfinite)
         model.__dict__["predict_step"] = step
     if transform is not None:
         step.transforms.append(transform)

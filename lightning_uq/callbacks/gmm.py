@@ -6,19 +6,20 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, fit_gaussian
+from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, check_class_counts, fit_gaussian
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.pooling import Pool
 from lightning_uq.networks.positions import resized, score_positions
-from lightning_uq.running.classes import density_labels, labelled_batch
+from lightning_uq.running.classes import check_targets, density_labels, labelled_batch
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.features import LayerFeatures
 from lightning_uq.running.ranks import raising_on_all_ranks
@@ -115,6 +116,45 @@ class FitGMM(FeatureCallback):
         self._by_row(model, self.features(model, batch, trainer), labels)
         self.features.reset()
 
+    def fits_targets(self, model: nn.Module) -> bool:
+        """Where the task has classes, each has its own Gaussian."""
+        return self.logits.task(model).has_classes
+
+    def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
+        """Every label must be one that the task knows, and every class needs two rows."""
+        check_targets(self.logits.task(model), target, outputs, f"{type(self).__name__}'s fitting data")
+        prediction: Any = self.logits.prediction(model, outputs[:, :1], to_members=False)
+        counts = _class_counts(target, prediction.probs.shape[1])
+        if counts is not None:
+            check_class_counts(counts)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What the last training showed counts no more."""
+        self._noted = torch.zeros(0, dtype=torch.long)
+        super().on_fit_start(trainer, pl_module)
+
+    def note_targets(self, target: Tensor) -> None:
+        """Count the rows of each class."""
+        counts = _class_counts(target, len(self._noted))
+        if counts is not None:
+            self._noted = torch.nn.functional.pad(self._noted, (0, len(counts) - len(self._noted))) + counts
+
+    def review_noted_targets(self, trainer: Trainer) -> None:
+        """Warn of a class with fewer than two rows, which may also be for rows that the epoch left out."""
+        counts = self._noted
+        if trainer.world_size > 1:
+            parts: list[Tensor] = [counts] * trainer.world_size
+            torch.distributed.all_gather_object(parts, counts)
+            counts = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).sum(0)
+        if not bool(counts.any()):
+            return
+        try:
+            check_class_counts(counts)
+        except InputError as error:
+            rank_zero_warn(
+                f"{type(self).__name__} will fail after the training unless its fitting data has more rows than the first epoch. {error}"
+            )
+
     def fit_features(self, features: Tensor, labels: Tensor, num_classes: int | None = None) -> "FitGMM":
         """Fit features [N, D], or [M, N, D] of an ensemble's members, with labels [N] that are in memory.
 
@@ -163,14 +203,14 @@ class FitGMM(FeatureCallback):
                 statistics[i].update(rows.cpu(), y.cpu())
         return num_classes
 
-    def _by_row(self, model: nn.Module, features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_row(self, model: nn.Module, features: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features [M, N, D] with labels [N]: one row per sample, or per position that counts of maps [M, B, D, *P].
 
         Raises:
             InputError: There is one label per position and one row of features per sample, or the other way round.
         """
         task = self.logits.task(model)
-        if features.ndim > 3 and not task.has_classes:  # one class, at every position
+        if y is None:  # one class, at every position
             y = torch.zeros(features.shape[1], *features.shape[3:], dtype=torch.long)
         if (features.ndim > 3) != (y.ndim > 1):
             found = "one per position of a map" if y.ndim > 1 else "one per input"
@@ -290,6 +330,12 @@ def pooled_scores(densities: Sequence[GaussianDensity], features: Tensor, name: 
     if name == "log_density":
         return -(torch.logsumexp(-members, 0) - math.log(len(members)))
     return members.mean(0)
+
+
+def _class_counts(target: Tensor, num_classes: int) -> Tensor | None:
+    """The number of rows of each class; None for labels of positions, and for probabilities."""
+    labels = target.squeeze(1) if target.shape[1:] == (1,) else target
+    return None if labels.ndim != 1 or labels.is_floating_point() else labels.long().bincount(minlength=num_classes)
 
 
 def _by_member(features: Tensor) -> Tensor:

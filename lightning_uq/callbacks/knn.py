@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks.feature_scores import MAX_FEATURES, FeatureCallback
 from lightning_uq.errors import NotFittedError
-from lightning_uq.functional.ood_features import knn_distance
+from lightning_uq.functional.ood_features import knn_distance, unit_rows
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.running.row_sample import RowSample
@@ -64,7 +64,7 @@ class FitKNN(FeatureCallback):
                 "score.",
                 stacklevel=2,
             )
-        bank = nn.functional.normalize(features, dim=2)
+        bank = unit_rows(features)
         return {"feature_layer": self.features.resolved, "features": bank}
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
@@ -77,7 +77,7 @@ class FitKNN(FeatureCallback):
         if self._bank is None:
             raise NotFittedError("FitKNN is not fitted: train with it, or call `fit(model, loader)`.")
         self._bank = bank = self._bank.to(features.device)
-        rows = nn.functional.normalize(features, dim=2)
+        rows = unit_rows(features)
         k = min(self.k, bank.shape[1])
         distances = [widen(knn_distance(r, b, k, normalize=False)) for r, b in zip(rows, bank, strict=True)]
         return torch.stack(distances).mean(0)

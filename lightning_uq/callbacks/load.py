@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.sibling import WRITTEN_BY, check_complete, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.importing import import_object
 from lightning_uq.lightning_trees import is_instance, is_subclass
-from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
+from lightning_uq.networks.finite import NonFinite
 from lightning_uq.networks.fitted import FittedNetwork
-from lightning_uq.networks.output import Output
+from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.running.features import inner_networks
 from lightning_uq.running.loading import load_as_lightning
-from lightning_uq.running.logits import LogitReader, PredictFn, is_uncertainty_module
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.tasks import Task, describe, task_of
 
 Network = nn.Module | Callable[[], nn.Module]
@@ -37,10 +38,11 @@ def load_fitted(
     network: Network | None = None,
     *,
     states: Sequence[str] | None = None,
-    predict_fn: PredictFn | None = None,
+    predict_fn: PredictFn | str | None = None,
     output: Output | None = None,
     pool: Pool | None = None,
     task: Task | str | None = None,
+    nonfinite: NonFinite = "error",
 ) -> FittedNetwork:
     """A plain module from what ``FitGMM``, ``TemperatureScaling`` and ``VectorScaling`` wrote: no Trainer needed.
 
@@ -59,6 +61,7 @@ def load_fitted(
         output: The ``output`` that they had, where it was a function.
         pool: The ``pool`` of the density, where it was a function.
         task: The ``task`` that the callbacks had, where they had one.
+        nonfinite: What an input row with NaN or infinity gives: see :class:`~lightning_uq.networks.fitted.FittedNetwork`.
 
     Returns:
         The module, in evaluation mode, on the CPU.
@@ -91,7 +94,10 @@ def load_fitted(
                 f"{key} was fitted with {'no `task`' if fitted_task is None else f'task={fitted_task}'}: "
                 f"{'leave argument `task` out' if fitted_task is None else 'pass it as argument `task`'}."
             )
-    return _compose(model, prefix, chosen, predict_fn, output, pool, given_task)
+    fitted = _compose(model, prefix, chosen, predict_fn, output, pool, given_task)
+    check_choice("nonfinite", nonfinite, ("error", "inf"))
+    fitted.nonfinite = nonfinite
+    return fitted
 
 
 def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Path) -> dict[str, Any]:
@@ -220,7 +226,7 @@ def _compose(
     model: nn.Module,
     prefix: str,
     states: dict[str, Any],
-    predict_fn: PredictFn | None,
+    predict_fn: PredictFn | str | None,
     output: Output | None,
     pool: Pool | None,
     task: Task | None,
@@ -315,7 +321,7 @@ class _Ours(nn.Module):
         logits: Tensor = network.evaluate_at(x, self.index)
         if self.features and not network.shows_features:  # once more without masks: the density is of these features
             for inner in network.feature_networks():
-                call_network(inner, self._input)
+                network.feature_source.read_output.raw(inner, self._input)
             self._input = None
         prediction: ClassProbabilities = self.model.prediction(logits)  # type: ignore[operator]  # a Module's is untyped
         return prediction.calibration_logits
@@ -327,7 +333,7 @@ class _Ours(nn.Module):
 class _Foreign(nn.Module):
     """The logits [Z, B, C, ...] of any other module."""
 
-    def __init__(self, model: nn.Module, predict_fn: PredictFn | None, output: Output, task: Task | None) -> None:
+    def __init__(self, model: nn.Module, predict_fn: PredictFn | str | None, output: Output, task: Task | None) -> None:
         super().__init__()
         self.model = model
         self.read = LogitReader(predict_fn, _input_alone, output, task)

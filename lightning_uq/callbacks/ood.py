@@ -7,18 +7,18 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
 from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, PixelScores, named_scores
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_choice
-from lightning_uq.networks.output import Output
+from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.networks.padding_mask import padding_mask_of
 from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.finite import bad_rows
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
-from lightning_uq.running.logits import LogitReader, PredictFn, UnpackBatch
+from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.ranks import raise_on_all_ranks, raising_on_all_ranks
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task, describe
@@ -88,8 +88,8 @@ class OODDetection(Callback):
         ood: Mapping[str, Any] | Callable[[], Any] | None = None,
         scores: Sequence[AnyScore] | Mapping[str, AnyScore] | AnyScore | None = None,
         *,
-        predict_fn: PredictFn | None = None,
-        unpack_batch: UnpackBatch | None = None,
+        predict_fn: PredictFn | str | None = None,
+        unpack_batch: UnpackBatch | str | None = None,
         output: Output = "logits",
         task: Task | str | None = None,
         in_distribution: int | None = 0,
@@ -160,7 +160,7 @@ class OODDetection(Callback):
     ) -> None:
         """Copy the batch: what the test step does to it in place is not what is scored, nor the other way round."""
         if self.in_distribution in (None, dataloader_idx):
-            self._batch = apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True)
+            self._batch = batches.own_batch(batch)
 
     def on_test_batch_end(
         self,
@@ -315,9 +315,9 @@ class OODDetection(Callback):
         with ExitStack() as stack:
             mask = stack.enter_context(padding_mask_of(model))
             provided = [stack.enter_context(scorer.ood_scores(model)) for scorer in scored.scorers]
-            logits = self.read(model, batch, trainer, check=scored.is_empty)
-            prediction = self.read.prediction(model, logits)
-            logits = prediction.logits if prediction.has_logits else logits
+            outputs = self.read(model, batch, trainer, check=scored.is_empty)
+            prediction = self.read.prediction(model, outputs)
+            logits = prediction.logits if prediction.has_logits else outputs
             values = {name: value for function in provided for name, value in function(logits).items()}
         keep = rows(logits.shape[1])
         counted = self._counted(model, batch, [len(prediction), *prediction.map_shape], inside, mask.tokens)
@@ -325,12 +325,19 @@ class OODDetection(Callback):
             counted = counted[keep]
         for name, score in scored.wanted.items():
             if isinstance(score, str):
-                value = values[score] if score in values else prediction.score(score)
+                value = (
+                    values[score] if score in values else self._without_alarm(model, prediction.score(score), outputs)
+                )
             else:
                 value = score(logits)
             _check_score(name, value, [len(prediction), *prediction.map_shape])
             value = value if keep is None else value[keep.to(value.device)]
             scored.add(name, value, None if counted is None or value.ndim == 1 else counted)
+
+    def _without_alarm(self, model: nn.Module, score: Tensor, outputs: Tensor) -> Tensor:
+        """A score [B, ...], NaN in the rows whose outputs are not finite: they are an error here, not out of distribution."""
+        bad = bad_rows(outputs, self.read.task(model)).reshape(-1, *[1] * (score.ndim - 1))
+        return score.masked_fill(bad, torch.nan)
 
     def _counted(
         self, model: nn.Module, batch: Any, shape: list[int], inside: bool, tokens: Tensor | None

@@ -12,22 +12,25 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_uq._lightning import starts_processes
+from lightning_uq.batches import own_batch
 from lightning_uq.callbacks.fitted_state import to_cpu
 from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.foreign import unwrap_predict_step, unwrapped, wrap_predict_step
+from lightning_uq.callbacks.label_checks import SeenBatch, all_targets
 from lightning_uq.callbacks.sibling import write_sibling
 from lightning_uq.callbacks.verification import Fit, decide
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.networks.fingerprint import weights_fingerprint
 from lightning_uq.running.best_weights import best_checkpoint, weights_of
+from lightning_uq.running.classes import check_targets
 from lightning_uq.running.evaluation import evaluating, to_device
-from lightning_uq.running.loaders import check_loader, exact_loader
+from lightning_uq.running.loaders import can_be_reread, check_loader, exact_loader
 from lightning_uq.running.logits import is_uncertainty_module
-from lightning_uq.running.ranks import raising_on_all_ranks
+from lightning_uq.running.ranks import raise_on_all_ranks, raising_on_all_ranks
 from lightning_uq.strategies import check_strategy
 
 
@@ -49,6 +52,10 @@ class PostTrainingCallback(FittingCallback):
     """
 
     _known_loader: Any = None  # the one that this process fitted with
+    _looks = False  # at the targets of the first epoch
+    waits = False  # for the first batch of the training, where the loader could not be looked at before it
+    _seen: SeenBatch | None = None
+    _label_error: Exception | None = None
     _verified = False
 
     # ------------------------------------------------------------------ what a subclass provides
@@ -64,6 +71,19 @@ class PostTrainingCallback(FittingCallback):
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:  # optional
         """Raise, before the training, what :meth:`fit_tensors` would raise after it, as far as one batch tells."""
 
+    def fits_targets(self, model: nn.Module) -> bool:
+        """Whether the fit depends on targets, which are then looked at before it."""
+        return False
+
+    def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:  # optional
+        """Raise, before the training, what the targets [N, ...] of all rows would raise after it."""
+
+    def note_targets(self, target: Tensor) -> None:  # optional
+        """Take note of the targets of one batch of the first epoch, which were checked."""
+
+    def review_noted_targets(self, trainer: Trainer) -> None:  # optional
+        """Warn of what the first epoch's targets showed. Called on all ranks."""
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_known_loader": None}  # it may hold worker processes or open files
 
@@ -78,6 +98,8 @@ class PostTrainingCallback(FittingCallback):
         """A new fit clears the state; what would fail after training fails now."""
         self._forget(pl_module)
         self.uq_ckpt_path = None
+        self._seen = self._label_error = None
+        self._looks, self.waits = True, False
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
             if is_instance(later, WeightAveraging, StochasticWeightAveraging):
@@ -95,15 +117,74 @@ class PostTrainingCallback(FittingCallback):
         Raises:
             InputError: There is none, or :meth:`check_batch` says so.
         """
-        eager = torch.compiler.set_stance("force_eager")
-        with raising_on_all_ranks(trainer), evaluating(pl_module, trainer, fitting=True), eager:
+        with raising_on_all_ranks(trainer), evaluating(pl_module, trainer, fitting=True):
             for batch in exact_loader(loader, name="argument `dataloader`", limit=1):
-                moved = to_device(batch, pl_module, trainer)
-                self.check_batch(pl_module, moved, trainer)
-                if self.attach:
-                    self.logits.check_default_task(pl_module, moved)
+                seen = self.try_batch(trainer, pl_module, to_device(batch, pl_module, trainer))
+                if seen is not None:
+                    self._look_at_targets(trainer, pl_module, loader, seen)
                 return
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
+
+    def try_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> SeenBatch | None:
+        """Check a batch, and give what it showed; None where the fit does not depend on targets."""
+        with torch.compiler.set_stance("force_eager"):
+            self.check_batch(pl_module, batch, trainer)
+            if self.attach:
+                self.logits.check_default_task(pl_module, batch)
+            _, target = self.logits.unpack(pl_module, batch)
+            if not self.fits_targets(pl_module) or not isinstance(target, Tensor):
+                return None
+            outputs = self.logits(pl_module, batch, trainer, check=False)[:, :1]
+            return SeenBatch(outputs.cpu(), target.cpu())
+
+    def has_own_data(self, trainer: Trainer) -> bool:
+        """Whether the fitting data is other than what the training, or its validation, reads."""
+        return self.dataloader is not None
+
+    def _look_at_targets(self, trainer: Trainer, model: LightningModule, loader: Any, seen: SeenBatch) -> None:
+        """Check the targets of all rows, or remember to do so in the first epoch, if only its batches will show them."""
+        own = self.has_own_data(trainer)
+        limit = None if self.dataloader is not None or trainer.fast_dev_run else self.loader_limit(trainer)  # type: ignore[attr-defined]
+        limit = limit * trainer.world_size if isinstance(limit, int) else limit  # of all ranks
+        read = own and can_be_reread(loader)
+        targets = all_targets(loader, seen, lambda raw: self.logits.unpack(model, raw)[1], limit, read=read)
+        if targets is not None:
+            self.check_all_targets(model, targets, seen.outputs_for(targets))
+        elif not own:
+            self._seen = seen
+
+    def look_at_epoch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Check the targets of a batch of the first epoch; several ranks raise together at its end."""
+        if not self._looks or self._label_error is not None or (self._seen is None and not self.waits):
+            return
+        try:
+            if self.waits:
+                self.waits = False
+                with evaluating(pl_module, trainer, fitting=True):
+                    self._seen = self.try_batch(trainer, pl_module, own_batch(batch))
+                if self._seen is None:
+                    return
+            assert self._seen is not None
+            _, target = self.logits.unpack(pl_module, batch)
+            if target is not None and self._seen.is_alike(target):
+                target = target.cpu()
+                where = f"{type(self).__name__}'s fitting data"
+                check_targets(self.logits.task(pl_module), target, self._seen.outputs_for(target), where)
+                self.note_targets(target)
+        except Exception as error:
+            if trainer.world_size == 1:
+                raise
+            self._label_error = error
+
+    def end_look(self, trainer: Trainer) -> None:
+        """The end of an epoch. A collective after the first one, whose targets are looked at."""
+        if not self._looks:
+            return
+        raise_on_all_ranks(self._label_error, trainer)
+        if not trainer.sanity_checking:
+            self.review_noted_targets(trainer)
+            self._looks = self.waits = False
+            self._seen = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit while the strategy still stands: in ``on_fit_end`` the module is already back on the CPU."""
@@ -194,7 +275,7 @@ class PostTrainingCallback(FittingCallback):
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Verify at the first batch of ``trainer.predict``; with ``attach``, predictions of a foreign module become ours."""
         if self._verify(trainer, pl_module) and self.attach and not is_uncertainty_module(pl_module):
-            wrap_predict_step(pl_module, self.logits, self.transform())
+            wrap_predict_step(pl_module, self.logits, self.transform(), self.nonfinite)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give a foreign module its own ``predict_step`` back."""

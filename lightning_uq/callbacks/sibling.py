@@ -17,9 +17,10 @@ from lightning_uq.running.logits import is_uncertainty_module
 WRITTEN_BY = "lightning_uq_written_by"
 """Key in a ``-uq.ckpt``: the LightningModule that its states were fitted on, as plain data."""
 
-
 LEFT_OUT = "lightning_uq_left_out"
 """Key in a ``-uq.ckpt``: the names of what the checkpoint of the training holds, and this file cannot hold as plain data."""
+
+_HYPER_PARAMETERS = f"{LightningModule.CHECKPOINT_HYPER_PARAMS_KEY}."
 
 
 def sibling_path(path: str | Path) -> str:
@@ -63,9 +64,14 @@ def write_sibling(
     if left_out:
         checkpoint[LEFT_OUT] = left_out
         if path not in written:
+            again = (
+                " Pass these hyper-parameters again to `load_from_checkpoint`, or the whole module to `load_fitted`."
+                if any(name.startswith(_HYPER_PARAMETERS) for name in left_out)
+                else ""
+            )
             rank_zero_info(
                 f"{path} leaves out {', '.join(left_out)}, since a checkpoint that loads with `weights_only=True` holds plain data "
-                "alone. Hyper-parameters among them must be passed again: to `load_from_checkpoint`, or the whole module to `load_fitted`."
+                f"alone.{again}"
             )
     write_checkpoint(trainer.strategy, checkpoint, path)
     return path
@@ -109,9 +115,8 @@ def check_complete(path: str | Path, checkpoint: Mapping[str, Any], given: Itera
 
     Their defaults would stand in for them, and weights do not tell which activation function they belong to.
     """
-    prefix = "hyper_parameters."
-    left_out = [name for name in checkpoint.get(LEFT_OUT, ()) if name.startswith(prefix)]
-    lacking = [name.removeprefix(prefix) for name in left_out if name.removeprefix(prefix) not in given]
+    left_out = [name for name in checkpoint.get(LEFT_OUT, ()) if name.startswith(_HYPER_PARAMETERS)]
+    lacking = [name for name in (name.removeprefix(_HYPER_PARAMETERS) for name in left_out) if name not in given]
     if lacking:
         raise InputError(f"{path} lacks the hyper-parameters {', '.join(lacking)}, which are not plain data. {advice}")
 

@@ -73,6 +73,18 @@ class GaussianFit(NamedTuple):
     ridge: Tensor
 
 
+def check_class_counts(count: Tensor) -> None:
+    """Refuse classes of which there are fewer than two rows, from the numbers of rows [C].
+
+    Raises:
+        InputError: There are such classes.
+    """
+    few = (count < 2).nonzero().flatten().tolist()
+    if few:
+        named = ", ".join(f"class {c} has {int(count[c])}" for c in few[:5]) + (" ..." if len(few) > 5 else "")
+        raise InputError(f"Every class needs at least 2 rows, but {named}.")
+
+
 def fit_gaussian(
     statistics: ClassMoments,
     covariance: Covariance | None = None,
@@ -127,10 +139,7 @@ def fit_gaussian(
         )
     C, D = statistics.mean.shape
     count, total = statistics.count, statistics.count.sum()
-    if bool((count < 2).any()):
-        few = (count < 2).nonzero().flatten().tolist()
-        named = ", ".join(f"class {c} has {int(count[c])}" for c in few[:5]) + (" ..." if len(few) > 5 else "")
-        raise InputError(f"Every class needs at least 2 rows, but {named}.")
+    check_class_counts(count)
     scatter = statistics.scatter
     if kind != statistics.covariance:
         scatter = scatter.sum(0) if kind == "tied" else scatter.diagonal(dim1=-2, dim2=-1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.finite import infinite_where_bad
 from lightning_uq.functional.precision import to_float64, upcast
 from lightning_uq.functional.validation import check_floating, check_integer, check_open_unit
 
@@ -62,7 +63,7 @@ def knn_distance(features: Tensor, bank: Tensor, k: int = 50, normalize: bool = 
         normalize: Scale every feature vector to length 1 first, as the paper does; a zero vector stays one.
 
     Returns:
-        [N], in at least float32.
+        [N], in at least float32; plus infinity for a row that is not finite.
 
     Raises:
         InputError: Shapes do not fit, or ``k`` is not in [1, M].
@@ -81,14 +82,27 @@ def knn_distance(features: Tensor, bank: Tensor, k: int = 50, normalize: bool = 
     dtype = torch.promote_types(upcast(features).dtype, upcast(bank).dtype)
     rows, bank = features.to(dtype), bank.to(dtype)
     if normalize:
-        rows, bank = (torch.nn.functional.normalize(x, dim=1) for x in (rows, bank))
+        rows, bank = unit_rows(rows), unit_rows(bank)
     squares = bank.square().sum(1)
     distances = [rows.new_empty(0)]
     for part in torch.split(rows, max(1, _CHUNK_ELEMENTS // len(bank))):
         # The expanded square ranks, at the speed of a product; the distance itself is taken without its cancellation.
         ranked = torch.addmm(squares, part, bank.T, alpha=-2).topk(k, 1, largest=False)
         distances.append((part - bank[ranked.indices[:, -1]]).norm(dim=1))
-    return torch.cat(distances)
+    return infinite_where_bad(torch.cat(distances), rows)
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Features [..., D] scaled to length 1; a zero vector stays one, and one whose length overflows becomes NaN.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e38, 3e38]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000],
+                [   nan,    nan]])
+    """
+    length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return torch.where(length.isfinite(), features / length.clamp_min(1e-12), torch.nan)
 
 
 class VimFit(NamedTuple):
@@ -176,11 +190,12 @@ def vim_score(features: Tensor, logits: Tensor, fit: VimFit) -> Tensor:
         fit: What :func:`fit_vim` returned.
 
     Returns:
-        [N] in float64.
+        [N] in float64; plus infinity for a row that is not finite.
     """
     _check_features(features, len(fit.origin))
     virtual: Tensor = fit.alpha * ((to_float64(features) - fit.origin) @ fit.residual).norm(dim=1)
-    return virtual - torch.logsumexp(to_float64(logits), 1)
+    score = virtual - torch.logsumexp(to_float64(logits), 1)
+    return infinite_where_bad(score, torch.cat([features, logits.clamp_min(-1.0)], 1))
 
 
 def _check_features(features: Tensor, D: int) -> None:

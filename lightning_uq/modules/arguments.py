@@ -61,18 +61,22 @@ def take_training_option(training: dict[str, Any], name: str, default: Any) -> A
     return training.pop(name, default)
 
 
-def given_network(network: Any) -> nn.Module:
+def given_network(network: Any, training: Mapping[str, Any] | None = None) -> nn.Module:
     """Return the network that the argument ``network`` stands for: itself, or the one that its factory builds.
 
     A LightningModule builds its layers in ``configure_model``, which Lightning calls only for the module that it trains.
 
+    Args:
+        network: The argument.
+        training: The arguments of ``UncertaintyModule``, with which a ``predict_fn`` may come.
+
     Raises:
-        InputError: The network has no ``forward``.
+        InputError: The network has no ``forward``, and no ``predict_fn`` calls it.
     """
     built = network if isinstance(network, nn.Module) else build_network(network)
     if is_instance(built, LightningModule):
         built.configure_model()
-    if not has_forward(built):
+    if not has_forward(built) and (training or {}).get("predict_fn") is None:
         raise InputError(no_forward(built))
     return built
 

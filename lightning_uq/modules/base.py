@@ -1,6 +1,6 @@
 """The base of every method: its steps, metrics and predictions. A method adds its network and its own training loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from lightning_uq import batches
 from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import check_integer, describe
+from lightning_uq.importing import as_function
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.penalty import Penalty
 from lightning_uq.modules.arguments import given_network
@@ -19,18 +20,21 @@ from lightning_uq.modules.checkpointing import CheckpointedModule
 from lightning_uq.modules.checks import (
     check_first_loss,
     check_fits_task,
-    check_input,
     check_labelled,
-    check_numbers,
     raise_shape_error,
 )
 from lightning_uq.modules.evaluation import log_metrics, make_metrics, metrics_of, update_metrics
 from lightning_uq.modules.frozen import expect_eval_mode, in_eval_mode
 from lightning_uq.modules.targets import Loss, Targets, losses_and_count
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.calling import signature_of
 from lightning_uq.networks.factory import Factory
+from lightning_uq.networks.finite import NonFinite, check_finite
+from lightning_uq.networks.output import PredictFn
 from lightning_uq.predictions import Prediction
+from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.logits import UnpackBatch
 from lightning_uq.running.transforms import PredictionTransforms
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Progress, Task, task_of
@@ -68,10 +72,16 @@ class UncertaintyModule(CheckpointedModule):
             hold their samples' positions: see :class:`~lightning_uq.data.Indexed`.
         regularizer: ``regularizer(network, x) -> scalar``, added to the training loss: for instance
             :class:`~lightning_uq.losses.PriorLoss` or :class:`~lightning_uq.losses.L2WeightDecay`.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``, or its import path; the target may be None. Default: see
+            :func:`~lightning_uq.batches.unpack_batch`.
+        predict_fn: ``predict_fn(network, x) -> output``, or its import path, in the place of ``network(x)``, for each network
+            inside. Without ``unpack_batch``, ``x`` is the whole batch where its input is not plain.
 
     Attributes:
         prediction_transforms: What callbacks have attached to the predictions, a calibration or a density:
             :class:`~lightning_uq.running.transforms.PredictionTransforms`.
+        nonfinite: What a prediction does with an input row that holds NaN or infinity: ``"error"``, or ``"inf"``: probabilities of NaN,
+            and ``score(name)`` of plus infinity.
         default_train_samples: The method's default for ``num_train_samples``.
         preferred_ood_scores: The method's out-of-distribution scores, fixed before any such data is seen. The first one that the
             task knows is used, else the task's own.
@@ -79,6 +89,7 @@ class UncertaintyModule(CheckpointedModule):
 
     default_train_samples: ClassVar[int] = 1
     preferred_ood_scores: ClassVar[tuple[str, ...]] = ()
+    nonfinite: NonFinite = "error"
     # One set of metrics per data loader, made when the number of loaders is known.
     val_metrics: nn.ModuleList
     test_metrics: nn.ModuleList
@@ -96,6 +107,8 @@ class UncertaintyModule(CheckpointedModule):
         return_members: bool | None = None,
         data_noise: DataNoise | None = None,
         regularizer: Regularizer | None = None,
+        unpack_batch: UnpackBatch | str | None = None,
+        predict_fn: PredictFn | str | None = None,
     ) -> None:
         super().__init__()
         built = given_network(network)
@@ -104,6 +117,8 @@ class UncertaintyModule(CheckpointedModule):
                 f"`network` must be an EpistemicNetwork, or a factory of one, but it is {describe(built)}. Use DeterministicModule "
                 "for a plain network."
             )
+        if predict_fn is not None:
+            built.call_by(predict_fn)
         self.network: EpistemicNetwork = built
         self.task: Task = task_of(task)
         self.optimizer = optimizer
@@ -116,6 +131,7 @@ class UncertaintyModule(CheckpointedModule):
         self.return_members = return_members
         self.data_noise = data_noise
         self.regularizer = regularizer
+        self._unpack = None if unpack_batch is None else as_function(unpack_batch, "unpack_batch")
         check_fits_task(self.task, self.network, self.data_noise)
         self.prediction_transforms = PredictionTransforms()
         self._output_checked = False
@@ -137,8 +153,16 @@ class UncertaintyModule(CheckpointedModule):
     # ------------------------------------------------------------------ outputs and predictions
 
     def unpack_batch(self, batch: Any) -> tuple[Any, Tensor | None]:
-        """Return input and target of a batch: ``(x, y)``, a bare ``x``, or a mapping. Override it for any other layout."""
-        return batches.unpack_batch(batch)
+        """Return input and target of a batch: by argument ``unpack_batch``, else as :func:`~lightning_uq.batches.unpack_batch` does.
+
+        A subclass may override it.
+        """
+        if self._unpack is not None:
+            x, y = self._unpack(batch)
+            return x, y
+        network = self.network.called_network
+        signature = None if network is None or not isinstance(batch, Mapping) else signature_of(network)
+        return batches.unpack_batch(batch, signature, allows_whole=self.network.read_output.predict_fn is not None)
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, ...] over the evaluation indices: logits, or means and raw variances."""
@@ -160,12 +184,16 @@ class UncertaintyModule(CheckpointedModule):
 
         It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False. It carries what callbacks
         have fitted (``prediction_transforms``); other weights than those of the fit are a :class:`NotFittedError`. It runs in
-        evaluation mode, whatever mode a training has left, and puts that mode back.
+        evaluation mode, whatever mode a training has left, and puts that mode back. A row with NaN or infinity is a
+        :class:`NotFiniteError`, or, with ``nonfinite``, has a score of plus infinity.
         """
+        return self._predict(x, "")
+
+    def _predict(self, x: Any, where: str) -> Prediction:
+        rows = FiniteRows(x, self.nonfinite, where)
         with in_eval_mode(self), self.prediction_transforms.observing(self) as transformed:
             output = self(x)
-        check_numbers(output, self.task)
-        prediction = transformed(self.prediction(output))
+        prediction = rows.prediction(transformed(self.prediction(rows.outputs(output, self.task))))
         keep = len(output) <= MAX_MEMBERS if self.return_members is None else self.return_members
         return prediction if keep else prediction.pool()
 
@@ -249,11 +277,11 @@ class UncertaintyModule(CheckpointedModule):
             raise
         if self.global_step == 0:
             check_first_loss(loss)
-        self._log_training(self.reported_loss(loss.detach()), x)
+        self._log_training(self.reported_loss(loss.detach()), batches.num_rows(x, y))
         return loss
 
-    def _log_training(self, loss: Tensor, x: Any) -> None:
-        self.log("train_loss", loss, prog_bar=True, batch_size=batches.batch_size(x))
+    def _log_training(self, loss: Tensor, num_rows: int | None) -> None:
+        self.log("train_loss", loss, prog_bar=True, batch_size=num_rows)
         progress = self._progress
         for name, value in ({} if progress is None else self.task.logged(progress)).items():
             self.log(name, value, batch_size=1)
@@ -281,8 +309,7 @@ class UncertaintyModule(CheckpointedModule):
     def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> Prediction:
         """Return the prediction for a batch ``(x, y)``, a bare ``x`` or a mapping; a target is ignored."""
         x, _ = self.unpack_batch(batch)
-        check_input(x, batch_idx)
-        return self.predict(x)
+        return self._predict(x, f"of batch {batch_idx}")
 
     # ------------------------------------------------------------------ metrics
 
@@ -320,7 +347,8 @@ class UncertaintyModule(CheckpointedModule):
         """Input and target of a batch that needs both, checked."""
         x, y = self.unpack_batch(batch)
         y = check_labelled(x, y)
-        check_input(x, batch_idx)
+        if batch_idx == 0 or y.device.type == "cpu":  # on a GPU, reading the values would wait for the device
+            check_finite(x, f"of batch {batch_idx}")
         return x, y
 
     def _explain(self, error: RuntimeError, x: Any) -> None:

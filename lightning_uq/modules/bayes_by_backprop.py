@@ -72,7 +72,7 @@ class BayesByBackpropModule(UncertaintyModule):
         **training: Any,
     ) -> None:
         _check(prior_std, second_prior_std, mixture_weight, kl_weight, num_train)
-        built = given_network(network)
+        built = given_network(network, training)
         super().__init__(
             BayesByBackpropNetwork(built, initial_std=initial_std, temperature=temperature, output=output), **training
         )

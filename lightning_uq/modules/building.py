@@ -34,6 +34,7 @@ def build_members(
     *,
     prior_network: Callable[[], nn.Module] | None = None,
     prior_scale: float = 0.0,
+    is_called_by: bool = False,
 ) -> tuple[list[nn.Module], list[RandomStream]]:
     """Call the factory once per member; nothing is drawn from the global generators.
 
@@ -43,6 +44,7 @@ def build_members(
         seed: Member i is built under ``member_seed(seed, i)``.
         prior_network: Factory of the members' frozen priors, drawn after each member's network.
         prior_scale: Their scale.
+        is_called_by: Whether a ``predict_fn`` calls the members.
 
     Returns:
         The members, and the random stream of each as its building left it. A member that draws from its stream draws the
@@ -71,7 +73,7 @@ def build_members(
             f"The factory in argument `network` compiles {type(inside).__name__} as a whole, which hides its own steps and optimizer. "
             "Compile the network inside it: `self.net = torch.compile(net)`."
         )
-    if not lightning[0] and not has_forward(members[0]):
+    if not lightning[0] and not has_forward(members[0]) and not is_called_by:
         raise InputError(no_forward(members[0]))
     if isinstance(members[0], UncertaintyModule):
         raise InputError(
@@ -129,12 +131,24 @@ def run_members(
     execution: Execution,
     output: Output,
     optimizer: Callable[[Any], torch.optim.Optimizer],
+    *,
+    is_called_by: bool = False,
 ) -> EnsembleNetwork:
     """The members as one network, run as ``execution`` says and the optimizer allows.
+
+    Args:
+        members: The members.
+        execution: How they run.
+        output: What a member returns.
+        optimizer: Makes their optimizer.
+        is_called_by: Whether a ``predict_fn`` calls them, one by one.
 
     Raises:
         UnsupportedError: Members are asked to be stacked for an optimizer that would mix them.
     """
+    if is_called_by and execution == "auto":
+        reason = f"Ensemble of {len(members)} runs in a loop: `predict_fn` calls each member."
+        return EnsembleNetwork(members, output, execution_reason=reason)
     if execution != "loop" and not is_instance(members[0], LightningModule):
         kind = type(optimizer([nn.Parameter(torch.zeros(1, 1))]))
         if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):

@@ -47,7 +47,7 @@ class CategoricalRegressionModule(UncertaintyModule):
     def __init__(
         self, network: CategoricalRegressionNetwork | Factory | Callable[[], nn.Module], **training: Any
     ) -> None:
-        built = given_network(network)
+        built = given_network(network, training)
         if not isinstance(built, CategoricalRegressionNetwork):
             raise InputError(
                 f"`network` must be a CategoricalRegressionNetwork, or a factory of one, but it is {describe(built)}."

@@ -1,11 +1,8 @@
 """Checks of a batch and of a network's outputs; each raises one error that names the cause."""
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.losses.data_noise import DataNoise
@@ -44,34 +41,6 @@ def check_labelled(x: Any, y: Any) -> Tensor:
             "is not a pair, as with several training loaders, override `unpack_batch`."
         )
     return y
-
-
-def check_input(x: Any, batch_idx: int) -> None:
-    """Refuse an input with NaN or infinity.
-
-    On a GPU, reading the values would wait for the device, so there only the first batch is checked. A nested input may hold a
-    mask that is added to attention scores, so minus infinity is allowed in it.
-    """
-    for leaf in tree_leaves(dict(x) if isinstance(x, Mapping) else x):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and (batch_idx == 0 or leaf.device.type == "cpu"):
-            bad = ~leaf.isfinite() if leaf is x else leaf.isnan() | (leaf == math.inf)
-            if bool(bad.any()):
-                rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad.reshape(-1)
-                raise InputError(
-                    f"The input must be finite, but {int(rows.sum())} of {len(rows)} rows of batch {batch_idx} hold NaN or "
-                    "infinity."
-                )
-
-
-def check_numbers(output: Tensor, task: Task) -> None:
-    """Refuse outputs [Z, B, ...] that hold numbers which ``task`` cannot use."""
-    bad = task.invalid(output)
-    if bool(bad.any()):
-        rows = int(bad.transpose(0, 1).flatten(1).any(1).sum())
-        raise InputError(
-            f"The network must return finite numbers, but its outputs for {rows} of {output.shape[1]} rows hold NaN or infinity. "
-            "Its weights may hold them too, for instance after a training that diverged."
-        )
 
 
 def check_first_loss(loss: Tensor) -> None:

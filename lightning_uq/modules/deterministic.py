@@ -31,7 +31,7 @@ class DeterministicModule(UncertaintyModule):
     def __init__(
         self, network: nn.Module | Factory | Callable[[], nn.Module], *, output: Output = "logits", **training: Any
     ) -> None:
-        super().__init__(DeterministicNetwork(given_network(network), output), **training)
+        super().__init__(DeterministicNetwork(given_network(network, training), output), **training)
 
 
 def _build(setting: Setting) -> DeterministicModule:

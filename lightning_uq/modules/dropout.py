@@ -50,7 +50,7 @@ class DropoutModule(UncertaintyModule):
         output: Output = "logits",
         **training: Any,
     ) -> None:
-        built = given_network(network)
+        built = given_network(network, training)
         super().__init__(DropoutNetwork(built, mask=mask, output=output), **training)
 
 

@@ -1,7 +1,6 @@
 """Deep ensembles: M networks, or M LightningModules, trained side by side."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
@@ -46,7 +44,7 @@ from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.inferred_task import INFERABLE, inferred_task, tell_task
-from lightning_uq.tasks import Classification, OutputShapeError, describe
+from lightning_uq.tasks import Classification, describe
 
 
 @with_members
@@ -149,14 +147,20 @@ class EnsembleModule(UncertaintyModule):
             prior_scale=prior_scale,
             bootstrap=bootstrap,
         )
+        is_called_by = training_option(training, "predict_fn", None) is not None
         members, streams = build_members(
-            network, num_members, seed, prior_network=prior_network, prior_scale=prior_scale
+            network,
+            num_members,
+            seed,
+            prior_network=prior_network,
+            prior_scale=prior_scale,
+            is_called_by=is_called_by,
         )
         lightning_members = [member for member in members if is_instance(member, LightningModule)]
         if lightning_members:
             own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap}
             check_lightning_arguments(type(members[0]).__name__, **{**training, **own})
-        super().__init__(run_members(members, execution, output, optimizer), **training)
+        super().__init__(run_members(members, execution, output, optimizer, is_called_by=is_called_by), **training)
         self.seed = seed
         self.bootstrap = bootstrap or "none"
         self.adversary = None if adversarial_epsilon is None else Adversary(adversarial_epsilon, adversarial_scale)
@@ -215,7 +219,7 @@ class EnsembleModule(UncertaintyModule):
         """Take the task that this batch shows, if members have none; whether it shows one. A training batch may raise a doubt."""
         if not self.infers_task or not isinstance(y, Tensor):
             return False
-        x = apply_to_collection(x, Tensor, torch.clone, allow_frozen=True)  # a forward may write into it
+        x = batches.own_batch(x)  # a forward may write into it
         outputs = self.network(x)
         name = inferred_task(outputs[0], y)
         if name is None:
@@ -235,18 +239,13 @@ class EnsembleModule(UncertaintyModule):
             return str(error)
         return None
 
-    def predict(self, x: Any) -> Prediction:
-        """The prediction for inputs x [B, ...]: see :meth:`UncertaintyModule.predict`.
-
-        Raises:
-            InputError: The members are LightningModules without a ``task``, whose own targets do not fit the default one.
-        """
+    def _predict(self, x: Any, where: str) -> Prediction:
         if self.task_doubt is not None:
             raise InputError(
                 f"The members' outputs would be read with `task={describe(self.task)}`, but their batches do not fit it. "
                 f"{self.task_doubt} Pass argument `task`."
             )
-        return super().predict(x)
+        return super()._predict(x, where)
 
     def set_inferred_task(self, name: str) -> None:
         """Take a task that a batch has shown, or that a checkpoint holds."""
@@ -321,14 +320,6 @@ class EnsembleModule(UncertaintyModule):
         with in_eval_mode(self):  # members may choose another mode for their own steps, in which BatchNorm moves
             self.members.metrics.update(batch, loader_idx, evaluate)
 
-    def _check_output(self, output: Tensor) -> None:
-        with _as_shape_error():
-            super()._check_output(output)
-
-    def _check_target(self, y: Tensor, output: Tensor) -> None:
-        with _as_shape_error():
-            super()._check_target(y, output)
-
     # ------------------------------------------------------------------ optimizer
 
     @property
@@ -382,15 +373,6 @@ class EnsembleModule(UncertaintyModule):
                 self.adversary.resume(checkpoint["state_dict"])
             if saved["stacked"] != self.network.is_stacked:
                 convert_states(checkpoint, self.network.num_indices, stack=self.network.is_stacked)
-
-
-@contextmanager
-def _as_shape_error() -> Iterator[None]:
-    """Mark errors about a task's outputs or targets, so that metrics of members that train alone can be left out."""
-    try:
-        yield
-    except InputError as error:
-        raise OutputShapeError(str(error)) from error
 
 
 def _build(setting: Setting) -> EnsembleModule:

@@ -17,7 +17,7 @@ from lightning_uq.modules.frozen import expect_eval_mode
 from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.factory import Factory, build_network
-from lightning_uq.networks.output import Output
+from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.networks.pooling import Pool
 from lightning_uq.running.averages import averaged_copies
 from lightning_uq.running.loaders import training_loader
@@ -75,7 +75,7 @@ class EpinetModule(UncertaintyModule):
         output: Output = "logits",
         **training: Any,
     ) -> None:
-        built = given_network(network)
+        built = given_network(network, training)
         if not isinstance(head, EpinetHead):
             raise InputError(f"`head` must be an EpinetHead, but it is {describe(head)}. Pass `head=EpinetHead(...)`.")
         task = task_of(training_option(training, "task", "classification"))
@@ -88,7 +88,7 @@ class EpinetModule(UncertaintyModule):
             head=head,
             prior=None if prior is None else build_network(prior, "prior"),
             freeze_base=freeze_base,
-            output=output,
+            output=OutputReader(output, training_option(training, "predict_fn", None)),
         )
         super().__init__(network_with_head, **training)
         self.network.evaluation_index(self.num_eval_samples)

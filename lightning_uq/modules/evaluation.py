@@ -7,8 +7,8 @@ from torchmetrics import Metric
 
 from lightning_uq import batches
 from lightning_uq.metrics.base import MeanLoss
-from lightning_uq.modules.checks import check_numbers
 from lightning_uq.modules.targets import Targets
+from lightning_uq.running.finite import check_numbers
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.tasks import Stage, Task
 

@@ -76,7 +76,7 @@ class HypermodelModule(UncertaintyModule):
     ) -> None:
         super().__init__(
             HypermodelNetwork(
-                given_network(network),
+                given_network(network, training),
                 indexer=ScaledGaussianIndexer(index_dim),
                 hidden_sizes=hidden_sizes,
                 scale=scale,

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, UnsupportedError
-from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.compiled import take_compiled_names
 from lightning_uq.networks.indexers import EnsembleIndexer, Indexer
-from lightning_uq.networks.output import Output, OutputReader
+from lightning_uq.networks.output import Output, OutputReader, PredictFn
 from lightning_uq.networks.priors.members import priors_of_members
 
 
@@ -22,7 +21,7 @@ class EpistemicNetwork(nn.Module, ABC):
     comparison then work on it. The part that does not depend on z should run once, and only the rest Z times.
 
     Attributes:
-        read_output: Turns what an inner network returns into its output tensor; subclasses apply it to every inner call.
+        read_output: Calls an inner network and turns what it returns into its output tensor; subclasses use it for every inner call.
         is_stacked: Whether each parameter holds the slices of all members, [M, ...].
 
     Args:
@@ -43,7 +42,25 @@ class EpistemicNetwork(nn.Module, ABC):
         if not isinstance(indexer, Indexer):
             raise InputError(f"`indexer` of {type(self).__name__} must be an Indexer, but it is {indexer!r}.")
         self.indexer = indexer
-        self.read_output = OutputReader(output)
+        self.read_output = output if isinstance(output, OutputReader) else OutputReader(output)
+
+    def call_by(self, predict_fn: PredictFn | str) -> None:
+        """Let the networks inside be called by ``predict_fn(network, x)``.
+
+        Raises:
+            UnsupportedError: The members run at once, by a translation of their own ``forward``.
+        """
+        if self.is_stacked:
+            raise UnsupportedError("Members that run at once cannot be called by a `predict_fn`. Use execution='loop'.")
+        for part in self.modules():
+            if isinstance(part, EpistemicNetwork):
+                part.read_output = OutputReader(part.read_output.output, predict_fn)
+
+    @property
+    def called_network(self) -> nn.Module | None:
+        """A network inside that is called with the input, for its arguments; None if it is not known."""
+        found = getattr(self, "network", None)
+        return found.called_network if isinstance(found, EpistemicNetwork) else found
 
     @abstractmethod
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
@@ -169,7 +186,7 @@ class DeterministicNetwork(EpistemicNetwork):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Outputs [Z, B, ...]: one pass, repeated over the index without a copy."""
-        output = self.read_output(call_network(self.network, x))
+        output = self.read_output.call(self.network, x)
         return output.unsqueeze(0).expand(len(index), *output.shape)
 
     def feature_networks(self) -> list[nn.Module]:

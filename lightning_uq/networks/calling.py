@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import both
@@ -16,7 +16,7 @@ def call_network(network: nn.Module, x: Any) -> Any:
     """``network(x)``, or ``network(**x)`` for a mapping whose keys are arguments of its ``forward``, as Hugging Face's take.
 
     Raises:
-        InputError: ``forward`` does not take one input.
+        InputError: There is no ``forward``, or it does not take one input.
 
     Example:
         >>> call_network(nn.Bilinear(2, 3, 4), {"input1": torch.zeros(5, 2), "input2": torch.zeros(5, 3)}).shape
@@ -26,12 +26,10 @@ def call_network(network: nn.Module, x: Any) -> Any:
         return network(**x)
     if torch.compiler.is_compiling():
         return network(x)
+    if not has_forward(network):
+        raise InputError(no_forward(network))
     try:
         return network(x)
-    except NotImplementedError as error:
-        if has_forward(network):
-            raise
-        raise InputError(no_forward(network)) from error
     except TypeError as error:
         reason = _refusal(network, x)
         if reason is None:
@@ -40,6 +38,15 @@ def call_network(network: nn.Module, x: Any) -> Any:
             f"`forward` of {type(network).__name__} must take only the input of a batch, but it does not: {reason}. Let `unpack_batch` "
             "return the input as a mapping from the names of these arguments, or pass argument `predict_fn` to a callback."
         ) from error
+
+
+def is_nest_of_tensors(x: Any) -> bool:
+    """Whether all data of an input is in tensors that torch finds: a tensor, or a nest of tensors and plain values.
+
+    It is not for an object that holds tensors as attributes, such as a graph.
+    """
+    leaves = torch.utils._pytree.tree_leaves(dict(x) if isinstance(x, Mapping) else x)
+    return all(leaf is None or isinstance(leaf, Tensor | int | float | str) for leaf in leaves)
 
 
 def takes_by_name(network: nn.Module, x: Any) -> bool:
@@ -61,6 +68,7 @@ def has_forward(network: nn.Module) -> bool:
         >>> has_forward(nn.Linear(1, 1)), has_forward(LightningModule()), has_forward(nn.ModuleList())
         (True, False, False)
     """
+    network = getattr(network, "_orig_mod", network)
     inherited = (*(kind.forward for kind in both(LightningModule)), nn.Module.forward)
     return "forward" in vars(network) or getattr(type(network), "forward", None) not in inherited
 
@@ -68,8 +76,8 @@ def has_forward(network: nn.Module) -> bool:
 def no_forward(network: nn.Module) -> str:
     """The error about a network without ``forward``."""
     return (
-        f"{type(network).__name__} has no `forward` to take outputs from. Define one that maps the input of a batch to outputs, such as "
-        "logits [B, C], or pass the network inside it."
+        f"{type(network).__name__} has no `forward` to take outputs from. Pass argument `predict_fn`, a function `(model, x)` that returns "
+        "them, such as logits [B, C], or pass the network inside it."
     )
 
 

@@ -1,6 +1,7 @@
 """A fitted feature density as a module of buffers: it moves, saves and exports, and has nothing to train."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional.finite import infinite_where_bad
 from lightning_uq.functional.gaussian import (
     Covariance,
     GaussianFit,
@@ -124,7 +126,7 @@ class GaussianDensity(nn.Module):
         return self.mean.ndim == 2
 
     def log_prob(self, features: Tensor) -> Tensor:
-        """log p(f | c), without the prior: [..., D] -> [..., C] in float64.
+        """log p(f | c), without the prior: [..., D] -> [..., C] in float64; minus infinity for features that are not finite.
 
             log p(f | c) = -1/2 (|A_c (f - mu_c)|^2 + log |Sigma_c| + D log 2 pi)
 
@@ -132,7 +134,7 @@ class GaussianDensity(nn.Module):
             NotFittedError: The density is empty.
             InputError: ``features`` are not [..., D].
         """
-        return self._by_rows(self._log_prob, features)
+        return self._by_rows(self._log_prob, features, -math.inf)
 
     def log_density(self, features: Tensor) -> Tensor:
         """log sum_c pi_c p(f | c): [..., D] -> [...] in float64.
@@ -140,7 +142,9 @@ class GaussianDensity(nn.Module):
         A density in the strict sense: with uniform priors pi_c = 1 / C, so that it is the original's, which has no prior,
         less log C.
         """
-        return self._by_rows(lambda rows: torch.logsumexp(self._log_prob(rows) + self.log_prior, 1), features)
+        return self._by_rows(
+            lambda rows: torch.logsumexp(self._log_prob(rows) + self.log_prior, 1), features, -math.inf
+        )
 
     def mahalanobis(self, features: Tensor) -> Tensor:
         """min_c |A_c (f - mu_c)|^2: [..., D] -> [...] in float64; higher is further out."""
@@ -181,7 +185,8 @@ class GaussianDensity(nn.Module):
         kind = "diagonal" if self.whitening.ndim == 2 else "tied" if len(self.whitening) < classes else "full"
         return f"{classes} classes, {features} features, covariance={kind!r}, score={self.score_name!r}"
 
-    def _by_rows(self, score: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    def _by_rows(self, score: Callable[[Tensor], Tensor], features: Tensor, bad: float = math.inf) -> Tensor:
+        """Scores in chunks; ``bad`` for rows that are not finite, or overflow."""
         if not self.is_fitted:
             raise NotFittedError("This density is empty: fit it, or load the state of a fitted one, before scoring.")
         D = self.mean.shape[1]
@@ -192,9 +197,14 @@ class GaussianDensity(nn.Module):
             )
         rows = features.reshape(-1, D)
         if torch.compiler.is_compiling():  # a loop over an unknown number of chunks is no graph
-            result = score(rows)
+            result = infinite_where_bad(score(rows), rows, bad)
         else:
-            result = torch.cat([score(chunk) for chunk in torch.split(rows, max(64, _CHUNK_ELEMENTS // D))])
+            result = torch.cat(
+                [
+                    infinite_where_bad(score(chunk), chunk, bad)
+                    for chunk in torch.split(rows, max(64, _CHUNK_ELEMENTS // D))
+                ]
+            )
         return result.reshape(features.shape[:-1] + result.shape[1:])
 
     def _center(self, rows: Tensor) -> Tensor:

@@ -212,12 +212,14 @@ class FeatureTap:
                     _Catch(self, name), with_kwargs=True
                 )
 
-    def run(self, network: nn.Module, x: Any) -> tuple[Any, list[Tensor]]:
-        """The network's output, and the layers' features [B, D], in order; the output as features is not pooled."""
+    def run(
+        self, network: nn.Module, x: Any, call: Callable[[nn.Module, Any], Any] = call_network
+    ) -> tuple[Any, list[Tensor]]:
+        """What ``call(network, x)`` gives, and the layers' features [B, D], in order; the output as features is not pooled."""
         self.caught = {}
         self.mask.start()
         try:
-            output = call_network(network, x)
+            output = call(network, x)
             caught = self.caught
             if OUTPUT in self.layers and isinstance(output, Tensor):
                 caught[OUTPUT] = upcast(output.detach())

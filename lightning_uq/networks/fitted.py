@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, NotFiniteError
 from lightning_uq.functional.bernoulli import pooled_logits
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.validation import check_choice
 from lightning_uq.functional.vector_scaling import apply_vector_scaling
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.features import FeatureTap
+from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows
 from lightning_uq.networks.pooling import Pool
 from lightning_uq.networks.positions import resized
 
@@ -38,6 +40,8 @@ class FittedNetwork(nn.Module):
         densities: The density of each member's features.
         layers: Names, in ``network``, of the layers whose inputs these are.
         pool: How an input with more axes than [B, D] is pooled.
+        nonfinite: What an input row with NaN or infinity gives: ``"error"``, or ``"inf"``: probabilities of NaN and a log-density of minus
+            infinity, as a compiled or exported graph does in any case.
 
     Raises:
         InputError: Both calibrations are given, or not one layer a density.
@@ -61,6 +65,7 @@ class FittedNetwork(nn.Module):
         densities: Sequence[GaussianDensity] = (),
         layers: Sequence[str] = (),
         pool: Pool | None = None,
+        nonfinite: NonFinite = "error",
     ) -> None:
         super().__init__()
         if temperature is not None and class_scaling is not None:
@@ -69,6 +74,8 @@ class FittedNetwork(nn.Module):
             raise InputError(
                 f"`layers` must name one layer per density, but there are {len(layers)} layers and {len(densities)} densities."
             )
+        check_choice("nonfinite", nonfinite, ("error", "inf"))
+        self.nonfinite = nonfinite
         self.network = network
         # Numbers, not buffers: a cast to half precision leaves them as they are.
         self.temperature: Any = None if temperature is None else temperature.tolist()
@@ -80,16 +87,38 @@ class FittedNetwork(nn.Module):
         self.eval()
 
     def forward(self, x: Any) -> Tensor | tuple[Tensor, Tensor]:
-        """Probabilities, and the log-density where one is inside."""
+        """Probabilities, and the log-density where one is inside.
+
+        Raises:
+            NotFiniteError: A row of the input, or its probabilities, hold NaN or infinity, unless ``nonfinite="inf"``, or in a graph.
+        """
+        refuses = self.nonfinite == "error" and not torch.compiler.is_compiling()
+        if refuses:
+            check_finite(
+                x, advice="Pass `nonfinite='inf'` to `load_fitted` for a log-density of minus infinity instead."
+            )
         if self.tap is None:
-            return self._probs(self.network(x))
+            return self._finite(x, self._probs(self.network(x)), math.nan, refuses)
         logits, features = self.tap.run(self.network, x)
         members = [
             density.log_density(f.movedim(1, -1))  # type: ignore[operator]
             for density, f in zip(self.densities, features, strict=True)
         ]
         log_density = torch.logsumexp(torch.stack(members), 0) - math.log(len(members))
-        return self._probs(logits), resized(log_density, logits.shape[3:] if log_density.ndim > 1 else ())
+        log_density = resized(log_density, logits.shape[3:] if log_density.ndim > 1 else ())
+        probs = self._finite(x, self._probs(logits), math.nan, refuses)
+        return probs, self._finite(x, log_density, -math.inf, refuses=False)
+
+    def _finite(self, x: Any, values: Tensor, bad: float, refuses: bool) -> Tensor:
+        """Values [B, ...] with ``bad`` in the rows whose input is not finite; NaN that arose inside is refused, where asked."""
+        rows = nonfinite_rows(x)
+        if rows is not None:
+            values = torch.where(rows.reshape(-1, *[1] * (values.ndim - 1)), bad, values)
+        if refuses and bool(values.isnan().any()):
+            raise NotFiniteError(
+                "The probabilities hold NaN, although the input is finite: the network's outputs overflow."
+            )
+        return values
 
     def _probs(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities: of classes, or of L labels that are on or off."""

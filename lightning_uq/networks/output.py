@@ -1,49 +1,91 @@
-"""What a network returns, said once: ``output="logits" | "probs" | "log_probs" | callable``."""
+"""How a network is called and what it returns, said once: ``predict_fn`` and ``output``."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
+from torch import Tensor, finfo, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
+from lightning_uq.guessing import report_guess
+from lightning_uq.importing import as_function
+from lightning_uq.networks.calling import call_network
 
 Output = Literal["logits", "probs", "log_probs"] | Callable[[Any], Tensor]
+PredictFn = Callable[[Any, Any], Any]
+"""``predict_fn(model, x) -> output``; typed loosely, so that the command line can build what takes one."""
 
 
 class OutputReader:
-    """Turns what a network returned into a tensor of logits (or of regression outputs).
+    """Calls a network, and turns what it returns into a tensor of logits (or of regression outputs).
+
+    Without a function as ``output``, the ``logits`` of a mapping or of a Hugging Face output are taken, and the first tensor of a
+    tuple; each is reported once.
 
     Args:
         output: ``"logits"`` and ``"log_probs"`` are taken as they are (softmax(log p) = p), ``"probs"`` are taken to log
-            space, and a callable picks the tensor from anything else, e.g. ``lambda out: out["logits"]``.
+            space, and a callable, or its import path, picks the tensor from anything else, e.g. ``lambda out: out["scores"]``.
+        predict_fn: ``predict_fn(network, x)``, or its import path, in the place of ``network(x)``.
 
     Raises:
-        InputError: The network returned no tensor, and ``output`` is no callable that picks one.
+        InputError: An argument is not as above; the network returned no tensor, and ``output`` is no callable that picks one.
 
     Example:
+        >>> import torch
         >>> OutputReader("probs")(torch.tensor([[0.5, 0.5]]))
         tensor([[-0.6931, -0.6931]])
+        >>> OutputReader(predict_fn=lambda network, x: network(2 * x)).call(nn.Identity(), torch.ones(1, 2))
+        tensor([[2., 2.]])
     """
 
-    def __init__(self, output: Output = "logits") -> None:
+    def __init__(self, output: Output = "logits", predict_fn: PredictFn | str | None = None) -> None:
+        if isinstance(output, str) and "." in output:
+            output = as_function(output, "output")
         if not callable(output) and output not in ("logits", "probs", "log_probs"):
             raise InputError(f"`output` must be 'logits', 'probs', 'log_probs' or a callable, but it is {output!r}.")
         self.output = output
+        self.predict_fn: PredictFn | None = None if predict_fn is None else as_function(predict_fn, "predict_fn")
+
+    def raw(self, network: nn.Module, x: Any) -> Any:
+        """What the network returns for an input."""
+        return call_network(network, x) if self.predict_fn is None else self.predict_fn(network, x)
+
+    def call(self, network: nn.Module, x: Any) -> Tensor:
+        """The tensor that downstream code works on, for an input of the network."""
+        return self(self.raw(network, x))
 
     def __call__(self, raw: Any) -> Tensor:
-        """The tensor that downstream code works on."""
-        if callable(self.output):
-            raw = self.output(raw)
+        """The tensor that downstream code works on, in what a network returned."""
+        raw = self.output(raw) if callable(self.output) else self._picked(raw)
         if not isinstance(raw, Tensor):
             holds = f" with keys {sorted(map(str, raw))}" if isinstance(raw, Mapping) else ""
             raise InputError(
                 f"The network returned a {type(raw).__name__}{holds}, not a tensor. Pass argument `output` a function that "
-                'picks the logits from it, for example `output=lambda out: out["logits"]`.'
+                'picks the logits from it, for example `output=lambda out: out["scores"]`.'
             )
         if self.output == "probs":
             # A half-precision 0 or a rounding below it is a legal probability: bound it by the smallest normal number.
             probs = upcast(raw)
-            return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+            return probs.clamp_min(finfo(probs.dtype).tiny).log()
+        return raw
+
+    def _picked(self, raw: Any) -> Any:
+        """The tensor in a mapping, a tuple or an output of Hugging Face, where it is plain; else ``raw`` itself."""
+        if isinstance(raw, Tensor):
+            return raw
+        kind = type(raw).__name__
+        logits = raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None)
+        if isinstance(logits, Tensor) and self.output == "logits":
+            report_guess(
+                f"The network returns a {kind}, of which `logits` is read. If it is another part, pass `output`, a function that picks it."
+            )
+            return logits
+        if isinstance(raw, list | tuple) and raw and isinstance(raw[0], Tensor) and raw[0].is_floating_point():
+            first, *others = raw
+            report_guess(
+                f"The network returns a {kind} of {len(raw)}, of which the first part, a tensor with {first.ndim} axes, is read as its "
+                "output. If it is another part, pass `output`, for example `output=lambda out: out[1]`.",
+                is_doubtful=any(isinstance(other, Tensor) and other.ndim == first.ndim for other in others),
+            )
+            return first
         return raw

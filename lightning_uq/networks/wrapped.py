@@ -25,7 +25,7 @@ class WrappedNetwork(EpistemicNetwork):
                 f"`network` must be an EpistemicNetwork, but it is a {type(network).__name__}. DeterministicNetwork makes one of "
                 "a plain network."
             )
-        super().__init__(network.indexer, network.read_output.output)
+        super().__init__(network.indexer, network.read_output)
         self.network = network
         self.prior = adopt_prior(prior)
 

@@ -259,20 +259,32 @@ class Prediction(ABC):
     def score(self, name: str) -> Tensor:
         """A score [B] (or [B, ...] of a map) by its name: the higher, the more uncertain or out of distribution.
 
-        So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted.
+        So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted. A score that is NaN, as that of an input
+        with NaN, is plus infinity, so that ``score > threshold`` holds.
 
         Raises:
             InputError: ``name`` is neither among ``score_names`` nor ``log_density``.
             NotFittedError: The prediction carries no ``log_density``.
         """
         if name == "log_density":
-            return -self.log_density
+            return self._alarming(-self.log_density)
         if name not in self.score_names:
             names = (*self.score_names, *self._density())
             raise InputError(
                 f"{type(self).__name__} has no score {name!r}. Its scores are {', '.join(names)}.{self._hint}"
             )
-        return self._score(name)
+        return self._alarming(self._score(name))
+
+    def _alarming(self, score: Tensor) -> Tensor:
+        """A score [B, *P] with plus infinity where it, or what was predicted there, is NaN: a vote of NaN is a label like any other."""
+        bad = score.isnan()
+        for name, field in self._fields.items():
+            tensor: Tensor | None = vars(self)["_tensors"][name]
+            if tensor is not None and not field.optional and field.batch_axis is not None and tensor.ndim >= score.ndim:
+                rows = tensor.isnan().movedim(field.batch_axis, 0)
+                inner = rows.ndim - score.ndim  # the axes between the batch and the positions
+                bad = bad | (rows.flatten(1, inner).any(1) if inner else rows)
+        return torch.where(bad, torch.inf, score)
 
     _hint: ClassVar[str] = ""
     """A further sentence of the error for an unknown score."""

@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_uq import batches
 from lightning_uq.errors import InputError
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.precision import widen
@@ -31,12 +30,20 @@ def labelled_batch(reader: LogitReader, model: nn.Module, batch: Any, outputs: T
         InputError: There is none, or it does not fit the outputs.
     """
     target = target_of(reader, model, batch, where)
-    task = reader.task(model)
+    check_targets(reader.task(model), target, outputs, where)
+    return target
+
+
+def check_targets(task: Task, target: Tensor, outputs: Tensor, where: str) -> None:
+    """Refuse targets [N, ...] that do not fit a task with outputs [Z, N, ...]; the message begins with ``where``.
+
+    Raises:
+        InputError: They do not fit.
+    """
     try:
         task.check_target(target, outputs)
     except InputError as error:
         raise InputError(f"{where[0].upper()}{where[1:]} does not fit {describe(task)}. {error}") from error
-    return target
 
 
 def target_of(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> Tensor:
@@ -57,8 +64,8 @@ def target_of(reader: LogitReader, model: nn.Module, batch: Any, where: str) -> 
 
 def density_labels(
     reader: LogitReader, model: nn.Module, batch: Any, where: str, trainer: Trainer | None = None
-) -> Tensor:
-    """Class labels [B] of a batch whose outputs are not at hand; 0 for each input if the task has no classes.
+) -> Tensor | None:
+    """Class labels [B] of a batch whose outputs are not at hand; None if the task has no classes.
 
     Raises:
         InputError: It has none, although the task has classes; the message begins with ``where``.
@@ -66,18 +73,20 @@ def density_labels(
     reader.infer_task(model, batch, trainer)
     task = reader.task(model)
     if not task.has_classes:
-        return torch.zeros(batches.batch_size(reader.unpack(model, batch)[0]), dtype=torch.long)
+        return None
     target = target_of(reader, model, batch, where)
     reason = task.accepts(target)
     if reason is not None:
-        below = not target.is_floating_point() and target.dtype != torch.bool and bool((target < 0).any())
-        came = f"labels below 0, such as {int(target.min())}" if below else f"targets of {target.dtype}"
+        is_whole = not (target.is_floating_point() or target.dtype == torch.bool or target.is_complex())
+        span = f" from {int(target.min())} to {int(target.max())}" if is_whole and target.numel() else ""
         advice = (
             "Leave rows without a label out of it."
-            if below
-            else ("Pass argument `unpack_batch`, a loader with `(x, y)`, or the `task` of these targets.")
+            if span and bool((target < 0).any())
+            else "Pass argument `unpack_batch`, a loader with `(x, y)`, or the `task` of these targets."
         )
-        raise InputError(f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has {came}. {advice}")
+        raise InputError(
+            f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has targets of {target.dtype}{span}. {advice}"
+        )
     return (target.squeeze(1) if target.shape[1:] == (1,) and not task.has_positions else target).long()
 
 

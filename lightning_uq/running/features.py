@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.features import features_at, input_of, last_layer, submodule
 from lightning_uq.networks.pooling import Pool, check_pool
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
@@ -46,7 +45,9 @@ class LayerFeatures:
                 inputs = stack.enter_context(input_of(source))
 
                 def features() -> Tensor:
-                    return torch.stack([self._alone(member, inputs[-1], trainer) for member in self.networks(model)])
+                    return torch.stack(
+                        [self._alone(member, inputs[-1], trainer, source) for member in self.networks(model)]
+                    )
             else:
                 networks = self.networks(model)
                 records = [stack.enter_context(features_at(one, self.layer, self.pool)) for one in networks]
@@ -81,9 +82,9 @@ class LayerFeatures:
         """Free the copies of a stacked ensemble's members."""
         self._copies = None
 
-    def _alone(self, member: nn.Module, x: Any, trainer: Trainer | None) -> Tensor:
+    def _alone(self, member: nn.Module, x: Any, trainer: Trainer | None, source: EpistemicNetwork) -> Tensor:
         with features_at(member, self.layer, self.pool) as record:
-            _run(member, x, trainer)
+            _run(member, x, trainer, source)
         return record[-1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,7 +177,7 @@ class FeatureReader:
             self.logits(model, batch, trainer, check=False)
         # A `predict_fn` may call the inner network by itself.
         x = inputs[-1] if inputs else self.logits.unpack(model, batch)[0]
-        found.layer = last_layer(network, lambda: _run(network, x, trainer))
+        found.layer = last_layer(network, lambda: source.read_output(_run(network, x, trainer, source)))
         return found
 
 
@@ -195,8 +196,9 @@ def _source(model: nn.Module) -> EpistemicNetwork | None:
     return source
 
 
-def _run(network: nn.Module, x: Any, trainer: Trainer | None) -> Any:
+def _run(network: nn.Module, x: Any, trainer: Trainer | None, source: EpistemicNetwork) -> Any:
+    """What a network inside of ``source`` returns, called as ``source`` calls it."""
     if trainer is None:
-        return call_network(network, x)
+        return source.read_output.raw(network, x)
     with trainer.precision_plugin.forward_context():
-        return call_network(network, x)
+        return source.read_output.raw(network, x)

@@ -44,7 +44,8 @@ def inferred_task(outputs: Tensor, target: object) -> str | None:
     sums_to_one = per_input and bool(((target.sum(1) - 1).abs() < 1e-3).all())
     if bool(((known == 0) | (known == 1)).all()):
         values = outputs.detach()
-        if sums_to_one or len(shapes[0]) > 2 or not bool((known == 0).any() and (known == 1).any()):
+        is_label = not per_input and not target.is_floating_point()
+        if sums_to_one or len(shapes[0]) > 2 or not (is_label or bool((known == 0).any() and (known == 1).any())):
             return None  # one of several classes, maps, or numbers that happen to be equal
         if bool(((values >= 0) & (values <= 1)).all()):
             return None  # probabilities, perhaps, in place of logits

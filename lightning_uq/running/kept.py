@@ -34,7 +34,8 @@ def tensors_put_back(module: nn.Module) -> Iterator[None]:
 def run_revocably(module: nn.Module, hook: Callable[[], None]) -> Callable[[], None]:
     """Run a hook of a module, and give back a function that takes its changes of the module's attributes back.
 
-    Attributes of submodules count, and the entries of lists, dictionaries and sets; what lies deeper does not.
+    Attributes of submodules count, and the entries of lists, dictionaries and sets; what lies deeper does not. The changes of a
+    hook that raises are taken back at once.
 
     Example:
         >>> network = nn.Linear(1, 1)
@@ -43,45 +44,54 @@ def run_revocably(module: nn.Module, hook: Callable[[], None]) -> Callable[[], N
         >>> hasattr(network, "note")
         False
     """
-    before = [
-        (vars(part), {name: (value, _entries(value)) for name, value in vars(part).items()})
-        for part in module.modules()
-    ]
-    hook()
-    changed = [
-        (attributes, held, [name for name in {**held, **attributes} if _differs(attributes, held, name)])
-        for attributes, held in before
-    ]
+    before = [_Attributes(part) for part in module.modules()]
+    try:
+        hook()
+    except BaseException:
+        for one in before:
+            one.put_back(one.changed())
+        raise
+    changed = [(one, one.changed()) for one in before]
 
     def revoke() -> None:
-        for attributes, held, names in changed:
-            for name in names:
-                if name not in held:
-                    attributes.pop(name, None)
-                    continue
-                attributes[name], entries = held[name]
-                if entries is not None:
-                    _refill(attributes[name], entries)
+        for one, names in changed:
+            one.put_back(names)
 
     return revoke
 
 
-def _entries(value: Any) -> list[Any] | dict[Any, Any] | set[Any] | None:
+class _Attributes:
+    """The attributes of a module at one time: each value, and the entries of a container."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.now = vars(module)
+        self.held = {name: (value, _entries(value)) for name, value in self.now.items()}
+
+    def changed(self) -> list[str]:
+        """The names of attributes that are other objects than they were, or containers of other objects."""
+        return [name for name in {**self.held, **self.now} if self._differs(name)]
+
+    def put_back(self, names: list[str]) -> None:
+        """Give these attributes the values that they had."""
+        for name in names:
+            if name not in self.held:
+                self.now.pop(name, None)
+                continue
+            value, entries = self.held[name]
+            self.now[name] = value
+            if entries is not None:
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(entries)
+
+    def _differs(self, name: str) -> bool:
+        if name not in self.held or name not in self.now or self.now[name] is not self.held[name][0]:
+            return True
+        now, entries = self.now[name], self.held[name][1]
+        if entries is None:
+            return False
+        is_same = list(map(id, now)) == list(map(id, entries))
+        return not is_same or (isinstance(now, dict) and any(now[key] is not entries[key] for key in entries))
+
+
+def _entries(value: Any) -> Any:
     return copy(value) if isinstance(value, list | dict | set) else None
-
-
-def _refill(value: Any, entries: Any) -> None:
-    value.clear()
-    (value.extend if isinstance(value, list) else value.update)(entries)
-
-
-def _differs(attributes: dict[str, Any], held: dict[str, tuple[Any, Any]], name: str) -> bool:
-    """Whether an attribute is another object than before, or a container of other objects."""
-    if name not in held or name not in attributes or attributes[name] is not held[name][0]:
-        return True
-    now, before = attributes[name], held[name][1]
-    if isinstance(before, dict):
-        return list(map(id, now)) != list(map(id, before)) or any(now[key] is not before[key] for key in before)
-    if isinstance(before, list | set):
-        return list(map(id, now)) != list(map(id, before))
-    return False

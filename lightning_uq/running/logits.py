@@ -1,26 +1,25 @@
 """The raw outputs that any model gives for a batch, and what they mean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
-from lightning_uq.networks.calling import call_network, has_forward
-from lightning_uq.networks.output import Output, OutputReader
+from lightning_uq.importing import as_function
+from lightning_uq.networks.calling import signature_of
+from lightning_uq.networks.output import Output, OutputReader, PredictFn
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.inferred_task import INFERABLE, inferred_task, tell_task
 from lightning_uq.running.transforms import PredictionTransforms, transforms_of
 from lightning_uq.tasks import Classification, Task, describe, task_of
 
 UnpackBatch = Callable[[Any], tuple[Any, Tensor | None]]
-PredictFn = Callable[[Any, Any], Any]
-"""``predict_fn(model, x) -> output``; typed loosely, so that the command line can build what takes one."""
+"""``unpack_batch(batch) -> (x, target)``."""
 
 
 def is_uncertainty_module(model: object) -> bool:
@@ -45,26 +44,30 @@ class LogitReader:
         task: What the outputs of a model that is not ours mean: a Task or its name. None: one label per input, or numbers if the
             targets of a batch are numbers of the outputs' shape.
         infers_task: Whether a batch may decide that; not where outputs are also read of batches without targets.
+
+    ``predict_fn`` and ``unpack_batch`` may be import paths, and mean what they mean in a module of this package.
     """
 
     def __init__(
         self,
-        predict_fn: PredictFn | None = None,
-        unpack_batch: UnpackBatch | None = None,
+        predict_fn: PredictFn | str | None = None,
+        unpack_batch: UnpackBatch | str | None = None,
         output: Output = "logits",
         task: Task | str | None = None,
         infers_task: bool = True,
     ) -> None:
-        for name, value in (("predict_fn", predict_fn), ("unpack_batch", unpack_batch)):
-            if value is not None and not callable(value):
-                raise InputError(f"`{name}` must be a function, but its type is {type(value).__name__}.")
-        self.predict_fn = predict_fn
-        self.unpack_batch = unpack_batch
-        self.read = OutputReader(output)
+        self.unpack_batch = None if unpack_batch is None else as_function(unpack_batch, "unpack_batch")
+        self.read = OutputReader(output, predict_fn)
         self.given_task = None if task is None else task_of(task)
         self.infers_task = infers_task
         self._inferred: tuple[type, str] | None = None  # a class of model, and what its batches showed
+        self._with_classes: type | None = None  # a class of model whose outputs have several numbers
         self._indexed: bool | None = None  # whether ``predict_fn`` gives [Z, B, ...], where shapes alone do not tell
+
+    @property
+    def predict_fn(self) -> PredictFn | None:
+        """The function that calls the model, where one was given."""
+        return self.read.predict_fn
 
     def task(self, model: nn.Module) -> Task:
         """What the outputs mean: a module of ours says it; argument ``task`` says it of any other.
@@ -90,9 +93,14 @@ class LogitReader:
 
     def unpack(self, model: nn.Module, batch: Any) -> tuple[Any, Tensor | None]:
         """Input and target of a batch."""
-        own = model.unpack_batch if is_uncertainty_module(model) else batches.unpack_batch
-        unpack: UnpackBatch = self.unpack_batch or own  # type: ignore[assignment]  # a Module's attribute is untyped
-        return unpack(batch)
+        if self.unpack_batch is not None:
+            x, target = self.unpack_batch(batch)
+        elif is_uncertainty_module(model):
+            x, target = model.unpack_batch(batch)  # type: ignore[operator]  # a Module's attribute is untyped
+        else:
+            signature = signature_of(model) if isinstance(batch, Mapping) else None
+            x, target = batches.unpack_batch(batch, signature, allows_whole=self.predict_fn is not None)
+        return x, target
 
     def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None, *, check: bool = True) -> Tensor:
         """Outputs [Z, B, ...] of a batch on the model's device; ``check`` looks at their values too.
@@ -101,25 +109,20 @@ class LogitReader:
             InputError: The outputs cannot belong to the task; the message names the argument that helps.
         """
         x, target = self.unpack(model, batch)
-        if self.predict_fn is None and not has_forward(model):
-            raise InputError(
-                f"{type(model).__name__} has no `forward` to take outputs from. Pass argument `predict_fn`, a function "
-                "`(model, x)` that returns them: logits [B, C] of a classifier."
-            )
         if self._is_own(model):
             self.infer_task(model, batch)
         if trainer is not None:
             # The model alone: under `bf16-true` tensors made in this context are bfloat16.
             with trainer.precision_plugin.forward_context():
-                raw = self._run(model, x)
+                raw = self.read.raw(model, x)
         else:
-            raw = self._run(model, x)
+            raw = self.read.raw(model, x)
         if self._is_own(model):
             return upcast(raw if isinstance(raw, Tensor) else self.read(raw))
         outputs = self.read(raw)
         self._infer_task(model, outputs, target)
         task = self.task(model)
-        if self.predict_fn is None or not self._has_index(outputs, task, batches.batch_size(x)):
+        if self.predict_fn is None or not self._has_index(outputs, task, batches.num_rows(x, target)):
             outputs = outputs.unsqueeze(0)
         task.check_output(outputs, values=check)
         return upcast(outputs)
@@ -135,10 +138,8 @@ class LogitReader:
         before = self._inferred
         if not self._knows_task(model) and self.infers_task:
             _, target = self.unpack(model, batch)
-            if isinstance(target, Tensor) and (
-                target.is_floating_point() or target.dtype == torch.bool or target.ndim == 2
-            ):
-                self(model, apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True), trainer)
+            if isinstance(target, Tensor) and self._may_show_task(model, target):
+                self(model, batches.own_batch(batch), trainer)
         return self._inferred is not before
 
     def agree_on_task(self, model: nn.Module, trainer: Trainer) -> bool:
@@ -176,8 +177,18 @@ class LogitReader:
         told = self._inferred is not None and self._inferred[0] is type(model)
         return self._is_own(model) or self.given_task is not None or told
 
+    def _may_show_task(self, model: nn.Module, target: Tensor) -> bool:
+        """Whether a forward pass could tell the task: the target is not plainly one of several classes."""
+        if target.is_floating_point() or target.dtype == torch.bool or target.ndim == 2:
+            return True
+        if self._with_classes is type(model) or target.ndim != 1:
+            return False
+        return bool(((target == 0) | (target == 1)).all())
+
     def _infer_task(self, model: nn.Module, outputs: Tensor, target: object) -> None:
         name = inferred_task(outputs, target) if self.infers_task and not self._knows_task(model) else None
+        if name is None and outputs.shape[1:2] != (1,) and outputs.ndim > 1:
+            self._with_classes = type(model)
         if name is not None:
             self._inferred = type(model), name
             tell_task(type(model).__name__, name)
@@ -202,7 +213,7 @@ class LogitReader:
         """Whether the outputs are those of one of our modules, which knows what they mean."""
         return self.predict_fn is None and is_uncertainty_module(model)
 
-    def _has_index(self, outputs: Tensor, task: Task, num_rows: int) -> bool:
+    def _has_index(self, outputs: Tensor, task: Task, num_rows: int | None) -> bool:
         """Whether ``predict_fn`` gives [Z, B, ...]: only one shape may fit the task, else the first batch's size tells.
 
         Raises:
@@ -216,15 +227,17 @@ class LogitReader:
         first, second = (size == num_rows for size in outputs.shape[:2])
         if first != second:
             self._indexed = second
-        elif self._indexed is None and first and num_rows > 1:
+        elif self._indexed is None and num_rows is None:
+            raise InputError(
+                f"`predict_fn` returned shape {list(outputs.shape)}, which {describe(task)} can read as [B, ...] and as [Z, B, ...], and "
+                "neither the input nor a target tells B. Let `unpack_batch` return the target as well."
+            )
+        elif self._indexed is None and first and num_rows != 1:
             raise InputError(
                 f"`predict_fn` returned shape {list(outputs.shape)} for a batch of {num_rows}, which {describe(task)} can read as "
                 "[B, ...] and as [Z, B, ...]. Use another batch size."
             )
         return bool(self._indexed)
-
-    def _run(self, model: nn.Module, x: Any) -> Any:
-        return call_network(model, x) if self.predict_fn is None else self.predict_fn(model, x)
 
 
 def _fits(task: Task, outputs: Tensor) -> bool:

@@ -443,7 +443,7 @@ class Empty(IterableDataset):
 
 class ReturnsDict(Plain):
     def forward(self, x):
-        return {"logits": super().forward(x)}
+        return {"scores": super().forward(x)}
 
     def test_step(self, batch, batch_idx):
         pass
@@ -451,7 +451,7 @@ class ReturnsDict(Plain):
 
 class ReturnsProbs(ReturnsDict):
     def forward(self, x):
-        return super().forward(x)["logits"].softmax(1)
+        return super().forward(x)["scores"].softmax(1)
 
 
 class NaNForLarge(Plain):
@@ -493,7 +493,7 @@ def spoilt(n):
             None,
             r"`ood\['a'\]` must hold samples, but it is empty",
         ),
-        (lambda: OODDetection({"a": data(3)}), ReturnsDict, None, r"dict with keys \['logits'\].*argument `output`"),
+        (lambda: OODDetection({"a": data(3)}), ReturnsDict, None, r"dict with keys \['scores'\].*argument `output`"),
         (lambda: OODDetection({"a": data(3)}), ReturnsProbs, None, 'probabilities .*argument `output="probs"`'),
         (
             lambda: OODDetection({"a": data(3, 99.0)}),
@@ -562,7 +562,7 @@ def test_a_step_without_its_batch_is_refused(make_trainer):
         ({"scores": {"a": 1}}, "`scores` must hold names or functions, but it holds an object of type int"),
         ({"scores": [lambda x: x]}, "must have different names"),
         ({"scores": ["energy", "energy"]}, "must have different names"),
-        ({"predict_fn": 1}, "`predict_fn` must be a function, but its type is int"),
+        ({"predict_fn": 1}, "`predict_fn` must be a function or its import path, but its type is int"),
         ({"output": "softmax"}, "`output` must be"),
     ],
 )

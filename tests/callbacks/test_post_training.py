@@ -710,7 +710,7 @@ class Untouched(UsersModule):
     ("data", "given", "message"),
     [
         ([(X, "ab")], {}, "FitGMM's fitting data must hold targets, but a batch has targets of str"),
-        ([{"image": X, "label": Y}], {}, r"its keys are \['image', 'label'\].*`unpack_batch=`"),
+        ([{"image": X, "depth": X, "label": Y}], {}, r"its keys are \['depth', 'image', 'label'\].*`unpack_batch`"),
         ([(X, X[:, 0])], {}, r"FitGMM's fitting data must hold class labels, but a batch has targets of torch.float64"),
         (
             [(X, Y - 1)],

@@ -3,7 +3,6 @@
 import functools
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import fsspec
 import pytest
@@ -18,8 +17,6 @@ from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.checkpoint_files import is_file, read_checkpoint
 from lightning_uq.errors import InputError
 from lightning_uq.evaluate.models import load_model
-from lightning_uq.running.best_weights import read_back
-from lightning_uq.running.kept import run_revocably
 from tests.modules.lightning_ensemble.cases import loader
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
@@ -170,6 +167,7 @@ def test_left_out_hyper_parameters_are_told_once_and_asked_for(make_trainer, tmp
     path = temperature.uq_ckpt_path
     (told,) = [record.message for record in caplog.records if "leaves out" in record.message]
     assert "-uq.ckpt leaves out hyper_parameters.net, hyper_parameters.optimizer, hyper_parameters.act, since" in told
+    assert "Pass these hyper-parameters again to `load_from_checkpoint`" in told
     assert read_checkpoint(path)["hyper_parameters"] == {"compile": False}
     with pytest.raises(InputError, match=r"lacks the hyper-parameters net, optimizer, act.*Pass argument `network`"):
         load_fitted(path)  # the default activation would have passed for the one that was trained
@@ -239,30 +237,6 @@ def test_a_hook_sees_no_resumed_training(make_trainer, tmp_path):
     assert functions == ["validate", "validate"]  # for each callback
 
 
-def test_changes_are_revoked_one_by_one():
-    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    module.names, module.numbers = ["a"], {1, 2}
-    module.table = {"x": [1]}
-    old = module[0]
-
-    def hook():
-        module.names.append("b")
-        module.numbers.clear()
-        module.table["y"] = module.table.pop("x")
-        module.later = 1
-        del module.training
-        module[0] = nn.Linear(3, 3)
-
-    revoke = run_revocably(module, hook)
-    module.fitted = True  # what changes afterwards stays
-    revoke()
-    assert (module.names, module.numbers, module.table) == (["a"], {1, 2}, {"x": [1]})
-    assert module.training
-    assert module.fitted
-    assert not hasattr(module, "later")
-    assert module[0] is old
-
-
 def test_averaged_weights_go_through_the_modules_own_hook(make_trainer, tmp_path):
     module = Renames()
     temperature, _, _ = fit(make_trainer, tmp_path, module, weights="last", callbacks=[EMAWeightAveraging(decay=0.5)])
@@ -303,12 +277,3 @@ def test_checkpoints_on_a_remote_file_system(weights, bucket, make_trainer, tmp_
 
 def test_a_web_address_is_not_looked_up():
     assert not is_file("https://unreachable.invalid/a.ckpt")
-
-
-def test_a_file_that_is_not_this_trainings_own_must_hold_plain_data(make_trainer, tmp_path):
-    torch.save({"state_dict": {}, "note": Path("x")}, tmp_path / "other.ckpt")
-    own = make_trainer(callbacks=[ModelCheckpoint(dirpath=tmp_path)], enable_checkpointing=True)
-    assert read_back(str(tmp_path / "other.ckpt"), own)["note"] == Path("x")
-    other = make_trainer(callbacks=[ModelCheckpoint(dirpath=tmp_path / "run")], enable_checkpointing=True)
-    with pytest.raises(InputError, match="must hold weights and plain data.*nothing in it was run"):
-        read_back(str(tmp_path / "other.ckpt"), other)

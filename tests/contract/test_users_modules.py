@@ -327,63 +327,51 @@ def test_callbacks_on_an_ensemble_from_checkpoints(user_case, loaders, apart, ma
     torch.testing.assert_close(CategoricalPrediction.cat(predictions).probs, found[0][1].probs)
 
 
-# ---------------------------------------------------------------------- what must be told, is asked for
+# ---------------------------------------------------------------------- what is plain, needs no function
 
 
-@pytest.mark.parametrize("cls", ALL)
-def test_a_batch_of_another_kind_is_named_before_the_training(asking_case, loaders, make_trainer, cls):
-    trainer, module = make_trainer(callbacks=[build(cls, loaders)]), asking_case.module()
-    keys = "'features', 'label'" if asking_case.output is None else "'attention_mask', 'input_ids', 'labels'"
-    with pytest.raises(InputError, match=rf"its keys are \[{keys}\].*`unpack_batch=` to a callback"):
-        trainer.test(module, loaders[2]) if cls is OODDetection else trainer.fit(module, *loaders[:2])
-    assert trainer.global_step == 0
+@pytest.mark.parametrize("cls", [FitGMM, TemperatureScaling])
+def test_a_plain_batch_and_output_need_no_function(asking_case, loaders, cls):
+    train, module = loaders[0], asking_case.module()
+    told, plain = (cls(**arguments).fit(module, train) for arguments in (asking_case.callback_arguments, {}))
+    one, other = told.state_dict()["tensors"], plain.state_dict()["tensors"]
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+
+
+def test_ood_detection_needs_none_either(asking_case, loaders, make_trainer):
+    module = asking_case.module()
+    tested = [
+        make_trainer(callbacks=[build(OODDetection, loaders, **arguments)]).test(module, loaders[2], verbose=False)
+        for arguments in (asking_case.callback_arguments, {})
+    ]
+    assert tested[0] == tested[1]
 
 
 @pytest.mark.axis("EnsembleModule")
-def test_an_ensemble_asks_as_well(asking_case, loaders, make_trainer):
+def test_an_ensemble_needs_none_either(asking_case, loaders, make_trainer):
     train, val, test, _ = loaders
-    unaware, trainer = EnsembleModule(asking_case.module, num_members=MEMBERS), make_trainer()
-    trainer.fit(unaware, train, val)  # their steps know their batches
-    assert not any(name.startswith("ensemble/") for name in trainer.callback_metrics)
-    with pytest.raises(InputError, match="Override `unpack_batch`"):
-        trainer.predict(unaware, test)
+    found = []
+    for kind, arguments in ((asking_case.ensemble, asking_case.model_arguments), (EnsembleModule, {})):
+        torch.manual_seed(0)  # of the shuffled loader
+        ensemble, trainer = kind(asking_case.module, num_members=MEMBERS, seed=0, **arguments), make_trainer()
+        trainer.fit(ensemble, train, val)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        found.append((metrics, CategoricalPrediction.cat(trainer.predict(ensemble, test)).logits))
+    assert "ensemble/val_nll" in found[0][0]
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.axis("EpinetModule")
-def test_an_epinet_asks_as_well(asking_case, loaders, make_trainer):
-    with pytest.raises(InputError, match="Override `unpack_batch`"):
-        make_trainer().fit(EpinetModule(asking_case.module), *loaders[:2])
+def test_an_epinet_needs_none_either(asking_case, loaders, make_trainer):
+    module, trainer = EpinetModule(asking_case.module, num_eval_samples=3), make_trainer()
+    trainer.fit(module, *loaders[:2])
+    assert_finite({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 TEXT = [case for case in USERS if case.output is not None]
-
-
-def _ensemble(case, loaders, make_trainer):
-    make_trainer().predict(case.ensemble(case.module, num_members=MEMBERS), loaders[2])
-
-
-def _epinet(case, loaders, make_trainer):
-    make_trainer().fit(case.epinet(case.module), *loaders[:2])
-
-
-def _callback(cls):
-    def use(case, loaders, make_trainer):
-        trainer = make_trainer(callbacks=[build(cls, loaders, unpack_batch=case.unpack_batch)])
-        if cls is OODDetection:
-            trainer.test(case.module(), loaders[2])
-        else:
-            trainer.fit(case.module(), *loaders[:2])
-
-    return use
-
-
-@pytest.mark.parametrize(
-    "use", [_ensemble, _epinet, _callback(FitGMM), _callback(TemperatureScaling), _callback(OODDetection)]
-)
-@pytest.mark.parametrize("case", TEXT)
-def test_an_output_of_another_kind_is_named_before_the_training(case, loaders, make_trainer, use):
-    with pytest.raises(InputError, match=r"returned a SequenceClassifierOutput.*argument `output`.*out\[\"logits\"\]"):
-        use(case, loaders, make_trainer)
 
 
 @pytest.mark.parametrize("case", TEXT)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_uq import DropoutModule, EnsembleModule, EpinetModule, FitGMM, InputError
-from lightning_uq.batches import batch_size
+from lightning_uq.batches import num_rows
 from lightning_uq.networks.calling import call_network, takes_by_name
 from lightning_uq.networks.ensemble import EnsembleNetwork, VmapEnsembleNetwork
 
@@ -108,4 +108,4 @@ def test_modules_take_names(build, kind, make_trainer, monkeypatch):
 
 
 def test_rows_of_a_mapping_of_its_own_class():
-    assert batch_size(UserDict(pair(7))) == 7
+    assert num_rows(UserDict(pair(7))) == 7

@@ -25,7 +25,7 @@ def test_a_probability_of_zero_stays_finite():
     assert OutputReader("probs")(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16)).isfinite().all()
 
 
-@pytest.mark.parametrize("raw", [{"logits": LOGITS}, (LOGITS, LOGITS), None])
+@pytest.mark.parametrize("raw", [{"out": LOGITS}, (0, LOGITS), None])
 def test_what_is_no_tensor_names_the_argument(raw):
     with pytest.raises(InputError, match="`output` a function that picks the logits"):
         OutputReader()(raw)

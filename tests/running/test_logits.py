@@ -83,7 +83,7 @@ class NoForward(LightningModule):
     [
         (NoForward(), {}, "NoForward has no `forward`.*Pass argument `predict_fn`"),
         (nn.Softmax(1), {}, 'returned probabilities .*Pass argument `output="probs"`'),
-        (nn.Identity(), {"predict_fn": lambda m, x: {"logits": x}}, "dict with keys \\['logits'\\].*argument `output`"),
+        (nn.Identity(), {"predict_fn": lambda m, x: {"out": x}}, "dict with keys \\['out'\\].*argument `output`"),
         (nn.Linear(4, 1), {}, "C >= 2, but it returned shape \\[6, 1\\].*argument `output`"),
         (
             nn.Unflatten(1, (2, 2)),
@@ -101,7 +101,11 @@ def test_what_is_no_logits_is_refused(model, reader, message):
 
 @pytest.mark.parametrize("name", ["predict_fn", "unpack_batch"])
 def test_arguments_are_functions(name):
-    with pytest.raises(InputError, match=f"`{name}` must be a function, but its type is str"):
+    with pytest.raises(InputError, match=f"`{name}` must be a function or its import path, but its type is int"):
+        LogitReader(**{name: 3})
+    with pytest.raises(
+        InputError, match=f"`{name}` must be the import path of a class or function, but it is 'forward'"
+    ):
         LogitReader(**{name: "forward"})
     with pytest.raises(InputError, match="`output` must be"):
         LogitReader(output="softmax")

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,7 +12,10 @@ from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.modules.lightning_ensemble.composite import APART
 from lightning_uq.networks.calling import has_forward, takes_alone, takes_by_name
-from lightning_uq.tasks import Task, describe
+from lightning_uq.tasks import describe
+
+if TYPE_CHECKING:
+    from lightning_uq.modules.ensemble import EnsembleModule
 
 
 def overrides(member: LightningModule, name: str) -> bool:
@@ -59,25 +62,25 @@ def check_member(member: LightningModule) -> None:
         raise InputError(f"`training_step` of {kind} must take a batch, but it takes `dataloader_iter`. {APART}")
 
 
-def unscorable_reason(
-    member: LightningModule, batch: Any, unpack_batch: Callable[[Any], Any], task: Task
-) -> str | None:
-    """Why the ensemble's metrics cannot score a batch of its members, or None if they can."""
-    problem = layout_problem(member, batch, unpack_batch)
+def unscorable_reason(ensemble: "EnsembleModule", batch: Any) -> str | None:
+    """Why an ensemble's metrics cannot score a batch of its members, or None if they may."""
+    problem = layout_problem(ensemble, batch)
     if problem is not None:
         return problem
-    reason = task.accepts(unpack_batch(batch)[1])
-    return None if reason is None else f"{reason}, as {describe(task)} expects"
+    reason = ensemble.task.accepts(ensemble.unpack_batch(batch)[1])  # type: ignore[arg-type]  # a layout has a target
+    return None if reason is None else f"{reason}, as {describe(ensemble.task)} expects; pass `task`"
 
 
-def layout_problem(member: LightningModule, batch: Any, unpack_batch: Callable[[Any], Any]) -> str | None:
-    """Why a batch's input and target are unknown, or what the member would make of them; None if they are known."""
+def layout_problem(ensemble: "EnsembleModule", batch: Any) -> str | None:
+    """Why a batch's input and target are unknown, or what the members would make of them; None if they are known."""
     try:
-        x, y = unpack_batch(batch)
-    except InputError:
-        return "the batches are not pairs (x, y). Override `unpack_batch` to return the input and the target"
-    if not takes_alone(member, x) and not (has_forward(member) and takes_by_name(member, x)):
-        return f"{type(member).__name__}.forward does not map one input to an output"
+        x, y = ensemble.unpack_batch(batch)
+    except InputError as error:
+        return str(error)
+    member: Any = ensemble.network.called_network
+    by_name = has_forward(member) and takes_by_name(member, x)
+    if ensemble.network.read_output.predict_fn is None and not by_name and not takes_alone(member, x):
+        return f"{type(member).__name__}.forward does not map one input to an output. Pass `predict_fn`"
     if not isinstance(y, Tensor) or not y.ndim:
-        return "the batches hold no target"
+        return "the batches hold no target. Pass `unpack_batch`, a function that returns the input and the target"
     return None

@@ -183,7 +183,7 @@ class Members:
         """
         if batch_idx == 0 and self.ensemble.infers_task:
             with evaluating(self.ensemble, trainer_of(self.ensemble)):
-                self.metrics.infer_task(batch, is_training=True)
+                self.metrics.look_for_task(batch)
         skips = [result == -1 for result in self.call_each("on_train_batch_start", batch, batch_idx)]
         if any(skips) and not all(skips):
             raise InputError(

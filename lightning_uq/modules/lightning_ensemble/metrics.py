@@ -4,14 +4,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torchmetrics import Metric
 
+from lightning_uq.errors import NotFiniteError, NotFittedError, UQError
 from lightning_uq.modules.lightning_ensemble.checks import layout_problem, unscorable_reason
 from lightning_uq.modules.lightning_ensemble.part import Part
 from lightning_uq.running.inferred_task import INFERABLE
-from lightning_uq.tasks import OutputShapeError, describe
+from lightning_uq.tasks import describe
 
 if TYPE_CHECKING:
     from lightning_uq.modules.lightning_ensemble.members import Members
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 class EnsembleMetrics(Part):
     """The metrics under ``ensemble/val_*`` and ``ensemble/test_*``, which are left out where the data or outputs do not fit.
 
-    Members that train alone need not fit the ensemble's task, so a batch that does not fit stops nothing, and is reported once.
+    Members that train alone need not fit the ensemble's task, so whatever fails here stops nothing, and is reported once. An input or an
+    output that is not finite is the exception: outside a training it is an error.
+
     Metrics of a part of the data would pass for those of all of it, so one such batch leaves out the metrics of its loader.
 
     Another rank may not have seen that batch, or may have had no batch at all. So the ranks decide together when an evaluation
@@ -51,14 +55,17 @@ class EnsembleMetrics(Part):
         if self._reasons.get(dataloader_idx) is not None:
             return
         ensemble = self.members.ensemble
-        reason = unscorable_reason(self.members.modules[0], batch, ensemble.unpack_batch, ensemble.task)
-        if reason is not None and self.infer_task(batch):
-            reason = None
-        if reason is None:
-            try:
+        try:
+            reason = unscorable_reason(ensemble, batch)
+            if reason is not None and self._infer_task(batch):
+                reason = None
+            if reason is None:
                 evaluate()
-            except OutputShapeError as error:
-                reason = str(error)
+        except Exception as error:  # a member's forward and the user's own functions may raise anything
+            is_error = isinstance(error, NotFiniteError | NotFittedError)
+            if is_error and ensemble.trainer.state.fn != TrainerFn.FITTING:
+                raise
+            reason = _described(error)
         if reason is not None:
             for metric in self._metrics(dataloader_idx).values():
                 metric.reset()
@@ -96,10 +103,17 @@ class EnsembleMetrics(Part):
                     # A metric counts for itself, so the size of the batch is 1.
                     ensemble.log(name, metric, batch_size=1, metric_attribute=name, add_dataloader_idx=False)
 
-    def infer_task(self, batch: Any, *, is_training: bool = False) -> bool:
+    def look_for_task(self, batch: Any) -> None:
+        """Take the task that the first training batch shows, or its doubt, if the task was left to its default."""
+        try:
+            self._infer_task(batch, is_training=True)
+        except Exception as error:  # as in `update`
+            rank_zero_info(f"The first batch does not show the task of the ensemble as a whole: {_described(error)}")
+
+    def _infer_task(self, batch: Any, *, is_training: bool = False) -> bool:
         """Take the task that a batch shows, if it was left to its default."""
-        ensemble, first = self.members.ensemble, self.members.modules[0]
-        if layout_problem(first, batch, ensemble.unpack_batch) is not None:
+        ensemble = self.members.ensemble
+        if layout_problem(ensemble, batch) is not None:
             return False
         if not ensemble.infer_task(*ensemble.unpack_batch(batch), is_training=is_training):
             return False
@@ -118,6 +132,11 @@ class EnsembleMetrics(Part):
 
     def _metrics(self, dataloader_idx: int) -> dict[str, Metric]:
         return dict(self._metric_sets[dataloader_idx].items())  # type: ignore[operator]  # a ModuleList yields bare Modules
+
+
+def _described(error: Exception) -> str:
+    """An error as the reason why something is left out."""
+    return str(error) if isinstance(error, UQError) else f"{type(error).__name__}: {error}"
 
 
 def _code(name: str | None) -> int:

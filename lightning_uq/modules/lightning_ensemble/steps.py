@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from lightning_uq.batches import own_batch
 from lightning_uq.errors import InputError
-from lightning_uq.modules.lightning_ensemble.batches import own_batch
 from lightning_uq.modules.lightning_ensemble.checks import overrides
 from lightning_uq.modules.lightning_ensemble.part import Part
 
@@ -76,7 +76,7 @@ class MemberSteps(Part):
         outputs: list[Any] = []
 
         def loss(inputs: Tensor) -> Tensor:
-            outputs.append(call_step(member.training_step, _with_input(batch, inputs), batch_idx))
+            outputs.append(call_step(member.training_step, _with_input(batch, x, inputs), batch_idx))
             value = outputs[-1]["loss"] if isinstance(outputs[-1], Mapping) else outputs[-1]
             if not isinstance(value, Tensor):
                 raise InputError(
@@ -148,10 +148,23 @@ def _loss_and_rest(output: Any, member: LightningModule) -> tuple[Tensor | None,
     return output["loss"], {key: value for key, value in output.items() if key != "loss"}
 
 
-def _with_input(batch: Any, x: Tensor) -> Any:
-    """The batch with another input."""
+def _with_input(batch: Any, old: Any, new: Tensor) -> Any:
+    """The batch with another input, in the place where it holds the old one.
+
+    Raises:
+        InputError: It does not hold that very object.
+    """
+    if batch is old:
+        return new
+    values = (
+        list(batch.values()) if isinstance(batch, Mapping) else list(batch) if isinstance(batch, list | tuple) else []
+    )
+    if not any(value is old for value in values):
+        raise InputError(
+            f"Adversarial training changes the input inside of a batch, but a {type(batch).__name__} does not hold what `unpack_batch` "
+            "returns. Let `unpack_batch` return the tensor itself, as it lies in the batch."
+        )
+    changed = [new if value is old else value for value in values]
     if isinstance(batch, Mapping):
-        return {**batch, "input": x}
-    if isinstance(batch, list | tuple):
-        return type(batch)(*(x, *batch[1:])) if hasattr(batch, "_fields") else type(batch)((x, *batch[1:]))
-    return x
+        return dict(zip(batch, changed, strict=True))
+    return type(batch)(*changed) if hasattr(batch, "_fields") else type(batch)(changed)

@@ -11,7 +11,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import describe
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.dropout.masks import keep_mask
 from lightning_uq.networks.dropout.passes import DropoutPass
 from lightning_uq.networks.dropout.plan import Plan, make_plan
@@ -143,7 +142,7 @@ class DropoutNetwork(EpistemicNetwork):
             for module in switched:  # its own mask would be drawn for nothing
                 module.training = False
             with active if plan.sees_functions else nullcontext():
-                raw = call_network(self.network, repeated)
+                raw = self.read_output.raw(self.network, repeated)
             output = self.read_output(raw)
         finally:
             self._active = None

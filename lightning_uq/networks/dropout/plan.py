@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.networks.calling import is_nest_of_tensors
 from lightning_uq.networks.dropout.passes import Dropped
 
 _SEEDS = (11, 12)
@@ -45,6 +46,8 @@ def make_plan(network: Any, x: Any) -> Plan:
         UnsupportedError: A row's output depends on the other rows of the batch.
     """
     leaves = [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim]
+    if not is_nest_of_tensors(x):  # the rows of a graph can neither be taken apart nor repeated
+        return Plan(one_at_a_time=True, sees_functions=True)
     if not leaves or not len(leaves[0]):
         return Plan()
     inner: nn.Module = network.network

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_uq.batches import own_batch
 from lightning_uq.errors import InputError
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.ensemble.alike import named_tensors, visible_difference
 from lightning_uq.networks.ensemble.checks import check_algorithm, check_members
 from lightning_uq.networks.indexers import EnsembleIndexer
@@ -169,6 +169,11 @@ class EnsembleNetwork(EpistemicNetwork):
             return None
         return torch.stack([nn.utils.clip_grad_norm_(g, clip_val, norm_type) for g in self.parameter_groups()])
 
+    @property
+    def called_network(self) -> nn.Module | None:
+        """The first member."""
+        return self.members[0]
+
     def unstacked(self) -> "EnsembleNetwork":
         """This ensemble itself."""
         return self
@@ -185,10 +190,17 @@ class EnsembleNetwork(EpistemicNetwork):
     def _run(self, x: Any, which: Sequence[int] | None) -> Tensor:
         """Outputs of the members ``which`` (ascending, distinct), or of all."""
         members = self.members if which is None else [self.members[i] for i in which]
-        return torch.stack([self.read_output(call_network(member, x)) for member in members])
+        shared = not self._may_change_inputs or torch.compiler.is_compiling()
+        return torch.stack([self.read_output.call(member, x if shared else own_batch(x)) for member in members])
+
+    @property
+    def _may_change_inputs(self) -> bool:
+        """Whether a member may write into its input, as the steps of a LightningModule do: each then gets its own."""
+        one = self.members[0]
+        return len(self.members) > 1 and (self.read_output.predict_fn is not None or hasattr(one, "training_step"))
 
     def _run_each(self, xs: Tensor) -> Tensor:
-        return torch.stack([self.read_output(member(x)) for member, x in zip(self.members, xs, strict=True)])
+        return torch.stack([self.read_output.call(member, x) for member, x in zip(self.members, xs, strict=True)])
 
     def _check_member(self, i: int) -> int:
         if not 0 <= i < self.num_indices:

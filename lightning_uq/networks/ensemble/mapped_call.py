@@ -37,6 +37,10 @@ def call_mapped(
     by_name = takes_by_name(network, x)
 
     def call_one(tensors: dict[str, Tensor], x: Any) -> Tensor:
+        if reader.predict_fn is not None:
+            named = {f"network.{name}": tensor for name, tensor in tensors.items()}
+            called: Tensor = torch.func.functional_call(_Called(network, reader), named, (x,))
+            return called
         args, kwargs = ((), x) if by_name else ((x,), {})
         return reader(torch.func.functional_call(network, tensors, args, dict(kwargs)))
 
@@ -52,6 +56,18 @@ def call_mapped(
             f"execution='vmap' does not support {type(network).__name__}: {error} Use execution='loop'."
         ) from error
     return output
+
+
+class _Called(nn.Module):
+    """A network that is called by the reader's ``predict_fn``, as one module."""
+
+    def __init__(self, network: nn.Module, reader: OutputReader) -> None:
+        super().__init__()
+        self.network = network
+        self.reader = reader
+
+    def forward(self, x: Any) -> Tensor:
+        return self.reader.call(self.network, x)
 
 
 class _AutocastInVmap(TorchFunctionMode):

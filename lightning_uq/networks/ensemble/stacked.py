@@ -130,6 +130,11 @@ class StackedEnsembleNetwork(EnsembleNetwork):
             name: tensors[name][i].detach().clone(memory_format=torch.contiguous_format) for name in self._state_names
         }
 
+    @property
+    def called_network(self) -> nn.Module | None:
+        """A member without values."""
+        return self._skeleton()
+
     def unstacked(self) -> EnsembleNetwork:
         """The members in copies that run one after the other."""
         return EnsembleNetwork([self.member(i) for i in range(self.num_indices)], self.read_output.output)

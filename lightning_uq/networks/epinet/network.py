@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import describe
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.calling import call_network
 from lightning_uq.networks.epinet.head import Epinet, EpinetHead
 from lightning_uq.networks.features import OUTPUT, FeatureTap, last_layer, submodule, traced_last_layer
 from lightning_uq.networks.indexers import GaussianIndexer
@@ -148,7 +147,7 @@ class EpinetNetwork(EpistemicNetwork):
         self.base.eval()
         try:
             if self.tap is None:
-                layer = last_layer(self.base, lambda: call_network(self.base, x), "feature_layers")
+                layer = last_layer(self.base, lambda: self.read_output.call(self.base, x), "feature_layers")
                 self.tap = FeatureTap(self.base, [layer], self.pool)
             with torch.no_grad():
                 base, features = self._base(x)
@@ -169,6 +168,11 @@ class EpinetNetwork(EpistemicNetwork):
         """The base."""
         return [self.base]
 
+    @property
+    def called_network(self) -> nn.Module | None:
+        """The base."""
+        return self.base
+
     def track_features(self, mode: bool = True) -> None:
         """Whether training goes on moving the statistics that standardise the features."""
         if self.epinet is not None and self.epinet.scaler is not None:
@@ -177,7 +181,7 @@ class EpinetNetwork(EpistemicNetwork):
     def _base(self, x: Any) -> tuple[Tensor, Tensor]:
         assert self.tap is not None
         with torch.no_grad() if self.freeze_base else nullcontext():
-            raw, features = self.tap.run(self.base, x)
+            raw, features = self.tap.run(self.base, x, self.read_output.raw)
             base = self.read_output(raw)
         if self.pool == "positions":
             return base, self._at_positions(base, features, x)
@@ -235,7 +239,7 @@ class EpinetNetwork(EpistemicNetwork):
         """Build the head where the network's layers tell the sizes of its features and its output."""
         num_outputs = self.num_outputs
         if self.tap is None:
-            found = traced_last_layer(self.base)
+            found = traced_last_layer(self.base) if self.read_output.predict_fn is None else None
             if found is None:
                 return
             self.tap = FeatureTap(self.base, [found[0]], self.pool)

@@ -11,10 +11,10 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lightning_uq.batches import own_batch
 from lightning_uq.errors import InputError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.modules.ensemble import EnsembleModule
-from lightning_uq.modules.lightning_ensemble.batches import own_batch
 from lightning_uq.running.streams import RandomStream
 
 M, SEED = 3, 7

@@ -26,17 +26,17 @@ def test_forward_and_predict_are_the_ensembles(make_trainer):
 def test_output_picks_the_logits_from_what_a_member_returns(make_trainer):
     class Dict(Lit):
         def forward(self, x):
-            return {"logits": self.net(x), "features": x}
+            return {"scores": self.net(x), "features": x}
 
         def training_step(self, batch, batch_idx):
-            return F.cross_entropy(self(batch[0])["logits"], batch[1])
+            return F.cross_entropy(self(batch[0])["scores"], batch[1])
 
         def validation_step(self, batch, batch_idx):
             pass
 
-    with pytest.raises(InputError, match=r"returned a dict with keys \['features', 'logits'\].*argument `output`"):
-        make_trainer().fit(EnsembleModule(Dict, num_members=2), loader(), loader(20))
-    ensemble = EnsembleModule(Dict, num_members=2, output=lambda out: out["logits"])
+    with pytest.raises(InputError, match=r"returned a dict with keys \['features', 'scores'\].*argument `output`"):
+        make_trainer().predict(EnsembleModule(Dict, num_members=2), loader())
+    ensemble = EnsembleModule(Dict, num_members=2, output=lambda out: out["scores"])
     trainer = make_trainer()
     trainer.fit(ensemble, loader(), loader(20))
     assert "ensemble/val_nll" in trainer.callback_metrics
@@ -47,7 +47,7 @@ def test_output_picks_the_logits_from_what_a_member_returns(make_trainer):
     [
         (lambda x, y: TensorDataset(x, x[:, :2]), "the targets are no class labels"),
         (lambda x, y: TensorDataset(x, torch.where(y == 0, -1, y)), "the targets are no class labels"),
-        (lambda x, y: [{"a": a} for a in x], "the batches are not pairs"),
+        (lambda x, y: [{"a": a, "b": a} for a in x], "A mapping batch must hold `input`"),
         (lambda x, y: TensorDataset(x), "the batches hold no target"),
     ],
 )

@@ -6,7 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.bootstrap import member_seed
@@ -106,3 +109,32 @@ def test_a_mapping_without_a_loss(make_trainer):
         InputError, match=r"`training_step` of Wrong returns must hold `loss`, but its keys are \['Loss'\]"
     ):
         make_trainer().fit(EnsembleModule(Wrong, num_members=2), loader())
+
+
+class UnderItsOwnName(LightningModule):
+    """Its batches hold the input under `image`."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+        self.inputs = []
+
+    def training_step(self, batch, batch_idx):
+        self.inputs.append(batch["image"].detach().clone())
+        return F.cross_entropy(self.net(batch["image"]), batch["label"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_an_adversarial_step_changes_the_input_wherever_the_batch_holds_it(make_trainer):
+    options = {"num_members": 1, "adversarial_epsilon": 0.1, "adversarial_scale": "absolute"}
+    rows = DataLoader([{"image": torch.randn(4), "label": i % 3} for i in range(4)], batch_size=4)
+    ensemble = EnsembleModule(UnderItsOwnName, **options)
+    make_trainer(max_epochs=1).fit(ensemble, rows)
+    clean, changed = ensemble.members.modules[0].inputs
+    torch.testing.assert_close((changed - clean).abs(), torch.full((4, 4), 0.1))
+
+    scaled = EnsembleModule(UnderItsOwnName, **options, unpack_batch=lambda batch: (batch["image"] / 2, batch["label"]))
+    with pytest.raises(InputError, match="a dict does not hold what `unpack_batch` returns"):
+        make_trainer(max_epochs=1).fit(scaled, rows)

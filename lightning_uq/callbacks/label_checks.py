@@ -1,0 +1,108 @@
+"""The labels that something will be fitted to, looked at before the training, or in its first epoch, instead of after it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+
+from lightning_uq.running.loaders import exact_loader
+
+TargetOf = Callable[[Any], Any]
+
+
+class SeenBatch(NamedTuple):
+    """What the first batch of the fitting data showed.
+
+    Attributes:
+        outputs: The outputs [Z, 1, ...] of one of its rows, on the CPU.
+        target: Its targets [B, ...], on the CPU.
+    """
+
+    outputs: Tensor
+    target: Tensor
+
+    def outputs_for(self, target: Tensor) -> Tensor:
+        """Outputs [Z, N, ...] in the shape that those of other targets [N, ...] have; they take no memory."""
+        return self.outputs.expand(-1, len(target), *self.outputs.shape[2:])
+
+    def is_alike(self, target: Any) -> bool:
+        """Whether another batch's targets are of the same kind; those that Mixup or CutMix make for the training are not."""
+        same = isinstance(target, Tensor) and target.dtype == self.target.dtype
+        return same and target.shape[1:] == self.target.shape[1:]
+
+
+def all_targets(
+    loader: Any, seen: SeenBatch, target_of: TargetOf, limit: int | float | None, *, read: bool
+) -> Tensor | None:
+    """The targets [N, ...] of every row that a fit reads; None where only a pass over the data would tell.
+
+    They are taken from a list of batches, or from a data set that holds them: a ``TensorDataset``, one with ``targets`` or
+    ``labels``, a list of pairs, and any wrapper, part or chain of these. They count only if they agree with the first batch, so a
+    data set that changes its targets is not misread.
+
+    Args:
+        loader: The fitting data.
+        seen: Its first batch.
+        target_of: Gives the target of a batch.
+        limit: The limit on the number of batches.
+        read: Whether to read the data where nothing else helps.
+    """
+    exact = exact_loader(loader, limit=limit)
+    if isinstance(exact, Sequence):
+        return _joined(exact, target_of)
+    if isinstance(exact, DataLoader):
+        held = _held_targets(exact.dataset)
+        if held is not None:
+            # A batch sampler of the user's own is one list of rows per batch.
+            own = exact.batch_size is None and exact.batch_sampler is not None
+            indices = list(chain(*exact.batch_sampler) if own else exact.sampler)  # type: ignore[misc]
+            found = _at(held, indices)
+            if found is not None and seen.is_alike(found) and torch.equal(found[: len(seen.target)], seen.target):
+                return found
+    return _joined(exact, target_of) if read else None
+
+
+def _joined(batches: Iterable[Any], target_of: TargetOf) -> Tensor | None:
+    targets = [target_of(batch) for batch in batches]
+    if not targets or not all(isinstance(y, Tensor) and y.shape[1:] == targets[0].shape[1:] for y in targets):
+        return None
+    return torch.cat([y.cpu() for y in targets])
+
+
+def _at(held: Tensor, indices: list[Any]) -> Tensor | None:
+    try:
+        return held[torch.tensor(indices)]
+    except (IndexError, TypeError, ValueError):  # keys of another kind, or another length
+        return None
+
+
+def _held_targets(dataset: Any) -> Tensor | None:
+    """The targets of all items of a data set, where it holds them."""
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1] if len(dataset.tensors) > 1 else None
+    if isinstance(dataset, ConcatDataset):
+        parts = [_held_targets(part) for part in dataset.datasets]
+        return torch.cat([part for part in parts if part is not None]) if all(p is not None for p in parts) else None
+    if isinstance(dataset, list | tuple):
+        return _as_tensor([item[1] for item in dataset if isinstance(item, list | tuple) and len(item) > 1])
+    for name in ("targets", "labels"):
+        found = _as_tensor(getattr(dataset, name, None))
+        if found is not None:
+            return found
+    inner = getattr(dataset, "dataset", None)
+    if inner is None:
+        return None
+    held = _held_targets(inner)
+    return _at(held, list(dataset.indices)) if isinstance(dataset, Subset) and held is not None else held
+
+
+def _as_tensor(values: Any) -> Tensor | None:
+    if isinstance(values, list) and values and all(isinstance(value, Tensor) for value in values):
+        values = torch.stack(values) if all(value.shape == values[0].shape for value in values) else None
+    try:
+        return None if values is None or callable(values) else torch.as_tensor(values).cpu()
+    except (TypeError, ValueError, RuntimeError):  # names, or objects
+        return None

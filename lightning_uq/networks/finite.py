@@ -1,0 +1,47 @@
+"""Input rows that hold NaN or infinity: found, or refused."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_uq.errors import NotFiniteError
+
+NonFinite = Literal["error", "inf"]
+"""What happens to an input row with NaN or infinity: an error, or the score +inf and probabilities of NaN."""
+
+
+def nonfinite_rows(x: Any) -> Tensor | None:
+    """The mask [B] of the rows of an input that hold NaN or infinity; None for an input without floating-point tensors.
+
+    A nested input may hold a mask that is added to attention scores, so minus infinity is allowed in it. Tensors inside of an object,
+    such as a graph, are not looked at: they have no rows.
+
+    Example:
+        >>> import torch
+        >>> nonfinite_rows(torch.tensor([[0.0, 1.0], [math.nan, 1.0]]))
+        tensor([False,  True])
+    """
+    found: Tensor | None = None
+    for leaf in tree_leaves(dict(x) if isinstance(x, Mapping) else x):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim:
+            bad = ~leaf.isfinite() if leaf is x else leaf.isnan() | (leaf == math.inf)
+            rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad
+            found = rows if found is None else found | (rows if rows.shape == found.shape else rows.any())
+    return found
+
+
+def check_finite(x: Any, where: str = "", advice: str = "") -> None:
+    """Refuse an input with NaN or infinity.
+
+    Raises:
+        NotFiniteError: A row holds them; the message says how many, ``where`` (``"of batch 3"``), and the ``advice``.
+    """
+    bad = nonfinite_rows(x)
+    if bad is not None and bool(bad.any()):
+        raise NotFiniteError(
+            f"The input must be finite, but {int(bad.sum())} of {len(bad)} rows{where and f' {where}'} hold NaN or infinity."
+            f"{advice and f' {advice}'}"
+        )

@@ -1,0 +1,80 @@
+"""NaN and infinity never pass as a confident answer: they are an error, or the score plus infinity."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import NotFiniteError, NotFittedError
+from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows
+from lightning_uq.predictions import Prediction
+from lightning_uq.tasks import Task
+
+
+def check_numbers(output: Tensor, task: Task) -> None:
+    """Refuse outputs [Z, B, ...] that hold numbers which ``task`` cannot use."""
+    bad = task.invalid(output)
+    if bool(bad.any()):
+        rows = int(bad.transpose(0, 1).flatten(1).any(1).sum())
+        raise NotFiniteError(
+            f"The network must return finite numbers, but its outputs for {rows} of {output.shape[1]} rows hold NaN or infinity. "
+            "Its weights may hold them too, for instance after a training that diverged."
+        )
+
+
+def bad_rows(output: Tensor, task: Task) -> Tensor:
+    """The mask [B] of rows of outputs [Z, B, ...] from which ``task`` cannot predict."""
+    return task.invalid(output).transpose(0, 1).flatten(1).any(1)
+
+
+class FiniteRows:
+    """The rows of one batch of which something can be predicted.
+
+    Args:
+        x: The input.
+        nonfinite: ``"error"`` refuses a row with NaN or infinity, in the input or in the outputs; with ``"inf"``, its probabilities
+            are NaN and its scores plus infinity.
+        where: What the rows belong to, for the error: ``"of batch 3"``.
+
+    Raises:
+        NotFiniteError: With ``"error"``, the input is not finite.
+    """
+
+    def __init__(self, x: Any, nonfinite: NonFinite, where: str = "") -> None:
+        self.nonfinite = nonfinite
+        if nonfinite == "error":
+            check_finite(x, where)
+        self._bad = nonfinite_rows(x) if nonfinite == "inf" else None
+
+    def outputs(self, output: Tensor, task: Task) -> Tensor:
+        """Outputs [Z, B, ...], checked, or with NaN in the rows from which nothing can be predicted.
+
+        Raises:
+            NotFiniteError: With ``"error"``, the outputs are not finite.
+        """
+        if self.nonfinite == "error":
+            check_numbers(output, task)
+            return output
+        invalid = bad_rows(output, task)
+        self._bad = invalid if self._bad is None else invalid | self._bad.to(output.device)
+        return self._filled(output, 1, torch.nan)
+
+    def features(self, features: Tensor) -> Tensor:
+        """Features [M, B, D], or [M, B, D, *P], with NaN in the rows whose input is not finite."""
+        return self._filled(features, 1, torch.nan)
+
+    def prediction(self, prediction: Prediction) -> Prediction:
+        """The prediction, whose log-density [B], or [B, *P], is minus infinity in the rows from which nothing can be predicted."""
+        if self._bad is None:
+            return prediction
+        try:
+            log_density = prediction.log_density
+        except NotFittedError:  # it has none
+            return prediction
+        return prediction.replace(log_density=self._filled(log_density, 0, -torch.inf))
+
+    def _filled(self, values: Tensor, axis: int, value: float) -> Tensor:
+        if self._bad is None:
+            return values
+        rows = self._bad.to(values.device).reshape(*[1] * axis, -1, *[1] * (values.ndim - axis - 1))
+        return values.masked_fill(rows, value)
