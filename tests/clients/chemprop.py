@@ -34,7 +34,7 @@ def classes(batch: Any) -> Any:
 
 
 def log_probs(output: torch.Tensor) -> torch.Tensor:
-    return output.squeeze(1)
+    return output.squeeze(1).log()
 
 
 def raw_variance(output: torch.Tensor) -> torch.Tensor:
@@ -43,26 +43,43 @@ def raw_variance(output: torch.Tensor) -> torch.Tensor:
     return torch.cat([mean, variance.clamp_min(math.exp(-20)).log()], -1)
 
 
-CLIENTS = [
-    Client(
-        "chemprop MPNN, RegressionFFN",
-        "a number per molecule",
-        ["chemprop"],
-        partial(mpnn, nn.RegressionFFN),
+USES = ("EnsembleModule", "FitGMM", "FitKNN", "TemperatureScaling", "OODDetection", "EpinetModule")
+
+
+def regressor(name: str, predicts: str, head: Any, line: str) -> Client:
+    return Client(
+        name,
+        predicts,
+        ["chemprop", "rdkit"],
+        partial(mpnn, head),
         partial(loader, "number"),
+        lines=dict.fromkeys(USES, f"unpack_batch=molecules_and_targets, {line}"),
+        names=[molecules_and_targets, raw_variance],
+        refused={"TemperatureScaling": "calibrates probabilities"},
+        target_of=lambda batch: batch.Y,
+        input_of=lambda batch: batch.bmg,
+    )
+
+
+CLIENTS = [
+    regressor(
+        "chemprop MPNN, RegressionFFN", "a number per molecule", nn.RegressionFFN, 'task=Regression(head="mean")'
     ),
-    Client(
+    regressor(
         "chemprop MPNN, MveFFN",
         "a mean and a variance per molecule",
-        ["chemprop"],
-        partial(mpnn, nn.MveFFN),
-        partial(loader, "number"),
+        nn.MveFFN,
+        'output=raw_variance, task=Regression(head="mean_log_variance")',
     ),
     Client(
         "chemprop MPNN, MulticlassClassificationFFN",
         "one class per molecule",
-        ["chemprop"],
+        ["chemprop", "rdkit"],
         partial(mpnn, partial(nn.MulticlassClassificationFFN, n_classes=3)),
         partial(loader, "class"),
+        lines=dict.fromkeys(USES, "unpack_batch=classes, output=log_probs"),
+        names=[classes, log_probs],
+        target_of=lambda batch: classes(batch)[1],
+        input_of=lambda batch: batch.bmg,
     ),
 ]

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
 from pytorch_forecasting.metrics import QuantileLoss
 
@@ -42,6 +43,17 @@ def build() -> Any:
     )
 
 
+def past_and_future(batch: Any) -> Any:
+    return batch[0], batch[1][0]
+
+
+def quantiles(output: Any) -> torch.Tensor:
+    return output.prediction
+
+
+TASK = 'unpack_batch=past_and_future, output=quantiles, task=Regression(head="quantiles")'
+USES = ("EnsembleModule", "FitGMM", "FitKNN", "TemperatureScaling", "OODDetection", "EpinetModule")
+
 CLIENTS = [
     Client(
         "pytorch-forecasting TemporalFusionTransformer",
@@ -49,5 +61,10 @@ CLIENTS = [
         ["pytorch-forecasting"],
         build,
         loader,
+        lines=dict.fromkeys(USES, TASK),
+        names=[past_and_future, quantiles],
+        refused={"TemperatureScaling": "calibrates probabilities"},
+        target_of=lambda batch: batch[1][0],
+        input_of=lambda batch: batch[0],
     )
 ]

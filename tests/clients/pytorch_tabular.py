@@ -41,6 +41,12 @@ def build() -> Any:
     return made.prepare_model(made.prepare_dataloader(train=frame("train"), validation=frame("train"), seed=1))
 
 
+def row_and_class(batch: Any) -> Any:
+    return batch, batch["target"].squeeze(1)
+
+
+USES = ("EnsembleModule", "FitGMM", "FitKNN", "TemperatureScaling", "OODDetection", "EpinetModule")
+
 CLIENTS = [
     Client(
         "pytorch-tabular CategoryEmbeddingModel",
@@ -48,6 +54,10 @@ CLIENTS = [
         ["pytorch-tabular"],
         build,
         loader,
+        lines=dict.fromkeys(USES, "unpack_batch=row_and_class"),
+        names=[row_and_class],
+        target_of=lambda batch: row_and_class(batch)[1],
+        input_of=lambda batch: batch,
         trainer="pytorch_lightning",
     )
 ]
