@@ -9,7 +9,7 @@ from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.fabric.utilities.distributed import _DatasetSamplerWrapper
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.optimizer import (
     LightningOptimizer,
@@ -167,6 +167,21 @@ def after_closure(precision: Precision, module: LightningModule, optimizer: Opti
     The plugin's public ``optimizer_step`` steps as well, with one search for infinite gradients for all members.
     """
     precision._after_closure(module, optimizer)
+
+
+def learning_rate_names(finder: LearningRateFinder) -> tuple[str, ...]:
+    """The attributes, one of which a learning rate finder will set; none if it only suggests a rate.
+
+    The finder shows its own arguments nowhere else.
+    """
+    if not finder._update_attr:
+        return ()
+    return (finder._attr_name,) if finder._attr_name else ("lr", "learning_rate")
+
+
+def batch_size_name(finder: BatchSizeFinder) -> str:
+    """The attribute that a batch size finder will set; it shows that nowhere else."""
+    return finder._batch_arg_name
 
 
 def state_key(callback: Callback, **arguments: Any) -> str:

@@ -17,7 +17,7 @@ import torch
 from hypothesis import settings
 from lightning.pytorch import Trainer
 
-from lightning_uq.guessing import report_guess
+from lightning_uq import guessing
 from tests.trainers import quiet_trainer
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-    report_guess.cache_clear()  # each test sees what is reported once
+    guessing._report.cache_clear()  # each test sees what is reported once
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
+from typing import Any, NamedTuple
+
 import pytest
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_uq.batches import num_rows, sample_index, unpack_batch, unpadded_rows
+from lightning_uq.batches import num_rows, own_batch, sample_index, unpack_batch, unpadded_rows
 from lightning_uq.data import Indexed
 from lightning_uq.errors import InputError
 
@@ -64,3 +67,48 @@ def test_every_row_counts_exactly_once(n, world, drop_last):
 
 def test_an_ordinary_loader_has_no_padding():
     assert unpadded_rows(DataLoader(TensorDataset(X), batch_size=2), 0, 2) is None
+
+
+class MolGraph:
+    """As chemprop's: `to` moves in place and returns nothing."""
+
+    def __init__(self):
+        self.V = torch.zeros(9, 4)
+
+    def to(self, device):
+        self.V = self.V.to(device)
+
+
+class TrainingBatch(NamedTuple):
+    bmg: Any
+    V_d: Any
+    X_d: Any
+    Y: Any
+
+
+def test_a_named_tuple_says_where_its_target_is():
+    graph = MolGraph()
+    x, y = unpack_batch(TrainingBatch(graph, X, None, Y))
+    assert x is graph
+    assert y is Y
+    moved = move_data_to_device(TrainingBatch(graph, X, None, Y), "cpu")
+    assert moved.bmg is graph
+    assert num_rows(x, y) == 3
+    own = own_batch(TrainingBatch(graph, X, None, Y))
+    assert own.bmg.V is not graph.V
+
+
+def test_an_object_with_a_target_is_its_own_input():
+    graph = MolGraph()
+    assert unpack_batch(graph) == (graph, None)
+    graph.y = Y
+    assert unpack_batch(graph)[1] is Y
+    graph.labels = Y  # two of them: which one?
+    assert unpack_batch(graph)[1] is None
+
+
+def test_rows_that_are_not_the_samplers_are_no_padding():
+    data = TensorDataset(X)
+    loader = DataLoader(data, batch_size=2, sampler=DistributedSampler(data, 2, 0, shuffle=False))
+    with pytest.raises(InputError, match="A batch of 2 samples gave 6 rows.*use_distributed_sampler=False"):
+        unpadded_rows(loader, 0, 6)

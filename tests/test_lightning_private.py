@@ -3,7 +3,13 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler
 
@@ -143,3 +149,10 @@ def test_hyperparameters_and_class_methods():
     assert _lightning.hyperparameters_name(Net()) is None
     with pytest.raises(TypeError, match="cannot be called on an instance"):
         Saves().build()
+
+
+def test_what_a_tuner_will_set():
+    assert _lightning.learning_rate_names(LearningRateFinder()) == ("lr", "learning_rate")
+    assert _lightning.learning_rate_names(LearningRateFinder(attr_name="rate")) == ("rate",)
+    assert _lightning.learning_rate_names(LearningRateFinder(update_attr=False)) == ()
+    assert _lightning.batch_size_name(BatchSizeFinder(batch_arg_name="rows")) == "rows"

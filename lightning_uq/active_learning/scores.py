@@ -168,8 +168,8 @@ _POOLED = frozenset({"uniform", "nll", "predictive_entropy", "margin", "max_soft
 def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None, **options: Any) -> Tensor:
     """A score by its name, of logits or of what a classifier of this package predicts.
 
-    Scores of the mean prediction (``predictive_entropy``, ``margin``, ``max_softmax``, ``nll``, ``scaled_mean``) and
-    ``mutual_information`` are computed from any prediction, after its calibration. The others need the members that
+    Scores of the mean prediction (``predictive_entropy``, ``margin``, ``max_softmax``, ``nll``, ``scaled_mean``) are
+    computed from any prediction, after its calibration, and ``mutual_information`` of its hypotheses before a pooled one. The others need the members that
     ``return_members`` keeps.
 
     Args:
@@ -198,7 +198,7 @@ def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None,
             raise InputError(f"The score {name!r} needs `labels`, but they are None.")
         options["labels"] = labels
     if name == "mutual_information" and not isinstance(outputs, Tensor):
-        return _class_probabilities(name, outputs).mutual_information
+        return _class_probabilities(name, outputs).uncalibrated_mutual_information
     logits = _logits(name, outputs)
     _check(logits)
     return ACQUISITION_SCORES[name](logits, **options)

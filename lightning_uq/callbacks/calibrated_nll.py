@@ -12,6 +12,7 @@ from lightning_uq.running.classes import CalibrationReader, check_calibration
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import LogitReader, UnpackBatch
+from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.ranks import raise_on_all_ranks
 from lightning_uq.running.row_sample import MAX_ROWS
 from lightning_uq.strategies import check_strategy
@@ -55,6 +56,11 @@ class CalibratedNLL(Callback):
     """
 
     monitor = "val_nll_calibrated"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check that hooks call ``super()``."""
+        super().__init_subclass__(**kwargs)
+        check_hooks(cls)
 
     def __init__(
         self,

@@ -7,9 +7,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_uq.callbacks.calibration_metrics import CalibrationMetrics
 from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.predictions import Prediction
+from lightning_uq.predictions import CategoricalPrediction, Prediction
 from lightning_uq.running.classes import CalibrationReader, FittingRows, check_calibration, check_targets
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.loaders import validation_loaders
@@ -21,6 +22,10 @@ from lightning_uq.running.transforms import PredictionTransform
 
 class Calibration(PostTrainingCallback):
     """Fits held-out logits, gathered from all ranks, and lets predictions carry the result.
+
+    A test logs what the calibration changes, for any module: ``uq/test_nll``, ``uq/test_ece`` and ``uq/test_brier``, and the same with
+    ``_calibrated`` at their end. It costs one more forward pass per test batch, in evaluation mode and with an isolated random
+    state. At the end of the training, :attr:`fitted_numbers` are logged under ``uq/``.
 
     The predictions of this package's modules are calibrated from the fit on, so that ``test_nll`` and ``test_ece`` are those
     after calibration; ``module(x)`` and the losses stay as they are. A module that is not ours is left alone, unless
@@ -84,6 +89,45 @@ class Calibration(PostTrainingCallback):
                 f"{' and '.join(type(c).__name__ for c in others)}. Keep one of them."
             )
 
+    # ------------------------------------------------------------------ what a test shows of it
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a test."""
+        self._tested = CalibrationMetrics(self.logits, self.calibrate, type(self).__name__)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Verify the weights at the first batch, and keep the batch."""
+        super().on_test_batch_start(trainer, pl_module)
+        self._tested.keep(batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score the batch just tested."""
+        self._tested.update(trainer, pl_module, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log how good the probabilities are before and after the calibration."""
+        super().on_test_epoch_end(trainer, pl_module)
+        prefix = self._prefix(trainer)
+        for name, value in self._tested.compute(trainer, pl_module).items():
+            # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
+            pl_module.log(f"{prefix}{name}", value.float(), batch_size=1, sync_dist=True, add_dataloader_idx=False)
+
+    def _prefix(self, trainer: Trainer) -> str:
+        """``uq/``, and the callback's name where the Trainer has several calibrations of an unmodified module."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        several = sum(isinstance(one, Calibration) for one in callbacks) > 1
+        return f"uq/{self.name or type(self).__name__}/" if several else "uq/"
+
     # ------------------------------------------------------------------ fitting
 
     def default_loader(self, trainer: Trainer) -> Any:
@@ -121,7 +165,28 @@ class Calibration(PostTrainingCallback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first validation is over."""
+        super().on_validation_epoch_end(trainer, pl_module)
         self.end_look(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit, and log what was fitted: to the Trainer's loggers and its ``callback_metrics``."""
+        super().on_train_end(trainer, pl_module)
+        numbers = {f"{self._prefix(trainer)}{name}": value for name, value in self.fitted_numbers.items()}
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step)
+
+    @property
+    def fitted_numbers(self) -> dict[str, float]:
+        """The fit in numbers: ``fit_nll`` and ``fit_nll_calibrated`` of the fitting rows, and ``temperature`` if there is one.
+
+        Several temperatures are ``temperature/0``, ``temperature/1``, and so on. A fit of logits in memory has no ``fit_nll``.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        self._get()
+        return {name: float(value) for name, value in (self._tensors or {}).items() if name.startswith("fit_nll")}
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels and logits."""
@@ -136,7 +201,16 @@ class Calibration(PostTrainingCallback):
         rows = reader.gather(trainer, type(self).__name__)
         if not len(rows.labels):
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
-        return self.fit_rows(rows)
+        tensors = self.fit_rows(rows)
+        raw = CategoricalPrediction(rows.logits)
+        nlls = [-one.log_prob(rows.labels).mean() for one in (raw, self.calibrated_rows(raw, rows, tensors))]
+        return {**tensors, "fit_nll": nlls[0], "fit_nll_calibrated": nlls[1]}
+
+    @abstractmethod
+    def calibrated_rows(
+        self, prediction: CategoricalPrediction, rows: FittingRows, tensors: dict[str, Tensor]
+    ) -> CategoricalPrediction:
+        """The fitting rows, calibrated with tensors that were just fitted to them."""
 
     def fit_rows(self, rows: FittingRows) -> dict[str, Tensor]:
         """The fitted tensors, from the rows of all ranks."""

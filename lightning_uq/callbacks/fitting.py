@@ -10,15 +10,16 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from lightning_uq._lightning import state_key
-from lightning_uq.callbacks.fitted_state import FittedState, to_cpu
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.finite import NonFinite
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.running.evaluation import evaluating
+from lightning_uq.running.fitted_state import FittedState, to_cpu
 from lightning_uq.running.loaders import exact_loader
 from lightning_uq.running.logits import LogitReader, UnpackBatch
+from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.transforms import PredictionTransform, transforms_of
 from lightning_uq.running.weights import WeightsCheck
 from lightning_uq.tasks import Task, describe
@@ -78,6 +79,11 @@ class FittingCallback(Callback, ABC):
         self.handle: RemovableHandle | None = None
         self._tensors: dict[str, Any] | None = None
         self._fingerprint: Tensor | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check that hooks call ``super()``."""
+        super().__init_subclass__(**kwargs)
+        check_hooks(cls)
 
     # ------------------------------------------------------------------ what a subclass provides
 

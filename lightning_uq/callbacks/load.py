@@ -3,6 +3,7 @@
 import copy
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,8 +47,8 @@ def load_fitted(
 ) -> FittedNetwork:
     """A plain module from what ``FitGMM``, ``TemperatureScaling`` and ``VectorScaling`` wrote: no Trainer needed.
 
-    Called with inputs it gives calibrated probabilities [B, C] (maps [B, C, *P]; [B, L] of several labels), or ``(probabilities, log_density)`` where a density was
-    fitted; ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of
+    Called with inputs it gives a dictionary: calibrated ``probs`` [B, C] (maps [B, C, *P]; [B, L] of several labels), and where a
+    density was fitted ``log_density`` and ``ood_score``, minus it. ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of
     those that the states were fitted on.
 
     Args:
@@ -195,7 +196,9 @@ def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | No
     given: Any = {} if network is None else {"network": copy.deepcopy(network)}
     check_complete(path, checkpoint, given, hint)
     try:
-        return found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The checkpoint holds what .* fitted")  # which is put inside
+            return found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
     except (UQError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} was written by {name}, which cannot be built from it: {reason} {hint}") from error

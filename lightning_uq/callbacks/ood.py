@@ -19,6 +19,7 @@ from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.finite import bad_rows
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
 from lightning_uq.running.logits import LogitReader, UnpackBatch
+from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.ranks import raise_on_all_ranks, raising_on_all_ranks
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task, describe
@@ -82,6 +83,11 @@ class OODDetection(Callback):
         >>> OODDetection(scores="max_softmax").score(nn.Identity(), [x])
         {'max_softmax': tensor([0.0180, 0.0474, 0.4750])}
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check that hooks call ``super()``."""
+        super().__init_subclass__(**kwargs)
+        check_hooks(cls)
 
     def __init__(
         self,

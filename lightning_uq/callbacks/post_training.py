@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lightning_uq._lightning import starts_processes
 from lightning_uq.batches import own_batch
-from lightning_uq.callbacks.fitted_state import to_cpu
 from lightning_uq.callbacks.fitting import FittingCallback
 from lightning_uq.callbacks.foreign import unwrap_predict_step, unwrapped, wrap_predict_step
 from lightning_uq.callbacks.label_checks import SeenBatch, all_targets
@@ -28,6 +27,7 @@ from lightning_uq.networks.fingerprint import weights_fingerprint
 from lightning_uq.running.best_weights import best_checkpoint, weights_of
 from lightning_uq.running.classes import check_targets
 from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.fitted_state import to_cpu
 from lightning_uq.running.loaders import can_be_reread, check_loader, exact_loader
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import raise_on_all_ranks, raising_on_all_ranks
@@ -276,6 +276,19 @@ class PostTrainingCallback(FittingCallback):
         """Verify at the first batch of ``trainer.predict``; with ``attach``, predictions of a foreign module become ours."""
         if self._verify(trainer, pl_module) and self.attach and not is_uncertainty_module(pl_module):
             wrap_predict_step(pl_module, self.logits, self.transform(), self.nonfinite)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Verify on a rank that had no batch, for which the others wait."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._verify(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Verify on a rank that had no batch, for which the others wait."""
+        self._verify(trainer, pl_module)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Verify on a rank that had no batch, for which the others wait."""
+        self._verify(trainer, pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give a foreign module its own ``predict_step`` back."""

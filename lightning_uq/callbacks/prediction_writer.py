@@ -28,6 +28,7 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.writing import PARTIAL
 
@@ -49,7 +50,8 @@ class PredictionWriter(Callback):
           or :class:`~lightning_uq.data.Indexed`), else from the sampler. For an iterable data set on one process, it is the
           number of the row; on several processes, each batch must contain ``index``.
         - all entries of :meth:`Prediction.to_dict`: for a classifier ``label``, ``confidence``, ``prob_0`` ... ``prob_{C-1}``,
-          ``predictive_entropy``, ``expected_entropy`` and ``mutual_information`` (nats), for a Dirichlet also ``vacuity`` and
+          ``predictive_entropy``, ``expected_entropy`` and ``mutual_information`` (nats; ``uncalibrated_expected_entropy`` and
+          ``uncalibrated_mutual_information`` under a pooled calibration of several hypotheses), for a Dirichlet also ``vacuity`` and
           ``differential_entropy``; for a regressor ``mean_0`` ... ``mean_{D-1}``, ``variance_0``, ``aleatoric_variance_0``,
           ``epistemic_variance_0``, for a Student-t also ``degrees_of_freedom_0`` and ``scale_0``, for a mean alone ``mean_0`` and
           the ``epistemic_variance_0`` of several networks, for quantiles ``quantile_0.1_0``; ``log_density`` if :class:`FitGMM`
@@ -91,6 +93,11 @@ class PredictionWriter(Callback):
         >>> table["index"].tolist(), list(table)[:4]
         ([0, 1, 2, 3, 4], ['index', 'label', 'confidence', 'predictive_entropy'])
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check that hooks call ``super()``."""
+        super().__init_subclass__(**kwargs)
+        check_hooks(cls)
 
     def __init__(
         self,

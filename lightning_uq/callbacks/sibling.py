@@ -8,10 +8,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_uq._lightning import dump_checkpoint
-from lightning_uq.callbacks.fitted_state import FittedState
 from lightning_uq.checkpoint_files import beside, in_folder, is_file, plain_part, read_checkpoint, write_checkpoint
 from lightning_uq.errors import InputError
 from lightning_uq.running.best_weights import model_checkpoints, read_back
+from lightning_uq.running.fitted_state import FittedState
 from lightning_uq.running.logits import is_uncertainty_module
 
 WRITTEN_BY = "lightning_uq_written_by"

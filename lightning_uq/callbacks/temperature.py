@@ -12,7 +12,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.temperature import Method, Objective, Scope, check_method, fit_ensemble_temperature
 from lightning_uq.functional.validation import check_choice
-from lightning_uq.predictions import Prediction
+from lightning_uq.predictions import CategoricalPrediction, Prediction
 from lightning_uq.running.classes import FittingRows
 from lightning_uq.running.transforms import PredictionTransform
 from lightning_uq.tasks import describe
@@ -90,6 +90,13 @@ class TemperatureScaling(Calibration):
         """
         return self._get()
 
+    @property
+    def fitted_numbers(self) -> dict[str, float]:
+        """The temperature or temperatures, and the NLL of the fitting rows: see :attr:`Calibration.fitted_numbers`."""
+        T = self.temperature
+        own = {"temperature": float(T)} if T.ndim == 0 else {f"temperature/{i}": float(t) for i, t in enumerate(T)}
+        return {**own, **super().fitted_numbers}
+
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The temperature of members' logits [Z, N, C]."""
         fitted = fit_ensemble_temperature(logits, labels, self.scope, self.objective, self.method)
@@ -115,6 +122,15 @@ class TemperatureScaling(Calibration):
                 "value of them, 0 or 1."
             )
         return {"temperature": torch.stack(temperatures)}
+
+    def calibrated_rows(
+        self, prediction: CategoricalPrediction, rows: FittingRows, tensors: dict[str, Tensor]
+    ) -> CategoricalPrediction:
+        """The fitting rows, each with the temperature of its label."""
+        T = tensors["temperature"]
+        T = T[rows.group].unsqueeze(1) if self.per_label else T
+        calibrated: Any = TemperatureTransform(T, self.of_members).apply(prediction)
+        return calibrated  # type: ignore[no-any-return]
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels and logits, and for several labels with ``per_label``."""

@@ -7,6 +7,7 @@ from lightning_uq.callbacks.calibration import Calibration, rounded_for
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.predictions import CategoricalPrediction, Prediction
+from lightning_uq.running.classes import FittingRows
 from lightning_uq.running.transforms import PredictionTransform
 
 
@@ -49,6 +50,12 @@ class VectorScaling(Calibration):
         order = _order(rows, labels)  # ranks hand over rows in orders of their own, and the folds must not differ
         fit = fit_vector_scaling(rows[order], labels[order])
         return {"class_scaling": torch.stack([fit.scale, fit.bias])}
+
+    def calibrated_rows(
+        self, prediction: CategoricalPrediction, rows: FittingRows, tensors: dict[str, Tensor]
+    ) -> CategoricalPrediction:
+        """The fitting rows, scaled."""
+        return prediction.replace(class_scaling=tensors["class_scaling"])
 
     def transform(self) -> "ClassScalingTransform":
         """Predictions carry the class scaling."""

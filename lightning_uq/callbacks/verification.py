@@ -7,11 +7,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_uq.callbacks.fitted_state import FittedState
 from lightning_uq.callbacks.sibling import sibling_path
 from lightning_uq.checkpoint_files import is_file, read_checkpoint
 from lightning_uq.errors import InputError
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
+from lightning_uq.running.fitted_state import FittedState
 
 
 @dataclass(frozen=True)

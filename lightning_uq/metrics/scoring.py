@@ -272,7 +272,7 @@ class MutualInformation(MeanMetric):
 
         Args:
             prediction: Member probabilities [Z, B, C, ...] (member logits with ``from_logits``), or a prediction object
-                that has ``mutual_information`` or member ``logits``.
+                that has ``mutual_information`` (a pooled calibration does not change it) or member ``logits``.
             target: Ignored; here so that the metric can stand in a ``MetricCollection``.
 
         Raises:
@@ -292,9 +292,10 @@ class MutualInformation(MeanMetric):
             if self.validate_args:
                 check_probs_values(flatten_classes(prediction.flatten(0, 1)))
             return mutual_information(upcast(prediction).log())
-        values = getattr(prediction, "mutual_information", None)
-        if isinstance(values, Tensor):
-            return values
+        for name in ("uncalibrated_mutual_information", "mutual_information"):
+            values = getattr(prediction, name, None)
+            if isinstance(values, Tensor):
+                return values
         logits = getattr(prediction, "logits", None)
         if not isinstance(logits, Tensor) or logits.ndim < 3:
             raise InputError(

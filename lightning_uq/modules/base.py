@@ -1,10 +1,12 @@
 """The base of every method: its steps, metrics and predictions. A method adds its network and its own training loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from lightning_uq.modules.checks import (
 from lightning_uq.modules.evaluation import log_metrics, make_metrics, metrics_of, update_metrics
 from lightning_uq.modules.frozen import expect_eval_mode, in_eval_mode
 from lightning_uq.modules.targets import Loss, Targets, losses_and_count
+from lightning_uq.modules.trainer_callbacks import check_callbacks
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.calling import signature_of
 from lightning_uq.networks.factory import Factory
@@ -35,6 +38,7 @@ from lightning_uq.predictions import Prediction
 from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import UnpackBatch
+from lightning_uq.running.overriding import reaches_package
 from lightning_uq.running.transforms import PredictionTransforms
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Progress, Task, task_of
@@ -59,7 +63,8 @@ class UncertaintyModule(CheckpointedModule):
         task: What the outputs mean: a :class:`~lightning_uq.tasks.Task` or its name, for instance ``"classification"``
             (logits [B, C]), ``"segmentation"`` (maps [B, C, *P]) or ``"regression"`` (means and raw variances [B, 2 D]).
         optimizer: Called with the parameters.
-        lr_scheduler: Called with the optimizer; a ``ReduceLROnPlateau`` follows ``val_loss`` unless it names a monitor.
+        lr_scheduler: Called with the optimizer, and stepped after each epoch; a ``ReduceLROnPlateau`` follows ``val_loss`` unless it
+            names a monitor. A scheduler that steps with each batch needs an override of ``configure_optimizers``.
         loss: Replaces the task's loss: ``loss(output[B, ...], target)`` for one index returns a scalar or the samples' losses
             [B, ...]. A loss with an attribute ``over_indices = True``, such as :class:`~lightning_uq.losses.JointLoss`, takes
             the outputs [Z, B, ...] of all indices.
@@ -134,9 +139,7 @@ class UncertaintyModule(CheckpointedModule):
         self._unpack = None if unpack_batch is None else as_function(unpack_batch, "unpack_batch")
         check_fits_task(self.task, self.network, self.data_noise)
         self.prediction_transforms = PredictionTransforms()
-        self._output_checked = False
-        self._targets_checked = False
-        self._is_logged = False
+        self._output_checked = self._targets_checked = self._is_logged = False
         self._save_arguments()
 
     @property
@@ -206,6 +209,12 @@ class UncertaintyModule(CheckpointedModule):
         if stage == "fit":
             self.prediction_transforms.clear()  # the weights that they belong to change
             expect_eval_mode(self.network.num_frozen)
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """Refuse callbacks of the Trainer that need what this module lacks; Lightning calls this before their own ``setup``."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_callbacks(self, self.trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
+        return super().configure_callbacks()
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean of the loss over all indices of a finite set, or over drawn ones; an override may sum, reweight or regularise."""
@@ -327,9 +336,11 @@ class UncertaintyModule(CheckpointedModule):
         """Log the metrics of a single loader on every rank, so that a rank without a batch computes them too.
 
         At a loader's end Lightning computes what its steps logged, and the ranks wait for each other. With several loaders
-        every rank needs a batch of each.
+        every rank needs a batch of each. A step that a subclass has replaced updates none of these metrics.
         """
-        self._is_logged = self.trainer.world_size > 1 and len(metric_sets) == 1
+        step = "validation_step" if stage == "val" else "test_step"
+        is_used = reaches_package(type(self), step)
+        self._is_logged = self.trainer.world_size > 1 and len(metric_sets) == 1 and is_used
         if self._is_logged:
             log_metrics(self, stage, metrics_of(metric_sets, 0), 0)
 

@@ -5,6 +5,7 @@ from typing import IO, Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import Self
 
 from lightning_uq._lightning import (
@@ -17,7 +18,10 @@ from lightning_uq.checkpoint_files import TRUST, read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.modules.arguments import saved_argument
 from lightning_uq.modules.constructor import recorded
+from lightning_uq.running.fitted_state import FittedState
+from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.streams import from_plain, random_state, set_random_state, to_plain
+from lightning_uq.running.transforms import transforms_of
 
 _KEY = "lightning_uq_random_state"
 
@@ -36,25 +40,48 @@ class CheckpointedModule(LightningModule):
     given_arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let the constructor note its arguments."""
+        """Let the constructor note its arguments, and check that hooks call ``super()``."""
         super().__init_subclass__(**kwargs)
+        check_hooks(cls)
         if "__init__" in vars(cls):
             cls.__init__ = recorded(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._resumed_random_state: dict[str, Any] | None = None
+        self._plain_arguments: dict[str, Any] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state to the checkpoint."""
+        """Add the random state; hyper-parameters become plain data, with all arguments of the constructor."""
         super().on_save_checkpoint(checkpoint)
+        # A subclass may have saved, or left out, arguments by `save_hyperparameters`, as in any LightningModule.
+        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        plain = {name: saved_argument(value) for name, value in saved.items()}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self._plain_arguments, **plain}
         checkpoint[_KEY] = to_plain(random_state(self.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state until the training begins. Loading for any other purpose leaves the generators alone."""
         super().on_load_checkpoint(checkpoint)
+        self._warn_of_fits(checkpoint)
         if self.is_resuming and _KEY in checkpoint:
             self._resumed_random_state = from_plain(checkpoint[_KEY])
+
+    def _warn_of_fits(self, checkpoint: dict[str, Any]) -> None:
+        """Warn if the file holds a calibration or a density, but neither this module nor the Trainer's callbacks have it."""
+        transforms = transforms_of(self)
+        if self.is_resuming or (transforms is not None and len(transforms)):
+            return
+        trainer = trainer_of(self)
+        callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        states = checkpoint.get("callbacks") or {}
+        fitted = {key for key, state in states.items() if FittedState.read(state) is not None}
+        missing = sorted(fitted - {callback.state_key for callback in callbacks})
+        if missing:
+            rank_zero_warn(
+                f"The checkpoint holds what {' and '.join(missing)} fitted, but {type(self).__name__} predicts without it: pass the same "
+                "callbacks to a Trainer, and the file as its `ckpt_path`, or use `load_fitted(path)`."
+            )
 
     @property
     def is_resuming(self) -> bool:
@@ -138,5 +165,6 @@ class CheckpointedModule(LightningModule):
         if are_hyperparameters_given():
             self.save_hyperparameters()  # the command line's own configuration, which is plain data already
             return
-        self.save_hyperparameters({name: saved_argument(value) for name, value in arguments.items()})
+        self._plain_arguments = {name: saved_argument(value) for name, value in arguments.items()}
+        self.save_hyperparameters(self._plain_arguments)
         name_hyperparameters(self)

@@ -42,6 +42,8 @@ def recorded(init: Callable[..., None]) -> Callable[..., None]:
                     self.given_arguments.setdefault(parameter.name, parameter.default)
         init(self, *args, **kwargs)
 
+    # `load_from_checkpoint` leaves out what a constructor does not take, but does not look behind a wrapper.
+    constructor.__signature__ = inspect.signature(init)  # type: ignore[attr-defined]
     return constructor
 
 

@@ -160,6 +160,11 @@ class EnsembleModule(UncertaintyModule):
         if lightning_members:
             own = {"optimizer": optimizer, "prior_network": prior_network, "bootstrap": bootstrap}
             check_lightning_arguments(type(members[0]).__name__, **{**training, **own})
+        if is_called_by and prior_network is not None:
+            raise UnsupportedError(
+                "`prior_network` adds a network to what a member's `forward` returns, which `predict_fn` does not call. Leave one of "
+                "them out."
+            )
         super().__init__(run_members(members, execution, output, optimizer, is_called_by=is_called_by), **training)
         self.seed = seed
         self.bootstrap = bootstrap or "none"

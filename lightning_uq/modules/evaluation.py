@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics import Metric
 
 from lightning_uq import batches
@@ -10,6 +10,7 @@ from lightning_uq.metrics.base import MeanLoss
 from lightning_uq.modules.targets import Targets
 from lightning_uq.running.finite import check_numbers
 from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.metrics import update_all
 from lightning_uq.tasks import Stage, Task
 
 if TYPE_CHECKING:
@@ -57,19 +58,5 @@ def update_metrics(
     metrics["loss"].update(losses.mean(), count)
     # The prediction is pooled once for all other metrics.
     prediction = module.prediction_transforms.apply(module, module.prediction(output))
-    prediction, target = module.task.rows(prediction, y)
-    if len(target):
-        is_soft = module.task.has_classes and target.is_floating_point()
-        for metric in (metric for name, metric in metrics.items() if name != "loss"):
-            if is_soft and not getattr(metric, "takes_soft_targets", False):
-                # Not defined for probabilities as targets: without a row the metric is NaN.
-                _update(metric, prediction[:0], target[:0].argmax(1), None if index is None else index[:0])
-            else:
-                _update(metric, prediction, target, index)
-
-
-def _update(metric: Metric, prediction: Any, target: Tensor, index: Tensor | None) -> None:
-    if getattr(metric, "takes_index", False):
-        metric.update(prediction, target, index)
-    else:
-        metric.update(prediction, target)
+    rest = {name: metric for name, metric in metrics.items() if name != "loss"}
+    update_all(rest, module.task, prediction, y, index)

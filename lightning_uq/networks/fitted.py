@@ -21,12 +21,13 @@ from lightning_uq.networks.positions import resized
 
 
 class FittedNetwork(nn.Module):
-    """Inputs to calibrated probabilities [B, C], or to ``(probabilities [B, C], log_density [B])`` where a density is inside.
+    """Inputs to named outputs: calibrated ``probs`` [B, C], and where a density is inside ``log_density`` [B] and ``ood_score`` [B].
 
-    Of maps, the probabilities are [B, C, *P], and a density with ``pool="positions"`` gives [B, *P].
+    The log-density is the quantity itself, higher for typical inputs; ``ood_score`` is minus it, higher for inputs out of
+    distribution, as all scores are. Of maps, the probabilities are [B, C, *P], and a density with ``pool="positions"`` gives [B, *P].
 
     What :func:`~lightning_uq.load_fitted` gives back: no Trainer, no callbacks; it moves, is cast, pickled, compiled and
-    exported whole. Temperatures, and the density's tensors, keep their precision in a cast to half precision.
+    exported whole. An exported graph returns the same dictionary; for ONNX, pass ``output_names=fitted.output_names``. Temperatures, and the density's tensors, keep their precision in a cast to half precision.
 
     Where a density is inside, features are read while the network runs, so one instance is not for several threads at a
     time; an exported one is.
@@ -50,7 +51,7 @@ class FittedNetwork(nn.Module):
         >>> from lightning_uq.networks.ensemble import EnsembleNetwork
         >>> network = EnsembleNetwork([nn.Linear(2, 2)])
         >>> fitted, x = FittedNetwork(network, temperature=torch.tensor(2.0)), torch.randn(3, 2)
-        >>> torch.allclose(fitted(x), torch.softmax(network(x)[0] / 2, 1))
+        >>> torch.allclose(fitted(x)["probs"], torch.softmax(network(x)[0] / 2, 1))
         True
     """
 
@@ -86,19 +87,22 @@ class FittedNetwork(nn.Module):
         self.tap = FeatureTap(network, layers, pool) if layers else None
         self.eval()
 
-    def forward(self, x: Any) -> Tensor | tuple[Tensor, Tensor]:
-        """Probabilities, and the log-density where one is inside.
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in order."""
+        return ["probs"] if self.tap is None else ["probs", "log_density", "ood_score"]
+
+    def forward(self, x: Any) -> dict[str, Tensor]:
+        """``probs``, and ``log_density`` and ``ood_score`` where a density is inside.
 
         Raises:
             NotFiniteError: A row of the input, or its probabilities, hold NaN or infinity, unless ``nonfinite="inf"``, or in a graph.
         """
         refuses = self.nonfinite == "error" and not torch.compiler.is_compiling()
         if refuses:
-            check_finite(
-                x, advice="Pass `nonfinite='inf'` to `load_fitted` for a log-density of minus infinity instead."
-            )
+            check_finite(x, advice="Pass `nonfinite='inf'` to `load_fitted` for an `ood_score` of infinity instead.")
         if self.tap is None:
-            return self._finite(x, self._probs(self.network(x)), math.nan, refuses)
+            return {"probs": self._finite(x, self._probs(self.network(x)), math.nan, refuses)}
         logits, features = self.tap.run(self.network, x)
         members = [
             density.log_density(f.movedim(1, -1))  # type: ignore[operator]
@@ -107,7 +111,8 @@ class FittedNetwork(nn.Module):
         log_density = torch.logsumexp(torch.stack(members), 0) - math.log(len(members))
         log_density = resized(log_density, logits.shape[3:] if log_density.ndim > 1 else ())
         probs = self._finite(x, self._probs(logits), math.nan, refuses)
-        return probs, self._finite(x, log_density, -math.inf, refuses=False)
+        log_density = self._finite(x, log_density, -math.inf, refuses=False)
+        return {"probs": probs, "log_density": log_density, "ood_score": -log_density}
 
     def _finite(self, x: Any, values: Tensor, bad: float, refuses: bool) -> Tensor:
         """Values [B, ...] with ``bad`` in the rows whose input is not finite; NaN that arose inside is refused, where asked."""

@@ -11,15 +11,16 @@ from typing_extensions import Self
 from lightning_uq.errors import InputError
 from lightning_uq.functional import bernoulli
 from lightning_uq.functional.validation import check_shape
-from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.decomposition import Decomposed
 from lightning_uq.predictions.fields import Field
 
 
-class LabelProbabilities(Prediction):
+class LabelProbabilities(Decomposed):
     """The base of predictions of L labels, independent given the index: what follows from the pooled logits [B, L].
 
-    A temperature acts on the pooled logits. It changes ``probs``, ``label``, ``confidence`` and ``predictive_entropy``; the
-    hypotheses, hence ``expected_entropy`` and ``mutual_information``, stay as they are. A score is summed over the labels.
+    A temperature acts on the pooled logits. It changes ``probs``, ``label``, ``confidence`` and ``predictive_entropy``. The
+    hypotheses stay as they are, and the parts of their entropy are then named ``uncalibrated_expected_entropy`` and
+    ``uncalibrated_mutual_information``. A score is summed over the labels.
     """
 
     score_names: ClassVar[tuple[str, ...]] = ("predictive_entropy", "mutual_information", "expected_entropy")
@@ -34,27 +35,20 @@ class LabelProbabilities(Prediction):
         """The logit of the mean probability [B, L], before any calibration."""
 
     @property
-    @abstractmethod
-    def expected_entropy(self) -> Tensor:
-        """Mean entropy of the hypotheses for each label, in nats: [B, L]."""
-
-    @property
-    @abstractmethod
-    def mutual_information(self) -> Tensor:
-        """Mutual information of each label and the index, in nats: [B, L]; a pooled calibration leaves it as it is."""
-
-    @property
     def calibration_logits(self) -> Tensor:
         """Logits [Z, B, L] that a calibration is fitted to: the members', or those of the mean with Z = 1."""
         return self.logits if self.has_logits else self.mean_logits.unsqueeze(0)
 
     def pool(self) -> "LabelProbabilities":
         """The prediction without its members: pooled logits and moments alone, Z times smaller."""
+        mean, temperature = self.mean_logits, self._get("temperature")
+        entropies = (self.uncalibrated_expected_entropy, self.uncalibrated_mutual_information)
+        if self.is_calibrated and self._is_one_network:  # the temperature is its own
+            mean, temperature, entropies = self.pooled_logits, None, (self.expected_entropy, self.mutual_information)
         return PooledBernoulliPrediction(
-            self.mean_logits,
-            self.expected_entropy,
-            self.mutual_information,
-            temperature=self._get("temperature"),
+            mean,
+            *entropies,
+            temperature=temperature,
             log_density=self._get("log_density"),
         )
 
@@ -110,7 +104,7 @@ class LabelProbabilities(Prediction):
         return super()._score(name).sum(-1)
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """``label``, ``confidence``, ``probs`` and the three entropies of each label [B, L], and ``log_density`` if there is one.
+        """``label``, ``confidence``, ``probs``, ``predictive_entropy`` and its two parts of each label [B, L], and ``log_density`` if there is one.
 
         Args:
             interval: Ignored, because labels have no interval.
@@ -120,8 +114,7 @@ class LabelProbabilities(Prediction):
             "confidence": self.confidence,
             "probs": self.probs,
             "predictive_entropy": self.predictive_entropy,
-            "expected_entropy": self.expected_entropy,
-            "mutual_information": self.mutual_information,
+            **self._parts(),
             **self._density(),
         }
 
@@ -166,13 +159,13 @@ class BernoulliPrediction(LabelProbabilities):
         return self._once("mean_logits", lambda: bernoulli.pooled_logits(self.logits))
 
     @property
-    def expected_entropy(self) -> Tensor:
-        """mean_z H[p_z] in nats: [B, L]."""
+    def uncalibrated_expected_entropy(self) -> Tensor:
+        """mean_z H[p_z] in nats, before any pooled temperature: [B, L]."""
         return bernoulli.bernoulli_expected_entropy(self.logits)
 
     @property
-    def mutual_information(self) -> Tensor:
-        """H[mean_z p_z] - mean_z H[p_z] in nats: [B, L], from the untempered members."""
+    def uncalibrated_mutual_information(self) -> Tensor:
+        """H[mean_z p_z] - mean_z H[p_z] in nats, before any pooled temperature: [B, L]."""
         return bernoulli.bernoulli_mutual_information(self.logits)
 
     def map_logits(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -188,8 +181,8 @@ class PooledBernoulliPrediction(LabelProbabilities):
 
     Args:
         mean_logits: The logit of the mean probability [B, L], before any calibration.
-        expected_entropy: mean_z H[p_z] in nats [B, L].
-        mutual_information: H[mean_z p_z] - mean_z H[p_z] in nats [B, L].
+        uncalibrated_expected_entropy: mean_z H[p_z] in nats [B, L].
+        uncalibrated_mutual_information: H[mean_z p_z] - mean_z H[p_z] in nats [B, L].
         temperature: T of a pooled calibration, a scalar or [L].
         log_density: Log-density [B] of the input's features, if one was fitted.
 
@@ -198,7 +191,7 @@ class PooledBernoulliPrediction(LabelProbabilities):
 
     Example:
         >>> BernoulliPrediction(torch.zeros(1000, 2, 3)).pool()
-        PooledBernoulliPrediction(mean_logits=[2, 3], expected_entropy=[2, 3], mutual_information=[2, 3])
+        PooledBernoulliPrediction(mean_logits=[2, 3], uncalibrated_expected_entropy=[2, 3], uncalibrated_mutual_information=[2, 3])
     """
 
     _hint: ClassVar[str] = (
@@ -206,15 +199,19 @@ class PooledBernoulliPrediction(LabelProbabilities):
     )
 
     mean_logits = Field("The logit of the mean probability [B, L], before any calibration.", batch_axis=0)
-    expected_entropy = Field("Mean entropy of the hypotheses for each label, in nats: [B, L].", batch_axis=0)
-    mutual_information = Field("Mutual information of each label and the index, in nats: [B, L].", batch_axis=0)
+    uncalibrated_expected_entropy = Field(
+        "Mean entropy of the hypotheses for each label, in nats: [B, L].", batch_axis=0
+    )
+    uncalibrated_mutual_information = Field(
+        "Mutual information of each label and the index, in nats: [B, L].", batch_axis=0
+    )
 
     def pool(self) -> "PooledBernoulliPrediction":
         """The prediction itself."""
         return self
 
     def _check(self) -> None:
-        for name in ("expected_entropy", "mutual_information"):
+        for name in ("uncalibrated_expected_entropy", "uncalibrated_mutual_information"):
             check_shape(name, self.__dict__["_tensors"][name], self.mean_logits.shape)
         if self.mean_logits.ndim != 2:
             raise InputError(f"`mean_logits` must have shape [B, L], but its shape is {list(self.mean_logits.shape)}.")

@@ -17,8 +17,8 @@ class CategoricalPrediction(ClassProbabilities):
 
     Args:
         logits: Raw logits [Z, B, C] (or [Z, B, C, ...]).
-        temperature: Scalar T of a pooled calibration: probabilities are softmax(log(mean_z p_z) / T). The members, hence
-            ``expected_entropy`` and ``mutual_information``, stay as they are.
+        temperature: Scalar T of a pooled calibration: probabilities are softmax(log(mean_z p_z) / T). The members stay as they are, and the
+            parts of their entropy are then ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information``.
         class_scaling: Scale and bias [2, C] of a pooled calibration by vector scaling, in place of T.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
@@ -58,13 +58,13 @@ class CategoricalPrediction(ClassProbabilities):
         return self._once("mean_log_probs", lambda: entropy.mean_log_probs(self.logits))
 
     @property
-    def expected_entropy(self) -> Tensor:
-        """mean_z H[p_z] in nats: [B, ...]."""
+    def uncalibrated_expected_entropy(self) -> Tensor:
+        """mean_z H[p_z] in nats, before any pooled calibration: [B, ...]."""
         return entropy.expected_entropy(self.logits)
 
     @property
-    def mutual_information(self) -> Tensor:
-        """H[mean_z p_z] - mean_z H[p_z] in nats: [B, ...], from the untempered members."""
+    def uncalibrated_mutual_information(self) -> Tensor:
+        """H[mean_z p_z] - mean_z H[p_z] in nats, before any pooled calibration: [B, ...]."""
         return entropy.mutual_information(self.logits)
 
     def map_logits(self, function: Callable[[Tensor], Tensor]) -> Self:

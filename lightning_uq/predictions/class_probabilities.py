@@ -11,17 +11,20 @@ from lightning_uq.functional import entropy
 from lightning_uq.functional.scores import SCORES
 from lightning_uq.functional.true_class import at_class
 from lightning_uq.functional.vector_scaling import apply_vector_scaling
-from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.decomposition import Decomposed
 from lightning_uq.predictions.fields import Field
 
 
-class ClassProbabilities(Prediction):
+class ClassProbabilities(Decomposed):
     """The base of predictions of classes: everything that follows from the pooled log-probabilities [B, C, ...].
 
     A calibration, a temperature or a class scaling, acts on the log of the mean probabilities. It changes ``log_probs`` and
-    what follows from them: ``probs``, ``label``, ``confidence`` and ``predictive_entropy``. The hypotheses, hence
-    ``expected_entropy``, ``mutual_information`` and the scores that read the hypotheses, stay as they are.
+    what follows from them: ``probs``, ``label``, ``confidence`` and ``predictive_entropy``. The hypotheses, hence the scores that
+    read them, stay as they are; the parts of the entropy are then named ``uncalibrated_expected_entropy`` and
+    ``uncalibrated_mutual_information``.
     """
+
+    _calibrations = ("temperature", "class_scaling")
 
     temperature = Field("Scalar T: probabilities are softmax(log(mean_z p_z) / T).", fitted_by="temperature")
     class_scaling = Field("Scale and bias [2, C] of a vector scaling, in place of T.", fitted_by="class scaling")
@@ -34,16 +37,6 @@ class ClassProbabilities(Prediction):
         """Log of the mean probabilities [B, C, ...], before any calibration."""
 
     @property
-    @abstractmethod
-    def expected_entropy(self) -> Tensor:
-        """Mean entropy of the hypotheses, in nats: [B, ...]."""
-
-    @property
-    @abstractmethod
-    def mutual_information(self) -> Tensor:
-        """Mutual information of label and index, in nats: [B, ...]; a pooled calibration leaves it as it is."""
-
-    @property
     def calibration_logits(self) -> Tensor:
         """Logits [Z, B, C, ...] that a calibration is fitted to: the members', or the log of the mean with Z = 1."""
         return self.logits if self.has_logits else self.mean_log_probs.unsqueeze(0)
@@ -52,11 +45,18 @@ class ClassProbabilities(Prediction):
         """The prediction without its members: log of the mean probabilities and moments alone, Z times smaller."""
         from lightning_uq.predictions.pooled_categorical import PooledCategoricalPrediction
 
-        return PooledCategoricalPrediction(
+        kept = {name: self._get(name) for name in ("temperature", "class_scaling", "log_density")}
+        mean, entropies = (
             self.mean_log_probs,
-            self.expected_entropy,
-            self.mutual_information,
-            **{name: self._get(name) for name in ("temperature", "class_scaling", "log_density")},
+            (self.uncalibrated_expected_entropy, self.uncalibrated_mutual_information),
+        )
+        if self.is_calibrated and self._is_one_network:  # the calibration is its own
+            mean, entropies = self.log_probs, (self.expected_entropy, self.mutual_information)
+            kept = {"log_density": self._get("log_density")}
+        return PooledCategoricalPrediction(
+            mean,
+            *entropies,
+            **kept,
             **self._further_moments(),
         )
 
@@ -151,7 +151,7 @@ class ClassProbabilities(Prediction):
         return self._from_tensors({name: rows.get(name) for name in self._fields})
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
-        """``label``, ``confidence``, ``probs``, the three entropies, and ``log_density`` if there is one.
+        """``label``, ``confidence``, ``probs``, ``predictive_entropy``, its two parts, and ``log_density`` if there is one.
 
         Args:
             interval: Ignored, because classes have no interval.
@@ -161,8 +161,7 @@ class ClassProbabilities(Prediction):
             "confidence": self.confidence,
             "probs": self.probs,
             "predictive_entropy": self.predictive_entropy,
-            "expected_entropy": self.expected_entropy,
-            "mutual_information": self.mutual_information,
+            **self._parts(),
             **self._density(),
         }
 

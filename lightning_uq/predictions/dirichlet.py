@@ -77,13 +77,13 @@ class DirichletPrediction(ClassProbabilities):
         return alpha.log() - alpha.sum(2, keepdim=True).log()
 
     @property
-    def expected_entropy(self) -> Tensor:
-        """mean_z E[H[p] | z] in nats: [B, ...]."""
+    def uncalibrated_expected_entropy(self) -> Tensor:
+        """mean_z E[H[p] | z] in nats, before any pooled calibration: [B, ...]."""
         return self._mean(dirichlet.dirichlet_expected_entropy)
 
     @property
-    def mutual_information(self) -> Tensor:
-        """H[E[p]] - E[H[p]] in nats, over the hypotheses and their Dirichlets: [B, ...].
+    def uncalibrated_mutual_information(self) -> Tensor:
+        """H[E[p]] - E[H[p]] in nats, over the hypotheses and their Dirichlets, before any calibration: [B, ...].
 
         It is the sum of the Dirichlets' own, averaged over z, and that of their means: neither is a difference of entropies.
         """

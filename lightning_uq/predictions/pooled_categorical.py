@@ -18,8 +18,8 @@ class PooledCategoricalPrediction(ClassProbabilities):
 
     Args:
         mean_log_probs: log mean_z p_z [B, C] (or [B, C, ...]), before any calibration.
-        expected_entropy: mean_z H[p_z] in nats [B, ...].
-        mutual_information: H[mean_z p_z] - mean_z H[p_z] in nats [B, ...].
+        uncalibrated_expected_entropy: mean_z H[p_z] in nats [B, ...].
+        uncalibrated_mutual_information: H[mean_z p_z] - mean_z H[p_z] in nats [B, ...].
         vacuity: Vacuity [B, ...] of a pooled Dirichlet.
         differential_entropy: Differential entropy [B, ...] of a pooled Dirichlet, in nats.
         temperature: Scalar T of a pooled calibration.
@@ -33,7 +33,7 @@ class PooledCategoricalPrediction(ClassProbabilities):
         >>> import torch
         >>> from lightning_uq.predictions import CategoricalPrediction
         >>> CategoricalPrediction(torch.zeros(1000, 2, 3)).pool()
-        PooledCategoricalPrediction(mean_log_probs=[2, 3], expected_entropy=[2], mutual_information=[2])
+        PooledCategoricalPrediction(mean_log_probs=[2, 3], uncalibrated_expected_entropy=[2], uncalibrated_mutual_information=[2])
     """
 
     @property
@@ -47,12 +47,14 @@ class PooledCategoricalPrediction(ClassProbabilities):
     )
 
     mean_log_probs = Field("log mean_z p_z [B, C, ...], before any calibration.", batch_axis=0, class_axis=1)
-    expected_entropy = Field("Mean entropy of the hypotheses, in nats: [B, ...].", batch_axis=0)
-    mutual_information = Field("H[mean_z p_z] - mean_z H[p_z] in nats: [B, ...].", batch_axis=0)
+    uncalibrated_expected_entropy = Field("Mean entropy of the hypotheses, in nats: [B, ...].", batch_axis=0)
+    uncalibrated_mutual_information = Field("H[mean_z p_z] - mean_z H[p_z] in nats: [B, ...].", batch_axis=0)
     vacuity = Field("Mean over z of the vacuity [B, ...]; of a Dirichlet alone.", batch_axis=0, optional=True)
     differential_entropy = Field(
         "Mean over z of the differential entropy [B, ...], in nats; of a Dirichlet alone.", batch_axis=0, optional=True
     )
+
+    _moments = ("uncalibrated_expected_entropy", "uncalibrated_mutual_information")
 
     def pool(self) -> "PooledCategoricalPrediction":
         """The prediction itself."""
@@ -61,7 +63,7 @@ class PooledCategoricalPrediction(ClassProbabilities):
     def _check(self) -> None:
         self._check_classes("mean_log_probs", "[B, C]")
         expected = torch.Size([len(self), *self.map_shape])
-        for name in ("expected_entropy", "mutual_information", "vacuity", "differential_entropy"):
+        for name in (*self._moments, "vacuity", "differential_entropy"):
             tensor = self._get(name)
             if tensor is not None:
                 check_shape(name, tensor, expected)

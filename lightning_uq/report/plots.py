@@ -25,6 +25,8 @@ SCORE_LABELS = {
     "predictive_entropy": "Predictive entropy (nats)",
     "mutual_information": "Mutual information (nats)",
     "expected_entropy": "Expected entropy (nats)",
+    "uncalibrated_mutual_information": "Mutual information before the calibration (nats)",
+    "uncalibrated_expected_entropy": "Expected entropy before the calibration (nats)",
     "max_softmax": "1 - largest probability",
     "energy": "Energy",
     "max_logit": "- largest logit",

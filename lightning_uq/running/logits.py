@@ -109,6 +109,8 @@ class LogitReader:
             InputError: The outputs cannot belong to the task; the message names the argument that helps.
         """
         x, target = self.unpack(model, batch)
+        if not torch.compiler.is_compiling():
+            x = batches.own_batch(x)  # the model may write into its input, and this batch is read again
         if self._is_own(model):
             self.infer_task(model, batch)
         if trainer is not None:

@@ -60,6 +60,7 @@ class Task(ABC):
         metric_on_bar: The name of the validation metric that the progress bar shows beside the loss.
         has_classes: Whether each label is one of several classes.
         takes_calibration: Whether a calibration can be fitted, to :meth:`calibration_rows`.
+        calibration_metrics: Names in ``metrics("test")`` that tell how good a calibration is.
         has_numeric_targets: Whether noise may be added to the targets.
         has_positions: Whether a prediction holds one result per position of a map, [B, ..., *P], rather than one per input.
         takes_probabilities: Whether a network may return probabilities or their logarithms instead of raw outputs.
@@ -72,6 +73,7 @@ class Task(ABC):
     metric_on_bar: ClassVar[str | None] = None
     has_classes: ClassVar[bool] = False
     takes_calibration: ClassVar[bool] = False
+    calibration_metrics: ClassVar[tuple[str, ...]] = ("nll", "ece", "brier")
     has_numeric_targets: ClassVar[bool] = False
     has_positions: ClassVar[bool] = False
     takes_probabilities: ClassVar[bool] = False

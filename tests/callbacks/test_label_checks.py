@@ -1,5 +1,6 @@
 """Labels that a fit cannot take are told before the training or in its first epoch, never after all of it."""
 
+import json
 import re
 
 import pytest
@@ -236,3 +237,49 @@ def test_a_limited_fit_counts_the_rows_that_it_reads(make_trainer):
     module, error = fit(make_trainer, [gmm], loader, fast_dev_run=True)
     assert error is None
     assert gmm.fitted
+
+
+RANKS = """
+import json
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+from lightning_uq import FitGMM, InputError, TemperatureScaling
+from tests.callbacks.test_label_checks import MASKED, RARE, X, Y, Lit, Opaque
+
+good = DataLoader(Opaque(X, Y), batch_size=10)
+masked = Y.clone()
+masked[71] = -100  # rank 1's alone
+bad = DataLoader(Opaque(X, masked), batch_size=10)
+
+if __name__ == "__main__":
+    found = {}
+    for name, callback, loaders in (
+        ("temperature", TemperatureScaling(), (good, bad)),
+        ("density", FitGMM(), (bad, None)),
+        ("right", FitGMM(), (good, None)),
+    ):
+        trainer = Trainer(
+            accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False, max_epochs=2,
+            enable_model_summary=False, enable_checkpointing=False, callbacks=callback, num_sanity_val_steps=0,
+        )
+        module = Lit()
+        try:
+            trainer.fit(module, *loaders)
+            found[name] = ["fitted", module.epochs]
+        except InputError as error:
+            found[name] = [str(error), module.epochs]
+    with open(out if trainer.is_global_zero else out + "1", "w") as file:
+        json.dump(found, file)
+    trainer.strategy.barrier()
+"""
+
+
+def test_two_ranks_tell_the_fault_of_one(run_script, tmp_path):
+    found = run_script(RANKS)
+    assert found == json.loads((tmp_path / "out.json1").read_text())
+    for name in ("temperature", "density"):
+        text, epochs = found[name]
+        assert "from -100 to" in text
+        assert epochs <= 1
+    assert found["right"][0] == "fitted"

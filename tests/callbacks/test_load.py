@@ -38,6 +38,9 @@ def labels(x):
 
 Y, VAL_Y = labels(X), labels(VAL_X)
 TEST = DataLoader(TensorDataset(TEST_X), batch_size=8)
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The checkpoint holds what"
+)  # where the file's weights alone are compared
 NETWORK = Factory("lightning_uq.networks.mlp.MLP", {"in_features": 4, "out_features": 2, "hidden_sizes": [6]})
 SGD = Factory("torch.optim.SGD", {"lr": 0.5})
 
@@ -148,9 +151,10 @@ def test_it_predicts_what_the_trainer_does(write, make, calibration):
     fitted = load_fitted(path, **given)
     assert isinstance(fitted, nn.Module)
     assert not fitted.training
-    probs, log_density = in_float64(fitted)
+    probs, log_density, ood_score = in_float64(fitted).values()
     assert_close(probs, expected.probs, 1e-9)
     assert_close(log_density, expected.log_density, 1e-9)
+    assert torch.equal(ood_score, -log_density)
     trainer.callbacks = []
     module.prediction_transforms.clear()
     assert not torch.allclose(probs.double(), predicted(trainer, module, path).probs.double(), atol=1e-3)
@@ -164,7 +168,7 @@ def test_an_unmodified_module(write, prefix):
     expected = predicted(trainer, module, path)
     given = UsersModule() if prefix == "whole" else UsersModule().net
     before = copy.deepcopy(given.state_dict())
-    probs, log_density = in_float64(load_fitted(path, given))
+    probs, log_density, _ = in_float64(load_fitted(path, given)).values()
     assert_close(log_density, expected.log_density, 1e-9)
     assert_close(probs, expected.probs, 1e-9)
     after = given.state_dict()  # a copy took the weights
@@ -175,9 +179,9 @@ def test_an_unmodified_module(write, prefix):
 def test_what_comes_back_depends_on_what_was_fitted(write):
     module = deterministic()
     path, _ = write(module, TemperatureScaling())
-    assert isinstance(load_fitted(path)(TEST_X), torch.Tensor)
+    assert list(load_fitted(path)(TEST_X)) == load_fitted(path).output_names == ["probs"]
     path, _ = write(module, FitGMM())
-    probs, _ = load_fitted(path)(TEST_X)
+    probs = load_fitted(path)(TEST_X)["probs"]
     weights = DeterministicModule.load_from_checkpoint(path, weights_only=True).eval()
     with torch.no_grad():
         assert_close(probs, weights(TEST_X)[0].softmax(1))
@@ -185,7 +189,7 @@ def test_what_comes_back_depends_on_what_was_fitted(write):
 
 def test_weights_beside_the_network_are_part_of_the_fingerprint(write, tmp_path):
     path, _ = write(WithLoss(), TemperatureScaling())
-    assert isinstance(load_fitted(path, UsersModule().net)(TEST_X), torch.Tensor)
+    assert list(load_fitted(path, UsersModule().net)(TEST_X)) == ["probs"]
     content = torch.load(path, weights_only=True)
     content["state_dict"]["class_weights"] += 1
     torch.save(content, tmp_path / "other.ckpt")
@@ -199,11 +203,11 @@ def test_a_compiled_network_and_a_plain_one_are_one(write):
     module = UsersModule()
     module.net = torch.compile(module.net, backend="eager")
     path, _ = write(module, TemperatureScaling())
-    plain = load_fitted(path, UsersModule())(TEST_X)
-    assert_close(load_fitted(path, UsersModule().net)(TEST_X), plain)
+    plain = load_fitted(path, UsersModule())(TEST_X)["probs"]
+    assert_close(load_fitted(path, UsersModule().net)(TEST_X)["probs"], plain)
     compiled = UsersModule()
     compiled.net = torch.compile(compiled.net, backend="eager")
-    assert_close(load_fitted(path, compiled)(TEST_X), plain)
+    assert_close(load_fitted(path, compiled)(TEST_X)["probs"], plain)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
@@ -211,7 +215,7 @@ def test_files_of_every_precision(write, precision):
     module = deterministic()
     path, trainer = write(module, FitGMM(), TemperatureScaling(), precision=precision)
     expected = predicted(trainer, module, path)
-    probs, log_density = load_fitted(path)(TEST_X)
+    probs, log_density, _ = load_fitted(path)(TEST_X).values()
     tolerance = 1e-5 if precision == "64-true" else 5e-2
     assert_close(probs, expected.probs, tolerance)
     if precision == "64-true":
@@ -236,7 +240,7 @@ def test_our_modules_take_their_network_again(write):
     network = MLP(4, 2, hidden_sizes=(6,))
     before = network[0].weight.detach().clone()
     for given in (network, DeterministicModule(network), lambda: MLP(4, 2, hidden_sizes=(6,))):
-        assert_close(in_float64(load_fitted(path, given)), expected, 1e-9)
+        assert_close(in_float64(load_fitted(path, given))["probs"], expected, 1e-9)
     assert torch.equal(network[0].weight, before)
 
 
@@ -247,7 +251,7 @@ def test_probabilities_and_what_a_function_reads(write):
     T = torch.load(path, weights_only=True)["callbacks"]["TemperatureScaling"]["tensors"]["temperature"]
     with torch.no_grad():
         expected = (plain.net(TEST_X) / T).softmax(1)
-    assert_close(load_fitted(path, UsersModule(as_probs=True))(TEST_X), expected, 1e-5)
+    assert_close(load_fitted(path, UsersModule(as_probs=True))(TEST_X)["probs"], expected, 1e-5)
 
     def read(out):
         return out.log()
@@ -255,7 +259,7 @@ def test_probabilities_and_what_a_function_reads(write):
     path, _ = write(UsersModule(as_probs=True), TemperatureScaling(output=read))
     with pytest.raises(InputError, match="fitted with a function as `output`: pass it"):
         load_fitted(path, UsersModule(as_probs=True))
-    assert load_fitted(path, UsersModule(as_probs=True), output=read)(TEST_X).shape == (31, 2)
+    assert load_fitted(path, UsersModule(as_probs=True), output=read)(TEST_X)["probs"].shape == (31, 2)
 
 
 def test_a_predict_fn_is_asked_for_again(write):
@@ -268,7 +272,7 @@ def test_a_predict_fn_is_asked_for_again(write):
     T = torch.load(path, weights_only=True)["callbacks"]["TemperatureScaling"]["tensors"]["temperature"]
     plain = UsersModule.load_from_checkpoint(path, weights_only=True).eval()
     with torch.no_grad():
-        probs, log_density = load_fitted(path, UsersModule(), predict_fn=predict)(TEST_X)
+        probs, log_density, _ = load_fitted(path, UsersModule(), predict_fn=predict)(TEST_X).values()
         assert_close(probs, (2 * plain.net(TEST_X) / T).softmax(1))
     assert log_density.shape == (31,)
 
@@ -297,9 +301,9 @@ def fitted(write):
 def test_it_copies_compiles_and_exports(fitted, remake):
     expected = fitted(TEST_X)
     again = remake(fitted)
-    for one, other in zip(again(TEST_X), expected, strict=True):
-        torch.testing.assert_close(one, other)
-    assert again(TEST_X[:3])[1].shape == (3,)
+    assert list(again(TEST_X)) == fitted.output_names == ["probs", "log_density", "ood_score"]
+    torch.testing.assert_close(again(TEST_X), expected)
+    assert again(TEST_X[:3])["log_density"].shape == (3,)
 
 
 BATCH = ({0: torch.export.Dim("batch", min=2)},)
@@ -317,8 +321,7 @@ def test_other_modules_export_too(write, make):
     path, _ = write(make(), FitGMM(), TemperatureScaling())
     fitted = load_fitted(path, make())
     exported = torch.export.export(fitted, (TEST_X[:7],), dynamic_shapes=BATCH, strict=False).module()
-    for one, other in zip(exported(TEST_X), fitted(TEST_X), strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(exported(TEST_X), fitted(TEST_X))
 
 
 def test_onnx_runs_it(fitted, tmp_path):
@@ -326,20 +329,21 @@ def test_onnx_runs_it(fitted, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     path = tmp_path / "fitted.onnx"
-    torch.onnx.export(fitted, (TEST_X,), path, dynamo=True, dynamic_shapes=BATCH)
+    names = fitted.output_names
+    torch.onnx.export(fitted, (TEST_X,), path, dynamo=True, dynamic_shapes=BATCH, output_names=names)
     session = runtime.InferenceSession(path)
-    outputs = session.run(None, {session.get_inputs()[0].name: TEST_X.numpy()})
-    for one, other in zip(outputs, fitted(TEST_X), strict=True):
-        torch.testing.assert_close(torch.as_tensor(one), other, rtol=1e-4, atol=1e-5)
+    for name, value in fitted(TEST_X).items():
+        (found,) = session.run([name], {session.get_inputs()[0].name: TEST_X.numpy()})
+        torch.testing.assert_close(torch.as_tensor(found), value, rtol=1e-4, atol=1e-5)
 
 
 def test_temperature_and_density_keep_their_precision_in_a_cast(fitted):
     half = copy.deepcopy(fitted).bfloat16()
     assert half.temperature == fitted.temperature
     assert half.densities[0].whitening.dtype == torch.float64
-    probs, log_density = half(TEST_X.bfloat16())
+    probs, log_density, _ = half(TEST_X.bfloat16()).values()
     assert (probs.dtype, log_density.dtype) == (torch.float32, torch.float64)
-    assert_close(probs, fitted(TEST_X)[0], 2e-2)
+    assert_close(probs, fitted(TEST_X)["probs"], 2e-2)
     assert "temperature=" in repr(fitted)
     assert "density of" in repr(fitted)
 
@@ -429,7 +433,7 @@ def test_a_class_that_cannot_be_built_asks_for_the_network(write, tmp_path):
             InputError, match=r"was written by .*, which cannot be (imported|built).* Pass argument `network`"
         ):
             load_fitted(path)
-        assert load_fitted(path, module)(TEST_X).shape == (31, 2)
+        assert load_fitted(path, module)(TEST_X)["probs"].shape == (31, 2)
     content = torch.load(path, weights_only=True)
     for class_path, match in ((None, "does not say which"), ("torch.nn.Linear", "which it is not")):
         content["lightning_uq_written_by"]["class_path"] = class_path
@@ -444,9 +448,11 @@ def test_which_states_go_inside(write):
     tied = "FitGMM{'name': 'tied'}"
     with pytest.raises(InputError, match=r"several states of a density: \['FitGMM', .*Name one in argument `states`"):
         load_fitted(path)
-    one, other = (load_fitted(path, states=[key, "TemperatureScaling"])(TEST_X)[1] for key in ("FitGMM", tied))
+    one, other = (
+        load_fitted(path, states=[key, "TemperatureScaling"])(TEST_X)["log_density"] for key in ("FitGMM", tied)
+    )
     assert not torch.allclose(one, other)
-    assert isinstance(load_fitted(path, states=["TemperatureScaling"])(TEST_X), torch.Tensor)
+    assert list(load_fitted(path, states=["TemperatureScaling"])(TEST_X)) == ["probs"]
     for states, came in ((["FitVim"], "FitVim"), ("FitGMM", "'FitGMM'"), (["FitKNN"], "FitKNN")):
         with pytest.raises(InputError, match=f"`states` must be a list of keys among .*, but it is {came}"):
             load_fitted(path, states=states)

@@ -48,12 +48,12 @@ def test_labels_come_back_calibrated(make_trainer, tmp_path, task, calibration):
     module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
     expected = module.predict(X)
     fitted = load_fitted(path).double()
-    probs, log_density = fitted(X)
+    probs, log_density, _ = fitted(X).values()
     torch.testing.assert_close(probs, expected.probs, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(log_density, expected.log_density, rtol=1e-6, atol=1e-6)
     assert "temperature" in repr(expected) or calibration.get("scope", "pooled") != "pooled"
     exported = torch.export.export(fitted, (X[:5],), strict=False).module()
-    torch.testing.assert_close(exported(X[:5])[0], probs[:5])
+    torch.testing.assert_close(exported(X[:5])["probs"], probs[:5])
 
 
 def test_an_unmodified_module_needs_its_task_again(make_trainer, tmp_path):
@@ -64,7 +64,7 @@ def test_an_unmodified_module_needs_its_task_again(make_trainer, tmp_path):
     fitted = load_fitted(path, ChestXRay(), task="multilabel").double()
     module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
     with torch.no_grad():
-        torch.testing.assert_close(fitted(X), torch.sigmoid(module.double()(X) / scaling.temperature))
+        torch.testing.assert_close(fitted(X)["probs"], torch.sigmoid(module.double()(X) / scaling.temperature))
 
 
 def test_numbers_have_no_probabilities(make_trainer, tmp_path):

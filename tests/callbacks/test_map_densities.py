@@ -92,11 +92,11 @@ def test_an_ensemble_has_a_density_per_member_and_files_hold_them(make_trainer, 
     x = images(5, 3)[0]
     prediction = module.predict(x)
     fitted = load_fitted(gmm.uq_ckpt_path, module)
-    probs, log_density = fitted(x)
+    probs, log_density, _ = fitted(x).values()
     torch.testing.assert_close(probs, prediction.probs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(log_density, prediction.log_density)
     exported = torch.export.export(fitted, (x,)).module()
-    torch.testing.assert_close(exported(x)[1], log_density)
+    torch.testing.assert_close(exported(x)["log_density"], log_density)
 
 
 def test_a_foreign_network_s_file_asks_for_its_task(make_trainer):
@@ -108,7 +108,7 @@ def test_a_foreign_network_s_file_asks_for_its_task(make_trainer):
         InputError, match=r"was fitted with task=Segmentation\(ignore_index=255\): pass it as argument `task`"
     ):
         load_fitted(path, UNet())
-    probs, log_density = load_fitted(path, UNet(), task=TASK)(x)
+    probs, log_density, _ = load_fitted(path, UNet(), task=TASK)(x).values()
     assert probs.shape == (5, 3, 8, 8)
     assert log_density.shape == (5, 8, 8)
 

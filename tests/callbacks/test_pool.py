@@ -181,10 +181,10 @@ def test_a_training_a_prediction_a_file_and_an_export_agree(make_trainer, tmp_pa
     prediction = CategoricalPrediction.cat(trainer.predict(module, loader("left"), ckpt_path="best"))
     assert "ood_auroc/far/log_density" in trainer.test(module, loader(), ckpt_path="best")[0]
     fitted = load_fitted(tmp_path / "best-uq.ckpt", TextModule())
-    expected = alone(lambda batch: fitted(batch)[1])
+    expected = alone(lambda batch: fitted(batch)["log_density"])
     torch.testing.assert_close(prediction.log_density, expected, rtol=1e-4, atol=1e-4)
     batch = padded(TEXTS[:10], length=7)
-    probs, log_density = fitted(batch)
+    probs, log_density, _ = fitted(batch).values()
     torch.testing.assert_close(probs, prediction.probs[:10].float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(log_density, expected[:10], rtol=1e-4, atol=1e-4)
     skip_on_torch_2_6(NESTED_EXPORT)
@@ -193,7 +193,7 @@ def test_a_training_a_prediction_a_file_and_an_export_agree(make_trainer, tmp_pa
         fitted, (batch,), dynamic_shapes=(dict.fromkeys(batch, sizes),), strict=False
     ).module()
     torch.testing.assert_close(exported(batch), fitted(batch), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(exported(padded(TEXTS, length=9))[1], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(exported(padded(TEXTS, length=9))["log_density"], expected, rtol=1e-4, atol=1e-4)
     compiled = torch.compile(fitted, backend="aot_eager")
     torch.testing.assert_close(compiled(batch), fitted(batch), rtol=1e-4, atol=1e-4)
 
@@ -347,7 +347,7 @@ def test_a_file_is_loaded_with_its_pool(make_trainer, tmp_path, fitted, given, m
     trainer.fit(module, pairs)
     if match is None:
         expected = -gmm.score(module, [TOKENS])
-        torch.testing.assert_close(load_fitted(gmm.uq_ckpt_path, network, pool=given)(TOKENS)[1], expected)
+        torch.testing.assert_close(load_fitted(gmm.uq_ckpt_path, network, pool=given)(TOKENS)["log_density"], expected)
     else:
         with pytest.raises(InputError, match=match):
             load_fitted(gmm.uq_ckpt_path, network, pool=given)

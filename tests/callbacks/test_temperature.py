@@ -290,7 +290,7 @@ def test_pooled_changes_the_mean_alone(make_trainer, make):
     assert_close(calibrated.log_probs, expected)
     assert_close(calibrated.confidence, expected.exp().amax(1))
     assert_close(calibrated.predictive_entropy, -(expected.exp() * expected).sum(1))
-    for name in ("logits", "mutual_information", "expected_entropy", "label"):
+    for name in ("logits", "uncalibrated_mutual_information", "uncalibrated_expected_entropy", "label"):
         assert torch.equal(getattr(calibrated, name), getattr(plain, name))
     assert {k: after[k] for k in ("test_nll", "test_ece")} == pytest.approx(recomputed(expected), rel=1e-5, abs=1e-7)
     assert {k: before[k] for k in ("test_nll", "test_ece")} == pytest.approx(recomputed(mean), rel=1e-5, abs=1e-7)
@@ -334,7 +334,7 @@ def test_a_class_scaling_is_carried(make_trainer):
     expected = torch.log_softmax(apply_vector_scaling(mean, scale, bias), 1)
     assert_close(calibrated.log_probs, expected)
     assert {k: after[k] for k in ("test_nll", "test_ece")} == pytest.approx(recomputed(expected), rel=1e-5, abs=1e-7)
-    assert torch.equal(calibrated.mutual_information, plain.mutual_information)
+    assert torch.equal(calibrated.uncalibrated_mutual_information, plain.mutual_information)
 
 
 @pytest.mark.parametrize("fitted", [TemperatureScaling(), TemperatureScaling(scope="shared"), VectorScaling()])
@@ -390,7 +390,7 @@ def test_of_a_dirichlet_the_mean_alone_is_tempered(make_trainer):
     scaling.handle.remove()
     plain = DirichletPrediction.cat(make_trainer().predict(module, held_out()))
     assert_close(calibrated.probs, (log_mean(TEST_X) / scaling.temperature).softmax(1))
-    for name in ("concentration", "vacuity", "mutual_information", "expected_entropy"):
+    for name in ("concentration", "vacuity", "uncalibrated_mutual_information", "uncalibrated_expected_entropy"):
         assert torch.equal(getattr(calibrated, name), getattr(plain, name))
     with pytest.raises(InputError, match="A DirichletPrediction has no member `logits`.*scope='pooled'"):
         TemperatureScaling(scope="shared").fit(module, val_loader())

@@ -125,7 +125,7 @@ def test_what_callbacks_fitted_lies_beside_the_weights(make_trainer, fitting_cas
             load_fitted(written)
         return
     outputs = load_fitted(written).double()(rows(TEST, 2)[0].double())
-    probs, log_density = outputs if isinstance(outputs, tuple) else (outputs, None)
+    probs, log_density = outputs["probs"], outputs.get("log_density")
     torch.testing.assert_close(probs, found["probs"], rtol=1e-9, atol=1e-9)
     assert (log_density is not None) == ("log_density" in found) == ("GMM" in fitting_case.name)
     if log_density is not None:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lightning_uq import FitKNN, FitViM, TemperatureScaling, load_fitted
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules import DeterministicModule, EnsembleModule
 from lightning_uq.networks import EpistemicNetwork
+from lightning_uq.networks.fitted import FittedNetwork
 from tests.contract.cases import CLASSIFIERS, MODULES, UsersModule, loader, network, rows
 from tests.contract.running import TEST, TRAIN, VAL, density, run_all
 from tests.versions import ONNX_EXPORT, TORCH_2_6, VMAP_EXPORT, skip_on_torch_2_6
@@ -186,6 +188,28 @@ def test_callbacks_of_a_module_whose_network_is_compiled(make_trainer, callback_
 # ---------------------------------------------------------------------- torch.export and ONNX
 
 
+LAYERS = {
+    "BatchNorm1d": lambda: nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)),
+    "BatchNorm2d": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6), nn.Flatten()
+    ),
+    "LayerNorm": lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3)),
+    "GroupNorm": lambda: nn.Sequential(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.ReLU(), nn.Linear(6, 3)),
+    "MaxPool1d": lambda: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (1, 6)), nn.MaxPool1d(2), nn.Flatten()),
+}
+
+
+@pytest.mark.axis("export")
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("execution", ["loop", "vmap"])
+def test_layers_take_any_batch_size_in_a_graph(layer, execution):
+    skip_on_torch_2_6(VMAP_EXPORT, execution == "vmap")
+    module = EnsembleModule(LAYERS[layer], num_members=3, seed=0, execution=execution)
+    with torch.no_grad():
+        module.train().network(X)  # so that statistics are no longer 0 and 1
+    assert_exports(module.eval())
+
+
 # One of a kind is fast enough for every run; all of them are run by `make contract`.
 ONE_OF_A_KIND = {
     "Deterministic", "Ensemble, loop", "Ensemble, stacked", "Epinet", "Dropout, shared masks", "Evidential",
@@ -227,16 +251,20 @@ def assert_onnx_runs(model, folder):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = folder / "model.onnx"
-    torch.onnx.export(model, (X[:7],), path, dynamo=True, dynamic_shapes=BATCH, verbose=False)
+    named = isinstance(model, FittedNetwork)
+    names = model.output_names if named else None
+    torch.onnx.export(model, (X[:7],), path, dynamo=True, dynamic_shapes=BATCH, verbose=False, output_names=names)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
+    if named:
+        assert [output.name for output in session.get_outputs()] == names
     for num in (1, 2, 7, TEST):
         with torch.no_grad():
             expected = model(X[:num])
         found = session.run(None, {given.name: X[:num].numpy()})
-        for one, other in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
+        for one, other in zip(found, expected.values() if named else [expected], strict=True):
             assert_close(torch.as_tensor(one), other)
 
 
@@ -297,6 +325,8 @@ def test_what_the_page_shows_is_run(tmp_path, monkeypatch):
     probs = torch.as_tensor(names["logits"]).softmax(-1).mean(0)
     names["many"].prediction_transforms.clear()  # the graph gives raw outputs
     assert_close(probs, names["many"].predict(names["x"]).probs)
-    for found, expected in zip(names["exported"].module()(names["x"]), names["fitted"](names["x"]), strict=True):
-        assert_close(found, expected)
+    found, expected = names["exported"].module()(names["x"]), names["fitted"](names["x"])
+    assert list(found) == list(expected) == names["fitted"].output_names == ["probs", "log_density", "ood_score"]
+    assert_close(found, expected)
+    assert torch.equal(expected["ood_score"], -expected["log_density"])
     assert names["log_density"].shape == (256,)

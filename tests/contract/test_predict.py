@@ -68,7 +68,7 @@ def test_modules_with_what_was_fitted(make_trainer, classifier_case, tmp_path):
         temperature = scaling.temperature.float()
         expected = (raw.log_probs / temperature.to(raw.log_probs.dtype)).softmax(1)
         torch.testing.assert_close(ours.probs, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(ours.mutual_information, raw.mutual_information)
+        torch.testing.assert_close(ours.uncalibrated_mutual_information, raw.mutual_information)
         assert (temperature == 1) == torch.equal(ours.probs, raw.probs)
         for one in gmm:
             torch.testing.assert_close(ours.log_density, -one.score(module, data))
@@ -77,7 +77,7 @@ def test_modules_with_what_was_fitted(make_trainer, classifier_case, tmp_path):
             tolerance = {"rtol": 1e-5, "atol": 1e-5} if key == "log_density" else {}  # of features in other batches
             torch.testing.assert_close(value.detach(), fields(ours)[key], msg=key, **tolerance)
     outputs = load_fitted(scaling.uq_ckpt_path, module)(X)
-    probs, *log_density = outputs if isinstance(outputs, tuple) else (outputs,)
+    probs, *log_density = outputs.values()
     assert len(log_density) == len(gmm)
     if "ddp" not in classifier_case.unsupported:  # a row's prediction does not depend on its neighbours
         torch.testing.assert_close(probs.to(ours.probs.dtype), ours.probs, rtol=1e-5, atol=1e-6)

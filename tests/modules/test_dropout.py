@@ -62,6 +62,6 @@ def test_a_density_is_of_the_network_without_masks(make_trainer, tmp_path):
     prediction = CategoricalPrediction.cat(trainer.predict(module, rows))
     expected = -plain.score(module.network.network, rows)
     torch.testing.assert_close(prediction.log_density, expected, rtol=1e-9, atol=1e-9)
-    probs, log_density = load_fitted(gmm.uq_ckpt_path)(X)  # the file's weights in a float32 network
+    probs, log_density, _ = load_fitted(gmm.uq_ckpt_path)(X).values()  # the file's weights in a float32 network
     torch.testing.assert_close(probs, prediction.probs.float(), **tolerance(torch.float32))
     torch.testing.assert_close(log_density, prediction.log_density, **tolerance(torch.float32))

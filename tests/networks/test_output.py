@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.output import OutputReader
 
 LOGITS = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
@@ -34,3 +36,21 @@ def test_what_is_no_tensor_names_the_argument(raw):
 def test_an_unknown_form_is_refused():
     with pytest.raises(InputError, match="'probabilities'"):
         OutputReader("probabilities")
+
+
+def test_a_picked_output_is_compiled_without_a_break_in_the_graph():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 3)
+
+        def forward(self, x):
+            return self.layer(x), x
+
+    network, x = DeterministicNetwork(Pair()), torch.randn(4, 2)
+    index = network.evaluation_index(1)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x, index)[0], network.network.layer(x))
+    with pytest.warns(UserWarning, match="of which the first part"):
+        network(x, index)
+    torch.compiler.reset()

@@ -55,7 +55,7 @@ def test_a_temperature_acts_on_the_pooled_logit(temperature):
     calibrated = PREDICTION.replace(temperature=temperature)
     pooled = torch.logit(torch.sigmoid(PREDICTION.logits.double()).mean(0))
     torch.testing.assert_close(calibrated.probs, torch.sigmoid(pooled / temperature).float())
-    assert torch.equal(calibrated.mutual_information, PREDICTION.mutual_information)
+    assert torch.equal(calibrated.uncalibrated_mutual_information, PREDICTION.mutual_information)
     torch.testing.assert_close(calibrated.pool().probs, calibrated.probs)
     torch.testing.assert_close(calibrated[2:4].probs, calibrated.probs[2:4])
     joined = BernoulliPrediction.cat([calibrated[:1], calibrated[1:]])
@@ -72,7 +72,7 @@ def test_a_label_alone_is_what_it_is_among_others():
 def test_wrong_shapes_are_named():
     with pytest.raises(InputError, match=r"`logits` must have shape \[Z, B, L\], but its shape is \[2, 3\]"):
         BernoulliPrediction(torch.zeros(2, 3))
-    with pytest.raises(InputError, match="`mutual_information` must have shape"):
+    with pytest.raises(InputError, match="`uncalibrated_mutual_information` must have shape"):
         PooledBernoulliPrediction(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 1))
     with pytest.raises(InputError, match="return_members"):
         _ = PREDICTION.pool().logits

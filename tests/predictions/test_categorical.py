@@ -36,12 +36,15 @@ def test_log_prob_of_a_label():
             prediction.log_prob(wrong)
 
 
+PARTS = {"expected_entropy", "mutual_information"}
+
+
 def test_a_pooled_temperature_changes_the_mean_and_not_the_members():
     plain = categorical()
     tempered = CategoricalPrediction(plain.logits, temperature=torch.tensor(2.0))
     torch.testing.assert_close(tempered.probs, (plain.log_probs / 2).softmax(1))
-    torch.testing.assert_close(tempered.mutual_information, plain.mutual_information)
-    torch.testing.assert_close(tempered.expected_entropy, plain.expected_entropy)
+    torch.testing.assert_close(tempered.uncalibrated_mutual_information, plain.mutual_information)
+    torch.testing.assert_close(tempered.uncalibrated_expected_entropy, plain.expected_entropy)
     torch.testing.assert_close(tempered.predictive_entropy, entropy.entropy(tempered.log_probs, 1))
     torch.testing.assert_close(tempered.mean_log_probs, plain.log_probs)
 
@@ -52,7 +55,7 @@ def test_a_class_scaling_calibrates_the_mean_alone():
     log_probs = plain.log_probs
     expected = (0.5 * (log_probs - log_probs.mean(1, keepdim=True)) + torch.arange(5.0)).softmax(1)
     torch.testing.assert_close(scaled.probs, expected)
-    torch.testing.assert_close(scaled.mutual_information, plain.mutual_information)
+    torch.testing.assert_close(scaled.uncalibrated_mutual_information, plain.mutual_information)
 
 
 def test_logits_may_go_through_a_function():
@@ -67,7 +70,8 @@ def test_scores_are_those_of_the_members_and_the_entropy_follows_the_calibration
     assert prediction.score_names == tuple(SCORES)
     for name, function in SCORES.items():
         if name != "predictive_entropy":
-            assert torch.equal(prediction.score(name), function(prediction.logits))
+            own = f"uncalibrated_{name}" if calibration and name in PARTS else name
+            assert torch.equal(prediction.score(own), function(prediction.logits))
     assert torch.equal(prediction.score("predictive_entropy"), prediction.predictive_entropy)
     assert torch.equal(categorical().score("predictive_entropy"), SCORES["predictive_entropy"](prediction.logits))
 
@@ -93,11 +97,11 @@ def test_positions_may_become_rows():
     assert rows.map_shape == ()
     assert rows.as_rows() is rows
     torch.testing.assert_close(rows.probs, prediction.probs.movedim(1, -1).reshape(90, 4))
-    for name in prediction.score_names:
+    for name in {*prediction.score_names, *(f"uncalibrated_{part}" for part in PARTS)} - PARTS:
         torch.testing.assert_close(rows.score(name), prediction.score(name).flatten())
     assert torch.equal(rows.log_density, torch.arange(3.0).repeat_interleave(30))
     pooled = prediction.pool().as_rows()
-    torch.testing.assert_close(pooled.mutual_information, rows.mutual_information)
+    torch.testing.assert_close(pooled.uncalibrated_mutual_information, rows.uncalibrated_mutual_information)
     torch.testing.assert_close(pooled.probs, rows.probs)
 
 

@@ -75,7 +75,7 @@ def test_scores_are_the_dirichlets_and_never_a_softmaxs():
 def test_a_calibration_tempers_the_mean_alone():
     plain, tempered = make(), make(temperature=torch.tensor(2.0))
     torch.testing.assert_close(tempered.probs, (plain.log_probs / 2).softmax(1))
-    for name in ("vacuity", "expected_entropy", "mutual_information"):
+    for name in ("vacuity", "uncalibrated_expected_entropy", "uncalibrated_mutual_information"):
         assert torch.equal(tempered.score(name), plain.score(name))
     assert torch.equal(tempered.calibration_logits, plain.log_probs[None])
     with pytest.raises(

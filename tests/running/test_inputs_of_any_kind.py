@@ -365,6 +365,8 @@ def test_functions_that_can_be_imported_are_saved_and_a_lambda_is_asked_for(make
 def test_members_that_run_at_once_cannot_be_called_one_by_one():
     with pytest.raises(UnsupportedError, match="called by a `predict_fn`. Use execution='loop'"):
         EnsembleModule(mlp, num_members=2, execution="stacked", predict_fn=call_scores)
+    with pytest.raises(UnsupportedError, match="which `predict_fn` does not call"):
+        EnsembleModule(Two, num_members=2, prior_network=Two, prior_scale=1.0, predict_fn=call_scores)
 
 
 # ---------------------------------------------------------------------- a module that makes its own windows
@@ -419,6 +421,33 @@ def test_predictions_of_windows_are_not_written_as_if_they_were_samples(make_tra
     trainer = make_trainer(callbacks=[PredictionWriter(tmp_path / "p", format="csv")])
     with pytest.raises(InputError, match="Each of the 6 predictions of batch 0 must have an index.*sampler gave 2"):
         trainer.predict(ensemble, series_loader())
+
+
+def test_a_model_that_writes_into_its_input_is_read_as_one_that_does_not():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x):
+            return self.net(x.mul_(0.5))
+
+    class Reading(Writing):
+        def forward(self, x):
+            return self.net(x * 0.5)
+
+    def fitted(kind):
+        torch.manual_seed(0)
+        module = kind()
+        x = X.clone()
+        gmm = FitGMM().fit(module, [(x[:24], Y[:24]), (x[24:], Y[24:])])
+        assert torch.equal(x, X)
+        y = module.net(X * 0.5).argmax(1)  # labels that the logits predict, most of them
+        y[::5] = (y[::5] + 1) % CLASSES
+        return gmm.state_dict()["tensors"]["0.mean"], TemperatureScaling().fit(module, [(x, y)]).temperature
+
+    for one, other in zip(fitted(Writing), fitted(Reading), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_density_of_windows(make_trainer):

@@ -250,7 +250,8 @@ def test_best_weights_are_asked_for_until_they_are_loaded(make_trainer, tmp_path
     state = torch.load(scaling.uq_ckpt_path, weights_only=True)["state_dict"]
     module.load_state_dict(state)
     assert module.predict(X).temperature == scaling.temperature.float()
-    alone = DeterministicModule.load_from_checkpoint(scaling.uq_ckpt_path, network=NETWORK).eval()
+    with pytest.warns(UserWarning, match="holds what TemperatureScaling fitted"):
+        alone = DeterministicModule.load_from_checkpoint(scaling.uq_ckpt_path, network=NETWORK).eval()
     assert len(alone.prediction_transforms) == 0  # they are no part of a module's checkpoint
     fresh = TemperatureScaling()
     fresh.load_state_dict(torch.load(scaling.uq_ckpt_path, weights_only=True)["callbacks"]["TemperatureScaling"])

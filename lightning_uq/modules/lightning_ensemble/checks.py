@@ -1,7 +1,7 @@
 """What a LightningModule must be to train beside others, and to be read as part of an ensemble."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.modules.lightning_ensemble.composite import APART
 from lightning_uq.networks.calling import has_forward, takes_alone, takes_by_name
+from lightning_uq.running.overriding import reaches_package
 from lightning_uq.tasks import describe
 
 if TYPE_CHECKING:
@@ -60,6 +61,17 @@ def check_member(member: LightningModule) -> None:
         raise InputError(f"{kind} must leave the backward pass to Lightning, but it overrides `backward`. {APART}")
     if "dataloader_iter" in inspect.signature(member.training_step).parameters:
         raise InputError(f"`training_step` of {kind} must take a batch, but it takes `dataloader_iter`. {APART}")
+
+
+def check_overrides(ensemble: type[LightningModule], hooks: Iterable[str], member: LightningModule) -> None:
+    """Raise an :class:`InputError` if a subclass of the ensemble replaces a hook that its LightningModules answer."""
+    for name in hooks:
+        if not reaches_package(ensemble, name):
+            kind = type(member).__name__
+            raise InputError(
+                f"{ensemble.__name__} overrides `{name}` without a call of `super()`, but its members are LightningModules, whose own "
+                f"`{name}` would not run. Override it in {kind}, or call `super().{name}(...)`."
+            )
 
 
 def unscorable_reason(ensemble: "EnsembleModule", batch: Any) -> str | None:

@@ -25,6 +25,7 @@ REPLACED = {
 _STAGES = ("train", "validation", "test", "predict")
 
 PASSED_ON = (
+    "configure_callbacks",
     "setup",
     *(f"on_{stage}_{when}" for stage in ("fit", *_STAGES) for when in ("start", "end")),
     *(f"on_{stage}_epoch_{when}" for stage in _STAGES for when in ("start", "end")),
@@ -49,7 +50,6 @@ FROM_FIRST_MEMBER = (
     "predict_dataloader",
     "on_before_batch_transfer",
     "transfer_batch_to_device",
-    "configure_callbacks",
 )
 """Hooks of the first member that serve all: the data loaders, and what happens to a batch before it reaches the device."""
 

@@ -11,9 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError
 from lightning_uq.modules.lightning_ensemble.checkpoints import load_members, save_members
-from lightning_uq.modules.lightning_ensemble.checks import check_member, overrides
+from lightning_uq.modules.lightning_ensemble.checks import check_member, check_overrides, overrides
 from lightning_uq.modules.lightning_ensemble.composite import APART
-from lightning_uq.modules.lightning_ensemble.hooks import FROM_FIRST_MEMBER
+from lightning_uq.modules.lightning_ensemble.hooks import FROM_FIRST_MEMBER, REPLACED
 from lightning_uq.modules.lightning_ensemble.logs import MemberLogs
 from lightning_uq.modules.lightning_ensemble.metrics import EnsembleMetrics
 from lightning_uq.modules.lightning_ensemble.modes import MemberModes
@@ -125,13 +125,19 @@ class Members:
 
     # ------------------------------------------------------------------ hooks that need more than a call of each member
 
+    def configure_callbacks(self) -> Any:
+        """The first member's callbacks, which serve all."""
+        return self.modules[0].configure_callbacks()
+
     def setup(self, stage: str) -> None:
         """Give each member a view of its Trainer.
 
         Raises:
-            InputError: A fit begins, and a member optimizes by hand or takes the training loop over.
+            InputError: A fit begins, and a member optimizes by hand or takes the training loop over, or the ensemble's class
+                replaces what its members do.
         """
         if stage == "fit":
+            check_overrides(type(self.ensemble), REPLACED, self.modules[0])
             for module in self.modules:
                 check_member(module)
         self.release()

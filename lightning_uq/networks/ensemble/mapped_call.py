@@ -18,6 +18,10 @@ from lightning_uq.errors import UnsupportedError
 from lightning_uq.networks.calling import takes_by_name
 from lightning_uq.networks.output import OutputReader
 
+MAX_WRITTEN_OUT = 32
+"""An exported graph has up to so many networks one after the other. For many layers, such as norms and pooling, ``torch.vmap`` would
+fix the batch size to that of the example; but a graph of a hundred networks is large."""
+
 
 def call_mapped(
     network: nn.Module, reader: OutputReader, tensors: Mapping[str, Tensor], x: Any, x_axis: int | None
@@ -44,7 +48,11 @@ def call_mapped(
         args, kwargs = ((), x) if by_name else ((x,), {})
         return reader(torch.func.functional_call(network, tensors, args, dict(kwargs)))
 
-    device = next(iter(tensors.values())).device.type
+    first = next(iter(tensors.values()))
+    if _is_exporting() and len(first) <= MAX_WRITTEN_OUT:
+        members = [{name: tensor[i] for name, tensor in tensors.items()} for i in range(len(first))]
+        return torch.stack([call_one(own, x if x_axis is None else x[i]) for i, own in enumerate(members)])
+    device = first.device.type
     autocast = _AutocastInVmap(device) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
     try:
         with autocast:
@@ -68,6 +76,12 @@ class _Called(nn.Module):
 
     def forward(self, x: Any) -> Tensor:
         return self.reader.call(self.network, x)
+
+
+def _is_exporting() -> bool:
+    """Whether ``torch.export`` traces this call; torch 2.6 does not say so, nor does it export what runs under ``torch.vmap``."""
+    exporting = getattr(torch.compiler, "is_exporting", None)
+    return exporting is not None and bool(exporting())
 
 
 class _AutocastInVmap(TorchFunctionMode):

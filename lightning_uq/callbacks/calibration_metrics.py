@@ -1,0 +1,114 @@
+"""How good a model's probabilities are in a test, before and after a calibration."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_uq import batches
+from lightning_uq.errors import InputError
+from lightning_uq.predictions import Prediction
+from lightning_uq.running.classes import labelled_batch
+from lightning_uq.running.evaluation import evaluating
+from lightning_uq.running.loaders import loader_list
+from lightning_uq.running.logits import LogitReader
+from lightning_uq.running.metrics import update_all
+from lightning_uq.running.ranks import raise_on_all_ranks
+
+When = Literal["", "_calibrated"]
+
+
+class CalibrationMetrics:
+    """The task's ``calibration_metrics`` of the test batches, before and after a calibration: of each loader, on any number of ranks.
+
+    The test is the user's own, so a loader with a batch that cannot be scored, such as one without labels, only goes without them; one line
+    says why. The ranks decide that together when the test ends, so no rank waits for another.
+
+    Args:
+        reader: How the model's batches are read.
+        calibrate: Changes a prediction.
+        who: The callback, for messages.
+    """
+
+    def __init__(self, reader: LogitReader, calibrate: Callable[[Prediction], Prediction], who: str) -> None:
+        self.reader = reader
+        self.calibrate = calibrate
+        self.who = who
+        self._batch: Any = None
+        self._error: Exception | None = None
+        self._metrics: dict[tuple[int, When], dict[str, Metric]] = {}
+        self._reasons: dict[int, str] = {}
+
+    def keep(self, batch: Any) -> None:
+        """Copy a batch: what the test step does to it in place is not what is scored."""
+        self._batch = apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True)
+
+    def update(self, trainer: Trainer, model: LightningModule, batch_idx: int, loader_idx: int) -> None:
+        """Score the batch that was kept."""
+        batch, self._batch = self._batch, None
+        if batch is None or loader_idx in self._reasons or self._error is not None:
+            return
+        loader = loader_list(trainer.test_dataloaders)[loader_idx]
+        try:
+            with evaluating(model, trainer):
+                self._score(trainer, model, batch, loader, batch_idx, loader_idx)
+        except InputError as error:
+            self._reasons[loader_idx] = str(error)
+        except Exception as error:
+            if trainer.world_size == 1:
+                raise
+            self._error = error  # raised with the other ranks at the end: now they would wait for this one
+
+    def _score(
+        self, trainer: Trainer, model: LightningModule, batch: Any, loader: Any, batch_idx: int, loader_idx: int
+    ) -> None:
+        outputs = self.reader(model, batch, trainer, check=batch_idx == 0)
+        target = labelled_batch(self.reader, model, batch, outputs, "the test data").to(outputs.device)
+        keep = batches.unpadded_rows(loader, batch_idx, len(target))
+        if keep is not None:
+            keep = keep.to(outputs.device)
+            outputs, target = outputs[:, keep], target[keep]
+        if not len(target):
+            return
+        task = self.reader.task(model)
+        raw = self.reader.prediction(model, outputs, to_members=False)
+        predictions: dict[When, Prediction] = {"": raw, "_calibrated": self.calibrate(raw)}
+        for when, prediction in predictions.items():
+            update_all(self._of(model, loader_idx, when), task, prediction, target)
+
+    def _of(self, model: LightningModule, loader_idx: int, when: When) -> Mapping[str, Metric]:
+        if (loader_idx, when) not in self._metrics:
+            task = self.reader.task(model)
+            found = {name: m for name, m in task.metrics("test").items() if name in task.calibration_metrics}
+            self._metrics[loader_idx, when] = {name: metric.to(model.device) for name, metric in found.items()}
+        return self._metrics[loader_idx, when]
+
+    def compute(self, trainer: Trainer, model: LightningModule) -> dict[str, Tensor]:
+        """The values of all ranks' rows, by name: ``test_nll``, ``test_nll_calibrated``, ... A collective."""
+        raise_on_all_ranks(self._error, trainer)
+        if self.reader.agree_on_task(model, trainer):
+            self._metrics = {}  # of a rank that had no batch
+        num_loaders = len(loader_list(trainer.test_dataloaders))
+        values = {}
+        for loader_idx, reason in enumerate(self._reasons_of_all(trainer, num_loaders)):
+            loader = f"/dataloader_idx_{loader_idx}" if num_loaders > 1 else ""
+            if reason is not None:
+                rank_zero_info(f"{self.who} logs no metrics of the test set{loader.replace('/', ', ')}: {reason}")
+                continue
+            for when in ("", "_calibrated"):
+                for name, metric in self._of(model, loader_idx, when).items():
+                    values[f"test_{name}{when}{loader}"] = metric.compute()
+        return values
+
+    def _reasons_of_all(self, trainer: Trainer, num_loaders: int) -> list[str | None]:
+        """Why each loader cannot be scored, on any rank."""
+        own = [self._reasons.get(i) for i in range(num_loaders)]
+        ranks: list[list[str | None]] = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, own)
+        return [next(filter(None, of_ranks), None) for of_ranks in zip(*ranks, strict=True)]

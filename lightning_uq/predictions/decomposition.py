@@ -1,0 +1,100 @@
+"""The two parts of a predictive entropy, and what a pooled calibration leaves of them."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.predictions.base import Prediction
+
+
+class Decomposed(Prediction):
+    """The base of predictions with a predictive entropy: it is the expected entropy plus the mutual information.
+
+    A pooled calibration, a temperature or a class scaling of the mean probabilities, belongs to no hypothesis, so with several of them
+    the calibrated predictive entropy has no parts. What exists then are the parts of the predictive entropy before the calibration:
+    ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information``. For one network the calibration is its own: all of the
+    predictive entropy is expected entropy.
+    """
+
+    _calibrations: ClassVar[tuple[str, ...]] = ("temperature",)
+
+    @property
+    @abstractmethod
+    def predictive_entropy(self) -> Tensor:
+        """Entropy of the pooled probabilities, after the calibration if there is one."""
+
+    @property
+    @abstractmethod
+    def uncalibrated_expected_entropy(self) -> Tensor:
+        """Mean entropy of the hypotheses before any pooled calibration, in nats."""
+
+    @property
+    @abstractmethod
+    def uncalibrated_mutual_information(self) -> Tensor:
+        """Mutual information of label and index before any pooled calibration, in nats."""
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the prediction carries a pooled calibration."""
+        return any(self._get(name) is not None for name in self._calibrations)
+
+    @property
+    def _is_one_network(self) -> bool:
+        """Whether there is one hypothesis, and it has no uncertainty of its own."""
+        return self.num_indices == 1 and self.has_logits
+
+    @property
+    def expected_entropy(self) -> Tensor:
+        """Mean entropy of the hypotheses, in nats.
+
+        Raises:
+            InputError: A pooled calibration of several hypotheses has no such part.
+        """
+        if not self.is_calibrated:
+            return self.uncalibrated_expected_entropy
+        self._check_one_network("expected_entropy")
+        return self.predictive_entropy
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """Mutual information of label and index, in nats.
+
+        Raises:
+            InputError: A pooled calibration of several hypotheses has no such part.
+        """
+        if not self.is_calibrated:
+            return self.uncalibrated_mutual_information
+        self._check_one_network("mutual_information")
+        return torch.zeros_like(self.predictive_entropy)
+
+    def _check_one_network(self, name: str) -> None:
+        if not self._is_one_network:
+            instead = (
+                ", or TemperatureScaling(scope='shared'), which calibrates the hypotheses" if self.has_logits else ""
+            )
+            raise InputError(
+                f"`{name}` is no part of a predictive entropy that was calibrated after the hypotheses were pooled. Use "
+                f"`uncalibrated_{name}`{instead}."
+            )
+
+    def _parts(self) -> dict[str, Tensor]:
+        """The two parts, under names that say whether they are of the uncalibrated hypotheses."""
+        prefix = "uncalibrated_" if self.is_calibrated and not self._is_one_network else ""
+        return {f"{prefix}{name}": getattr(self, f"{prefix}{name}") for name in _PARTS}
+
+    def score(self, name: str) -> Tensor:
+        """A score [B] by its name, the higher the more uncertain: see :meth:`Prediction.score`.
+
+        ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information`` are scores as well.
+
+        Raises:
+            InputError: The name is unknown, or stands for a part that a pooled calibration of several hypotheses does not have.
+            NotFittedError: The prediction carries no ``log_density``.
+        """
+        return self._score(name) if name.removeprefix("uncalibrated_") in _PARTS else super().score(name)
+
+
+_PARTS = ("expected_entropy", "mutual_information")
