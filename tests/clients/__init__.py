@@ -1,0 +1,1 @@
+"""Projects that nobody here wrote: their own classes, with a tiny data set each."""

@@ -1,0 +1,222 @@
+"""Every tool on every client. The assertions are what the page promises."""
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_uq.callbacks import read_predictions
+from lightning_uq.errors import UQError
+from lightning_uq.functional.bootstrap import member_seed
+from lightning_uq.predictions import Prediction
+from lightning_uq.running.streams import RandomStream
+
+pytestmark = pytest.mark.filterwarnings("default")  # other packages warn of much
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_trainer(client, tmp_path, *callbacks, ours=False, checkpoint=False):
+    """A Trainer of the client's own tree, or of the one that our modules run under."""
+    if ours or client.trainer == "lightning":
+        import lightning.pytorch as tree
+    else:
+        import pytorch_lightning as tree
+    saving = [tree.callbacks.ModelCheckpoint(tmp_path, "trained")] if checkpoint else []
+    return tree.Trainer(
+        max_epochs=2,
+        callbacks=[*callbacks, *saving],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=checkpoint,
+        default_root_dir=tmp_path,
+    )
+
+
+@contextmanager
+def possibly_refused(client, tool, trainer):
+    """What cannot work is refused before the training."""
+    if tool not in client.refused:
+        yield
+        return
+    with pytest.raises(UQError, match=client.refused[tool]):
+        yield
+    assert trainer.global_step == 0
+
+
+def trained_alone(client, tmp_path, seed=0, callbacks=()):
+    """The client's module after its own training, in a process (so to speak) with this seed."""
+    with RandomStream(seed).active():
+        module = client.build()
+        trainer = make_trainer(client, tmp_path, *callbacks)
+        trainer.fit(module, client.loader("train"), client.loader("val"))
+    return module, trainer
+
+
+def assert_same_weights(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(found[name], value) or bool(
+                (found[name] != value).logical_and(~value.isnan()).sum() == 0
+            ), name
+
+
+def num_rows(client, split):
+    return sum(len(client.target_of(batch)) for batch in client.loader(split))
+
+
+@pytest.mark.tool("EnsembleModule")
+def test_an_ensemble_of_it(client, tmp_path):
+    tool = "EnsembleModule"
+    trainer = make_trainer(client, tmp_path, ours=True)
+    with possibly_refused(client, tool, trainer):
+        ensemble = client.call(tool)
+        trainer.fit(ensemble, client.loader("train"), client.loader("val"))
+    if tool in client.refused:
+        return
+    for i in range(2):
+        alone, _ = trained_alone(client, tmp_path / str(i), member_seed(1, i))
+        assert_same_weights(ensemble.network.member_state_dict(i), alone.state_dict())
+    (tested,) = trainer.test(ensemble, client.loader("test"), verbose=False)
+    assert any(name.startswith("ensemble/test_") for name in tested), "nothing is measured of the ensemble as a whole"
+    predictions = trainer.predict(ensemble, client.loader("test"))
+    assert all(isinstance(one, Prediction) for one in predictions)
+    assert sum(map(len, predictions)) == num_rows(client, "test")
+    for one in predictions:
+        assert all(bool(value.isfinite().all()) for value in one.to_dict().values())
+
+
+def fitted(client, tool, tmp_path, *others, checkpoint=False):
+    """The module and the callback after a training with it; the weights are those without it."""
+    callback = client.call(tool)
+    with RandomStream(0).active():
+        module = client.build()
+        trainer = make_trainer(client, tmp_path, callback, *others, checkpoint=checkpoint)
+        with possibly_refused(client, tool, trainer):
+            trainer.fit(module, client.loader("train"), client.loader("val"))
+    if tool not in client.refused:
+        alone, _ = trained_alone(client, tmp_path / "alone")
+        assert_same_weights(module.state_dict(), alone.state_dict())
+    return module, callback, trainer
+
+
+@pytest.mark.tool("FitGMM")
+def test_a_density(client, tmp_path):
+    module, gmm, _ = fitted(client, "FitGMM", tmp_path)
+    if "FitGMM" not in client.refused:
+        assert_scores(client, module, gmm)
+
+
+@pytest.mark.tool("FitKNN")
+def test_distances_to_neighbours(client, tmp_path):
+    module, knn, _ = fitted(client, "FitKNN", tmp_path)
+    if "FitKNN" not in client.refused:
+        assert_scores(client, module, knn)
+
+
+def assert_scores(client, module, callback):
+    near, far = (callback.score(module, client.loader(split)) for split in ("test", "far"))
+    for scores, split in ((near, "test"), (far, "far")):
+        assert len(scores) == num_rows(client, split)
+        assert bool(scores.isfinite().all())
+    assert bool((far != far[0]).any()), "all inputs have one score"
+
+
+@pytest.mark.tool("TemperatureScaling")
+def test_a_temperature(client, tmp_path):
+    _, scaling, _ = fitted(client, "TemperatureScaling", tmp_path)
+    if "TemperatureScaling" not in client.refused:
+        assert 0 < float(scaling.temperature) < float("inf")
+
+
+@pytest.mark.tool("OODDetection")
+def test_other_data_while_it_is_tested(client, tmp_path):
+    tool = "OODDetection"
+    module, trainer = trained_alone(client, tmp_path)
+    if not is_overridden("test_step", module):
+        with possibly_refused(client, tool, trainer):
+            scores = client.call(tool).score(module, client.loader("far"))
+            assert scores
+            assert all(bool(one.isfinite().all()) for one in scores.values())
+        return
+    trainer = make_trainer(client, tmp_path)
+    (before,) = trainer.test(module, client.loader("test"), verbose=False)
+    with possibly_refused(client, tool, trainer):
+        trainer = make_trainer(client, tmp_path, client.call(tool))
+        (after,) = trainer.test(module, client.loader("test"), verbose=False)
+    if tool in client.refused:
+        return
+    assert {name: after[name] for name in before} == pytest.approx(before, nan_ok=True)
+    found = {name: value for name, value in after.items() if name.startswith("ood_auroc/far/")}
+    assert found
+    assert all(0 <= value <= 1 for value in found.values())
+
+
+@pytest.mark.tool("EpinetModule")
+def test_an_epinet_around_it(client, tmp_path):
+    tool = "EpinetModule"
+    trainer = make_trainer(client, tmp_path, ours=True)
+    with possibly_refused(client, tool, trainer):
+        epinet = client.call(tool)
+        trainer.fit(epinet, client.loader("train"), client.loader("val"))
+    if tool in client.refused:
+        return
+    predictions = trainer.predict(epinet, client.loader("test"))
+    assert sum(map(len, predictions)) == num_rows(client, "test")
+    assert all(bool(value.isfinite().all()) for one in predictions for value in one.to_dict().values())
+
+
+@pytest.mark.tool("PredictionWriter")
+def test_a_file_of_predictions(client, tmp_path):
+    tool = "PredictionWriter"
+    if "EnsembleModule" in client.refused:
+        pytest.skip("there is no ensemble whose predictions could be written")
+    ensemble = client.call("EnsembleModule")
+    trainer = make_trainer(client, tmp_path, client.call(tool, folder=tmp_path / "out"), ours=True)
+    with possibly_refused(client, tool, trainer):
+        trainer.predict(ensemble, client.loader("test"))
+    if tool not in client.refused:
+        written = read_predictions(tmp_path / "out")
+        assert written["index"].tolist() == list(range(num_rows(client, "test")))
+
+
+SCRIPT = """
+import sys, torch
+from tests.clients.conftest import found_clients
+name, path, out = sys.argv[1:]
+client = next(one for one in found_clients()[0] if one.name == name)
+network = client.call("load_fitted", path=path)
+batch = next(iter(client.loader("test")))
+with torch.no_grad():
+    torch.save(network(client.input_of(batch)), out)
+"""
+
+
+@pytest.mark.tool("load_fitted")
+def test_a_fresh_process(client, tmp_path):
+    tool = "load_fitted"
+    fits = [one for one in ("FitGMM", "TemperatureScaling") if one not in client.refused]
+    if not fits:
+        pytest.skip("nothing is fitted")
+    others = [client.call(one) for one in fits[1:]]
+    module, callback, _ = fitted(client, fits[0], tmp_path, *others, checkpoint=True)
+    (path,) = tmp_path.glob("uq-last.ckpt")
+    out = tmp_path / "out.pt"
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, client.name, str(path), str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    if tool in client.refused:
+        assert client.refused[tool] in done.stderr
+        return
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = torch.load(out)
+    found = found if isinstance(found, tuple) else (found,)
+    if "FitGMM" in fits:
+        density = -callback.score(module, client.loader("test"))[: len(found[-1])]
+        torch.testing.assert_close(found[-1].flatten(), density.to(found[-1]).flatten(), rtol=1e-3, atol=1e-3)
