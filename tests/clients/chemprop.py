@@ -11,7 +11,7 @@ from chemprop import data, models, nn
 from tests.clients.client import Client
 
 MOLECULES = ["C", "CC", "CCC", "CCO", "CCN", "c1ccccc1", "CC(=O)O", "CCCl", "COC", "C=C", "C#N", "CCOC", "CC(C)C"]
-FAR = ["O=S(=O)(O)O", "FC(F)(F)F", "[SiH4]", "BrBr", "ClCl", "II"]
+FAR = ["O=S(=O)(O)O", "FC(F)(F)F", "[SiH4]", "BrBr", "ClCl", "II", "S"]
 
 
 def loader(kind: str, split: str) -> Any:
@@ -46,16 +46,16 @@ def raw_variance(output: torch.Tensor) -> torch.Tensor:
 USES = ("EnsembleModule", "FitGMM", "FitKNN", "TemperatureScaling", "OODDetection", "EpinetModule")
 
 
-def regressor(name: str, predicts: str, head: Any, line: str) -> Client:
+def regressor(name: str, predicts: str, head: Any, line: str, **refused: str) -> Client:
     return Client(
         name,
         predicts,
         ["chemprop", "rdkit"],
         partial(mpnn, head),
         partial(loader, "number"),
-        lines=dict.fromkeys(USES, f"unpack_batch=molecules_and_targets, {line}"),
+        lines={**dict.fromkeys(USES, f"unpack_batch=molecules_and_targets, {line}"), "load_fitted": f"build(), {line}"},
         names=[molecules_and_targets, raw_variance],
-        refused={"TemperatureScaling": "calibrates probabilities"},
+        refused={"TemperatureScaling": "calibrates probabilities", "load_fitted": "gives probabilities", **refused},
         target_of=lambda batch: batch.Y,
         input_of=lambda batch: batch.bmg,
     )

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from lightning_uq.batches import unpack_batch
-
 TOOLS = {
     "EnsembleModule": "EnsembleModule(build, num_members=2, seed=1)",
     "FitGMM": "FitGMM()",
@@ -33,8 +31,8 @@ class Client:
         lines: By tool: the arguments that it needs, as they are written, where ``names`` are known.
         names: The functions that ``lines`` mention.
         refused: By tool that cannot work: what the error says, which comes before the training.
-        target_of: ``target_of(batch)`` has one row per prediction; what our own unpacking reads by default.
-        input_of: What the network is called with.
+        target_of: ``target_of(batch)`` has one row per prediction.
+        input_of: What the module's ``forward`` is called with.
         trainer: "lightning", or "pytorch_lightning" for classes of that tree.
     """
 
@@ -46,8 +44,8 @@ class Client:
     lines: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[Callable[..., Any]] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
-    target_of: Callable[[Any], Any] = lambda batch: unpack_batch(batch)[1]
-    input_of: Callable[[Any], Any] = lambda batch: unpack_batch(batch)[0]
+    target_of: Callable[[Any], Any] = lambda batch: batch[1]
+    input_of: Callable[[Any], Any] = lambda batch: batch[0]
     trainer: str = "lightning"
 
     def call(self, tool: str, **names: Any) -> Any:

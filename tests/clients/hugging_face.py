@@ -85,13 +85,32 @@ def loader(split: str) -> Any:
     return DataLoader(Sentences(split), batch_size=5, collate_fn=padded)
 
 
+def words(batch: Any) -> Any:
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+def labels(batch: Any) -> Any:
+    return batch["labels"]
+
+
 CLIENTS = [
-    Client("transformers BERT", "one class per text", ["transformers"], partial(TextClassifier, "bert"), loader),
+    Client(
+        "transformers BERT",
+        "one class per text",
+        ["transformers"],
+        partial(TextClassifier, "bert"),
+        loader,
+        target_of=labels,
+        input_of=words,
+    ),
     Client(
         "transformers GPT-2",
         "one class per text, at its last token",
         ["transformers"],
         partial(TextClassifier, "gpt2"),
         loader,
+        lines=dict.fromkeys(("FitGMM", "FitKNN", "EpinetModule"), 'pool="last_token"'),
+        target_of=labels,
+        input_of=words,
     ),
 ]

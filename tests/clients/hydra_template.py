@@ -101,4 +101,13 @@ def loader(split: str) -> Any:
     return DataLoader(TensorDataset(x + (20 if split == "far" else 0), y), batch_size=8)
 
 
-CLIENTS = [Client("lightning-hydra-template's module", "one class per row", ["lightning"], build, loader)]
+CLIENTS = [
+    Client(
+        "lightning-hydra-template's module",
+        "one class per row",
+        ["lightning"],
+        build,
+        loader,
+        lines={"load_fitted": "build()"},
+    )
+]

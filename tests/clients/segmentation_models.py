@@ -68,8 +68,19 @@ def loader(split: str) -> Any:
     return DataLoader(TensorDataset(image * (10 if split == "far" else 1), mask), batch_size=5)
 
 
+ASKED = ("EnsembleModule", "FitGMM", "FitKNN", "TemperatureScaling", "OODDetection", "EpinetModule", "load_fitted")
+
 CLIENTS = [
     Client(
-        "segmentation-models-pytorch Unet", "one class per pixel", ["segmentation-models-pytorch"], Segmenter, loader
+        "segmentation-models-pytorch Unet",
+        "one class per pixel",
+        ["segmentation-models-pytorch"],
+        Segmenter,
+        loader,
+        lines={
+            **dict.fromkeys(ASKED, "task=Segmentation()"),
+            "FitGMM": 'task=Segmentation(), pool="positions"',
+            "PredictionWriter": 'format="npz"',
+        },
     )
 ]

@@ -60,5 +60,13 @@ def loader(split: str) -> Any:
 
 
 CLIENTS = [
-    Client("torch_geometric GCN", "one class per graph", ["torch-geometric"], GraphClassifier, loader),
+    Client(
+        "torch_geometric GCN",
+        "one class per graph",
+        ["torch-geometric"],
+        GraphClassifier,
+        loader,
+        target_of=lambda batch: batch.y,
+        input_of=lambda batch: batch,
+    ),
 ]

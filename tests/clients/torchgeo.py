@@ -43,40 +43,57 @@ def loader(kind: str, split: str) -> Any:
     return DataLoader(Scenes(kind, split), batch_size=6)
 
 
+def client(name: str, predicts: str, kind: str, build: Any, task: str | None = None, **further: Any) -> Client:
+    """One of torchgeo's tasks; ``task`` is what it predicts where that is not one class per input."""
+    asked = ("EnsembleModule", "FitGMM", "FitKNN", "TemperatureScaling", "OODDetection", "EpinetModule", "load_fitted")
+    target = Scenes(kind, "train").name
+    return Client(
+        f"torchgeo {name}",
+        predicts,
+        ["torchgeo", "segmentation-models-pytorch" if target == "mask" else "timm"],
+        build,
+        partial(loader, kind),
+        lines={**({} if task is None else dict.fromkeys(asked, f"task={task}")), **further.pop("lines", {})},
+        target_of=lambda batch: batch[target],
+        input_of=lambda batch: batch["image"],
+        **further,
+    )
+
+
+RESNET = partial(ClassificationTask, model="resnet18", in_channels=3)
+UNET = {"model": "unet", "backbone": "resnet18", "in_channels": 3}
+
 CLIENTS = [
-    Client(
-        "torchgeo ClassificationTask",
-        "one class per image",
-        ["torchgeo", "timm"],
-        partial(ClassificationTask, model="resnet18", in_channels=3, num_classes=3),
-        partial(loader, "multiclass"),
-    ),
-    Client(
-        "torchgeo ClassificationTask, binary",
+    client("ClassificationTask", "one class per image", "multiclass", partial(RESNET, num_classes=3)),
+    client(
+        "ClassificationTask, binary",
         "one logit per image",
-        ["torchgeo", "timm"],
-        partial(ClassificationTask, model="resnet18", in_channels=3, task="binary", loss="bce"),
-        partial(loader, "binary"),
+        "binary",
+        partial(RESNET, task="binary", loss="bce"),
+        "Binary()",
     ),
-    Client(
-        "torchgeo ClassificationTask, multilabel",
+    client(
+        "ClassificationTask, multilabel",
         "several labels per image",
-        ["torchgeo", "timm"],
-        partial(ClassificationTask, model="resnet18", in_channels=3, task="multilabel", num_labels=3, loss="bce"),
-        partial(loader, "multilabel"),
+        "multilabel",
+        partial(RESNET, task="multilabel", num_labels=3, loss="bce"),
+        "Multilabel()",
     ),
-    Client(
-        "torchgeo SemanticSegmentationTask",
+    client(
+        "SemanticSegmentationTask",
         "one class per pixel",
-        ["torchgeo", "segmentation-models-pytorch"],
-        partial(SemanticSegmentationTask, model="unet", backbone="resnet18", in_channels=3, num_classes=3),
-        partial(loader, "segmentation"),
+        "segmentation",
+        partial(SemanticSegmentationTask, **UNET, num_classes=3),
+        "Segmentation()",
+        lines={"FitGMM": 'task=Segmentation(), pool="positions"', "PredictionWriter": 'format="npz"'},
     ),
-    Client(
-        "torchgeo PixelwiseRegressionTask",
+    client(
+        "PixelwiseRegressionTask",
         "one number per pixel",
-        ["torchgeo", "segmentation-models-pytorch"],
-        partial(PixelwiseRegressionTask, model="unet", backbone="resnet18", in_channels=3),
-        partial(loader, "depth"),
+        "depth",
+        partial(PixelwiseRegressionTask, **UNET),
+        'PixelRegression(head="mean")',
+        lines={"PredictionWriter": 'format="npz"'},
+        refused={"TemperatureScaling": "calibrates probabilities", "OODDetection": "has no score for one network"},
     ),
 ]
