@@ -63,7 +63,11 @@ def regressor(name: str, predicts: str, head: Any, line: str, **refused: str) ->
 
 CLIENTS = [
     regressor(
-        "chemprop MPNN, RegressionFFN", "a number per molecule", nn.RegressionFFN, 'task=Regression(head="mean")'
+        "chemprop MPNN, RegressionFFN",
+        "a number per molecule",
+        nn.RegressionFFN,
+        'task=Regression(head="mean")',
+        OODDetection="has no score for one network",
     ),
     regressor(
         "chemprop MPNN, MveFFN",
@@ -77,7 +81,10 @@ CLIENTS = [
         ["chemprop", "rdkit"],
         partial(mpnn, partial(nn.MulticlassClassificationFFN, n_classes=3)),
         partial(loader, "class"),
-        lines=dict.fromkeys(USES, "unpack_batch=classes, output=log_probs"),
+        lines={
+            **dict.fromkeys(USES, "unpack_batch=classes, output=log_probs"),
+            "load_fitted": "build(), output=log_probs",
+        },
         names=[classes, log_probs],
         target_of=lambda batch: classes(batch)[1],
         input_of=lambda batch: batch.bmg,

@@ -25,5 +25,13 @@ def loader(split: str) -> Any:
 
 
 CLIENTS = [
-    Client("lightly LinearClassifier", "one class per image", ["lightly"], build, loader, trainer="pytorch_lightning")
+    Client(
+        "lightly LinearClassifier",
+        "one class per image",
+        ["lightly"],
+        build,
+        loader,
+        lines={"load_fitted": "build()"},
+        trainer="pytorch_lightning",
+    )
 ]

@@ -61,9 +61,12 @@ CLIENTS = [
         ["pytorch-forecasting"],
         build,
         loader,
-        lines=dict.fromkeys(USES, TASK),
+        lines={
+            **dict.fromkeys(USES, TASK),
+            **dict.fromkeys(("FitGMM", "FitKNN", "EpinetModule"), f"{TASK}, pool='mean'"),
+        },
         names=[past_and_future, quantiles],
-        refused={"TemperatureScaling": "calibrates probabilities"},
+        refused={"TemperatureScaling": "calibrates probabilities", "load_fitted": "gives probabilities"},
         target_of=lambda batch: batch[1][0],
         input_of=lambda batch: batch[0],
     )

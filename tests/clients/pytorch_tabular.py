@@ -54,7 +54,7 @@ CLIENTS = [
         ["pytorch-tabular"],
         build,
         loader,
-        lines=dict.fromkeys(USES, "unpack_batch=row_and_class"),
+        lines={**dict.fromkeys(USES, "unpack_batch=row_and_class"), "load_fitted": "build()"},
         names=[row_and_class],
         target_of=lambda batch: row_and_class(batch)[1],
         input_of=lambda batch: batch,

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_uq.callbacks import read_predictions
 from lightning_uq.errors import UQError
 from lightning_uq.functional.bootstrap import member_seed
+from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.streams import RandomStream
 
@@ -147,7 +149,7 @@ def test_a_temperature(client, tmp_path):
 def test_other_data_while_it_is_tested(client, tmp_path):
     tool = "OODDetection"
     module, trainer = trained_alone(client, tmp_path)
-    if not is_overridden("test_step", module):
+    if not is_overridden("test_step", module, parent=in_tree_of(module, LightningModule)):
         with possibly_refused(client, tool, trainer):
             scores = client.call(tool).score(module, batches(client, "far"))
             assert scores

@@ -94,6 +94,10 @@ CLIENTS = [
         partial(PixelwiseRegressionTask, **UNET),
         'PixelRegression(head="mean")',
         lines={"PredictionWriter": 'format="npz"'},
-        refused={"TemperatureScaling": "calibrates probabilities", "OODDetection": "has no score for one network"},
+        refused={
+            "TemperatureScaling": "calibrates probabilities",
+            "OODDetection": "has no score for one network",
+            "load_fitted": "gives probabilities",
+        },
     ),
 ]
