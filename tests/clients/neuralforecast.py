@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from neuralforecast.losses.pytorch import MAE
 from neuralforecast.models import NHITS
 from neuralforecast.tsdataset import TimeSeriesDataModule, TimeSeriesDataset
@@ -40,6 +41,17 @@ def build() -> Any:
     )
 
 
+def last_window(batch: Any) -> Any:
+    """Eight steps before the last four of each series, as NHITS takes them, and these four."""
+    y = batch["temporal"][:, 0, :, None]
+    past = y[:, -12:-4]
+    nothing = dict.fromkeys(("futr_exog", "hist_exog", "stat_exog"))
+    return {"insample_y": past, "insample_mask": torch.ones_like(past), **nothing}, y[:, -4:]
+
+
+LINE = 'unpack_batch=last_window, task=Regression(head="mean")'
+LAST = '"blocks.2.layers.7"'  # of the three blocks, whose outputs are added
+
 CLIENTS = [
     Client(
         "neuralforecast NHITS",
@@ -47,6 +59,22 @@ CLIENTS = [
         ["neuralforecast"],
         build,
         loader,
+        lines={
+            **dict.fromkeys(("EnsembleModule", "TemperatureScaling", "OODDetection"), LINE),
+            **dict.fromkeys(("FitGMM", "FitKNN"), f"{LINE}, feature_layer={LAST}"),
+            "EpinetModule": f"{LINE}, feature_layers={LAST}",
+            "PredictionWriter": 'format="npz"',
+            "load_fitted": 'build(), task=Regression(head="mean")',
+        },
+        names=[last_window],
+        refused={
+            "TemperatureScaling": "calibrates probabilities",
+            "OODDetection": "has no score for one network",
+            "EpinetModule": "base network must return",
+            "load_fitted": "gives probabilities",
+        },
+        target_of=lambda batch: last_window(batch)[1],
+        input_of=lambda batch: last_window(batch)[0],
         trainer="pytorch_lightning",
     )
 ]

@@ -51,8 +51,8 @@ def quantiles(output: Any) -> torch.Tensor:
     return output.prediction
 
 
-TASK = 'unpack_batch=past_and_future, output=quantiles, task=Regression(head="quantiles")'
-USES = ("EnsembleModule", "FitGMM", "FitKNN", "TemperatureScaling", "OODDetection", "EpinetModule")
+READ = 'output=quantiles, task=Regression(head="quantiles")'
+LINE = f"unpack_batch=past_and_future, {READ}"
 
 CLIENTS = [
     Client(
@@ -62,8 +62,11 @@ CLIENTS = [
         build,
         loader,
         lines={
-            **dict.fromkeys(USES, TASK),
-            **dict.fromkeys(("FitGMM", "FitKNN", "EpinetModule"), f"{TASK}, pool='mean'"),
+            **dict.fromkeys(("EnsembleModule", "TemperatureScaling", "OODDetection"), LINE),
+            **dict.fromkeys(("FitGMM", "FitKNN"), f'{LINE}, pool="mean"'),
+            "EpinetModule": f'{LINE}, pool="positions"',
+            "PredictionWriter": 'format="npz"',
+            "load_fitted": f"build(), {READ}",
         },
         names=[past_and_future, quantiles],
         refused={"TemperatureScaling": "calibrates probabilities", "load_fitted": "gives probabilities"},

@@ -148,14 +148,14 @@ def test_a_temperature(client, tmp_path):
 @pytest.mark.tool("OODDetection")
 def test_other_data_while_it_is_tested(client, tmp_path):
     tool = "OODDetection"
-    module, trainer = trained_alone(client, tmp_path)
+    module, _ = trained_alone(client, tmp_path)
+    trainer = make_trainer(client, tmp_path)
     if not is_overridden("test_step", module, parent=in_tree_of(module, LightningModule)):
         with possibly_refused(client, tool, trainer):
             scores = client.call(tool).score(module, batches(client, "far"))
             assert scores
             assert all(bool(one.isfinite().all()) for one in scores.values())
         return
-    trainer = make_trainer(client, tmp_path)
     (before,) = trainer.test(module, batches(client, "test"), verbose=False)
     with possibly_refused(client, tool, trainer):
         trainer = make_trainer(client, tmp_path, client.call(tool))
