@@ -7,7 +7,7 @@ TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 # The oldest torch, torchvision and jsonargparse that pyproject.toml allows.
 OLDEST := $(shell sed -nE 's/^  "(torch|torchvision)>=([0-9.]+)",$$/\1==\2.*/p; s/^cli = \["(jsonargparse).*>=([0-9.]+)",.*/\1==\2.*/p' pyproject.toml)
 
-.PHONY: install demo test test-oldest test-avx2 test-processors test-slow api contract record lint notebooks bench clean
+.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-clients api contract record lint notebooks bench clean
 
 install: .venv/.installed
 
@@ -55,6 +55,17 @@ test-avx2: install
 test-slow: install
 	$(TEST) -m slow
 
+# The tools on other people's projects, whose packages come into an environment of their own on top of this one; writes docs/clients.md.
+test-clients: .venv-clients/.installed
+	OMP_NUM_THREADS=1 MPLBACKEND=agg .venv-clients/bin/python -m pytest tests/clients --clients docs/clients.md
+
+.venv-clients/.installed: .venv/.installed tests/clients/requirements.txt
+	$(PYTHON) -m venv .venv-clients
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$(.venv-clients/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/project.pth
+	.venv-clients/bin/python -m pip install --quiet --no-deps --requirement tests/clients/requirements.txt
+	touch $@
+
 # Every module and callback under every way in which Lightning runs it; publishes what passed.
 contract: install
 	$(TEST) tests/contract --grid docs/contract.md
@@ -77,4 +88,4 @@ bench: install
 	$(BIN)/python benchmarks/gmm.py
 
 clean:
-	rm -rf .venv .venv-oldest runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oldest .venv-clients runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -17,6 +17,9 @@ TOOLS = {
 }
 """What is tried with each client, and how it is called. A client's own arguments are appended."""
 
+REFUSALS: dict[tuple[str, str], str] = {}
+"""What the error said, by client and tool that cannot work."""
+
 
 @dataclass(frozen=True)
 class Client:

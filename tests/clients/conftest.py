@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.client import TOOLS, Client
+from tests.clients.client import REFUSALS, TOOLS, Client
 
 FOLDER = Path(__file__).parent
 NO_CLIENTS = {"__init__", "client", "conftest"}
@@ -79,10 +79,7 @@ def page(clients: list[Client], missing: dict[str, str]) -> str:
     ]
     for client in clients:
         rows.append(f"| {client.name} | {client.predicts} | " + " | ".join(cell(client, tool) for tool in TOOLS) + " |")
-    rows += [
-        f"| {name} | | " + " | ".join(["not tried"] * len(TOOLS)) + f" | <!-- {why} -->"
-        for name, why in missing.items()
-    ]
+    rows += [f"| {name} | | " + " | ".join(["not tried"] * len(TOOLS)) + " |" for name in missing]
     told = [f"- **{name}** was not tried: {why}." for name, why in missing.items()]
     return "\n".join([head, *rows, "", *told, "", *(section(client) for client in clients)])
 
@@ -102,9 +99,8 @@ def section(client: Client) -> str:
     lines = [f"## {client.name}", "", f"{client.versions}."]
     if client.lines:
         sources = [inspect.getsource(one).rstrip() for one in client.names]
-        lines += ["", "```python", *[line for source in sources for line in (*source.splitlines(), "", "")]]
+        lines += ["", "```python", *[line for source in sources for line in (*source.splitlines(), "")]]
         lines += [*(client.expression(tool) for tool in TOOLS if tool in client.lines), "```"]
-    lines += (
-        ["", *(f"- `{tool}` is refused: {text}" for tool, text in client.refused.items())] if client.refused else []
-    )
+    refused = [(tool, REFUSALS.get((client.name, tool), "")) for tool in client.refused]
+    lines += ["", *(f"- `{tool}` is refused: {text}" for tool, text in refused)] if refused else []
     return "\n".join([*lines, ""])

@@ -16,6 +16,7 @@ from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.streams import RandomStream
+from tests.clients.client import REFUSALS
 
 pytestmark = pytest.mark.filterwarnings("default")  # other packages warn of much
 
@@ -54,9 +55,10 @@ def possibly_refused(client, tool, trainer):
     if tool not in client.refused:
         yield
         return
-    with pytest.raises(UQError, match=client.refused[tool]):
+    with pytest.raises(UQError, match=client.refused[tool]) as refusal:
         yield
     assert trainer.global_step == 0
+    REFUSALS[client.name, tool] = str(refusal.value)
 
 
 def trained_alone(client, tmp_path, seed=0, callbacks=()):
@@ -222,6 +224,7 @@ def test_a_fresh_process(client, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     if tool in client.refused:
         assert client.refused[tool] in done.stderr
+        REFUSALS[client.name, tool] = done.stderr.strip().splitlines()[-1].partition(": ")[2]
         return
     assert done.returncode == 0, done.stderr[-2000:]
     found = torch.load(out)
