@@ -21,6 +21,7 @@ from lightning_uq.networks.output import Output, OutputReader
 from lightning_uq.networks.pooling import Pool
 from lightning_uq.running.averages import averaged_copies
 from lightning_uq.running.loaders import training_loader
+from lightning_uq.tasks import describe as describe_task
 from lightning_uq.tasks import task_of
 
 
@@ -79,6 +80,10 @@ class EpinetModule(UncertaintyModule):
         if not isinstance(head, EpinetHead):
             raise InputError(f"`head` must be an EpinetHead, but it is {describe(head)}. Pass `head=EpinetHead(...)`.")
         task = task_of(training_option(training, "task", "classification"))
+        if task.has_positions and pool not in (None, "positions"):
+            raise InputError(
+                f"`pool` must be 'positions' for {describe_task(task)}, one result per position, but it is {pool!r}."
+            )
         network_with_head = EpinetNetwork(
             built,
             feature_layers=feature_layers,

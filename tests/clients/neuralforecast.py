@@ -70,7 +70,6 @@ CLIENTS = [
         refused={
             "TemperatureScaling": "calibrates probabilities",
             "OODDetection": "has no score for one network",
-            "EpinetModule": "base network must return",
             "load_fitted": "gives probabilities",
         },
         target_of=lambda batch: last_window(batch)[1],

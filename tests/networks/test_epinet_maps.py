@@ -7,9 +7,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import EpinetModule
 from lightning_uq.errors import InputError
+from lightning_uq.networks import Factory
 from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.epinet.network import EpinetNetwork
-from lightning_uq.tasks import EvidentialClassification, Segmentation
+from lightning_uq.tasks import EvidentialClassification, Regression, Segmentation
 
 HEAD = EpinetHead(index_dim=3, hidden_sizes=(6,), standardize_features=False)
 
@@ -74,10 +75,43 @@ def test_several_layers_and_the_input_are_features():
     assert network.epinet.learned.layers[0].in_features == 3 + 4 + 3 + 1  # index, features, output, input
 
 
+def test_a_horizon_is_the_same_head_in_another_shape():
+    """Steps and numbers [B, H, k D] of one head: what the flat network's epinet gives, reshaped."""
+    torch.manual_seed(0)
+    flat = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 12))
+    x = torch.randn(5, 4)
+    torch.manual_seed(1)
+    expected = EpinetModule(flat, head=HEAD, task=Regression(), num_eval_samples=7)
+    steps = nn.Sequential(flat, nn.Unflatten(1, (3, 4)))
+    torch.manual_seed(1)
+    module = EpinetModule(steps, head=HEAD, feature_layers="0.2", task=Regression(), num_eval_samples=7)
+    module.network.initialize(x)
+    module.network.epinet.load_state_dict(expected.network.epinet.state_dict())
+    torch.testing.assert_close(module(x).flatten(2), expected(x))
+    assert module.predict(x).mean.shape == (5, 3, 2)
+
+
+def test_a_horizon_is_trained_and_reloaded_bare(make_trainer, tmp_path):
+    factory = Factory("tests.contract.cases.horizon_network")
+    module = EpinetModule(factory, head=HEAD, task=Regression(), num_eval_samples=5)
+    trainer = make_trainer(max_epochs=2)
+    data = DataLoader(TensorDataset(torch.randn(20, 4), torch.randn(20, 3, 2)), batch_size=8)
+    trainer.fit(module, data)
+    assert bool((module.predict(torch.randn(6, 4)).epistemic_variance > 0).all())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = EpinetModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(again.predict(x).mean, module.predict(x).mean)
+
+
 def test_what_does_not_fit_is_named():
     x = torch.randn(2, 1, 4, 4)
-    with pytest.raises(InputError, match=r"must return \[B, C\], .* \[2, 3, 4, 4\]. For maps, pass `pool='positions'`"):
+    with pytest.raises(
+        InputError, match=r"returned \[2, 3, 4, 4\], one row of 3 outputs per position. Pass `pool='positions'`"
+    ):
         EpinetNetwork(convolutions(2), head=HEAD)(x, torch.zeros(1, 3))
+    with pytest.raises(InputError, match=r"`pool` must be 'positions' for Segmentation\(\), .* but it is 'mean'"):
+        EpinetModule(convolutions(2), task="segmentation", pool="mean")
     flat = nn.Sequential(nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(InputError, match=r"must return a map \[B, C, ...\], but its output has shape \[2, 3\]"):
         EpinetNetwork(flat, head=HEAD, pool="positions")(x, torch.zeros(1, 3))

@@ -155,7 +155,8 @@ class EpinetNetwork(EpistemicNetwork):
             for module, mode in modes:
                 module.training = mode
         if self.epinet is None:
-            self._build(features.shape[1], base.shape[self.output_axis])
+            at_positions = self.pool == "positions"
+            self._build(features.shape[1], base.shape[self.output_axis] if at_positions else base[0].numel())
 
     def frozen_parts(self) -> list[nn.Module]:
         """The base, if it is frozen, and the additive prior."""
@@ -185,10 +186,10 @@ class EpinetNetwork(EpistemicNetwork):
             base = self.read_output(raw)
         if self.pool == "positions":
             return base, self._at_positions(base, features, x)
-        if base.ndim != 2:
+        if base.ndim < 2:
             raise InputError(
-                f"The base network must return [B, C], but its output has shape {list(base.shape)}. For maps, pass "
-                "`pool='positions'`; for one number per sample, `output=lambda output: output.unsqueeze(-1)`."
+                f"The base network must return [B, C], or [B, H, D] of a horizon, but its output has shape {list(base.shape)}. Pass "
+                "`output=lambda output: output.unsqueeze(-1)` for one number per sample."
             )
         if any(one.ndim != 2 or one.shape[0] != base.shape[0] for one in features):
             raise InputError(
@@ -228,9 +229,14 @@ class EpinetNetwork(EpistemicNetwork):
         return torch.cat([resized(one, shape[2:]) for one in found], dim=1)
 
     def _of_positions(self, parts: tuple[Tensor, Tensor], base: Tensor) -> Sequence[Tensor]:
-        """The head's outputs [Z, B N, C] of all positions as maps like the base's output."""
-        if base.ndim == 2:
-            return parts
+        """The head's outputs, [Z, B, C] or [Z, B N, C] of all positions, in the shape of the base's output."""
+        if self.pool != "positions":
+            if parts[0].shape[2] != base.shape[1:].numel():
+                raise InputError(
+                    f"The base network returned {list(base.shape)}, one row of {parts[0].shape[2]} outputs per position. Pass "
+                    "`pool='positions'`, with which the head acts at each position alike."
+                )
+            return [rows.reshape(rows.shape[0], *base.shape) for rows in parts]
         shape = base.movedim(self.output_axis, -1).shape
         axis = self.output_axis if self.output_axis < 0 else self.output_axis + 1
         return [rows.reshape(rows.shape[0], *shape).movedim(-1, axis) for rows in parts]
