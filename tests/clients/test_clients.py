@@ -1,5 +1,6 @@
 """Every tool on every client. The assertions are what the page promises."""
 
+import gc
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -21,6 +22,13 @@ from tests.clients.client import REFUSALS
 pytestmark = pytest.mark.filterwarnings("default")  # other packages warn of much
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """Modules and Trainers refer to each other; those of one test are gone before the next."""
+    yield
+    gc.collect()
 
 
 def batches(client, split):
