@@ -123,7 +123,9 @@ class FittingCallback(Callback, ABC):
 
     @property
     def _state(self) -> FittedState | None:
-        return None if self._tensors is None else FittedState(self.settings, self._tensors, self._fingerprint)
+        if self._tensors is None:
+            return None
+        return FittedState(self.settings, self._tensors, self._fingerprint, self.logits.inferred_task)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, or nothing before a fit: what a checkpoint holds."""
@@ -149,6 +151,7 @@ class FittingCallback(Callback, ABC):
             self._set(None, None)
             held = sorted(state.tensors) if isinstance(state.tensors, dict) else type(state.tensors).__name__
             raise InputError(f"The `tensors` of a fitted state are not {name}'s: {held}.") from error
+        self.logits.inferred_task = state.inferred_task
 
     def _set(self, tensors: dict[str, Any] | None, fingerprint: Tensor | None) -> None:
         self._tensors, self._fingerprint = tensors, fingerprint
@@ -214,6 +217,7 @@ class FittingCallback(Callback, ABC):
     def _forget(self, module: nn.Module) -> None:
         """Clear the state, and take its transform off the module."""
         self._set(None, None)
+        self.logits.inferred_task = None
         self.handle = None
         transforms = transforms_of(module)
         if transforms is not None:

@@ -27,6 +27,7 @@ from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.predictions import ClassProbabilities
 from lightning_uq.running.features import inner_networks
+from lightning_uq.running.inferred_task import INFERABLE
 from lightning_uq.running.loading import load_as_lightning
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.tasks import Task, describe, task_of
@@ -91,7 +92,10 @@ def load_fitted(
             raise InputError(f"{key} was not fitted on the weights in {path}: their fingerprints differ.")
     given_task = None if task is None else task_of(task)
     for key, state in chosen.items():
-        fitted_task = state["settings"].get("task")
+        fitted_task, inferred = state["settings"].get("task"), state["inferred_task"]
+        if inferred is not None:
+            given_task = INFERABLE[inferred] if given_task is None else given_task
+            fitted_task = describe(INFERABLE[inferred])
         if fitted_task != (None if given_task is None else describe(given_task)):
             raise InputError(
                 f"{key} was fitted with {'no `task`' if fitted_task is None else f'task={fitted_task}'}: "

@@ -16,12 +16,14 @@ class FittedState:
         settings: The arguments that the fit depends on. A state that was fitted with others is not a callback's.
         tensors: The fitted tensors and numbers, by name.
         fingerprint: Fingerprint of the weights; None after a fit of tensors that were in memory.
+        inferred_task: The name of the task that the fitting data have shown, where nobody had said it.
         version: Version of this format.
     """
 
     settings: dict[str, Any]
     tensors: dict[str, Any]
     fingerprint: Tensor | None
+    inferred_task: str | None = None
     version: int = field(default=VERSION)
 
     @classmethod

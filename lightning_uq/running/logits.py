@@ -60,7 +60,7 @@ class LogitReader:
         self.read = OutputReader(output, predict_fn)
         self.given_task = None if task is None else task_of(task)
         self.infers_task = infers_task
-        self._inferred: tuple[type, str] | None = None  # a class of model, and what its batches showed
+        self._inferred: tuple[type | None, str] | None = None  # a class of model, or any, and what its batches showed
         self._with_classes: type | None = None  # a class of model whose outputs have several numbers
         self._indexed: bool | None = None  # whether ``predict_fn`` gives [Z, B, ...], where shapes alone do not tell
 
@@ -78,11 +78,8 @@ class LogitReader:
         if not self._is_own(model):
             if self.given_task is not None:
                 return self.given_task
-            return (
-                INFERABLE[self._inferred[1]]
-                if self._inferred and self._inferred[0] is type(model)
-                else Classification()
-            )
+            name = self._inferred_of(model)
+            return Classification() if name is None else INFERABLE[name]
         own: Task = model.task  # type: ignore[assignment]  # a Module's attribute is untyped
         if self.given_task not in (None, own):
             raise InputError(
@@ -148,7 +145,7 @@ class LogitReader:
         """Take the task that a batch of one rank showed on all ranks; whether it is another than this rank's. A collective."""
         if trainer.world_size == 1 or self._is_own(model) or self.given_task is not None:
             return False
-        mine = self._inferred[1] if self._inferred is not None and self._inferred[0] is type(model) else None
+        mine = self._inferred_of(model)
         of_ranks: list[str | None] = [None] * trainer.world_size
         torch.distributed.all_gather_object(of_ranks, mine)
         first = next((name for name in of_ranks if name is not None), None)
@@ -176,8 +173,21 @@ class LogitReader:
 
     def _knows_task(self, model: nn.Module) -> bool:
         """Whether the task was given or inferred."""
-        told = self._inferred is not None and self._inferred[0] is type(model)
-        return self._is_own(model) or self.given_task is not None or told
+        return self._is_own(model) or self.given_task is not None or self._inferred_of(model) is not None
+
+    def _inferred_of(self, model: nn.Module) -> str | None:
+        """The name of the task that the batches of such a model have shown."""
+        is_of_it = self._inferred is not None and self._inferred[0] in (None, type(model))
+        return self._inferred[1] if self._inferred is not None and is_of_it else None
+
+    @property
+    def inferred_task(self) -> str | None:
+        """The name of the task that batches have shown, which a checkpoint holds; setting it says so of any model."""
+        return None if self._inferred is None else self._inferred[1]
+
+    @inferred_task.setter
+    def inferred_task(self, name: str | None) -> None:
+        self._inferred = None if name is None else (None, name)
 
     def _may_show_task(self, model: nn.Module, target: Tensor) -> bool:
         """Whether a forward pass could tell the task: the target is not plainly one of several classes."""

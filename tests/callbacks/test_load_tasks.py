@@ -67,6 +67,28 @@ def test_an_unmodified_module_needs_its_task_again(make_trainer, tmp_path):
         torch.testing.assert_close(fitted(X)["probs"], torch.sigmoid(module.double()(X) / scaling.temperature))
 
 
+@pytest.mark.parametrize("kind", ["multilabel", "binary"])
+def test_a_task_that_the_data_showed_comes_back_with_the_file(make_trainer, tmp_path, kind):
+    """Nobody said it: a softmax over several labels would be wrong without a word."""
+
+    class Lit(ChestXRay):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(8, target.shape[1])
+
+    target = Y if kind == "multilabel" else (X[:, :1] > 0).double()
+    module, scaling = Lit(), TemperatureScaling()
+    data = DataLoader(TensorDataset(X, target), batch_size=16)
+    path = trained(make_trainer, tmp_path, module, scaling, data=data)
+    module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    with torch.no_grad():
+        expected = torch.sigmoid(module.double().eval()(X) / scaling.temperature)
+        fitted = load_fitted(path, module)
+        found = fitted(X)["probs"]
+    torch.testing.assert_close(found if kind == "multilabel" else found[:, 1:], expected)
+    torch.testing.assert_close(load_fitted(path, module, task=kind)(X)["probs"], found)
+
+
 def test_numbers_have_no_probabilities(make_trainer, tmp_path):
     module = DeterministicModule(LINEAR, task=Regression(head="mean"))
     path = trained(make_trainer, tmp_path, module, FitGMM(), data=DataLoader(TensorDataset(X, X[:, :3]), batch_size=16))

@@ -47,14 +47,17 @@ USES = ("EnsembleModule", "FitGMM", "FitKNN", "TemperatureScaling", "OODDetectio
 
 
 def regressor(name: str, predicts: str, head: Any, line: str, **refused: str) -> Client:
+    """A regressor, and how its output is read where that is no mean."""
+    lines = dict.fromkeys(USES, ", ".join(filter(None, ["unpack_batch=molecules_and_targets", line])))
+    epinet = {} if line else {"EpinetModule": 'unpack_batch=molecules_and_targets, task=Regression(head="mean")'}
     return Client(
         name,
         predicts,
         ["chemprop", "rdkit"],
         partial(mpnn, head),
         partial(loader, "number"),
-        lines={**dict.fromkeys(USES, f"unpack_batch=molecules_and_targets, {line}"), "load_fitted": f"build(), {line}"},
-        names=[molecules_and_targets, raw_variance],
+        lines={**lines, **epinet, "load_fitted": ", ".join(filter(None, ["build()", line]))},
+        names=[molecules_and_targets, *([raw_variance] if line else [])],
         refused={"TemperatureScaling": "calibrates probabilities", "load_fitted": "gives probabilities", **refused},
         target_of=lambda batch: batch.Y,
         input_of=lambda batch: batch.bmg,
@@ -66,7 +69,7 @@ CLIENTS = [
         "chemprop MPNN, RegressionFFN",
         "a number per molecule",
         nn.RegressionFFN,
-        'task=Regression(head="mean")',
+        "",
         OODDetection="has no score for one network",
     ),
     regressor(

@@ -199,6 +199,7 @@ def test_a_file_of_predictions(client, tmp_path):
         pytest.skip("there is no ensemble whose predictions could be written")
     ensemble = client.call("EnsembleModule")
     trainer = make_trainer(client, tmp_path, client.call(tool, folder=tmp_path / "out"), ours=True)
+    trainer.fit(ensemble, batches(client, "train"), batches(client, "val"))
     with possibly_refused(client, tool, trainer):
         trainer.predict(ensemble, batches(client, "test"))
     if tool not in client.refused:

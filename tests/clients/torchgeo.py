@@ -70,14 +70,14 @@ CLIENTS = [
         "one logit per image",
         "binary",
         partial(RESNET, task="binary", loss="bce"),
-        "Binary()",
+        lines={"EpinetModule": "task=Binary()"},
     ),
     client(
         "ClassificationTask, multilabel",
         "several labels per image",
         "multilabel",
         partial(RESNET, task="multilabel", num_labels=3, loss="bce"),
-        "Multilabel()",
+        lines={"EpinetModule": "task=Multilabel()"},
     ),
     client(
         "SemanticSegmentationTask",
