@@ -78,8 +78,9 @@ class MixtureDensityPrediction(NumberPrediction):
     @property
     def aleatoric_variance(self) -> Tensor:
         """Mean over the hypotheses of the variance of their mixtures [B, D]."""
-        distance = upcast(self.member_mean) - self._means.unsqueeze(-1)
-        return (self.weights * (upcast(self.member_variance) + distance.square())).sum(-1).mean(0)
+        distance, weights = upcast(self.member_mean) - self._means.unsqueeze(-1), self.weights
+        spread = weights * (upcast(self.member_variance) + distance.square())
+        return torch.where(weights > 0, spread, 0).sum(-1).mean(0)  # a component that is ruled out may lie at infinity
 
     @property
     def epistemic_variance(self) -> Tensor:

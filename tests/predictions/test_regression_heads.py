@@ -287,3 +287,11 @@ def test_a_target_without_its_last_axis():
     y = randn(4)
     for prediction in (PointPrediction(randn(3, 4, 1)), mixture(d=1), student(d=1)):
         torch.testing.assert_close(prediction.crps(y), prediction.crps(y.unsqueeze(1)))
+
+
+def test_a_component_of_weight_zero_adds_nothing_however_far_it_lies():
+    means = torch.tensor([[[[1.0, 3e30]], [[1.0, -3e38]]]])  # whose squared distance is infinite in float32
+    logits = torch.tensor([0.0, -1000.0]).expand_as(means)
+    prediction = MixtureDensityPrediction(logits, means, torch.full_like(means, 2.0))
+    torch.testing.assert_close(prediction.variance, torch.full((2, 1), 2.0))
+    torch.testing.assert_close(prediction.mean, torch.ones(2, 1))
