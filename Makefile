@@ -58,6 +58,7 @@ test-slow: install
 # The tools on other people's projects, whose packages come into an environment of their own on top of this one; writes docs/clients.md.
 test-clients: .venv-clients/.installed
 	OMP_NUM_THREADS=1 MPLBACKEND=agg .venv-clients/bin/python -m pytest tests/clients --clients docs/clients.md
+	$(BIN)/ruff format --quiet docs/clients.md
 
 .venv-clients/.installed: .venv/.installed tests/clients/requirements.txt
 	$(PYTHON) -m venv .venv-clients

@@ -80,7 +80,7 @@ class OutputReader:
                 f"The network returns a {kind}, of which `logits` is read. If it is another part, pass `output`, a function that picks it."
             )
             return logits
-        if isinstance(raw, list | tuple) and raw and isinstance(raw[0], Tensor) and raw[0].is_floating_point():
+        if isinstance(raw, (list, tuple)) and raw and isinstance(raw[0], Tensor) and raw[0].is_floating_point():
             first, *others = raw
             report_guess(
                 f"The network returns a {kind} of {len(raw)}, of which the first part, a tensor with {first.ndim} axes, is read as its "

@@ -26,6 +26,7 @@ from lightning_uq.functional.ood_features import fit_vim, knn_distance, vim_scor
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.tasks import PixelRegression
+from tests.versions import ONNX_EXPORT, skip_on_torch_2_6
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -229,6 +230,7 @@ def test_a_fitted_network_and_its_exported_graph(make_trainer, tmp_path, build):
 
 
 def test_an_onnx_graph(make_trainer, tmp_path):
+    skip_on_torch_2_6(ONNX_EXPORT)
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     module = Lit()
