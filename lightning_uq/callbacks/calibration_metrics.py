@@ -6,11 +6,11 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq import batches
+from lightning_uq.batches import own_batch
 from lightning_uq.errors import InputError
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.classes import labelled_batch
@@ -46,7 +46,7 @@ class CalibrationMetrics:
 
     def keep(self, batch: Any) -> None:
         """Copy a batch: what the test step does to it in place is not what is scored."""
-        self._batch = apply_to_collection(batch, Tensor, torch.clone, allow_frozen=True)
+        self._batch = own_batch(batch)
 
     def update(self, trainer: Trainer, model: LightningModule, batch_idx: int, loader_idx: int) -> None:
         """Score the batch that was kept."""

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lightning_uq.errors import InputError
 from lightning_uq.networks.finite import NonFinite
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.finite import FiniteRows
@@ -38,6 +39,11 @@ class _PredictStep:
         return rows.prediction(prediction)
 
 
+def _reading(logits: LogitReader, nonfinite: NonFinite) -> tuple[Any, ...]:
+    """How a callback reads a model."""
+    return logits.predict_fn, logits.unpack_batch, logits.read.output, logits.given_task, nonfinite
+
+
 def wrap_predict_step(
     model: LightningModule, logits: LogitReader, transform: PredictionTransform | None, nonfinite: NonFinite = "error"
 ) -> None:
@@ -46,6 +52,11 @@ def wrap_predict_step(
     if not isinstance(step, _PredictStep):
         step = _PredictStep(model, logits, nonfinite)
         model.__dict__["predict_step"] = step
+    elif _reading(step.logits, step.nonfinite) != _reading(logits, nonfinite):
+        raise InputError(
+            f"The callbacks with `attach=True` make one prediction of {type(model).__name__} together, but their `predict_fn`, "
+            "`unpack_batch`, `output`, `task` or `nonfinite` differ. Pass the same to each."
+        )
     if transform is not None:
         step.transforms.append(transform)
 

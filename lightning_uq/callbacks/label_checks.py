@@ -1,6 +1,6 @@
 """The labels that something will be fitted to, looked at before the training, or in its first epoch, instead of after it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
+from lightning_uq.data.indexed import Indexed
 from lightning_uq.running.loaders import exact_loader
 
 TargetOf = Callable[[Any], Any]
@@ -40,7 +41,7 @@ def all_targets(
     """The targets [N, ...] of every row that a fit reads; None where only a pass over the data would tell.
 
     They are taken from a list of batches, or from a data set that holds them: a ``TensorDataset``, one with ``targets`` or
-    ``labels``, a list of pairs, and any wrapper, part or chain of these. They count only if they agree with the first batch, so a
+    ``labels``, a list of pairs, and a ``Subset``, an ``Indexed`` or a chain of these. They count only if they agree with the first batch, so a
     data set that changes its targets is not misread.
 
     Args:
@@ -88,15 +89,14 @@ def _held_targets(dataset: Any) -> Tensor | None:
         return torch.cat([part for part in parts if part is not None]) if all(p is not None for p in parts) else None
     if isinstance(dataset, list | tuple):
         return _as_tensor([item[1] for item in dataset if isinstance(item, list | tuple) and len(item) > 1])
+    if isinstance(dataset, Subset | Indexed):  # any other wrapper may filter the items, or change them
+        held = _held_targets(dataset.dataset)
+        return _at(held, list(dataset.indices)) if isinstance(dataset, Subset) and held is not None else held
     for name in ("targets", "labels"):
         found = _as_tensor(getattr(dataset, name, None))
-        if found is not None:
+        if found is not None and found.ndim and isinstance(dataset, Sized) and len(found) == len(dataset):
             return found
-    inner = getattr(dataset, "dataset", None)
-    if inner is None:
-        return None
-    held = _held_targets(inner)
-    return _at(held, list(dataset.indices)) if isinstance(dataset, Subset) and held is not None else held
+    return None
 
 
 def _as_tensor(values: Any) -> Tensor | None:

@@ -249,3 +249,47 @@ def test_two_ranks_count_each_row_once_and_a_rank_without_rows_waits_for_nobody(
     (alone,) = trainer.test(module, loader(51, 2), verbose=False)
     assert tested == pytest.approx(alone, rel=1e-5)
     assert uneven == pytest.approx(alone, rel=1e-5)
+
+
+def test_an_object_that_the_test_step_changes_is_scored_as_it_came(make_trainer):
+    class Graphs:
+        def __init__(self, x, y):
+            self.x, self.y = x, y
+
+    class Normalising(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, batch):
+            return self.layer(batch.x)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch), batch.y)
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+        def test_step(self, batch, batch_idx):
+            self.log("test_loss", F.cross_entropy(self(batch), batch.y), batch_size=len(batch.y))
+            batch.x.mul_(9)
+            batch.y.zero_()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def loader():
+        generator = torch.Generator().manual_seed(0)
+        x, y = torch.randn(32, 4, generator=generator), torch.arange(32) % 3
+        data = list(zip(x, y, strict=True))
+        return DataLoader(
+            data,
+            batch_size=8,
+            collate_fn=lambda items: Graphs(*(torch.stack(part) for part in zip(*items, strict=True))),
+        )
+
+    module = Normalising()
+    trainer = make_trainer(max_epochs=1, callbacks=[TemperatureScaling()])
+    trainer.fit(module, loader(), loader())
+    (tested,) = trainer.test(module, loader(), verbose=False)
+    assert tested["uq/test_nll"] == pytest.approx(tested["test_loss"], abs=1e-5)

@@ -283,3 +283,26 @@ def test_two_ranks_tell_the_fault_of_one(run_script, tmp_path):
         assert "from -100 to" in text
         assert epochs <= 1
     assert found["right"][0] == "fitted"
+
+
+class Filtered(Dataset):
+    """A wrapper that leaves out what has no label, as users write it."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+        self.kept = [i for i in range(len(dataset)) if int(dataset[i][1]) >= 0]
+
+    def __len__(self):
+        return len(self.kept)
+
+    def __getitem__(self, i):
+        return self.dataset[self.kept[i]]
+
+
+@pytest.mark.parametrize("callback", [FitGMM, TemperatureScaling])
+def test_a_wrapper_that_filters_its_data_is_not_misread(make_trainer, callback):
+    """The labels inside are not those of its items, although the first batch has the same."""
+    data = DataLoader(Filtered(TensorDataset(X, MASKED)), batch_size=16)
+    fitted = callback()
+    make_trainer(callbacks=[fitted], max_epochs=1).fit(Lit(), data, data)
+    assert fitted.fitted

@@ -268,3 +268,19 @@ def test_outputs_that_overflow_inside_are_no_confident_energy(make_trainer):
 def test_an_unknown_choice():
     with pytest.raises(InputError, match="`nonfinite` must be"):
         FitGMM(nonfinite="ignore")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (FitGMM(attach=True), TemperatureScaling(output=lambda out: 3 * out, attach=True)),
+        (FitGMM(attach=True, nonfinite="inf"), TemperatureScaling(attach=True)),
+    ],
+    ids=["output", "nonfinite"],
+)
+def test_attached_callbacks_that_read_a_model_differently_are_refused(make_trainer, first, second):
+    """One prediction is made of both: the second would be applied to what the first one reads."""
+    module, trainer = Lit(), make_trainer(max_epochs=1, callbacks=[first, second])
+    trainer.fit(module, LOADER, LOADER)
+    with pytest.raises(InputError, match="make one prediction of Lit together, but their `predict_fn`, .* differ"):
+        trainer.predict(module, LOADER)
