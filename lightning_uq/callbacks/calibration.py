@@ -150,6 +150,12 @@ class Calibration(PostTrainingCallback):
         check_calibration(self.logits.task(pl_module), type(self).__name__, self.needs_classes)
         super().on_fit_start(trainer, pl_module)
 
+    def has_own_data(self, trainer: Trainer) -> bool:
+        """Whether no validation will read the fitting data during the training."""
+        every, end = trainer.check_val_every_n_epoch, trainer.max_epochs
+        is_never = every is not None and end not in (None, -1) and trainer.current_epoch // every == end // every
+        return super().has_own_data(trainer) or is_never
+
     def fits_targets(self, model: nn.Module) -> bool:
         """Labels are what a calibration is fitted to."""
         return True

@@ -123,8 +123,7 @@ class FitGMM(FeatureCallback):
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Every label must be one that the task knows, and every class needs two rows."""
         check_targets(self.logits.task(model), target, outputs, f"{type(self).__name__}'s fitting data")
-        prediction: Any = self.logits.prediction(model, outputs[:, :1], to_members=False)
-        counts = _class_counts(target, prediction.probs.shape[1])
+        counts = _class_counts(target, self._num_classes(model, outputs[:, :1]))
         if counts is not None:
             check_class_counts(counts)
 
@@ -133,9 +132,9 @@ class FitGMM(FeatureCallback):
         self._noted = torch.zeros(0, dtype=torch.long)
         super().on_fit_start(trainer, pl_module)
 
-    def note_targets(self, target: Tensor) -> None:
+    def note_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Count the rows of each class."""
-        counts = _class_counts(target, len(self._noted))
+        counts = _class_counts(target, self._num_classes(model, outputs))
         if counts is not None:
             self._noted = torch.nn.functional.pad(self._noted, (0, len(counts) - len(self._noted))) + counts
 
@@ -235,6 +234,10 @@ class FitGMM(FeatureCallback):
             return 1
         outputs = self.logits(model, batch, trainer)
         labelled_batch(self.logits, model, batch, outputs, where)
+        return self._num_classes(model, outputs)
+
+    def _num_classes(self, model: nn.Module, outputs: Tensor) -> int:
+        """C of a classifier with outputs [Z, B, ...]."""
         prediction: Any = self.logits.prediction(model, outputs, to_members=False)
         return int(prediction.probs.shape[1])
 

@@ -78,8 +78,8 @@ class PostTrainingCallback(FittingCallback):
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:  # optional
         """Raise, before the training, what the targets [N, ...] of all rows would raise after it."""
 
-    def note_targets(self, target: Tensor) -> None:  # optional
-        """Take note of the targets of one batch of the first epoch, which were checked."""
+    def note_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:  # optional
+        """Take note of the targets of one batch of the first epoch, which were checked; outputs [Z, 1, ...] are those of one row."""
 
     def review_noted_targets(self, trainer: Trainer) -> None:  # optional
         """Warn of what the first epoch's targets showed. Called on all ranks."""
@@ -170,7 +170,7 @@ class PostTrainingCallback(FittingCallback):
                 target = target.cpu()
                 where = f"{type(self).__name__}'s fitting data"
                 check_targets(self.logits.task(pl_module), target, self._seen.outputs_for(target), where)
-                self.note_targets(target)
+                self.note_targets(pl_module, target, self._seen.outputs)
         except Exception as error:
             if trainer.world_size == 1:
                 raise

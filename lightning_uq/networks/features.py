@@ -216,6 +216,22 @@ class FeatureTap:
         self, network: nn.Module, x: Any, call: Callable[[nn.Module, Any], Any] = call_network
     ) -> tuple[Any, list[Tensor]]:
         """What ``call(network, x)`` gives, and the layers' features [B, D], in order; the output as features is not pooled."""
+        output, caught = self._run(network, x, call)
+        if len(caught) < len(self.layers) and not torch.compiler.is_compiling():
+            # A network that was compiled, and called, before the hooks were set runs without them.
+            with torch.compiler.set_stance("force_eager"):
+                output, caught = self._run(network, x, call)
+        missing = [name for name in self.layers if name not in caught]
+        if missing:
+            raise InputError(
+                f"`feature_layers` must name layers that the network runs, but {missing[0]!r} was not called in its forward pass."
+            )
+        return output, [caught[name] for name in self.layers]
+
+    def _run(
+        self, network: nn.Module, x: Any, call: Callable[[nn.Module, Any], Any]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """What the network gives, and the features by layer."""
         self.caught = {}
         self.mask.start()
         try:
@@ -226,14 +242,7 @@ class FeatureTap:
         finally:
             self.caught = None
             self.mask.stop()
-        missing = [name for name in self.layers if name not in caught]
-        if missing:
-            raise InputError(
-                f"`feature_layers` must name layers that the network runs, but {missing[0]!r} was not "
-                "called in its forward pass. A network that was compiled, and called, before it came here skips new hooks: "
-                "compile the whole instead."
-            )
-        return output, [caught[name] for name in self.layers]
+        return output, caught
 
 
 class _Catch:

@@ -269,7 +269,7 @@ class Prediction(ABC):
         if name == "log_density":
             return self._alarming(-self.log_density)
         if name not in self.score_names:
-            names = (*self.score_names, *self._density())
+            names = (*self.score_names, *([] if self._get("log_density") is None else ["log_density"]))
             raise InputError(
                 f"{type(self).__name__} has no score {name!r}. Its scores are {', '.join(names)}.{self._hint}"
             )
@@ -302,15 +302,25 @@ class Prediction(ABC):
 
         Args:
             interval: The share of a central interval in (0, 1), whose bounds are added where numbers are predicted.
+
+        Where a density was fitted, ``log_density`` and ``ood_score``, which is minus it, are among them. A score that is NaN is plus
+        infinity, as :meth:`score` gives it, and the ``label`` of such an input is -1.
         """
 
     @abstractmethod
     def log_prob(self, target: Tensor) -> Tensor:
         """Log-probability, or log-density, of ``target`` under the prediction."""
 
-    def _density(self) -> dict[str, Tensor]:
+    def _columns(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The results, with those of a fitted density; whoever filters a table by a score finds the rows that have none."""
+        names = {*self.score_names, *(name for name in results if name.startswith("uncalibrated_"))}
+        found = {name: _infinite(values) if name in names else values for name, values in results.items()}
         density = self._get("log_density")
-        return {} if density is None else {"log_density": density}
+        return found if density is None else {**found, "log_density": density, "ood_score": self.score("log_density")}
+
+
+def _infinite(values: Tensor) -> Tensor:
+    return torch.where(values.isnan(), torch.inf, values)
 
 
 def _joined(name: str, axis: int | None, predictions: Sequence[Prediction]) -> Tensor | None:

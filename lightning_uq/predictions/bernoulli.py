@@ -67,8 +67,8 @@ class LabelProbabilities(Decomposed):
 
     @property
     def label(self) -> Tensor:
-        """Whether each label is on with a probability above 0.5: [B, L] of int64, 0 or 1."""
-        return (self.pooled_logits > 0).long()
+        """Whether each label is on with a probability above 0.5: [B, L] of int64, 0 or 1, and -1 where it is NaN."""
+        return torch.where(self.pooled_logits.isnan(), -1, (self.pooled_logits > 0).long())
 
     def labels(self, threshold: float | Tensor) -> Tensor:
         """Whether each label's probability is above a threshold: [B, L] of int64, 0 or 1.
@@ -109,14 +109,14 @@ class LabelProbabilities(Decomposed):
         Args:
             interval: Ignored, because labels have no interval.
         """
-        return {
+        results = {
             "label": self.label,
             "confidence": self.confidence,
             "probs": self.probs,
             "predictive_entropy": self.predictive_entropy,
             **self._parts(),
-            **self._density(),
         }
+        return self._columns(results)
 
 
 class BernoulliPrediction(LabelProbabilities):

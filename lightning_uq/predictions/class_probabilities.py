@@ -87,8 +87,9 @@ class ClassProbabilities(Decomposed):
 
     @property
     def label(self) -> Tensor:
-        """Most probable class [B, ...]."""
-        return self.log_probs.argmax(1)
+        """Most probable class [B, ...]; -1 where the probabilities are NaN."""
+        highest, label = self.log_probs.max(1)  # of numbers with a NaN, the highest is NaN
+        return torch.where(highest.isnan(), -1, label)
 
     @property
     def confidence(self) -> Tensor:
@@ -156,14 +157,14 @@ class ClassProbabilities(Decomposed):
         Args:
             interval: Ignored, because classes have no interval.
         """
-        return {
+        results = {
             "label": self.label,
             "confidence": self.confidence,
             "probs": self.probs,
             "predictive_entropy": self.predictive_entropy,
             **self._parts(),
-            **self._density(),
         }
+        return self._columns(results)
 
     def _check_classes(self, name: str, axes: str) -> None:
         """Refuse a tensor with a class axis that has too few axes."""

@@ -111,11 +111,8 @@ class DirichletPrediction(ClassProbabilities):
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
         """As for any classifier, with ``vacuity`` and ``differential_entropy``."""
-        return {
-            **super().to_dict(interval),
-            "vacuity": self.vacuity,
-            "differential_entropy": self.differential_entropy,
-        }
+        named = {"vacuity": self.vacuity, "differential_entropy": self.differential_entropy}
+        return self._columns({**super().to_dict(interval), **named})
 
     def _mean(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """The mean over z of a function of concentrations [N, C, ...]."""

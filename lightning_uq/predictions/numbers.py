@@ -166,15 +166,15 @@ class NumberPrediction(Prediction):
             interval: The share in (0, 1) of the central interval from ``lower`` to ``upper``; None leaves them out.
         """
         bounds = {} if interval is None else dict(zip(("lower", "upper"), self.interval(interval), strict=True))
-        return {
+        results = {
             "mean": self.mean,
             "variance": self.variance,
             "aleatoric_variance": self.aleatoric_variance,
             "epistemic_variance": self.epistemic_variance,
             **self._parameters(),
-            **self._density(),
             **bounds,
         }
+        return self._columns(results)
 
     def _parameters(self) -> dict[str, Tensor]:
         """Further results of the type, for :meth:`to_dict`."""

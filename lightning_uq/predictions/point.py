@@ -81,4 +81,4 @@ class PointPrediction(SpreadPrediction):
 
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
         """``mean``, and ``epistemic_variance`` of several hypotheses; ``log_density`` if there is one. A mean has no interval."""
-        return {"mean": self.mean, **self._member_spread(), **self._density()}
+        return self._columns({"mean": self.mean, **self._member_spread()})

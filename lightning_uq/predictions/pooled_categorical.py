@@ -75,4 +75,5 @@ class PooledCategoricalPrediction(ClassProbabilities):
     def to_dict(self, interval: float | None = None) -> dict[str, Tensor]:
         """As for any classifier, with ``vacuity`` and ``differential_entropy`` of a Dirichlet."""
         further = {name: self._get(name) for name in ("vacuity", "differential_entropy")}
-        return {**super().to_dict(interval), **{name: tensor for name, tensor in further.items() if tensor is not None}}
+        named = {name: tensor for name, tensor in further.items() if tensor is not None}
+        return self._columns({**super().to_dict(interval), **named})

@@ -162,7 +162,7 @@ class QuantilePrediction(SpreadPrediction):
         )
         if reached and interval is not None:
             named |= dict(zip(("lower", "upper"), self.interval(interval), strict=True))
-        return {**named, **self._member_spread(), **self._density()}
+        return self._columns({**named, **self._member_spread()})
 
     @property
     def _level_list(self) -> list[float]:

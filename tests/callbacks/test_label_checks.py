@@ -181,6 +181,24 @@ def test_a_rare_class_that_only_batches_show_is_a_warning_after_the_first_epoch(
         trainer.fit(Lit(), DataLoader(Opaque(X, RARE), batch_size=20))
 
 
+def test_a_last_class_that_no_row_has_is_a_warning_after_the_first_epoch(make_trainer):
+    """The labels alone do not tell that there is one class more: the outputs do."""
+    with (
+        pytest.warns(UserWarning, match="FitGMM will fail after the training unless .*class 2 has 0"),
+        pytest.raises(InputError, match="class 2 has 0"),
+    ):
+        make_trainer(max_epochs=2, callbacks=[FitGMM()]).fit(
+            Lit(), DataLoader(Opaque(X, Y.clamp_max(1)), batch_size=20)
+        )
+
+
+def test_a_validation_that_never_comes_looks_at_no_label_so_they_are_looked_at_before(make_trainer):
+    good, bad = (DataLoader(Opaque(X, y), batch_size=20) for y in (Y, MASKED))
+    module, error = fit(make_trainer, [TemperatureScaling()], good, bad, epochs=3, check_val_every_n_epoch=5)
+    assert "from -100 to 2" in str(error)
+    assert module.global_step == 0
+
+
 @pytest.mark.parametrize(
     "kind", [lambda y: DataLoader(Opaque(X, y), batch_size=20), lambda y: [(X[:40], y[:40]), (X[40:], y[40:])]]
 )

@@ -529,7 +529,7 @@ def test_columns_that_change(make_trainer, tmp_path, format):
             prediction = super().predict_step(batch, batch_idx)
             return prediction.replace(log_density=torch.zeros(len(prediction))) if batch_idx else prediction
 
-    with pytest.raises(InputError, match=r"the same columns, but log_density differ from the first batch's"):
+    with pytest.raises(InputError, match=r"the same columns, but log_density, ood_score differ from the first batch's"):
         write(make_trainer, Fickle(nn.Linear(4, 3)), LOADER, tmp_path, format=format)
     assert names(tmp_path) == []
 

@@ -153,3 +153,13 @@ def test_a_layer_may_be_called_by_name():
     torch.testing.assert_close(hidden, network.body(X).relu())
     assert torch.equal(x, X)
     assert output.shape == (5, 3)
+
+
+def test_a_network_that_was_compiled_and_called_before_is_tapped_too():
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    compiled = torch.compile(network, backend="eager")
+    with torch.no_grad():
+        compiled(X)  # from now on, it runs without hooks that it does not know
+        output, (features,) = FeatureTap(compiled, ["2"]).run(compiled, X)
+        torch.testing.assert_close(features, network[:2](X))
+        torch.testing.assert_close(output, network(X))

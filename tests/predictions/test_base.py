@@ -328,3 +328,27 @@ def test_values_known_to_be_in_range_are_not_looked_at_again():
         DirichletPrediction(bad)
     with pytest.raises(InputError, match=r"shape \[Z, B, C\]"):
         DirichletPrediction.of_checked(concentration=bad[0])
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_a_table_filtered_by_a_score_finds_the_rows_that_have_none(make):
+    """``score > threshold`` is False for NaN, so that the row without an answer would pass as a sure one."""
+    whole = make(4, log_density=torch.tensor([-1.0, -torch.inf, -3.0, -2.0]))
+    tensors = {}
+    for name, tensor, axis in whole._present():
+        tensors[name] = tensor.clone()
+        if name != "log_density" and axis is not None:
+            tensors[name].select(axis, 1).fill_(torch.nan)
+    found, clean = type(whole).of_checked(**tensors).to_dict(), whole.to_dict()
+    assert torch.equal(found["ood_score"], torch.tensor([1.0, torch.inf, 3.0, 2.0]))
+    bad = torch.arange(4) == 1
+    scores = [name for name in found if name in (*whole.score_names, "mutual_information", "expected_entropy")]
+    assert scores
+    for name, values in found.items():
+        torch.testing.assert_close(values[~bad], clean[name][~bad])
+        if name in scores:
+            assert bool((values[bad] == torch.inf).all()), name
+        elif name == "label":
+            assert bool((values[bad] == -1).all())
+        elif name not in ("log_density", "ood_score"):
+            assert bool(values[bad].isnan().all()), name
