@@ -187,3 +187,8 @@ def batch_size_name(finder: BatchSizeFinder) -> str:
 def state_key(callback: Callback, **arguments: Any) -> str:
     """A key for a callback's state that tells two of a class apart, in Lightning's own format."""
     return callback._generate_state_key(**arguments)
+
+
+def is_compiled(module: object) -> bool:
+    """Whether the steps of a LightningModule were compiled: ``torch.compile`` of the whole gives a module that says so here alone."""
+    return getattr(module, "_compiler_ctx", None) is not None

@@ -99,7 +99,7 @@ class Calibration(PostTrainingCallback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Verify the weights at the first batch, and keep the batch."""
-        super().on_test_batch_start(trainer, pl_module)
+        super().on_test_batch_start(trainer, pl_module, batch)
         self._tested.keep(batch)
 
     def on_test_batch_end(
@@ -112,6 +112,7 @@ class Calibration(PostTrainingCallback):
         dataloader_idx: int = 0,
     ) -> None:
         """Score the batch just tested."""
+        super().on_test_batch_end(trainer, pl_module)
         self._tested.update(trainer, pl_module, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

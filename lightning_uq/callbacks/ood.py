@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_uq import batches
-from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, PixelScores, named_scores
+from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, PixelScores, check_score, named_scores
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.output import Output, PredictFn
@@ -21,6 +21,7 @@ from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
 from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.ranks import raise_on_all_ranks, raising_on_all_ranks
+from lightning_uq.running.step_input import StepInput
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task, describe
 
@@ -114,6 +115,7 @@ class OODDetection(Callback):
             raise InputError("`masks=True` marks positions, so it needs `level='pixel'`, but `level` is 'image'.")
         self.level = level
         self.masks = masks
+        self._step_input = StepInput()
         self._reset()
 
     def _reset(self) -> None:
@@ -143,6 +145,7 @@ class OODDetection(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before anything runs."""
         check_strategy(trainer, type(self).__name__)
+        self._step_input = StepInput()
         if is_param_in_hook_signature(pl_module.test_step, "dataloader_iter", explicit=True):
             raise UnsupportedError(
                 "OODDetection does not support `test_step(dataloader_iter)`, under which hooks do not know their batch."
@@ -167,6 +170,7 @@ class OODDetection(Callback):
         """Copy the batch: what the test step does to it in place is not what is scored, nor the other way round."""
         if self.in_distribution in (None, dataloader_idx):
             self._batch = batches.own_batch(batch)
+            self._step_input.start_reading(pl_module, batch, self.read)
 
     def on_test_batch_end(
         self,
@@ -178,6 +182,7 @@ class OODDetection(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Score the batch just tested."""
+        self._step_input.end(pl_module, "test_step")
         if self.in_distribution not in (None, dataloader_idx) or self._error is not None or self._inside is None:
             return
         loader = loader_list(trainer.test_dataloaders)[dataloader_idx]
@@ -232,6 +237,7 @@ class OODDetection(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Free the scores."""
+        self._step_input.drop()
         self._reset()
 
     # ------------------------------------------------------------------ loaders
@@ -336,7 +342,7 @@ class OODDetection(Callback):
                 )
             else:
                 value = score(logits)
-            _check_score(name, value, [len(prediction), *prediction.map_shape])
+            check_score(name, value, [len(prediction), *prediction.map_shape])
             value = value if keep is None else value[keep.to(value.device)]
             scored.add(name, value, None if counted is None or value.ndim == 1 else counted)
 
@@ -377,18 +383,6 @@ class OODDetection(Callback):
                 f"distribution, but a batch has {came}. Leave `masks` out to count all positions."
             )
         return target == 1
-
-
-def _check_score(name: str, value: Any, shape: list[int]) -> None:
-    """Refuse what is no score of each input, or of each position of a map."""
-    if not isinstance(value, Tensor) or list(value.shape) not in (shape, shape[:1]) or not value.is_floating_point():
-        came = (
-            f"{value.dtype} of shape {list(value.shape)}"
-            if isinstance(value, Tensor)
-            else f"of type {type(value).__name__}"
-        )
-        wanted = f"[B] = {shape}" if len(shape) == 1 else f"[B, ...] = {shape} or [B] = {shape[:1]}"
-        raise InputError(f"Score {name!r} must be a floating-point tensor {wanted}, but it is {came}.")
 
 
 def _check_loaders(loaders: Any, name: str) -> dict[str, Any]:

@@ -227,3 +227,15 @@ def named_scores(scores: Any) -> dict[str, str | Score] | None:
         came = f"it holds an object of type {type(wrong[0]).__name__}" if wrong else "it is empty"
         raise InputError(f"`scores` must hold names or functions, but {came}.")
     return named
+
+
+def check_score(name: str, value: Any, shape: list[int]) -> None:
+    """Refuse what is no score of each input, or of each position of a map."""
+    if not isinstance(value, Tensor) or list(value.shape) not in (shape, shape[:1]) or not value.is_floating_point():
+        came = (
+            f"{value.dtype} of shape {list(value.shape)}"
+            if isinstance(value, Tensor)
+            else f"of type {type(value).__name__}"
+        )
+        wanted = f"[B] = {shape}" if len(shape) == 1 else f"[B, ...] = {shape} or [B] = {shape[:1]}"
+        raise InputError(f"Score {name!r} must be a floating-point tensor {wanted}, but it is {came}.")

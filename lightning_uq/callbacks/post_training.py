@@ -31,6 +31,7 @@ from lightning_uq.running.fitted_state import to_cpu
 from lightning_uq.running.loaders import can_be_reread, check_loader, exact_loader
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import raise_on_all_ranks, raising_on_all_ranks
+from lightning_uq.running.step_input import StepInput
 from lightning_uq.strategies import check_strategy
 
 
@@ -57,6 +58,10 @@ class PostTrainingCallback(FittingCallback):
     _seen: SeenBatch | None = None
     _label_error: Exception | None = None
     _verified = False
+
+    def __init__(self, **fitting: Any) -> None:
+        super().__init__(**fitting)
+        self._step_input = StepInput()
 
     # ------------------------------------------------------------------ what a subclass provides
 
@@ -93,6 +98,7 @@ class PostTrainingCallback(FittingCallback):
         """Refuse strategies that were not tested; what was verified before counts no more."""
         check_strategy(trainer, type(self).__name__)
         self._verified = False
+        self._step_input = StepInput()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A new fit clears the state; what would fail after training fails now."""
@@ -202,6 +208,7 @@ class PostTrainingCallback(FittingCallback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """An interrupted fit leaves nothing fitted, and an interrupted prediction nothing wrapped."""
         unwrap_predict_step(pl_module)
+        self._step_input.drop()
         if trainer.state.fn == TrainerFn.FITTING:
             self._forget(pl_module)
 
@@ -263,14 +270,24 @@ class PostTrainingCallback(FittingCallback):
 
     # ------------------------------------------------------------------ the weights in memory are the fitted ones
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Verify at the first batch of ``trainer.validate``, after any swap of weights."""
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
+        """Verify at the first batch of ``trainer.validate``, after any swap of weights; watch a step of the module's own."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._verify(trainer, pl_module)
+        self._step_input.start_reading(pl_module, batch, self.logits)
 
-    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Verify at the first batch of ``trainer.test``."""
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
+        """Verify at the first batch of ``trainer.test``; watch a step of the module's own."""
         self._verify(trainer, pl_module)
+        self._step_input.start_reading(pl_module, batch, self.logits)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Compare the input of the module's step with the one that is read."""
+        self._step_input.end(pl_module, "validation_step")
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Compare the input of the module's step with the one that is read."""
+        self._step_input.end(pl_module, "test_step")
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Verify at the first batch of ``trainer.predict``; with ``attach``, predictions of a foreign module become ours."""

@@ -34,6 +34,10 @@ def inputs(loader):
     return loader.dataset.tensors[0]
 
 
+# The steps here make their own input, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gives its `forward` another input")
+
+
 class Plain(LightningModule):
     """A classifier that knows nothing of this package, and whose test step is random and careless."""
 

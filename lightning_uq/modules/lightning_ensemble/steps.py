@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lightning_uq.batches import own_batch
 from lightning_uq.errors import InputError
-from lightning_uq.modules.lightning_ensemble.checks import overrides
+from lightning_uq.modules.lightning_ensemble.checks import layout_problem, overrides
 from lightning_uq.modules.lightning_ensemble.part import Part
+from lightning_uq.running.step_input import StepInput
 
 if TYPE_CHECKING:
     from lightning_uq.modules.lightning_ensemble.members import Members
@@ -30,6 +31,7 @@ class MemberSteps(Part):
         self.outputs: list[Any] = []
         self.losses: list[Tensor | None] = []
         self._batches: dict[int, Any] = {}
+        self._step_input = StepInput()
 
     def forget(self) -> None:
         """Drop the values of the current batch."""
@@ -63,9 +65,19 @@ class MemberSteps(Part):
             if overrides(member, step):
                 with self.members.using_stream(i):
                     own = self.batch_of(i, batch)
+                    if i == 0:
+                        self._watch(member, own)
                     self.outputs[i] = call_step(getattr(member, step), own, batch_idx, dataloader_idx)
+                if i == 0:
+                    self._step_input.end(member, step)
                 self._release(i, f"on_{step.removesuffix('_step')}_batch_end")
         self.members.logs.log_means()
+
+    def _watch(self, member: LightningModule, batch: Any) -> None:
+        """Watch whether a member's step uses the input that the ensemble as a whole reads of its batch."""
+        ensemble = self.members.ensemble
+        if ensemble.network.read_output.predict_fn is None and layout_problem(ensemble, batch) is None:
+            self._step_input.start(member, *ensemble.unpack_batch(batch))
 
     def _trained(self, member: LightningModule, batch: Any, batch_idx: int) -> Any:
         """What a member's ``training_step`` returns, averaged with that of an adversarial batch where one is asked for."""

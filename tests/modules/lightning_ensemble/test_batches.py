@@ -19,6 +19,9 @@ from lightning_uq.running.streams import RandomStream
 
 M, SEED = 3, 7
 
+# The steps here make their own input, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gives its `forward` another input")
+
 
 class Reassigns(LightningModule):
     """Puts scaled inputs into the batch that it was given."""

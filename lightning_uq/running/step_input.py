@@ -1,0 +1,98 @@
+"""Whether a module's own steps give its ``forward`` the input that is read here from their batches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from lightning_uq._lightning import is_compiled
+from lightning_uq.errors import InputError
+from lightning_uq.guessing import report_guess
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
+
+
+class StepInput:
+    """Watches one step of a module that is not ours, and warns if it calls ``forward`` with other numbers than are read.
+
+    A step that scales its input, such as ``self((x - 3) / 10)``, trains a network for that input; what is fitted or scored on ``x``
+    would belong to no prediction of the user's. A step that does not call ``self(...)`` tells nothing.
+
+    Example:
+        >>> watch, x = StepInput(), torch.ones(2, 1)
+        >>> network = nn.Linear(1, 3)
+        >>> watch.start(network, x, None)
+        >>> _ = network(x)
+        >>> watch.end(network, "test_step")
+    """
+
+    def __init__(self) -> None:
+        self._knows = False
+        self._hook: RemovableHandle | None = None
+        self._read: list[Tensor] = []
+        self._target: list[Tensor] = []
+        self._matches: list[bool] = []
+
+    def start(self, model: nn.Module, x: Any, target: Any) -> None:
+        """Before a step: what is read of its batch. Nothing is done once a step has told."""
+        self.drop()
+        if self._knows or is_compiled(model):  # a compiled step would hold the hook
+            return
+        self._read, self._target = [t.clone() for t in _tensors(x)], _tensors(target)
+        if self._read:
+            self._hook = model.register_forward_pre_hook(self._compare, with_kwargs=True)
+
+    def start_reading(self, model: nn.Module, batch: Any, reader: LogitReader) -> None:
+        """Before a step: watch it, if a reader reads the input alone of a module that is not ours."""
+        if reader.predict_fn is None and not is_uncertainty_module(model):
+            try:
+                x, target = reader.unpack(model, batch)
+            except InputError:  # whoever has to read such a batch says so
+                return
+            self.start(model, x, target)
+
+    def end(self, model: nn.Module, step: str) -> None:
+        """After the step, named ``step``."""
+        matches = self._matches
+        self.drop()
+        if not matches:
+            return
+        self._knows = True
+        if not any(matches):
+            name = type(model).__name__
+            report_guess(
+                f"The `{step}` of {name} gives its `forward` another input than the one that is read from the batch, so what is fitted or "
+                f"scored belongs to another input than {name} is used with. Pass `unpack_batch`, a function that returns that input "
+                "and the target.",
+                is_doubtful=True,
+            )
+
+    def drop(self) -> None:
+        """Watch no more, as after an error in the step."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook, self._read, self._target, self._matches = None, [], [], []
+
+    def _compare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(args) > 1 and isinstance(args[1], int):  # a strategy calls the step itself through `forward`
+            return
+        given = _tensors([args, kwargs])
+        rest = [t for t in given if not _has(self._read, t)]
+        self._matches.append(all(_has(given, t) for t in self._read) and all(_has(self._target, t) for t in rest))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """The tensors of an input; those inside of an object, such as a graph, are not seen."""
+    plain = torch.utils._pytree.tree_map(lambda leaf: dict(leaf) if isinstance(leaf, Mapping) else leaf, tree)
+    return [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]
+
+
+def _has(tensors: list[Tensor], wanted: Tensor) -> bool:
+    """Whether one of the tensors holds the same numbers, in any shape and dtype."""
+    return any(
+        one.numel() == wanted.numel()
+        and torch.allclose(one.flatten().double(), wanted.flatten().to(one.device).double(), 0, 0, equal_nan=True)
+        for one in tensors
+    )
