@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, check_class_counts, fit_gaussian
+from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, check_class_counts
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.method import Method, Setting
-from lightning_uq.networks.class_statistics import ClassStatistics
+from lightning_uq.networks.class_halves import ClassHalves
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.pooling import Pool
 from lightning_uq.networks.positions import resized, score_positions
@@ -43,7 +43,8 @@ class FitGMM(FeatureCallback):
     Args:
         covariance: ``"full"`` (DDU), ``"tied"`` (one for all classes) or ``"diagonal"``.
         priors: ``"uniform"`` or ``"empirical"`` class priors in the density.
-        regularization: ``"oas"``, an absolute value, or ``"ddu"``, the original's schedule: see
+        regularization: ``"held_out"``, which chooses how far the covariances are shrunk, and towards what, by the likelihood of the half of the
+            rows that was left out; ``"oas"``, an absolute value, or ``"ddu"``, the original's schedule: see
             :func:`~lightning_uq.functional.gaussian.fit_gaussian`.
         score: ``"log_density"``, ``"mahalanobis"`` or ``"relative_mahalanobis"``; the last is the most robust across
             architectures.
@@ -73,7 +74,7 @@ class FitGMM(FeatureCallback):
         *,
         covariance: Covariance = "full",
         priors: Priors = "uniform",
-        regularization: Regularization = "oas",
+        regularization: Regularization = "held_out",
         score: DensityScore = "log_density",
         scoring_dtype: Literal["float64", "float32"] = "float64",
         memory_budget: int = 4 * 2**30,
@@ -100,7 +101,7 @@ class FitGMM(FeatureCallback):
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """One streaming pass; the sums of all ranks are merged at its end."""
-        statistics: list[ClassStatistics] = []
+        statistics: list[ClassHalves] = []
         with raising_on_all_ranks(trainer):
             num_classes = self._stream(model, loader, trainer, statistics)
         D = statistics[0].num_features if statistics else 0
@@ -113,7 +114,8 @@ class FitGMM(FeatureCallback):
         """Look for labels, logits and features."""
         self._labelled(model, batch, trainer)
         labels = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
-        self._by_row(model, self.features(model, batch, trainer), labels)
+        features = self.features(model, batch, trainer)
+        self._by_row(model, features, labels, torch.arange(features.shape[1]))
         self.features.reset()
 
     def fits_targets(self, model: nn.Module) -> bool:
@@ -172,38 +174,45 @@ class FitGMM(FeatureCallback):
         statistics = []
         for rows in _by_member(features):
             classes = int(labels.max()) + 1 if num_classes is None else num_classes
-            statistics.append(ClassStatistics(classes, rows.shape[1], self.covariance, self.memory_budget))
-            statistics[-1].update(rows.cpu(), labels.cpu())
+            statistics.append(self._statistics(classes, rows.shape[1]))
+            statistics[-1].update(rows.cpu(), labels.cpu(), torch.arange(len(labels)))
         self._set(self._fit_statistics(statistics), None)
         return self
 
-    def _fit_statistics(self, statistics: list[ClassStatistics]) -> dict[str, Any]:
+    def _fit_statistics(self, statistics: list[ClassHalves]) -> dict[str, Any]:
         tensors: dict[str, Any] = {"feature_layer": self.features.resolved, "num_members": len(statistics)}
         for i, member in enumerate(statistics):
-            fit = fit_gaussian(member, self.covariance, self.priors, self.regularization)
+            fit = member.fit(self.covariance, self.priors, self.regularization)
             tensors.update({f"{i}.{name}": value for name, value in fit._asdict().items()})
         return tensors
 
-    def _stream(self, model: nn.Module, loader: Any, trainer: Trainer | None, statistics: list[ClassStatistics]) -> int:
-        num_classes = 0
+    def _stream(self, model: nn.Module, loader: Any, trainer: Trainer | None, statistics: list[ClassHalves]) -> int:
+        num_classes = num_read = 0
+        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         for raw in loader:
             batch = to_device(raw, model, trainer)
             y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data", trainer)
             if not statistics:
                 num_classes = self._labelled(model, batch, trainer)
-            features, y = self._by_row(model, self.features(model, batch, trainer), y)
+            features = self.features(model, batch, trainer)
+            num = features.shape[1]
+            samples = rank + world * torch.arange(num_read, num_read + num)
+            num_read += num
+            features, y, samples = self._by_row(model, features, y, samples)
             for i, rows in enumerate(features):
                 if i == len(statistics):
-                    statistics.append(
-                        ClassStatistics(
-                            num_classes, rows.shape[1], self.covariance, self.memory_budget // len(features)
-                        )
-                    )
-                statistics[i].update(rows.cpu(), y.cpu())
+                    statistics.append(self._statistics(num_classes, rows.shape[1], len(features)))
+                statistics[i].update(rows.cpu(), y.cpu(), samples)
         return num_classes
 
-    def _by_row(self, model: nn.Module, features: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Features [M, N, D] with labels [N]: one row per sample, or per position that counts of maps [M, B, D, *P].
+    def _statistics(self, num_classes: int, num_features: int, members: int = 1) -> ClassHalves:
+        halved = self.regularization == "held_out"
+        return ClassHalves(num_classes, num_features, self.covariance, self.memory_budget // members, halved=halved)
+
+    def _by_row(
+        self, model: nn.Module, features: Tensor, y: Tensor | None, samples: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [M, N, D] with labels [N] and samples [N]: one row per sample, or per position that counts of maps [M, B, D, *P].
 
         Raises:
             InputError: There is one label per position and one row of features per sample, or the other way round.
@@ -219,12 +228,13 @@ class FitGMM(FeatureCallback):
                 + ("Pass `pool='positions'`." if y.ndim > 1 else "Pass another `pool` than 'positions'.")
             )
         if y.ndim == 1:
-            return features, y
+            return features, y, samples
         y = resized(y, features.shape[3:])
         rows, positions = features.movedim(2, -1).flatten(1, -2), task.row_positions(y)
+        labels, samples = y.reshape(-1), samples.repeat_interleave(y[0].numel())
         if positions is None:
-            return rows, y.reshape(-1)
-        return rows[:, positions.to(rows.device)], y.reshape(-1)[positions]
+            return rows, labels, samples
+        return rows[:, positions.to(rows.device)], labels[positions], samples[positions.cpu()]
 
     def _labelled(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> int:
         """The number of classes, from a batch whose outputs and labels are checked; 1 if the task has none."""
@@ -242,10 +252,10 @@ class FitGMM(FeatureCallback):
         return int(prediction.probs.shape[1])
 
     def _reduce(
-        self, statistics: list[ClassStatistics], members: int, classes: int, num_features: int, trainer: Trainer
+        self, statistics: list[ClassHalves], members: int, classes: int, num_features: int, trainer: Trainer
     ) -> None:
         while len(statistics) < members:  # a rank without a row takes part with zeros
-            statistics.append(ClassStatistics(classes, num_features, self.covariance, self.memory_budget // members))
+            statistics.append(self._statistics(classes, num_features, members))
         device = trainer.strategy.root_device
 
         def all_sum(tensor: Tensor) -> Tensor:

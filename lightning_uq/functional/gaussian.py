@@ -16,18 +16,15 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.held_out_shrinkage import FLOOR, TARGETS, Shrinkage, shrinkage_target
 from lightning_uq.functional.shrinkage import oas_intensity
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.functional.whitening import add_ridge, ddu_jitter, whiten
 
 Covariance = Literal["full", "tied", "diagonal"]
 Priors = Literal["uniform", "empirical"]
-Regularization = Literal["oas", "ddu"] | float
+Regularization = Literal["held_out", "oas", "ddu"] | float
 COVARIANCES = ("full", "tied", "diagonal")
-
-
-# Relative to the mean variance: enough for a Cholesky factor, too little to be felt.
-_TIED_RIDGE = 1e-6
 
 
 class ClassMoments(Protocol):
@@ -60,7 +57,8 @@ class GaussianFit(NamedTuple):
         background_mean: Mean of all rows, [D].
         background_whitening: The same for all rows as one class: [1, D, D], or [1, D] where diagonal.
         shrinkage: The common intensity r in [0, 1]; 0 without shrinkage.
-        ridge: What was added to every variance, in squared units of the features; with shrinkage, r tr(W) / D.
+        target: What they were shrunk towards, by its place in :data:`~lightning_uq.functional.held_out_shrinkage.TARGETS`; -1 without shrinkage.
+        ridge: What was added to every variance, in squared units of the features; with "oas", r tr(W) / D.
     """
 
     mean: Tensor
@@ -70,6 +68,7 @@ class GaussianFit(NamedTuple):
     background_mean: Tensor
     background_whitening: Tensor
     shrinkage: Tensor
+    target: Tensor
     ridge: Tensor
 
 
@@ -89,12 +88,14 @@ def fit_gaussian(
     statistics: ClassMoments,
     covariance: Covariance | None = None,
     priors: Priors = "uniform",
-    regularization: Regularization = "oas",
+    regularization: Regularization | Shrinkage = "oas",
 ) -> GaussianFit:
     """Fit one Gaussian a class to streamed statistics.
 
     Covariances are unbiased: S_c over n_c - 1, the pooled within-class W over N - C, the background over N - 1.
 
+    - a :class:`~lightning_uq.functional.held_out_shrinkage.Shrinkage`, which ``"held_out"`` finds where the rows were streamed in two halves:
+      (1 - r) S_c + r T + 1e-6 (tr W / D) I. A tied covariance takes W + 1e-6 (tr W / D) I; so does the background.
     - ``"oas"``: (1 - r) S_c + r (tr W / D) I. The oracle-approximating intensity of each class (see
       :func:`oas_intensity`) is averaged to one r, and all share one target, since log-determinants under different
       regularisation cannot be compared. A tied covariance has rows enough and takes W + 1e-6 (tr W / D) I; so does the
@@ -108,7 +109,7 @@ def fit_gaussian(
         statistics: What was streamed.
         covariance: "full", "tied" or "diagonal"; the statistics' own by default.
         priors: "uniform" (1 / C) or "empirical" (n_c / N).
-        regularization: "oas", "ddu" or a float.
+        regularization: A Shrinkage, "oas", "ddu" or a float.
 
     Returns:
         The fit.
@@ -132,7 +133,14 @@ def fit_gaussian(
     kind = statistics.covariance if covariance is None else covariance
     check_choice("covariance", kind, COVARIANCES)
     check_choice("priors", priors, ("uniform", "empirical"))
-    _check_regularization(regularization)
+    if not isinstance(regularization, Shrinkage):
+        check_regularization(regularization)
+        if regularization == "held_out":
+            raise InputError(
+                "`regularization='held_out'` compares two halves of the rows, but these statistics are of all of them: stream them "
+                "into `ClassHalves`, whose `fit` takes it."
+            )
+    is_shrunk = isinstance(regularization, Shrinkage) or regularization == "oas"
     if kind != statistics.covariance and statistics.covariance != "full":
         raise InputError(
             f'`covariance` must be "{statistics.covariance}", which the statistics were streamed for, but it is "{kind}".'
@@ -143,7 +151,7 @@ def fit_gaussian(
     scatter = statistics.scatter
     if kind != statistics.covariance:
         scatter = scatter.sum(0) if kind == "tied" else scatter.diagonal(dim1=-2, dim2=-1)
-    if regularization != "oas" or kind == "tied":
+    if not is_shrunk or kind == "tied":
         _warn_rank(kind, count, D)
 
     freedom = (total - C)[None] if kind == "tied" else count - 1
@@ -152,22 +160,26 @@ def fit_gaussian(
         return (scatter if kind == "tied" else scatter[c]) / freedom[c]
 
     number = 1 if kind == "tied" else C
-    mean_variance = float(_variances(scatter, kind).sum() / (total - C) / D)
+    variance = _variances(scatter, kind).sum() / (total - C) / D
+    floor = FLOOR * float(variance)
     center, spread = background_moments(statistics)
     if kind == "diagonal" and spread.ndim == 2:
         spread = spread.diagonal()
     spread = spread / (total - 1)
 
-    shrinkage, background_ridge = 0.0, _TIED_RIDGE * mean_variance
+    towards, shrinkage, place, background_ridge = None, 0.0, -1, floor
     if regularization == "ddu":
         ridge = ddu_jitter(class_covariance, number)
         background_ridge = ddu_jitter(lambda _: spread.clone(), 1, at_least=ridge)
-    elif regularization == "oas" and kind == "tied":
-        ridge = background_ridge
-    elif regularization == "oas":
+    elif is_shrunk and kind == "tied":
+        ridge = floor
+    elif isinstance(regularization, Shrinkage):
+        shrinkage, ridge, place = regularization.intensity, floor, TARGETS.index(regularization.target)
+        towards = shrinkage_target(scatter.sum(0) / (total - C), regularization.target) * shrinkage
+    elif is_shrunk:
         intensities = [oas_intensity(class_covariance(c), float(freedom[c])) for c in range(number)]
         shrinkage = float(torch.stack(intensities).mean())
-        ridge = shrinkage * mean_variance
+        ridge, place = shrinkage * float(variance), TARGETS.index("identity")
     else:
         ridge = background_ridge = float(regularization)
 
@@ -175,6 +187,8 @@ def fit_gaussian(
     log_det = scatter.new_empty(number)
     for c in range(number):
         matrix = class_covariance(c).mul_(1 - shrinkage)
+        if towards is not None:
+            matrix += towards
         name = "the tied covariance" if kind == "tied" else f"the covariance of class {c}"
         whitening[c], log_det[c] = whiten(add_ridge(matrix, ridge), name, regularization)
     background, _ = whiten(add_ridge(spread, background_ridge), "the background covariance", regularization)
@@ -187,6 +201,7 @@ def fit_gaussian(
         background_mean=center,
         background_whitening=background[None],
         shrinkage=count.new_tensor(shrinkage),
+        target=torch.tensor(place, device=count.device),
         ridge=count.new_tensor(ridge),
     )
 
@@ -202,12 +217,17 @@ def background_moments(statistics: ClassMoments) -> tuple[Tensor, Tensor]:
     return center, within + spread.T @ spread
 
 
-def _check_regularization(value: object) -> None:
-    if value in ("oas", "ddu"):
+def check_regularization(value: object) -> None:
+    """Refuse what is no regularisation.
+
+    Raises:
+        InputError: It is neither a name nor a finite number of at least 0.
+    """
+    if value in ("held_out", "oas", "ddu"):
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise InputError(
-            f"`regularization` must be 'oas', 'ddu' or a finite number of at least 0, but it is {value!r}."
+            f"`regularization` must be 'held_out', 'oas', 'ddu' or a finite number of at least 0, but it is {value!r}."
         )
 
 

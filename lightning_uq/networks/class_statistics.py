@@ -127,22 +127,33 @@ class ClassStatistics:
             if self._pending_rows >= self._block:
                 self._flush()
 
-    def merge(self, other: ClassStatistics) -> None:
+    def merge(self, other: ClassStatistics, classes: Tensor | None = None) -> None:
         """Add the rows that ``other`` has seen; it keeps its own.
+
+        Args:
+            other: The others.
+            classes: Which classes here its classes are; the same ones by default. The covariance must not be tied then.
 
         Raises:
             InputError: The two differ in classes, features or covariance.
         """
-        mine, theirs = (self.covariance, *self._mean.shape), (other.covariance, *other._mean.shape)
+        num_classes = self.num_classes if classes is None else len(classes)
+        mine, theirs = (self.covariance, num_classes, self.num_features), (other.covariance, *other._mean.shape)
         if mine != theirs:
             raise InputError(
                 f"`other` must hold the same covariance, classes and features {mine}, but it holds {theirs}."
             )
         self._flush()
         device = self._mean.device
-        bridge = self._merge_means(other.count.to(device), other.mean.to(device))
-        self._scatter += other.scatter.to(device)
-        self._add_outer(bridge)
+        count, mean, scatter = (part.to(device) for part in (other.count, other.mean, other.scatter))
+        if classes is None or num_classes == self.num_classes:
+            self._scatter += scatter
+        else:
+            count = torch.zeros_like(self._count).index_copy_(0, classes, count)
+            mean = torch.zeros_like(self._mean).index_copy_(0, classes, mean)
+            for c, part in zip(classes.tolist(), scatter, strict=True):
+                self._scatter[c] += part
+        self._add_outer(self._merge_means(count, mean))
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> None:
         """Make this the statistics of all ranks, with two rounds of sums and no copy of all ranks' matrices.

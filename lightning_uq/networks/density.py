@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.finite import infinite_where_bad
 from lightning_uq.functional.gaussian import (
+    COVARIANCES,
     Covariance,
     GaussianFit,
     Priors,
     Regularization,
-    fit_gaussian,
+    check_regularization,
 )
 from lightning_uq.functional.mahalanobis import squared_distances
 from lightning_uq.functional.normal import log_density
 from lightning_uq.functional.precision import move_only, wide_dtype, widen
 from lightning_uq.functional.validation import check_choice
-from lightning_uq.networks.class_statistics import ClassStatistics
+from lightning_uq.networks.class_halves import ClassHalves
 
 DensityScore = Literal["log_density", "mahalanobis", "relative_mahalanobis"]
 
@@ -66,6 +67,7 @@ class GaussianDensity(nn.Module):
     background_mean: Tensor
     background_whitening: Tensor
     shrinkage: Tensor
+    target: Tensor
     ridge: Tensor
 
     def __init__(
@@ -92,7 +94,7 @@ class GaussianDensity(nn.Module):
         num_classes: int | None = None,
         covariance: Covariance = "full",
         priors: Priors = "uniform",
-        regularization: Regularization = "oas",
+        regularization: Regularization = "held_out",
         score: DensityScore = "log_density",
         dtype: torch.dtype | None = None,
         memory_budget: int = 4 * 2**30,
@@ -105,7 +107,7 @@ class GaussianDensity(nn.Module):
             num_classes: C; one more than the largest label by default.
             covariance: See :func:`~lightning_uq.functional.gaussian.fit_gaussian`, as for the next two.
             priors: "uniform" or "empirical".
-            regularization: "oas", "ddu" or a float.
+            regularization: "held_out", "oas", "ddu" or a float.
             score: As of the class, as is the next.
             dtype: Precision of the products.
             memory_budget: Bytes that the scatter matrices may take.
@@ -116,9 +118,12 @@ class GaussianDensity(nn.Module):
             )
         classes = int(labels.max()) + 1 if num_classes is None else num_classes
         device = features.device if wide_dtype(features.device) == torch.float64 else "cpu"
-        statistics = ClassStatistics(classes, features.shape[1], covariance, memory_budget, device)
-        statistics.update(features, labels)
-        return cls(fit_gaussian(statistics, covariance, priors, regularization), score, dtype)
+        check_choice("covariance", covariance, COVARIANCES)
+        check_regularization(regularization)
+        halved = regularization == "held_out"
+        statistics = ClassHalves(classes, features.shape[1], covariance, memory_budget, device, halved)
+        statistics.update(features, labels, torch.arange(len(features)))
+        return cls(statistics.fit(covariance, priors, regularization), score, dtype)
 
     @property
     def is_fitted(self) -> bool:
