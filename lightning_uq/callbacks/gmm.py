@@ -1,8 +1,5 @@
 """A Gaussian per class over a trained network's features: density, Mahalanobis and relative Mahalanobis scores."""
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -10,30 +7,33 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_uq.callbacks.feature_scores import FeatureCallback
+from lightning_uq.callbacks.density_transform import DensityTransform
+from lightning_uq.callbacks.transformed_features import TransformedFeatures
 from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional.feature_transforms import FeatureTransform, transform_features
 from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, check_class_counts
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_halves import ClassHalves
 from lightning_uq.networks.density import DensityScore, GaussianDensity
-from lightning_uq.networks.pooling import Pool
-from lightning_uq.networks.positions import resized, score_positions
+from lightning_uq.networks.feature_density import FeatureDensity
+from lightning_uq.networks.positions import resized
 from lightning_uq.running.classes import check_targets, density_labels, labelled_batch
 from lightning_uq.running.evaluation import to_device
-from lightning_uq.running.features import LayerFeatures
 from lightning_uq.running.ranks import raising_on_all_ranks
-from lightning_uq.running.transforms import Change, PredictionTransform
+
+Statistics = dict[FeatureTransform, list[ClassHalves]]
+"""Those of each member's features, by their coordinates."""
 
 
-class FitGMM(FeatureCallback):
+class FitGMM(TransformedFeatures):
     """Deep Deterministic Uncertainty after training: a Gaussian per class over the features, on any LightningModule.
 
     One pass over the training data, in float64 and in memory C D^2, with the network in evaluation mode and without the
     augmentation that transfer hooks add. (Augmentation inside a data set cannot be removed from outside: give the data
     module a ``uq_fit_dataloader()``, or pass ``dataloader``.) On any number of ranks the numbers are those of one.
 
-    The predictions of this package's modules then carry ``log_density``; with :class:`OODDetection` the score is among
+    The predictions of this package's modules then carry ``log_density`` and ``ood_score``; with :class:`OODDetection` the score is among
     those logged; :meth:`score` gives it for any loader. An ensemble has one density a member, pooled by log-mean-exp; a
     network with MC-dropout has one, of its features without masks.
 
@@ -48,10 +48,13 @@ class FitGMM(FeatureCallback):
             :func:`~lightning_uq.functional.gaussian.fit_gaussian`.
         score: ``"log_density"``, ``"mahalanobis"`` or ``"relative_mahalanobis"``; the last is the most robust across
             architectures.
+        feature_transform: ``"raw"`` fits the features as they are, ``"polar"`` their direction and the log of their length, ``"direction"``
+            the direction alone; ``"combined"`` fits raw and polar ones, and its score is the larger of both scores' -log p among
+            held-out rows, while ``log_density`` is that of the raw features. See :class:`TransformedFeatures`.
         scoring_dtype: ``"float32"`` runs the products of scoring in single precision, about three times as fast; the fit is
             in float64 in any case.
         memory_budget: Bytes that the scatter matrices may take.
-        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name``,
+        fitting: Arguments of :class:`TransformedFeatures`: ``held_out``, ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name``,
             ``attach`` and the like.
 
     Raises:
@@ -76,39 +79,52 @@ class FitGMM(FeatureCallback):
         priors: Priors = "uniform",
         regularization: Regularization = "held_out",
         score: DensityScore = "log_density",
+        feature_transform: FeatureTransform = "raw",
         scoring_dtype: Literal["float64", "float32"] = "float64",
         memory_budget: int = 4 * 2**30,
         **fitting: Any,
     ) -> None:
-        super().__init__(**fitting)
+        super().__init__(feature_transform=feature_transform, **fitting)
         check_choice("scoring_dtype", scoring_dtype, ("float64", "float32"))
         GaussianDensity(score=score)  # checks the name
         self.scoring_dtype = scoring_dtype
         self.covariance = covariance
         self.priors = priors
         self.regularization = regularization
-        self.score_name: DensityScore = score
+        self.density_score: DensityScore = score
+        self.score_name = f"combined_{score}" if feature_transform == "combined" else score
         self.memory_budget = memory_budget
-        self.densities: list[GaussianDensity] = []
+        self.density: FeatureDensity | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a fit depends on."""
         fit = {"covariance": self.covariance, "priors": self.priors, "regularization": self.regularization}
-        return {**super().settings, **fit}
+        of_tails = {"score": self.density_score} if self.feature_transform == "combined" else {}
+        return {**super().settings, **fit, **of_tails}
+
+    @property
+    def densities(self) -> list[GaussianDensity]:
+        """The density of each member's features, in the first of their coordinates; empty before a fit."""
+        return [] if self.density is None else self.density.densities
 
     # ------------------------------------------------------------------ fitting
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
-        """One streaming pass; the sums of all ranks are merged at its end."""
-        statistics: list[ClassHalves] = []
+        """One streaming pass, whose sums of all ranks are merged at its end; and one over the held-out rows, if a tail needs them."""
+        statistics: Statistics = {name: [] for name in self.coordinates}
         with raising_on_all_ranks(trainer):
             num_classes = self._stream(model, loader, trainer, statistics)
-        D = statistics[0].num_features if statistics else 0
-        members, classes, D = self.largest_shape((len(statistics), num_classes, D), trainer)
+        first = statistics[self.coordinates[0]]
+        D = first[0].num_features if first else 0
+        members, classes, D = self.largest_shape((len(first), num_classes, D), trainer)
         if trainer is not None and trainer.world_size > 1:
-            self._reduce(statistics, members, classes, D, trainer)
-        return self._fit_statistics(statistics)
+            for name, found in statistics.items():
+                more = int(name == "polar") - int(self.coordinates[0] == "polar")
+                self._reduce(found, members, classes, D + more, trainer)
+        density = self._fit_statistics(statistics)
+        tails = self.fit_tails(model, trainer, density.part_score)
+        return self._to_tensors(FeatureDensity(density.members, tails, self.density_score))
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels, logits and features."""
@@ -170,44 +186,64 @@ class FitGMM(FeatureCallback):
             >>> gmm.log_prob(torch.tensor([[0.0]])).round(decimals=2)
             tensor([[ -1.2700, -26.2700]], dtype=torch.float64)
         """
+        if self.feature_transform == "combined":
+            raise InputError(
+                "`fit_features` has no held-out rows, which `feature_transform='combined'` needs. Call `fit(model, loader)`."
+            )
         self._set(None, None)
-        statistics = []
-        for rows in _by_member(features):
-            classes = int(labels.max()) + 1 if num_classes is None else num_classes
-            statistics.append(self._statistics(classes, rows.shape[1]))
-            statistics[-1].update(rows.cpu(), labels.cpu(), torch.arange(len(labels)))
-        self._set(self._fit_statistics(statistics), None)
+        statistics: Statistics = {name: [] for name in self.coordinates}
+        classes = int(labels.max()) + 1 if num_classes is None else num_classes
+        self._update(statistics, _by_member(features), labels, torch.arange(len(labels)), classes)
+        self._set(self._to_tensors(self._fit_statistics(statistics)), None)
         return self
 
-    def _fit_statistics(self, statistics: list[ClassHalves]) -> dict[str, Any]:
-        tensors: dict[str, Any] = {"feature_layer": self.features.resolved, "num_members": len(statistics)}
-        for i, member in enumerate(statistics):
-            fit = member.fit(self.covariance, self.priors, self.regularization)
-            tensors.update({f"{i}.{name}": value for name, value in fit._asdict().items()})
-        return tensors
+    def _fit_statistics(self, statistics: Statistics) -> FeatureDensity:
+        return FeatureDensity(
+            {
+                name: [GaussianDensity(one.fit(self.covariance, self.priors, self.regularization)) for one in found]
+                for name, found in statistics.items()
+            },
+            score=self.density_score,
+        )
 
-    def _stream(self, model: nn.Module, loader: Any, trainer: Trainer | None, statistics: list[ClassHalves]) -> int:
+    def _to_tensors(self, density: FeatureDensity) -> dict[str, Any]:
+        return {"feature_layer": self.features.resolved, **density.tensors()}
+
+    def _update(
+        self, statistics: Statistics, features: Tensor, labels: Tensor, samples: Tensor, num_classes: int
+    ) -> None:
+        """Add rows [M, N, D] of M members, in all coordinates, with labels [N] and samples [N]."""
+        for name, members in statistics.items():
+            for i, rows in enumerate(transform_features(features, name)):
+                if i == len(members):
+                    members.append(self._statistics(num_classes, rows.shape[1], len(features)))
+                members[i].update(rows.cpu(), labels.cpu(), samples)
+
+    def _stream(self, model: nn.Module, loader: Any, trainer: Trainer | None, statistics: Statistics) -> int:
         num_classes = num_read = 0
         rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         for raw in loader:
             batch = to_device(raw, model, trainer)
             y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data", trainer)
-            if not statistics:
+            if not num_classes:
                 num_classes = self._labelled(model, batch, trainer)
             features = self.features(model, batch, trainer)
             num = features.shape[1]
             samples = rank + world * torch.arange(num_read, num_read + num)
             num_read += num
             features, y, samples = self._by_row(model, features, y, samples)
-            for i, rows in enumerate(features):
-                if i == len(statistics):
-                    statistics.append(self._statistics(num_classes, rows.shape[1], len(features)))
-                statistics[i].update(rows.cpu(), y.cpu(), samples)
+            self._update(statistics, features, y, samples, num_classes)
         return num_classes
 
     def _statistics(self, num_classes: int, num_features: int, members: int = 1) -> ClassHalves:
         halved = self.regularization == "held_out"
-        return ClassHalves(num_classes, num_features, self.covariance, self.memory_budget // members, halved=halved)
+        return ClassHalves(
+            num_classes,
+            num_features,
+            self.covariance,
+            self.memory_budget // (members * len(self.coordinates)),
+            halved=halved,
+        )
 
     def _by_row(
         self, model: nn.Module, features: Tensor, y: Tensor | None, samples: Tensor
@@ -269,80 +305,38 @@ class FitGMM(FeatureCallback):
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Make the densities that the fitted tensors describe."""
         super().restore_tensors(tensors)
-        self.densities = []
-        if tensors is None:
-            return
-        for i in range(tensors["num_members"]):
-            density = GaussianDensity(score=self.score_name, dtype=getattr(torch, self.scoring_dtype))
-            prefix = f"{i}."
-            density.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-            self.densities.append(density)
+        self.density = None
+        if tensors is not None:
+            self.density = FeatureDensity.from_tensors(tensors, getattr(torch, self.scoring_dtype))
+            if self.feature_transform != "combined":  # another score needs no other fit
+                self.density.score = self.density_score
 
     # ------------------------------------------------------------------ scoring
 
     def feature_scores(self, features: Tensor) -> Tensor:
         """The score [B] of features [M, B, D] that the constructor chose."""
-        return self._pooled(features, self.score_name)
+        scores: Tensor = self._fitted(features.device)(features)
+        return scores
 
     def log_prob(self, features: Tensor) -> Tensor:
         """Log p(f | c) without the prior, [N, C] in float64, of features [N, D], or [M, N, D] pooled by log-mean-exp."""
-        self._check_densities()
-        pairs = zip(self.densities, _by_member(features), strict=True)
-        members = torch.stack([density.to(rows.device).log_prob(rows) for density, rows in pairs])
-        return torch.logsumexp(members, 0) - math.log(len(members))
+        return self._fitted(features.device).log_prob(_by_member(features))
 
     def log_density(self, features: Tensor) -> Tensor:
         """Log-density [N] in float64 of features [N, D], or [M, N, D] pooled over members by log-mean-exp."""
-        return -self._pooled(_by_member(features), "log_density")
+        return self._fitted(features.device).log_density(_by_member(features))
 
-    def _check_densities(self) -> None:
-        if not self.densities:
+    def _fitted(self, device: torch.device) -> FeatureDensity:
+        if self.density is None:
             raise NotFittedError(
                 f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)` or `fit_features`."
             )
+        return self.density.to(device)
 
-    def _pooled(self, features: Tensor, name: DensityScore) -> Tensor:
-        self._check_densities()
-        return pooled_scores(self.densities, features, name)
-
-    def transform(self) -> "DensityTransform":
-        """Predictions carry ``log_density``."""
-        return DensityTransform(self.features.at_layer.layer, self.densities, self.features.pool)
-
-
-class DensityTransform(PredictionTransform):
-    """Adds the ``log_density`` of an input's features to its prediction.
-
-    Args:
-        layer: Name of the layer whose input holds the features.
-        densities: The density of each member's features.
-        pool: How the input is pooled.
-    """
-
-    kind = "density"
-
-    def __init__(self, layer: str, densities: Sequence[GaussianDensity], pool: Pool | None = None) -> None:
-        self.features = LayerFeatures(layer, pool)
-        self.densities = list(densities)
-
-    @contextmanager
-    def observing(self, module: nn.Module) -> Iterator[Change]:
-        """Records the features of the forward pass."""
-        with self.features.recording(module) as features:
-            yield lambda prediction: prediction.replace(log_density=self._log_density(features(), prediction.map_shape))
-
-    def _log_density(self, features: Tensor, map_shape: Sequence[int]) -> Tensor:
-        """[B] of features [M, B, D], or [B, *P] of features at positions, on the prediction's grid."""
-        found = score_positions(lambda rows: -pooled_scores(self.densities, rows, "log_density"), features)
-        return found if found.ndim == 1 else resized(found, map_shape)
-
-
-def pooled_scores(densities: Sequence[GaussianDensity], features: Tensor, name: DensityScore) -> Tensor:
-    """Scores [B] of features [M, B, D], pooled over members: a log-density by log-mean-exp, any other by the mean."""
-    members = torch.stack([d.to(f.device).score(f, name) for d, f in zip(densities, features, strict=True)])
-    if name == "log_density":
-        return -(torch.logsumexp(-members, 0) - math.log(len(members)))
-    return members.mean(0)
+    def transform(self) -> DensityTransform:
+        """Predictions carry ``log_density`` and ``ood_score``."""
+        assert self.density is not None
+        return DensityTransform(self.features.at_layer.layer, self.density, self.features.pool)
 
 
 def _class_counts(target: Tensor, num_classes: int) -> Tensor | None:

@@ -18,7 +18,7 @@ from lightning_uq.errors import InputError, UQError
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.importing import import_object
 from lightning_uq.lightning_trees import is_instance, is_subclass
-from lightning_uq.networks.density import GaussianDensity
+from lightning_uq.networks.feature_density import FeatureDensity
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.finite import NonFinite
@@ -132,7 +132,7 @@ def _kind(state: dict[str, Any]) -> str | None:
     tensors = state["tensors"]
     if "temperature" in tensors or "class_scaling" in tensors:
         return "calibration"
-    return "density" if "0.whitening" in tensors else None
+    return "density" if any(name.endswith(".whitening") for name in tensors) else None
 
 
 # ---------------------------------------------------------------------- the network
@@ -259,7 +259,7 @@ def _compose(
         tensors = state["tensors"]
         if _kind(state) == "density":
             layer = tensors["feature_layer"].removeprefix(prefix)
-            parts.update(densities=_densities(tensors), layers=_layers(wrapped, model, layer))
+            parts.update(density=FeatureDensity.from_tensors(tensors), layers=_layers(wrapped, model, layer))
             parts["pool"] = _pool(key, state["settings"].get("pool"), pool)
         else:
             parts.update({name: tensors[name] for name in ("temperature", "class_scaling") if name in tensors})
@@ -276,15 +276,6 @@ def _pool(key: str, fitted: str | None, given: Pool | None) -> Pool | None:
             f"{key} was fitted with pool={fitted!r}, but argument `pool` is {pool_setting(given)!r}. {advice}"
         )
     return given if is_function else fitted  # type: ignore[return-value]  # one of the names
-
-
-def _densities(tensors: dict[str, Any]) -> list[GaussianDensity]:
-    densities = []
-    for i in range(tensors["num_members"]):
-        densities.append(GaussianDensity())
-        prefix = f"{i}."
-        densities[-1].load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    return densities
 
 
 def _with_layers(model: nn.Module) -> nn.Module:

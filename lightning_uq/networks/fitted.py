@@ -13,18 +13,18 @@ from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.functional.vector_scaling import apply_vector_scaling
-from lightning_uq.networks.density import GaussianDensity
+from lightning_uq.networks.feature_density import FeatureDensity
 from lightning_uq.networks.features import FeatureTap
 from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows
 from lightning_uq.networks.pooling import Pool
-from lightning_uq.networks.positions import resized
+from lightning_uq.networks.positions import resized, score_positions
 
 
 class FittedNetwork(nn.Module):
     """Inputs to named outputs: calibrated ``probs`` [B, C], and where a density is inside ``log_density`` [B] and ``ood_score`` [B].
 
-    The log-density is the quantity itself, higher for typical inputs; ``ood_score`` is minus it, higher for inputs out of
-    distribution, as all scores are. Of maps, the probabilities are [B, C, *P], and a density with ``pool="positions"`` gives [B, *P].
+    The log-density is the quantity itself, higher for typical inputs; ``ood_score`` is the score of the callback that fitted it, minus
+    the log-density by default, higher for inputs out of distribution, as all scores are. Of maps, the probabilities are [B, C, *P], and a density with ``pool="positions"`` gives [B, *P].
 
     What :func:`~lightning_uq.load_fitted` gives back: no Trainer, no callbacks; it moves, is cast, pickled, compiled and
     exported whole. An exported graph returns the same dictionary; for ONNX, pass ``output_names=fitted.output_names``. Temperatures, and the density's tensors, keep their precision in a cast to half precision.
@@ -38,7 +38,7 @@ class FittedNetwork(nn.Module):
         of_members: Where T acts.
         of_labels: Whether the logits are [Z, B, L], of labels that are on or off; the probabilities are then [B, L].
         class_scaling: Scale and bias [2, C] of the log of the mean probabilities, in the place of T.
-        densities: The density of each member's features.
+        density: The density of the members' features.
         layers: Names, in ``network``, of the layers whose inputs these are.
         pool: How an input with more axes than [B, D] is pooled.
         nonfinite: What an input row with NaN or infinity gives: ``"error"``, or ``"inf"``: probabilities of NaN and a log-density of minus
@@ -63,7 +63,7 @@ class FittedNetwork(nn.Module):
         of_members: bool = False,
         of_labels: bool = False,
         class_scaling: Tensor | None = None,
-        densities: Sequence[GaussianDensity] = (),
+        density: FeatureDensity | None = None,
         layers: Sequence[str] = (),
         pool: Pool | None = None,
         nonfinite: NonFinite = "error",
@@ -71,9 +71,10 @@ class FittedNetwork(nn.Module):
         super().__init__()
         if temperature is not None and class_scaling is not None:
             raise InputError("`temperature` and `class_scaling` exclude each other. Pass one of them.")
-        if len(layers) != len(densities):
+        members = 0 if density is None else len(density.densities)
+        if len(layers) != members:
             raise InputError(
-                f"`layers` must name one layer per density, but there are {len(layers)} layers and {len(densities)} densities."
+                f"`layers` must name one layer per member of `density`, but there are {len(layers)} layers and {members} members."
             )
         check_choice("nonfinite", nonfinite, ("error", "inf"))
         self.nonfinite = nonfinite
@@ -83,7 +84,7 @@ class FittedNetwork(nn.Module):
         self.of_members = of_members
         self.of_labels = of_labels
         self.class_scaling: Any = None if class_scaling is None else class_scaling.tolist()
-        self.densities = nn.ModuleList(densities)
+        self.density = density
         self.tap = FeatureTap(network, layers, pool) if layers else None
         self.eval()
 
@@ -101,18 +102,18 @@ class FittedNetwork(nn.Module):
         refuses = self.nonfinite == "error" and not torch.compiler.is_compiling()
         if refuses:
             check_finite(x, advice="Pass `nonfinite='inf'` to `load_fitted` for an `ood_score` of infinity instead.")
-        if self.tap is None:
+        if self.tap is None or self.density is None:
             return {"probs": self._finite(x, self._probs(self.network(x)), math.nan, refuses)}
         logits, features = self.tap.run(self.network, x)
-        members = [
-            density.log_density(f.movedim(1, -1))  # type: ignore[operator]
-            for density, f in zip(self.densities, features, strict=True)
-        ]
-        log_density = torch.logsumexp(torch.stack(members), 0) - math.log(len(members))
-        log_density = resized(log_density, logits.shape[3:] if log_density.ndim > 1 else ())
-        probs = self._finite(x, self._probs(logits), math.nan, refuses)
-        log_density = self._finite(x, log_density, -math.inf, refuses=False)
-        return {"probs": probs, "log_density": log_density, "ood_score": -log_density}
+        stacked = torch.stack(features)
+        log_density = score_positions(self.density.log_density, stacked)
+        score = -log_density if self.density.is_log_density else score_positions(self.density, stacked)
+        grid = logits.shape[3:] if log_density.ndim > 1 else ()
+        return {
+            "probs": self._finite(x, self._probs(logits), math.nan, refuses),
+            "log_density": self._finite(x, resized(log_density, grid), -math.inf, refuses=False),
+            "ood_score": self._finite(x, resized(score, grid), math.inf, refuses=False),
+        }
 
     def _finite(self, x: Any, values: Tensor, bad: float, refuses: bool) -> Tensor:
         """Values [B, ...] with ``bad`` in the rows whose input is not finite; NaN that arose inside is refused, where asked."""

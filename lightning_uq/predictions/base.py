@@ -27,7 +27,7 @@ class Prediction(ABC):
         kwargs: Tensors by name.
 
     Attributes:
-        score_names: The names that :meth:`score` takes, besides ``log_density`` where a density was fitted.
+        score_names: The names that :meth:`score` takes, besides ``log_density`` and ``ood_score`` where a density was fitted.
         has_logits: Whether the prediction holds the logits [Z, B, C] of every hypothesis.
 
     Raises:
@@ -40,6 +40,12 @@ class Prediction(ABC):
 
     log_density = Field(
         "Log-density [B] of the input's features under the density that was fitted after training.",
+        batch_axis=0,
+        fitted_by="feature density",
+    )
+
+    ood_score = Field(
+        "Out-of-distribution score [B] of the input's features by the callback that fitted the density, the higher the further out.",
         batch_axis=0,
         fitted_by="feature density",
     )
@@ -259,17 +265,20 @@ class Prediction(ABC):
     def score(self, name: str) -> Tensor:
         """A score [B] (or [B, ...] of a map) by its name: the higher, the more uncertain or out of distribution.
 
-        So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted. A score that is NaN, as that of an input
+        So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted; ``score("ood_score")`` is the score of
+        the callback that fitted it, which is the same unless it was given another one. A score that is NaN, as that of an input
         with NaN, is plus infinity, so that ``score > threshold`` holds.
 
         Raises:
-            InputError: ``name`` is neither among ``score_names`` nor ``log_density``.
+            InputError: ``name`` is neither among ``score_names`` nor ``log_density`` or ``ood_score``.
             NotFittedError: The prediction carries no ``log_density``.
         """
-        if name == "log_density":
+        if name == "ood_score" and self._get("ood_score") is not None:
+            return self._alarming(self.ood_score)
+        if name in ("log_density", "ood_score"):
             return self._alarming(-self.log_density)
         if name not in self.score_names:
-            names = (*self.score_names, *([] if self._get("log_density") is None else ["log_density"]))
+            names = (*self.score_names, *([] if self._get("log_density") is None else ["log_density", "ood_score"]))
             raise InputError(
                 f"{type(self).__name__} has no score {name!r}. Its scores are {', '.join(names)}.{self._hint}"
             )
@@ -303,7 +312,7 @@ class Prediction(ABC):
         Args:
             interval: The share of a central interval in (0, 1), whose bounds are added where numbers are predicted.
 
-        Where a density was fitted, ``log_density`` and ``ood_score``, which is minus it, are among them. A score that is NaN is plus
+        Where a density was fitted, ``log_density`` and ``ood_score`` are among them. A score that is NaN is plus
         infinity, as :meth:`score` gives it, and the ``label`` of such an input is -1.
         """
 
@@ -316,7 +325,7 @@ class Prediction(ABC):
         names = {*self.score_names, *(name for name in results if name.startswith("uncalibrated_"))}
         found = {name: _infinite(values) if name in names else values for name, values in results.items()}
         density = self._get("log_density")
-        return found if density is None else {**found, "log_density": density, "ood_score": self.score("log_density")}
+        return found if density is None else {**found, "log_density": density, "ood_score": self.score("ood_score")}
 
 
 def _infinite(values: Tensor) -> Tensor:

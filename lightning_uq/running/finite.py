@@ -64,14 +64,17 @@ class FiniteRows:
         return self._filled(features, 1, torch.nan)
 
     def prediction(self, prediction: Prediction) -> Prediction:
-        """The prediction, whose log-density [B], or [B, *P], is minus infinity in the rows from which nothing can be predicted."""
+        """The prediction, with a log-density of minus infinity in the rows from which nothing can be predicted, and the score plus infinity."""
         if self._bad is None:
             return prediction
         try:
             log_density = prediction.log_density
         except NotFittedError:  # it has none
             return prediction
-        return prediction.replace(log_density=self._filled(log_density, 0, -torch.inf))
+        score = prediction.score("ood_score")
+        return prediction.replace(
+            log_density=self._filled(log_density, 0, -torch.inf), ood_score=self._filled(score, 0, torch.inf)
+        )
 
     def _filled(self, values: Tensor, axis: int, value: float) -> Tensor:
         if self._bad is None:

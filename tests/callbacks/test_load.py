@@ -340,7 +340,7 @@ def test_onnx_runs_it(fitted, tmp_path):
 def test_temperature_and_density_keep_their_precision_in_a_cast(fitted):
     half = copy.deepcopy(fitted).bfloat16()
     assert half.temperature == fitted.temperature
-    assert half.densities[0].whitening.dtype == torch.float64
+    assert half.density.densities[0].whitening.dtype == torch.float64
     probs, log_density, _ = half(TEST_X.bfloat16()).values()
     assert (probs.dtype, log_density.dtype) == (torch.float32, torch.float64)
     assert_close(probs, fitted(TEST_X)["probs"], 2e-2)
@@ -360,7 +360,7 @@ def test_the_two_calibrations_exclude_each_other_and_densities_need_layers():
     network = EnsembleNetwork([nn.Linear(2, 2)])
     with pytest.raises(InputError, match="`temperature` and `class_scaling` exclude each other"):
         FittedNetwork(network, temperature=torch.tensor(1.0), class_scaling=torch.ones(2, 2))
-    with pytest.raises(InputError, match="one layer per density, but there are 1 layers and 0 densities"):
+    with pytest.raises(InputError, match="one layer per member of `density`, but there are 1 layers and 0 members"):
         FittedNetwork(network, layers=["members.0"])
     assert "nothing fitted" in repr(FittedNetwork(network))
 

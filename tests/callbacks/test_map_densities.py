@@ -132,13 +132,13 @@ def test_neighbours_are_a_sample_of_the_pixels_that_count():
     rows = features_of(model, x).movedim(1, -1)
     bank = nn.functional.normalize(rows[y != VOID], dim=1)
     knn = FitKNN(k=3, pool="positions", task=TASK).fit(model, loader(13))
-    assert knn._bank.shape == (1, *bank.shape)
-    torch.testing.assert_close(knn._bank[0], bank)
+    assert knn._banks["direction"].shape == (1, *bank.shape)
+    torch.testing.assert_close(knn._banks["direction"][0], bank)
     expected = knn_distance(rows.reshape(-1, 16), bank, 3)
     torch.testing.assert_close(knn.score(model, [x]).reshape(-1).float(), expected, rtol=1e-3, atol=1e-4)
     some = [FitKNN(k=3, pool="positions", task=TASK, max_rows=50).fit(model, loader(13, batch_size=b)) for b in (2, 5)]
-    assert some[0]._bank.shape == (1, 50, 16)
-    torch.testing.assert_close(some[0]._bank, some[1]._bank)
+    assert some[0]._banks["direction"].shape == (1, 50, 16)
+    torch.testing.assert_close(some[0]._banks["direction"], some[1]._banks["direction"])
 
 
 def test_virtual_logits_of_tokens():

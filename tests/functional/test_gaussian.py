@@ -229,7 +229,9 @@ def test_fit_refuses_unknown_settings():
     with pytest.raises(InputError, match="`covariance` must be one of"):
         fit_gaussian(statistics, covariance="low-rank")
     for value in ("ledoit", -1.0, math.nan, math.inf, True, None):
-        with pytest.raises(InputError, match="`regularization` must be 'held_out', 'oas', 'ddu' or a finite number of at least 0"):
+        with pytest.raises(
+            InputError, match="`regularization` must be 'held_out', 'oas', 'ddu' or a finite number of at least 0"
+        ):
             fit_gaussian(statistics, regularization=value)
     with pytest.raises(
         InputError, match='`covariance` must be "tied", which the statistics were streamed for, but it is "full"'

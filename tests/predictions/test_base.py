@@ -21,7 +21,7 @@ from tests.tolerance import tolerance
 
 def test_a_type_declares_its_tensors_once():
     logits = torch.zeros(1, 2, 3)
-    assert list(CategoricalPrediction._fields) == ["logits", "log_density", "temperature", "class_scaling"]
+    assert list(CategoricalPrediction._fields) == ["logits", "log_density", "ood_score", "temperature", "class_scaling"]
     assert_same(CategoricalPrediction(logits=logits), CategoricalPrediction(logits))
     assert str(inspect.signature(CategoricalPrediction)).startswith("(logits: torch.Tensor, *, log_density: ")
     assert isinstance(CategoricalPrediction.logits, Field)
@@ -273,7 +273,7 @@ def test_a_low_density_is_a_high_score(make):
     density = torch.tensor([-3.0, 0.0, 2.0, 1.0])
     prediction = make(log_density=density)
     assert torch.equal(prediction.score("log_density"), -density)
-    with pytest.raises(InputError, match=r"has no score 'surprise'. Its scores are .*, log_density\."):
+    with pytest.raises(InputError, match=r"has no score 'surprise'. Its scores are .*, log_density, ood_score\."):
         prediction.score("surprise")
     with pytest.raises(NotFittedError, match="carries no `log_density`: no feature density was fitted"):
         make().score("log_density")

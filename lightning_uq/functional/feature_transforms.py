@@ -1,0 +1,44 @@
+"""The length and the direction of a feature, together or apart."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uq.functional.ood_features import unit_rows
+from lightning_uq.functional.precision import widen
+
+FeatureTransform = Literal["raw", "polar", "direction", "combined"]
+FEATURE_TRANSFORMS: tuple[FeatureTransform, ...] = ("raw", "polar", "direction", "combined")
+
+
+def coordinates_of(transform: FeatureTransform) -> tuple[FeatureTransform, ...]:
+    """The coordinates in which features are scored: two for ``"combined"``, else one."""
+    return ("raw", "polar") if transform == "combined" else (transform,)
+
+
+def transform_features(features: Tensor, coordinates: FeatureTransform) -> Tensor:
+    """Features f in other coordinates: ``"raw"``, f; ``"direction"``, f / |f|; ``"polar"``, f / |f| and log |f|.
+
+    A zero vector has the direction 0 and the length 1e-12; one whose length overflows becomes NaN.
+
+    Args:
+        features: [..., D].
+        coordinates: As above.
+
+    Returns:
+        [..., D], or [..., D + 1] for "polar"; in float64, where the device has it, unless "raw".
+
+    Example:
+        >>> transform_features(torch.tensor([[3.0, 4.0]]), "polar").round(decimals=4)
+        tensor([[0.6000, 0.8000, 1.6094]], dtype=torch.float64)
+    """
+    if coordinates == "raw":
+        return features
+    overflows = ~torch.linalg.vector_norm(features, dim=-1, keepdim=True).isfinite()  # in the features' own precision
+    features = widen(features).masked_fill(overflows, torch.nan)
+    direction = unit_rows(features)
+    if coordinates == "direction":
+        return direction
+    length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return torch.cat([direction, length.clamp_min(1e-12).log()], -1)

@@ -1,0 +1,83 @@
+"""How rare a score is among rows of the training distribution: scores of different kinds on one scale."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+
+_NUM_KNOTS = 256
+_TAIL = 0.05
+
+
+class TailFit(NamedTuple):
+    """A piecewise linear function of a score, in float64: the negative log of the share of held-out scores that are at least as high.
+
+    Attributes:
+        knots: Scores [K], ascending.
+        values: The function there [K], ascending.
+        slopes: Its slope behind each knot [K]; the last one goes on for ever.
+    """
+
+    knots: Tensor
+    values: Tensor
+    slopes: Tensor
+
+
+def fit_tail(scores: Tensor) -> TailFit:
+    """Fit the tail of held-out scores, higher = further out.
+
+    At the i-th of N ascending scores the tail probability is p = (N - i + 1) / (N + 1), and -log p is linear between them, or between 256
+    of them that are evenly spaced in it. Beyond the last score it goes on as an exponential tail does, with the reciprocal mean excess of the
+    highest twentieth of the scores, or of the ten highest.
+
+    Args:
+        scores: [N], of rows that neither the network nor the score was fitted to; those that are not finite are left out.
+
+    Raises:
+        InputError: Fewer than two scores are finite.
+
+    Example:
+        >>> fit = fit_tail(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+        >>> fit.values.exp().round(decimals=2)  # 1 / p
+        tensor([1.2500, 1.6700, 2.5000, 5.0000], dtype=torch.float64)
+    """
+    ascending = scores[scores.isfinite()].double().cpu().sort().values
+    N = len(ascending)
+    if N < 2:
+        raise InputError(f"A tail needs at least two finite scores, but there are {N} of {len(scores)}.")
+    highest = max(2, min(N, max(10, math.ceil(_TAIL * N))))
+    excess = float((ascending[-highest:] - ascending[-highest]).mean())
+    logs = torch.linspace(math.log((N + 1) / N), math.log(N + 1), min(N, _NUM_KNOTS), dtype=torch.float64)
+    chosen = (N + 1 - (N + 1) * torch.exp(-logs)).round().long().clamp(1, N) - 1
+    knots = torch.unique_consecutive(ascending[chosen])  # of equal scores, p counts them all
+    first = torch.searchsorted(ascending, knots)
+    values = math.log(N + 1) - (N - first).double().log()
+    inner = values.diff() / knots.diff()
+    last = 1 / excess if excess > 0 else 1.0
+    return TailFit(knots, values, torch.cat([inner, torch.tensor([last], dtype=torch.float64)]))
+
+
+def tail_score(scores: Tensor, fit: TailFit) -> Tensor:
+    """-log p of scores [...] by a fitted tail: 0 far inside, log(N + 1) at the highest held-out score, and linear beyond.
+
+    Below the first knot it is the value there. NaN stays NaN.
+
+    Args:
+        scores: [...], higher = further out.
+        fit: What :func:`fit_tail` returned, on the scores' device.
+
+    Example:
+        >>> fit = fit_tail(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+        >>> tail_score(torch.tensor([-9.0, 1.5, 3.0, 9.0]), fit).round(decimals=2)
+        tensor([0.2200, 0.7100, 1.6100, 5.6100], dtype=torch.float64)
+    """
+    scores = scores.to(fit.knots.dtype).clamp_min(fit.knots[0])
+    if torch.compiler.is_compiling():  # an exported graph compares
+        place = (scores.unsqueeze(-1) >= fit.knots).sum(-1) - 1
+    else:
+        place = torch.searchsorted(fit.knots, scores.contiguous(), right=True) - 1
+    place = place.clamp(0, len(fit.knots) - 1)
+    return fit.values[place] + fit.slopes[place] * (scores - fit.knots[place])

@@ -1,0 +1,145 @@
+"""The densities of all members' features, in one or two kinds of coordinates, with the score that is made of them."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.functional.feature_transforms import FeatureTransform, transform_features
+from lightning_uq.functional.precision import move_only
+from lightning_uq.functional.tail import TailFit, tail_score
+from lightning_uq.networks.density import DensityScore, GaussianDensity
+
+
+class FeatureDensity(nn.Module):
+    """Scores [B] of features [M, B, D], pooled over members; everything that :class:`~lightning_uq.FitGMM` fits, as one module of buffers.
+
+    With one kind of coordinates the score is that of the density in these. With two, ``"combined"``, it is the larger of both scores' -log p,
+    where p is the tail probability among held-out rows: what is rare by its length or by its direction is far out.
+
+    Args:
+        parts: The density of each member, by the coordinates of its features.
+        tails: With two kinds of coordinates, the tail of each score.
+        score: The score: "log_density" (its negative), "mahalanobis" or "relative_mahalanobis".
+
+    Example:
+        >>> x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+        >>> density = FeatureDensity({"polar": [GaussianDensity.fit_features(transform_features(x, "polar"), y)]})
+        >>> density(x.unsqueeze(0)).shape
+        torch.Size([40])
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[FeatureTransform, Sequence[GaussianDensity]],
+        tails: Mapping[FeatureTransform, TailFit] | None = None,
+        score: DensityScore = "log_density",
+    ) -> None:
+        super().__init__()
+        self.score = score
+        self.parts = nn.ModuleDict({name: nn.ModuleList(members) for name, members in parts.items()})
+        self.tails = nn.ModuleDict({name: _Tail(fit) for name, fit in (tails or {}).items()})
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Any], dtype: torch.dtype | None = None) -> "FeatureDensity":
+        """What :meth:`tensors` gave, again; ``dtype`` is that of the scores' products."""
+        parts: dict[FeatureTransform, list[GaussianDensity]] = {}
+        for name in tensors["coordinates"]:
+            parts[name] = []
+            for i in range(tensors["num_members"]):
+                prefix = f"{name}.{i}."
+                parts[name].append(GaussianDensity(dtype=dtype))
+                parts[name][-1].load_state_dict(
+                    {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                )
+        tails = {
+            name: TailFit(*(tensors[f"{name}.tail.{field}"] for field in TailFit._fields))
+            for name in parts
+            if f"{name}.tail.knots" in tensors
+        }
+        return cls(parts, tails, tensors["score"])
+
+    def tensors(self) -> dict[str, Any]:
+        """Everything as plain data, for a checkpoint."""
+        found: dict[str, Any] = {
+            "coordinates": list(self.parts),
+            "num_members": len(self.densities),
+            "score": self.score,
+        }
+        for name in self.parts:
+            for i, density in enumerate(self._members(name)):
+                found.update({f"{name}.{i}.{key}": value for key, value in density.state_dict().items()})
+        for name, tail in self.tails.items():
+            found.update({f"{name}.tail.{key}": value for key, value in tail.state_dict().items()})
+        return found
+
+    @property
+    def densities(self) -> list[GaussianDensity]:
+        """The density of each member, in the first kind of coordinates."""
+        return self._members(next(iter(self.parts)))
+
+    @property
+    def members(self) -> dict[FeatureTransform, list[GaussianDensity]]:
+        """The density of each member, by the coordinates of its features."""
+        return {name: self._members(name) for name in self.parts}  # type: ignore[misc]  # the keys are coordinates
+
+    @property
+    def is_log_density(self) -> bool:
+        """Whether the score is minus :meth:`log_density`."""
+        return self.score == "log_density" and len(self.parts) == 1
+
+    def _members(self, coordinates: str) -> list[GaussianDensity]:
+        members: Any = self.parts[coordinates]
+        return list(members)
+
+    def part_score(self, features: Tensor, coordinates: FeatureTransform, score: DensityScore | None = None) -> Tensor:
+        """One part's score [B] of features [M, B, D]; a log-density is pooled by log-mean-exp, any other by the mean."""
+        score = self.score if score is None else score
+        rows = transform_features(features, coordinates)
+        densities = self._members(coordinates)
+        members = torch.stack([density.score(f, score) for density, f in zip(densities, rows, strict=True)])
+        if score == "log_density":
+            return -(torch.logsumexp(-members, 0) - math.log(len(members)))
+        return members.mean(0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The out-of-distribution score [B] of features [M, B, D], in float64."""
+        scores: list[Tensor] = []
+        for name in self.parts:
+            part = self.part_score(features, name)  # type: ignore[arg-type]  # the keys are coordinates
+            scores.append(self.tails[name](part) if name in self.tails else part)
+        return torch.stack(scores).amax(0)
+
+    def log_density(self, features: Tensor) -> Tensor:
+        """The log-density [B] of features [M, B, D] in the first kind of coordinates: of the raw ones for "combined"."""
+        return -self.part_score(features, next(iter(self.parts)), "log_density")  # type: ignore[arg-type]
+
+    def log_prob(self, features: Tensor) -> Tensor:
+        """Log p(f | c), without the prior, [B, C] of features [M, B, D], in the same coordinates."""
+        coordinates: Any = next(iter(self.parts))
+        rows = transform_features(features, coordinates)
+        members = torch.stack([density.log_prob(f) for density, f in zip(self.densities, rows, strict=True)])
+        return torch.logsumexp(members, 0) - math.log(len(members))
+
+
+class _Tail(nn.Module):
+    """A fitted tail as buffers, which keep their precision."""
+
+    knots: Tensor
+    values: Tensor
+    slopes: Tensor
+
+    def __init__(self, fit: TailFit) -> None:
+        super().__init__()
+        for name, value in fit._asdict().items():
+            self.register_buffer(name, value)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return tail_score(scores, TailFit(self.knots, self.values, self.slopes))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Tail":
+        super()._apply(functools.partial(move_only, fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
