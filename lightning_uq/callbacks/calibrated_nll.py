@@ -79,9 +79,7 @@ class CalibratedNLL(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._rows = CalibrationReader(
-            self.read, type(self).__name__, "the validation data", max_rows=self.max_rows
-        )
+        self._rows = CalibrationReader(self.read, type(self).__name__, "the validation data", max_rows=self.max_rows)
         self._batch: Any = None
         self._error: Exception | None = None
 

@@ -24,7 +24,7 @@ from lightning_uq.callbacks.verification import Fit, decide
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.networks.fingerprint import weights_fingerprint
-from lightning_uq.running.best_weights import best_checkpoint, weights_of
+from lightning_uq.running.best_weights import BestCheckpoint, weights_of
 from lightning_uq.running.classes import check_targets
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.fitted_state import to_cpu
@@ -57,6 +57,7 @@ class PostTrainingCallback(FittingCallback):
     _seen: SeenBatch | None = None
     _label_error: Exception | None = None
     _verified = False
+    _best: BestCheckpoint
 
     # ------------------------------------------------------------------ what a subclass provides
 
@@ -93,6 +94,11 @@ class PostTrainingCallback(FittingCallback):
         """Refuse strategies that were not tested; what was verified before counts no more."""
         check_strategy(trainer, type(self).__name__)
         self._verified = False
+        self._best = BestCheckpoint()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take note of the best checkpoint of the training that a fit resumes."""
+        self._best.note_resumed(checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A new fit clears the state; what would fail after training fails now."""
@@ -100,6 +106,7 @@ class PostTrainingCallback(FittingCallback):
         self.uq_ckpt_path = None
         self._seen = self._label_error = None
         self._looks, self.waits = True, False
+        self._best.start(trainer, type(self).__name__, is_required=self.weights == "best")
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
             if is_instance(later, WeightAveraging, StochasticWeightAveraging):
@@ -189,7 +196,9 @@ class PostTrainingCallback(FittingCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit while the strategy still stands: in ``on_fit_end`` the module is already back on the CPU."""
         loader = self._fitting_loader(trainer)
-        best = best_checkpoint(trainer) if self.weights == "best" else None
+        best = None
+        if self.weights != "last":
+            best = self._best.find(trainer, type(self).__name__, is_required=self.weights == "best")
         with weights_of(best, trainer, pl_module):
             self._fit(trainer, pl_module, loader)
         self._known_loader = loader
