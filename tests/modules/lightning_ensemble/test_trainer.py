@@ -11,7 +11,6 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.running.streams import RandomStream
-from lightning_uq.running.streams import RandomStream
 
 M, SEED = 3, 7
 
