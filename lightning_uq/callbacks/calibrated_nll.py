@@ -79,7 +79,7 @@ class CalibratedNLL(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._rows = CalibrationReader(self.read, "the validation data", max_rows=self.max_rows)
+        self._rows = CalibrationReader(self.read, type(self).__name__, "the validation data", max_rows=self.max_rows)
         self._batch: Any = None
         self._error: Exception | None = None
 
@@ -133,7 +133,7 @@ class CalibratedNLL(Callback):
         raise_on_all_ranks(self._error, trainer)
         if trainer.sanity_checking:
             return
-        rows = self._rows.gather(trainer, type(self).__name__)
+        rows = self._rows.gather(trainer)
         if not len(rows.labels):
             raise InputError("The validation data is empty.")
         value = calibrated_nll(rows.logits.squeeze(0), rows.labels)

@@ -205,7 +205,7 @@ class Calibration(PostTrainingCallback):
         with raising_on_all_ranks(trainer):
             for batch in loader:
                 reader.add(model, to_device(batch, model, trainer), trainer)
-        rows = reader.gather(trainer, type(self).__name__)
+        rows = reader.gather(trainer)
         if not len(rows.labels):
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         tensors = self.fit_rows(rows)
@@ -230,8 +230,10 @@ class Calibration(PostTrainingCallback):
                 f"{type(self).__name__} calibrates the predictions that {type(model).__name__} makes itself, so its "
                 "`predict_fn` would be fitted but not calibrated. Leave argument `predict_fn` out."
             )
-        where = f"{type(self).__name__}'s fitting data"
-        return CalibrationReader(self.logits, where, of_members=self.of_members, max_rows=self.max_rows)
+        who = type(self).__name__
+        check_calibration(self.logits.task(model), who, self.needs_classes)
+        where = f"{who}'s fitting data"
+        return CalibrationReader(self.logits, who, where, of_members=self.of_members, max_rows=self.max_rows)
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Refuse a state that is no calibration of this kind.

@@ -24,7 +24,7 @@ from lightning_uq.running.transforms import PredictionTransform, transforms_of
 from lightning_uq.running.weights import WeightsCheck
 from lightning_uq.tasks import Task, describe
 
-Weights = Literal["best", "last"]
+Weights = Literal["auto", "best", "last"]
 
 
 class FittingCallback(Callback, ABC):
@@ -36,8 +36,9 @@ class FittingCallback(Callback, ABC):
 
     Args:
         dataloader: Fitting data; None for the subclass's default.
-        weights: ``"best"`` fits on the weights of a ModelCheckpoint that has a monitor and saved a file, else the last;
-            ``"last"`` on those at the end of training.
+        weights: ``"best"`` fits on the best weights of this training: the file of the first ModelCheckpoint that has a monitor and
+            saved one. None is an error. ``"last"`` fits on the weights at the end of the training. ``"auto"`` takes the best, and the
+            last where there are none. It warns if the best file was deleted, or is that of an earlier fit with the same ModelCheckpoint.
         name: Tells two callbacks of one class apart.
         predict_fn: ``predict_fn(model, x) -> logits``, where ``forward`` does not give them.
         unpack_batch: ``unpack_batch(batch) -> (x, target)``; default ``(x, y)``, a bare ``x`` or a mapping with ``input``.
@@ -57,7 +58,7 @@ class FittingCallback(Callback, ABC):
         self,
         *,
         dataloader: Any = None,
-        weights: Weights = "best",
+        weights: Weights = "auto",
         name: str | None = None,
         predict_fn: PredictFn | str | None = None,
         unpack_batch: UnpackBatch | str | None = None,
@@ -66,8 +67,7 @@ class FittingCallback(Callback, ABC):
         attach: bool = False,
         nonfinite: NonFinite = "error",
     ) -> None:
-        if weights not in ("best", "last"):
-            raise InputError(f"`weights` must be 'best' or 'last', but it is {weights!r}.")
+        check_choice("weights", weights, ("auto", "best", "last"))
         self.dataloader = dataloader
         self.weights = weights
         self.name = name

@@ -24,7 +24,8 @@ from lightning_uq.callbacks.verification import Fit, decide
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.networks.fingerprint import weights_fingerprint
-from lightning_uq.running.best_weights import best_checkpoint, weights_of
+from lightning_uq.running.averages import averaged_copies
+from lightning_uq.running.best_weights import BestCheckpoint, weights_of
 from lightning_uq.running.classes import check_targets
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.fitted_state import to_cpu
@@ -32,6 +33,7 @@ from lightning_uq.running.loaders import can_be_reread, check_loader, exact_load
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import raise_on_all_ranks, raising_on_all_ranks
 from lightning_uq.running.step_input import StepInput
+from lightning_uq.running.weights import WeightsMark, parameters_mark
 from lightning_uq.strategies import check_strategy
 
 
@@ -58,6 +60,9 @@ class PostTrainingCallback(FittingCallback):
     _seen: SeenBatch | None = None
     _label_error: Exception | None = None
     _verified = False
+    _best: BestCheckpoint
+    _trained: WeightsMark | None = None  # the parameters before the hooks of a validation
+    _warned_of_exchange = False
 
     def __init__(self, **fitting: Any) -> None:
         super().__init__(**fitting)
@@ -90,7 +95,8 @@ class PostTrainingCallback(FittingCallback):
         """Warn of what the first epoch's targets showed. Called on all ranks."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_known_loader": None}  # it may hold worker processes or open files
+        # A loader may hold worker processes or open files, and a mark belongs to the tensors of this process.
+        return {**super().__getstate__(), "_known_loader": None, "_trained": None}
 
     # ------------------------------------------------------------------ fitting under a Trainer
 
@@ -99,6 +105,11 @@ class PostTrainingCallback(FittingCallback):
         check_strategy(trainer, type(self).__name__)
         self._verified = False
         self._step_input = StepInput()
+        self._best = BestCheckpoint()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take note of the best checkpoint of the training that a fit resumes."""
+        self._best.note_resumed(checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A new fit clears the state; what would fail after training fails now."""
@@ -106,6 +117,8 @@ class PostTrainingCallback(FittingCallback):
         self.uq_ckpt_path = None
         self._seen = self._label_error = None
         self._looks, self.waits = True, False
+        self._trained, self._warned_of_exchange = None, False
+        self._best.start(trainer, type(self).__name__, is_required=self.weights == "best")
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
             if is_instance(later, WeightAveraging, StochasticWeightAveraging):
@@ -159,6 +172,32 @@ class PostTrainingCallback(FittingCallback):
         elif not own:
             self._seen = seen
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the parameters, before any hook of a validation."""
+        self._remember(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the parameters, before the module's hooks of a validation."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._remember(trainer, pl_module)
+
+    def _remember(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_first = self is post_training_callbacks(trainer)[0]  # it warns for all
+        if is_first and not self._warned_of_exchange and not list(averaged_copies(trainer)):
+            self._trained = parameters_mark(pl_module)
+
+    def _look_for_exchange(self, pl_module: LightningModule) -> None:
+        """Warn, once per fit, where hooks of a validation put other weights into the module."""
+        before, self._trained = self._trained, None
+        if before is not None and before != parameters_mark(pl_module):
+            self._warned_of_exchange = True
+            rank_zero_warn(
+                f"{type(pl_module).__name__} has other weights in its validation than in its training: a hook such as "
+                f"`on_validation_start` exchanges them. {type(self).__name__} and other fits after the training read the weights without "
+                "these hooks: the last ones, or those of the best checkpoint. If you test with the exchanged weights (an average, perhaps), "
+                "put them into the module and call `fit(module, loader)`, or keep the average with Lightning's EMAWeightAveraging."
+            )
+
     def look_at_epoch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Check the targets of a batch of the first epoch; several ranks raise together at its end."""
         if not self._looks or self._label_error is not None or (self._seen is None and not self.waits):
@@ -195,7 +234,9 @@ class PostTrainingCallback(FittingCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit while the strategy still stands: in ``on_fit_end`` the module is already back on the CPU."""
         loader = self._fitting_loader(trainer)
-        best = best_checkpoint(trainer) if self.weights == "best" else None
+        best = None
+        if self.weights != "last":
+            best = self._best.find(trainer, type(self).__name__, is_required=self.weights == "best")
         with weights_of(best, trainer, pl_module):
             self._fit(trainer, pl_module, loader)
         self._known_loader = loader
@@ -271,7 +312,8 @@ class PostTrainingCallback(FittingCallback):
     # ------------------------------------------------------------------ the weights in memory are the fitted ones
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
-        """Verify at the first batch of ``trainer.validate``, after any swap of weights; watch a step of the module's own."""
+        """Verify at the first batch of ``trainer.validate``, after any exchange of weights; in a training, look for one, and watch a step."""
+        self._look_for_exchange(pl_module)
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._verify(trainer, pl_module)
         self._step_input.start_reading(pl_module, batch, self.logits)

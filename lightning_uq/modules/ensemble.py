@@ -59,7 +59,12 @@ class EnsembleModule(UncertaintyModule):
     Member i is the module that the factory builds in a process seeded with ``member_seed(seed, i)``. A LightningModule then
     goes on with the random numbers of such a process; given the same batches, it ends with exactly the weights that it would
     have alone. It gets its own copy of each batch, and a ``trainer`` whose ``model`` and optimizers are its own. A resumed
-    training goes on with the random state, and so the data order, of the training that it resumes.
+    training goes on with the random state, and so the data order, of the training that it resumes. A loader without a
+    ``generator`` draws from the stream that a module's dropout draws from, so a module that trains alone shares that stream
+    with its loaders: for equality bit for bit, give the training and validation loaders a ``generator`` of their own.
+
+    In training, validation and test, a batch goes through each member's own ``on_after_batch_transfer``. The ensemble's metrics,
+    its predictions and the callbacks read one input, the one that the first member's hook makes.
 
     Members share one Trainer and its epochs. The first that sets ``trainer.should_stop`` stops all, and a warning says so.
     Members that return -1 from ``on_train_batch_start`` must do so at the same batch. ``on_*_model_eval`` of a member sets the

@@ -1,6 +1,6 @@
 """The weights that a callback fits on: those of the best checkpoint, or the last ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_uq.checkpoint_files import finish_writing, is_file, reading
 from lightning_uq.errors import InputError
+from lightning_uq.guessing import report_guess
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.running.kept import run_revocably, tensors_put_back
 
@@ -21,15 +23,103 @@ def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
     return [one for one in trainer.callbacks if is_instance(one, ModelCheckpoint)]  # type: ignore[attr-defined]
 
 
-def best_checkpoint(trainer: Trainer) -> str | None:
-    """Path of the best checkpoint of a ModelCheckpoint with a monitor, or None where none was saved. A collective."""
-    finish_writing(trainer.strategy)
-    found = None
-    if trainer.is_global_zero:  # it wrote the file, and another rank may not see it yet
-        paths = [one.best_model_path for one in model_checkpoints(trainer) if one.monitor is not None]
-        found = next((path for path in paths if path and is_file(path)), None)
-    agreed: str | None = trainer.strategy.broadcast(found)
-    return agreed
+def _monitored(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [one for one in model_checkpoints(trainer) if one.monitor is not None]
+
+
+class BestCheckpoint:
+    """The best checkpoint of one fit.
+
+    A ModelCheckpoint that serves several fits keeps the path and the score of an earlier one, and writes no file until a later
+    fit beats that score. So its path counts if this fit has written it, or if a resumed training brought it.
+    """
+
+    def __init__(self) -> None:
+        self._resumed: dict[str, str] = {}  # the paths that a resumed training brought, by key of the ModelCheckpoint
+        self._earlier: dict[str, tuple[str, float | None]] = {}  # paths and scores of earlier fits
+
+    def note_resumed(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take note of the best checkpoints of the training that a fit resumes.
+
+        The tuners of Lightning restore a checkpoint too, from before the first step: its paths are not this training's.
+        """
+        states = (checkpoint.get("callbacks") or {}) if checkpoint.get("global_step") else {}
+        self._resumed = {key: state["best_model_path"] for key, state in states.items() if "best_model_path" in state}
+
+    def start(self, trainer: Trainer, who: str, *, is_required: bool) -> None:
+        """Take note, when a fit starts, of the files that earlier fits wrote.
+
+        Args:
+            trainer: The Trainer of the fit.
+            who: The callback, for messages.
+            is_required: Whether there must be a best checkpoint.
+
+        Raises:
+            InputError: It is required, and no ModelCheckpoint has a monitor.
+        """
+        if is_required and not _monitored(trainer):
+            raise InputError(
+                f"{who} has `weights='best'`, but no ModelCheckpoint of the Trainer has a `monitor`. Add "
+                "`ModelCheckpoint(monitor=...)`, or use `weights='last'`."
+            )
+        held = {one.state_key: _path_and_score(one) for one in _monitored(trainer)}
+        self._earlier = {key: pair for key, pair in held.items() if pair[0] != self._resumed.get(key)}
+        self._resumed = {}
+
+    def find(self, trainer: Trainer, who: str, *, is_required: bool) -> str | None:
+        """The path of the best checkpoint, when the fit ends; None, and a warning, where it is lost. A collective.
+
+        Args:
+            trainer: The Trainer of the fit.
+            who: The callback, for messages.
+            is_required: Whether there must be a best checkpoint.
+
+        Raises:
+            InputError: It is required, and there is none.
+        """
+        finish_writing(trainer.strategy)
+        # Rank 0 wrote the file, and another rank may not see it yet.
+        found = self._look(trainer) if trainer.is_global_zero else (None, None)
+        path, problem = trainer.strategy.broadcast(found)
+        if path is not None:
+            return str(path)
+        if is_required and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # which saves no checkpoint
+            reason = problem or "no ModelCheckpoint with a `monitor` has saved a file"
+            raise InputError(f"{who} has `weights='best'`, but {reason}. Use `weights='last'` to fit the last weights.")
+        if problem is not None:
+            rank_zero_warn(f"{who} is fitted on the last weights: {problem}.")
+        return None
+
+    def _look(self, trainer: Trainer) -> tuple[str | None, str | None]:
+        """The path, or why it is lost; neither where nothing was saved."""
+        monitored = _monitored(trainer)
+        saved = [one for one in monitored if one.best_model_path]
+        own = [one for one in saved if self._earlier.get(one.state_key) != _path_and_score(one)]
+        if own:
+            path = own[0].best_model_path
+            if not is_file(path):
+                return None, f"the best checkpoint {path} does not exist any more"
+            _report_choice(own[0], monitored)
+            return path, None
+        if saved:
+            return None, (
+                f"the ModelCheckpoint holds {saved[0].best_model_path} of an earlier fit, whose {saved[0].monitor} this fit did not "
+                "beat. Make a new ModelCheckpoint for each fit"
+            )
+        return None, None
+
+
+def _path_and_score(one: ModelCheckpoint) -> tuple[str, float | None]:
+    return one.best_model_path, None if one.best_model_score is None else float(one.best_model_score)
+
+
+def _report_choice(chosen: ModelCheckpoint, among: Sequence[ModelCheckpoint]) -> None:
+    others = sorted({str(one.monitor) for one in among if (one.monitor, one.mode) != (chosen.monitor, chosen.mode)})
+    if others:
+        report_guess(
+            f"Callbacks are fitted on the weights that are best by {chosen.monitor}, the monitor of the first ModelCheckpoint that "
+            f"saved a file, and not by {', '.join(others)}. To choose another, put its ModelCheckpoint first."
+        )
 
 
 def read_back(path: str, trainer: Trainer) -> dict[str, Any]:

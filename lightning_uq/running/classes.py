@@ -113,6 +113,7 @@ class CalibrationReader:
 
     Args:
         reader: How the model is called.
+        who: The callback that calibrates, for messages.
         where: What the batches belong to, the beginning of messages.
         of_members: Whether the logits of the members are needed; else the log of their mean probabilities, with Z = 1.
         max_rows: See :class:`~lightning_uq.running.row_sample.RowSample`.
@@ -124,9 +125,16 @@ class CalibrationReader:
     """
 
     def __init__(
-        self, reader: LogitReader, where: str, *, of_members: bool = False, max_rows: int | None = MAX_ROWS
+        self,
+        reader: LogitReader,
+        who: str,
+        where: str,
+        *,
+        of_members: bool = False,
+        max_rows: int | None = MAX_ROWS,
     ) -> None:
         self.reader = reader
+        self.who = who
         self.where = where
         self.of_members = of_members
         self.rows = RowSample(max_rows)
@@ -155,7 +163,7 @@ class CalibrationReader:
         """
         self.reader.infer_task(model, batch, trainer)
         task = self.reader.task(model)
-        check_calibration(task, "The callback")
+        check_calibration(task, self.who)
         outputs = self.reader(model, batch, trainer, check=self.rows.is_empty)
         target = labelled_batch(self.reader, model, batch, outputs, self.where)
         numbers, keep = positions(len(target))
@@ -184,14 +192,9 @@ class CalibrationReader:
         chosen_labels = labels[chosen.to(labels.device) if isinstance(chosen, Tensor) else chosen]
         self.rows.add(keys[chosen], logits.transpose(0, 1), chosen_labels)
 
-    def gather(self, trainer: Trainer | None, who: str) -> FittingRows:
-        """The rows of all ranks. A collective.
-
-        Args:
-            trainer: Its ranks are gathered; None for this process alone.
-            who: Whose data they are, for the line that tells of a sample.
-        """
-        logits, labels = (rows.cpu() for rows in self.rows.gather(trainer, who))
+    def gather(self, trainer: Trainer | None) -> FittingRows:
+        """The rows of all ranks, or of this process where ``trainer`` is None. A collective."""
+        logits, labels = (rows.cpu() for rows in self.rows.gather(trainer, self.who))
         num_groups = self.num_groups
         if trainer is not None and trainer.world_size > 1:
             device = trainer.strategy.root_device

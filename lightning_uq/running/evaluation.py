@@ -54,6 +54,11 @@ def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: boo
         rng.__exit__(None, None, None)  # isolate_rng restores on a normal exit alone, so it is never told of an error
 
 
+def is_in_own_pass(model: LightningModule) -> bool:
+    """Whether :func:`evaluating` runs a LightningModule now: a pass of this package, and not a batch of Lightning's loop."""
+    return model.__dict__.get("log") is _silent
+
+
 def _silent(*args: Any, **kwargs: Any) -> None:
     """Stand-in for a module's ``log``."""
 

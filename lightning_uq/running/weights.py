@@ -53,6 +53,11 @@ def weights_mark(module: nn.Module) -> WeightsMark | None:
     )
 
 
+def parameters_mark(module: nn.Module) -> WeightsMark | None:
+    """The mark of a module's parameters alone, as :func:`weights_mark` makes it: a forward pass may change buffers."""
+    return weights_mark(nn.ParameterList(p for p in module.parameters() if not nn.parameter.is_lazy(p)))
+
+
 def _sums(tensors: list[Tensor]) -> tuple[int, ...]:
     """A wrap-around sum per device over all bits, each block's row and column weighted by its position."""
     parts: dict[torch.device, list[Tensor]] = {}

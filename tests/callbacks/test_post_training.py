@@ -657,7 +657,7 @@ def test_wrong_arguments_are_named(kwargs, match):
 
 def test_fast_dev_run_and_barebones(make_trainer):
     for options in ({"fast_dev_run": True}, {}):
-        gmm = FitGMM(weights="best", regularization=1.0)
+        gmm = FitGMM(regularization=1.0)
         make_trainer(callbacks=[gmm], limit_train_batches=4, **options).fit(
             UsersModule(), DataLoader(DATA, batch_size=40)
         )

@@ -634,6 +634,19 @@ def test_what_would_fail_after_training_fails_before_it(make_trainer, make, modu
     assert spy.batches == 0
 
 
+@pytest.mark.parametrize(
+    ("make", "targets", "match"),
+    [
+        (TemperatureScaling, VAL_X[:, :3], r"^TemperatureScaling calibrates probabilities, which Regression"),
+        (VectorScaling, VAL_X[:, :3], r"^VectorScaling calibrates probabilities, which Regression"),
+        (lambda: VectorScaling(task="multilabel"), (VAL_X[:, :3] > 0).float(), r"^VectorScaling scales classes"),
+    ],
+)
+def test_without_a_trainer_the_error_names_the_callback_too(make, targets, match):
+    with pytest.raises(InputError, match=match):
+        make().fit(nn.Linear(4, 3), loader(VAL_X, targets))
+
+
 @pytest.mark.parametrize("make", [TemperatureScaling, FitGMM])
 def test_what_is_no_loader_is_told_before_training(make_trainer, make):
     module = UsersModule()

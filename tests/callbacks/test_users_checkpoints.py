@@ -113,7 +113,7 @@ class Grows(Steps):
         self.seen = torch.cat([self.seen, torch.ones(1)])
 
 
-def fit(make_trainer, folder, module, *, weights="best", callbacks=(), **kwargs):
+def fit(make_trainer, folder, module, *, weights="auto", callbacks=(), **kwargs):
     """The module after a training whose first epoch was the best, its callbacks, and a module with the best weights."""
     temperature, density = TemperatureScaling(weights=weights), FitGMM(weights=weights)
     best = ModelCheckpoint(dirpath=folder, monitor="val")

@@ -33,7 +33,7 @@ class Client:
         loader: ``loader(split)`` gives the batches of "train", "val", "test" and "far", in order.
         lines: By tool: the arguments that it needs, as they are written, where ``names`` are known.
         names: The functions that ``lines`` mention.
-        refused: By tool that cannot work: what the error says, which comes before the training.
+        refused: By tool that cannot work: what the error says; a training is refused before its first step.
         target_of: ``target_of(batch)`` has one row per prediction.
         input_of: What the module's ``forward`` is called with.
         trainer: "lightning", or "pytorch_lightning" for classes of that tree.

@@ -106,7 +106,7 @@ class Members:
                 results[i] = getattr(module, hook)(*self._arguments_of(i, hook, args))
         self.logs.log_means()
         if hook.endswith("_batch_end"):
-            self.steps.forget()
+            self.steps.end()
         return results
 
     def _arguments_of(self, i: int, hook: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

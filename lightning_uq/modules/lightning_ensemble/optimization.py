@@ -1,6 +1,6 @@
 """The optimization of LightningModules side by side: one step of the ensemble is a step of each member."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ class MemberOptimization(Part):
         """The members' optimizers as one; their schedulers join Lightning's in :meth:`attach_schedulers`.
 
         Raises:
-            InputError: A member cannot train beside others, or its optimizer holds another member's parameters.
+            InputError: A member cannot train beside others, or its optimizer holds parameters that are not its own.
         """
         self.optimizers, self.schedulers = [], []
         for i in range(len(self.members.modules)):
@@ -62,13 +62,21 @@ class MemberOptimization(Part):
         return CompositeOptimizer(self.optimizers)
 
     def _check_parameters(self, i: int, optimizer: Optimizer) -> None:
-        owners = {id(p): j for j, member in enumerate(self.members.modules) for p in member.parameters()}
-        for group in optimizer.param_groups:
-            others = {owners.get(id(p), i) for p in group["params"]} - {i}
-            if others:
+        """Refuse parameters that another member owns or trains. Frozen ones may be shared."""
+        kind = type(self.members.modules[i]).__name__
+        trained = {id(p): p for p in _parameters(optimizer) if p.requires_grad}
+        for j, member in enumerate(self.members.modules):
+            if j != i and not trained.keys().isdisjoint(map(id, member.parameters())):
                 raise InputError(
-                    f"The optimizer of member {i} holds parameters of member {min(others)}, which it would train as well. Let "
-                    f"`configure_optimizers` of {type(self.members.modules[i]).__name__} pass `self.parameters()`."
+                    f"The optimizer of member {i} holds parameters of member {j}, which it would train as well. Let "
+                    f"`configure_optimizers` of {kind} pass `self.parameters()`."
+                )
+        for j, other in enumerate(self.optimizers):
+            shared = [p for p in _parameters(other) if id(p) in trained]
+            if shared:
+                raise InputError(
+                    f"The optimizers of members {j} and {i} hold the same parameter of shape {tuple(shared[0].shape)}, which is outside "
+                    f"of both, so they would train it together. Let `configure_optimizers` of {kind} pass `self.parameters()`."
                 )
 
     def attach_schedulers(self) -> None:
@@ -185,5 +193,9 @@ class MemberOptimization(Part):
             member.configure_gradient_clipping(own, gradient_clip_val, gradient_clip_algorithm)
 
 
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (p for group in optimizer.param_groups for p in group["params"])
+
+
 def _has_gradient(optimizer: Optimizer) -> bool:
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+    return any(p.grad is not None for p in _parameters(optimizer))

@@ -8,10 +8,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from lightning_uq._lightning import trainer_of
 from lightning_uq.batches import own_batch
 from lightning_uq.errors import InputError
 from lightning_uq.modules.lightning_ensemble.checks import layout_problem, overrides
 from lightning_uq.modules.lightning_ensemble.part import Part
+from lightning_uq.running.evaluation import is_in_own_pass
 from lightning_uq.running.step_input import StepInput
 
 if TYPE_CHECKING:
@@ -32,10 +34,16 @@ class MemberSteps(Part):
         self.losses: list[Tensor | None] = []
         self._batches: dict[int, Any] = {}
         self._step_input = StepInput()
+        self._evaluated: tuple[Any, int] | None = None  # the batch before the transfer hooks, and its loader
 
     def forget(self) -> None:
-        """Drop the values of the current batch."""
+        """Drop the values of the last batch."""
         self.outputs, self.losses, self._batches = [], [], {}
+
+    def end(self) -> None:
+        """Drop the values of a batch, and the batch itself."""
+        self.forget()
+        self._evaluated = None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Every member's training step; the sum of their losses gives each its own gradient."""
@@ -110,15 +118,19 @@ class MemberSteps(Part):
     def batch_of(self, i: int, batch: Any) -> Any:
         """Member i's own copy of the current batch, which it may change in place.
 
-        In training it goes through the member's own ``on_after_batch_transfer``. A single member that trains is the only user
-        of the batch, and gets the batch itself. In evaluation the ensemble's metrics use it too.
+        In training, validation and test it goes through the member's own ``on_after_batch_transfer``. A single member that
+        trains is the only user of the batch, and gets the batch itself. In evaluation the ensemble's metrics use it too.
         """
         if i not in self._batches:
-            trains_alone = self.members.ensemble.trainer.training and len(self.members.modules) == 1
-            own = batch if trains_alone else own_batch(batch)
-            if self._transfers_by_member():
-                own = self.members.modules[i].on_after_batch_transfer(own, 0)
-            self._batches[i] = own
+            member = self.members.modules[i]
+            if self.members.ensemble.trainer.training:
+                own = batch if len(self.members.modules) == 1 else own_batch(batch)
+                self._batches[i] = member.on_after_batch_transfer(own, 0) if self._transfers_by_member() else own
+            elif i and self._evaluated is not None:
+                raw, dataloader_idx = self._evaluated
+                self._batches[i] = member.on_after_batch_transfer(own_batch(raw), dataloader_idx)
+            else:
+                self._batches[i] = own_batch(batch)
         return self._batches[i]
 
     def _release(self, i: int, last_hook: str) -> None:
@@ -127,16 +139,25 @@ class MemberSteps(Part):
             del self._batches[i]
 
     def after_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """The ensemble's ``on_after_batch_transfer``: outside training, the first member's."""
-        if self.members.ensemble.trainer.training:
+        """The ensemble's ``on_after_batch_transfer``: outside of training, the first member's.
+
+        The ensemble's metrics, its predictions and the callbacks read one input. In validation and test, the other members get
+        the batch as it was.
+        """
+        ensemble, first = self.members.ensemble, self.members.modules[0]
+        trainer = trainer_of(ensemble)
+        if trainer is not None and trainer.training:
             return batch
-        return self.members.modules[0].on_after_batch_transfer(batch, dataloader_idx)
+        if trainer is None or trainer.predicting or is_in_own_pass(ensemble):
+            return first.on_after_batch_transfer(batch, dataloader_idx)
+        self._evaluated = own_batch(batch), dataloader_idx
+        with self.members.using_stream(0):
+            return first.on_after_batch_transfer(batch, dataloader_idx)
 
     def _transfers_by_member(self) -> bool:
-        trainer = self.members.ensemble.trainer
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule = getattr(self.members.ensemble.trainer, "datamodule", None)
         by_datamodule = datamodule is not None and is_overridden("on_after_batch_transfer", datamodule)
-        return trainer.training and not by_datamodule and overrides(self.members.modules[0], "on_after_batch_transfer")
+        return not by_datamodule and overrides(self.members.modules[0], "on_after_batch_transfer")
 
 
 def call_step(step: Callable[..., Any], *arguments: Any) -> Any:

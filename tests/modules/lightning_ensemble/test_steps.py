@@ -1,5 +1,6 @@
 """The steps of LightningModules that are members: their random numbers, batches and losses."""
 
+import copy
 import random
 import warnings
 
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.errors import InputError
 from lightning_uq.functional.bootstrap import member_seed
 from lightning_uq.modules.ensemble import EnsembleModule
@@ -62,6 +64,57 @@ def test_augmentation_in_transfer_hooks_is_each_members_own(make_trainer):
         single, single_trainer = alone(i, Augments, make_trainer, max_epochs=2)
         assert difference(ensemble, i, single) == 0.0
         assert trainer.callback_metrics[f"member_{i}/val_loss"] == single_trainer.callback_metrics["val_loss"]
+
+
+class Evaluates(Lit):
+    """Normalises as it has learned to, and adds noise in evaluation as well; its scheduler follows what comes of it."""
+
+    def __init__(self):
+        super().__init__(scheduler="plateau")
+        self.scale = nn.Parameter(torch.rand(4) + 0.5)
+        self.seen = []
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        x *= self.scale.detach()  # in place
+        return x + 0.1 * torch.randn_like(x) + dataloader_idx, y
+
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("test_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    def on_validation_batch_end(self, outputs, batch, batch_idx):
+        if not self.trainer.sanity_checking:
+            self.seen.append(batch[0])
+
+
+def test_transfer_hooks_are_each_members_own_in_validation_and_test(make_trainer):
+    ensemble, trainer = EnsembleModule(Evaluates, num_members=M, seed=SEED), make_trainer(max_epochs=4)
+    trainer.fit(ensemble, loader(), loader(20))
+    tested = trainer.test(ensemble, [loader(20), loader(20)], verbose=False)
+    for i in range(M):
+        with RandomStream(member_seed(SEED, i)).active():
+            single, single_trainer = Evaluates(), make_trainer(max_epochs=4)
+            single_trainer.fit(single, loader(), loader(20))
+            alone_tested = single_trainer.test(single, [loader(20), loader(20)], verbose=False)
+        assert difference(ensemble, i, single) == 0.0
+        assert all(map(torch.equal, ensemble.members.modules[i].seen, single.seen))
+        for j, of_loader in enumerate(alone_tested):
+            name = f"test_loss/dataloader_idx_{j}"
+            assert tested[j][f"member_{i}/{name}"] == of_loader[name]
+
+
+def test_what_reads_one_input_reads_the_first_members(make_trainer):
+    """A fit reads it in passes of its own, which draw no random numbers of a member's."""
+    ensemble, scaling = EnsembleModule(Evaluates, num_members=2, seed=SEED), TemperatureScaling()
+    make_trainer(max_epochs=2, callbacks=[scaling]).fit(ensemble, loader(), loader(20))
+    for i in range(2):
+        assert difference(ensemble, i, alone(i, Evaluates, make_trainer, max_epochs=2)[0]) == 0.0
+    with torch.no_grad():
+        ensemble.members.modules[1].scale.fill_(torch.nan)  # no other member's hook is called
+    for trained in (ensemble, copy.deepcopy(ensemble), EnsembleModule(Evaluates, num_members=2, seed=SEED)):
+        assert TemperatureScaling().fit(trained, loader(20)).fitted
+    (prediction, *_) = make_trainer().predict(ensemble, loader(20))
+    assert bool(prediction.probs.isfinite().all())
 
 
 def test_a_datamodules_transfer_hook_takes_precedence(make_trainer):

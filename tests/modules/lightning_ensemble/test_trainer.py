@@ -120,6 +120,44 @@ def test_an_optimizer_with_another_members_parameters_is_an_error_before_the_tra
         make_trainer().fit(ensemble, loader())
 
 
+GLOBAL = nn.Linear(3, 3)
+
+
+class SharesALayer(Template):
+    """Trains a layer that lies outside of it: alone, nobody else does."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(GLOBAL(self(batch[0])), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([{"params": self.parameters()}, {"params": GLOBAL.parameters()}], lr=0.1)
+
+
+class RegistersIt(SharesALayer):
+    """Becomes the layer's owner, as every other member does."""
+
+    def setup(self, stage):
+        self.head = GLOBAL
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        (SharesALayer, r"members 0 and 1 hold the same parameter of shape \(3, 3\), which is outside of both"),
+        (RegistersIt, "optimizer of member 0 holds parameters of member 1"),
+    ],
+)
+def test_a_layer_that_several_members_would_train_is_an_error_before_the_training(kind, match, make_trainer):
+    before = GLOBAL.weight.clone()
+    with pytest.raises(InputError, match=match):
+        make_trainer().fit(EnsembleModule(kind, num_members=2, seed=SEED), loader())
+    assert torch.equal(GLOBAL.weight, before)
+    make_trainer().fit(EnsembleModule(kind, num_members=1, seed=SEED), loader())
+
+
 class OwnTensor(Template):
     """An optimizer may hold a parameter that no module has registered."""
 
@@ -128,5 +166,35 @@ class OwnTensor(Template):
         return torch.optim.SGD([*self.parameters(), *self.extra], lr=0.1)
 
 
-def test_a_parameter_of_no_module_is_no_other_members(make_trainer):
-    make_trainer().fit(EnsembleModule(OwnTensor, num_members=2), loader())
+class LateParameter(Template):
+    """Registers a parameter that it makes for its optimizer."""
+
+    def configure_optimizers(self):
+        scale = nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([*self.parameters(), scale], lr=0.1)
+        self.scale = scale
+        return optimizer
+
+
+FROZEN = nn.Linear(4, 4).requires_grad_(False)
+
+
+class FrozenBackbone(Template):
+    """Passes all of its parameters, also the frozen ones, which all members share."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = FROZEN
+
+    def forward(self, x):
+        return self.net(self.backbone(x))
+
+
+@pytest.mark.parametrize("kind", [OwnTensor, LateParameter, FrozenBackbone])
+def test_a_parameter_that_no_other_member_trains_is_a_members_own(kind, make_trainer):
+    make_trainer().fit(ensemble := EnsembleModule(kind, num_members=2, seed=SEED), loader())
+    for i in range(2):
+        with RandomStream(member_seed(SEED, i)).active():
+            make_trainer().fit(alone := kind(), loader())
+        for name, value in alone.state_dict().items():
+            assert torch.equal(ensemble.members.modules[i].state_dict()[name], value)
