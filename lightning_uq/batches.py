@@ -19,18 +19,19 @@ TARGET_NAMES = ("target", "targets", "label", "labels", "y", "mask")
 
 
 def unpack_batch(
-    batch: Any, signature: Signature | None = None, *, allows_whole: bool = False
+    batch: Any, signature: Signature | None = None, *, allows_whole: bool = False, about: object | None = None
 ) -> tuple[Any, Tensor | None]:
     """Input and target of a batch: ``(x, y)`` or longer, a bare ``x``, or a mapping with ``input`` (and ``target``).
 
     Other names are read where only one reading is plain, which is reported once. The target is under ``target``, ``targets``,
     ``label``, ``labels``, ``y`` or ``mask``, in a mapping, a named tuple or an object such as a graph. The input of a mapping is
-    the only other tensor, or the arguments of the network's ``forward``.
+    the only other tensor, or the arguments of the network's ``forward``. Of three or more elements, the second is the target.
 
     Args:
         batch: The batch.
         signature: The signature of the network's ``forward``.
         allows_whole: Whether a mapping that cannot be read is an input as a whole, without a target.
+        about: The module whose batch it is, which is told what is assumed.
 
     Raises:
         InputError: A mapping that cannot be read, or an empty sequence.
@@ -42,7 +43,7 @@ def unpack_batch(
         tensor([0, 1])
     """
     if isinstance(batch, Mapping):
-        found = _input_and_target(batch, signature)
+        found = _input_and_target(batch, signature, about)
         if found is not None:
             return found
         if allows_whole:
@@ -56,21 +57,25 @@ def unpack_batch(
             raise InputError("A batch must hold an input, but it is an empty sequence.")
         name = _target_name(getattr(batch, "_fields", ()))
         if name is not None:
-            return batch[0], _reported(batch, name)
+            return batch[0], _reported(batch, name, about)
+        if len(batch) > 2:
+            _report_second(batch, about)
         return batch[0], batch[1] if len(batch) > 1 else None
     if isinstance(batch, Tensor):
         return batch, None
     name = _target_name([name for name in TARGET_NAMES if isinstance(getattr(batch, name, None), Tensor)])
-    return batch, None if name is None else _reported(batch, name)
+    return batch, None if name is None else _reported(batch, name, about)
 
 
-def _input_and_target(batch: Mapping[Any, Any], signature: Signature | None) -> tuple[Any, Tensor | None] | None:
+def _input_and_target(
+    batch: Mapping[Any, Any], signature: Signature | None, about: object | None
+) -> tuple[Any, Tensor | None] | None:
     """Input and target of a mapping, where its keys are plain; None where they are not."""
     target = "target" if "target" in batch else _target_name([key for key, v in batch.items() if isinstance(v, Tensor)])
     y = None if target is None else batch[target]
     if "input" in batch:
         if target not in (None, "target"):
-            _report_batch(["input"], target)
+            _report_batch(["input"], target, about)
         return batch["input"], y
     several = [key for key in batch if isinstance(key, str) and key in TARGET_NAMES]
     if len(several) > 1 and target is None:
@@ -82,13 +87,13 @@ def _input_and_target(batch: Mapping[Any, Any], signature: Signature | None) -> 
     kinds = {p.kind for p in parameters.values()}
     takes_all = Parameter.VAR_KEYWORD in kinds and Parameter.VAR_POSITIONAL not in kinds
     if len(tensors) == 1 and (tensors[0] not in named or tensors[0] == named[0]):
-        _report_batch(tensors, target)
+        _report_batch(tensors, target, about)
         return others[tensors[0]], y
     taken = {key: value for key, value in others.items() if isinstance(key, str) and (takes_all or key in named)}
     needed = [p.name for p in parameters.values() if p.name in named and p.default is p.empty]
     if not taken or not set(needed) <= set(taken):
         return None
-    _report_batch(list(taken), target)
+    _report_batch(list(taken), target, about)
     return taken, y
 
 
@@ -98,24 +103,46 @@ def _target_name(names: Iterable[Any]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _reported(batch: Any, name: str) -> Any:
+def _reported(batch: Any, name: str, about: object | None) -> Any:
     if getattr(batch, "_fields", ("", name))[1:2] != (name,):
         report_guess(
             f"The target of a {type(batch).__name__} is read from its `{name}`. If it is another, pass `unpack_batch`, a function "
-            "that returns the input and the target."
+            "that returns the input and the target.",
+            about,
         )
     return getattr(batch, name)
 
 
-def _report_batch(inputs: list[str], target: str | None) -> None:
+def _report_batch(inputs: list[str], target: str | None, about: object | None) -> None:
     """Report how a mapping is read."""
     one = f"batch[{inputs[0]!r}]"
     x = one if len(inputs) == 1 else "{key: batch[key] for key in [...]}"
     y = "no target" if target is None else f"target {target!r}"
     report_guess(
         f"Batches are read as input {', '.join(map(repr, inputs))} and {y}. If they mean something else, pass `unpack_batch`, for example "
-        f"`lambda batch: ({x}, {None if target is None else f'batch[{target!r}]'})`."
+        f"`lambda batch: ({x}, {None if target is None else f'batch[{target!r}]'})`.",
+        about,
     )
+
+
+def _report_second(batch: Any, about: object | None) -> None:
+    """Report that the second of several elements is the target; in doubt if a later one could be it too."""
+    x, y, *others = batch
+    rows = num_rows(x, others)
+    is_plain = isinstance(y, Tensor) and y.ndim > 0 and len(y) == rows and not y.is_floating_point()
+    labels = [i for i, other in enumerate(others, 2) if _is_label(other, rows)]
+    report_guess(
+        f"Batches have {len(batch)} elements, of which the first is read as the input and the second as the target. If they mean "
+        f"something else, pass `unpack_batch`, for example `lambda batch: (batch[0], batch[{labels[0] if labels else 2}])`.",
+        about,
+        is_doubtful=bool(labels) and not is_plain,
+    )
+
+
+def _is_label(value: Any, rows: int | None) -> bool:
+    """Whether an element of a batch could be its labels [B]."""
+    whole = isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
+    return whole and list(value.shape) in ([rows], [rows, 1])
 
 
 def sample_index(batch: Any) -> Tensor | None:

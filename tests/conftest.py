@@ -17,7 +17,6 @@ import torch
 from hypothesis import settings
 from lightning.pytorch import Trainer
 
-from lightning_uq import guessing
 from tests.preloaded import Server
 from tests.trainers import quiet_trainer
 
@@ -38,7 +37,6 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-    guessing._report.cache_clear()  # each test sees what is reported once
 
 
 @pytest.fixture

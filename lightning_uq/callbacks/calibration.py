@@ -163,7 +163,7 @@ class Calibration(PostTrainingCallback):
 
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Every label must be one that the task knows."""
-        check_targets(self.logits.task(model), target, outputs, f"{type(self).__name__}'s fitting data")
+        check_targets(self.logits, model, target, outputs, f"{type(self).__name__}'s fitting data")
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
         """Look at the targets of the first validation; verify the weights in ``trainer.validate``."""

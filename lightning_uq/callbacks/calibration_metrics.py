@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -18,7 +17,7 @@ from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.metrics import update_all
-from lightning_uq.running.ranks import raise_on_all_ranks
+from lightning_uq.running.ranks import first_of_ranks, raise_on_all_ranks
 
 When = Literal["", "_calibrated"]
 
@@ -91,11 +90,10 @@ class CalibrationMetrics:
     def compute(self, trainer: Trainer, model: LightningModule) -> dict[str, Tensor]:
         """The values of all ranks' rows, by name: ``test_nll``, ``test_nll_calibrated``, ... A collective."""
         raise_on_all_ranks(self._error, trainer)
-        if self.reader.agree_on_task(model, trainer):
-            self._metrics = {}  # of a rank that had no batch
         num_loaders = len(loader_list(trainer.test_dataloaders))
+        reasons = first_of_ranks([self._reasons.get(i) for i in range(num_loaders)], trainer)
         values = {}
-        for loader_idx, reason in enumerate(self._reasons_of_all(trainer, num_loaders)):
+        for loader_idx, reason in enumerate(reasons):
             loader = f"/dataloader_idx_{loader_idx}" if num_loaders > 1 else ""
             if reason is not None:
                 rank_zero_info(f"{self.who} logs no metrics of the test set{loader.replace('/', ', ')}: {reason}")
@@ -104,11 +102,3 @@ class CalibrationMetrics:
                 for name, metric in self._of(model, loader_idx, when).items():
                     values[f"test_{name}{when}{loader}"] = metric.compute()
         return values
-
-    def _reasons_of_all(self, trainer: Trainer, num_loaders: int) -> list[str | None]:
-        """Why each loader cannot be scored, on any rank."""
-        own = [self._reasons.get(i) for i in range(num_loaders)]
-        ranks: list[list[str | None]] = [own] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(ranks, own)
-        return [next(filter(None, of_ranks), None) for of_ranks in zip(*ranks, strict=True)]

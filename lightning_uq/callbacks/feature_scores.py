@@ -17,7 +17,7 @@ from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
 from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.loaders import can_be_reread, exact_loader, fit_dataloader_of, training_loader
-from lightning_uq.running.ranks import gather_rows, raising_on_all_ranks
+from lightning_uq.running.ranks import first_of_ranks, gather_rows, raising_on_all_ranks
 from lightning_uq.running.row_sample import RowSample, row_keys
 
 MAX_FEATURES = 2**17
@@ -92,9 +92,7 @@ class FeatureCallback(PostTrainingCallback):
         if trainer is not None and trainer.world_size > 1:
             shapes = gather_rows(torch.tensor([shape], device=trainer.strategy.root_device), trainer)
             shape = tuple(shapes.amax(0).tolist())
-            layers: list[str | None] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(layers, self.features.resolved)
-            self.features.reset(next((layer for layer in layers if layer is not None), None))
+            self.features.reset(*first_of_ranks([self.features.resolved], trainer))
         if not shape[0]:
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         return shape
@@ -113,6 +111,7 @@ class FeatureCallback(PostTrainingCallback):
         with raising_on_all_ranks(trainer):
             for raw in loader:
                 batch = to_device(raw, model, trainer)
+                self.logits.look_at_task(model, batch, trainer)
                 features = self.features(model, batch, trainer)
                 if not bool(features.isfinite().all()):
                     raise InputError(
@@ -175,6 +174,7 @@ class FeatureCallback(PostTrainingCallback):
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for the features."""
+        self.logits.look_at_task(model, batch, trainer)
         self.features(model, batch, trainer)
         self.features.reset()
 

@@ -169,6 +169,7 @@ class FittingCallback(Callback, ABC):
             InputError: The loader or its data do not fit.
         """
         self._forget(model)
+        self.logits.inferred_task = None
         loader = exact_loader(loader, name="argument `loader`")
         with torch.inference_mode(False), evaluating(model, fitting=True):
             tensors = self.fit_tensors(model, loader, None)
@@ -217,7 +218,6 @@ class FittingCallback(Callback, ABC):
     def _forget(self, module: nn.Module) -> None:
         """Clear the state, and take its transform off the module."""
         self._set(None, None)
-        self.logits.inferred_task = None
         self.handle = None
         transforms = transforms_of(module)
         if transforms is not None:

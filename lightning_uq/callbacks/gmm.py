@@ -20,7 +20,7 @@ from lightning_uq.networks.feature_density import FeatureDensity
 from lightning_uq.networks.positions import resized
 from lightning_uq.running.classes import check_targets, density_labels, labelled_batch
 from lightning_uq.running.evaluation import to_device
-from lightning_uq.running.ranks import raising_on_all_ranks
+from lightning_uq.running.ranks import gather_objects, raising_on_all_ranks
 
 Statistics = dict[FeatureTransform, list[ClassHalves]]
 """Those of each member's features, by their coordinates."""
@@ -135,12 +135,12 @@ class FitGMM(TransformedFeatures):
         self.features.reset()
 
     def fits_targets(self, model: nn.Module) -> bool:
-        """Where the task has classes, each has its own Gaussian."""
-        return self.logits.task(model).has_classes
+        """Where the task has classes, each has its own Gaussian; targets that showed a task of labels must go on to do so."""
+        return self.logits.task(model).has_classes or self.logits.inferred_task == "multilabel"
 
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Every label must be one that the task knows, and every class needs two rows."""
-        check_targets(self.logits.task(model), target, outputs, f"{type(self).__name__}'s fitting data")
+        check_targets(self.logits, model, target, outputs, f"{type(self).__name__}'s fitting data")
         counts = _class_counts(target, self._num_classes(model, outputs[:, :1]))
         if counts is not None:
             check_class_counts(counts)
@@ -160,9 +160,7 @@ class FitGMM(TransformedFeatures):
         """Warn of a class with fewer than two rows, which may also be for rows that the epoch left out."""
         counts = self._noted
         if trainer.world_size > 1:
-            parts: list[Tensor] = [counts] * trainer.world_size
-            torch.distributed.all_gather_object(parts, counts)
-            counts = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).sum(0)
+            counts = torch.nn.utils.rnn.pad_sequence(gather_objects(counts, trainer), batch_first=True).sum(0)
         if not bool(counts.any()):
             return
         try:

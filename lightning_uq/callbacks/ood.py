@@ -10,8 +10,10 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_uq import batches
+from lightning_uq.callbacks.ood_positions import counted_positions
 from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, PixelScores, check_score, named_scores
 from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.functional.scores import NEED_LOGITS
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.networks.padding_mask import padding_mask_of
@@ -60,7 +62,7 @@ class OODDetection(Callback):
         unpack_batch: ``unpack_batch(batch) -> (x, target)``; of the target, only a map's ``ignore_index`` is looked at. Default ``(x, y)``, a bare ``x`` or
             a mapping with ``input``.
         output: What the module (or ``predict_fn``) returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function
-            that picks the logits. The first batch is checked.
+            that picks the logits. The first batch is checked. Probabilities and their logarithms have no ``energy`` or ``max_logit``.
         task: What the outputs of a module that is not ours mean: a :class:`~lightning_uq.tasks.Task` or its name. None: one label
             per input.
         in_distribution: Where there are several test loaders, the index of the one that is in distribution (the others may
@@ -137,7 +139,8 @@ class OODDetection(Callback):
             raise InputError("`score` gives one number per input, so it needs `level='image'`, but `level` is 'pixel'.")
         scored = self._scored(model, None)
         with evaluating(model):
-            self._score_loader(scored, model, exact_loader(loader, name="argument `loader`"), None, "`loader`")
+            exact, is_open = exact_loader(loader, name="argument `loader`"), self.read.is_task_open(model)
+            self._score_loader(scored, model, exact, None, shows_task=is_open)
         return {name: scores.cpu() for name, scores in scored.merged(None, "`loader`").items()}
 
     # ------------------------------------------------------------------ hooks
@@ -155,6 +158,7 @@ class OODDetection(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the loaders."""
         self._reset()
+        self.read.inferred_task = None  # the test set may be another one
         number = len(loader_list(trainer.test_dataloaders))
         if self.in_distribution is not None and not 0 <= self.in_distribution < number:
             raise InputError(
@@ -209,18 +213,14 @@ class OODDetection(Callback):
         if inside is None:
             return
         raise_on_all_ranks(self._error, trainer)
-        changed = self.read.agree_on_task(pl_module, trainer) and not inside.is_empty
-        unclear = InputError(
-            f"The first batches of the ranks show different tasks of {type(pl_module).__name__}. Pass argument `task`."
-        )
-        raise_on_all_ranks(unclear if changed else None, trainer)
+        self.read.agree_on_task(pl_module, trainer, is_first=inside.is_empty)
         reference = inside.merged(trainer, "the test set")
         for ood_name, loader in self._loaders.items():
             where = f"`ood[{ood_name!r}]`"
             outside = self._scored(pl_module, trainer)
             batches_of_rank = exact_loader(loader, trainer, name=where, limit=trainer.limit_test_batches)
             with raising_on_all_ranks(trainer), evaluating(pl_module, trainer):
-                self._score_loader(outside, pl_module, batches_of_rank, trainer, where)
+                self._score_loader(outside, pl_module, batches_of_rank, trainer)
             for name, scores in outside.merged(trainer, where).items():
                 for metric, value in outside.metrics(reference[name], scores).items():
                     # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
@@ -265,10 +265,11 @@ class OODDetection(Callback):
         if twice:
             raise InputError(f"Several callbacks provide the scores {sorted(twice)}. Give each its own `name`.")
         task = self.read.task(model)
-        known = [*task.score_names, *provided]
+        void = NEED_LOGITS if self.read.lacks_logits(model) else ()
+        known = [*(name for name in task.score_names if name not in void), *provided]
         wanted = self.scores
         if wanted is None:
-            wanted = {name: name for name in dict.fromkeys([*self._default_scores(model), *provided])}
+            wanted = {name: name for name in dict.fromkeys([*self._default_scores(model, void), *provided])}
             if not wanted:
                 raise InputError(
                     f"{describe(task)} has no score for one network. Score an ensemble of them, or add a callback that provides a "
@@ -276,14 +277,15 @@ class OODDetection(Callback):
                 )
         unknown = [score for score in wanted.values() if isinstance(score, str) and score not in known]
         if unknown:
+            why = ", which needs logits: these outputs are log-probabilities" if unknown[0] in void else ""
             raise InputError(
                 f"`scores` must hold functions, or names among {', '.join(known)} for {describe(task)}, but it holds "
-                f"{unknown[0]!r}."
+                f"{unknown[0]!r}{why}."
             )
         needed = [scorer for scorer in scorers if {*scorer.ood_score_names}.intersection(wanted.values())]
         return (PixelScores if self.level == "pixel" else LoaderScores)(wanted, needed)
 
-    def _default_scores(self, model: nn.Module) -> list[str]:
+    def _default_scores(self, model: nn.Module, void: Sequence[str]) -> list[str]:
         """The scores of the predictions that are taken if none are named: the module's own, or those of its task."""
         task, own = self.read.task(model), getattr(model, "ood_score", None)
         # What a `predict_fn` gives is raw outputs, which may lack the module's own score.
@@ -291,13 +293,19 @@ class OODDetection(Callback):
             return [own]
         if task.needs_members and self.read.predict_fn is None:
             return []
-        return [name for name in DEFAULT_SCORES if name in task.score_names] or [task.ood_score]
+        return [name for name in DEFAULT_SCORES if name in task.score_names and name not in void] or [task.ood_score]
 
     def _score_loader(
-        self, scored: LoaderScores, model: nn.Module, loader: Iterable[Any], trainer: Trainer | None, where: str
+        self,
+        scored: LoaderScores,
+        model: nn.Module,
+        loader: Iterable[Any],
+        trainer: Trainer | None,
+        *,
+        shows_task: bool = False,
     ) -> None:
         for batch in loader:
-            self._score_batch(scored, model, to_device(batch, model, trainer), trainer)
+            self._score_batch(scored, model, to_device(batch, model, trainer), trainer, shows_task=shows_task)
 
     def _score_batch(
         self,
@@ -308,6 +316,7 @@ class OODDetection(Callback):
         rows: Callable[[int], Tensor | None] = lambda size: None,
         *,
         inside: bool = False,
+        shows_task: bool = False,
     ) -> None:
         """Add a batch's scores to ``scored``.
 
@@ -318,8 +327,9 @@ class OODDetection(Callback):
             trainer: Its Trainer, if there is one.
             rows: ``rows(B)`` is the mask of the rows that count, None for all.
             inside: Whether the batch is of the test set.
+            shows_task: Whether its targets are the model's; those of an ``ood`` loader may be of any kind.
         """
-        if scored.is_empty and self.read.infer_task(model, batch, trainer):
+        if (inside or shows_task) and self.read.look_at_task(model, batch, trainer, is_first=scored.is_empty):
             scored.restart(self._scored(model, trainer))  # the task tells which scores there are
         provided_names = {name for scorer in scored.scorers for name in scorer.ood_score_names}
         if inside and scored.is_empty and not provided_names.issuperset(map(str, scored.wanted.values())):
@@ -328,11 +338,19 @@ class OODDetection(Callback):
             mask = stack.enter_context(padding_mask_of(model))
             provided = [stack.enter_context(scorer.ood_scores(model)) for scorer in scored.scorers]
             outputs = self.read(model, batch, trainer, check=scored.is_empty)
+            if scored.is_empty and self.read.lacks_logits(model):
+                scored.restart(self._scored(model, trainer))
             prediction = self.read.prediction(model, outputs)
             logits = prediction.logits if prediction.has_logits else outputs
             values = {name: value for function in provided for name, value in function(logits).items()}
         keep = rows(logits.shape[1])
-        counted = self._counted(model, batch, [len(prediction), *prediction.map_shape], inside, mask.tokens)
+        counted = None
+        if prediction.map_shape:
+            shape, masked = [len(prediction), *prediction.map_shape], self.masks and not inside
+            by_target = self.level == "pixel"
+            counted = counted_positions(
+                self.read, model, batch, shape, mask.tokens, by_target=by_target, is_mask=masked
+            )
         if counted is not None and keep is not None:
             counted = counted[keep]
         for name, score in scored.wanted.items():
@@ -350,39 +368,6 @@ class OODDetection(Callback):
         """A score [B, ...], NaN in the rows whose outputs are not finite: they are an error here, not out of distribution."""
         bad = bad_rows(outputs, self.read.task(model)).reshape(-1, *[1] * (score.ndim - 1))
         return score.masked_fill(bad, torch.nan)
-
-    def _counted(
-        self, model: nn.Module, batch: Any, shape: list[int], inside: bool, tokens: Tensor | None
-    ) -> Tensor | None:
-        """The mask [B, *P] of the positions that count, of a batch of predictions of this shape; None for all of them.
-
-        Targets are not looked at for scores of whole inputs: those of an ``ood`` loader may be missing, and it has to be read as
-        the test set is. ``tokens`` are those that the network was told are no padding.
-        """
-        if len(shape) == 1:
-            return None
-        words = None if tokens is None or list(tokens.shape) != shape else tokens.cpu()
-        by_target = self._counted_by_target(model, batch, shape, inside) if self.level == "pixel" else None
-        return words if by_target is None else by_target.cpu() if words is None else words & by_target.cpu()
-
-    def _counted_by_target(self, model: nn.Module, batch: Any, shape: list[int], inside: bool) -> Tensor | None:
-        _, target = self.read.unpack(model, batch)
-        if inside or not self.masks:
-            if not isinstance(target, Tensor) or list(target.shape) != shape:
-                return None
-            positions = self.read.task(model).row_positions(target)
-            if positions is None:
-                return None
-            counted = torch.zeros(target.numel(), dtype=torch.bool)
-            counted[positions.cpu()] = True
-            return counted.reshape(shape)
-        if target is None or list(target.shape) != shape:
-            came = "none" if target is None else f"targets of shape {list(target.shape)}"
-            raise InputError(
-                f"With `masks=True`, the targets of the `ood` loaders must be masks {shape} of the positions that are out of "
-                f"distribution, but a batch has {came}. Leave `masks` out to count all positions."
-            )
-        return target == 1
 
 
 def _check_loaders(loaders: Any, name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lightning_uq.functional.score_histogram import (
     histogram_fpr95,
     score_histogram,
 )
-from lightning_uq.running.ranks import gather_rows
+from lightning_uq.running.ranks import gather_objects, gather_rows
 
 Score = Callable[[Tensor], Tensor]
 AnyScore = Callable[[Any], Any] | str  # the command line takes the first that fits, and a function's path is also a str
@@ -111,12 +111,13 @@ class LoaderScores:
 
     def _shared_names(self, trainer: Trainer | None) -> list[str]:
         """The names that were added, on any rank."""
-        names = list(self._scores)
-        if trainer is None or trainer.world_size == 1:
-            return names
-        of_ranks: list[list[str]] = [[]] * trainer.world_size
-        torch.distributed.all_gather_object(of_ranks, names)
-        return max(of_ranks, key=len)
+        of_ranks = [names for names in gather_objects(list(self._scores), trainer) if names]
+        if any(set(names) != set(of_ranks[0]) for names in of_ranks):
+            raise InputError(
+                f"The ranks have different scores: {' and '.join(map(str, of_ranks))}. Pass `output` and `scores`, so that they are the "
+                "same on every rank."
+            )
+        return of_ranks[0] if of_ranks else []
 
     def _merged(self, name: str, trainer: Trainer | None, where: str) -> Tensor:
         rows = torch.cat(self._scores[name]) if name in self._scores else torch.empty(0)
@@ -175,6 +176,18 @@ class PixelScores(LoaderScores):
         return counts
 
 
+def check_score(name: str, value: Any, shape: list[int]) -> None:
+    """Refuse what is no score of each input, or of each position of a map."""
+    if not isinstance(value, Tensor) or list(value.shape) not in (shape, shape[:1]) or not value.is_floating_point():
+        came = (
+            f"{value.dtype} of shape {list(value.shape)}"
+            if isinstance(value, Tensor)
+            else f"of type {type(value).__name__}"
+        )
+        wanted = f"[B] = {shape}" if len(shape) == 1 else f"[B, ...] = {shape} or [B] = {shape[:1]}"
+        raise InputError(f"Score {name!r} must be a floating-point tensor {wanted}, but it is {came}.")
+
+
 def check_no_nan_score(name: str, scores: Tensor, where: str) -> None:
     """Refuse scores that are NaN."""
     nan = int(scores.isnan().sum())
@@ -227,15 +240,3 @@ def named_scores(scores: Any) -> dict[str, str | Score] | None:
         came = f"it holds an object of type {type(wrong[0]).__name__}" if wrong else "it is empty"
         raise InputError(f"`scores` must hold names or functions, but {came}.")
     return named
-
-
-def check_score(name: str, value: Any, shape: list[int]) -> None:
-    """Refuse what is no score of each input, or of each position of a map."""
-    if not isinstance(value, Tensor) or list(value.shape) not in (shape, shape[:1]) or not value.is_floating_point():
-        came = (
-            f"{value.dtype} of shape {list(value.shape)}"
-            if isinstance(value, Tensor)
-            else f"of type {type(value).__name__}"
-        )
-        wanted = f"[B] = {shape}" if len(shape) == 1 else f"[B, ...] = {shape} or [B] = {shape[:1]}"
-        raise InputError(f"Score {name!r} must be a floating-point tensor {wanted}, but it is {came}.")

@@ -114,6 +114,7 @@ class PostTrainingCallback(FittingCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A new fit clears the state; what would fail after training fails now."""
         self._forget(pl_module)
+        self.logits.inferred_task = None
         self.uq_ckpt_path = None
         self._seen = self._label_error = None
         self._looks, self.waits = True, False
@@ -214,7 +215,7 @@ class PostTrainingCallback(FittingCallback):
             if target is not None and self._seen.is_alike(target):
                 target = target.cpu()
                 where = f"{type(self).__name__}'s fitting data"
-                check_targets(self.logits.task(pl_module), target, self._seen.outputs_for(target), where)
+                check_targets(self.logits, pl_module, target, self._seen.outputs_for(target), where)
                 self.note_targets(pl_module, target, self._seen.outputs)
         except Exception as error:
             if trainer.world_size == 1:
@@ -276,6 +277,7 @@ class PostTrainingCallback(FittingCallback):
         with torch.inference_mode(False), unwrapped(pl_module), evaluating(pl_module, trainer, fitting=True):
             exact = exact_loader(loader, trainer, name="argument `dataloader`", limit=limit)
             tensors = self.fit_tensors(pl_module, exact, trainer)
+            self.logits.agree_on_task(pl_module, trainer)
             fingerprint = weights_fingerprint(pl_module)
         self._set(to_cpu(tensors), fingerprint)
 

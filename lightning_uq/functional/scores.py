@@ -86,3 +86,6 @@ SCORES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "gen": gen,
     }
 )
+
+NEED_LOGITS = ("energy", "max_logit")
+"""The scores that read the constant which a softmax ignores: nothing is left of them in probabilities and their logarithms."""

@@ -79,7 +79,8 @@ def given_network(network: Any, training: Mapping[str, Any] | None = None) -> nn
         built.configure_model()
         report_guess(
             f"{type(built).__name__} is trained as a network, by the loss of the task and the argument `optimizer`: its own "
-            "`training_step` and `configure_optimizers` are not called. Only the members of an EnsembleModule keep theirs."
+            "`training_step` and `configure_optimizers` are not called. Only the members of an EnsembleModule keep theirs.",
+            built,
         )
     if not has_forward(built) and (training or {}).get("predict_fn") is None:
         raise InputError(no_forward(built))

@@ -17,14 +17,9 @@ from lightning_uq.functional.validation import check_integer, describe
 from lightning_uq.importing import as_function
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.penalty import Penalty
+from lightning_uq.modules import checks
 from lightning_uq.modules.arguments import given_network
 from lightning_uq.modules.checkpointing import CheckpointedModule
-from lightning_uq.modules.checks import (
-    check_first_loss,
-    check_fits_task,
-    check_labelled,
-    raise_shape_error,
-)
 from lightning_uq.modules.evaluation import log_metrics, make_metrics, metrics_of, update_metrics
 from lightning_uq.modules.frozen import expect_eval_mode, in_eval_mode
 from lightning_uq.modules.targets import Loss, Targets, losses_and_count
@@ -137,7 +132,7 @@ class UncertaintyModule(CheckpointedModule):
         self.data_noise = data_noise
         self.regularizer = regularizer
         self._unpack = None if unpack_batch is None else as_function(unpack_batch, "unpack_batch")
-        check_fits_task(self.task, self.network, self.data_noise)
+        checks.check_fits_task(self.task, self.network, self.data_noise)
         self.prediction_transforms = PredictionTransforms()
         self._output_checked = self._targets_checked = self._is_logged = False
         self._save_arguments()
@@ -165,7 +160,8 @@ class UncertaintyModule(CheckpointedModule):
             return x, y
         network = self.network.called_network
         signature = None if network is None or not isinstance(batch, Mapping) else signature_of(network)
-        return batches.unpack_batch(batch, signature, allows_whole=self.network.read_output.predict_fn is not None)
+        allows_whole = self.network.read_output.predict_fn is not None
+        return batches.unpack_batch(batch, signature, allows_whole=allows_whole, about=self)
 
     def forward(self, x: Any) -> Tensor:
         """Raw outputs [Z, B, ...] over the evaluation indices: logits, or means and raw variances."""
@@ -285,7 +281,7 @@ class UncertaintyModule(CheckpointedModule):
             self._explain(error, x)
             raise
         if self.global_step == 0:
-            check_first_loss(loss)
+            checks.check_first_loss(loss)
         self._log_training(self.reported_loss(loss.detach()), batches.num_rows(x, y))
         return loss
 
@@ -357,7 +353,7 @@ class UncertaintyModule(CheckpointedModule):
     def labelled(self, batch: Any, batch_idx: int) -> tuple[Any, Tensor]:
         """Input and target of a batch that needs both, checked."""
         x, y = self.unpack_batch(batch)
-        y = check_labelled(x, y)
+        y = checks.check_labelled(x, y)
         if batch_idx == 0 or y.device.type == "cpu":  # on a GPU, reading the values would wait for the device
             check_finite(x, f"of batch {batch_idx}")
         return x, y
@@ -365,7 +361,7 @@ class UncertaintyModule(CheckpointedModule):
     def _explain(self, error: RuntimeError, x: Any) -> None:
         """Name the input, if the network fails on the shape or dtype of the first batch."""
         if not self._output_checked:
-            raise_shape_error(error, x)
+            checks.raise_shape_error(error, x)
 
     def _check_target(self, y: Tensor, output: Tensor) -> None:
         # On a GPU, reading the values waits for the device, so there only the first batch is checked.
@@ -375,7 +371,7 @@ class UncertaintyModule(CheckpointedModule):
 
     def _check_output(self, output: Tensor) -> None:
         if not self._output_checked and not torch.compiler.is_compiling():
-            self.task.check_output(output)
+            checks.check_first_output(self, output)
             self._output_checked = True
 
     # ------------------------------------------------------------------ optimizer and checkpoint

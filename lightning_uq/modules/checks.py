@@ -1,6 +1,6 @@
 """Checks of a batch and of a network's outputs; each raises one error that names the cause."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -8,6 +8,9 @@ from lightning_uq.errors import InputError, UQError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.tasks import Task, describe
+
+if TYPE_CHECKING:
+    from lightning_uq.modules.base import UncertaintyModule
 
 
 def check_fits_task(task: Task, network: EpistemicNetwork, data_noise: DataNoise | None) -> None:
@@ -22,6 +25,13 @@ def check_fits_task(task: Task, network: EpistemicNetwork, data_noise: DataNoise
             f"{describe(task)} needs the network's raw outputs, but argument `output` is {kind!r}. Pass 'logits', or a function "
             "that picks them."
         )
+
+
+def check_first_output(module: "UncertaintyModule", output: Tensor) -> None:
+    """Refuse outputs [Z, B, ...] that cannot belong to the task, and report those that are no logits."""
+    module.task.check_output(output)
+    if module.task.takes_probabilities:
+        module.network.read_output.reports_log_probs(output, module)
 
 
 def check_labelled(x: Any, y: Any) -> Tensor:

@@ -43,8 +43,8 @@ from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.held_buffers import held_buffers
 from lightning_uq.networks.output import Output
 from lightning_uq.predictions import Prediction
-from lightning_uq.running.inferred_task import INFERABLE, inferred_task, tell_task
-from lightning_uq.tasks import Classification, describe
+from lightning_uq.running.inferred_task import InferredTask
+from lightning_uq.tasks import describe
 
 
 @with_members
@@ -102,9 +102,8 @@ class EnsembleModule(UncertaintyModule):
 
     Attributes:
         members: The LightningModules among the members, as one object; None for plain networks.
-        infers_task: Whether members' batches may still show their task: LightningModules without a ``task``.
-        task_doubt: Why their batches do not fit the default task, where that is so: predictions are then refused.
-        inferred_task: The name of the task that they have shown, one of :data:`~lightning_uq.running.inferred_task.INFERABLE`.
+        inferred_task: What the batches of LightningModules without a ``task`` show of it; predictions are refused while that is in
+            doubt. None if the task was given.
         adversary: Takes the adversarial steps; None without ``adversarial_epsilon``.
 
     Raises:
@@ -175,9 +174,10 @@ class EnsembleModule(UncertaintyModule):
         self.bootstrap = bootstrap or "none"
         self.adversary = None if adversarial_epsilon is None else Adversary(adversarial_epsilon, adversarial_scale)
         self.members = Members(self, lightning_members, streams) if lightning_members else None
-        self.infers_task = self.members is not None and "task" not in training
-        self.inferred_task: str | None = None
-        self.task_doubt: str | None = None
+        self.inferred_task = InferredTask() if self.members is not None and "task" not in training else None
+        if self.inferred_task is not None:  # a checkpoint would say the default in the user's place
+            for saved in (self._plain_arguments, self.hparams):
+                saved.pop("task", None)
         if self.members is not None:
             self.strict_loading = all(member.strict_loading for member in lightning_members)
             vars(self).update(self.members.hooks_of_data())
@@ -225,42 +225,44 @@ class EnsembleModule(UncertaintyModule):
         load_member_files(ensemble, files, checkpoints)
         return ensemble
 
-    def infer_task(self, x: Any, y: object, *, is_training: bool = False) -> bool:
-        """Take the task that this batch shows, if members have none; whether it shows one. A training batch may raise a doubt."""
-        if not self.infers_task or not isinstance(y, Tensor):
+    def look_at_task(self, x: Any, y: object, *, is_training: bool = False) -> bool:
+        """Look at a batch, if nobody said the members' task: whether it now shows another task. A training batch may raise a doubt."""
+        if self.inferred_task is None:
             return False
-        x = batches.own_batch(x)  # a forward may write into it
-        outputs = self.network(x)
-        name = inferred_task(outputs[0], y)
-        if name is None:
-            if is_training:
-                self.task_doubt = self._doubt(outputs, y)
-            return False
-        tell_task(type(self.network.member(0)).__name__, name)
-        self.set_inferred_task(name)
-        return True
 
-    def _doubt(self, outputs: Tensor, y: Tensor) -> str | None:
-        """Why outputs and targets do not belong to the default task, or None."""
-        try:
-            self.task.check_output(outputs)
-            self.task.check_target(y, outputs)
-        except InputError as error:
-            return str(error)
-        return None
+        def outputs() -> Tensor:
+            try:
+                found: Tensor = self.network(batches.own_batch(x))  # a forward may write into it
+            except RuntimeError as error:
+                self._explain(error, x)
+                raise
+            return found
 
-    def _predict(self, x: Any, where: str) -> Prediction:
-        if self.task_doubt is not None:
-            raise InputError(
+        changed = self.inferred_task.look(self.network.member(0), outputs, y, doubts_default=is_training)
+        if changed:
+            self.follow_inferred_task()
+        return changed
+
+    def follow_inferred_task(self) -> None:
+        """Read the members' outputs as batches, of this rank or another, or a checkpoint have shown."""
+        if self.inferred_task is not None:
+            self.task = self.inferred_task.task
+            self._output_checked = self._targets_checked = False
+
+    def prediction(self, output: Tensor) -> Prediction:
+        """Return the prediction that outputs [Z, B, ...] represent.
+
+        Raises:
+            InputError: The members' batches contradict the task that nobody said.
+        """
+        inferred = self.inferred_task
+        if inferred is not None and inferred.doubt is not None:
+            default = (
                 f"The members' outputs would be read with `task={describe(self.task)}`, but their batches do not fit it. "
-                f"{self.task_doubt} Pass argument `task`."
+                f"{inferred.doubt} Pass argument `task`."
             )
-        return super()._predict(x, where)
-
-    def set_inferred_task(self, name: str) -> None:
-        """Take a task that a batch has shown, or that a checkpoint holds."""
-        self.task, self.infers_task, self.inferred_task, self.task_doubt = INFERABLE[name], False, name, None
-        self._output_checked = self._targets_checked = False
+            raise InputError(inferred.contradiction or default)
+        return super().prediction(output)
 
     # ------------------------------------------------------------------ training
 
@@ -363,7 +365,8 @@ class EnsembleModule(UncertaintyModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the seed, and how the members run."""
         super().on_save_checkpoint(checkpoint)
-        seen = {"inferred_task": self.inferred_task, "task_doubt": self.task_doubt}
+        known = self.inferred_task or InferredTask()
+        seen = {"inferred_task": known.name, "task_doubt": known.doubt}
         inferred = {name: value for name, value in seen.items() if value is not None}
         checkpoint[ENSEMBLE_STATE] = {"seed": self.seed, "stacked": self.network.is_stacked, **inferred}
 
@@ -374,10 +377,9 @@ class EnsembleModule(UncertaintyModule):
             return
         check_size(checkpoint, self.network.num_indices)
         self.seed = saved["seed"]
-        # Another task may have been named at loading.
-        self.task_doubt = saved.get("task_doubt") if self.task == Classification() else None
-        if saved.get("inferred_task") is not None:
-            self.set_inferred_task(saved["inferred_task"])
+        if self.inferred_task is not None:  # else a task was named at loading
+            self.inferred_task = InferredTask(saved.get("inferred_task"), saved.get("task_doubt"))
+            self.follow_inferred_task()
         if self.is_resuming:
             if self.adversary is not None:
                 self.adversary.resume(checkpoint["state_dict"])

@@ -7,6 +7,7 @@ from torch import Tensor, finfo, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.scores import NEED_LOGITS
 from lightning_uq.guessing import report_guess
 from lightning_uq.importing import as_function
 from lightning_uq.networks.calling import call_network
@@ -54,9 +55,12 @@ class OutputReader:
         """The tensor that downstream code works on, for an input of the network."""
         return self(self.raw(network, x))
 
-    def __call__(self, raw: Any) -> Tensor:
-        """The tensor that downstream code works on, in what a network returned."""
-        raw = self.output(raw) if callable(self.output) else self._picked(raw)
+    def __call__(self, raw: Any, model: nn.Module | None = None) -> Tensor:
+        """The tensor that downstream code works on, in what a network returned.
+
+        ``model`` is told what is assumed; a reader without it tells each text once.
+        """
+        raw = self.output(raw) if callable(self.output) else self._picked(raw, self if model is None else model)
         if not isinstance(raw, Tensor):
             holds = f" with keys {sorted(map(str, raw))}" if isinstance(raw, Mapping) else ""
             raise InputError(
@@ -69,7 +73,21 @@ class OutputReader:
             return probs.clamp_min(finfo(probs.dtype).tiny).log()
         return raw
 
-    def _picked(self, raw: Any) -> Any:
+    def reports_log_probs(self, outputs: Tensor, model: nn.Module) -> bool:
+        """Whether outputs [Z, B, C, ...] that should be logits are logarithms of probabilities by their values, which is reported."""
+        found = (
+            self.output == "logits" and outputs.ndim > 2 and outputs.shape[1] > 1 and _are_log_probs(outputs.detach())
+        )
+        if found:
+            report_guess(
+                f"The outputs of {type(model).__name__} look like logarithms of probabilities, as `log_softmax` gives: those of each row "
+                f"are probabilities that sum to 1. Predictions are the same, but {' and '.join(NEED_LOGITS)} would say nothing. Pass "
+                '`output="log_probs"`, or return the logits.',
+                model,
+            )
+        return found
+
+    def _picked(self, raw: Any, about: object) -> Any:
         """The tensor in a mapping, a tuple or an output of Hugging Face, where it is plain; else ``raw`` itself."""
         if isinstance(raw, Tensor):
             return raw
@@ -77,7 +95,8 @@ class OutputReader:
         logits = raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None)
         if isinstance(logits, Tensor) and self.output == "logits":
             report_guess(
-                f"The network returns a {kind}, of which `logits` is read. If it is another part, pass `output`, a function that picks it."
+                f"The network returns a {kind}, of which `logits` is read. If it is another part, pass `output`, a function that picks it.",
+                about,
             )
             return logits
         if isinstance(raw, (list, tuple)) and raw and isinstance(raw[0], Tensor) and raw[0].is_floating_point():
@@ -85,7 +104,15 @@ class OutputReader:
             report_guess(
                 f"The network returns a {kind} of {len(raw)}, of which the first part, a tensor with {first.ndim} axes, is read as its "
                 "output. If it is another part, pass `output`, for example `output=lambda out: out[1]`.",
+                about,
                 is_doubtful=any(isinstance(other, Tensor) and other.ndim == first.ndim for other in others),
             )
             return first
         return raw
+
+
+def _are_log_probs(outputs: Tensor) -> bool:
+    """Whether the exponentials of outputs [Z, B, C, ...] are probabilities that sum to 1 over the classes."""
+    tolerance = max(1e-3, outputs.shape[2] ** 0.5 * finfo(outputs.dtype).eps)
+    values = upcast(outputs)
+    return bool((values.amax() <= 0) & (values.logsumexp(2).abs().amax() < tolerance))

@@ -58,6 +58,9 @@ class Prediction(ABC):
                 if name in vars(kind) and not isinstance(vars(kind)[name], Field):
                     del found[name]
             found.update({name: value for name, value in vars(kind).items() if isinstance(value, Field)})
+        declared = vars(cls).get("score_names")
+        if isinstance(declared, tuple):
+            cls.score_names = _ScoreNames(declared)  # type: ignore[assignment]  # which gives such a tuple
         cls._fields = dict(sorted(found.items(), key=lambda item: item[1].optional))
         required, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect` and `help` show
@@ -277,12 +280,16 @@ class Prediction(ABC):
             return self._alarming(self.ood_score)
         if name in ("log_density", "ood_score"):
             return self._alarming(-self.log_density)
-        if name not in self.score_names:
+        own = type(self).score_names  # a name that only other predictions of the type have is an error that says why
+        if name not in self.score_names and not (isinstance(own, tuple) and name in own):
             names = (*self.score_names, *([] if self._get("log_density") is None else ["log_density", "ood_score"]))
-            raise InputError(
-                f"{type(self).__name__} has no score {name!r}. Its scores are {', '.join(names)}.{self._hint}"
-            )
+            listed = f"Its scores are {', '.join(names)}." if names else "It has none."
+            raise InputError(f"{type(self).__name__} has no score {name!r}. {listed}{self._hint}")
         return self._alarming(self._score(name))
+
+    def _listed(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the type's names under which this prediction has scores."""
+        return names
 
     def _alarming(self, score: Tensor) -> Tensor:
         """A score [B, *P] with plus infinity where it, or what was predicted there, is NaN: a vote of NaN is a label like any other."""
@@ -330,6 +337,16 @@ class Prediction(ABC):
 
 def _infinite(values: Tensor) -> Tensor:
     return torch.where(values.isnan(), torch.inf, values)
+
+
+class _ScoreNames:
+    """The ``score_names`` of a type; those of a prediction may be fewer, or others."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def __get__(self, prediction: Prediction | None, kind: type) -> tuple[str, ...]:
+        return self.names if prediction is None else prediction._listed(self.names)
 
 
 def _joined(name: str, axis: int | None, predictions: Sequence[Prediction]) -> Tensor | None:

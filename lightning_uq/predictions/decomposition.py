@@ -82,13 +82,21 @@ class Decomposed(Prediction):
 
     def _parts(self) -> dict[str, Tensor]:
         """The two parts, under names that say whether they are of the uncalibrated hypotheses."""
+        return {name: getattr(self, name) for name in self._part_names()}
+
+    def _part_names(self) -> tuple[str, ...]:
         prefix = "uncalibrated_" if self.is_calibrated and not self._is_one_network else ""
-        return {f"{prefix}{name}": getattr(self, f"{prefix}{name}") for name in _PARTS}
+        return tuple(f"{prefix}{name}" for name in _PARTS)
+
+    def _listed(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        parts = {name.removeprefix("uncalibrated_"): name for name in self._part_names()}
+        return tuple(parts.get(name, name) for name in names)
 
     def score(self, name: str) -> Tensor:
         """A score [B] by its name, the higher the more uncertain: see :meth:`Prediction.score`.
 
-        ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information`` are scores as well.
+        ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information`` are scores as well; ``score_names`` lists them where
+        they are the only parts.
 
         Raises:
             InputError: The name is unknown, or stands for a part that a pooled calibration of several hypotheses does not have.

@@ -40,7 +40,8 @@ class PooledCategoricalPrediction(ClassProbabilities):
     def score_names(self) -> tuple[str, ...]:  # type: ignore[override]  # it depends on what was pooled
         """The names that :meth:`score` takes; a pooled Dirichlet has two more."""
         names = ("predictive_entropy", "mutual_information", "expected_entropy", "max_softmax", "gen")
-        return (*names, *(name for name in ("vacuity", "differential_entropy") if self._get(name) is not None))
+        further = (name for name in ("vacuity", "differential_entropy") if self._get(name) is not None)
+        return self._listed((*names, *further))
 
     _hint: ClassVar[str] = (
         " The others need the members, which were pooled: set `module.return_members = True` to keep them."

@@ -45,6 +45,14 @@ class SpreadPrediction(NumberPrediction):
     def _spread(self) -> Tensor:
         """The variance over several hypotheses [B, D]."""
 
+    def _listed(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if name != "epistemic_variance" or self._has_spread)
+
+    @property
+    def _has_spread(self) -> bool:
+        """Whether there are, or were, several hypotheses."""
+        return self.is_pooled or len(self._members) > 1
+
     @property
     def epistemic_variance(self) -> Tensor:
         """Variance over the hypotheses [B, D].
@@ -89,8 +97,7 @@ class SpreadPrediction(NumberPrediction):
 
     def _member_spread(self) -> dict[str, Tensor]:
         """``epistemic_variance`` for a table, where there is one."""
-        known = self.is_pooled or len(self._members) > 1
-        return {"epistemic_variance": self.epistemic_variance} if known else {}
+        return {"epistemic_variance": self.epistemic_variance} if self._has_spread else {}
 
     def _check(self) -> None:
         super()._check()

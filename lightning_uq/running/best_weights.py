@@ -99,7 +99,7 @@ class BestCheckpoint:
             path = own[0].best_model_path
             if not is_file(path):
                 return None, f"the best checkpoint {path} does not exist any more"
-            _report_choice(own[0], monitored)
+            _report_choice(own[0], monitored, trainer)
             return path, None
         if saved:
             return None, (
@@ -113,12 +113,13 @@ def _path_and_score(one: ModelCheckpoint) -> tuple[str, float | None]:
     return one.best_model_path, None if one.best_model_score is None else float(one.best_model_score)
 
 
-def _report_choice(chosen: ModelCheckpoint, among: Sequence[ModelCheckpoint]) -> None:
+def _report_choice(chosen: ModelCheckpoint, among: Sequence[ModelCheckpoint], trainer: Trainer) -> None:
     others = sorted({str(one.monitor) for one in among if (one.monitor, one.mode) != (chosen.monitor, chosen.mode)})
     if others:
         report_guess(
             f"Callbacks are fitted on the weights that are best by {chosen.monitor}, the monitor of the first ModelCheckpoint that "
-            f"saved a file, and not by {', '.join(others)}. To choose another, put its ModelCheckpoint first."
+            f"saved a file, and not by {', '.join(others)}. To choose another, put its ModelCheckpoint first.",
+            trainer,
         )
 
 

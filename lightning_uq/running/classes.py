@@ -30,16 +30,18 @@ def labelled_batch(reader: LogitReader, model: nn.Module, batch: Any, outputs: T
         InputError: There is none, or it does not fit the outputs.
     """
     target = target_of(reader, model, batch, where)
-    check_targets(reader.task(model), target, outputs, where)
+    check_targets(reader, model, target, outputs, where)
     return target
 
 
-def check_targets(task: Task, target: Tensor, outputs: Tensor, where: str) -> None:
-    """Refuse targets [N, ...] that do not fit a task with outputs [Z, N, ...]; the message begins with ``where``.
+def check_targets(reader: LogitReader, model: nn.Module, target: Tensor, outputs: Tensor, where: str) -> None:
+    """Refuse targets [N, ...] that do not fit the task of a model with outputs [Z, N, ...]; the message begins with ``where``.
 
     Raises:
-        InputError: They do not fit.
+        InputError: They do not fit, or contradict the targets that have shown the task.
     """
+    reader.check_inferred_task(model, target)
+    task = reader.task(model)
     try:
         task.check_target(target, outputs)
     except InputError as error:
@@ -70,7 +72,7 @@ def density_labels(
     Raises:
         InputError: It has none, although the task has classes; the message begins with ``where``.
     """
-    reader.infer_task(model, batch, trainer)
+    reader.look_at_task(model, batch, trainer)
     task = reader.task(model)
     if not task.has_classes:
         return None
@@ -161,7 +163,7 @@ class CalibrationReader:
             InputError: The model predicts no classes, its batch has no labels, or the logits of members are asked for
                 (``of_members``), and the predictions have none.
         """
-        self.reader.infer_task(model, batch, trainer)
+        self.reader.look_at_task(model, batch, trainer, is_first=self.rows.is_empty)
         task = self.reader.task(model)
         check_calibration(task, self.who)
         outputs = self.reader(model, batch, trainer, check=self.rows.is_empty)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.guessing import report_guess
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.features import features_at, input_of, last_layer, submodule
 from lightning_uq.networks.pooling import Pool, check_pool
@@ -145,6 +146,11 @@ class FeatureReader:
         """
         if self.found is None:
             self.found = self._find(model, batch, trainer)
+            report_guess(
+                f"The features of {type(model).__name__} are read at layer {self.resolved!r}, whose input they are, because it feeds the "
+                f"output. If they are elsewhere, pass `feature_layer`, the name of another layer.",
+                model,
+            )
         with self.at_layer.recording(model, trainer) as recorded:
             logits = self.logits(model, batch, trainer, check=False)
         features = recorded()

@@ -1,11 +1,15 @@
 """A module that is not ours and says no task: whether the targets of its batches show what it predicts."""
 
-from functools import cache
+from collections.abc import Callable
 
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
 
-from lightning_uq.tasks import Binary, Multilabel, Regression, Task, describe
+from lightning_uq.errors import InputError
+from lightning_uq.guessing import report_guess
+from lightning_uq.running.ranks import first_of_ranks, gather_objects
+from lightning_uq.tasks import Binary, Classification, Multilabel, Regression, Task, describe
 
 INFERABLE: dict[str, Task] = {
     "mean": Regression(head="mean"),
@@ -55,11 +59,133 @@ def inferred_task(outputs: Tensor, target: object) -> str | None:
     return "mean"
 
 
-@cache
-def tell_task(kind: str, name: str) -> None:
-    """Report once how modules of such a class are read."""
-    shows = "numbers" if name == "mean" else "0 or 1"
-    rank_zero_info(
-        f"{kind} is read with `task={describe(INFERABLE[name])}`, because its outputs have the shape of its targets, which are "
-        f"{shows}. If they mean something else, pass `task`."
-    )
+class InferredTask:
+    """What the batches of a model show of its task, if nobody said it: the task, and whatever contradicts it.
+
+    The first batch that shows a task, or fits the default, decides. Every later batch must agree with it.
+
+    Args:
+        name: The name of a task that is known already, from a checkpoint.
+        doubt: What is known to contradict it.
+
+    Attributes:
+        name: The name in :data:`INFERABLE` of the task that a batch showed; None stands for the default, one label per input.
+        doubt: Why the batches do not belong to the task; None without such a reason.
+        is_open: Whether the next batch may still decide.
+    """
+
+    def __init__(self, name: str | None = None, doubt: str | None = None) -> None:
+        self.name = name
+        self.doubt = doubt
+        self.is_open = name is None
+        self._deviations: dict[str | None, Tensor] = {}  # the largest of the noted targets, from each kind of labels
+
+    @property
+    def task(self) -> Task:
+        """What the outputs mean."""
+        return Classification() if self.name is None else INFERABLE[self.name]
+
+    @property
+    def contradiction(self) -> str | None:
+        """The doubt of a task that a batch has decided; without such a batch, another may still decide."""
+        return None if self.is_open else self.doubt
+
+    def look(
+        self, model: nn.Module, outputs: Callable[[], Tensor], target: object, *, doubts_default: bool = False
+    ) -> bool:
+        """Look at a batch: whether it shows another task than the default. Contradictions become the ``doubt``.
+
+        Args:
+            model: The model, which a report names.
+            outputs: Gives the outputs [Z, B, ...] of the batch; called while no batch has decided.
+            target: Its targets [B, ...].
+            doubts_default: Whether a batch that neither shows a task nor fits the default raises a doubt. Another may still decide.
+        """
+        if not isinstance(target, Tensor):
+            return False
+        self.note(target)
+        if not self.is_open:
+            self.review(model)
+            return False
+        found = outputs()
+        self.name = inferred_task(found[0], target)
+        misfit = None if self.name is not None else _misfit(found, target)
+        self.is_open = misfit is not None
+        if doubts_default or not self.is_open:
+            self.doubt = misfit
+        if self.name is not None:
+            report_guess(f"{self._reading(model)}. If they mean something else, pass `task`.", model)
+        return self.name is not None
+
+    def note(self, target: Tensor) -> None:
+        """Take note of the targets of a batch, without waiting for a GPU."""
+        for name in (None, "binary"):
+            found = _deviation(name, target)
+            if found is not None:
+                before = self._deviations.get(name, torch.zeros_like(found)).to(found.device)
+                self._deviations[name] = torch.where(found.abs() > before.abs(), found, before)
+
+    def review(self, model: nn.Module) -> None:
+        """Doubt a task that the noted targets contradict."""
+        if self.is_open:
+            return
+        kind = None if self.name is None else "binary"
+        found = None if self.name == "mean" else self._deviations.get(kind)  # numbers may be any
+        value = 0.0 if found is None else float(found)
+        self._deviations = {}
+        if value and self.doubt is None:
+            came = f"rows that sum to {1 + value:g}" if self.name is None else f"the target {value:g}"
+            other = "Multilabel()" if self.name is None else "Regression(head='mean')"
+            self.doubt = (
+                f"{self._reading(model)} so far, but a later batch holds {came}. Pass argument `task`: `task={other}`, for example, or "
+                f"`task={describe(self.task)}` if it is right."
+            )
+
+    def agree(self, model: nn.Module, trainer: Trainer) -> bool:
+        """Share what the batches of all ranks showed; whether this rank now has another task. A collective.
+
+        Ranks whose batches show different tasks are in doubt, and so are all ranks if one of them is.
+        """
+        before = self.name
+        decided = [name for name, is_open in gather_objects((self.name, self.is_open), trainer) if not is_open]
+        if decided:
+            self.doubt = None if self.is_open else self.doubt  # what no batch of this rank decided, others did
+            self.name, self.is_open = decided[0], False
+            self.review(model)
+        if len(set(decided)) > 1:
+            tasks = " and ".join(sorted({describe(INFERABLE[name] if name else Classification()) for name in decided}))
+            self.doubt = f"The batches of the ranks show different tasks of {type(model).__name__}: {tasks}. Pass argument `task`."
+        (self.doubt,) = first_of_ranks([self.doubt], trainer)
+        return self.name != before
+
+    def _reading(self, model: nn.Module) -> str:
+        shows = {
+            None: "its targets are one label, or probabilities of classes, per input",
+            "mean": "its outputs have the shape of its targets, which are numbers",
+        }.get(self.name, "its outputs have the shape of its targets, which are 0 or 1")
+        return f"{type(model).__name__} is read with `task={describe(self.task)}`, because {shows}"
+
+
+def _misfit(outputs: Tensor, target: Tensor) -> str | None:
+    """Why outputs [Z, B, ...] and targets do not belong to the default task, or None."""
+    try:
+        Classification().check_output(outputs)
+        Classification().check_target(target, outputs)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _deviation(name: str | None, target: Tensor) -> Tensor | None:
+    """The number in a target that contradicts a task most, 0 if none does; of classes, how far a row's sum is from one."""
+    if name == "mean" or not target.numel() or target.is_complex():
+        return None
+    if name is not None:
+        values = target.flatten().float()
+        values = torch.where((values == 1) | values.isnan(), 0.0, values)
+    elif target.ndim == 2 and target.shape[1] > 1:
+        values = target.float().sum(1) - 1
+        values = torch.where((values.abs() < 1e-2) | values.isnan(), 0.0, values)
+    else:
+        return None
+    return values.index_select(0, values.abs().argmax().reshape(1)).squeeze(0)  # indexing would wait for a GPU

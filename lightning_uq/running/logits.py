@@ -14,7 +14,8 @@ from lightning_uq.importing import as_function
 from lightning_uq.networks.calling import signature_of
 from lightning_uq.networks.output import Output, OutputReader, PredictFn
 from lightning_uq.predictions import Prediction
-from lightning_uq.running.inferred_task import INFERABLE, inferred_task, tell_task
+from lightning_uq.running.inferred_task import InferredTask
+from lightning_uq.running.ranks import raise_on_all_ranks
 from lightning_uq.running.transforms import PredictionTransforms, transforms_of
 from lightning_uq.tasks import Classification, Task, describe, task_of
 
@@ -59,9 +60,10 @@ class LogitReader:
         self.unpack_batch = None if unpack_batch is None else as_function(unpack_batch, "unpack_batch")
         self.read = OutputReader(output, predict_fn)
         self.given_task = None if task is None else task_of(task)
-        self.infers_task = infers_task
-        self._inferred: tuple[type | None, str] | None = None  # a class of model, or any, and what its batches showed
-        self._with_classes: type | None = None  # a class of model whose outputs have several numbers
+        self.infers_task = infers_task and task is None
+        self._inferred = InferredTask()
+        self._inferred_of: type | None = None  # the class of the model whose batches showed it; None for any
+        self._log_probs_of: type | None = None  # a class of model whose outputs turned out to be no logits
         self._indexed: bool | None = None  # whether ``predict_fn`` gives [Z, B, ...], where shapes alone do not tell
 
     @property
@@ -76,10 +78,7 @@ class LogitReader:
             InputError: Argument ``task`` contradicts one of our modules.
         """
         if not self._is_own(model):
-            if self.given_task is not None:
-                return self.given_task
-            name = self._inferred_of(model)
-            return Classification() if name is None else INFERABLE[name]
+            return self._of(model).task if self.given_task is None else self.given_task
         own: Task = model.task  # type: ignore[assignment]  # a Module's attribute is untyped
         if self.given_task not in (None, own):
             raise InputError(
@@ -96,7 +95,7 @@ class LogitReader:
             x, target = model.unpack_batch(batch)  # type: ignore[operator]  # a Module's attribute is untyped
         else:
             signature = signature_of(model) if isinstance(batch, Mapping) else None
-            x, target = batches.unpack_batch(batch, signature, allows_whole=self.predict_fn is not None)
+            x, target = batches.unpack_batch(batch, signature, allows_whole=self.predict_fn is not None, about=model)
         return x, target
 
     def __call__(self, model: nn.Module, batch: Any, trainer: Trainer | None = None, *, check: bool = True) -> Tensor:
@@ -106,52 +105,124 @@ class LogitReader:
             InputError: The outputs cannot belong to the task; the message names the argument that helps.
         """
         x, target = self.unpack(model, batch)
+        outputs = self._outputs(model, x, trainer)
+        if self._is_own(model):
+            self._look_for_log_probs(model, outputs, check)
+            return upcast(outputs)
+        task = self.task(model)
+        if self.predict_fn is None or not self._has_index(outputs, task, batches.num_rows(x, target)):
+            outputs = outputs.unsqueeze(0)
+        task.check_output(outputs, values=check)
+        self._look_for_log_probs(model, outputs, check)
+        return upcast(outputs)
+
+    def _outputs(self, model: nn.Module, x: Any, trainer: Trainer | None) -> Tensor:
+        """What the model returns for an input, as ``output`` reads it."""
         if not torch.compiler.is_compiling():
             x = batches.own_batch(x)  # the model may write into its input, and this batch is read again
-        if self._is_own(model):
-            self.infer_task(model, batch)
         if trainer is not None:
             # The model alone: under `bf16-true` tensors made in this context are bfloat16.
             with trainer.precision_plugin.forward_context():
                 raw = self.read.raw(model, x)
         else:
             raw = self.read.raw(model, x)
-        if self._is_own(model):
-            return upcast(raw if isinstance(raw, Tensor) else self.read(raw))
-        outputs = self.read(raw)
-        self._infer_task(model, outputs, target)
-        task = self.task(model)
-        if self.predict_fn is None or not self._has_index(outputs, task, batches.num_rows(x, target)):
-            outputs = outputs.unsqueeze(0)
-        task.check_output(outputs, values=check)
-        return upcast(outputs)
+        return raw if self._is_own(model) and isinstance(raw, Tensor) else self.read(raw, model)
 
-    def infer_task(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> bool:
-        """Look at a batch of a model whose task nobody said: whether it now showed one other than one label per input.
+    def _reader_of(self, model: nn.Module) -> OutputReader:
+        """What reads the outputs of a model: that of one of our modules is inside."""
+        own: Any = model
+        reader: OutputReader = own.network.read_output if self._is_own(model) else self.read
+        return reader
 
-        Only a batch whose targets are no class labels costs a forward pass, on a copy.
+    def _look_for_log_probs(self, model: nn.Module, outputs: Tensor, check: bool) -> None:
+        if check and self.task(model).takes_probabilities:
+            found = self._reader_of(model).reports_log_probs(outputs, model)
+            self._log_probs_of = type(model) if found else None
+
+    def lacks_logits(self, model: nn.Module) -> bool:
+        """Whether the outputs of a model are probabilities or their logarithms, as ``output`` says, or as their values have shown."""
+        return self._reader_of(model).output in ("probs", "log_probs") or self._log_probs_of is type(model)
+
+    def is_task_open(self, model: nn.Module) -> bool:
+        """Whether the batches of a model may still show its task."""
+        return self._is_own(model) or (self.infers_task and self._of(model).is_open)
+
+    def look_at_task(
+        self, model: nn.Module, batch: Any, trainer: Trainer | None = None, *, is_first: bool = True
+    ) -> bool:
+        """Look at a batch of the model's own data, if nobody said its task: whether it now shows another task.
+
+        Until a batch has decided, one whose targets may show a task costs a forward pass, on a copy.
+
+        Args:
+            model: The model.
+            batch: The batch.
+            trainer: Its Trainer, if there is one.
+            is_first: Whether no outputs were read under the default task before.
+
+        Raises:
+            InputError: The batch contradicts what an earlier one showed, or the default under which earlier ones were read.
         """
+        x, target = self.unpack(model, batch)
         if self._is_own(model):
-            infer = getattr(model, "infer_task", None)  # of an ensemble of LightningModules
-            return infer is not None and bool(infer(*self.unpack(model, batch)))
-        before = self._inferred
-        if not self._knows_task(model) and self.infers_task:
-            _, target = self.unpack(model, batch)
-            if isinstance(target, Tensor) and self._may_show_task(model, target):
-                self(model, batches.own_batch(batch), trainer)
-        return self._inferred is not before
-
-    def agree_on_task(self, model: nn.Module, trainer: Trainer) -> bool:
-        """Take the task that a batch of one rank showed on all ranks; whether it is another than this rank's. A collective."""
-        if trainer.world_size == 1 or self._is_own(model) or self.given_task is not None:
+            look = getattr(model, "look_at_task", None)  # of an ensemble of LightningModules
+            changed = look is not None and bool(look(x, target))
+        elif not self.infers_task or not isinstance(target, Tensor):
             return False
-        mine = self._inferred_of(model)
-        of_ranks: list[str | None] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(of_ranks, mine)
-        first = next((name for name in of_ranks if name is not None), None)
-        if first is not None:
-            self._inferred = type(model), first
-        return first != mine
+        else:
+            inferred = self._inferred = self._of(model)
+            self._inferred_of = type(model)
+            if inferred.is_open and not _may_show_task(target):
+                inferred.note(target)
+                return False
+
+            def outputs() -> Tensor:
+                found = self._outputs(model, x, trainer)
+                has_index = self.predict_fn is not None and found.ndim == 3 and found.shape != target.shape
+                return found if has_index else found.unsqueeze(0)
+
+            changed = inferred.look(model, outputs, target)
+            self._raise_doubt(inferred)
+        if changed and not is_first:
+            raise self._came_late(model)
+        return changed
+
+    def check_inferred_task(self, model: nn.Module, target: Tensor) -> None:
+        """Refuse targets of the model's own data that contradict those that have shown its task.
+
+        Raises:
+            InputError: They do.
+        """
+        if not self._is_own(model) and self.infers_task:
+            inferred = self._of(model)
+            inferred.note(target)
+            inferred.review(model)
+            self._raise_doubt(inferred)
+
+    def agree_on_task(self, model: nn.Module, trainer: Trainer, *, is_first: bool = True) -> bool:
+        """Take the task that a batch of one rank showed on all ranks; whether it is another than this rank's. A collective.
+
+        Raises:
+            InputError: The batches of the ranks contradict each other, or the default under which this rank has read some.
+        """
+        if self._is_own(model) or not self.infers_task:
+            return False
+        self._inferred = self._of(model)
+        changed = self._inferred.agree(model, trainer)
+        self._raise_doubt(self._inferred)
+        raise_on_all_ranks(self._came_late(model) if changed and not is_first else None, trainer)
+        return changed
+
+    @staticmethod
+    def _came_late(model: nn.Module) -> InputError:
+        return InputError(
+            f"The first batches of {type(model).__name__} do not show the task that others show. Pass argument `task`."
+        )
+
+    @staticmethod
+    def _raise_doubt(inferred: InferredTask) -> None:
+        if inferred.contradiction is not None:
+            raise InputError(inferred.contradiction)
 
     def check_default_task(self, model: nn.Module, batch: Any) -> None:
         """Refuse to read a model as a classifier if nobody said its task and the targets of a batch contradict it.
@@ -159,7 +230,9 @@ class LogitReader:
         Raises:
             InputError: They do.
         """
-        target = None if self._knows_task(model) else self.unpack(model, batch)[1]
+        if self._is_own(model) or self.given_task is not None or self._of(model).name is not None:
+            return
+        _, target = self.unpack(model, batch)
         if not isinstance(target, Tensor) or not target.ndim:
             return
         several = target.ndim > 1 and target.shape[1] > 1
@@ -171,39 +244,18 @@ class LogitReader:
                 f"The outputs of {type(model).__name__} would be read as logits of classes, but {reason}. Pass argument `task`."
             )
 
-    def _knows_task(self, model: nn.Module) -> bool:
-        """Whether the task was given or inferred."""
-        return self._is_own(model) or self.given_task is not None or self._inferred_of(model) is not None
-
-    def _inferred_of(self, model: nn.Module) -> str | None:
-        """The name of the task that the batches of such a model have shown."""
-        is_of_it = self._inferred is not None and self._inferred[0] in (None, type(model))
-        return self._inferred[1] if self._inferred is not None and is_of_it else None
+    def _of(self, model: nn.Module) -> InferredTask:
+        """What the batches of such a model have shown."""
+        return self._inferred if self._inferred_of in (None, type(model)) else InferredTask()
 
     @property
     def inferred_task(self) -> str | None:
         """The name of the task that batches have shown, which a checkpoint holds; setting it says so of any model."""
-        return None if self._inferred is None else self._inferred[1]
+        return self._inferred.name
 
     @inferred_task.setter
     def inferred_task(self, name: str | None) -> None:
-        self._inferred = None if name is None else (None, name)
-
-    def _may_show_task(self, model: nn.Module, target: Tensor) -> bool:
-        """Whether a forward pass could tell the task: the target is not plainly one of several classes."""
-        if target.is_floating_point() or target.dtype == torch.bool or target.ndim == 2:
-            return True
-        if self._with_classes is type(model) or target.ndim != 1:
-            return False
-        return bool(((target == 0) | (target == 1)).all())
-
-    def _infer_task(self, model: nn.Module, outputs: Tensor, target: object) -> None:
-        name = inferred_task(outputs, target) if self.infers_task and not self._knows_task(model) else None
-        if name is None and outputs.shape[1:2] != (1,) and outputs.ndim > 1:
-            self._with_classes = type(model)
-        if name is not None:
-            self._inferred = type(model), name
-            tell_task(type(model).__name__, name)
+        self._inferred, self._inferred_of = InferredTask(name), None
 
     def prediction(self, model: nn.Module, outputs: Tensor, *, to_members: bool = True) -> Prediction:
         """The prediction of outputs [Z, B, ...] before any pooled calibration.
@@ -250,6 +302,13 @@ class LogitReader:
                 "[B, ...] and as [Z, B, ...]. Use another batch size."
             )
         return bool(self._indexed)
+
+
+def _may_show_task(target: Tensor) -> bool:
+    """Whether a forward pass could tell the task: the targets are not plainly those of several classes."""
+    if target.is_floating_point() or target.dtype == torch.bool or target.ndim == 2:
+        return True
+    return target.ndim == 1 and bool(((target == 0) | (target == 1)).all())
 
 
 def _fits(task: Task, outputs: Tensor) -> bool:

@@ -1,7 +1,8 @@
 """What the ranks of a training tell each other: their rows, and their errors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -9,6 +10,8 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_uq.errors import UQError
+
+_T = TypeVar("_T")
 
 
 def gather_rows(rows: Tensor, trainer: Trainer | None = None) -> Tensor:
@@ -18,6 +21,23 @@ def gather_rows(rows: Tensor, trainer: Trainer | None = None) -> Tensor:
     parts = gather_all_tensors(rows)
     turn = [torch.arange(len(part), device=rows.device) * len(parts) + rank for rank, part in enumerate(parts)]
     return torch.cat(parts)[torch.cat(turn).argsort()]
+
+
+def gather_objects(own: _T, trainer: Trainer | None = None) -> list[_T]:
+    """One picklable object of each rank, in the order of the ranks. A collective."""
+    if trainer is None or trainer.world_size == 1:
+        return [own]
+    of_ranks: list[_T] = [own] * trainer.world_size
+    torch.distributed.all_gather_object(of_ranks, own)
+    return of_ranks
+
+
+def first_of_ranks(own: Sequence[_T | None], trainer: Trainer | None = None) -> list[_T | None]:
+    """Each entry as the first rank has it that has one at all, in lists of one length. A collective."""
+    return [
+        next((one for one in of_ranks if one is not None), None)
+        for of_ranks in zip(*gather_objects(own, trainer), strict=True)
+    ]
 
 
 @contextmanager
@@ -39,8 +59,6 @@ def raise_on_all_ranks(error: Exception | None, trainer: Trainer | None = None) 
         return
     kind = type(error) if isinstance(error, UQError) else RuntimeError
     text = str(error) if isinstance(error, UQError) else f"{type(error).__name__}: {error}"
-    errors: list[tuple[type[Exception], str] | None] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(errors, None if error is None else (kind, text))
-    for first in errors:
-        if first is not None:
-            raise first[0](first[1]) from error
+    (first,) = first_of_ranks([None if error is None else (kind, text)], trainer)
+    if first is not None:
+        raise first[0](first[1]) from error

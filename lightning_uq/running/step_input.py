@@ -66,6 +66,7 @@ class StepInput:
                 f"The `{step}` of {name} gives its `forward` another input than the one that is read from the batch, so what is fitted or "
                 f"scored belongs to another input than {name} is used with. Pass `unpack_batch`, a function that returns that input "
                 "and the target.",
+                model,
                 is_doubtful=True,
             )
 

@@ -85,7 +85,8 @@ class ClassTask(Task):
         if outputs.ndim < 3 or outputs.shape[2] < 2:
             raise OutputShapeError(
                 f"The network must return logits [B, C] with C >= 2, but it returned shape {list(outputs.shape[1:])}. Pass "
-                "`task=Binary()` for a single logit, or argument `output` a function that makes the logits."
+                "`task=Binary()` if this is a logit per input, `task=Regression(head='mean')` if it is a number, or argument `output` "
+                "a function that makes the logits."
             )
         if self.num_classes is not None and outputs.shape[2] != self.num_classes:
             raise InputError(

@@ -104,7 +104,7 @@ def test_it_is_told_whose_training_step_runs(caplog):
         EpinetModule(Told()), EpinetModule(Told())
     assert (
         caplog.text.count("Told is trained as a network, by the loss of the task and the argument `optimizer`: its own")
-        == 1
+        == 2  # modules
     )
 
 

@@ -10,10 +10,31 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_uq import predictions
 from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.predictions import CategoricalPrediction, DirichletPrediction, Prediction
+from lightning_uq.predictions import (
+    BernoulliPrediction,
+    CategoricalPrediction,
+    DirichletPrediction,
+    GaussianMixturePrediction,
+    MixtureDensityPrediction,
+    PointPrediction,
+    Prediction,
+    QuantilePrediction,
+    StudentTMixturePrediction,
+    StudentTPrediction,
+)
 from lightning_uq.predictions.fields import Field
-from tests.predictions.cases import ALL, assert_same, categorical, dirichlet, gaussian_mixture, student_t, tensors
+from tests.predictions.cases import (
+    ALL,
+    assert_same,
+    bernoulli,
+    categorical,
+    dirichlet,
+    gaussian_mixture,
+    student_t,
+    tensors,
+)
 from tests.tolerance import tolerance
 
 # ---------------------------------------------------------------------- construction
@@ -352,3 +373,62 @@ def test_a_table_filtered_by_a_score_finds_the_rows_that_have_none(make):
             assert bool((values[bad] == -1).all())
         elif name not in ("log_density", "ood_score"):
             assert bool(values[bad].isnan().all()), name
+
+
+def spread(kind):
+    """Types of numbers that no other file makes, with Z x 4 rows."""
+
+    def make(*, z, **kwargs):
+        part = torch.randn(z, 4, 2, 3, generator=torch.Generator().manual_seed(z))
+        mean = part[..., 0]
+        return {
+            PointPrediction: lambda: PointPrediction(mean, **kwargs),
+            QuantilePrediction: lambda: QuantilePrediction(
+                part.sort(-1).values, torch.tensor([0.1, 0.5, 0.9]), **kwargs
+            ),
+            MixtureDensityPrediction: lambda: MixtureDensityPrediction(part, part, part.exp(), **kwargs),
+            StudentTMixturePrediction: lambda: StudentTMixturePrediction(mean, mean.exp(), 3 + mean.exp(), **kwargs),
+        }[kind]()
+
+    return make
+
+
+MAKERS = {
+    CategoricalPrediction: categorical,
+    BernoulliPrediction: bernoulli,
+    DirichletPrediction: dirichlet,
+    GaussianMixturePrediction: gaussian_mixture,
+    StudentTPrediction: student_t,
+    **{
+        kind: spread(kind)
+        for kind in (PointPrediction, QuantilePrediction, MixtureDensityPrediction, StudentTMixturePrediction)
+    },
+}
+CALIBRATIONS = {"temperature": torch.tensor(2.0), "class_scaling": torch.tensor([[1.0, 2, 3, 1, 1], [0, 1, 0, 0, 0]])}
+
+
+def test_every_type_is_made_here():
+    kinds = {type(make(z=2).pool()) for make in MAKERS.values()} | MAKERS.keys()
+    concrete = {one for one in vars(predictions).values() if inspect.isclass(one) and not inspect.isabstract(one)}
+    assert kinds == {one for one in concrete if issubclass(one, Prediction)}
+
+
+@given(
+    kind=st.sampled_from(list(MAKERS)),
+    z=st.integers(1, 3),
+    calibration=st.sampled_from([None, *CALIBRATIONS]),
+    when_pooled=st.sampled_from([None, "before", "after"]),
+    density=st.booleans(),
+)
+def test_every_listed_score_exists(kind, z, calibration, when_pooled, density):
+    """Whatever a calibration, or the pooling, leaves of a prediction: each name that it lists is a score."""
+    prediction = MAKERS[kind](z=z, **({"log_density": torch.arange(4.0)} if density else {}))
+    if when_pooled == "before":
+        prediction = prediction.pool()
+    if calibration in type(prediction)._fields:
+        prediction = prediction.replace(**{calibration: CALIBRATIONS[calibration]})
+    if when_pooled == "after":
+        prediction = prediction.pool()
+    assert len(set(prediction.score_names)) == len(prediction.score_names)
+    for name in prediction.score_names:
+        assert prediction.score(name).shape == (4,), name

@@ -67,10 +67,11 @@ def test_logits_may_go_through_a_function():
 @pytest.mark.parametrize("calibration", [{}, {"temperature": torch.tensor(3.0)}])
 def test_scores_are_those_of_the_members_and_the_entropy_follows_the_calibration(calibration):
     prediction = categorical(**calibration)
-    assert prediction.score_names == tuple(SCORES)
+    names = {name: f"uncalibrated_{name}" if calibration and name in PARTS else name for name in SCORES}
+    assert prediction.score_names == tuple(names.values())
     for name, function in SCORES.items():
         if name != "predictive_entropy":
-            own = f"uncalibrated_{name}" if calibration and name in PARTS else name
+            own = names[name]
             assert torch.equal(prediction.score(own), function(prediction.logits))
     assert torch.equal(prediction.score("predictive_entropy"), prediction.predictive_entropy)
     assert torch.equal(categorical().score("predictive_entropy"), SCORES["predictive_entropy"](prediction.logits))
@@ -97,7 +98,7 @@ def test_positions_may_become_rows():
     assert rows.map_shape == ()
     assert rows.as_rows() is rows
     torch.testing.assert_close(rows.probs, prediction.probs.movedim(1, -1).reshape(90, 4))
-    for name in {*prediction.score_names, *(f"uncalibrated_{part}" for part in PARTS)} - PARTS:
+    for name in prediction.score_names:
         torch.testing.assert_close(rows.score(name), prediction.score(name).flatten())
     assert torch.equal(rows.log_density, torch.arange(3.0).repeat_interleave(30))
     pooled = prediction.pool().as_rows()

@@ -64,7 +64,7 @@ def test_one_mean_has_no_variance_at_all():
     for read in (lambda: one.epistemic_variance, lambda: one.score("epistemic_variance")):
         with pytest.raises(InputError, match="one network has no `epistemic_variance`: train several networks"):
             read()
-    with pytest.raises(InputError, match="has no score 'variance'. Its scores are epistemic_variance"):
+    with pytest.raises(InputError, match="has no score 'variance'. It has none"):
         one.score("variance")
     assert one.pool() is one
 

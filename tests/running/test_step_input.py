@@ -90,13 +90,6 @@ def told(run):
     return [str(w.message) for w in caught if TEXT in str(w.message)]
 
 
-@pytest.fixture(autouse=True)
-def _untold():
-    from lightning_uq import guessing
-
-    guessing._report.cache_clear()
-
-
 def scaled(batch):
     return (batch[0] - 3) / 10, batch[1]
 

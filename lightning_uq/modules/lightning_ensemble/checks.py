@@ -74,12 +74,11 @@ def check_overrides(ensemble: type[LightningModule], hooks: Iterable[str], membe
             )
 
 
-def unscorable_reason(ensemble: "EnsembleModule", batch: Any) -> str | None:
-    """Why an ensemble's metrics cannot score a batch of its members, or None if they may."""
-    problem = layout_problem(ensemble, batch)
-    if problem is not None:
-        return problem
-    reason = ensemble.task.accepts(ensemble.unpack_batch(batch)[1])  # type: ignore[arg-type]  # a layout has a target
+def unscorable_reason(ensemble: "EnsembleModule", y: Tensor) -> str | None:
+    """Why an ensemble's metrics cannot score a target of its members, or None if they may."""
+    if ensemble.inferred_task is not None and ensemble.inferred_task.contradiction is not None:
+        return ensemble.inferred_task.contradiction
+    reason = ensemble.task.accepts(y)
     return None if reason is None else f"{reason}, as {describe(ensemble.task)} expects; pass `task`"
 
 

@@ -20,7 +20,6 @@ from lightning_uq.modules.lightning_ensemble.modes import MemberModes
 from lightning_uq.modules.lightning_ensemble.optimization import MemberOptimization
 from lightning_uq.modules.lightning_ensemble.steps import MemberSteps
 from lightning_uq.modules.lightning_ensemble.trainer import MemberTrainer, ReleaseOnException
-from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.streams import RandomStream
 
 if TYPE_CHECKING:
@@ -187,9 +186,7 @@ class Members:
         Raises:
             InputError: Some members returned -1 and others did not.
         """
-        if batch_idx == 0 and self.ensemble.infers_task:
-            with evaluating(self.ensemble, trainer_of(self.ensemble)):
-                self.metrics.look_for_task(batch)
+        self.metrics.look_at_training(batch, batch_idx)
         skips = [result == -1 for result in self.call_each("on_train_batch_start", batch, batch_idx)]
         if any(skips) and not all(skips):
             raise InputError(
@@ -197,6 +194,11 @@ class Members:
                 f"{skips.index(False)} did not. Members share their epochs. {APART}"
             )
         return -1 if all(skips) else None
+
+    def on_train_epoch_end(self) -> None:
+        """Doubt a task that targets of this epoch contradict."""
+        self.call_each("on_train_epoch_end")
+        self.metrics.agree_on_task()
 
     def on_train_end(self) -> None:
         """Warn where some members stopped the training of all."""

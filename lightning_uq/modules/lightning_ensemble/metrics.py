@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torchmetrics import Metric
 
 from lightning_uq.errors import NotFiniteError, NotFittedError, UQError
+from lightning_uq.guessing import report_guess
 from lightning_uq.modules.lightning_ensemble.checks import layout_problem, unscorable_reason
 from lightning_uq.modules.lightning_ensemble.part import Part
-from lightning_uq.running.inferred_task import INFERABLE
+from lightning_uq.running.evaluation import evaluating
+from lightning_uq.running.ranks import first_of_ranks
 from lightning_uq.tasks import describe
 
 if TYPE_CHECKING:
@@ -52,20 +53,25 @@ class EnsembleMetrics(Part):
 
     def update(self, batch: Any, dataloader_idx: int, evaluate: Callable[[], None]) -> None:
         """Let ``evaluate`` update the metrics of a loader, unless a batch of it does not fit."""
-        if self._reasons.get(dataloader_idx) is not None:
-            return
         ensemble = self.members.ensemble
+        is_left_out = self._reasons.get(dataloader_idx) is not None
+        if is_left_out and (ensemble.inferred_task is None or ensemble.inferred_task.is_open):
+            return
         try:
-            reason = unscorable_reason(ensemble, batch)
-            if reason is not None and self._infer_task(batch):
-                reason = None
+            reason = layout_problem(ensemble, batch)
             if reason is None:
+                x, y = ensemble.unpack_batch(batch)
+                self._look_at_task(x, y)
+                reason = unscorable_reason(ensemble, y)  # type: ignore[arg-type]  # a layout has a target
+            if reason is None and not is_left_out:
                 evaluate()
         except Exception as error:  # a member's forward and the user's own functions may raise anything
             is_error = isinstance(error, NotFiniteError | NotFittedError)
             if is_error and ensemble.trainer.state.fn != TrainerFn.FITTING:
                 raise
             reason = _described(error)
+        if is_left_out:
+            return
         if reason is not None:
             for metric in self._metrics(dataloader_idx).values():
                 metric.reset()
@@ -74,28 +80,23 @@ class EnsembleMetrics(Part):
     def log(self, stage: str) -> None:
         """Log the metrics of every loader whose batches fit on all ranks; to be called on all ranks."""
         ensemble = self.members.ensemble
-        strategy, rank, world = ensemble.trainer.strategy, ensemble.trainer.global_rank, ensemble.trainer.world_size
         loaders = range(len(self._metric_sets))
         reasons = [self._reasons.get(i) for i in loaders]
-        own = [
-            [0 if reason is None else world - rank for reason in reasons],
-            [int(i in self._reasons) for i in loaders],
-            [_code(ensemble.inferred_task)] * len(loaders),
-        ]
-        found = torch.as_tensor(strategy.reduce(torch.tensor(own, device=ensemble.device), reduce_op="max"))
-        first_reason, any_seen, inferred = found.tolist()
-        if any(inferred) and ensemble.inferred_task is None:  # a rank without a batch
-            self._take_task(list(INFERABLE)[max(inferred) - 1])
-        if any(first_reason) and not self._notified:
-            reason = next((reason for reason in reasons if reason is not None), "")
-            reason = strategy.broadcast(reason, src=world - max(first_reason))
+        self.agree_on_task()
+        doubt = None if ensemble.inferred_task is None else ensemble.inferred_task.contradiction
+        reasons = first_of_ranks([self._reasons.get(i) or doubt for i in loaders], ensemble.trainer)
+        any_seen = first_of_ranks([True if i in self._reasons else None for i in loaders], ensemble.trainer)
+        reason = next(filter(None, reasons), None)
+        if reason is not None and not self._notified:
+            inferred = ensemble.inferred_task
             default = f" Predictions are read with `task={describe(ensemble.task)}`; pass `task` if they are not."
+            is_default = inferred is not None and inferred.name is None
             rank_zero_info(
-                f"The ensemble as a whole has no metrics: {reason.rstrip('.')}.{default if ensemble.infers_task else ''}"
+                f"The ensemble as a whole has no metrics: {reason.rstrip('.')}.{default if is_default else ''}"
             )
             self._notified = True
         for i in loaders if self.are_logged_at_end else ():
-            if any_seen[i] and not first_reason[i]:
+            if any_seen[i] and reasons[i] is None:
                 # At an epoch's end Lightning adds no loader to the names.
                 loader = f"/dataloader_idx_{i}" if len(loaders) > 1 else ""
                 for key, metric in self._metrics(i).items():
@@ -103,27 +104,40 @@ class EnsembleMetrics(Part):
                     # A metric counts for itself, so the size of the batch is 1.
                     ensemble.log(name, metric, batch_size=1, metric_attribute=name, add_dataloader_idx=False)
 
-    def look_for_task(self, batch: Any) -> None:
-        """Take the task that the first training batch shows, or its doubt, if the task was left to its default."""
-        try:
-            self._infer_task(batch, is_training=True)
-        except Exception as error:  # as in `update`
-            rank_zero_info(f"The first batch does not show the task of the ensemble as a whole: {_described(error)}")
-
-    def _infer_task(self, batch: Any, *, is_training: bool = False) -> bool:
-        """Take the task that a batch shows, if it was left to its default."""
+    def look_at_training(self, batch: Any, batch_idx: int) -> None:
+        """Look for the task in the first training batch, if nobody said it, and for contradictions in all."""
         ensemble = self.members.ensemble
-        if layout_problem(ensemble, batch) is not None:
-            return False
-        if not ensemble.infer_task(*ensemble.unpack_batch(batch), is_training=is_training):
-            return False
-        assert ensemble.inferred_task is not None
-        self._take_task(ensemble.inferred_task)
-        return True
+        if ensemble.inferred_task is None:
+            return
+        try:
+            if layout_problem(ensemble, batch) is not None:
+                return
+            x, y = ensemble.unpack_batch(batch)
+            if batch_idx == 0 and ensemble.inferred_task.is_open:
+                with evaluating(ensemble, ensemble.trainer):
+                    self._look_at_task(x, y, is_training=True)
+            elif y is not None:
+                ensemble.inferred_task.note(y)
+        except Exception as error:  # as in `update`
+            report_guess(
+                f"A training batch does not show the task of the ensemble as a whole: {_described(error)}", ensemble
+            )
 
-    def _take_task(self, name: str) -> None:
+    def agree_on_task(self) -> None:
+        """Take the task that batches of any rank have shown, and every doubt of it; to be called on all ranks."""
+        ensemble = self.members.ensemble
+        if ensemble.inferred_task is not None and ensemble.inferred_task.agree(
+            ensemble.network.member(0), ensemble.trainer
+        ):
+            self._follow_task()
+
+    def _look_at_task(self, x: Any, y: Any, *, is_training: bool = False) -> None:
+        if self.members.ensemble.look_at_task(x, y, is_training=is_training):
+            self._follow_task()
+
+    def _follow_task(self) -> None:
         """Take an inferred task, with its metrics."""
-        self.members.ensemble.set_inferred_task(name)
+        self.members.ensemble.follow_inferred_task()
         for metrics in self._metric_sets:
             kept = metrics["loss"]  # type: ignore[index]  # a ModuleList yields bare Modules
             metrics.clear()  # type: ignore[operator]
@@ -137,8 +151,3 @@ class EnsembleMetrics(Part):
 def _described(error: Exception) -> str:
     """An error as the reason why something is left out."""
     return str(error) if isinstance(error, UQError) else f"{type(error).__name__}: {error}"
-
-
-def _code(name: str | None) -> int:
-    """A task's name as a number that ranks can reduce; 0 for none."""
-    return 0 if name is None else 1 + list(INFERABLE).index(name)
