@@ -10,13 +10,12 @@ Log-probabilities of both outcomes are kept, log p = -softplus(-l) and log(1 - p
 or 1 keeps its digits. Logits have the index axis first, [Z, ...]; half precision is upcast to float32.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.entropy import log_mean_exp, mean_divergence
+from lightning_uq.functional.precision import upcast, widen
 
 
 def log_probs_of(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +37,7 @@ def pooled_logits(logits: Tensor) -> Tensor:
         tensor([0.])
     """
     on, off = log_probs_of(logits)
-    return torch.logsumexp(on, 0) - torch.logsumexp(off, 0)
+    return log_mean_exp(on) - log_mean_exp(off)
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:
@@ -65,8 +64,8 @@ def bernoulli_expected_entropy(logits: Tensor) -> Tensor:
 def bernoulli_mutual_information(logits: Tensor) -> Tensor:
     """Mutual information of outcome and index in nats: [Z, ...] -> [...].
 
-    Computed as the mean Kullback-Leibler divergence mean_z KL(p_z || mean p), without the cancellation of a difference of
-    entropies; clamped at 0.
+    Computed as the mean Kullback-Leibler divergence mean_z KL(p_z || mean p), in float64 where the device has it and from parts that are
+    not negative: see :func:`~lightning_uq.functional.entropy.mean_divergence`.
 
     Source: Houlsby et al. (arXiv 1112.5745).
 
@@ -74,11 +73,8 @@ def bernoulli_mutual_information(logits: Tensor) -> Tensor:
         >>> bernoulli_mutual_information(torch.tensor([[20.0], [-20.0]]))  # two members that disagree
         tensor([0.6931])
     """
-    on, off = (
-        _weighted(log_prob, log_prob - (torch.logsumexp(log_prob, 0) - math.log(len(logits))))
-        for log_prob in log_probs_of(logits)
-    )
-    return (on + off).mean(0).clamp_min(0)
+    on, off = log_probs_of(widen(logits))
+    return (mean_divergence(on) + mean_divergence(off)).to(upcast(logits).dtype)
 
 
 def joint_energy(logits: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ training distribution alone.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.entropy import log_mean_exp, mean_log_probs
 from lightning_uq.functional.finite import infinite_where_bad
 from lightning_uq.functional.precision import to_float64, upcast
 from lightning_uq.functional.validation import check_floating, check_integer, check_open_unit
@@ -49,7 +50,8 @@ def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
     # 1 - p of the most probable class is the others' sum: a difference would round to 0 for rows of unequal certainty.
     others = log_probs.scatter(1, log_probs.argmax(1, keepdim=True), -torch.inf)
     log_probs = log_probs.topk(min(top, log_probs.shape[1]), 1).values
-    rest = torch.cat([torch.logsumexp(others, 1, keepdim=True), torch.log1p(-log_probs[:, 1:].exp())], 1)
+    first = log_mean_exp(others.movedim(1, 0)) + math.log(others.shape[1])
+    rest = torch.cat([first.unsqueeze(1), torch.log1p(-log_probs[:, 1:].exp())], 1)
     return torch.exp(gamma * (log_probs + rest)).sum(1)
 
 
