@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lightning_uq.callbacks.feature_scores import MAX_FEATURES, FeatureCallback
 from lightning_uq.errors import NotFittedError
-from lightning_uq.functional.ood_features import knn_distance, unit_rows
-from lightning_uq.functional.precision import widen
+from lightning_uq.functional.ood_features import NeighborBank, neighbor_bank, neighbor_distance
+from lightning_uq.functional.precision import wide_dtype
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.running.row_sample import RowSample
 
@@ -18,8 +18,8 @@ from lightning_uq.running.row_sample import RowSample
 class FitKNN(FeatureCallback):
     """Deep nearest neighbours after training: the distance of an input's features to the ``k``-th nearest training row's.
 
-    Features are scaled to length 1. Those of at most ``max_rows`` training rows are kept, N x D numbers, in memory and in the
-    ``-uq.ckpt`` (the paper finds 1 % of ImageNet to do). With ``pool="positions"`` each position of a map is a row. With
+    Features are scaled to length 1. Those of at most ``max_rows`` training rows are kept, N x D numbers, in the ``-uq.ckpt`` (the
+    paper finds 1 % of ImageNet to do), and while inputs are scored in memory too, in float64. With ``pool="positions"`` each position of a map is a row. With
     :class:`OODDetection` the score ``knn`` is among those logged; an ensemble's is the mean of its members'. Labels are not
     looked at, but for the ``ignore_index`` of a segmentation.
 
@@ -53,10 +53,11 @@ class FitKNN(FeatureCallback):
         self.max_rows = max_rows
         check_integer("k", k, 1)
         self.k = k
-        self._bank: Tensor | None = None
+        self._rows: Tensor | None = None
+        self._banks: list[NeighborBank] = []
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
-        """All rows' features [M, N, D], scaled to length 1."""
+        """All rows' features [M, N, D]."""
         features = self.gather_features(model, loader, trainer, self.max_rows)
         if features.shape[1] < self.k:
             warnings.warn(
@@ -64,20 +65,21 @@ class FitKNN(FeatureCallback):
                 "score.",
                 stacklevel=2,
             )
-        bank = unit_rows(features)
-        return {"feature_layer": self.features.resolved, "features": bank}
+        return {"feature_layer": self.features.resolved, "features": features}
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Take the rows."""
         super().restore_tensors(tensors)
-        self._bank = None if tensors is None else tensors["features"]
+        self._rows = None if tensors is None else tensors["features"]
+        self._banks = []
 
     def feature_scores(self, features: Tensor) -> Tensor:
         """The distance [B] to the ``k``-th nearest row, for features [M, B, D]; the mean over members."""
-        if self._bank is None:
+        if self._rows is None:
             raise NotFittedError("FitKNN is not fitted: train with it, or call `fit(model, loader)`.")
-        self._bank = bank = self._bank.to(features.device)
-        rows = unit_rows(features)
-        k = min(self.k, bank.shape[1])
-        distances = [widen(knn_distance(r, b, k, normalize=False)) for r, b in zip(rows, bank, strict=True)]
-        return torch.stack(distances).mean(0)
+        if self._rows.device != features.device or not self._banks:
+            self._rows = self._rows.to(features.device)
+            self._banks = [neighbor_bank(rows) for rows in self._rows]
+        k = min(self.k, self._rows.shape[1])
+        distances = [neighbor_distance(one, bank, k) for one, bank in zip(features, self._banks, strict=True)]
+        return torch.stack(distances).mean(0).to(wide_dtype(features.device)).to(features.device)

@@ -10,7 +10,6 @@ Log-probabilities of both outcomes are kept, log p = -softplus(-l) and log(1 - p
 or 1 keeps its digits. Logits have the index axis first, [Z, ...]; half precision is upcast to float32.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -228,9 +228,7 @@ class FeatureTap:
             )
         return output, [caught[name] for name in self.layers]
 
-    def _run(
-        self, network: nn.Module, x: Any, call: Callable[[nn.Module, Any], Any]
-    ) -> tuple[Any, dict[str, Tensor]]:
+    def _run(self, network: nn.Module, x: Any, call: Callable[[nn.Module, Any], Any]) -> tuple[Any, dict[str, Tensor]]:
         """What the network gives, and the features by layer."""
         self.caught = {}
         self.mask.start()
