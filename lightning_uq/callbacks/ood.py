@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_uq import batches
-from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, PixelScores, named_scores
+from lightning_uq.callbacks.ood_scores import AnyScore, LoaderScores, OODScorer, PixelScores, check_score, named_scores
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.output import Output, PredictFn
@@ -37,7 +37,8 @@ class OODDetection(Callback):
 
     - ``ood_auroc/<name>/<score>``: area under the ROC curve;
     - ``ood_auprc_out/<name>/<score>`` and ``ood_auprc_in/...``: average precision with either kind as the positive one;
-    - ``ood_fpr95/...``: share of out-of-distribution inputs accepted where 95 % of the test set are.
+    - ``ood_fpr95/...``: share of out-of-distribution inputs accepted where 95 % of the test set are, or, with
+      ``fpr95_positive="out"``, share of the test set flagged where 95 % of the out-of-distribution inputs are.
 
     Scoring costs one forward pass per batch beside the user's own, in evaluation mode and with an isolated random state, on a
     copy of the batch as the test step got it: the user's metrics stay what they are. Every sample counts once on any
@@ -72,6 +73,8 @@ class OODDetection(Callback):
             whose bins are 0.05 % wide, so memory does not grow with the pixels.
         masks: With ``level="pixel"``, whether the targets of the ``ood`` loaders are masks [B, *P]: positions that hold 1 are out of
             distribution, all others are left out. Otherwise all positions that count are out of distribution.
+        fpr95_positive: The kind of which ``ood_fpr95`` finds 95 %: "in" or "out". See :class:`~lightning_uq.metrics.OODFPR95` for who
+            reports which.
 
     Raises:
         InputError: An argument is not as above; no loader; an empty loader; an output that is no classifier's logits; a
@@ -101,6 +104,7 @@ class OODDetection(Callback):
         in_distribution: int | None = 0,
         level: Literal["image", "pixel"] = "image",
         masks: bool = False,
+        fpr95_positive: Literal["in", "out"] = "in",
     ) -> None:
         super().__init__()
         if ood is not None and not callable(ood):
@@ -114,6 +118,8 @@ class OODDetection(Callback):
             raise InputError("`masks=True` marks positions, so it needs `level='pixel'`, but `level` is 'image'.")
         self.level = level
         self.masks = masks
+        check_choice("fpr95_positive", fpr95_positive, ("in", "out"))
+        self.fpr95_positive: Literal["in", "out"] = fpr95_positive
         self._reset()
 
     def _reset(self) -> None:
@@ -217,7 +223,7 @@ class OODDetection(Callback):
             with raising_on_all_ranks(trainer), evaluating(pl_module, trainer):
                 self._score_loader(outside, pl_module, batches_of_rank, trainer, where)
             for name, scores in outside.merged(trainer, where).items():
-                for metric, value in outside.metrics(reference[name], scores).items():
+                for metric, value in outside.metrics(reference[name], scores, self.fpr95_positive).items():
                     # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
                     pl_module.log(f"{metric}/{ood_name}/{name}", value, batch_size=1, sync_dist=True)
 
@@ -336,7 +342,7 @@ class OODDetection(Callback):
                 )
             else:
                 value = score(logits)
-            _check_score(name, value, [len(prediction), *prediction.map_shape])
+            check_score(name, value, [len(prediction), *prediction.map_shape])
             value = value if keep is None else value[keep.to(value.device)]
             scored.add(name, value, None if counted is None or value.ndim == 1 else counted)
 
@@ -377,18 +383,6 @@ class OODDetection(Callback):
                 f"distribution, but a batch has {came}. Leave `masks` out to count all positions."
             )
         return target == 1
-
-
-def _check_score(name: str, value: Any, shape: list[int]) -> None:
-    """Refuse what is no score of each input, or of each position of a map."""
-    if not isinstance(value, Tensor) or list(value.shape) not in (shape, shape[:1]) or not value.is_floating_point():
-        came = (
-            f"{value.dtype} of shape {list(value.shape)}"
-            if isinstance(value, Tensor)
-            else f"of type {type(value).__name__}"
-        )
-        wanted = f"[B] = {shape}" if len(shape) == 1 else f"[B, ...] = {shape} or [B] = {shape[:1]}"
-        raise InputError(f"Score {name!r} must be a floating-point tensor {wanted}, but it is {came}.")
 
 
 def _check_loaders(loaders: Any, name: str) -> dict[str, Any]:

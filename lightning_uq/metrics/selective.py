@@ -59,6 +59,9 @@ class AURC(SelectiveMetric):
 
     Rows of equal confidence stand in no order, so the value is the expectation over their random orders.
 
+    Other libraries integrate the same curve by trapezoids between the coverages 1 / N and 1: torch-uncertainty divides that area by
+    1 - 1 / N; fd-shifts multiplies it by 1000 and joins tied rows by one trapezoid. The differences are of the order of 1 / N.
+
     Args:
         from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
         validate_args: Check the values of each batch.
@@ -89,7 +92,7 @@ class AUGRC(SelectiveMetric):
 
     Equal to (1 - AUROC) a (1 - a) + (1 - a)^2 / 2 with the accuracy a and the AUROC of confidence against correctness;
     ties are averaged over their random orders. Unlike the AURC it does not weigh the few most confident rows above all
-    others.
+    others. torch-uncertainty leaves out the coverages below 1 / N and divides by 1 - 1 / N.
 
     Args:
         from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
