@@ -21,6 +21,7 @@ def log_probs_of(logits: Tensor) -> tuple[Tensor, Tensor]:
     """log p and log(1 - p) of p = sigmoid(l).
 
     Example:
+        >>> import torch
         >>> log_probs_of(torch.tensor([0.0, 2.0]))
         (tensor([-0.6931, -0.1269]), tensor([-0.6931, -2.1269]))
     """
@@ -32,6 +33,7 @@ def pooled_logits(logits: Tensor) -> Tensor:
     """The logit of the mean probability, log mean_z p_z - log mean_z (1 - p_z): [Z, ...] -> [...].
 
     Example:
+        >>> import torch
         >>> pooled_logits(torch.tensor([[2.0], [-2.0]]))
         tensor([0.])
     """
@@ -43,6 +45,7 @@ def bernoulli_entropy(logits: Tensor) -> Tensor:
     """Entropy -p log p - (1 - p) log(1 - p) of p = sigmoid(l), in nats.
 
     Example:
+        >>> import torch
         >>> bernoulli_entropy(torch.tensor([0.0, 40.0]))
         tensor([6.9315e-01, 1.7418e-16])
     """
@@ -54,6 +57,7 @@ def bernoulli_expected_entropy(logits: Tensor) -> Tensor:
     """Mean entropy of the hypotheses, mean_z H[p_z], in nats: [Z, ...] -> [...].
 
     Example:
+        >>> import torch
         >>> bernoulli_expected_entropy(torch.tensor([[0.0], [0.0]]))
         tensor([0.6931])
     """
@@ -69,6 +73,7 @@ def bernoulli_mutual_information(logits: Tensor) -> Tensor:
     Source: Houlsby et al. (arXiv 1112.5745).
 
     Example:
+        >>> import torch
         >>> bernoulli_mutual_information(torch.tensor([[20.0], [-20.0]]))  # two members that disagree
         tensor([0.6931])
     """
@@ -82,6 +87,7 @@ def joint_energy(logits: Tensor) -> Tensor:
     Source: Wang et al., "Can multi-label classification networks know what they don't know?", NeurIPS 2021 (arXiv 2109.14162).
 
     Example:
+        >>> import torch
         >>> joint_energy(torch.zeros(1, 1, 2))
         tensor([-1.3863])
     """

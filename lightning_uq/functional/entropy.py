@@ -11,8 +11,6 @@ All take logits [Z, B, C, ...] with the class axis at 2 and return [B, ...]; hal
 Source: Houlsby et al., arXiv 1112.5745; Depeweg et al., ICML 2018.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -40,14 +38,16 @@ def entropy(log_probs: Tensor, dim: int) -> Tensor:
 def log_mean_exp(values: Tensor) -> Tensor:
     """log mean_z exp(v_z) over axis 0; minus infinity, with a gradient of 0, where all values are.
 
-    The gradient of torch's ``logsumexp`` is NaN there.
+    The gradient of torch's ``logsumexp`` is NaN there. The mean of equal values is that value, to the last bit.
 
     Example:
         >>> log_mean_exp(torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]]))
         tensor([0., -inf])
     """
     excluded = (values == -torch.inf).all(0)
-    mean = torch.logsumexp(values.masked_fill(excluded, 0.0), 0) - math.log(len(values))
+    values = values.masked_fill(excluded, 0.0)
+    largest = values.amax(0).detach()
+    mean = largest + (values - largest).exp().mean(0).log()
     return mean.masked_fill(excluded, -torch.inf)
 
 

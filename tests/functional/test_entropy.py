@@ -46,6 +46,13 @@ def test_saturated_and_infinite_logits_stay_finite():
     assert entropy.expected_entropy(logits).item() == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("z", [1, 3, 7, 30])
+def test_members_that_agree_to_the_last_bit_have_no_mutual_information(z):
+    logits = members(5, z=1, b=200).expand(z, -1, -1)
+    assert (entropy.mutual_information(logits) == 0).all()
+    assert torch.equal(entropy.mean_log_probs(logits), logits[0].log_softmax(1))
+
+
 def test_a_single_member_has_no_mutual_information():
     assert entropy.mutual_information(members(0, z=1)).abs().max() < 1e-12
 
