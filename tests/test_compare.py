@@ -12,7 +12,7 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_uq import DeterministicModule, DirichletPrediction, Method
-from lightning_uq.compare import Configuration, Progress, Recipe, compare, discovery, write
+from lightning_uq.compare import Configuration, Progress, Recipe, compare, discovery, page, write
 from lightning_uq.compare import run as run_module
 from lightning_uq.compare.discovery import methods
 from lightning_uq.compare.evaluation import num_weights, ood_score
@@ -21,7 +21,7 @@ from lightning_uq.compare.run import choose_methods, make_setting, share_trainin
 from lightning_uq.errors import InputError
 from lightning_uq.functional import SCORES, auroc
 from lightning_uq.predictions import CategoricalPrediction
-from lightning_uq.report import RESULT_KEYS
+from lightning_uq.report import RESULT_KEYS, risk_coverage_figure
 
 TIMES = ("train_seconds", "ms_per_1000")
 QUICK = Recipe(max_epochs=3)
@@ -347,6 +347,18 @@ def test_weights_count_frozen_priors_and_no_statistics():
 
 
 # ------------------------------------------------------------------ what is written
+
+
+def test_the_risk_coverage_figure_ranks_by_certainty_which_is_not_rounded(done, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        page, "risk_coverage_figure", lambda curves: drawn.update(curves) or risk_coverage_figure(curves)
+    )
+    page.draw(done[0])
+    ranks, wrong = drawn["softmax, energy"]
+    pooled = done[0].pooled["softmax"]
+    torch.testing.assert_close(-torch.expm1(-ranks), torch.cat(pooled.confidence).double(), rtol=0, atol=1e-6)
+    assert torch.equal(wrong, ~torch.cat(pooled.correct))
 
 
 def test_written_files(done, tmp_path):

@@ -7,8 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_uq.callbacks.coordinates import FeatureCoordinates
 from lightning_uq.callbacks.density_transform import DensityTransform
-from lightning_uq.callbacks.transformed_features import TransformedFeatures
+from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.feature_transforms import FeatureTransform, transform_features
 from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, check_class_counts
@@ -26,7 +27,7 @@ Statistics = dict[FeatureTransform, list[ClassHalves]]
 """Those of each member's features, by their coordinates."""
 
 
-class FitGMM(TransformedFeatures):
+class FitGMM(FeatureCallback):
     """Deep Deterministic Uncertainty after training: a Gaussian per class over the features, on any LightningModule.
 
     One pass over the training data, in float64 and in memory C D^2, with the network in evaluation mode and without the
@@ -49,12 +50,14 @@ class FitGMM(TransformedFeatures):
         score: ``"log_density"``, ``"mahalanobis"`` or ``"relative_mahalanobis"``; the last is the most robust across
             architectures.
         feature_transform: ``"raw"`` fits the features as they are, ``"polar"`` their direction and the log of their length, ``"direction"``
-            the direction alone; ``"combined"`` fits raw and polar ones, and its score is the larger of both scores' -log p among
-            held-out rows, while ``log_density`` is that of the raw features. See :class:`TransformedFeatures`.
+            the direction alone; ``"combined"`` fits raw and polar ones, and the score is the larger of both scores' -log p among
+            held-out rows. ``"auto"`` is combined where there are held-out rows, and else scores the polar features, which a line then
+            says. ``log_density`` is that of the raw features wherever they are fitted. The page docs/density.md has the evidence.
+        held_out: Rows that the network was not trained on; by default the one validation loader.
         scoring_dtype: ``"float32"`` runs the products of scoring in single precision, about three times as fast; the fit is
             in float64 in any case.
         memory_budget: Bytes that the scatter matrices may take.
-        fitting: Arguments of :class:`TransformedFeatures`: ``held_out``, ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name``,
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``pool``, ``dataloader``, ``weights``, ``name``,
             ``attach`` and the like.
 
     Raises:
@@ -79,12 +82,14 @@ class FitGMM(TransformedFeatures):
         priors: Priors = "uniform",
         regularization: Regularization = "held_out",
         score: DensityScore = "log_density",
-        feature_transform: FeatureTransform = "raw",
+        feature_transform: FeatureTransform = "auto",
+        held_out: Any = None,
         scoring_dtype: Literal["float64", "float32"] = "float64",
         memory_budget: int = 4 * 2**30,
         **fitting: Any,
     ) -> None:
-        super().__init__(feature_transform=feature_transform, **fitting)
+        super().__init__(**fitting)
+        self.coordinates = FeatureCoordinates(feature_transform, held_out)
         check_choice("scoring_dtype", scoring_dtype, ("float64", "float32"))
         GaussianDensity(score=score)  # checks the name
         self.scoring_dtype = scoring_dtype
@@ -92,7 +97,9 @@ class FitGMM(TransformedFeatures):
         self.priors = priors
         self.regularization = regularization
         self.density_score: DensityScore = score
-        self.score_name = f"combined_{score}" if feature_transform == "combined" else score
+        self.score_name = score
+        if len(self.coordinates.names) > 1:
+            self.score_name = "density" if score == "log_density" else f"combined_{score}"
         self.memory_budget = memory_budget
         self.density: FeatureDensity | None = None
 
@@ -100,30 +107,30 @@ class FitGMM(TransformedFeatures):
     def settings(self) -> dict[str, Any]:
         """What a fit depends on."""
         fit = {"covariance": self.covariance, "priors": self.priors, "regularization": self.regularization}
-        of_tails = {"score": self.density_score} if self.feature_transform == "combined" else {}
-        return {**super().settings, **fit, **of_tails}
+        of_tails = {"score": self.density_score} if len(self.coordinates.names) > 1 else {}
+        return {**super().settings, **fit, "feature_transform": self.coordinates.transform, **of_tails}
 
     @property
     def densities(self) -> list[GaussianDensity]:
-        """The density of each member's features, in the first of their coordinates; empty before a fit."""
+        """The density of each member's features, the raw ones where they are fitted; empty before a fit."""
         return [] if self.density is None else self.density.densities
 
     # ------------------------------------------------------------------ fitting
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """One streaming pass, whose sums of all ranks are merged at its end; and one over the held-out rows, if a tail needs them."""
-        statistics: Statistics = {name: [] for name in self.coordinates}
+        statistics: Statistics = {name: [] for name in self.coordinates.names}
         with raising_on_all_ranks(trainer):
             num_classes = self._stream(model, loader, trainer, statistics)
-        first = statistics[self.coordinates[0]]
+        first = statistics[self.coordinates.names[0]]
         D = first[0].num_features if first else 0
         members, classes, D = self.largest_shape((len(first), num_classes, D), trainer)
         if trainer is not None and trainer.world_size > 1:
             for name, found in statistics.items():
-                more = int(name == "polar") - int(self.coordinates[0] == "polar")
+                more = int(name == "polar") - int(self.coordinates.names[0] == "polar")
                 self._reduce(found, members, classes, D + more, trainer)
         density = self._fit_statistics(statistics)
-        tails = self.fit_tails(model, trainer, density.part_score)
+        tails = self.coordinates.tails(self, model, trainer, density.part_score)
         return self._to_tensors(FeatureDensity(density.members, tails, self.density_score))
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
@@ -148,6 +155,7 @@ class FitGMM(TransformedFeatures):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What the last training showed counts no more."""
         self._noted = torch.zeros(0, dtype=torch.long)
+        self.coordinates.check(trainer, type(self).__name__)
         super().on_fit_start(trainer, pl_module)
 
     def note_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
@@ -184,12 +192,12 @@ class FitGMM(TransformedFeatures):
             >>> gmm.log_prob(torch.tensor([[0.0]])).round(decimals=2)
             tensor([[ -1.2700, -26.2700]], dtype=torch.float64)
         """
-        if self.feature_transform == "combined":
+        if self.coordinates.transform == "combined":
             raise InputError(
                 "`fit_features` has no held-out rows, which `feature_transform='combined'` needs. Call `fit(model, loader)`."
             )
         self._set(None, None)
-        statistics: Statistics = {name: [] for name in self.coordinates}
+        statistics: Statistics = {name: [] for name in self.coordinates.names}
         classes = int(labels.max()) + 1 if num_classes is None else num_classes
         self._update(statistics, _by_member(features), labels, torch.arange(len(labels)), classes)
         self._set(self._to_tensors(self._fit_statistics(statistics)), None)
@@ -239,7 +247,7 @@ class FitGMM(TransformedFeatures):
             num_classes,
             num_features,
             self.covariance,
-            self.memory_budget // (members * len(self.coordinates)),
+            self.memory_budget // (members * len(self.coordinates.names)),
             halved=halved,
         )
 
@@ -306,7 +314,7 @@ class FitGMM(TransformedFeatures):
         self.density = None
         if tensors is not None:
             self.density = FeatureDensity.from_tensors(tensors, getattr(torch, self.scoring_dtype))
-            if self.feature_transform != "combined":  # another score needs no other fit
+            if not self.density.tails:  # another score needs no other fit
                 self.density.score = self.density_score
 
     # ------------------------------------------------------------------ scoring

@@ -40,7 +40,8 @@ class OODDetection(Callback):
 
     - ``ood_auroc/<name>/<score>``: area under the ROC curve;
     - ``ood_auprc_out/<name>/<score>`` and ``ood_auprc_in/...``: average precision with either kind as the positive one;
-    - ``ood_fpr95/...``: share of out-of-distribution inputs accepted where 95 % of the test set are.
+    - ``ood_fpr95/...``: share of out-of-distribution inputs accepted where 95 % of the test set are, or, with
+      ``fpr95_positive="out"``, share of the test set flagged where 95 % of the out-of-distribution inputs are.
 
     Scoring costs one forward pass per batch beside the user's own, in evaluation mode and with an isolated random state, on a
     copy of the batch as the test step got it: the user's metrics stay what they are. Every sample counts once on any
@@ -75,6 +76,8 @@ class OODDetection(Callback):
             whose bins are 0.05 % wide, so memory does not grow with the pixels.
         masks: With ``level="pixel"``, whether the targets of the ``ood`` loaders are masks [B, *P]: positions that hold 1 are out of
             distribution, all others are left out. Otherwise all positions that count are out of distribution.
+        fpr95_positive: The kind of which ``ood_fpr95`` finds 95 %: "in" or "out". See :class:`~lightning_uq.metrics.OODFPR95` for who
+            reports which.
 
     Raises:
         InputError: An argument is not as above; no loader; an empty loader; an output that is no classifier's logits; a
@@ -104,6 +107,7 @@ class OODDetection(Callback):
         in_distribution: int | None = 0,
         level: Literal["image", "pixel"] = "image",
         masks: bool = False,
+        fpr95_positive: Literal["in", "out"] = "in",
     ) -> None:
         super().__init__()
         if ood is not None and not callable(ood):
@@ -118,6 +122,8 @@ class OODDetection(Callback):
         self.level = level
         self.masks = masks
         self._step_input = StepInput()
+        check_choice("fpr95_positive", fpr95_positive, ("in", "out"))
+        self.fpr95_positive: Literal["in", "out"] = fpr95_positive
         self._reset()
 
     def _reset(self) -> None:
@@ -222,7 +228,7 @@ class OODDetection(Callback):
             with raising_on_all_ranks(trainer), evaluating(pl_module, trainer):
                 self._score_loader(outside, pl_module, batches_of_rank, trainer)
             for name, scores in outside.merged(trainer, where).items():
-                for metric, value in outside.metrics(reference[name], scores).items():
+                for metric, value in outside.metrics(reference[name], scores, self.fpr95_positive).items():
                     # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
                     pl_module.log(f"{metric}/{ood_name}/{name}", value, batch_size=1, sync_dist=True)
 

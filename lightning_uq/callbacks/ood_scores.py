@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
+from lightning_uq.functional.ood import Positive, auroc, average_precision, fpr_at_tpr
 from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.functional.score_histogram import (
     NUM_BINS,
@@ -105,9 +105,9 @@ class LoaderScores:
         return {name: self._merged(name, trainer, where) for name in names}
 
     @staticmethod
-    def metrics(inside: Tensor, outside: Tensor) -> dict[str, Tensor]:
+    def metrics(inside: Tensor, outside: Tensor, fpr95_positive: Positive = "in") -> dict[str, Tensor]:
         """The four numbers that are logged."""
-        return detection_metrics(inside, outside)
+        return detection_metrics(inside, outside, fpr95_positive)
 
     def _shared_names(self, trainer: Trainer | None) -> list[str]:
         """The names that were added, on any rank."""
@@ -158,13 +158,13 @@ class PixelScores(LoaderScores):
         found[0] = found[0] + counts
 
     @staticmethod
-    def metrics(inside: Tensor, outside: Tensor) -> dict[str, Tensor]:
+    def metrics(inside: Tensor, outside: Tensor, fpr95_positive: Positive = "in") -> dict[str, Tensor]:
         """The four numbers that are logged, of two histograms."""
         return {
             "ood_auroc": histogram_auroc(inside, outside),
             "ood_auprc_out": histogram_average_precision(inside, outside, "out"),
             "ood_auprc_in": histogram_average_precision(inside, outside, "in"),
-            "ood_fpr95": histogram_fpr95(inside, outside),
+            "ood_fpr95": histogram_fpr95(inside, outside, fpr95_positive),
         }
 
     def _merged(self, name: str, trainer: Trainer | None, where: str) -> Tensor:
@@ -198,7 +198,7 @@ def check_no_nan_score(name: str, scores: Tensor, where: str) -> None:
         )
 
 
-def detection_metrics(inside: Tensor, outside: Tensor) -> dict[str, Tensor]:
+def detection_metrics(inside: Tensor, outside: Tensor, fpr95_positive: Positive = "in") -> dict[str, Tensor]:
     """The four numbers that are logged, of the scores of in- and of out-of-distribution samples, [N] and [M].
 
     Example:
@@ -211,7 +211,7 @@ def detection_metrics(inside: Tensor, outside: Tensor) -> dict[str, Tensor]:
         "ood_auroc": auroc(score, is_ood),
         "ood_auprc_out": average_precision(score, is_ood, "out"),
         "ood_auprc_in": average_precision(score, is_ood, "in"),
-        "ood_fpr95": fpr_at_tpr(score, is_ood, 0.95, "in"),
+        "ood_fpr95": fpr_at_tpr(score, is_ood, 0.95, fpr95_positive),
     }
 
 

@@ -16,6 +16,7 @@ from lightning_uq.callbacks.ood_scores import OODScorer, detection_metrics
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
+from lightning_uq.functional import certainty
 from lightning_uq.method import Method
 from lightning_uq.metrics import ExpectedCalibrationError, JointLogLoss
 from lightning_uq.modules.base import UncertaintyModule
@@ -34,12 +35,14 @@ class Pooled:
 
     Attributes:
         confidence: Probability of the predicted class, of test inputs.
+        certainty: What ranks them where that is rounded to 1: see :func:`~lightning_uq.functional.certainty`.
         correct: Whether it was right.
         score_in: Out-of-distribution scores of test inputs.
         score_out: Those of held-out inputs.
     """
 
     confidence: list[Tensor] = field(default_factory=list)
+    certainty: list[Tensor] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
     score_in: list[Tensor] = field(default_factory=list)
     score_out: list[Tensor] = field(default_factory=list)
@@ -86,6 +89,7 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
     measured = {key: metric for key, metric in inside.metrics.items() if metric.update_called and key in RESULT_KEYS}
     values = {key: float(metric.compute()) for key, metric in measured.items()}
     pooled.confidence.append(torch.cat(inside.confidence))
+    pooled.certainty.append(torch.cat(inside.certainty))
     pooled.correct.append(correct)
     pooled.score_in.append(score_in)
     outside = [predict(loader, labelled=False) for loader in data.ood_dataloaders().values()]
@@ -161,6 +165,7 @@ class _Reader(Callback):
         self.labelled = labelled
         self.metrics: dict[str, Metric] = task.metrics("test")
         self.confidence: list[Tensor] = []
+        self.certainty: list[Tensor] = []
         self.correct: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.num_indices: int | None = None
@@ -182,6 +187,7 @@ class _Reader(Callback):
         prediction: ClassProbabilities = outputs.to("cpu")
         target = batch[1].cpu()
         self.confidence.append(prediction.confidence)
+        self.certainty.append(certainty(prediction.log_probs))
         self.correct.append(prediction.label == target)
         if prediction.has_logits:
             self.num_indices = prediction.num_indices

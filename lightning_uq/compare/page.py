@@ -64,7 +64,7 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
         pooled = comparison.pooled[names[0]]
         confidence, correct = torch.cat(pooled.confidence), torch.cat(pooled.correct)
         title, note = textwrap.fill(", ".join(names), 34), _mean("ECE", rows[names[0]], "ece")
-        curves[textwrap.fill(", ".join(names), 24)] = confidence, ~correct
+        curves[textwrap.fill(", ".join(names), 24)] = torch.cat(pooled.certainty), ~correct
         figures[f"reliability_{names[0]}.png"] = to_png(
             reliability_diagram(confidence, correct, title=title, note=note, num_bins=NUM_BINS)
         )

@@ -59,7 +59,7 @@ from lightning_uq.functional.quantiles import pinball, quantile_at
 from lightning_uq.functional.regression import gaussian_nll, interval_covered, quantile_calibration_error
 from lightning_uq.functional.scores import SCORES, energy, max_logit, max_softmax, variation_ratio
 from lightning_uq.functional.scoring import brier_score, negative_log_likelihood
-from lightning_uq.functional.selective import augrc, aurc, generalized_risk_curve, risk_coverage_curve
+from lightning_uq.functional.selective import augrc, aurc, certainty, generalized_risk_curve, risk_coverage_curve
 from lightning_uq.functional.smooth_calibration import smooth_calibration_error
 from lightning_uq.functional.sparsification import ause, sparsification_curve
 from lightning_uq.functional.student_t import (
@@ -92,6 +92,7 @@ __all__ = [
     "brier_score",
     "calibration_error",
     "categorical_kl",
+    "certainty",
     "class_overlaps",
     "clustered_log_likelihood",
     "consecutive_joint_log_loss",

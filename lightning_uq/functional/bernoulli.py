@@ -10,19 +10,18 @@ Log-probabilities of both outcomes are kept, log p = -softplus(-l) and log(1 - p
 or 1 keeps its digits. Logits have the index axis first, [Z, ...]; half precision is upcast to float32.
 """
 
-import math
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.entropy import log_mean_exp, mean_divergence
+from lightning_uq.functional.precision import upcast, widen
 
 
 def log_probs_of(logits: Tensor) -> tuple[Tensor, Tensor]:
     """log p and log(1 - p) of p = sigmoid(l).
 
     Example:
+        >>> import torch
         >>> log_probs_of(torch.tensor([0.0, 2.0]))
         (tensor([-0.6931, -0.1269]), tensor([-0.6931, -2.1269]))
     """
@@ -34,17 +33,19 @@ def pooled_logits(logits: Tensor) -> Tensor:
     """The logit of the mean probability, log mean_z p_z - log mean_z (1 - p_z): [Z, ...] -> [...].
 
     Example:
+        >>> import torch
         >>> pooled_logits(torch.tensor([[2.0], [-2.0]]))
         tensor([0.])
     """
     on, off = log_probs_of(logits)
-    return torch.logsumexp(on, 0) - torch.logsumexp(off, 0)
+    return log_mean_exp(on) - log_mean_exp(off)
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:
     """Entropy -p log p - (1 - p) log(1 - p) of p = sigmoid(l), in nats.
 
     Example:
+        >>> import torch
         >>> bernoulli_entropy(torch.tensor([0.0, 40.0]))
         tensor([6.9315e-01, 1.7418e-16])
     """
@@ -56,6 +57,7 @@ def bernoulli_expected_entropy(logits: Tensor) -> Tensor:
     """Mean entropy of the hypotheses, mean_z H[p_z], in nats: [Z, ...] -> [...].
 
     Example:
+        >>> import torch
         >>> bernoulli_expected_entropy(torch.tensor([[0.0], [0.0]]))
         tensor([0.6931])
     """
@@ -65,20 +67,18 @@ def bernoulli_expected_entropy(logits: Tensor) -> Tensor:
 def bernoulli_mutual_information(logits: Tensor) -> Tensor:
     """Mutual information of outcome and index in nats: [Z, ...] -> [...].
 
-    Computed as the mean Kullback-Leibler divergence mean_z KL(p_z || mean p), without the cancellation of a difference of
-    entropies; clamped at 0.
+    Computed as the mean Kullback-Leibler divergence mean_z KL(p_z || mean p), in float64 where the device has it and from parts that are
+    not negative: see :func:`~lightning_uq.functional.entropy.mean_divergence`.
 
     Source: Houlsby et al. (arXiv 1112.5745).
 
     Example:
+        >>> import torch
         >>> bernoulli_mutual_information(torch.tensor([[20.0], [-20.0]]))  # two members that disagree
         tensor([0.6931])
     """
-    on, off = (
-        _weighted(log_prob, log_prob - (torch.logsumexp(log_prob, 0) - math.log(len(logits))))
-        for log_prob in log_probs_of(logits)
-    )
-    return (on + off).mean(0).clamp_min(0)
+    on, off = log_probs_of(widen(logits))
+    return (mean_divergence(on) + mean_divergence(off)).to(upcast(logits).dtype)
 
 
 def joint_energy(logits: Tensor) -> Tensor:
@@ -87,6 +87,7 @@ def joint_energy(logits: Tensor) -> Tensor:
     Source: Wang et al., "Can multi-label classification networks know what they don't know?", NeurIPS 2021 (arXiv 2109.14162).
 
     Example:
+        >>> import torch
         >>> joint_energy(torch.zeros(1, 1, 2))
         tensor([-1.3863])
     """

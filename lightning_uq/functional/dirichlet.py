@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_uq.functional.precision import widen
 
+_SERIES_FROM = 64.0
 _MAX_FACTORS = 64
 """Rising factorials of a larger power are differences of log-gammas, whose cancellation is small by then."""
 
@@ -57,7 +58,10 @@ def dirichlet_expected_entropy(concentration: Tensor, normalize: bool = False) -
 
 
 def dirichlet_mutual_information(concentration: Tensor, normalize: bool = False) -> Tensor:
-    """H[E[p]] - E[H[p]] for p ~ Dir(alpha), in nats, clamped at 0.
+    """H[E[p]] - E[H[p]] for p ~ Dir(alpha), in nats.
+
+    Computed as sum_c alpha_c / S (g(alpha_c) - g(S)) with the decreasing g(a) = psi(a + 1) - log a, which is about 1 / (2 a): a
+    difference of the entropies has no digits left at an evidence of 1e15.
 
     Args:
         concentration: alpha [B, C, ...].
@@ -71,8 +75,17 @@ def dirichlet_mutual_information(concentration: Tensor, normalize: bool = False)
         tensor([0.1931], dtype=torch.float64)
     """
     alpha = widen(concentration)
-    information = dirichlet_predictive_entropy(alpha) - dirichlet_expected_entropy(alpha)
-    return _scaled(information.clamp_min(0), alpha, normalize)
+    total = alpha.sum(1, keepdim=True)
+    information = (alpha / total * (_digamma_gap(alpha) - _digamma_gap(total))).sum(1)
+    return _scaled(information, alpha, normalize)
+
+
+def _digamma_gap(a: Tensor) -> Tensor:
+    """psi(a + 1) - log a, whose two parts cancel where a is large, so there it is a series in 1 / a."""
+    inverse = 1 / a.clamp_min(_SERIES_FROM)
+    square = inverse.square()
+    series = inverse * (1 / 2 - inverse * (1 / 12 - square * (1 / 120 - square / 252)))
+    return torch.where(a < _SERIES_FROM, torch.digamma(a + 1) - a.log(), series)
 
 
 def dirichlet_differential_entropy(concentration: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ All take logits [Z, B, C, ...] with the class axis at 2 and return [B, ...]; hal
 Source: Houlsby et al., arXiv 1112.5745; Depeweg et al., ICML 2018.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.precision import upcast, widen
+
+_CHUNK = 1 << 20  # numbers in float64 at a time: 8 MB
 
 
 def log_softmax(logits: Tensor, dim: int) -> Tensor:
@@ -35,9 +35,25 @@ def entropy(log_probs: Tensor, dim: int) -> Tensor:
     return -(probs * log_probs.where(probs > 0, 0.0)).sum(dim)
 
 
+def log_mean_exp(values: Tensor) -> Tensor:
+    """log mean_z exp(v_z) over axis 0; minus infinity, with a gradient of 0, where all values are.
+
+    The gradient of torch's ``logsumexp`` is NaN there. The mean of equal values is that value, to the last bit.
+
+    Example:
+        >>> log_mean_exp(torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]]))
+        tensor([0., -inf])
+    """
+    excluded = (values == -torch.inf).all(0)
+    values = values.masked_fill(excluded, 0.0)
+    largest = values.amax(0).detach()
+    mean = largest + (values - largest).exp().mean(0).log()
+    return mean.masked_fill(excluded, -torch.inf)
+
+
 def mean_log_probs(logits: Tensor) -> Tensor:
     """Log of the mean probabilities, log mean_z softmax(l_z): [Z, B, C, ...] -> [B, C, ...]."""
-    return torch.logsumexp(log_softmax(logits, 2), 0) - math.log(logits.shape[0])
+    return log_mean_exp(log_softmax(logits, 2))
 
 
 def predictive_entropy(logits: Tensor) -> Tensor:
@@ -58,16 +74,43 @@ def expected_entropy(logits: Tensor) -> Tensor:
 def mutual_information(logits: Tensor) -> Tensor:
     """Mutual information of label and index in nats: [Z, B, C, ...] -> [B, ...].
 
-    Computed as the mean Kullback-Leibler divergence mean_z KL(p_z || mean p), which equals H[mean p] - mean H[p_z]
-    without its cancellation, hence never negative beyond rounding; clamped at 0.
+    The mean Kullback-Leibler divergence mean_z KL(p_z || m) from the mean probabilities m, which equals H[m] - mean_z H[p_z]. See
+    :func:`mean_divergence` for how it keeps its digits where the members nearly agree; it is computed in float64 where the
+    device has it.
 
     Example:
         >>> members = torch.tensor([[[20.0, -20.0]], [[-20.0, 20.0]]])  # two members that disagree
         >>> mutual_information(members)
         tensor([0.6931])
+        >>> mutual_information(torch.tensor([[[1e-4, 0.0]], [[-1e-4, 0.0]]]))  # two that all but agree
+        tensor([1.2500e-09])
     """
-    log_probs = log_softmax(logits, 2)
-    mean = torch.logsumexp(log_probs, 0) - math.log(logits.shape[0])
-    probs = log_probs.exp()
-    divergence = (probs * (log_probs - mean).where(probs > 0, 0.0)).sum(2)
-    return divergence.mean(0).clamp_min(0)
+    # A few samples at a time, so that maps need no float64 copy of all logits.
+    step = max(1, _CHUNK // max(1, logits[:, :1].numel()))
+    parts = [logits] if torch.compiler.is_compiling() or len(logits[0]) <= step else torch.split(logits, step, 1)
+    divergences = [mean_divergence(torch.log_softmax(widen(part), 2)).sum(1) for part in parts]
+    return torch.cat(divergences).to(upcast(logits).dtype)
+
+
+def mean_divergence(log_probs: Tensor) -> Tensor:
+    """The parts of mean_z KL(p_z || m), m = mean_z p_z, that belong to each outcome: [Z, ...] -> [...], none of them negative.
+
+    The parts of p log(p / m) have both signs, and their sum cancels where the members agree. The sum over outcomes of p - m is 0, so
+
+        p log(p / m) - p + m = m (d exp(d) - exp(d) + 1),    d = log(p / m),
+
+    adds up to the same divergence, and is of the order of d^2 where d is small.
+
+    Args:
+        log_probs: Log-probabilities of outcomes, for every z. What is returned must be summed over all outcomes.
+
+    Example:
+        >>> mean_divergence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()).sum()
+        tensor(0.6931)
+    """
+    mean = log_mean_exp(log_probs)
+    excluded = mean == -torch.inf
+    # exp(-800) is 0; an infinite d, of an outcome that one member excludes, would be multiplied by it.
+    d = (log_probs - mean.masked_fill(excluded, 0.0)).clamp_min(-800.0)
+    ratio = torch.expm1(d)  # p / m - 1
+    return mean.exp() * (d * ratio + (d - ratio)).mean(0)

@@ -8,13 +8,13 @@ from torch import Tensor
 from lightning_uq.functional.ood_features import unit_rows
 from lightning_uq.functional.precision import widen
 
-FeatureTransform = Literal["raw", "polar", "direction", "combined"]
-FEATURE_TRANSFORMS: tuple[FeatureTransform, ...] = ("raw", "polar", "direction", "combined")
+FeatureTransform = Literal["auto", "raw", "polar", "direction", "combined"]
+FEATURE_TRANSFORMS: tuple[FeatureTransform, ...] = ("auto", "raw", "polar", "direction", "combined")
 
 
 def coordinates_of(transform: FeatureTransform) -> tuple[FeatureTransform, ...]:
-    """The coordinates in which features are scored: two for ``"combined"``, else one."""
-    return ("raw", "polar") if transform == "combined" else (transform,)
+    """The coordinates in which features are fitted: two for ``"combined"`` and ``"auto"``, else one."""
+    return ("raw", "polar") if transform in ("auto", "combined") else (transform,)
 
 
 def transform_features(features: Tensor, coordinates: FeatureTransform) -> Tensor:

@@ -77,7 +77,7 @@ def dyadic_joint_log_loss(log_probs: Tensor, tau: int = 10) -> Tensor:
     for k in range(tau + 1):
         # An end of the sum leaves one row out: 0 * -inf would be NaN.
         parts = [count * row for count, row in ((k, first), (tau - k, second)) if count]
-        weight = math.comb(tau, k) * 0.5**tau
+        weight = math.comb(tau, k) / 2**tau  # of integers: as floats both would overflow from tau = 1030 on
         loss = loss - weight * _log_mean(sum(parts[1:], start=parts[0]))
     return loss
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_uq.functional.precision import widen
+from lightning_uq.functional.precision import wide_dtype, widen
 
 
 def squared_distances(features: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
@@ -21,13 +21,13 @@ def squared_distances(features: Tensor, mean: Tensor, whitening: Tensor) -> Tens
         >>> squared_distances(torch.tensor([[3.0, 0.0]]), torch.zeros(1, 2), torch.tensor([[0.5, 1.0]]))
         tensor([[2.2500]], dtype=torch.float64)
     """
-    if whitening.ndim == 3 and len(whitening) == 1 < len(mean):
-        # One product for all classes; the cancellation in the expanded square is left to float64.
+    if whitening.ndim == 3 and len(whitening) == 1 < len(mean) and wide_dtype(features.device) == torch.float64:
+        # One product for all classes; the cancellation in the expanded square is left to float64, where the device has it.
         points, centers = widen(features @ whitening[0].T), widen(mean @ whitening[0].T)
         squares = points.square().sum(1, keepdim=True) + centers.square().sum(1)
         return (squares - 2 * points @ centers.T).clamp_min(0)
     columns = []
-    for center, matrix in zip(mean, whitening, strict=True):
+    for center, matrix in zip(mean, whitening.expand(len(mean), *whitening.shape[1:]), strict=True):
         offset = features - center  # before the product: an expanded square would cancel
         white = offset * matrix if matrix.ndim == 1 else offset @ matrix.T
         columns.append(widen(white.square().sum(1)))

@@ -153,19 +153,21 @@ def _precision_counts(score: Tensor, is_ood: Tensor, positive: Positive) -> tupl
 def fpr_at_tpr(score: Tensor, is_ood: Tensor, tpr: float = 0.95, positive: Positive = "in") -> Tensor:
     """False positive rate of the strictest threshold that finds at least a share ``tpr`` of the positive kind.
 
-    - ``positive="in"`` (the usual FPR95): a row is accepted as in-distribution where score <= t. t is the smallest
+    Two numbers go by the name of FPR95, and they differ:
+
+    - ``positive="in"``: a row is accepted as in-distribution where score <= t. t is the smallest
       threshold that accepts at least ``tpr`` of the in-distribution rows; returned is the share of out-of-distribution
       rows accepted with them.
     - ``positive="out"``: a row is flagged where score >= t. t is the largest threshold that flags at least ``tpr`` of the
       out-of-distribution rows; returned is the share of in-distribution rows flagged with them.
 
-    Rows tied at t are accepted (flagged) together.
+    Rows tied at t are accepted (flagged) together. See :class:`~lightning_uq.metrics.OODFPR95` for who reports which.
 
     Args:
         score: Scores [N].
         is_ood: Labels [N].
         tpr: The share to be found, in (0, 1).
-        positive: "in" or "out".
+        positive: Which kind is to be found, "in" or "out".
 
     Returns:
         A scalar in [0, 1]; lower is better.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_uq.functional.ood import auroc_of_counts, average_precision_of_counts, fpr_of_counts
+from lightning_uq.functional.ood import Positive, auroc_of_counts, average_precision_of_counts, fpr_of_counts
 from lightning_uq.functional.validation import check_floating, check_no_nan
 
 _BITS = 20
@@ -72,7 +72,7 @@ def histogram_auroc(inside: Tensor, outside: Tensor) -> Tensor:
     return auroc_of_counts(*histogram_counts(outside, inside))
 
 
-def histogram_average_precision(inside: Tensor, outside: Tensor, positive: str = "out") -> Tensor:
+def histogram_average_precision(inside: Tensor, outside: Tensor, positive: Positive = "out") -> Tensor:
     """:func:`~lightning_uq.functional.average_precision` of the scores in two histograms.
 
     Args:
@@ -85,22 +85,27 @@ def histogram_average_precision(inside: Tensor, outside: Tensor, positive: str =
         >>> histogram_average_precision(low, high)
         tensor(0.8333, dtype=torch.float64)
     """
-    counts = (
-        histogram_counts(outside, inside) if positive == "out" else histogram_counts(inside.flip(0), outside.flip(0))
-    )
-    return average_precision_of_counts(*counts)
+    return average_precision_of_counts(*_counts(inside, outside, positive))
 
 
-def histogram_fpr95(inside: Tensor, outside: Tensor) -> Tensor:
-    """:func:`~lightning_uq.functional.fpr_at_tpr` of the scores in two histograms, at 95 % of the in-distribution ones.
+def histogram_fpr95(inside: Tensor, outside: Tensor, positive: Positive = "in") -> Tensor:
+    """:func:`~lightning_uq.functional.fpr_at_tpr` of the scores in two histograms, at 95 %.
 
     Args:
         inside: Histogram of the in-distribution scores.
         outside: Histogram of the out-of-distribution scores.
+        positive: Which kind is to be found: "out" by a high score, "in" by a low one.
 
     Example:
         >>> low, high = (score_histogram(torch.tensor(scores)) for scores in ([0.1, 0.2], [0.2, 0.3]))
         >>> histogram_fpr95(low, high)
         tensor(0.5000, dtype=torch.float64)
     """
-    return fpr_of_counts(*histogram_counts(inside.flip(0), outside.flip(0)), tpr=0.95)
+    return fpr_of_counts(*_counts(inside, outside, positive), tpr=0.95)
+
+
+def _counts(inside: Tensor, outside: Tensor, positive: Positive) -> tuple[Tensor, Tensor]:
+    """Cumulative counts from the most positive score on."""
+    if positive == "out":
+        return histogram_counts(outside, inside)
+    return histogram_counts(inside.flip(0), outside.flip(0))

@@ -15,6 +15,31 @@ from lightning_uq.functional.precision import widen
 from lightning_uq.functional.validation import check_floating, check_no_nan
 
 
+def certainty(logits: Tensor) -> Tensor:
+    """-log(1 - max_c p_c), a confidence that ranks sure rows too: [B, C, ...] -> [B, ...].
+
+    In float32 the largest probability is exactly 1, and sure rows are tied, where its logit is 17 above the others. Here the
+    probabilities of the other classes are summed in log space. 1 - exp(-certainty) is the largest probability.
+
+    Args:
+        logits: Logits or log-probabilities [B, C, ...].
+
+    Returns:
+        [B, ...] in float64; infinite where all other classes are ruled out.
+
+    Raises:
+        InputError: ``logits`` are not floating point, or have fewer than two axes.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [40.0, 0.0], [50.0, 0.0]])
+        >>> logits.softmax(1).amax(1), certainty(logits)
+        (tensor([0.5000, 1.0000, 1.0000]), tensor([ 0.6931, 40.0000, 50.0000], dtype=torch.float64))
+    """
+    check_floating("logits", logits, 2, "[B, C, ...]")
+    ordered = widen(logits).sort(1).values  # so that rows which differ in the order of their classes stay tied
+    return ordered.logsumexp(1) - ordered[:, :-1].logsumexp(1)
+
+
 def cumulative_errors(confidence: Tensor, error: Tensor) -> Tensor:
     """Expected number of errors among the i most confident rows, i = 1 ... N.
 

@@ -70,7 +70,8 @@ def student_t_quantile(level: float, df: Tensor, location: Tensor, scale: Tensor
         tensor([1.0000], dtype=torch.float64)
     """
     df, location, scale = (widen(x) for x in (df, location, scale))
-    low, high = torch.full_like(df, -math.pi / 2), torch.full_like(df, math.pi / 2)
+    high = _largest_angle(df)
+    low = -high
     for _ in range(54):
         middle = (low + high) / 2
         below = _cdf_of_angle(middle, df) < level
@@ -204,9 +205,14 @@ def _log_beta(df: Tensor) -> Tensor:
 
 
 def _cdf_of_angle(angle: Tensor, df: Tensor) -> Tensor:
-    # Beyond 12 standard deviations nothing is left of the integrand, which the nodes would miss from afar.
-    end = torch.minimum(angle.abs(), 12 / df.sqrt())
+    end = torch.minimum(angle.abs(), _largest_angle(df))
     nodes, weights = _NODES.to(end), _WEIGHTS.to(end)
-    log_cosine = torch.log(torch.cos(end.unsqueeze(-1) * nodes))
+    # The logarithm of the cosine, which for a small angle is 1 up to rounding.
+    log_cosine = -0.5 * torch.log1p(torch.tan(end.unsqueeze(-1) * nodes).square())
     mass = end * (weights * torch.exp((df - 1).unsqueeze(-1) * log_cosine)).sum(-1) / _log_beta(df).exp()
     return 0.5 + 0.5 * torch.sign(angle) * (2 * mass).clamp_max(1)
+
+
+def _largest_angle(df: Tensor) -> Tensor:
+    """Beyond 12 standard deviations nothing is left of the integrand, which the nodes would miss from afar."""
+    return (12 / df.sqrt()).clamp_max(math.pi / 2)

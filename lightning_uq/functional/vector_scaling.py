@@ -12,10 +12,11 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.calibration_rows import calibration_rows
+from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.standard_error import standard_errors
 from lightning_uq.functional.temperature import fit_temperature
 from lightning_uq.functional.temperature_search import best_temperature
-from lightning_uq.functional.validation import check_integer
+from lightning_uq.functional.validation import check_integer, flatten_classes
 
 _STRENGTHS = tuple(10.0**exponent for exponent in (-4, -3, -2, -1, 0))
 _ROWS_PER_CLASS = 20
@@ -41,14 +42,23 @@ class VectorScalingFit(NamedTuple):
 def apply_vector_scaling(logits: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """scale_c (l_c - mean_k l_k) + bias_c: logits [N, C, ...] -> [N, C, ...].
 
-    Rows are centred first, so that, as for a softmax, only differences of logits matter.
+    Rows are centred first, so that, as for a softmax, only differences of logits matter. A class that a row rules out by minus
+    infinity stays ruled out, and is left out of its mean.
 
     Example:
         >>> apply_vector_scaling(torch.tensor([[3.0, 1.0]]), torch.tensor([2.0, 1.0]), torch.tensor([0.0, 0.5]))
         tensor([[ 2.0000, -0.5000]])
     """
     shape = (-1, *[1] * (logits.ndim - 2))
-    return scale.reshape(shape) * (logits - logits.mean(1, keepdim=True)) + bias.reshape(shape)
+    excluded = logits == -math.inf
+    centered = logits.masked_fill(excluded, 0.0) - _class_mean(logits)
+    return (scale.reshape(shape) * centered + bias.reshape(shape)).masked_fill(excluded, -math.inf)
+
+
+def _class_mean(logits: Tensor) -> Tensor:
+    """The mean [N, 1, ...] over the classes that a row of logits [N, C, ...] does not rule out."""
+    excluded = logits == -math.inf
+    return logits.masked_fill(excluded, 0.0).sum(1, keepdim=True) / (~excluded).sum(1, keepdim=True)
 
 
 def fit_vector_scaling(
@@ -108,7 +118,7 @@ def fit_vector_scaling(
             "temperature alone is safer.",
             stacklevel=2,
         )
-    x = x - x.mean(1, keepdim=True)
+    x = x - _class_mean(flatten_classes(to_float64(logits)))
     T = fit_temperature(logits, target).to(x.device)
 
     # Shuffled, since rows may lie in the order of their classes; by a fixed seed, so that two fits are equal.

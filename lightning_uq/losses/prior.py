@@ -1,6 +1,5 @@
 """Losses where there are no data: the trained part is drawn to zero on fake inputs, so that the prior speaks there."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.entropy import log_softmax, mean_log_probs
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.validation import (
     check_at_least,
@@ -51,8 +51,10 @@ def distill_mean_classification(logits: Tensor, distilled: Tensor) -> Tensor:
         tensor(0.)
     """
     _check_distilled(logits, distilled)
-    log_mean = upcast(logits).log_softmax(-1).logsumexp(0) - math.log(len(logits))
-    return (log_mean.exp() * (log_mean - upcast(distilled).log_softmax(-1))).sum(-1).mean()
+    log_mean = mean_log_probs(logits)
+    mean = log_mean.exp()
+    gap = log_mean - log_softmax(distilled, -1)
+    return (mean * gap.where(mean > 0, 0.0)).sum(-1).mean()  # a class without probability adds nothing
 
 
 def distill_mean_regression(output: Tensor, distilled: Tensor) -> Tensor:

@@ -95,6 +95,11 @@ class UncertaintyMetric(Metric):
             setattr(self, name, [self._rows(name)])
         super()._sync_dist(dist_sync_fn, process_group=process_group)
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add what another metric of the class has seen, or its ``metric_state``."""
+        super().merge_state(incoming_state)
+        self._computed = None  # torchmetrics would go on to return a value computed before
+
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw the metric.
 

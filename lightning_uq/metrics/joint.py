@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 from torchmetrics.utilities.prints import rank_zero_warn
 
 from lightning_uq.errors import InputError
@@ -135,6 +136,39 @@ class JointLogLoss(UncertaintyMetric):
         setattr(self, self._sum_name, getattr(self, self._sum_name) + loss.sum())
         self.count = self.count + len(loss)
         self.carried = [rows[:, full:].detach().T.reshape(-1)]
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add what another metric with the same settings has seen, or its ``metric_state``, as if it had come after this one's rows.
+
+        Without ``index`` the blocks of both stay as they are; the rows that each has left over make further ones.
+
+        Raises:
+            InputError: The other has another class, settings or number of members, or one of the two has an ``index``.
+        """
+        other = JointLogLoss(self.tau, self.kappa, self.sampling, self.seed)
+        if isinstance(incoming_state, Metric):
+            name = getattr(incoming_state, "_sum_name", None)
+            if not isinstance(incoming_state, JointLogLoss) or name != self._sum_name:
+                settings = "one with other settings" if isinstance(incoming_state, JointLogLoss) else "of another class"
+                raise InputError(
+                    "`incoming_state` must be a JointLogLoss with the same settings (or its `metric_state`), but it is "
+                    f"{settings}: {incoming_state!r}."
+                )
+            incoming_state = incoming_state.metric_state
+        for name in other._defaults:
+            setattr(other, name, incoming_state[name])
+        members, seen = int(other.num_members), int(self.num_members)
+        if not members:
+            return
+        if seen not in (0, members):
+            raise InputError(f"`incoming_state` must have {seen} members as this metric, but it has {members}.")
+        self._known_members, self.num_members, self._computed = members, other.num_members, None
+        if other._rows("index").numel():
+            self._add_indexed(other._rows("log_probs").reshape(-1, members).T, other._rows("index"))
+            return
+        setattr(self, self._sum_name, getattr(self, self._sum_name) + getattr(other, self._sum_name))
+        self.count = self.count + other.count
+        self._add_consecutive(other._rows("carried").reshape(-1, members).T)
 
     def _losses(self, log_probs: Tensor, first: int) -> Tensor:
         selected = None

@@ -121,13 +121,18 @@ class OODAUPRC(DetectionMetric):
 class OODFPR95(DetectionMetric):
     """False positive rate where 95 % of the positive kind are found; rows tied at the threshold go together.
 
-    - ``positive="in"`` (the usual one): the share of out-of-distribution rows accepted by the smallest threshold, score
+    Two numbers go by this name, so say which one you report, and compare it with the same one:
+
+    - ``positive="in"``: the share of out-of-distribution rows accepted by the smallest threshold, score
       <= t, that accepts at least 95 % of the in-distribution rows.
     - ``positive="out"``: the share of in-distribution rows flagged by the largest threshold, score >= t, that flags at
       least 95 % of the out-of-distribution rows.
 
+    ODIN (Liang et al., ICLR 2018, arXiv 1706.02690) defines "in", the default here. OpenOOD from version 1.5 on and pytorch-ood count
+    out-of-distribution rows as positive: their number is "out".
+
     Args:
-        positive: "in" or "out".
+        positive: Which kind is to be found, "in" or "out".
         validate_args: Check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 

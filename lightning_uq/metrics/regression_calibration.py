@@ -53,6 +53,11 @@ class IntervalCoverage(MeanMetric):
 class QuantileCalibrationError(UncertaintyMetric):
     """Distance between the levels of predicted quantiles and the shares of targets below them. :meth:`plot` draws the shares.
 
+    Kuleshov et al. add up weighted squares of these differences; "l2" is the root of their mean. Two libraries take the share of targets
+    inside central intervals instead: torch-uncertainty's metric of this name, at levels from 0.05 to 0.95, and uncertainty-toolbox's
+    ``mean_absolute_calibration_error`` by default, at levels from 0 to 1. The numbers are not comparable: a biased prediction errs at both
+    ends of an interval in one direction, which partly cancels.
+
     Args:
         num_levels: Number of levels k / (num_levels + 1).
         levels: The levels instead, in increasing order: those of a prediction of quantiles, which knows no others.

@@ -6,16 +6,19 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional import selective
-from lightning_uq.functional.calibration import top_label
-from lightning_uq.functional.validation import check_bool
+from lightning_uq.functional.precision import widen
+from lightning_uq.functional.validation import check_bool, flatten_classes
 from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, prediction_rows
 
 
 class SelectiveMetric(UncertaintyMetric):
-    """Base of the selective metrics: keeps each row's confidence (its largest probability) and whether it is wrong.
+    """Base of the selective metrics: keeps each row's certainty -log(1 - its largest probability), and whether it is wrong.
+
+    Logits and prediction objects rank all rows: see :func:`~lightning_uq.functional.certainty`. Probabilities that were rounded to 1 are
+    tied, so pass logits for a network that is surer than its dtype resolves (6e-8 in float32, 4e-3 in bfloat16).
 
     Args:
-        from_logits: ``update`` takes logits instead of probabilities.
+        from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
         validate_args: Check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
     """
@@ -27,7 +30,7 @@ class SelectiveMetric(UncertaintyMetric):
         super().__init__(validate_args=validate_args, **kwargs)
         check_bool("from_logits", from_logits)
         self.from_logits = from_logits
-        self._add_rows("confidence")
+        self._add_rows("certainty")
         self._add_rows("error", torch.uint8)
 
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
@@ -40,10 +43,15 @@ class SelectiveMetric(UncertaintyMetric):
         Raises:
             InputError: The values are no probabilities or indices, or shapes differ.
         """
-        rows = prediction_rows(prediction, target, self.from_logits, self.validate_args)
-        confidence, correct = top_label(*rows)
-        self._append("confidence", confidence)
-        self._append("error", ~correct)
+        rows, labels = prediction_rows(prediction, target, self.from_logits, self.validate_args)
+        from_logits = isinstance(prediction, Tensor) and self.from_logits
+        logits = prediction if from_logits else getattr(prediction, "log_probs", None)
+        if isinstance(logits, Tensor):
+            rows = flatten_classes(logits)
+            self._append("certainty", selective.certainty(rows))
+        else:
+            self._append("certainty", -torch.log1p(-widen(rows.amax(1)).clamp_max(1.0)))
+        self._append("error", rows.argmax(1) != labels)
 
 
 class AURC(SelectiveMetric):
@@ -51,8 +59,11 @@ class AURC(SelectiveMetric):
 
     Rows of equal confidence stand in no order, so the value is the expectation over their random orders.
 
+    Other libraries integrate the same curve by trapezoids between the coverages 1 / N and 1: torch-uncertainty divides that area by
+    1 - 1 / N; fd-shifts multiplies it by 1000 and joins tied rows by one trapezoid. The differences are of the order of 1 / N.
+
     Args:
-        from_logits: ``update`` takes logits instead of probabilities.
+        from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
         validate_args: Check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
@@ -69,10 +80,10 @@ class AURC(SelectiveMetric):
 
     def compute(self) -> Tensor:
         """The area in [0, 1]; NaN without a row."""
-        return selective.aurc(self._rows("confidence"), self._rows("error"))
+        return selective.aurc(self._rows("certainty"), self._rows("error"))
 
     def _draw(self, ax: Any) -> None:
-        coverage, risk = selective.risk_coverage_curve(self._rows("confidence"), self._rows("error"))
+        coverage, risk = selective.risk_coverage_curve(self._rows("certainty"), self._rows("error"))
         self._draw_curve(ax, coverage, risk, "coverage", "selective risk", risk.mean())
 
 
@@ -81,10 +92,10 @@ class AUGRC(SelectiveMetric):
 
     Equal to (1 - AUROC) a (1 - a) + (1 - a)^2 / 2 with the accuracy a and the AUROC of confidence against correctness;
     ties are averaged over their random orders. Unlike the AURC it does not weigh the few most confident rows above all
-    others.
+    others. torch-uncertainty leaves out the coverages below 1 / N and divides by 1 - 1 / N.
 
     Args:
-        from_logits: ``update`` takes logits instead of probabilities.
+        from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
         validate_args: Check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
@@ -101,9 +112,9 @@ class AUGRC(SelectiveMetric):
 
     def compute(self) -> Tensor:
         """The area in [0, 1/2]; NaN without a row."""
-        return selective.augrc(self._rows("confidence"), self._rows("error"))
+        return selective.augrc(self._rows("certainty"), self._rows("error"))
 
     def _draw(self, ax: Any) -> None:
-        confidence, error = self._rows("confidence"), self._rows("error")
-        coverage, risk = selective.generalized_risk_curve(confidence, error)
-        self._draw_curve(ax, coverage, risk, "coverage", "generalized risk", selective.augrc(confidence, error))
+        certainty, error = self._rows("certainty"), self._rows("error")
+        coverage, risk = selective.generalized_risk_curve(certainty, error)
+        self._draw_curve(ax, coverage, risk, "coverage", "generalized risk", selective.augrc(certainty, error))

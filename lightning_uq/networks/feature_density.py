@@ -17,12 +17,12 @@ from lightning_uq.networks.density import DensityScore, GaussianDensity
 class FeatureDensity(nn.Module):
     """Scores [B] of features [M, B, D], pooled over members; everything that :class:`~lightning_uq.FitGMM` fits, as one module of buffers.
 
-    With one kind of coordinates the score is that of the density in these. With two, ``"combined"``, it is the larger of both scores' -log p,
-    where p is the tail probability among held-out rows: what is rare by its length or by its direction is far out.
+    The score is that of the density in the last of the coordinates; with tails, it is the larger of all scores' -log p, where p is the tail
+    probability among held-out rows: what is rare by its length or by its direction is far out.
 
     Args:
         parts: The density of each member, by the coordinates of its features.
-        tails: With two kinds of coordinates, the tail of each score.
+        tails: The tail of each part's score.
         score: The score: "log_density" (its negative), "mahalanobis" or "relative_mahalanobis".
 
     Example:
@@ -107,10 +107,9 @@ class FeatureDensity(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The out-of-distribution score [B] of features [M, B, D], in float64."""
-        scores: list[Tensor] = []
-        for name in self.parts:
-            part = self.part_score(features, name)  # type: ignore[arg-type]  # the keys are coordinates
-            scores.append(self.tails[name](part) if name in self.tails else part)
+        if not self.tails:
+            return self.part_score(features, list(self.parts)[-1])  # type: ignore[arg-type]  # the keys are coordinates
+        scores = [tail(self.part_score(features, name)) for name, tail in self.tails.items()]  # type: ignore[arg-type]
         return torch.stack(scores).amax(0)
 
     def log_density(self, features: Tensor) -> Tensor:

@@ -187,11 +187,12 @@ class Classification(ClassTask):
 
     def _soft_losses(self, output: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """The loss against probabilities [B, C, ...]."""
-        target = target.to(output.dtype)
-        if self.loss == "cross_entropy":
-            return F.cross_entropy(output, target, weight, reduction="none", label_smoothing=self.label_smoothing)
+        target = (1 - self.label_smoothing) * target.to(output.dtype) + self.label_smoothing / output.shape[1]
         log_probs = torch.log_softmax(output, 1)
-        each = -target * log_probs * self._focused(log_probs)
+        # torch's cross-entropy is NaN where a class of probability 0 has a target of 0.
+        each = -target * log_probs.where(target > 0, 0.0)
+        if self.loss == "focal":
+            each = each * self._focused(log_probs)
         return (each if weight is None else each * weight.reshape(-1, *[1] * (each.ndim - 2))).sum(1)
 
     def _focus(self, output: Tensor, target: Tensor, ignored: int) -> Tensor:

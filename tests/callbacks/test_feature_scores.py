@@ -102,6 +102,13 @@ def test_knn_is_its_definition(k):
     np.testing.assert_allclose(knn.score(module, loader(TEST_X, TEST_Y)), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_knn_of_features_with_a_large_part_in_common():
+    network = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
+    train, x = 1000 + X.float(), 1000 + TEST_X.float()
+    expected = knn_by_hand(train.double().numpy(), x.double().numpy(), 3)
+    np.testing.assert_allclose(FitKNN(k=3).fit(network, [train]).score(network, [x]), expected, rtol=1e-7)
+
+
 def test_a_training_row_is_its_own_nearest_neighbour():
     module = UsersModule()
     scores = FitKNN(k=1).fit(module, loader()).score(module, loader())

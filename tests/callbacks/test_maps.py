@@ -136,13 +136,13 @@ def strange(num, seed=5, size=8):
     return 6 * torch.randn(num, 1, size, size, generator=generator)
 
 
-def expected_numbers(inside, outside):
+def expected_numbers(inside, outside, fpr95_positive="in"):
     score = torch.cat([inside, outside])
     is_ood = torch.arange(len(score)) >= len(inside)
     return {
         "ood_auroc": float(auroc(score, is_ood)),
         "ood_auprc_out": float(average_precision(score, is_ood)),
-        "ood_fpr95": float(fpr_at_tpr(score, is_ood)),
+        "ood_fpr95": float(fpr_at_tpr(score, is_ood, positive=fpr95_positive)),
     }
 
 
@@ -174,8 +174,8 @@ def test_an_evidential_map_has_its_scores_by_image(make_trainer):
     assert {"ood_auroc/noise/vacuity/mean", "ood_auroc/noise/vacuity/max"} <= logged.keys()
 
 
-@pytest.mark.parametrize("masks", [False, True])
-def test_pixels_are_told_apart_without_the_void(make_trainer, masks):
+@pytest.mark.parametrize(("masks", "fpr95_positive"), [(False, "in"), (True, "out")])
+def test_pixels_are_told_apart_without_the_void(make_trainer, masks, fpr95_positive):
     model, x = UNet(), strange(7)
     mask = torch.randint(3, (7, 8, 8), generator=torch.Generator().manual_seed(2))
     data = TensorDataset(x, mask) if masks else TensorDataset(x)
@@ -185,13 +185,14 @@ def test_pixels_are_told_apart_without_the_void(make_trainer, masks):
         task=TASK,
         level="pixel",
         masks=masks,
+        fpr95_positive=fpr95_positive,
         unpack_batch=lambda batch: (batch[0], batch[1] if len(batch) > 1 else None),
     )
     (logged,) = make_trainer(callbacks=[ood]).test(model, loader(11, 2), verbose=False)
     inside = entropies(model, images(11, 2)[0])[images(11, 2)[1] != VOID]
     outside = entropies(model, x)
     outside = outside[mask == 1] if masks else outside.flatten()
-    for metric, value in expected_numbers(inside, outside).items():
+    for metric, value in expected_numbers(inside, outside, fpr95_positive).items():
         assert logged[f"{metric}/noise/h/pixel"] == pytest.approx(value, abs=2e-3)
     with pytest.raises(InputError, match="`score` gives one number per input, so it needs `level='image'`"):
         ood.score(model, [x])

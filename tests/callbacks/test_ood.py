@@ -82,7 +82,7 @@ def logits_of(module, x):
         return module(x.clone()).unsqueeze(0)
 
 
-def definition(inside, outside):
+def definition(inside, outside, fpr95_positive="in"):
     """The four numbers, by counting pairs and thresholds one at a time."""
     inside, outside = inside.double().tolist(), outside.double().tolist()
     wins = sum((o > i) + 0.5 * (o == i) for o in outside for i in inside)
@@ -95,12 +95,13 @@ def definition(inside, outside):
             found = now
         return area
 
-    threshold = next(t for t in sorted(inside) if sum(i <= t for i in inside) >= 0.95 * len(inside) - 1e-9)
+    found, others = (inside, outside) if fpr95_positive == "in" else ([-o for o in outside], [-i for i in inside])
+    threshold = next(t for t in sorted(found) if sum(f <= t for f in found) >= 0.95 * len(found) - 1e-9)
     return {
         "ood_auroc": wins / len(inside) / len(outside),
         "ood_auprc_out": precision_area(outside, inside),
         "ood_auprc_in": precision_area([-i for i in inside], [-o for o in outside]),
-        "ood_fpr95": sum(o <= threshold for o in outside) / len(outside),
+        "ood_fpr95": sum(o <= threshold for o in others) / len(others),
     }
 
 
@@ -128,6 +129,17 @@ def test_logs_what_the_definitions_give(make_trainer, inference_mode):
     assert len(wanted) == 2 * 3 * 4
     assert ood_part(result) == pytest.approx(wanted, abs=1e-12)
     assert module.rows == 30  # the test step saw the test set alone
+
+
+@pytest.mark.parametrize("positive", ["in", "out"])
+def test_either_kind_may_be_the_positive_one_of_the_false_positive_rate(make_trainer, positive):
+    module, inside, outside = Plain(), data(60), data(40, 0.5, 1)
+    ood = OODDetection({"near": outside}, "energy", fpr95_positive=positive)
+    (result,) = make_trainer(callbacks=ood).test(module, inside, verbose=False)
+    scores = [SCORES["energy"](logits_of(module, inputs(loader))) for loader in (inside, outside)]
+    wanted = {kind: definition(*scores, kind)["ood_fpr95"] for kind in ("in", "out")}
+    assert result["ood_fpr95/near/energy"] == pytest.approx(wanted[positive], abs=1e-12)
+    assert wanted["in"] != wanted["out"]
 
 
 def test_the_users_run_is_the_same_with_and_without(make_trainer):
@@ -568,6 +580,7 @@ def test_a_step_without_its_batch_is_refused(make_trainer):
         ({"scores": ["energy", "energy"]}, "must have different names"),
         ({"predict_fn": 1}, "`predict_fn` must be a function or its import path, but its type is int"),
         ({"output": "softmax"}, "`output` must be"),
+        ({"fpr95_positive": "ood"}, "`fpr95_positive` must be one of 'in', 'out', but it is 'ood'"),
     ],
 )
 def test_arguments_are_checked_at_once(arguments, message):

@@ -82,3 +82,14 @@ def test_gradients():
 def test_half_precision_is_upcast():
     assert bernoulli.pooled_logits(LOGITS.bfloat16()).dtype == torch.float32
     assert bernoulli.joint_energy(LOGITS.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-3])
+def test_hypotheses_that_nearly_agree_keep_their_digits(dtype, spread):
+    generator = torch.Generator().manual_seed(0)
+    center = torch.linspace(-8, 8, 30, dtype=torch.float64)
+    logits = (center + spread * torch.randn(20, 30, generator=generator, dtype=torch.float64)).to(dtype)
+    on, off = logits.double().sigmoid(), (-logits.double()).sigmoid()
+    expected = sum(torch.special.entr(p.mean(0)) - torch.special.entr(p).mean(0) for p in (on, off))
+    torch.testing.assert_close(bernoulli.bernoulli_mutual_information(logits).double(), expected, rtol=1e-6, atol=1e-14)

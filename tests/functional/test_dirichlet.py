@@ -1,3 +1,4 @@
+import mpmath  # it comes with torch, by way of sympy
 import pytest
 import torch
 from torch.distributions import Dirichlet
@@ -36,3 +37,22 @@ def test_a_map_keeps_its_axes():
     maps = torch.rand(2, 3, 4, 5) + 0.5
     assert dirichlet.dirichlet_expected_entropy(maps).shape == (2, 4, 5)
     assert dirichlet.dirichlet_differential_entropy(maps).shape == (2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    [[1.0, 2.0, 3.0], [1e-3, 1e-6], [1.0, 1e9], [1e6, 2e6, 3e6], [1e15, 3e15], [63.0, 65.0], [1e20, 1.0, 1e-8]],
+)
+def test_the_mutual_information_keeps_its_digits_at_any_evidence(alpha):
+    with mpmath.workdps(60):
+        a = [mpmath.mpf(x) for x in alpha]
+        total = sum(a)
+        expected = sum(x / total * (mpmath.digamma(x + 1) - mpmath.digamma(total + 1)) for x in a)
+        expected -= sum(x / total * mpmath.log(x / total) for x in a)
+    value = dirichlet.dirichlet_mutual_information(torch.tensor([alpha], dtype=torch.float64))
+    assert float(value) == pytest.approx(float(expected), rel=1e-11)
+
+
+def test_the_mutual_information_has_a_gradient_on_both_sides_of_its_series():
+    alpha = torch.tensor([[0.5, 3.0, 63.0], [65.0, 1e3, 2.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(dirichlet.dirichlet_mutual_information, alpha)

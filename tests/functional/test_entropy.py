@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_uq.functional import entropy
+from tests.no_float64 import device_without_float64
 
 
 def members(seed: int, z: int = 4, b: int = 5, c: int = 3, scale: float = 3.0) -> torch.Tensor:
@@ -45,6 +46,13 @@ def test_saturated_and_infinite_logits_stay_finite():
     assert entropy.expected_entropy(logits).item() == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("z", [1, 3, 7, 30])
+def test_members_that_agree_to_the_last_bit_have_no_mutual_information(z):
+    logits = members(5, z=1, b=200).expand(z, -1, -1)
+    assert (entropy.mutual_information(logits) == 0).all()
+    assert torch.equal(entropy.mean_log_probs(logits), logits[0].log_softmax(1))
+
+
 def test_a_single_member_has_no_mutual_information():
     assert entropy.mutual_information(members(0, z=1)).abs().max() < 1e-12
 
@@ -69,3 +77,47 @@ def test_a_segmentation_map_keeps_its_axes():
     score = entropy.mutual_information(logits)
     assert score.shape == (3, 5, 6)
     torch.testing.assert_close(score[:, 1, 2], entropy.mutual_information(logits[:, :, :, 1, 2]))
+
+
+def nearly_agreeing(spread, z=20, b=50, c=10):
+    generator = torch.Generator().manual_seed(0)
+    return members(3, z=1, b=b, c=c) + spread * torch.randn(z, b, c, generator=generator, dtype=torch.float64)
+
+
+def definition(logits):
+    """H[mean p] - mean H[p], in float64."""
+    probs = logits.double().softmax(2)
+    return torch.special.entr(probs.mean(0)).sum(1) - torch.special.entr(probs).sum(2).mean(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-3])
+def test_members_that_nearly_agree_keep_their_digits(dtype, spread):
+    logits = nearly_agreeing(spread).to(dtype)
+    information = entropy.mutual_information(logits)
+    assert information.dtype == torch.float32
+    torch.testing.assert_close(information.double(), definition(logits), rtol=1e-6, atol=1e-14)
+
+
+def test_members_that_nearly_agree_without_float64(monkeypatch):
+    logits = nearly_agreeing(1e-2).float()
+    expected = definition(logits)
+    with device_without_float64(monkeypatch):
+        information = entropy.mutual_information(logits)
+    torch.testing.assert_close(information.double(), expected, rtol=1e-3, atol=0.0)
+
+
+def test_the_mutual_information_of_a_large_batch_is_that_of_its_parts(monkeypatch):
+    logits = members(4, z=3, b=7)
+    whole = entropy.mutual_information(logits)
+    monkeypatch.setattr(entropy, "_CHUNK", 20)
+    assert torch.equal(entropy.mutual_information(logits), whole)
+    assert entropy.mutual_information(logits[:, :0]).shape == (0,)
+
+
+def test_the_gradient_of_the_mutual_information():
+    logits = nearly_agreeing(0.5, z=3, b=4, c=3).requires_grad_()
+    assert torch.autograd.gradcheck(entropy.mutual_information, logits)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(f(logits).sum(), logits)[0] for f in (entropy.mutual_information, definition))
+    )

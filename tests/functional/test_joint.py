@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import (
@@ -92,6 +93,15 @@ def test_dyadic_is_the_mean_over_all_draws(tau):
     draws = [torch.tensor(draw) for draw in itertools.product((0, 1), repeat=tau)]
     expected = torch.stack([sampled_joint_log_loss(log_probs, draw.expand(3, -1)) for draw in draws]).mean(0)
     torch.testing.assert_close(dyadic_joint_log_loss(log_probs, tau), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [1024, 1100, 3000])
+def test_dyadic_takes_many_labels(tau):
+    log_probs = torch.tensor([[-0.5, -2.0], [-1.0, -1.2]], dtype=torch.float64)
+    k = np.arange(tau + 1)
+    members = np.outer([-0.5, -1.0], k) + np.outer([-2.0, -1.2], tau - k)
+    expected = -(stats.binom(tau, 0.5).pmf(k) * (np.logaddexp(*members) - np.log(2))).sum()
+    assert dyadic_joint_log_loss(log_probs, tau).item() == pytest.approx(expected, rel=1e-11)
 
 
 def test_sampled_is_dyadic_on_average():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lightning_uq.errors import InputError
 from lightning_uq.functional import ood_features as module
 from lightning_uq.functional.ood_features import fit_vim, gen, knn_distance, vim_score
+from tests.no_float64 import device_without_float64
 
 
 def normal(seed, *shape, dtype=torch.float64):
@@ -61,6 +62,50 @@ def test_knn_is_its_definition(seed, k, normalize):
 def test_a_row_of_the_bank_is_its_own_neighbour_to_the_last_bit():
     bank = normal(0, 500, 64, dtype=torch.float32)
     assert torch.equal(knn_distance(bank, bank, k=1), torch.zeros(500))
+
+
+def kth_nearest(features, bank, k, normalize):
+    """The definition in float64, difference by difference."""
+    rows, stored = features.double(), bank.double()
+    if normalize:
+        rows, stored = (x / x.norm(dim=1, keepdim=True) for x in (rows, stored))
+    return (rows[:, None] - stored).norm(dim=2).sort(1).values[:, k - 1]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("centers", [[0.0], [1e3], [1e5], [-1e4, 3e4], [0.0, 1e2, 1e5]], ids=str)
+def test_knn_far_from_the_origin_and_in_far_clusters(centers, k, normalize):
+    offset = torch.tensor(centers)[torch.arange(300) % len(centers), None]
+    bank, features = normal(3, 300, 32).float() + offset, normal(4, 20, 32).float() + offset[:20]
+    expected = kth_nearest(features, bank, k, normalize)
+    torch.testing.assert_close(knn_distance(features, bank, k, normalize).double(), expected, rtol=1e-6, atol=0.0)
+
+
+def test_knn_of_float64_features_that_share_a_large_part():
+    bank, features = normal(3, 300, 32) + 1e9, normal(4, 20, 32) + 1e9
+    expected = kth_nearest(features, bank, 3, False)
+    torch.testing.assert_close(knn_distance(features, bank, 3, False), expected)
+
+
+def test_knn_on_a_device_without_float64_ranks_on_the_cpu(monkeypatch):
+    bank, features = normal(3, 300, 32).float() + 1e3, normal(4, 20, 32).float() + 1e3
+    expected = knn_distance(features, bank, 3)
+    with device_without_float64(monkeypatch):
+        found = knn_distance(features, bank, 3)
+    assert torch.equal(found, expected)
+
+
+def test_knn_has_a_gradient_and_raises_an_alarm_for_rows_that_are_not_finite():
+    bank, features = normal(3, 30, 4), normal(4, 5, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: knn_distance(x, bank, 2), features)
+    bad = torch.tensor([[math.nan, 0.0, 0.0, 0.0], [math.inf, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    for normalize in (True, False):
+        assert knn_distance(bad, torch.cat([bank.float(), bad]), 2, normalize).isfinite().tolist() == [
+            False,
+            False,
+            True,
+        ]
 
 
 def test_knn_chunks_change_nothing(monkeypatch):

@@ -31,8 +31,9 @@ def test_scores_that_share_no_bin_give_the_exact_numbers(inside, outside):
     assert histograms[0].shape == (NUM_BINS,)
     assert histograms[0].sum() == len(inside)
     torch.testing.assert_close(histogram_auroc(*histograms), auroc(both, is_ood))
-    torch.testing.assert_close(histogram_fpr95(*histograms), fpr_at_tpr(both, is_ood))
     for positive in ("out", "in"):
+        found = histogram_fpr95(*histograms, positive)
+        torch.testing.assert_close(found, fpr_at_tpr(both, is_ood, positive=positive))
         exact = average_precision(both, is_ood, positive)
         torch.testing.assert_close(histogram_average_precision(*histograms, positive), exact)
 

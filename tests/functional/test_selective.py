@@ -1,7 +1,9 @@
 """Selective prediction against enumeration of all orders of tied rows, and against closed forms."""
 
 import itertools
+import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional import augrc, aurc, auroc, generalized_risk_curve, risk_coverage_curve
+from lightning_uq.functional import augrc, aurc, auroc, certainty, generalized_risk_curve, risk_coverage_curve
 
 
 def orders(confidence):
@@ -103,3 +105,21 @@ def test_generalized_risk_ends_at_the_error_rate():
 def test_bad_values(confidence, error, message):
     with pytest.raises(InputError, match=message):
         aurc(confidence, error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 1000.0])
+def test_certainty_is_what_the_largest_probability_lacks(dtype, scale):
+    logits = (scale * torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).to(dtype)
+    with mpmath.workdps(3000):
+        for row, found in zip(logits.double().tolist(), certainty(logits).tolist(), strict=True):
+            weights = sorted(mpmath.exp(x) for x in row)
+            assert found == pytest.approx(float(-mpmath.log(sum(weights[:-1]) / sum(weights))), rel=1e-12)
+
+
+def test_certainty_ties_rows_that_differ_in_the_order_of_their_classes():
+    logits = torch.tensor([0.1, 0.7, 30.3, 5.5, -3.1])
+    orders = torch.stack([logits[list(order)] for order in itertools.permutations(range(5))])
+    assert certainty(orders).unique().numel() == 1
+    assert certainty(torch.tensor([[1.0, -math.inf], [math.nan, 0.0]])).tolist()[0] == math.inf
+    assert certainty(orders.reshape(12, 10, 5).movedim(2, 1)).shape == (12, 10)

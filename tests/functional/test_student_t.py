@@ -37,6 +37,17 @@ def test_quantiles_are_scipy_s(level):
     torch.testing.assert_close(value[3:], expected[3:], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("df", [59.0, 1e6, 1e10, 1e12, 1e16, 1e100])
+def test_many_degrees_of_freedom_keep_the_digits(df):
+    one = torch.ones(3, dtype=torch.float64)
+    y = torch.tensor([-5.0, -0.5, 3.0], dtype=torch.float64)
+    cdf = torch.from_numpy(stats.t(df).cdf(y.numpy()))
+    torch.testing.assert_close(student_t.student_t_cdf(y, df * one, 0 * one, one), cdf, rtol=1e-7, atol=0.0)
+    for level in (1e-6, 0.3, 0.975):
+        value = student_t.student_t_quantile(level, df * one, 0 * one, one)
+        torch.testing.assert_close(value, stats.t(df).ppf(level) * one, rtol=1e-8, atol=0.0)
+
+
 @pytest.mark.parametrize("df", [1.5, 2.5, 6.0, 50.0])
 @pytest.mark.parametrize("y", [-3.0, 0.3, 8.0])
 def test_crps_is_its_integral(df, y):

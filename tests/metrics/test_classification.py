@@ -235,3 +235,36 @@ def test_known_answer_of_a_real_network(temperature, ece, nll):
     assert value(ExpectedCalibrationError(from_logits=True), logits, target) == pytest.approx(ece, abs=2e-5)
     assert value(NegativeLogLikelihood(from_logits=True), logits, target) == pytest.approx(nll, abs=2e-5)
     assert value(SmoothCalibrationError(from_logits=True), logits, target) == pytest.approx(ece, abs=0.01)
+
+
+@pytest.mark.parametrize("metric", [AURC, AUGRC])
+@pytest.mark.parametrize("kind", ["logits", "bfloat16", "prediction", "ensemble", "map"])
+def test_sure_rows_are_ranked(metric, kind):
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(1000, 5, generator=generator), torch.randint(5, (1000,), generator=generator)
+    logits[torch.arange(1000), target] += 6 * torch.rand(1000, generator=generator)
+    spread = 0.1 * torch.randn(3 if kind == "ensemble" else 1, 1000, 5, generator=generator)
+    logits = (10 * (logits + spread)).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    probs = logits.double().softmax(2).mean(0)
+    label = probs.argmax(1)
+    doubt = probs.scatter(1, label[:, None], 0.0).sum(1)  # 1 - the largest, with its digits
+    function = {AURC: functional.aurc, AUGRC: functional.augrc}[metric]
+    expected = function(-doubt, label != target).item()
+    if kind in ("prediction", "ensemble"):
+        found = value(metric(), CategoricalPrediction(logits), target)
+    elif kind == "map":
+        found = value(metric(from_logits=True), logits[0].reshape(10, 100, 5).movedim(2, 1), target.reshape(10, 100))
+    else:
+        found = value(metric(from_logits=True), logits[0], target)
+    assert found == pytest.approx(expected, rel=1e-6)
+    rounded = probs.float().amax(1)
+    assert (rounded == 1).sum() > 200
+    assert abs(function(rounded, label != target).item() - expected) > 1e-3 * expected
+
+
+def test_probabilities_rank_by_the_largest():
+    probs = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.2, 0.2], [0.7, 0.2, 0.1], [1.0, 0.0, 0.0]])
+    target = torch.tensor([0, 1, 0, 1])
+    for metric, function in ((AURC, functional.aurc), (AUGRC, functional.augrc)):
+        expected = function(probs.amax(1), target != 0).item()
+        assert value(metric(), probs, target) == pytest.approx(expected, rel=1e-12)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import joint_log_loss
-from lightning_uq.metrics import JointLogLoss
+from lightning_uq.metrics import AURC, JointLogLoss
 from lightning_uq.predictions import CategoricalPrediction, DirichletPrediction
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -40,6 +40,45 @@ def test_any_cut_into_batches_is_the_same(options, sizes):
 @pytest.mark.parametrize("options", SETTINGS[:3])
 def test_equals_the_functional(options):
     assert joint_of([torch.arange(25)], **options) == pytest.approx(joint_log_loss(LOGITS, TARGET, **options).item())
+
+
+def joint_metric(rows, index=None, **options):
+    metric = JointLogLoss(**options)
+    metric.update(LOGITS[:, rows], TARGET[rows], None if index is None else index[rows])
+    return metric
+
+
+def test_merging_makes_blocks_of_the_rows_left_over():
+    first, second = joint_metric(torch.arange(5)), joint_metric(torch.arange(5, 12))
+    first.merge_state(second)
+    order = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 4, 11])
+    assert first.compute().item() == pytest.approx(joint_of([order]))
+    first.update(LOGITS[:, 12:14], TARGET[12:14])  # and goes on
+    assert first.compute().item() == pytest.approx(joint_of([torch.cat([order, torch.arange(12, 14)])]))
+
+
+def test_merging_with_an_index_makes_the_parts_irrelevant():
+    index = torch.arange(25).flip(0)
+    first, second = (joint_metric(rows, index) for rows in (torch.arange(0, 25, 2), torch.arange(1, 25, 2)))
+    first.merge_state(second)
+    assert first.compute().item() == pytest.approx(joint_of([torch.arange(25)], index))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: JointLogLoss(tau=3), "but it is one with other settings: JointLogLoss"),
+        (lambda: AURC(), "but it is of another class: AURC"),
+        (lambda: joint_metric(torch.arange(4), torch.arange(25)), "`index` must be passed to every update or to none"),
+    ],
+)
+def test_what_does_not_merge(other, message):
+    with pytest.raises(InputError, match=message):
+        joint_metric(torch.arange(4)).merge_state(other())
+    fewer = JointLogLoss()
+    fewer.update(LOGITS[:2], TARGET)
+    with pytest.raises(InputError, match="must have 4 members as this metric, but it has 2"):
+        joint_metric(torch.arange(4)).merge_state(fewer)
 
 
 def test_one_carried_row_is_used_and_the_last_dropped():

@@ -59,6 +59,21 @@ def test_reset_forgets_everything(name):
     assert cases.feed(metric, name, DATA, ALL).compute().item() == value_of(name)
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric .* was called before the ``update``")
+@pytest.mark.parametrize("name", [name for name in cases.CASES if name not in cases.ORDERED])
+@pytest.mark.parametrize("as_state", [False, True])
+def test_merging_adds_what_the_other_has_seen(name, as_state):
+    parts = [cases.feed(cases.make(name), name, DATA, rows) for rows in (ALL[:20], ALL[20:])]
+    parts[0].compute()  # a value from before the merge must not stay
+    parts[0].merge_state(parts[1].metric_state if as_state else parts[1])
+    assert parts[0].compute().item() == pytest.approx(value_of(name), abs=1e-7)
+    nothing = cases.make(name)
+    nothing.merge_state(parts[0])
+    assert nothing.compute().item() == pytest.approx(value_of(name), abs=1e-7)
+    parts[0].merge_state(cases.make(name))
+    assert parts[0].compute().item() == pytest.approx(value_of(name), abs=1e-7)
+
+
 @each_metric
 def test_pickle_and_copy_carry_on(name):
     """Copied in the middle of a data set (and of an open block), all go on alike."""

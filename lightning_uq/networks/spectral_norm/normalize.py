@@ -83,7 +83,8 @@ def spectral_normalize(
         n_warmup_iterations: Steps at a layer's first forward, so that the bound holds from the start. The estimate of the
             norm grows; after 15 steps it is about 3 % short for a random 3x3 kernel. The original code has 0.
         conv_norm: ``"operator"``, or ``"reshaped"`` for the norm of the kernel as a matrix [out, in * k * k], as in SNGP.
-            The latter is cheaper but does not bound the operator. Both agree for kernels of one element with ``groups=1``.
+            The latter is cheaper but does not bound the operator. Both agree for kernels of one element with ``groups=1``,
+            unless they pad with copies (``padding_mode`` other than ``"zeros"``).
         bound_batchnorm: Also bound :math:`\max_i |\gamma_i| / \sqrt{\mathrm{var}_i + \epsilon}` of each BatchNorm, with
             its running variance. Without it, as in DDU, the network as a whole has no Lipschitz bound.
         eps: Added to the divisor of convolutions whose operator is bounded. The original code always adds 1e-5.
@@ -135,9 +136,8 @@ def spectral_normalize(
         elif isinstance(layer, _LAYERS):
             kind = _check_layer(layer, where)
             conv: Any = layer
-            acts_as_matrix = kind is nn.Linear or (conv.weight[0, 0].numel() == 1 and conv.groups == 1)
             bound: Bound
-            if acts_as_matrix or conv_norm == "reshaped":
+            if kind is nn.Linear or _is_matrix(conv) or conv_norm == "reshaped":
                 bound = MatrixNorm(conv.weight, coefficient, n_power_iterations, n_warmup_iterations)
             else:
                 bound = ConvolutionNorm(conv, kind, coefficient, n_power_iterations, n_warmup_iterations, eps)
@@ -189,6 +189,12 @@ def remove_spectral_norm(network: NetworkT) -> NetworkT:
         _own_weight(layer, network)
         detach(layer)
     return network
+
+
+def _is_matrix(conv: Any) -> bool:
+    """Whether a convolution applies one matrix at every position, to inputs of which none is there twice."""
+    pads_with_copies = conv.padding_mode != "zeros" and not isinstance(conv.padding, str) and any(conv.padding)
+    return conv.weight[0, 0].numel() == 1 and conv.groups == 1 and not pads_with_copies
 
 
 def _modules_of(network: nn.Module, names: Sequence[str]) -> set[nn.Module]:

@@ -99,6 +99,11 @@ GEOMETRIES = [
     ({"kernel_size": 3, "padding": 1, "padding_mode": "circular"}, (5, 4)),
     ({"kernel_size": 3, "padding": 2, "stride": 2, "padding_mode": "reflect"}, (5, 6)),
     ({"kernel_size": 4, "padding": "same", "padding_mode": "replicate"}, (5, 4)),
+    ({"kernel_size": 1, "padding": "same", "padding_mode": "circular"}, (3, 4)),
+    *(
+        ({"kernel_size": 1, "padding": 1, "padding_mode": mode}, (4, 3))
+        for mode in ("replicate", "circular", "reflect")
+    ),
 ]
 
 
