@@ -17,7 +17,6 @@ from lightning_uq.functional.tail import TailFit, tail_score
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.running.row_sample import RowSample
 
-
 Banks = dict[FeatureTransform, list[NeighborBank]]
 """The prepared rows of each member, by their coordinates."""
 

@@ -165,14 +165,14 @@ def test_an_ensembles_score_is_the_mean_of_its_members(make):
 @both
 def test_it_persists_and_is_logged_beside_the_others(make, make_trainer, tmp_path):
     keep = ModelCheckpoint(dirpath=tmp_path / "c", monitor="val_loss")
-    mine, gmm, scaling = make(), FitGMM(), TemperatureScaling()
+    mine, gmm, scaling = make(), FitGMM(feature_transform="raw"), TemperatureScaling()
     trainer = make_trainer(callbacks=[gmm, mine, scaling, keep], max_epochs=8, enable_checkpointing=True)
     noisy = loader(TEST_X, torch.where(torch.arange(31) % 5 == 0, 1 - TEST_Y, TEST_Y))
     trainer.fit(UsersModule(), loader(), noisy)
     assert set(fitted_states(mine.uq_ckpt_path)) == {"FitGMM", type(mine).__name__, "TemperatureScaling"}
     fresh, module = make(), UsersModule()
     detection = OODDetection({"far": loader(FAR_X, torch.zeros(17).long())})
-    trainer = make_trainer(callbacks=[FitGMM(), fresh, detection])
+    trainer = make_trainer(callbacks=[FitGMM(feature_transform="raw"), fresh, detection])
     (tested,) = trainer.test(
         module, loader(TEST_X, TEST_Y), ckpt_path=keep.best_model_path, verbose=False, weights_only=True
     )

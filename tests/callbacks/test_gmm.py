@@ -87,7 +87,7 @@ def test_an_ensemble_has_one_density_a_member_pooled_by_log_mean_exp(make_traine
     data = DigitsDataModule(batch_size=32)
     ensemble = EnsembleModule(mlp, num_members=3, seed=0, execution=execution)
     ridge = 0.05
-    gmm = FitGMM(weights="last", regularization=ridge)
+    gmm = FitGMM(feature_transform="raw", weights="last", regularization=ridge)
     trainer = make_trainer(max_epochs=2, callbacks=[gmm])
     trainer.fit(ensemble, data)
     whole = CategoricalPrediction.cat(trainer.predict(ensemble, data.test_dataloader()))
@@ -180,10 +180,13 @@ def test_features_of_a_member_with_a_prior_are_those_of_its_trained_part(executi
         network, num_members=2, seed=0, prior_network=network, prior_scale=1.0, execution=execution
     ).eval()
     x, y = torch.randn(90, 4), torch.arange(90) % 3
-    gmm = FitGMM().fit(module, [(x, y)])
+    gmm = FitGMM(feature_transform="raw").fit(module, [(x, y)])
     features = torch.stack([hidden(module.network.member(i).network, x) for i in range(2)])
     torch.testing.assert_close(
-        gmm.score(module, [x]), -FitGMM().fit_features(features, y).log_density(features), rtol=1e-5, atol=1e-5
+        gmm.score(module, [x]),
+        -FitGMM(feature_transform="raw").fit_features(features, y).log_density(features),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -192,7 +195,10 @@ def test_features_in_memory_give_what_a_loader_gives():
     x = torch.randn(90, 4)
     y = torch.arange(90) % 3
     features = network[1](network[0](x)).detach()
-    streamed, direct = FitGMM().fit(network, [(x, y)]), FitGMM().fit_features(features, y)
+    streamed, direct = (
+        FitGMM(feature_transform="raw").fit(network, [(x, y)]),
+        FitGMM(feature_transform="raw").fit_features(features, y),
+    )
     torch.testing.assert_close(direct.log_density(features), -streamed.score(network, [x]), rtol=1e-6, atol=1e-6)
     log_prob = direct.log_prob(features)
     assert log_prob.shape == (90, 3)
@@ -200,14 +206,14 @@ def test_features_in_memory_give_what_a_loader_gives():
     expected = torch.logsumexp(log_prob, 1) - math.log(3)  # uniform priors
     torch.testing.assert_close(direct.log_density(features), expected)
     members = torch.stack([features, features + 1])
-    pooled = FitGMM().fit_features(members, y)
+    pooled = FitGMM(feature_transform="raw").fit_features(members, y)
     torch.testing.assert_close(
         pooled.log_prob(members), log_prob, rtol=1e-4, atol=1e-4
     )  # a shifted member is the same density, shifted
-    single = FitGMM(scoring_dtype="float32").fit_features(features, y)
+    single = FitGMM(feature_transform="raw", scoring_dtype="float32").fit_features(features, y)
     torch.testing.assert_close(single.log_prob(features), log_prob, rtol=1e-3, atol=1e-3)
     assert not torch.equal(single.log_prob(features), log_prob)
     with pytest.raises(NotFittedError, match="fit_features"):
-        FitGMM().log_prob(features)
+        FitGMM(feature_transform="raw").log_prob(features)
     with pytest.raises(InputError, match="scoring_dtype"):
-        FitGMM(scoring_dtype="half")
+        FitGMM(feature_transform="raw", scoring_dtype="half")

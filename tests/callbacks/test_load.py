@@ -145,7 +145,7 @@ def assert_close(one, other, tol=1e-6):
 )
 def test_it_predicts_what_the_trainer_does(write, make, calibration):
     module = make()
-    path, trainer = write(module, FitGMM(), calibration())
+    path, trainer = write(module, FitGMM(feature_transform="raw"), calibration())
     expected = predicted(trainer, module, path)
     given = {"network": make()} if isinstance(module, Evidential) else {}  # a class of the tests need not be importable
     fitted = load_fitted(path, **given)

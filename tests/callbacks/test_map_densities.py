@@ -58,7 +58,7 @@ def features_of(model, x):
 @pytest.mark.parametrize("network", [UNet, Strided])
 def test_each_pixel_that_counts_is_a_row_of_the_density(network):
     model, (x, y) = network(), images(13)
-    gmm = FitGMM(pool="positions", task=TASK, regularization=1e-3).fit(model, loader(13))
+    gmm = FitGMM(feature_transform="raw", pool="positions", task=TASK, regularization=1e-3).fit(model, loader(13))
     assert gmm.features.resolved == "head"
     features = features_of(model, x)
     labels = resized(y, features.shape[2:])
@@ -72,7 +72,7 @@ def test_each_pixel_that_counts_is_a_row_of_the_density(network):
 
 def test_predictions_carry_the_log_density_of_each_pixel(make_trainer):
     module = DeterministicModule(Strided(), task=TASK)
-    own = FitGMM(pool="positions", regularization=1e-3)
+    own = FitGMM(feature_transform="raw", pool="positions", regularization=1e-3)
     trainer = make_trainer(callbacks=[own], max_epochs=1)
     trainer.fit(module, loader(13))
     x = images(5, 3)[0]
@@ -118,7 +118,7 @@ def test_tokens_are_rows(make_trainer):
     y = (x.squeeze(2) > 0).long() + (x.squeeze(2) > 1).long()
     data = DataLoader(TensorDataset(x, y), batch_size=5)
     module = DeterministicModule(Tokens(), task=Segmentation(class_axis=-1), optimizer=adam)
-    gmm, scaling = FitGMM(pool="positions", regularization=1e-3), TemperatureScaling()
+    gmm, scaling = FitGMM(feature_transform="raw", pool="positions", regularization=1e-3), TemperatureScaling()
     trainer = make_trainer(callbacks=[gmm, scaling], max_epochs=5)
     trainer.fit(module, data, data)
     assert module.predict(x).log_density.shape == (12, 7)
@@ -150,7 +150,7 @@ def test_virtual_logits_of_tokens():
 
 def test_density_of_pixels_is_among_the_scores_of_images(make_trainer):
     model = UNet()
-    gmm = FitGMM(pool="positions", task=TASK, regularization=1e-3)
+    gmm = FitGMM(feature_transform="raw", pool="positions", task=TASK, regularization=1e-3)
     knn = FitKNN(k=3, pool="positions", task=TASK)
     ood = OODDetection({"noise": DataLoader(strange(7), batch_size=3)}, task=TASK)
     pixels = OODDetection(

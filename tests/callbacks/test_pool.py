@@ -32,7 +32,7 @@ TEXTS = [
 ]
 LABELS = torch.tensor([int(text[0] > 9) for text in TEXTS])
 MAKE = {
-    "gmm": lambda **kwargs: FitGMM(regularization=1e-2, **kwargs),
+    "gmm": lambda **kwargs: FitGMM(feature_transform="raw", regularization=1e-2, **kwargs),
     "knn": lambda **kwargs: FitKNN(k=3, **kwargs),
     "vim": lambda **kwargs: FitViM(dim=2, **kwargs),
 }
@@ -172,7 +172,7 @@ def test_an_encoders_layers_see_nested_tensors(layer, pool):
 def test_a_training_a_prediction_a_file_and_an_export_agree(make_trainer, tmp_path):
     callbacks = [
         ModelCheckpoint(tmp_path, "best", monitor="val_loss"),
-        FitGMM(pool="mean", unpack_batch=unpack, attach=True),
+        FitGMM(feature_transform="raw", pool="mean", unpack_batch=unpack, attach=True),
         TemperatureScaling(unpack_batch=unpack, attach=True),
         OODDetection({"far": [padded(TEXTS)]}, unpack_batch=unpack),
     ]
@@ -200,7 +200,7 @@ def test_a_training_a_prediction_a_file_and_an_export_agree(make_trainer, tmp_pa
 
 def test_a_module_of_ours_carries_the_density_of_its_tokens():
     module = OfTexts(TextNetwork()).eval()
-    gmm = FitGMM(pool="last_token", regularization=1e-2).fit(module, batches("left"))
+    gmm = FitGMM(feature_transform="raw", pool="last_token", regularization=1e-2).fit(module, batches("left"))
     batch = unpack(padded(TEXTS))[0]
     expected = alone(lambda one: gmm.score(module, [one]))
     torch.testing.assert_close(module.predict(batch).log_density, -expected, rtol=1e-4, atol=1e-4)
@@ -265,7 +265,7 @@ def test_features_are_the_last_axis_of_a_heads_input_wherever_it_stands(network,
 )
 def test_every_member_is_pooled(make):
     module = make().eval()
-    gmm = FitGMM(pool="last_token").fit(module, [(TOKENS, LABELS)])
+    gmm = FitGMM(feature_transform="raw", pool="last_token").fit(module, [(TOKENS, LABELS)])
     (member, *_) = gmm.features.found.networks(module)
     expected = member.body(TOKENS[:, -1]).relu()
     torch.testing.assert_close(gmm.features(module, TOKENS)[0], expected)
@@ -341,7 +341,7 @@ def test_a_state_belongs_to_its_pool(make_trainer, tmp_path):
 )
 def test_a_file_is_loaded_with_its_pool(make_trainer, tmp_path, fitted, given, match):
     network = HeadFirst() if fitted is not None else nn.Sequential(nn.Flatten(), nn.Linear(20, 2))
-    module, gmm = DeterministicModule(network), FitGMM(pool=fitted, weights="last")
+    module, gmm = DeterministicModule(network), FitGMM(feature_transform="raw", pool=fitted, weights="last")
     pairs = DataLoader(list(zip(TOKENS, LABELS, strict=True)), batch_size=20)
     trainer = make_trainer(callbacks=[ModelCheckpoint(tmp_path), gmm], enable_checkpointing=True, max_epochs=1)
     trainer.fit(module, pairs)

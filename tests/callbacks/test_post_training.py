@@ -85,7 +85,9 @@ def reference(state: dict, gmm: FitGMM, x: torch.Tensor = X, y: torch.Tensor = Y
     """A fit without a Trainer, on the weights of ``state``."""
     module = UsersModule(**kwargs)
     module.load_state_dict(state)
-    return FitGMM(covariance=gmm.covariance, regularization=gmm.regularization).fit(module, [(x, y)])
+    return FitGMM(
+        covariance=gmm.covariance, regularization=gmm.regularization, feature_transform=gmm.coordinates.transform
+    ).fit(module, [(x, y)])
 
 
 def assert_same_fit(one: FittingCallback, other: FittingCallback) -> None:
@@ -147,7 +149,7 @@ def test_augmentation_in_a_transfer_hook_is_not_fitted(make_trainer):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_sums_are_float64_in_every_precision(make_trainer, precision):
-    module, gmm = UsersModule(), FitGMM(weights="last")
+    module, gmm = UsersModule(), FitGMM(feature_transform="raw", weights="last")
     make_trainer(callbacks=[gmm], precision=precision).fit(module.float(), FLOAT32)
     tensors = gmm.state_dict()["tensors"]
     assert all(t.dtype == torch.float64 for t in tensors.values() if isinstance(t, torch.Tensor))
@@ -159,7 +161,7 @@ def test_sums_are_float64_in_every_precision(make_trainer, precision):
 
 
 def test_best_weights_are_fitted_and_the_last_put_back(make_trainer, tmp_path):
-    module, gmm = UsersModule(), FitGMM()
+    module, gmm = UsersModule(), FitGMM(feature_transform="raw")
     best = checkpoint(tmp_path)
     trainer = make_trainer(callbacks=[gmm, best], max_epochs=4, enable_checkpointing=True)
     trainer.fit(module, loader(), loader())
@@ -204,7 +206,7 @@ def test_the_raw_weights_of_an_ema_checkpoint_are_noticed(make_trainer, tmp_path
 
 
 def test_the_uq_file_is_the_best_one_with_the_states_of_all(make_trainer, tmp_path):
-    first, second = FitGMM(), FitGMM(name="tied", covariance="tied")
+    first, second = FitGMM(feature_transform="raw"), FitGMM(feature_transform="raw", name="tied", covariance="tied")
     best = checkpoint(tmp_path, save_last=True)
     trainer = make_trainer(callbacks=[first, second, best], max_epochs=3, enable_checkpointing=True)
     trainer.fit(UsersModule(), loader(), loader())
@@ -218,7 +220,7 @@ def test_the_uq_file_is_the_best_one_with_the_states_of_all(make_trainer, tmp_pa
     assert written["global_step"] == original["global_step"]
     assert "FitGMM" not in original["callbacks"]  # the best file itself is left alone
     loaded = UsersModule.load_from_checkpoint(first.uq_ckpt_path, weights_only=True)
-    assert_same_fit(first, FitGMM().fit(loaded, [(X, Y)]))
+    assert_same_fit(first, FitGMM(feature_transform="raw").fit(loaded, [(X, Y)]))
 
 
 def test_a_fresh_trainer_finds_the_sibling_of_the_plain_file(make_trainer, tmp_path):
@@ -272,7 +274,7 @@ def test_resuming_from_the_uq_file_works_and_clears_the_state(make_trainer, tmp_
 
 
 def test_other_weights_in_memory_are_refitted_on(make_trainer, tmp_path):
-    gmm = FitGMM()
+    gmm = FitGMM(feature_transform="raw")
     trainer = make_trainer(callbacks=[gmm, checkpoint(tmp_path)], max_epochs=4, enable_checkpointing=True)
     trainer.fit(UsersModule(), loader(), loader())
     other = UsersModule()
@@ -534,7 +536,7 @@ def test_a_convolutions_input_is_averaged_over_space():
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AvgPool2d(1), nn.Flatten(), nn.Linear(12, 2))
     images = torch.randn(30, 1, 4, 4)
     y = torch.arange(30) % 2
-    gmm = FitGMM(feature_layer="1").fit(network, [(images, y)])
+    gmm = FitGMM(feature_transform="raw", feature_layer="1").fit(network, [(images, y)])
     expected = network[0](images).detach().mean((2, 3)).double()
     mean = gmm.state_dict()["tensors"]["0.mean"]
     torch.testing.assert_close(mean[1], expected[y == 1].mean(0), rtol=1e-5, atol=1e-6)
@@ -579,7 +581,7 @@ def test_a_predict_fn_may_call_the_step_that_attach_replaces(make_trainer):
 
 def test_our_modules_predictions_carry_the_density(make_trainer):
     module = DeterministicModule(Factory("lightning_uq.networks.mlp.MLP", {"in_features": 4, "out_features": 2}))
-    gmm = FitGMM(weights="last")
+    gmm = FitGMM(feature_transform="raw", weights="last")
     trainer = make_trainer(callbacks=[gmm])
     trainer.fit(module, loader())
     whole = CategoricalPrediction.cat(trainer.predict(module, loader()))
@@ -695,7 +697,7 @@ def test_a_file_that_holds_nothing_is_named(tmp_path):
 
 def test_an_mlp_of_ours_is_hooked_at_its_last_layer():
     network = MLP(4, 2, hidden_sizes=(5,)).double()
-    tensors = FitGMM().fit(network, loader()).state_dict()["tensors"]
+    tensors = FitGMM(feature_transform="raw").fit(network, loader()).state_dict()["tensors"]
     assert tensors["0.mean"].shape == (2, 5)
 
 

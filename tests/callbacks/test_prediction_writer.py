@@ -192,7 +192,7 @@ class UsersModule(LightningModule):
 def test_an_unmodified_module_is_written_with_what_was_fitted(make_trainer, tmp_path, format):
     module = UsersModule()
     temperature = TemperatureScaling(attach=True, weights="last")
-    gmm = FitGMM(attach=True, weights="last", covariance="tied", regularization=1e-2)
+    gmm = FitGMM(feature_transform="raw", attach=True, weights="last", covariance="tied", regularization=1e-2)
     writer = PredictionWriter(tmp_path, format)
     trainer = make_trainer(callbacks=[writer, temperature, gmm])  # the writer may stand first
     trainer.fit(module, LOADER, LOADER)

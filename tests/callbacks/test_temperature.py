@@ -445,7 +445,7 @@ def test_members_that_are_lightning_modules(make_trainer):
 
 def test_density_and_temperature_share_a_file_that_a_fresh_trainer_finds(make_trainer, tmp_path):
     module = deterministic()
-    gmm, scaling = FitGMM(), TemperatureScaling()
+    gmm, scaling = FitGMM(feature_transform="raw"), TemperatureScaling()
     keep = ModelCheckpoint(dirpath=tmp_path / "c", monitor="val_loss")
     trainer = make_trainer(callbacks=[gmm, scaling, keep], max_epochs=3, enable_checkpointing=True)
     trainer.fit(module, loader(), val_loader())
@@ -453,7 +453,7 @@ def test_density_and_temperature_share_a_file_that_a_fresh_trainer_finds(make_tr
     assert set(fitted_states(gmm.uq_ckpt_path)) == {"FitGMM", "TemperatureScaling"}
     expected = None
     for path in (keep.best_model_path, gmm.uq_ckpt_path):
-        fresh = [FitGMM(), TemperatureScaling()]
+        fresh = [FitGMM(feature_transform="raw"), TemperatureScaling()]
         trainer = make_trainer(callbacks=fresh)
         parts = trainer.predict(deterministic(), held_out(), ckpt_path=path, weights_only=True)
         whole = CategoricalPrediction.cat(parts)
@@ -522,7 +522,7 @@ def test_pickling_and_a_state_round_trip():
 
 def test_scores_of_others_see_no_pooled_temperature(make_trainer):
     module = deterministic()
-    gmm, scaling = FitGMM(weights="last"), TemperatureScaling(weights="last")
+    gmm, scaling = FitGMM(feature_transform="raw", weights="last"), TemperatureScaling(weights="last")
     make_trainer(callbacks=[gmm, scaling]).fit(module, loader(), val_loader())
     results = []
     for callbacks in ([gmm], [gmm, scaling]):

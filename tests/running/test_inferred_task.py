@@ -106,7 +106,7 @@ each_module = pytest.mark.parametrize("module", [Regressor, Forecaster])
 def test_densities_and_distances_of_a_regressor(make_trainer, module, told):
     model, far = module(), data(module, 15, 3, shift=20.0)
     layer = {"feature_layer": "net.2" if module is Regressor else "head"}
-    gmm, knn = FitGMM(**layer), FitKNN(k=3, **layer)
+    gmm, knn = FitGMM(feature_transform="raw", **layer), FitKNN(k=3, **layer)
     trainer = make_trainer(callbacks=[gmm, knn, OODDetection({"far": far})], max_epochs=2)
     trainer.fit(model, data(module), data(module, 20, 1))
     (tested,) = trainer.test(model, data(module, 21, 2), verbose=False)

@@ -124,7 +124,7 @@ def test_dropout_of_graphs_gives_each_index_one_function(make_trainer):
 @pytest.mark.parametrize("kind", ["deterministic", "foreign"])
 def test_callbacks_fit_and_score_graphs(make_trainer, tmp_path, kind):
     module = METHODS["deterministic"]() if kind == "deterministic" else GraphLit()
-    gmm, knn = FitGMM(attach=True), FitKNN(k=3)
+    gmm, knn = FitGMM(feature_transform="raw", attach=True), FitKNN(k=3)
     ood = OODDetection({"far": graph_loader(20.0)})
     trainer = make_trainer(callbacks=[CalibratedNLL(), gmm, knn, TemperatureScaling(attach=True), ood], max_epochs=1)
     module.validation_step = lambda batch, batch_idx: None
@@ -440,7 +440,7 @@ def test_a_model_that_writes_into_its_input_is_read_as_one_that_does_not():
         torch.manual_seed(0)
         module = kind()
         x = X.clone()
-        gmm = FitGMM().fit(module, [(x[:24], Y[:24]), (x[24:], Y[24:])])
+        gmm = FitGMM(feature_transform="raw").fit(module, [(x[:24], Y[:24]), (x[24:], Y[24:])])
         assert torch.equal(x, X)
         y = module.net(X * 0.5).argmax(1)  # labels that the logits predict, most of them
         y[::5] = (y[::5] + 1) % CLASSES

@@ -190,7 +190,10 @@ def test_one_callback_on_two_modules_leaves_each_its_own():
 
 def test_the_last_in_the_trainers_order_wins(make_trainer):
     module = deterministic()
-    callbacks = [FitGMM(weights="last"), FitGMM(weights="last", name="tied", covariance="tied")]
+    callbacks = [
+        FitGMM(feature_transform="raw", weights="last"),
+        FitGMM(feature_transform="raw", weights="last", name="tied", covariance="tied"),
+    ]
     trainer = make_trainer(callbacks=callbacks)
     trainer.fit(module, loader(), loader())
     module.eval()
