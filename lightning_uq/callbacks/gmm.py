@@ -52,7 +52,8 @@ class FitGMM(FeatureCallback):
         feature_transform: ``"raw"`` fits the features as they are, ``"polar"`` their direction and the log of their length, ``"direction"``
             the direction alone; ``"combined"`` fits raw and polar ones, and the score is the larger of both scores' -log p among
             held-out rows. ``"auto"`` is combined where there are held-out rows, and else scores the polar features, which a line then
-            says. ``log_density`` is that of the raw features wherever they are fitted. The page docs/density.md has the evidence.
+            says; for "relative_mahalanobis", which takes away by itself what all classes share, it is raw. ``log_density`` is that of the
+            raw features wherever they are fitted. The page docs/density.md has the evidence.
         held_out: Rows that the network was not trained on; by default the one validation loader.
         scoring_dtype: ``"float32"`` runs the products of scoring in single precision, about three times as fast; the fit is
             in float64 in any case.
@@ -89,7 +90,8 @@ class FitGMM(FeatureCallback):
         **fitting: Any,
     ) -> None:
         super().__init__(**fitting)
-        self.coordinates = FeatureCoordinates(feature_transform, held_out)
+        is_relative = feature_transform == "auto" and score == "relative_mahalanobis"
+        self.coordinates = FeatureCoordinates("raw" if is_relative else feature_transform, held_out)
         check_choice("scoring_dtype", scoring_dtype, ("float64", "float32"))
         GaussianDensity(score=score)  # checks the name
         self.scoring_dtype = scoring_dtype
@@ -359,12 +361,17 @@ def _fit_gmm(setting: Setting) -> list[Callback]:
     return [FitGMM()]
 
 
+def _fit_ddu(setting: Setting) -> list[Callback]:
+    return [FitGMM(feature_transform="raw")]
+
+
 def _fit_relative_mahalanobis(setting: Setting) -> list[Callback]:
     return [FitGMM(covariance="tied", score="relative_mahalanobis", name="relative_mahalanobis")]
 
 
 METHODS = (
-    Method(name="ddu", trained_as="softmax", callbacks=_fit_gmm, ood_score="log_density"),
+    Method(name="density", trained_as="softmax", callbacks=_fit_gmm, ood_score="density"),
+    Method(name="ddu", trained_as="softmax", callbacks=_fit_ddu, ood_score="log_density"),
     Method(
         name="relative_mahalanobis",
         trained_as="softmax",

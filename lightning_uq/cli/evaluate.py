@@ -21,7 +21,7 @@ def evaluate(
     data_args: dict[str, Any] = {},  # noqa: B006
     data_seeds: Integers = Integers(),  # noqa: B008  # a tuple
     feature_layer: str = "auto",
-    regularization: Literal["oas", "ddu"] | float = "oas",
+    regularization: Literal["held_out", "oas", "ddu"] | float = "held_out",
     accelerator: Accelerator = "cpu",
 ) -> None:
     """Evaluate trained checkpoints as the DDU experiments do.
@@ -44,7 +44,7 @@ def evaluate(
         data_args: Arguments of the data module, such as {"root": "data", "batch_size": 256}.
         data_seeds: Seeds of the split that each run (or each checkpoint) was trained on, such as 1,2,3.
         feature_layer: With gmm, name of the layer whose input holds the features.
-        regularization: With gmm, oas, ddu (the original's schedule of jitters), or a number.
+        regularization: With gmm, held_out, oas, ddu (the original's schedule of jitters), or a number.
         accelerator: Device that computes.
     """
     from lightning_uq.evaluate import Settings, evaluate, write

@@ -39,7 +39,9 @@ def read(model: nn.Module, data: EvaluationData, settings: Settings, path: str) 
         raise InputError(f"{path!r} must hold a classifier with one label per input, but its task is {describe(task)}.")
     gmm = None
     if settings.model_type == "gmm":
-        gmm = FitGMM(feature_layer=settings.feature_layer, regularization=settings.regularization)
+        gmm = FitGMM(
+            feature_transform="raw", feature_layer=settings.feature_layer, regularization=settings.regularization
+        )
         gmm.fit(model, data.fit)
     val, test, ood = (
         _Pass(model, loader, part, gmm if part != "validation" else None)

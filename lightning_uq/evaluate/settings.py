@@ -46,7 +46,7 @@ class Settings:
     data_args: Mapping[str, Any] = field(default_factory=dict)
     data_seeds: Sequence[int] = ()
     feature_layer: str = "auto"
-    regularization: Regularization = "oas"
+    regularization: Regularization = "held_out"
     accelerator: str = "cpu"
 
     def __post_init__(self) -> None:

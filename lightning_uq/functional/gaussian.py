@@ -201,7 +201,7 @@ def fit_gaussian(
         background_mean=center,
         background_whitening=background[None],
         shrinkage=count.new_tensor(shrinkage),
-        target=torch.tensor(place, device=count.device),
+        target=count.new_tensor(place),
         ridge=count.new_tensor(ridge),
     )
 

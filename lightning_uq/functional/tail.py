@@ -50,8 +50,10 @@ def fit_tail(scores: Tensor) -> TailFit:
         raise InputError(f"A tail needs at least two finite scores, but there are {N} of {len(scores)}.")
     highest = max(2, min(N, max(10, math.ceil(_TAIL * N))))
     excess = float((ascending[-highest:] - ascending[-highest]).mean())
-    logs = torch.linspace(math.log((N + 1) / N), math.log(N + 1), min(N, _NUM_KNOTS), dtype=torch.float64)
-    chosen = (N + 1 - (N + 1) * torch.exp(-logs)).round().long().clamp(1, N) - 1
+    chosen = torch.arange(N)
+    if N > _NUM_KNOTS:
+        logs = torch.linspace(math.log((N + 1) / N), math.log(N + 1), _NUM_KNOTS, dtype=torch.float64)
+        chosen = (N + 1 - (N + 1) * torch.exp(-logs)).round().long().clamp(1, N) - 1
     knots = torch.unique_consecutive(ascending[chosen])  # of equal scores, p counts them all
     first = torch.searchsorted(ascending, knots)
     values = math.log(N + 1) - (N - first).double().log()

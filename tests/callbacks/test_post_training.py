@@ -154,7 +154,7 @@ def test_sums_are_float64_in_every_precision(make_trainer, precision):
     tensors = gmm.state_dict()["tensors"]
     assert all(t.dtype == torch.float64 for t in tensors.values() if isinstance(t, torch.Tensor))
     same = reference({k: v.float() for k, v in module.state_dict().items()}, gmm)
-    torch.testing.assert_close(tensors["0.mean"], same.state_dict()["tensors"]["0.mean"], rtol=3e-2, atol=3e-2)
+    torch.testing.assert_close(tensors["raw.0.mean"], same.state_dict()["tensors"]["raw.0.mean"], rtol=3e-2, atol=3e-2)
 
 
 # ---------------------------------------------------------------------- 3: which weights
@@ -538,7 +538,7 @@ def test_a_convolutions_input_is_averaged_over_space():
     y = torch.arange(30) % 2
     gmm = FitGMM(feature_transform="raw", feature_layer="1").fit(network, [(images, y)])
     expected = network[0](images).detach().mean((2, 3)).double()
-    mean = gmm.state_dict()["tensors"]["0.mean"]
+    mean = gmm.state_dict()["tensors"]["raw.0.mean"]
     torch.testing.assert_close(mean[1], expected[y == 1].mean(0), rtol=1e-5, atol=1e-6)
 
 
@@ -698,7 +698,7 @@ def test_a_file_that_holds_nothing_is_named(tmp_path):
 def test_an_mlp_of_ours_is_hooked_at_its_last_layer():
     network = MLP(4, 2, hidden_sizes=(5,)).double()
     tensors = FitGMM(feature_transform="raw").fit(network, loader()).state_dict()["tensors"]
-    assert tensors["0.mean"].shape == (2, 5)
+    assert tensors["raw.0.mean"].shape == (2, 5)
 
 
 # ---------------------------------------------------------------------- what would fail after the training fails before it

@@ -444,7 +444,7 @@ def test_a_model_that_writes_into_its_input_is_read_as_one_that_does_not():
         assert torch.equal(x, X)
         y = module.net(X * 0.5).argmax(1)  # labels that the logits predict, most of them
         y[::5] = (y[::5] + 1) % CLASSES
-        return gmm.state_dict()["tensors"]["0.mean"], TemperatureScaling().fit(module, [(x, y)]).temperature
+        return gmm.state_dict()["tensors"]["raw.0.mean"], TemperatureScaling().fit(module, [(x, y)]).temperature
 
     for one, other in zip(fitted(Writing), fitted(Reading), strict=True):
         assert torch.equal(one, other)
