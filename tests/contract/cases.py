@@ -619,7 +619,8 @@ LISTED_MODULES = [
 OWN_SCORES = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")
 
 LISTED_CALLBACKS = [
-    CallbackCase("FitGMM", partial(c.FitGMM), method="ddu"),
+    CallbackCase("FitGMM", partial(c.FitGMM), method="density"),
+    CallbackCase("FitGMM, raw features", partial(c.FitGMM, feature_transform="raw"), method="ddu"),
     CallbackCase(
         "FitGMM, tied covariance",
         partial(c.FitGMM, covariance="tied", score="relative_mahalanobis"),
