@@ -49,7 +49,7 @@ OF_LABELS = {
     "cross_entropy_loss": lambda logits, y: losses.cross_entropy_loss(logits, y),
     "task_loss": lambda logits, y: Classification().sample_losses(logits[0], y)[0],
     "task_focal": lambda logits, y: Classification(loss="focal").sample_losses(logits[0], y)[0],
-    **{f"acquire_{name}": ACQUISITION_SCORES[name] for name in LABELLED},
+    **{f"acquire_{name}": ACQUISITION_SCORES[name] for name in sorted(LABELLED)},
 }
 OF_SOFT_TARGETS = {
     "soft": lambda logits, t: Classification().sample_losses(logits[0], t)[0],
