@@ -217,12 +217,12 @@ class FeatureCallback(PostTrainingCallback):
         return (self.score_name if self.name in (None, self.score_name) else f"{self.name}_{self.score_name}",)
 
     @contextmanager
-    def ood_scores(self, model: nn.Module) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+    def ood_scores(self, model: nn.Module) -> Iterator[Callable[[Tensor | None], dict[str, Tensor]]]:
         """A context around one call of the model, after which the function gives this score [B]."""
         with self.features.recording(model) as features:
             yield lambda logits: {self.ood_score_names[0]: self._scores_like(logits, features())}
 
-    def _scores_like(self, logits: Tensor, features: Tensor) -> Tensor:
-        """Scores [B], or maps [B, *P] on the grid of logits [Z, B, C, *P]."""
+    def _scores_like(self, logits: Tensor | None, features: Tensor) -> Tensor:
+        """Scores [B], or maps [B, *P] on the grid of logits [Z, B, C, *P], where there are any."""
         scores = score_positions(self.feature_scores, features)
-        return scores if scores.ndim == 1 else resized(scores, logits.shape[3:])
+        return scores if scores.ndim == 1 or logits is None else resized(scores, logits.shape[3:])

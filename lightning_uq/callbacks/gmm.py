@@ -1,27 +1,29 @@
 """A Gaussian per class over a trained network's features: density, Mahalanobis and relative Mahalanobis scores."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_uq.callbacks.coordinates import FeatureCoordinates
 from lightning_uq.callbacks.density_transform import DensityTransform
 from lightning_uq.callbacks.feature_scores import FeatureCallback
+from lightning_uq.callbacks.label_checks import ClassCounts, class_counts
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.feature_transforms import FeatureTransform, transform_features
 from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, check_class_counts
-from lightning_uq.functional.validation import check_choice
+from lightning_uq.functional.validation import check_choice, check_integer
 from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_halves import ClassHalves
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.feature_density import FeatureDensity
+from lightning_uq.networks.gaussian_mixture import MAX_MIXTURE_ROWS, fit_mixture, in_order
 from lightning_uq.networks.positions import resized
 from lightning_uq.running.classes import check_targets, density_labels, labelled_batch
 from lightning_uq.running.evaluation import to_device
-from lightning_uq.running.ranks import gather_objects, raising_on_all_ranks
+from lightning_uq.running.ranks import raising_on_all_ranks, sum_of_ranks
 
 Statistics = dict[FeatureTransform, list[ClassHalves]]
 """Those of each member's features, by their coordinates."""
@@ -38,12 +40,16 @@ class FitGMM(FeatureCallback):
     those logged; :meth:`score` gives it for any loader. An ensemble has one density a member, pooled by log-mean-exp; a
     network with MC-dropout has one, of its features without masks.
 
+    A model without classes has one Gaussian. With ``num_components`` labels are not looked at: one Gaussian for all rows, or a mixture of K,
+    by EM on at most 2^14 rows, a sample that is the same on any number of ranks.
+
     Of a segmentation, ``pool="positions"`` makes each position a row: the features before a 1x1 convolution or a token's linear
     layer, with the label of the nearest position where they have another grid. ``log_density`` is then a map [B, *P].
 
     Args:
         covariance: ``"full"`` (DDU), ``"tied"`` (one for all classes) or ``"diagonal"``.
         priors: ``"uniform"`` or ``"empirical"`` class priors in the density.
+        num_components: K, for a mixture whose components are found without labels; None fits one Gaussian a class.
         regularization: ``"held_out"``, which chooses how far the covariances are shrunk, and towards what, by the likelihood of the half of the
             rows that was left out; ``"oas"``, an absolute value, or ``"ddu"``, the original's schedule: see
             :func:`~lightning_uq.functional.gaussian.fit_gaussian`.
@@ -81,6 +87,7 @@ class FitGMM(FeatureCallback):
         *,
         covariance: Covariance = "full",
         priors: Priors = "uniform",
+        num_components: int | None = None,
         regularization: Regularization = "held_out",
         score: DensityScore = "log_density",
         feature_transform: FeatureTransform = "auto",
@@ -97,6 +104,9 @@ class FitGMM(FeatureCallback):
         self.scoring_dtype = scoring_dtype
         self.covariance = covariance
         self.priors = priors
+        if num_components is not None:
+            check_integer("num_components", num_components, 1)
+        self.num_components = num_components
         self.regularization = regularization
         self.density_score: DensityScore = score
         self.score_name = score
@@ -108,8 +118,13 @@ class FitGMM(FeatureCallback):
     @property
     def settings(self) -> dict[str, Any]:
         """What a fit depends on."""
-        fit = {"covariance": self.covariance, "priors": self.priors, "regularization": self.regularization}
+        fit: dict[str, Any] = {
+            "covariance": self.covariance,
+            "priors": self.priors,
+            "regularization": self.regularization,
+        }
         of_tails = {"score": self.density_score} if len(self.coordinates.names) > 1 else {}
+        fit["num_components"] = self.num_components
         return {**super().settings, **fit, "feature_transform": self.coordinates.transform, **of_tails}
 
     @property
@@ -121,6 +136,9 @@ class FitGMM(FeatureCallback):
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """One streaming pass, whose sums of all ranks are merged at its end; and one over the held-out rows, if a tail needs them."""
+        if self.num_components not in (None, 1):
+            rows = in_order(self.gather_features(model, loader, trainer, MAX_MIXTURE_ROWS))
+            return self._with_tails(self._fit_mixture(rows), model, trainer)
         statistics: Statistics = {name: [] for name in self.coordinates.names}
         with raising_on_all_ranks(trainer):
             num_classes = self._stream(model, loader, trainer, statistics)
@@ -131,61 +149,55 @@ class FitGMM(FeatureCallback):
             for name, found in statistics.items():
                 more = int(name == "polar") - int(self.coordinates.names[0] == "polar")
                 self._reduce(found, members, classes, D + more, trainer)
-        density = self._fit_statistics(statistics)
+        return self._with_tails(self._fit_statistics(statistics), model, trainer)
+
+    def _with_tails(self, density: FeatureDensity, model: nn.Module, trainer: Trainer | None) -> dict[str, Any]:
+        """The tensors of a density, with the tails of its scores where there are two."""
         tails = self.coordinates.tails(self, model, trainer, density.part_score)
         return self._to_tensors(FeatureDensity(density.members, tails, self.density_score))
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels, logits and features."""
-        self._labelled(model, batch, trainer)
-        labels = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
+        labels = None
+        if self.num_components is None:
+            self._labelled(model, batch, trainer)
+            labels = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
         features = self.features(model, batch, trainer)
         self._by_row(model, features, labels, torch.arange(features.shape[1]))
         self.features.reset()
 
     def fits_targets(self, model: nn.Module) -> bool:
         """Where the task has classes, each has its own Gaussian; targets that showed a task of labels must go on to do so."""
-        return self.logits.task(model).has_classes or self.logits.inferred_task == "multilabel"
+        has_labels = self.logits.task(model).has_classes or self.logits.inferred_task == "multilabel"
+        return has_labels and self.num_components is None
 
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Every label must be one that the task knows, and every class needs two rows."""
         check_targets(self.logits, model, target, outputs, f"{type(self).__name__}'s fitting data")
-        counts = _class_counts(target, self._num_classes(model, outputs[:, :1]))
+        counts = class_counts(target, self._num_classes(model, outputs[:, :1]))
         if counts is not None:
             check_class_counts(counts)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What the last training showed counts no more."""
-        self._noted = torch.zeros(0, dtype=torch.long)
+        self._counts = ClassCounts()
         self.coordinates.check(trainer, type(self).__name__)
         super().on_fit_start(trainer, pl_module)
 
     def note_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Count the rows of each class."""
-        counts = _class_counts(target, self._num_classes(model, outputs))
-        if counts is not None:
-            self._noted = torch.nn.functional.pad(self._noted, (0, len(counts) - len(self._noted))) + counts
+        self._counts.note(target, self._num_classes(model, outputs))
 
     def review_noted_targets(self, trainer: Trainer) -> None:
         """Warn of a class with fewer than two rows, which may also be for rows that the epoch left out."""
-        counts = self._noted
-        if trainer.world_size > 1:
-            counts = torch.nn.utils.rnn.pad_sequence(gather_objects(counts, trainer), batch_first=True).sum(0)
-        if not bool(counts.any()):
-            return
-        try:
-            check_class_counts(counts)
-        except InputError as error:
-            rank_zero_warn(
-                f"{type(self).__name__} will fail after the training unless its fitting data has more rows than the first epoch. {error}"
-            )
+        self._counts.review(trainer, type(self).__name__)
 
-    def fit_features(self, features: Tensor, labels: Tensor, num_classes: int | None = None) -> "FitGMM":
+    def fit_features(self, features: Tensor, labels: Tensor | None = None, num_classes: int | None = None) -> "FitGMM":
         """Fit features [N, D], or [M, N, D] of an ensemble's members, with labels [N] that are in memory.
 
         Args:
             features: The features.
-            labels: Class indices.
+            labels: Class indices; none with ``num_components``.
             num_classes: C; one more than the largest label by default.
 
         Example:
@@ -198,12 +210,28 @@ class FitGMM(FeatureCallback):
             raise InputError(
                 "`fit_features` has no held-out rows, which `feature_transform='combined'` needs. Call `fit(model, loader)`."
             )
+        if (labels is None) != (self.num_components is not None):
+            raise InputError("`fit_features` needs either `labels` or the callback's `num_components`.")
         self._set(None, None)
+        if labels is None:
+            self._set(self._to_tensors(self._fit_mixture(_by_member(features))), None)
+            return self
         statistics: Statistics = {name: [] for name in self.coordinates.names}
         classes = int(labels.max()) + 1 if num_classes is None else num_classes
         self._update(statistics, _by_member(features), labels, torch.arange(len(labels)), classes)
         self._set(self._to_tensors(self._fit_statistics(statistics)), None)
         return self
+
+    def _fit_mixture(self, features: Tensor) -> FeatureDensity:
+        """A mixture of each member's features [M, N, D], in all coordinates."""
+        K, parts = self.num_components or 1, {}
+        for name in self.coordinates.names:
+            fits = [
+                fit_mixture(rows, K, self.covariance, self.regularization)
+                for rows in transform_features(features, name)
+            ]
+            parts[name] = [GaussianDensity(fit) for fit in fits]
+        return FeatureDensity(parts, score=self.density_score)
 
     def _fit_statistics(self, statistics: Statistics) -> FeatureDensity:
         return FeatureDensity(
@@ -232,7 +260,9 @@ class FitGMM(FeatureCallback):
         rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         for raw in loader:
             batch = to_device(raw, model, trainer)
-            y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data", trainer)
+            y = None
+            if self.num_components is None:
+                y = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data", trainer)
             if not num_classes:
                 num_classes = self._labelled(model, batch, trainer)
             features = self.features(model, batch, trainer)
@@ -282,6 +312,8 @@ class FitGMM(FeatureCallback):
 
     def _labelled(self, model: nn.Module, batch: Any, trainer: Trainer | None) -> int:
         """The number of classes, from a batch whose outputs and labels are checked; 1 if the task has none."""
+        if self.num_components is not None:
+            return 1
         where = f"{type(self).__name__}'s fitting data"
         density_labels(self.logits, model, batch, where, trainer)
         if not self.logits.task(model).has_classes:
@@ -300,15 +332,8 @@ class FitGMM(FeatureCallback):
     ) -> None:
         while len(statistics) < members:  # a rank without a row takes part with zeros
             statistics.append(self._statistics(classes, num_features, members))
-        device = trainer.strategy.root_device
-
-        def all_sum(tensor: Tensor) -> Tensor:
-            moved = tensor.to(device)
-            torch.distributed.all_reduce(moved)
-            return moved.to(tensor.device)
-
         for member in statistics:
-            member.reduce(all_sum)
+            member.reduce(partial(sum_of_ranks, trainer=trainer))
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Make the densities that the fitted tensors describe."""
@@ -345,12 +370,6 @@ class FitGMM(FeatureCallback):
         """Predictions carry ``log_density`` and ``ood_score``."""
         assert self.density is not None
         return DensityTransform(self.features.at_layer.layer, self.density, self.features.pool)
-
-
-def _class_counts(target: Tensor, num_classes: int) -> Tensor | None:
-    """The number of rows of each class; None for labels of positions, and for probabilities."""
-    labels = target.squeeze(1) if target.shape[1:] == (1,) else target
-    return None if labels.ndim != 1 or labels.is_floating_point() else labels.long().bincount(minlength=num_classes)
 
 
 def _by_member(features: Tensor) -> Tensor:

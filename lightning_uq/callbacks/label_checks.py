@@ -5,11 +5,16 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from lightning_uq.data.indexed import Indexed
+from lightning_uq.errors import InputError
+from lightning_uq.functional.gaussian import check_class_counts
 from lightning_uq.running.loaders import exact_loader
+from lightning_uq.running.ranks import gather_objects
 
 TargetOf = Callable[[Any], Any]
 
@@ -64,6 +69,38 @@ def all_targets(
             if found is not None and seen.is_alike(found) and torch.equal(found[: len(seen.target)], seen.target):
                 return found
     return _joined(exact, target_of) if read else None
+
+
+class ClassCounts:
+    """The rows of each class that the first epoch shows."""
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(0, dtype=torch.long)
+
+    def note(self, target: Tensor, num_classes: int) -> None:
+        """Count the rows of each class in a batch's targets."""
+        counts = class_counts(target, max(num_classes, len(self._counts)))
+        if counts is not None:
+            self._counts = torch.nn.functional.pad(self._counts, (0, len(counts) - len(self._counts))) + counts
+
+    def review(self, trainer: Trainer, who: str) -> None:
+        """Warn, on all ranks, of a class with fewer than two rows: the epoch may have left out others. A collective."""
+        parts = gather_objects(self._counts, trainer)
+        counts = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).sum(0)
+        if not bool(counts.any()):
+            return
+        try:
+            check_class_counts(counts)
+        except InputError as error:
+            rank_zero_warn(
+                f"{who} will fail after the training unless its fitting data has more rows than the first epoch. {error}"
+            )
+
+
+def class_counts(target: Tensor, num_classes: int) -> Tensor | None:
+    """The number of rows [C] of each class; None for labels of positions, and for probabilities."""
+    labels = target.squeeze(1) if target.shape[1:] == (1,) else target
+    return None if labels.ndim != 1 or labels.is_floating_point() else labels.long().bincount(minlength=num_classes)
 
 
 def _joined(batches: Iterable[Any], target_of: TargetOf) -> Tensor | None:

@@ -335,15 +335,26 @@ class OODDetection(Callback):
             inside: Whether the batch is of the test set.
             shows_task: Whether its targets are the model's; those of an ``ood`` loader may be of any kind.
         """
-        if (inside or shows_task) and self.read.look_at_task(model, batch, trainer, is_first=scored.is_empty):
+        all_provided = self.scores is not None and scored.all_provided
+        if (
+            not all_provided
+            and (inside or shows_task)
+            and self.read.look_at_task(model, batch, trainer, is_first=scored.is_empty)
+        ):
             scored.restart(self._scored(model, trainer))  # the task tells which scores there are
-        provided_names = {name for scorer in scored.scorers for name in scorer.ood_score_names}
-        if inside and scored.is_empty and not provided_names.issuperset(map(str, scored.wanted.values())):
+        if inside and scored.is_empty and not scored.all_provided:
             self.read.check_default_task(model, batch)
         with ExitStack() as stack:
             mask = stack.enter_context(padding_mask_of(model))
             provided = [stack.enter_context(scorer.ood_scores(model)) for scorer in scored.scorers]
-            outputs = self.read(model, batch, trainer, check=scored.is_empty)
+            if all_provided:
+                found, _ = self.read.outputs_if_any(model, batch, trainer)
+                if found is None:  # scores of features need no outputs
+                    scored.add_provided({k: v for one in provided for k, v in one(None).items()}, rows)
+                    return
+                outputs = found
+            else:
+                outputs = self.read(model, batch, trainer, check=scored.is_empty)
             if scored.is_empty and self.read.lacks_logits(model):
                 scored.restart(self._scored(model, trainer))
             prediction = self.read.prediction(model, outputs)

@@ -54,8 +54,11 @@ class OODScorer(Protocol):
     def ood_score_names(self) -> Sequence[str]:
         """Names of the scores, the same on every rank and before the first batch."""
 
-    def ood_scores(self, model: Any) -> AbstractContextManager[Callable[[Tensor], Mapping[str, Tensor]]]:
-        """A context around one call of the model; it yields ``f(logits [Z, B, C]) -> {name: [B]}``."""
+    def ood_scores(self, model: Any) -> AbstractContextManager[Callable[[Tensor | None], Mapping[str, Tensor]]]:
+        """A context around one call of the model; it yields ``f(logits [Z, B, C]) -> {name: [B]}``.
+
+        The logits are None for a model, such as a detector, that returns none.
+        """
 
 
 class LoaderScores:
@@ -92,6 +95,20 @@ class LoaderScores:
         named = {name: upcast(scores)} if scores.ndim == 1 else _over_positions(name, upcast(scores), counted)
         for one, rows in named.items():
             self._scores.setdefault(one, []).append(rows)
+
+    @property
+    def all_provided(self) -> bool:
+        """Whether all of the scores are those of scorers."""
+        provided = {name for scorer in self.scorers for name in scorer.ood_score_names}
+        return provided.issuperset(map(str, self.wanted.values()))
+
+    def add_provided(self, values: Mapping[str, Tensor], rows: Callable[[int], Tensor | None]) -> None:
+        """Add a batch's scores by their names; ``rows(B)`` is the mask of the rows that count, None for all."""
+        for name, score in self.wanted.items():
+            value = values[str(score)]
+            check_score(name, value, list(value.shape))
+            keep = rows(len(value))
+            self.add(name, value if keep is None else value[keep.to(value.device)])
 
     def merged(self, trainer: Trainer | None, where: str) -> dict[str, Tensor]:
         """The scores of all ranks by name. A collective.

@@ -73,6 +73,17 @@ class OutputReader:
             return probs.clamp_min(finfo(probs.dtype).tiny).log()
         return raw
 
+    def can_read(self, raw: Any) -> bool:
+        """Whether :meth:`__call__` finds a tensor in what a network returned."""
+        if callable(self.output) or isinstance(raw, Tensor) or isinstance(_logits_of(raw), Tensor):
+            return True
+        return (
+            isinstance(raw, (list, tuple))
+            and len(raw) > 0
+            and isinstance(raw[0], Tensor)
+            and raw[0].is_floating_point()
+        )
+
     def reports_log_probs(self, outputs: Tensor, model: nn.Module) -> bool:
         """Whether outputs [Z, B, C, ...] that should be logits are logarithms of probabilities by their values, which is reported."""
         found = (
@@ -92,7 +103,7 @@ class OutputReader:
         if isinstance(raw, Tensor):
             return raw
         kind = type(raw).__name__
-        logits = raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None)
+        logits = _logits_of(raw)
         if isinstance(logits, Tensor) and self.output == "logits":
             report_guess(
                 f"The network returns a {kind}, of which `logits` is read. If it is another part, pass `output`, a function that picks it.",
@@ -109,6 +120,10 @@ class OutputReader:
             )
             return first
         return raw
+
+
+def _logits_of(raw: Any) -> Any:
+    return raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None)
 
 
 def _are_log_probs(outputs: Tensor) -> bool:

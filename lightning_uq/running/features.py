@@ -152,12 +152,12 @@ class FeatureReader:
                 model,
             )
         with self.at_layer.recording(model, trainer) as recorded:
-            logits = self.logits(model, batch, trainer, check=False)
+            _, num_rows = self.logits.outputs_if_any(model, batch, trainer)
         features = recorded()
-        if features.shape[1] != logits.shape[1]:
+        if num_rows not in (None, features.shape[1]):
             raise InputError(
                 f"The features at layer {self.resolved!r} must be one row per sample, but there are {features.shape[1]} rows for "
-                f"{logits.shape[1]} samples. Axis 0 of the layer's input must be the batch; otherwise name another layer, or pass "
+                f"{num_rows} samples. Axis 0 of the layer's input must be the batch; otherwise name another layer, or pass "
                 "as `pool` a function `pool(x, mask)` that returns features [B, D]."
             )
         return features
@@ -176,11 +176,11 @@ class FeatureReader:
         found = LayerFeatures("", self.pool)
         source = _source(model)
         if source is None:
-            found.layer = last_layer(model, lambda: self.logits(model, batch, trainer, check=False))
+            found.layer = last_layer(model, lambda: self.logits.run(model, batch, trainer))
             return found
         network = found.networks(model)[0]
         with input_of(source) as inputs:
-            self.logits(model, batch, trainer, check=False)
+            self.logits.run(model, batch, trainer)
         # A `predict_fn` may call the inner network by itself.
         x = inputs[-1] if inputs else self.logits.unpack(model, batch)[0]
         found.layer = last_layer(network, lambda: source.read_output(_run(network, x, trainer, source)))

@@ -105,27 +105,52 @@ class LogitReader:
             InputError: The outputs cannot belong to the task; the message names the argument that helps.
         """
         x, target = self.unpack(model, batch)
-        outputs = self._outputs(model, x, trainer)
-        if self._is_own(model):
-            self._look_for_log_probs(model, outputs, check)
-            return upcast(outputs)
-        task = self.task(model)
-        if self.predict_fn is None or not self._has_index(outputs, task, batches.num_rows(x, target)):
-            outputs = outputs.unsqueeze(0)
-        task.check_output(outputs, values=check)
+        outputs = self._indexed_outputs(model, self._outputs(model, x, trainer), batches.num_rows(x, target))
+        if not self._is_own(model):
+            self.task(model).check_output(outputs, values=check)
         self._look_for_log_probs(model, outputs, check)
         return upcast(outputs)
 
+    def outputs_if_any(
+        self, model: nn.Module, batch: Any, trainer: Trainer | None = None
+    ) -> tuple[Tensor | None, int | None]:
+        """Outputs [Z, B, ...] of a batch, unchecked, and B; None for the outputs of a model, such as a detector, that has none of its task.
+
+        Features and their scores need none. B is unknown where only an object holds the rows.
+        """
+        x, target = self.unpack(model, batch)
+        raw, num_rows = self._run(model, x, trainer), batches.num_rows(x, target)
+        if not self._is_own(model) and not self.read.can_read(raw):
+            return None, num_rows
+        outputs = self._indexed_outputs(model, self._read(model, raw), num_rows)
+        if not self._is_own(model) and not _fits(self.task(model), outputs):
+            return None, num_rows
+        return upcast(outputs), outputs.shape[1]
+
+    def run(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> Any:
+        """What the model, or ``predict_fn``, returns for a batch."""
+        return self._run(model, self.unpack(model, batch)[0], trainer)
+
+    def _indexed_outputs(self, model: nn.Module, outputs: Tensor, num_rows: int | None) -> Tensor:
+        if self._is_own(model):
+            return outputs
+        has_index = self.predict_fn is not None and self._has_index(outputs, self.task(model), num_rows)
+        return outputs if has_index else outputs.unsqueeze(0)
+
     def _outputs(self, model: nn.Module, x: Any, trainer: Trainer | None) -> Tensor:
         """What the model returns for an input, as ``output`` reads it."""
+        return self._read(model, self._run(model, x, trainer))
+
+    def _run(self, model: nn.Module, x: Any, trainer: Trainer | None) -> Any:
         if not torch.compiler.is_compiling():
             x = batches.own_batch(x)  # the model may write into its input, and this batch is read again
-        if trainer is not None:
-            # The model alone: under `bf16-true` tensors made in this context are bfloat16.
-            with trainer.precision_plugin.forward_context():
-                raw = self.read.raw(model, x)
-        else:
-            raw = self.read.raw(model, x)
+        if trainer is None:
+            return self.read.raw(model, x)
+        # The model alone: under `bf16-true` tensors made in this context are bfloat16.
+        with trainer.precision_plugin.forward_context():
+            return self.read.raw(model, x)
+
+    def _read(self, model: nn.Module, raw: Any) -> Tensor:
         return raw if self._is_own(model) and isinstance(raw, Tensor) else self.read(raw, model)
 
     def _reader_of(self, model: nn.Module) -> OutputReader:

@@ -32,6 +32,13 @@ def gather_objects(own: _T, trainer: Trainer | None = None) -> list[_T]:
     return of_ranks
 
 
+def sum_of_ranks(tensor: Tensor, trainer: Trainer) -> Tensor:
+    """The sum of all ranks' tensors of one shape, on the tensor's own device. A collective."""
+    moved = tensor.to(trainer.strategy.root_device)
+    torch.distributed.all_reduce(moved)
+    return moved.to(tensor.device)
+
+
 def first_of_ranks(own: Sequence[_T | None], trainer: Trainer | None = None) -> list[_T | None]:
     """Each entry as the first rank has it that has one at all, in lists of one length. A collective."""
     return [
