@@ -428,7 +428,7 @@ def test_load_model_gives_the_module(networks):
         ),
         (
             ["--run", "0.ckpt", "--regularization", "much"],
-            "--regularization must be one of oas, ddu or a number, but it is 'much'",
+            "--regularization must be one of held_out, oas, ddu or a number, but it is 'much'",
         ),
         (
             ["--run", "0.ckpt", "--data-seeds", "1,2,3"],

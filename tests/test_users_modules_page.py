@@ -19,7 +19,7 @@ def test_every_example_runs_after_the_one_before(tmp_path, monkeypatch):
     names: dict = {"__name__": "page"}
     for block in BLOCKS:
         exec(compile(block, "users_modules.md", "exec"), names)
-    assert names["tested"]["ood_auroc/far/log_density"] > 0.9
+    assert names["tested"]["ood_auroc/far/density"] > 0.9
     assert names["prediction"].log_density.shape == (96,)
     torch.testing.assert_close(names["prediction"].probs.sum(1), torch.ones(96))
     assert names["collected"].network.num_indices == 3

@@ -60,13 +60,13 @@ class PostTrainingCallback(FittingCallback):
     _seen: SeenBatch | None = None
     _label_error: Exception | None = None
     _verified = False
-    _best: BestCheckpoint
     _trained: WeightsMark | None = None  # the parameters before the hooks of a validation
     _warned_of_exchange = False
 
     def __init__(self, **fitting: Any) -> None:
         super().__init__(**fitting)
         self._step_input = StepInput()
+        self._best = BestCheckpoint()
 
     # ------------------------------------------------------------------ what a subclass provides
 

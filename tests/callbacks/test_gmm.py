@@ -12,7 +12,10 @@ from lightning_uq.compare import Configuration, Recipe, compare
 from lightning_uq.data import DigitsDataModule
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional import auroc
+from lightning_uq.functional.hashing import chain, chain_last
+from lightning_uq.functional.held_out_shrinkage import held_out_shrinkage, shrinkage_target
 from lightning_uq.networks import MLP
+from lightning_uq.networks.class_statistics import ClassStatistics
 from lightning_uq.predictions import CategoricalPrediction
 
 
@@ -139,15 +142,14 @@ def features(compared):
 def test_the_ddu_row(compared, features):
     rows, _ = compared
     f, inside, outside, y = features
-    D = f.shape[1]
-    target = within(f, y).trace() / D * torch.eye(D)
-    intensities = []
-    for c, S in enumerate(class_covariances(f, y)):
-        trace, squared, freedom = S.trace(), S.square().sum(), float((y == c).sum() - 1)
-        over = (freedom + 1 - 2 / D) * (squared - trace**2 / D)
-        intensities.append(min(1.0, float(((1 - 2 / D) * squared + trace**2) / over)))
-    r = sum(intensities) / 8
-    covariances = [(1 - r) * S + r * target for S in class_covariances(f, y)]
+    halves = [ClassStatistics(8, f.shape[1]) for _ in range(2)]
+    second = chain_last(chain(1), torch.arange(len(f))) % 2 != 0  # by the row's number alone
+    for half, part in zip(halves, (~second, second), strict=True):
+        half.update(f[part], y[part])
+    r, target = held_out_shrinkage(*halves)
+    T = shrinkage_target(within(f, y), target)
+    floor = 1e-6 * within(f, y).trace() / f.shape[1] * torch.eye(f.shape[1])
+    covariances = [(1 - r) * S + r * T + floor for S in class_covariances(f, y)]
     expected = held_out_auroc(*(-log_density(f, y, points, covariances) for points in (inside, outside)))
     assert rows["ddu"]["ood_auroc"]["mean"] == pytest.approx(expected, abs=1e-6)
     assert rows["ddu"]["accuracy"] == rows["softmax"]["accuracy"]

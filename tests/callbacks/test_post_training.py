@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -667,7 +668,7 @@ def test_fast_dev_run_and_barebones(make_trainer):
         assert gmm.uq_ckpt_path is None
 
 
-@pytest.mark.parametrize("make", [FitGMM, FitViM, VectorScaling])
+@pytest.mark.parametrize("make", [partial(FitGMM, feature_transform="raw"), FitViM, VectorScaling])
 def test_fast_dev_run_fits_where_its_batches_hold_too_few_rows(make_trainer, make):
     """Two rows are neither two of each class, nor one per fold."""
     callback = make()

@@ -560,7 +560,9 @@ def test_a_density_reads_the_pooled_features():
         network(x)
     hook.remove()
     assert features[0].shape == (200, 64)
-    streamed, direct = FitGMM().fit(network, [(x, y)]), FitGMM().fit_features(features[0], y)
+    streamed, direct = (FitGMM(feature_transform="raw") for _ in range(2))
+    streamed.fit(network, [(x, y)])
+    direct.fit_features(features[0], y)
     torch.testing.assert_close(streamed.score(network, [x]), -direct.log_density(features[0]), rtol=1e-5, atol=1e-4)
 
 

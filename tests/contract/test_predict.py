@@ -71,10 +71,12 @@ def test_modules_with_what_was_fitted(make_trainer, classifier_case, tmp_path):
         torch.testing.assert_close(ours.uncalibrated_mutual_information, raw.mutual_information)
         assert (temperature == 1) == torch.equal(ours.probs, raw.probs)
         for one in gmm:
-            torch.testing.assert_close(ours.log_density, -one.score(module, data))
+            torch.testing.assert_close(ours.ood_score, one.score(module, data))
     if "ddp" not in classifier_case.unsupported:
         for key, value in fields(module.eval().predict(X)).items():
-            tolerance = {"rtol": 1e-5, "atol": 1e-5} if key == "log_density" else {}  # of features in other batches
+            tolerance = (
+                {"rtol": 1e-5, "atol": 1e-5} if key in ("log_density", "ood_score") else {}
+            )  # of features in other batches
             torch.testing.assert_close(value.detach(), fields(ours)[key], msg=key, **tolerance)
     outputs = load_fitted(scaling.uq_ckpt_path, module)(X)
     probs, log_density = outputs["probs"], [outputs["log_density"]] if gmm else []

@@ -248,7 +248,7 @@ def test_what_is_fitted_after_training(user_case, loaders, make_trainer, tmp_pat
     torch.testing.assert_close(prediction.logits, logits[None])
     far_away = CategoricalPrediction.cat(attached.predict(fresh, far))
     if cls is FitGMM:
-        torch.testing.assert_close(prediction.log_density, -callback.score(best, test))
+        torch.testing.assert_close(prediction.ood_score, callback.score(best, test))
         if user_case.data.__name__ in ("tuples", "mappings"):
             assert far_away.log_density.max() < prediction.log_density.min()
     else:
@@ -315,7 +315,7 @@ def test_callbacks_on_an_ensemble_from_checkpoints(user_case, loaders, apart, ma
         assert_sound(prediction, TEST)
         torch.testing.assert_close(prediction.logits, logits)
         if cls is FitGMM:
-            torch.testing.assert_close(prediction.log_density, -by_hand.score(ensemble, test))
+            torch.testing.assert_close(prediction.ood_score, by_hand.score(ensemble, test))
         else:
             pooled = logits.log_softmax(2).exp().mean(0).log() / by_hand.temperature.float()
             torch.testing.assert_close(prediction.probs, pooled.softmax(1))

@@ -53,12 +53,12 @@ def test_a_checkpoint_gives_the_same_numbers(make_trainer, tmp_path):
 
 
 def test_a_density_is_of_the_network_without_masks(make_trainer, tmp_path):
-    module, gmm = DropoutModule(BASE, optimizer=ADAM).double(), FitGMM()
+    module, gmm = DropoutModule(BASE, optimizer=ADAM).double(), FitGMM(feature_transform="raw")
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss")
     trainer = make_trainer(callbacks=[gmm, checkpoint], enable_checkpointing=True, precision="64-true")
     trainer.fit(module, loader(), loader())
     rows = loader(x=X.double())
-    plain = FitGMM().fit(module.network.network, rows)
+    plain = FitGMM(feature_transform="raw").fit(module.network.network, rows)
     prediction = CategoricalPrediction.cat(trainer.predict(module, rows))
     expected = -plain.score(module.network.network, rows)
     torch.testing.assert_close(prediction.log_density, expected, rtol=1e-9, atol=1e-9)

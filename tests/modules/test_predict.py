@@ -161,7 +161,7 @@ def test_one_type_averaged_calibrated_and_with_a_density(make_trainer, method, n
     expected = torch.softmax(mean.log() / T, 1)
     torch.testing.assert_close(whole.probs.double(), expected, rtol=1e-4, atol=1e-6)
     # On the features of the same weights.
-    torch.testing.assert_close(whole.log_density.double(), -gmm.score(module, training), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole.ood_score.double(), gmm.score(module, training), rtol=1e-4, atol=1e-4)
 
     # The container changes nothing, nor does the size of a batch (but for masks that each row draws by its place).
     for container, other in found.items():

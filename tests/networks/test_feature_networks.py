@@ -167,5 +167,5 @@ def test_a_loaded_file_scores_as_the_callback(source, wrapper, make_trainer, tmp
     module, callback = build(), uq.FitGMM(regularization=1e-2, weights="last")
     trainer = make_trainer(callbacks=[callback, ModelCheckpoint(dirpath=tmp_path)], enable_checkpointing=True)
     trainer.fit(module, DataLoader(TensorDataset(X, Y), batch_size=20))
-    log_density = uq.load_fitted(tmp_path / "uq-last.ckpt", build())(X)["log_density"]
-    torch.testing.assert_close(log_density, -callback.score(module, [X]))
+    score = uq.load_fitted(tmp_path / "uq-last.ckpt", build())(X)["ood_score"]
+    torch.testing.assert_close(score, callback.score(module, [X]))

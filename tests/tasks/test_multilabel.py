@@ -222,7 +222,7 @@ def test_an_unmodified_module_is_calibrated_and_scored(make_trainer):
     trainer = make_trainer(max_epochs=2, callbacks=[scaling, gmm, ood], precision="64-true")
     trainer.fit(module, loader(Y), loader(Y))
     (logged,) = trainer.test(module, loader(Y), verbose=False)
-    assert {"ood_auroc/far/predictive_entropy", "ood_auroc/far/log_density", "test_loss"} < logged.keys()
+    assert {"ood_auroc/far/predictive_entropy", "ood_auroc/far/density", "test_loss"} < logged.keys()
     assert scaling.temperature.item() == pytest.approx(best_temperature(module(X).detach(), Y), rel=1e-4)
     probs = torch.cat([one.probs for one in trainer.predict(module, loader(Y))])
     torch.testing.assert_close(probs, torch.sigmoid(module(X) / scaling.temperature), rtol=1e-6, atol=1e-7)

@@ -201,7 +201,7 @@ def test_scores_of_depth_by_image_and_by_pixel(make_trainer):
         "epistemic_variance/mean",
         "epistemic_variance/max",
         "epistemic_variance/pixel",
-        "log_density/mean",
+        "density/mean",
         "knn/max",
     )
     for name in names:
