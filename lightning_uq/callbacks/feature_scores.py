@@ -17,7 +17,7 @@ from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
 from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.loaders import can_be_reread, exact_loader, fit_dataloader_of, training_loader
-from lightning_uq.running.ranks import first_of_ranks, gather_rows, raising_on_all_ranks
+from lightning_uq.running.ranks import first_of_ranks, gather_objects, gather_rows, raising_on_all_ranks
 from lightning_uq.running.row_sample import RowSample, row_keys
 
 MAX_FEATURES = 2**17
@@ -100,14 +100,14 @@ class FeatureCallback(PostTrainingCallback):
     def gather_features(
         self, model: nn.Module, loader: Any, trainer: Trainer | None, max_rows: int | None = None
     ) -> Tensor:
-        """All rows' features [M, N, D] in float32, or a sample of them, from all ranks, on the CPU.
+        """All rows' features [M, N, D], or a sample of them, from all ranks, on the CPU; in float64 if they are so, else in float32.
 
         Raises:
             InputError: There is no row, or one is not finite; on all ranks.
         """
         sample = RowSample(max_rows)
         rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        num_read, shape = 0, (0, 0)
+        num_read, shape, dtype = 0, (0, 0), torch.float32
         with raising_on_all_ranks(trainer):
             for raw in loader:
                 batch = to_device(raw, model, trainer)
@@ -122,14 +122,15 @@ class FeatureCallback(PostTrainingCallback):
                 keys, positions = self._rows_that_count(
                     model, batch, features, rank + world * torch.arange(num_read, num_read + num)
                 )
-                num_read, shape = num_read + num, (len(features), features.shape[2])
+                num_read, shape, dtype = num_read + num, (len(features), features.shape[2]), features.dtype
                 chosen = sample.choose(keys)
                 rows = features if features.ndim == 3 else features.movedim(2, -1).flatten(1, -2)[:, positions]
-                rows = rows[:, chosen].transpose(0, 1).float().cpu()  # rows first, so that they gather
+                rows = rows[:, chosen].transpose(0, 1).cpu()  # rows first, so that they gather
                 sample.add(keys[chosen], rows, torch.zeros(len(rows)))
         self.largest_shape(shape, trainer)
         rows, _ = sample.gather(trainer, type(self).__name__)
-        return rows.float().cpu().transpose(0, 1).contiguous()
+        wide = any(gather_objects(dtype == torch.float64, trainer))
+        return rows.to(torch.float64 if wide else torch.float32).cpu().transpose(0, 1).contiguous()
 
     def _rows_that_count(
         self, model: nn.Module, batch: Any, features: Tensor, samples: Tensor

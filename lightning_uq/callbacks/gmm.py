@@ -97,7 +97,7 @@ class FitGMM(FeatureCallback):
         **fitting: Any,
     ) -> None:
         super().__init__(**fitting)
-        is_relative = feature_transform == "auto" and score == "relative_mahalanobis"
+        is_relative = feature_transform == "auto" and score == "relative_mahalanobis" and held_out is None
         self.coordinates = FeatureCoordinates("raw" if is_relative else feature_transform, held_out)
         check_choice("scoring_dtype", scoring_dtype, ("float64", "float32"))
         GaussianDensity(score=score)  # checks the name
@@ -181,7 +181,7 @@ class FitGMM(FeatureCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What the last training showed counts no more."""
         self._counts = ClassCounts()
-        self.coordinates.check(trainer, type(self).__name__)
+        self.coordinates.check(self, pl_module, trainer)
         super().on_fit_start(trainer, pl_module)
 
     def note_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
@@ -377,7 +377,7 @@ def _by_member(features: Tensor) -> Tensor:
 
 
 def _fit_gmm(setting: Setting) -> list[Callback]:
-    return [FitGMM()]
+    return [FitGMM(name="density")]
 
 
 def _fit_ddu(setting: Setting) -> list[Callback]:

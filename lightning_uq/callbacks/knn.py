@@ -82,7 +82,7 @@ class FitKNN(FeatureCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for held-out rows before the training."""
-        self.coordinates.check(trainer, type(self).__name__)
+        self.coordinates.check(self, pl_module, trainer)
         super().on_fit_start(trainer, pl_module)
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:

@@ -284,9 +284,10 @@ class OODDetection(Callback):
         unknown = [score for score in wanted.values() if isinstance(score, str) and score not in known]
         if unknown:
             why = ", which needs logits: these outputs are log-probabilities" if unknown[0] in void else ""
+            hint = " `FitGMM(feature_transform='raw')` provides it." if unknown[0] == "log_density" else ""
             raise InputError(
                 f"`scores` must hold functions, or names among {', '.join(known)} for {describe(task)}, but it holds "
-                f"{unknown[0]!r}{why}."
+                f"{unknown[0]!r}{why}.{hint}"
             )
         needed = [scorer for scorer in scorers if {*scorer.ood_score_names}.intersection(wanted.values())]
         return (PixelScores if self.level == "pixel" else LoaderScores)(wanted, needed)

@@ -18,9 +18,10 @@ def coordinates_of(transform: FeatureTransform) -> tuple[FeatureTransform, ...]:
 
 
 def transform_features(features: Tensor, coordinates: FeatureTransform) -> Tensor:
-    """Features f in other coordinates: ``"raw"``, f; ``"direction"``, f / |f|; ``"polar"``, f / |f| and log |f|.
+    """Features f in other coordinates: ``"raw"``, f; ``"direction"``, f / |f|; ``"polar"``, f / |f| and log(1 + |f|).
 
-    A zero vector has the direction 0 and the length 1e-12; one whose length overflows becomes NaN.
+    A zero vector has the direction 0 (a few of them, as rectifiers make, must not set the scale of all lengths, as log 0 would); one whose
+    length overflows becomes NaN.
 
     Args:
         features: [..., D].
@@ -31,7 +32,7 @@ def transform_features(features: Tensor, coordinates: FeatureTransform) -> Tenso
 
     Example:
         >>> transform_features(torch.tensor([[3.0, 4.0]]), "polar").round(decimals=4)
-        tensor([[0.6000, 0.8000, 1.6094]], dtype=torch.float64)
+        tensor([[0.6000, 0.8000, 1.7918]], dtype=torch.float64)
     """
     if coordinates == "raw":
         return features
@@ -41,4 +42,4 @@ def transform_features(features: Tensor, coordinates: FeatureTransform) -> Tenso
     if coordinates == "direction":
         return direction
     length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-    return torch.cat([direction, length.clamp_min(1e-12).log()], -1)
+    return torch.cat([direction, length.log1p()], -1)

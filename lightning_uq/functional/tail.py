@@ -57,9 +57,9 @@ def fit_tail(scores: Tensor) -> TailFit:
     knots = torch.unique_consecutive(ascending[chosen])  # of equal scores, p counts them all
     first = torch.searchsorted(ascending, knots)
     values = math.log(N + 1) - (N - first).double().log()
-    inner = values.diff() / knots.diff()
-    last = 1 / excess if excess > 0 else 1.0
-    return TailFit(knots, values, torch.cat([inner, torch.tensor([last], dtype=torch.float64)]))
+    slopes = torch.cat([values.diff() / knots.diff(), values.new_tensor([1 / excess if excess else 1.0])])
+    slopes = torch.where(slopes.isfinite(), slopes, 0.0)  # of knots that are one number but for rounding
+    return TailFit(knots, values, slopes)
 
 
 def tail_score(scores: Tensor, fit: TailFit) -> Tensor:

@@ -15,6 +15,9 @@ from lightning_uq.predictions.rows import Rows, selected_rows, take_rows
 
 _P = TypeVar("_P", bound="Prediction")
 
+DENSITY_FIELDS = ("log_density", "ood_score")
+"""What a feature density adds to a prediction of any type."""
+
 
 class Prediction(ABC):
     """Base of all predictions: a frozen set of tensors that moves, slices, concatenates and exports as one.
@@ -269,7 +272,7 @@ class Prediction(ABC):
         """A score [B] (or [B, ...] of a map) by its name: the higher, the more uncertain or out of distribution.
 
         So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted; ``score("ood_score")`` is the score of
-        the callback that fitted it, which is the same unless it was given another one. A score that is NaN, as that of an input
+        the callback that fitted it, by default that of raw and polar features together. A score that is NaN, as that of an input
         with NaN, is plus infinity, so that ``score > threshold`` holds.
 
         Raises:

@@ -50,6 +50,7 @@ class LabelProbabilities(Decomposed):
             *entropies,
             temperature=temperature,
             log_density=self._get("log_density"),
+            ood_score=self._get("ood_score"),
         )
 
     # ------------------------------------------------------------------ what follows

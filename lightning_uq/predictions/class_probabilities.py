@@ -11,6 +11,7 @@ from lightning_uq.functional import entropy
 from lightning_uq.functional.scores import SCORES
 from lightning_uq.functional.true_class import at_class
 from lightning_uq.functional.vector_scaling import apply_vector_scaling
+from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.predictions.decomposition import Decomposed
 from lightning_uq.predictions.fields import Field
 
@@ -45,14 +46,14 @@ class ClassProbabilities(Decomposed):
         """The prediction without its members: log of the mean probabilities and moments alone, Z times smaller."""
         from lightning_uq.predictions.pooled_categorical import PooledCategoricalPrediction
 
-        kept = {name: self._get(name) for name in ("temperature", "class_scaling", "log_density")}
+        kept = {name: self._get(name) for name in ("temperature", "class_scaling", *DENSITY_FIELDS)}
         mean, entropies = (
             self.mean_log_probs,
             (self.uncalibrated_expected_entropy, self.uncalibrated_mutual_information),
         )
         if self.is_calibrated and self._is_one_network:  # the calibration is its own
             mean, entropies = self.log_probs, (self.expected_entropy, self.mutual_information)
-            kept = {"log_density": self._get("log_density")}
+            kept = {name: self._get(name) for name in DENSITY_FIELDS}
         return PooledCategoricalPrediction(
             mean,
             *entropies,
@@ -133,7 +134,7 @@ class ClassProbabilities(Decomposed):
     def as_rows(self) -> Self:
         """The prediction with every position of a map as a row of its own: [B, C, H, W] becomes [B H W, C].
 
-        A ``log_density`` [B] is repeated for each position of its input.
+        A ``log_density`` [B], and an ``ood_score``, are repeated for each position of its input.
         """
         if not self.map_shape:
             return self

@@ -13,7 +13,7 @@ from lightning_uq.functional.precision import widen
 from lightning_uq.functional.regression import counts_below_quantiles, in_central_interval
 from lightning_uq.functional.targets import aligned_target, known_targets
 from lightning_uq.functional.validation import check_open_unit
-from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.base import DENSITY_FIELDS, Prediction
 from lightning_uq.predictions.fields import Field
 
 
@@ -65,7 +65,7 @@ class NumberPrediction(Prediction):
     def as_rows(self) -> Self:
         """The prediction with every position of a map as a row of its own: [B, D, H, W] becomes [B H W, D].
 
-        A ``log_density`` [B] is repeated for each position of its input.
+        A ``log_density`` [B], and an ``ood_score``, are repeated for each position of its input.
         """
         if not self.map_shape:
             return self
@@ -76,7 +76,7 @@ class NumberPrediction(Prediction):
                 rows[name] = tensor
             elif tensor.ndim == axis + 1:
                 rows[name] = tensor.repeat_interleave(positions, axis)
-            elif name == "log_density":
+            elif name in DENSITY_FIELDS:
                 rows[name] = tensor.flatten(axis)
             else:
                 rows[name] = tensor.movedim(axis + 1, axis + 1 + num).flatten(axis, axis + num)
@@ -152,7 +152,7 @@ class NumberPrediction(Prediction):
         from lightning_uq.predictions.pooled_regression import PooledRegressionPrediction
 
         moments = self.mean, self.aleatoric_variance, self.epistemic_variance
-        shared = {name: self._get(name) for name in ("log_density", "grid")}
+        shared = {name: self._get(name) for name in (*DENSITY_FIELDS, "grid")}
         return PooledRegressionPrediction(*moments, **shared, **self._further_moments())
 
     def _further_moments(self) -> dict[str, Tensor]:

@@ -76,7 +76,10 @@ def density_labels(
     task = reader.task(model)
     if not task.has_classes:
         return None
-    target = target_of(reader, model, batch, where)
+    try:
+        target = target_of(reader, model, batch, where)
+    except InputError as error:
+        raise InputError(f"{error} `FitGMM(num_components=1)` looks at no labels.") from error
     reason = task.accepts(target)
     if reason is not None:
         is_whole = not (target.is_floating_point() or target.dtype == torch.bool or target.is_complex())
@@ -84,7 +87,8 @@ def density_labels(
         advice = (
             "Leave rows without a label out of it."
             if span and bool((target < 0).any())
-            else "Pass argument `unpack_batch`, a loader with `(x, y)`, or the `task` of these targets."
+            else "Pass argument `unpack_batch`, a loader with `(x, y)`, or the `task` of these targets; `FitGMM(num_components=1)` looks at no "
+            "labels."
         )
         raise InputError(
             f"{where[0].upper()}{where[1:]} must hold class labels, but a batch has targets of {target.dtype}{span}. {advice}"

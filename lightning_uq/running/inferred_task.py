@@ -91,13 +91,13 @@ class InferredTask:
         return None if self.is_open else self.doubt
 
     def look(
-        self, model: nn.Module, outputs: Callable[[], Tensor], target: object, *, doubts_default: bool = False
+        self, model: nn.Module, outputs: Callable[[], Tensor | None], target: object, *, doubts_default: bool = False
     ) -> bool:
         """Look at a batch: whether it shows another task than the default. Contradictions become the ``doubt``.
 
         Args:
             model: The model, which a report names.
-            outputs: Gives the outputs [Z, B, ...] of the batch; called while no batch has decided.
+            outputs: Gives the outputs [Z, B, ...] of the batch, or None if it has none; called while no batch has decided.
             target: Its targets [B, ...].
             doubts_default: Whether a batch that neither shows a task nor fits the default raises a doubt. Another may still decide.
         """
@@ -108,6 +108,8 @@ class InferredTask:
             self.review(model)
             return False
         found = outputs()
+        if found is None:
+            return False
         self.name = inferred_task(found[0], target)
         misfit = None if self.name is not None else _misfit(found, target)
         self.is_open = misfit is not None

@@ -134,6 +134,12 @@ def validation_loaders(trainer: Trainer) -> list[Any]:
     return loader_list(loaders)
 
 
+def reads_same_data(one: Any, other: Any) -> bool:
+    """Whether two loaders are one, or read the very same data set."""
+    data = getattr(one, "dataset", one)
+    return one is other or (data is not None and data is getattr(other, "dataset", None))
+
+
 def loader_list(loaders: Any) -> list[Any]:
     """What a Trainer has as ``val_dataloaders``, ``test_dataloaders`` or ``predict_dataloaders``, as a list."""
     return [loader for loader in tree_leaves(loaders) if loader is not None]

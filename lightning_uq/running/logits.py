@@ -105,7 +105,7 @@ class LogitReader:
             InputError: The outputs cannot belong to the task; the message names the argument that helps.
         """
         x, target = self.unpack(model, batch)
-        outputs = self._indexed_outputs(model, self._outputs(model, x, trainer), batches.num_rows(x, target))
+        outputs = self._indexed_outputs(model, self._outputs(model, x, trainer), lambda: batches.num_rows(x, target))
         if not self._is_own(model):
             self.task(model).check_output(outputs, values=check)
         self._look_for_log_probs(model, outputs, check)
@@ -122,7 +122,7 @@ class LogitReader:
         raw, num_rows = self._run(model, x, trainer), batches.num_rows(x, target)
         if not self._is_own(model) and not self.read.can_read(raw):
             return None, num_rows
-        outputs = self._indexed_outputs(model, self._read(model, raw), num_rows)
+        outputs = self._indexed_outputs(model, self._read(model, raw), lambda: num_rows)
         if not self._is_own(model) and not _fits(self.task(model), outputs):
             return None, num_rows
         return upcast(outputs), outputs.shape[1]
@@ -131,10 +131,10 @@ class LogitReader:
         """What the model, or ``predict_fn``, returns for a batch."""
         return self._run(model, self.unpack(model, batch)[0], trainer)
 
-    def _indexed_outputs(self, model: nn.Module, outputs: Tensor, num_rows: int | None) -> Tensor:
+    def _indexed_outputs(self, model: nn.Module, outputs: Tensor, num_rows: Callable[[], int | None]) -> Tensor:
         if self._is_own(model):
             return outputs
-        has_index = self.predict_fn is not None and self._has_index(outputs, self.task(model), num_rows)
+        has_index = self.predict_fn is not None and self._has_index(outputs, self.task(model), num_rows())
         return outputs if has_index else outputs.unsqueeze(0)
 
     def _outputs(self, model: nn.Module, x: Any, trainer: Trainer | None) -> Tensor:
@@ -201,8 +201,11 @@ class LogitReader:
                 inferred.note(target)
                 return False
 
-            def outputs() -> Tensor:
-                found = self._outputs(model, x, trainer)
+            def outputs() -> Tensor | None:
+                raw = self._run(model, x, trainer)
+                if not self.read.can_read(raw):  # whoever needs outputs says so
+                    return None
+                found = self._read(model, raw)
                 has_index = self.predict_fn is not None and found.ndim == 3 and found.shape != target.shape
                 return found if has_index else found.unsqueeze(0)
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_uq.errors import NotFittedError
+from lightning_uq.guessing import report_guess
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.weights import WeightsCheck, weights_mark
 
@@ -88,6 +89,14 @@ class PredictionTransforms:
         Returns:
             A handle, whose ``remove()`` takes it off again.
         """
+        others = [
+            one.owner for one in self._attached.values() if one.transform.kind == transform.kind and one.owner != owner
+        ]
+        if others:
+            report_guess(
+                f"Predictions carry one {transform.kind}: that of {owner}, which comes after {others[0]} in the Trainer's callbacks.",
+                self,
+            )
         self._keep(lambda one: one.transform.kind != transform.kind)
         handle = RemovableHandle(self._attached)
         self._attached[handle.id] = _Attached(transform, owner, check, path)

@@ -100,7 +100,7 @@ def test_auto_is_combined_where_there_are_held_out_rows_and_else_polar(make_trai
             torch.testing.assert_close(gmm.log_density(features_of(module, FAR)), raw, rtol=1e-5, atol=1e-5)
     told = [r.message for r in caplog.records if "not trained on" in r.message]
     assert len(told) == 1
-    assert "Pass them as `held_out`" in told[0]
+    assert "as `held_out`, and the raw features are scored too" in told[0]
 
 
 @pytest.mark.parametrize("maker", MAKERS)
@@ -271,3 +271,87 @@ if __name__ == "__main__":
 
 def test_two_ranks_give_what_one_gives(run_script):
     assert max(run_script(RANKS)) < 1e-5
+
+
+def test_rows_that_the_network_was_trained_on_are_no_held_out_rows(make_trainer, caplog):
+    same = DataLoader(TRAIN.dataset, batch_size=7)
+    for val in (TRAIN, same):
+        module, gmm = Lit(), FitGMM()
+        with caplog.at_level("INFO"):
+            make_trainer(max_epochs=1, callbacks=[gmm]).fit(module, TRAIN, val)
+        torch.testing.assert_close(
+            gmm.score(module, [FAR]), FitGMM(feature_transform="polar").fit(module, TRAIN).score(module, [FAR])
+        )
+        with pytest.raises(InputError, match="the validation loader reads the training data. Pass argument `held_out`"):
+            make_trainer(max_epochs=1, callbacks=[FitGMM(feature_transform="combined")]).fit(Lit(), TRAIN, val)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_what_is_evaluated_is_never_held_out(make_trainer, maker):
+    """A fit that is repeated inside of an evaluation reads the rows of the training's validation."""
+    module, scorer = Lit(), MAKERS[maker](feature_transform="combined")
+    trainer = make_trainer(max_epochs=1, callbacks=[scorer])
+    trainer.fit(module, TRAIN, VAL)
+    far = DataLoader(TensorDataset(FAR, Y[:40]), batch_size=16)
+    for stage in ("validate", "test"):
+        with torch.no_grad():
+            module.net[0].weight.mul_(1.01)
+        with pytest.warns(UserWarning, match="it is fitted again"):
+            getattr(trainer, stage)(module, far, verbose=False)
+        honest = MAKERS[maker](feature_transform="combined", held_out=VAL).fit(module, TRAIN)
+        torch.testing.assert_close(scorer.score(module, [FAR]), honest.score(module, [FAR]))
+    with pytest.raises(InputError, match="there is no Trainer"):  # the rows of another training are not this one's
+        scorer.fit(Lit(), TRAIN)
+
+
+def test_held_out_rows_that_cannot_be_read_are_told_before_the_training(make_trainer, caplog):
+    bad = {
+        "are empty": [],
+        "cannot be read as the training data are": [(torch.randn(8, 7), Y[:8])],
+        "A mapping batch must hold": [{"a": X[:8], "b": X[:8]}],
+    }
+    for text, held_out in bad.items():
+        module = Lit()
+        with pytest.raises(InputError, match=f"The held-out rows, those of argument `held_out`.*{text}"):
+            make_trainer(max_epochs=1, callbacks=[FitGMM(feature_transform="combined", held_out=held_out)]).fit(
+                module, TRAIN
+            )
+        assert module.global_step == 0
+        with caplog.at_level("INFO"):
+            gmm = FitGMM(held_out=held_out)
+            make_trainer(max_epochs=1, callbacks=[gmm]).fit(module, TRAIN)
+        assert gmm.fitted
+        assert any(
+            "scores the direction and the length of features alone" in r.message and text in r.message
+            for r in caplog.records
+        )
+    module, gmm = Lit(), FitGMM()  # one row is no tail
+    make_trainer(max_epochs=1, callbacks=[gmm]).fit(module, TRAIN, DataLoader(TensorDataset(X[160:161], Y[160:161])))
+    assert gmm.fitted
+
+
+def test_neighbours_of_features_in_double_precision_keep_their_digits():
+    network = nn.Sequential(nn.Identity(), nn.Linear(3, 2)).double()
+    bank = 1e6 + 1e-3 * torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points = 1e6 + 1e-3 * torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    knn = FitKNN(k=1, feature_transform="raw").fit(network, [bank])
+    torch.testing.assert_close(
+        knn.score(network, [points]), torch.cdist(points - 1e6, bank - 1e6).amin(1), rtol=1e-3, atol=0
+    )
+
+
+def test_two_densities_of_one_prediction_are_told(make_trainer, caplog):
+    module = DeterministicModule(network())
+    first, second = FitGMM(), FitGMM(name="tied", covariance="tied")
+    with caplog.at_level("INFO"):
+        make_trainer(max_epochs=1, callbacks=[first, second]).fit(module, TRAIN, VAL)
+    assert any("Predictions carry one density: that of" in record.message for record in caplog.records)
+    torch.testing.assert_close(module.predict(FAR).ood_score, second.score(module, [FAR]))
+
+
+def test_predictions_without_members_keep_the_score(make_trainer):
+    module = DeterministicModule(network())
+    gmm = FitGMM()
+    make_trainer(max_epochs=1, callbacks=[gmm]).fit(module, TRAIN, VAL)
+    prediction = module.predict(FAR)
+    assert torch.equal(prediction.pool().ood_score, prediction.ood_score)

@@ -145,3 +145,21 @@ if __name__ == "__main__":
 
 def test_two_ranks_give_what_one_gives(run_script):
     assert run_script(RANKS) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "y", [torch.arange(120) % 2, torch.rand(120), torch.rand(120, 3)], ids=["0 or 1", "numbers", "rows"]
+)
+def test_targets_of_any_kind_ask_for_no_outputs(y):
+    loader = DataLoader(TensorDataset(X, y), batch_size=32)
+    for scorer in (FitGMM(num_components=1, feature_layer="head"), FitKNN(k=2, feature_layer="head")):
+        assert scorer.fit(Detector(), loader).score(Detector(), loader).isfinite().all()
+
+
+def test_data_without_labels_is_told_what_to_use():
+    class Bare(Detector):
+        def forward(self, x):
+            return self.head(torch.tanh(self.body(x)))
+
+    with pytest.raises(InputError, match=r"`FitGMM\(num_components=1\)` looks at no labels"):
+        FitGMM().fit(Bare(), [X])

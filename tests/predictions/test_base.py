@@ -27,6 +27,7 @@ from lightning_uq.predictions import (
 from lightning_uq.predictions.fields import Field
 from tests.predictions.cases import (
     ALL,
+    WITH_MEMBERS,
     assert_same,
     bernoulli,
     categorical,
@@ -432,3 +433,13 @@ def test_every_listed_score_exists(kind, z, calibration, when_pooled, density):
     assert len(set(prediction.score_names)) == len(prediction.score_names)
     for name in prediction.score_names:
         assert prediction.score(name).shape == (4,), name
+
+
+@pytest.mark.parametrize("make", [*WITH_MEMBERS, *(spread(kind) for kind in (PointPrediction, QuantilePrediction))])
+def test_what_a_density_added_stays_in_every_form(make):
+    density, score = torch.arange(4.0), 9 + torch.arange(4.0)
+    whole = make(z=3, log_density=density, ood_score=score)
+    for form in (whole, whole.pool(), whole[torch.arange(4)], type(whole).cat([whole[:2], whole[2:]]), whole.to("cpu")):
+        assert torch.equal(form.log_density, density)
+        assert torch.equal(form.ood_score, score)
+        assert torch.equal(form.score("ood_score"), score)
