@@ -74,6 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pairs = {"choose": CHOOSE, "report": REPORT}[arguments.half]
     table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    networks: dict[str, list[str]] = defaultdict(list)
     for scene, names in pairs.items():
         for path in sorted(arguments.folder.glob("*.pt")):
             name = path.stem[:-2].removesuffix("-sn").replace("-", " ")  # without the seed
@@ -81,6 +82,8 @@ def main() -> None:
             outside = names if name == scene else [pair] if scene == "digits" and pair in names else []
             if not outside:
                 continue
+            for far in outside:
+                networks[f"{scene} / {far}"].append(path.stem)
             found = torch.load(path)
             for method, by_part in scores(found, outside).items():
                 inside = by_part["test"]
@@ -95,10 +98,7 @@ def main() -> None:
         row = [means[pair][method] for pair in means]
         print(f"{method:34s}" + " ".join(f"{value:18.3f}" for value in row) + f"{mean(row):8.3f}")
     path = Path(__file__).with_name(f"density_{arguments.half}.json")
-    path.write_text(
-        json.dumps({"auroc": means, "networks": {p: len(next(iter(r.values()))) for p, r in table.items()}}, indent=1)
-        + "\n"
-    )
+    path.write_text(json.dumps({"auroc": means, "networks": networks, "by_network": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
