@@ -158,12 +158,13 @@ class FitGMM(FeatureCallback):
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look for labels, logits and features."""
-        labels = None
+        labels, num_classes = None, self._labelled(model, batch, trainer)
         if self.num_components is None:
-            self._labelled(model, batch, trainer)
             labels = density_labels(self.logits, model, batch, f"{type(self).__name__}'s fitting data")
         features = self.features(model, batch, trainer)
-        self._by_row(model, features, labels, torch.arange(features.shape[1]))
+        rows, *_ = self._by_row(model, features, labels, torch.arange(features.shape[1]))
+        for name in self.coordinates.names:  # what does not fit into the memory is refused here
+            self._statistics(num_classes, transform_features(rows[0, :1], name).shape[1], len(rows))
         self.features.reset()
 
     def fits_targets(self, model: nn.Module) -> bool:
@@ -274,14 +275,8 @@ class FitGMM(FeatureCallback):
         return num_classes
 
     def _statistics(self, num_classes: int, num_features: int, members: int = 1) -> ClassHalves:
-        halved = self.regularization == "held_out"
-        return ClassHalves(
-            num_classes,
-            num_features,
-            self.covariance,
-            self.memory_budget // (members * len(self.coordinates.names)),
-            halved=halved,
-        )
+        copies, halved = members * len(self.coordinates.names), self.regularization == "held_out"
+        return ClassHalves(num_classes, num_features, self.covariance, self.memory_budget, copies=copies, halved=halved)
 
     def _by_row(
         self, model: nn.Module, features: Tensor, y: Tensor | None, samples: Tensor

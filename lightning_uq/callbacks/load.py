@@ -49,7 +49,7 @@ def load_fitted(
     """A plain module from what ``FitGMM``, ``TemperatureScaling`` and ``VectorScaling`` wrote: no Trainer needed.
 
     Called with inputs it gives a dictionary: calibrated ``probs`` [B, C] (maps [B, C, *P]; [B, L] of several labels), and where a
-    density was fitted ``log_density`` and ``ood_score``, minus it. ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of
+    density was fitted ``log_density`` and its callback's ``ood_score``. ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of
     those that the states were fitted on.
 
     Args:

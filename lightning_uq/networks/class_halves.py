@@ -40,6 +40,7 @@ class ClassHalves:
         covariance: "full", "tied" or "diagonal".
         memory_budget: Bytes that all scatter matrices may take.
         device: Where the sums live.
+        copies: How many such statistics share the budget.
         halved: Whether there are halves: False for a regularisation that needs none.
 
     Example:
@@ -57,14 +58,15 @@ class ClassHalves:
         covariance: Covariance = "full",
         memory_budget: int = 4 * 2**30,
         device: torch.device | str = "cpu",
+        copies: int = 1,
         halved: bool = True,
     ) -> None:
-        self.first = ClassStatistics(num_classes, num_features, covariance, memory_budget, device)
+        self.first = ClassStatistics(num_classes, num_features, covariance, memory_budget, device, copies)
         self.second: ClassStatistics | None = None
         self.classes = torch.empty(0, dtype=torch.long)
         if halved and covariance != "tied":
             of_class = num_features * (num_features if covariance == "full" else 1)
-            by_memory = memory_budget // (8 * of_class) - num_classes
+            by_memory = memory_budget // (8 * of_class * copies) - num_classes
             number = min(num_classes, max(2, min(by_memory, int(_OPERATIONS / num_features**3))))
             self.classes = torch.linspace(0, num_classes - 1, number).round().long()
             self.second = ClassStatistics(number, num_features, covariance, memory_budget, device)

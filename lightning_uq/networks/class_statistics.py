@@ -30,8 +30,9 @@ class ClassStatistics:
         num_classes: C.
         num_features: D.
         covariance: "full", "tied" or "diagonal"; from "full" the other two can be fitted as well.
-        memory_budget: Bytes that ``scatter`` may take; a fit takes as much again.
+        memory_budget: Bytes that ``scatter`` may take, of all copies; a fit takes as much again.
         device: Where the sums live; it must have float64.
+        copies: How many such statistics share the budget.
 
     Raises:
         InputError: ``scatter`` would exceed ``memory_budget``; nothing has been allocated then.
@@ -54,18 +55,20 @@ class ClassStatistics:
         covariance: Covariance = "full",
         memory_budget: int = 4 * 2**30,
         device: torch.device | str = "cpu",
+        copies: int = 1,
     ) -> None:
         check_integer("num_classes", num_classes, 1)
         check_integer("num_features", num_features, 1)
         check_choice("covariance", covariance, COVARIANCES)
         C, D = num_classes, num_features
         shape = {"full": (C, D, D), "tied": (D, D), "diagonal": (C, D)}[covariance]
-        size = 8 * math.prod(shape)
+        size = 8 * math.prod(shape) * copies
         if size > memory_budget:
             smaller = {"full": 'covariance="tied"', "tied": 'covariance="diagonal"'}.get(covariance, "fewer features")
             raise InputError(
                 f"The scatter matrices must fit into `memory_budget` ({memory_budget / 2**30:.3g} GiB), "
-                f'but {C} classes of {D} features with covariance="{covariance}" take {size / 2**30:.3g} GiB. Use '
+                f'but {C} classes of {D} features with covariance="{covariance}" take {size / 2**30:.3g} GiB'
+                f"{f', in {copies} copies (members and coordinates)' if copies > 1 else ''}. Use "
                 f"{smaller}, or raise the budget."
             )
         self.covariance: Covariance = covariance

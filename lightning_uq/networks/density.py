@@ -121,7 +121,7 @@ class GaussianDensity(nn.Module):
         check_choice("covariance", covariance, COVARIANCES)
         check_regularization(regularization)
         halved = regularization == "held_out"
-        statistics = ClassHalves(classes, features.shape[1], covariance, memory_budget, device, halved)
+        statistics = ClassHalves(classes, features.shape[1], covariance, memory_budget, device, halved=halved)
         statistics.update(features, labels, torch.arange(len(features)))
         return cls(statistics.fit(covariance, priors, regularization), score, dtype)
 

@@ -355,3 +355,13 @@ def test_predictions_without_members_keep_the_score(make_trainer):
     make_trainer(max_epochs=1, callbacks=[gmm]).fit(module, TRAIN, VAL)
     prediction = module.predict(FAR)
     assert torch.equal(prediction.pool().ood_score, prediction.ood_score)
+
+
+def test_a_density_that_does_not_fit_into_the_memory_is_refused_before_the_training(make_trainer):
+    module = Lit()
+    with pytest.raises(InputError, match=r"3 classes of 16 features .* in 2 copies \(members and coordinates\)"):
+        make_trainer(max_epochs=1, callbacks=[FitGMM(memory_budget=10_000)]).fit(module, TRAIN, VAL)
+    assert module.global_step == 0
+    gmm = FitGMM(memory_budget=10_000, feature_transform="raw")
+    make_trainer(max_epochs=1, callbacks=[gmm]).fit(module, TRAIN, VAL)
+    assert gmm.fitted
