@@ -12,14 +12,14 @@ file. What exists is not made again, so a stopped run continues when it is calle
 """
 
 import argparse
-import json
 import logging
 import math
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 from cifar_data import OOD_SETS, Images, augmented, load, normalized
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from results import run_jobs
 from small_resnet import SmallResNet
 from torch import Tensor, nn
 
@@ -45,7 +46,6 @@ from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.functional.ood import fpr_at_tpr
 from lightning_uq.networks.backbones import resnet18
 from lightning_uq.networks.spectral_norm import spectral_normalize
-from lightning_uq.writing import replacing
 
 LOGIT_SCORES = ("predictive_entropy", "max_softmax", "energy", "max_logit", "gen")
 MEMBER_SCORES = ("mutual_information",)
@@ -131,8 +131,11 @@ def make_fits() -> dict[str, Any]:
     return {**densities, **distances, "knn": FitKNN(), "vim": FitViM()}
 
 
-def run(kind: str, seed: int, data: dict[str, Images], arguments: argparse.Namespace) -> dict[str, Any]:
+def run(
+    kind: str, seed: int, load_data: Callable[[], dict[str, Images]], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Train a network, unless its folder has one, and test it."""
+    data = load_data()
     seed_everything(seed, verbose=False)
     folder = arguments.out / f"{kind}-{seed}"
     module = make_module(kind, arguments.members, arguments.small)
@@ -228,7 +231,9 @@ def table(results: list[dict[str, Any]]) -> str:
             + ", ".join(f"{key} {value}" for key, value in numbers.items())
             + f" ({temperature:.2f})"
         )
-        lines.append(f"{'AUROC / FPR95':22}" + "".join(f"{name:>24}" for name in OOD_SETS) + "  OpenOOD: CIFAR-100, near")
+        lines.append(
+            f"{'AUROC / FPR95':22}" + "".join(f"{name:>24}" for name in OOD_SETS) + "  OpenOOD: CIFAR-100, near"
+        )
         for label in own[0]["ood"]["cifar100"]:
             cells = [
                 " / ".join(percent([r["ood"][name][label][key] for r in own]) for key in ("auroc", "fpr95"))
@@ -245,7 +250,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints and results")
     parser.add_argument("--networks", default="plain,sn", help="plain, sn, or both with a comma between them")
     parser.add_argument("--seeds", type=int, default=3, help="networks of each kind")
-    parser.add_argument("--members", type=int, default=5, help="members of the ensemble, of which there is one; 0 for none")
+    parser.add_argument(
+        "--members", type=int, default=5, help="members of the ensemble, of which there is one; 0 for none"
+    )
     parser.add_argument("--epochs", type=int, help="default 100, or 10 without a GPU")
     parser.add_argument("--small", action="store_true", help="a network for a CPU, and the default there")
     parser.add_argument("--limit", type=int, help="at most so many images of each set, for a dry run")
@@ -261,23 +268,14 @@ def main() -> None:
         print("The network is SMALL, so its numbers are not comparable with OpenOOD's.")
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    jobs = [(kind, seed) for seed in range(arguments.seeds) for kind in kinds]
-    jobs += [("ensemble", 0)] if arguments.members else []
-    data: dict[str, Images] = {}
-    results, left_out, start = [], [], time.monotonic()
-    for kind, seed in jobs:
-        path = arguments.out / f"{kind}-{seed}.json"
-        if not path.exists():
-            if time.monotonic() - start > 60 * arguments.budget:
-                left_out.append(path.stem)
-                continue
-            print(f"{path.stem} ({1 + jobs.index((kind, seed))} of {len(jobs)}), {time.monotonic() - start:.0f} s", flush=True)
-            data = data or load(arguments.root, device, arguments.limit)
-            with replacing(path) as partial_path:
-                partial_path.write_text(json.dumps(run(kind, seed, data, arguments), indent=1))
-        results.append(json.loads(path.read_text()))
-    print(table(results))
+    data = cache(partial(load, arguments.root, device, arguments.limit))
+    names = [(kind, seed) for seed in range(arguments.seeds) for kind in kinds] + [("ensemble", 0)] * bool(
+        arguments.members
+    )
+    jobs = {f"{kind}-{seed}": partial(run, kind, seed, data, arguments) for kind, seed in names}
+    settings = {key: getattr(arguments, key) for key in ("epochs", "small", "limit", "members")}
+    results, left_out = run_jobs(jobs, arguments.out, settings, arguments.budget)
+    print(table(list(results.values())))
     if left_out:
         print(f"Left out by the budget: {', '.join(left_out)}")
 

@@ -20,17 +20,17 @@ class Images(Dataset[Any]):
     """Images [N, 3, 32, 32] in uint8 with labels [N], read by the batch."""
 
     def __init__(self, x: Tensor, y: Tensor, device: str) -> None:
-        self.x, self.y = x.to(device), y.to(device)
+        self.x, self.targets = x.to(device), y.to(device)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        return self.x[row], self.y[row]
+        return self.x[row], self.targets[row]
 
     def __getitems__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = torch.tensor(rows, device=self.x.device)
-        return self.x[chosen], self.y[chosen]
+        return self.x[chosen], self.targets[chosen]
 
     def loader(self, batch_size: int = 500, *, shuffle: bool = False) -> DataLoader[Any]:
         """Batches (x, y)."""

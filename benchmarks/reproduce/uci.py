@@ -12,11 +12,9 @@ One JSON file per set and split. Files that exist are not made again, so a stopp
 """
 
 import argparse
-import json
 import logging
 import math
 import sys
-import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -26,12 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from results import run_jobs
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
-from tqdm import tqdm
 
 from lightning_uq import DropoutModule, EnsembleModule, Regression, UncertaintyModule
-from lightning_uq.writing import replacing
 
 FOLDERS = {
     "boston": "bostonHousing",
@@ -151,7 +148,6 @@ def run_split(name: str, split: int, root: Path, epochs: int) -> dict[str, Any]:
     inner = round(0.8 * len(train))
     result: dict[str, Any] = {}
     for method in (m for m in METHODS if m != "single"):
-        start = time.monotonic()
         held_out = {}
         for rate in RATES:
             seed_everything(split, verbose=False)
@@ -162,7 +158,7 @@ def run_split(name: str, split: int, root: Path, epochs: int) -> dict[str, Any]:
         seed_everything(split, verbose=False)
         found = train_and_score(method, (x[train], y[train]), (x[test], y[test]), hidden, best, epochs)
         members = found.pop("of_members")
-        result[method] = {"rate": best, **found, "seconds": time.monotonic() - start}
+        result[method] = {"rate": best, **found}
         if method == "ensemble":  # its members are five networks trained alone, since each gets its own gradient
             result["single"] = {"rate": best, **{key: mean(m[key] for m in members) for key in ("rmse", "nll")}}
     return result
@@ -200,25 +196,17 @@ def main() -> None:
         parser.error(f"--sets: unknown {', '.join(sorted(unknown))}. The sets are {', '.join(FOLDERS)}.")
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    jobs = [(n, s) for s in range(arguments.splits) for n in names if s < num_splits(n)]
-    paths = {job: arguments.out / f"{job[0]}-{job[1]}-{arguments.epochs}.json" for job in jobs}
-    start, left_out = time.monotonic(), []
-    bar = tqdm(jobs)
-    for job in bar:
-        if paths[job].exists():
-            continue
-        if time.monotonic() - start > 60 * arguments.budget:
-            left_out.append("{} {}".format(*job))
-            continue
-        bar.set_description("{} {}".format(*job))
-        began = time.monotonic()
-        result = run_split(*job, arguments.root, arguments.epochs)
-        with replacing(paths[job]) as path:
-            path.write_text(json.dumps(result, indent=1))
-        tqdm.write("{} {}: {:.0f} s".format(*job, time.monotonic() - began))
-    results = {n: [json.loads(p.read_text()) for (name, _), p in paths.items() if name == n and p.exists()] for n in names}
-    print(table({name: splits for name, splits in results.items() if splits}))
+    jobs = {
+        f"{name}-{split}": partial(run_split, name, split, arguments.root, arguments.epochs)
+        for split in range(arguments.splits)
+        for name in names
+        if split < num_splits(name)
+    }
+    results, left_out = run_jobs(jobs, arguments.out, {"epochs": arguments.epochs}, arguments.budget)
+    by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for job, result in results.items():
+        by_set[job.rpartition("-")[0]].append(result)
+    print(table({name: splits for name, splits in by_set.items() if splits}))
     if left_out:
         print(f"Left out by the budget: {', '.join(left_out)}")
 
