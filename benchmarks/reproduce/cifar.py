@@ -86,8 +86,9 @@ class Recipe(UncertaintyModule):
         with ExitStack() as stack:
             provided = [stack.enter_context(one.ood_scores(self)) for one in scorers]
             outputs = self(batch[0])
-        values = {name: value for function in provided for name, value in function(outputs).items()}
-        prediction = self.task.predict(outputs)
+        with torch.autocast(self.device.type, enabled=False):
+            values = {name: value for function in provided for name, value in function(outputs).items()}
+            prediction = self.task.predict(outputs)
         return {
             label: (values[name] if name in values else prediction.score(name)).double().cpu()
             for label, name in self.scores.items()
