@@ -166,6 +166,7 @@ def run(
         name: {label: ood_metrics(tested, rows["test"], rows[name], name, label) for label in module.scores}
         for name in OOD_SETS
     }
+    result["centre"] = distance_of_centre(fits["mahalanobis"]) / float(rows["test"]["mahalanobis"].median())
     (on_train,) = trainer.validate(module, data["train"].loader(), verbose=False)
     result["train_accuracy"] = on_train["val_accuracy"]
     return result
@@ -207,6 +208,16 @@ def ood_metrics(
     }
 
 
+def distance_of_centre(fit: FitGMM) -> float:
+    """The Mahalanobis distance of the mean of the class means.
+
+    Inputs near the distribution have features between the classes. The distance tells them apart only where this one is not small
+    beside a test row's own, which is about D: that depends on how far the training has drawn the classes together.
+    """
+    centres = torch.stack([density.mean.mean(0, keepdim=True) for density in fit.densities])
+    return float(fit.feature_scores(centres))
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Means over the seeds of AUROC and FPR95 in per cent, and the published AUROC."""
 
@@ -226,11 +237,11 @@ def table(results: list[dict[str, Any]]) -> str:
                 "after T": "uq/test_ece_calibrated",
             }.items()
         }
-        temperature = mean(result["temperature"] for result in own)
+        temperature, centre = (mean(result[key] for result in own) for key in ("temperature", "centre"))
         lines.append(
             f"\n{kind}, {len(own)} seed(s){', SMALL network' if own[0]['small'] else ''}, {own[0]['epochs']} epochs: "
             + ", ".join(f"{key} {value}" for key, value in numbers.items())
-            + f" ({temperature:.2f})"
+            + f" ({temperature:.2f}), Mahalanobis distance of the centre {centre:.2f} of a test row's"
         )
         lines.append(
             f"{'AUROC / FPR95':22}" + "".join(f"{name:>24}" for name in OOD_SETS) + "  OpenOOD: CIFAR-100, near"
