@@ -11,37 +11,22 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from density_pairs import CHOOSE, REPORT
 from lightning.pytorch import Trainer, seed_everything
 from reproduce.image_sets import images, like
+from reproduce.small_resnet import SmallResNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import DeterministicModule
 from lightning_uq.networks.backbones import LeNet
-from lightning_uq.networks.backbones.resnet import BasicBlock
 from lightning_uq.networks.features import FeatureTap, last_layer
 from lightning_uq.networks.spectral_norm import spectral_normalize
 
 Rows = tuple[Tensor, Tensor]
-
-
-class SmallResNet(nn.Module):
-    """Four residual blocks of 16, 32, 64 and 128 channels, average pooling and a linear layer."""
-
-    def __init__(self, num_classes: int = 10) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        widths = [16, 16, 32, 64, 128]
-        self.blocks = nn.Sequential(*[BasicBlock(a, b, 1 + (a != b), False) for a, b in pairwise(widths)])
-        self.fc = nn.Linear(128, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
 
 
 class Scene:
