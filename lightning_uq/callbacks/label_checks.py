@@ -112,7 +112,7 @@ def _joined(batches: Iterable[Any], target_of: TargetOf) -> Tensor | None:
 
 def _at(held: Tensor, indices: list[Any]) -> Tensor | None:
     try:
-        return held[torch.tensor(indices)]
+        return held.cpu()[torch.tensor(indices)]
     except (IndexError, TypeError, ValueError):  # keys of another kind, or another length
         return None
 
