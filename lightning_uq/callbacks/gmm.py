@@ -203,7 +203,7 @@ class FitGMM(FeatureCallback):
 
         Example:
             >>> features = torch.tensor([[-1.0], [1.0], [9.0], [11.0]])
-            >>> gmm = FitGMM(regularization=0.0).fit_features(features, torch.tensor([0, 0, 1, 1]))
+            >>> gmm = FitGMM(feature_transform="raw", regularization=0.0).fit_features(features, torch.tensor([0, 0, 1, 1]))
             >>> gmm.log_prob(torch.tensor([[0.0]])).round(decimals=2)
             tensor([[ -1.2700, -26.2700]], dtype=torch.float64)
         """

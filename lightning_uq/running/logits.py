@@ -119,17 +119,22 @@ class LogitReader:
         Features and their scores need none. B is unknown where only an object holds the rows.
         """
         x, target = self.unpack(model, batch)
-        raw, num_rows = self._run(model, x, trainer), batches.num_rows(x, target)
-        if not self._is_own(model) and not self.read.can_read(raw):
-            return None, num_rows
-        outputs = self._indexed_outputs(model, self._read(model, raw), lambda: num_rows)
-        if not self._is_own(model) and not _fits(self.task(model), outputs):
-            return None, num_rows
-        return upcast(outputs), outputs.shape[1]
+        num_rows = batches.num_rows(x, target)
+        outputs = self._outputs_in(model, self._run(model, x, trainer), num_rows)
+        return outputs, num_rows if outputs is None else outputs.shape[1]
 
     def run(self, model: nn.Module, batch: Any, trainer: Trainer | None = None) -> Any:
-        """What the model, or ``predict_fn``, returns for a batch."""
-        return self._run(model, self.unpack(model, batch)[0], trainer)
+        """The outputs of a batch, or what the model returns, if they are not in it."""
+        x, target = self.unpack(model, batch)
+        raw = self._run(model, x, trainer)
+        outputs = self._outputs_in(model, raw, batches.num_rows(x, target))
+        return raw if outputs is None else outputs
+
+    def _outputs_in(self, model: nn.Module, raw: Any, num_rows: int | None) -> Tensor | None:
+        if not self._is_own(model) and not self.read.can_read(raw):
+            return None
+        outputs = self._indexed_outputs(model, self._read(model, raw), lambda: num_rows)
+        return upcast(outputs) if self._is_own(model) or _fits(self.task(model), outputs) else None
 
     def _indexed_outputs(self, model: nn.Module, outputs: Tensor, num_rows: Callable[[], int | None]) -> Tensor:
         if self._is_own(model):

@@ -619,9 +619,7 @@ LISTED_MODULES = [
 OWN_SCORES = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")
 
 LISTED_CALLBACKS = [
-    CallbackCase(
-        "FitGMM", lambda **kwargs: c.FitGMM(held_out=loader("classification", 61, 1), **kwargs), method="density"
-    ),
+    CallbackCase("FitGMM", partial(c.FitGMM, held_out=loader("classification", 61, 1)), method="density"),
     CallbackCase("FitGMM, raw features", partial(c.FitGMM, feature_transform="raw"), method="ddu"),
     CallbackCase(
         "FitGMM, tied covariance",
