@@ -109,6 +109,20 @@ CALLS = {
         functional.true_class_log_probs(torch.stack([X, 2 * X]), Y)[..., None]
     ),
     "linear_hypermodel_kl": lambda: functional.linear_hypermodel_kl(X[:2], X[0]),
+    "conformal_quantile": lambda: functional.conformal_quantile(X, 0.3),
+    "group_quantiles": lambda: functional.group_quantiles(X[:, 0], Y % 2, 2, 0.4),
+    "weighted_conformal_quantile": lambda: functional.weighted_conformal_quantile(
+        X[:, 0], X.exp()[:, 1], X.exp()[:2, 2], 0.3
+    ),
+    "lac_scores": lambda: functional.lac_scores(X),
+    "raps_scores": lambda: functional.raps_scores(X, 0.1, 1, torch.linspace(0, 1, 8)),
+    "conformal_interval": lambda: torch.stack(functional.conformal_interval(X, X, 0.5, X.exp())),
+    "interval_excess": lambda: functional.interval_excess(X, X, -X, X.exp()),
+    "false_negative_threshold": lambda: functional.false_negative_threshold(X, X > 0, 0.4),
+    "risk_threshold": lambda: functional.risk_threshold(
+        X.sigmoid().sort(1, descending=True).values, torch.arange(3.0), 0.7
+    ),
+    "selective_threshold": lambda: functional.selective_threshold(X[:, 0], Y == 0, 0.9, 0.5, 1),
     "feature_scaler": lambda: FeatureScaler(3)(X),
     "prior_scale": lambda: PriorScale(1.0).measure(torch.stack([X, 2 * X])),
 }

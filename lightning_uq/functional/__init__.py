@@ -1,5 +1,6 @@
 """Pure tensor maths, one file per quantity: no state, no Lightning."""
 
+from lightning_uq.functional.adaptive_conformal import AdaptiveConformal
 from lightning_uq.functional.bootstrap import (
     bootstrap_weights,
 )
@@ -10,6 +11,15 @@ from lightning_uq.functional.calibration import (
     expected_calibration_error,
 )
 from lightning_uq.functional.clustered_likelihood import Projection, clustered_log_likelihood, random_projection
+from lightning_uq.functional.conformal import conformal_quantile, group_quantiles, weighted_conformal_quantile
+from lightning_uq.functional.conformal_intervals import conformal_interval, interval_excess
+from lightning_uq.functional.conformal_sets import (
+    aps_scores,
+    lac_scores,
+    prediction_sets,
+    raps_scores,
+    true_label_scores,
+)
 from lightning_uq.functional.data_noise import (
     gaussian_bootstrap_weights,
     gaussian_signatures,
@@ -57,9 +67,11 @@ from lightning_uq.functional.ood_features import VimFit, fit_vim, gen, knn_dista
 from lightning_uq.functional.pit import pit_counts, pit_distance
 from lightning_uq.functional.quantiles import pinball, quantile_at
 from lightning_uq.functional.regression import gaussian_nll, interval_covered, quantile_calibration_error
+from lightning_uq.functional.risk_control import false_negative_threshold, risk_threshold
 from lightning_uq.functional.scores import SCORES, energy, max_logit, max_softmax, variation_ratio
 from lightning_uq.functional.scoring import brier_score, negative_log_likelihood
 from lightning_uq.functional.selective import augrc, aurc, certainty, generalized_risk_curve, risk_coverage_curve
+from lightning_uq.functional.selective_threshold import selective_threshold
 from lightning_uq.functional.smooth_calibration import smooth_calibration_error
 from lightning_uq.functional.sparsification import ause, sparsification_curve
 from lightning_uq.functional.student_t import (
@@ -78,10 +90,12 @@ from lightning_uq.functional.variational import (
 
 __all__ = [
     "SCORES",
+    "AdaptiveConformal",
     "KLEstimate",
     "Projection",
     "VimFit",
     "adaptive_bin_statistics",
+    "aps_scores",
     "augrc",
     "aurc",
     "auroc",
@@ -95,6 +109,8 @@ __all__ = [
     "certainty",
     "class_overlaps",
     "clustered_log_likelihood",
+    "conformal_interval",
+    "conformal_quantile",
     "consecutive_joint_log_loss",
     "diagonal_gaussian_kl",
     "dirichlet_differential_entropy",
@@ -108,6 +124,7 @@ __all__ = [
     "expected_calibration_error",
     "expected_entropy",
     "expected_squared_error",
+    "false_negative_threshold",
     "fit_vim",
     "fpr_at_tpr",
     "gaussian_bootstrap_weights",
@@ -120,14 +137,17 @@ __all__ = [
     "gaussian_target_noise",
     "gen",
     "generalized_risk_curve",
+    "group_quantiles",
     "intersection_over_union",
     "interval_covered",
+    "interval_excess",
     "interval_score",
     "joint_log_likelihood",
     "joint_log_loss",
     "kl_estimate",
     "kl_to_uniform",
     "knn_distance",
+    "lac_scores",
     "linear_hypermodel_kl",
     "log_sum_product",
     "max_logit",
@@ -144,14 +164,18 @@ __all__ = [
     "pinball",
     "pit_counts",
     "pit_distance",
+    "prediction_sets",
     "predictive_entropy",
     "quantile_at",
     "quantile_calibration_error",
     "random_projection",
+    "raps_scores",
     "risk_coverage_curve",
+    "risk_threshold",
     "sampled_joint_log_loss",
     "sampled_kl",
     "scale_mixture_log_prob",
+    "selective_threshold",
     "smooth_calibration_error",
     "sparsification_curve",
     "student_t_cdf",
@@ -159,7 +183,9 @@ __all__ = [
     "student_t_log_prob",
     "student_t_quantile",
     "true_class_log_probs",
+    "true_label_scores",
     "uniform_kl",
     "variation_ratio",
     "vim_score",
+    "weighted_conformal_quantile",
 ]

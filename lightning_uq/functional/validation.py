@@ -64,6 +64,18 @@ def check_open_unit(name: str, value: float) -> None:
         raise _error(name, "be a number in (0, 1)", f"it is {value!r}")
 
 
+def check_closed_unit(name: str, value: float) -> None:
+    """Refuse a number that is not between 0 and 1, both included.
+
+    Example:
+        >>> check_closed_unit("alpha", 10)
+        Traceback (most recent call last):
+        lightning_uq.errors.InputError: `alpha` must be a number in [0, 1], but it is 10.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise _error(name, "be a number in [0, 1]", f"it is {value!r}")
+
+
 def check_tensor(name: str, value: object, axes: str = "") -> None:
     """Refuse anything but a tensor, described by its ``axes``."""
     if not isinstance(value, Tensor):
