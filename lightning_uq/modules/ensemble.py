@@ -227,7 +227,7 @@ class EnsembleModule(UncertaintyModule):
 
     def look_at_task(self, x: Any, y: object, *, is_training: bool = False) -> bool:
         """Look at a batch, if nobody said the members' task: whether it now shows another task. A training batch may raise a doubt."""
-        if self.inferred_task is None:
+        if self.inferred_task is None or self.members is None:
             return False
 
         def outputs() -> Tensor:
@@ -238,7 +238,7 @@ class EnsembleModule(UncertaintyModule):
                 raise
             return found
 
-        changed = self.inferred_task.look(self.network.member(0), outputs, y, doubts_default=is_training)
+        changed = self.inferred_task.look(self.members.modules[0], outputs, y, doubts_default=is_training)
         if changed:
             self.follow_inferred_task()
         return changed

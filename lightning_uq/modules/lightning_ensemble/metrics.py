@@ -127,7 +127,7 @@ class EnsembleMetrics(Part):
         """Take the task that batches of any rank have shown, and every doubt of it; to be called on all ranks."""
         ensemble = self.members.ensemble
         if ensemble.inferred_task is not None and ensemble.inferred_task.agree(
-            ensemble.network.member(0), ensemble.trainer
+            self.members.modules[0], ensemble.trainer
         ):
             self._follow_task()
 

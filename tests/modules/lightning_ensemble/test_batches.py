@@ -155,3 +155,22 @@ def test_an_object_is_copied_as_it_says():
 def test_a_batch_that_cannot_be_copied_is_named():
     with pytest.raises(InputError, match=r"A batch of type dict cannot be copied: .*lock.*define `__deepcopy__`"):
         own_batch({"lock": threading.Lock()})
+
+
+class Remembers(Reassigns):
+    """Keeps an output of its steps, as a metric may: a tensor with a graph cannot be copied."""
+
+    def loss(self, batch):
+        self.last = self(batch["x"])
+        return F.cross_entropy(self.last, batch["y"])
+
+    def validation_step(self, batch, batch_idx):
+        with torch.enable_grad():
+            super().validation_step(batch, batch_idx)
+
+
+def test_a_member_that_cannot_be_copied_trains(make_trainer):
+    rows = [{"x": torch.randn(4), "y": i % 3} for i in range(12)]
+    ensemble = EnsembleModule(Remembers, num_members=2, seed=SEED)
+    make_trainer(max_epochs=1).fit(ensemble, DataLoader(rows, 4), DataLoader(rows, 4))
+    assert ensemble.global_step == 3
