@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.held_out_shrinkage import FLOOR, TARGETS, Shrinkage, shrinkage_target
+from lightning_uq.functional.held_out_shrinkage import FLOOR, TARGETS, Moments, Shrinkage, shrinkage_target
 from lightning_uq.functional.shrinkage import oas_intensity
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.functional.whitening import add_ridge, ddu_jitter, whiten
@@ -27,22 +28,23 @@ Regularization = Literal["held_out", "oas", "ddu"] | float
 COVARIANCES = ("full", "tied", "diagonal")
 
 
-class ClassMoments(Protocol):
-    """Sufficient statistics of classes, from which a Gaussian is fitted; :class:`~lightning_uq.networks.class_statistics.ClassStatistics` has them."""
+class ClassMoments(Moments, Protocol):
+    """Sufficient statistics of classes, from which a Gaussian is fitted; :class:`~lightning_uq.networks.class_statistics.ClassStatistics` has them.
+
+    The scatter is [C, D, D] for "full", [D, D] for "tied", [C, D] for "diagonal".
+    """
 
     covariance: Covariance
 
-    @property
-    def count(self) -> Tensor:
-        """Rows of each class, [C]."""
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean of each class, [C, D]."""
+@dataclass
+class PlainMoments:
+    """Statistics that were not streamed: count [C], mean [C, D] and scatter, as :class:`ClassMoments` has them."""
 
-    @property
-    def scatter(self) -> Tensor:
-        """Sums of squares about the class means: [C, D, D] for "full", [D, D] for "tied", [C, D] for "diagonal"."""
+    covariance: Covariance
+    count: Tensor
+    mean: Tensor
+    scatter: Tensor
 
 
 class GaussianFit(NamedTuple):

@@ -30,7 +30,7 @@ class Shrinkage(NamedTuple):
 
 
 class Moments(Protocol):
-    """Sufficient statistics of one half of the rows of classes."""
+    """Sufficient statistics of rows of classes."""
 
     @property
     def count(self) -> Tensor:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_uq.functional.gaussian import Covariance, GaussianFit, Priors, Regularization, fit_gaussian
+from lightning_uq.functional.gaussian import (
+    ClassMoments,
+    Covariance,
+    GaussianFit,
+    PlainMoments,
+    Priors,
+    Regularization,
+    fit_gaussian,
+)
 from lightning_uq.functional.hashing import chain, chain_last
 from lightning_uq.functional.held_out_shrinkage import Shrinkage, held_out_shrinkage
 from lightning_uq.networks.class_statistics import ClassStatistics
@@ -17,15 +24,6 @@ _OPERATIONS = 2e9
 """The choice of a shrinkage looks at as many classes as multiply matrices in about this many operations; a few tell one number."""
 
 _SEED = chain(1)
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Count [C], mean [C, D] and scatter of some classes."""
-
-    count: Tensor
-    mean: Tensor
-    scatter: Tensor
 
 
 class ClassHalves:
@@ -115,8 +113,8 @@ class ClassHalves:
             self.second = None
         return fit_gaussian(self.first, covariance, priors, chosen)
 
-    def _first_of(self, classes: Tensor) -> _Moments:
+    def _first_of(self, classes: Tensor) -> ClassMoments:
         first = self.first
         if len(classes) == first.num_classes:
-            return _Moments(first.count, first.mean, first.scatter)
-        return _Moments(first.count[classes], first.mean[classes], first.scatter[classes])
+            return first
+        return PlainMoments(first.covariance, first.count[classes], first.mean[classes], first.scatter[classes])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.gaussian import Covariance, GaussianFit, Regularization, fit_gaussian
+from lightning_uq.functional.gaussian import Covariance, GaussianFit, PlainMoments, Regularization, fit_gaussian
 from lightning_uq.functional.held_out_shrinkage import Shrinkage, held_out_shrinkage
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.validation import check_choice, check_integer
@@ -19,16 +17,6 @@ MAX_MIXTURE_ROWS = 2**14
 
 _MAX_STEPS, _TOLERANCE = 100, 1e-4
 _STARTS, _LLOYD_STEPS = 5, 20
-
-
-@dataclass
-class _Moments:
-    """Count [K], mean [K, D] and scatter of rows that belong to components in parts."""
-
-    covariance: Covariance
-    count: Tensor
-    mean: Tensor
-    scatter: Tensor
 
 
 def fit_mixture(
@@ -115,7 +103,7 @@ def _repeat(
     return fit, belongs
 
 
-def _moments(rows: Tensor, belongs: Tensor, covariance: Covariance) -> _Moments:
+def _moments(rows: Tensor, belongs: Tensor, covariance: Covariance) -> PlainMoments:
     count = belongs.sum(0)
     mean = belongs.T @ rows / count.clamp_min(1e-12)[:, None]
     parts = []
@@ -124,7 +112,7 @@ def _moments(rows: Tensor, belongs: Tensor, covariance: Covariance) -> _Moments:
         weighted = belongs[:, k, None] * step
         parts.append((weighted * step).sum(0) if covariance == "diagonal" else weighted.T @ step)
     scatter = torch.stack(parts)
-    return _Moments(covariance, count, mean, scatter.sum(0) if covariance == "tied" else scatter)
+    return PlainMoments(covariance, count, mean, scatter.sum(0) if covariance == "tied" else scatter)
 
 
 def _first_parts(rows: Tensor, num_components: int, seed: int) -> Tensor:

@@ -55,12 +55,12 @@ class StepInput:
 
     def end(self, model: nn.Module, step: str) -> None:
         """After the step, named ``step``."""
-        matches = self._matches
+        matches, watched = self._matches, self._hook is not None
         self.drop()
-        if not matches:
-            return
-        self._knows = True
-        if not any(matches):
+        self._knows = (
+            self._knows or watched
+        )  # a step that does not call `self(...)` will not do so in the next batch either
+        if matches and not any(matches):
             name = type(model).__name__
             report_guess(
                 f"The `{step}` of {name} gives its `forward` another input than the one that is read from the batch, so what is fitted or "

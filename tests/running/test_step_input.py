@@ -202,3 +202,12 @@ def test_a_compiled_module_is_left_alone(make_trainer):
         told(lambda module=module: make_trainer(max_epochs=1, callbacks=[FitGMM()]).fit(module, LOADER, LOADER))
         assert hooks[0] == int(isinstance(module, Counting))
         hooks.clear()
+
+
+def test_one_step_is_watched_and_no_other(make_trainer):
+    """A copy of each batch for ever would be the price of a step that never calls ``self(...)``."""
+    watch, network = StepInput(), nn.Identity()
+    for batch in range(3):
+        watch.start(network, X, None)
+        assert bool(network._forward_pre_hooks) == (batch == 0)
+        watch.end(network, "test_step")
