@@ -13,6 +13,9 @@ from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 
+_STEPS = 5
+"""Steps that are watched for a call of ``self(...)``: those of a sanity check may leave it out."""
+
 
 class StepInput:
     """Watches one step of a module that is not ours, and warns if it calls ``forward`` with other numbers than are read.
@@ -29,16 +32,16 @@ class StepInput:
     """
 
     def __init__(self) -> None:
-        self._knows = False
+        self._left = _STEPS
         self._hook: RemovableHandle | None = None
         self._read: list[Tensor] = []
         self._target: list[Tensor] = []
         self._matches: list[bool] = []
 
     def start(self, model: nn.Module, x: Any, target: Any) -> None:
-        """Before a step: what is read of its batch. Nothing is done once a step has told."""
+        """Before a step: what is read of its batch. Nothing is done once a step has told, or none of the first ones."""
         self.drop()
-        if self._knows or is_compiled(model):  # a compiled step would hold the hook
+        if not self._left or is_compiled(model):  # a compiled step would hold the hook
             return
         self._read, self._target = [t.clone() for t in _tensors(x)], _tensors(target)
         if self._read:
@@ -57,9 +60,7 @@ class StepInput:
         """After the step, named ``step``."""
         matches, watched = self._matches, self._hook is not None
         self.drop()
-        self._knows = (
-            self._knows or watched
-        )  # a step that does not call `self(...)` will not do so in the next batch either
+        self._left = 0 if matches else self._left - watched
         if matches and not any(matches):
             name = type(model).__name__
             report_guess(

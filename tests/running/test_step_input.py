@@ -204,10 +204,20 @@ def test_a_compiled_module_is_left_alone(make_trainer):
         hooks.clear()
 
 
-def test_one_step_is_watched_and_no_other(make_trainer):
-    """A copy of each batch for ever would be the price of a step that never calls ``self(...)``."""
+def test_steps_that_tell_nothing_are_not_watched_for_ever():
+    """A copy of each batch would be the price of a step that never calls ``self(...)``."""
     watch, network = StepInput(), nn.Identity()
-    for batch in range(3):
+    watched = []
+    for _ in range(20):
         watch.start(network, X, None)
-        assert bool(network._forward_pre_hooks) == (batch == 0)
+        watched.append(bool(network._forward_pre_hooks))
         watch.end(network, "test_step")
+    assert watched[0]
+    assert not any(watched[10:])
+    watch = StepInput()
+    for call in (False, False, True):  # the sanity check leaves the call out
+        watch.start(network, X, None)
+        if call:
+            network(X + 1)
+        found = told(lambda: watch.end(network, "validation_step"))
+    assert len(found) == 1
