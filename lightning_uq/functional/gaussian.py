@@ -34,10 +34,12 @@ class ClassMoments(Moments, Protocol):
     The scatter is [C, D, D] for "full", [D, D] for "tied", [C, D] for "diagonal".
     """
 
-    covariance: Covariance
+    @property
+    def covariance(self) -> Covariance:
+        """Which of the three the scatter is for."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class PlainMoments:
     """Statistics that were not streamed: count [C], mean [C, D] and scatter, as :class:`ClassMoments` has them."""
 
