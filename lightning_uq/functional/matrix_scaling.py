@@ -200,11 +200,11 @@ def _minimise(x: Tensor, target: Tensor, strength: float, start: Tensor) -> Tens
         size = max(1, _PART_ELEMENTS // C)
         return zip(torch.split(x, size), torch.split(target, size), strict=True)
 
-    curvature, labels = torch.zeros_like(start), torch.zeros_like(start)
-    for rows, classes in parts():
+    curvature = torch.zeros_like(start)
+    for rows, _ in parts():
         probs = torch.softmax(rows, 1)
-        curvature += sums(probs * (1 - probs), rows.square())
-        labels += sums(torch.zeros_like(rows).scatter(1, classes[:, None], 1.0), rows)
+        curvature += sums(probs - probs.square(), rows.square())
+    minus_one = -x.new_ones(N, 1)
     unit = (curvature / N + ridge).rsqrt()
     position = start / unit
     optimizer = torch.optim.LBFGS(
@@ -220,11 +220,12 @@ def _minimise(x: Tensor, target: Tensor, strength: float, start: Tensor) -> Tens
     def loss() -> Tensor:
         theta = position * unit
         penalty = ridge * theta
-        value, gradient = (penalty * theta).sum() / 2, penalty - labels / N
+        value, gradient = (penalty * theta).sum() / 2, penalty.clone()
         for rows, classes in parts():
             log_probs = torch.log_softmax(_affine(rows, theta), 1)
             value -= at_class(log_probs, classes, 1).sum() / N
-            gradient += sums(log_probs.exp_(), rows) / N
+            errors = log_probs.exp_().scatter_add_(1, classes[:, None], minus_one[: len(rows)])
+            gradient += sums(errors, rows) / N
         position.grad = gradient * unit
         return value
 
