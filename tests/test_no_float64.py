@@ -10,6 +10,8 @@ import lightning_uq as uq
 from lightning_uq import functional
 from lightning_uq.functional import precision
 from lightning_uq.functional.data_noise import member_target_noise
+from lightning_uq.functional.isotonic import fit_isotonic
+from lightning_uq.functional.matrix_scaling import fit_matrix_scaling
 from lightning_uq.functional.temperature import fit_ensemble_temperature, fit_temperature
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.metrics import (
@@ -96,6 +98,8 @@ CALLS = {
     "temperature_grid": lambda: fit_temperature(X, Y, method="grid"),
     "ensemble_temperature": lambda: fit_ensemble_temperature(torch.stack([X, 2 * X]), Y),
     "vector_scaling": lambda: torch.stack(fit_vector_scaling(X.repeat(20, 1), Y.repeat(20))[:2]),
+    "matrix_scaling": lambda: fit_matrix_scaling(X.repeat(20, 1), Y.repeat(20)).class_matrix,
+    "isotonic": lambda: fit_isotonic(X.repeat(20, 1), Y.repeat(20)),
     "bootstrap_poisson": lambda: functional.bootstrap_weights(torch.arange(9), 3, 0, "poisson"),
     "bootstrap_exponential": lambda: functional.bootstrap_weights(torch.arange(9), 3, 0, "exponential"),
     "member_noise": lambda: member_target_noise(torch.arange(9), 3, 0.1),
@@ -184,6 +188,8 @@ def test_a_density_that_was_moved_loads_a_float64_state(monkeypatch):
     [
         uq.TemperatureScaling(),
         uq.VectorScaling(),
+        uq.MatrixScaling(),
+        uq.IsotonicScaling(),
         uq.FitKNN(feature_layer="2", k=2),
         uq.FitViM(feature_layer="2", dim=2),
     ],

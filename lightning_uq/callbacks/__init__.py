@@ -2,8 +2,10 @@
 
 from lightning_uq.callbacks.calibrated_nll import CalibratedNLL
 from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.callbacks.isotonic import IsotonicScaling
 from lightning_uq.callbacks.knn import FitKNN
 from lightning_uq.callbacks.load import load_fitted
+from lightning_uq.callbacks.matrix_scaling import MatrixScaling
 from lightning_uq.callbacks.ood import OODDetection
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.callbacks.prediction_files import read_predictions
@@ -17,6 +19,8 @@ __all__ = [
     "FitGMM",
     "FitKNN",
     "FitViM",
+    "IsotonicScaling",
+    "MatrixScaling",
     "OODDetection",
     "OODScorer",
     "PredictionWriter",

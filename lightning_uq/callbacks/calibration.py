@@ -69,9 +69,9 @@ class Calibration(PostTrainingCallback):
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The fitted tensors, from logits [Z, N, C] in float64 and labels [N]: of the members, or pooled with Z = 1."""
 
-    @abstractmethod
     def transform(self) -> PredictionTransform:
-        """The calibration as a change of predictions."""
+        """The calibration as a change of predictions, which carry the fitted tensor."""
+        return FieldTransform(self.tensor_name, self._get())
 
     def calibrate(self, prediction: Prediction) -> Prediction:
         """The prediction, calibrated."""
@@ -213,11 +213,11 @@ class Calibration(PostTrainingCallback):
         nlls = [-one.log_prob(rows.labels).mean() for one in (raw, self.calibrated_rows(raw, rows, tensors))]
         return {**tensors, "fit_nll": nlls[0], "fit_nll_calibrated": nlls[1]}
 
-    @abstractmethod
     def calibrated_rows(
         self, prediction: CategoricalPrediction, rows: FittingRows, tensors: dict[str, Tensor]
     ) -> CategoricalPrediction:
         """The fitting rows, calibrated with tensors that were just fitted to them."""
+        return prediction.replace(**{self.tensor_name: tensors[self.tensor_name]})
 
     def fit_rows(self, rows: FittingRows) -> dict[str, Tensor]:
         """The fitted tensors, from the rows of all ranks."""
@@ -254,6 +254,25 @@ class Calibration(PostTrainingCallback):
             )
         tensor: Tensor = self._tensors[self.tensor_name]
         return tensor
+
+
+class FieldTransform(PredictionTransform):
+    """Adds a fitted tensor to a prediction, which applies it to its mean probabilities.
+
+    Args:
+        name: The field of the prediction.
+        tensor: Its value.
+    """
+
+    kind = "calibration"
+
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self.name = name
+        self.tensor = tensor
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """The calibrated prediction."""
+        return prediction.replace(**{self.name: rounded_for(self.tensor, prediction)})
 
 
 def rounded_for(tensor: Tensor, prediction: Prediction) -> Tensor:

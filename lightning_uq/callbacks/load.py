@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.sibling import WRITTEN_BY, check_complete, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
+from lightning_uq.functional.class_calibration import CALIBRATIONS
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.importing import import_object
 from lightning_uq.lightning_trees import is_instance, is_subclass
@@ -130,7 +131,7 @@ def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Pat
 
 def _kind(state: dict[str, Any]) -> str | None:
     tensors = state["tensors"]
-    if "temperature" in tensors or "class_scaling" in tensors:
+    if any(name in tensors for name in CALIBRATIONS):
         return "calibration"
     return "density" if any(name.endswith(".whitening") for name in tensors) else None
 
@@ -262,7 +263,7 @@ def _compose(
             parts.update(density=FeatureDensity.from_tensors(tensors), layers=_layers(wrapped, model, layer))
             parts["pool"] = _pool(key, state["settings"].get("pool"), pool)
         else:
-            parts.update({name: tensors[name] for name in ("temperature", "class_scaling") if name in tensors})
+            parts.update({name: tensors[name] for name in CALIBRATIONS if name in tensors})
             parts["of_members"] = state["settings"].get("scope", "pooled") != "pooled"
     return FittedNetwork(wrapped, **parts)
 

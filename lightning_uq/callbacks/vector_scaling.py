@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from lightning_uq.callbacks.calibration import Calibration, rounded_for
+from lightning_uq.callbacks.calibration import Calibration
+from lightning_uq.functional.calibration_rows import in_order
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
-from lightning_uq.predictions import CategoricalPrediction, Prediction
-from lightning_uq.running.classes import FittingRows
-from lightning_uq.running.transforms import PredictionTransform
+from lightning_uq.predictions import CategoricalPrediction
 
 
 class VectorScaling(Calibration):
@@ -47,42 +46,5 @@ class VectorScaling(Calibration):
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The scaling of the log of the mean probabilities."""
         rows = CategoricalPrediction(widen(logits)).log_probs
-        order = _order(rows, labels)  # ranks hand over rows in orders of their own, and the folds must not differ
-        fit = fit_vector_scaling(rows[order], labels[order])
+        fit = fit_vector_scaling(*in_order(rows, labels))
         return {"class_scaling": torch.stack([fit.scale, fit.bias])}
-
-    def calibrated_rows(
-        self, prediction: CategoricalPrediction, rows: FittingRows, tensors: dict[str, Tensor]
-    ) -> CategoricalPrediction:
-        """The fitting rows, scaled."""
-        return prediction.replace(class_scaling=tensors["class_scaling"])
-
-    def transform(self) -> "ClassScalingTransform":
-        """Predictions carry the class scaling."""
-        return ClassScalingTransform(self.class_scaling)
-
-
-class ClassScalingTransform(PredictionTransform):
-    """Adds a pooled class scaling to a prediction.
-
-    Args:
-        class_scaling: Scale and bias [2, C].
-    """
-
-    kind = "calibration"
-
-    def __init__(self, class_scaling: Tensor) -> None:
-        self.class_scaling = class_scaling
-
-    def apply(self, prediction: Prediction) -> Prediction:
-        """The calibrated prediction."""
-        return prediction.replace(class_scaling=rounded_for(self.class_scaling, prediction))
-
-
-def _order(rows: Tensor, labels: Tensor) -> Tensor | slice:
-    """An order of rows [N, C] by what they hold: only rows that are equal may change places."""
-    if rows.ndim != 2 or labels.shape != rows.shape[:1]:
-        return slice(None)  # an error that the fit will tell
-    direction = torch.randn(rows.shape[1], dtype=rows.dtype, generator=torch.Generator().manual_seed(0))
-    by_value = (rows.clamp_min(torch.finfo(torch.float32).min) @ direction).argsort(stable=True)
-    return by_value[labels[by_value].argsort(stable=True)]

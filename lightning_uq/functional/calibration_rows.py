@@ -31,3 +31,16 @@ def calibration_rows(logits: Tensor, target: Tensor, ndim: int) -> tuple[Tensor,
             f"{top[~top.isfinite()][0].item()}."
         )
     return torch.where(rows == -math.inf, top + _LOG_TINY, rows), classes
+
+
+def in_order(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [N, C] and labels [N] in an order that depends on what they hold alone: only rows that are equal may change places.
+
+    Ranks hand over rows in orders of their own, and folds must not differ.
+    """
+    if rows.ndim != 2 or labels.shape != rows.shape[:1]:
+        return rows, labels  # an error that the fit will tell
+    direction = torch.randn(rows.shape[1], dtype=rows.dtype, generator=torch.Generator().manual_seed(0))
+    by_value = (rows.clamp_min(torch.finfo(torch.float32).min) @ direction).argsort(stable=True)
+    order = by_value[labels[by_value].argsort(stable=True)]
+    return rows[order], labels[order]

@@ -26,6 +26,7 @@ from lightning_uq.functional.temperature_search import (
     best_shared_temperature,
     best_temperature,
     pooled_objective,
+    target_margins,
 )
 from lightning_uq.functional.true_class import at_class
 from lightning_uq.functional.validation import check_choice, check_floating
@@ -173,7 +174,8 @@ def calibrated_nll(logits: Tensor, target: Tensor) -> Tensor:
         tensor(0.5004, dtype=torch.float64)
     """
     rows, classes = calibration_rows(logits, target, 2)
-    return _scalar(pooled_objective(rows, classes, 1 / best_temperature(rows, classes).temperature, 0.0).nll, logits)
+    inverse = 1 / best_temperature(rows, classes).temperature
+    return _scalar(pooled_objective(target_margins(rows, classes), inverse, 0.0).nll, logits)
 
 
 def check_method(objective: str, method: str) -> None:

@@ -9,7 +9,7 @@ chance; a bracket does not. For an ensemble with the temperature inside its memb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_uq.functional.true_class import at_class
 
 _TOLERANCE = 1e-9  # of dNLL / dlog T
-_CHUNK_ELEMENTS = 2**21
+_CHUNK_ELEMENTS = 2**19  # what a cache holds
 _LARGEST = 1e3  # T in units of the logits where the optimum is infinite: near uniform, and labels survive float32
 _ROUNDING = 1e-12  # of margins, in units of the logits
 _RIGHT = "every row is classified correctly, so that the likelihood rises as T falls to 0; the targets were smoothed"
@@ -51,12 +51,12 @@ def best_temperature(logits: Tensor, target: Tensor) -> Solution:
     scale = logit_scale(logits)
     if scale == 0:
         return Solution(1.0, _CONSTANT)
-    margins = _margins(logits / scale, target)
+    margins = target_margins(logits / scale, target)
     right = bool((margins.amax(2) <= _ROUNDING).all())
     smoothing = 1 / (margins.shape[1] + 1) if right else 0.0
 
     def at(u: float) -> Point:
-        return pooled_objective(margins, target, math.exp(u), smoothing)
+        return pooled_objective(margins, math.exp(u), smoothing)
 
     low, high = -math.log(_LARGEST), 1.0
     if at(low).slope >= 0:
@@ -71,12 +71,12 @@ def best_shared_temperature(logits: Tensor, target: Tensor) -> Solution:
     scale = logit_scale(logits)
     if scale == 0:
         return Solution(1.0, _CONSTANT)
-    margins = _margins(logits / scale, target)
+    margins = target_margins(logits / scale, target)
     uniform = math.log(margins.shape[2])
     for smoothing, problem in ((0.0, None), (1 / (margins.shape[1] + 1), _VOTES)):
 
         def at(u: float, smoothing: float = smoothing) -> Point:
-            return pooled_objective(margins, target, math.exp(u), smoothing)
+            return pooled_objective(margins, math.exp(u), smoothing)
 
         grid = [(u / 4, at(u / 4)) for u in range(-28, 29)]
         while grid[-1][1].slope < 0 and grid[-1][0] < 40:  # where margins are far smaller than the scale
@@ -92,8 +92,8 @@ def best_shared_temperature(logits: Tensor, target: Tensor) -> Solution:
     return Solution(_LARGEST * scale, _CHANCE)
 
 
-def pooled_objective(margins: Tensor, target: Tensor, inverse: float, smoothing: float) -> Point:
-    """The pooled negative log-likelihood at 1/T = ``inverse``, its targets mixed with a share ``smoothing`` of uniform ones.
+def pooled_objective(margins: Tensor, inverse: float, smoothing: float) -> Point:
+    """The pooled negative log-likelihood of margins at 1/T = ``inverse``, its targets mixed with a share ``smoothing`` of uniform ones.
 
     With s_zc = log p_zc, whose derivatives in u are s' = b (l_c - E_p l) and s'' = s' - b^2 Var_p l, and the responsibilities
     w_z of the members for class c, the pooled L_c = log mean_z exp s_zc has
@@ -101,17 +101,20 @@ def pooled_objective(margins: Tensor, target: Tensor, inverse: float, smoothing:
         L' = sum_z w s',    L'' = sum_z w (s'' + s'^2) - L'^2.
     """
     sums = margins.new_zeros(3)
-    for part, classes in _chunks(margins, target):
-        log_probs = torch.log_softmax(inverse * part, 2)
-        probs = log_probs.exp()
+    for part in torch.split(margins, max(1, _CHUNK_ELEMENTS // (len(margins) * margins.shape[2])), 1):
+        scaled = inverse * part
+        normalizer = torch.logsumexp(scaled, 2, keepdim=True)
+        probs = (scaled - normalizer).exp()
         mean = (probs * part).sum(2, keepdim=True)
         variance = (probs * (part - mean).square()).sum(2, keepdim=True)
-        first = inverse * (part - mean)
-        second = first - inverse**2 * variance
-        hard = _pool(*(at_class(values, classes, 2).unsqueeze(2) for values in (log_probs, first, second)))
-        sums -= (1 - smoothing) * hard.sum((1, 2))
-        if smoothing:
-            sums -= smoothing * _pool(log_probs, first, second).mean(2).sum(1)
+        for share, values in (
+            (1 - smoothing, torch.zeros_like(mean)),
+            (smoothing, part),
+        ):  # the target's own margin is 0
+            if share:
+                first = inverse * (values - mean)
+                second = first - inverse**2 * variance
+                sums -= share * _pool(inverse * values - normalizer, first, second).mean(2).sum(1)
     return Point(*(sums / margins.shape[1]).tolist())
 
 
@@ -120,7 +123,7 @@ def logit_scale(logits: Tensor) -> float:
     return float((logits - logits.mean(2, keepdim=True)).abs().mean())
 
 
-def _margins(logits: Tensor, target: Tensor) -> Tensor:
+def target_margins(logits: Tensor, target: Tensor) -> Tensor:
     """Logits relative to that of the target, which keeps full precision where a prediction is all but certain."""
     return logits - at_class(logits, target, 2).unsqueeze(2)
 
@@ -134,11 +137,6 @@ def _pool(log_probs: Tensor, first: Tensor, second: Tensor) -> Tensor:
     slope = (weights * first).sum(0)
     curvature = (weights * (second + first.square())).sum(0) - slope.square()
     return torch.stack([value, slope, curvature])
-
-
-def _chunks(margins: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    size = max(1, _CHUNK_ELEMENTS // (margins.shape[0] * margins.shape[2]))
-    return zip(torch.split(margins, size, 1), torch.split(target, size), strict=True)
 
 
 def _root(at: Callable[[float], Point], low: float, high: float) -> float:

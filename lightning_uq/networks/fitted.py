@@ -12,7 +12,7 @@ from lightning_uq.functional.bernoulli import pooled_logits
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.validation import check_choice
-from lightning_uq.functional.vector_scaling import apply_vector_scaling
+from lightning_uq.networks.class_calibration import ClassCalibration
 from lightning_uq.networks.feature_density import FeatureDensity
 from lightning_uq.networks.features import FeatureTap
 from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows
@@ -37,7 +37,9 @@ class FittedNetwork(nn.Module):
         temperature: T, pooled; or one T that acts inside the members, or one per member, with ``of_members``.
         of_members: Where T acts.
         of_labels: Whether the logits are [Z, B, L], of labels that are on or off; the probabilities are then [B, L].
-        class_scaling: Scale and bias [2, C] of the log of the mean probabilities, in the place of T.
+        class_scaling: Scale and bias [2, C] of the log of the mean probabilities, in place of T.
+        class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of a matrix scaling of them, in place of T.
+        class_curves: Knots and values [2, C, K] of an isotonic calibration of them, in place of T.
         density: The density of the members' features.
         layers: Names, in ``network``, of the layers whose inputs these are.
         pool: How an input with more axes than [B, D] is pooled.
@@ -45,7 +47,7 @@ class FittedNetwork(nn.Module):
             infinity, as a compiled or exported graph does in any case.
 
     Raises:
-        InputError: Both calibrations are given, or not one layer a density.
+        InputError: Several calibrations are given, or not one layer a density.
 
     Example:
         >>> from lightning_uq.networks.ensemble import EnsembleNetwork
@@ -63,14 +65,20 @@ class FittedNetwork(nn.Module):
         of_members: bool = False,
         of_labels: bool = False,
         class_scaling: Tensor | None = None,
+        class_matrix: Tensor | None = None,
+        class_curves: Tensor | None = None,
         density: FeatureDensity | None = None,
         layers: Sequence[str] = (),
         pool: Pool | None = None,
         nonfinite: NonFinite = "error",
     ) -> None:
         super().__init__()
-        if temperature is not None and class_scaling is not None:
-            raise InputError("`temperature` and `class_scaling` exclude each other. Pass one of them.")
+        scalings = {"class_scaling": class_scaling, "class_matrix": class_matrix, "class_curves": class_curves}
+        given = {name: tensor for name, tensor in scalings.items() if tensor is not None}
+        if (calibrations := [*(["temperature"] if temperature is not None else []), *given])[1:]:
+            raise InputError(
+                f"{' and '.join(f'`{name}`' for name in calibrations)} exclude each other. Pass one of them."
+            )
         members = 0 if density is None else len(density.densities)
         if len(layers) != members:
             raise InputError(
@@ -79,11 +87,11 @@ class FittedNetwork(nn.Module):
         check_choice("nonfinite", nonfinite, ("error", "inf"))
         self.nonfinite = nonfinite
         self.network = network
-        # Numbers, not buffers: a cast to half precision leaves them as they are.
+        # Numbers, not a buffer: a cast to half precision leaves them as they are.
         self.temperature: Any = None if temperature is None else temperature.tolist()
         self.of_members = of_members
         self.of_labels = of_labels
-        self.class_scaling: Any = None if class_scaling is None else class_scaling.tolist()
+        self.calibration = ClassCalibration(**given) if given else None
         self.density = density
         self.tap = FeatureTap(network, layers, pool) if layers else None
         self.eval()
@@ -149,18 +157,15 @@ class FittedNetwork(nn.Module):
             log_probs = mean_log_probs(logits / T.reshape(-1, *[1] * (logits.ndim - 1)))
         else:
             log_probs = torch.log_softmax(mean_log_probs(logits) / self.temperature, 1)
-        if self.class_scaling is not None:
-            scale, bias = torch.tensor(self.class_scaling, dtype=logits.dtype, device=logits.device)
-            log_probs = torch.log_softmax(apply_vector_scaling(log_probs, scale, bias), 1)
-        return log_probs
+        return log_probs if self.calibration is None else self.calibration(log_probs)
 
     def extra_repr(self) -> str:
         """What is inside."""
         inside = []
         if self.temperature is not None:
             inside.append(f"temperature={self.temperature}{' of members' if self.of_members else ''}")
-        if self.class_scaling is not None:
-            inside.append("class scaling")
+        if self.calibration is not None:
+            inside += [name for name, _ in self.calibration.named_buffers()]
         if self.tap is not None:
             inside.append(f"density of {self.tap.layers}")
         return ", ".join(inside) or "nothing fitted"

@@ -20,6 +20,8 @@ class CategoricalPrediction(ClassProbabilities):
         temperature: Scalar T of a pooled calibration: probabilities are softmax(log(mean_z p_z) / T). The members stay as they are, and the
             parts of their entropy are then ``uncalibrated_expected_entropy`` and ``uncalibrated_mutual_information``.
         class_scaling: Scale and bias [2, C] of a pooled calibration by vector scaling, in place of T.
+        class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of a pooled calibration by matrix scaling, in place of T.
+        class_curves: Knots and values [2, C, K] of a pooled isotonic calibration, in place of T.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Attributes:

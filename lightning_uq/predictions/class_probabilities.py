@@ -8,9 +8,9 @@ from typing_extensions import Self
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import entropy
+from lightning_uq.functional.class_calibration import CALIBRATIONS, calibrate_log_probs
 from lightning_uq.functional.scores import SCORES
 from lightning_uq.functional.true_class import at_class
-from lightning_uq.functional.vector_scaling import apply_vector_scaling
 from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.predictions.decomposition import Decomposed
 from lightning_uq.predictions.fields import Field
@@ -19,16 +19,22 @@ from lightning_uq.predictions.fields import Field
 class ClassProbabilities(Decomposed):
     """The base of predictions of classes: everything that follows from the pooled log-probabilities [B, C, ...].
 
-    A calibration, a temperature or a class scaling, acts on the log of the mean probabilities. It changes ``log_probs`` and
+    A calibration, of which there is at most one, acts on the log of the mean probabilities. It changes ``log_probs`` and
     what follows from them: ``probs``, ``label``, ``confidence`` and ``predictive_entropy``. The hypotheses, hence the scores that
     read them, stay as they are; the parts of the entropy are then named ``uncalibrated_expected_entropy`` and
     ``uncalibrated_mutual_information``.
     """
 
-    _calibrations = ("temperature", "class_scaling")
+    _calibrations = CALIBRATIONS
 
     temperature = Field("Scalar T: probabilities are softmax(log(mean_z p_z) / T).", fitted_by="temperature")
     class_scaling = Field("Scale and bias [2, C] of a vector scaling, in place of T.", fitted_by="class scaling")
+    class_matrix = Field(
+        "Weights, bias, floor and 1 / T [C + 3, C] of a matrix scaling, in place of T.", fitted_by="matrix scaling"
+    )
+    class_curves = Field(
+        "Knots and values [2, C, K] of a monotone curve per class, in place of T.", fitted_by="isotonic scaling"
+    )
 
     # ------------------------------------------------------------------ what a type says
 
@@ -46,7 +52,7 @@ class ClassProbabilities(Decomposed):
         """The prediction without its members: log of the mean probabilities and moments alone, Z times smaller."""
         from lightning_uq.predictions.pooled_categorical import PooledCategoricalPrediction
 
-        kept = {name: self._get(name) for name in ("temperature", "class_scaling", *DENSITY_FIELDS)}
+        kept = {name: self._get(name) for name in (*self._calibrations, *DENSITY_FIELDS)}
         mean, entropies = (
             self.mean_log_probs,
             (self.uncalibrated_expected_entropy, self.uncalibrated_mutual_information),
@@ -73,13 +79,7 @@ class ClassProbabilities(Decomposed):
         return self._once("log_probs", lambda: self._calibrated(self.mean_log_probs))
 
     def _calibrated(self, log_probs: Tensor) -> Tensor:
-        temperature, class_scaling = self._get("temperature"), self._get("class_scaling")
-        if temperature is not None:
-            return torch.log_softmax(log_probs / temperature, 1)
-        if class_scaling is not None:
-            scale, bias = class_scaling.to(log_probs.device)
-            return torch.log_softmax(apply_vector_scaling(log_probs, scale, bias).to(log_probs.dtype), 1)
-        return log_probs
+        return calibrate_log_probs(log_probs, {name: self._get(name) for name in self._calibrations})
 
     @property
     def probs(self) -> Tensor:

@@ -22,6 +22,8 @@ class DirichletPrediction(ClassProbabilities):
         prior: Scalar weight of each class without any evidence: concentration = evidence + prior. Absent, it is 1.
         temperature: Scalar T that tempers the mean probabilities alone.
         class_scaling: Scale and bias [2, C] of a vector scaling of the mean probabilities alone.
+        class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of a matrix scaling of the mean probabilities alone.
+        class_curves: Knots and values [2, C, K] of an isotonic calibration of the mean probabilities alone.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:

@@ -24,6 +24,8 @@ class PooledCategoricalPrediction(ClassProbabilities):
         differential_entropy: Differential entropy [B, ...] of a pooled Dirichlet, in nats.
         temperature: Scalar T of a pooled calibration.
         class_scaling: Scale and bias [2, C] of a pooled calibration.
+        class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of a pooled calibration.
+        class_curves: Knots and values [2, C, K] of a pooled calibration.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:

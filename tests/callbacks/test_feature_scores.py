@@ -362,6 +362,8 @@ def test_the_command_line_builds_all_of_them():
         "FitGMM": {"covariance": "tied", "regularization": 0.1},
         "TemperatureScaling": {"scope": "shared", "output": "probs"},
         "VectorScaling": {"weights": "last"},
+        "MatrixScaling": {"max_rows": 100},
+        "IsotonicScaling": {"weights": "last"},
         "CalibratedNLL": {"dataloader_idx": 1},
         "FitKNN": {"k": 5},
         "FitViM": {"dim": 3},

@@ -12,8 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.callbacks.isotonic import IsotonicScaling
 from lightning_uq.callbacks.knn import FitKNN
 from lightning_uq.callbacks.load import load_fitted
+from lightning_uq.callbacks.matrix_scaling import MatrixScaling
 from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.callbacks.vector_scaling import VectorScaling
 from lightning_uq.errors import InputError
@@ -133,6 +135,10 @@ def assert_close(one, other, tol=1e-6):
     [
         (deterministic, lambda: TemperatureScaling()),
         (deterministic, lambda: VectorScaling()),
+        (deterministic, lambda: MatrixScaling()),
+        (ensemble, lambda: MatrixScaling()),
+        (deterministic, lambda: IsotonicScaling()),
+        (ensemble, lambda: IsotonicScaling()),
         (ensemble, lambda: TemperatureScaling()),
         (ensemble, lambda: TemperatureScaling(scope="shared")),
         (ensemble, lambda: TemperatureScaling(scope="member")),
@@ -348,18 +354,22 @@ def test_temperature_and_density_keep_their_precision_in_a_cast(fitted):
     assert "density of" in repr(fitted)
 
 
-def test_a_class_scaling_exports(write):
-    path, _ = write(deterministic(), VectorScaling())
+@pytest.mark.parametrize("make", [VectorScaling, MatrixScaling, IsotonicScaling])
+def test_a_calibration_of_classes_exports_and_keeps_its_precision_in_a_cast(write, make):
+    path, _ = write(deterministic(), make())
     fitted = load_fitted(path)
     exported = torch.export.export(fitted, (TEST_X[:7],), dynamic_shapes=BATCH, strict=False).module()
     torch.testing.assert_close(exported(TEST_X), fitted(TEST_X))
-    assert "class scaling" in repr(fitted)
+    assert make.tensor_name in repr(fitted)
+    assert getattr(copy.deepcopy(fitted).bfloat16().calibration, make.tensor_name).dtype == torch.float64
 
 
-def test_the_two_calibrations_exclude_each_other_and_densities_need_layers():
+def test_calibrations_exclude_each_other_and_densities_need_layers():
     network = EnsembleNetwork([nn.Linear(2, 2)])
     with pytest.raises(InputError, match="`temperature` and `class_scaling` exclude each other"):
         FittedNetwork(network, temperature=torch.tensor(1.0), class_scaling=torch.ones(2, 2))
+    with pytest.raises(InputError, match="`class_matrix` and `class_curves` exclude each other"):
+        FittedNetwork(network, class_matrix=torch.ones(5, 2), class_curves=torch.ones(2, 2, 3))
     with pytest.raises(InputError, match="one layer per member of `density`, but there are 1 layers and 0 members"):
         FittedNetwork(network, layers=["members.0"])
     assert "nothing fitted" in repr(FittedNetwork(network))

@@ -11,7 +11,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import DeterministicModule, EnsembleModule
-from lightning_uq.callbacks import CalibratedNLL, OODDetection, TemperatureScaling, VectorScaling
+from lightning_uq.callbacks import (
+    CalibratedNLL,
+    IsotonicScaling,
+    MatrixScaling,
+    OODDetection,
+    TemperatureScaling,
+    VectorScaling,
+)
 from lightning_uq.errors import InputError
 from lightning_uq.functional import auroc, average_precision, fpr_at_tpr, predictive_entropy
 from lightning_uq.functional.temperature import fit_temperature
@@ -78,7 +85,7 @@ def counted_logits(model, x, y):
 TASK = Segmentation(ignore_index=VOID)
 
 
-@pytest.mark.parametrize("callback", [TemperatureScaling, VectorScaling])
+@pytest.mark.parametrize("callback", [TemperatureScaling, VectorScaling, MatrixScaling, IsotonicScaling])
 def test_a_calibration_of_a_foreign_network_reads_the_pixels_that_count(make_trainer, callback):
     model, scaling = UNet(), callback(task=TASK, attach=True)
     trainer = make_trainer(callbacks=[scaling], max_epochs=2)

@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
+from lightning_uq.callbacks.isotonic import IsotonicScaling
+from lightning_uq.callbacks.matrix_scaling import MatrixScaling
 from lightning_uq.callbacks.ood import OODDetection
 from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.callbacks.temperature import TemperatureScaling
@@ -22,6 +24,8 @@ from lightning_uq.callbacks.vector_scaling import VectorScaling
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.calibration import expected_calibration_error
 from lightning_uq.functional.entropy import mutual_information
+from lightning_uq.functional.isotonic import apply_isotonic
+from lightning_uq.functional.matrix_scaling import apply_matrix_scaling
 from lightning_uq.functional.temperature import fit_ensemble_temperature, fit_temperature
 from lightning_uq.functional.vector_scaling import apply_vector_scaling, fit_vector_scaling
 from lightning_uq.metrics import JointLogLoss
@@ -215,6 +219,22 @@ def test_vector_scaling_and_rows_in_any_order(make_trainer):
     assert fits[0][1].abs().max() > 0.1  # it is no temperature
 
 
+def test_matrix_and_isotonic_scalings_of_rows_in_any_order():
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    target = (logits + 2 * torch.randn(300, 3, generator=generator) + torch.tensor([2.0, 0, 0])).argmax(1)
+    for scaling in (MatrixScaling(), IsotonicScaling()):
+        fits = []
+        for _ in range(3):
+            order = torch.randperm(300, generator=generator)
+            fits.append(scaling.fit_logits(logits[order], target[order]).state_dict()["tensors"][scaling.tensor_name])
+        assert_close(fits[1], fits[0])
+        assert_close(fits[2], fits[0])
+    assert MatrixScaling().fit_logits(logits, target).fitted_numbers["temperature"] == pytest.approx(
+        fit_temperature(logits, target).item()
+    )
+
+
 @pytest.mark.filterwarnings("ignore:.*sampler has shuffling enabled", "ignore:.*no finite positive temperature")
 def test_the_random_state_and_a_loaders_generator_are_left_alone(make_trainer):
     after = []
@@ -337,16 +357,30 @@ def test_a_class_scaling_is_carried(make_trainer):
     assert torch.equal(calibrated.uncalibrated_mutual_information, plain.mutual_information)
 
 
-@pytest.mark.parametrize("fitted", [TemperatureScaling(), TemperatureScaling(scope="shared"), VectorScaling()])
+CALIBRATIONS = [
+    TemperatureScaling(),
+    TemperatureScaling(scope="shared"),
+    VectorScaling(),
+    MatrixScaling(),
+    IsotonicScaling(),
+]
+
+
+@pytest.mark.parametrize("fitted", CALIBRATIONS, ids=lambda one: type(one).__name__)
 def test_a_prediction_in_float64_is_calibrated_in_float64(fitted):
     """A temperature that is rounded to float32 moves probabilities by 1e-8."""
     logits = 3 * torch.randn(1, 90, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     calibration = fitted.fit_logits(logits[0], (logits[0] + torch.randn(90, 3).mul(3)).argmax(1))
     mean = logits[0].log_softmax(1)
-    if isinstance(calibration, VectorScaling):
-        expected = apply_vector_scaling(mean, *calibration.class_scaling)
-    else:
-        expected = mean / calibration.temperature
+    match calibration:
+        case VectorScaling():
+            expected = apply_vector_scaling(mean, *calibration.class_scaling)
+        case MatrixScaling():
+            expected = apply_matrix_scaling(mean, calibration.class_matrix)
+        case IsotonicScaling():
+            expected = apply_isotonic(mean, calibration.class_curves)
+        case _:
+            expected = mean / calibration.temperature
     found = calibration.calibrate(CategoricalPrediction(logits)).probs
     torch.testing.assert_close(found, expected.softmax(1), rtol=1e-12, atol=1e-12)
     assert calibration.calibrate(CategoricalPrediction(logits.float())).probs.dtype == torch.float32
@@ -541,6 +575,8 @@ from torch import nn
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.callbacks.temperature import TemperatureScaling
+from lightning_uq.callbacks.isotonic import IsotonicScaling
+from lightning_uq.callbacks.matrix_scaling import MatrixScaling
 from lightning_uq.callbacks.vector_scaling import VectorScaling
 torch.manual_seed(0)
 x = torch.randn(61, 4).double()  # two ranks have other batches than one, so everything is in float64
@@ -562,7 +598,8 @@ class Module(LightningModule):
 loader = DataLoader(TensorDataset(x, y), batch_size=4)
 few = DataLoader(TensorDataset(x[:1], y[:1]), batch_size=4)  # the second rank has none
 make = lambda: [TemperatureScaling(weights="last"), TemperatureScaling(objective="ece", method="grid", weights="last", name="grid"),
-                VectorScaling(weights="last"), TemperatureScaling(weights="last", dataloader=few, name="few")]
+                VectorScaling(weights="last"), TemperatureScaling(weights="last", dataloader=few, name="few"),
+                MatrixScaling(weights="last"), IsotonicScaling(weights="last")]
 def main():
     callbacks = make()
     module = Module()
@@ -585,7 +622,7 @@ if __name__ == "__main__":
 
 def test_two_ranks_give_what_one_gives(run_script):
     result = run_script(TWO_RANKS)
-    assert len(result["gaps"]) == 8
+    assert len(result["gaps"]) == 12
     assert max(result["gaps"]) < 1e-9
     assert abs(result["temperature"] - 1) > 0.05
 
@@ -604,7 +641,7 @@ class Spy(Callback):
         self.batches += 1
 
 
-@pytest.mark.parametrize("make", [TemperatureScaling, VectorScaling])
+@pytest.mark.parametrize("make", [TemperatureScaling, VectorScaling, MatrixScaling, IsotonicScaling])
 @pytest.mark.parametrize(
     ("module", "loaders", "kwargs", "match"),
     [

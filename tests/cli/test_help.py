@@ -100,7 +100,9 @@ def test_optimizers_and_schedulers_are_still_built_from_class_paths(capsys):
     assert found["network"]["init_args"]["out_features"] == 3
 
 
-@pytest.mark.parametrize("name", ["FitGMM", "FitKNN", "FitViM", "TemperatureScaling", "VectorScaling"])
+@pytest.mark.parametrize(
+    "name", ["FitGMM", "FitKNN", "FitViM", "TemperatureScaling", "VectorScaling", "MatrixScaling", "IsotonicScaling"]
+)
 def test_every_option_of_a_callback_once(capsys, name):
     """Those of the base come through `**fitting`."""
     with pytest.raises(SystemExit):

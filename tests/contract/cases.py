@@ -630,6 +630,8 @@ LISTED_CALLBACKS = [
     CallbackCase("FitViM", partial(c.FitViM, dim=2), unsupported=OWN_SCORES),
     CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val"),
     CallbackCase("VectorScaling", partial(c.VectorScaling), fits_on="val"),
+    CallbackCase("MatrixScaling", partial(c.MatrixScaling), fits_on="val"),
+    CallbackCase("IsotonicScaling", partial(c.IsotonicScaling), fits_on="val"),
     CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
 ]

@@ -300,7 +300,11 @@ def test_classes_that_are_missing(fitting_case, kept):
 @UNTRAINED
 def test_memory_that_nobody_has(fitting_case):
     """A million classes: said before anything is allocated."""
-    named = {"FitGMM": "must fit into `memory_budget`", "VectorScaling": "those of 1000000 classes take"}
+    named = {
+        "FitGMM": "must fit into `memory_budget`",
+        "VectorScaling": "those of 1000000 classes take",
+        "MatrixScaling": "that of 1000000 classes takes",
+    }
     if fitting_case.name not in named:
         pytest.skip("its memory does not grow with the square of anything that large")
     wide = torch.nn.Sequential(torch.nn.Linear(FEATURES, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1_000_000))

@@ -25,12 +25,27 @@ def class_scaling(logits):
     return torch.stack([scale, scale - 1])
 
 
+def class_matrix(logits, floor=-3.0):
+    scale, bias = class_scaling(logits)
+    return torch.cat([scale.diag(), torch.stack([bias, torch.full_like(bias, floor), torch.full_like(bias, 0.7)])])
+
+
+def class_curves(logits):
+    knots = torch.tensor([-2.0, -1.0, -0.1], dtype=logits.dtype)
+    return torch.stack([knots, knots.exp()])[:, None].repeat(1, logits.shape[2], 1)
+
+
 # Of logits [Z, B, C], whose last class may be ruled out, labels [B] of the others, and probabilities [B, C].
 OF_LOGITS = {
     **functional.SCORES,
     "mean_probs": lambda logits: entropy.mean_log_probs(logits).exp().sum(1),
     "calibrated_entropy": lambda logits: prediction(logits, temperature=T).predictive_entropy,
     "scaled_entropy": lambda logits: prediction(logits, class_scaling=class_scaling(logits)).predictive_entropy,
+    "matrix_entropy": lambda logits: prediction(logits, class_matrix=class_matrix(logits)).predictive_entropy,
+    "matrix_entropy_at_a_temperature": lambda logits: (
+        prediction(logits, class_matrix=class_matrix(logits, -1e4)).predictive_entropy
+    ),
+    "isotonic_entropy": lambda logits: prediction(logits, class_curves=class_curves(logits)).predictive_entropy,
     "distill_the_mean": lambda logits: losses.distill_mean_classification(logits, logits[0].detach()),
     "distilled": lambda logits: losses.distill_mean_classification(logits.detach(), logits[0]),
     **{

@@ -43,7 +43,8 @@ from tests.tolerance import tolerance
 
 def test_a_type_declares_its_tensors_once():
     logits = torch.zeros(1, 2, 3)
-    assert list(CategoricalPrediction._fields) == ["logits", "log_density", "ood_score", "temperature", "class_scaling"]
+    calibrations = ["temperature", "class_scaling", "class_matrix", "class_curves"]
+    assert list(CategoricalPrediction._fields) == ["logits", "log_density", "ood_score", *calibrations]
     assert_same(CategoricalPrediction(logits=logits), CategoricalPrediction(logits))
     assert str(inspect.signature(CategoricalPrediction)).startswith("(logits: torch.Tensor, *, log_density: ")
     assert isinstance(CategoricalPrediction.logits, Field)
@@ -405,7 +406,14 @@ MAKERS = {
         for kind in (PointPrediction, QuantilePrediction, MixtureDensityPrediction, StudentTMixturePrediction)
     },
 }
-CALIBRATIONS = {"temperature": torch.tensor(2.0), "class_scaling": torch.tensor([[1.0, 2, 3, 1, 1], [0, 1, 0, 0, 0]])}
+CALIBRATIONS = {
+    "temperature": torch.tensor(2.0),
+    "class_scaling": torch.tensor([[1.0, 2, 3, 1, 1], [0, 1, 0, 0, 0]]),
+    "class_matrix": torch.cat(
+        [torch.eye(5) + 0.1, torch.zeros(1, 5), torch.full((1, 5), -9.0), torch.full((1, 5), 0.5)]
+    ),
+    "class_curves": torch.tensor([[[-3.0, 0.0]] * 5, [[0.1, 0.8]] * 5]),
+}
 
 
 def test_every_type_is_made_here():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_uq import TemperatureScaling
-from lightning_uq.callbacks import VectorScaling
+from lightning_uq.callbacks import IsotonicScaling, MatrixScaling, VectorScaling
 from lightning_uq.errors import InputError
 from lightning_uq.predictions import BernoulliPrediction, CategoricalPrediction
 from tests.predictions.cases import bernoulli, categorical, dirichlet
@@ -74,5 +74,11 @@ def test_the_calibrations_of_callbacks():
     labels = torch.arange(90) % 3
     logits = 2 * torch.randn(1, 90, 3, generator=g)
     logits[:, torch.arange(90), labels] += 1
-    for callback in (TemperatureScaling(), TemperatureScaling(scope="member"), VectorScaling()):
+    for callback in (
+        TemperatureScaling(),
+        TemperatureScaling(scope="member"),
+        VectorScaling(),
+        MatrixScaling(),
+        IsotonicScaling(),
+    ):
         assert_adds_up(callback.fit_logits(logits, labels).calibrate(CategoricalPrediction(logits)))

@@ -12,6 +12,8 @@ CALIBRATIONS = [
     {},
     {"temperature": torch.tensor(2.0)},
     {"class_scaling": torch.stack([torch.full((5,), 0.5), torch.arange(5.0)])},
+    {"class_matrix": torch.cat([torch.eye(5) + 0.1, torch.zeros(1, 5), torch.full((1, 5), -9.0), torch.ones(1, 5)])},
+    {"class_curves": torch.tensor([[[-3.0, 0.0]] * 5, [[0.1, 0.8]] * 5])},
 ]
 
 

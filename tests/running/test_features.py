@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_uq.callbacks import FitGMM, FitViM, TemperatureScaling, VectorScaling
+from lightning_uq.callbacks import FitGMM, FitViM, IsotonicScaling, MatrixScaling, TemperatureScaling, VectorScaling
 from lightning_uq.modules.dropout import DropoutModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.networks.factory import Factory
@@ -59,7 +59,7 @@ def test_copies_follow_the_weights(copies):
     assert copy.deepcopy(features)._copies is None
 
 
-@pytest.mark.parametrize("make", [TemperatureScaling, VectorScaling])
+@pytest.mark.parametrize("make", [TemperatureScaling, VectorScaling, MatrixScaling, IsotonicScaling])
 @pytest.mark.filterwarnings("ignore:.*fewer than 20 per class", "ignore:.*no finite positive temperature")
 def test_a_pooled_calibration_keeps_pooled_rows(monkeypatch, make):
     kept, add = [], RowSample.add

@@ -9,7 +9,15 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uq.callbacks import FitGMM, FitKNN, OODDetection, TemperatureScaling, VectorScaling
+from lightning_uq.callbacks import (
+    FitGMM,
+    FitKNN,
+    IsotonicScaling,
+    MatrixScaling,
+    OODDetection,
+    TemperatureScaling,
+    VectorScaling,
+)
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.modules.dropout import DropoutModule
@@ -67,6 +75,8 @@ CALLBACKS = {
     "shared": lambda **kwargs: [TemperatureScaling(scope="shared", **kwargs)],
     "member": lambda **kwargs: [TemperatureScaling(scope="member", **kwargs)],
     "vector": lambda **kwargs: [VectorScaling(**kwargs)],
+    "matrix": lambda **kwargs: [MatrixScaling(**kwargs)],
+    "isotonic": lambda **kwargs: [IsotonicScaling(**kwargs)],
     "both": lambda **kwargs: [TemperatureScaling(scope="shared", **kwargs), FitGMM(**kwargs), FitKNN(k=3, **kwargs)],
 }
 MODULES = {

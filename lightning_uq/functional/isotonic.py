@@ -1,0 +1,121 @@
+"""Isotonic calibration: one monotone curve per class from its probability to its frequency among held-out rows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_uq.functional.calibration_rows import calibration_rows
+
+
+def apply_isotonic(log_probs: Tensor, class_curves: Tensor) -> Tensor:
+    """log(f_c(log p_c) / sum_k f_k(log p_k)): log-probabilities [N, C, ...] -> [N, C, ...].
+
+    The curve f_c is linear between its knots and constant beyond them. A class that a row rules out by minus infinity stays
+    ruled out. NaN stays NaN.
+
+    Args:
+        log_probs: Log-probabilities [N, C, ...].
+        class_curves: Knots and values [2, C, K] of :func:`fit_isotonic`.
+
+    Example:
+        >>> curves = torch.tensor([[[-1.0, 0.0], [-1.0, 0.0]], [[0.2, 0.8], [0.2, 0.4]]])
+        >>> apply_isotonic(torch.tensor([[0.0, -5.0]]), curves).exp()
+        tensor([[0.8000, 0.2000]])
+    """
+    _, C, K = class_curves.shape
+    knots, values = class_curves.flatten(1)
+    excluded = log_probs == -math.inf
+    x = log_probs.masked_fill(excluded, 0.0)
+    first = (torch.arange(C, device=x.device) * K).reshape(-1, *[1] * (x.ndim - 2))
+    left = torch.zeros_like(x, dtype=torch.long) + first  # the last knot that is not above x, or the first knot of all
+    for size in (2**power for power in reversed(range((K - 1).bit_length()))):
+        further = torch.minimum(left + size, first + K - 1)
+        left = torch.where(knots[further] <= x, further, left)
+    right = torch.minimum(left + 1, first + K - 1)
+    width = knots[right] - knots[left]
+    weight = ((x - knots[left]) / torch.where(width > 0, width, 1.0)).clamp(0.0, 1.0)
+    frequencies = values[left] + weight * (values[right] - values[left])
+    return torch.log_softmax(frequencies.log().masked_fill(excluded, -math.inf), 1)
+
+
+def fit_isotonic(logits: Tensor, target: Tensor) -> Tensor:
+    """Fit a monotone curve per class, one against the rest.
+
+    The curve of class c is the non-decreasing function g of log p_c that minimises sum_n (g(log p_nc) - [y_n = c])^2, mixed
+    with a uniform share as if by one more row: f = (N g + 1 / C) / (N + 1). So no class gets a probability of 0, whose
+    log-loss would be infinite. A curve of so many steps needs rows: below some hundreds per class a temperature is safer.
+
+    Args:
+        logits: Logits or log-probabilities [N, C] (or [N, C, ...], each position a row) of held-out rows.
+        target: Class indices [N] (or [N, ...]).
+
+    Returns:
+        Knots, as log-probabilities, and values in (0, 1): [2, C, K] in float64, both non-decreasing along K. A curve with fewer
+        knots than K repeats its last one.
+
+    Raises:
+        InputError: Shapes or values are not as above, or there is no row.
+
+    Source: Zadrozny & Elkan, KDD 2002; pooling of adjacent violators by Ayer et al., Annals of Mathematical Statistics 1955.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+        >>> knots, values = fit_isotonic(logits, torch.tensor([1, 0, 1, 0]))
+        >>> values[0].round(decimals=2)  # 0, then one in two, then 1, each mixed with a fifth of 1 / 2
+        tensor([0.1000, 0.5000, 0.5000, 0.9000], dtype=torch.float64)
+    """
+    rows, classes = calibration_rows(logits, target, 2)
+    N, C = rows.shape[1:]
+    # Scores are equal where a prediction in float32 cannot tell them apart.
+    scores = torch.empty_like(rows[0]).copy_(torch.log_softmax(rows[0], 1).float())
+    x, order = scores.T.contiguous().sort(1)  # [C, N]
+    hits = torch.zeros_like(x).scatter(0, classes[None], 1.0).gather(1, order)
+    new = torch.ones_like(x, dtype=torch.bool)  # equal scores have one value
+    new[:, 1:] = x[:, 1:] > x[:, :-1]
+    block = _pool_adjacent_violators(
+        new.flatten(), hits.flatten(), torch.arange(C, device=x.device).repeat_interleave(N)
+    )
+
+    total, num = (x.new_zeros(C * N).index_add(0, block, part) for part in (hits.flatten(), x.new_ones(C * N)))
+    mean = total / num  # NaN behind the last block
+    value = ((N * mean + 1 / C) / (N + 1))[block].reshape(C, N)
+    # The knots of a block are its lowest score and its highest, where that is another one.
+    ends = torch.ones(C * N + 1, dtype=torch.bool, device=x.device)
+    ends[1:-1] = block[1:] != block[:-1]
+    lowest, highest = ends[:-1], ends[1:]
+    edge = (lowest | (highest & (x.flatten() > x.flatten()[lowest][block]))).reshape(C, N)
+    num_knots = edge.sum(1)
+    K = int(num_knots.max())
+    place = (edge.cumsum(1) - 1).masked_fill(~edge, K)  # rows that are no knots go to a column that is dropped
+    curves = x.new_zeros(2, C, K + 1)
+    curves[0].scatter_(1, place, x)
+    curves[1].scatter_(1, place, value)
+    column = torch.arange(K, device=x.device).minimum((num_knots - 1)[:, None])
+    return curves.gather(2, column.expand(2, -1, -1))
+
+
+def _pool_adjacent_violators(new: Tensor, hits: Tensor, group: Tensor) -> Tensor:
+    """The block of each row, of rows sorted by group and score, so that the mean number of hits rises from block to block.
+
+    All neighbours that do not rise are pooled at once, until there are none: the result does not depend on their order.
+
+    Args:
+        new: Whether a row starts another score [M].
+        hits: 0 or 1 [M], in float64: means are compared by products of whole numbers, which are exact.
+        group: The group of each row [M], within which rows are pooled.
+    """
+    block = new.long().cumsum(0) - 1
+    owner = group[new]
+    total, num = (hits.new_zeros(len(owner)).index_add(0, block, part) for part in (hits, torch.ones_like(hits)))
+    while True:
+        rises = (owner[1:] != owner[:-1]) | (total[1:] * num[:-1] > total[:-1] * num[1:])
+        if bool(rises.all()):
+            return block
+        merged = torch.cat([rises.new_zeros(1), rises]).long().cumsum(0)
+        block = merged[block]
+        size = int(merged[-1]) + 1
+        total, num = (hits.new_zeros(size).index_add(0, merged, part) for part in (total, num))
+        owner = owner.new_zeros(size).scatter(0, merged, owner)
