@@ -13,7 +13,6 @@ from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.predictions import CategoricalPrediction, Prediction
 from lightning_uq.running.classes import CalibrationReader, FittingRows, check_calibration, check_targets
 from lightning_uq.running.evaluation import to_device
-from lightning_uq.running.loaders import validation_loaders
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.running.row_sample import MAX_ROWS, RowSample
@@ -131,31 +130,10 @@ class Calibration(PostTrainingCallback):
 
     # ------------------------------------------------------------------ fitting
 
-    def default_loader(self, trainer: Trainer) -> Any:
-        """The validation loader."""
-        loaders = validation_loaders(trainer)
-        if len(loaders) != 1:
-            raise InputError(
-                f"{type(self).__name__} needs one validation loader to be fitted on, but the Trainer has "
-                f"{len(loaders) or 'none'}. Pass a validation loader to `fit`, or argument `dataloader`."
-            )
-        return loaders[0]
-
-    def loader_limit(self, trainer: Trainer) -> int | float | None:
-        """``limit_val_batches`` holds for the fit as well."""
-        limit: int | float | None = trainer.limit_val_batches
-        return limit
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a task without classes."""
         check_calibration(self.logits.task(pl_module), type(self).__name__, self.needs_classes)
         super().on_fit_start(trainer, pl_module)
-
-    def has_own_data(self, trainer: Trainer) -> bool:
-        """Whether no validation will read the fitting data during the training."""
-        every, end = trainer.check_val_every_n_epoch, trainer.max_epochs
-        is_never = every is not None and end not in (None, -1) and trainer.current_epoch // every == end // every
-        return super().has_own_data(trainer) or is_never
 
     def fits_targets(self, model: nn.Module) -> bool:
         """Labels are what a calibration is fitted to."""
@@ -164,16 +142,6 @@ class Calibration(PostTrainingCallback):
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Every label must be one that the task knows."""
         check_targets(self.logits, model, target, outputs, f"{type(self).__name__}'s fitting data")
-
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
-        """Look at the targets of the first validation; verify the weights in ``trainer.validate``."""
-        super().on_validation_batch_start(trainer, pl_module, batch)
-        self.look_at_epoch(trainer, pl_module, batch)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first validation is over."""
-        super().on_validation_epoch_end(trainer, pl_module)
-        self.end_look(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, and log what was fitted: to the Trainer's loggers and its ``callback_metrics``."""

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_uq.callbacks.fitting_data import TrainingData
 from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError
 from lightning_uq.networks.pooling import Pool, pool_setting
@@ -16,7 +17,7 @@ from lightning_uq.networks.positions import resized, score_positions
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
 from lightning_uq.running.finite import FiniteRows
-from lightning_uq.running.loaders import can_be_reread, exact_loader, fit_dataloader_of, training_loader
+from lightning_uq.running.loaders import can_be_reread, exact_loader
 from lightning_uq.running.ranks import first_of_ranks, gather_objects, gather_rows, raising_on_all_ranks
 from lightning_uq.running.row_sample import RowSample, row_keys
 
@@ -45,6 +46,8 @@ class FeatureCallback(PostTrainingCallback):
         score_name: What the score is called.
     """
 
+    fitting_data = TrainingData()
+
     score_name: str
 
     def __init__(self, *, feature_layer: str = "auto", pool: Pool | None = None, **fitting: Any) -> None:
@@ -62,26 +65,6 @@ class FeatureCallback(PostTrainingCallback):
         return {**super().settings, **layer}
 
     # ------------------------------------------------------------------ fitting
-
-    def default_loader(self, trainer: Trainer) -> Any:
-        """The data module's ``uq_fit_dataloader()``, else the training loader."""
-        provider = fit_dataloader_of(trainer.datamodule)  # type: ignore[attr-defined]
-        if provider is not None:
-            return provider()
-        loader = training_loader(trainer)
-        if isinstance(loader, dict | list | tuple):
-            raise InputError(
-                f"{type(self).__name__} needs one training loader to be fitted on, but the Trainer has {len(loader)}. Pass argument "
-                "`dataloader`."
-            )
-        return loader
-
-    def loader_limit(self, trainer: Trainer) -> int | float | None:
-        """``limit_train_batches`` holds for the fit as well."""
-        if fit_dataloader_of(trainer.datamodule) is not None:  # type: ignore[attr-defined]
-            return None
-        limit: int | float | None = trainer.limit_train_batches
-        return limit
 
     def largest_shape(self, shape: tuple[int, ...], trainer: Trainer | None) -> tuple[int, ...]:
         """The largest shape of all ranks. It also shares the layer's name, for ranks without rows. A collective.
@@ -154,10 +137,6 @@ class FeatureCallback(PostTrainingCallback):
             super().try_fit(trainer, pl_module, loader)
         else:
             self.waits = not self.has_own_data(trainer)
-
-    def has_own_data(self, trainer: Trainer) -> bool:
-        """Whether the fitting data is other than the training data."""
-        return super().has_own_data(trainer) or fit_dataloader_of(trainer.datamodule) is not None  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Look at the targets of the first epoch, unless the data set has shown them all."""

@@ -4,8 +4,7 @@ Fitted state belongs to one set of weights. This base fits it on those weights, 
 recognises at validation, test and prediction whether the weights in memory are the ones it was fitted on.
 """
 
-from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from lightning_uq._lightning import starts_processes
 from lightning_uq.batches import own_batch
 from lightning_uq.callbacks.fitting import FittingCallback
+from lightning_uq.callbacks.fitting_data import FittingData, ValidationData
 from lightning_uq.callbacks.foreign import unwrap_predict_step, unwrapped, wrap_predict_step
 from lightning_uq.callbacks.label_checks import SeenBatch, all_targets
 from lightning_uq.callbacks.sibling import write_sibling
@@ -40,7 +40,7 @@ from lightning_uq.strategies import check_strategy
 class PostTrainingCallback(FittingCallback):
     """Fits tensors in ``on_train_end``, stores them with the weights they belong to, and never uses them with others.
 
-    A subclass says what to fit (:meth:`fit_tensors`), on which loader by default (:meth:`default_loader`), and how it changes
+    A subclass says what to fit (:meth:`fit_tensors`), on which data by default (:attr:`fitting_data`), and how it changes
     predictions (:meth:`transform`). After a fit, ``uq_ckpt_path`` names a checkpoint that holds the weights and the fitted
     states of all such callbacks: a copy ``<best>-uq.ckpt`` beside the best checkpoint, or ``uq-last.ckpt``. ``validate``,
     ``test`` and ``predict`` find it by themselves. If the weights are others, they refit from the loader that is known, or
@@ -70,13 +70,8 @@ class PostTrainingCallback(FittingCallback):
 
     # ------------------------------------------------------------------ what a subclass provides
 
-    @abstractmethod
-    def default_loader(self, trainer: Trainer) -> Any:
-        """The fitting data where no ``dataloader`` was given, or an :class:`InputError` that says what to pass."""
-
-    def loader_limit(self, trainer: Trainer) -> int | float | None:
-        """At most so many batches of the default loader."""
-        return None
+    fitting_data: ClassVar[FittingData] = ValidationData()
+    """The fitting data where no ``dataloader`` was given."""
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:  # optional
         """Raise, before the training, what :meth:`fit_tensors` would raise after it, as far as one batch tells."""
@@ -159,12 +154,12 @@ class PostTrainingCallback(FittingCallback):
 
     def has_own_data(self, trainer: Trainer) -> bool:
         """Whether the fitting data is other than what the training, or its validation, reads."""
-        return self.dataloader is not None
+        return self.dataloader is not None or self.fitting_data.is_read_apart(trainer)
 
     def _look_at_targets(self, trainer: Trainer, model: LightningModule, loader: Any, seen: SeenBatch) -> None:
         """Check the targets of all rows, or remember to do so in the first epoch, if only its batches will show them."""
         own = self.has_own_data(trainer)
-        limit = None if self.dataloader is not None or trainer.fast_dev_run else self.loader_limit(trainer)  # type: ignore[attr-defined]
+        limit = None if self.dataloader is not None or trainer.fast_dev_run else self.fitting_data.limit(trainer)  # type: ignore[attr-defined]
         limit = limit * trainer.world_size if isinstance(limit, int) else limit  # of all ranks
         read = own and can_be_reread(loader)
         targets = all_targets(loader, seen, lambda raw: self.logits.unpack(model, raw)[1], limit, read=read)
@@ -255,10 +250,12 @@ class PostTrainingCallback(FittingCallback):
             self._forget(pl_module)
 
     def _fitting_loader(self, trainer: Trainer) -> Any:
-        return self.default_loader(trainer) if self.dataloader is None else self.dataloader
+        return (
+            self.dataloader if self.dataloader is not None else self.fitting_data.loader(trainer, type(self).__name__)
+        )
 
     def _fit(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
-        limit = None if self.dataloader is not None else self.loader_limit(trainer)
+        limit = None if self.dataloader is not None else self.fitting_data.limit(trainer)
         self._forget(pl_module)
         try:
             self._fit_batches(trainer, pl_module, loader, limit)
@@ -319,6 +316,8 @@ class PostTrainingCallback(FittingCallback):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._verify(trainer, pl_module)
         self._step_input.start_reading(pl_module, batch, self.logits)
+        if isinstance(self.fitting_data, ValidationData):
+            self.look_at_epoch(trainer, pl_module, batch)
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
         """Verify at the first batch of ``trainer.test``; watch a step of the module's own."""
@@ -339,9 +338,11 @@ class PostTrainingCallback(FittingCallback):
             wrap_predict_step(pl_module, self.logits, self.transform(), self.nonfinite)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Verify on a rank that had no batch, for which the others wait."""
+        """Verify on a rank that had no batch, for which the others wait; the first validation's targets were looked at."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._verify(trainer, pl_module)
+        if isinstance(self.fitting_data, ValidationData):
+            self.end_look(trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Verify on a rank that had no batch, for which the others wait."""

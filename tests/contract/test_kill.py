@@ -74,7 +74,7 @@ def fit_two(name, weights, folder, *, is_there, is_killed):
     torch.save({"state": first.state_dict(), "path": str(path), "whole": whole}, folder / "before")
     if not is_there:
         path.unlink()
-    second.default_loader = lambda trainer: val
+    second.dataloader = val
     trainer.callbacks.insert(1, second)
     if is_killed:
         files_end_at(len(whole) // 2)
