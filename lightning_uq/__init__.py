@@ -3,6 +3,9 @@
 from lightning_uq import active_learning, data, functional, losses, metrics, networks, tasks
 from lightning_uq.callbacks import (
     CalibratedNLL,
+    ConformalIntervals,
+    ConformalSets,
+    ConformalStream,
     FitGMM,
     FitKNN,
     FitViM,
@@ -75,6 +78,9 @@ __all__ = [
     "CategoricalPrediction",
     "CategoricalRegressionModule",
     "Classification",
+    "ConformalIntervals",
+    "ConformalSets",
+    "ConformalStream",
     "DeterministicModule",
     "DirichletPrediction",
     "DropoutModule",

@@ -1,6 +1,9 @@
 """Callbacks for any LightningModule, one per file."""
 
 from lightning_uq.callbacks.calibrated_nll import CalibratedNLL
+from lightning_uq.callbacks.conformal_intervals import ConformalIntervals
+from lightning_uq.callbacks.conformal_sets import ConformalSets
+from lightning_uq.callbacks.conformal_stream import ConformalStream
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.isotonic import IsotonicScaling
 from lightning_uq.callbacks.knn import FitKNN
@@ -16,6 +19,9 @@ from lightning_uq.callbacks.vim import FitViM
 
 __all__ = [
     "CalibratedNLL",
+    "ConformalIntervals",
+    "ConformalSets",
+    "ConformalStream",
     "FitGMM",
     "FitKNN",
     "FitViM",

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torchmetrics import Metric
 
-from lightning_uq.callbacks.calibration_metrics import CalibrationMetrics
+from lightning_uq.callbacks.logged_metrics import LoggedMetrics, When, log_fitted
 from lightning_uq.callbacks.post_training import PostTrainingCallback
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.predictions import CategoricalPrediction, Prediction
@@ -17,6 +18,7 @@ from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import raising_on_all_ranks
 from lightning_uq.running.row_sample import MAX_ROWS, RowSample
 from lightning_uq.running.transforms import PredictionTransform
+from lightning_uq.tasks import Task
 
 
 class Calibration(PostTrainingCallback):
@@ -45,6 +47,8 @@ class Calibration(PostTrainingCallback):
 
     needs_classes: ClassVar[bool] = False
     """Whether each label must be one of several classes, rather than on or off."""
+
+    recalibrates = True
 
     of_members = False
     """Whether the result acts inside the members, rather than on the log of their mean probabilities."""
@@ -92,7 +96,16 @@ class Calibration(PostTrainingCallback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a test."""
-        self._tested = CalibrationMetrics(self.logits, self.calibrate, type(self).__name__)
+        who: str = type(self).__name__
+        self._tested = LoggedMetrics(self.logits, self._both, _calibration_metrics, who, ("", "_calibrated"))
+
+    def _both(
+        self, model: nn.Module, batch: Any, trainer: Trainer, check: bool
+    ) -> tuple[Tensor, dict[When, Prediction]]:
+        """A batch's prediction before and after the calibration."""
+        outputs = self.logits(model, batch, trainer, check=check)
+        raw = self.logits.prediction(model, outputs, to_members=False)
+        return outputs, {"": raw, "_calibrated": self.calibrate(raw)}
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -117,10 +130,7 @@ class Calibration(PostTrainingCallback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how good the probabilities are before and after the calibration."""
         super().on_test_epoch_end(trainer, pl_module)
-        prefix = self._prefix(trainer)
-        for name, value in self._tested.compute(trainer, pl_module).items():
-            # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
-            pl_module.log(f"{prefix}{name}", value.float(), batch_size=1, sync_dist=True, add_dataloader_idx=False)
+        self._tested.log(trainer, pl_module, self._prefix(trainer))
 
     def _prefix(self, trainer: Trainer) -> str:
         """``uq/``, and the callback's name where the Trainer has several calibrations of an unmodified module."""
@@ -146,10 +156,7 @@ class Calibration(PostTrainingCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, and log what was fitted: to the Trainer's loggers and its ``callback_metrics``."""
         super().on_train_end(trainer, pl_module)
-        numbers = {f"{self._prefix(trainer)}{name}": value for name, value in self.fitted_numbers.items()}
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
+        log_fitted(trainer, self._prefix(trainer), self.fitted_numbers)
 
     @property
     def fitted_numbers(self) -> dict[str, float]:
@@ -241,6 +248,10 @@ class FieldTransform(PredictionTransform):
     def apply(self, prediction: Prediction) -> Prediction:
         """The calibrated prediction."""
         return prediction.replace(**{self.name: rounded_for(self.tensor, prediction)})
+
+
+def _calibration_metrics(task: Task, when: When) -> dict[str, Metric]:
+    return {name: metric for name, metric in task.metrics("test").items() if name in task.calibration_metrics}
 
 
 def rounded_for(tensor: Tensor, prediction: Prediction) -> Tensor:

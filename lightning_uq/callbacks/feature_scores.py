@@ -109,9 +109,9 @@ class FeatureCallback(PostTrainingCallback):
                 chosen = sample.choose(keys)
                 rows = features if features.ndim == 3 else features.movedim(2, -1).flatten(1, -2)[:, positions]
                 rows = rows[:, chosen].transpose(0, 1).cpu()  # rows first, so that they gather
-                sample.add(keys[chosen], rows, torch.zeros(len(rows)))
+                sample.add(keys[chosen], rows)
         self.largest_shape(shape, trainer)
-        rows, _ = sample.gather(trainer, type(self).__name__)
+        (rows,) = sample.gather(trainer, type(self).__name__)
         wide = any(gather_objects(dtype == torch.float64, trainer))
         return rows.to(torch.float64 if wide else torch.float32).cpu().transpose(0, 1).contiguous()
 

@@ -1,7 +1,7 @@
 """The base of callbacks that fit something to a model: what was fitted, on which weights, and how predictions carry it."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -15,6 +15,7 @@ from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.finite import NonFinite
 from lightning_uq.networks.output import Output, PredictFn
+from lightning_uq.predictions import Prediction
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.fitted_state import FittedState, to_cpu
 from lightning_uq.running.loaders import exact_loader
@@ -93,6 +94,13 @@ class FittingCallback(Callback, ABC):
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:  # optional
         """Called whenever the fitted state changes; None when it is cleared."""
+
+    recalibrates: ClassVar[bool] = False
+    """Whether probabilities, or intervals, of predictions change by what is fitted."""
+
+    def preview(self, prediction: Prediction) -> Prediction:
+        """A prediction in the type that it has after the fit, for checks before the training."""
+        return prediction
 
     def transform(self) -> PredictionTransform | None:
         """How predictions change by the fitted state; None if they do not."""

@@ -1,7 +1,7 @@
 """The ``predict_step`` of a module that is not ours, replaced during ``trainer.predict`` if ``attach=True`` asks for it."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -12,7 +12,7 @@ from lightning_uq.networks.finite import NonFinite
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.logits import LogitReader
-from lightning_uq.running.transforms import PredictionTransform
+from lightning_uq.running.transforms import PredictionTransform, observing_all
 
 
 class _PredictStep:
@@ -28,15 +28,12 @@ class _PredictStep:
     def __call__(self, batch: Any, batch_idx: int = 0, *_: Any, **__: Any) -> Prediction:
         x, _target = self.logits.unpack(self.model, batch)
         rows = FiniteRows(x, self.nonfinite, f"of batch {batch_idx}")
-        with ExitStack() as stack:
-            changes = [stack.enter_context(one.observing(self.model)) for one in self.transforms]
-            with unwrapped(self.model):  # a `predict_fn` may call it
-                outputs = self.logits(self.model, batch, self.model.trainer)
-                outputs = rows.outputs(outputs, self.logits.task(self.model))
-                prediction = self.logits.prediction(self.model, outputs)
-        for transform, change in zip(self.transforms, changes, strict=True):
-            prediction = change(transform.apply(prediction))
-        return rows.prediction(prediction)
+        # A `predict_fn` may call the module's own step.
+        with observing_all(self.transforms, self.model, x) as change, unwrapped(self.model):
+            outputs = self.logits(self.model, batch, self.model.trainer)
+            outputs = rows.outputs(outputs, self.logits.task(self.model))
+            prediction = self.logits.prediction(self.model, outputs)
+        return rows.prediction(change(prediction))
 
 
 def _reading(logits: LogitReader, nonfinite: NonFinite) -> tuple[Any, ...]:
@@ -59,6 +56,7 @@ def wrap_predict_step(
         )
     if transform is not None:
         step.transforms.append(transform)
+        step.transforms.sort(key=lambda one: one.is_last)
 
 
 def unwrap_predict_step(model: nn.Module) -> None:

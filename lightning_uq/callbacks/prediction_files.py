@@ -158,7 +158,8 @@ class CsvFile(PredictionFile):
     def write(self, columns: Block) -> None:
         """Write some rows."""
         # A float's shortest text that reads back as the same number of its own precision.
-        texts = [values.astype(str).tolist() for values in columns.values()]
+        numbers = [values.astype(np.uint8) if values.dtype == bool else values for values in columns.values()]
+        texts = [values.astype(str).tolist() for values in numbers]
         csv.writer(self._stream).writerows(zip(*texts, strict=True))
 
     def end(self) -> None:
@@ -171,8 +172,9 @@ class CsvFile(PredictionFile):
         with path.open(newline="") as stream:
             header, *rows = csv.reader(stream)
         columns = zip(*rows, strict=True) if rows else [()] * len(header)
-        whole = {"index": np.int64, "label": np.int64}
+        whole = {"index": np.int64, "label": np.int64, "set_size": np.int64}
         found = {n: np.asarray(v, whole.get(n, np.float64)) for n, v in zip(header, columns, strict=True)}
+        found |= {n: v.astype(bool) for n, v in found.items() if n.startswith(("prediction_set", "answered"))}
         return {n: v for n, v in found.items() if names is None or n in names}
 
 

@@ -62,6 +62,19 @@ def to_uniform(bits: Tensor) -> Tensor:
     return ((to_float64(shift(bits, 11)) + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)
 
 
+def rows_to_uniform(rows: Tensor) -> Tensor:
+    """A number in (0, 1) per row of numbers [N, C]: [N] in float64. Equal rows have equal ones, in any batch.
+
+    Example:
+        >>> one, other = rows_to_uniform(torch.tensor([[0.1, 0.9]])), rows_to_uniform(torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
+        >>> bool(one[0] == other[1]), bool(one[0] == other[0])
+        (True, False)
+    """
+    bits = (to_float64(rows.detach()) + 0.0).contiguous().view(torch.int64)  # + 0 makes -0 a 0
+    keys = mix(torch.arange(rows.shape[1], device=bits.device)) | 1
+    return to_uniform(mix((finalize(bits) * keys).sum(1)))
+
+
 def to_normal(seeds: Tensor, size: int) -> Tensor:
     """Standard normal numbers [Z, size], float32, of the seeds [Z]: SplitMix64's stream, taken by Box and Muller's transform.
 

@@ -7,6 +7,7 @@ module that holds them.
 """
 
 from lightning_uq.metrics.calibration import ExpectedCalibrationError, SmoothCalibrationError
+from lightning_uq.metrics.conformal import ConformalCoverage, ConformalSize
 from lightning_uq.metrics.intersection_over_union import MeanIoU
 from lightning_uq.metrics.intervals import IntervalScore, Sharpness
 from lightning_uq.metrics.joint import JointLogLoss
@@ -46,6 +47,8 @@ __all__ = [
     "RMSE",
     "Accuracy",
     "BrierScore",
+    "ConformalCoverage",
+    "ConformalSize",
     "ExpectedCalibrationError",
     "IntervalCoverage",
     "IntervalScore",

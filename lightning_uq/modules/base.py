@@ -190,7 +190,7 @@ class UncertaintyModule(CheckpointedModule):
 
     def _predict(self, x: Any, where: str) -> Prediction:
         rows = FiniteRows(x, self.nonfinite, where)
-        with in_eval_mode(self), self.prediction_transforms.observing(self) as transformed:
+        with in_eval_mode(self), self.prediction_transforms.observing(self, x) as transformed:
             output = self(x)
         prediction = rows.prediction(transformed(self.prediction(rows.outputs(output, self.task))))
         keep = len(output) <= MAX_MEMBERS if self.return_members is None else self.return_members

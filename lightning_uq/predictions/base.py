@@ -137,6 +137,18 @@ class Prediction(ABC):
         tensor: Tensor | None = self.__dict__["_tensors"][name]
         return tensor
 
+    @property
+    def calibrations(self) -> dict[str, Tensor]:
+        """The fitted tensors that all rows share, by name: a ``temperature``, say."""
+        shared = [name for name, field in self._fields.items() if field.fitted_by and field.batch_axis is None]
+        found = {name: self._get(name) for name in shared}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def _fitted(self, *without: str) -> dict[str, Tensor | None]:
+        """What callbacks have fitted, but for some fields: a pooled prediction carries it on."""
+        names = [name for name, field in self._fields.items() if field.fitted_by is not None and name not in without]
+        return {name: self._get(name) for name in names}
+
     def _present(self) -> list[tuple[str, Tensor, int | None]]:
         """Name, tensor and batch axis of the tensors that are there."""
         tensors = ((name, self._get(name), field.batch_axis) for name, field in self._fields.items())
@@ -187,7 +199,8 @@ class Prediction(ABC):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """A copy on another device or in another dtype; takes what ``Tensor.to`` takes. Lightning moves predictions so."""
         moved = {name: tensor.to(*args, **kwargs) for name, tensor, _ in self._present()}
-        return self._from_tensors({name: moved.get(name) for name in self._fields})
+        masks = {name: moved[name].to(torch.bool) for name, tensor, _ in self._present() if tensor.dtype == torch.bool}
+        return self._from_tensors({name: {**moved, **masks}.get(name) for name in self._fields})
 
     def replace(self, **tensors: Tensor | None) -> Self:
         """A copy with other tensors in place of those named, as ``temperature`` or ``log_density``; None removes an optional one.
@@ -335,7 +348,11 @@ class Prediction(ABC):
         names = {*self.score_names, *(name for name in results if name.startswith("uncalibrated_"))}
         found = {name: _infinite(values) if name in names else values for name, values in results.items()}
         density = self._get("log_density")
-        return found if density is None else {**found, "log_density": density, "ood_score": self.score("ood_score")}
+        if density is not None:
+            found |= {"log_density": density, "ood_score": self.score("ood_score")}
+        per_row = [name for name, field in self._fields.items() if field.fitted_by and field.batch_axis is not None]
+        rest = {name: self._get(name) for name in per_row if name not in DENSITY_FIELDS}
+        return found | {name: tensor for name, tensor in rest.items() if tensor is not None}
 
 
 def _infinite(values: Tensor) -> Tensor:

@@ -41,17 +41,12 @@ class LabelProbabilities(Decomposed):
 
     def pool(self) -> "LabelProbabilities":
         """The prediction without its members: pooled logits and moments alone, Z times smaller."""
-        mean, temperature = self.mean_logits, self._get("temperature")
+        mean, fitted = self.mean_logits, self._fitted()
         entropies = (self.uncalibrated_expected_entropy, self.uncalibrated_mutual_information)
         if self.is_calibrated and self._is_one_network:  # the temperature is its own
-            mean, temperature, entropies = self.pooled_logits, None, (self.expected_entropy, self.mutual_information)
-        return PooledBernoulliPrediction(
-            mean,
-            *entropies,
-            temperature=temperature,
-            log_density=self._get("log_density"),
-            ood_score=self._get("ood_score"),
-        )
+            mean, fitted = self.pooled_logits, self._fitted("temperature")
+            entropies = (self.expected_entropy, self.mutual_information)
+        return PooledBernoulliPrediction(mean, *entropies, **fitted)
 
     # ------------------------------------------------------------------ what follows
 

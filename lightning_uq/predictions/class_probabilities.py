@@ -11,7 +11,6 @@ from lightning_uq.functional import entropy
 from lightning_uq.functional.class_calibration import CALIBRATIONS, calibrate_log_probs
 from lightning_uq.functional.scores import SCORES
 from lightning_uq.functional.true_class import at_class
-from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.predictions.decomposition import Decomposed
 from lightning_uq.predictions.fields import Field
 
@@ -52,14 +51,14 @@ class ClassProbabilities(Decomposed):
         """The prediction without its members: log of the mean probabilities and moments alone, Z times smaller."""
         from lightning_uq.predictions.pooled_categorical import PooledCategoricalPrediction
 
-        kept = {name: self._get(name) for name in (*self._calibrations, *DENSITY_FIELDS)}
+        kept = self._fitted()
         mean, entropies = (
             self.mean_log_probs,
             (self.uncalibrated_expected_entropy, self.uncalibrated_mutual_information),
         )
         if self.is_calibrated and self._is_one_network:  # the calibration is its own
             mean, entropies = self.log_probs, (self.expected_entropy, self.mutual_information)
-            kept = {name: self._get(name) for name in DENSITY_FIELDS}
+            kept = self._fitted(*self._calibrations)
         return PooledCategoricalPrediction(
             mean,
             *entropies,

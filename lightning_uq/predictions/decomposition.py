@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.predictions.base import Prediction
+from lightning_uq.predictions.fields import Field
 
 
 class Decomposed(Prediction):
@@ -19,7 +20,24 @@ class Decomposed(Prediction):
     predictive entropy is expected entropy.
     """
 
+    prediction_set = Field(
+        "Which classes, or labels, belong to the set with a fitted coverage: bool [B, C, ...].",
+        batch_axis=0,
+        class_axis=1,
+        fitted_by="set",
+    )
+    answered = Field(
+        "Whether the prediction is sure enough for the error rate that was asked for: bool [B, ...].",
+        batch_axis=0,
+        fitted_by="selective threshold",
+    )
+
     _calibrations: ClassVar[tuple[str, ...]] = ("temperature",)
+
+    @property
+    def set_size(self) -> Tensor:
+        """Number of classes, or labels, in the set: [B, ...] of int64."""
+        return self.prediction_set.sum(1)
 
     @property
     @abstractmethod
@@ -104,6 +122,10 @@ class Decomposed(Prediction):
         """
         is_part = name.removeprefix("uncalibrated_") in _PARTS
         return self._alarming(self._score(name)) if is_part else super().score(name)
+
+    def _columns(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = super()._columns(results)
+        return found if self._get("prediction_set") is None else {**found, "set_size": self.set_size}
 
 
 _PARTS = ("expected_entropy", "mutual_information")

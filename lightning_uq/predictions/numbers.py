@@ -31,6 +31,11 @@ class NumberPrediction(Prediction):
         optional=True,
     )
 
+    conformal_lower = Field(
+        "Lower bounds [B, D] of intervals with a fitted coverage.", batch_axis=0, fitted_by="conformal interval"
+    )
+    conformal_upper = Field("Upper bounds [B, D] of these intervals.", batch_axis=0, fitted_by="conformal interval")
+
     score_names: ClassVar[tuple[str, ...]] = ("variance", "aleatoric_variance", "epistemic_variance")
 
     @property
@@ -152,7 +157,7 @@ class NumberPrediction(Prediction):
         from lightning_uq.predictions.pooled_regression import PooledRegressionPrediction
 
         moments = self.mean, self.aleatoric_variance, self.epistemic_variance
-        shared = {name: self._get(name) for name in (*DENSITY_FIELDS, "grid")}
+        shared = {**self._fitted(), "grid": self._get("grid")}
         return PooledRegressionPrediction(*moments, **shared, **self._further_moments())
 
     def _further_moments(self) -> dict[str, Tensor]:

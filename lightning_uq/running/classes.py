@@ -196,11 +196,12 @@ class CalibrationReader:
         logits = logits if self.of_members else mean_log_probs(logits).unsqueeze(0)
         # Rows first, so that they gather.
         chosen_labels = labels[chosen.to(labels.device) if isinstance(chosen, Tensor) else chosen]
-        self.rows.add(keys[chosen], logits.transpose(0, 1), chosen_labels)
+        self.rows.add(keys[chosen], logits.transpose(0, 1), chosen_labels.long())
 
     def gather(self, trainer: Trainer | None) -> FittingRows:
         """The rows of all ranks, or of this process where ``trainer`` is None. A collective."""
-        logits, labels = (rows.cpu() for rows in self.rows.gather(trainer, self.who))
+        found = [rows.cpu() for rows in self.rows.gather(trainer, self.who)]
+        logits, labels = found or (torch.empty(0, 0, 0, dtype=torch.float64), torch.empty(0, dtype=torch.long))
         num_groups = self.num_groups
         if trainer is not None and trainer.world_size > 1:
             device = trainer.strategy.root_device

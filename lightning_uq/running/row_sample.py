@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_uq.functional.hashing import GOLDEN, chain, chain_last, mix, signed
 from lightning_uq.functional.precision import wide_dtype
 from lightning_uq.functional.validation import check_integer
-from lightning_uq.running.ranks import gather_rows
+from lightning_uq.running.ranks import first_of_ranks, gather_rows
 from lightning_uq.tasks import Task
 
 MAX_ROWS = 2**20
@@ -20,7 +20,7 @@ _SEED = chain(0)
 
 
 class RowSample:
-    """Logits and labels of at most ``max_rows`` rows, in order of arrival.
+    """At most ``max_rows`` rows, each of one or several tensors, as its logits and its label, in order of arrival.
 
     Every row has a key, a hash of its sample's number and of its position in the sample; the rows with the smallest keys are
     kept. So a row is kept or not whatever the batches and the ranks are, and up to ``max_rows`` rows are kept one and all.
@@ -36,9 +36,9 @@ class RowSample:
         >>> for numbers in torch.arange(6).split(3):
         ...     keys = row_keys(numbers)
         ...     chosen = sample.choose(keys)
-        ...     sample.add(keys[chosen], numbers[chosen, None, None].double(), numbers[chosen])
-        >>> sample.gather(None, "The example")[1]
-        tensor([0, 2])
+        ...     sample.add(keys[chosen], numbers[chosen])
+        >>> sample.gather(None, "The example")
+        (tensor([0, 2]),)
     """
 
     def __init__(self, max_rows: int | None = MAX_ROWS) -> None:
@@ -59,18 +59,21 @@ class RowSample:
         largest = self._largest([*(part.keys for part in self._parts), keys])
         return slice(None) if largest is None else (keys <= largest).nonzero().squeeze(1)
 
-    def add(self, keys: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Keep the rows of a batch that :meth:`choose` chose: logits [N, Z, C] and labels [N]."""
-        self._parts.append(_Part(keys, logits, labels.long()))
+    def add(self, keys: Tensor, *rows: Tensor) -> None:
+        """Keep the rows of a batch that :meth:`choose` chose: their keys [N] on the CPU, and tensors [N, ...]."""
+        self._parts.append(_Part(keys, rows))
         if self.max_rows is not None and sum(len(part.keys) for part in self._parts) > 2 * self.max_rows:
             self._forget(self._largest([part.keys for part in self._parts]))
 
-    def gather(self, trainer: Trainer | None, who: str) -> tuple[Tensor, Tensor]:
-        """Logits [N, Z, C] and labels [N] of all ranks; a rank without any learns the shape from the others. A collective.
+    def gather(self, trainer: Trainer | None, who: str) -> tuple[Tensor, ...]:
+        """The tensors [N, ...] of all ranks; a rank without rows learns their kind from the others. A collective.
 
         Args:
             trainer: Its ranks are gathered; None for this process alone.
             who: Whose data they are, for the line that tells of a sample.
+
+        Returns:
+            As many tensors as were added, or none if no rank has added any.
         """
         device = None if trainer is None or trainer.world_size == 1 else trainer.strategy.root_device
         self._forget(self._largest([part.keys for part in self._parts]))
@@ -81,14 +84,13 @@ class RowSample:
             num_seen = int(gather_rows(torch.tensor([num_seen], device=device), trainer).sum())
         if self.max_rows is not None and num_seen > self.max_rows:
             rank_zero_info(f"{who} reads a random sample of {self.max_rows:,} of {num_seen:,} rows (`max_rows`).")
-        parts = self._parts
-        logits = torch.cat([part.logits for part in parts]) if parts else torch.empty(0, 0, 0, dtype=torch.float64)
-        labels = torch.cat([part.labels for part in parts]) if parts else torch.empty(0, dtype=torch.long)
+        own = [torch.cat(rows) for rows in zip(*(part.rows for part in self._parts), strict=True)]
         if device is None:
-            return logits, labels
-        shapes = gather_rows(torch.tensor([logits.shape[1:]], device=device), trainer)
-        logits = logits.reshape(len(logits), *shapes.amax(0).tolist())
-        return gather_rows(logits.to(device, wide_dtype(device)), trainer), gather_rows(labels.to(device), trainer)
+            return tuple(own)
+        kinds = first_of_ranks([[(rows.shape[1:], rows.dtype) for rows in own] if own else None], trainer)[0] or []
+        own = own or [torch.empty(0, *shape, dtype=dtype) for shape, dtype in kinds]
+        moved = [t.to(device, wide_dtype(device) if t.dtype == torch.float64 else t.dtype) for t in own]
+        return tuple(gather_rows(rows, trainer) for rows in moved)
 
     def _largest(self, keys: list[Tensor]) -> Tensor | None:
         """The largest of these keys that is kept; None if all of them are."""
@@ -103,16 +105,15 @@ class RowSample:
 
 
 class _Part(NamedTuple):
-    """Some rows: their keys [N] on the CPU, logits [N, Z, C] and labels [N]."""
+    """Some rows: their keys [N] on the CPU, and tensors [N, ...]."""
 
     keys: Tensor
-    logits: Tensor
-    labels: Tensor
+    rows: tuple[Tensor, ...]
 
     def up_to(self, largest: Tensor) -> "_Part":
         """The rows whose keys are not larger."""
         kept = (self.keys <= largest).nonzero().squeeze(1)
-        return _Part(self.keys[kept], *(rows[kept.to(rows.device)] for rows in (self.logits, self.labels)))
+        return _Part(self.keys[kept], tuple(rows[kept.to(rows.device)] for rows in self.rows))
 
 
 def row_keys(samples: Tensor, positions: Tensor | int = 0) -> Tensor:

@@ -2,10 +2,10 @@
 
 from abc import ABC
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -26,10 +26,12 @@ class PredictionTransform(ABC):
     Attributes:
         kind: What it changes. A module carries one transform of a kind: the one that was attached last.
         of_members: Whether it changes the members, and so the scores that read them.
+        is_last: Whether it reads what the others give, as an interval does, and so acts after them.
     """
 
     kind: ClassVar[str]
     of_members: bool = False
+    is_last: ClassVar[bool] = False
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The changed prediction, in ``predict`` and in the metrics."""
@@ -39,6 +41,10 @@ class PredictionTransform(ABC):
     def observing(self, module: nn.Module) -> Iterator[Change]:
         """A context around one forward pass of ``predict``; the function that it yields then changes the prediction."""
         yield lambda prediction: prediction
+
+    def of_input(self, x: Any) -> "PredictionTransform":
+        """The transform for the prediction of an input, where it depends on it."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -120,29 +126,51 @@ class PredictionTransforms:
         Raises:
             NotFittedError: The module has other weights than one of them was fitted on.
         """
-        used = [one for one in self._attached.values() if one.transform.of_members or not to_members_only]
+        used = [one for one in self._in_order() if one.transform.of_members or not to_members_only]
         _check(used, module)
         for one in used:
             prediction = one.transform.apply(prediction)
         return prediction
 
     @contextmanager
-    def observing(self, module: nn.Module) -> Iterator[Change]:
-        """A context around one forward pass of ``predict``; the function that it yields then changes the prediction.
+    def observing(self, module: nn.Module, x: Any) -> Iterator[Change]:
+        """A context around one forward pass of ``predict`` for x; the function that it yields then changes the prediction.
 
         Raises:
             NotFittedError: The module has other weights than one of them was fitted on.
         """
         with ExitStack() as stack:
-            _check(self._attached.values(), module)
-            changes = [stack.enter_context(one.transform.observing(module)) for one in self._attached.values()]
+            used = self._in_order()
+            _check(used, module)
+            yield stack.enter_context(observing_all([one.transform for one in used], module, x))
 
-            def change(prediction: Prediction) -> Prediction:
-                for one, after in zip(list(self._attached.values()), changes, strict=True):
-                    prediction = after(one.transform.apply(prediction))
-                return prediction
+    def before(self, owner: str, module: nn.Module) -> list[PredictionTransform]:
+        """The transforms whose results an owner's transform that is the last one reads.
 
-            yield change
+        Raises:
+            NotFittedError: The module has other weights than one of them was fitted on.
+        """
+        used = [one for one in self._in_order() if one.owner != owner and not one.transform.is_last]
+        _check(used, module)
+        return [one.transform for one in used]
+
+    def _in_order(self) -> list[_Attached]:
+        return sorted(self._attached.values(), key=lambda one: one.transform.is_last)
+
+
+@contextmanager
+def observing_all(transforms: Sequence[PredictionTransform], module: nn.Module, x: Any) -> Iterator[Change]:
+    """A context around a module's forward pass of x; the function that it yields then changes the prediction, one transform after the other."""
+    transforms = [one.of_input(x) for one in transforms]
+    with ExitStack() as stack:
+        changes = [stack.enter_context(one.observing(module)) for one in transforms]
+
+        def change(prediction: Prediction) -> Prediction:
+            for one, after in zip(transforms, changes, strict=True):
+                prediction = after(one.apply(prediction))
+            return prediction
+
+        yield change
 
 
 def transforms_of(module: object) -> PredictionTransforms | None:

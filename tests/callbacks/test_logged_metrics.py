@@ -219,7 +219,7 @@ RANKS = """
 import json
 import torch
 from lightning.pytorch import Trainer
-from tests.callbacks.test_calibration_metrics import loader, silent
+from tests.callbacks.test_logged_metrics import loader, silent
 from lightning_uq import TemperatureScaling
 from torch.utils.data import DataLoader, IterableDataset
 

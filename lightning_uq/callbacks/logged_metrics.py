@@ -1,11 +1,12 @@
-"""How good a model's probabilities are in a test, before and after a calibration."""
+"""The metrics that a callback logs of the predictions of a test."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_uq import batches
@@ -18,26 +19,43 @@ from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.metrics import update_all
 from lightning_uq.running.ranks import first_of_ranks, raise_on_all_ranks
+from lightning_uq.tasks import Task
 
 When = Literal["", "_calibrated"]
+"""Which predictions a metric belongs to, as the end of its name."""
 
 
-class CalibrationMetrics:
-    """The task's ``calibration_metrics`` of the test batches, before and after a calibration: of each loader, on any number of ranks.
+Predict = Callable[[nn.Module, Any, Trainer, bool], tuple[Tensor, Mapping[When, Prediction]]]
+"""``predict(model, batch, trainer, check)`` gives outputs [Z, B, ...] of a batch and the predictions that are scored."""
+
+
+class LoggedMetrics:
+    """Metrics of the test batches of each loader, on any number of ranks.
 
     The test is the user's own, so a loader with a batch that cannot be scored, such as one without labels, only goes without them; one line
     says why. The ranks decide that together when the test ends, so no rank waits for another.
 
     Args:
         reader: How the model's batches are read.
-        calibrate: Changes a prediction.
+        predict: Makes the predictions that are scored.
+        metrics: ``metrics(task, when)`` gives the metrics of one kind of prediction by name.
         who: The callback, for messages.
+        whens: The kinds of predictions.
     """
 
-    def __init__(self, reader: LogitReader, calibrate: Callable[[Prediction], Prediction], who: str) -> None:
+    def __init__(
+        self,
+        reader: LogitReader,
+        predict: Predict,
+        metrics: Callable[[Task, When], Mapping[str, Metric]],
+        who: str,
+        whens: Sequence[When] = ("",),
+    ) -> None:
         self.reader = reader
-        self.calibrate = calibrate
+        self.predict = predict
+        self.metrics = metrics
         self.who = who
+        self.whens = whens
         self._batch: Any = None
         self._error: Exception | None = None
         self._metrics: dict[tuple[int, When], dict[str, Metric]] = {}
@@ -66,24 +84,20 @@ class CalibrationMetrics:
     def _score(
         self, trainer: Trainer, model: LightningModule, batch: Any, loader: Any, batch_idx: int, loader_idx: int
     ) -> None:
-        outputs = self.reader(model, batch, trainer, check=batch_idx == 0)
+        outputs, predictions = self.predict(model, batch, trainer, batch_idx == 0)
         target = labelled_batch(self.reader, model, batch, outputs, "the test data").to(outputs.device)
         keep = batches.unpadded_rows(loader, batch_idx, len(target))
-        if keep is not None:
-            keep = keep.to(outputs.device)
-            outputs, target = outputs[:, keep], target[keep]
-        if not len(target):
-            return
         task = self.reader.task(model)
-        raw = self.reader.prediction(model, outputs, to_members=False)
-        predictions: dict[When, Prediction] = {"": raw, "_calibrated": self.calibrate(raw)}
         for when, prediction in predictions.items():
-            update_all(self._of(model, loader_idx, when), task, prediction, target)
+            if keep is None:
+                update_all(self._of(model, loader_idx, when), task, prediction, target)
+            elif bool(keep.any()):
+                rows = keep.to(outputs.device)
+                update_all(self._of(model, loader_idx, when), task, prediction[rows], target[rows])
 
     def _of(self, model: LightningModule, loader_idx: int, when: When) -> Mapping[str, Metric]:
         if (loader_idx, when) not in self._metrics:
-            task = self.reader.task(model)
-            found = {name: m for name, m in task.metrics("test").items() if name in task.calibration_metrics}
+            found = self.metrics(self.reader.task(model), when)
             self._metrics[loader_idx, when] = {name: metric.to(model.device) for name, metric in found.items()}
         return self._metrics[loader_idx, when]
 
@@ -98,7 +112,21 @@ class CalibrationMetrics:
             if reason is not None:
                 rank_zero_info(f"{self.who} logs no metrics of the test set{loader.replace('/', ', ')}: {reason}")
                 continue
-            for when in ("", "_calibrated"):
+            for when in self.whens:
                 for name, metric in self._of(model, loader_idx, when).items():
                     values[f"test_{name}{when}{loader}"] = metric.compute()
         return values
+
+    def log(self, trainer: Trainer, model: LightningModule, prefix: str) -> None:
+        """Log the values below a prefix, at the end of a test. A collective."""
+        for name, value in self.compute(trainer, model).items():
+            # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
+            model.log(f"{prefix}{name}", value.float(), batch_size=1, sync_dist=True, add_dataloader_idx=False)
+
+
+def log_fitted(trainer: Trainer, prefix: str, numbers: Mapping[str, float]) -> None:
+    """Log what was fitted, after a training: to the Trainer's loggers and its ``callback_metrics``."""
+    named = {f"{prefix}{name}": value for name, value in numbers.items()}
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(named, step=trainer.global_step)

@@ -1,0 +1,350 @@
+"""Intervals with a fitted coverage, on any LightningModule that predicts numbers."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_uq.callbacks.conformal_stream import ConformalStream
+from lightning_uq.callbacks.held_out import Carried, HeldOutCallback
+from lightning_uq.callbacks.logged_metrics import When
+from lightning_uq.errors import InputError
+from lightning_uq.functional.conformal_intervals import conformal_interval, interval_excess
+from lightning_uq.functional.held_out_scores import HeldOutScores, rows_needed
+from lightning_uq.functional.targets import aligned_target, known_targets
+from lightning_uq.functional.validation import check_bool, check_choice, check_open_unit
+from lightning_uq.metrics import ConformalCoverage, ConformalSize
+from lightning_uq.predictions import NumberPrediction, Prediction
+from lightning_uq.running.transforms import PredictionTransform
+from lightning_uq.tasks import Task, describe
+
+IntervalMethod = Literal["absolute", "normalized", "cqr"]
+
+
+class ConformalIntervals(HeldOutCallback):
+    """Intervals that hold a target with a probability of at least 1 - alpha, on any LightningModule that predicts numbers.
+
+    Split conformal prediction: the margin is an exact order statistic of the scores of the validation rows, of all ranks. If these rows are
+    exchangeable with the later ones, and the network was not fitted to them, the coverage holds whatever the network is. It is a mean over
+    all rows; ``groups`` lets it hold within each group. It needs at least 1 / alpha - 1 rows.
+
+    Predictions carry ``conformal_lower`` and ``conformal_upper`` [B, D]. A test logs ``uq/test_coverage`` and ``uq/test_interval_width``.
+    Callbacks that change predictions, such as :class:`FitLaplace`, stand before this one. Each of D targets, and each step of a horizon
+    [B, H, D], has its own margin, unless ``simultaneous``. Missing targets (NaN) are left out. An input that is not finite gets
+    the interval from minus to plus infinity.
+
+    Args:
+        alpha: Share of targets that may lie outside, in (0, 1).
+        method: ``"absolute"``: |y - mean| (the median, for quantiles): all intervals have one width. ``"normalized"``: |y - mean| over the
+            predicted standard deviation. ``"cqr"``: the distance outside of the predicted interval of level 1 - alpha.
+        groups: ``groups(x) -> [B]`` gives the group of each input, an integer from 0; each group has its own margin, and a group
+            that no fitted row had an infinite one.
+        simultaneous: Whether the band over the H steps of a horizon holds all of them at once with that probability.
+        density_ratio: For a known covariate shift: ``density_ratio(x) -> [B]`` gives the density of later inputs over that of the validation
+            inputs, up to a factor. Each row then has a margin of its own.
+        fitting: ``max_rows`` (2^17 by default), and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
+            ``predict_fn``, ``unpack_batch``, ``output``, ``task`` and ``attach``.
+
+    Raises:
+        InputError: An argument is not as above.
+
+    Source: Lei et al., JASA 113 (2018) (arXiv 1604.04173); Romano et al., NeurIPS 2019 (arXiv 1905.03222), for "cqr"; Stankeviciute et
+    al., NeurIPS 2021, for horizons; Tibshirani et al., NeurIPS 2019 (arXiv 1904.06019), for the weights.
+
+    Example:
+        >>> from lightning_uq.predictions import PointPrediction
+        >>> prediction = PointPrediction(torch.zeros(1, 19, 1))
+        >>> conformal = ConformalIntervals(alpha=0.1).fit_predictions(prediction, torch.arange(1.0, 20.0))
+        >>> lower, upper = conformal.intervals(prediction[:1])
+        >>> lower.item(), upper.item()
+        (-18.0, 18.0)
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.1,
+        method: IntervalMethod = "absolute",
+        groups: Callable[[Any], Tensor] | None = None,
+        simultaneous: bool = False,
+        density_ratio: Callable[[Any], Tensor] | None = None,
+        max_rows: int | None = 2**17,
+        **fitting: Any,
+    ) -> None:
+        super().__init__(max_rows=max_rows, **fitting)
+        check_open_unit("alpha", alpha)
+        check_choice("method", method, ("absolute", "normalized", "cqr"))
+        check_bool("simultaneous", simultaneous)
+        if groups is not None and density_ratio is not None:
+            raise InputError("`groups` and `density_ratio` exclude each other. Pass one of them.")
+        self.alpha = alpha
+        self.method = method
+        self.groups = groups
+        self.simultaneous = simultaneous
+        self.density_ratio = density_ratio
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on; ``alpha`` only with "cqr", whose scores are distances from the interval of that level."""
+        own = {
+            "method": self.method,
+            "groups": self.groups is not None,
+            "simultaneous": self.simultaneous,
+            "density_ratio": self.density_ratio is not None,
+        }
+        return {**super().settings, **own, **({"alpha": self.alpha} if self.method == "cqr" else {})}
+
+    # ------------------------------------------------------------------ fitting
+
+    def check_task(self, task: Task) -> None:
+        """Refuse a task without numbers."""
+        if not task.has_numeric_targets:
+            raise InputError(
+                f"ConformalIntervals makes intervals of numbers, which {describe(task)} does not predict. Use ConformalSets for classes, or pass "
+                "`task` if the targets are numbers."
+            )
+
+    def input_functions(self) -> Mapping[str, Callable[[Any], Tensor]]:
+        """The groups, or the density ratio."""
+        found = {"groups": self.groups, "weights": self.density_ratio}
+        return {name: function for name, function in found.items() if function is not None}
+
+    value_names = ("groups", "weights")
+
+    def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
+        """The score of each target [N, ..., D], NaN where it is missing, and the group or the weight of each row [N].
+
+        Args:
+            prediction: Predictions of numbers [N, ..., D].
+            target: Targets in that shape.
+            values: ``groups`` or ``weights``, the group or the density ratio of each row [N].
+        """
+        lower, upper, scale = bounds_of(prediction, self.method, self.alpha)
+        if prediction.map_shape:
+            raise InputError(
+                "`prediction` must hold one row per target, but it holds maps. Pass `prediction.as_rows()`."
+            )
+        value, known = known_targets(aligned_target(target, prediction.target_shape).to(lower.device))
+        scores = interval_excess(lower, upper, value, scale)
+        scores = torch.where(known.to(scores.device), scores, torch.nan)
+        if self.simultaneous:
+            if scores.ndim < 3:
+                raise InputError(
+                    f"`simultaneous` is for the steps of a horizon [B, H, D], but the predictions have shape {list(scores.shape)}."
+                )
+            scores = scores.flatten(1, -2).amax(1)  # NaN, hence left out, where a step is missing
+        given = [
+            _per_row(name, values.get(name), scores)
+            for name, function in (("groups", self.groups), ("weights", self.density_ratio))
+            if name in values or function is not None
+        ]
+        return (scores, *given)
+
+    def fit_rows(self, *rows: Tensor) -> dict[str, Any]:
+        """The scores of all rows, from which margins follow."""
+        scores, *given = rows
+        needed = rows_needed(self.alpha)
+        if not bool((~scores.isnan()).any(0).all()):
+            raise InputError("`target` must hold a known number for each target and step, but all are NaN for one.")
+        fewest = int((~scores.isnan()).sum(0).min())
+        if fewest < needed:
+            rank_zero_warn(
+                f"ConformalIntervals gives infinite intervals: alpha={self.alpha:g} needs {needed} rows with a target, but there are {fewest}."
+            )
+        found: dict[str, Any] = {"scores": scores}
+        if given:
+            found["groups" if self.groups is not None or not given[0].is_floating_point() else "weights"] = given[0]
+        if "groups" in found:
+            counts = found["groups"].bincount()
+            few = [g for g in range(len(counts)) if counts[g] < needed]
+            if few:
+                rank_zero_warn(
+                    f"ConformalIntervals gives groups {few} infinite intervals: alpha={self.alpha:g} needs {needed} rows of a group."
+                )
+        return found
+
+    @property
+    def held_out(self) -> HeldOutScores:
+        """The scores of the fitted rows.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        return HeldOutScores(self.state["scores"], self.state.get("groups"), self.state.get("weights"))
+
+    @property
+    def margin(self) -> Tensor:
+        """The margin [..., D] of each target; with ``groups`` [G, ..., D]. In float64.
+
+        It is in the target's units; of "normalized", in standard deviations.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+            InputError: With ``density_ratio``, each row has another one.
+        """
+        held_out = self.held_out
+        return held_out.threshold(self.alpha) if held_out.groups is None else held_out.of_groups(self.alpha)
+
+    @property
+    def fitted_numbers(self) -> dict[str, float]:
+        """The mean margin over targets and steps, if it is the same for all rows."""
+        one = self.groups is None and self.density_ratio is None
+        return {"interval_margin": float(self.margin.mean())} if one else {}
+
+    # ------------------------------------------------------------------ predictions
+
+    def transform(self) -> "IntervalTransform":
+        """Predictions carry their intervals."""
+        functions = self.input_functions()
+        return IntervalTransform(self.method, self.held_out, self.alpha, functions, self.carried())
+
+    def intervals(
+        self,
+        prediction: Prediction,
+        *,
+        alpha: float | None = None,
+        groups: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds of predictions, each [B, ..., D] in the shape of the targets.
+
+        Args:
+            prediction: Predictions of numbers, calibrated as those that were fitted.
+            alpha: Another level than the callback's; not with "cqr".
+            groups: The groups [B] of the rows, with ``groups``.
+            weights: Their density ratios [B], with ``density_ratio``.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+            InputError: The prediction is of another kind, or calibrated otherwise.
+        """
+        if alpha not in (None, self.alpha) and self.method == "cqr":
+            raise InputError(
+                f"With method='cqr' the fit is for alpha={self.alpha:g} alone. Fit another callback for alpha={alpha:g}."
+            )
+        return self.transform().intervals(prediction, self.alpha if alpha is None else alpha, groups, weights)
+
+    def stream(self, step_size: float = 0.005, window: int | None = None) -> ConformalStream:
+        """Intervals for a stream whose distribution may drift: see :class:`ConformalStream`."""
+        return ConformalStream(self, step_size, window)
+
+    def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
+        """Coverage and mean width of the intervals."""
+        covered = ConformalCoverage(self.simultaneous, validate_args=False)
+        return {"coverage": covered, "interval_width": ConformalSize(validate_args=False)}
+
+
+class IntervalTransform(PredictionTransform):
+    """Adds conformal intervals.
+
+    Args:
+        method: See :class:`ConformalIntervals`.
+        held_out: The scores of the fitted rows.
+        alpha: See :class:`ConformalIntervals`.
+        functions: ``groups`` or ``weights`` of an input, by name.
+        carried: The calibrations that a prediction must carry.
+    """
+
+    kind = "interval"
+    is_last = True
+
+    def __init__(
+        self,
+        method: IntervalMethod,
+        held_out: HeldOutScores,
+        alpha: float,
+        functions: Mapping[str, Callable[[Any], Tensor]],
+        carried: Carried,
+    ) -> None:
+        self.method = method
+        self.held_out = held_out
+        self.alpha = alpha
+        self.functions = functions
+        self.carried = carried
+        self.values: Mapping[str, Tensor] | None = None  # what the functions gave for the input at hand
+        self._margins: dict[float, Tensor] = {}
+
+    def of_input(self, x: Any) -> PredictionTransform:
+        """The transform with the input's groups or density ratios."""
+        if not self.functions:
+            return self
+        own = copy.copy(self)
+        own.values = {name: function(x) for name, function in self.functions.items()}
+        return own
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """The prediction with its intervals; without an input whose group it needs, as it was."""
+        if self.functions and self.values is None:
+            return prediction
+        return prediction.replace(**self.at(prediction, self.alpha, **(self.values or {})))
+
+    def at(self, prediction: Prediction, alpha: float, **values: Tensor) -> dict[str, Tensor]:
+        """The tensors that a prediction carries at a level."""
+        lower, upper = self.intervals(prediction, alpha, **values)
+        return {"conformal_lower": lower, "conformal_upper": upper}
+
+    def use(self, held_out: HeldOutScores) -> None:
+        """Go on with other scores."""
+        self.held_out = held_out
+        self._margins = {}
+
+    def intervals(
+        self, prediction: Prediction, alpha: float, groups: Tensor | None = None, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`ConformalIntervals.intervals`."""
+        lower, upper, scale = bounds_of(prediction, self.method, self.alpha)
+        self.carried.check(prediction)
+        # A row from which nothing can be predicted gets all numbers.
+        bad = ~(lower.isfinite() & upper.isfinite()) if scale is None else ~(lower.isfinite() & scale.isfinite())
+        lower, upper = (torch.where(bad, 0.0, bound) for bound in (lower, upper))
+        scale = None if scale is None else torch.where(bad, 1.0, scale)
+        low, high = conformal_interval(
+            lower, upper, self._margin(prediction, alpha, groups, weights).to(lower.device), scale
+        )
+        bad = bad.to(low.device)
+        dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
+        return (
+            torch.where(bad, -torch.inf, low).to(lower.device, dtype),
+            torch.where(bad, torch.inf, high).to(lower.device, dtype),
+        )
+
+    def _margin(self, prediction: Any, alpha: float, groups: Tensor | None, weights: Tensor | None) -> Tensor:
+        """The margin in a shape that broadcasts to the targets [B, ..., D], or [B, D, *P] of maps."""
+        if groups is None and weights is None:
+            if alpha not in self._margins:
+                self._margins[alpha] = self.held_out.threshold(alpha)
+            margin = self._margins[alpha]
+        else:
+            margin = self.held_out.threshold(alpha, groups, weights)
+        fitted = self.held_out.scores.ndim - 1
+        shape = prediction.target_shape
+        rows = margin.shape[: margin.ndim - fitted]
+        if prediction.map_shape:
+            return margin.reshape(*rows, -1, *[1] * len(prediction.map_shape))
+        if fitted == 1:  # one margin for all steps
+            return margin.reshape(*rows, *[1] * (len(shape) - 2 if rows else 0), -1)
+        return margin
+
+
+def bounds_of(prediction: Any, method: IntervalMethod, alpha: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What an interval is widened from: lower and upper bounds, and the scale of the margin."""
+    if not isinstance(prediction, NumberPrediction):
+        raise InputError(f"`prediction` must be of numbers, but it is a {type(prediction).__name__}.")
+    if method == "cqr":
+        return *prediction.interval(1 - alpha), None
+    center = prediction.point
+    return center, center, prediction.variance.sqrt() if method == "normalized" else None
+
+
+def _per_row(name: str, values: Tensor | None, scores: Tensor) -> Tensor:
+    """A number per row."""
+    if values is None or values.shape != scores.shape[:1]:
+        came = "none came" if values is None else f"their shape is {list(values.shape)}"
+        raise InputError(f"`{name}` must hold one number per row, [{len(scores)}], but {came}. Rows of maps have none.")
+    if name == "groups" and (values.is_floating_point() or bool((values < 0).any())):
+        raise InputError(f"`groups` must be integers from 0, but their dtype is {values.dtype} or one is negative.")
+    return values.long() if name == "groups" else values

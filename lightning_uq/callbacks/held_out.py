@@ -1,0 +1,368 @@
+"""The base of callbacks that fit predictions of held-out rows to their targets: intervals, sets, thresholds and factors."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torchmetrics import Metric
+from typing_extensions import Self
+
+from lightning_uq.callbacks.logged_metrics import LoggedMetrics, When, log_fitted
+from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.predictions import Prediction
+from lightning_uq.running.classes import check_targets, labelled_batch
+from lightning_uq.running.evaluation import to_device
+from lightning_uq.running.fitted_state import to_cpu
+from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks
+from lightning_uq.running.row_sample import MAX_ROWS, RowSample, row_keys
+from lightning_uq.running.transforms import PredictionTransform, observing_all, transforms_of
+from lightning_uq.tasks import Task
+
+_CARRIED = "carried."
+"""Prefix of the calibrations that the fitted predictions carried, in the state."""
+
+
+class HeldOutCallback(PostTrainingCallback):
+    """Fits predictions of the validation data to their targets: predictions as the callbacks before it have changed them.
+
+    A subclass reduces predictions and targets to rows of numbers (:meth:`rows`), which are gathered from all ranks, and fits these
+    (:meth:`fit_rows`). Without a Trainer, :meth:`fit_predictions` fits predictions that are in memory, whatever made them.
+
+    A test logs :meth:`test_metrics` under ``uq/``, which costs one more forward pass per test batch.
+
+    Args:
+        max_rows: The largest number of rows that are fitted, as the pixels of maps: above it, a random sample of so many; None
+            reads all.
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader``, ``weights``, ``name`` and the like. The default
+            fitting data are those of the one validation loader.
+    """
+
+    per_sample: ClassVar[bool] = False
+    """Whether a row is a sample with all positions of its map, rather than one position."""
+
+    value_names: ClassVar[tuple[str, ...]] = ()
+    """Names of the further numbers per row that :meth:`rows` takes."""
+
+    whens: ClassVar[tuple[When, ...]] = ("",)
+    """The predictions that a test scores: changed ones alone, or, as ``("", "_calibrated")``, those before and after the change."""
+
+    def __init__(self, *, max_rows: int | None = MAX_ROWS, **fitting: Any) -> None:
+        super().__init__(**fitting)
+        RowSample(max_rows)
+        self.max_rows = max_rows
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on."""
+        return {**super().settings, "max_rows": self.max_rows}
+
+    # ------------------------------------------------------------------ what a subclass provides
+
+    @abstractmethod
+    def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
+        """What the fit needs of predictions and their targets: tensors [N, ...], one row per prediction.
+
+        Args:
+            prediction: Predictions as ``task.rows`` gives them: of maps, one per position that counts.
+            target: Their targets [N, ...], checked.
+            values: Numbers per row [N], by the names in ``value_names``.
+
+        Raises:
+            InputError: Such predictions cannot be fitted. It is raised before a training, too.
+        """
+
+    @abstractmethod
+    def fit_rows(self, *rows: Tensor) -> dict[str, Any]:
+        """The fitted tensors, from the rows of all ranks on the CPU."""
+
+    @abstractmethod
+    def transform(self) -> PredictionTransform:
+        """How predictions carry the result."""
+
+    @abstractmethod
+    def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
+        """What a test logs of predictions, by name."""
+
+    def input_functions(self) -> Mapping[str, Callable[[Any], Tensor]]:
+        """Functions of the input, each with a number per sample [B], which :meth:`rows` gets by name."""
+        return {}
+
+    def check_task(self, task: Task) -> None:  # optional
+        """Raise an :class:`InputError` for a task whose predictions cannot be fitted."""
+
+    # ------------------------------------------------------------------ without a Trainer
+
+    def fit_predictions(self, prediction: Prediction, target: Tensor, **values: Tensor) -> Self:
+        """Fit predictions that are in memory to their targets; gives back the callback itself.
+
+        Args:
+            prediction: Predictions of held-out rows, calibrated as later ones will be. Of maps, pass ``prediction.as_rows()``.
+            target: Their targets.
+            values: Further numbers per row [N], if the callback takes any.
+
+        Raises:
+            InputError: They do not fit together, or cannot be fitted.
+        """
+        unknown = sorted(values.keys() - set(self.value_names))
+        if unknown:
+            raise InputError(
+                f"`fit_predictions` of {type(self).__name__} takes {', '.join(self.value_names) or 'nothing'} beside predictions and targets, but "
+                f"{unknown[0]!r} came."
+            )
+        rows = [part.cpu() for part in self.rows(prediction, target, **values)]
+        if not len(prediction):
+            raise InputError("`prediction` must hold at least one row, but it is empty.")
+        self._set(to_cpu({**self.fit_rows(*rows), **_carried(prediction)}), None)
+        return self
+
+    def change(self, prediction: Prediction) -> Prediction:
+        """The prediction with the result of the fit.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+            InputError: The prediction carries other calibrations than those that were fitted.
+        """
+        return self.transform().apply(prediction)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The fitted tensors.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        if self._tensors is None:
+            raise NotFittedError(
+                f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)` or `fit_predictions`."
+            )
+        return self._tensors
+
+    def carried(self) -> "Carried":
+        """The calibrations that the fitted predictions carried."""
+        return Carried(type(self).__name__, self.state)
+
+    # ------------------------------------------------------------------ with a model
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a callback behind this one that changes the predictions which this one fits."""
+        super().setup(trainer, pl_module, stage)
+        ours = post_training_callbacks(trainer)
+        later = [one for one in ours[ours.index(self) + 1 :] if one.recalibrates]
+        if later and not self.recalibrates:
+            raise InputError(
+                f"{type(self).__name__} stands before {type(later[0]).__name__} in the Trainer's callbacks, so it would be fitted to "
+                "predictions that change afterwards. Swap them."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a task that cannot be fitted."""
+        self.check_task(self.logits.task(pl_module))
+        super().on_fit_start(trainer, pl_module)
+
+    def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
+        """Reduce a batch to rows, in the type of prediction that it will have."""
+        self.logits.look_at_task(model, batch, trainer)
+        task = self.logits.task(model)
+        self.check_task(task)
+        outputs = self.logits(model, batch, trainer)
+        target = labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
+        prediction = self.logits.prediction(model, outputs)
+        for earlier in self._earlier(trainer):
+            prediction = earlier.preview(prediction)
+        self._rows_of(model, batch, task, prediction, target)
+
+    def fits_targets(self, model: nn.Module) -> bool:
+        """Targets are what predictions are fitted to."""
+        return True
+
+    def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
+        """Every target must be one that the task knows."""
+        check_targets(self.logits, model, target, outputs, self._where)
+
+    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
+        """Fit the rows of all ranks, or a sample of them."""
+        sample = RowSample(self.max_rows)
+        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        num_read, carried = 0, None
+        with raising_on_all_ranks(trainer):
+            before = self._before(model, trainer)
+            for raw in loader:
+                batch = to_device(raw, model, trainer)
+                self.logits.look_at_task(model, batch, trainer, is_first=num_read == 0)
+                task = self.logits.task(model)
+                self.check_task(task)
+                outputs, prediction = self._predict(model, batch, trainer, before, check=num_read == 0)
+                target = labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
+                rows = self._rows_of(model, batch, task, prediction, target)
+                numbers = rank + world * torch.arange(num_read, num_read + len(target))
+                keys = self._keys(task, target.cpu(), numbers, len(rows[0]))
+                num_read += len(target)
+                chosen = sample.choose(keys)
+                at = chosen.to(outputs.device) if isinstance(chosen, Tensor) else chosen
+                sample.add(keys[chosen], *(part[at].cpu() for part in rows))
+                carried = _carried(prediction)
+        gathered = [part.cpu() for part in sample.gather(trainer, type(self).__name__)]
+        (carried,) = first_of_ranks([None if carried is None else to_cpu(carried)], trainer)
+        if not gathered or not len(gathered[0]) or carried is None:
+            raise InputError(f"{type(self).__name__}'s fitting data is empty.")
+        return {**self.fit_rows(*gathered), **carried}
+
+    def _rows_of(
+        self, model: nn.Module, batch: Any, task: Task, prediction: Prediction, target: Tensor
+    ) -> tuple[Tensor, ...]:
+        if not self.per_sample:
+            prediction, target = task.rows(prediction, target)
+        if task.has_classes and target.is_floating_point():
+            raise InputError(
+                f"{self._where} must hold labels, but a batch has probabilities as targets. Pass a loader without label mixing or "
+                "smoothing."
+            )
+        functions = self.input_functions()
+        x = self.logits.unpack(model, batch)[0] if functions else None
+        return self.rows(prediction, target, **{name: function(x) for name, function in functions.items()})
+
+    def _keys(self, task: Task, target: Tensor, numbers: Tensor, num_rows: int) -> Tensor:
+        """The key of each row of a batch: positions of one sample are apart."""
+        if self.per_sample or not task.has_positions:
+            return row_keys(numbers)
+        positions = task.row_positions(target)
+        if positions is None:
+            positions, per_sample = torch.arange(num_rows), num_rows // max(1, len(numbers))
+        else:
+            per_sample = target[:1].numel()
+        return row_keys(numbers[positions // max(1, per_sample)], positions % max(1, per_sample))
+
+    @property
+    def _where(self) -> str:
+        return f"{type(self).__name__}'s fitting data"
+
+    # ------------------------------------------------------------------ predictions, as the earlier callbacks change them
+
+    def _earlier(self, trainer: Trainer | None) -> list[PostTrainingCallback]:
+        """The callbacks before this one; those that leave a foreign module's predictions alone count if this one does, too."""
+        ours = [] if trainer is None else post_training_callbacks(trainer)
+        return [one for one in ours[: ours.index(self)] if one.attach or not self.attach] if self in ours else []
+
+    def _before(self, model: nn.Module, trainer: Trainer | None) -> list[PredictionTransform]:
+        attached = transforms_of(model)
+        if attached is not None:
+            return attached.before(self.state_key, model)
+        found = [one.transform() for one in self._earlier(trainer) if one.fitted]
+        return [one for one in found if one is not None and not one.is_last]
+
+    def _predict(
+        self,
+        model: nn.Module,
+        batch: Any,
+        trainer: Trainer | None,
+        transforms: Sequence[PredictionTransform],
+        *,
+        check: bool,
+    ) -> tuple[Tensor, Prediction]:
+        """Outputs [Z, B, ...] and the prediction after some transforms."""
+        x, _ = self.logits.unpack(model, batch)
+        with observing_all(transforms, model, x) as change:
+            outputs = self.logits(model, batch, trainer, check=check)
+            prediction = self.logits.prediction(model, outputs, to_members=False)
+        return outputs, change(prediction)
+
+    # ------------------------------------------------------------------ what a test shows of it
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit, and log what was fitted."""
+        super().on_train_end(trainer, pl_module)
+        log_fitted(trainer, self._prefix(trainer), self.fitted_numbers)
+
+    @property
+    def fitted_numbers(self) -> dict[str, float]:
+        """The fit in a few numbers, by name."""
+        return {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a test."""
+        self._tested = LoggedMetrics(
+            self.logits, self._tested_predictions, self.test_metrics, type(self).__name__, self.whens
+        )
+
+    def _tested_predictions(
+        self, model: nn.Module, batch: Any, trainer: Trainer, check: bool
+    ) -> tuple[Tensor, dict[When, Prediction]]:
+        outputs, prediction = self._predict(model, batch, trainer, self._before(model, trainer), check=check)
+        changed = self.transform().of_input(self.logits.unpack(model, batch)[0]).apply(prediction)
+        return outputs, {"": changed} if self.whens == ("",) else {"": prediction, "_calibrated": changed}
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Verify the weights at the first batch, and keep the batch."""
+        super().on_test_batch_start(trainer, pl_module, batch)
+        self._tested.keep(batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score the batch just tested."""
+        super().on_test_batch_end(trainer, pl_module)
+        self._tested.update(trainer, pl_module, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the metrics."""
+        super().on_test_epoch_end(trainer, pl_module)
+        self._tested.log(trainer, pl_module, self._prefix(trainer))
+
+    def _prefix(self, trainer: Trainer) -> str:
+        """``uq/``, and the callback's name where it has one."""
+        return "uq/" if self.name is None else f"uq/{self.name}/"
+
+
+class Carried:
+    """The calibrations that fitted predictions carried: a result is only for predictions with the same ones.
+
+    Args:
+        who: The callback, for messages.
+        tensors: Its fitted tensors.
+    """
+
+    def __init__(self, who: str, tensors: Mapping[str, Any]) -> None:
+        self.who = who
+        self.tensors = {name.removeprefix(_CARRIED): t for name, t in tensors.items() if name.startswith(_CARRIED)}
+
+    def check(self, prediction: Prediction) -> None:
+        """Raise an :class:`InputError` for a prediction that was calibrated otherwise. Pooled ones no longer tell."""
+        if prediction.num_indices is None or torch.compiler.is_compiling():
+            return
+        found = {name.removeprefix(_CARRIED): tensor for name, tensor in _carried(prediction).items()}
+        for name in {**self.tensors, **found}:
+            own, new = self.tensors.get(name), found.get(name)
+            if own is None or new is None or not _is_close(own, new):
+                raise InputError(
+                    f"{self.who} was fitted to predictions with {_said(name, own)}, but this one has {_said(name, new)}. Fit "
+                    f"{self.who} again, to predictions that are calibrated as this one is."
+                )
+
+
+def _carried(prediction: Prediction) -> dict[str, Tensor]:
+    """The calibrations that all rows of a prediction share."""
+    return {f"{_CARRIED}{name}": tensor for name, tensor in prediction.calibrations.items()}
+
+
+def _is_close(own: Tensor, new: Tensor) -> bool:
+    return own.shape == new.shape and torch.allclose(
+        own.double(), new.cpu().double(), rtol=1e-2, atol=1e-3, equal_nan=True
+    )
+
+
+def _said(name: str, tensor: Tensor | None) -> str:
+    if tensor is None:
+        return f"no {name.replace('_', ' ')}"
+    return f"a {name.replace('_', ' ')}" + (f" of {float(tensor):.4g}" if tensor.numel() == 1 else "")

@@ -1,0 +1,111 @@
+"""The nonconformity scores of calibration rows: they give a threshold for any level, group and weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.conformal import (
+    conformal_quantile,
+    exact_fraction,
+    group_quantiles,
+    weighted_conformal_quantile,
+)
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """Scores of calibration rows, with the group or the weight of each row, if there are any.
+
+    Args:
+        scores: [N, ...]; NaN, where a target is missing, is left out.
+        groups: The group of each row [N]; its rows have a threshold of their own.
+        weights: The weight of each row [N], for a known covariate shift.
+
+    Raises:
+        InputError: There are groups and weights.
+
+    Example:
+        >>> held_out = HeldOutScores(torch.arange(1.0, 20.0))
+        >>> held_out.threshold(0.1)
+        tensor(18., dtype=torch.float64)
+    """
+
+    scores: Tensor
+    groups: Tensor | None = None
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups is not None and self.weights is not None:
+            raise InputError("`groups` and `weights` exclude each other. Pass one of them.")
+
+    @property
+    def num_groups(self) -> int:
+        """G: the largest group of a calibration row, plus one; 0 without groups."""
+        return 0 if self.groups is None or not len(self.groups) else int(self.groups.max()) + 1
+
+    def threshold(self, alpha: float, groups: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """The threshold [...] of new rows; [B, ...] if each row has a group or a weight of its own.
+
+        Args:
+            alpha: Share of new rows that may exceed it.
+            groups: The new rows' groups [B]. A group that no calibration row has gets plus infinity.
+            weights: The new rows' weights [B].
+
+        Raises:
+            InputError: The new rows lack what the calibration rows have, or have more.
+        """
+        for name, own, new in (("groups", self.groups, groups), ("weights", self.weights, weights)):
+            if (own is None) != (new is None):
+                raise InputError(
+                    f"`{name}` must be given for the new rows exactly if the calibration rows have them, which "
+                    f"{'do not' if own is None else 'do'}."
+                )
+        if groups is not None:
+            table = self.of_groups(alpha)
+            known = (groups >= 0) & (groups < len(table))
+            index = torch.where(known, groups, len(table)).long().to(table.device)
+            return torch.cat([table, table.new_full((1, *table.shape[1:]), torch.inf)])[index]
+        if weights is not None:
+            new = weights.to(self.scores.device)
+            return self._each(
+                lambda scores, known: weighted_conformal_quantile(scores, self._weights(known), new, alpha)
+            )
+        return self._each(lambda scores, known: conformal_quantile(scores, alpha))
+
+    def of_groups(self, alpha: float, num_groups: int | None = None) -> Tensor:
+        """The thresholds of all groups [G, ...]."""
+        groups = self.groups
+        if groups is None:
+            raise InputError("The calibration rows have no groups.")
+        number = max(1, self.num_groups if num_groups is None else num_groups)
+        return self._each(lambda scores, known: group_quantiles(scores, groups[known], number, alpha))
+
+    def _weights(self, known: Tensor) -> Tensor:
+        assert self.weights is not None
+        return self.weights[known]
+
+    def _each(self, quantile: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The quantile of each column's known scores: [N, ...] -> [..., of the quantile first]."""
+        columns = self.scores.reshape(len(self.scores), -1)
+        found = []
+        for column in columns.T:
+            known = ~column.isnan()
+            found.append(quantile(column[known], known))
+        stacked = torch.stack(found, -1)
+        return stacked.reshape([*stacked.shape[:-1], *self.scores.shape[1:]])
+
+
+def rows_needed(alpha: float) -> int:
+    """The number of calibration rows that a finite threshold needs: 1 / alpha - 1, rounded up.
+
+    Example:
+        >>> rows_needed(0.1), rows_needed(0.03)
+        (9, 33)
+    """
+    return math.ceil(1 / exact_fraction(alpha)) - 1

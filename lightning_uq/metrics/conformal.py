@@ -1,0 +1,107 @@
+"""Metrics of what conformal prediction gives: how many targets are covered, and how large sets and intervals are."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_uq.functional.targets import aligned_target
+from lightning_uq.metrics.base import MeanMetric
+from lightning_uq.predictions import NumberPrediction, Prediction
+
+
+class ConformalCoverage(MeanMetric):
+    """Share of targets inside their prediction set or conformal interval, in [0, 1]; missing targets (NaN) are left out.
+
+    Where a horizon's bands hold ``simultaneously``, an input counts as covered if all of its steps are.
+
+    Args:
+        simultaneous: Whether the steps of a horizon [B, H, D] count together.
+        validate_args: As of all metrics; the values are not looked at.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> import torch
+        >>> from lightning_uq.predictions import CategoricalPrediction
+        >>> prediction = CategoricalPrediction(torch.zeros(1, 2, 2))
+        >>> metric = ConformalCoverage()
+        >>> metric.update(prediction.replace(prediction_set=torch.tensor([[True, False], [True, True]])), torch.tensor([1, 0]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
+
+    def __init__(self, simultaneous: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("covered", validate_args=validate_args, **kwargs)
+        self.simultaneous = simultaneous
+
+    def update(self, prediction: Prediction, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: A prediction with a set or an interval.
+            target: Class indices [B, ...], or numbers [B, D].
+
+        Raises:
+            NotFittedError: The prediction carries none.
+        """
+        self._add(*covered_targets(prediction, target, self.simultaneous))
+
+
+class ConformalSize(MeanMetric):
+    """Mean number of classes in a prediction set, or mean width of a conformal interval in the target's units; lower is better.
+
+    Args:
+        validate_args: As of all metrics; the values are not looked at.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> import torch
+        >>> from lightning_uq.predictions import PointPrediction
+        >>> prediction = PointPrediction(torch.zeros(1, 2, 1))
+        >>> metric = ConformalSize()
+        >>> bounds = {"conformal_lower": -torch.ones(2, 1), "conformal_upper": torch.ones(2, 1)}
+        >>> metric.update(prediction.replace(**bounds), torch.zeros(2, 1))
+        >>> metric.compute()
+        tensor(2., dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = False
+    plot_lower_bound: float | None = 0.0
+
+    def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("size", validate_args=validate_args, **kwargs)
+
+    def update(self, prediction: Prediction, target: Tensor) -> None:
+        """Add a batch; see :meth:`ConformalCoverage.update`. Only whether numbers are known is read of the target."""
+        if isinstance(prediction, NumberPrediction):
+            width = prediction.conformal_upper - prediction.conformal_lower
+            self._add(width, ~aligned_target(target, width.shape).isnan())
+        else:
+            self._add(prediction.set_size)  # type: ignore[attr-defined]  # predictions of classes have it
+
+
+def covered_targets(prediction: Prediction, target: Tensor, simultaneous: bool = False) -> tuple[Tensor, Tensor]:
+    """Whether targets lie in their set or interval, and whether they are known: bool [B], [B, D], or [B, ..., D] of a horizon.
+
+    Args:
+        prediction: A prediction with a set or an interval.
+        target: Its targets.
+        simultaneous: Whether all known steps of a horizon must be covered: bool [B, D].
+
+    Raises:
+        NotFittedError: The prediction carries none.
+    """
+    if not isinstance(prediction, NumberPrediction):
+        sets: Tensor = prediction.prediction_set  # type: ignore[attr-defined]  # predictions of classes have it
+        covered = sets.gather(1, target.long().unsqueeze(1).to(sets.device)).squeeze(1)
+        return covered, torch.ones_like(covered)
+    lower, upper = prediction.conformal_lower, prediction.conformal_upper
+    target = aligned_target(target, lower.shape).to(lower.device)
+    covered, known = (lower <= target) & (target <= upper), ~target.isnan()
+    if simultaneous and target.ndim > 2:
+        axes = tuple(range(1, target.ndim - 1))
+        covered, known = (covered | ~known).all(axes), known.any(axes)
+    return covered, known
