@@ -13,6 +13,8 @@ from lightning_uq.callbacks.ood import OODDetection
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.callbacks.prediction_files import read_predictions
 from lightning_uq.callbacks.prediction_writer import PredictionWriter
+from lightning_uq.callbacks.risk_control import ConformalRiskControl
+from lightning_uq.callbacks.selective_threshold import SelectiveThreshold
 from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.callbacks.vector_scaling import VectorScaling
 from lightning_uq.callbacks.vim import FitViM
@@ -20,6 +22,7 @@ from lightning_uq.callbacks.vim import FitViM
 __all__ = [
     "CalibratedNLL",
     "ConformalIntervals",
+    "ConformalRiskControl",
     "ConformalSets",
     "ConformalStream",
     "FitGMM",
@@ -30,6 +33,7 @@ __all__ = [
     "OODDetection",
     "OODScorer",
     "PredictionWriter",
+    "SelectiveThreshold",
     "TemperatureScaling",
     "VectorScaling",
     "load_fitted",

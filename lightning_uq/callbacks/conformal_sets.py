@@ -121,7 +121,7 @@ class ConformalSets(HeldOutCallback):
         if not task.has_classes:
             raise InputError(
                 f"ConformalSets makes sets of classes, which {describe(task)} does not have. Use ConformalIntervals for numbers and "
-                "RiskControl for several labels."
+                "ConformalRiskControl for several labels."
             )
 
     def input_functions(self) -> Mapping[str, Callable[[Any], Tensor]]:

@@ -214,8 +214,7 @@ class HeldOutCallback(PostTrainingCallback):
     def _rows_of(
         self, model: nn.Module, batch: Any, task: Task, prediction: Prediction, target: Tensor
     ) -> tuple[Tensor, ...]:
-        if not self.per_sample:
-            prediction, target = task.rows(prediction, target)
+        prediction, target = (task.sample_rows if self.per_sample else task.rows)(prediction, target)
         if task.has_classes and target.is_floating_point():
             raise InputError(
                 f"{self._where} must hold labels, but a batch has probabilities as targets. Pass a loader without label mixing or "
@@ -285,7 +284,7 @@ class HeldOutCallback(PostTrainingCallback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a test."""
         self._tested = LoggedMetrics(
-            self.logits, self._tested_predictions, self.test_metrics, type(self).__name__, self.whens
+            self.logits, self._tested_predictions, self.test_metrics, type(self).__name__, self.whens, self.per_sample
         )
 
     def _tested_predictions(

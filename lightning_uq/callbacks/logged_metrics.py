@@ -41,6 +41,7 @@ class LoggedMetrics:
         metrics: ``metrics(task, when)`` gives the metrics of one kind of prediction by name.
         who: The callback, for messages.
         whens: The kinds of predictions.
+        per_sample: Whether metrics see whole maps rather than their positions.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class LoggedMetrics:
         metrics: Callable[[Task, When], Mapping[str, Metric]],
         who: str,
         whens: Sequence[When] = ("",),
+        per_sample: bool = False,
     ) -> None:
         self.reader = reader
         self.predict = predict
         self.metrics = metrics
         self.who = who
         self.whens = whens
+        self.per_sample = per_sample
         self._batch: Any = None
         self._error: Exception | None = None
         self._metrics: dict[tuple[int, When], dict[str, Metric]] = {}
@@ -88,12 +91,12 @@ class LoggedMetrics:
         target = labelled_batch(self.reader, model, batch, outputs, "the test data").to(outputs.device)
         keep = batches.unpadded_rows(loader, batch_idx, len(target))
         task = self.reader.task(model)
+        rows = slice(None) if keep is None else keep.to(outputs.device)
+        target = target[rows]
+        if not len(target):
+            return
         for when, prediction in predictions.items():
-            if keep is None:
-                update_all(self._of(model, loader_idx, when), task, prediction, target)
-            elif bool(keep.any()):
-                rows = keep.to(outputs.device)
-                update_all(self._of(model, loader_idx, when), task, prediction[rows], target[rows])
+            update_all(self._of(model, loader_idx, when), task, prediction[rows], target, per_sample=self.per_sample)
 
     def _of(self, model: LightningModule, loader_idx: int, when: When) -> Mapping[str, Metric]:
         if (loader_idx, when) not in self._metrics:

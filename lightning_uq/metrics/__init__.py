@@ -6,8 +6,9 @@ constructor's ``from_logits=True`` alone and are never guessed from the values. 
 module that holds them.
 """
 
+from lightning_uq.metrics.answered import AnsweredShare, SelectiveError
 from lightning_uq.metrics.calibration import ExpectedCalibrationError, SmoothCalibrationError
-from lightning_uq.metrics.conformal import ConformalCoverage, ConformalSize
+from lightning_uq.metrics.conformal import ConformalCoverage, ConformalSize, FalseNegativeRate
 from lightning_uq.metrics.intersection_over_union import MeanIoU
 from lightning_uq.metrics.intervals import IntervalScore, Sharpness
 from lightning_uq.metrics.joint import JointLogLoss
@@ -46,10 +47,12 @@ __all__ = [
     "OODFPR95",
     "RMSE",
     "Accuracy",
+    "AnsweredShare",
     "BrierScore",
     "ConformalCoverage",
     "ConformalSize",
     "ExpectedCalibrationError",
+    "FalseNegativeRate",
     "IntervalCoverage",
     "IntervalScore",
     "JointLogLoss",
@@ -67,6 +70,7 @@ __all__ = [
     "PredictiveEntropy",
     "QuantileCalibrationError",
     "RegressionNLL",
+    "SelectiveError",
     "Sharpness",
     "SmoothCalibrationError",
     "UnpredictedClasses",

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_uq.functional.precision import widen
 from lightning_uq.functional.targets import aligned_target
 from lightning_uq.metrics.base import MeanMetric
 from lightning_uq.predictions import NumberPrediction, Prediction
@@ -81,6 +82,57 @@ class ConformalSize(MeanMetric):
             self._add(width, ~aligned_target(target, width.shape).isnan())
         else:
             self._add(prediction.set_size)  # type: ignore[attr-defined]  # predictions of classes have it
+
+
+class FalseNegativeRate(MeanMetric):
+    """Mean over inputs of the share of their true labels, or of their map's positions, that the prediction set misses.
+
+    Inputs without a true label, or without a position that counts, are left out.
+
+    Args:
+        by_class: Whether each label, or class, of an input has a share of its own.
+        validate_args: As of all metrics; the values are not looked at.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> import torch
+        >>> from lightning_uq.predictions import BernoulliPrediction
+        >>> prediction = BernoulliPrediction(torch.zeros(1, 1, 3)).replace(prediction_set=torch.tensor([[True, False, True]]))
+        >>> metric = FalseNegativeRate()
+        >>> metric.update(prediction, torch.tensor([[1, 1, 0]]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = False
+    plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
+
+    def __init__(self, by_class: bool = False, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("missed", validate_args=validate_args, **kwargs)
+        self.by_class = by_class
+
+    def update(self, prediction: Prediction, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: A prediction with sets [B, L], or [B, C, *P] of maps.
+            target: Labels [B, L] that are 0, 1 or NaN (unknown); or classes [B, *P], with -1 where a position does not count.
+
+        Raises:
+            NotFittedError: The prediction carries no sets.
+        """
+        sets: Tensor = prediction.prediction_set  # type: ignore[attr-defined]  # predictions of classes and labels have it
+        target = target.to(sets.device)
+        if prediction.map_shape:
+            classes = torch.arange(sets.shape[1], device=sets.device).reshape(-1, *[1] * len(prediction.map_shape))
+            relevant = target.unsqueeze(1) == classes
+        else:
+            relevant = target == 1
+        axes = tuple(range(2 if self.by_class else 1, sets.ndim))
+        missed = relevant & ~sets
+        counts, misses = (mask.sum(axes) if axes else mask.long() for mask in (relevant, missed))
+        self._add(widen(misses) / widen(counts).clamp_min(1), counts > 0)
 
 
 def covered_targets(prediction: Prediction, target: Tensor, simultaneous: bool = False) -> tuple[Tensor, Tensor]:

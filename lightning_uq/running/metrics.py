@@ -11,7 +11,12 @@ from lightning_uq.tasks import Task
 
 
 def update_all(
-    metrics: Mapping[str, Metric], task: Task, prediction: Prediction, target: Tensor, index: Tensor | None = None
+    metrics: Mapping[str, Metric],
+    task: Task,
+    prediction: Prediction,
+    target: Tensor,
+    index: Tensor | None = None,
+    per_sample: bool = False,
 ) -> None:
     """Update each of a task's metrics with a prediction and its target.
 
@@ -21,8 +26,9 @@ def update_all(
         prediction: The prediction of the batch.
         target: Its target, checked.
         index: The samples' positions in the data set, where they are known.
+        per_sample: Whether the metrics see whole maps rather than their positions.
     """
-    prediction, target = task.rows(prediction, target)
+    prediction, target = (task.sample_rows if per_sample else task.rows)(prediction, target)
     if not len(target):
         return
     is_soft = task.has_classes and target.is_floating_point()

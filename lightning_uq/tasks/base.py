@@ -151,6 +151,10 @@ class Task(ABC):
         """A prediction and its target as the metrics count them: one row per label. Maps give one row per pixel."""
         return prediction, target
 
+    def sample_rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
+        """A prediction and its target with one row per input: maps stay whole, with a label of -1 where a position does not count."""
+        return (prediction, target) if self.has_positions else self.rows(prediction, target)
+
     def row_positions(self, target: Tensor) -> Tensor | None:
         """The positions [N] in the flat target [B, ...] of the rows of :meth:`calibration_rows`; None if row b is sample b."""
         return None

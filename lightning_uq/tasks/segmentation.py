@@ -96,6 +96,11 @@ class Segmentation(Classification):
         """The positions that count, as rows [N, C] with labels [N]."""
         return counted_rows(prediction, target, self.ignore_index)
 
+    def sample_rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
+        """The whole maps, with a label of -1 where a position does not count."""
+        labels = target.long()
+        return prediction, labels if self.ignore_index is None else torch.where(labels == self.ignore_index, -1, labels)
+
     def row_positions(self, target: Tensor) -> Tensor:
         """The positions of the labels that count."""
         return counted_positions(target, self.ignore_index)

@@ -1,0 +1,172 @@
+"""The certainty above which a classifier answers, for an error rate of its answers, on any LightningModule that classifies."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_uq.callbacks.held_out import Carried, HeldOutCallback
+from lightning_uq.callbacks.logged_metrics import When
+from lightning_uq.errors import InputError
+from lightning_uq.functional.selective import certainty
+from lightning_uq.functional.selective_threshold import selective_threshold
+from lightning_uq.functional.validation import check_integer, check_open_unit
+from lightning_uq.metrics import AnsweredShare, SelectiveError
+from lightning_uq.predictions import ClassProbabilities, Prediction
+from lightning_uq.running.transforms import PredictionTransform
+from lightning_uq.tasks import Task, describe
+
+
+class SelectiveThreshold(HeldOutCallback):
+    """The lowest certainty above which at most a share ``risk`` of the answers is wrong, with a probability of 1 - delta.
+
+    Fitted by Learn then Test on the validation rows, which must be independent, and of the distribution of the later rows. If no threshold can be
+    certified, no row is answered, and a warning says so: about log(num_levels / delta) / risk rows without an error are needed.
+
+    Predictions carry ``answered``, bool [B]. A test logs ``uq/test_answered``, the share of rows that are answered, and
+    ``uq/test_selective_error``, the error rate among them. Callbacks that change probabilities, such as :class:`TemperatureScaling`,
+    stand before this one. An input that is not finite is not answered.
+
+    Args:
+        risk: The error rate of the answers that is allowed, in (0, 1).
+        delta: The probability, over draws of the validation rows, that it is exceeded, in (0, 1).
+        score: Name of the score of predictions by which rows are ranked, the lowest first; None takes the largest probability.
+        num_levels: Number of thresholds that are tested.
+        fitting: ``max_rows`` and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
+            ``predict_fn``, ``unpack_batch``, ``output``, ``task`` and ``attach``.
+
+    Raises:
+        InputError: An argument is not as above, or predictions have no such score.
+
+    Source: Angelopoulos et al., "Learn then Test" (arXiv 2110.01052); Geifman & El-Yaniv, NeurIPS 2017 (arXiv 1705.08500).
+
+    Example:
+        >>> from lightning_uq.predictions import CategoricalPrediction
+        >>> logit = torch.linspace(0, 10, 1001)
+        >>> prediction = CategoricalPrediction(torch.stack([logit, -logit], 1).unsqueeze(0))
+        >>> target = (torch.arange(1001) < 300).long()  # wrong where the logit is below 3
+        >>> selective = SelectiveThreshold(risk=0.1).fit_predictions(prediction, target)
+        >>> round(float(selective.answered(prediction).double().mean()), 2)
+        0.75
+    """
+
+    def __init__(
+        self,
+        *,
+        risk: float = 0.05,
+        delta: float = 0.1,
+        score: str | None = None,
+        num_levels: int = 32,
+        **fitting: Any,
+    ) -> None:
+        super().__init__(**fitting)
+        check_open_unit("risk", risk)
+        check_open_unit("delta", delta)
+        check_integer("num_levels", num_levels, 1)
+        self.risk = risk
+        self.delta = delta
+        self.score = score
+        self.num_levels = num_levels
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on."""
+        own = {"risk": self.risk, "delta": self.delta, "score": self.score, "num_levels": self.num_levels}
+        return {**super().settings, **own}
+
+    def check_task(self, task: Task) -> None:
+        """Refuse a task without one class per input."""
+        if not task.has_classes or task.has_positions:
+            why = "the positions of a map are not independent" if task.has_positions else "it has no classes"
+            raise InputError(f"SelectiveThreshold is for one class per input, but the task is {describe(task)}: {why}.")
+
+    def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
+        """The certainty of each row [N], and whether its label is wrong."""
+        confidence = certainties(prediction, self.score)
+        wrong = prediction.label != target.to(prediction.label.device)
+        return confidence, wrong.long()
+
+    def fit_rows(self, *rows: Tensor) -> dict[str, Any]:
+        """The threshold."""
+        confidence, wrong = rows
+        threshold = selective_threshold(confidence, wrong.bool(), self.risk, self.delta, self.num_levels)
+        if bool(threshold.isposinf()):
+            rank_zero_warn(
+                f"SelectiveThreshold certifies no threshold, so nothing is answered: among {len(wrong)} rows with {int(wrong.sum())} errors, no "
+                f"certainty has an error rate of at most risk={self.risk:g} with a probability of {1 - self.delta:g}. Fit more rows, or allow "
+                "more risk."
+            )
+        return {"threshold": threshold}
+
+    @property
+    def threshold(self) -> Tensor:
+        """The certainty, -log of the probability of all other classes together, above which rows are answered; or minus the ``score``.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        found: Tensor = self.state["threshold"]
+        return found
+
+    @property
+    def fitted_numbers(self) -> dict[str, float]:
+        """The threshold."""
+        return {"selective_threshold": float(self.threshold)}
+
+    def transform(self) -> "SelectiveTransform":
+        """Predictions carry whether they are answered."""
+        return SelectiveTransform(self.threshold, self.score, self.carried())
+
+    def answered(self, prediction: Prediction) -> Tensor:
+        """Whether each prediction is sure enough: bool [B].
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+            InputError: The prediction is of another kind, or calibrated otherwise than those that were fitted.
+        """
+        changed: Any = self.change(prediction)
+        mask: Tensor = changed.answered
+        return mask
+
+    def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
+        """The share of rows that are answered, and the error rate among them."""
+        return {"answered": AnsweredShare(validate_args=False), "selective_error": SelectiveError(validate_args=False)}
+
+
+class SelectiveTransform(PredictionTransform):
+    """Adds whether predictions are sure enough.
+
+    Args:
+        threshold: The certainty above which they are.
+        score: See :class:`SelectiveThreshold`.
+        carried: The calibrations that a prediction must carry.
+    """
+
+    kind = "selective threshold"
+    is_last = True
+
+    def __init__(self, threshold: Tensor, score: str | None, carried: Carried) -> None:
+        self.threshold = threshold
+        self.score = score
+        self.carried = carried
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """The prediction with its mask."""
+        confidence = certainties(prediction, self.score)
+        self.carried.check(prediction)
+        return prediction.replace(answered=confidence > self.threshold.to(confidence))
+
+
+def certainties(prediction: Any, score: str | None) -> Tensor:
+    """The certainty of each row [B], minus infinity where it is NaN."""
+    if not isinstance(prediction, ClassProbabilities) or prediction.map_shape:
+        what = "holds maps" if isinstance(prediction, ClassProbabilities) else f"is a {type(prediction).__name__}"
+        raise InputError(f"`prediction` must hold one class per input, but it {what}.")
+    if score is not None:
+        return -prediction.score(score)
+    log_probs = prediction.log_probs
+    bad = log_probs.isnan().any(1)
+    found = certainty(torch.where(bad[:, None], 0.0, log_probs)).to(log_probs.device)
+    return torch.where(bad, -torch.inf, found)

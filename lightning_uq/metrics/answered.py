@@ -1,0 +1,78 @@
+"""Metrics of predictions that are answered only if they are sure enough."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_uq.metrics.base import MeanMetric
+from lightning_uq.predictions import ClassProbabilities
+
+
+class AnsweredShare(MeanMetric):
+    """Share of rows that are answered, in [0, 1].
+
+    Args:
+        validate_args: As of all metrics; the values are not looked at.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> import torch
+        >>> from lightning_uq.predictions import CategoricalPrediction
+        >>> prediction = CategoricalPrediction(torch.zeros(1, 2, 3)).replace(answered=torch.tensor([True, False]))
+        >>> metric = AnsweredShare()
+        >>> metric.update(prediction, torch.tensor([0, 1]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = True
+    plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
+
+    def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("answered", validate_args=validate_args, **kwargs)
+
+    def update(self, prediction: ClassProbabilities, target: Tensor) -> None:
+        """Add a batch of predictions that carry ``answered`` [B]; the target is not read.
+
+        Raises:
+            NotFittedError: The prediction does not carry it.
+        """
+        self._add(prediction.answered)
+
+
+class SelectiveError(MeanMetric):
+    """Error rate among the rows that are answered, in [0, 1]; NaN if none is.
+
+    Args:
+        validate_args: As of all metrics; the values are not looked at.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> import torch
+        >>> from lightning_uq.predictions import CategoricalPrediction
+        >>> prediction = CategoricalPrediction(torch.tensor([[[2.0, 0.0], [0.0, 0.1]]]))
+        >>> metric = SelectiveError()
+        >>> metric.update(prediction.replace(answered=torch.tensor([True, False])), torch.tensor([0, 0]))
+        >>> metric.compute()
+        tensor(0., dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = False
+    plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
+
+    def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("wrong", validate_args=validate_args, **kwargs)
+
+    def update(self, prediction: ClassProbabilities, target: Tensor) -> None:
+        """Add a batch of predictions that carry ``answered`` [B].
+
+        Args:
+            prediction: The predictions.
+            target: Class indices [B].
+
+        Raises:
+            NotFittedError: The prediction does not carry it.
+        """
+        self._add(prediction.label != target, prediction.answered)
