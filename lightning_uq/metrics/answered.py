@@ -26,6 +26,7 @@ class AnsweredShare(MeanMetric):
     """
 
     higher_is_better: bool | None = True
+    is_differentiable: bool | None = False
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 1.0
 
@@ -59,6 +60,7 @@ class SelectiveError(MeanMetric):
     """
 
     higher_is_better: bool | None = False
+    is_differentiable: bool | None = False
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 1.0
 

@@ -31,6 +31,7 @@ class ConformalCoverage(MeanMetric):
         tensor(0.5000, dtype=torch.float64)
     """
 
+    is_differentiable: bool | None = False
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 1.0
 
@@ -70,6 +71,7 @@ class ConformalSize(MeanMetric):
     """
 
     higher_is_better: bool | None = False
+    is_differentiable: bool | None = False
     plot_lower_bound: float | None = 0.0
 
     def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
@@ -78,7 +80,7 @@ class ConformalSize(MeanMetric):
     def update(self, prediction: Prediction, target: Tensor) -> None:
         """Add a batch; see :meth:`ConformalCoverage.update`. Only whether numbers are known is read of the target."""
         if isinstance(prediction, NumberPrediction):
-            width = prediction.conformal_upper - prediction.conformal_lower
+            width = widen(prediction.conformal_upper) - widen(prediction.conformal_lower)
             self._add(width, ~aligned_target(target, width.shape).isnan())
         else:
             self._add(prediction.set_size)  # type: ignore[attr-defined]  # predictions of classes have it
@@ -105,6 +107,7 @@ class FalseNegativeRate(MeanMetric):
     """
 
     higher_is_better: bool | None = False
+    is_differentiable: bool | None = False
     plot_lower_bound: float | None = 0.0
     plot_upper_bound: float | None = 1.0
 

@@ -87,9 +87,11 @@ class LabelNLL(MeanMetric):
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
         """Add a batch; see :func:`label_rows`."""
         logits, y = label_rows(prediction, target, self.validate_args)
+        known = ~y.isnan()
+        logits, y = logits[known], y[known]  # first: a NaN among the factors makes the gradient one
         on = torch.where(y > 0, y * F.softplus(-logits), 0.0)
         off = torch.where(y < 1, (1 - y) * F.softplus(logits), 0.0)
-        self._add((on + off)[~y.isnan()])
+        self._add(on + off)
 
 
 class LabelBrierScore(MeanMetric):
@@ -117,7 +119,8 @@ class LabelBrierScore(MeanMetric):
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
         """Add a batch; see :func:`label_rows`."""
         logits, y = label_rows(prediction, target, self.validate_args)
-        self._add((torch.sigmoid(logits) - y).square()[~y.isnan()])
+        known = ~y.isnan()
+        self._add((torch.sigmoid(logits[known]) - y[known]).square())
 
 
 class LabelAccuracy(MeanMetric):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lightning_uq import metrics
+from lightning_uq.predictions import BernoulliPrediction, CategoricalPrediction, PointPrediction
 
 ROWS, MEMBERS, CLASSES, DIMS = 41, 5, 3, 2
 
@@ -66,6 +67,26 @@ def joint_indexed(d, i):
     return d.logits[:, i], d.target[i], d.index[i]
 
 
+def in_sets(d, i):
+    prediction = CategoricalPrediction(d.logits[:, i])
+    return prediction.replace(prediction_set=prediction.probs > 0.2), d.target[i]
+
+
+def in_intervals(d, i):
+    bounds = {"conformal_lower": -d.variance[0, i], "conformal_upper": d.variance[1, i]}
+    return PointPrediction(d.mean[:, i]).replace(**bounds), d.value[i]
+
+
+def in_label_sets(d, i):
+    logits = d.label_logits[i]
+    return BernoulliPrediction(logits[None]).replace(prediction_set=logits > 1), d.labels[i]
+
+
+def answered(d, i):
+    prediction = CategoricalPrediction(d.logits[:, i])
+    return prediction.replace(answered=prediction.confidence > 0.5), d.target[i]
+
+
 # name: (constructor, arguments of `update` for the rows i of the data d)
 CASES = {
     "ece": (metrics.ExpectedCalibrationError, {}, classify),
@@ -110,6 +131,14 @@ CASES = {
     "pit": (metrics.PITHistogram, {"num_bins": 5}, regress),
     "ause": (metrics.AUSE, {}, regress),
     "ause_mae": (metrics.AUSE, {"error": "mae", "uncertainty": "epistemic_variance"}, regress),
+    "answered": (metrics.AnsweredShare, {}, answered),
+    "selective_error": (metrics.SelectiveError, {}, answered),
+    "set_coverage": (metrics.ConformalCoverage, {}, in_sets),
+    "interval_coverage": (metrics.ConformalCoverage, {}, in_intervals),
+    "set_size": (metrics.ConformalSize, {}, in_sets),
+    "interval_width": (metrics.ConformalSize, {}, in_intervals),
+    "missed": (metrics.FalseNegativeRate, {}, in_label_sets),
+    "missed_by_class": (metrics.FalseNegativeRate, {"by_class": True}, in_label_sets),
     "joint": (metrics.JointLogLoss, {}, joint),
     "joint_sampled": (metrics.JointLogLoss, {"sampling": "sampled", "kappa": 3, "tau": 5}, joint),
     "joint_consecutive": (metrics.JointLogLoss, {"sampling": "consecutive", "tau": 4}, joint),

@@ -199,12 +199,12 @@ def test_gradients_reach_the_batch_value_where_promised(name):
     constructor, options, arguments = cases.CASES[name]
     metric = constructor(**options)
     data = cases.Data()
-    for field in ("logits", "probs", "score", "mean", "variance"):
+    for field in ("logits", "probs", "score", "mean", "variance", "label_logits"):
         setattr(data, field, getattr(data, field).clone().requires_grad_())
     value = metric(*arguments(data, ALL[6:18]))  # not row 5: the entropy has an infinite slope at p = 0
     if metric.is_differentiable:
         value.backward()
-        gradients = [getattr(data, f).grad for f in ("logits", "probs", "mean")]
+        gradients = [getattr(data, f).grad for f in ("logits", "probs", "mean", "label_logits")]
         assert any(g is not None and g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
     assert all(not state.requires_grad for state in _tensors(metric))
     metric.update(*arguments(data, ALL[18:]))
@@ -221,7 +221,7 @@ def test_without_rows_the_value_is_nan_and_a_count_0(name):
         assert metric.compute().item() == pytest.approx(empty, nan_ok=True)
     messages = [str(warning.message) for warning in record]
     assert any("was called before the ``update``" in message for message in messages)
-    if name.startswith(("joint", "au", "fpr")) and name not in ("aurc", "augrc"):
+    if name.startswith(("joint", "au", "fpr")) and name not in ("aurc", "augrc", "ause", "ause_mae"):
         assert sum("its value is NaN" in message for message in messages) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
