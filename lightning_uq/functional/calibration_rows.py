@@ -48,9 +48,10 @@ def in_order(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return rows[order], labels[order]
 
 
-def warn_of_missing_classes(classes: Tensor, num_classes: int) -> None:
-    """Name the classes of which there is no row among ``classes`` [N]: a fit by class learns that they never occur."""
-    missing = (torch.bincount(classes, minlength=num_classes) == 0).nonzero().squeeze(1).tolist()
+def warn_of_missing_classes(rows: Tensor, classes: Tensor) -> None:
+    """Name the classes that rows [N, C] allow, but that none of them is of, by ``classes`` [N]: a fit by class learns that they never occur."""
+    allowed = (rows - rows.amax(1, keepdim=True) > 0.99 * _LOG_TINY).any(0)
+    missing = (allowed & (torch.bincount(classes, minlength=len(allowed)) == 0)).nonzero().squeeze(1).tolist()
     if missing:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         warnings.warn(

@@ -79,7 +79,10 @@ def apply_matrix_scaling(log_probs: Tensor, class_matrix: Tensor) -> Tensor:
 
 def _features(tempered: Tensor, floor: Tensor) -> Tensor:
     """log(softmax(l / T) + exp floor) of tempered logits [..., C]."""
-    return torch.logaddexp(torch.log_softmax(tempered, -1), floor)
+    log_probs = torch.log_softmax(tempered, -1)
+    log_probs = log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
+    # Not torch.logaddexp, which ONNX has as log(exp + exp): minus infinity where both underflow.
+    return torch.maximum(log_probs, floor) + (-(log_probs - floor).abs()).exp().log1p()
 
 
 def fit_matrix_scaling(
@@ -165,7 +168,7 @@ def fit_matrix_scaling(
     chosen = best if gain.mean() > _MARGIN * standard_errors(gain) else default
     if chosen == math.inf:
         return MatrixScalingFit(x.new_ones(C).diag(), x.new_zeros(C), x.new_tensor(_NO_FLOOR), T, math.inf)
-    warn_of_missing_classes(classes, C)
+    warn_of_missing_classes(rows[0], classes)
     theta = _minimise(x, classes, chosen, x.new_zeros(C, num_columns))
     weight = theta[:, :-1] if num_columns > 2 else theta[:, 0].diag()
     return MatrixScalingFit(x.new_ones(C).diag() + weight, theta[:, -1].clone(), floor, T, chosen)

@@ -139,7 +139,7 @@ def fit_vector_scaling(
     gain = losses[0] - losses[1 + best]
     if not gain.mean() > standard_errors(gain):
         return VectorScalingFit((1 / T).expand(C).clone(), x.new_zeros(C), T, math.inf)
-    warn_of_missing_classes(classes, C)
+    warn_of_missing_classes(rows[0], classes)
     a, b = _minimise(x / T, classes, strengths[best], x.new_zeros(2, C))
     return VectorScalingFit((1 + a) / T, b, T, float(strengths[best]))
 

@@ -38,6 +38,7 @@ def test_a_class_without_a_row_is_named(fit):
     with pytest.warns(UserWarning, match="No row is of class 2, so the fit makes their probabilities very small"):
         fit(logits, target)
     fit(*rows())  # and no class is, where each has rows
+    fit(logits.index_fill(1, torch.tensor(2), -math.inf), target)  # nor one that every row rules out
 
 
 def test_of_many_classes_without_a_row_some_are_named():
