@@ -2,19 +2,20 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError
-from lightning_uq.functional.temperature import calibrated_nll
+from lightning_uq.functional.temperature_sums import calibrated_nll_of_sums
 from lightning_uq.networks.output import Output, PredictFn
-from lightning_uq.running.classes import CalibrationReader, check_calibration
+from lightning_uq.running.classes import check_calibration
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.ranks import raise_on_all_ranks
-from lightning_uq.running.row_sample import MAX_ROWS
+from lightning_uq.running.temperature_reader import TemperatureReader
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task
 
@@ -39,8 +40,6 @@ class CalibratedNLL(Callback):
         output: What the model returns: ``"logits"``, ``"probs"``, ``"log_probs"`` or a function that picks the logits.
         task: What the outputs of a module that is not ours mean: a Task or its name. None: one label per input.
         dataloader_idx: Which validation loader, where there are several.
-        max_rows: The largest number of rows that the temperature is fitted to, such as pixels; above it a random sample of so many
-            is read. None reads all.
 
     Raises:
         InputError: At the first validation batch, where it has no class labels, or the model gives no logits.
@@ -70,16 +69,14 @@ class CalibratedNLL(Callback):
         output: Output = "logits",
         task: Task | str | None = None,
         dataloader_idx: int = 0,
-        max_rows: int | None = MAX_ROWS,
     ) -> None:
         super().__init__()
         self.read = LogitReader(predict_fn, unpack_batch, output, task)
         self.dataloader_idx = dataloader_idx
-        self.max_rows = max_rows
         self._reset()
 
     def _reset(self) -> None:
-        self._rows = CalibrationReader(self.read, type(self).__name__, "the validation data", max_rows=self.max_rows)
+        self._sums = TemperatureReader(self.read, type(self).__name__, "the validation data")
         self._batch: Any = None
         self._error: Exception | None = None
 
@@ -115,33 +112,30 @@ class CalibratedNLL(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the batch's pooled log-probabilities."""
+        """Add the batch's pooled log-probabilities to the sums."""
         batch, self._batch = self._batch, None
         if batch is None or self._error is not None:
             return
         loader = loader_list(trainer.val_dataloaders)[dataloader_idx]
         try:
             with evaluating(pl_module, trainer):
-                self._rows.add(pl_module, batch, trainer, lambda num: batches.distributed_rows(loader, batch_idx, num))
+                self._sums.add(pl_module, batch, trainer, lambda num: batches.distributed_rows(loader, batch_idx, num))
         except Exception as error:
             if trainer.world_size == 1:
                 raise
             self._error = error  # raised with the other ranks at the end: now they would wait for this one
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the value of all ranks' rows."""
+        """Log the value of all ranks' sums."""
         raise_on_all_ranks(self._error, trainer)
         if trainer.sanity_checking:
             return
-        rows = self._rows.gather(trainer)
-        if not len(rows.labels):
-            raise InputError("The validation data is empty.")
-        value = calibrated_nll(rows.logits.squeeze(0), rows.labels)
+        value = torch.tensor(calibrated_nll_of_sums(self._sums.gather_sums(trainer)[0]))
         # Every rank has the same value; `sync_dist` says so to Lightning, which warns without it.
-        pl_module.log(self.monitor, value.float(), batch_size=1, sync_dist=True)
+        pl_module.log(self.monitor, value, batch_size=1, sync_dist=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Free the rows."""
+        """Forget the sums."""
         self._reset()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -150,5 +144,5 @@ class CalibratedNLL(Callback):
             batches.check_not_empty(trainer, stage)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Free the rows."""
+        """Forget the sums."""
         self._reset()

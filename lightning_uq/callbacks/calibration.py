@@ -180,9 +180,11 @@ class Calibration(PostTrainingCallback):
         with raising_on_all_ranks(trainer):
             for batch in loader:
                 reader.add(model, to_device(batch, model, trainer), trainer)
+        return self.fit_read(reader, trainer)
+
+    def fit_read(self, reader: CalibrationReader, trainer: Trainer | None) -> dict[str, Any]:
+        """The fitted tensors and the NLLs, from what was read on all ranks. A collective."""
         rows = reader.gather(trainer)
-        if not len(rows.labels):
-            raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         tensors = self.fit_rows(rows)
         raw = CategoricalPrediction(rows.logits)
         nlls = [-one.log_prob(rows.labels).mean() for one in (raw, self.calibrated_rows(raw, rows, tensors))]
@@ -207,7 +209,10 @@ class Calibration(PostTrainingCallback):
             )
         who = type(self).__name__
         check_calibration(self.logits.task(model), who, self.needs_classes)
-        where = f"{who}'s fitting data"
+        return self.new_reader(who, f"{who}'s fitting data")
+
+    def new_reader(self, who: str, where: str) -> CalibrationReader:
+        """A reader of what is fitted, for messages that name ``who`` and begin with ``where``."""
         return CalibrationReader(self.logits, who, where, of_members=self.of_members, max_rows=self.max_rows)
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:

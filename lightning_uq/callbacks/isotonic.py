@@ -13,8 +13,7 @@ class IsotonicScaling(Calibration):
 
     Each class is fitted against the rest, and the curves' values are divided by their sum. It follows any monotone
     miscalibration, but needs many rows per class: with 500 on CIFAR-10, a
-    temperature had the better likelihood for two of three networks.
-    No probability becomes 0. Applied to the log of the mean probabilities: members stay as they are. It exports, to ONNX too.
+    temperature had the better likelihood for two of three networks. A warning names classes without a row. No probability becomes 0. Applied to the log of the mean probabilities: members stay as they are. It exports, to ONNX too.
 
     Args:
         fitting: ``max_rows`` (above 2^20 rows, a random sample of so many is fitted), and arguments of

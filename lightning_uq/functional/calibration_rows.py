@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -40,7 +41,21 @@ def in_order(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     if rows.ndim != 2 or labels.shape != rows.shape[:1]:
         return rows, labels  # an error that the fit will tell
-    direction = torch.randn(rows.shape[1], dtype=rows.dtype, generator=torch.Generator().manual_seed(0))
-    by_value = (rows.clamp_min(torch.finfo(torch.float32).min) @ direction).argsort(stable=True)
-    order = by_value[labels[by_value].argsort(stable=True)]
+    _, number = torch.unique(
+        rows, dim=0, return_inverse=True
+    )  # exact, also where a row rules a class out by minus infinity
+    order = (number * rows.shape[1] + labels).argsort()
     return rows[order], labels[order]
+
+
+def warn_of_missing_classes(rows: Tensor, classes: Tensor) -> None:
+    """Name the classes that rows [N, C] allow, but that none of them is of, by ``classes`` [N]: a fit by class learns that they never occur."""
+    allowed = (rows - rows.amax(1, keepdim=True) > 0.99 * _LOG_TINY).any(0)
+    missing = (allowed & (torch.bincount(classes, minlength=len(allowed)) == 0)).nonzero().squeeze(1).tolist()
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        warnings.warn(
+            f"No row is of class {', '.join(map(str, missing[:10]))}{more}, so the fit makes their probabilities very small. Fit a "
+            "temperature, or rows of all classes.",
+            stacklevel=3,
+        )

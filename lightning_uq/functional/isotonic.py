@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_uq.functional.calibration_rows import calibration_rows
+from lightning_uq.functional.calibration_rows import calibration_rows, warn_of_missing_classes
 
 
 def apply_isotonic(log_probs: Tensor, class_curves: Tensor) -> Tensor:
@@ -59,6 +59,9 @@ def fit_isotonic(logits: Tensor, target: Tensor) -> Tensor:
     Raises:
         InputError: Shapes or values are not as above, or there is no row.
 
+    Warns:
+        UserWarning: A class has no row.
+
     Source: Zadrozny & Elkan, KDD 2002; pooling of adjacent violators by Ayer et al., Annals of Mathematical Statistics 1955.
 
     Example:
@@ -69,6 +72,7 @@ def fit_isotonic(logits: Tensor, target: Tensor) -> Tensor:
     """
     rows, classes = calibration_rows(logits, target, 2)
     N, C = rows.shape[1:]
+    warn_of_missing_classes(rows[0], classes)
     # Scores are equal where a prediction in float32 cannot tell them apart.
     scores = torch.empty_like(rows[0]).copy_(torch.log_softmax(rows[0], 1).float())
     x, order = scores.T.contiguous().sort(1)  # [C, N]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.calibration_rows import calibration_rows
+from lightning_uq.functional.calibration_rows import calibration_rows, warn_of_missing_classes
 from lightning_uq.functional.standard_error import standard_errors
 from lightning_uq.functional.temperature import fit_temperature
 from lightning_uq.functional.true_class import at_class
@@ -79,7 +79,10 @@ def apply_matrix_scaling(log_probs: Tensor, class_matrix: Tensor) -> Tensor:
 
 def _features(tempered: Tensor, floor: Tensor) -> Tensor:
     """log(softmax(l / T) + exp floor) of tempered logits [..., C]."""
-    return torch.logaddexp(torch.log_softmax(tempered, -1), floor)
+    log_probs = torch.log_softmax(tempered, -1)
+    log_probs = log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
+    # Not torch.logaddexp, which ONNX has as log(exp + exp): minus infinity where both underflow.
+    return torch.maximum(log_probs, floor) + (-(log_probs - floor).abs()).exp().log1p()
 
 
 def fit_matrix_scaling(
@@ -111,7 +114,7 @@ def fit_matrix_scaling(
             that is not positive; more than some twenty thousand classes, whose matrix would take over 4 GiB.
 
     Warns:
-        UserWarning: The temperature has no finite optimum.
+        UserWarning: The temperature has no finite optimum; or a class has no row, and the temperature did not win.
 
     Source: Berta, Holzmüller, Jordan & Bach, "Structured matrix scaling for multi-class calibration" (arXiv 2511.03685), for the
     penalties and their scaling with N and C; the choice of the strength is this package's.
@@ -165,6 +168,7 @@ def fit_matrix_scaling(
     chosen = best if gain.mean() > _MARGIN * standard_errors(gain) else default
     if chosen == math.inf:
         return MatrixScalingFit(x.new_ones(C).diag(), x.new_zeros(C), x.new_tensor(_NO_FLOOR), T, math.inf)
+    warn_of_missing_classes(rows[0], classes)
     theta = _minimise(x, classes, chosen, x.new_zeros(C, num_columns))
     weight = theta[:, :-1] if num_columns > 2 else theta[:, 0].diag()
     return MatrixScalingFit(x.new_ones(C).diag() + weight, theta[:, -1].clone(), floor, T, chosen)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.calibration_rows import calibration_rows
+from lightning_uq.functional.calibration_rows import calibration_rows, warn_of_missing_classes
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.standard_error import standard_errors
 from lightning_uq.functional.temperature import fit_temperature
@@ -88,7 +88,8 @@ def fit_vector_scaling(
             that is not positive; more than some ten thousand classes, whose Hessian [2 C, 2 C] would take over 4 GiB.
 
     Warns:
-        UserWarning: There are fewer than 20 rows per class; or the temperature has no finite optimum.
+        UserWarning: There are fewer than 20 rows per class; a class has no row, and the temperature did not win; or the
+            temperature has no finite optimum.
 
     Source: Guo et al., ICML 2017 (arXiv 1706.04599), section 4.2; the ridge after Kull et al., NeurIPS 2019 (arXiv
     1910.12656).
@@ -138,6 +139,7 @@ def fit_vector_scaling(
     gain = losses[0] - losses[1 + best]
     if not gain.mean() > standard_errors(gain):
         return VectorScalingFit((1 / T).expand(C).clone(), x.new_zeros(C), T, math.inf)
+    warn_of_missing_classes(rows[0], classes)
     a, b = _minimise(x / T, classes, strengths[best], x.new_zeros(2, C))
     return VectorScalingFit((1 + a) / T, b, T, float(strengths[best]))
 

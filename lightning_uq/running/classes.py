@@ -167,10 +167,11 @@ class CalibrationReader:
             InputError: The model predicts no classes, its batch has no labels, or the logits of members are asked for
                 (``of_members``), and the predictions have none.
         """
-        self.reader.look_at_task(model, batch, trainer, is_first=self.rows.is_empty)
+        is_first = self.num_read == 0
+        self.reader.look_at_task(model, batch, trainer, is_first=is_first)
         task = self.reader.task(model)
         check_calibration(task, self.who)
-        outputs = self.reader(model, batch, trainer, check=self.rows.is_empty)
+        outputs = self.reader(model, batch, trainer, check=is_first)
         target = labelled_batch(self.reader, model, batch, outputs, self.where)
         numbers, keep = positions(len(target))
         if numbers is None:
@@ -187,28 +188,49 @@ class CalibrationReader:
                 f"{self.where[0].upper()}{self.where[1:]} must hold labels, but a batch has probabilities as targets. Pass a loader "
                 "without label mixing or smoothing."
             )
+        self.keep(keys_of(task, target, numbers), prediction, labels, group)
+
+    def keep(self, keys: Tensor, prediction: Any, labels: Tensor, group: Tensor | None) -> None:
+        """Keep the rows of a batch: the key, the prediction, the label and the group [N] of each."""
         if group is not None:
             labels = 2 * group + labels  # one number, which the sample keeps
-        keys = keys_of(task, target, numbers)
         chosen = self.rows.choose(keys)
-        prediction = prediction[chosen]
-        logits = widen(prediction.logits if self.of_members else prediction.calibration_logits)
-        logits = logits if self.of_members else mean_log_probs(logits).unsqueeze(0)
         # Rows first, so that they gather.
+        logits = self.logits_of(prediction[chosen]).transpose(0, 1)
         chosen_labels = labels[chosen.to(labels.device) if isinstance(chosen, Tensor) else chosen]
-        self.rows.add(keys[chosen], logits.transpose(0, 1), chosen_labels.long())
+        self.rows.add(keys[chosen], logits, chosen_labels.long())
+
+    def logits_of(self, prediction: Any) -> Tensor:
+        """The logits [Z, N, C] that are fitted, in float64 if the device has it."""
+        if self.of_members:
+            return widen(prediction.logits)
+        return mean_log_probs(widen(prediction.calibration_logits)).unsqueeze(0)
 
     def gather(self, trainer: Trainer | None) -> FittingRows:
-        """The rows of all ranks, or of this process where ``trainer`` is None. A collective."""
+        """The rows of all ranks, or of this process where ``trainer`` is None. A collective.
+
+        Raises:
+            InputError: There are none.
+        """
         found = [rows.cpu() for rows in self.rows.gather(trainer, self.who)]
-        logits, labels = found or (torch.empty(0, 0, 0, dtype=torch.float64), torch.empty(0, dtype=torch.long))
-        num_groups = self.num_groups
-        if trainer is not None and trainer.world_size > 1:
-            device = trainer.strategy.root_device
-            num_groups = int(gather_rows(torch.tensor([num_groups], device=device), trainer).max())
+        self.check_not_empty(len(found))
+        logits, labels = found
+        self.check_not_empty(len(labels))
+        num_groups = self.num_groups_of_ranks(trainer)
         several = num_groups > 1
         group = labels // 2 if several else torch.zeros_like(labels)
         return FittingRows(logits.transpose(0, 1), labels % 2 if several else labels, group, num_groups)
+
+    def num_groups_of_ranks(self, trainer: Trainer | None) -> int:
+        """L, which ranks without data learn from the others. A collective."""
+        if trainer is None or trainer.world_size == 1:
+            return self.num_groups
+        return int(gather_rows(torch.tensor([self.num_groups], device=trainer.strategy.root_device), trainer).max())
+
+    def check_not_empty(self, num_rows: int) -> None:
+        """Raise an :class:`InputError` if no rank has a row."""
+        if not num_rows:
+            raise InputError(f"{self.where[0].upper()}{self.where[1:]} is empty.")
 
 
 def check_calibration(task: Task, who: str, needs_classes: bool = False) -> None:

@@ -27,7 +27,7 @@ def run(devices, num_val, num_test, num_ood):
     torch.manual_seed(0)
     module = Still(Strided(), task=TASK)
     far = {"noise": DataLoader(strange(num_ood), batch_size=3)}
-    scaling, gmm = TemperatureScaling(max_rows=40), FitGMM(pool="positions", regularization=1e-3)
+    scaling, gmm = TemperatureScaling(), FitGMM(pool="positions", regularization=1e-3)
     knn = FitKNN(k=2, pool="positions", max_rows=30)
     trainer = Trainer(
         accelerator="cpu",

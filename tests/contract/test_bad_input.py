@@ -282,6 +282,7 @@ def test_fitting_data_under_a_trainer(make_trainer, fitting_case, value, tmp_pat
 @pytest.mark.axis("bad input")
 @pytest.mark.parametrize("kept", [1, 2], ids=["one class", "two of three classes"])
 @UNTRAINED
+@pytest.mark.filterwarnings("ignore:No row is of class")
 def test_classes_that_are_missing(fitting_case, kept):
     """A density of a class needs rows of it; the others fit what there is."""
     rows_of = kept > LABEL

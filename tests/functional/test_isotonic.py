@@ -29,6 +29,7 @@ def min_max(scores, hits):
     ])  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:No row is of class")
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 30), st.booleans())
 def test_it_is_the_least_squares_fit_of_a_monotone_function(seed, n, ties):
@@ -91,6 +92,7 @@ def test_pixels_are_rows_and_rows_have_no_order():
     torch.testing.assert_close(apply_isotonic(image.log_softmax(1), curves).movedim(1, -1).reshape(-1, 3), expected)
 
 
+@pytest.mark.filterwarnings("ignore:No row is of class")
 def test_one_row_and_bad_arguments():
     curves = fit_isotonic(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
     assert apply_isotonic(torch.tensor([[0.5, 0.5]]).log(), curves.float()).isfinite().all()

@@ -1,0 +1,49 @@
+"""Reads the sums that a temperature is fitted to, and keeps no rows."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_uq.functional.temperature_sums import ROWS, SUMS_SHAPE, temperature_sums
+from lightning_uq.running.classes import CalibrationReader
+from lightning_uq.running.logits import LogitReader
+from lightning_uq.running.ranks import sum_of_ranks
+
+
+class TemperatureReader(CalibrationReader):
+    """Adds up what batches contribute to a temperature of the mean probabilities, see :func:`temperature_sums`.
+
+    Args:
+        reader: How the model is called.
+        who: The callback that calibrates, for messages.
+        where: What the batches belong to, the beginning of messages.
+        per_label: Whether each of several labels per input has its own sums.
+    """
+
+    def __init__(self, reader: LogitReader, who: str, where: str, *, per_label: bool = False) -> None:
+        super().__init__(reader, who, where)
+        self.per_label = per_label
+        self._sums: Tensor | None = None
+
+    def keep(self, keys: Tensor, prediction: Any, labels: Tensor, group: Tensor | None) -> None:
+        """Add the rows of a batch."""
+        if not len(labels):
+            return
+        own = (group, self.num_groups) if self.per_label else (None, 1)
+        sums = temperature_sums(self.logits_of(prediction).squeeze(0), labels, *own)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def gather_sums(self, trainer: Trainer | None) -> Tensor:
+        """The sums [L, 74, 3] of all ranks, on the CPU; L is 1 without ``per_label``. A collective.
+
+        Raises:
+            InputError: There are no rows.
+        """
+        num_labels = self.num_groups_of_ranks(trainer) if self.per_label else 1
+        sums = torch.zeros(num_labels, *SUMS_SHAPE, dtype=torch.float64) if self._sums is None else self._sums.cpu()
+        if trainer is not None and trainer.world_size > 1:
+            sums = sum_of_ranks(sums, trainer)
+        self.check_not_empty(int(sums[:, ROWS, 0].sum()))
+        return sums
