@@ -12,21 +12,25 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_uq.callbacks.conformal_sets import ConformalSets
 from lightning_uq.callbacks.ood_scores import OODScorer, detection_metrics
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.functional import certainty
+from lightning_uq.functional.held_out_scores import rows_needed
 from lightning_uq.method import Method
 from lightning_uq.metrics import ExpectedCalibrationError, JointLogLoss
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.predictions import ClassProbabilities
+from lightning_uq.predictions import CategoricalPrediction, ClassProbabilities
 from lightning_uq.report import RESULT_KEYS
 from lightning_uq.tasks import Classification, Task
 
 TAU = JointLogLoss().tau
 NUM_BINS = ExpectedCalibrationError().num_bins
 TIMED_ROWS = 1000
+ALPHA = 0.1
+"""Share of labels that sets of classes may miss."""
 
 
 @dataclass
@@ -88,6 +92,8 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
     score_in, correct = torch.cat(inside.scores), torch.cat(inside.correct)
     measured = {key: metric for key, metric in inside.metrics.items() if metric.update_called and key in RESULT_KEYS}
     values = {key: float(metric.compute()) for key, metric in measured.items()}
+    if not isinstance(data, TestbedDataModule):
+        values |= sets_of(predict(data.val_dataloader(), labelled=True), inside)
     pooled.confidence.append(torch.cat(inside.confidence))
     pooled.certainty.append(torch.cat(inside.certainty))
     pooled.correct.append(correct)
@@ -137,6 +143,21 @@ def ood_score(
     return prediction.score(name)
 
 
+def sets_of(held_out: "_Reader", tested: "_Reader") -> dict[str, float]:
+    """Coverage and mean size of sets of classes on the test data, with a threshold for 90 % that is fitted to the validation data.
+
+    The validation data have stopped the training too, so the coverage may be a little below 90 %. Where they are too few for a
+    threshold, there are none.
+    """
+    if len(torch.cat(held_out.targets)) < rows_needed(ALPHA):
+        return {}
+    rows, new = (CategoricalPrediction(torch.cat(one.log_probs).unsqueeze(0)) for one in (held_out, tested))
+    conformal = ConformalSets(alpha=ALPHA).fit_predictions(rows, torch.cat(held_out.targets))
+    sets, target = conformal.sets(new), torch.cat(tested.targets)
+    covered = sets.gather(1, target.unsqueeze(1))
+    return {"coverage": float(covered.double().mean()), "set_size": float(sets.sum(1).double().mean())}
+
+
 def num_weights(module: nn.Module) -> int:
     """Number of weights: parameters and floating-point buffers (a frozen prior is one), each counted once.
 
@@ -167,6 +188,8 @@ class _Reader(Callback):
         self.confidence: list[Tensor] = []
         self.certainty: list[Tensor] = []
         self.correct: list[Tensor] = []
+        self.log_probs: list[Tensor] = []
+        self.targets: list[Tensor] = []
         self.scores: list[Tensor] = []
         self.num_indices: int | None = None
         self.device = torch.device("cpu")
@@ -189,6 +212,8 @@ class _Reader(Callback):
         self.confidence.append(prediction.confidence)
         self.certainty.append(certainty(prediction.log_probs))
         self.correct.append(prediction.label == target)
+        self.log_probs.append(prediction.log_probs)
+        self.targets.append(target)
         if prediction.has_logits:
             self.num_indices = prediction.num_indices
         for metric in self.metrics.values():

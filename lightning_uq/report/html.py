@@ -58,7 +58,7 @@ _TEMPLATE = """\
 <h2>Results</h2>
 <div class="wide"><table id="results">
 <thead><tr><th scope="col">Method</th>
-{%- for column in columns %}<th scope="col" title="{{ column.title }}">{{ column.label }}<span class="better">{{ "↑" if column.better == "higher" else "↓" }}</span></th>{% endfor -%}
+{%- for column in columns %}<th scope="col" title="{{ column.title }}">{{ column.label }}<span class="better">{{ {"higher": "↑", "lower": "↓"}.get(column.better, "") }}</span></th>{% endfor -%}
 </tr></thead>
 <tbody>
 {% for row in rows %}<tr><td>{{ row.method }}</td>

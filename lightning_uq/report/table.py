@@ -16,7 +16,7 @@ class Column:
     Attributes:
         key: Its key in ``results.json``.
         label: Its heading, short enough for a terminal.
-        better: Whether a higher or a lower value is better.
+        better: Whether a higher or a lower value is better; None where neither is, as of a coverage that should be met.
         group: Which table it is in where one does not fit.
         text: Prints a value.
         title: What it is, in full.
@@ -24,8 +24,8 @@ class Column:
 
     key: str
     label: str
-    better: Literal["higher", "lower"]
-    group: Literal["prediction", "testbed", "detection", "cost"]
+    better: Literal["higher", "lower"] | None
+    group: Literal["prediction", "sets", "testbed", "detection", "cost"]
     text: Callable[[float], str]
     title: str
 
@@ -40,6 +40,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("brier", "Brier", "lower", "prediction", _digits(3), "Brier score, summed over classes"),
     Column("ece", "ECE", "lower", "prediction", _digits(3), "Expected calibration error, 15 bins"),
     Column("joint_log_loss", "Joint", "lower", "prediction", _digits(3), "Joint log-loss of 10 inputs, dyadic, nats"),
+    Column("coverage", "Cover", None, "sets", _digits(3), "Share of test labels in sets of classes fitted to a coverage of 90 %"),
+    Column("set_size", "Size", "lower", "sets", _digits(2), "Mean number of classes in these sets"),
     Column("ood_auroc", "AUROC", "higher", "detection", _digits(3), "OOD detection: area under the ROC curve"),
     Column("ood_auprc_out", "AP out", "higher", "detection", _digits(3), "OOD detection: average precision, OOD positive"),
     Column("ood_auprc_in", "AP in", "higher", "detection", _digits(3), "OOD detection: average precision, in-dist. positive"),
@@ -62,7 +64,8 @@ TESTBED_COLUMNS: tuple[Column, ...] = (
 """What only the testbed has, between the predictions' columns and the others."""
 
 RESULT_KEYS = tuple(column.key for column in COLUMNS)
-ALL_COLUMNS = (*COLUMNS[:5], *TESTBED_COLUMNS, *COLUMNS[5:])
+_OF_PREDICTIONS = tuple(column for column in COLUMNS if column.group == "prediction")
+ALL_COLUMNS = (*_OF_PREDICTIONS, *TESTBED_COLUMNS, *COLUMNS[len(_OF_PREDICTIONS) :])
 
 
 def shown_columns(rows: Sequence[Row]) -> list[Column]:
@@ -87,7 +90,7 @@ def cell(row: Row, column: Column) -> tuple[str, str]:
 
 
 def best_methods(rows: Sequence[Row], column: Column) -> set[str]:
-    """Methods whose printed mean is the column's best; none where all are equal.
+    """Methods whose printed mean is the column's best; none where all are equal, or where none is better.
 
     Example:
         >>> rows = [{"method": "a", "nll": {"mean": 0.2, "se": None}}, {"method": "b", "nll": {"mean": 0.3, "se": None}}]
@@ -96,7 +99,7 @@ def best_methods(rows: Sequence[Row], column: Column) -> set[str]:
     """
     printed = {row["method"]: cell(row, column)[0] for row in rows}
     values = {row["method"]: row[column.key]["mean"] for row in rows if printed[row["method"]] != "-"}
-    if not values:
+    if not values or column.better is None:
         return set()
     best = (max if column.better == "higher" else min)(values, key=lambda method: values[method])
     winners = {method for method in values if printed[method] == printed[best]}

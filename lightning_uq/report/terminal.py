@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def print_table(rows: Sequence[Row], console: "Console", title: str = "") -> None:
-    """Print the rows as one table, or, where the console is too narrow for it, as one table for each group of columns.
+    """Print the rows as one table, or, where the console is too narrow for it, as few tables of whole groups of columns.
 
     Example:
         >>> from rich.console import Console
@@ -22,13 +22,18 @@ def print_table(rows: Sequence[Row], console: "Console", title: str = "") -> Non
         softmax   0.250
                  ±0.010
     """
-    columns = shown_columns(rows)
-    whole = make_table(rows, columns, title)
-    if console.measure(whole, options=console.options.update_width(1000)).maximum <= console.width:
-        console.print(whole)
-        return
-    for group in dict.fromkeys(column.group for column in columns):
-        console.print(make_table(rows, [column for column in columns if column.group == group], title))
+    shown = shown_columns(rows)
+    tables: list[list[Column]] = []
+    for group in dict.fromkeys(column.group for column in shown):
+        columns = [column for column in shown if column.group == group]
+        joined = [*tables[-1], *columns] if tables else columns
+        width = console.measure(make_table(rows, joined), options=console.options.update_width(1000)).maximum
+        if tables and width <= console.width:
+            tables[-1] = joined
+        else:
+            tables.append(columns)
+    for columns in tables:
+        console.print(make_table(rows, columns, title))
 
 
 def make_table(rows: Sequence[Row], columns: Sequence[Column], title: str = "") -> "Table":

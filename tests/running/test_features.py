@@ -1,6 +1,7 @@
 """Features of a stacked ensemble without a copy of its members at every batch; memory of a pooled calibration."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -59,7 +60,9 @@ def test_copies_follow_the_weights(copies):
     assert copy.deepcopy(features)._copies is None
 
 
-@pytest.mark.parametrize("make", [TemperatureScaling, VectorScaling, MatrixScaling, IsotonicScaling])
+@pytest.mark.parametrize(
+    "make", [partial(TemperatureScaling, method="grid"), VectorScaling, MatrixScaling, IsotonicScaling]
+)
 @pytest.mark.filterwarnings("ignore:.*fewer than 20 per class", "ignore:.*no finite positive temperature")
 def test_a_pooled_calibration_keeps_pooled_rows(monkeypatch, make):
     kept, add = [], RowSample.add
