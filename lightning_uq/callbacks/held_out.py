@@ -16,6 +16,7 @@ from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.classes import check_targets, labelled_batch
 from lightning_uq.running.evaluation import to_device
+from lightning_uq.running.finite import check_numbers
 from lightning_uq.running.fitted_state import to_cpu
 from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks
 from lightning_uq.running.row_sample import MAX_ROWS, RowSample, row_keys
@@ -113,6 +114,11 @@ class HeldOutCallback(PostTrainingCallback):
                 f"`fit_predictions` of {type(self).__name__} takes {', '.join(self.value_names) or 'nothing'} beside predictions and targets, but "
                 f"{unknown[0]!r} came."
             )
+        lacking = [name for name in self.input_functions() if name not in values]
+        if lacking:
+            raise InputError(
+                f"`{lacking[0]}` must be given for the rows, because {type(self).__name__} has a function for it."
+            )
         rows = [part.cpu() for part in self.rows(prediction, target, **values)]
         if not len(prediction):
             raise InputError("`prediction` must hold at least one row, but it is empty.")
@@ -124,8 +130,14 @@ class HeldOutCallback(PostTrainingCallback):
 
         Raises:
             NotFittedError: Nothing was fitted.
-            InputError: The prediction carries other calibrations than those that were fitted.
+            InputError: The prediction carries other calibrations than those that were fitted, or the result depends on the input.
         """
+        names = list(self.input_functions())
+        if names:
+            raise InputError(
+                f"`change` has no input, on which `{names[0]}` of {type(self).__name__} depends. Use `trainer.predict`, or pass `{names[0]}` to "
+                "the method that makes the result."
+            )
         return self.transform().apply(prediction)
 
     @property
@@ -157,11 +169,6 @@ class HeldOutCallback(PostTrainingCallback):
                 f"{type(self).__name__} stands before {type(later[0]).__name__} in the Trainer's callbacks, so it would be fitted to "
                 "predictions that change afterwards. Swap them."
             )
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a task that cannot be fitted."""
-        self.check_task(self.logits.task(pl_module))
-        super().on_fit_start(trainer, pl_module)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Reduce a batch to rows, in the type of prediction that it will have."""
@@ -196,6 +203,7 @@ class HeldOutCallback(PostTrainingCallback):
                 task = self.logits.task(model)
                 self.check_task(task)
                 outputs, prediction = self._predict(model, batch, trainer, before, check=num_read == 0)
+                check_numbers(outputs, task)
                 target = labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
                 rows = self._rows_of(model, batch, task, prediction, target)
                 numbers = rank + world * torch.arange(num_read, num_read + len(target))
@@ -223,7 +231,8 @@ class HeldOutCallback(PostTrainingCallback):
             )
         functions = self.input_functions()
         x = self.logits.unpack(model, batch)[0] if functions else None
-        return self.rows(prediction, target, **{name: function(x) for name, function in functions.items()})
+        values = {name: one_per_row(name, function(x), len(prediction)) for name, function in functions.items()}
+        return self.rows(prediction, target, **values)
 
     def _keys(self, task: Task, target: Tensor, numbers: Tensor, num_rows: int) -> Tensor:
         """The key of each row of a batch: positions of one sample are apart."""
@@ -287,12 +296,15 @@ class HeldOutCallback(PostTrainingCallback):
         self._tested = LoggedMetrics(
             self.logits, self._tested_predictions, self.test_metrics, type(self).__name__, self.whens
         )
+        self._test_transform: PredictionTransform | None = None  # of the state that the first batch verifies
 
     def _tested_predictions(
         self, model: nn.Module, batch: Any, trainer: Trainer, check: bool
     ) -> tuple[Tensor, dict[When, Prediction]]:
         outputs, prediction = self._predict(model, batch, trainer, self._before(model, trainer), check=check)
-        changed = self.transform().of_input(self.logits.unpack(model, batch)[0]).apply(prediction)
+        if self._test_transform is None:
+            self._test_transform = self.transform()
+        changed = self._test_transform.of_input(self.logits.unpack(model, batch)[0]).apply(prediction)
         return outputs, {"": changed} if self.whens == ("",) else {"": prediction, "_calibrated": changed}
 
     def on_test_batch_start(
@@ -323,6 +335,22 @@ class HeldOutCallback(PostTrainingCallback):
     def _prefix(self, trainer: Trainer) -> str:
         """``uq/``, and the callback's name where it has one."""
         return "uq/" if self.name is None else f"uq/{self.name}/"
+
+
+def one_per_row(name: str, values: object, num_rows: int) -> Tensor:
+    """A number per row [N], as a function of the input must give it.
+
+    Raises:
+        InputError: It is no tensor of that shape.
+    """
+    if not isinstance(values, Tensor) or values.shape != (num_rows,):
+        came = (
+            f"its shape is {list(values.shape)}" if isinstance(values, Tensor) else f"it is a {type(values).__name__}"
+        )
+        raise InputError(
+            f"`{name}` must be a tensor with one number per row, [{num_rows}], but {came}. Positions of maps cannot have one."
+        )
+    return values
 
 
 class Carried:

@@ -53,6 +53,8 @@ class ConformalCoverage(MeanMetric):
 class ConformalSize(MeanMetric):
     """Mean number of classes in a prediction set, or mean width of a conformal interval in the target's units; lower is better.
 
+    An empty interval, whose lower bound exceeds its upper one, has width 0.
+
     Args:
         validate_args: As of all metrics; the values are not looked at.
         kwargs: What every ``torchmetrics.Metric`` takes.
@@ -77,7 +79,7 @@ class ConformalSize(MeanMetric):
     def update(self, prediction: Prediction, target: Tensor) -> None:
         """Add a batch; see :meth:`ConformalCoverage.update`. Only whether numbers are known is read of the target."""
         if isinstance(prediction, NumberPrediction):
-            width = prediction.conformal_upper - prediction.conformal_lower
+            width = (prediction.conformal_upper - prediction.conformal_lower).clamp_min(0)
             self._add(width, ~aligned_target(target, width.shape).isnan())
         else:
             self._add(prediction.set_size)  # type: ignore[attr-defined]  # predictions of classes have it
