@@ -9,8 +9,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_uq.callbacks.carried import Carried
 from lightning_uq.callbacks.conformal_stream import ConformalStream
-from lightning_uq.callbacks.held_out import Carried, HeldOutCallback, one_per_row
+from lightning_uq.callbacks.held_out import HeldOutCallback, one_per_row
 from lightning_uq.callbacks.logged_metrics import When
 from lightning_uq.errors import InputError
 from lightning_uq.functional.conformal_intervals import conformal_interval, interval_excess

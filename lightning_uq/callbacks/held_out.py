@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import Self
 
+from lightning_uq.callbacks.carried import Carried, carried_by
 from lightning_uq.callbacks.logged_metrics import LoggedMetrics, When, log_fitted
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
 from lightning_uq.errors import InputError, NotFittedError
@@ -18,13 +19,11 @@ from lightning_uq.running.classes import check_targets, labelled_batch
 from lightning_uq.running.evaluation import to_device
 from lightning_uq.running.finite import check_numbers
 from lightning_uq.running.fitted_state import to_cpu
+from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks
 from lightning_uq.running.row_sample import MAX_ROWS, RowSample, row_keys
 from lightning_uq.running.transforms import PredictionTransform, observing_all, transforms_of
 from lightning_uq.tasks import Task
-
-_CARRIED = "carried."
-"""Prefix of the calibrations that the fitted predictions carried, in the state."""
 
 
 class HeldOutCallback(PostTrainingCallback):
@@ -122,7 +121,7 @@ class HeldOutCallback(PostTrainingCallback):
         rows = [part.cpu() for part in self.rows(prediction, target, **values)]
         if not len(prediction):
             raise InputError("`prediction` must hold at least one row, but it is empty.")
-        self._set(to_cpu({**self.fit_rows(*rows), **_carried(prediction)}), None)
+        self._set(to_cpu({**self.fit_rows(*rows), **carried_by(prediction)}), None)
         return self
 
     def change(self, prediction: Prediction) -> Prediction:
@@ -153,7 +152,7 @@ class HeldOutCallback(PostTrainingCallback):
             )
         return self._tensors
 
-    def carried(self) -> "Carried":
+    def carried(self) -> Carried:
         """The calibrations that the fitted predictions carried."""
         return Carried(type(self).__name__, self.state)
 
@@ -172,6 +171,7 @@ class HeldOutCallback(PostTrainingCallback):
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Reduce a batch to rows, in the type of prediction that it will have."""
+        self._check_own_predictions(model)
         self.logits.look_at_task(model, batch, trainer)
         task = self.logits.task(model)
         self.check_task(task)
@@ -192,6 +192,7 @@ class HeldOutCallback(PostTrainingCallback):
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """Fit the rows of all ranks, or a sample of them."""
+        self._check_own_predictions(model)
         sample = RowSample(self.max_rows)
         rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         num_read, carried = 0, None
@@ -212,12 +213,19 @@ class HeldOutCallback(PostTrainingCallback):
                 chosen = sample.choose(keys)
                 at = chosen.to(outputs.device) if isinstance(chosen, Tensor) else chosen
                 sample.add(keys[chosen], *(part[at].cpu() for part in rows))
-                carried = _carried(prediction)
+                carried = carried_by(prediction)
         gathered = [part.cpu() for part in sample.gather(trainer, type(self).__name__)]
         (carried,) = first_of_ranks([None if carried is None else to_cpu(carried)], trainer)
         if not gathered or not len(gathered[0]) or carried is None:
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         return {**self.fit_rows(*gathered), **carried}
+
+    def _check_own_predictions(self, model: nn.Module) -> None:
+        if self.logits.predict_fn is not None and is_uncertainty_module(model):
+            raise InputError(
+                f"{type(self).__name__} is fitted to the predictions that {type(model).__name__} makes itself, which its `predict_fn` would "
+                "bypass. Leave argument `predict_fn` out."
+            )
 
     def _rows_of(
         self, model: nn.Module, batch: Any, task: Task, prediction: Prediction, target: Tensor
@@ -351,46 +359,3 @@ def one_per_row(name: str, values: object, num_rows: int) -> Tensor:
             f"`{name}` must be a tensor with one number per row, [{num_rows}], but {came}. Positions of maps cannot have one."
         )
     return values
-
-
-class Carried:
-    """The calibrations that fitted predictions carried: a result is only for predictions with the same ones.
-
-    Args:
-        who: The callback, for messages.
-        tensors: Its fitted tensors.
-    """
-
-    def __init__(self, who: str, tensors: Mapping[str, Any]) -> None:
-        self.who = who
-        self.tensors = {name.removeprefix(_CARRIED): t for name, t in tensors.items() if name.startswith(_CARRIED)}
-
-    def check(self, prediction: Prediction) -> None:
-        """Raise an :class:`InputError` for a prediction that was calibrated otherwise. Pooled ones no longer tell."""
-        if prediction.num_indices is None or torch.compiler.is_compiling():
-            return
-        found = {name.removeprefix(_CARRIED): tensor for name, tensor in _carried(prediction).items()}
-        for name in {**self.tensors, **found}:
-            own, new = self.tensors.get(name), found.get(name)
-            if own is None or new is None or not _is_close(own, new):
-                raise InputError(
-                    f"{self.who} was fitted to predictions with {_said(name, own)}, but this one has {_said(name, new)}. Fit "
-                    f"{self.who} again, to predictions that are calibrated as this one is."
-                )
-
-
-def _carried(prediction: Prediction) -> dict[str, Tensor]:
-    """The calibrations that all rows of a prediction share."""
-    return {f"{_CARRIED}{name}": tensor for name, tensor in prediction.calibrations.items()}
-
-
-def _is_close(own: Tensor, new: Tensor) -> bool:
-    return own.shape == new.shape and torch.allclose(
-        own.double(), new.cpu().double(), rtol=1e-2, atol=1e-3, equal_nan=True
-    )
-
-
-def _said(name: str, tensor: Tensor | None) -> str:
-    if tensor is None:
-        return f"no {name.replace('_', ' ')}"
-    return f"a {name.replace('_', ' ')}" + (f" of {float(tensor):.4g}" if tensor.numel() == 1 else "")
