@@ -13,11 +13,11 @@ from typing_extensions import Self
 from lightning_uq.callbacks.carried import Carried, carried_by
 from lightning_uq.callbacks.logged_metrics import LoggedMetrics, When, log_fitted
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
-from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.errors import InputError, NotFiniteError, NotFittedError
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.classes import check_targets, labelled_batch
 from lightning_uq.running.evaluation import to_device
-from lightning_uq.running.finite import check_numbers
+from lightning_uq.running.finite import bad_rows
 from lightning_uq.running.fitted_state import to_cpu
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks
@@ -204,7 +204,7 @@ class HeldOutCallback(PostTrainingCallback):
                 task = self.logits.task(model)
                 self.check_task(task)
                 outputs, prediction = self._predict(model, batch, trainer, before, check=num_read == 0)
-                check_numbers(outputs, task)
+                self._check_finite(outputs, task)
                 target = labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
                 rows = self._rows_of(model, batch, task, prediction, target)
                 numbers = rank + world * torch.arange(num_read, num_read + len(target))
@@ -219,6 +219,14 @@ class HeldOutCallback(PostTrainingCallback):
         if not gathered or not len(gathered[0]) or carried is None:
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         return {**self.fit_rows(*gathered), **carried}
+
+    def _check_finite(self, outputs: Tensor, task: Task) -> None:
+        num_bad = int(bad_rows(outputs, task).sum())
+        if num_bad:
+            raise NotFiniteError(
+                f"{self._where} must have finite outputs, but those of {num_bad} of {outputs.shape[1]} rows hold NaN or infinity. Leave out such "
+                "inputs, or look for NaN in the weights."
+            )
 
     def _check_own_predictions(self, model: nn.Module) -> None:
         if self.logits.predict_fn is not None and is_uncertainty_module(model):

@@ -643,7 +643,7 @@ LISTED_CALLBACKS = [
     CallbackCase("ConformalSets", partial(c.ConformalSets), fits_on="val", unsupported=NOT_INSIDE),
     CallbackCase(
         "ConformalIntervals",
-        partial(c.ConformalIntervals, unpack_batch=as_numbers),
+        partial(c.ConformalIntervals, unpack_batch=as_numbers, task=Regression(head="mean")),
         fits_on="val",
         ensemble="Ensemble, mean",
         unsupported=NOT_INSIDE,
