@@ -59,22 +59,23 @@ def regress(d, i):
     return (d.mean[:, i], d.variance[:, i]), d.value[i]
 
 
+def sets(d, i):
+    prediction = CategoricalPrediction(d.logits[:, i])
+    return prediction.replace(prediction_set=prediction.probs > 0.2), d.target[i]
+
+
+def bounds(d, i):
+    prediction = PointPrediction(d.mean[:, i])
+    bounds = {"conformal_lower": d.mean.amin(0)[i], "conformal_upper": d.mean.amax(0)[i] - 1}  # some are empty
+    return prediction.replace(**bounds), d.value[i]
+
+
 def joint(d, i):
     return d.logits[:, i], d.target[i]
 
 
 def joint_indexed(d, i):
     return d.logits[:, i], d.target[i], d.index[i]
-
-
-def in_sets(d, i):
-    prediction = CategoricalPrediction(d.logits[:, i])
-    return prediction.replace(prediction_set=prediction.probs > 0.2), d.target[i]
-
-
-def in_intervals(d, i):
-    bounds = {"conformal_lower": -d.variance[0, i], "conformal_upper": d.variance[1, i]}
-    return PointPrediction(d.mean[:, i]).replace(**bounds), d.value[i]
 
 
 def in_label_sets(d, i):
@@ -133,12 +134,12 @@ CASES = {
     "ause_mae": (metrics.AUSE, {"error": "mae", "uncertainty": "epistemic_variance"}, regress),
     "answered": (metrics.AnsweredShare, {}, answered),
     "selective_error": (metrics.SelectiveError, {}, answered),
-    "set_coverage": (metrics.ConformalCoverage, {}, in_sets),
-    "interval_coverage": (metrics.ConformalCoverage, {}, in_intervals),
-    "set_size": (metrics.ConformalSize, {}, in_sets),
-    "interval_width": (metrics.ConformalSize, {}, in_intervals),
     "missed": (metrics.FalseNegativeRate, {}, in_label_sets),
     "missed_by_class": (metrics.FalseNegativeRate, {"by_class": True}, in_label_sets),
+    "conformal_coverage": (metrics.ConformalCoverage, {}, bounds),
+    "conformal_coverage_sets": (metrics.ConformalCoverage, {}, sets),
+    "conformal_size": (metrics.ConformalSize, {}, bounds),
+    "conformal_size_sets": (metrics.ConformalSize, {}, sets),
     "joint": (metrics.JointLogLoss, {}, joint),
     "joint_sampled": (metrics.JointLogLoss, {"sampling": "sampled", "kappa": 3, "tau": 5}, joint),
     "joint_consecutive": (metrics.JointLogLoss, {"sampling": "consecutive", "tau": 4}, joint),
