@@ -33,7 +33,7 @@ class SelectiveThreshold(HeldOutCallback):
     Args:
         risk: The error rate of the answers that is allowed, in (0, 1).
         delta: The probability, over draws of the validation rows, that it is exceeded, in (0, 1).
-        score: Name of the score of predictions by which rows are ranked, the lowest first; None takes the largest probability.
+        uncertainty: Name of the score of predictions by which rows are ranked, the lowest first; None takes the largest probability.
         num_levels: Number of thresholds that are tested.
         fitting: ``max_rows`` and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
             ``predict_fn``, ``unpack_batch``, ``output``, ``task`` and ``attach``.
@@ -58,7 +58,7 @@ class SelectiveThreshold(HeldOutCallback):
         *,
         risk: float = 0.05,
         delta: float = 0.1,
-        score: str | None = None,
+        uncertainty: str | None = None,
         num_levels: int = 32,
         **fitting: Any,
     ) -> None:
@@ -68,13 +68,13 @@ class SelectiveThreshold(HeldOutCallback):
         check_integer("num_levels", num_levels, 1)
         self.risk = risk
         self.delta = delta
-        self.score = score
+        self.uncertainty = uncertainty
         self.num_levels = num_levels
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a fit depends on."""
-        own = {"risk": self.risk, "delta": self.delta, "score": self.score, "num_levels": self.num_levels}
+        own = {"risk": self.risk, "delta": self.delta, "uncertainty": self.uncertainty, "num_levels": self.num_levels}
         return {**super().settings, **own}
 
     def check_task(self, task: Task) -> None:
@@ -85,7 +85,7 @@ class SelectiveThreshold(HeldOutCallback):
 
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
         """The certainty of each row [N], and whether its label is wrong."""
-        confidence = certainties(prediction, self.score)
+        confidence = certainties(prediction, self.uncertainty)
         wrong = prediction.label != target.to(prediction.label.device)
         return confidence, wrong.long()
 
@@ -103,7 +103,7 @@ class SelectiveThreshold(HeldOutCallback):
 
     @property
     def threshold(self) -> Tensor:
-        """The certainty, -log of the probability of all other classes together, above which rows are answered; or minus the ``score``.
+        """The certainty, -log of the probability of all other classes together, above which rows are answered; or minus the score that ``uncertainty`` names.
 
         Raises:
             NotFittedError: Nothing was fitted.
@@ -118,7 +118,7 @@ class SelectiveThreshold(HeldOutCallback):
 
     def transform(self) -> "SelectiveTransform":
         """Predictions carry whether they are answered."""
-        return SelectiveTransform(self.threshold, self.score, self.carried())
+        return SelectiveTransform(self.threshold, self.uncertainty, self.carried())
 
     def answered(self, prediction: Prediction) -> Tensor:
         """Whether each prediction is sure enough: bool [B].
@@ -141,32 +141,32 @@ class SelectiveTransform(PredictionTransform):
 
     Args:
         threshold: The certainty above which they are.
-        score: See :class:`SelectiveThreshold`.
+        uncertainty: See :class:`SelectiveThreshold`.
         carried: The calibrations that a prediction must carry.
     """
 
     kind = "selective threshold"
     is_last = True
 
-    def __init__(self, threshold: Tensor, score: str | None, carried: Carried) -> None:
+    def __init__(self, threshold: Tensor, uncertainty: str | None, carried: Carried) -> None:
         self.threshold = threshold
-        self.score = score
+        self.uncertainty = uncertainty
         self.carried = carried
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The prediction with its mask."""
-        confidence = certainties(prediction, self.score)
+        confidence = certainties(prediction, self.uncertainty)
         self.carried.check(prediction)
         return prediction.replace(answered=confidence > self.threshold.to(confidence))
 
 
-def certainties(prediction: Any, score: str | None) -> Tensor:
+def certainties(prediction: Any, uncertainty: str | None) -> Tensor:
     """The certainty of each row [B], minus infinity where it is NaN."""
     if not isinstance(prediction, ClassProbabilities) or prediction.map_shape:
         what = "holds maps" if isinstance(prediction, ClassProbabilities) else f"is a {type(prediction).__name__}"
         raise InputError(f"`prediction` must hold one class per input, but it {what}.")
-    if score is not None:
-        return -prediction.score(score)
+    if uncertainty is not None:
+        return -prediction.score(uncertainty)
     log_probs = prediction.log_probs
     bad = log_probs.isnan().any(1)
     found = certainty(torch.where(bad[:, None], 0.0, log_probs)).to(log_probs.device)

@@ -30,7 +30,7 @@ def test_the_risk_is_exceeded_as_rarely_as_asked_for(score):
     exceeded, answered = 0, []
     for seed in range(100):
         prediction, target = drawn(6000, seed)
-        selective = SelectiveThreshold(risk=0.1, delta=0.1, score=score).fit_predictions(
+        selective = SelectiveThreshold(risk=0.1, delta=0.1, uncertainty=score).fit_predictions(
             prediction[:1000], target[:1000]
         )
         mask = selective.answered(prediction[1000:])
@@ -94,4 +94,4 @@ def test_maps_and_labels_are_refused(tmp_path):
     with pytest.raises(InputError, match="one class per input, but it is a BernoulliPrediction"):
         SelectiveThreshold().fit_predictions(BernoulliPrediction(torch.zeros(1, 5, 3)), torch.zeros(5, 3))
     with pytest.raises(InputError, match="has no score 'variance'"):
-        SelectiveThreshold(score="variance").fit_predictions(*drawn(5, 0))
+        SelectiveThreshold(uncertainty="variance").fit_predictions(*drawn(5, 0))

@@ -661,7 +661,12 @@ LISTED_CALLBACKS = [
         ensemble="Ensemble, multilabel",
         unsupported=NOT_INSIDE,
     ),
-    CallbackCase("SelectiveThreshold", partial(c.SelectiveThreshold, risk=0.4), fits_on="val", unsupported=NOT_INSIDE),
+    CallbackCase(
+        "SelectiveThreshold",
+        partial(c.SelectiveThreshold, risk=0.22, delta=0.9, num_levels=4),
+        fits_on="val",
+        unsupported=NOT_INSIDE,
+    ),
     CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
 ]
