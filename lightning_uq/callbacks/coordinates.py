@@ -56,7 +56,8 @@ class FeatureCoordinates:
         try:
             loader = self._loader(trainer, type(callback).__name__)
             if loader is not None and can_be_reread(loader):
-                self.held_out.try_batch(callback, model, trainer, loader)
+                self.held_out.try_batch(lambda batch: callback.features(model, batch, trainer), model, trainer, loader)
+                callback.features.reset()
         except InputError as error:
             if self.transform == "combined":
                 raise

@@ -15,6 +15,7 @@ from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.finite import NonFinite
 from lightning_uq.networks.output import Output, PredictFn
+from lightning_uq.predictions import Prediction
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.fitted_state import FittedState, to_cpu
 from lightning_uq.running.loaders import exact_loader
@@ -97,6 +98,10 @@ class FittingCallback(Callback, ABC):
     def transform(self) -> PredictionTransform | None:
         """How predictions change by the fitted state; None if they do not."""
         return None
+
+    def preview(self, prediction: Prediction) -> Prediction:
+        """The prediction in the type that it has after the fit, for checks before the training."""
+        return prediction
 
     # ------------------------------------------------------------------ state
 

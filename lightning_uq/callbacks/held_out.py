@@ -1,12 +1,12 @@
 """Rows that a network was not trained on, for a fit after its training: where they come from, and whether they can be read."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.errors import InputError
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.loaders import (
@@ -71,8 +71,8 @@ class HeldOutRows:
             "the validation loader" if self.given is None else "argument `held_out`"
         )
 
-    def try_batch(self, callback: FeatureCallback, model: LightningModule, trainer: Trainer, loader: Any) -> None:
-        """Read the features of the first batch before a training.
+    def try_batch(self, read: Callable[[Any], object], model: LightningModule, trainer: Trainer, loader: Any) -> None:
+        """Read the first batch before a training.
 
         Raises:
             InputError: There is none, or it cannot be read.
@@ -81,9 +81,8 @@ class HeldOutRows:
             for raw in exact_loader(loader, name="argument `held_out`", limit=1):
                 try:
                     with torch.compiler.set_stance("force_eager"):
-                        callback.features(model, to_device(raw, model, trainer), trainer)
+                        read(to_device(raw, model, trainer))
                 except (InputError, RuntimeError) as error:  # torch's own, of a batch of another shape
                     raise InputError(f"{self.where}, cannot be read as the training data are: {error}") from error
-                callback.features.reset()
                 return
             raise InputError(f"{self.where}, are empty.")

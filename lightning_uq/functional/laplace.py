@@ -28,6 +28,7 @@ class LastLayerPosterior(NamedTuple):
         curvature: Curvature of the loss along the R directions of the outputs [R].
         basis: These directions in columns [O, R]; the identity for independent outputs.
         prior_precision: Precision of the weights' prior along each of them [R].
+        noise: Variance of the noise of each output [O], where the network does not say it; else 0.
     """
 
     eigenvalues: Tensor
@@ -35,6 +36,7 @@ class LastLayerPosterior(NamedTuple):
     curvature: Tensor
     basis: Tensor
     prior_precision: Tensor
+    noise: Tensor
 
     @property
     def precision(self) -> Tensor:
@@ -75,7 +77,9 @@ def softmax_directions(curvature: Tensor) -> tuple[Tensor, Tensor]:
                 [0.7071]]))
     """
     C = len(curvature)
-    lifted = (curvature + curvature.mT) / 2 + 2 / C  # the flat direction gets 2, above all others, which are at most 1 / 2
+    lifted = (
+        curvature + curvature.mT
+    ) / 2 + 2 / C  # the flat direction gets 2, above all others, which are at most 1 / 2
     values, vectors = torch.linalg.eigh(lifted)
     return values[:-1].clamp_min(0.0), vectors[:, :-1]
 
@@ -85,7 +89,7 @@ def output_variance(posterior: LastLayerPosterior, features: Tensor) -> Tensor:
 
     Example:
         >>> one = torch.ones(1, 1)
-        >>> posterior = LastLayerPosterior(3 * one, one[None], one[0], one, one[0])
+        >>> posterior = LastLayerPosterior(3 * one, one[None], one[0], one, one[0], one[0])
         >>> output_variance(posterior, torch.tensor([[2.0]]))  # 2^2 / (1 * 3 + 1)
         tensor([[1.]])
     """
@@ -108,7 +112,7 @@ def weight_samples(posterior: LastLayerPosterior, noise: Tensor) -> Tensor:
 
     Example:
         >>> one = torch.ones(1, 1)
-        >>> posterior = LastLayerPosterior(3 * one, one[None], one[0], one, one[0])
+        >>> posterior = LastLayerPosterior(3 * one, one[None], one[0], one, one[0], one[0])
         >>> weight_samples(posterior, torch.ones(1, 1, 1))
         tensor([[[0.5000]]])
     """
@@ -140,6 +144,12 @@ def log_evidence_terms(posterior: LastLayerPosterior, weight: Tensor) -> Tensor:
     Args:
         posterior: The posterior.
         weight: The trained weights [O, P].
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> posterior = LastLayerPosterior(0 * one, one[None], one[0], one, one[0], one[0])  # no data: the prior alone
+        >>> log_evidence_terms(posterior, 2 * one)
+        tensor([-2.])
     """
     squared = (posterior.basis.T @ weight).square().sum(1)
     precision = posterior.prior_precision
@@ -147,24 +157,32 @@ def log_evidence_terms(posterior: LastLayerPosterior, weight: Tensor) -> Tensor:
     return 0.5 * (occam - precision * squared)
 
 
-def marginal_precision(posterior: LastLayerPosterior, weight: Tensor, *, shared: bool) -> Tensor:
-    """The prior precision [R] with the largest marginal likelihood among :func:`candidates`, where the loss has no noise to choose.
+def with_precision(posterior: LastLayerPosterior, precision: Tensor) -> LastLayerPosterior:
+    """The posterior under one prior precision, a scalar, of all directions, or one of each [R]."""
+    return posterior._replace(prior_precision=precision.expand(len(posterior.curvature)).clone())
+
+
+def marginal_precision(posterior: LastLayerPosterior, weight: Tensor, *, shared: bool) -> LastLayerPosterior:
+    """The posterior under the prior precision with the largest marginal likelihood among :func:`candidates`.
 
     Args:
         posterior: The posterior; its own ``prior_precision`` is not read.
         weight: The trained weights [O, P].
         shared: Whether all directions share one precision.
     """
-    options = candidates((posterior.curvature[:, None] * posterior.eigenvalues).amax())
-    terms = torch.stack(
-        [log_evidence_terms(posterior._replace(prior_precision=one.expand(len(weight.new_empty(len(posterior.curvature))))), weight) for one in options]
-    )
-    if shared:
-        return options[terms.sum(1).argmax()].expand(terms.shape[1]).clone()
-    return options[terms.argmax(0)]
+    options = precision_candidates(posterior)
+    terms = torch.stack([log_evidence_terms(with_precision(posterior, one), weight) for one in options])
+    return with_precision(posterior, options[terms.sum(1).argmax() if shared else terms.argmax(0)])
 
 
-def marginal_noise(eigenvalues: Tensor, squared_error: Tensor, squared_weight: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+def precision_candidates(posterior: LastLayerPosterior, per_decade: int = 4) -> Tensor:
+    """The :func:`candidates` [G] of a posterior's prior precision."""
+    return candidates((posterior.curvature[:, None] * posterior.eigenvalues).amax(), per_decade)
+
+
+def marginal_noise(
+    eigenvalues: Tensor, squared_error: Tensor, squared_weight: Tensor, count: Tensor
+) -> tuple[Tensor, Tensor]:
     r"""The noise variance and the prior precision [O] of means with the largest marginal likelihood.
 
     With alpha = prior precision times noise variance s^2, the best s^2 = (SSE + alpha |w|^2) / N has a closed form, and what is left depends on
@@ -182,23 +200,36 @@ def marginal_noise(eigenvalues: Tensor, squared_error: Tensor, squared_weight: T
         tensor([0.5000], dtype=torch.float64)
     """
     alpha = candidates(eigenvalues.amax())[:, None]  # [G, 1]
-    noise = (squared_error + alpha * squared_weight) / count
-    noise = noise.clamp_min(torch.finfo(noise.dtype).tiny ** 0.5)
+    noise = positive((squared_error + alpha * squared_weight) / count)
     occam = eigenvalues.shape[1] * alpha.log() - (eigenvalues + alpha[:, None]).log().sum(2)
     best = (occam - count * noise.log()).argmax(0, keepdim=True)
     noise = noise.gather(0, best)[0]
     return noise, alpha[:, 0][best[0]] / noise
 
 
-def gaussian_nll_sums(squared_error: Tensor, variance: Tensor) -> Tensor:
-    """Sums over rows of -log N, [O], of squared residuals [B, O] under variances [B, O]; a NaN residual is missing.
+def held_out_noise(scaled_error: Tensor, log_spread: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise variance [O] and which of G candidates [O] give held-out rows the largest likelihood.
+
+    Under alpha the variance of row n is s^2 (1 + q_n), q_n = phi_n^T (sum phi phi^T + alpha I)^-1 phi_n, so the best
+    s^2 = mean_n r_n^2 / (1 + q_n) has a closed form.
+
+    Args:
+        scaled_error: sum_n r_n^2 / (1 + q_n) of residuals r, [G, O].
+        log_spread: sum_n log(1 + q_n), [G, O].
+        count: Rows [O].
 
     Example:
-        >>> gaussian_nll_sums(torch.zeros(2, 1), torch.ones(2, 1))
-        tensor([1.8379])
+        >>> held_out_noise(torch.tensor([[8.0], [8.0]]), torch.tensor([[1.0], [0.0]]), torch.tensor([4.0]))
+        (tensor([2.]), tensor([1]))
     """
-    nll = 0.5 * (math.log(2 * math.pi) + variance.log() + squared_error / variance)
-    return nll.nansum(0)
+    noise = positive(scaled_error / count)
+    best = (count * noise.log() + log_spread).argmin(0)
+    return noise.gather(0, best[None])[0], best
+
+
+def positive(variance: Tensor) -> Tensor:
+    """A variance that can be divided by, where residuals are all 0."""
+    return variance.clamp_min(torch.finfo(variance.dtype).tiny ** 0.5)
 
 
 def probit_scale(variance: Tensor) -> Tensor:

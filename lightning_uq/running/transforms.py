@@ -26,10 +26,13 @@ class PredictionTransform(ABC):
     Attributes:
         kind: What it changes. A module carries one transform of a kind: the one that was attached last.
         of_members: Whether it changes the members, and so the scores that read them.
+        makes_members: Whether it makes the members from what it observes. It then comes before all others, and the metrics of a
+            validation or a test observe it too.
     """
 
     kind: ClassVar[str]
     of_members: bool = False
+    makes_members: ClassVar[bool] = False
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The changed prediction, in ``predict`` and in the metrics."""
@@ -127,19 +130,26 @@ class PredictionTransforms:
         return prediction
 
     @contextmanager
-    def observing(self, module: nn.Module) -> Iterator[Change]:
-        """A context around one forward pass of ``predict``; the function that it yields then changes the prediction.
+    def observing(self, module: nn.Module, *, for_metrics: bool = False) -> Iterator[Change]:
+        """A context around one forward pass; the function that it yields then changes the prediction.
+
+        Args:
+            module: The module.
+            for_metrics: Whether only metrics read the prediction, so that what merely adds a score needs not observe the pass.
 
         Raises:
             NotFittedError: The module has other weights than one of them was fitted on.
         """
+        used = sorted((one.transform for one in self._attached.values()), key=lambda one: not one.makes_members)
         with ExitStack() as stack:
             _check(self._attached.values(), module)
-            changes = [stack.enter_context(one.transform.observing(module)) for one in self._attached.values()]
+            observed = [one for one in used if one.makes_members or not for_metrics]
+            changes = {one: stack.enter_context(one.observing(module)) for one in observed}
 
             def change(prediction: Prediction) -> Prediction:
-                for one, after in zip(list(self._attached.values()), changes, strict=True):
-                    prediction = after(one.transform.apply(prediction))
+                for one in used:
+                    prediction = one.apply(prediction)
+                    prediction = changes[one](prediction) if one in changes else prediction
                 return prediction
 
             yield change

@@ -1,0 +1,300 @@
+"""The Laplace approximation of the last layer: an epistemic variance for any trained network with a linear head."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_uq.callbacks.feature_scores import FeatureCallback
+from lightning_uq.callbacks.foreign import transformed_prediction
+from lightning_uq.callbacks.held_out import HeldOutRows
+from lightning_uq.callbacks.laplace_outputs import KINDS, LaplaceOutputs, Sums, kind_of
+from lightning_uq.callbacks.laplace_transform import LaplaceTransform, Link
+from lightning_uq.callbacks.last_layer import LastLayerReader, LastLayerRows
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional.laplace import LastLayerPosterior
+from lightning_uq.functional.precision import to_float64
+from lightning_uq.functional.validation import check_choice, check_integer
+from lightning_uq.guessing import report_guess
+from lightning_uq.method import Method, Setting
+from lightning_uq.predictions import NumberPrediction, Prediction
+from lightning_uq.running.classes import check_targets, target_of
+from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.loaders import can_be_reread
+from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks, sum_of_ranks
+from lightning_uq.tasks import describe
+
+Select = Literal["auto", "marginal_likelihood", "held_out"]
+MIN_HELD_OUT = 20
+"""Held-out rows from which ``select="auto"`` uses them."""
+MAX_BYTES = 4 * 2**30
+"""Memory that the second moments of all outputs and members may take."""
+
+
+class FitLaplace(FeatureCallback):
+    """TODO."""
+
+    score_name = "laplace"
+
+    def __init__(
+        self,
+        *,
+        select: Select = "auto",
+        held_out: Any = None,
+        link: Link = "samples",
+        num_samples: int = 32,
+        seed: int = 0,
+        **fitting: Any,
+    ) -> None:
+        super().__init__(**fitting)
+        check_choice("select", select, ("auto", "marginal_likelihood", "held_out"))
+        check_choice("link", link, ("samples", "probit"))
+        check_integer("num_samples", num_samples, 1)
+        if self.features.pool is not None:
+            raise InputError("FitLaplace reads the last layer's own input, so it takes no `pool`. Leave it out.")
+        if held_out is not None and select == "marginal_likelihood":
+            raise InputError("`held_out` is for `select='held_out'`, but it is 'marginal_likelihood'. Leave it out.")
+        self.select = select
+        self.held_out = HeldOutRows(held_out)
+        self.link = link
+        self.num_samples = num_samples
+        self.seed = seed
+        self.layer = LastLayerReader(self.features, type(self).__name__)
+        self._outputs: LaplaceOutputs | None = None
+        self._transform: LaplaceTransform | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on."""
+        return {**super().settings, "select": self.select}
+
+    # ------------------------------------------------------------------ before the training
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for held-out rows before the training."""
+        self.held_out.forget()
+        loader = self._held_out_loader(trainer, pl_module)
+        if loader is not None and can_be_reread(loader):
+            self.held_out.try_batch(
+                lambda batch: self._read(pl_module, batch, trainer, None, needs_target=True), pl_module, trainer, loader
+            )
+            self.features.reset()
+        super().on_fit_start(trainer, pl_module)
+
+    def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
+        """Look whether the outputs are those of the layer, and have a Laplace approximation here."""
+        outputs, rows = self._read(model, batch, trainer, None)
+        size = 8 * sum(value.numel() for value in outputs.sums(rows).values())
+        self.features.reset()
+        if size > MAX_BYTES:
+            raise InputError(
+                f"FitLaplace would need {size / 2**30:.3g} GiB for the second moments of {rows.features.shape[2]} features for each of "
+                f"{rows.outputs.shape[2]} outputs and {len(rows.features)} members. Use a smaller last layer."
+            )
+
+    def fits_targets(self, model: nn.Module) -> bool:
+        """Numbers are looked at, since their noise is fitted."""
+        return self.logits.task(model).has_numeric_targets
+
+    def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
+        """Targets must be ones that the task knows."""
+        check_targets(self.logits, model, target, outputs, f"{type(self).__name__}'s fitting data")
+
+    def preview(self, prediction: Prediction) -> Prediction:
+        """A Gaussian in place of means, and draws in place of one row of logits."""
+        kind = kind_of(prediction)
+        return (
+            prediction if kind is None else kind.preview(prediction, self.num_samples if self.link == "samples" else 1)
+        )
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
+        """Each member's posterior."""
+        self._outputs = None
+        sums = self._summed(model, loader, trainer, lambda outputs, rows: outputs.sums(rows))
+        outputs = self._outputs
+        assert outputs is not None
+        posteriors = outputs.posteriors(sums, self.layer.weights(model))
+        held_out = self._held_out_loader(trainer, model)
+        if held_out is not None:
+            exact = self.held_out.exact(held_out, trainer)
+            sums = self._summed(
+                model, exact, trainer, lambda kind, rows: kind.held_out_sums(rows, posteriors), held_out=True
+            )
+            posteriors = self._chosen(model, outputs, posteriors, sums)
+        tensors: dict[str, Any] = {
+            "feature_layer": self.features.resolved,
+            "outputs": outputs.name,
+            "has_bias": self.layer.has_bias(model),
+            "num_members": len(posteriors),
+            "shift": outputs.shift,
+            "scale": outputs.scale,
+        }
+        for i, posterior in enumerate(posteriors):
+            tensors.update({f"{i}.{key}": value for key, value in posterior._asdict().items()})
+        return tensors
+
+    def _chosen(
+        self, model: nn.Module, outputs: LaplaceOutputs, posteriors: list[LastLayerPosterior], sums: Sums
+    ) -> list[LastLayerPosterior]:
+        """By held-out rows, if there are enough."""
+        fewest = int(sums["known"].min())
+        if fewest >= MIN_HELD_OUT or (fewest and self.select == "held_out"):
+            return outputs.chosen(posteriors, sums)
+        if self.select == "held_out":
+            raise InputError(f"{self.held_out.where}, need a known value of each target, but hold none.")
+        self._report_lack(
+            model, f"there are {fewest} rows that the network was not trained on, fewer than {MIN_HELD_OUT}"
+        )
+        return posteriors
+
+    def _held_out_loader(self, trainer: Trainer | None, model: nn.Module) -> Any:
+        """The held-out rows' loader; None for the marginal likelihood."""
+        if self.select == "marginal_likelihood":
+            return None
+        loader, reason = self.held_out.find(trainer)
+        if loader is None and self.select == "held_out":
+            raise InputError(
+                f"FitLaplace(select='held_out') needs rows that the network was not trained on, but {reason}. Pass argument `held_out`, "
+                "or `select='marginal_likelihood'`."
+            )
+        if loader is None:
+            self._report_lack(model, reason)
+        return loader
+
+    def _report_lack(self, model: nn.Module, reason: str) -> None:
+        report_guess(
+            f"FitLaplace chooses the prior and the noise by the marginal likelihood of the training rows, since {reason}. Pass held-out rows as "
+            "`held_out`, or say so: `select='marginal_likelihood'`.",
+            model,
+        )
+
+    def _summed(
+        self,
+        model: nn.Module,
+        loader: Any,
+        trainer: Trainer | None,
+        of_rows: Callable[[LaplaceOutputs, LastLayerRows], Sums],
+        held_out: bool = False,
+    ) -> Sums:
+        """Sums over a loader's rows on all ranks, on the CPU. A collective."""
+        total: Sums = {}
+        with raising_on_all_ranks(trainer):
+            for raw in loader:
+                batch = to_device(raw, model, trainer)
+                self._outputs, rows = self._read(model, batch, trainer, self._outputs, needs_target=held_out)
+                for name, value in of_rows(self._outputs, rows).items():
+                    total[name] = total[name] + value.cpu() if name in total else value.cpu()
+        own = {name: value.shape for name, value in total.items()} or None
+        shapes, self._outputs, layer = first_of_ranks([own, self._outputs, self.features.resolved], trainer)
+        if shapes is None:
+            where = self.held_out.where + ", are" if held_out else "FitLaplace's fitting data is"
+            raise InputError(f"{where} empty.")
+        self.features.reset(layer)
+        if trainer is None or trainer.world_size == 1:
+            return total
+        zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+        return {name: sum_of_ranks(total.get(name, zeros[name]), trainer) for name in sorted(shapes)}
+
+    def _read(
+        self,
+        model: nn.Module,
+        batch: Any,
+        trainer: Trainer | None,
+        outputs: LaplaceOutputs | None,
+        *,
+        needs_target: bool = False,
+    ) -> tuple[LaplaceOutputs, LastLayerRows]:
+        """A batch at the last layer, and what its outputs mean: ``outputs`` if that is known."""
+        rows = self.layer(model, batch, trainer)
+        if outputs is None:
+            outputs = self._outputs_of(model, rows)
+        if needs_target or outputs.needs_target:
+            where = f"{type(self).__name__}'s fitting data"
+            target = target_of(self.logits, model, batch, where)
+            check_targets(self.logits, model, target, rows.raw, where)
+            target = self.logits.task(model).aligned(target, rows.raw[0]).to(rows.features.device)
+            is_number = target.is_floating_point() or not self.logits.task(model).has_classes
+            rows = replace(rows, target=to_float64(target) if is_number else target)
+        return outputs, rows
+
+    def _outputs_of(self, model: nn.Module, rows: LastLayerRows) -> LaplaceOutputs:
+        """What the outputs mean.
+
+        Raises:
+            InputError: They have no Laplace approximation here.
+        """
+        kind = kind_of(rows.prediction)
+        if kind is None:
+            raise InputError(
+                f"FitLaplace needs outputs that are means, means and variances, or logits of classes or labels, one row per input, but "
+                f"{describe(self.logits.task(model))} reads them as a {type(rows.prediction).__name__}."
+            )
+        num = rows.outputs.shape[2]
+        if not isinstance(rows.prediction, NumberPrediction):
+            return kind(torch.zeros(num, dtype=torch.float64), torch.ones(num, dtype=torch.float64))
+        zero = to_float64(rows.raw.new_zeros(1, 1, *rows.raw.shape[2:])).cpu()
+        ends = [to_float64(self._means(model, end)).flatten() for end in (zero, zero + 1)]
+        return kind(ends[0], ends[1] - ends[0])
+
+    def _means(self, model: nn.Module, outputs: Tensor) -> Tensor:
+        prediction: Any = self.logits.prediction(model, outputs, to_members=False)
+        found: Tensor = prediction.member_mean
+        return found
+
+    # ------------------------------------------------------------------ state and use
+
+    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
+        """Make the transform that the fitted tensors describe."""
+        super().restore_tensors(tensors)
+        self._transform = None
+        if tensors is None:
+            return
+        fields = LastLayerPosterior._fields
+        self._transform = LaplaceTransform(
+            tensors["feature_layer"],
+            KINDS[tensors["outputs"]](tensors["shift"], tensors["scale"]),
+            [LastLayerPosterior(*(tensors[f"{i}.{field}"] for field in fields)) for i in range(tensors["num_members"])],
+            has_bias=tensors["has_bias"],
+            link=self.link,
+            num_samples=self.num_samples,
+            seed=self.seed,
+        )
+
+    def transform(self) -> LaplaceTransform:
+        """Predictions know what the weights leave open.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        if self._transform is None:
+            raise NotFittedError("FitLaplace is not fitted: train with it, or call `fit(model, loader)`.")
+        return self._transform
+
+    def feature_scores(self, features: Tensor) -> Tensor:
+        """The epistemic variance [B] of inputs with features [M, B, D]; the mean over outputs and members."""
+        return self.transform().score(features)
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, x: Any) -> Prediction:
+        """The prediction for inputs or a batch, without a Trainer.
+
+        Raises:
+            NotFittedError: Nothing was fitted, or on other weights than ``model`` has.
+            NotFiniteError: An input row holds NaN or infinity, unless ``nonfinite="inf"``.
+        """
+        self.check_fitted(model)
+        with evaluating(model):
+            batch = to_device(x, model)
+            return transformed_prediction(model, batch, self.logits, [self.transform()], self.nonfinite)
+
+
+def _fit_laplace(setting: Setting) -> list[Callback]:
+    return [FitLaplace()]
+
+
+METHOD = Method(name="laplace", trained_as="softmax", callbacks=_fit_laplace, ood_score="laplace")
