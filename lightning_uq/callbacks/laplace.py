@@ -35,7 +35,48 @@ MAX_BYTES = 4 * 2**30
 
 
 class FitLaplace(FeatureCallback):
-    """TODO."""
+    """A Laplace approximation of the last linear layer after training: epistemic uncertainty of any network with a linear head.
+
+    One pass over the training data gives a Gaussian over the layer's weights, about the trained ones (generalised Gauss-Newton), in float64.
+    The other layers stay as they are. On any number of ranks the numbers are those of one. Predictions then become:
+
+    - means (``Regression(head="mean")``, or an unmodified regressor): a :class:`GaussianMixturePrediction`, one Gaussian per network. Its
+      variance is s^2 + phi^T Sigma phi, a noise s^2 per target and the ``epistemic_variance`` of features phi. All in the units of the targets;
+    - means and variances: their variance grows by phi^T Sigma phi, where training rows counted by 1 / sigma^2(x);
+    - logits of classes or of labels: ``num_samples`` rows of logits, each by one draw of the weights that all inputs share, so that joint
+      predictions are coherent; or one row that is scaled down by its variance. Of classes, the curvature is a Kronecker product.
+
+    The metrics of a test of this package's modules are those of the changed predictions; the loss, ``uq/test_*`` and the scores that
+    :class:`OODDetection` reads off predictions are not. A temperature in the same Trainer acts on the changed predictions, but was fitted
+    without that change. With :class:`OODDetection` the score ``laplace`` is among those logged: the epistemic variance, the mean over outputs
+    (of means in units of the noise) and over an ensemble's members. An ensemble has one posterior per member.
+
+    Args:
+        select: How noise and prior precision are chosen. ``"marginal_likelihood"``: by that of the training rows, in closed form.
+            ``"held_out"``: by the likelihood of held-out rows. ``"auto"``: by the marginal likelihood, but the noise of means by held-out rows
+            where there are at least 20, since a network that overfits has larger errors there.
+        held_out: Rows that the network was not trained on; by default the one validation loader.
+        link: What becomes of logits: ``"samples"``, or ``"probit"``, MacKay's correction.
+        num_samples: Rows of logits; of an ensemble in all, or a few more.
+        seed: Seed of the draws.
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name``, ``task``, ``attach`` and
+            the like.
+
+    Raises:
+        InputError: At the start of the training, if the outputs are not those of one linear layer (an activation behind it, masks, a
+            prior network), or stand for something else, such as quantiles or maps; for a ``pool``; for missing targets or held-out rows.
+
+    Source: MacKay, Neural Computation 4 (1992); Daxberger et al., NeurIPS 2021 (arXiv 2106.14806); Bigi et al., arXiv 2403.02251.
+
+    Example:
+        >>> from lightning_uq.tasks import Regression
+        >>> network = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> x = torch.linspace(-1, 1, 40).unsqueeze(1)
+        >>> laplace = FitLaplace(select="marginal_likelihood", task=Regression(head="mean")).fit(network, [(x, x.sin())])
+        >>> near, far = laplace.predict(network, torch.tensor([[0.0], [30.0]])).epistemic_variance.flatten()
+        >>> bool(near < far)
+        True
+    """
 
     score_name = "laplace"
 
@@ -63,7 +104,6 @@ class FitLaplace(FeatureCallback):
         self.num_samples = num_samples
         self.seed = seed
         self.layer = LastLayerReader(self.features, type(self).__name__)
-        self._outputs: LaplaceOutputs | None = None
         self._transform: LaplaceTransform | None = None
 
     @property
@@ -74,15 +114,17 @@ class FitLaplace(FeatureCallback):
     # ------------------------------------------------------------------ before the training
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for held-out rows before the training."""
+        """Look for held-out rows before the training, where they are read after it."""
         self.held_out.forget()
+        super().on_fit_start(trainer, pl_module)
+        if self.select == "auto" and not self.logits.task(pl_module).has_numeric_targets:
+            return
         loader = self._held_out_loader(trainer, pl_module)
         if loader is not None and can_be_reread(loader):
             self.held_out.try_batch(
                 lambda batch: self._read(pl_module, batch, trainer, None, needs_target=True), pl_module, trainer, loader
             )
             self.features.reset()
-        super().on_fit_start(trainer, pl_module)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look whether the outputs are those of the layer, and have a Laplace approximation here."""
@@ -114,16 +156,19 @@ class FitLaplace(FeatureCallback):
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """Each member's posterior."""
-        self._outputs = None
-        sums = self._summed(model, loader, trainer, lambda outputs, rows: outputs.sums(rows))
-        outputs = self._outputs
-        assert outputs is not None
+        outputs, sums = self._summed(model, loader, trainer, lambda outputs, rows: outputs.sums(rows))
         posteriors = outputs.posteriors(sums, self.layer.weights(model))
-        held_out = self._held_out_loader(trainer, model)
+        held_out = None
+        if self.select == "held_out" or (self.select == "auto" and outputs.has_noise):
+            held_out = self._held_out_loader(trainer, model)
         if held_out is not None:
             exact = self.held_out.exact(held_out, trainer)
-            sums = self._summed(
-                model, exact, trainer, lambda kind, rows: kind.held_out_sums(rows, posteriors), held_out=True
+            _, sums = self._summed(
+                model,
+                exact,
+                trainer,
+                lambda outputs, rows: outputs.held_out_sums(rows, posteriors),
+                of_held_out=outputs,
             )
             posteriors = self._chosen(model, outputs, posteriors, sums)
         tensors: dict[str, Any] = {
@@ -144,7 +189,7 @@ class FitLaplace(FeatureCallback):
         """By held-out rows, if there are enough."""
         fewest = int(sums["known"].min())
         if fewest >= MIN_HELD_OUT or (fewest and self.select == "held_out"):
-            return outputs.chosen(posteriors, sums)
+            return outputs.chosen(posteriors, sums, keeps_prior=self.select == "auto")
         if self.select == "held_out":
             raise InputError(f"{self.held_out.where}, need a known value of each target, but hold none.")
         self._report_lack(
@@ -168,8 +213,8 @@ class FitLaplace(FeatureCallback):
 
     def _report_lack(self, model: nn.Module, reason: str) -> None:
         report_guess(
-            f"FitLaplace chooses the prior and the noise by the marginal likelihood of the training rows, since {reason}. Pass held-out rows as "
-            "`held_out`, or say so: `select='marginal_likelihood'`.",
+            f"FitLaplace fits the noise to the training rows, by their marginal likelihood: {reason}. Networks that overfit have larger "
+            "errors on other rows: pass those as `held_out`, or say so: `select='marginal_likelihood'`.",
             model,
         )
 
@@ -179,26 +224,28 @@ class FitLaplace(FeatureCallback):
         loader: Any,
         trainer: Trainer | None,
         of_rows: Callable[[LaplaceOutputs, LastLayerRows], Sums],
-        held_out: bool = False,
-    ) -> Sums:
-        """Sums over a loader's rows on all ranks, on the CPU. A collective."""
-        total: Sums = {}
+        of_held_out: LaplaceOutputs | None = None,
+    ) -> tuple[LaplaceOutputs, Sums]:
+        """What the outputs mean, and sums over a loader's rows on all ranks, on the CPU. A collective."""
+        outputs, total = of_held_out, Sums()
         with raising_on_all_ranks(trainer):
             for raw in loader:
                 batch = to_device(raw, model, trainer)
-                self._outputs, rows = self._read(model, batch, trainer, self._outputs, needs_target=held_out)
-                for name, value in of_rows(self._outputs, rows).items():
+                outputs, rows = self._read(model, batch, trainer, outputs, needs_target=of_held_out is not None)
+                for name, value in of_rows(outputs, rows).items():
                     total[name] = total[name] + value.cpu() if name in total else value.cpu()
         own = {name: value.shape for name, value in total.items()} or None
-        shapes, self._outputs, layer = first_of_ranks([own, self._outputs, self.features.resolved], trainer)
-        if shapes is None:
-            where = self.held_out.where + ", are" if held_out else "FitLaplace's fitting data is"
-            raise InputError(f"{where} empty.")
+        shared: list[Any] = first_of_ranks([own, outputs, self.features.resolved], trainer)
+        shapes, outputs, layer = shared  # a rank without a row takes part with zeros
+        if shapes is None or outputs is None:
+            what = "FitLaplace's fitting data is" if of_held_out is None else f"{self.held_out.where}, are"
+            raise InputError(f"{what} empty.")
         self.features.reset(layer)
-        if trainer is None or trainer.world_size == 1:
-            return total
-        zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-        return {name: sum_of_ranks(total.get(name, zeros[name]), trainer) for name in sorted(shapes)}
+        if trainer is not None and trainer.world_size > 1:
+            for name in sorted(shapes):
+                zeros = torch.zeros(shapes[name], dtype=torch.float64)
+                total[name] = sum_of_ranks(total.get(name, zeros), trainer)
+        return outputs, total
 
     def _read(
         self,

@@ -34,12 +34,16 @@ class LaplaceOutputs(ABC):
 
     Attributes:
         needs_target: Whether a fit to training rows reads their targets.
+        has_noise: Whether the noise of the targets is fitted.
+        has_logits: Whether predictions are of logits, which can be drawn.
         shares_precision: Whether all outputs share one prior precision.
         per_decade: Candidates of a prior precision per factor of ten, for held-out rows.
     """
 
     name: ClassVar[str]
     needs_target: ClassVar[bool] = False
+    has_noise: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = False
     shares_precision: ClassVar[bool] = False
     per_decade: ClassVar[int] = 4
 
@@ -87,8 +91,13 @@ class LaplaceOutputs(ABC):
             )
         return {"nll": torch.stack(nll), "known": self.known(rows).sum(0)}
 
-    def chosen(self, posteriors: Sequence[LastLayerPosterior], sums: Sums) -> list[LastLayerPosterior]:
-        """The posteriors under the prior precision that gives held-out rows the largest likelihood."""
+    def chosen(
+        self, posteriors: Sequence[LastLayerPosterior], sums: Sums, *, keeps_prior: bool = False
+    ) -> list[LastLayerPosterior]:
+        """The posteriors under the prior precision that gives held-out rows the largest likelihood.
+
+        With ``keeps_prior`` they choose the noise alone, at the ratio of prior and noise that the posteriors have.
+        """
         found = []
         for posterior, nll in zip(posteriors, sums["nll"], strict=True):
             options = laplace.precision_candidates(posterior, self.per_decade)
@@ -128,6 +137,7 @@ class Means(LaplaceOutputs):
 
     name = "means"
     needs_target = True
+    has_noise = True
 
     def residuals(self, rows: LastLayerRows) -> Tensor:
         """Target less mean [M, B, O] in the network's units; NaN where the target is missing."""
@@ -183,12 +193,19 @@ class Means(LaplaceOutputs):
             logs.append((known * spread.log1p()).sum(1))
         return {"errors": torch.stack(errors), "logs": torch.stack(logs), "known": known.sum(0)}
 
-    def chosen(self, posteriors: Sequence[LastLayerPosterior], sums: Sums) -> list[LastLayerPosterior]:
-        """Noise and prior precision by the likelihood of held-out rows."""
+    def chosen(
+        self, posteriors: Sequence[LastLayerPosterior], sums: Sums, *, keeps_prior: bool = False
+    ) -> list[LastLayerPosterior]:
+        """Noise and prior precision by the likelihood of held-out rows, or the noise alone."""
         found = []
         for m, posterior in enumerate(posteriors):
             _, alpha = self._candidates(posterior)
-            noise, best = laplace.held_out_noise(sums["errors"][m], sums["logs"][m], sums["known"])
+            errors, logs = sums["errors"][m], sums["logs"][m]
+            if keeps_prior:
+                kept = (alpha[:, None].log() - (posterior.prior_precision * posterior.noise).log()).abs().argmin(0)
+                alpha, errors, logs = alpha[kept], errors.gather(0, kept[None]), logs.gather(0, kept[None])
+            noise, best = laplace.held_out_noise(errors, logs, sums["known"])
+            best = torch.arange(len(kept)) if keeps_prior else best
             share = posterior.curvature * posterior.noise
             found.append(posterior._replace(curvature=share / noise, prior_precision=alpha[best] / noise, noise=noise))
         return found
@@ -221,7 +238,7 @@ class Gaussians(Means):
     """A mean and a variance per target: rows count by the inverse of their variance."""
 
     name = "gaussians"
-    needs_target = True  # which may be missing
+    has_noise = False  # the network says it
 
     def variance(self, rows: LastLayerRows) -> Tensor:
         """The network's variances [M, B, O], in its own units."""
@@ -262,6 +279,7 @@ class Labels(LaplaceOutputs):
     """One logit per label that is on or off."""
 
     name = "labels"
+    has_logits = True
 
     def sums(self, rows: LastLayerRows) -> Sums:
         """Second moments of the features, weighted by p (1 - p), for each label."""
@@ -287,6 +305,7 @@ class Classes(LaplaceOutputs):
     """Logits of classes: the curvature of the softmax couples them, so it is a Kronecker product."""
 
     name = "classes"
+    has_logits = True
     shares_precision = True
     per_decade = 1
 
@@ -326,7 +345,7 @@ def kind_of(prediction: Prediction) -> type[LaplaceOutputs] | None:
         BernoulliPrediction: Labels,
         CategoricalPrediction: Classes,
     }
-    found: type[LaplaceOutputs] | None = types.get(type(prediction))  # type: ignore[call-overload]
+    found: type[LaplaceOutputs] | None = types.get(type(prediction))
     return None if prediction.map_shape else found
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_uq.callbacks.laplace_outputs import Classes, Labels, LaplaceOutputs, draws_each, to_device
+from lightning_uq.callbacks.laplace_outputs import LaplaceOutputs, draws_each, to_device
 from lightning_uq.functional.laplace import LastLayerPosterior, output_variance, weight_samples, with_bias
 from lightning_uq.functional.precision import wide_dtype
 from lightning_uq.predictions import Prediction
@@ -64,7 +64,7 @@ class LaplaceTransform(PredictionTransform):
 
     def changed(self, prediction: Prediction, features: Tensor) -> Prediction:
         """The prediction of inputs with features [M, B, D]."""
-        if self.link == "samples" and isinstance(self.outputs, Classes | Labels):
+        if self.link == "samples" and self.outputs.has_logits:
             return prediction.map_logits(lambda logits: self._sampled(logits, features))
         noise = torch.stack([one.noise for one in self.posteriors])
         return self.outputs.changed(prediction, self.variance(features), noise.to(features.device))

@@ -197,7 +197,7 @@ def marginal_noise(
     Example:
         >>> noise, precision = marginal_noise(*(torch.tensor(x, dtype=torch.float64) for x in ([[100.0]], [50.0], [1.0], [100.0])))
         >>> noise.round(decimals=2)
-        tensor([0.5000], dtype=torch.float64)
+        tensor([0.5100], dtype=torch.float64)
     """
     alpha = candidates(eigenvalues.amax())[:, None]  # [G, 1]
     noise = positive((squared_error + alpha * squared_weight) / count)
