@@ -157,7 +157,7 @@ class FitLaplace(FeatureCallback):
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """Each member's posterior."""
         outputs, sums = self._summed(model, loader, trainer, lambda outputs, rows: outputs.sums(rows))
-        posteriors = outputs.posteriors(sums, self.layer.weights(model))
+        posteriors = outputs.posteriors(sums, [weight[outputs.rows] for weight in self.layer.weights(model)])
         held_out = None
         if self.select == "held_out" or (self.select == "auto" and outputs.has_noise):
             held_out = self._held_out_loader(trainer, model)
@@ -176,6 +176,7 @@ class FitLaplace(FeatureCallback):
             "outputs": outputs.name,
             "has_bias": self.layer.has_bias(model),
             "num_members": len(posteriors),
+            "rows": outputs.rows,
             "shift": outputs.shift,
             "scale": outputs.scale,
         }
@@ -275,7 +276,7 @@ class FitLaplace(FeatureCallback):
         Raises:
             InputError: They have no Laplace approximation here.
         """
-        kind = kind_of(rows.prediction)
+        kind = kind_of(rows.prediction, rows.outputs.shape[2])
         if kind is None:
             raise InputError(
                 f"FitLaplace needs outputs that are means, means and variances, or logits of classes or labels, one row per input, but "
@@ -283,10 +284,10 @@ class FitLaplace(FeatureCallback):
             )
         num = rows.outputs.shape[2]
         if not isinstance(rows.prediction, NumberPrediction):
-            return kind(torch.zeros(num, dtype=torch.float64), torch.ones(num, dtype=torch.float64))
+            return kind(rows.index, torch.zeros(num, dtype=torch.float64), torch.ones(num, dtype=torch.float64))
         zero = to_float64(rows.raw.new_zeros(1, 1, *rows.raw.shape[2:])).cpu()
         ends = [to_float64(self._means(model, end)).flatten() for end in (zero, zero + 1)]
-        return kind(ends[0], ends[1] - ends[0])
+        return kind(rows.index, ends[0], ends[1] - ends[0])
 
     def _means(self, model: nn.Module, outputs: Tensor) -> Tensor:
         prediction: Any = self.logits.prediction(model, outputs, to_members=False)
@@ -304,7 +305,7 @@ class FitLaplace(FeatureCallback):
         fields = LastLayerPosterior._fields
         self._transform = LaplaceTransform(
             tensors["feature_layer"],
-            KINDS[tensors["outputs"]](tensors["shift"], tensors["scale"]),
+            KINDS[tensors["outputs"]](tensors["rows"], tensors["shift"], tensors["scale"]),
             [LastLayerPosterior(*(tensors[f"{i}.{field}"] for field in fields)) for i in range(tensors["num_members"])],
             has_bias=tensors["has_bias"],
             link=self.link,

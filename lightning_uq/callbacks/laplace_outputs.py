@@ -29,6 +29,7 @@ class LaplaceOutputs(ABC):
     """One kind of outputs.
 
     Args:
+        rows: Which of the layer's outputs they are [O].
         shift: What an output of 0 predicts [O]; 0 for logits.
         scale: Units of the prediction per unit of the network [O]; 1 for logits.
 
@@ -47,7 +48,8 @@ class LaplaceOutputs(ABC):
     shares_precision: ClassVar[bool] = False
     per_decade: ClassVar[int] = 4
 
-    def __init__(self, shift: Tensor, scale: Tensor) -> None:
+    def __init__(self, rows: Tensor, shift: Tensor, scale: Tensor) -> None:
+        self.rows = rows
         self.shift = shift
         self.scale = scale
 
@@ -118,6 +120,10 @@ class LaplaceOutputs(ABC):
     @abstractmethod
     def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:
         """The prediction with variances [M, B, O] of its outputs, and noise [M, O], in the network's units."""
+
+    def moved(self, logits: Tensor, deviations: Tensor) -> Tensor:
+        """Logits [Z, B, ...] with deviations [Z, B, O] added."""
+        return logits + deviations.reshape(logits.shape)
 
     @classmethod
     def preview(cls, prediction: Prediction, num_samples: int) -> Prediction:
@@ -289,7 +295,7 @@ class Labels(LaplaceOutputs):
     def nll(self, rows: LastLayerRows, member: int, variance: Tensor) -> Tensor:
         """Of the sigmoid of logits that are scaled down by their variance."""
         assert rows.target is not None
-        target = rows.target.reshape(variance.shape)
+        target = rows.target.reshape(variance.shape).to(variance)
         logits = rows.outputs[member] * laplace.probit_scale(variance)
         losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(0.0), reduction="none")
         return torch.where(target.isnan(), 0.0, losses).sum(0)
@@ -299,6 +305,20 @@ class Labels(LaplaceOutputs):
         return prediction.map_logits(
             lambda logits: logits * laplace.probit_scale(variance).reshape(logits.shape).to(logits)
         )
+
+
+class OneLogit(Labels):
+    """One logit l that stands for the softmax over [0, l]."""
+
+    name = "one logit"
+
+    def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:
+        """The logit scaled down by its variance."""
+        return prediction.map_logits(lambda logits: logits * laplace.probit_scale(variance).to(logits))
+
+    def moved(self, logits: Tensor, deviations: Tensor) -> Tensor:
+        """Logits [0, l] with l moved."""
+        return logits + F.pad(deviations, (1, 0))
 
 
 class Classes(LaplaceOutputs):
@@ -334,19 +354,27 @@ class Classes(LaplaceOutputs):
         return prediction.map_logits(lambda logits: _scaled_down(logits, variance.to(logits)))
 
 
-KINDS: dict[str, type[LaplaceOutputs]] = {kind.name: kind for kind in (Means, Gaussians, Labels, Classes)}
+KINDS: dict[str, type[LaplaceOutputs]] = {kind.name: kind for kind in (Means, Gaussians, Labels, OneLogit, Classes)}
 
 
-def kind_of(prediction: Prediction) -> type[LaplaceOutputs] | None:
-    """The kind of outputs that a prediction [M, B, ...] is made of; None if there is no Laplace approximation of them here."""
-    types = {
+def kind_of(prediction: Prediction, num_outputs: int | None = None) -> type[LaplaceOutputs] | None:
+    """The kind of outputs that a prediction [M, B, ...] is made of; None if there is no Laplace approximation of them here.
+
+    Args:
+        prediction: The members' prediction.
+        num_outputs: How many outputs per input it is made of, if that is known.
+    """
+    if prediction.map_shape:
+        return None
+    if isinstance(prediction, CategoricalPrediction) and num_outputs not in (None, prediction.logits.shape[2]):
+        return OneLogit if num_outputs == 1 and prediction.logits.shape[2] == 2 else None
+    types: dict[type[Prediction], type[LaplaceOutputs]] = {
         PointPrediction: Means,
         GaussianMixturePrediction: Gaussians,
         BernoulliPrediction: Labels,
         CategoricalPrediction: Classes,
     }
-    found: type[LaplaceOutputs] | None = types.get(type(prediction))
-    return None if prediction.map_shape else found
+    return types.get(type(prediction))
 
 
 def draws_each(num_samples: int, num_members: int) -> int:

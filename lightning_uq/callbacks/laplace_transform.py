@@ -76,9 +76,10 @@ class LaplaceTransform(PredictionTransform):
         return torch.stack([output_variance(one, phi) for one, phi in zip(self.posteriors, rows, strict=True)])
 
     def score(self, features: Tensor) -> Tensor:
-        """The out-of-distribution score [B]."""
+        """The out-of-distribution score [B]; plus infinity where features are not finite."""
         variance = self.variance(features)
-        return self.outputs.score(variance, torch.stack([one.noise for one in self.posteriors]))
+        score = self.outputs.score(variance, torch.stack([one.noise for one in self.posteriors]))
+        return torch.where(score.isnan(), torch.inf, score)
 
     def _sampled(self, logits: Tensor, features: Tensor) -> Tensor:
         """Logits [M S, B, ...] of S draws of each member's weights."""
@@ -89,7 +90,7 @@ class LaplaceTransform(PredictionTransform):
         weights = self._weights.to(rows)
         deviations = torch.einsum("mbp,msop->msbo", rows, weights).flatten(0, 1)
         repeated = logits.repeat_interleave(weights.shape[1], 0)
-        return repeated + deviations.reshape(repeated.shape)
+        return self.outputs.moved(repeated, deviations)
 
     def _drawn(self) -> Tensor:
         """Deviations of the weights [M, S, O, P], in float32."""

@@ -21,6 +21,7 @@ class LastLayerRows:
     Attributes:
         features: Features with a 1 for the bias [M, B, P].
         outputs: Outputs [M, B, O] in the network's units: the means [M, B, D], of a horizon [M, B, H D], or the logits.
+        index: Which of the layer's outputs they are [O].
         raw: All outputs [M, B, ...], as the network returns them.
         prediction: The members' prediction.
         target: The target, in the shape in which a loss compares it with the outputs; None if it was not asked for.
@@ -28,6 +29,7 @@ class LastLayerRows:
 
     features: Tensor
     outputs: Tensor
+    index: Tensor
     raw: Tensor
     prediction: Prediction
     target: Tensor | None = None
@@ -74,16 +76,18 @@ class LastLayerReader:
         prediction = logits.prediction(model, raw, to_members=False)
         rows = to_float64(features)
         rows = with_bias(rows) if self.has_bias(model) else rows
-        if not self._makes(model, rows, raw, isinstance(prediction, CategoricalPrediction)):
+        is_softmax = isinstance(prediction, CategoricalPrediction) and raw.shape == prediction.logits.shape
+        if not self._makes(model, rows, raw, up_to_constant=is_softmax):
             raise InputError(
                 f"The outputs of {type(model).__name__} are not those of layer {layer!r}, so its weights do not tell how uncertain they "
                 "are. Name the linear layer that makes the outputs as `feature_layer`, without an activation, a rescaling or a sampled "
                 "part behind it (`Regression(target_scale=...)` rescales targets)."
             )
-        used = to_float64(raw)
-        if isinstance(prediction, NumberPrediction):
-            used = used[..., : prediction.target_shape[-1]] if used.ndim > 2 else used
-        return LastLayerRows(rows, used.reshape(*raw.shape[:2], -1), raw, prediction)
+        index = torch.arange(raw[0, 0].numel()).reshape(raw.shape[2:])
+        if isinstance(prediction, NumberPrediction) and index.ndim:
+            index = index[..., : prediction.target_shape[-1]]  # the means; variances follow them
+        outputs = to_float64(raw).reshape(*raw.shape[:2], -1)[..., index.flatten().to(raw.device)]
+        return LastLayerRows(rows, outputs, index.flatten(), raw, prediction)
 
     def has_bias(self, model: nn.Module) -> bool:
         """Whether the layer has a bias."""
@@ -98,7 +102,7 @@ class LastLayerReader:
             found.append(to_float64(torch.cat(columns, 1)).cpu())
         return found
 
-    def _makes(self, model: nn.Module, rows: Tensor, raw: Tensor, up_to_constant: bool) -> bool:
+    def _makes(self, model: nn.Module, rows: Tensor, raw: Tensor, *, up_to_constant: bool) -> bool:
         """Whether the outputs are W phi + b, for a softmax up to a number that all logits of an input share."""
         weights = torch.stack(self.weights(model)).to(rows.device)
         found = to_float64(raw).reshape(*raw.shape[:2], -1)

@@ -266,7 +266,8 @@ def test_a_horizon_is_so_many_targets():
         laplace = FitLaplace(task=Regression(head=head), held_out=loader(HELD, HELD_Y.unsqueeze(1).repeat(1, 3, 1)))
         prediction = laplace.fit(model, loader(X, target)).predict(model, HELD)
         assert prediction.epistemic_variance.shape == prediction.mean.shape == (40, 3, 2)
-        first = laplace.transform().variance(model[:2](HELD)[None])[0, :, 3]  # of step 1, target 1
+        features = nn.Sequential(*list(model)[:2])(HELD)
+        first = laplace.transform().variance(features[None])[0, :, 3]  # of step 1, target 1
         torch.testing.assert_close(prediction.epistemic_variance[:, 1, 1], first.float())
 
 
@@ -353,7 +354,8 @@ def test_the_metrics_of_a_test_are_those_of_the_changed_predictions(case, make_t
     module, laplace = module_of(case), FitLaplace(weights="last")
     make_trainer(callbacks=[laplace], max_epochs=1).fit(module, loader(X, y))
     (tested,) = make_trainer(callbacks=[laplace]).test(module, loader(HELD, held), verbose=False)
-    expected = -module.predict(HELD).log_prob(held).mean()
+    with torch.no_grad():
+        expected = -module.predict(HELD).log_prob(held).mean()
     assert tested["test_nll"] == pytest.approx(float(expected), rel=1e-5)
     laplace.handle.remove()
     (before,) = make_trainer().test(module, loader(HELD, held), verbose=False)
@@ -457,13 +459,15 @@ def test_outputs_that_the_layer_does_not_make_are_refused():
     not_those = "are not those of layer '2', .* as `feature_layer`"
     refused(nn.Sequential(*network(2), nn.Softplus()), not_those, task=mean)
     refused(nn.Sequential(*network(2), nn.Hardtanh(-1e-4, 1e-4)), not_those, task=mean)
+    refused(nn.Sequential(*network(1), nn.Softplus()), not_those, y=PAIRS[:, 0], task="binary")
+    refused(nn.Sequential(*network(3), nn.Softplus()), not_those, y=LABELS)
     refused(network(2), "are not those of layer '0'", task=mean, feature_layer="0")
     refused(
         DropoutModule(nn.Sequential(*network(2)[:2], nn.Dropout(0.5), nn.Linear(6, 2)), task=MEAN),
         "are not those of layer '3'",
     )
     refused(
-        nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv1d(1, 2, 3), nn.Flatten()),
+        nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 3), nn.Flatten()),
         "needs a linear layer .* is a Conv1d",
         task=mean,
     )
