@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.foreign import transformed_prediction
 from lightning_uq.callbacks.held_out import HeldOutRows
-from lightning_uq.callbacks.laplace_outputs import KINDS, LaplaceOutputs, Sums, kind_of
+from lightning_uq.callbacks.laplace_kinds import KINDS, kind_of
+from lightning_uq.callbacks.laplace_outputs import LaplaceOutputs, Sums
 from lightning_uq.callbacks.laplace_transform import LaplaceTransform, Link
 from lightning_uq.callbacks.last_layer import LastLayerReader, LastLayerRows
 from lightning_uq.errors import InputError, NotFittedError
@@ -128,14 +129,8 @@ class FitLaplace(FeatureCallback):
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look whether the outputs are those of the layer, and have a Laplace approximation here."""
-        outputs, rows = self._read(model, batch, trainer, None)
-        size = 8 * sum(value.numel() for value in outputs.sums(rows).values())
+        self._read(model, batch, trainer, None)
         self.features.reset()
-        if size > MAX_BYTES:
-            raise InputError(
-                f"FitLaplace would need {size / 2**30:.3g} GiB for the second moments of {rows.features.shape[2]} features for each of "
-                f"{rows.outputs.shape[2]} outputs and {len(rows.features)} members. Use a smaller last layer."
-            )
 
     def fits_targets(self, model: nn.Module) -> bool:
         """Numbers are looked at, since their noise is fitted."""
@@ -282,7 +277,13 @@ class FitLaplace(FeatureCallback):
                 f"FitLaplace needs outputs that are means, means and variances, or logits of classes or labels, one row per input, but "
                 f"{describe(self.logits.task(model))} reads them as a {type(rows.prediction).__name__}."
             )
-        num = rows.outputs.shape[2]
+        (members, _, num_features), num = rows.features.shape, rows.outputs.shape[2]
+        size = 8 * members * kind.num_sums(num_features, num)
+        if size > MAX_BYTES:
+            raise InputError(
+                f"FitLaplace would need {size / 2**30:.3g} GiB for the second moments of {num_features} features and {num} outputs of "
+                f"{members} networks, more than {MAX_BYTES / 2**30:.3g} GiB. Fit a network with a smaller last layer."
+            )
         if not isinstance(rows.prediction, NumberPrediction):
             return kind(rows.index, torch.zeros(num, dtype=torch.float64), torch.ones(num, dtype=torch.float64))
         zero = to_float64(rows.raw.new_zeros(1, 1, *rows.raw.shape[2:])).cpu()

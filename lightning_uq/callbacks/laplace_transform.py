@@ -97,7 +97,8 @@ class LaplaceTransform(PredictionTransform):
         generator, drawn = torch.Generator().manual_seed(self.seed), []
         each = draws_each(self.num_samples, len(self.posteriors))
         for one in self.posteriors:
-            noise = torch.randn(each, *one.precision.shape, generator=generator, dtype=torch.float64)
+            shape = each, len(one.basis), one.precision.shape[1]
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
             drawn.append(weight_samples(one, noise.to(one.precision)).float())
         return torch.stack(drawn)
 

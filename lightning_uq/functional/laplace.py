@@ -57,12 +57,19 @@ def with_bias(features: Tensor) -> Tensor:
 def eigen(moments: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [K, P], none negative, and eigenvectors [K, P, P] of second moments [K, P, P].
 
+    The largest entry of each eigenvector is positive, so that libraries for linear algebra agree on its sign.
+
     Example:
         >>> eigen(torch.diag(torch.tensor([1.0, 4.0]))[None])[0]
         tensor([[1., 4.]])
     """
     values, vectors = torch.linalg.eigh((moments + moments.mT) / 2)
-    return values.clamp_min(0.0), vectors
+    return values.clamp_min(0.0), _with_signs(vectors)
+
+
+def _with_signs(vectors: Tensor) -> Tensor:
+    largest = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
+    return torch.where(largest < 0, -vectors, vectors)
 
 
 def softmax_directions(curvature: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +88,7 @@ def softmax_directions(curvature: Tensor) -> tuple[Tensor, Tensor]:
         curvature + curvature.mT
     ) / 2 + 2 / C  # the flat direction gets 2, above all others, which are at most 1 / 2
     values, vectors = torch.linalg.eigh(lifted)
-    return values[:-1].clamp_min(0.0), vectors[:, :-1]
+    return values[:-1].clamp_min(0.0), _with_signs(vectors[:, :-1])
 
 
 def output_variance(posterior: LastLayerPosterior, features: Tensor) -> Tensor:
@@ -108,7 +115,9 @@ def projected(eigenvectors: Tensor, features: Tensor) -> Tensor:
 
 
 def weight_samples(posterior: LastLayerPosterior, noise: Tensor) -> Tensor:
-    """Deviations [Z, O, P] of the weights from the trained ones, from standard normal ``noise`` [Z, R, P].
+    """Deviations [Z, O, P] of the weights from the trained ones, from standard normal ``noise`` [Z, O, P].
+
+    They are the noise times the symmetric root of the covariance, which does not depend on the choice of eigenvectors.
 
     Example:
         >>> one = torch.ones(1, 1)
@@ -116,9 +125,9 @@ def weight_samples(posterior: LastLayerPosterior, noise: Tensor) -> Tensor:
         >>> weight_samples(posterior, torch.ones(1, 1, 1))
         tensor([[[0.5000]]])
     """
-    scaled = (noise * posterior.precision.rsqrt()).unsqueeze(2)  # [Z, R, 1, P]
-    deviations = (scaled @ posterior.eigenvectors.mT).squeeze(2)
-    return posterior.basis @ deviations
+    along = (posterior.basis.T @ noise).unsqueeze(2) @ posterior.eigenvectors  # [Z, R, 1, P]
+    scaled = along * posterior.precision.rsqrt().unsqueeze(1)
+    return posterior.basis @ (scaled @ posterior.eigenvectors.mT).squeeze(2)
 
 
 # ---------------------------------------------------------------------- prior precision and noise variance

@@ -345,6 +345,11 @@ class CallbackCase:
         """Whether there is a state to save."""
         return self.fits_on is not None
 
+    @property
+    def changes_probs(self) -> bool:
+        """Whether probabilities change: calibrations do that, and draws of weights."""
+        return self.fits_on == "val" or self.name == "FitLaplace"
+
 
 @dataclass(frozen=True)
 class MetricCase:

@@ -128,3 +128,13 @@ def test_probit_approximates_the_mean_of_a_sigmoid():
     mean, variance = torch.tensor([-1.5, 0.3, 2.0]), torch.tensor([0.5, 2.0, 6.0])
     draws = mean + variance.sqrt() * torch.randn(400_000, 3)
     torch.testing.assert_close((mean * la.probit_scale(variance)).sigmoid(), draws.sigmoid().mean(0), atol=0.02, rtol=0)
+
+
+def test_draws_do_not_depend_on_the_signs_of_eigenvectors(phi):
+    posterior, noise = regression(phi), torch.randn(3, 1, P, dtype=torch.float64)
+    signs = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    other = posterior._replace(eigenvectors=posterior.eigenvectors * signs)
+    torch.testing.assert_close(la.weight_samples(other, noise), la.weight_samples(posterior, noise))
+    values, vectors = la.eigen((phi.T @ phi)[None])
+    assert bool((vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True)) > 0).all())
+    torch.testing.assert_close(vectors[0] @ torch.diag(values[0]) @ vectors[0].T, phi.T @ phi)
