@@ -135,33 +135,34 @@ def run_split(name: str, split: int, root: Path) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, float]], splits: dict[str, int]) -> str:
-    """The page's table, with the best of each comparison and how often the default wins."""
-    columns = ["nll, training variance", "nll, held-out variance", *(f"nll, {select}" for select in SELECTS)]
-    columns += [f"{kind}, {method}" for kind in ("twice", "other set") for method in ("ensemble", *SELECTS)]
-    lines = [f"| set | splits | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
+    """The page's tables, and on which sets each choice wins and loses."""
+    nll = ["training variance", "held-out variance", *SELECTS]
+    lines = ["NLL:", "", f"| set | splits | {' | '.join(nll)} |", f"|---|---|{'---|' * len(nll)}"]
     for name, values in results.items():
-        cells = " | ".join(f"{values[column]:.4f}" for column in columns)
+        cells = " | ".join(f"{values[f'nll, {column}']:.4f}" for column in nll)
         lines.append(f"| {name}{' (choosing)' if name in CHOSEN_ON else ''} | {splits[name]} | {cells} |")
-    lines.append("")
-    for title, chosen in (
-        ("All sets", list(results)),
-        ("Sets that did not choose", [n for n in results if n not in CHOSEN_ON]),
-    ):
-        counts = []
+    far = [(kind, method) for kind in ("twice", "other set") for method in ("ensemble", "auto", "held_out")]
+    names = " | ".join(f"{kind}: {method}" for kind, method in far)
+    lines += ["", "AUROC; `marginal_likelihood` has the numbers of `auto`, since its prior is the same:", ""]
+    lines += [f"| set | {names} |", f"|---|{'---|' * len(far)}"]
+    for name, values in results.items():
+        cells = " | ".join(f"{values[f'{kind}, {method}']:.4f}" for kind, method in far)
+        lines.append(f"| {name}{' (choosing)' if name in CHOSEN_ON else ''} | {cells} |")
+
+    def won(key: str, other: str, sign: int, chosen: list[str]) -> str:
+        lost = [name for name in chosen if sign * (results[name][key] - results[name][other]) < 0]
+        return f"{len(chosen) - len(lost)} of {len(chosen)}" + (f" (not {', '.join(lost)})" if lost else "")
+
+    rest = [name for name in results if name not in CHOSEN_ON]
+    for title, chosen in (("All sets", list(results)), ("The sets that did not choose", rest)):
+        lines += ["", f"{title}:", ""]
         for select in SELECTS:
-            better = [
-                sum(results[n][f"nll, {select}"] < results[n][f"nll, {kind} variance"] for n in chosen)
-                for kind in ("training", "held-out")
-            ]
-            alarms = [
-                sum(results[n][f"{kind}, {select}"] >= results[n][f"{kind}, ensemble"] for n in chosen)
-                for kind in ("twice", "other set")
-            ]
-            counts.append(
-                f"- `{select}`: NLL below that of the training variance on {better[0]} of {len(chosen)}, of the held-out variance on "
-                f"{better[1]}; AUROC at least the ensemble's on {alarms[0]} (twice) and {alarms[1]} (other set)."
+            better = [won(f"nll, {select}", f"nll, {kind} variance", -1, chosen) for kind in ("training", "held-out")]
+            alarms = [won(f"{kind}, {select}", f"{kind}, ensemble", 1, chosen) for kind in ("twice", "other set")]
+            lines.append(
+                f"- `{select}`: NLL at most that of the training variance on {better[0]}, of the held-out variance on {better[1]}; AUROC at least "
+                f"the ensemble's on {alarms[0]} for twice, on {alarms[1]} for the other set."
             )
-        lines += [f"{title}:", "", *counts, ""]
     return "\n".join(lines)
 
 

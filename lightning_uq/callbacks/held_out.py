@@ -52,7 +52,7 @@ class HeldOutRows:
         elif trainer.state.fn == TrainerFn.FITTING:
             loaders = validation_loaders(trainer) if trainer.limit_val_batches else []
             self._known = loaders[0] if len(loaders) == 1 else None
-            reason = f"there is not one validation loader, but {len(loaders) or 'none'}"
+            reason = f"there are {len(loaders)} validation loaders" if loaders else "there is no validation loader"
             if self._known is not None and reads_same_data(self._known, training_loader(trainer)):
                 self._known, reason = None, "the validation loader reads the training data"
         else:

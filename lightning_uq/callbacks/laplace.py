@@ -12,6 +12,8 @@ from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.foreign import transformed_prediction
 from lightning_uq.callbacks.held_out import HeldOutRows
 from lightning_uq.callbacks.laplace_kinds import KINDS, kind_of
+from lightning_uq.callbacks.laplace_logits import Classes
+from lightning_uq.callbacks.laplace_numbers import Means
 from lightning_uq.callbacks.laplace_outputs import LaplaceOutputs, Sums
 from lightning_uq.callbacks.laplace_transform import LaplaceTransform, Link
 from lightning_uq.callbacks.last_layer import LastLayerReader, LastLayerRows
@@ -49,13 +51,15 @@ class FitLaplace(FeatureCallback):
 
     The metrics of a test of this package's modules are those of the changed predictions; the loss, ``uq/test_*`` and the scores that
     :class:`OODDetection` reads off predictions are not. A temperature in the same Trainer acts on the changed predictions, but was fitted
-    without that change. With :class:`OODDetection` the score ``laplace`` is among those logged: the epistemic variance, the mean over outputs
-    (of means in units of the noise) and over an ensemble's members. An ensemble has one posterior per member.
+    without that change. With :class:`OODDetection` the score ``laplace`` is among those logged: of logits the mutual information of target and
+    weights; of numbers the epistemic variance, the mean over targets (of means in units of the noise) and over an ensemble's members. An
+    ensemble has one posterior per member.
 
     Args:
-        select: How noise and prior precision are chosen. ``"marginal_likelihood"``: by that of the training rows, in closed form.
-            ``"held_out"``: by the likelihood of held-out rows. ``"auto"``: by the marginal likelihood, but the noise of means by held-out rows
-            where there are at least 20, since a network that overfits has larger errors there.
+        select: How the prior precision, and the noise of means, are chosen. ``"marginal_likelihood"``: by that of the training rows, in closed
+            form. ``"held_out"``: by the likelihood of held-out rows. ``"auto"``: the noise of means by held-out rows, if there are at
+            least 20, since a network that overfits has larger errors there; the prior of logits by held-out rows, which it needs, since
+            the marginal likelihood of a network that fits all its labels is no guide; all others by the marginal likelihood.
         held_out: Rows that the network was not trained on; by default the one validation loader.
         link: What becomes of logits: ``"samples"``, or ``"probit"``, MacKay's correction.
         num_samples: Rows of logits; of an ensemble in all, or a few more.
@@ -105,6 +109,7 @@ class FitLaplace(FeatureCallback):
         self.num_samples = num_samples
         self.seed = seed
         self.layer = LastLayerReader(self.features, type(self).__name__)
+        self._kind: type[LaplaceOutputs] | None = None  # that the first batch before a training showed
         self._transform: LaplaceTransform | None = None
 
     @property
@@ -117,10 +122,13 @@ class FitLaplace(FeatureCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for held-out rows before the training, where they are read after it."""
         self.held_out.forget()
+        self._kind = None
         super().on_fit_start(trainer, pl_module)
-        if self.select == "auto" and not self.logits.task(pl_module).has_numeric_targets:
-            return
-        loader = self._held_out_loader(trainer, pl_module)
+        is_number = self.logits.task(pl_module).has_numeric_targets
+        kind = self._kind or (
+            Means if is_number else Classes
+        )  # of the usual, if the first batch could not be looked at
+        loader = self._held_out_loader(trainer, pl_module, kind)
         if loader is not None and can_be_reread(loader):
             self.held_out.try_batch(
                 lambda batch: self._read(pl_module, batch, trainer, None, needs_target=True), pl_module, trainer, loader
@@ -129,7 +137,8 @@ class FitLaplace(FeatureCallback):
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Look whether the outputs are those of the layer, and have a Laplace approximation here."""
-        self._read(model, batch, trainer, None)
+        outputs, _ = self._read(model, batch, trainer, None)
+        self._kind = type(outputs)
         self.features.reset()
 
     def fits_targets(self, model: nn.Module) -> bool:
@@ -153,9 +162,7 @@ class FitLaplace(FeatureCallback):
         """Each member's posterior."""
         outputs, sums = self._summed(model, loader, trainer, lambda outputs, rows: outputs.sums(rows))
         posteriors = outputs.posteriors(sums, [weight[outputs.rows] for weight in self.layer.weights(model)])
-        held_out = None
-        if self.select == "held_out" or (self.select == "auto" and outputs.has_noise):
-            held_out = self._held_out_loader(trainer, model)
+        held_out = self._held_out_loader(trainer, model, type(outputs))
         if held_out is not None:
             exact = self.held_out.exact(held_out, trainer)
             _, sums = self._summed(
@@ -184,28 +191,36 @@ class FitLaplace(FeatureCallback):
     ) -> list[LastLayerPosterior]:
         """By held-out rows, if there are enough."""
         fewest = int(sums["known"].min())
-        if fewest >= MIN_HELD_OUT or (fewest and self.select == "held_out"):
-            return outputs.chosen(posteriors, sums, keeps_prior=self.select == "auto")
-        if self.select == "held_out":
+        has_choice = self.select == "auto" and outputs.has_noise
+        if has_choice and fewest < MIN_HELD_OUT:
+            self._report_lack(model, f"there are {fewest} held-out rows, fewer than {MIN_HELD_OUT}")
+            return posteriors
+        if not fewest:
             raise InputError(f"{self.held_out.where}, need a known value of each target, but hold none.")
-        self._report_lack(
-            model, f"there are {fewest} rows that the network was not trained on, fewer than {MIN_HELD_OUT}"
-        )
-        return posteriors
+        return outputs.chosen(posteriors, sums, keeps_prior=has_choice)
 
-    def _held_out_loader(self, trainer: Trainer | None, model: nn.Module) -> Any:
-        """The held-out rows' loader; None for the marginal likelihood."""
-        if self.select == "marginal_likelihood":
+    def _held_out_loader(self, trainer: Trainer | None, model: nn.Module, kind: type[LaplaceOutputs]) -> Any:
+        """The held-out rows' loader; None where none are read, or the marginal likelihood will do without them.
+
+        Raises:
+            InputError: They are needed.
+        """
+        if self.select == "marginal_likelihood" or not (self.select == "held_out" or self._reads_held_out(kind)):
             return None
         loader, reason = self.held_out.find(trainer)
-        if loader is None and self.select == "held_out":
+        if loader is None and (self.select == "held_out" or kind.has_logits):
             raise InputError(
-                f"FitLaplace(select='held_out') needs rows that the network was not trained on, but {reason}. Pass argument `held_out`, "
-                "or `select='marginal_likelihood'`."
+                f"FitLaplace needs rows that the network was not trained on{'' if self.select == 'held_out' else ' to choose the prior of logits'}"
+                f", but {reason}. Pass argument `held_out`, or `select='marginal_likelihood'`."
             )
         if loader is None:
             self._report_lack(model, reason)
         return loader
+
+    @staticmethod
+    def _reads_held_out(kind: type[LaplaceOutputs]) -> bool:
+        """Whether ``select="auto"`` reads held-out rows."""
+        return kind.has_noise or kind.has_logits
 
     def _report_lack(self, model: nn.Module, reason: str) -> None:
         report_guess(
@@ -284,6 +299,11 @@ class FitLaplace(FeatureCallback):
                 f"FitLaplace would need {size / 2**30:.3g} GiB for the second moments of {num_features} features and {num} outputs of "
                 f"{members} networks, more than {MAX_BYTES / 2**30:.3g} GiB. Fit a network with a smaller last layer."
             )
+        if self.held_out.given is not None and not (self._reads_held_out(kind) or self.select == "held_out"):
+            raise InputError(
+                f"`held_out` would not be read: of {describe(self.logits.task(model))}, select='auto' chooses the prior by the marginal likelihood. "
+                "Leave it out, or pass `select='held_out'`."
+            )
         if not isinstance(rows.prediction, NumberPrediction):
             return kind(rows.index, torch.zeros(num, dtype=torch.float64), torch.ones(num, dtype=torch.float64))
         zero = to_float64(rows.raw.new_zeros(1, 1, *rows.raw.shape[2:])).cpu()
@@ -325,7 +345,7 @@ class FitLaplace(FeatureCallback):
         return self._transform
 
     def feature_scores(self, features: Tensor) -> Tensor:
-        """The epistemic variance [B] of inputs with features [M, B, D]; the mean over outputs and members."""
+        """The score [B] of inputs with features [M, B, D]: see the class."""
         return self.transform().score(features)
 
     @torch.no_grad()

@@ -7,6 +7,8 @@ from torch import Tensor
 from lightning_uq.callbacks.laplace_outputs import LaplaceOutputs, Sums, weighted_moments
 from lightning_uq.callbacks.last_layer import LastLayerRows
 from lightning_uq.functional import laplace
+from lightning_uq.functional.bernoulli import bernoulli_mutual_information
+from lightning_uq.functional.entropy import mutual_information
 from lightning_uq.predictions import Prediction
 
 
@@ -28,6 +30,10 @@ class Labels(LaplaceOutputs):
         logits = rows.outputs[member] * laplace.probit_scale(variance)
         losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(0.0), reduction="none")
         return torch.where(target.isnan(), 0.0, losses).sum(0)
+
+    def mutual_information(self, logits: Tensor) -> Tensor:
+        """The sum over labels."""
+        return bernoulli_mutual_information(logits).sum(-1)
 
     def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:
         """Logits that are scaled down by their variance."""
@@ -56,7 +62,7 @@ class Classes(LaplaceOutputs):
     name = "classes"
     has_logits = True
     shares_precision = True
-    per_decade = 1
+    per_decade = 2
 
     @classmethod
     def num_sums(cls, num_features: int, num_outputs: int) -> int:
@@ -82,6 +88,10 @@ class Classes(LaplaceOutputs):
         logits = _scaled_down(rows.outputs[member], variance)
         target = rows.target.to(logits) if rows.target.is_floating_point() else rows.target.long()
         return F.cross_entropy(logits, target, reduction="sum").reshape(1)
+
+    def mutual_information(self, logits: Tensor) -> Tensor:
+        """Of the class and the weights."""
+        return mutual_information(logits)
 
     def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:
         """Logits that are scaled down by their variance."""

@@ -65,7 +65,7 @@ class Means(LaplaceOutputs):
                 share[:, None] * values, sums["errors"][m], squared, sums["known"]
             )
             eye = torch.eye(len(weight), dtype=weight.dtype)
-            found.append(LastLayerPosterior(values, vectors, share / noise, eye, precision, noise))
+            found.append(LastLayerPosterior(weight, values, vectors, share / noise, eye, precision, noise))
         return found
 
     def held_out_sums(self, rows: LastLayerRows, posteriors: Sequence[LastLayerPosterior]) -> Sums:

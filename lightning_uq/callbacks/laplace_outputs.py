@@ -27,7 +27,8 @@ class LaplaceOutputs(ABC):
     Attributes:
         needs_target: Whether a fit to training rows reads their targets.
         has_noise: Whether the noise of the targets is fitted.
-        has_logits: Whether predictions are of logits, which can be drawn.
+        has_logits: Whether predictions are of logits, which can be drawn. Only held-out rows choose their prior well: a network that fits
+            all training labels has next to no curvature, so that by the marginal likelihood its logits vary far too much.
         shares_precision: Whether all outputs share one prior precision.
         per_decade: Candidates of a prior precision per factor of ten, for held-out rows.
     """
@@ -62,8 +63,8 @@ class LaplaceOutputs(ABC):
             values, vectors = laplace.eigen(sums["moments"][m])
             curvature, basis = self.directions(sums, m, len(weight))
             zeros = torch.zeros(len(weight), dtype=weight.dtype)
-            posterior = LastLayerPosterior(values, vectors, curvature, basis, torch.ones_like(curvature), zeros)
-            found.append(laplace.marginal_precision(posterior, weight, shared=self.shares_precision))
+            posterior = LastLayerPosterior(weight, values, vectors, curvature, basis, torch.ones_like(curvature), zeros)
+            found.append(laplace.marginal_precision(posterior, shared=self.shares_precision))
         return found
 
     def directions(self, sums: Sums, member: int, num_outputs: int) -> tuple[Tensor, Tensor]:
@@ -105,6 +106,10 @@ class LaplaceOutputs(ABC):
         return torch.ones_like(rows.outputs[0])
 
     # ------------------------------------------------------------------ predictions
+
+    def mutual_information(self, logits: Tensor) -> Tensor:
+        """That of the target and the weights [B], from drawn logits [Z, B, O]."""
+        raise NotImplementedError  # of kinds without logits
 
     @abstractmethod
     def changed(self, prediction: Prediction, variance: Tensor, noise: Tensor) -> Prediction:

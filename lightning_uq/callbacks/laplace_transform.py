@@ -65,9 +65,10 @@ class LaplaceTransform(PredictionTransform):
     def changed(self, prediction: Prediction, features: Tensor) -> Prediction:
         """The prediction of inputs with features [M, B, D]."""
         if self.link == "samples" and self.outputs.has_logits:
-            return prediction.map_logits(lambda logits: self._sampled(logits, features))
-        noise = torch.stack([one.noise for one in self.posteriors])
-        return self.outputs.changed(prediction, self.variance(features), noise.to(features.device))
+            return prediction.map_logits(
+                lambda logits: self.outputs.moved(self._repeated(logits), self._deviations(features, logits.dtype))
+            )
+        return self.outputs.changed(prediction, self.variance(features), self._noise(features.device))
 
     def variance(self, features: Tensor) -> Tensor:
         """Variance [M, B, O] of the outputs, in the network's units."""
@@ -77,29 +78,37 @@ class LaplaceTransform(PredictionTransform):
 
     def score(self, features: Tensor) -> Tensor:
         """The out-of-distribution score [B]; plus infinity where features are not finite."""
-        variance = self.variance(features)
-        score = self.outputs.score(variance, torch.stack([one.noise for one in self.posteriors]))
-        return torch.where(score.isnan(), torch.inf, score)
+        if self.outputs.has_logits:
+            means = torch.stack([one.mean for one in self.posteriors]).to(features)
+            logits = (with_bias(features) if self.has_bias else features) @ means.mT
+            score = self.outputs.mutual_information(self._repeated(logits) + self._deviations(features, logits.dtype))
+        else:
+            score = self.outputs.score(self.variance(features), self._noise(features.device))
+        return torch.where(score.isnan(), torch.inf, score).to(wide_dtype(features.device))
 
-    def _sampled(self, logits: Tensor, features: Tensor) -> Tensor:
-        """Logits [M S, B, ...] of S draws of each member's weights."""
+    def _noise(self, device: torch.device) -> Tensor:
+        self._move_to(device)
+        return torch.stack([one.noise for one in self.posteriors])
+
+    def _repeated(self, logits: Tensor) -> Tensor:
+        """Logits [M S, B, ...] of M members, once per draw."""
+        return logits.repeat_interleave(draws_each(self.num_samples, len(logits)), 0)
+
+    def _deviations(self, features: Tensor, dtype: torch.dtype) -> Tensor:
+        """Deviations of the outputs [M S, B, O] under S draws of each member's weights."""
         self._move_to(features.device)
         if self._weights is None:
             self._weights = self._drawn()
-        rows = self._rows(features).to(logits.dtype)
-        weights = self._weights.to(rows)
-        deviations = torch.einsum("mbp,msop->msbo", rows, weights).flatten(0, 1)
-        repeated = logits.repeat_interleave(weights.shape[1], 0)
-        return self.outputs.moved(repeated, deviations)
+        rows = self._rows(features).to(dtype)
+        return torch.einsum("mbp,msop->msbo", rows, self._weights.to(rows)).flatten(0, 1)
 
     def _drawn(self) -> Tensor:
         """Deviations of the weights [M, S, O, P], in float32."""
         generator, drawn = torch.Generator().manual_seed(self.seed), []
-        each = draws_each(self.num_samples, len(self.posteriors))
         for one in self.posteriors:
-            shape = each, len(one.basis), one.precision.shape[1]
+            shape = draws_each(self.num_samples, len(self.posteriors)), *one.mean.shape
             noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-            drawn.append(weight_samples(one, noise.to(one.precision)).float())
+            drawn.append(weight_samples(one, noise.to(one.mean)).float())
         return torch.stack(drawn)
 
     def _rows(self, features: Tensor) -> Tensor:
@@ -108,7 +117,7 @@ class LaplaceTransform(PredictionTransform):
 
     def _move_to(self, device: torch.device) -> None:
         dtype = wide_dtype(device)
-        if self.posteriors[0].precision.device != device:
+        if self.posteriors[0].mean.device != device:
             on_cpu = [to_device(one, torch.device("cpu")) for one in self.posteriors]
             moved = [LastLayerPosterior(*(t.to(dtype).to(device) for t in one)) for one in on_cpu]
             self.posteriors, self._weights = moved, None

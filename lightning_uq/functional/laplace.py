@@ -23,6 +23,7 @@ class LastLayerPosterior(NamedTuple):
     In the direction r of the outputs and j of the features, the precision is ``curvature[r] * eigenvalues[., j] + prior_precision[r]``.
 
     Attributes:
+        mean: The trained weights [O, P].
         eigenvalues: Those of the features' second moments [K, P]: K is 1, or R if each direction has its own.
         eigenvectors: Their eigenvectors in columns [K, P, P].
         curvature: Curvature of the loss along the R directions of the outputs [R].
@@ -31,6 +32,7 @@ class LastLayerPosterior(NamedTuple):
         noise: Variance of the noise of each output [O], where the network does not say it; else 0.
     """
 
+    mean: Tensor
     eigenvalues: Tensor
     eigenvectors: Tensor
     curvature: Tensor
@@ -96,7 +98,7 @@ def output_variance(posterior: LastLayerPosterior, features: Tensor) -> Tensor:
 
     Example:
         >>> one = torch.ones(1, 1)
-        >>> posterior = LastLayerPosterior(3 * one, one[None], one[0], one, one[0], one[0])
+        >>> posterior = LastLayerPosterior(one, 3 * one, one[None], one[0], one, one[0], one[0])
         >>> output_variance(posterior, torch.tensor([[2.0]]))  # 2^2 / (1 * 3 + 1)
         tensor([[1.]])
     """
@@ -121,7 +123,7 @@ def weight_samples(posterior: LastLayerPosterior, noise: Tensor) -> Tensor:
 
     Example:
         >>> one = torch.ones(1, 1)
-        >>> posterior = LastLayerPosterior(3 * one, one[None], one[0], one, one[0], one[0])
+        >>> posterior = LastLayerPosterior(one, 3 * one, one[None], one[0], one, one[0], one[0])
         >>> weight_samples(posterior, torch.ones(1, 1, 1))
         tensor([[[0.5000]]])
     """
@@ -145,24 +147,20 @@ def candidates(largest: Tensor, per_decade: int = 4) -> Tensor:
     return found.to(largest.dtype)
 
 
-def log_evidence_terms(posterior: LastLayerPosterior, weight: Tensor) -> Tensor:
+def log_evidence_terms(posterior: LastLayerPosterior) -> Tensor:
     """What the prior and the posterior add to the log marginal likelihood, for each direction [R].
 
     P/2 log lambda - lambda/2 |w|^2 - 1/2 log det(posterior precision); the log-likelihood of the trained weights is the rest of it.
 
-    Args:
-        posterior: The posterior.
-        weight: The trained weights [O, P].
-
     Example:
         >>> one = torch.ones(1, 1)
-        >>> posterior = LastLayerPosterior(0 * one, one[None], one[0], one, one[0], one[0])  # no data: the prior alone
-        >>> log_evidence_terms(posterior, 2 * one)
+        >>> posterior = LastLayerPosterior(2 * one, 0 * one, one[None], one[0], one, one[0], one[0])  # no data: the prior alone
+        >>> log_evidence_terms(posterior)
         tensor([-2.])
     """
-    squared = (posterior.basis.T @ weight).square().sum(1)
+    squared = (posterior.basis.T @ posterior.mean).square().sum(1)
     precision = posterior.prior_precision
-    occam = weight.shape[1] * precision.log() - posterior.precision.log().sum(1)
+    occam = posterior.mean.shape[1] * precision.log() - posterior.precision.log().sum(1)
     return 0.5 * (occam - precision * squared)
 
 
@@ -171,16 +169,15 @@ def with_precision(posterior: LastLayerPosterior, precision: Tensor) -> LastLaye
     return posterior._replace(prior_precision=precision.expand(len(posterior.curvature)).clone())
 
 
-def marginal_precision(posterior: LastLayerPosterior, weight: Tensor, *, shared: bool) -> LastLayerPosterior:
+def marginal_precision(posterior: LastLayerPosterior, *, shared: bool) -> LastLayerPosterior:
     """The posterior under the prior precision with the largest marginal likelihood among :func:`candidates`.
 
     Args:
         posterior: The posterior; its own ``prior_precision`` is not read.
-        weight: The trained weights [O, P].
         shared: Whether all directions share one precision.
     """
     options = precision_candidates(posterior)
-    terms = torch.stack([log_evidence_terms(with_precision(posterior, one), weight) for one in options])
+    terms = torch.stack([log_evidence_terms(with_precision(posterior, one)) for one in options])
     return with_precision(posterior, options[terms.sum(1).argmax() if shared else terms.argmax(0)])
 
 

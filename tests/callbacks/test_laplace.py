@@ -23,6 +23,7 @@ from lightning_uq import (
 from lightning_uq.callbacks.laplace import FitLaplace
 from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.errors import InputError, NotFiniteError, NotFittedError
+from lightning_uq.functional.laplace import precision_candidates
 from lightning_uq.networks.factory import Factory
 from lightning_uq.predictions import GaussianMixturePrediction
 from lightning_uq.tasks import Regression
@@ -67,6 +68,17 @@ def adam(parameters):
 def module_of(case, **kwargs):
     task, out, *_ = CASES[case]
     return DeterministicModule(network(out), task=task, optimizer=adam, **kwargs)
+
+
+def overfitted(case):
+    """A module that knows its training rows too well, so that an uncertainty of its weights helps."""
+    module = module_of(case)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        module.index_losses(module(X), CASES[case][2]).mean().backward()
+        optimizer.step()
+    return module
 
 
 def by_hand(net, task_scale, noise, precision, x):
@@ -182,13 +194,13 @@ def test_a_few_held_out_rows_do_not_choose():
 @torch.no_grad()
 def test_draws_of_logits_have_the_variance_and_are_the_same_for_all_inputs():
     module = module_of("classes").double()
-    laplace = FitLaplace(num_samples=4000, seed=3).fit(module, loader(X.double(), LABELS))
+    laplace = FitLaplace(select="marginal_likelihood", num_samples=4000, seed=3).fit(module, loader(X.double(), LABELS))
     logits = laplace.predict(module, HELD.double()).logits
     assert logits.shape == (4000, 40, 3)
     features = module.network.called_network[:2](HELD.double())
     torch.testing.assert_close(logits.var(0), laplace.transform().variance(features[None])[0], rtol=0.15, atol=0)
     torch.testing.assert_close(logits[:, 5:9], laplace.predict(module, HELD.double()[5:9]).logits, rtol=1e-6, atol=1e-6)
-    again = FitLaplace(num_samples=4000, seed=4).fit(module, loader(X.double(), LABELS))
+    again = FitLaplace(select="marginal_likelihood", num_samples=4000, seed=4).fit(module, loader(X.double(), LABELS))
     assert not torch.equal(again.predict(module, HELD.double()).logits, logits)
 
 
@@ -197,7 +209,9 @@ def test_the_probit_link_is_close_to_the_mean_of_the_draws():
     for case, targets in (("classes", LABELS), ("labels", PAIRS), ("binary", PAIRS[:, 0])):
         module = module_of(case).double()
         fit = [
-            FitLaplace(link=link, num_samples=4000).fit(module, loader(X.double(), targets))
+            FitLaplace(select="marginal_likelihood", link=link, num_samples=4000).fit(
+                module, loader(X.double(), targets)
+            )
             for link in ("samples", "probit")
         ]
         draws, probit = (one.predict(module, HELD.double()) for one in fit)
@@ -231,7 +245,7 @@ def test_every_precision_under_a_trainer_and_far_inputs_are_less_certain(case, p
 @pytest.mark.parametrize("link", ["samples", "probit"])
 def test_the_preview_has_the_type_and_size_of_what_is_predicted(case, link):
     module = module_of(case)
-    laplace = FitLaplace(link=link, num_samples=5)
+    laplace = FitLaplace(select="marginal_likelihood", link=link, num_samples=5)
     before = module.predict(HELD)
     laplace.fit(module, loader(X, CASES[case][2]))
     seen, after = laplace.preview(before), module.predict(HELD)
@@ -271,7 +285,8 @@ def test_a_horizon_is_so_many_targets():
     target = Y.unsqueeze(1) + torch.arange(3.0)[:, None]
     for head, out in (("mean", 6), ("mean_variance", 12)):
         model = Steps(*network(out))
-        laplace = FitLaplace(task=Regression(head=head), held_out=loader(HELD, HELD_Y.unsqueeze(1).repeat(1, 3, 1)))
+        given = {"held_out": loader(HELD, HELD_Y.unsqueeze(1).repeat(1, 3, 1))} if head == "mean" else {}
+        laplace = FitLaplace(task=Regression(head=head), **given)
         prediction = laplace.fit(model, loader(X, target)).predict(model, HELD)
         assert prediction.epistemic_variance.shape == prediction.mean.shape == (40, 3, 2)
         features = nn.Sequential(*list(model)[:2])(HELD)
@@ -289,7 +304,11 @@ def test_a_layer_without_a_bias():
 def test_many_classes():
     model = nn.Sequential(nn.Identity(), nn.Linear(64, 300))
     x = torch.randn(200, 64)
-    prediction = FitLaplace(num_samples=4).fit(model, [(x, torch.arange(200))]).predict(model, x[:5])
+    prediction = (
+        FitLaplace(num_samples=4, held_out=[(x, torch.arange(200))])
+        .fit(model, [(x, torch.arange(200))])
+        .predict(model, x[:5])
+    )
     assert prediction.logits.shape == (4, 5, 300)
 
 
@@ -359,8 +378,8 @@ def test_it_persists_with_the_best_weights_and_its_score_is_logged(make_trainer,
 @pytest.mark.parametrize("case", ["gaussians", "classes"])
 def test_the_metrics_of_a_test_are_those_of_the_changed_predictions(case, make_trainer):
     _, _, y, held = CASES[case]
-    module, laplace = module_of(case), FitLaplace(weights="last")
-    make_trainer(callbacks=[laplace], max_epochs=1).fit(module, loader(X, y))
+    module, laplace = overfitted(case), FitLaplace(weights="last")
+    make_trainer(callbacks=[laplace], max_epochs=1).fit(module, loader(X, y), loader(HELD, held))
     (tested,) = make_trainer(callbacks=[laplace]).test(module, loader(HELD, held), verbose=False)
     with torch.no_grad():
         expected = -module.predict(HELD).log_prob(held).mean()
@@ -406,7 +425,8 @@ def test_load_fitted_says_that_it_leaves_the_posterior_out(make_trainer, tmp_pat
 
 def test_copies_and_settings():
     module = module_of("classes")
-    laplace = FitLaplace().fit(module, loader(X, LABELS))
+    held_out = loader(HELD, HELD_LABELS)
+    laplace = FitLaplace(held_out=held_out).fit(module, loader(X, LABELS))
     expected = module.predict(HELD).logits
     other = FitLaplace()
     other.load_state_dict(laplace.state_dict())
@@ -445,7 +465,7 @@ def main():
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                 default_root_dir=".", callbacks=callbacks, use_distributed_sampler=True).fit(module, *loaders)
         for fitted, one in zip(callbacks, make()):
-            if one.held_out.given is None:
+            if one.held_out.given is None and one.name != "few":
                 one.held_out.given = loaders[1]
             one.fit(module, few if one.name == "few" else loaders[0])
             a, b = (c.predict(module, held).to_dict() for c in (fitted, one))
@@ -493,7 +513,8 @@ def test_outputs_that_the_layer_does_not_make_are_refused():
         task=mean,
     )
     # A softmax may lack a number that all logits share.
-    FitLaplace().fit(nn.Sequential(*network(3), nn.LogSoftmax(1)), loader(X, LABELS))
+    model = nn.Sequential(*network(3), nn.LogSoftmax(1))
+    FitLaplace(held_out=loader(HELD, HELD_LABELS), output="log_probs").fit(model, loader(X, LABELS))
 
 
 def test_before_the_training(make_trainer):
@@ -510,8 +531,47 @@ def test_before_the_training(make_trainer):
         fit(module_of("means"), held_out=[torch.zeros(3, 3)])
     for one in (module, quantiles):
         assert one.trainer.global_step == 0
-    with pytest.raises(InputError, match="select='held_out'.* needs rows that the network was not trained on"):
+    needs = (
+        "needs rows that the network was not trained on.*, but there is no validation loader. Pass argument `held_out`"
+    )
+    with pytest.raises(InputError, match=needs):
         make_trainer(callbacks=[FitLaplace(select="held_out")]).fit(module_of("means"), loader(X, Y))
+    with pytest.raises(InputError, match=needs):
+        make_trainer(callbacks=[FitLaplace()]).fit(module_of("classes"), loader(X, LABELS))
+
+
+def test_held_out_rows_that_nothing_would_read():
+    held_out = loader(HELD, HELD_Y)
+    refused(
+        module_of("gaussians"),
+        "would not be read: of Regression.*, select='auto' chooses the prior by the",
+        held_out=held_out,
+    )
+    FitLaplace(select="held_out", held_out=held_out).fit(module_of("gaussians"), loader(X, Y))
+
+
+@pytest.mark.parametrize("case", ["gaussians", "classes", "labels", "binary"])
+def test_held_out_rows_choose_the_prior_that_suits_them(case):
+    """Under the probit link, whose likelihood is the one that chooses; no other candidate is better."""
+    _, _, y, held = CASES[case]
+    module = overfitted(case).double()
+    y, held = (one.double() if one.is_floating_point() else one for one in (y, held))
+    given = {"select": "held_out", "held_out": loader(HELD.double(), held), "link": "probit"}
+    laplace = FitLaplace(**given).fit(module, loader(X.double(), y))
+    state = laplace.state_dict()
+    chosen = state["tensors"]["0.prior_precision"]
+    options = precision_candidates(laplace.transform().posteriors[0], laplace.transform().outputs.per_decade)
+
+    def nll(factor):
+        other = copy.deepcopy(state)
+        other["tensors"]["0.prior_precision"] = (factor * chosen).clamp(options[0], options[-1])
+        laplace.load_state_dict(other)
+        prediction = laplace.predict(module, HELD.double())
+        target = held.long() if case == "binary" else held
+        return float(-prediction.log_prob(target).mean())
+
+    assert all(nll(1.0) <= nll(10**step) + 1e-12 for step in (-4, -2, -1, -0.5, 0.5, 1, 2))
+    assert nll(1.0) < 0.99 * max(nll(1e-12), nll(1e12))  # and it matters
 
 
 def test_bad_numbers_and_arguments():

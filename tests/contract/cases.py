@@ -633,7 +633,12 @@ LISTED_CALLBACKS = [
     ),
     CallbackCase("FitKNN", partial(c.FitKNN, k=3), unsupported=OWN_SCORES),
     CallbackCase("FitViM", partial(c.FitViM, dim=2), unsupported=OWN_SCORES),
-    CallbackCase("FitLaplace", partial(c.FitLaplace, num_samples=8), unsupported=OWN_SCORES, method="laplace"),
+    CallbackCase(
+        "FitLaplace",
+        partial(c.FitLaplace, num_samples=8, held_out=loader("classification", 61, 1)),
+        unsupported=OWN_SCORES,
+        method="laplace",
+    ),
     CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val"),
     CallbackCase("VectorScaling", partial(c.VectorScaling), fits_on="val"),
     CallbackCase("MatrixScaling", partial(c.MatrixScaling), fits_on="val"),
