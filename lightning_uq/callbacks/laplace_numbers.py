@@ -33,11 +33,11 @@ class Means(LaplaceOutputs):
         """Target less mean [M, B, O] in the network's units; NaN where the target is missing."""
         assert rows.target is not None
         target = rows.target.reshape(rows.outputs.shape[1:])
-        return (target - self.shift.to(target)) / self.scale.to(target) - rows.outputs
+        return (target - self.shift.to(target.device)) / self.scale.to(target.device) - rows.outputs
 
     def known(self, rows: LastLayerRows) -> Tensor:
         """Where the target is no NaN."""
-        return (~self.residuals(rows)[0].isnan()).to(rows.outputs.dtype)
+        return torch.ones_like(rows.outputs[0]).masked_fill(self.residuals(rows)[0].isnan(), 0.0)
 
     def sums(self, rows: LastLayerRows) -> Sums:
         """Second moments of the features, and squared residuals."""
@@ -134,7 +134,7 @@ class Gaussians(Means):
         """The network's variances [M, B, O], in its own units."""
         gaussian: GaussianMixturePrediction = rows.prediction  # type: ignore[assignment]
         found = to_float64(gaussian.member_variance).to(rows.outputs.device)
-        return found.reshape(rows.outputs.shape) / self.scale.to(rows.outputs).square()
+        return found.reshape(rows.outputs.shape) / self.scale.to(found.device).square()
 
     def sums(self, rows: LastLayerRows) -> Sums:
         """Second moments of the features for each target."""

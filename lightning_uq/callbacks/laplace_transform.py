@@ -98,7 +98,8 @@ class LaplaceTransform(PredictionTransform):
         """Deviations of the outputs [M S, B, O] under S draws of each member's weights."""
         self._move_to(features.device)
         if self._weights is None:
-            self._weights = self._drawn()
+            with torch.inference_mode(False):  # a later pass may need gradients
+                self._weights = self._drawn()
         rows = self._rows(features).to(dtype)
         return torch.einsum("mbp,msop->msbo", rows, self._weights.to(rows)).flatten(0, 1)
 
@@ -116,8 +117,10 @@ class LaplaceTransform(PredictionTransform):
         return with_bias(rows) if self.has_bias else rows
 
     def _move_to(self, device: torch.device) -> None:
-        dtype = wide_dtype(device)
-        if self.posteriors[0].mean.device != device:
-            on_cpu = [to_device(one, torch.device("cpu")) for one in self.posteriors]
-            moved = [LastLayerPosterior(*(t.to(dtype).to(device) for t in one)) for one in on_cpu]
-            self.posteriors, self._weights = moved, None
+        held, dtype = self.posteriors[0].mean, wide_dtype(device)
+        if held.device == device and held.dtype == dtype:
+            return
+        # A float64 tensor does not move to a device without it.
+        on_cpu = [to_device(one, torch.device("cpu")) for one in self.posteriors]
+        self.posteriors = [LastLayerPosterior(*(t.to(dtype).to(device) for t in one)) for one in on_cpu]
+        self._weights = None

@@ -86,7 +86,7 @@ class LastLayerReader:
         index = torch.arange(raw[0, 0].numel()).reshape(raw.shape[2:])
         if isinstance(prediction, NumberPrediction) and index.ndim:
             index = index[..., : prediction.target_shape[-1]]  # the means; variances follow them
-        outputs = to_float64(raw).reshape(*raw.shape[:2], -1)[..., index.flatten().to(raw.device)]
+        outputs = to_float64(raw).reshape(*raw.shape[:2], -1)[..., index.flatten()]
         return LastLayerRows(rows, outputs, index.flatten(), raw, prediction)
 
     def has_bias(self, model: nn.Module) -> bool:

@@ -142,9 +142,8 @@ def candidates(largest: Tensor, per_decade: int = 4) -> Tensor:
         >>> candidates(torch.tensor(2.0), 1)[[0, -1]]
         tensor([2.0000e-12, 2.0000e+04])
     """
-    powers = torch.linspace(-12, 4, 16 * per_decade + 1, dtype=torch.float64, device=largest.device)
-    found: Tensor = largest.clamp_min(torch.finfo(torch.float64).tiny ** 0.25) * 10**powers
-    return found.to(largest.dtype)
+    powers = largest.new_tensor([10 ** (step / per_decade) for step in range(-12 * per_decade, 4 * per_decade + 1)])
+    return largest.clamp_min(torch.finfo(largest.dtype).tiny ** 0.25) * powers
 
 
 def log_evidence_terms(posterior: LastLayerPosterior) -> Tensor:

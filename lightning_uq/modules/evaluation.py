@@ -46,6 +46,7 @@ def update_metrics(
     x, y = module.labelled(batch, batch_idx)
     with module.prediction_transforms.observing(module, for_metrics=True) as transformed:
         output = module(x)
+    check_numbers(output, module.task)
     prediction = transformed(module.prediction(output))  # what a transform observed is of all rows
     index = batches.sample_index(batch)
     position, keep = batches.distributed_rows(loader, batch_idx, len(y))
@@ -56,9 +57,7 @@ def update_metrics(
         prediction = prediction[keep.to(output.device)]
     if not len(y):
         return
-    check_numbers(output, module.task)
     losses, count = module.losses_and_count(output, Targets(y))
     metrics["loss"].update(losses.mean(), count)
-    # One prediction for all other metrics.
     rest = {name: metric for name, metric in metrics.items() if name != "loss"}
     update_all(rest, module.task, prediction, y, index)
