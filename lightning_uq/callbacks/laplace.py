@@ -125,9 +125,8 @@ class FitLaplace(FeatureCallback):
         self._kind = None
         super().on_fit_start(trainer, pl_module)
         is_number = self.logits.task(pl_module).has_numeric_targets
-        kind = self._kind or (
-            Means if is_number else Classes
-        )  # of the usual, if the first batch could not be looked at
+        # The usual kind, if the first batch could not be looked at.
+        kind = self._kind or (Means if is_number else Classes)
         loader = self._held_out_loader(trainer, pl_module, kind)
         if loader is not None and can_be_reread(loader):
             self.held_out.try_batch(
