@@ -201,3 +201,20 @@ def test_callbacks_fit_on_a_device_without_float64(callback, monkeypatch):
     with device_without_float64(monkeypatch):
         callback.fit(network, batches)
     assert callback.fitted
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_laplace_on_a_device_without_float64(task, monkeypatch):
+    network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3))
+    target = Y if task == "classification" else X
+    given = {"feature_layer": "2", "held_out": [(X.repeat(8, 1), target.repeat(8, *[1] * (target.ndim - 1)))]}
+    given["task"] = uq.Regression(head="mean") if task == "regression" else None
+    expected = uq.FitLaplace(**given).fit(network, given["held_out"])
+    with device_without_float64(monkeypatch):
+        laplace = uq.FitLaplace(**given).fit(network, given["held_out"])
+        found, score = laplace.predict(network, X), laplace.score(network, [X])
+    tensor = "probs" if task == "classification" else "variance"
+    torch.testing.assert_close(
+        getattr(found, tensor), getattr(expected.predict(network, X), tensor), rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(score.double(), expected.score(network, [X]), rtol=1e-3, atol=1e-4)

@@ -7,6 +7,7 @@ from lightning_uq.callbacks.conformal_stream import ConformalStream
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.isotonic import IsotonicScaling
 from lightning_uq.callbacks.knn import FitKNN
+from lightning_uq.callbacks.laplace import FitLaplace
 from lightning_uq.callbacks.load import load_fitted
 from lightning_uq.callbacks.matrix_scaling import MatrixScaling
 from lightning_uq.callbacks.ood import OODDetection
@@ -27,6 +28,7 @@ __all__ = [
     "ConformalStream",
     "FitGMM",
     "FitKNN",
+    "FitLaplace",
     "FitViM",
     "IsotonicScaling",
     "MatrixScaling",

@@ -99,7 +99,7 @@ class FittingCallback(Callback, ABC):
     """Whether probabilities, or intervals, of predictions change by what is fitted."""
 
     def preview(self, prediction: Prediction) -> Prediction:
-        """A prediction in the type that it has after the fit, for checks before the training."""
+        """The prediction in the type that it has after the fit, for checks before the training."""
         return prediction
 
     def transform(self) -> PredictionTransform | None:

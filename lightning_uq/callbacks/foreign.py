@@ -1,10 +1,10 @@
 """The ``predict_step`` of a module that is not ours, replaced during ``trainer.predict`` if ``attach=True`` asks for it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_uq.errors import InputError
@@ -26,14 +26,39 @@ class _PredictStep:
         self.own = model.__dict__.get("predict_step")
 
     def __call__(self, batch: Any, batch_idx: int = 0, *_: Any, **__: Any) -> Prediction:
-        x, _target = self.logits.unpack(self.model, batch)
-        rows = FiniteRows(x, self.nonfinite, f"of batch {batch_idx}")
-        # A `predict_fn` may call the module's own step.
-        with observing_all(self.transforms, self.model, x) as change, unwrapped(self.model):
-            outputs = self.logits(self.model, batch, self.model.trainer)
-            outputs = rows.outputs(outputs, self.logits.task(self.model))
-            prediction = self.logits.prediction(self.model, outputs)
-        return rows.prediction(change(prediction))
+        with unwrapped(self.model):  # a `predict_fn` may call it
+            return transformed_prediction(
+                self.model,
+                batch,
+                self.logits,
+                self.transforms,
+                self.nonfinite,
+                f"of batch {batch_idx}",
+                self.model.trainer,
+            )
+
+
+def transformed_prediction(
+    model: nn.Module,
+    batch: Any,
+    logits: LogitReader,
+    transforms: Sequence[PredictionTransform],
+    nonfinite: NonFinite = "error",
+    where: str = "",
+    trainer: Trainer | None = None,
+) -> Prediction:
+    """The prediction that a batch's outputs stand for, as all transforms change it.
+
+    Raises:
+        NotFiniteError: With ``nonfinite="error"``, the input or the outputs hold NaN or infinity.
+    """
+    x, _target = logits.unpack(model, batch)
+    rows = FiniteRows(x, nonfinite, where)
+    with observing_all(transforms, model, x) as change:
+        outputs = logits(model, batch, trainer)
+        outputs = rows.outputs(outputs, logits.task(model))
+        prediction = logits.prediction(model, outputs)
+    return rows.prediction(change(prediction))
 
 
 def _reading(logits: LogitReader, nonfinite: NonFinite) -> tuple[Any, ...]:
@@ -56,7 +81,6 @@ def wrap_predict_step(
         )
     if transform is not None:
         step.transforms.append(transform)
-        step.transforms.sort(key=lambda one: one.is_last)
 
 
 def unwrap_predict_step(model: nn.Module) -> None:

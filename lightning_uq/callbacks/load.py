@@ -120,7 +120,14 @@ def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Pat
     if not usable:
         raise InputError(
             f"{path} holds no state of a density or a calibration, but {list(found)}. Only these callbacks themselves compute "
-            "their scores."
+            "their results."
+        )
+    left_out = [key for key, state in found.items() if _kind(state) is None and "outputs" in state["tensors"]]
+    if left_out and wanted is None:
+        warnings.warn(
+            f"{path} also holds what {left_out[0]} fitted, which `load_fitted` leaves out: the probabilities are those of the trained weights, "
+            "without what their posterior leaves open. Name the states to use in argument `states`.",
+            stacklevel=3,
         )
     for kind in ("calibration", "density"):
         several = [key for key, state in usable.items() if _kind(state) == kind]

@@ -44,19 +44,20 @@ def update_metrics(
 ) -> None:
     """Update the metrics of a loader with a batch; rows that a distributed sampler repeats as padding are left out."""
     x, y = module.labelled(batch, batch_idx)
-    output = module(x)
+    with module.prediction_transforms.observing(module, x, for_metrics=True) as transformed:
+        output = module(x)
+    check_numbers(output, module.task)
+    prediction = transformed(module.prediction(output))  # what a transform observed is of all rows
     index = batches.sample_index(batch)
     position, keep = batches.distributed_rows(loader, batch_idx, len(y))
     if position is not None and keep is not None:
         # Positions also make the joint log-loss the same on any number of ranks.
         index = (position if index is None else index.cpu())[keep]
         output, y = output[:, keep.to(output.device)], y[keep.to(y.device)]
+        prediction = prediction[keep.to(output.device)]
     if not len(y):
         return
-    check_numbers(output, module.task)
     losses, count = module.losses_and_count(output, Targets(y))
     metrics["loss"].update(losses.mean(), count)
-    # The prediction is pooled once for all other metrics.
-    prediction = module.prediction_transforms.apply(module, module.prediction(output))
     rest = {name: metric for name, metric in metrics.items() if name != "loss"}
     update_all(rest, module.task, prediction, y, index)

@@ -18,6 +18,8 @@ class GaussianMixturePrediction(NumberPrediction):
     Args:
         member_mean: Component means [Z, B, D], or [Z, B, H, D] of a horizon.
         member_variance: Component variances of the same shape, positive.
+        member_epistemic_variance: The part of ``member_variance`` that a component does not take for noise, of the same shape: what its own
+            weights leave open. :class:`FitLaplace` fits it.
         log_density: Log-density [B] of the input's features, if one was fitted.
 
     Raises:
@@ -31,9 +33,14 @@ class GaussianMixturePrediction(NumberPrediction):
 
     member_mean = Field("Component means [Z, B, D].", batch_axis=1)
     member_variance = Field("Component variances [Z, B, D].", batch_axis=1)
+    member_epistemic_variance = Field(
+        "The part of the component variances [Z, B, D] that is not noise.", batch_axis=1, optional=True
+    )
 
     def _check(self) -> None:
-        self._check_shapes("[Z, B, D]", "member_mean", "member_variance")
+        has_parts = self._get("member_epistemic_variance") is not None
+        parts = ("member_epistemic_variance",) if has_parts else ()
+        self._check_shapes("[Z, B, D]", "member_mean", "member_variance", *parts)
         super()._check()
 
     @property
@@ -53,13 +60,17 @@ class GaussianMixturePrediction(NumberPrediction):
 
     @property
     def aleatoric_variance(self) -> Tensor:
-        """mean_z sigma_z^2 [B, D]."""
-        return mixture.mixture_moments(torch.zeros_like(self.member_mean), self.member_variance)[1]
+        """mean_z sigma_z^2 [B, D], less the ``member_epistemic_variance`` where there is one."""
+        own = self._get("member_epistemic_variance")
+        noise = self.member_variance if own is None else self.member_variance - own
+        return mixture.mixture_moments(torch.zeros_like(self.member_mean), noise)[1]
 
     @property
     def epistemic_variance(self) -> Tensor:
-        """Variance over z of the means [B, D]."""
-        return mixture.mixture_moments(self.member_mean, torch.zeros_like(self.member_variance))[1]
+        """Variance over z of the means [B, D], and the mean of ``member_epistemic_variance`` where there is one."""
+        own = self._get("member_epistemic_variance")
+        own = torch.zeros_like(self.member_variance) if own is None else own
+        return mixture.mixture_moments(self.member_mean, own)[1]
 
     def log_prob(self, target: Tensor) -> Tensor:
         """log mean_z prod_d N(target_d; mu_zd, sigma_zd^2) over the known targets: [B] for ``target`` [B, D].

@@ -5,7 +5,9 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.ensemble_crps import empirical_crps
 from lightning_uq.functional.precision import upcast
+from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.predictions.fields import Field
+from lightning_uq.predictions.gaussian_mixture import GaussianMixturePrediction
 from lightning_uq.predictions.spread import SpreadPrediction, variance_over
 
 
@@ -47,6 +49,16 @@ class PointPrediction(SpreadPrediction):
 
     def _spread(self) -> Tensor:
         return variance_over(upcast(self.member_mean))
+
+    def with_variance(self, variance: Tensor, epistemic: Tensor) -> GaussianMixturePrediction:
+        """One Gaussian per hypothesis about the same means.
+
+        Args:
+            variance: Variances of the targets [Z, B, D].
+            epistemic: The part of them that is not noise [Z, B, D].
+        """
+        shared = {name: self._get(name) for name in (*DENSITY_FIELDS, "grid")}
+        return GaussianMixturePrediction(self.member_mean, variance, member_epistemic_variance=epistemic, **shared)
 
     def crps(self, target: Tensor) -> Tensor:
         """CRPS [B, D] of the distribution that gives each hypothesis the same probability, in the target's units.

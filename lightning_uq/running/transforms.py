@@ -27,11 +27,14 @@ class PredictionTransform(ABC):
         kind: What it changes. A module carries one transform of a kind: the one that was attached last.
         of_members: Whether it changes the members, and so the scores that read them.
         is_last: Whether it reads what the others give, as an interval does, and so acts after them.
+        makes_members: Whether it makes the members from what it observes. It then comes before all others, and the metrics of a
+            validation or a test observe it too.
     """
 
     kind: ClassVar[str]
     of_members: bool = False
     is_last: ClassVar[bool] = False
+    makes_members: ClassVar[bool] = False
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The changed prediction, in ``predict`` and in the metrics."""
@@ -126,23 +129,29 @@ class PredictionTransforms:
         Raises:
             NotFittedError: The module has other weights than one of them was fitted on.
         """
-        used = [one for one in self._in_order() if one.transform.of_members or not to_members_only]
+        ordered = sorted(self._attached.values(), key=lambda one: _place(one.transform))
+        used = [one for one in ordered if one.transform.of_members or not to_members_only]
         _check(used, module)
         for one in used:
             prediction = one.transform.apply(prediction)
         return prediction
 
     @contextmanager
-    def observing(self, module: nn.Module, x: Any) -> Iterator[Change]:
-        """A context around one forward pass of ``predict`` for x; the function that it yields then changes the prediction.
+    def observing(self, module: nn.Module, x: Any, *, for_metrics: bool = False) -> Iterator[Change]:
+        """A context around one forward pass of x; the function that it yields then changes the prediction.
+
+        Args:
+            module: The module.
+            x: The input.
+            for_metrics: Whether only metrics read the prediction, so that a transform that merely adds a score needs not observe the pass.
 
         Raises:
             NotFittedError: The module has other weights than one of them was fitted on.
         """
-        with ExitStack() as stack:
-            used = self._in_order()
-            _check(used, module)
-            yield stack.enter_context(observing_all([one.transform for one in used], module, x))
+        used = list(self._attached.values())
+        _check(used, module)
+        with observing_all([one.transform for one in used], module, x, for_metrics=for_metrics) as change:
+            yield change
 
     def before(self, owner: str, module: nn.Module) -> list[PredictionTransform]:
         """The transforms whose results an owner's transform that is the last one reads.
@@ -150,27 +159,36 @@ class PredictionTransforms:
         Raises:
             NotFittedError: The module has other weights than one of them was fitted on.
         """
-        used = [one for one in self._in_order() if one.owner != owner and not one.transform.is_last]
+        used = [one for one in self._attached.values() if one.owner != owner and not one.transform.is_last]
         _check(used, module)
         return [one.transform for one in used]
 
-    def _in_order(self) -> list[_Attached]:
-        return sorted(self._attached.values(), key=lambda one: one.transform.is_last)
-
 
 @contextmanager
-def observing_all(transforms: Sequence[PredictionTransform], module: nn.Module, x: Any) -> Iterator[Change]:
-    """A context around a module's forward pass of x; the function that it yields then changes the prediction, one transform after the other."""
-    transforms = [one.of_input(x) for one in transforms]
+def observing_all(
+    transforms: Sequence[PredictionTransform], module: nn.Module, x: Any, *, for_metrics: bool = False
+) -> Iterator[Change]:
+    """A context around a module's forward pass of x; the function that it yields then changes the prediction by all transforms.
+
+    Transforms that make the members act first, and those that read the others' results last. See :meth:`PredictionTransforms.observing`.
+    """
+    used = [one.of_input(x) for one in sorted(transforms, key=_place)]
     with ExitStack() as stack:
-        changes = [stack.enter_context(one.observing(module)) for one in transforms]
+        observed = [one for one in used if one.makes_members or not for_metrics]
+        changes = {one: stack.enter_context(one.observing(module)) for one in observed}
 
         def change(prediction: Prediction) -> Prediction:
-            for one, after in zip(transforms, changes, strict=True):
-                prediction = after(one.apply(prediction))
+            for one in used:
+                prediction = one.apply(prediction)
+                prediction = changes[one](prediction) if one in changes else prediction
             return prediction
 
         yield change
+
+
+def _place(transform: PredictionTransform) -> tuple[bool, bool]:
+    """Where a transform stands among others."""
+    return not transform.makes_members, transform.is_last
 
 
 def transforms_of(module: object) -> PredictionTransforms | None:

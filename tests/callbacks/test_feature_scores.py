@@ -367,6 +367,7 @@ def test_the_command_line_builds_all_of_them():
         "CalibratedNLL": {"dataloader_idx": 1},
         "FitKNN": {"k": 5},
         "FitViM": {"dim": 3},
+        "FitLaplace": {"select": "held_out", "link": "probit"},
     }
     entries = [{"class_path": f"lightning_uq.{name}", "init_args": args} for name, args in given.items()]
     built = parser.instantiate_classes(parser.parse_object({"callbacks": entries})).callbacks

@@ -101,7 +101,17 @@ def test_optimizers_and_schedulers_are_still_built_from_class_paths(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["FitGMM", "FitKNN", "FitViM", "TemperatureScaling", "VectorScaling", "MatrixScaling", "IsotonicScaling"]
+    "name",
+    [
+        "FitGMM",
+        "FitKNN",
+        "FitViM",
+        "FitLaplace",
+        "TemperatureScaling",
+        "VectorScaling",
+        "MatrixScaling",
+        "IsotonicScaling",
+    ],
 )
 def test_every_option_of_a_callback_once(capsys, name):
     """Those of the base come through `**fitting`."""

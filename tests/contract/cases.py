@@ -642,6 +642,12 @@ LISTED_CALLBACKS = [
     ),
     CallbackCase("FitKNN", partial(c.FitKNN, k=3), unsupported=NOT_INSIDE),
     CallbackCase("FitViM", partial(c.FitViM, dim=2), unsupported=NOT_INSIDE),
+    CallbackCase(
+        "FitLaplace",
+        partial(c.FitLaplace, num_samples=8, held_out=loader("classification", 61, 1)),
+        unsupported=NOT_INSIDE,
+        method="laplace",
+    ),
     CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val"),
     CallbackCase("VectorScaling", partial(c.VectorScaling), fits_on="val"),
     CallbackCase("MatrixScaling", partial(c.MatrixScaling), fits_on="val"),

@@ -1,0 +1,369 @@
+"""The Laplace approximation of the last layer: an epistemic variance for any trained network with a linear head."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_uq.callbacks.feature_scores import FeatureCallback
+from lightning_uq.callbacks.foreign import transformed_prediction
+from lightning_uq.callbacks.held_out_rows import HeldOutRows
+from lightning_uq.callbacks.laplace_kinds import KINDS, kind_of
+from lightning_uq.callbacks.laplace_logits import Classes
+from lightning_uq.callbacks.laplace_numbers import Means
+from lightning_uq.callbacks.laplace_outputs import LaplaceOutputs, Sums
+from lightning_uq.callbacks.laplace_transform import LaplaceTransform, Link
+from lightning_uq.callbacks.last_layer import LastLayerReader, LastLayerRows
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.functional.laplace import LastLayerPosterior
+from lightning_uq.functional.precision import to_float64
+from lightning_uq.functional.validation import check_choice, check_integer
+from lightning_uq.guessing import report_guess
+from lightning_uq.method import Method, Setting
+from lightning_uq.predictions import NumberPrediction, Prediction
+from lightning_uq.running.classes import check_targets, target_of
+from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.loaders import can_be_reread
+from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks, sum_of_ranks
+from lightning_uq.tasks import describe
+
+Select = Literal["auto", "marginal_likelihood", "held_out"]
+MIN_HELD_OUT = 20
+"""Held-out rows from which ``select="auto"`` uses them."""
+MAX_BYTES = 4 * 2**30
+"""Memory that the second moments of all outputs and members may take."""
+
+
+class FitLaplace(FeatureCallback):
+    """A Laplace approximation of the last linear layer after training: epistemic uncertainty of any network with a linear head.
+
+    One pass over the training data gives a Gaussian over the layer's weights, about the trained ones (generalised Gauss-Newton), in float64.
+    The other layers stay as they are. On any number of ranks the numbers are those of one. Predictions then become:
+
+    - means (``Regression(head="mean")``, or an unmodified regressor): a :class:`GaussianMixturePrediction`, one Gaussian per network. Its
+      variance is s^2 + phi^T Sigma phi, a noise s^2 per target and the ``epistemic_variance`` of features phi. All in the units of the targets;
+    - means and variances: their variance grows by phi^T Sigma phi, where training rows counted by 1 / sigma^2(x);
+    - logits of classes or of labels: ``num_samples`` rows of logits, each by one draw of the weights that all inputs share, so that joint
+      predictions are coherent; or one row that is scaled down by its variance. Of classes, the curvature is a Kronecker product.
+
+    The metrics of a test of this package's modules are those of the changed predictions; the loss, ``uq/test_*`` and the scores that
+    :class:`OODDetection` reads off predictions are not. A temperature in the same Trainer acts on the changed predictions, but was fitted
+    without that change. With :class:`OODDetection` the score ``laplace`` is among those logged: of logits the mutual information of target and
+    weights; of numbers the epistemic variance, the mean over targets (of means in units of the noise) and over an ensemble's members. An
+    ensemble has one posterior per member.
+
+    Args:
+        select: How the prior precision, and the noise of means, are chosen. ``"marginal_likelihood"``: by that of the training rows, in closed
+            form. ``"held_out"``: by the likelihood of held-out rows. ``"auto"``: the noise of means by held-out rows, if there are at
+            least 20, since a network that overfits has larger errors there; the prior of logits by held-out rows, which it needs, since
+            the marginal likelihood of a network that fits all its labels is no guide; all others by the marginal likelihood.
+        held_out: Rows that the network was not trained on; by default the one validation loader.
+        link: What becomes of logits: ``"samples"``, or ``"probit"``, MacKay's correction.
+        num_samples: Rows of logits; of an ensemble in all, or a few more.
+        seed: Seed of the draws.
+        fitting: Arguments of :class:`FeatureCallback`: ``feature_layer``, ``dataloader``, ``weights``, ``name``, ``task``, ``attach`` and
+            the like.
+
+    Raises:
+        InputError: At the start of the training, if the outputs are not those of one linear layer (an activation behind it, masks, a
+            prior network), or stand for something else, such as quantiles or maps; for a ``pool``; for missing targets or held-out rows.
+
+    Source: MacKay, Neural Computation 4 (1992); Daxberger et al., NeurIPS 2021 (arXiv 2106.14806); Bigi et al., arXiv 2403.02251.
+
+    Example:
+        >>> from lightning_uq.tasks import Regression
+        >>> network = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> x = torch.linspace(-1, 1, 40).unsqueeze(1)
+        >>> laplace = FitLaplace(select="marginal_likelihood", task=Regression(head="mean")).fit(network, [(x, x.sin())])
+        >>> near, far = laplace.predict(network, torch.tensor([[0.0], [30.0]])).epistemic_variance.flatten()
+        >>> bool(near < far)
+        True
+    """
+
+    score_name = "laplace"
+    recalibrates = True
+
+    def __init__(
+        self,
+        *,
+        select: Select = "auto",
+        held_out: Any = None,
+        link: Link = "samples",
+        num_samples: int = 32,
+        seed: int = 0,
+        **fitting: Any,
+    ) -> None:
+        super().__init__(**fitting)
+        check_choice("select", select, ("auto", "marginal_likelihood", "held_out"))
+        check_choice("link", link, ("samples", "probit"))
+        check_integer("num_samples", num_samples, 1)
+        if self.features.pool is not None:
+            raise InputError("FitLaplace reads the last layer's own input, so it takes no `pool`. Leave it out.")
+        if held_out is not None and select == "marginal_likelihood":
+            raise InputError("`held_out` is for `select='held_out'`, but it is 'marginal_likelihood'. Leave it out.")
+        self.select = select
+        self.held_out = HeldOutRows(held_out)
+        self.link = link
+        self.num_samples = num_samples
+        self.seed = seed
+        self.layer = LastLayerReader(self.features, type(self).__name__)
+        self._kind: type[LaplaceOutputs] | None = None  # that the first batch before a training showed
+        self._transform: LaplaceTransform | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on."""
+        return {**super().settings, "select": self.select}
+
+    # ------------------------------------------------------------------ before the training
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for held-out rows before the training, where they are read after it."""
+        self.held_out.forget()
+        self._kind = None
+        super().on_fit_start(trainer, pl_module)
+        is_number = self.logits.task(pl_module).has_numeric_targets
+        # The usual kind, if the first batch could not be looked at.
+        kind = self._kind or (Means if is_number else Classes)
+        loader = self._held_out_loader(trainer, pl_module, kind)
+        if loader is not None and can_be_reread(loader):
+            self.held_out.try_batch(
+                lambda batch: self._read(pl_module, batch, trainer, None, needs_target=True), pl_module, trainer, loader
+            )
+            self.features.reset()
+
+    def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
+        """Look whether the outputs are those of the layer, and have a Laplace approximation here."""
+        outputs, _ = self._read(model, batch, trainer, None)
+        self._kind = type(outputs)
+        self.features.reset()
+
+    def fits_targets(self, model: nn.Module) -> bool:
+        """Numbers are looked at, since their noise is fitted."""
+        return self.logits.task(model).has_numeric_targets
+
+    def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
+        """Targets must be ones that the task knows."""
+        check_targets(self.logits, model, target, outputs, f"{type(self).__name__}'s fitting data")
+
+    def preview(self, prediction: Prediction) -> Prediction:
+        """A Gaussian in place of means, and draws in place of one row of logits."""
+        kind = kind_of(prediction)
+        return (
+            prediction if kind is None else kind.preview(prediction, self.num_samples if self.link == "samples" else 1)
+        )
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
+        """Each member's posterior."""
+        outputs, sums = self._summed(model, loader, trainer, lambda outputs, rows: outputs.sums(rows))
+        posteriors = outputs.posteriors(sums, [weight[outputs.rows] for weight in self.layer.weights(model)])
+        held_out = self._held_out_loader(trainer, model, type(outputs))
+        if held_out is not None:
+            exact = self.held_out.exact(held_out, trainer)
+            _, sums = self._summed(
+                model,
+                exact,
+                trainer,
+                lambda outputs, rows: outputs.held_out_sums(rows, posteriors),
+                of_held_out=outputs,
+            )
+            posteriors = self._chosen(model, outputs, posteriors, sums)
+        tensors: dict[str, Any] = {
+            "feature_layer": self.features.resolved,
+            "outputs": outputs.name,
+            "has_bias": self.layer.has_bias(model),
+            "num_members": len(posteriors),
+            "rows": outputs.rows,
+            "shift": outputs.shift,
+            "scale": outputs.scale,
+        }
+        for i, posterior in enumerate(posteriors):
+            tensors.update({f"{i}.{key}": value for key, value in posterior._asdict().items()})
+        return tensors
+
+    def _chosen(
+        self, model: nn.Module, outputs: LaplaceOutputs, posteriors: list[LastLayerPosterior], sums: Sums
+    ) -> list[LastLayerPosterior]:
+        """By held-out rows, if there are enough."""
+        fewest = int(sums["known"].min())
+        has_choice = self.select == "auto" and outputs.has_noise
+        if has_choice and fewest < MIN_HELD_OUT:
+            self._report_lack(model, f"there are {fewest} held-out rows, fewer than {MIN_HELD_OUT}")
+            return posteriors
+        if not fewest:
+            raise InputError(f"{self.held_out.where}, need a known value of each target, but hold none.")
+        return outputs.chosen(posteriors, sums, keeps_prior=has_choice)
+
+    def _held_out_loader(self, trainer: Trainer | None, model: nn.Module, kind: type[LaplaceOutputs]) -> Any:
+        """The held-out rows' loader; None where none are read, or the marginal likelihood will do without them.
+
+        Raises:
+            InputError: They are needed.
+        """
+        if self.select == "marginal_likelihood" or not (self.select == "held_out" or self._reads_held_out(kind)):
+            return None
+        loader, reason = self.held_out.find(trainer)
+        if loader is None and (self.select == "held_out" or kind.has_logits):
+            raise InputError(
+                f"FitLaplace needs rows that the network was not trained on{'' if self.select == 'held_out' else ' to choose the prior of logits'}"
+                f", but {reason}. Pass argument `held_out`, or `select='marginal_likelihood'`."
+            )
+        if loader is None:
+            self._report_lack(model, reason)
+        return loader
+
+    @staticmethod
+    def _reads_held_out(kind: type[LaplaceOutputs]) -> bool:
+        """Whether ``select="auto"`` reads held-out rows."""
+        return kind.has_noise or kind.has_logits
+
+    def _report_lack(self, model: nn.Module, reason: str) -> None:
+        report_guess(
+            f"FitLaplace fits the noise to the training rows, by their marginal likelihood: {reason}. Networks that overfit have larger "
+            "errors on other rows: pass those as `held_out`, or say so: `select='marginal_likelihood'`.",
+            model,
+        )
+
+    def _summed(
+        self,
+        model: nn.Module,
+        loader: Any,
+        trainer: Trainer | None,
+        of_rows: Callable[[LaplaceOutputs, LastLayerRows], Sums],
+        of_held_out: LaplaceOutputs | None = None,
+    ) -> tuple[LaplaceOutputs, Sums]:
+        """What the outputs mean, and sums over a loader's rows on all ranks, on the CPU. A collective."""
+        outputs, total = of_held_out, Sums()
+        with raising_on_all_ranks(trainer):
+            for raw in loader:
+                batch = to_device(raw, model, trainer)
+                outputs, rows = self._read(model, batch, trainer, outputs, needs_target=of_held_out is not None)
+                for name, value in of_rows(outputs, rows).items():
+                    total[name] = total[name] + value.cpu() if name in total else value.cpu()
+        own = {name: value.shape for name, value in total.items()} or None
+        shared: list[Any] = first_of_ranks([own, outputs, self.features.resolved], trainer)
+        shapes, outputs, layer = shared  # a rank without a row takes part with zeros
+        if shapes is None or outputs is None:
+            what = "FitLaplace's fitting data is" if of_held_out is None else f"{self.held_out.where}, are"
+            raise InputError(f"{what} empty.")
+        self.features.reset(layer)
+        if trainer is not None and trainer.world_size > 1:
+            for name in sorted(shapes):
+                zeros = torch.zeros(shapes[name], dtype=torch.float64)
+                total[name] = sum_of_ranks(total.get(name, zeros), trainer)
+        return outputs, total
+
+    def _read(
+        self,
+        model: nn.Module,
+        batch: Any,
+        trainer: Trainer | None,
+        outputs: LaplaceOutputs | None,
+        *,
+        needs_target: bool = False,
+    ) -> tuple[LaplaceOutputs, LastLayerRows]:
+        """A batch at the last layer, and what its outputs mean: ``outputs`` if that is known."""
+        rows = self.layer(model, batch, trainer)
+        if outputs is None:
+            outputs = self._outputs_of(model, rows)
+        if needs_target or outputs.needs_target:
+            where = f"{type(self).__name__}'s fitting data"
+            target = target_of(self.logits, model, batch, where)
+            check_targets(self.logits, model, target, rows.raw, where)
+            target = self.logits.task(model).aligned(target, rows.raw[0]).to(rows.features.device)
+            is_number = target.is_floating_point() or not self.logits.task(model).has_classes
+            rows = replace(rows, target=to_float64(target) if is_number else target)
+        return outputs, rows
+
+    def _outputs_of(self, model: nn.Module, rows: LastLayerRows) -> LaplaceOutputs:
+        """What the outputs mean.
+
+        Raises:
+            InputError: They have no Laplace approximation here.
+        """
+        kind = kind_of(rows.prediction, rows.outputs.shape[2])
+        if kind is None:
+            raise InputError(
+                f"FitLaplace needs outputs that are means, means and variances, or logits of classes or labels, one row per input, but "
+                f"{describe(self.logits.task(model))} reads them as a {type(rows.prediction).__name__}."
+            )
+        (members, _, num_features), num = rows.features.shape, rows.outputs.shape[2]
+        size = 8 * members * kind.num_sums(num_features, num)
+        if size > MAX_BYTES:
+            raise InputError(
+                f"FitLaplace would need {size / 2**30:.3g} GiB for the second moments of {num_features} features and {num} outputs of "
+                f"{members} networks, more than {MAX_BYTES / 2**30:.3g} GiB. Fit a network with a smaller last layer."
+            )
+        if self.held_out.given is not None and not (self._reads_held_out(kind) or self.select == "held_out"):
+            raise InputError(
+                f"`held_out` would not be read: of {describe(self.logits.task(model))}, select='auto' chooses the prior by the marginal likelihood. "
+                "Leave it out, or pass `select='held_out'`."
+            )
+        if not isinstance(rows.prediction, NumberPrediction):
+            return kind(rows.index, torch.zeros(num, dtype=torch.float64), torch.ones(num, dtype=torch.float64))
+        zero = to_float64(rows.raw.new_zeros(1, 1, *rows.raw.shape[2:])).cpu()
+        ends = [to_float64(self._means(model, end)).flatten() for end in (zero, zero + 1)]
+        return kind(rows.index, ends[0], ends[1] - ends[0])
+
+    def _means(self, model: nn.Module, outputs: Tensor) -> Tensor:
+        prediction: Any = self.logits.prediction(model, outputs, to_members=False)
+        found: Tensor = prediction.member_mean
+        return found
+
+    # ------------------------------------------------------------------ state and use
+
+    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
+        """Make the transform that the fitted tensors describe."""
+        super().restore_tensors(tensors)
+        self._transform = None
+        if tensors is None:
+            return
+        fields = LastLayerPosterior._fields
+        self._transform = LaplaceTransform(
+            tensors["feature_layer"],
+            KINDS[tensors["outputs"]](tensors["rows"], tensors["shift"], tensors["scale"]),
+            [LastLayerPosterior(*(tensors[f"{i}.{field}"] for field in fields)) for i in range(tensors["num_members"])],
+            has_bias=tensors["has_bias"],
+            link=self.link,
+            num_samples=self.num_samples,
+            seed=self.seed,
+        )
+
+    def transform(self) -> LaplaceTransform:
+        """Predictions know what the weights leave open.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        if self._transform is None:
+            raise NotFittedError("FitLaplace is not fitted: train with it, or call `fit(model, loader)`.")
+        return self._transform
+
+    def feature_scores(self, features: Tensor) -> Tensor:
+        """The score [B] of inputs with features [M, B, D]: see the class."""
+        return self.transform().score(features)
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, x: Any) -> Prediction:
+        """The prediction for inputs or a batch, without a Trainer.
+
+        Raises:
+            NotFittedError: Nothing was fitted, or on other weights than ``model`` has.
+            NotFiniteError: An input row holds NaN or infinity, unless ``nonfinite="inf"``.
+        """
+        self.check_fitted(model)
+        with evaluating(model):
+            batch = to_device(x, model)
+            return transformed_prediction(model, batch, self.logits, [self.transform()], self.nonfinite)
+
+
+def _fit_laplace(setting: Setting) -> list[Callback]:
+    return [FitLaplace()]
+
+
+METHOD = Method(name="laplace", trained_as="softmax", callbacks=_fit_laplace, ood_score="laplace")

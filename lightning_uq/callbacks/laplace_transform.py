@@ -1,0 +1,126 @@
+"""Predictions that know what the weights of the last layer leave open."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.callbacks.laplace_outputs import LaplaceOutputs, draws_each, to_device
+from lightning_uq.functional.laplace import LastLayerPosterior, output_variance, weight_samples, with_bias
+from lightning_uq.functional.precision import wide_dtype
+from lightning_uq.predictions import Prediction
+from lightning_uq.running.features import LayerFeatures
+from lightning_uq.running.transforms import Change, PredictionTransform
+
+Link = Literal["samples", "probit"]
+
+
+class LaplaceTransform(PredictionTransform):
+    """Adds the epistemic variance of the last layer to means, or draws logits from its posterior.
+
+    Args:
+        layer: Name of the last layer.
+        outputs: What its outputs mean.
+        posteriors: One per member.
+        has_bias: Whether the layer has one.
+        link: What becomes of logits: ``"samples"`` or ``"probit"``.
+        num_samples: Draws of logits in all.
+        seed: Seed of the draws, which are the same for all inputs.
+    """
+
+    kind = "laplace"
+    makes_members = True
+
+    def __init__(
+        self,
+        layer: str,
+        outputs: LaplaceOutputs,
+        posteriors: Sequence[LastLayerPosterior],
+        *,
+        has_bias: bool = True,
+        link: Link = "samples",
+        num_samples: int = 32,
+        seed: int = 0,
+    ) -> None:
+        self.features = LayerFeatures(layer)
+        self.outputs = outputs
+        self.posteriors = list(posteriors)
+        self.has_bias = has_bias
+        self.link = link
+        self.num_samples = num_samples
+        self.seed = seed
+        self._weights: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_weights": None}  # drawn again from the seed
+
+    @contextmanager
+    def observing(self, module: nn.Module) -> Iterator[Change]:
+        """Records the features of the forward pass."""
+        with self.features.recording(module) as features:
+            yield lambda prediction: self.changed(prediction, features())
+
+    def changed(self, prediction: Prediction, features: Tensor) -> Prediction:
+        """The prediction of inputs with features [M, B, D]."""
+        if self.link == "samples" and self.outputs.has_logits:
+            return prediction.map_logits(
+                lambda logits: self.outputs.moved(self._repeated(logits), self._deviations(features, logits.dtype))
+            )
+        return self.outputs.changed(prediction, self.variance(features), self._noise(features.device))
+
+    def variance(self, features: Tensor) -> Tensor:
+        """Variance [M, B, O] of the outputs, in the network's units."""
+        self._move_to(features.device)
+        rows = self._rows(features)
+        return torch.stack([output_variance(one, phi) for one, phi in zip(self.posteriors, rows, strict=True)])
+
+    def score(self, features: Tensor) -> Tensor:
+        """The out-of-distribution score [B]; plus infinity where features are not finite."""
+        if self.outputs.has_logits:
+            means = torch.stack([one.mean for one in self.posteriors]).to(features)
+            logits = (with_bias(features) if self.has_bias else features) @ means.mT
+            score = self.outputs.mutual_information(self._repeated(logits) + self._deviations(features, logits.dtype))
+        else:
+            score = self.outputs.score(self.variance(features), self._noise(features.device))
+        return torch.where(score.isnan(), torch.inf, score).to(wide_dtype(features.device))
+
+    def _noise(self, device: torch.device) -> Tensor:
+        self._move_to(device)
+        return torch.stack([one.noise for one in self.posteriors])
+
+    def _repeated(self, logits: Tensor) -> Tensor:
+        """Logits [M S, B, ...] of M members, once per draw."""
+        return logits.repeat_interleave(draws_each(self.num_samples, len(logits)), 0)
+
+    def _deviations(self, features: Tensor, dtype: torch.dtype) -> Tensor:
+        """Deviations of the outputs [M S, B, O] under S draws of each member's weights."""
+        self._move_to(features.device)
+        if self._weights is None:
+            with torch.inference_mode(False):  # a later pass may need gradients
+                self._weights = self._drawn()
+        rows = self._rows(features).to(dtype)
+        return torch.einsum("mbp,msop->msbo", rows, self._weights.to(rows)).flatten(0, 1)
+
+    def _drawn(self) -> Tensor:
+        """Deviations of the weights [M, S, O, P], in float32."""
+        generator, drawn = torch.Generator().manual_seed(self.seed), []
+        for one in self.posteriors:
+            shape = draws_each(self.num_samples, len(self.posteriors)), *one.mean.shape
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+            drawn.append(weight_samples(one, noise.to(one.mean)).float())
+        return torch.stack(drawn)
+
+    def _rows(self, features: Tensor) -> Tensor:
+        rows = features.to(wide_dtype(features.device))
+        return with_bias(rows) if self.has_bias else rows
+
+    def _move_to(self, device: torch.device) -> None:
+        held, dtype = self.posteriors[0].mean, wide_dtype(device)
+        if held.device == device and held.dtype == dtype:
+            return
+        # A float64 tensor does not move to a device without it.
+        on_cpu = [to_device(one, torch.device("cpu")) for one in self.posteriors]
+        self.posteriors = [LastLayerPosterior(*(t.to(dtype).to(device) for t in one)) for one in on_cpu]
+        self._weights = None
