@@ -155,22 +155,23 @@ class ConformalIntervals(HeldOutCallback):
             rank_zero_warn(
                 f"ConformalIntervals gives infinite intervals: alpha={self.alpha:g} needs {needed} rows with a target, but there are {fewest}."
             )
+        found: dict[str, Any] = {"scores": scores, **({"alpha": self.alpha} if self.method == "cqr" else {})}
         if not given:
-            return {"scores": scores}
+            return found
         (values,) = given
         if values.is_floating_point():
             if not bool(values.any()):
                 raise InputError(
                     "`weights` must hold positive numbers, but all density ratios of the fitted rows are 0."
                 )
-            return {"scores": scores, "weights": values}
+            return {**found, "weights": values}
         counts = values.bincount()
         few = ((counts > 0) & (counts < needed)).nonzero().flatten().tolist()
         if few:
             rank_zero_warn(
                 f"ConformalIntervals gives groups {few} infinite intervals: alpha={self.alpha:g} needs {needed} rows of a group."
             )
-        return {"scores": scores, "groups": values.long()}
+        return {**found, "groups": values.long()}
 
     @property
     def held_out(self) -> HeldOutScores:
@@ -204,6 +205,7 @@ class ConformalIntervals(HeldOutCallback):
 
     def transform(self) -> "IntervalTransform":
         """Predictions carry their intervals."""
+        self._check_level(self.alpha)
         functions = self.input_functions()
         return IntervalTransform(self.method, self.held_out, self.alpha, functions, self.carried())
 
@@ -227,11 +229,16 @@ class ConformalIntervals(HeldOutCallback):
             NotFittedError: Nothing was fitted.
             InputError: The prediction is of another kind, or calibrated otherwise.
         """
-        if alpha not in (None, self.alpha) and self.method == "cqr":
+        alpha = self.alpha if alpha is None else alpha
+        self._check_level(alpha)
+        return self.transform().intervals(prediction, alpha, groups, weights)
+
+    def _check_level(self, alpha: float) -> None:
+        fitted = self.state.get("alpha", alpha)
+        if alpha != fitted:
             raise InputError(
-                f"With method='cqr' the fit is for alpha={self.alpha:g} alone. Fit another callback for alpha={alpha:g}."
+                f"With method='cqr' the fit is for alpha={fitted:g} alone. Fit another callback for alpha={alpha:g}."
             )
-        return self.transform().intervals(prediction, self.alpha if alpha is None else alpha, groups, weights)
 
     def stream(self, step_size: float = 0.005, window: int | None = None) -> ConformalStream:
         """Intervals for a stream whose distribution may drift: see :class:`ConformalStream`."""

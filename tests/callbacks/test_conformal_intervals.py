@@ -403,6 +403,10 @@ def test_quantiles_are_fitted_for_one_level():
     conformal = ConformalIntervals(method="cqr").fit_predictions(prediction, target)
     with pytest.raises(InputError, match="With method='cqr' the fit is for alpha=0.1 alone"):
         conformal.intervals(prediction, alpha=0.2)
+    conformal.alpha = 0.2
+    with pytest.raises(InputError, match="With method='cqr' the fit is for alpha=0.1 alone"):
+        conformal.change(prediction)
+    conformal.alpha = 0.1
     with pytest.raises(InputError, match="alpha"):
         ConformalIntervals(method="cqr", alpha=0.2).load_state_dict(conformal.state_dict())
     absolute = ConformalIntervals().fit_predictions(PREDICTION, TARGET)

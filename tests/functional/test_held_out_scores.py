@@ -31,6 +31,12 @@ def test_new_rows_have_the_threshold_of_their_group():
     assert torch.equal(held_out.of_groups(0.2, 6)[4:], torch.full((2, 3, 2), torch.inf, dtype=torch.float64))
 
 
+def test_small_integers_are_groups_too():
+    groups = torch.arange(60) * 2  # up to 118, below int8's largest number, and the table is longer
+    held_out = HeldOutScores(SCORES[:, 0, 0], groups=torch.cat([groups[:59], torch.tensor([300])]))
+    assert held_out.threshold(0.9, groups=torch.tensor([-1], dtype=torch.int8)) == torch.inf
+
+
 def test_new_rows_have_the_threshold_of_their_weight():
     new = torch.tensor([0.1, 2.0, torch.nan, torch.inf])
     found = HeldOutScores(SCORES, weights=WEIGHTS).threshold(0.2, weights=new)
