@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_uq import (
     ConformalIntervals,
@@ -21,7 +21,7 @@ from lightning_uq import (
 from lightning_uq.callbacks import PredictionWriter, read_predictions
 from lightning_uq.errors import InputError, NotFittedError, UQError
 from lightning_uq.predictions import CategoricalPrediction
-from lightning_uq.tasks import Regression
+from lightning_uq.tasks import Regression, Segmentation
 from tests.callbacks.conformal import labelled, pairs
 from tests.contract import cases
 
@@ -418,3 +418,83 @@ def test_maps_as_rows_and_back():
     assert torch.equal(rows.prediction_set.reshape(2, 4, 5, 3), maps.prediction_set.movedim(1, -1))
     assert torch.equal(rows.answered.reshape(2, 4, 5), maps.answered)
     assert maps.set_size.shape == (2, 4, 5)
+
+
+# ---------------------------------------------------------------------- ranks
+
+RANKS = """
+import json, warnings
+import torch
+from lightning.pytorch import Trainer
+from tests.callbacks.test_held_out import on_ranks
+warnings.simplefilter("ignore")
+found = on_ranks(lambda **kwargs: Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False, precision="64-true",
+    enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **kwargs))
+if found.pop("is_first"):
+    json.dump(found, open(out, "w"))
+"""
+
+
+def groups_of(x):
+    return (x[:, 0] > 1).long()
+
+
+class OnOneRank(IterableDataset):
+    """All rows on rank 0, none on rank 1."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        return iter([] if rank else list(self.data))
+
+
+def on_ranks(make_trainer):
+    """What is fitted and tested on given weights, for several callbacks: on one process, or on this rank of several."""
+    torch.manual_seed(0)
+    maps = DeterministicModule(cases.map_network, task=Segmentation(ignore_index=2))
+    numbers = DeterministicModule(cases.mean_network, task=Regression(head="mean"))
+    classes = DeterministicModule(cases.network)
+    val = {name: cases.dataset(name, 61, 1) for name in ("classification", "regression", "segmentation")}
+    runs = {
+        "by class": (classes, ConformalSets(by_class=True, alpha=0.3), "classification", val["classification"]),
+        "randomized": (classes, ConformalSets(method="aps", randomized=True), "classification", val["classification"]),
+        "groups": (numbers, ConformalIntervals(groups=groups_of, alpha=0.3), "regression", val["regression"]),
+        "a sample of pixels": (maps, ConformalSets(max_rows=70), "segmentation", val["segmentation"]),
+        "an idle rank": (classes, ConformalSets(), "classification", OnOneRank(val["classification"])),
+    }
+    found = {}
+    for name, (module, conformal, kind, data) in runs.items():
+        conformal.dataloader = DataLoader(data, batch_size=8)
+        module = module.double()
+        trainer = make_trainer(callbacks=[conformal])
+        (tested,) = trainer.test(module, cases.loader(kind, 27, 2), verbose=False)  # fitted at its first batch
+        scores = conformal.state["scores"].flatten().sort().values  # pixels come in another order
+        found[name] = {
+            "scores": scores.tolist(),
+            "groups": conformal.state.get("groups", torch.zeros(0)).tolist(),
+            "tested": {metric: value for metric, value in tested.items() if metric.startswith("uq/")},
+        }
+    return {**found, "is_first": trainer.is_global_zero}
+
+
+def test_two_ranks_fit_and_test_as_one_does(run_script, make_trainer):
+    two = run_script(RANKS)
+    one = on_ranks(lambda **kwargs: make_trainer(precision="64-true", **kwargs))
+    for name, expected in one.items():
+        if name == "is_first":
+            continue
+        assert two[name]["scores"] == pytest.approx(expected["scores"], rel=1e-9, abs=1e-9), name
+        assert two[name]["groups"] == expected["groups"], name
+        assert two[name]["tested"] == pytest.approx(expected["tested"], rel=1e-6), name
+
+
+def test_a_test_makes_its_thresholds_once(make_trainer, monkeypatch):
+    module, conformal = cases.UsersModule(), ConformalSets()
+    trainer = make_trainer(callbacks=[conformal])
+    trainer.fit(module, TRAIN, VAL)
+    calls, make = [], conformal.transform
+    monkeypatch.setattr(conformal, "transform", lambda: (calls.append(1), make())[1])
+    trainer.test(module, TEST, verbose=False)
+    assert len(calls) == 1  # of four batches
