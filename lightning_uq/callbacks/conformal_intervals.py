@@ -42,9 +42,10 @@ class ConformalIntervals(HeldOutCallback):
         alpha: Share of targets that may lie outside, in (0, 1).
         method: ``"absolute"``: |y - mean| (the median, for quantiles): all intervals have one width. ``"normalized"``: |y - mean| over the
             predicted standard deviation. ``"cqr"``: the distance outside of the predicted interval of level 1 - alpha.
-        groups: ``groups(x) -> [B]`` gives the group of each input, an integer from 0; each group has its own margin, and a group
-            that no fitted row had an infinite one.
-        simultaneous: Whether the band over the H steps of a horizon holds all of them at once with that probability.
+        groups: ``groups(x) -> [B]`` gives the group of each input, an integer from 0. Each group has its own margin; a group without
+            fitted rows gets infinite intervals.
+        simultaneous: Whether the band over the H steps of a horizon holds all of them at once with that probability. Rows with a missing
+            step are then left out of the fit.
         density_ratio: For a known covariate shift: ``density_ratio(x) -> [B]`` gives the density of later inputs over that of the validation
             inputs, up to a factor. Each row then has a margin of its own.
         fitting: ``max_rows`` (2^17 by default), and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
@@ -149,7 +150,11 @@ class ConformalIntervals(HeldOutCallback):
         scores, *given = rows
         needed = rows_needed(self.alpha)
         if not bool((~scores.isnan()).any(0).all()):
-            raise InputError("`target` must hold a known number for each target and step, but all are NaN for one.")
+            raise InputError(
+                "`target` must hold a row with all steps known for each target, since `simultaneous` leaves out the others, but there is none."
+                if self.simultaneous
+                else "`target` must hold a known number for each target and step, but all are NaN for one."
+            )
         fewest = int((~scores.isnan()).sum(0).min())
         if fewest < needed:
             rank_zero_warn(
@@ -295,8 +300,6 @@ class IntervalTransform(PredictionTransform):
 
     def at(self, prediction: Prediction, alpha: float, **values: Tensor) -> dict[str, Tensor]:
         """The tensors that a prediction carries at a level."""
-        for name, value in values.items():
-            one_per_row(name, value, len(prediction))
         lower, upper = self.intervals(prediction, alpha, **values)
         return {"conformal_lower": lower, "conformal_upper": upper}
 
@@ -310,6 +313,9 @@ class IntervalTransform(PredictionTransform):
         """See :meth:`ConformalIntervals.intervals`."""
         lower, upper, scale = bounds_of(prediction, self.method, self.alpha)
         self.carried.check(prediction)
+        for name, values in (("groups", groups), ("weights", weights)):
+            if values is not None:
+                one_per_row(name, values, len(prediction))
         # A row from which nothing can be predicted gets all numbers.
         bad = ~(lower.isfinite() & upper.isfinite()) if scale is None else ~(lower.isfinite() & scale.isfinite())
         lower, upper = (torch.where(bad, 0.0, bound) for bound in (lower, upper))

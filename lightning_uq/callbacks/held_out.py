@@ -27,7 +27,7 @@ from lightning_uq.tasks import Task
 
 
 class HeldOutCallback(PostTrainingCallback):
-    """Fits predictions of the validation data to their targets: predictions as the callbacks before it have changed them.
+    """Fits something to predictions of the validation data and their targets. The callbacks before it have changed these predictions.
 
     A subclass reduces predictions and targets to rows of numbers (:meth:`rows`), which are gathered from all ranks, and fits these
     (:meth:`fit_rows`). Without a Trainer, :meth:`fit_predictions` fits predictions that are in memory, whatever made them.

@@ -419,6 +419,9 @@ def test_quantiles_are_fitted_for_one_level():
 def test_bands_need_steps_and_intervals_a_fit():
     with pytest.raises(InputError, match=r"`simultaneous` is for the steps of a horizon \[B, H, D\]"):
         ConformalIntervals(simultaneous=True).fit_predictions(PREDICTION, TARGET)
+    steps = PointPrediction(torch.zeros(1, 40, 3, 1))
+    with pytest.raises(InputError, match="a row with all steps known for each target, since `simultaneous` leaves out"):
+        ConformalIntervals(simultaneous=True).fit_predictions(steps, torch.full((40, 3, 1), torch.nan))
     for use in (
         lambda c: c.intervals(PREDICTION),
         lambda c: c.margin,
