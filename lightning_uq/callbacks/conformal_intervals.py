@@ -16,6 +16,7 @@ from lightning_uq.callbacks.logged_metrics import When
 from lightning_uq.errors import InputError
 from lightning_uq.functional.conformal_intervals import conformal_interval, interval_excess
 from lightning_uq.functional.held_out_scores import HeldOutScores, rows_needed
+from lightning_uq.functional.precision import wide_dtype
 from lightning_uq.functional.targets import aligned_target, known_targets
 from lightning_uq.functional.validation import check_bool, check_choice, check_open_unit
 from lightning_uq.metrics import ConformalCoverage, ConformalSize
@@ -320,13 +321,11 @@ class IntervalTransform(PredictionTransform):
         bad = ~(lower.isfinite() & upper.isfinite()) if scale is None else ~(lower.isfinite() & scale.isfinite())
         lower, upper = (torch.where(bad, 0.0, bound) for bound in (lower, upper))
         scale = None if scale is None else torch.where(bad, 1.0, scale)
-        low, high = conformal_interval(
-            lower, upper, self._margin(prediction, alpha, groups, weights).to(lower.device), scale
-        )
-        bad = bad.to(low.device)
+        margin = self._margin(prediction, alpha, groups, weights).to(lower.device, wide_dtype(lower.device))
+        low, high = conformal_interval(lower, upper, margin, scale)
         dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
         low, high = torch.where(bad, -torch.inf, low), torch.where(bad, torch.inf, high)
-        return _rounded(low, dtype, -torch.inf).to(lower.device), _rounded(high, dtype, torch.inf).to(lower.device)
+        return _rounded(low, dtype, -torch.inf), _rounded(high, dtype, torch.inf)
 
     def _margin(self, prediction: Any, alpha: float, groups: Tensor | None, weights: Tensor | None) -> Tensor:
         """The margin in a shape that broadcasts to the targets [B, ..., D], or [B, D, *P] of maps."""

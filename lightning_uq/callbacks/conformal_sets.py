@@ -352,7 +352,7 @@ class SetTransform(PredictionTransform):
             one_per_row("weights", weights, len(rows))
         bad = ~rows.amax(1).isfinite()
         scores = self.scores(torch.where(bad[:, None], 0.0, rows), uniforms)
-        found = prediction_sets(scores, self.threshold(alpha, weights).to(scores.device), self.allow_empty)
+        found = prediction_sets(scores, self.threshold(alpha, weights).to(scores), self.allow_empty)
         sets = found | bad[:, None].to(found.device)
         shape = (*log_probs.shape[:1], *log_probs.shape[2:], log_probs.shape[1])
         return sets.reshape(shape).movedim(-1, 1).to(log_probs.device)
