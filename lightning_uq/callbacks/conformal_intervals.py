@@ -348,7 +348,10 @@ def bounds_of(prediction: Any, method: IntervalMethod, alpha: float) -> tuple[Te
         if method == "cqr":
             return *prediction.interval(1 - alpha), None
         center = prediction.point
-        return center, center, prediction.variance.sqrt() if method == "normalized" else None
+        if method != "normalized":
+            return center, center, None
+        scale = prediction.variance.sqrt()
+        return center, center, scale.clamp_min(torch.finfo(scale.dtype).tiny)  # a variance may be rounded to 0
     except InputError as error:
         raise InputError(f"`method` {method!r} does not suit these predictions. {error}") from error
 

@@ -176,6 +176,17 @@ def test_a_target_on_the_bound_is_inside_whatever_the_rounding(alpha):
         assert ((upper - lower).double() / 2 - conformal.margin).abs().max() < 1e-6
 
 
+def test_a_variance_of_zero_is_a_number_like_any_other():
+    prediction, target = rows("normalized", num=200)
+    variance = prediction.variance.clone()
+    variance[::50] = 0.0
+    sure = GaussianMixturePrediction(prediction.mean[None], variance[None])
+    conformal = ConformalIntervals(method="normalized").fit_predictions(sure, target)
+    lower, upper = conformal.intervals(sure)
+    assert inside((lower, upper), target).double().mean() >= 0.9
+    assert bool((upper - lower)[::50].max() < 1e-5)
+
+
 # ---------------------------------------------------------------------- equal to others
 
 

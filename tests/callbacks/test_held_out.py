@@ -14,6 +14,8 @@ from lightning_uq import (
     DeterministicModule,
     EnsembleModule,
     FitGMM,
+    IsotonicScaling,
+    MatrixScaling,
     OODDetection,
     TemperatureScaling,
     VectorScaling,
@@ -64,7 +66,7 @@ def carried(prediction):
 # ---------------------------------------------------------------------- which predictions are fitted
 
 
-@pytest.mark.parametrize("make", [TemperatureScaling, VectorScaling])
+@pytest.mark.parametrize("make", [TemperatureScaling, VectorScaling, MatrixScaling, IsotonicScaling])
 def test_sets_are_of_calibrated_probabilities(make_trainer, make):
     module, scaling, conformal = deterministic(), make(), ConformalSets(method="aps")
     trainer = make_trainer(callbacks=[scaling, conformal], max_epochs=4)
@@ -267,6 +269,22 @@ def test_fitting_data_that_is_not_finite_or_has_no_targets(kind):
     with pytest.warns(UserWarning, match="alpha=0.1 needs 9 rows"):
         one = build().fit(module, pairs(*(part[:1] for part in val.dataset.tensors)))
     assert one.fitted
+
+
+@pytest.mark.parametrize("kind", ["sets", "intervals"])
+def test_an_input_that_is_not_finite_in_a_users_module(make_trainer, kind):
+    build, module, (train, val, test) = foreign(kind)
+    trainer = make_trainer(callbacks=[build(nonfinite="inf")])
+    trainer.fit(module, train, val)
+    x, y = (part.clone() for part in test.dataset.tensors)
+    x[5] = torch.nan
+    prediction = joined(trainer.predict(module, pairs(x, y)))
+    if kind == "sets":
+        assert bool(prediction.prediction_set[5].all())
+        assert not bool(prediction.prediction_set.all())
+    else:
+        assert bool((prediction.conformal_upper[5] == torch.inf).all())
+        assert bool(prediction.conformal_upper[6].isfinite().all())
 
 
 def test_a_test_that_cannot_be_scored_only_goes_without_the_metrics(make_trainer):
