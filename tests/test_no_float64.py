@@ -122,6 +122,17 @@ CALLS = {
     "raps_scores": lambda: functional.raps_scores(X, 0.1, 1, torch.linspace(0, 1, 8)),
     "conformal_interval": lambda: torch.stack(functional.conformal_interval(X, X, 0.5, X.exp())),
     "interval_excess": lambda: functional.interval_excess(X, X, -X, X.exp()),
+    "conformal_sets": lambda: (
+        uq.ConformalSets(alpha=0.3, method="aps", randomized=True)
+        .fit_predictions(uq.CategoricalPrediction(X[None]), Y)
+        .change(uq.CategoricalPrediction(X[None]))
+        .set_size.float()
+    ),
+    "conformal_intervals": lambda: torch.stack(
+        uq.ConformalIntervals(alpha=0.4, method="normalized")
+        .fit_predictions(PREDICTIONS["gaussian_mixture"](), TARGET)
+        .intervals(PREDICTIONS["gaussian_mixture"]())
+    ),
     "false_negative_threshold": lambda: functional.false_negative_threshold(X, X > 0, 0.4),
     "risk_threshold": lambda: functional.risk_threshold(
         X.sigmoid().sort(1, descending=True).values, torch.arange(3.0), 0.7
@@ -158,6 +169,7 @@ def test_logits_move_to_a_device_without_float64_in_float32(monkeypatch):
         return torch.tensor([[1, 3]])
 
     monkeypatch.setattr(row_sample, "gather_rows", gather)
+    monkeypatch.setattr(row_sample, "first_of_ranks", lambda own, trainer: own)
     trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("meta")))
     sample = row_sample.RowSample(None)
     sample.add(row_sample.row_keys(torch.arange(len(X))), X[:, None].double(), Y)

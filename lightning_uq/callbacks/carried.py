@@ -32,9 +32,9 @@ class Carried:
         found = {name.removeprefix(_CARRIED): tensor for name, tensor in carried_by(prediction).items()}
         for name in {**self.tensors, **found}:
             own, new = self.tensors.get(name), found.get(name)
-            if own is None or new is None or not _is_close(own, new):
+            if own is None or new is None or not _is_same(own, new):
                 raise InputError(
-                    f"{self.who} was fitted to predictions with {_said(name, own)}, but this one has {_said(name, new)}. Fit "
+                    f"{self.who} was fitted to predictions with {_described(name, own)}, but this one has {_described(name, new)}. Fit "
                     f"{self.who} again, to predictions that are calibrated as this one is."
                 )
 
@@ -44,13 +44,13 @@ def carried_by(prediction: Prediction) -> dict[str, Tensor]:
     return {f"{_CARRIED}{name}": tensor for name, tensor in prediction.calibrations.items()}
 
 
-def _is_close(own: Tensor, new: Tensor) -> bool:
+def _is_same(own: Tensor, new: Tensor) -> bool:
     return own.shape == new.shape and torch.allclose(
         own.double(), new.cpu().double(), rtol=1e-2, atol=1e-3, equal_nan=True
     )
 
 
-def _said(name: str, tensor: Tensor | None) -> str:
+def _described(name: str, tensor: Tensor | None) -> str:
     if tensor is None:
         return f"no {name.replace('_', ' ')}"
     return f"a {name.replace('_', ' ')}" + (f" of {float(tensor):.4g}" if tensor.numel() == 1 else "")

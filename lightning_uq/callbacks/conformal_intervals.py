@@ -16,6 +16,7 @@ from lightning_uq.callbacks.logged_metrics import When
 from lightning_uq.errors import InputError
 from lightning_uq.functional.conformal_intervals import conformal_interval, interval_excess
 from lightning_uq.functional.held_out_scores import HeldOutScores, rows_needed
+from lightning_uq.functional.precision import wide_dtype
 from lightning_uq.functional.targets import aligned_target, known_targets
 from lightning_uq.functional.validation import check_bool, check_choice, check_open_unit
 from lightning_uq.metrics import ConformalCoverage, ConformalSize
@@ -42,9 +43,10 @@ class ConformalIntervals(HeldOutCallback):
         alpha: Share of targets that may lie outside, in (0, 1).
         method: ``"absolute"``: |y - mean| (the median, for quantiles): all intervals have one width. ``"normalized"``: |y - mean| over the
             predicted standard deviation. ``"cqr"``: the distance outside of the predicted interval of level 1 - alpha.
-        groups: ``groups(x) -> [B]`` gives the group of each input, an integer from 0; each group has its own margin, and a group
-            that no fitted row had an infinite one.
-        simultaneous: Whether the band over the H steps of a horizon holds all of them at once with that probability.
+        groups: ``groups(x) -> [B]`` gives the group of each input, an integer from 0. Each group has its own margin; a group without
+            fitted rows gets infinite intervals.
+        simultaneous: Whether the band over the H steps of a horizon holds all of them at once with that probability. Rows with a missing
+            step are then left out of the fit.
         density_ratio: For a known covariate shift: ``density_ratio(x) -> [B]`` gives the density of later inputs over that of the validation
             inputs, up to a factor. Each row then has a margin of its own.
         fitting: ``max_rows`` (2^17 by default), and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``,
@@ -149,28 +151,33 @@ class ConformalIntervals(HeldOutCallback):
         scores, *given = rows
         needed = rows_needed(self.alpha)
         if not bool((~scores.isnan()).any(0).all()):
-            raise InputError("`target` must hold a known number for each target and step, but all are NaN for one.")
+            raise InputError(
+                "`target` must hold a row with all steps known for each target, since `simultaneous` leaves out the others, but there is none."
+                if self.simultaneous
+                else "`target` must hold a known number for each target and step, but all are NaN for one."
+            )
         fewest = int((~scores.isnan()).sum(0).min())
         if fewest < needed:
             rank_zero_warn(
                 f"ConformalIntervals gives infinite intervals: alpha={self.alpha:g} needs {needed} rows with a target, but there are {fewest}."
             )
+        found: dict[str, Any] = {"scores": scores, **({"alpha": self.alpha} if self.method == "cqr" else {})}
         if not given:
-            return {"scores": scores}
+            return found
         (values,) = given
         if values.is_floating_point():
             if not bool(values.any()):
                 raise InputError(
                     "`weights` must hold positive numbers, but all density ratios of the fitted rows are 0."
                 )
-            return {"scores": scores, "weights": values}
+            return {**found, "weights": values}
         counts = values.bincount()
         few = ((counts > 0) & (counts < needed)).nonzero().flatten().tolist()
         if few:
             rank_zero_warn(
                 f"ConformalIntervals gives groups {few} infinite intervals: alpha={self.alpha:g} needs {needed} rows of a group."
             )
-        return {"scores": scores, "groups": values.long()}
+        return {**found, "groups": values.long()}
 
     @property
     def held_out(self) -> HeldOutScores:
@@ -204,6 +211,7 @@ class ConformalIntervals(HeldOutCallback):
 
     def transform(self) -> "IntervalTransform":
         """Predictions carry their intervals."""
+        self._check_level(self.alpha)
         functions = self.input_functions()
         return IntervalTransform(self.method, self.held_out, self.alpha, functions, self.carried())
 
@@ -227,11 +235,16 @@ class ConformalIntervals(HeldOutCallback):
             NotFittedError: Nothing was fitted.
             InputError: The prediction is of another kind, or calibrated otherwise.
         """
-        if alpha not in (None, self.alpha) and self.method == "cqr":
+        alpha = self.alpha if alpha is None else alpha
+        self._check_level(alpha)
+        return self.transform().intervals(prediction, alpha, groups, weights)
+
+    def _check_level(self, alpha: float) -> None:
+        fitted = self.state.get("alpha", alpha)
+        if alpha != fitted:
             raise InputError(
-                f"With method='cqr' the fit is for alpha={self.alpha:g} alone. Fit another callback for alpha={alpha:g}."
+                f"With method='cqr' the fit is for alpha={fitted:g} alone. Fit another callback for alpha={alpha:g}."
             )
-        return self.transform().intervals(prediction, self.alpha if alpha is None else alpha, groups, weights)
 
     def stream(self, step_size: float = 0.005, window: int | None = None) -> ConformalStream:
         """Intervals for a stream whose distribution may drift: see :class:`ConformalStream`."""
@@ -288,8 +301,6 @@ class IntervalTransform(PredictionTransform):
 
     def at(self, prediction: Prediction, alpha: float, **values: Tensor) -> dict[str, Tensor]:
         """The tensors that a prediction carries at a level."""
-        for name, value in values.items():
-            one_per_row(name, value, len(prediction))
         lower, upper = self.intervals(prediction, alpha, **values)
         return {"conformal_lower": lower, "conformal_upper": upper}
 
@@ -303,17 +314,18 @@ class IntervalTransform(PredictionTransform):
         """See :meth:`ConformalIntervals.intervals`."""
         lower, upper, scale = bounds_of(prediction, self.method, self.alpha)
         self.carried.check(prediction)
+        for name, values in (("groups", groups), ("weights", weights)):
+            if values is not None:
+                one_per_row(name, values, len(prediction))
         # A row from which nothing can be predicted gets all numbers.
         bad = ~(lower.isfinite() & upper.isfinite()) if scale is None else ~(lower.isfinite() & scale.isfinite())
         lower, upper = (torch.where(bad, 0.0, bound) for bound in (lower, upper))
         scale = None if scale is None else torch.where(bad, 1.0, scale)
-        low, high = conformal_interval(
-            lower, upper, self._margin(prediction, alpha, groups, weights).to(lower.device), scale
-        )
-        bad = bad.to(low.device)
+        margin = self._margin(prediction, alpha, groups, weights).to(lower.device, wide_dtype(lower.device))
+        low, high = conformal_interval(lower, upper, margin, scale)
         dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
         low, high = torch.where(bad, -torch.inf, low), torch.where(bad, torch.inf, high)
-        return _rounded(low, dtype, -torch.inf).to(lower.device), _rounded(high, dtype, torch.inf).to(lower.device)
+        return _rounded(low, dtype, -torch.inf), _rounded(high, dtype, torch.inf)
 
     def _margin(self, prediction: Any, alpha: float, groups: Tensor | None, weights: Tensor | None) -> Tensor:
         """The margin in a shape that broadcasts to the targets [B, ..., D], or [B, D, *P] of maps."""
@@ -336,7 +348,10 @@ def bounds_of(prediction: Any, method: IntervalMethod, alpha: float) -> tuple[Te
         if method == "cqr":
             return *prediction.interval(1 - alpha), None
         center = prediction.point
-        return center, center, prediction.variance.sqrt() if method == "normalized" else None
+        if method != "normalized":
+            return center, center, None
+        scale = prediction.variance.sqrt()
+        return center, center, scale.clamp_min(torch.finfo(scale.dtype).tiny)  # a variance may be rounded to 0
     except InputError as error:
         raise InputError(f"`method` {method!r} does not suit these predictions. {error}") from error
 

@@ -40,8 +40,8 @@ class ConformalSets(HeldOutCallback):
     over all rows; ``by_class`` lets it hold within each class.
 
     Predictions carry ``prediction_set`` [B, C, ...] and ``set_size``. A test logs ``uq/test_coverage`` and ``uq/test_set_size``.
-    Other callbacks that change probabilities, such as :class:`TemperatureScaling`, stand before this one. Of maps, each position has a set,
-    and the coverage is that over all positions. An input that is not finite gets the set of all classes.
+    Callbacks that change probabilities, such as :class:`TemperatureScaling`, stand before this one. In a map, each position has a set, and
+    the coverage holds over all positions together. An input that is not finite gets the set of all classes.
 
     Args:
         alpha: Share of rows whose set may lack the true class, in (0, 1).
@@ -50,7 +50,7 @@ class ConformalSets(HeldOutCallback):
             large sets.
         by_class: Whether each class has a threshold of its own (Mondrian). A class with fewer than 1 / alpha - 1 rows is in every set.
         randomized: For "aps" and "raps": whether the last class of a set is kept at random, without which sets are too large. The
-            draw is a function of the row's probabilities, so it is the same in any batch and on any rank.
+            draw is a function of the row's probabilities, so a row has the same draw, up to rounding, in any batch and on any rank.
         allow_empty: Whether a set may be empty. If not, an empty set gets its most probable class, and the coverage exceeds 1 - alpha wherever
             the accuracy does.
         penalty: For "raps": the penalty of each class beyond the first ``k_reg``.
@@ -325,8 +325,6 @@ class SetTransform(PredictionTransform):
 
     def at(self, prediction: Prediction, alpha: float) -> dict[str, Tensor]:
         """The tensor that a prediction carries at a level."""
-        if self.weights is not None:
-            one_per_row("density_ratio", self.weights, len(prediction))
         return {"prediction_set": self.sets(prediction, alpha, self.weights, None)}
 
     def use(self, held_out: HeldOutScores) -> None:
@@ -350,9 +348,11 @@ class SetTransform(PredictionTransform):
                 f"`prediction` must have {self.num_classes} classes, as the fitted rows had, but it has {log_probs.shape[1]}."
             )
         rows = log_probs.movedim(1, -1).flatten(0, -2)
+        if weights is not None:
+            one_per_row("weights", weights, len(rows))
         bad = ~rows.amax(1).isfinite()
         scores = self.scores(torch.where(bad[:, None], 0.0, rows), uniforms)
-        found = prediction_sets(scores, self.threshold(alpha, weights).to(scores.device), self.allow_empty)
+        found = prediction_sets(scores, self.threshold(alpha, weights).to(scores), self.allow_empty)
         sets = found | bad[:, None].to(found.device)
         shape = (*log_probs.shape[:1], *log_probs.shape[2:], log_probs.shape[1])
         return sets.reshape(shape).movedim(-1, 1).to(log_probs.device)

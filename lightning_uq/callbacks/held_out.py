@@ -21,13 +21,13 @@ from lightning_uq.running.finite import bad_rows
 from lightning_uq.running.fitted_state import to_cpu
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks
-from lightning_uq.running.row_sample import MAX_ROWS, RowSample, row_keys
+from lightning_uq.running.row_sample import MAX_ROWS, RowSample, keys_of, row_keys
 from lightning_uq.running.transforms import PredictionTransform, observing_all, transforms_of
 from lightning_uq.tasks import Task
 
 
 class HeldOutCallback(PostTrainingCallback):
-    """Fits predictions of the validation data to their targets: predictions as the callbacks before it have changed them.
+    """Fits something to predictions of the validation data and their targets. The callbacks before it have changed these predictions.
 
     A subclass reduces predictions and targets to rows of numbers (:meth:`rows`), which are gathered from all ranks, and fits these
     (:meth:`fit_rows`). Without a Trainer, :meth:`fit_predictions` fits predictions that are in memory, whatever made them.
@@ -250,15 +250,13 @@ class HeldOutCallback(PostTrainingCallback):
         return self.rows(prediction, target, **values)
 
     def _keys(self, task: Task, target: Tensor, numbers: Tensor, num_rows: int) -> Tensor:
-        """The key of each row of a batch: positions of one sample are apart."""
+        """The key of each row of a batch."""
         if self.per_sample or not task.has_positions:
             return row_keys(numbers)
-        positions = task.row_positions(target)
-        if positions is None:
-            positions, per_sample = torch.arange(num_rows), num_rows // max(1, len(numbers))
-        else:
-            per_sample = target[:1].numel()
-        return row_keys(numbers[positions // max(1, per_sample)], positions % max(1, per_sample))
+        if task.row_positions(target) is not None:  # some positions do not count
+            return keys_of(task, target, numbers)
+        positions, per_sample = torch.arange(num_rows), max(1, num_rows // max(1, len(numbers)))
+        return row_keys(numbers[positions // per_sample], positions % per_sample)
 
     @property
     def _where(self) -> str:

@@ -85,7 +85,7 @@ class HeldOutScores:
             _check_integers(groups)
             table = self.of_groups(alpha)
             known = (groups >= 0) & (groups < len(table))
-            index = torch.where(known, groups, len(table)).long().to(table.device)
+            index = torch.where(known, groups.long(), len(table)).to(table.device)
             return torch.cat([table, table.new_full((1, *table.shape[1:]), torch.inf)])[index]
         if weights is not None:
             new = weights.to(self.scores.device)

@@ -66,7 +66,8 @@ def sets(d, i):
 
 def bounds(d, i):
     prediction = PointPrediction(d.mean[:, i])
-    bounds = {"conformal_lower": d.mean.amin(0)[i], "conformal_upper": d.mean.amax(0)[i] - 1}  # some are empty
+    mean = d.mean[:, i].double()
+    bounds = {"conformal_lower": mean.amin(0), "conformal_upper": mean.amax(0) - 1}  # some are empty
     return prediction.replace(**bounds), d.value[i]
 
 
