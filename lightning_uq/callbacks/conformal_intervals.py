@@ -67,6 +67,8 @@ class ConformalIntervals(HeldOutCallback):
         (-18.0, 18.0)
     """
 
+    own_arguments = ("alpha", "method", "simultaneous")
+
     def __init__(
         self,
         *,
@@ -161,7 +163,7 @@ class ConformalIntervals(HeldOutCallback):
             rank_zero_warn(
                 f"ConformalIntervals gives infinite intervals: alpha={self.alpha:g} needs {needed} rows with a target, but there are {fewest}."
             )
-        found: dict[str, Any] = {"scores": scores, **({"alpha": self.alpha} if self.method == "cqr" else {})}
+        found: dict[str, Any] = {"scores": scores, "alpha": self.alpha}
         if not given:
             return found
         (values,) = given
@@ -240,8 +242,8 @@ class ConformalIntervals(HeldOutCallback):
         return self.transform().intervals(prediction, alpha, groups, weights)
 
     def _check_level(self, alpha: float) -> None:
-        fitted = self.state.get("alpha", alpha)
-        if alpha != fitted:
+        fitted = self.state["alpha"]
+        if alpha != fitted and self.method == "cqr":
             raise InputError(
                 f"With method='cqr' the fit is for alpha={fitted:g} alone. Fit another callback for alpha={alpha:g}."
             )

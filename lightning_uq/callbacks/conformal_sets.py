@@ -78,6 +78,8 @@ class ConformalSets(HeldOutCallback):
         0.9
     """
 
+    own_arguments = ("alpha", "method", "by_class", "randomized", "allow_empty", "penalty", "k_reg")
+
     def __init__(
         self,
         *,
@@ -170,7 +172,8 @@ class ConformalSets(HeldOutCallback):
         if weights and not bool(weights[0].any()):
             raise InputError("`weights` must hold positive numbers, but all density ratios of the fitted rows are 0.")
         groups = {"groups": labels} if self.by_class else {}
-        return {"scores": scores, "num_classes": num_classes, **groups, **({"weights": weights[0]} if weights else {})}
+        used = {"num_classes": num_classes, "alpha": self.alpha, "allow_empty": self.allow_empty}
+        return {"scores": scores, **used, **groups, **({"weights": weights[0]} if weights else {})}
 
     @property
     def held_out(self) -> HeldOutScores:

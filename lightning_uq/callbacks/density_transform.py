@@ -32,14 +32,16 @@ class DensityTransform(PredictionTransform):
     def observing(self, module: nn.Module) -> Iterator[Change]:
         """Records the features of the forward pass."""
         with self.features.recording(module) as features:
-            yield lambda prediction: self._added(prediction, features())
+            yield lambda prediction: added_density(self.density, prediction, features())
 
-    def _added(self, prediction: Prediction, features: Tensor) -> Prediction:
-        density = self.density.to(features.device)
-        log_density = score_positions(density.log_density, features)
-        score = -log_density if density.is_log_density else score_positions(density, features)
-        shape = prediction.map_shape
-        return prediction.replace(log_density=_on_grid(log_density, shape), ood_score=_on_grid(score, shape))
+
+def added_density(density: FeatureDensity, prediction: Prediction, features: Tensor) -> Prediction:
+    """The prediction of inputs with features [M, B, D] with their log-density and score."""
+    density = density.to(features.device)
+    log_density = score_positions(density.log_density, features)
+    score = -log_density if density.is_log_density else score_positions(density, features)
+    shape = prediction.map_shape
+    return prediction.replace(log_density=_on_grid(log_density, shape), ood_score=_on_grid(score, shape))
 
 
 def _on_grid(values: Tensor, shape: Sequence[int]) -> Tensor:

@@ -50,6 +50,27 @@ class HeldOutCallback(PostTrainingCallback):
     whens: ClassVar[tuple[When, ...]] = ("",)
     """The predictions that a test scores: changed ones alone, or, as ``("", "_calibrated")``, those before and after the change."""
 
+    own_arguments: ClassVar[tuple[str, ...]] = ()
+    """Names of the constructor's own arguments that a state holds, in its settings or among its tensors."""
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Self:
+        """A callback with a saved state, and the arguments that it was fitted with: what :func:`load_fitted` uses.
+
+        Raises:
+            InputError: The result depends on a function of the input, which no state holds.
+        """
+        settings, tensors = state["settings"], state["tensors"]
+        functions = [name for name in ("groups", "density_ratio") if settings.get(name)]
+        if functions:
+            raise InputError(
+                f"{cls.__name__} was fitted with `{functions[0]}`, a function of the input that no file holds. Use the callback itself."
+            )
+        held = {**tensors, **settings}
+        callback = cls(**{name: held[name] for name in cls.own_arguments if name in held})
+        callback._set(tensors, None)
+        return callback
+
     def __init__(self, *, max_rows: int | None = MAX_ROWS, **fitting: Any) -> None:
         super().__init__(**fitting)
         RowSample(max_rows)

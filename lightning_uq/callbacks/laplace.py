@@ -1,6 +1,6 @@
 """The Laplace approximation of the last layer: an epistemic variance for any trained network with a linear head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -35,6 +35,10 @@ MIN_HELD_OUT = 20
 """Held-out rows from which ``select="auto"`` uses them."""
 MAX_BYTES = 4 * 2**30
 """Memory that the second moments of all outputs and members may take."""
+
+
+_OF_DRAWS = ("link", "num_samples", "seed")
+"""Arguments that only say how the posterior is used."""
 
 
 class FitLaplace(FeatureCallback):
@@ -178,6 +182,7 @@ class FitLaplace(FeatureCallback):
             "outputs": outputs.name,
             "has_bias": self.layer.has_bias(model),
             "num_members": len(posteriors),
+            **{name: getattr(self, name) for name in _OF_DRAWS},
             "rows": outputs.rows,
             "shift": outputs.shift,
             "scale": outputs.scale,
@@ -316,6 +321,13 @@ class FitLaplace(FeatureCallback):
         return found
 
     # ------------------------------------------------------------------ state and use
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "FitLaplace":
+        """A callback with a saved state, which draws as that of the fit did: what :func:`load_fitted` uses."""
+        laplace = cls(**{name: state["tensors"][name] for name in _OF_DRAWS})
+        laplace._set(state["tensors"], None)
+        return laplace
 
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Make the transform that the fitted tensors describe."""

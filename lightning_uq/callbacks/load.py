@@ -12,25 +12,23 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_uq.callbacks.compose import compose, kind_of
 from lightning_uq.callbacks.sibling import WRITTEN_BY, check_complete, fitted_states
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
-from lightning_uq.functional.class_calibration import CALIBRATIONS
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.importing import import_object
 from lightning_uq.lightning_trees import is_instance, is_subclass
-from lightning_uq.networks.feature_density import FeatureDensity
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.finite import NonFinite
 from lightning_uq.networks.fitted import FittedNetwork
+from lightning_uq.networks.fitted_predictor import FittedPredictor
 from lightning_uq.networks.output import Output, PredictFn
-from lightning_uq.networks.pooling import Pool, pool_setting
-from lightning_uq.predictions import ClassProbabilities
-from lightning_uq.running.features import inner_networks
+from lightning_uq.networks.pooling import Pool
 from lightning_uq.running.inferred_task import INFERABLE
 from lightning_uq.running.loading import load_as_lightning
-from lightning_uq.running.logits import LogitReader, is_uncertainty_module
+from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.tasks import Task, describe, task_of
 
 Network = nn.Module | Callable[[], nn.Module]
@@ -46,12 +44,14 @@ def load_fitted(
     pool: Pool | None = None,
     task: Task | str | None = None,
     nonfinite: NonFinite = "error",
-) -> FittedNetwork:
-    """A plain module from what ``FitGMM``, ``TemperatureScaling`` and ``VectorScaling`` wrote: no Trainer needed.
+) -> FittedNetwork | FittedPredictor:
+    """A plain module from what callbacks fitted after the training: densities, calibrations, posteriors, sets and intervals. No Trainer needed.
 
-    Called with inputs it gives a dictionary: calibrated ``probs`` [B, C] (maps [B, C, *P]; [B, L] of several labels), and where a
-    density was fitted ``log_density`` and its callback's ``ood_score``. ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of
-    those that the states were fitted on.
+    Called with inputs it gives a dictionary: of classifiers calibrated ``probs`` [B, C] (maps [B, C, *P]; [B, L] of several labels), and, where
+    they were fitted, ``prediction_set`` and ``answered``; of regressors what ``prediction.to_dict()`` names, such as ``mean``,
+    ``variance``, ``conformal_lower`` and ``conformal_upper`` [B, D]; where a density was fitted ``log_density`` and its callback's
+    ``ood_score``. ``torch.export`` takes it whole. The weights are those of the file, and are checked against the fingerprint of those that
+    the states were fitted on.
 
     Args:
         path: The ``-uq.ckpt``; it is read with ``weights_only=True``.
@@ -102,15 +102,15 @@ def load_fitted(
                 f"{key} was fitted with {'no `task`' if fitted_task is None else f'task={fitted_task}'}: "
                 f"{'leave argument `task` out' if fitted_task is None else 'pass it as argument `task`'}."
             )
-    fitted = _compose(model, prefix, chosen, predict_fn, output, pool, given_task)
+    fitted = compose(model, prefix, chosen, predict_fn, output, pool, given_task)
     check_choice("nonfinite", nonfinite, ("error", "inf"))
     fitted.nonfinite = nonfinite
     return fitted
 
 
 def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Path) -> dict[str, Any]:
-    """At most one calibration and one density, by key."""
-    usable = {key: state for key, state in found.items() if _kind(state) is not None}
+    """At most one state of each kind, by key."""
+    usable = {key: state for key, state in found.items() if kind_of(key, state) is not None}
     if wanted is not None:
         unknown = [key for key in ([wanted] if isinstance(wanted, str) else wanted) if key not in usable]
         if isinstance(wanted, str) or unknown:
@@ -119,28 +119,16 @@ def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Pat
         usable = {key: usable[key] for key in wanted}
     if not usable:
         raise InputError(
-            f"{path} holds no state of a density or a calibration, but {list(found)}. Only these callbacks themselves compute "
-            "their results."
+            f"{path} holds nothing that goes into a network, but {list(found)}. Only these callbacks themselves compute their "
+            "results."
         )
-    left_out = [key for key, state in found.items() if _kind(state) is None and "outputs" in state["tensors"]]
-    if left_out and wanted is None:
-        warnings.warn(
-            f"{path} also holds what {left_out[0]} fitted, which `load_fitted` leaves out: the probabilities are those of the trained weights, "
-            "without what their posterior leaves open. Name the states to use in argument `states`.",
-            stacklevel=3,
-        )
-    for kind in ("calibration", "density"):
-        several = [key for key, state in usable.items() if _kind(state) == kind]
+    by_kind: dict[str | None, list[str]] = {}
+    for key, state in usable.items():
+        by_kind.setdefault(kind_of(key, state), []).append(key)
+    for kind, several in by_kind.items():
         if len(several) > 1:
-            raise InputError(f"{path} holds several states of a {kind}: {several}. Name one in argument `states`.")
+            raise InputError(f"{path} holds several states of {kind}: {several}. Name one in argument `states`.")
     return usable
-
-
-def _kind(state: dict[str, Any]) -> str | None:
-    tensors = state["tensors"]
-    if any(name in tensors for name in CALIBRATIONS):
-        return "calibration"
-    return "density" if any(name.endswith(".whitening") for name in tensors) else None
 
 
 # ---------------------------------------------------------------------- the network
@@ -232,123 +220,3 @@ def _fingerprint(model: nn.Module, prefix: str, beside: dict[str, Tensor]) -> Te
             owner = owner.get_submodule(part)
         owner.register_buffer(own, tensor)
     return weights_fingerprint(whole)
-
-
-# ---------------------------------------------------------------------- the whole
-
-
-def _compose(
-    model: nn.Module,
-    prefix: str,
-    states: dict[str, Any],
-    predict_fn: PredictFn | str | None,
-    output: Output | None,
-    pool: Pool | None,
-    task: Task | None,
-) -> FittedNetwork:
-    for key, state in states.items():
-        settings = state["settings"]
-        if settings["predict_fn"] and predict_fn is None:
-            raise InputError(f"{key} was fitted with a `predict_fn`: pass it as argument `predict_fn`.")
-        if settings["output"] == "custom" and output is None:
-            raise InputError(f"{key} was fitted with a function as `output`: pass it as argument `output`.")
-    wrapped: nn.Module
-    if predict_fn is None and is_uncertainty_module(model):
-        wrapped = _Ours(_with_layers(model), features=any(_kind(state) == "density" for state in states.values()))
-    else:
-        if output is None:  # the calibration's, where there is one
-            output = max(states.values(), key=lambda state: _kind(state) == "calibration")["settings"]["output"]
-        wrapped = _Foreign(model, predict_fn, output, task)
-    found = LogitReader(predict_fn, task=task).task(model)
-    if not found.takes_calibration:
-        raise InputError(f"`load_fitted` gives probabilities, which {describe(found)} does not predict.")
-    parts: dict[str, Any] = {"of_labels": not found.has_classes}
-    for key, state in states.items():
-        tensors = state["tensors"]
-        if _kind(state) == "density":
-            layer = tensors["feature_layer"].removeprefix(prefix)
-            parts.update(density=FeatureDensity.from_tensors(tensors), layers=_layers(wrapped, model, layer))
-            parts["pool"] = _pool(key, state["settings"].get("pool"), pool)
-        else:
-            parts.update({name: tensors[name] for name in CALIBRATIONS if name in tensors})
-            parts["of_members"] = state["settings"].get("scope", "pooled") != "pooled"
-    return FittedNetwork(wrapped, **parts)
-
-
-def _pool(key: str, fitted: str | None, given: Pool | None) -> Pool | None:
-    """The pooling of a density's fit: the name in its state, or the function, which has to be passed again."""
-    is_function = fitted is not None and fitted.startswith("function ")
-    if pool_setting(given) != fitted and (given is not None or is_function):
-        advice = "Pass that function as argument `pool`." if is_function else "Leave argument `pool` out."
-        raise InputError(
-            f"{key} was fitted with pool={fitted!r}, but argument `pool` is {pool_setting(given)!r}. {advice}"
-        )
-    return given if is_function else fitted  # type: ignore[return-value]  # one of the names
-
-
-def _with_layers(model: nn.Module) -> nn.Module:
-    """Members that run at once have no layers of their own: here they run one after the other, and export as they are."""
-    network: Any = model.network
-    source = network.feature_source
-    loop = source.unstacked()
-    if loop is not source:
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if child is source:
-                    setattr(module, name, loop)
-    return model
-
-
-def _layers(wrapped: nn.Module, model: nn.Module, layer: str) -> list[str]:
-    """The layer's name in the whole, in each of its members."""
-    names = {module: uncompiled(name) for name, module in wrapped.named_modules()}
-    return [
-        ".".join(filter(None, (names[inner], layer))) for inner in inner_networks(model)
-    ]  # "" is the network itself
-
-
-class _Ours(nn.Module):
-    """The logits of one of our modules, or the log of a Dirichlet's mean, at the indices that it is evaluated with."""
-
-    index: Tensor
-
-    def __init__(self, model: nn.Module, features: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.features = features
-        network: Any = model.network
-        self.register_buffer("index", network.evaluation_index(getattr(model, "num_eval_samples", 1)), persistent=False)
-        self._input: Any = None
-        if features and not network.shows_features:
-            network.feature_source.register_forward_pre_hook(self._keep_input)
-
-    def forward(self, x: Any) -> Tensor:
-        network: Any = self.model.network
-        logits: Tensor = network.evaluate_at(x, self.index)
-        if self.features and not network.shows_features:  # once more without masks: the density is of these features
-            for inner in network.feature_networks():
-                network.feature_source.read_output.raw(inner, self._input)
-            self._input = None
-        prediction: ClassProbabilities = self.model.prediction(logits)  # type: ignore[operator]  # a Module's is untyped
-        return prediction.calibration_logits
-
-    def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._input = args[0]
-
-
-class _Foreign(nn.Module):
-    """The logits [Z, B, C, ...] of any other module."""
-
-    def __init__(self, model: nn.Module, predict_fn: PredictFn | str | None, output: Output, task: Task | None) -> None:
-        super().__init__()
-        self.model = model
-        self.read = LogitReader(predict_fn, _input_alone, output, task)
-
-    def forward(self, x: Any) -> Tensor:
-        outputs = self.read(self.model, x, check=False)
-        prediction: ClassProbabilities = self.read.prediction(self.model, outputs)  # type: ignore[assignment]  # of classes
-        return prediction.calibration_logits
-
-
-def _input_alone(x: Any) -> tuple[Any, None]:
-    return x, None

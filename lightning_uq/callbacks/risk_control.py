@@ -58,6 +58,7 @@ class ConformalRiskControl(HeldOutCallback):
     """
 
     per_sample = True
+    own_arguments = ("alpha", "by_class")
 
     def __init__(self, *, alpha: float = 0.1, by_class: bool = False, **fitting: Any) -> None:
         super().__init__(**fitting)

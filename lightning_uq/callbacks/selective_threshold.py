@@ -53,6 +53,8 @@ class SelectiveThreshold(HeldOutCallback):
         0.75
     """
 
+    own_arguments = ("risk", "delta", "uncertainty", "num_levels")
+
     def __init__(
         self,
         *,

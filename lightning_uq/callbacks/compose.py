@@ -1,0 +1,237 @@
+"""A plain module from a trained model and the states of what was fitted to it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_uq.callbacks.calibration import rounded_for
+from lightning_uq.callbacks.conformal_intervals import ConformalIntervals
+from lightning_uq.callbacks.conformal_sets import ConformalSets
+from lightning_uq.callbacks.density_transform import added_density
+from lightning_uq.callbacks.held_out import HeldOutCallback
+from lightning_uq.callbacks.laplace import FitLaplace
+from lightning_uq.callbacks.risk_control import ConformalRiskControl
+from lightning_uq.callbacks.selective_threshold import SelectiveThreshold
+from lightning_uq.callbacks.temperature import TemperatureTransform
+from lightning_uq.errors import InputError
+from lightning_uq.functional.class_calibration import CALIBRATIONS as CLASS_CALIBRATIONS
+from lightning_uq.networks.feature_density import FeatureDensity
+from lightning_uq.networks.features import uncompiled
+from lightning_uq.networks.fitted import FittedNetwork
+from lightning_uq.networks.fitted_predictor import FittedChange, FittedPredictor
+from lightning_uq.networks.output import Output, PredictFn
+from lightning_uq.networks.pooling import Pool, pool_setting
+from lightning_uq.predictions import BernoulliPrediction, CategoricalPrediction, ClassProbabilities, Prediction
+from lightning_uq.running.features import inner_networks
+from lightning_uq.running.logits import LogitReader, is_uncertainty_module
+from lightning_uq.tasks import Task
+
+HELD_OUT: dict[str, type[HeldOutCallback]] = {
+    kind.__qualname__: kind for kind in (ConformalSets, ConformalIntervals, ConformalRiskControl, SelectiveThreshold)
+}
+"""Callbacks on held-out predictions, by the name under which a file holds their state."""
+
+PRECEDENCE = ("laplace", "calibration", "density")
+"""The order in which what was fitted acts; callbacks on held-out predictions follow, in their own order."""
+
+
+def kind_of(key: str, state: dict[str, Any]) -> str | None:
+    """What a state holds: ``"calibration"``, ``"density"``, ``"laplace"``, or the class of a callback on held-out predictions."""
+    tensors, name = state["tensors"], key.partition("{")[0]
+    if name in HELD_OUT:
+        return name
+    if name == FitLaplace.__qualname__:
+        return "laplace"
+    if any(one in tensors for one in CLASS_CALIBRATIONS):
+        return "calibration"
+    return "density" if any(one.endswith(".whitening") for one in tensors) else None
+
+
+def compose(
+    model: nn.Module,
+    prefix: str,
+    states: dict[str, Any],
+    predict_fn: PredictFn | str | None,
+    output: Output | None,
+    pool: Pool | None,
+    task: Task | None,
+) -> FittedNetwork | FittedPredictor:
+    """The model with its states inside.
+
+    Args:
+        model: The model, with the weights that the states were fitted on.
+        prefix: The prefix of its names in the file.
+        states: The states by key, at most one of each kind.
+        predict_fn: See :func:`~lightning_uq.load_fitted`.
+        output: Likewise.
+        pool: Likewise.
+        task: Likewise.
+
+    Raises:
+        InputError: An argument that the states were fitted with is missing, or a state needs more than a prediction.
+    """
+    for key, state in states.items():
+        settings = state["settings"]
+        if settings["predict_fn"] and predict_fn is None:
+            raise InputError(f"{key} was fitted with a `predict_fn`: pass it as argument `predict_fn`.")
+        if settings["output"] == "custom" and output is None:
+            raise InputError(f"{key} was fitted with a function as `output`: pass it as argument `output`.")
+    kinds = {key: kind_of(key, state) for key, state in states.items()}
+    found = LogitReader(predict_fn, task=task).task(model)
+    has_probs = found.takes_calibration
+    wrapped: nn.Module
+    if predict_fn is None and is_uncertainty_module(model):
+        features = bool({"density", "laplace"} & set(kinds.values()))
+        wrapped = _Ours(_with_layers(model), features=features, raw=not has_probs)
+        predict: Callable[[Tensor], Prediction] = model.prediction  # type: ignore[assignment]  # a Module's is untyped
+    else:
+        if output is None:  # the calibration's, where there is one
+            key = max(states, key=lambda key: kinds[key] == "calibration")
+            output = states[key]["settings"]["output"]
+        wrapped, predict = _Foreign(model, predict_fn, output, task, raw=not has_probs), found.predict
+    if has_probs and set(kinds.values()) <= {"calibration", "density"}:
+        return _network(wrapped, model, prefix, states, pool, of_labels=not found.has_classes)
+    if has_probs:
+        predict = CategoricalPrediction if found.has_classes else BernoulliPrediction
+    ordered = sorted(states, key=lambda key: _place(kinds[key]))
+    changes = [_change(key, kinds[key], states[key], wrapped, model, prefix, pool) for key in ordered]
+    return FittedPredictor(wrapped, predict, changes)
+
+
+def _place(kind: str | None) -> int:
+    order = [*PRECEDENCE, *HELD_OUT]
+    return order.index(kind) if kind in order else len(order)
+
+
+def _network(
+    wrapped: nn.Module, model: nn.Module, prefix: str, states: dict[str, Any], pool: Pool | None, *, of_labels: bool
+) -> FittedNetwork:
+    """Classes or labels with a calibration and a density."""
+    parts: dict[str, Any] = {"of_labels": of_labels}
+    for key, state in states.items():
+        tensors = state["tensors"]
+        if kind_of(key, state) == "density":
+            layer = tensors["feature_layer"].removeprefix(prefix)
+            parts.update(density=FeatureDensity.from_tensors(tensors), layers=_layers(wrapped, model, layer))
+            parts["pool"] = _pool(key, state["settings"].get("pool"), pool)
+        else:
+            parts.update({name: tensors[name] for name in CLASS_CALIBRATIONS if name in tensors})
+            parts["of_members"] = state["settings"].get("scope", "pooled") != "pooled"
+    return FittedNetwork(wrapped, **parts)
+
+
+def _change(
+    key: str,
+    kind: str | None,
+    state: dict[str, Any],
+    wrapped: nn.Module,
+    model: nn.Module,
+    prefix: str,
+    pool: Pool | None,
+) -> FittedChange:
+    """What a state does to a prediction."""
+    tensors = state["tensors"]
+    if kind in ("density", "laplace"):
+        layers = _layers(wrapped, model, tensors["feature_layer"].removeprefix(prefix))
+        if kind == "laplace":
+            return FittedChange(FitLaplace.of_state(state).transform().changed, layers)
+        density = FeatureDensity.from_tensors(tensors)
+        used = _pool(key, state["settings"].get("pool"), pool)
+        return FittedChange(lambda prediction, features: added_density(density, prediction, features), layers, used)
+    if kind == "calibration":
+        if state["settings"].get("scope", "pooled") != "pooled":
+            return FittedChange(TemperatureTransform(tensors["temperature"], of_members=True).apply)
+        own = {name: tensors[name] for name in CLASS_CALIBRATIONS if name in tensors}
+        return FittedChange(
+            lambda prediction: prediction.replace(**{name: rounded_for(t, prediction) for name, t in own.items()})
+        )
+    assert kind is not None
+    return FittedChange(HELD_OUT[kind].of_state(state).transform().apply)
+
+
+def _pool(key: str, fitted: str | None, given: Pool | None) -> Pool | None:
+    """The pooling of a density's fit: the name in its state, or the function, which has to be passed again."""
+    is_function = fitted is not None and fitted.startswith("function ")
+    if pool_setting(given) != fitted and (given is not None or is_function):
+        advice = "Pass that function as argument `pool`." if is_function else "Leave argument `pool` out."
+        raise InputError(
+            f"{key} was fitted with pool={fitted!r}, but argument `pool` is {pool_setting(given)!r}. {advice}"
+        )
+    return given if is_function else fitted  # type: ignore[return-value]  # one of the names
+
+
+def _with_layers(model: nn.Module) -> nn.Module:
+    """Members that run at once have no layers of their own: here they run one after the other, and export as they are."""
+    network: Any = model.network
+    source = network.feature_source
+    loop = source.unstacked()
+    if loop is not source:
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if child is source:
+                    setattr(module, name, loop)
+    return model
+
+
+def _layers(wrapped: nn.Module, model: nn.Module, layer: str) -> list[str]:
+    """The layer's name in the whole, in each of its members."""
+    names = {module: uncompiled(name) for name, module in wrapped.named_modules()}
+    return [
+        ".".join(filter(None, (names[inner], layer))) for inner in inner_networks(model)
+    ]  # "" is the network itself
+
+
+class _Ours(nn.Module):
+    """The logits of one of our modules, or the log of a Dirichlet's mean, or raw outputs, at the indices that it is evaluated with."""
+
+    index: Tensor
+
+    def __init__(self, model: nn.Module, features: bool, raw: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.features = features
+        self.raw = raw
+        network: Any = model.network
+        self.register_buffer("index", network.evaluation_index(getattr(model, "num_eval_samples", 1)), persistent=False)
+        self._input: Any = None
+        if features and not network.shows_features:
+            network.feature_source.register_forward_pre_hook(self._keep_input)
+
+    def forward(self, x: Any) -> Tensor:
+        network: Any = self.model.network
+        logits: Tensor = network.evaluate_at(x, self.index)
+        if self.features and not network.shows_features:  # once more without masks: the density is of these features
+            for inner in network.feature_networks():
+                network.feature_source.read_output.raw(inner, self._input)
+            self._input = None
+        if self.raw:
+            return logits
+        prediction: ClassProbabilities = self.model.prediction(logits)  # type: ignore[operator]  # a Module's is untyped
+        return prediction.calibration_logits
+
+    def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._input = args[0]
+
+
+class _Foreign(nn.Module):
+    """The logits [Z, B, C, ...] of any other module, or its raw outputs."""
+
+    def __init__(
+        self, model: nn.Module, predict_fn: PredictFn | str | None, output: Output, task: Task | None, raw: bool
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.raw = raw
+        self.read = LogitReader(predict_fn, _input_alone, output, task)
+
+    def forward(self, x: Any) -> Tensor:
+        outputs = self.read(self.model, x, check=False)
+        if self.raw:
+            return outputs
+        prediction: ClassProbabilities = self.read.prediction(self.model, outputs)  # type: ignore[assignment]  # of classes
+        return prediction.calibration_logits
+
+
+def _input_alone(x: Any) -> tuple[Any, None]:
+    return x, None

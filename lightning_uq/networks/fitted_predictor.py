@@ -1,0 +1,139 @@
+"""A trained network with everything that was fitted after its training inside, as one plain module that gives named results."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_uq.errors import InputError, NotFiniteError
+from lightning_uq.functional.validation import check_choice
+from lightning_uq.networks.features import FeatureTap
+from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows
+from lightning_uq.networks.pooling import Pool
+from lightning_uq.predictions import NumberPrediction, Prediction
+
+_OF_NO_USE: Mapping[str, float] = {
+    "log_density": -math.inf,
+    "ood_score": math.inf,
+    "conformal_lower": -math.inf,
+    "conformal_upper": math.inf,
+    "prediction_set": True,
+    "answered": False,
+}
+"""What an input that is not finite gives; NaN for all other names."""
+
+
+class FittedChange(NamedTuple):
+    """One change of predictions by what was fitted.
+
+    Attributes:
+        change: ``change(prediction)``, or ``change(prediction, features)`` with features [M, B, D] if there are layers.
+        layers: Names, in the network, of the layers whose inputs are the features of the members.
+        pool: How an input with more axes than [B, D] is pooled.
+    """
+
+    change: Callable[..., Prediction]
+    layers: Sequence[str] = ()
+    pool: Pool | None = None
+
+
+class FittedPredictor(nn.Module):
+    """Inputs to named results: those of the prediction after all changes, as ``mean`` and ``conformal_lower``, or ``probs`` and ``prediction_set``.
+
+    Of classes and labels: ``probs``, ``prediction_set`` and ``answered``. Of numbers: what ``prediction.to_dict()`` names. With a density:
+    ``log_density`` and ``ood_score``. It moves, is cast, pickled and compiled; ``torch.export`` takes it whole, and an exported graph returns
+    the same dictionary. For ONNX, pass ``output_names=fitted.output_names``.
+
+    Args:
+        network: Gives outputs [Z, B, ...].
+        predict: Makes a prediction of them.
+        changes: What was fitted, in the order in which it acts.
+        nonfinite: What an input row with NaN or infinity gives: ``"error"``, or ``"inf"``: NaN, a set of all classes, an infinite
+            interval and score, as an exported graph does in any case.
+
+    Example:
+        >>> from lightning_uq.predictions import PointPrediction
+        >>> fitted = FittedPredictor(nn.Linear(2, 1), lambda outputs: PointPrediction(outputs.unsqueeze(0)), [])
+        >>> list(fitted(torch.zeros(3, 2)))
+        ['mean']
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        predict: Callable[[Tensor], Prediction],
+        changes: Sequence[FittedChange],
+        nonfinite: NonFinite = "error",
+    ) -> None:
+        super().__init__()
+        check_choice("nonfinite", nonfinite, ("error", "inf"))
+        self.nonfinite = nonfinite
+        self.network = network
+        self.predict = predict
+        self.changes = list(changes)
+        self.taps = [FeatureTap(network, one.layers, one.pool) if one.layers else None for one in changes]
+        self._names: list[str] | None = None
+        self.eval()
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the results, in order, once the module was called.
+
+        Raises:
+            InputError: It was not called yet.
+        """
+        if self._names is None:
+            raise InputError("`output_names` are known once the module was called. Call it with an input first.")
+        return self._names
+
+    def forward(self, x: Any) -> dict[str, Tensor]:
+        """The results by name.
+
+        Raises:
+            NotFiniteError: A row of the input, or its results, hold NaN, unless ``nonfinite="inf"``, or in a graph.
+        """
+        in_graph = torch.compiler.is_compiling()
+        refuses = self.nonfinite == "error" and not in_graph
+        if refuses:
+            check_finite(
+                x, advice="Pass `nonfinite='inf'` to `load_fitted` for an infinite score and interval instead."
+            )
+        prediction, features = self._run(x)
+        for one, own in zip(self.changes, features, strict=True):
+            prediction = one.change(prediction) if own is None else one.change(prediction, own)
+        results = self._named(prediction)
+        if refuses and any(bool(t.isnan().any()) for t in results.values()):
+            raise NotFiniteError("The results hold NaN, although the input is finite: the network's outputs overflow.")
+        if not in_graph:
+            self._names = list(results)
+        bad = nonfinite_rows(x)
+        if bad is None:
+            return results
+        return {
+            name: torch.where(bad.reshape(-1, *[1] * (values.ndim - 1)), _OF_NO_USE.get(name, math.nan), values)
+            if values.is_floating_point() or values.dtype == torch.bool
+            else values
+            for name, values in results.items()
+        }
+
+    def _run(self, x: Any) -> tuple[Prediction, list[Tensor | None]]:
+        """The prediction of a forward pass, and the features that each change reads."""
+        outputs: Tensor | None = None
+        features: list[Tensor | None] = []
+        for tap in self.taps:
+            if tap is None:
+                features.append(None)
+                continue
+            outputs, found = tap.run(self.network, x)
+            features.append(torch.stack(found))
+        return self.predict(self.network(x) if outputs is None else outputs), features
+
+    @staticmethod
+    def _named(prediction: Prediction) -> dict[str, Tensor]:
+        if isinstance(prediction, NumberPrediction):
+            return prediction.to_dict()
+        found = prediction.to_dict()
+        kept = ("probs", "prediction_set", "answered", "log_density", "ood_score")
+        return {name: found[name] for name in kept if name in found}

@@ -1,0 +1,140 @@
+"""What ``load_fitted`` gives of sets, intervals, thresholds and posteriors: the predictions of the callbacks, in a plain module that exports."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_uq import (
+    ConformalIntervals,
+    ConformalRiskControl,
+    ConformalSets,
+    DeterministicModule,
+    EnsembleModule,
+    FitGMM,
+    FitLaplace,
+    SelectiveThreshold,
+    TemperatureScaling,
+    load_fitted,
+)
+from lightning_uq.errors import InputError, NotFiniteError
+from lightning_uq.networks import Factory
+from lightning_uq.predictions import Prediction
+from lightning_uq.tasks import Multilabel, Regression, Segmentation
+from tests.trainers import quiet_trainer
+
+MEAN = Regression(head="mean")
+
+
+def network(num_outputs):
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, num_outputs))
+
+
+def convolution():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+
+def data(kind, num, seed):
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "maps":
+        x = torch.randn(num, 1, 6, 6, generator=generator)
+        return TensorDataset(x, (x[:, 0] > 0).long())
+    x = torch.randn(num, 4, generator=generator)
+    noise = torch.randn(num, 3, generator=generator)
+    targets = {
+        "classes": (x[:, :3] + noise).argmax(1),
+        "labels": (x[:, :3] > noise).long(),
+        "numbers": x[:, :2] + noise[:, :2],
+    }
+    return TensorDataset(x, targets[kind])
+
+
+def fit(module, kind, callbacks, folder):
+    torch.manual_seed(0)
+    best = ModelCheckpoint(folder, monitor="val_loss")
+    trainer = quiet_trainer(folder, callbacks=[*callbacks, best], enable_checkpointing=True)
+    trainer.fit(module, DataLoader(data(kind, 60, 0), 20), DataLoader(data(kind, 60, 1), 20))
+    predicted = Prediction.cat(trainer.predict(module, DataLoader(data(kind, 30, 2), 10), ckpt_path="best"))
+    return callbacks[-1].uq_ckpt_path, predicted, data(kind, 30, 2).tensors[0]
+
+
+CASES = {
+    "sets": ("classes", lambda: [ConformalSets()]),
+    "adaptive sets": ("classes", lambda: [TemperatureScaling(), ConformalSets(method="aps", randomized=True)]),
+    "regularized sets": ("classes", lambda: [ConformalSets(method="raps", k_reg=1, alpha=0.2, allow_empty=False)]),
+    "sets by class": ("classes", lambda: [TemperatureScaling(scope="shared"), ConformalSets(by_class=True, alpha=0.3)]),
+    "selected": ("classes", lambda: [FitGMM(feature_transform="raw"), SelectiveThreshold(risk=0.7, delta=0.5)]),
+    "draws": ("classes", lambda: [FitLaplace(num_samples=4), TemperatureScaling(), ConformalSets()]),
+    "labels": ("labels", lambda: [ConformalRiskControl(alpha=0.2)]),
+    "maps": ("maps", lambda: [ConformalRiskControl(alpha=0.2)]),
+    "intervals": ("numbers", lambda: [ConformalIntervals()]),
+    "posterior": ("numbers", lambda: [FitLaplace(), ConformalIntervals(method="normalized")]),
+}
+TASKS = {"classes": "classification", "labels": Multilabel(), "maps": Segmentation(), "numbers": MEAN}
+
+
+def factory(kind):
+    if kind == "maps":
+        return Factory(f"{__name__}.convolution")
+    return Factory(f"{__name__}.network", {"num_outputs": 2 if kind == "numbers" else 3})
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*fewer than 20 per class", "ignore:.*certifies no threshold", "ignore:.*of a class.*"
+)
+@pytest.mark.parametrize("num_members", [1, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_it_predicts_as_the_callbacks_do(name, num_members, tmp_path):
+    kind, callbacks = CASES[name]
+    options = {"task": TASKS[kind]}
+    if num_members > 1:
+        module = EnsembleModule(factory(kind), num_members=num_members, seed=0, **options)
+    else:
+        module = DeterministicModule(factory(kind), **options)
+    path, predicted, x = fit(module, kind, callbacks(), tmp_path)
+    fitted = load_fitted(path)
+    found = fitted(x)
+    expected = predicted.to_dict()
+    assert set(found) <= set(expected)
+    assert {"prediction_set", "answered", "conformal_lower"} & set(expected) == {
+        "prediction_set",
+        "answered",
+        "conformal_lower",
+    } & set(found)
+    assert fitted.output_names == list(found)
+    for key, values in found.items():
+        torch.testing.assert_close(
+            values, expected[key].to(values.dtype), rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    program = torch.export.export(fitted, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2)}})
+    graph = program.module()
+    for size in (30, 5):
+        for key, values in graph(x[:size]).items():
+            if values.dtype == torch.bool:
+                assert (
+                    values == found[key][:size]
+                ).double().mean() > 0.99  # a score on the threshold may round to either side
+            else:
+                torch.testing.assert_close(values, found[key][:size], rtol=1e-4, atol=1e-5)
+
+
+def test_an_input_that_is_not_finite(tmp_path):
+    module = DeterministicModule(factory("numbers"), task=MEAN)
+    path, _, x = fit(module, "numbers", [FitLaplace(), ConformalIntervals(method="normalized")], tmp_path)
+    x[1, 0] = torch.nan
+    with pytest.raises(NotFiniteError, match="nonfinite='inf'"):
+        load_fitted(path)(x)
+    found = load_fitted(path, nonfinite="inf")(x)
+    assert found["mean"][1].isnan().all()
+    assert (found["conformal_lower"][1] == -torch.inf).all()
+    assert (found["conformal_upper"][1] == torch.inf).all()
+    assert found["conformal_upper"][0].isfinite().all()
+
+
+def test_a_function_of_the_input_is_in_no_file(tmp_path):
+    module = DeterministicModule(factory("numbers"), task=MEAN)
+    conformal = ConformalIntervals(groups=lambda x: (x[:, 0] > 0).long(), alpha=0.3)
+    path, _, _ = fit(module, "numbers", [conformal], tmp_path)
+    with pytest.raises(InputError, match="`groups`, a function of the input that no file holds"):
+        load_fitted(path)
