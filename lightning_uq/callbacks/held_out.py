@@ -173,6 +173,11 @@ class HeldOutCallback(PostTrainingCallback):
             )
         return self._tensors
 
+    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
+        """Raise if these are not what this callback fits."""
+        if tensors is not None:
+            self.transform()
+
     def carried(self) -> Carried:
         """The calibrations that the fitted predictions carried."""
         return Carried(type(self).__name__, self.state)

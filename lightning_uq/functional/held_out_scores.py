@@ -112,7 +112,8 @@ class HeldOutScores:
     def _once(self, alpha: float, number: int | None, quantile: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """:meth:`_each`, computed at the first call: every batch asks for the same thresholds."""
         if (alpha, number) not in self._found:
-            self._found[alpha, number] = self._each(quantile)
+            with torch.inference_mode(False):  # it also serves predictions with gradients
+                self._found[alpha, number] = self._each(quantile)
         return self._found[alpha, number]
 
     def _each(self, quantile: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -516,3 +516,15 @@ def test_a_test_makes_its_thresholds_once(make_trainer, monkeypatch):
     monkeypatch.setattr(conformal, "transform", lambda: (calls.append(1), make())[1])
     trainer.test(module, TEST, verbose=False)
     assert len(calls) == 1  # of four batches
+
+
+def test_thresholds_of_a_prediction_without_gradients_serve_one_with_gradients(make_trainer):
+    """The Trainer predicts in inference mode, whose tensors no backward pass may save."""
+    module = DeterministicModule(cases.gaussian_network, task="regression", optimizer=cases.OPTIMIZERS["regression"])
+    trainer = make_trainer(callbacks=[ConformalIntervals(method="normalized")])
+    trainer.fit(module, *NUMBERS[:2])
+    before = joined(trainer.predict(module, NUMBERS[2]))
+    after = module.predict(X)
+    torch.testing.assert_close(after.conformal_upper, before.conformal_upper)
+    (after.conformal_upper - after.conformal_lower).sum().backward()
+    assert any(bool(p.grad.abs().sum() > 0) for p in module.parameters() if p.grad is not None)
