@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.targets import aligned_target
-from lightning_uq.functional.validation import check_floating, check_no_nan, check_shape
+from lightning_uq.functional.validation import all_hold, check_floating, check_no_nan, check_shape
 
 
 def interval_excess(lower: Tensor, upper: Tensor, target: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -47,7 +47,7 @@ def interval_excess(lower: Tensor, upper: Tensor, target: Tensor, scale: Tensor 
     lower, upper, scale = _checked(lower, upper, scale)
     check_floating("target", target, 1, "[B, ...]")
     target = aligned_target(target, lower.shape)
-    if not bool(target.isfinite().all()):
+    if not all_hold(target.isfinite()):
         raise InputError(
             "`target` must be finite, but it holds NaN or infinity. Leave out rows whose target is missing."
         )
@@ -97,12 +97,12 @@ def _checked(lower: Tensor, upper: Tensor, scale: Tensor | None) -> tuple[Tensor
     check_floating("upper", upper, 1, "[B, ...]")
     check_shape("upper", upper, lower.shape)
     for name, value in (("lower", lower), ("upper", upper)):
-        if not bool(value.isfinite().all()):
+        if not all_hold(value.isfinite()):
             raise InputError(f"`{name}` must be finite, but it holds NaN or infinity.")
     if scale is None:
         return widen(lower), widen(upper), None
     check_floating("scale", scale, 1, "[B, ...]")
     check_shape("scale", scale, lower.shape)
-    if not bool(((scale > 0) & scale.isfinite()).all()):
+    if not all_hold((scale > 0) & scale.isfinite()):
         raise InputError("`scale` must be positive and finite, but it holds other values.")
     return widen(lower), widen(upper), widen(scale)

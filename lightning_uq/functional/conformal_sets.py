@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.validation import (
+    all_hold,
     check_at_least,
     check_bool,
     check_floating,
@@ -173,7 +174,7 @@ def _checked(logits: Tensor) -> Tensor:
     check_floating("logits", logits, 2, "[B, C]")
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise InputError(f"`logits` must have shape [B, C] with C > 0, but their shape is {list(logits.shape)}.")
-    if not bool(logits.amax(1).isfinite().all()):
+    if not all_hold(logits.amax(1).isfinite()):
         raise InputError(
             "`logits` must hold no NaN, no plus infinity and no row of minus infinities, but a row has one of these."
         )
@@ -183,7 +184,7 @@ def _checked(logits: Tensor) -> Tensor:
 def _checked_uniforms(uniforms: Tensor, logits: Tensor) -> Tensor:
     check_floating("uniforms", uniforms, 1, "[B]")
     check_shape("uniforms", uniforms, logits.shape[:1])
-    if not bool(((uniforms >= 0) & (uniforms <= 1)).all()):
+    if not all_hold((uniforms >= 0) & (uniforms <= 1)):
         raise InputError("`uniforms` must lie in [0, 1], but some do not.")
     return uniforms.to(logits)
 

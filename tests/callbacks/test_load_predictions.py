@@ -53,7 +53,7 @@ def data(kind, num, seed):
 def fit(module, kind, callbacks, folder):
     torch.manual_seed(0)
     best = ModelCheckpoint(folder, monitor="val_loss")
-    trainer = quiet_trainer(folder, callbacks=[*callbacks, best], enable_checkpointing=True)
+    trainer = quiet_trainer(folder, callbacks=[*callbacks, best], enable_checkpointing=True, max_epochs=3)
     trainer.fit(module, DataLoader(data(kind, 60, 0), 20), DataLoader(data(kind, 60, 1), 20))
     predicted = Prediction.cat(trainer.predict(module, DataLoader(data(kind, 30, 2), 10), ckpt_path="best"))
     return callbacks[-1].uq_ckpt_path, predicted, data(kind, 30, 2).tensors[0]
@@ -87,7 +87,7 @@ def factory(kind):
 @pytest.mark.parametrize("name", CASES)
 def test_it_predicts_as_the_callbacks_do(name, num_members, tmp_path):
     kind, callbacks = CASES[name]
-    options = {"task": TASKS[kind]}
+    options = {"task": TASKS[kind], "optimizer": Factory("torch.optim.Adam", {"lr": 0.02})}
     if num_members > 1:
         module = EnsembleModule(factory(kind), num_members=num_members, seed=0, **options)
     else:
