@@ -14,6 +14,7 @@ from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.callbacks.prediction_files import read_predictions
 from lightning_uq.callbacks.prediction_writer import PredictionWriter
 from lightning_uq.callbacks.temperature import TemperatureScaling
+from lightning_uq.callbacks.variance_scaling import VarianceScaling
 from lightning_uq.callbacks.vector_scaling import VectorScaling
 from lightning_uq.callbacks.vim import FitViM
 
@@ -31,6 +32,7 @@ __all__ = [
     "OODScorer",
     "PredictionWriter",
     "TemperatureScaling",
+    "VarianceScaling",
     "VectorScaling",
     "load_fitted",
     "read_predictions",

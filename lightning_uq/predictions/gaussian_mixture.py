@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional import mixture
+from lightning_uq.functional.components import Components
+from lightning_uq.functional.precision import upcast_together
 from lightning_uq.functional.targets import sum_over_targets
 from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
@@ -29,8 +31,8 @@ class GaussianMixturePrediction(NumberPrediction):
         (tensor([[1.]]), tensor([[2.]]), tensor([[1.]]))
     """
 
-    member_mean = Field("Component means [Z, B, D].", batch_axis=1)
-    member_variance = Field("Component variances [Z, B, D].", batch_axis=1)
+    member_mean = Field("Component means [Z, B, D].", batch_axis=1, unit="location")
+    member_variance = Field("Component variances [Z, B, D].", batch_axis=1, unit="variance")
 
     def _check(self) -> None:
         self._check_shapes("[Z, B, D]", "member_mean", "member_variance")
@@ -70,6 +72,11 @@ class GaussianMixturePrediction(NumberPrediction):
         log_prob = mixture.gaussian_log_prob(self.member_mean, self.member_variance, target)
         members = sum_over_targets(log_prob, known)
         return torch.logsumexp(members, 0) - math.log(len(members))
+
+    def components(self) -> Components:
+        """One Gaussian per hypothesis [Z, B, D]."""
+        mean, variance = upcast_together(self.member_mean, self.member_variance)
+        return Components(mean, variance.sqrt(), torch.full_like(mean, -math.log(len(mean))))
 
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] of the mixture's marginals at a ``level`` in (0, 1)."""

@@ -6,6 +6,9 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.ensemble_crps import empirical_crps
 from lightning_uq.functional.precision import upcast
 from lightning_uq.predictions.fields import Field
+from lightning_uq.predictions.gaussian_mixture import GaussianMixturePrediction
+from lightning_uq.predictions.numbers import NumberPrediction
+from lightning_uq.predictions.pooled_regression import PooledRegressionPrediction
 from lightning_uq.predictions.spread import SpreadPrediction, variance_over
 
 
@@ -60,6 +63,25 @@ class PointPrediction(SpreadPrediction):
                 "keep them."
             )
         return empirical_crps(self.member_mean, self._checked(target))
+
+    def scaled(self, factor: Tensor) -> NumberPrediction:
+        """One Gaussian per hypothesis, with this variance [D]; of pooled hypotheses, the moments of their mixture."""
+        shared = {**self._fitted(), "grid": self._get("grid"), "variance_scale": factor}
+        mean = upcast(self.member_mean)
+        variance = factor.to(mean).reshape(-1, *(1 for _ in self.map_shape)).expand(mean.shape)
+        if self.is_pooled:
+            return PooledRegressionPrediction(mean[0], variance[0], upcast(self.members_variance), **shared)
+        return GaussianMixturePrediction.of_checked(member_mean=mean, member_variance=variance, **shared)
+
+    def scaling_rows(self, target: Tensor) -> tuple[Tensor, ...]:
+        """The errors of the hypotheses [B, Z, ..., D]."""
+        if self.is_pooled:
+            raise InputError(
+                "A variance is fitted to the members, which were pooled when this prediction was made. Set `module.return_members = True` to "
+                "keep them."
+            )
+        mean = upcast(self.member_mean)
+        return ((self._checked(target).to(mean) - mean).transpose(0, 1),)
 
     def quantile(self, level: float) -> Tensor:
         """Not known."""

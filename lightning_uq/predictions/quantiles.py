@@ -47,7 +47,7 @@ class QuantilePrediction(SpreadPrediction):
 
     _reason: ClassVar[str] = "a few quantiles do not determine it"
 
-    member_quantiles = Field("Quantiles [Z, B, D, Q] in increasing order.", batch_axis=1)
+    member_quantiles = Field("Quantiles [Z, B, D, Q] in increasing order.", batch_axis=1, unit="location")
     levels = Field("Levels of the quantiles [Q].", batch_axis=None)
 
     def _check(self) -> None:
@@ -128,6 +128,13 @@ class QuantilePrediction(SpreadPrediction):
         """How many known targets lie at or below the predicted quantile of each level: [L] in float64."""
         target = self._checked(target)
         return torch.stack([widen(target <= self.quantile(level)).sum() for level in levels])
+
+    def scaling_rows(self, target: Tensor) -> tuple[Tensor, ...]:
+        """Residuals [B, ..., D] from the median, and its distances to the quantiles and their levels [B, Q, ..., D]."""
+        quantiles, median = self.quantiles, self.median
+        offset = (quantiles - median.unsqueeze(-1)).movedim(-1, 1)
+        levels = self.levels.to(offset).reshape(1, -1, *[1] * (offset.ndim - 2)).expand_as(offset)
+        return self._checked(target).to(median) - median, offset, levels
 
     def cdf(self, target: Tensor) -> Tensor:
         """Not known beyond the outermost quantiles."""

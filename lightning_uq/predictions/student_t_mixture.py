@@ -7,7 +7,8 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import student_t
-from lightning_uq.functional.precision import widen
+from lightning_uq.functional.components import Components
+from lightning_uq.functional.precision import upcast_together, widen
 from lightning_uq.functional.targets import sum_over_targets
 from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
@@ -36,8 +37,8 @@ class StudentTMixturePrediction(NumberPrediction):
         (tensor([[2.]]), tensor([[0.7407]], dtype=torch.float64))
     """
 
-    location = Field("Locations [Z, B, D].", batch_axis=1)
-    scale = Field("Scales [Z, B, D].", batch_axis=1)
+    location = Field("Locations [Z, B, D].", batch_axis=1, unit="location")
+    scale = Field("Scales [Z, B, D].", batch_axis=1, unit="scale")
     degrees_of_freedom = Field("Degrees of freedom [Z, B, D], above 2.", batch_axis=1)
 
     def _check(self) -> None:
@@ -76,6 +77,11 @@ class StudentTMixturePrediction(NumberPrediction):
         value, known = self._checked_known(target)
         members = sum_over_targets(student_t.student_t_log_prob(value, *self._student_t), known)
         return torch.logsumexp(members, 0) - math.log(len(members))
+
+    def components(self) -> Components:
+        """One Student-t per hypothesis [Z, B, D]."""
+        df, location, scale = upcast_together(*self._student_t)
+        return Components(location, scale, torch.full_like(location, -math.log(len(location))), df)
 
     def cdf(self, target: Tensor) -> Tensor:
         """P(Y_d <= target_d) [B, D] in float64, under the marginals."""

@@ -44,7 +44,14 @@ from tests.tolerance import tolerance
 def test_a_type_declares_its_tensors_once():
     logits = torch.zeros(1, 2, 3)
     calibrations = ["temperature", "class_scaling", "class_matrix", "class_curves"]
-    assert list(CategoricalPrediction._fields) == ["logits", "log_density", "ood_score", "prediction_set", "answered", *calibrations]
+    assert list(CategoricalPrediction._fields) == [
+        "logits",
+        "log_density",
+        "ood_score",
+        "prediction_set",
+        "answered",
+        *calibrations,
+    ]
     assert_same(CategoricalPrediction(logits=logits), CategoricalPrediction(logits))
     assert str(inspect.signature(CategoricalPrediction)).startswith("(logits: torch.Tensor, *, log_density: ")
     assert isinstance(CategoricalPrediction.logits, Field)
