@@ -1,5 +1,6 @@
 """One factor for the predicted variance of each target, on any LightningModule that predicts numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ class VarianceScaling(HeldOutCallback):
 
     def fit_rows(self, *rows: Tensor) -> dict[str, Any]:
         """The factor of each target."""
-        fit = {1: fit_residual_variance, 3: fit_quantile_stretch}.get(len(rows), fit_stretch)
+        fits: dict[int, Callable[..., Tensor]] = {1: fit_residual_variance, 3: fit_quantile_stretch}
+        fit = fits.get(len(rows), fit_stretch)
         return {"variance_scale": fit(*rows)}
 
     @property

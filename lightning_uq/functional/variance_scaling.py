@@ -123,20 +123,22 @@ def fit_quantile_stretch(residual: Tensor, offset: Tensor, levels: Tensor) -> Te
     """
     found = []
     for u, o, tau in _targets(residual, offset, levels):
-        slope = torch.where(o > 0, -o * tau, o * (tau - 1)).sum()  # of the loss, left of all kinks
+        slope = torch.where(o > 0, -o * tau, o * (1 - tau)).sum()  # of the loss, left of all kinks
         kinks, order = (u.unsqueeze(1) / o)[o != 0].sort()
         if not len(kinks):
             raise InputError("`prediction` must have quantiles apart from its median, but it has none for a target.")
         slopes = slope + o[o != 0].abs()[order].cumsum(0)
         s = kinks[(slopes >= -1e-12 * slope.abs()).nonzero()[0, 0]]
         if s <= 0:
-            raise InputError(_EXACT)
+            raise InputError(
+                "The quantiles of a target have their lowest pinball loss at a spread of 0, so no factor fits. Use more held-out rows."
+            )
         found.append(s.square())
     return torch.stack(found)
 
 
 _EXACT = (
-    "`target` must differ from the point predictions, but for one target dimension most of them are equal, so no spread fits. "
+    "`target` must differ from the point predictions, but for one target dimension they are equal, so no spread fits. "
     "Use rows on which the network was not trained."
 )
 

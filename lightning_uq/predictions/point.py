@@ -33,7 +33,7 @@ class PointPrediction(SpreadPrediction):
         (tensor([[1.]]), tensor([[1.]]))
     """
 
-    member_mean = Field("The hypotheses' means [Z, B, D].", batch_axis=1)
+    member_mean = Field("The hypotheses' means [Z, B, D].", batch_axis=1, unit="location")
 
     def _check(self) -> None:
         self._check_shapes("[Z, B, D]", "member_mean")

@@ -87,7 +87,8 @@ def test_trainer_scales_the_variance_of_a_gaussian(make_trainer, tmp_path):
     )
     x, y = TEST.dataset.tensors
     raw = predicted(module, x)
-    assert isinstance(prediction, GaussianMixturePrediction) and torch.equal(prediction.mean, raw.mean)
+    assert isinstance(prediction, GaussianMixturePrediction)
+    assert torch.equal(prediction.mean, raw.mean)
     torch.testing.assert_close(prediction.variance, raw.variance * scaling.variance_scale.float())
     torch.testing.assert_close(prediction.variance_scale, scaling.variance_scale.float())
     for name, one in (("", raw), ("_calibrated", prediction)):
