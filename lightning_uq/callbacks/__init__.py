@@ -13,6 +13,7 @@ from lightning_uq.callbacks.ood import OODDetection
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.callbacks.prediction_files import read_predictions
 from lightning_uq.callbacks.prediction_writer import PredictionWriter
+from lightning_uq.callbacks.quantile_recalibration import QuantileRecalibration
 from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.callbacks.variance_scaling import VarianceScaling
 from lightning_uq.callbacks.vector_scaling import VectorScaling
@@ -31,6 +32,7 @@ __all__ = [
     "OODDetection",
     "OODScorer",
     "PredictionWriter",
+    "QuantileRecalibration",
     "TemperatureScaling",
     "VarianceScaling",
     "VectorScaling",

@@ -10,12 +10,18 @@ from torchmetrics import Metric
 from lightning_uq.callbacks.calibration import rounded_for
 from lightning_uq.callbacks.held_out import Carried, HeldOutCallback
 from lightning_uq.callbacks.logged_metrics import When
-from lightning_uq.errors import InputError
+from lightning_uq.callbacks.number_calibration import (
+    check_known,
+    check_numbers,
+    check_numeric,
+    check_rows,
+    check_state,
+    distribution_metrics,
+)
 from lightning_uq.functional.variance_scaling import fit_quantile_stretch, fit_residual_variance, fit_stretch
-from lightning_uq.metrics import CRPS, IntervalCoverage, RegressionNLL
-from lightning_uq.predictions import NumberPrediction, Prediction
+from lightning_uq.predictions import Prediction
 from lightning_uq.running.transforms import PredictionTransform
-from lightning_uq.tasks import Task, describe
+from lightning_uq.tasks import Task
 
 
 class VarianceScaling(HeldOutCallback):
@@ -99,16 +105,12 @@ class VarianceScaling(HeldOutCallback):
         Raises:
             InputError: It has no factor.
         """
-        if tensors is not None and not isinstance(tensors.get("variance_scale"), Tensor):
-            raise InputError(
-                f"A fitted state of VarianceScaling needs `variance_scale`, but it holds {sorted(tensors)}."
-            )
+        check_state(type(self).__name__, "variance_scale", tensors)
 
     def preview(self, prediction: Prediction) -> Prediction:
         """The prediction with a factor of 1."""
-        check_rows(prediction, of_maps=True)
-        numbers: NumberPrediction = prediction  # type: ignore[assignment]
-        dims = numbers.target_shape[1 if numbers.map_shape else -1]
+        numbers = check_numbers(prediction)
+        dims = numbers.target_shape[numbers.target_axis]
         return numbers.scaled(torch.ones(dims, device=numbers.point.device))
 
     def transform(self) -> "ScalingTransform":
@@ -136,52 +138,6 @@ class ScalingTransform(PredictionTransform):
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The scaled prediction."""
-        check_rows(prediction, of_maps=True)
-        numbers: NumberPrediction = prediction  # type: ignore[assignment]
+        numbers = check_numbers(prediction)
         self.carried.check(numbers)
         return numbers.scaled(rounded_for(self.factor, numbers).to(numbers.point.device))
-
-
-def check_numeric(task: Task, who: str) -> None:
-    """Refuse a task without numbers.
-
-    Raises:
-        InputError: It has none.
-    """
-    if not task.has_numeric_targets:
-        raise InputError(
-            f"{who} calibrates predictions of numbers, which {describe(task)} does not make. Use TemperatureScaling for classes, or pass "
-            "`task` if the targets are numbers."
-        )
-
-
-def check_rows(prediction: Any, of_maps: bool = False) -> None:
-    """Refuse predictions that are none of numbers, or hold maps where rows are read.
-
-    Raises:
-        InputError: One of these.
-    """
-    if not isinstance(prediction, NumberPrediction):
-        raise InputError(f"`prediction` must be of numbers, but it is a {type(prediction).__name__}.")
-    if prediction.map_shape and not of_maps:
-        raise InputError("`prediction` must hold one row per target, but it holds maps. Pass `prediction.as_rows()`.")
-
-
-def check_known(values: Tensor, target: Tensor) -> None:
-    """Refuse what is not finite, but for a NaN where the target is missing, too.
-
-    Raises:
-        InputError: A prediction is NaN or infinite, or a target is infinite.
-    """
-    known = ~target.reshape(values.shape).isnan().to(values.device)
-    if not bool(torch.where(known, values, 0.0).isfinite().all()):
-        raise InputError("`prediction` and `target` must be finite, or a target NaN where it is missing.")
-
-
-def distribution_metrics(task: Task, when: When) -> dict[str, Metric]:
-    """The task's test metrics of a distribution; of means, the scores of a Gaussian after the change alone."""
-    own = {name: metric for name, metric in task.metrics("test").items() if name not in ("rmse", "mae")}
-    if own or when == "":
-        return own
-    covered = IntervalCoverage(0.95, validate_args=False)
-    return {"nll": RegressionNLL(validate_args=False), "crps": CRPS(validate_args=False), "coverage_95": covered}

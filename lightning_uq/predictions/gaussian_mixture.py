@@ -81,6 +81,10 @@ class GaussianMixturePrediction(NumberPrediction):
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] of the mixture's marginals at a ``level`` in (0, 1)."""
         check_open_unit("level", level)
+        return self.quantiles_at(level)
+
+    def quantiles_at(self, level: float | Tensor) -> Tensor:
+        """Quantiles [B, D] at a level of each target, which broadcasts to them."""
         return mixture.mixture_quantile(self.member_mean, self.member_variance, level)
 
     def cdf(self, target: Tensor) -> Tensor:

@@ -104,6 +104,10 @@ class MixtureDensityPrediction(NumberPrediction):
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] of the marginals at a ``level`` in (0, 1)."""
         check_open_unit("level", level)
+        return self.quantiles_at(level)
+
+    def quantiles_at(self, level: float | Tensor) -> Tensor:
+        """Quantiles [B, D] at a level of each target, which broadcasts to them."""
         mean, variance, weights = self._components
         return mixture.mixture_quantile(mean, variance, level, weights)
 

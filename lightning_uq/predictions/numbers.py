@@ -42,6 +42,11 @@ class NumberPrediction(Prediction):
         fitted_by="variance scaling",
     )
 
+    recalibration = Field(
+        "Knots [2, D, K] of the map from predicted probabilities to calibrated ones.",
+        fitted_by="quantile recalibration",
+    )
+
     score_names: ClassVar[tuple[str, ...]] = ("variance", "aleatoric_variance", "epistemic_variance")
 
     @property
@@ -212,6 +217,33 @@ class NumberPrediction(Prediction):
         location, *rest = self.components()
         offset = location - point
         return (self._checked(target).to(point) - point, *(t.transpose(0, 1) for t in (offset, *rest) if t is not None))
+
+    def recalibrated(self, knots: Tensor) -> "NumberPrediction":
+        """The prediction whose distribution functions went through a map per target.
+
+        Args:
+            knots: [2, D, K] of :func:`~lightning_uq.functional.quantile_recalibration.fit_recalibration`. Predictions hold it as
+                ``recalibration``.
+
+        Raises:
+            InputError: The prediction has no distribution function, or was recalibrated before.
+        """
+        from lightning_uq.predictions.recalibrated import RecalibratedPrediction
+
+        return RecalibratedPrediction.of(self, knots)
+
+    def recalibration_rows(self, target: Tensor) -> Tensor:
+        """Probability integrals P(Y <= target) [B, ..., D] in float64, to which the map of :meth:`recalibrated` is fitted.
+
+        Raises:
+            InputError: There are none.
+        """
+        return self._integral(target)
+
+    @property
+    def target_axis(self) -> int:
+        """The axis of the D targets: 1 of maps, else the last one."""
+        return 1 if self.map_shape else len(self.target_shape) - 1
 
     def pool(self) -> "NumberPrediction":
         """The prediction without its members: the mean and the two variances, Z times smaller."""

@@ -83,6 +83,13 @@ class PointPrediction(SpreadPrediction):
         mean = upcast(self.member_mean)
         return ((self._checked(target).to(mean) - mean).transpose(0, 1),)
 
+    def recalibration_rows(self, target: Tensor) -> Tensor:
+        """Not known."""
+        raise InputError(
+            f"A recalibration needs distributions, but a {type(self).__name__} holds means alone. Put VarianceScaling before it, or use a "
+            "head with a variance, for instance `Regression(head='mean_variance')`."
+        )
+
     def quantile(self, level: float) -> Tensor:
         """Not known."""
         self._refuse("quantile")

@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.quantile_recalibration import extended_cdf, extended_quantile, uncalibrated_levels
 from lightning_uq.functional.quantiles import check_levels, pinball, quantile_at
 from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
@@ -135,6 +136,33 @@ class QuantilePrediction(SpreadPrediction):
         offset = (quantiles - median.unsqueeze(-1)).movedim(-1, 1)
         levels = self.levels.to(offset).reshape(1, -1, *[1] * (offset.ndim - 2)).expand_as(offset)
         return self._checked(target).to(median) - median, offset, levels
+
+    def recalibration_rows(self, target: Tensor) -> Tensor:
+        """Probabilities [B, ..., D] of targets: linear between the quantiles, with exponential tails beyond them."""
+        self._check_several_levels()
+        return extended_cdf(self.quantiles, self.levels, self._checked(target))
+
+    def recalibrated(self, knots: Tensor) -> "QuantilePrediction":
+        """The quantiles at the same levels, of the calibrated distribution."""
+        self._check_several_levels()
+        if self._get("recalibration") is not None:
+            raise InputError(
+                "This QuantilePrediction was recalibrated before. Recalibrate the one that it was made of."
+            )
+        quantiles = upcast(self.member_quantiles)
+        shape = -1, *[1] * len(self.map_shape)
+        levels = uncalibrated_levels(self.levels, knots.to(quantiles.device)).T
+        moved = [extended_quantile(quantiles, self.levels, level.reshape(shape)) for level in levels]
+        new = (
+            torch.stack(moved, -1).cummax(-1).values.to(self.member_quantiles.dtype)
+        )  # equal ones stay so up to rounding
+        return self._from_tensors({**self.__dict__["_tensors"], "member_quantiles": new, "recalibration": knots})
+
+    def _check_several_levels(self) -> None:
+        if len(self.levels) < 2:
+            raise InputError(
+                "A recalibration needs quantiles at two levels or more, but there is one. Predict more `levels`."
+            )
 
     def cdf(self, target: Tensor) -> Tensor:
         """Not known beyond the outermost quantiles."""

@@ -95,6 +95,10 @@ class StudentTMixturePrediction(NumberPrediction):
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] of the marginals at a ``level`` in (0, 1), in float64."""
         check_open_unit("level", level)
+        return self.quantiles_at(level)
+
+    def quantiles_at(self, level: float | Tensor) -> Tensor:
+        """Quantiles [B, D] at a level of each target, which broadcasts to them, in float64."""
         return student_t.student_t_mixture_quantile(level, *self._student_t)
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:

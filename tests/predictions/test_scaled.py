@@ -29,9 +29,7 @@ def above(least, *shape, seed):
 
 DISTRIBUTIONS = {
     "Gaussian": lambda *b: GaussianMixturePrediction(randn(3, *b), above(0, 3, *b, seed=1)),
-    "Student-t": lambda *b: StudentTMixturePrediction(
-        randn(2, *b), above(0, 2, *b, seed=1), above(2.5, 2, *b, seed=2)
-    ),
+    "Student-t": lambda *b: StudentTMixturePrediction(randn(2, *b), above(0, 2, *b, seed=1), above(2.5, 2, *b, seed=2)),
     "evidential": lambda *b: StudentTPrediction(randn(2, *b), *(above(1.2, 2, *b, seed=i) for i in (1, 2, 3))),
     "mixture": lambda *b: MixtureDensityPrediction(
         randn(2, *b, 3), randn(2, *b, 3, seed=1), above(0, 2, *b, 3, seed=2)
@@ -134,7 +132,9 @@ def test_a_prediction_tells_that_it_was_scaled(kind):
 def test_every_number_with_a_unit_says_it():
     """Else it would stay as it is where the others are scaled."""
     without = {"nu", "alpha", "inverse_nu", "degrees_of_freedom", "member_logits", "levels", "grid", "mean"}
-    kinds = [kind for kind in vars(predictions).values() if isinstance(kind, type) and issubclass(kind, NumberPrediction)]
+    kinds = [
+        kind for kind in vars(predictions).values() if isinstance(kind, type) and issubclass(kind, NumberPrediction)
+    ]
     assert len(kinds) > 6
     for kind in kinds:
         for name, field in kind._fields.items():
