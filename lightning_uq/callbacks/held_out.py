@@ -158,11 +158,6 @@ class HeldOutCallback(PostTrainingCallback):
                 "predictions that change afterwards. Swap them."
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a task that cannot be fitted."""
-        self.check_task(self.logits.task(pl_module))
-        super().on_fit_start(trainer, pl_module)
-
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Reduce a batch to rows, in the type of prediction that it will have."""
         self.logits.look_at_task(model, batch, trainer)

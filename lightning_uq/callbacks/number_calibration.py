@@ -66,7 +66,7 @@ def check_known(values: Tensor, target: Tensor) -> None:
         InputError: A prediction is NaN or infinite, or a target is infinite.
     """
     known = ~target.reshape(values.shape).isnan().to(values.device)
-    if not bool(torch.where(known, values, 0.0).isfinite().all()):
+    if bool(target.isinf().any()) or not bool(torch.where(known, values, 0.0).isfinite().all()):
         raise InputError("`prediction` and `target` must be finite, or a target NaN where it is missing.")
 
 

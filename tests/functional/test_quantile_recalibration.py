@@ -143,7 +143,7 @@ def test_integrals_of_a_mixture_by_scipy():
         moment = sum(w * ((m - center) ** 2 + s**2) for w, m, s in zip(weights, mean, scale, strict=True))
         assert float(second) == pytest.approx(moment, rel=1e-5)
         points = [-2.0, 0.5, 4.0, center]
-        score = integrate.quad(lambda x: (cdf(x) - (x >= center)) ** 2, -40, 120, points=points, limit=500)[0]
+        score = integrate.quad(lambda x, y=center: (cdf(x) - (x >= y)) ** 2, -40, 120, points=points, limit=500)[0]
         assert float(squared) == pytest.approx(score, rel=1e-4)
 
 
