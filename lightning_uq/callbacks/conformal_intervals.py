@@ -9,8 +9,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_uq.callbacks.carried import Carried
 from lightning_uq.callbacks.conformal_stream import ConformalStream
-from lightning_uq.callbacks.held_out import Carried, HeldOutCallback
+from lightning_uq.callbacks.held_out import HeldOutCallback, one_per_row
 from lightning_uq.callbacks.logged_metrics import When
 from lightning_uq.errors import InputError
 from lightning_uq.functional.conformal_intervals import conformal_interval, interval_excess
@@ -137,12 +138,11 @@ class ConformalIntervals(HeldOutCallback):
                     f"`simultaneous` is for the steps of a horizon [B, H, D], but the predictions have shape {list(scores.shape)}."
                 )
             scores = scores.flatten(1, -2).amax(1)  # NaN, hence left out, where a step is missing
-        given = [
-            _per_row(name, values.get(name), scores)
-            for name, function in (("groups", self.groups), ("weights", self.density_ratio))
-            if name in values or function is not None
-        ]
-        return (scores, *given)
+        given = {name: one_per_row(name, value, len(scores)) for name, value in values.items()}
+        if "groups" in given and given["groups"].dtype == torch.bool:
+            given["groups"] = given["groups"].long()
+        HeldOutScores(scores, given.get("groups"), given.get("weights"))  # raises what does not fit together
+        return (scores, *given.values())
 
     def fit_rows(self, *rows: Tensor) -> dict[str, Any]:
         """The scores of all rows, from which margins follow."""
@@ -155,17 +155,23 @@ class ConformalIntervals(HeldOutCallback):
             rank_zero_warn(
                 f"ConformalIntervals gives infinite intervals: alpha={self.alpha:g} needs {needed} rows with a target, but there are {fewest}."
             )
-        found: dict[str, Any] = {"scores": scores}
-        if given:
-            found["groups" if self.groups is not None or not given[0].is_floating_point() else "weights"] = given[0]
-        if "groups" in found:
-            counts = found["groups"].bincount()
-            few = [g for g in range(len(counts)) if counts[g] < needed]
-            if few:
-                rank_zero_warn(
-                    f"ConformalIntervals gives groups {few} infinite intervals: alpha={self.alpha:g} needs {needed} rows of a group."
+        found: dict[str, Any] = {"scores": scores, **({"alpha": self.alpha} if self.method == "cqr" else {})}
+        if not given:
+            return found
+        (values,) = given
+        if values.is_floating_point():
+            if not bool(values.any()):
+                raise InputError(
+                    "`weights` must hold positive numbers, but all density ratios of the fitted rows are 0."
                 )
-        return found
+            return {**found, "weights": values}
+        counts = values.bincount()
+        few = ((counts > 0) & (counts < needed)).nonzero().flatten().tolist()
+        if few:
+            rank_zero_warn(
+                f"ConformalIntervals gives groups {few} infinite intervals: alpha={self.alpha:g} needs {needed} rows of a group."
+            )
+        return {**found, "groups": values.long()}
 
     @property
     def held_out(self) -> HeldOutScores:
@@ -199,6 +205,7 @@ class ConformalIntervals(HeldOutCallback):
 
     def transform(self) -> "IntervalTransform":
         """Predictions carry their intervals."""
+        self._check_level(self.alpha)
         functions = self.input_functions()
         return IntervalTransform(self.method, self.held_out, self.alpha, functions, self.carried())
 
@@ -222,11 +229,16 @@ class ConformalIntervals(HeldOutCallback):
             NotFittedError: Nothing was fitted.
             InputError: The prediction is of another kind, or calibrated otherwise.
         """
-        if alpha not in (None, self.alpha) and self.method == "cqr":
+        alpha = self.alpha if alpha is None else alpha
+        self._check_level(alpha)
+        return self.transform().intervals(prediction, alpha, groups, weights)
+
+    def _check_level(self, alpha: float) -> None:
+        fitted = self.state.get("alpha", alpha)
+        if alpha != fitted:
             raise InputError(
-                f"With method='cqr' the fit is for alpha={self.alpha:g} alone. Fit another callback for alpha={alpha:g}."
+                f"With method='cqr' the fit is for alpha={fitted:g} alone. Fit another callback for alpha={alpha:g}."
             )
-        return self.transform().intervals(prediction, self.alpha if alpha is None else alpha, groups, weights)
 
     def stream(self, step_size: float = 0.005, window: int | None = None) -> ConformalStream:
         """Intervals for a stream whose distribution may drift: see :class:`ConformalStream`."""
@@ -266,7 +278,6 @@ class IntervalTransform(PredictionTransform):
         self.functions = functions
         self.carried = carried
         self.values: Mapping[str, Tensor] | None = None  # what the functions gave for the input at hand
-        self._margins: dict[float, Tensor] = {}
 
     def of_input(self, x: Any) -> PredictionTransform:
         """The transform with the input's groups or density ratios."""
@@ -284,13 +295,14 @@ class IntervalTransform(PredictionTransform):
 
     def at(self, prediction: Prediction, alpha: float, **values: Tensor) -> dict[str, Tensor]:
         """The tensors that a prediction carries at a level."""
+        for name, value in values.items():
+            one_per_row(name, value, len(prediction))
         lower, upper = self.intervals(prediction, alpha, **values)
         return {"conformal_lower": lower, "conformal_upper": upper}
 
     def use(self, held_out: HeldOutScores) -> None:
         """Go on with other scores."""
         self.held_out = held_out
-        self._margins = {}
 
     def intervals(
         self, prediction: Prediction, alpha: float, groups: Tensor | None = None, weights: Tensor | None = None
@@ -307,19 +319,12 @@ class IntervalTransform(PredictionTransform):
         )
         bad = bad.to(low.device)
         dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-        return (
-            torch.where(bad, -torch.inf, low).to(lower.device, dtype),
-            torch.where(bad, torch.inf, high).to(lower.device, dtype),
-        )
+        low, high = torch.where(bad, -torch.inf, low), torch.where(bad, torch.inf, high)
+        return _rounded(low, dtype, -torch.inf).to(lower.device), _rounded(high, dtype, torch.inf).to(lower.device)
 
     def _margin(self, prediction: Any, alpha: float, groups: Tensor | None, weights: Tensor | None) -> Tensor:
         """The margin in a shape that broadcasts to the targets [B, ..., D], or [B, D, *P] of maps."""
-        if groups is None and weights is None:
-            if alpha not in self._margins:
-                self._margins[alpha] = self.held_out.threshold(alpha)
-            margin = self._margins[alpha]
-        else:
-            margin = self.held_out.threshold(alpha, groups, weights)
+        margin = self.held_out.threshold(alpha, groups, weights)
         fitted = self.held_out.scores.ndim - 1
         shape = prediction.target_shape
         rows = margin.shape[: margin.ndim - fitted]
@@ -334,17 +339,17 @@ def bounds_of(prediction: Any, method: IntervalMethod, alpha: float) -> tuple[Te
     """What an interval is widened from: lower and upper bounds, and the scale of the margin."""
     if not isinstance(prediction, NumberPrediction):
         raise InputError(f"`prediction` must be of numbers, but it is a {type(prediction).__name__}.")
-    if method == "cqr":
-        return *prediction.interval(1 - alpha), None
-    center = prediction.point
-    return center, center, prediction.variance.sqrt() if method == "normalized" else None
+    try:
+        if method == "cqr":
+            return *prediction.interval(1 - alpha), None
+        center = prediction.point
+        return center, center, prediction.variance.sqrt() if method == "normalized" else None
+    except InputError as error:
+        raise InputError(f"`method` {method!r} does not suit these predictions. {error}") from error
 
 
-def _per_row(name: str, values: Tensor | None, scores: Tensor) -> Tensor:
-    """A number per row."""
-    if values is None or values.shape != scores.shape[:1]:
-        came = "none came" if values is None else f"their shape is {list(values.shape)}"
-        raise InputError(f"`{name}` must hold one number per row, [{len(scores)}], but {came}. Rows of maps have none.")
-    if name == "groups" and (values.is_floating_point() or bool((values < 0).any())):
-        raise InputError(f"`groups` must be integers from 0, but their dtype is {values.dtype} or one is negative.")
-    return values.long() if name == "groups" else values
+def _rounded(bound: Tensor, dtype: torch.dtype, outside: float) -> Tensor:
+    """A bound in another dtype, rounded to the outside, so that it still holds a target that lies on it."""
+    rounded = bound.to(dtype)
+    moved = (rounded > bound) if outside < 0 else (rounded < bound)
+    return torch.where(moved, torch.nextafter(rounded, torch.full_like(rounded, outside)), rounded)

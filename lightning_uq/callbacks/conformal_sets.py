@@ -9,8 +9,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_uq.callbacks.carried import Carried
 from lightning_uq.callbacks.conformal_stream import ConformalStream
-from lightning_uq.callbacks.held_out import Carried, HeldOutCallback
+from lightning_uq.callbacks.held_out import HeldOutCallback, one_per_row
 from lightning_uq.callbacks.logged_metrics import When
 from lightning_uq.errors import InputError
 from lightning_uq.functional.conformal_sets import (
@@ -147,7 +148,9 @@ class ConformalSets(HeldOutCallback):
         scores = self.scores(prediction.log_probs, values.get("uniforms"))
         own = true_label_scores(scores, target.to(scores.device))
         number = torch.full_like(target, scores.shape[1])
-        return (own, target.long(), number.long(), *_row_weights(values.get("weights"), self.density_ratio, own))
+        weights = [one_per_row("weights", values["weights"], len(own))] if "weights" in values else []
+        HeldOutScores(own, target if self.by_class else None, *weights)  # raises what does not fit together
+        return (own, target.long(), number.long(), *weights)
 
     def fit_rows(self, *rows: Tensor) -> dict[str, Any]:
         """The scores of all rows, from which a threshold follows for any ``alpha``."""
@@ -164,6 +167,8 @@ class ConformalSets(HeldOutCallback):
             rank_zero_warn(
                 f"ConformalSets gives sets of all classes: alpha={self.alpha:g} needs {rows_needed(self.alpha)} rows, but there are {len(scores)}."
             )
+        if weights and not bool(weights[0].any()):
+            raise InputError("`weights` must hold positive numbers, but all density ratios of the fitted rows are 0.")
         groups = {"groups": labels} if self.by_class else {}
         return {"scores": scores, "num_classes": num_classes, **groups, **({"weights": weights[0]} if weights else {})}
 
@@ -303,7 +308,6 @@ class SetTransform(PredictionTransform):
         self.density_ratio = density_ratio
         self.carried = carried
         self.weights: Tensor | None = None  # the density ratios [B] of the rows at hand
-        self._thresholds: dict[float, Tensor] = {}
 
     def of_input(self, x: Any) -> PredictionTransform:
         """The transform with the input's density ratios."""
@@ -321,22 +325,20 @@ class SetTransform(PredictionTransform):
 
     def at(self, prediction: Prediction, alpha: float) -> dict[str, Tensor]:
         """The tensor that a prediction carries at a level."""
+        if self.weights is not None:
+            one_per_row("density_ratio", self.weights, len(prediction))
         return {"prediction_set": self.sets(prediction, alpha, self.weights, None)}
 
     def use(self, held_out: HeldOutScores) -> None:
         """Go on with other scores."""
         self.held_out = held_out
-        self._thresholds = {}
 
     def threshold(self, alpha: float, weights: Tensor | None) -> Tensor:
         """The threshold: a scalar, [C] of classes, or [B, 1] of rows with weights."""
         if weights is not None:
             return self.held_out.threshold(alpha, weights=weights).unsqueeze(1)
-        if alpha not in self._thresholds:
-            by_class = self.held_out.groups is not None
-            found = self.held_out.of_groups(alpha, self.num_classes) if by_class else self.held_out.threshold(alpha)
-            self._thresholds[alpha] = found
-        return self._thresholds[alpha]
+        by_class = self.held_out.groups is not None
+        return self.held_out.of_groups(alpha, self.num_classes) if by_class else self.held_out.threshold(alpha)
 
     def sets(self, prediction: Any, alpha: float, weights: Tensor | None, uniforms: Tensor | None) -> Tensor:
         """See :meth:`ConformalSets.sets`."""
@@ -359,20 +361,3 @@ class SetTransform(PredictionTransform):
 def _check_kind(prediction: Any) -> None:
     if not isinstance(prediction, ClassProbabilities):
         raise InputError(f"`prediction` must be of classes, but it is a {type(prediction).__name__}.")
-
-
-def _row_weights(
-    weights: Tensor | None, density_ratio: Callable[[Any], Tensor] | None, scores: Tensor
-) -> tuple[Tensor, ...]:
-    """The weights [N] as rows, where there are any."""
-    if weights is None and density_ratio is not None:
-        raise InputError(
-            "`weights` must hold the density ratios of the rows, because the callback has a `density_ratio`."
-        )
-    if weights is None:
-        return ()
-    if weights.shape != scores.shape[:1]:
-        raise InputError(
-            f"`density_ratio` must give one number per row, [{len(scores)}], but it gave shape {list(weights.shape)}. Maps have none."
-        )
-    return (weights,)

@@ -64,6 +64,11 @@ class ConformalStream:
             raise InputError(
                 f"A stream follows one level for all rows, but this {type(conformal).__name__} has groups, classes or weights. Fit one without."
             )
+        if not getattr(conformal, "allow_empty", True):
+            raise InputError(
+                "The sets of a stream may be empty, or fewer targets than alpha are missed and the level rises without end. Pass "
+                "`allow_empty=True`."
+            )
         self.window = window
         self._conformal = conformal
         self._transform = conformal.transform()

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import Self
 
+from lightning_uq.callbacks.carried import Carried, carried_by
 from lightning_uq.callbacks.logged_metrics import LoggedMetrics, When, log_fitted
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
-from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.errors import InputError, NotFiniteError, NotFittedError
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.classes import check_targets, labelled_batch
 from lightning_uq.running.evaluation import to_device
+from lightning_uq.running.finite import bad_rows
 from lightning_uq.running.fitted_state import to_cpu
+from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks
 from lightning_uq.running.row_sample import MAX_ROWS, RowSample, row_keys
 from lightning_uq.running.transforms import PredictionTransform, observing_all, transforms_of
 from lightning_uq.tasks import Task
-
-_CARRIED = "carried."
-"""Prefix of the calibrations that the fitted predictions carried, in the state."""
 
 
 class HeldOutCallback(PostTrainingCallback):
@@ -113,10 +113,15 @@ class HeldOutCallback(PostTrainingCallback):
                 f"`fit_predictions` of {type(self).__name__} takes {', '.join(self.value_names) or 'nothing'} beside predictions and targets, but "
                 f"{unknown[0]!r} came."
             )
+        lacking = [name for name in self.input_functions() if name not in values]
+        if lacking:
+            raise InputError(
+                f"`{lacking[0]}` must be given for the rows, because {type(self).__name__} has a function for it."
+            )
         rows = [part.cpu() for part in self.rows(prediction, target, **values)]
         if not len(prediction):
             raise InputError("`prediction` must hold at least one row, but it is empty.")
-        self._set(to_cpu({**self.fit_rows(*rows), **_carried(prediction)}), None)
+        self._set(to_cpu({**self.fit_rows(*rows), **carried_by(prediction)}), None)
         return self
 
     def change(self, prediction: Prediction) -> Prediction:
@@ -124,8 +129,14 @@ class HeldOutCallback(PostTrainingCallback):
 
         Raises:
             NotFittedError: Nothing was fitted.
-            InputError: The prediction carries other calibrations than those that were fitted.
+            InputError: The prediction carries other calibrations than those that were fitted, or the result depends on the input.
         """
+        names = list(self.input_functions())
+        if names:
+            raise InputError(
+                f"`change` has no input, on which `{names[0]}` of {type(self).__name__} depends. Use `trainer.predict`, or pass `{names[0]}` to "
+                "the method that makes the result."
+            )
         return self.transform().apply(prediction)
 
     @property
@@ -141,7 +152,7 @@ class HeldOutCallback(PostTrainingCallback):
             )
         return self._tensors
 
-    def carried(self) -> "Carried":
+    def carried(self) -> Carried:
         """The calibrations that the fitted predictions carried."""
         return Carried(type(self).__name__, self.state)
 
@@ -160,6 +171,7 @@ class HeldOutCallback(PostTrainingCallback):
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Reduce a batch to rows, in the type of prediction that it will have."""
+        self._check_own_predictions(model)
         self.logits.look_at_task(model, batch, trainer)
         task = self.logits.task(model)
         self.check_task(task)
@@ -180,6 +192,7 @@ class HeldOutCallback(PostTrainingCallback):
 
     def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
         """Fit the rows of all ranks, or a sample of them."""
+        self._check_own_predictions(model)
         sample = RowSample(self.max_rows)
         rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         num_read, carried = 0, None
@@ -191,6 +204,7 @@ class HeldOutCallback(PostTrainingCallback):
                 task = self.logits.task(model)
                 self.check_task(task)
                 outputs, prediction = self._predict(model, batch, trainer, before, check=num_read == 0)
+                self._check_finite(outputs, task)
                 target = labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
                 rows = self._rows_of(model, batch, task, prediction, target)
                 numbers = rank + world * torch.arange(num_read, num_read + len(target))
@@ -199,12 +213,27 @@ class HeldOutCallback(PostTrainingCallback):
                 chosen = sample.choose(keys)
                 at = chosen.to(outputs.device) if isinstance(chosen, Tensor) else chosen
                 sample.add(keys[chosen], *(part[at].cpu() for part in rows))
-                carried = _carried(prediction)
+                carried = carried_by(prediction)
         gathered = [part.cpu() for part in sample.gather(trainer, type(self).__name__)]
         (carried,) = first_of_ranks([None if carried is None else to_cpu(carried)], trainer)
         if not gathered or not len(gathered[0]) or carried is None:
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         return {**self.fit_rows(*gathered), **carried}
+
+    def _check_finite(self, outputs: Tensor, task: Task) -> None:
+        num_bad = int(bad_rows(outputs, task).sum())
+        if num_bad:
+            raise NotFiniteError(
+                f"{self._where} must have finite outputs, but those of {num_bad} of {outputs.shape[1]} rows hold NaN or infinity. Leave out such "
+                "inputs, or look for NaN in the weights."
+            )
+
+    def _check_own_predictions(self, model: nn.Module) -> None:
+        if self.logits.predict_fn is not None and is_uncertainty_module(model):
+            raise InputError(
+                f"{type(self).__name__} is fitted to the predictions that {type(model).__name__} makes itself, which its `predict_fn` would "
+                "bypass. Leave argument `predict_fn` out."
+            )
 
     def _rows_of(
         self, model: nn.Module, batch: Any, task: Task, prediction: Prediction, target: Tensor
@@ -218,7 +247,8 @@ class HeldOutCallback(PostTrainingCallback):
             )
         functions = self.input_functions()
         x = self.logits.unpack(model, batch)[0] if functions else None
-        return self.rows(prediction, target, **{name: function(x) for name, function in functions.items()})
+        values = {name: one_per_row(name, function(x), len(prediction)) for name, function in functions.items()}
+        return self.rows(prediction, target, **values)
 
     def _keys(self, task: Task, target: Tensor, numbers: Tensor, num_rows: int) -> Tensor:
         """The key of each row of a batch: positions of one sample are apart."""
@@ -282,12 +312,15 @@ class HeldOutCallback(PostTrainingCallback):
         self._tested = LoggedMetrics(
             self.logits, self._tested_predictions, self.test_metrics, type(self).__name__, self.whens
         )
+        self._test_transform: PredictionTransform | None = None  # of the state that the first batch verifies
 
     def _tested_predictions(
         self, model: nn.Module, batch: Any, trainer: Trainer, check: bool
     ) -> tuple[Tensor, dict[When, Prediction]]:
         outputs, prediction = self._predict(model, batch, trainer, self._before(model, trainer), check=check)
-        changed = self.transform().of_input(self.logits.unpack(model, batch)[0]).apply(prediction)
+        if self._test_transform is None:
+            self._test_transform = self.transform()
+        changed = self._test_transform.of_input(self.logits.unpack(model, batch)[0]).apply(prediction)
         return outputs, {"": changed} if self.whens == ("",) else {"": prediction, "_calibrated": changed}
 
     def on_test_batch_start(
@@ -320,44 +353,17 @@ class HeldOutCallback(PostTrainingCallback):
         return "uq/" if self.name is None else f"uq/{self.name}/"
 
 
-class Carried:
-    """The calibrations that fitted predictions carried: a result is only for predictions with the same ones.
+def one_per_row(name: str, values: object, num_rows: int) -> Tensor:
+    """A number per row [N], as a function of the input must give it.
 
-    Args:
-        who: The callback, for messages.
-        tensors: Its fitted tensors.
+    Raises:
+        InputError: It is no tensor of that shape.
     """
-
-    def __init__(self, who: str, tensors: Mapping[str, Any]) -> None:
-        self.who = who
-        self.tensors = {name.removeprefix(_CARRIED): t for name, t in tensors.items() if name.startswith(_CARRIED)}
-
-    def check(self, prediction: Prediction) -> None:
-        """Raise an :class:`InputError` for a prediction that was calibrated otherwise. Pooled ones no longer tell."""
-        if prediction.num_indices is None or torch.compiler.is_compiling():
-            return
-        found = {name.removeprefix(_CARRIED): tensor for name, tensor in _carried(prediction).items()}
-        for name in {**self.tensors, **found}:
-            own, new = self.tensors.get(name), found.get(name)
-            if own is None or new is None or not _is_close(own, new):
-                raise InputError(
-                    f"{self.who} was fitted to predictions with {_said(name, own)}, but this one has {_said(name, new)}. Fit "
-                    f"{self.who} again, to predictions that are calibrated as this one is."
-                )
-
-
-def _carried(prediction: Prediction) -> dict[str, Tensor]:
-    """The calibrations that all rows of a prediction share."""
-    return {f"{_CARRIED}{name}": tensor for name, tensor in prediction.calibrations.items()}
-
-
-def _is_close(own: Tensor, new: Tensor) -> bool:
-    return own.shape == new.shape and torch.allclose(
-        own.double(), new.cpu().double(), rtol=1e-2, atol=1e-3, equal_nan=True
-    )
-
-
-def _said(name: str, tensor: Tensor | None) -> str:
-    if tensor is None:
-        return f"no {name.replace('_', ' ')}"
-    return f"a {name.replace('_', ' ')}" + (f" of {float(tensor):.4g}" if tensor.numel() == 1 else "")
+    if not isinstance(values, Tensor) or values.shape != (num_rows,):
+        came = (
+            f"its shape is {list(values.shape)}" if isinstance(values, Tensor) else f"it is a {type(values).__name__}"
+        )
+        raise InputError(
+            f"`{name}` must be a tensor with one number per row, [{num_rows}], but {came}. Positions of maps cannot have one."
+        )
+    return values

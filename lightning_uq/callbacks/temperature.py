@@ -163,7 +163,8 @@ class TemperatureTransform(PredictionTransform):
     def apply(self, prediction: Prediction) -> Prediction:
         """The calibrated prediction."""
         if self.of_members:
-            return prediction.map_logits(self._tempered)
+            tempered: Prediction = prediction.map_logits(self._tempered)
+            return tempered.replace(member_temperature=rounded_for(self.temperature, prediction))
         return prediction.replace(temperature=rounded_for(self.temperature, prediction))
 
     def _tempered(self, logits: Tensor) -> Tensor:

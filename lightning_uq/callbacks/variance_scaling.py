@@ -8,7 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq.callbacks.calibration import rounded_for
-from lightning_uq.callbacks.held_out import Carried, HeldOutCallback
+from lightning_uq.callbacks.carried import Carried
+from lightning_uq.callbacks.held_out import HeldOutCallback
 from lightning_uq.callbacks.logged_metrics import When
 from lightning_uq.callbacks.number_calibration import (
     check_known,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from lightning_uq.functional.conformal import (
     group_quantiles,
     weighted_conformal_quantile,
 )
+from lightning_uq.functional.validation import check_floating, check_shape
+
+_MAX_GROUP = 2**20
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class HeldOutScores:
         weights: The weight of each row [N], for a known covariate shift.
 
     Raises:
-        InputError: There are groups and weights.
+        InputError: There are groups and weights, groups are not integers from 0 to 2^20, or weights are not finite numbers from 0.
 
     Example:
         >>> held_out = HeldOutScores(torch.arange(1.0, 20.0))
@@ -40,9 +43,21 @@ class HeldOutScores:
     groups: Tensor | None = None
     weights: Tensor | None = None
 
+    _found: dict[tuple[float, int | None], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
     def __post_init__(self) -> None:
         if self.groups is not None and self.weights is not None:
             raise InputError("`groups` and `weights` exclude each other. Pass one of them.")
+        if self.groups is not None:
+            _check_integers(self.groups)
+            check_shape("groups", self.groups, self.scores.shape[:1])
+            if bool(((self.groups < 0) | (self.groups > _MAX_GROUP)).any()):
+                raise InputError(f"`groups` must be numbered from 0 and at most {_MAX_GROUP}, but some are not.")
+        if self.weights is not None:
+            check_floating("weights", self.weights, 1, "[N]")
+            check_shape("weights", self.weights, self.scores.shape[:1])
+            if not bool(((self.weights >= 0) & self.weights.isfinite()).all()):
+                raise InputError("`weights` must be finite and not negative, but they hold other values.")
 
     @property
     def num_groups(self) -> int:
@@ -55,7 +70,7 @@ class HeldOutScores:
         Args:
             alpha: Share of new rows that may exceed it.
             groups: The new rows' groups [B]. A group that no calibration row has gets plus infinity.
-            weights: The new rows' weights [B].
+            weights: The new rows' weights [B]. A weight that is not finite gets plus infinity.
 
         Raises:
             InputError: The new rows lack what the calibration rows have, or have more.
@@ -67,16 +82,20 @@ class HeldOutScores:
                     f"{'do not' if own is None else 'do'}."
                 )
         if groups is not None:
+            _check_integers(groups)
             table = self.of_groups(alpha)
             known = (groups >= 0) & (groups < len(table))
-            index = torch.where(known, groups, len(table)).long().to(table.device)
+            index = torch.where(known, groups.long(), len(table)).to(table.device)
             return torch.cat([table, table.new_full((1, *table.shape[1:]), torch.inf)])[index]
         if weights is not None:
             new = weights.to(self.scores.device)
-            return self._each(
+            missing = ~new.isfinite()  # as of an input with NaN
+            new = new.masked_fill(missing, 0.0)
+            found = self._each(
                 lambda scores, known: weighted_conformal_quantile(scores, self._weights(known), new, alpha)
             )
-        return self._each(lambda scores, known: conformal_quantile(scores, alpha))
+            return found.masked_fill(missing.reshape(-1, *[1] * (found.ndim - 1)), torch.inf)
+        return self._once(alpha, None, lambda scores, known: conformal_quantile(scores, alpha))
 
     def of_groups(self, alpha: float, num_groups: int | None = None) -> Tensor:
         """The thresholds of all groups [G, ...]."""
@@ -84,11 +103,17 @@ class HeldOutScores:
         if groups is None:
             raise InputError("The calibration rows have no groups.")
         number = max(1, self.num_groups if num_groups is None else num_groups)
-        return self._each(lambda scores, known: group_quantiles(scores, groups[known], number, alpha))
+        return self._once(alpha, number, lambda scores, known: group_quantiles(scores, groups[known], number, alpha))
 
     def _weights(self, known: Tensor) -> Tensor:
         assert self.weights is not None
         return self.weights[known]
+
+    def _once(self, alpha: float, number: int | None, quantile: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """:meth:`_each`, computed at the first call: every batch asks for the same thresholds."""
+        if (alpha, number) not in self._found:
+            self._found[alpha, number] = self._each(quantile)
+        return self._found[alpha, number]
 
     def _each(self, quantile: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The quantile of each column's known scores: [N, ...] -> [..., of the quantile first]."""
@@ -99,6 +124,11 @@ class HeldOutScores:
             found.append(quantile(column[known], known))
         stacked = torch.stack(found, -1)
         return stacked.reshape([*stacked.shape[:-1], *self.scores.shape[1:]])
+
+
+def _check_integers(groups: Tensor) -> None:
+    if groups.is_floating_point() or groups.is_complex():
+        raise InputError(f"`groups` must be integers, but their dtype is {groups.dtype}.")
 
 
 def rows_needed(alpha: float) -> int:

@@ -5,9 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_uq.errors import InputError
+from lightning_uq.functional.precision import widen
 from lightning_uq.functional.targets import aligned_target
+from lightning_uq.functional.validation import check_no_nan, check_target, check_target_values
 from lightning_uq.metrics.base import MeanMetric
-from lightning_uq.predictions import NumberPrediction, Prediction
+from lightning_uq.predictions import ClassProbabilities, NumberPrediction, Prediction
 
 
 class ConformalCoverage(MeanMetric):
@@ -17,7 +20,7 @@ class ConformalCoverage(MeanMetric):
 
     Args:
         simultaneous: Whether the steps of a horizon [B, H, D] count together.
-        validate_args: As of all metrics; the values are not looked at.
+        validate_args: Check that class indices lie in [0, C) and that bounds are no NaN.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -46,15 +49,18 @@ class ConformalCoverage(MeanMetric):
 
         Raises:
             NotFittedError: The prediction carries none.
+            InputError: It is neither of classes nor of numbers, or the target does not fit it.
         """
-        self._add(*covered_targets(prediction, target, self.simultaneous))
+        self._add(*covered_targets(prediction, target, self.simultaneous, validate=self.validate_args))
 
 
 class ConformalSize(MeanMetric):
     """Mean number of classes in a prediction set, or mean width of a conformal interval in the target's units; lower is better.
 
+    An empty interval, whose lower bound exceeds its upper one, has width 0.
+
     Args:
-        validate_args: As of all metrics; the values are not looked at.
+        validate_args: Check that bounds are no NaN.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -75,30 +81,44 @@ class ConformalSize(MeanMetric):
         super().__init__("size", validate_args=validate_args, **kwargs)
 
     def update(self, prediction: Prediction, target: Tensor) -> None:
-        """Add a batch; see :meth:`ConformalCoverage.update`. Only whether numbers are known is read of the target."""
+        """Add a batch; see :meth:`ConformalCoverage.update`. The target only tells which numbers are known."""
         if isinstance(prediction, NumberPrediction):
-            width = prediction.conformal_upper - prediction.conformal_lower
-            self._add(width, ~aligned_target(target, width.shape).isnan())
+            _, known = covered_targets(prediction, target, validate=self.validate_args)
+            width = widen(prediction.conformal_upper) - widen(prediction.conformal_lower)
+            self._add(width.clamp_min(0), known)
         else:
+            covered_targets(prediction, target, validate=self.validate_args)  # raises what does not fit
             self._add(prediction.set_size)  # type: ignore[attr-defined]  # predictions of classes have it
 
 
-def covered_targets(prediction: Prediction, target: Tensor, simultaneous: bool = False) -> tuple[Tensor, Tensor]:
+def covered_targets(
+    prediction: Prediction, target: Tensor, simultaneous: bool = False, *, validate: bool = True
+) -> tuple[Tensor, Tensor]:
     """Whether targets lie in their set or interval, and whether they are known: bool [B], [B, D], or [B, ..., D] of a horizon.
 
     Args:
         prediction: A prediction with a set or an interval.
         target: Its targets.
         simultaneous: Whether all known steps of a horizon must be covered: bool [B, D].
+        validate: Whether to look at values as well as shapes.
 
     Raises:
         NotFittedError: The prediction carries none.
+        InputError: It is neither of classes nor of numbers, or the target does not fit it.
     """
-    if not isinstance(prediction, NumberPrediction):
-        sets: Tensor = prediction.prediction_set  # type: ignore[attr-defined]  # predictions of classes have it
+    if isinstance(prediction, ClassProbabilities):
+        sets = prediction.prediction_set
+        check_target(target, sets[:, 0].shape)
+        if validate:
+            check_target_values(target, sets.shape[1])
         covered = sets.gather(1, target.long().unsqueeze(1).to(sets.device)).squeeze(1)
         return covered, torch.ones_like(covered)
+    if not isinstance(prediction, NumberPrediction):
+        raise InputError(f"`prediction` must be of classes or of numbers, but it is a {type(prediction).__name__}.")
     lower, upper = prediction.conformal_lower, prediction.conformal_upper
+    if validate:
+        check_no_nan("conformal_lower", lower)
+        check_no_nan("conformal_upper", upper)
     target = aligned_target(target, lower.shape).to(lower.device)
     covered, known = (lower <= target) & (target <= upper), ~target.isnan()
     if simultaneous and target.ndim > 2:

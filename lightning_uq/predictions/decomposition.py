@@ -32,6 +32,11 @@ class Decomposed(Prediction):
         fitted_by="selective threshold",
     )
 
+    member_temperature = Field(
+        "T, a scalar or [Z], by which the logits of the hypotheses were divided already.",
+        fitted_by="temperature of members",
+    )
+
     _calibrations: ClassVar[tuple[str, ...]] = ("temperature",)
 
     @property

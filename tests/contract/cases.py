@@ -173,6 +173,18 @@ def far_loader() -> DataLoader:
     return DataLoader(TensorDataset(20 + rows(13, seed=9)[0]), batch_size=8)
 
 
+def as_numbers(batch: Any) -> tuple[Tensor, Tensor]:
+    """A batch of labels as three numbers each, 0 or 1, which make a regressor of a classifier."""
+    x, y = batch
+    return x, y if y.is_floating_point() else (y[:, None] == torch.arange(CLASSES, device=y.device)).to(x.dtype)
+
+
+def as_one_number(batch: Any) -> tuple[Tensor, Tensor]:
+    """A batch of labels as one number each."""
+    x, y = batch
+    return x, y if y.is_floating_point() else y[:, None].to(x.dtype)
+
+
 class UsersModule(LightningModule):
     """A classifier of somebody who has never heard of this package: what the callbacks and ensembles are given."""
 
@@ -328,6 +340,7 @@ class CallbackCase:
         name: Its row in the grid.
         build: Makes it; takes keyword arguments that all constructors share.
         fits_on: Whether it fits a state after training, and to which data by default.
+        ensemble: The case of an ensemble that it is recorded with, too.
         unsupported: Axes that it does not support, with the reason.
         method: Name of the method that it stands for, if any.
         is_discovered: Whether it is the callback of a method that no listed case stands for.
@@ -336,9 +349,15 @@ class CallbackCase:
     name: str
     build: Callable[..., Callback]
     fits_on: Literal["train", "val"] | None = "train"
+    ensemble: str = "Ensemble, loop"
     unsupported: Mapping[str, str] = field(default_factory=dict)
     method: str | None = None
     is_discovered: bool = False
+
+    @property
+    def is_of_numbers(self) -> bool:
+        """Whether it reads the outputs of :class:`UsersModule` as numbers."""
+        return self.name in ("ConformalIntervals", "VarianceScaling", "QuantileRecalibration")
 
     @property
     def fits(self) -> bool:
@@ -616,7 +635,7 @@ LISTED_MODULES = [
     _on("Horizon, ensemble", m.EnsembleModule, horizon_network, "horizon", HORIZON, num_members=3, seed=1),
 ]
 
-OWN_SCORES = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")
+NOT_INSIDE = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")
 
 LISTED_CALLBACKS = [
     CallbackCase("FitGMM", partial(c.FitGMM, held_out=loader("classification", 61, 1)), method="density"),
@@ -626,12 +645,34 @@ LISTED_CALLBACKS = [
         partial(c.FitGMM, covariance="tied", score="relative_mahalanobis"),
         method="relative_mahalanobis",
     ),
-    CallbackCase("FitKNN", partial(c.FitKNN, k=3), unsupported=OWN_SCORES),
-    CallbackCase("FitViM", partial(c.FitViM, dim=2), unsupported=OWN_SCORES),
+    CallbackCase("FitKNN", partial(c.FitKNN, k=3), unsupported=NOT_INSIDE),
+    CallbackCase("FitViM", partial(c.FitViM, dim=2), unsupported=NOT_INSIDE),
     CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val"),
     CallbackCase("VectorScaling", partial(c.VectorScaling), fits_on="val"),
     CallbackCase("MatrixScaling", partial(c.MatrixScaling), fits_on="val"),
     CallbackCase("IsotonicScaling", partial(c.IsotonicScaling), fits_on="val"),
+    CallbackCase("ConformalSets", partial(c.ConformalSets), fits_on="val", unsupported=NOT_INSIDE),
+    CallbackCase(
+        "ConformalIntervals",
+        partial(c.ConformalIntervals, unpack_batch=as_numbers, task=Regression(head="mean")),
+        fits_on="val",
+        ensemble="Ensemble, mean",
+        unsupported=NOT_INSIDE,
+    ),
+    CallbackCase(
+        "VarianceScaling",
+        partial(c.VarianceScaling, unpack_batch=as_numbers, task=Regression(head="mean")),
+        fits_on="val",
+        ensemble="Ensemble, mean",
+        unsupported=NOT_INSIDE,
+    ),
+    CallbackCase(
+        "QuantileRecalibration",
+        partial(c.QuantileRecalibration, unpack_batch=as_one_number, task=Regression(head="student_t")),
+        fits_on="val",
+        ensemble="Ensemble, regression",
+        unsupported=NOT_INSIDE,
+    ),
     CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
 ]
@@ -699,6 +740,10 @@ REPRESENTATIVES = {
     "FitGMM",
     "FitKNN",
     "TemperatureScaling",
+    "ConformalSets",
+    "ConformalIntervals",
+    "VarianceScaling",
+    "QuantileRecalibration",
     "CalibratedNLL",
     "OODDetection",
     # A mean, bins, rows that are kept, blocks of rows, a score of two data sets, a mixture.

@@ -138,17 +138,23 @@ def record_module(case: ModuleCase, make_trainer: MakeTrainer, folder: Path) -> 
 def record_callback(case: CallbackCase, make_trainer: MakeTrainer, folder: Path) -> Record:
     """Train a user's module and an ensemble with the callback; validate, test and predict with the best weights."""
     record = _run_callback(case, UsersModule, "val_loss", make_trainer, folder / "user")
-    ours = next(one for one in MODULES if one.name == "Ensemble, loop")
-    ensemble = _run_callback(case, ours.build, "val_nll", make_trainer, folder / "ensemble")
+    ours = next(one for one in MODULES if one.name == case.ensemble)
+    monitor = "val_nll" if ours.task == "classification" else "val_loss"
+    ensemble = _run_callback(case, ours.build, monitor, make_trainer, folder / "ensemble", ours.task)
     names = ensemble.pop("names")
     return {**record, "ensemble": ensemble, "names": {**record["names"], "ensemble": names}}
 
 
 def _run_callback(
-    case: CallbackCase, build: Callable[[], LightningModule], monitor: str, make_trainer: MakeTrainer, folder: Path
+    case: CallbackCase,
+    build: Callable[[], LightningModule],
+    monitor: str,
+    make_trainer: MakeTrainer,
+    folder: Path,
+    kind: str = "classification",
 ) -> Record:
     torch.manual_seed(0)
-    kind, steps, callback, module = "classification", Steps(), case.build(), build()
+    steps, callback, module = Steps(), case.build(), build()
     best = ModelCheckpoint(folder, filename="best", monitor=monitor, save_on_train_epoch_end=False)
     trainer = _float64(make_trainer, logger=steps, callbacks=[callback, best], enable_checkpointing=True)
     trainer.fit(module, loader(kind, TRAIN, shuffle=True), loader(kind, VAL, 1))

@@ -121,8 +121,26 @@ def test_what_callbacks_fitted_lies_beside_the_weights(make_trainer, fitting_cas
         module = UsersModule()
         module.load_state_dict(content["state_dict"])
         assert torch.equal(by_hand.score(module, loader("classification", TEST, 2)), found["scores"])
-        with pytest.raises(InputError, match="Only these callbacks themselves compute their scores"):
+        with pytest.raises(InputError, match="Only these callbacks themselves compute their results"):
             load_fitted(written)
+        return
+    if "Conformal" in fitting_case.name:
+        by_hand = build()
+        by_hand.load_state_dict(content["callbacks"][fitted.state_key])
+        module = UsersModule().double()
+        module.load_state_dict(content["state_dict"])
+        raw = by_hand.logits.prediction(module, module(rows(TEST, 2)[0].double()).detach()[None])
+        (ours, *more) = by_hand.transform().at(raw, by_hand.alpha).values()
+        torch.testing.assert_close(ours, found["conformal_lower" if more else "prediction_set"], rtol=1e-9, atol=1e-9)
+        return
+    if fitting_case.is_of_numbers:
+        by_hand = build()
+        by_hand.load_state_dict(content["callbacks"][fitted.state_key])
+        module = UsersModule().double()
+        module.load_state_dict(content["state_dict"])
+        raw = by_hand.logits.prediction(module, module(rows(TEST, 2)[0].double()).detach()[None])
+        for name, values in by_hand.change(raw).to_dict().items():
+            torch.testing.assert_close(values, found[name], rtol=1e-9, atol=1e-9)
         return
     outputs = load_fitted(written).double()(rows(TEST, 2)[0].double())
     probs, log_density = outputs["probs"], outputs.get("log_density")

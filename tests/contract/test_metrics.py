@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.errors import InputError
+from lightning_uq.predictions import Prediction
 from tests.contract.cases import Measured
 from tests.metrics import cases as measured
 
@@ -66,7 +67,10 @@ def test_nan_and_what_does_not_fit(metric_case):
     metric = measured.make(metric_case.key)
     metric.update(first, second, *rest)
     before = metric.compute().item()
-    spoilt = tuple(part * torch.nan for part in first) if isinstance(first, tuple) else first * torch.nan
+    if isinstance(first, Prediction):  # of intervals
+        spoilt = first.replace(conformal_upper=first.conformal_upper * torch.nan)
+    else:
+        spoilt = tuple(part * torch.nan for part in first) if isinstance(first, tuple) else first * torch.nan
     bads = [(spoilt, second, *rest), ("words", second, *rest)]
     if metric_case.name not in ("PredictiveEntropy", "MutualInformation"):  # they take a target, and look at none
         bads.append((first, second[:-1], *rest))

@@ -14,7 +14,10 @@ from tests.contract.running import TEST, TRAIN, VAL, assert_finite, assert_sound
 KIND = "classification"
 # What so little data gives rise to, rightly.
 FEW = pytest.mark.filterwarnings(
-    "ignore:.*fewer than 20 per class", "ignore:.*is rank-deficient", "ignore:.*no finite positive temperature"
+    "ignore:.*alpha=0.1 needs 9 rows",
+    "ignore:.*fewer than 20 per class",
+    "ignore:.*is rank-deficient",
+    "ignore:.*no finite positive temperature",
 )
 BAREBONES = pytest.mark.filterwarnings("ignore:.*You are trying to `self.log")
 

@@ -129,10 +129,18 @@ def test_callbacks(make_trainer, fitting_case):
     (first, *rest) = trainer.predict(module, DataLoader([(x, x) for x in PARTS], batch_size=None))
     ours = type(first).cat([first, *rest])
     assert_sound(ours, TEST)
+    if fitting_case.name == "ConformalIntervals":
+        assert ours.conformal_lower.shape == (TEST, CLASSES)
+        return
+    if fitting_case.is_of_numbers:
+        assert ours.calibrations.keys() <= {"variance_scale", "recalibration"}
+        assert bool((ours.variance > 0).all())
+        return
     raw = torch.cat(own).log_softmax(1)
     calibrated = not torch.allclose(ours.probs.log(), raw, atol=1e-3)
     dense = ours.to_dict().get("log_density") is not None
-    assert calibrated == (fitting_case.fits_on == "val")
+    assert calibrated == callback.recalibrates
+    assert ("prediction_set" in ours.to_dict()) == (fitting_case.name == "ConformalSets")
     if dense:
         assert ours.log_density.shape == (TEST,)
     assert ours.probs.shape == (TEST, CLASSES)

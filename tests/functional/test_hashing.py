@@ -1,8 +1,9 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_uq.functional.hashing import chain, chain_last, mix, to_normal, to_uniform
+from lightning_uq.functional.hashing import chain, chain_last, mix, rows_to_uniform, to_normal, to_uniform
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -53,3 +54,26 @@ def test_normal_numbers_are_independent_and_normal():
     for power in (1, 2):  # the two numbers of one hash
         pair = torch.corrcoef(halves.transpose(0, 1).reshape(2, -1).pow(power))[0, 1]
         assert abs(pair) < 5 / 500_000**0.5
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 1000])
+@pytest.mark.parametrize("spread", [0.02, 1.0, 8.0])
+def test_numbers_of_rows_are_uniform_and_hardly_move_by_rounding(num_classes, spread):
+    generator = torch.Generator().manual_seed(0)
+    rows = (spread * torch.randn(2000, num_classes, generator=generator)).log_softmax(1)
+    found = rows_to_uniform(rows)
+    assert found.min() >= 0
+    assert found.max() < 1
+    distance = (found.sort().values - (torch.arange(2000) + 0.5) / 2000).abs().max()
+    assert distance < 1.63 / 2000**0.5  # Kolmogorov's at the level 0.01
+    rounded = rows_to_uniform(rows + 1e-7 * torch.randn(rows.shape, generator=generator))
+    moved = (found - rounded).abs()
+    assert torch.minimum(moved, 1 - moved).max() < 1e-3
+
+
+def test_numbers_of_rows_without_a_class_and_of_half_precision():
+    rows = torch.tensor([[0.0, -torch.inf, -1.0], [0.0, 0.0, -1.0], [-torch.inf, -torch.inf, -torch.inf]])
+    found = rows_to_uniform(rows)
+    assert bool(((found >= 0) & (found < 1)).all())
+    assert torch.equal(found, rows_to_uniform(rows.bfloat16()))
+    assert rows_to_uniform(rows[:0]).shape == (0,)

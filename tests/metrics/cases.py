@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lightning_uq import metrics
+from lightning_uq.predictions import CategoricalPrediction, PointPrediction
 
 ROWS, MEMBERS, CLASSES, DIMS = 41, 5, 3, 2
 
@@ -56,6 +57,18 @@ def detect(d, i):
 
 def regress(d, i):
     return (d.mean[:, i], d.variance[:, i]), d.value[i]
+
+
+def sets(d, i):
+    prediction = CategoricalPrediction(d.logits[:, i])
+    return prediction.replace(prediction_set=prediction.probs > 0.2), d.target[i]
+
+
+def bounds(d, i):
+    prediction = PointPrediction(d.mean[:, i])
+    mean = d.mean[:, i].double()
+    bounds = {"conformal_lower": mean.amin(0), "conformal_upper": mean.amax(0) - 1}  # some are empty
+    return prediction.replace(**bounds), d.value[i]
 
 
 def joint(d, i):
@@ -110,6 +123,10 @@ CASES = {
     "pit": (metrics.PITHistogram, {"num_bins": 5}, regress),
     "ause": (metrics.AUSE, {}, regress),
     "ause_mae": (metrics.AUSE, {"error": "mae", "uncertainty": "epistemic_variance"}, regress),
+    "conformal_coverage": (metrics.ConformalCoverage, {}, bounds),
+    "conformal_coverage_sets": (metrics.ConformalCoverage, {}, sets),
+    "conformal_size": (metrics.ConformalSize, {}, bounds),
+    "conformal_size_sets": (metrics.ConformalSize, {}, sets),
     "joint": (metrics.JointLogLoss, {}, joint),
     "joint_sampled": (metrics.JointLogLoss, {"sampling": "sampled", "kappa": 3, "tau": 5}, joint),
     "joint_consecutive": (metrics.JointLogLoss, {"sampling": "consecutive", "tau": 4}, joint),

@@ -50,6 +50,7 @@ def test_a_type_declares_its_tensors_once():
         "ood_score",
         "prediction_set",
         "answered",
+        "member_temperature",
         *calibrations,
     ]
     assert_same(CategoricalPrediction(logits=logits), CategoricalPrediction(logits))
