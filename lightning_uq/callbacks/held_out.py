@@ -275,7 +275,9 @@ class HeldOutCallback(PostTrainingCallback):
     def _before(self, model: nn.Module, trainer: Trainer | None) -> list[PredictionTransform]:
         attached = transforms_of(model)
         if attached is not None:
-            return attached.before(self.state_key, model)
+            ours = [] if trainer is None else post_training_callbacks(trainer)
+            later = ours[ours.index(self) + 1 :] if self in ours else []
+            return attached.before(self.state_key, model, [one.state_key for one in later])
         found = [one.transform() for one in self._earlier(trainer) if one.fitted]
         return [one for one in found if one is not None and not one.is_last]
 
@@ -349,8 +351,11 @@ class HeldOutCallback(PostTrainingCallback):
         self._tested.log(trainer, pl_module, self._prefix(trainer))
 
     def _prefix(self, trainer: Trainer) -> str:
-        """``uq/``, and the callback's name where it has one."""
-        return "uq/" if self.name is None else f"uq/{self.name}/"
+        """``uq/``, and the callback's name where it has one, or its class if another logs scores of the same names before and after a change."""
+        ours = [one for one in post_training_callbacks(trainer) if isinstance(one, HeldOutCallback)]
+        several = len(self.whens) > 1 and sum(one.whens == self.whens for one in ours) > 1
+        name = self.name or (type(self).__name__ if several else None)
+        return "uq/" if name is None else f"uq/{name}/"
 
 
 def one_per_row(name: str, values: object, num_rows: int) -> Tensor:

@@ -211,18 +211,24 @@ def test_every_head_is_trained_tested_and_predicted(make_trainer, kind, make):
             trainer.fit(module, train, val)
         return
     trainer.fit(module, train, val)
+    fitted = set(trainer.callback_metrics)
     (tested,) = trainer.test(module, test, verbose=False)
     prediction = NumberPrediction.cat(trainer.predict(module, test))
     assert all(math.isfinite(value) for value in tested.values())
     score = "pinball" if kind == "quantiles" else "nll"
-    name = "" if make != "both" else f"{callbacks[-1].name}/" if callbacks[-1].name else ""
-    assert f"uq/{name}test_{score}_calibrated" in tested
+    for callback in callbacks:
+        name = f"{type(callback).__name__}/" if make == "both" else ""
+        assert f"uq/{name}test_{score}_calibrated" in tested or kind == "pooled"
+        assert {f"uq/{name}{number}" for number in callback.fitted_numbers} <= fitted
+    if make == "both" and "mean" not in kind:  # one calibrates what the other gives
+        before, after = (
+            tested[f"uq/QuantileRecalibration/test_{score}"],
+            tested[f"uq/VarianceScaling/test_{score}_calibrated"],
+        )
+        assert before == pytest.approx(after)
     for callback in callbacks:
         found = prediction.calibrations[TENSORS[type(callback)]]
         torch.testing.assert_close(found.double(), callback.state[TENSORS[type(callback)]], rtol=1e-6, atol=1e-7)
-        assert callback.fitted_numbers.keys() <= {n.removeprefix("uq/") for n in trainer.callback_metrics} | set(
-            callback.fitted_numbers
-        )
     read = prediction.quantile(0.3) if kind != "pooled" else prediction.variance
     assert read.shape == test.dataset.tensors[1].shape
     assert bool(read.isfinite().all())
@@ -307,6 +313,22 @@ def test_what_is_fitted_behind_a_calibration_refuses_other_predictions():
         conformal.intervals(scaled)
     with pytest.raises(InputError, match="with no variance scale, but this one has a variance scale"):
         scaling.change(scaled)
+
+
+def test_a_chain_is_fitted_again_in_its_order(make_trainer):
+    """The first one must not read predictions that the second one changes, with a map of the weights before."""
+    chain = [VarianceScaling(dataloader=VAL), QuantileRecalibration(dataloader=VAL)]
+    module = gaussian()
+    make_trainer(max_epochs=1, callbacks=chain).fit(module, TRAIN, VAL)
+    with torch.no_grad():
+        module.network.network[-1].bias.add_(0.5)
+    with pytest.warns(UserWarning, match="it is fitted again"):
+        make_trainer(callbacks=chain).test(module, TEST, verbose=False)
+    module.prediction_transforms.clear()
+    alone = [make().fit(module, VAL) for make in BOTH]
+    for again, expected in zip(chain, alone, strict=True):
+        name = TENSORS[type(again)]
+        torch.testing.assert_close(again.state[name], expected.state[name])
 
 
 def test_a_density_is_carried_on(make_trainer):

@@ -340,7 +340,7 @@ class CallbackCase:
         name: Its row in the grid.
         build: Makes it; takes keyword arguments that all constructors share.
         fits_on: Whether it fits a state after training, and to which data by default.
-        ensemble: The case of an ensemble that it is recorded with, too.
+        ensemble: The case of several hypotheses that it is recorded with, too.
         unsupported: Axes that it does not support, with the reason.
         method: Name of the method that it stands for, if any.
         is_discovered: Whether it is the callback of a method that no listed case stands for.
@@ -670,7 +670,7 @@ LISTED_CALLBACKS = [
         "QuantileRecalibration",
         partial(c.QuantileRecalibration, unpack_batch=as_one_number, task=Regression(head="student_t")),
         fits_on="val",
-        ensemble="Ensemble, regression",
+        ensemble="Epinet, Student-t",
         unsupported=NOT_INSIDE,
     ),
     CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),
