@@ -268,16 +268,21 @@ class HeldOutCallback(PostTrainingCallback):
     # ------------------------------------------------------------------ predictions, as the earlier callbacks change them
 
     def _earlier(self, trainer: Trainer | None) -> list[PostTrainingCallback]:
-        """The callbacks before this one; those that leave a foreign module's predictions alone count if this one does, too."""
+        """The callbacks whose results this one reads: those before it, but for its own kind, of which predictions carry one.
+
+        Those that leave a foreign module's predictions alone count if this one does, too.
+        """
         ours = [] if trainer is None else post_training_callbacks(trainer)
-        return [one for one in ours[: ours.index(self)] if one.attach or not self.attach] if self in ours else []
+        before = ours[: ours.index(self)] if self in ours else []
+        return [one for one in before if type(one) is not type(self) and (one.attach or not self.attach)]
 
     def _before(self, model: nn.Module, trainer: Trainer | None) -> list[PredictionTransform]:
         attached = transforms_of(model)
         if attached is not None:
             ours = [] if trainer is None else post_training_callbacks(trainer)
-            later = ours[ours.index(self) + 1 :] if self in ours else []
-            return attached.before(self.state_key, model, [one.state_key for one in later])
+            later = ours[ours.index(self) :] if self in ours else []
+            alike = [one for one in ours if type(one) is type(self)]
+            return attached.before(self.state_key, model, {one.state_key for one in (*later, *alike)})
         found = [one.transform() for one in self._earlier(trainer) if one.fitted]
         return [one for one in found if one is not None and not one.is_last]
 

@@ -20,7 +20,7 @@ from lightning_uq.callbacks.number_calibration import (
 )
 from lightning_uq.functional.precision import wide_dtype
 from lightning_uq.functional.quantile_recalibration import LEAST, fit_recalibration
-from lightning_uq.predictions import NumberPrediction, Prediction
+from lightning_uq.predictions import Prediction
 from lightning_uq.running.transforms import PredictionTransform
 from lightning_uq.tasks import Task
 
@@ -69,9 +69,8 @@ class QuantileRecalibration(HeldOutCallback):
 
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
         """Probability integrals of the targets [N, ..., D], NaN where one is missing."""
-        check_rows(prediction)
-        integral = prediction.recalibration_rows(target)
-        prediction.recalibrated(_identity(prediction))
+        integral = check_rows(prediction).recalibration_rows(target)
+        self.preview(prediction)
         check_known(integral, target)
         return (integral,)
 
@@ -119,7 +118,8 @@ class QuantileRecalibration(HeldOutCallback):
     def preview(self, prediction: Prediction) -> Prediction:
         """The prediction with identities as maps."""
         numbers = check_numbers(prediction)
-        return numbers.recalibrated(_identity(numbers))
+        ends = torch.tensor([0.0, 1.0], device=numbers.device)
+        return numbers.recalibrated(ends.expand(2, numbers.target_shape[numbers.target_axis], 2))
 
     def transform(self) -> "RecalibrationTransform":
         """Predictions are recalibrated."""
@@ -148,11 +148,4 @@ class RecalibrationTransform(PredictionTransform):
         """The recalibrated prediction."""
         numbers = check_numbers(prediction)
         self.carried.check(numbers)
-        device = numbers.point.device
-        return numbers.recalibrated(self.knots.to(device, wide_dtype(device)))
-
-
-def _identity(prediction: NumberPrediction) -> Tensor:
-    """Knots [2, D, 2] of maps that change nothing."""
-    dims, device = prediction.target_shape[prediction.target_axis], prediction.point.device
-    return torch.tensor([0.0, 1.0], device=device).expand(2, dims, 2)
+        return numbers.recalibrated(self.knots.to(numbers.device, wide_dtype(numbers.device)))

@@ -31,7 +31,7 @@ class VarianceScaling(HeldOutCallback):
     A distribution is stretched about its mean: y becomes mean + s (y - mean). So the mean stays, the aleatoric and the epistemic variance
     grow by the same factor, and intervals grow by s. Predictions stay of their type:
 
-    - Gaussians, Student-t and mixtures: the factor has the greatest likelihood. Of a single Gaussian, s^2 is the mean of
+    - Gaussians, Student-t and mixtures: the factor has the greatest likelihood of the target's marginal. Of a single Gaussian, s^2 is the mean of
       (y - mean)^2 / variance. Degrees of freedom and weights stay.
     - Quantiles: their distances from the median are multiplied by the s with the least pinball loss. The levels must reach 0.5.
     - Means without a variance: the factor is the variance of the targets about them. Predictions become Gaussians, one per hypothesis,
@@ -70,7 +70,7 @@ class VarianceScaling(HeldOutCallback):
 
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
         """The arguments of the fit of such predictions: see :meth:`NumberPrediction.scaling_rows`."""
-        check_rows(prediction)
+        self.preview(check_rows(prediction))
         found: tuple[Tensor, ...] = prediction.scaling_rows(target)
         residual = found[0] if len(found) > 1 else found[0].amax(1)
         check_known(residual, target)
@@ -112,7 +112,7 @@ class VarianceScaling(HeldOutCallback):
         """The prediction with a factor of 1."""
         numbers = check_numbers(prediction)
         dims = numbers.target_shape[numbers.target_axis]
-        return numbers.scaled(torch.ones(dims, device=numbers.point.device))
+        return numbers.scaled(torch.ones(dims, device=numbers.device))
 
     def transform(self) -> "ScalingTransform":
         """Predictions are scaled."""
@@ -141,4 +141,4 @@ class ScalingTransform(PredictionTransform):
         """The scaled prediction."""
         numbers = check_numbers(prediction)
         self.carried.check(numbers)
-        return numbers.scaled(rounded_for(self.factor, numbers).to(numbers.point.device))
+        return numbers.scaled(rounded_for(self.factor, numbers).to(numbers.device))

@@ -1,6 +1,7 @@
 """Predictions of numbers whose distribution functions went through a calibrated map."""
 
-from typing import Any, ClassVar
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,15 +36,19 @@ class RecalibratedPrediction(NumberPrediction):
         InputError: The knots do not fit the targets.
     """
 
-    kind: ClassVar[type[_Base]]
-    """The type of the raw prediction."""
+    @classmethod
+    @abstractmethod
+    def kind(cls) -> type[_Base]:
+        """The type of the raw prediction."""
 
     @staticmethod
     def of(prediction: NumberPrediction, knots: Tensor) -> "RecalibratedPrediction":
         """The recalibrated prediction; see :meth:`NumberPrediction.recalibrated`."""
         for cls in RecalibratedPrediction.__subclasses__():
-            if cls.kind is type(prediction):
-                return cls._from_tensors({**prediction.__getstate__(), "recalibration": knots})
+            if cls.kind() is type(prediction):
+                found = cls._from_tensors({**prediction.__getstate__(), "recalibration": knots})
+                found._check()
+                return found
         if isinstance(prediction, RecalibratedPrediction):
             raise InputError("This prediction was recalibrated before. Recalibrate its `raw`.")
         raise InputError(f"A {type(prediction).__name__} has no distribution functions, so it cannot be recalibrated.")
@@ -51,7 +56,7 @@ class RecalibratedPrediction(NumberPrediction):
     @property
     def raw(self) -> _Base:
         """The prediction before the recalibration."""
-        return self.kind._from_tensors({**self.__getstate__(), "recalibration": None})
+        return self.kind()._from_tensors({**self.__getstate__(), "recalibration": None})
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """A copy on another device or in another dtype; the knots keep theirs, since half precision would merge them."""
@@ -155,22 +160,34 @@ class RecalibratedPrediction(NumberPrediction):
 class RecalibratedGaussianMixturePrediction(RecalibratedPrediction, GaussianMixturePrediction):
     """A recalibrated :class:`GaussianMixturePrediction`."""
 
-    kind = GaussianMixturePrediction
+    @classmethod
+    def kind(cls) -> type[GaussianMixturePrediction]:
+        """The type of the raw prediction."""
+        return GaussianMixturePrediction
 
 
 class RecalibratedMixtureDensityPrediction(RecalibratedPrediction, MixtureDensityPrediction):
     """A recalibrated :class:`MixtureDensityPrediction`."""
 
-    kind = MixtureDensityPrediction
+    @classmethod
+    def kind(cls) -> type[MixtureDensityPrediction]:
+        """The type of the raw prediction."""
+        return MixtureDensityPrediction
 
 
 class RecalibratedStudentTMixturePrediction(RecalibratedPrediction, StudentTMixturePrediction):
     """A recalibrated :class:`StudentTMixturePrediction`."""
 
-    kind = StudentTMixturePrediction
+    @classmethod
+    def kind(cls) -> type[StudentTMixturePrediction]:
+        """The type of the raw prediction."""
+        return StudentTMixturePrediction
 
 
 class RecalibratedStudentTPrediction(RecalibratedPrediction, StudentTPrediction):
     """A recalibrated :class:`StudentTPrediction`."""
 
-    kind = StudentTPrediction
+    @classmethod
+    def kind(cls) -> type[StudentTPrediction]:
+        """The type of the raw prediction."""
+        return StudentTPrediction

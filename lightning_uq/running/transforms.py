@@ -144,20 +144,20 @@ class PredictionTransforms:
             _check(used, module)
             yield stack.enter_context(observing_all([one.transform for one in used], module, x))
 
-    def before(self, owner: str, module: nn.Module, later: Collection[str] = ()) -> list[PredictionTransform]:
+    def before(self, owner: str, module: nn.Module, without: Collection[str] = ()) -> list[PredictionTransform]:
         """The transforms whose results an owner's transform reads: those before its own, or all if it has none.
 
         Args:
             owner: Who fits, or fitted, to these results.
             module: The module.
-            later: Owners that come after it, and whose transforms are left out.
+            without: Owners whose transforms are left out.
 
         Raises:
             NotFittedError: The module has other weights than one of them was fitted on.
         """
         ordered = self._in_order()
         own = next((i for i, one in enumerate(ordered) if one.owner == owner), len(ordered))
-        used = [one for one in ordered[:own] if one.owner not in later and not one.transform.is_last]
+        used = [one for one in ordered[:own] if one.owner not in without and not one.transform.is_last]
         _check(used, module)
         return [one.transform for one in used]
 

@@ -1,6 +1,7 @@
 """VarianceScaling and QuantileRecalibration: what the contract asks of callbacks that calibrate predictions of numbers."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -331,6 +332,22 @@ def test_a_chain_is_fitted_again_in_its_order(make_trainer):
         torch.testing.assert_close(again.state[name], expected.state[name])
 
 
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_second_one_takes_the_place_of_the_first(make_trainer, make, is_ours):
+    task = {} if is_ours else {"task": Regression(head="mean_variance")}
+    one, two = (make(name=name, attach=True, **task) for name in ("one", "two"))
+    module = gaussian() if is_ours else UsersRegressor()
+    data = TRAIN, VAL
+    if not is_ours:  # a mean and a variance of one target
+        data = [DataLoader(TensorDataset(x, y[:, :1]), batch_size=8) for x, y in (d.dataset.tensors for d in data)]
+        module.training_step = lambda batch, batch_idx: module(batch[0]).square().mean()
+        module.validation_step = lambda batch, batch_idx: None
+    make_trainer(max_epochs=1, callbacks=[one, two]).fit(module, *data)
+    torch.testing.assert_close(two.state[TENSORS[make]], one.state[TENSORS[make]])
+    assert two.carried().tensors == {}
+
+
 def test_a_density_is_carried_on(make_trainer):
     module = gaussian()
     callbacks = [FitGMM(), VarianceScaling(), QuantileRecalibration()]
@@ -465,6 +482,11 @@ def test_rows_that_are_none_are_refused(make):
             make().fit_predictions(kind, y)
     with pytest.raises(NotFittedError, match="is not fitted"):
         make().change(prediction)
+    y = noise(4, 2)
+    with pytest.warns(UserWarning, match="changes nothing") if make is QuantileRecalibration else nullcontext():
+        changed = make().fit_predictions(prediction, y).change(prediction)
+    with pytest.raises(InputError, match="was (scaled|recalibrated) before"):
+        make().fit_predictions(changed, y)
 
 
 @pytest.mark.parametrize("make", BOTH)
@@ -511,6 +533,17 @@ def test_calibrated_predictions_need_no_factor_and_no_map():
     y = mean[0] + variance[0].sqrt() * noise(n, 1)
     assert VarianceScaling().fit_predictions(prediction, y).variance_scale.item() == pytest.approx(1, abs=0.03)
     assert QuantileRecalibration().fit_predictions(prediction, y).fitted_numbers["calibration_distance"] < 0.015
+
+
+def test_a_map_needs_no_median():
+    quantiles = QuantilePrediction(noise(1, 2000, 2, 2).sort(-1).values, torch.tensor([0.6, 0.9]))
+    y = 2 * noise(2000, 2)
+    changed = QuantileRecalibration().fit_predictions(quantiles, y).change(quantiles)
+    for level in (0.6, 0.9):
+        share = (y <= changed.quantile(level)).double().mean(0)
+        torch.testing.assert_close(share, torch.full((2,), level).double(), atol=0.04, rtol=0)
+    with pytest.raises(InputError, match="level 0.5 lies outside"):
+        VarianceScaling().fit_predictions(quantiles, y)
 
 
 def test_means_and_quantiles_keep_their_types():

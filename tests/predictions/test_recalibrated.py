@@ -163,6 +163,8 @@ def test_predictions_without_a_distribution_are_refused():
     for refused in (raw.pool(), raw.recalibrated(KNOTS)):
         with pytest.raises(InputError, match="no distribution functions|was recalibrated before"):
             refused.recalibrated(KNOTS)
+    with pytest.raises(InputError, match=r"`recalibration` must have shape \[2, 2, K\]"):
+        raw.recalibrated(KNOTS[:, :1])
     with pytest.raises(InputError, match="Put VarianceScaling before QuantileRecalibration"):
         raw.recalibrated(KNOTS).scaled(torch.ones(2))
     with pytest.raises(InputError, match="Put VarianceScaling before QuantileRecalibration"):
