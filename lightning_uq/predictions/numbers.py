@@ -182,10 +182,9 @@ class NumberPrediction(Prediction):
             factor: s^2 [D], positive. Predictions hold it as ``variance_scale``.
 
         Raises:
-            InputError: The prediction was scaled before.
+            InputError: The prediction was scaled before, or the factor has another shape.
         """
-        if self._get("variance_scale") is not None:
-            raise InputError(f"This {type(self).__name__} was scaled before. Scale the prediction that it was made of.")
+        self._check_factor(factor)
         new: dict[str, Tensor | None] = {"variance_scale": factor}
         for name, tensor, axis in self._present():
             unit = self._fields[name].unit
@@ -203,6 +202,15 @@ class NumberPrediction(Prediction):
                     wide = center + square.sqrt() * (wide - center)
                 new[name] = wide.to(tensor.dtype)
         return self._from_tensors({**self.__dict__["_tensors"], **new})
+
+    def _check_factor(self, factor: Tensor) -> None:
+        if self._get("variance_scale") is not None:
+            raise InputError(f"This {type(self).__name__} was scaled before. Scale the prediction that it was made of.")
+        dims = self.target_shape[self.target_axis]
+        if factor.shape != (dims,):
+            raise InputError(
+                f"`factor` must have shape [{dims}], one number per target, but its shape is {list(factor.shape)}."
+            )
 
     def scaling_rows(self, target: Tensor) -> tuple[Tensor, ...]:
         """What the factor of :meth:`scaled` is fitted to: the arguments of a function of :mod:`~lightning_uq.functional.variance_scaling`.
@@ -231,6 +239,13 @@ class NumberPrediction(Prediction):
         from lightning_uq.predictions.recalibrated import RecalibratedPrediction
 
         return RecalibratedPrediction.of(self, knots)
+
+    def _check_knots(self, knots: Tensor) -> None:
+        dims = self.target_shape[self.target_axis]
+        if knots.ndim != 3 or knots.shape[:2] != (2, dims) or knots.shape[2] < 2:
+            raise InputError(
+                f"The knots of a recalibration must have shape [2, {dims}, K], but theirs is {list(knots.shape)}."
+            )
 
     def recalibration_rows(self, target: Tensor) -> Tensor:
         """Probability integrals P(Y <= target) [B, ..., D] in float64, to which the map of :meth:`recalibrated` is fitted.

@@ -66,6 +66,7 @@ class PointPrediction(SpreadPrediction):
 
     def scaled(self, factor: Tensor) -> NumberPrediction:
         """One Gaussian per hypothesis, with this variance [D]; of pooled hypotheses, the moments of their mixture."""
+        self._check_factor(factor)
         shared = {**self._fitted(), "grid": self._get("grid"), "variance_scale": factor}
         mean = upcast(self.member_mean)
         variance = factor.to(mean).reshape(-1, *(1 for _ in self.map_shape)).expand(mean.shape)

@@ -145,18 +145,23 @@ class QuantilePrediction(SpreadPrediction):
     def recalibrated(self, knots: Tensor) -> "QuantilePrediction":
         """The quantiles at the same levels, of the calibrated distribution."""
         self._check_several_levels()
+        self._check_knots(knots)
         if self._get("recalibration") is not None:
             raise InputError(
-                "This QuantilePrediction was recalibrated before. Recalibrate the one that it was made of."
+                f"This {type(self).__name__} was recalibrated before. Recalibrate the one that it was made of."
+            )
+        if self.is_pooled:
+            raise InputError(
+                "A recalibration needs the members, which were pooled when this prediction was made. Set `module.return_members = True` to "
+                "keep them."
             )
         quantiles = upcast(self.member_quantiles)
         shape = -1, *[1] * len(self.map_shape)
         levels = uncalibrated_levels(self.levels, knots.to(quantiles.device)).T
         moved = [extended_quantile(quantiles, self.levels, level.reshape(shape)) for level in levels]
-        new = (
-            torch.stack(moved, -1).cummax(-1).values.to(self.member_quantiles.dtype)
-        )  # equal ones stay so up to rounding
-        return self._from_tensors({**self.__dict__["_tensors"], "member_quantiles": new, "recalibration": knots})
+        new = torch.stack(moved, -1).cummax(-1).values  # rounding may let equal ones cross
+        tensors = {"member_quantiles": new.to(self.member_quantiles.dtype), "recalibration": knots}
+        return self._from_tensors({**self.__dict__["_tensors"], **tensors})
 
     def _check_several_levels(self) -> None:
         if len(self.levels) < 2:

@@ -67,9 +67,7 @@ class RecalibratedPrediction(NumberPrediction):
 
     def _check(self) -> None:
         super()._check()
-        knots, dims = self.recalibration, self.target_shape[self.target_axis]
-        if knots.ndim != 3 or knots.shape[:2] != (2, dims) or knots.shape[2] < 2:
-            raise InputError(f"`recalibration` must have shape [2, {dims}, K], but its shape is {list(knots.shape)}.")
+        self._check_knots(self.recalibration)
 
     def cdf(self, target: Tensor) -> Tensor:
         """P(Y_d <= target_d) [B, D] under the calibrated marginals."""

@@ -163,7 +163,7 @@ def test_predictions_without_a_distribution_are_refused():
     for refused in (raw.pool(), raw.recalibrated(KNOTS)):
         with pytest.raises(InputError, match="no distribution functions|was recalibrated before"):
             refused.recalibrated(KNOTS)
-    with pytest.raises(InputError, match=r"`recalibration` must have shape \[2, 2, K\]"):
+    with pytest.raises(InputError, match=r"knots of a recalibration must have shape \[2, 2, K\]"):
         raw.recalibrated(KNOTS[:, :1])
     with pytest.raises(InputError, match="Put VarianceScaling before QuantileRecalibration"):
         raw.recalibrated(KNOTS).scaled(torch.ones(2))
@@ -199,8 +199,13 @@ def test_quantiles_move_to_their_calibrated_levels(members, maps):
     torch.testing.assert_close(unchanged.member_quantiles, raw.member_quantiles)
     with pytest.raises(InputError, match="outside the predicted levels"):
         prediction.quantile(0.05)
-    with pytest.raises(InputError, match="was recalibrated before"):
-        prediction.recalibrated(KNOTS)
+    for refused, knots, match in (
+        (prediction, KNOTS, "was recalibrated before"),
+        (raw, KNOTS[:, :1], r"must have shape \[2, 2, K\]"),
+        (QuantilePrediction(randn(3, 4, 2, 3).sort(-1).values, LEVELS).pool(), KNOTS, "needs the members"),
+    ):
+        with pytest.raises(InputError, match=match):
+            refused.recalibrated(knots)
 
 
 def test_one_quantile_cannot_be_recalibrated():

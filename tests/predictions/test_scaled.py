@@ -129,6 +129,14 @@ def test_a_prediction_tells_that_it_was_scaled(kind):
         scaled.scaled(FACTOR)
 
 
+@pytest.mark.parametrize("make", [*DISTRIBUTIONS.values(), lambda *b: PointPrediction(randn(1, *b))])
+@pytest.mark.parametrize("shape", [(1,), (), (3,)])
+def test_a_factor_of_another_shape_is_no_factor_for_all(make, shape):
+    for prediction in (make(5, 2), make(5, 4, 4, 2).as_maps()):
+        with pytest.raises(InputError, match=r"`factor` must have shape \[2\], one number per target"):
+            prediction.scaled(torch.ones(shape))
+
+
 def test_every_number_with_a_unit_says_it():
     """Else it would stay as it is where the others are scaled."""
     without = {"nu", "alpha", "inverse_nu", "degrees_of_freedom", "member_logits", "levels", "grid", "mean"}
