@@ -57,7 +57,7 @@ class QuantileRecalibration(HeldOutCallback):
         >>> y = 2 * torch.special.ndtri(torch.linspace(0.0005, 0.9995, 1000))  # twice as far out as predicted
         >>> calibrated = QuantileRecalibration().fit_predictions(prediction, y).change(prediction[:1])
         >>> [round(bound.item(), 1) for bound in (*prediction[:1].interval(0.8), *calibrated.interval(0.8))]
-        [-1.3, 1.3, -2.6, 2.6]
+        [-1.3, 1.3, -2.5, 2.5]
     """
 
     recalibrates = True
