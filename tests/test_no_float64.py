@@ -12,7 +12,9 @@ from lightning_uq.functional import precision
 from lightning_uq.functional.data_noise import member_target_noise
 from lightning_uq.functional.isotonic import fit_isotonic
 from lightning_uq.functional.matrix_scaling import fit_matrix_scaling
+from lightning_uq.functional.quantile_recalibration import fit_recalibration
 from lightning_uq.functional.temperature import fit_ensemble_temperature, fit_temperature
+from lightning_uq.functional.variance_scaling import fit_stretch
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
 from lightning_uq.metrics import (
     AUSE,
@@ -66,6 +68,13 @@ PREDICTIONS = {
     ),
     "points": lambda: uq.PointPrediction(ONE.cumsum(0)),
 }
+KNOTS = torch.tensor([[[0.0, 0.3, 1.0]], [[0.0, 0.5, 1.0]]])
+RECALIBRATED = {
+    "log_prob": lambda p: p.log_prob(TARGET),
+    "crps": lambda p: p.crps(TARGET),
+    "variance": lambda p: p.variance,
+    "quantile": lambda p: p.quantile(0.3),
+}
 CALLS = {
     **{
         f"dirichlet_{name}": lambda name=name: PREDICTIONS["dirichlet"]().score(name)
@@ -76,6 +85,14 @@ CALLS = {
         for kind in ("gaussian_mixture", "student_t", "student_t_mixture", "mixture_density")
         for name in ("log_prob", "cdf", "crps")
     },
+    **{
+        f"recalibrated_{kind}_{name}": lambda kind=kind, read=read: read(PREDICTIONS[kind]().recalibrated(KNOTS))
+        for kind in ("gaussian_mixture", "student_t", "student_t_mixture", "mixture_density")
+        for name, read in RECALIBRATED.items()
+    },
+    "scaled": lambda: PREDICTIONS["gaussian_mixture"]().scaled(torch.full((1,), 4.0)).variance,
+    "variance_scale": lambda: fit_stretch(*uq.GaussianMixturePrediction(ONE[:1], ONE[:1]).scaling_rows(TARGET)),
+    "recalibration": lambda: fit_recalibration(torch.linspace(0.1, 0.9, 50)[:, None].square()),
     "points_crps": lambda: PREDICTIONS["points"]().crps(TARGET),
     "mixture_density_interval": lambda: torch.stack(PREDICTIONS["mixture_density"]().interval(0.9)),
     "gaussian_mixture_interval": lambda: torch.stack(PREDICTIONS["gaussian_mixture"]().interval(0.9)),

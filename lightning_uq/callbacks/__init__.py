@@ -14,9 +14,11 @@ from lightning_uq.callbacks.ood import OODDetection
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.callbacks.prediction_files import read_predictions
 from lightning_uq.callbacks.prediction_writer import PredictionWriter
+from lightning_uq.callbacks.quantile_recalibration import QuantileRecalibration
 from lightning_uq.callbacks.risk_control import ConformalRiskControl
 from lightning_uq.callbacks.selective_threshold import SelectiveThreshold
 from lightning_uq.callbacks.temperature import TemperatureScaling
+from lightning_uq.callbacks.variance_scaling import VarianceScaling
 from lightning_uq.callbacks.vector_scaling import VectorScaling
 from lightning_uq.callbacks.vim import FitViM
 
@@ -35,8 +37,10 @@ __all__ = [
     "OODDetection",
     "OODScorer",
     "PredictionWriter",
+    "QuantileRecalibration",
     "SelectiveThreshold",
     "TemperatureScaling",
+    "VarianceScaling",
     "VectorScaling",
     "load_fitted",
     "read_predictions",

@@ -11,9 +11,11 @@ from lightning_uq.callbacks.conformal_sets import ConformalSets
 from lightning_uq.callbacks.density_transform import added_density
 from lightning_uq.callbacks.held_out import HeldOutCallback
 from lightning_uq.callbacks.laplace import FitLaplace
+from lightning_uq.callbacks.quantile_recalibration import QuantileRecalibration
 from lightning_uq.callbacks.risk_control import ConformalRiskControl
 from lightning_uq.callbacks.selective_threshold import SelectiveThreshold
 from lightning_uq.callbacks.temperature import TemperatureTransform
+from lightning_uq.callbacks.variance_scaling import VarianceScaling
 from lightning_uq.errors import InputError
 from lightning_uq.functional.class_calibration import CALIBRATIONS as CLASS_CALIBRATIONS
 from lightning_uq.networks.feature_density import FeatureDensity
@@ -28,7 +30,15 @@ from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.tasks import Task
 
 HELD_OUT: dict[str, type[HeldOutCallback]] = {
-    kind.__qualname__: kind for kind in (ConformalSets, ConformalIntervals, ConformalRiskControl, SelectiveThreshold)
+    kind.__qualname__: kind
+    for kind in (
+        VarianceScaling,
+        QuantileRecalibration,
+        ConformalSets,
+        ConformalIntervals,
+        ConformalRiskControl,
+        SelectiveThreshold,
+    )
 }
 """Callbacks on held-out predictions, by the name under which a file holds their state."""
 
@@ -135,7 +145,10 @@ def _change(
     if kind in ("density", "laplace"):
         layers = _layers(wrapped, model, tensors["feature_layer"].removeprefix(prefix))
         if kind == "laplace":
-            return FittedChange(FitLaplace.of_state(state).transform().changed, layers)
+            transform = FitLaplace.of_state(state).transform()
+            if transform.outputs.has_logits:
+                _ = transform.weights  # a graph cannot draw them
+            return FittedChange(transform.changed, layers)
         density = FeatureDensity.from_tensors(tensors)
         used = _pool(key, state["settings"].get("pool"), pool)
         return FittedChange(lambda prediction, features: added_density(density, prediction, features), layers, used)

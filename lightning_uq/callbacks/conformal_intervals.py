@@ -11,14 +11,14 @@ from torchmetrics import Metric
 
 from lightning_uq.callbacks.carried import Carried
 from lightning_uq.callbacks.conformal_stream import ConformalStream
-from lightning_uq.callbacks.held_out import HeldOutCallback, one_per_row
+from lightning_uq.callbacks.held_out import HeldOutCallback
 from lightning_uq.callbacks.logged_metrics import When
 from lightning_uq.errors import InputError
 from lightning_uq.functional.conformal_intervals import conformal_interval, interval_excess
 from lightning_uq.functional.held_out_scores import HeldOutScores, rows_needed
 from lightning_uq.functional.precision import wide_dtype
 from lightning_uq.functional.targets import aligned_target, known_targets
-from lightning_uq.functional.validation import check_bool, check_choice, check_open_unit
+from lightning_uq.functional.validation import check_bool, check_choice, check_open_unit, one_per_row
 from lightning_uq.metrics import ConformalCoverage, ConformalSize
 from lightning_uq.predictions import NumberPrediction, Prediction
 from lightning_uq.running.transforms import PredictionTransform
@@ -286,6 +286,8 @@ class IntervalTransform(PredictionTransform):
         self.functions = functions
         self.carried = carried
         self.values: Mapping[str, Tensor] | None = None  # what the functions gave for the input at hand
+        if held_out.groups is None and held_out.weights is None:
+            held_out.threshold(alpha)  # kept from now on: a graph cannot sort the fitted rows
 
     def of_input(self, x: Any) -> PredictionTransform:
         """The transform with the input's groups or density ratios."""
@@ -361,5 +363,7 @@ def bounds_of(prediction: Any, method: IntervalMethod, alpha: float) -> tuple[Te
 def _rounded(bound: Tensor, dtype: torch.dtype, outside: float) -> Tensor:
     """A bound in another dtype, rounded to the outside, so that it still holds a target that lies on it."""
     rounded = bound.to(dtype)
+    if torch.compiler.is_compiling():  # ONNX has no `nextafter`
+        return rounded
     moved = (rounded > bound) if outside < 0 else (rounded < bound)
     return torch.where(moved, torch.nextafter(rounded, torch.full_like(rounded, outside)), rounded)

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from lightning_uq.callbacks.carried import Carried
 from lightning_uq.callbacks.conformal_stream import ConformalStream
-from lightning_uq.callbacks.held_out import HeldOutCallback, one_per_row
+from lightning_uq.callbacks.held_out import HeldOutCallback
 from lightning_uq.callbacks.logged_metrics import When
 from lightning_uq.errors import InputError
 from lightning_uq.functional.conformal_sets import (
@@ -23,7 +23,14 @@ from lightning_uq.functional.conformal_sets import (
 )
 from lightning_uq.functional.hashing import rows_to_uniform
 from lightning_uq.functional.held_out_scores import HeldOutScores, rows_needed
-from lightning_uq.functional.validation import check_at_least, check_bool, check_choice, check_integer, check_open_unit
+from lightning_uq.functional.validation import (
+    check_at_least,
+    check_bool,
+    check_choice,
+    check_integer,
+    check_open_unit,
+    one_per_row,
+)
 from lightning_uq.metrics import ConformalCoverage, ConformalSize
 from lightning_uq.predictions import ClassProbabilities, Prediction
 from lightning_uq.running.transforms import PredictionTransform
@@ -311,6 +318,8 @@ class SetTransform(PredictionTransform):
         self.density_ratio = density_ratio
         self.carried = carried
         self.weights: Tensor | None = None  # the density ratios [B] of the rows at hand
+        if density_ratio is None:
+            self.threshold(alpha, None)  # kept from now on: a graph cannot sort the fitted rows
 
     def of_input(self, x: Any) -> PredictionTransform:
         """The transform with the input's density ratios."""

@@ -14,6 +14,7 @@ from lightning_uq.callbacks.carried import Carried, carried_by
 from lightning_uq.callbacks.logged_metrics import LoggedMetrics, When, log_fitted
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
 from lightning_uq.errors import InputError, NotFiniteError, NotFittedError
+from lightning_uq.functional.validation import one_per_row
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.classes import check_targets, labelled_batch
 from lightning_uq.running.evaluation import to_device
@@ -291,14 +292,21 @@ class HeldOutCallback(PostTrainingCallback):
     # ------------------------------------------------------------------ predictions, as the earlier callbacks change them
 
     def _earlier(self, trainer: Trainer | None) -> list[PostTrainingCallback]:
-        """The callbacks before this one; those that leave a foreign module's predictions alone count if this one does, too."""
+        """The callbacks whose results this one reads: those before it, but for its own kind, of which predictions carry one.
+
+        Those that leave a foreign module's predictions alone count if this one does, too.
+        """
         ours = [] if trainer is None else post_training_callbacks(trainer)
-        return [one for one in ours[: ours.index(self)] if one.attach or not self.attach] if self in ours else []
+        before = ours[: ours.index(self)] if self in ours else []
+        return [one for one in before if type(one) is not type(self) and (one.attach or not self.attach)]
 
     def _before(self, model: nn.Module, trainer: Trainer | None) -> list[PredictionTransform]:
         attached = transforms_of(model)
         if attached is not None:
-            return attached.before(self.state_key, model)
+            ours = [] if trainer is None else post_training_callbacks(trainer)
+            later = ours[ours.index(self) :] if self in ours else []
+            alike = [one for one in ours if type(one) is type(self)]
+            return attached.before(self.state_key, model, {one.state_key for one in (*later, *alike)})
         found = [one.transform() for one in self._earlier(trainer) if one.fitted]
         return [one for one in found if one is not None and not one.is_last]
 
@@ -372,21 +380,8 @@ class HeldOutCallback(PostTrainingCallback):
         self._tested.log(trainer, pl_module, self._prefix(trainer))
 
     def _prefix(self, trainer: Trainer) -> str:
-        """``uq/``, and the callback's name where it has one."""
-        return "uq/" if self.name is None else f"uq/{self.name}/"
-
-
-def one_per_row(name: str, values: object, num_rows: int) -> Tensor:
-    """A number per row [N], as a function of the input must give it.
-
-    Raises:
-        InputError: It is no tensor of that shape.
-    """
-    if not isinstance(values, Tensor) or values.shape != (num_rows,):
-        came = (
-            f"its shape is {list(values.shape)}" if isinstance(values, Tensor) else f"it is a {type(values).__name__}"
-        )
-        raise InputError(
-            f"`{name}` must be a tensor with one number per row, [{num_rows}], but {came}. Positions of maps cannot have one."
-        )
-    return values
+        """``uq/``, and the callback's name where it has one, or its class if another logs scores of the same names before and after a change."""
+        ours = [one for one in post_training_callbacks(trainer) if isinstance(one, HeldOutCallback)]
+        several = len(self.whens) > 1 and sum(one.whens == self.whens for one in ours) > 1
+        name = self.name or (type(self).__name__ if several else None)
+        return "uq/" if name is None else f"uq/{name}/"

@@ -97,11 +97,16 @@ class LaplaceTransform(PredictionTransform):
     def _deviations(self, features: Tensor, dtype: torch.dtype) -> Tensor:
         """Deviations of the outputs [M S, B, O] under S draws of each member's weights."""
         self._move_to(features.device)
+        rows = self._rows(features).to(dtype)
+        return torch.einsum("mbp,msop->msbo", rows, self.weights.to(rows)).flatten(0, 1)
+
+    @property
+    def weights(self) -> Tensor:
+        """Deviations of the weights [M, S, O, P], in float32; drawn once, and before a graph is made, which cannot draw the same ones."""
         if self._weights is None:
             with torch.inference_mode(False):  # a later pass may need gradients
                 self._weights = self._drawn()
-        rows = self._rows(features).to(dtype)
-        return torch.einsum("mbp,msop->msbo", rows, self._weights.to(rows)).flatten(0, 1)
+        return self._weights
 
     def _drawn(self) -> Tensor:
         """Deviations of the weights [M, S, O, P], in float32."""

@@ -1,5 +1,6 @@
 """The metrics that a callback logs of the predictions of a test."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -128,8 +129,8 @@ class LoggedMetrics:
 
 
 def log_fitted(trainer: Trainer, prefix: str, numbers: Mapping[str, float]) -> None:
-    """Log what was fitted, after a training: to the Trainer's loggers and its ``callback_metrics``."""
-    named = {f"{prefix}{name}": value for name, value in numbers.items()}
+    """Log what was fitted, after a training: to the Trainer's loggers and its ``callback_metrics``. An infinite threshold is no number for them."""
+    named = {f"{prefix}{name}": value for name, value in numbers.items() if math.isfinite(value)}
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
     for logger in trainer.loggers:
         logger.log_metrics(named, step=trainer.global_step)

@@ -62,7 +62,7 @@ def student_t_cdf(value: Tensor, df: Tensor, location: Tensor, scale: Tensor) ->
     return _cdf_of_angle(torch.atan((value - location) / (scale * df.sqrt())), df)
 
 
-def student_t_quantile(level: float, df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+def student_t_quantile(level: float | Tensor, df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
     """The value y with P(Y <= y) = level, elementwise, by bisection of the angle; ``level`` in (0, 1), ``df`` >= 1.
 
     Example:
@@ -112,11 +112,11 @@ def student_t_mean_absolute(value: Tensor, df: Tensor, location: Tensor, scale: 
     return scale * (inside + 2 * density * (df + z.square()) / (df - 1))
 
 
-def student_t_mixture_quantile(level: float, df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+def student_t_mixture_quantile(level: float | Tensor, df: Tensor, location: Tensor, scale: Tensor) -> Tensor:
     """The value y [...] with mean_z P(Y_z <= y) = ``level``, by bisection between the components' quantiles.
 
     Args:
-        level: Probability in (0, 1).
+        level: Probability in (0, 1), a number or a tensor that broadcasts to [...].
         df: Degrees of freedom [Z, ...], at least 1.
         location: [Z, ...].
         scale: [Z, ...].

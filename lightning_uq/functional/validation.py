@@ -183,3 +183,19 @@ def classification_rows(probs: Tensor, target: Tensor, *, validate: bool = True)
         check_probs_values(probs)
         check_target_values(target, probs.shape[1])
     return probs, target
+
+
+def one_per_row(name: str, values: object, num_rows: int) -> Tensor:
+    """A number per row [N], as a function of the input must give it.
+
+    Raises:
+        InputError: It is no tensor of that shape.
+    """
+    if not isinstance(values, Tensor) or values.shape != (num_rows,):
+        came = (
+            f"its shape is {list(values.shape)}" if isinstance(values, Tensor) else f"it is a {type(values).__name__}"
+        )
+        raise InputError(
+            f"`{name}` must be a tensor with one number per row, [{num_rows}], but {came}. Positions of maps cannot have one."
+        )
+    return values

@@ -79,14 +79,14 @@ class FittedPredictor(nn.Module):
 
     @property
     def output_names(self) -> list[str]:
-        """The names of the results, in order, once the module was called.
+        """The names of the results for ONNX, in order, once the module was called: ``prediction_mean`` stands for ``mean``, which is taken there.
 
         Raises:
             InputError: It was not called yet.
         """
         if self._names is None:
             raise InputError("`output_names` are known once the module was called. Call it with an input first.")
-        return self._names
+        return ["prediction_mean" if name == "mean" else name for name in self._names]
 
     def forward(self, x: Any) -> dict[str, Tensor]:
         """The results by name.
@@ -111,12 +111,7 @@ class FittedPredictor(nn.Module):
         bad = nonfinite_rows(x)
         if bad is None:
             return results
-        return {
-            name: torch.where(bad.reshape(-1, *[1] * (values.ndim - 1)), _OF_NO_USE.get(name, math.nan), values)
-            if values.is_floating_point() or values.dtype == torch.bool
-            else values
-            for name, values in results.items()
-        }
+        return {name: _filled(values, bad, name) for name, values in results.items()}
 
     def _run(self, x: Any) -> tuple[Prediction, list[Tensor | None]]:
         """The prediction of a forward pass, and the features that each change reads."""
@@ -137,3 +132,11 @@ class FittedPredictor(nn.Module):
         found = prediction.to_dict()
         kept = ("probs", "prediction_set", "answered", "log_density", "ood_score")
         return {name: found[name] for name in kept if name in found}
+
+
+def _filled(values: Tensor, bad: Tensor, name: str) -> Tensor:
+    """Values [B, ...] with what stands for nothing in bad rows [B]."""
+    rows = bad.reshape(-1, *[1] * (values.ndim - 1))
+    if values.dtype == torch.bool:  # onnxruntime has no `where` of these
+        return values | rows if _OF_NO_USE.get(name) else values & ~rows
+    return torch.where(rows, _OF_NO_USE.get(name, math.nan), values) if values.is_floating_point() else values

@@ -16,6 +16,7 @@ from lightning_uq.predictions.point import PointPrediction
 from lightning_uq.predictions.pooled_categorical import PooledCategoricalPrediction
 from lightning_uq.predictions.pooled_regression import PooledRegressionPrediction
 from lightning_uq.predictions.quantiles import QuantilePrediction
+from lightning_uq.predictions.recalibrated import RecalibratedPrediction
 from lightning_uq.predictions.student_t import StudentTPrediction
 from lightning_uq.predictions.student_t_mixture import StudentTMixturePrediction
 
@@ -34,6 +35,7 @@ __all__ = [
     "PooledRegressionPrediction",
     "Prediction",
     "QuantilePrediction",
+    "RecalibratedPrediction",
     "StudentTMixturePrediction",
     "StudentTPrediction",
 ]

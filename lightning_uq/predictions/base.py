@@ -248,6 +248,11 @@ class Prediction(ABC):
         return self._present()[0][1].dtype
 
     @property
+    def device(self) -> torch.device:
+        """The device of these tensors."""
+        return self._present()[0][1].device
+
+    @property
     def num_indices(self) -> int | None:
         """Z, the number of hypotheses that the prediction holds; None if they were pooled."""
         return None

@@ -1,6 +1,6 @@
 """The tensors of a prediction, declared once: what each is called, where its batch axis is, whether it may be absent."""
 
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ class Field:
         optional: Whether a prediction may lack the tensor. It is then passed by name only.
         default: The number that an absent tensor stands for.
         fitted_by: What fits an optional tensor; reading an absent one is then a :class:`NotFittedError`.
+        unit: What a predicted number is in the target's units: a location, a scale, or a variance. None if it has no unit.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Field:
         optional: bool = False,
         default: float | None = None,
         fitted_by: str | None = None,
+        unit: Literal["location", "scale", "variance"] | None = None,
     ) -> None:
         self.__doc__ = doc
         self.batch_axis = batch_axis
@@ -38,6 +40,7 @@ class Field:
         self.optional = optional or default is not None or fitted_by is not None
         self.default = default
         self.fitted_by = fitted_by
+        self.unit = unit
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

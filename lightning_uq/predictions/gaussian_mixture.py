@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional import mixture
+from lightning_uq.functional.components import Components
+from lightning_uq.functional.precision import upcast_together
 from lightning_uq.functional.targets import sum_over_targets
 from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
@@ -31,10 +33,10 @@ class GaussianMixturePrediction(NumberPrediction):
         (tensor([[1.]]), tensor([[2.]]), tensor([[1.]]))
     """
 
-    member_mean = Field("Component means [Z, B, D].", batch_axis=1)
-    member_variance = Field("Component variances [Z, B, D].", batch_axis=1)
+    member_mean = Field("Component means [Z, B, D].", batch_axis=1, unit="location")
+    member_variance = Field("Component variances [Z, B, D].", batch_axis=1, unit="variance")
     member_epistemic_variance = Field(
-        "The part of the component variances [Z, B, D] that is not noise.", batch_axis=1, optional=True
+        "The part of the component variances [Z, B, D] that is not noise.", batch_axis=1, optional=True, unit="variance"
     )
 
     def _check(self) -> None:
@@ -82,9 +84,18 @@ class GaussianMixturePrediction(NumberPrediction):
         members = sum_over_targets(log_prob, known)
         return torch.logsumexp(members, 0) - math.log(len(members))
 
+    def components(self) -> Components:
+        """One Gaussian per hypothesis [Z, B, D]."""
+        mean, variance = upcast_together(self.member_mean, self.member_variance)
+        return Components(mean, variance.sqrt(), torch.full_like(mean, -math.log(len(mean))))
+
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] of the mixture's marginals at a ``level`` in (0, 1)."""
         check_open_unit("level", level)
+        return self.quantiles_at(level)
+
+    def quantiles_at(self, level: float | Tensor) -> Tensor:
+        """Quantiles [B, D] at a level of each target, which broadcasts to them."""
         return mixture.mixture_quantile(self.member_mean, self.member_variance, level)
 
     def cdf(self, target: Tensor) -> Tensor:

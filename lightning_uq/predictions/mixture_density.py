@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import mixture
+from lightning_uq.functional.components import Components
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.targets import sum_over_targets
 from lightning_uq.functional.validation import check_open_unit
@@ -39,8 +40,8 @@ class MixtureDensityPrediction(NumberPrediction):
     """
 
     member_logits = Field("Logits of the components' weights [Z, B, D, K].", batch_axis=1)
-    member_mean = Field("Means of the components [Z, B, D, K].", batch_axis=1)
-    member_variance = Field("Variances of the components [Z, B, D, K].", batch_axis=1)
+    member_mean = Field("Means of the components [Z, B, D, K].", batch_axis=1, unit="location")
+    member_variance = Field("Variances of the components [Z, B, D, K].", batch_axis=1, unit="variance")
 
     def _check(self) -> None:
         self._check_shapes("[Z, B, D, K]", "member_logits", "member_mean", "member_variance")
@@ -95,9 +96,18 @@ class MixtureDensityPrediction(NumberPrediction):
         members = sum_over_targets(torch.logsumexp(log_weights + components, -1), known)
         return torch.logsumexp(members, 0) - math.log(len(members))
 
+    def components(self) -> Components:
+        """The components of all hypotheses [Z K, B, D]."""
+        mean, variance, weights = self._components
+        return Components(mean, variance.sqrt(), weights.log())
+
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] of the marginals at a ``level`` in (0, 1)."""
         check_open_unit("level", level)
+        return self.quantiles_at(level)
+
+    def quantiles_at(self, level: float | Tensor) -> Tensor:
+        """Quantiles [B, D] at a level of each target, which broadcasts to them."""
         mean, variance, weights = self._components
         return mixture.mixture_quantile(mean, variance, level, weights)
 

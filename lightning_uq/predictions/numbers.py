@@ -9,7 +9,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.precision import widen
+from lightning_uq.functional.components import Components
+from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.functional.regression import counts_below_quantiles, in_central_interval
 from lightning_uq.functional.targets import aligned_target, known_targets
 from lightning_uq.functional.validation import check_open_unit
@@ -35,6 +36,16 @@ class NumberPrediction(Prediction):
         "Lower bounds [B, D] of intervals with a fitted coverage.", batch_axis=0, fitted_by="conformal interval"
     )
     conformal_upper = Field("Upper bounds [B, D] of these intervals.", batch_axis=0, fitted_by="conformal interval")
+
+    variance_scale = Field(
+        "Factors [D] by which the variances were multiplied, or the variances that mere means were given.",
+        fitted_by="variance scaling",
+    )
+
+    recalibration = Field(
+        "Knots [2, D, K] of the map from predicted probabilities to calibrated ones.",
+        fitted_by="quantile recalibration",
+    )
 
     score_names: ClassVar[tuple[str, ...]] = ("variance", "aleatoric_variance", "epistemic_variance")
 
@@ -151,6 +162,103 @@ class NumberPrediction(Prediction):
         """P(Y <= target) in float64: close to 1 float32 has too few digits to be compared with a level."""
         wide = widen(target)
         return widen(self.to(wide.dtype).cdf(wide))
+
+    def components(self) -> Components:
+        """The marginals as mixtures of Gaussians or Student-t: M components of shape [M, B, ..., D].
+
+        Raises:
+            InputError: The prediction is no such mixture.
+        """
+        raise InputError(f"A {type(self).__name__} has no `components`: it is no mixture of distributions.")
+
+    def scaled(self, factor: Tensor) -> "NumberPrediction":
+        """The prediction with all variances multiplied by a factor.
+
+        The distribution of each target is stretched about its :attr:`point` c: y becomes c + s (y - c), where s^2 is the factor. So the
+        point stays, the aleatoric and the epistemic variance grow alike, and an interval grows by s. Predictions of mere means
+        become Gaussians, and the factor is their variance.
+
+        Args:
+            factor: s^2 [D], positive. Predictions hold it as ``variance_scale``.
+
+        Raises:
+            InputError: The prediction was scaled before, or the factor has another shape.
+        """
+        self._check_factor(factor)
+        new: dict[str, Tensor | None] = {"variance_scale": factor}
+        for name, tensor, axis in self._present():
+            unit = self._fields[name].unit
+            if unit is not None:
+                assert axis is not None
+                trailing = (1,) * (tensor.ndim - axis - len(self.target_shape))
+                wide = upcast(tensor)
+                square = factor.to(wide).reshape(-1, *(1 for _ in self.map_shape), *trailing)
+                if unit == "variance":
+                    wide = wide * square
+                elif unit == "scale":
+                    wide = wide * square.sqrt()
+                else:
+                    center = self.point.to(wide).reshape(*self.target_shape, *trailing)
+                    wide = center + square.sqrt() * (wide - center)
+                new[name] = wide.to(tensor.dtype)
+        return self._from_tensors({**self.__dict__["_tensors"], **new})
+
+    def _check_factor(self, factor: Tensor) -> None:
+        if self._get("variance_scale") is not None:
+            raise InputError(f"This {type(self).__name__} was scaled before. Scale the prediction that it was made of.")
+        dims = self.target_shape[self.target_axis]
+        if factor.shape != (dims,):
+            raise InputError(
+                f"`factor` must have shape [{dims}], one number per target, but its shape is {list(factor.shape)}."
+            )
+
+    def scaling_rows(self, target: Tensor) -> tuple[Tensor, ...]:
+        """What the factor of :meth:`scaled` is fitted to: the arguments of a function of :mod:`~lightning_uq.functional.variance_scaling`.
+
+        They are those of ``fit_stretch`` for a distribution, of ``fit_quantile_stretch`` for quantiles, and of ``fit_residual_variance`` for
+        mere means.
+
+        Raises:
+            InputError: No factor can be fitted to such a prediction.
+        """
+        point = self.point
+        location, *rest = self.components()
+        offset = location - point
+        return (self._checked(target).to(point) - point, *(t.transpose(0, 1) for t in (offset, *rest) if t is not None))
+
+    def recalibrated(self, knots: Tensor) -> "NumberPrediction":
+        """The prediction whose distribution functions went through a map per target.
+
+        Args:
+            knots: [2, D, K] of :func:`~lightning_uq.functional.quantile_recalibration.fit_recalibration`. Predictions hold it as
+                ``recalibration``.
+
+        Raises:
+            InputError: The prediction has no distribution function, or was recalibrated before.
+        """
+        from lightning_uq.predictions.recalibrated import RecalibratedPrediction
+
+        return RecalibratedPrediction.of(self, knots)
+
+    def _check_knots(self, knots: Tensor) -> None:
+        dims = self.target_shape[self.target_axis]
+        if knots.ndim != 3 or knots.shape[:2] != (2, dims) or knots.shape[2] < 2:
+            raise InputError(
+                f"The knots of a recalibration must have shape [2, {dims}, K], but theirs is {list(knots.shape)}."
+            )
+
+    def recalibration_rows(self, target: Tensor) -> Tensor:
+        """Probability integrals P(Y <= target) [B, ..., D] in float64, to which the map of :meth:`recalibrated` is fitted.
+
+        Raises:
+            InputError: There are none.
+        """
+        return self._integral(target)
+
+    @property
+    def target_axis(self) -> int:
+        """The axis of the D targets: 1 of maps, else the last one."""
+        return 1 if self.map_shape else len(self.target_shape) - 1
 
     def pool(self) -> "NumberPrediction":
         """The prediction without its members: the mean and the two variances, Z times smaller."""

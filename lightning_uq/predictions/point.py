@@ -5,9 +5,10 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.ensemble_crps import empirical_crps
 from lightning_uq.functional.precision import upcast
-from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.predictions.fields import Field
 from lightning_uq.predictions.gaussian_mixture import GaussianMixturePrediction
+from lightning_uq.predictions.numbers import NumberPrediction
+from lightning_uq.predictions.pooled_regression import PooledRegressionPrediction
 from lightning_uq.predictions.spread import SpreadPrediction, variance_over
 
 
@@ -32,7 +33,7 @@ class PointPrediction(SpreadPrediction):
         (tensor([[1.]]), tensor([[1.]]))
     """
 
-    member_mean = Field("The hypotheses' means [Z, B, D].", batch_axis=1)
+    member_mean = Field("The hypotheses' means [Z, B, D].", batch_axis=1, unit="location")
 
     def _check(self) -> None:
         self._check_shapes("[Z, B, D]", "member_mean")
@@ -57,7 +58,7 @@ class PointPrediction(SpreadPrediction):
             variance: Variances of the targets [Z, B, D].
             epistemic: The part of them that is not noise [Z, B, D].
         """
-        shared = {name: self._get(name) for name in (*DENSITY_FIELDS, "grid")}
+        shared = {**self._fitted(), "grid": self._get("grid")}
         return GaussianMixturePrediction(self.member_mean, variance, member_epistemic_variance=epistemic, **shared)
 
     def crps(self, target: Tensor) -> Tensor:
@@ -72,6 +73,33 @@ class PointPrediction(SpreadPrediction):
                 "keep them."
             )
         return empirical_crps(self.member_mean, self._checked(target))
+
+    def scaled(self, factor: Tensor) -> NumberPrediction:
+        """One Gaussian per hypothesis, with this variance [D]; of pooled hypotheses, the moments of their mixture."""
+        self._check_factor(factor)
+        shared = {**self._fitted(), "grid": self._get("grid"), "variance_scale": factor}
+        mean = upcast(self.member_mean)
+        variance = factor.to(mean).reshape(-1, *(1 for _ in self.map_shape)).expand(mean.shape)
+        if self.is_pooled:
+            return PooledRegressionPrediction(mean[0], variance[0], upcast(self.members_variance), **shared)
+        return GaussianMixturePrediction.of_checked(member_mean=mean, member_variance=variance, **shared)
+
+    def scaling_rows(self, target: Tensor) -> tuple[Tensor, ...]:
+        """The errors of the hypotheses [B, Z, ..., D]."""
+        if self.is_pooled:
+            raise InputError(
+                "A variance is fitted to the members, which were pooled when this prediction was made. Set `module.return_members = True` to "
+                "keep them."
+            )
+        mean = upcast(self.member_mean)
+        return ((self._checked(target).to(mean) - mean).transpose(0, 1),)
+
+    def recalibration_rows(self, target: Tensor) -> Tensor:
+        """Not known."""
+        raise InputError(
+            f"A recalibration needs distributions, but a {type(self).__name__} holds means alone. Put VarianceScaling before it, or use a "
+            "head with a variance, for instance `Regression(head='mean_variance')`."
+        )
 
     def quantile(self, level: float) -> Tensor:
         """Not known."""

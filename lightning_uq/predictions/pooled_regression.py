@@ -5,6 +5,7 @@ from typing import ClassVar, NoReturn
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.components import Components
 from lightning_uq.predictions.fields import Field
 from lightning_uq.predictions.numbers import NumberPrediction
 
@@ -39,9 +40,9 @@ class PooledRegressionPrediction(NumberPrediction):
 
     mean = Field("E[y] [B, D].", batch_axis=0)
     aleatoric_variance = Field(
-        "Mean over the hypotheses of the variance that each of them expects [B, D].", batch_axis=0
+        "Mean over the hypotheses of the variance that each of them expects [B, D].", batch_axis=0, unit="variance"
     )
-    epistemic_variance = Field("Variance of the hypotheses' means [B, D].", batch_axis=0)
+    epistemic_variance = Field("Variance of the hypotheses' means [B, D].", batch_axis=0, unit="variance")
     inverse_nu = Field("mean_z 1 / nu [B, D]; of a normal-inverse-gamma alone.", batch_axis=0, optional=True)
 
     @property
@@ -67,6 +68,10 @@ class PooledRegressionPrediction(NumberPrediction):
     def member_variance(self) -> Tensor:
         """Not held."""
         self._raise("member_variance")
+
+    def components(self) -> Components:
+        """Not defined without the members."""
+        self._raise("components")
 
     def log_prob(self, target: Tensor) -> Tensor:
         """Not defined without the members."""

@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.quantile_recalibration import extended_cdf, extended_quantile, uncalibrated_levels
 from lightning_uq.functional.quantiles import check_levels, pinball, quantile_at
 from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
@@ -47,7 +48,7 @@ class QuantilePrediction(SpreadPrediction):
 
     _reason: ClassVar[str] = "a few quantiles do not determine it"
 
-    member_quantiles = Field("Quantiles [Z, B, D, Q] in increasing order.", batch_axis=1)
+    member_quantiles = Field("Quantiles [Z, B, D, Q] in increasing order.", batch_axis=1, unit="location")
     levels = Field("Levels of the quantiles [Q].", batch_axis=None)
 
     def _check(self) -> None:
@@ -128,6 +129,45 @@ class QuantilePrediction(SpreadPrediction):
         """How many known targets lie at or below the predicted quantile of each level: [L] in float64."""
         target = self._checked(target)
         return torch.stack([widen(target <= self.quantile(level)).sum() for level in levels])
+
+    def scaling_rows(self, target: Tensor) -> tuple[Tensor, ...]:
+        """Residuals [B, ..., D] from the median, and its distances to the quantiles and their levels [B, Q, ..., D]."""
+        quantiles, median = self.quantiles, self.median
+        offset = (quantiles - median.unsqueeze(-1)).movedim(-1, 1)
+        levels = self.levels.to(offset).reshape(1, -1, *[1] * (offset.ndim - 2)).expand_as(offset)
+        return self._checked(target).to(median) - median, offset, levels
+
+    def recalibration_rows(self, target: Tensor) -> Tensor:
+        """Probabilities [B, ..., D] of targets: linear between the quantiles, with exponential tails beyond them."""
+        self._check_several_levels()
+        return extended_cdf(self.quantiles, self.levels, self._checked(target))
+
+    def recalibrated(self, knots: Tensor) -> "QuantilePrediction":
+        """The quantiles at the same levels, of the calibrated distribution."""
+        self._check_several_levels()
+        self._check_knots(knots)
+        if self._get("recalibration") is not None:
+            raise InputError(
+                f"This {type(self).__name__} was recalibrated before. Recalibrate the one that it was made of."
+            )
+        if self.is_pooled:
+            raise InputError(
+                "A recalibration needs the members, which were pooled when this prediction was made. Set `module.return_members = True` to "
+                "keep them."
+            )
+        quantiles = upcast(self.member_quantiles)
+        shape = -1, *[1] * len(self.map_shape)
+        levels = uncalibrated_levels(self.levels, knots.to(quantiles.device)).T
+        moved = [extended_quantile(quantiles, self.levels, level.reshape(shape)) for level in levels]
+        new = torch.stack(moved, -1).cummax(-1).values  # rounding may let equal ones cross
+        tensors = {"member_quantiles": new.to(self.member_quantiles.dtype), "recalibration": knots}
+        return self._from_tensors({**self.__dict__["_tensors"], **tensors})
+
+    def _check_several_levels(self) -> None:
+        if len(self.levels) < 2:
+            raise InputError(
+                "A recalibration needs quantiles at two levels or more, but there is one. Predict more `levels`."
+            )
 
     def cdf(self, target: Tensor) -> Tensor:
         """Not known beyond the outermost quantiles."""

@@ -24,6 +24,7 @@ class SpreadPrediction(NumberPrediction):
         "Variance over the hypotheses [B, D] that were pooled; absent while the prediction has them.",
         batch_axis=0,
         optional=True,
+        unit="variance",
     )
 
     @property

@@ -39,10 +39,10 @@ class StudentTPrediction(StudentTMixturePrediction):
 
     score_names: ClassVar[tuple[str, ...]] = (*NumberPrediction.score_names, "inverse_nu")
 
-    location = Field("gamma [Z, B, D].", batch_axis=1)
+    location = Field("gamma [Z, B, D].", batch_axis=1, unit="location")
     nu = Field("nu [Z, B, D], the evidence for the location.", batch_axis=1)
     alpha = Field("alpha [Z, B, D], the shape of the inverse gamma.", batch_axis=1)
-    beta = Field("beta [Z, B, D], the scale of the inverse gamma.", batch_axis=1)
+    beta = Field("beta [Z, B, D], the scale of the inverse gamma.", batch_axis=1, unit="variance")
 
     def _check_values(self) -> None:
         if not bool(((self.nu > 0) & (self.alpha > 1) & (self.beta > 0)).all()):

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import student_t
-from lightning_uq.functional.precision import widen
+from lightning_uq.functional.components import Components
+from lightning_uq.functional.precision import upcast_together, widen
 from lightning_uq.functional.targets import sum_over_targets
 from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
@@ -36,8 +37,8 @@ class StudentTMixturePrediction(NumberPrediction):
         (tensor([[2.]]), tensor([[0.7407]], dtype=torch.float64))
     """
 
-    location = Field("Locations [Z, B, D].", batch_axis=1)
-    scale = Field("Scales [Z, B, D].", batch_axis=1)
+    location = Field("Locations [Z, B, D].", batch_axis=1, unit="location")
+    scale = Field("Scales [Z, B, D].", batch_axis=1, unit="scale")
     degrees_of_freedom = Field("Degrees of freedom [Z, B, D], above 2.", batch_axis=1)
 
     def _check(self) -> None:
@@ -77,6 +78,11 @@ class StudentTMixturePrediction(NumberPrediction):
         members = sum_over_targets(student_t.student_t_log_prob(value, *self._student_t), known)
         return torch.logsumexp(members, 0) - math.log(len(members))
 
+    def components(self) -> Components:
+        """One Student-t per hypothesis [Z, B, D]."""
+        df, location, scale = upcast_together(*self._student_t)
+        return Components(location, scale, torch.full_like(location, -math.log(len(location))), df)
+
     def cdf(self, target: Tensor) -> Tensor:
         """P(Y_d <= target_d) [B, D] in float64, under the marginals."""
         value, known = self._checked_known(target)
@@ -89,6 +95,10 @@ class StudentTMixturePrediction(NumberPrediction):
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] of the marginals at a ``level`` in (0, 1), in float64."""
         check_open_unit("level", level)
+        return self.quantiles_at(level)
+
+    def quantiles_at(self, level: float | Tensor) -> Tensor:
+        """Quantiles [B, D] at a level of each target, which broadcasts to them, in float64."""
         return student_t.student_t_mixture_quantile(level, *self._student_t)
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:

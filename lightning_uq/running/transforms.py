@@ -153,13 +153,20 @@ class PredictionTransforms:
         with observing_all([one.transform for one in used], module, x, for_metrics=for_metrics) as change:
             yield change
 
-    def before(self, owner: str, module: nn.Module) -> list[PredictionTransform]:
-        """The transforms whose results an owner's transform that is the last one reads.
+    def before(self, owner: str, module: nn.Module, without: Collection[str] = ()) -> list[PredictionTransform]:
+        """The transforms whose results an owner's transform reads: those before its own, or all if it has none.
+
+        Args:
+            owner: Who fits, or fitted, to these results.
+            module: The module.
+            without: Owners whose transforms are left out.
 
         Raises:
             NotFittedError: The module has other weights than one of them was fitted on.
         """
-        used = [one for one in self._attached.values() if one.owner != owner and not one.transform.is_last]
+        ordered = sorted(self._attached.values(), key=lambda one: _place(one.transform))
+        own = next((i for i, one in enumerate(ordered) if one.owner == owner), len(ordered))
+        used = [one for one in ordered[:own] if one.owner not in without and not one.transform.is_last]
         _check(used, module)
         return [one.transform for one in used]
 

@@ -456,7 +456,7 @@ def test_which_states_go_inside(write):
     callbacks = [FitGMM(), FitGMM(name="tied", covariance="tied"), FitKNN(k=2), TemperatureScaling()]
     path, _ = write(deterministic(), *callbacks)
     tied = "FitGMM{'name': 'tied'}"
-    with pytest.raises(InputError, match=r"several states of a density: \['FitGMM', .*Name one in argument `states`"):
+    with pytest.raises(InputError, match=r"several states of density: \['FitGMM', .*Name one in argument `states`"):
         load_fitted(path)
     one, other = (
         load_fitted(path, states=[key, "TemperatureScaling"])(TEST_X)["log_density"] for key in ("FitGMM", tied)
@@ -467,7 +467,7 @@ def test_which_states_go_inside(write):
         with pytest.raises(InputError, match=f"`states` must be a list of keys among .*, but it is {came}"):
             load_fitted(path, states=states)
     path, _ = write(deterministic(), FitKNN(k=2))
-    with pytest.raises(InputError, match=r"no state of a density or a calibration, but \['FitKNN'\]"):
+    with pytest.raises(InputError, match=r"nothing that goes into a network, but \['FitKNN'\]"):
         load_fitted(path)
 
 

@@ -14,8 +14,10 @@ from lightning_uq import (
     EnsembleModule,
     FitGMM,
     FitLaplace,
+    QuantileRecalibration,
     SelectiveThreshold,
     TemperatureScaling,
+    VarianceScaling,
     load_fitted,
 )
 from lightning_uq.errors import InputError, NotFiniteError
@@ -69,6 +71,11 @@ CASES = {
     "labels": ("labels", lambda: [ConformalRiskControl(alpha=0.2)]),
     "maps": ("maps", lambda: [ConformalRiskControl(alpha=0.2)]),
     "intervals": ("numbers", lambda: [ConformalIntervals()]),
+    "scaled": ("numbers", lambda: [VarianceScaling(), ConformalIntervals(method="normalized")]),
+    "recalibrated": (
+        "numbers",
+        lambda: [VarianceScaling(), QuantileRecalibration(), ConformalIntervals(method="cqr", alpha=0.4)],
+    ),
     "posterior": ("numbers", lambda: [FitLaplace(), ConformalIntervals(method="normalized")]),
 }
 TASKS = {"classes": "classification", "labels": Multilabel(), "maps": Segmentation(), "numbers": MEAN}
@@ -102,11 +109,13 @@ def test_it_predicts_as_the_callbacks_do(name, num_members, tmp_path):
         "answered",
         "conformal_lower",
     } & set(found)
-    assert fitted.output_names == list(found)
+    assert fitted.output_names == ["prediction_mean" if name == "mean" else name for name in found]
     for key, values in found.items():
         torch.testing.assert_close(
             values, expected[key].to(values.dtype), rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
         )
+    if name == "recalibrated":
+        return  # a graph of a map's mean and variance is thousands of operators large
     program = torch.export.export(fitted, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2)}})
     graph = program.module()
     for size in (30, 5):
@@ -117,6 +126,25 @@ def test_it_predicts_as_the_callbacks_do(name, num_members, tmp_path):
                 ).double().mean() > 0.99  # a score on the threshold may round to either side
             else:
                 torch.testing.assert_close(values, found[key][:size], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sets", "intervals", "scaled", "posterior"])
+def test_onnx_gives_the_same(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    kind, callbacks = CASES[name]
+    path, _, x = fit(DeterministicModule(factory(kind), task=TASKS[kind]), kind, callbacks(), tmp_path)
+    fitted = load_fitted(path)
+    found = fitted(x)
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(fitted, (x,), file, output_names=fitted.output_names, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    results = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for (key, values), other in zip(found.items(), results, strict=True):
+        other = torch.from_numpy(other)
+        if values.dtype == torch.bool:
+            assert (values == other).double().mean() > 0.99
+        else:
+            torch.testing.assert_close(other, values, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
 
 
 def test_an_input_that_is_not_finite(tmp_path):

@@ -89,10 +89,10 @@ def test_a_task_that_the_data_showed_comes_back_with_the_file(make_trainer, tmp_
     torch.testing.assert_close(load_fitted(path, module, task=kind)(X)["probs"], found)
 
 
-def test_numbers_have_no_probabilities(make_trainer, tmp_path):
+def test_numbers_have_a_density_beside_their_mean(make_trainer, tmp_path):
     module = DeterministicModule(LINEAR, task=Regression(head="mean"))
     path = trained(make_trainer, tmp_path, module, FitGMM(), data=DataLoader(TensorDataset(X, X[:, :3]), batch_size=16))
-    with pytest.raises(
-        InputError, match=r"`load_fitted` gives probabilities, which Regression\(head='mean'\) does not predict"
-    ):
-        load_fitted(path)
+    found, expected = load_fitted(path).double()(X), module.double().predict(X).to_dict()
+    assert list(found) == ["mean", "log_density", "ood_score"]
+    for name, values in found.items():
+        torch.testing.assert_close(values, expected[name], rtol=1e-5, atol=1e-5)

@@ -185,6 +185,12 @@ def as_labels(batch: Any) -> tuple[Tensor, Tensor]:
     return x, y if y.ndim == 2 else (y[:, None] == torch.arange(CLASSES, device=y.device)).long()
 
 
+def as_one_number(batch: Any) -> tuple[Tensor, Tensor]:
+    """A batch of labels as one number each."""
+    x, y = batch
+    return x, y if y.is_floating_point() else y[:, None].to(x.dtype)
+
+
 class UsersModule(LightningModule):
     """A classifier of somebody who has never heard of this package: what the callbacks and ensembles are given."""
 
@@ -340,7 +346,7 @@ class CallbackCase:
         name: Its row in the grid.
         build: Makes it; takes keyword arguments that all constructors share.
         fits_on: Whether it fits a state after training, and to which data by default.
-        ensemble: The case of an ensemble that it is recorded with, too.
+        ensemble: The case of several hypotheses that it is recorded with, too.
         unsupported: Axes that it does not support, with the reason.
         method: Name of the method that it stands for, if any.
         is_discovered: Whether it is the callback of a method that no listed case stands for.
@@ -353,6 +359,11 @@ class CallbackCase:
     unsupported: Mapping[str, str] = field(default_factory=dict)
     method: str | None = None
     is_discovered: bool = False
+
+    @property
+    def is_of_numbers(self) -> bool:
+        """Whether it reads the outputs of :class:`UsersModule` as numbers."""
+        return self.name in ("ConformalIntervals", "VarianceScaling", "QuantileRecalibration")
 
     @property
     def fits(self) -> bool:
@@ -630,7 +641,9 @@ LISTED_MODULES = [
     _on("Horizon, ensemble", m.EnsembleModule, horizon_network, "horizon", HORIZON, num_members=3, seed=1),
 ]
 
-NOT_INSIDE = dict.fromkeys(("export", "onnx"), "`load_fitted` takes densities and calibrations, and says so")
+NOT_INSIDE = dict.fromkeys(
+    ("export", "onnx"), "only the callback itself computes its scores, and `load_fitted` says so"
+)
 
 LISTED_CALLBACKS = [
     CallbackCase("FitGMM", partial(c.FitGMM, held_out=loader("classification", 61, 1)), method="density"),
@@ -645,33 +658,42 @@ LISTED_CALLBACKS = [
     CallbackCase(
         "FitLaplace",
         partial(c.FitLaplace, num_samples=8, held_out=loader("classification", 61, 1)),
-        unsupported=NOT_INSIDE,
         method="laplace",
     ),
     CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val"),
     CallbackCase("VectorScaling", partial(c.VectorScaling), fits_on="val"),
     CallbackCase("MatrixScaling", partial(c.MatrixScaling), fits_on="val"),
     CallbackCase("IsotonicScaling", partial(c.IsotonicScaling), fits_on="val"),
-    CallbackCase("ConformalSets", partial(c.ConformalSets), fits_on="val", unsupported=NOT_INSIDE),
+    CallbackCase("ConformalSets", partial(c.ConformalSets), fits_on="val"),
     CallbackCase(
         "ConformalIntervals",
         partial(c.ConformalIntervals, unpack_batch=as_numbers, task=Regression(head="mean")),
         fits_on="val",
         ensemble="Ensemble, mean",
-        unsupported=NOT_INSIDE,
     ),
     CallbackCase(
         "ConformalRiskControl",
         partial(c.ConformalRiskControl, unpack_batch=as_labels, task="multilabel"),
         fits_on="val",
         ensemble="Ensemble, multilabel",
-        unsupported=NOT_INSIDE,
     ),
     CallbackCase(
         "SelectiveThreshold",
-        partial(c.SelectiveThreshold, risk=0.22, delta=0.9, num_levels=4),
+        partial(c.SelectiveThreshold, risk=0.8),
         fits_on="val",
-        unsupported=NOT_INSIDE,
+    ),
+    CallbackCase(
+        "VarianceScaling",
+        partial(c.VarianceScaling, unpack_batch=as_numbers, task=Regression(head="mean")),
+        fits_on="val",
+        ensemble="Ensemble, mean",
+    ),
+    CallbackCase(
+        "QuantileRecalibration",
+        partial(c.QuantileRecalibration, unpack_batch=as_one_number, task=Regression(head="student_t")),
+        fits_on="val",
+        ensemble="Epinet, Student-t",
+        unsupported=dict.fromkeys(("export", "onnx"), "a graph of a map's mean and variance takes minutes"),
     ),
     CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
@@ -742,6 +764,8 @@ REPRESENTATIVES = {
     "TemperatureScaling",
     "ConformalSets",
     "ConformalIntervals",
+    "VarianceScaling",
+    "QuantileRecalibration",
     "CalibratedNLL",
     "OODDetection",
     # A mean, bins, rows that are kept, blocks of rows, a score of two data sets, a mixture.

@@ -326,8 +326,8 @@ def _summary(tensor: Tensor, first: int = 0) -> Record:
 
 
 def _comparable(name: str, tensor: Tensor) -> Tensor:
-    """The tensor, or the projection on its span if it holds eigenvectors, whose signs depend on the linear algebra library."""
-    return tensor @ tensor.T if name.endswith("residual") else tensor
+    """The tensor with finite numbers, as JSON has; eigenvectors, whose signs depend on the linear algebra library, as the projection on their span."""
+    return (tensor @ tensor.T if name.endswith("residual") else tensor).nan_to_num(0.0, 1e9, -1e9)
 
 
 def _files(folder: Path) -> list[str]:

@@ -17,6 +17,7 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules import DeterministicModule, EnsembleModule
 from lightning_uq.networks import EpistemicNetwork
 from lightning_uq.networks.fitted import FittedNetwork
+from lightning_uq.networks.fitted_predictor import FittedPredictor
 from tests.contract.cases import CLASSIFIERS, MODULES, UsersModule, loader, network, rows
 from tests.contract.running import TEST, TRAIN, VAL, density, run_all
 from tests.versions import ONNX_EXPORT, TORCH_2_6, VMAP_EXPORT, skip_on_torch_2_6
@@ -237,7 +238,7 @@ def with_all_fitted(make_trainer, module, folder, *callbacks):
     checkpoint = ModelCheckpoint(folder, filename="best", monitor="val_loss")
     trainer = make_trainer(callbacks=[*callbacks, checkpoint], enable_checkpointing=True)
     trainer.fit(module, loader(KIND, TRAIN), loader(KIND, VAL, 1))
-    return load_fitted(callbacks[-1].uq_ckpt_path, module)
+    return load_fitted(callbacks[-1].uq_ckpt_path, module, task=callbacks[-1].logits.given_task)
 
 
 def assert_exports(model):
@@ -251,7 +252,9 @@ def assert_onnx_runs(model, folder):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     path = folder / "model.onnx"
-    named = isinstance(model, FittedNetwork)
+    named = isinstance(model, FittedNetwork | FittedPredictor)
+    if named:
+        model(X[:7])  # which tells the names
     names = model.output_names if named else None
     torch.onnx.export(model, (X[:7],), path, dynamo=True, dynamic_shapes=BATCH, verbose=False, output_names=names)
     options = runtime.SessionOptions()
@@ -301,7 +304,7 @@ def test_network_temperature_and_density_run_as_one_onnx_graph(make_trainer, exp
 @pytest.mark.parametrize("callback", [FitKNN(k=3), FitViM(dim=2)])
 def test_scores_of_their_own_are_refused_by_name(make_trainer, callback, tmp_path):
     name = type(callback).__name__
-    with pytest.raises(InputError, match=rf"no state of a density or a calibration, but \['{name}'\]\. Only these"):
+    with pytest.raises(InputError, match=rf"nothing that goes into a network, but \['{name}'\]\. Only these"):
         with_all_fitted(make_trainer, UsersModule(), tmp_path, callback)
 
 
