@@ -98,8 +98,9 @@ def _contributions(rows: Tensor, target: Tensor) -> Iterator[tuple[int, Tensor]]
             powers = powers.square_() if step % 8 else (2.0**power * margins).exp_()
             yield 1 + _LOG2.index(power), at(2.0**power, powers)
     is_wrong = true < _ROUNDING * margins.amin(0)
-    yield ROWS, torch.stack([torch.ones_like(true), is_wrong.to(true), (target == 0).to(true)])
-    scale, zero = (margins - margins.mean(0)).abs().mean(0), torch.zeros_like(true)
+    one, zero = torch.ones_like(true), torch.zeros_like(true)
+    yield ROWS, torch.stack([one, torch.where(is_wrong, one, zero), torch.where(target == 0, one, zero)])
+    scale = (margins - margins.mean(0)).abs().mean(0)
     yield ROWS + 1, torch.stack([scale, zero, zero])
 
 

@@ -10,7 +10,7 @@ from lightning_uq.functional.precision import widen
 from lightning_uq.functional.targets import aligned_target
 from lightning_uq.functional.validation import check_no_nan, check_target, check_target_values
 from lightning_uq.metrics.base import MeanMetric
-from lightning_uq.predictions import ClassProbabilities, NumberPrediction, Prediction
+from lightning_uq.predictions import ClassProbabilities, LabelProbabilities, NumberPrediction, Prediction
 
 
 class ConformalCoverage(MeanMetric):
@@ -88,8 +88,14 @@ class ConformalSize(MeanMetric):
             _, known = covered_targets(prediction, target, validate=self.validate_args)
             width = widen(prediction.conformal_upper) - widen(prediction.conformal_lower)
             self._add(width.clamp_min(0), known)
-        else:
-            self._add(prediction.set_size)  # type: ignore[attr-defined]  # predictions of classes have it
+            return
+        if not isinstance(prediction, ClassProbabilities | LabelProbabilities):
+            raise InputError(
+                f"`prediction` must be of classes, labels or numbers, but it is a {type(prediction).__name__}."
+            )
+        if isinstance(prediction, ClassProbabilities) and self.validate_args:
+            covered_targets(prediction, target)  # raises what does not fit
+        self._add(prediction.set_size)
 
 
 class FalseNegativeRate(MeanMetric):

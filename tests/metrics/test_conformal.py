@@ -45,6 +45,14 @@ def test_what_carries_nothing_or_does_not_fit_is_refused(metric):
     for target in (torch.tensor([0, 3]), torch.tensor([0, -1]), torch.tensor([0.0, 1.0]), torch.tensor([[0], [1]])):
         with pytest.raises(InputError, match="`target` must"):
             metric().update(sets, target)
-    for other in ("words", BernoulliPrediction(torch.zeros(1, 2, 3))):
-        with pytest.raises(InputError, match="`prediction` must be of classes or of numbers, but it is a"):
-            metric().update(other, torch.zeros(2, 3))
+    with pytest.raises(InputError, match="`prediction` must be of classes.* or .*numbers, but it is a str"):
+        metric().update("words", torch.zeros(2, 3))
+
+
+def test_labels_have_a_size_but_no_one_true_class():
+    labels = BernoulliPrediction(torch.zeros(1, 2, 3))
+    with pytest.raises(InputError, match="`prediction` must be of classes or of numbers, but it is a Bernoulli"):
+        ConformalCoverage().update(labels, torch.zeros(2, 3))
+    metric = ConformalSize()
+    metric.update(labels.replace(prediction_set=torch.tensor([[True, True, False], [False] * 3])), torch.zeros(2, 3))
+    assert metric.compute() == 1
