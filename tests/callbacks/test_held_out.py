@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_uq import (
@@ -14,6 +15,7 @@ from lightning_uq import (
     DeterministicModule,
     EnsembleModule,
     FitGMM,
+    FitLaplace,
     IsotonicScaling,
     MatrixScaling,
     OODDetection,
@@ -247,6 +249,31 @@ def test_groups_and_density_ratios_are_read_of_the_input(make_trainer):
         torch.testing.assert_close(own.predict(x).conformal_lower, lower, rtol=1e-5, atol=1e-5)
     sets = ConformalSets(density_ratio=ratio).fit(module := deterministic(), VAL)
     assert torch.equal(module.predict(X).prediction_set, sets.sets(module.predict(X), weights=ratio(X)))
+
+
+@pytest.mark.parametrize("link", ["samples", "probit"])
+def test_sets_behind_a_posterior_are_not_made_without_it(link):
+    module, (x, y) = deterministic(), VAL.dataset.tensors
+    laplace = FitLaplace(select="marginal_likelihood", link=link).fit(module, TRAIN)
+    with_posterior = laplace.predict(module, x)
+    conformal = ConformalSets().fit_predictions(with_posterior, y)
+    assert conformal.sets(with_posterior).shape == with_posterior.probs.shape
+    laplace.handle.remove()
+    with pytest.raises(
+        InputError, match="fitted to predictions with a prior precision.*, but this one has no prior precision"
+    ):
+        conformal.sets(module.predict(x))
+
+
+def test_intervals_behind_a_posterior_are_not_made_without_it(make_trainer):
+    task = Regression(head="mean_variance")
+    module = DeterministicModule(lambda: nn.Linear(4, 4), task=task)
+    laplace, conformal = FitLaplace(), ConformalIntervals(method="normalized")
+    make_trainer(callbacks=[laplace, conformal]).fit(module, *NUMBERS[:2])
+    assert module.predict(NUMBERS[2].dataset.tensors[0]).conformal_lower.shape == (27, 2)
+    laplace.handle.remove()
+    with pytest.raises(InputError, match="but this one has no prior precision"):
+        module.predict(NUMBERS[2].dataset.tensors[0])
 
 
 def test_a_predict_fn_on_a_module_of_ours_is_refused():
