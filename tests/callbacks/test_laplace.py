@@ -18,7 +18,6 @@ from lightning_uq import (
     FitGMM,
     OODDetection,
     TemperatureScaling,
-    load_fitted,
 )
 from lightning_uq.callbacks.laplace import FitLaplace
 from lightning_uq.callbacks.sibling import fitted_states
@@ -408,19 +407,6 @@ def test_a_temperature_acts_on_the_draws_whatever_the_order(make_trainer):
             results.append(module.predict(HELD).probs)
     torch.testing.assert_close(results[0], results[2])
     torch.testing.assert_close(results[1], results[3])
-
-
-def test_load_fitted_says_that_it_leaves_the_posterior_out(make_trainer, tmp_path):
-    callbacks = [FitLaplace(), TemperatureScaling()]
-    trainer = make_trainer(
-        callbacks=[*callbacks, ModelCheckpoint(dirpath=tmp_path)], max_epochs=1, enable_checkpointing=True
-    )
-    module = module_of("classes")
-    trainer.fit(module, loader(X, LABELS), loader(HELD, HELD_LABELS))
-    path = callbacks[1].uq_ckpt_path
-    with pytest.warns(UserWarning, match="also holds what FitLaplace fitted, which `load_fitted` leaves out"):
-        load_fitted(path, module)
-    load_fitted(path, module, states=["TemperatureScaling"])
 
 
 def test_copies_and_settings():
