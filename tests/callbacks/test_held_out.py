@@ -23,7 +23,7 @@ from lightning_uq import (
     VectorScaling,
 )
 from lightning_uq.callbacks import PredictionWriter, read_predictions
-from lightning_uq.errors import InputError, NotFittedError, UQError
+from lightning_uq.errors import InputError, NotFiniteError, NotFittedError, UQError
 from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.tasks import Regression, Segmentation
 from tests.callbacks.conformal import labelled, pairs
@@ -158,6 +158,64 @@ def test_on_a_users_module_the_temperature_counts_that_its_predictions_carry(mak
     assert torch.equal(conformal.sets(prediction), prediction.prediction_set)
 
 
+@pytest.mark.parametrize(("attach", "is_told"), [((True, True), False), ((False, True), True), ((False, False), False)])
+def test_a_calibration_that_predictions_lack_is_told(make_trainer, caplog, attach, is_told):
+    callbacks = [
+        cls(attach=a, task="classification") for cls, a in zip((TemperatureScaling, ConformalSets), attach, strict=True)
+    ]
+    with caplog.at_level("INFO"):
+        make_trainer(callbacks=callbacks).fit(cases.UsersModule(), TRAIN, VAL)
+        make_trainer(callbacks=[TemperatureScaling(), ConformalSets(attach=True)]).fit(deterministic(), TRAIN, VAL)
+    told = [
+        r.message
+        for r in caplog.records
+        if "TemperatureScaling before it has not, so its changes are left out" in r.message
+    ]
+    assert len(told) == is_told
+
+
+@pytest.mark.parametrize("kind", ["sets", "intervals"])
+def test_validation_data_that_are_the_training_data_are_told(make_trainer, caplog, kind):
+    build, module, (train, val, _) = foreign(kind)
+    for loaders, is_told in (((train, val), False), ((train, DataLoader(train.dataset, batch_size=8)), True)):
+        with caplog.at_level("INFO"):
+            make_trainer(callbacks=[build()]).fit(module, *loaders)
+        told = [
+            r.message for r in caplog.records if "the validation loader, which reads the training data" in r.message
+        ]
+        assert len(told) == is_told
+
+
+@pytest.mark.parametrize("kind", ["sets", "intervals"])
+def test_a_prediction_without_a_trainer(make_trainer, kind):
+    build, module, (train, val, test) = foreign(kind)
+    conformal, x = build().fit(module, val), test.dataset.tensors[0]
+    direct = conformal.change(conformal.logits.task(module).predict(module(x).detach().unsqueeze(0)))
+    for batch in (x, list(test.dataset.tensors)):
+        for name, tensor in carried(conformal.predict(module, batch)).items():
+            torch.testing.assert_close(tensor, carried(direct)[name])
+    x = x.clone()
+    x[1] = torch.nan
+    with pytest.raises(NotFiniteError, match="1 of 27 rows hold NaN"):
+        conformal.predict(module, x)
+    with pytest.raises(NotFittedError, match="ConformalSets is not fitted|ConformalIntervals is not fitted"):
+        build().predict(module, x)
+    with pytest.raises(NotFittedError, match="was fitted on other weights"):
+        conformal.predict(type(module)(), test.dataset.tensors[0])
+
+
+@pytest.mark.parametrize("scope", ["pooled", "shared", "member"])
+def test_a_prediction_without_a_trainer_of_our_module_is_its_own(scope):
+    module = ensemble()
+    TemperatureScaling(scope=scope).fit(module, VAL)
+    conformal = ConformalSets().fit(module, VAL)
+    own, found = module.predict(X), conformal.predict(module, X)
+    torch.testing.assert_close(found.probs, own.probs)
+    assert torch.equal(found.prediction_set, own.prediction_set)
+    conformal.handle.remove()
+    assert torch.equal(conformal.predict(module, X).prediction_set, own.prediction_set)
+
+
 def test_densities_and_detection_beside_it(make_trainer):
     for module, options in ((deterministic(), {}), (cases.UsersModule(), {"attach": True, "task": "classification"})):
         conformal = ConformalSets(**options)
@@ -216,7 +274,9 @@ def test_the_task_of_a_users_regressor_is_seen_in_its_data(make_trainer):
     conformal = ConformalIntervals()
     make_trainer(callbacks=[conformal]).fit(cases.UsersRegressor(), *NUMBERS[:2])
     assert conformal.margin.shape == (2,)
-    with pytest.raises(InputError, match="ConformalIntervals makes intervals of numbers, which Classification"):
+    with pytest.raises(
+        InputError, match=r"which Classification\(\) does not .* or pass `task`, such as `Regression\(head='mean'\)`"
+    ):
         make_trainer(callbacks=[ConformalIntervals()]).fit(cases.UsersModule(), TRAIN, VAL)
     with pytest.raises(InputError, match="ConformalSets makes sets of classes, which Regression"):
         make_trainer(callbacks=[ConformalSets()]).fit(cases.UsersRegressor(), *NUMBERS[:2])
