@@ -12,11 +12,11 @@ from typing_extensions import Self
 
 from lightning_uq.callbacks.carried import Carried, carried_by
 from lightning_uq.callbacks.foreign import transformed_prediction
+from lightning_uq.callbacks.held_out_order import check_order
 from lightning_uq.callbacks.logged_metrics import LoggedMetrics, When, log_fitted
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
 from lightning_uq.errors import InputError, NotFiniteError, NotFittedError
 from lightning_uq.functional.validation import one_per_row
-from lightning_uq.guessing import report_guess
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.classes import check_targets, labelled_batch
 from lightning_uq.running.evaluation import evaluating, to_device
@@ -203,19 +203,7 @@ class HeldOutCallback(PostTrainingCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a callback behind this one that changes the predictions which this one fits."""
         super().setup(trainer, pl_module, stage)
-        ours = post_training_callbacks(trainer)
-        apart = [one for one in ours[: ours.index(self)] if one.recalibrates and self.attach and not one.attach]
-        if apart and not is_uncertainty_module(pl_module):
-            report_guess(
-                f"{type(self).__name__} has `attach=True`, but {type(apart[0]).__name__} before it has not, so its changes are left out. Pass it to both.",
-                pl_module,
-            )
-        later = [one for one in ours[ours.index(self) + 1 :] if one.recalibrates]
-        if later and not self.recalibrates:
-            raise InputError(
-                f"{type(self).__name__} stands before {type(later[0]).__name__} in the Trainer's callbacks, so it would be fitted to "
-                "predictions that change afterwards. Swap them."
-            )
+        check_order(self, trainer, pl_module, stage)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Reduce a batch to rows, in the type of prediction that it will have."""

@@ -68,6 +68,7 @@ def carried(prediction):
 # ---------------------------------------------------------------------- which predictions are fitted
 
 
+@pytest.mark.filterwarnings("ignore:ConformalSets and IsotonicScaling are fitted to the same rows")
 @pytest.mark.parametrize("make", [TemperatureScaling, VectorScaling, MatrixScaling, IsotonicScaling])
 def test_sets_are_of_calibrated_probabilities(make_trainer, make):
     module, scaling, conformal = deterministic(), make(), ConformalSets(method="aps")
@@ -82,6 +83,29 @@ def test_sets_are_of_calibrated_probabilities(make_trainer, make):
     prediction = joined(trainer.predict(module, TEST))
     assert torch.equal(prediction.prediction_set, conformal.sets(prediction))
     assert torch.equal(module.predict(X).prediction_set, prediction.prediction_set)
+
+
+def test_sets_on_the_rows_of_isotonic_curves_are_warned_of(make_trainer):
+    """The curves know their own rows: there the sets need fewer classes than on others."""
+    prediction, target = labelled(4000, num_classes=20, spread=1.5)
+    own, other, new = slice(300), slice(300, 1300), slice(1300, None)
+    curves = IsotonicScaling().fit_logits(prediction.logits[0, own], target[own])
+    covered = []
+    for rows in (own, other):
+        conformal = ConformalSets().fit_predictions(curves.calibrate(prediction[rows]), target[rows])
+        sets = conformal.sets(curves.calibrate(prediction[new]))
+        covered.append(float(sets.gather(1, target[new].unsqueeze(1)).double().mean()))
+    assert covered[0] < 0.85
+    assert covered[1] > 0.87
+    apart = cases.loader("classification", 50, 3)
+    with pytest.warns(UserWarning, match="ConformalSets and IsotonicScaling are fitted to the same rows"):
+        make_trainer(callbacks=[IsotonicScaling(), ConformalSets()]).fit(deterministic(), TRAIN, VAL)
+    for callbacks in (
+        [IsotonicScaling(dataloader=apart), ConformalSets()],
+        [IsotonicScaling(), ConformalSets(dataloader=apart)],
+        [TemperatureScaling(), ConformalSets()],
+    ):
+        make_trainer(callbacks=callbacks).fit(deterministic(), TRAIN, VAL)
 
 
 @pytest.mark.parametrize("make", [deterministic, cases.UsersModule])
