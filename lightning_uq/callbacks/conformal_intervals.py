@@ -110,7 +110,7 @@ class ConformalIntervals(HeldOutCallback):
         if not task.has_numeric_targets:
             raise InputError(
                 f"ConformalIntervals makes intervals of numbers, which {describe(task)} does not predict. Use ConformalSets for classes, or pass "
-                "`task` if the targets are numbers."
+                "`task`, such as `Regression(head='mean')`, if the targets are numbers."
             )
 
     def input_functions(self) -> Mapping[str, Callable[[Any], Tensor]]:

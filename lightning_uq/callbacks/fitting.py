@@ -98,6 +98,9 @@ class FittingCallback(Callback, ABC):
     recalibrates: ClassVar[bool] = False
     """Whether probabilities, or intervals, of predictions change by what is fitted."""
 
+    is_flexible: ClassVar[bool] = False
+    """Whether its fit follows its rows so closely that sets fitted to the same rows cover fewer targets than they should."""
+
     def preview(self, prediction: Prediction) -> Prediction:
         """The prediction in the type that it has after the fit, for checks before the training."""
         return prediction

@@ -6,7 +6,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_uq.errors import InputError
-from lightning_uq.running.loaders import fit_dataloader_of, training_loader, validation_loaders
+from lightning_uq.guessing import report_guess
+from lightning_uq.running.loaders import fit_dataloader_of, reads_same_data, training_loader, validation_loaders
 
 
 class FittingData(ABC):
@@ -66,6 +67,13 @@ class ValidationData(FittingData):
             raise InputError(
                 f"{who} needs one validation loader to be fitted on, but the Trainer has {len(loaders) or 'none'}. Pass a "
                 "validation loader to `fit`, or argument `dataloader`."
+            )
+        known = trainer.train_dataloader
+        if known is not None and reads_same_data(loaders[0], known):
+            report_guess(
+                f"{who} is fitted to the validation loader, which reads the training data. Errors are smaller there than on other rows, so what is "
+                "fitted will be too sure. Pass rows that the network was not trained on as the validation loader, or as `dataloader`.",
+                trainer.lightning_module,
             )
         return loaders[0]
 

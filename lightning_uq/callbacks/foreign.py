@@ -46,8 +46,12 @@ def transformed_prediction(
     nonfinite: NonFinite = "error",
     where: str = "",
     trainer: Trainer | None = None,
+    *,
+    to_members: bool = True,
 ) -> Prediction:
     """The prediction that a batch's outputs stand for, as all transforms change it.
+
+    With ``to_members``, the transforms that are attached to a module of ours and change its members act, too.
 
     Raises:
         NotFiniteError: With ``nonfinite="error"``, the input or the outputs hold NaN or infinity.
@@ -57,7 +61,7 @@ def transformed_prediction(
     with observing_all(transforms, model, x) as change:
         outputs = logits(model, batch, trainer)
         outputs = rows.outputs(outputs, logits.task(model))
-        prediction = logits.prediction(model, outputs)
+        prediction = logits.prediction(model, outputs, to_members=to_members)
     return rows.prediction(change(prediction))
 
 

@@ -11,18 +11,20 @@ from torchmetrics import Metric
 from typing_extensions import Self
 
 from lightning_uq.callbacks.carried import Carried, carried_by
+from lightning_uq.callbacks.foreign import transformed_prediction
+from lightning_uq.callbacks.held_out_order import check_order
 from lightning_uq.callbacks.logged_metrics import LoggedMetrics, When, log_fitted
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
 from lightning_uq.errors import InputError, NotFiniteError, NotFittedError
 from lightning_uq.functional.validation import one_per_row
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.classes import check_targets, labelled_batch
-from lightning_uq.running.evaluation import to_device
+from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.finite import bad_rows
 from lightning_uq.running.fitted_state import to_cpu
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks
-from lightning_uq.running.row_sample import MAX_ROWS, RowSample, keys_of, row_keys
+from lightning_uq.running.row_sample import MAX_ROWS, RowSample, keys_of_positions, row_keys
 from lightning_uq.running.transforms import PredictionTransform, observing_all, transforms_of
 from lightning_uq.tasks import Task
 
@@ -161,6 +163,19 @@ class HeldOutCallback(PostTrainingCallback):
             )
         return self.transform().apply(prediction)
 
+    def predict(self, model: nn.Module, x: Any) -> Prediction:
+        """The prediction for inputs or a batch, with the result of the fit, and of those before it on a module of this package.
+
+        Raises:
+            NotFittedError: Nothing was fitted with a model (after :meth:`fit_predictions`, use :meth:`change`), or on other weights.
+            NotFiniteError: An input row holds NaN or infinity, unless ``nonfinite="inf"``.
+            InputError: The predictions carry other calibrations than those that were fitted.
+        """
+        self.check_fitted(model)
+        with evaluating(model):
+            used, batch = [*self._before(model, None), self.transform()], to_device(x, model)
+            return transformed_prediction(model, batch, self.logits, used, self.nonfinite, to_members=False)
+
     @property
     def state(self) -> dict[str, Any]:
         """The fitted tensors.
@@ -188,13 +203,7 @@ class HeldOutCallback(PostTrainingCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a callback behind this one that changes the predictions which this one fits."""
         super().setup(trainer, pl_module, stage)
-        ours = post_training_callbacks(trainer)
-        later = [one for one in ours[ours.index(self) + 1 :] if one.recalibrates]
-        if later and not self.recalibrates:
-            raise InputError(
-                f"{type(self).__name__} stands before {type(later[0]).__name__} in the Trainer's callbacks, so it would be fitted to "
-                "predictions that change afterwards. Swap them."
-            )
+        check_order(self, trainer, pl_module, stage)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
         """Reduce a batch to rows, in the type of prediction that it will have."""
@@ -235,7 +244,8 @@ class HeldOutCallback(PostTrainingCallback):
                 target = labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
                 rows = self._rows_of(model, batch, task, prediction, target)
                 numbers = rank + world * torch.arange(num_read, num_read + len(target))
-                keys = self._keys(task, target.cpu(), numbers, len(rows[0]))
+                one_each = self.per_sample or not task.has_positions
+                keys = row_keys(numbers) if one_each else keys_of_positions(task, target.cpu(), numbers, len(rows[0]))
                 num_read += len(target)
                 chosen = sample.choose(keys)
                 at = chosen.to(outputs.device) if isinstance(chosen, Tensor) else chosen
@@ -275,15 +285,6 @@ class HeldOutCallback(PostTrainingCallback):
         x = self.logits.unpack(model, batch)[0] if functions else None
         values = {name: one_per_row(name, function(x), len(prediction)) for name, function in functions.items()}
         return self.rows(prediction, target, **values)
-
-    def _keys(self, task: Task, target: Tensor, numbers: Tensor, num_rows: int) -> Tensor:
-        """The key of each row of a batch."""
-        if self.per_sample or not task.has_positions:
-            return row_keys(numbers)
-        if task.row_positions(target) is not None:  # some positions do not count
-            return keys_of(task, target, numbers)
-        positions, per_sample = torch.arange(num_rows), max(1, num_rows // max(1, len(numbers)))
-        return row_keys(numbers[positions // per_sample], positions % per_sample)
 
     @property
     def _where(self) -> str:

@@ -53,7 +53,8 @@ class FitLaplace(FeatureCallback):
     - logits of classes or of labels: ``num_samples`` rows of logits, each by one draw of the weights that all inputs share, so that joint
       predictions are coherent; or one row that is scaled down by its variance. Of classes, the curvature is a Kronecker product.
 
-    The metrics of a test of this package's modules are those of the changed predictions; the loss, ``uq/test_*`` and the scores that
+    The metrics of a test of this package's modules are those of the changed predictions, and so are those of callbacks on held-out rows behind
+    this one, such as the coverage of :class:`ConformalIntervals`. The loss, the ``uq/test_*`` of a temperature, and the scores that
     :class:`OODDetection` reads off predictions are not. A temperature in the same Trainer acts on the changed predictions, but was fitted
     without that change. With :class:`OODDetection` the score ``laplace`` is among those logged: of logits the mutual information of target and
     weights; of numbers the epistemic variance, the mean over targets (of means in units of the noise) and over an ensemble's members. An

@@ -65,10 +65,12 @@ class LaplaceTransform(PredictionTransform):
     def changed(self, prediction: Prediction, features: Tensor) -> Prediction:
         """The prediction of inputs with features [M, B, D]."""
         if self.link == "samples" and self.outputs.has_logits:
-            return prediction.map_logits(
+            moved = prediction.map_logits(
                 lambda logits: self.outputs.moved(self._repeated(logits), self._deviations(features, logits.dtype))
             )
-        return self.outputs.changed(prediction, self.variance(features), self._noise(features.device))
+        else:
+            moved = self.outputs.changed(prediction, self.variance(features), self._noise(features.device))
+        return moved.replace(prior_precision=torch.stack([one.prior_precision for one in self.posteriors]))
 
     def variance(self, features: Tensor) -> Tensor:
         """Variance [M, B, O] of the outputs, in the network's units."""

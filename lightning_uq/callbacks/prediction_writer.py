@@ -167,7 +167,7 @@ class PredictionWriter(Callback):
             raise InputError(
                 f"PredictionWriter writes predictions of this package, but `predict_step` of {type(pl_module).__name__} returned "
                 f"{'a ' if outputs is not None else ''}{type(outputs).__name__}. Use one of its modules, or let a callback "
-                "replace what an unmodified module predicts: `FitGMM(attach=True)`, or `TemperatureScaling(attach=True)` of a classifier."
+                "replace what an unmodified module predicts by passing `attach=True` to it, as in `FitGMM(attach=True)`."
             )
         block = self._block(outputs)
         index, keep = self._rows(trainer, batch, batch_idx, dataloader_idx, len(outputs))

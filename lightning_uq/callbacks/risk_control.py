@@ -77,7 +77,8 @@ class ConformalRiskControl(HeldOutCallback):
         if not task.takes_calibration or (task.has_classes and not task.has_positions):
             other = "ConformalSets" if task.has_classes else "ConformalIntervals"
             raise InputError(
-                f"ConformalRiskControl is for several labels per input, or maps of them, but the task is {describe(task)}. Use {other}."
+                f"ConformalRiskControl is for several labels per input, or maps of them, but the task is {describe(task)}. Use {other}, or pass "
+                "`task=Multilabel()` if each input has several labels."
             )
 
     # ------------------------------------------------------------------ fitting

@@ -78,8 +78,8 @@ class HeldOutScores:
         for name, own, new in (("groups", self.groups, groups), ("weights", self.weights, weights)):
             if (own is None) != (new is None):
                 raise InputError(
-                    f"`{name}` must be given for the new rows exactly if the calibration rows have them, which "
-                    f"{'do not' if own is None else 'do'}."
+                    f"`{name}` of the new rows {'are missing' if new is None else 'were given'}, but the calibration rows have "
+                    f"{'them. Pass' if new is None else 'none. Leave out'} `{name}`."
                 )
         if groups is not None:
             _check_integers(groups)

@@ -53,6 +53,11 @@ class Prediction(ABC):
         fitted_by="feature density",
     )
 
+    prior_precision = Field(
+        "Prior precisions [M, R] of the last layer's posteriors that the members were drawn from, or widened by.",
+        fitted_by="last layer's posterior",
+    )
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         found: dict[str, Field] = {}

@@ -135,9 +135,12 @@ def validation_loaders(trainer: Trainer) -> list[Any]:
 
 
 def reads_same_data(one: Any, other: Any) -> bool:
-    """Whether two loaders are one, or read the very same data set."""
+    """Whether two loaders are one, or read the very same data set, but for samplers of indices of which none is in both."""
     data = getattr(one, "dataset", one)
-    return one is other or (data is not None and data is getattr(other, "dataset", None))
+    if one is other or data is None or data is not getattr(other, "dataset", None):
+        return one is other
+    own, others = _indices(one), _indices(other)
+    return own is None or others is None or not own.isdisjoint(others)
 
 
 def loader_list(loaders: Any) -> list[Any]:
@@ -157,6 +160,14 @@ def _can_be_rebuilt(loader: Any) -> bool:
         and type(loader).__iter__ is DataLoader.__iter__
         and type(loader)._get_iterator is DataLoader._get_iterator
     )
+
+
+def _indices(loader: Any) -> set[int] | None:
+    """The rows of a loader whose sampler has a list of them."""
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        sampler = users_sampler(sampler)
+    return set(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else None
 
 
 def _rows_of(sampler: Any) -> Sequence[Any]:

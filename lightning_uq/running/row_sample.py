@@ -129,3 +129,11 @@ def keys_of(task: Task, target: Tensor, samples: Tensor) -> Tensor:
         return row_keys(samples)
     per_sample = target[:1].numel() or 1
     return row_keys(samples[positions // per_sample], positions % per_sample)
+
+
+def keys_of_positions(task: Task, target: Tensor, samples: Tensor, num_rows: int) -> Tensor:
+    """:func:`keys_of` for a task with positions, of which there are ``num_rows`` in all, where all of them count, too."""
+    if task.row_positions(target) is not None:
+        return keys_of(task, target, samples)
+    positions, per_sample = torch.arange(num_rows), max(1, num_rows // max(1, len(samples)))
+    return row_keys(samples[positions // per_sample], positions % per_sample)

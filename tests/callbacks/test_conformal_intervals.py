@@ -388,7 +388,7 @@ def test_groups_and_density_ratios_must_be_where_they_belong():
     by_group.fit_predictions(PREDICTION, TARGET, groups=groups)
     with pytest.raises(InputError, match="`change` has no input, on which `groups` of ConformalIntervals depends"):
         by_group.change(PREDICTION)
-    with pytest.raises(InputError, match="`groups` must be given for the new rows"):
+    with pytest.raises(InputError, match="`groups` of the new rows are missing"):
         by_group.intervals(PREDICTION)
     lower, upper = by_group.intervals(PREDICTION[:3], groups=torch.tensor([0, 1, 7]))
     torch.testing.assert_close(upper[:2] - lower[:2], (2 * by_group.margin).float())

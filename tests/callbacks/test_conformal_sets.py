@@ -304,7 +304,7 @@ def test_density_ratios_must_be_where_they_belong():
     weighted = ConformalSets(density_ratio=torch.ones_like).fit_predictions(PREDICTION, TARGET, weights=torch.ones(40))
     with pytest.raises(InputError, match="`change` has no input, on which `weights` of ConformalSets depends"):
         weighted.change(PREDICTION)  # it must not come back without sets
-    with pytest.raises(InputError, match="`weights` must be given for the new rows"):
+    with pytest.raises(InputError, match="`weights` of the new rows are missing"):
         weighted.sets(PREDICTION)
     assert torch.equal(
         weighted.sets(PREDICTION, weights=torch.ones(40)),

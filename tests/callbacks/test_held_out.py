@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_uq import (
@@ -14,6 +15,7 @@ from lightning_uq import (
     DeterministicModule,
     EnsembleModule,
     FitGMM,
+    FitLaplace,
     IsotonicScaling,
     MatrixScaling,
     OODDetection,
@@ -21,7 +23,7 @@ from lightning_uq import (
     VectorScaling,
 )
 from lightning_uq.callbacks import PredictionWriter, read_predictions
-from lightning_uq.errors import InputError, NotFittedError, UQError
+from lightning_uq.errors import InputError, NotFiniteError, NotFittedError, UQError
 from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.tasks import Regression, Segmentation
 from tests.callbacks.conformal import labelled, pairs
@@ -66,6 +68,7 @@ def carried(prediction):
 # ---------------------------------------------------------------------- which predictions are fitted
 
 
+@pytest.mark.filterwarnings("ignore:ConformalSets and IsotonicScaling are fitted to the same rows")
 @pytest.mark.parametrize("make", [TemperatureScaling, VectorScaling, MatrixScaling, IsotonicScaling])
 def test_sets_are_of_calibrated_probabilities(make_trainer, make):
     module, scaling, conformal = deterministic(), make(), ConformalSets(method="aps")
@@ -80,6 +83,29 @@ def test_sets_are_of_calibrated_probabilities(make_trainer, make):
     prediction = joined(trainer.predict(module, TEST))
     assert torch.equal(prediction.prediction_set, conformal.sets(prediction))
     assert torch.equal(module.predict(X).prediction_set, prediction.prediction_set)
+
+
+def test_sets_on_the_rows_of_isotonic_curves_are_warned_of(make_trainer):
+    """The curves know their own rows: there the sets need fewer classes than on others."""
+    prediction, target = labelled(4000, num_classes=20, spread=1.5)
+    own, other, new = slice(300), slice(300, 1300), slice(1300, None)
+    curves = IsotonicScaling().fit_logits(prediction.logits[0, own], target[own])
+    covered = []
+    for rows in (own, other):
+        conformal = ConformalSets().fit_predictions(curves.calibrate(prediction[rows]), target[rows])
+        sets = conformal.sets(curves.calibrate(prediction[new]))
+        covered.append(float(sets.gather(1, target[new].unsqueeze(1)).double().mean()))
+    assert covered[0] < 0.85
+    assert covered[1] > 0.87
+    apart = cases.loader("classification", 50, 3)
+    with pytest.warns(UserWarning, match="ConformalSets and IsotonicScaling are fitted to the same rows"):
+        make_trainer(callbacks=[IsotonicScaling(), ConformalSets()]).fit(deterministic(), TRAIN, VAL)
+    for callbacks in (
+        [IsotonicScaling(dataloader=apart), ConformalSets()],
+        [IsotonicScaling(), ConformalSets(dataloader=apart)],
+        [TemperatureScaling(), ConformalSets()],
+    ):
+        make_trainer(callbacks=callbacks).fit(deterministic(), TRAIN, VAL)
 
 
 @pytest.mark.parametrize("make", [deterministic, cases.UsersModule])
@@ -156,6 +182,64 @@ def test_on_a_users_module_the_temperature_counts_that_its_predictions_carry(mak
     assert torch.equal(conformal.sets(prediction), prediction.prediction_set)
 
 
+@pytest.mark.parametrize(("attach", "is_told"), [((True, True), False), ((False, True), True), ((False, False), False)])
+def test_a_calibration_that_predictions_lack_is_told(make_trainer, caplog, attach, is_told):
+    callbacks = [
+        cls(attach=a, task="classification") for cls, a in zip((TemperatureScaling, ConformalSets), attach, strict=True)
+    ]
+    with caplog.at_level("INFO"):
+        make_trainer(callbacks=callbacks).fit(cases.UsersModule(), TRAIN, VAL)
+        make_trainer(callbacks=[TemperatureScaling(), ConformalSets(attach=True)]).fit(deterministic(), TRAIN, VAL)
+    told = [
+        r.message
+        for r in caplog.records
+        if "TemperatureScaling before it has not, so its changes are left out" in r.message
+    ]
+    assert len(told) == is_told
+
+
+@pytest.mark.parametrize("kind", ["sets", "intervals"])
+def test_validation_data_that_are_the_training_data_are_told(make_trainer, caplog, kind):
+    build, module, (train, val, _) = foreign(kind)
+    for loaders, is_told in (((train, val), False), ((train, DataLoader(train.dataset, batch_size=8)), True)):
+        with caplog.at_level("INFO"):
+            make_trainer(callbacks=[build()]).fit(module, *loaders)
+        told = [
+            r.message for r in caplog.records if "the validation loader, which reads the training data" in r.message
+        ]
+        assert len(told) == is_told
+
+
+@pytest.mark.parametrize("kind", ["sets", "intervals"])
+def test_a_prediction_without_a_trainer(make_trainer, kind):
+    build, module, (train, val, test) = foreign(kind)
+    conformal, x = build().fit(module, val), test.dataset.tensors[0]
+    direct = conformal.change(conformal.logits.task(module).predict(module(x).detach().unsqueeze(0)))
+    for batch in (x, list(test.dataset.tensors)):
+        for name, tensor in carried(conformal.predict(module, batch)).items():
+            torch.testing.assert_close(tensor, carried(direct)[name])
+    x = x.clone()
+    x[1] = torch.nan
+    with pytest.raises(NotFiniteError, match="1 of 27 rows hold NaN"):
+        conformal.predict(module, x)
+    with pytest.raises(NotFittedError, match="ConformalSets is not fitted|ConformalIntervals is not fitted"):
+        build().predict(module, x)
+    with pytest.raises(NotFittedError, match="was fitted on other weights"):
+        conformal.predict(type(module)(), test.dataset.tensors[0])
+
+
+@pytest.mark.parametrize("scope", ["pooled", "shared", "member"])
+def test_a_prediction_without_a_trainer_of_our_module_is_its_own(scope):
+    module = ensemble()
+    TemperatureScaling(scope=scope).fit(module, VAL)
+    conformal = ConformalSets().fit(module, VAL)
+    own, found = module.predict(X), conformal.predict(module, X)
+    torch.testing.assert_close(found.probs, own.probs)
+    assert torch.equal(found.prediction_set, own.prediction_set)
+    conformal.handle.remove()
+    assert torch.equal(conformal.predict(module, X).prediction_set, own.prediction_set)
+
+
 def test_densities_and_detection_beside_it(make_trainer):
     for module, options in ((deterministic(), {}), (cases.UsersModule(), {"attach": True, "task": "classification"})):
         conformal = ConformalSets(**options)
@@ -214,7 +298,9 @@ def test_the_task_of_a_users_regressor_is_seen_in_its_data(make_trainer):
     conformal = ConformalIntervals()
     make_trainer(callbacks=[conformal]).fit(cases.UsersRegressor(), *NUMBERS[:2])
     assert conformal.margin.shape == (2,)
-    with pytest.raises(InputError, match="ConformalIntervals makes intervals of numbers, which Classification"):
+    with pytest.raises(
+        InputError, match=r"which Classification\(\) does not .* or pass `task`, such as `Regression\(head='mean'\)`"
+    ):
         make_trainer(callbacks=[ConformalIntervals()]).fit(cases.UsersModule(), TRAIN, VAL)
     with pytest.raises(InputError, match="ConformalSets makes sets of classes, which Regression"):
         make_trainer(callbacks=[ConformalSets()]).fit(cases.UsersRegressor(), *NUMBERS[:2])
@@ -247,6 +333,31 @@ def test_groups_and_density_ratios_are_read_of_the_input(make_trainer):
         torch.testing.assert_close(own.predict(x).conformal_lower, lower, rtol=1e-5, atol=1e-5)
     sets = ConformalSets(density_ratio=ratio).fit(module := deterministic(), VAL)
     assert torch.equal(module.predict(X).prediction_set, sets.sets(module.predict(X), weights=ratio(X)))
+
+
+@pytest.mark.parametrize("link", ["samples", "probit"])
+def test_sets_behind_a_posterior_are_not_made_without_it(link):
+    module, (x, y) = deterministic(), VAL.dataset.tensors
+    laplace = FitLaplace(select="marginal_likelihood", link=link).fit(module, TRAIN)
+    with_posterior = laplace.predict(module, x)
+    conformal = ConformalSets().fit_predictions(with_posterior, y)
+    assert conformal.sets(with_posterior).shape == with_posterior.probs.shape
+    laplace.handle.remove()
+    with pytest.raises(
+        InputError, match="fitted to predictions with a prior precision.*, but this one has no prior precision"
+    ):
+        conformal.sets(module.predict(x))
+
+
+def test_intervals_behind_a_posterior_are_not_made_without_it(make_trainer):
+    task = Regression(head="mean_variance")
+    module = DeterministicModule(lambda: nn.Linear(4, 4), task=task)
+    laplace, conformal = FitLaplace(), ConformalIntervals(method="normalized")
+    make_trainer(callbacks=[laplace, conformal]).fit(module, *NUMBERS[:2])
+    assert module.predict(NUMBERS[2].dataset.tensors[0]).conformal_lower.shape == (27, 2)
+    laplace.handle.remove()
+    with pytest.raises(InputError, match="but this one has no prior precision"):
+        module.predict(NUMBERS[2].dataset.tensors[0])
 
 
 def test_a_predict_fn_on_a_module_of_ours_is_refused():

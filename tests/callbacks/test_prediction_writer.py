@@ -429,7 +429,8 @@ def test_what_is_no_prediction(make_trainer, tmp_path, value, came):
             return value
 
     with pytest.raises(
-        InputError, match=rf"`predict_step` of Mine returned {came}\. Use .* `TemperatureScaling\(attach=T"
+        InputError,
+        match=rf"`predict_step` of Mine returned {came}\. Use .* `attach=True` to it, as in `FitGMM\(attach=T",
     ):
         write(make_trainer, Mine(), LOADER, tmp_path, format="csv")
     assert names(tmp_path) == []

@@ -245,7 +245,8 @@ def test_a_segmentation_network_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "text"), [("classification", "Use ConformalSets"), ("regression", "Use ConformalIntervals")]
+    ("task", "text"),
+    [("classification", r"Use ConformalSets, or pass `task=Multilabel\(\)`"), ("regression", "Use ConformalIntervals")],
 )
 def test_other_tasks_are_refused_before_the_training(task, text, tmp_path):
     trainer = quiet_trainer(tmp_path, callbacks=[ConformalRiskControl(task=task)])

@@ -77,9 +77,13 @@ def test_what_does_not_fit_together_is_refused(kwargs, message):
 
 
 def test_new_rows_must_have_what_the_calibration_rows_have():
-    with pytest.raises(InputError, match="`groups` must be given for the new rows exactly if .* do not"):
+    with pytest.raises(
+        InputError, match="`groups` of the new rows were given, but the calibration rows have none. Leave out `groups`"
+    ):
         HeldOutScores(SCORES).threshold(0.1, groups=GROUPS)
-    with pytest.raises(InputError, match="`weights` must be given for the new rows exactly if"):
+    with pytest.raises(
+        InputError, match="`weights` of the new rows are missing, but the calibration rows have them. Pass `weights`"
+    ):
         HeldOutScores(SCORES, weights=WEIGHTS).threshold(0.1)
     with pytest.raises(InputError, match="`groups` must be integers"):
         HeldOutScores(SCORES, groups=GROUPS).threshold(0.1, groups=GROUPS.float())

@@ -48,6 +48,7 @@ def test_a_type_declares_its_tensors_once():
         "logits",
         "log_density",
         "ood_score",
+        "prior_precision",
         "prediction_set",
         "answered",
         "member_temperature",

@@ -27,6 +27,7 @@ from lightning_uq.running.loaders import (
     fit_dataloader_of,
     loader_list,
     num_training_samples,
+    reads_same_data,
     training_loader,
     validation_loaders,
 )
@@ -229,6 +230,20 @@ def test_the_trainers_loaders_are_found_before_during_and_after_a_training(make_
     assert seen == [(train, [])] * 3
     assert loader_list(None) == []
     assert loader_list({"a": train, "b": val}) == [train, val]
+
+
+def test_loaders_of_the_same_rows():
+    data, other = dataset(6), dataset(6)
+    parts = [DataLoader(data, sampler=SubsetRandomSampler(rows)) for rows in ([0, 1, 2], [3, 4, 5], [2, 3])]
+    wrapped = DistributedSamplerWrapper(SubsetRandomSampler([3, 4, 5]), num_replicas=2, rank=0)
+    assert reads_same_data(DataLoader(data), DataLoader(data, shuffle=True))
+    assert reads_same_data(data, data)
+    assert reads_same_data(parts[0], parts[2])
+    assert reads_same_data(DataLoader(data), parts[0])
+    assert not reads_same_data(DataLoader(data), DataLoader(other))
+    assert not reads_same_data(*parts[:2])
+    assert not reads_same_data(parts[0], DataLoader(data, sampler=wrapped))
+    assert not reads_same_data([parts[0]], parts[0])
 
 
 def test_the_data_for_a_fit_after_training_and_their_number():
