@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_uq.errors import InputError
+from lightning_uq.functional.validation import check_shape
 from lightning_uq.metrics.base import MeanMetric
 from lightning_uq.predictions import ClassProbabilities
 
@@ -34,12 +36,12 @@ class AnsweredShare(MeanMetric):
         super().__init__("answered", validate_args=validate_args, **kwargs)
 
     def update(self, prediction: ClassProbabilities, target: Tensor) -> None:
-        """Add a batch of predictions that carry ``answered`` [B]; the target is not read.
+        """Add a batch of predictions that carry ``answered`` [B]; of the target, only the shape is read.
 
         Raises:
             NotFittedError: The prediction does not carry it.
         """
-        self._add(prediction.answered)
+        self._add(answered_rows(prediction, target))
 
 
 class SelectiveError(MeanMetric):
@@ -77,4 +79,18 @@ class SelectiveError(MeanMetric):
         Raises:
             NotFittedError: The prediction does not carry it.
         """
-        self._add(prediction.label != target, prediction.answered)
+        answered = answered_rows(prediction, target)
+        self._add(prediction.label != target.to(answered.device), answered)
+
+
+def answered_rows(prediction: object, target: Tensor) -> Tensor:
+    """Whether each row is answered, bool [B].
+
+    Raises:
+        InputError: It is no prediction of classes, or the target has another shape.
+        NotFittedError: The prediction does not tell.
+    """
+    if not isinstance(prediction, ClassProbabilities):
+        raise InputError(f"`prediction` must be of classes, but it is a {type(prediction).__name__}.")
+    check_shape("target", target, prediction.answered.shape)
+    return prediction.answered

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.targets import aligned_target
-from lightning_uq.functional.validation import check_no_nan, check_target, check_target_values
+from lightning_uq.functional.validation import check_no_nan, check_shape, check_target, check_target_values
 from lightning_uq.metrics.base import MeanMetric
 from lightning_uq.predictions import ClassProbabilities, LabelProbabilities, NumberPrediction, Prediction
 
@@ -137,9 +137,15 @@ class FalseNegativeRate(MeanMetric):
         Raises:
             NotFittedError: The prediction carries no sets.
         """
-        sets: Tensor = prediction.prediction_set  # type: ignore[attr-defined]  # predictions of classes and labels have it
+        if not isinstance(prediction, ClassProbabilities | LabelProbabilities):
+            raise InputError(
+                f"`prediction` must be of labels or maps of classes, but it is a {type(prediction).__name__}."
+            )
+        sets = prediction.prediction_set
+        is_map = bool(prediction.map_shape)
+        check_shape("target", target, torch.Size([*sets.shape[:1], *sets.shape[2:]]) if is_map else sets.shape)
         target = target.to(sets.device)
-        if prediction.map_shape:
+        if is_map:
             classes = torch.arange(sets.shape[1], device=sets.device).reshape(-1, *[1] * len(prediction.map_shape))
             relevant = target.unsqueeze(1) == classes
         else:

@@ -366,6 +366,15 @@ class CallbackCase:
         return self.name in ("ConformalIntervals", "VarianceScaling", "QuantileRecalibration")
 
     @property
+    def is_threshold(self) -> bool:
+        """Whether it fits a threshold, which is infinite where too few rows, or all, will do."""
+        return self.name in ("SelectiveThreshold", "ConformalRiskControl")
+
+    def is_sound(self, tensor: Tensor) -> bool:
+        """Whether a fitted tensor holds numbers, and finite ones, but for thresholds."""
+        return not bool(tensor.isnan().any()) if self.is_threshold else bool(tensor.isfinite().all())
+
+    @property
     def fits(self) -> bool:
         """Whether there is a state to save."""
         return self.fits_on is not None

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.errors import InputError
-from lightning_uq.predictions import Prediction
+from lightning_uq.predictions import NumberPrediction, PointPrediction, Prediction
 from tests.contract.cases import Measured
 from tests.metrics import cases as measured
 
@@ -67,8 +67,10 @@ def test_nan_and_what_does_not_fit(metric_case):
     metric = measured.make(metric_case.key)
     metric.update(first, second, *rest)
     before = metric.compute().item()
-    if isinstance(first, Prediction):  # of intervals
+    if isinstance(first, NumberPrediction):  # of intervals
         spoilt = first.replace(conformal_upper=first.conformal_upper * torch.nan)
+    elif isinstance(first, Prediction):  # of sets, or of what is answered: masks hold no NaN
+        spoilt = PointPrediction(torch.zeros(1, len(first), 1))
     else:
         spoilt = tuple(part * torch.nan for part in first) if isinstance(first, tuple) else first * torch.nan
     bads = [(spoilt, second, *rest), ("words", second, *rest)]

@@ -15,6 +15,7 @@ KIND = "classification"
 # What so little data gives rise to, rightly.
 FEW = pytest.mark.filterwarnings(
     "ignore:.*alpha=0.1 needs 9 rows",
+    "ignore:.*ConformalRiskControl puts all labels",
     "ignore:.*it needs 20 rows per target",
     "ignore:.*fewer than 20 per class",
     "ignore:.*is rank-deficient",

@@ -45,7 +45,7 @@ def test_callbacks(make_trainer, callback_case, precision):
         state = callback.state_dict()["tensors"]
         floats = [v for v in state.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
         assert floats
-        assert all(bool(torch.isfinite(v).all()) for v in floats)
+        assert all(callback_case.is_sound(v) for v in floats)
         assert all(v.dtype in (torch.float32, torch.float64) for v in floats)  # a half would round what was summed
         callback.attach = True
         predictions = trainer.predict(module, loader(kind, TEST, 2))

@@ -132,6 +132,9 @@ def test_callbacks(make_trainer, fitting_case):
     if fitting_case.name == "ConformalIntervals":
         assert ours.conformal_lower.shape == (TEST, CLASSES)
         return
+    if fitting_case.name == "ConformalRiskControl":
+        assert ours.prediction_set.shape == (TEST, CLASSES)
+        return
     if fitting_case.is_of_numbers:
         assert ours.calibrations.keys() <= {"variance_scale", "recalibration"}
         assert bool((ours.variance > 0).all())
