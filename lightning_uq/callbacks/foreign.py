@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_uq.errors import InputError
+from lightning_uq.guessing import report_guess
 from lightning_uq.networks.finite import NonFinite
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.finite import FiniteRows
@@ -84,7 +85,13 @@ def wrap_predict_step(
             "`unpack_batch`, `output`, `task` or `nonfinite` differ. Pass the same to each."
         )
     if transform is not None:
-        step.transforms.append(transform)
+        others = [one for one in step.transforms if one.kind != transform.kind]
+        if len(others) < len(step.transforms):
+            report_guess(
+                f"Predictions of {type(model).__name__} carry one {transform.kind}: that of the last of several callbacks with `attach=True`.",
+                model,
+            )
+        step.transforms = [*others, transform]
 
 
 def unwrap_predict_step(model: nn.Module) -> None:

@@ -639,3 +639,18 @@ def test_thresholds_of_a_prediction_without_gradients_serve_one_with_gradients(m
     torch.testing.assert_close(after.conformal_upper, before.conformal_upper)
     (after.conformal_upper - after.conformal_lower).sum().backward()
     assert any(bool(p.grad.abs().sum() > 0) for p in module.parameters() if p.grad is not None)
+
+
+def test_the_last_of_two_callbacks_of_a_kind_is_the_one_that_a_users_predictions_carry(make_trainer, monkeypatch):
+    told = []
+    monkeypatch.setattr("lightning_uq.callbacks.foreign.report_guess", lambda text, about: told.append(text))
+    options = {"attach": True, "task": "classification"}
+    wide, narrow = ConformalSets(alpha=0.1, name="wide", **options), ConformalSets(alpha=0.5, name="narrow", **options)
+    trainer = make_trainer(callbacks=[wide, narrow], max_epochs=2)
+    module = cases.UsersModule()
+    trainer.fit(module, TRAIN, VAL)
+    prediction = CategoricalPrediction.cat(trainer.predict(module, TEST))
+    assert torch.equal(prediction.prediction_set, narrow.sets(prediction))
+    assert told == [
+        "Predictions of UsersModule carry one set: that of the last of several callbacks with `attach=True`."
+    ]
