@@ -1,6 +1,7 @@
 """A plain module from a trained model and the states of what was fitted to it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -151,16 +152,19 @@ def _change(
             return FittedChange(transform.changed, layers)
         density = FeatureDensity.from_tensors(tensors)
         used = _pool(key, state["settings"].get("pool"), pool)
-        return FittedChange(lambda prediction, features: added_density(density, prediction, features), layers, used)
+        return FittedChange(partial(added_density, density), layers, used)
     if kind == "calibration":
         if state["settings"].get("scope", "pooled") != "pooled":
             return FittedChange(TemperatureTransform(tensors["temperature"], of_members=True).apply)
         own = {name: tensors[name] for name in CLASS_CALIBRATIONS if name in tensors}
-        return FittedChange(
-            lambda prediction: prediction.replace(**{name: rounded_for(t, prediction) for name, t in own.items()})
-        )
+        return FittedChange(partial(_calibrated, own))
     assert kind is not None
     return FittedChange(HELD_OUT[kind].of_state(state).transform().apply)
+
+
+def _calibrated(tensors: dict[str, Tensor], prediction: Prediction) -> Prediction:
+    """The prediction with a calibration of its probabilities."""
+    return prediction.replace(**{name: rounded_for(tensor, prediction) for name, tensor in tensors.items()})
 
 
 def _pool(key: str, fitted: str | None, given: Pool | None) -> Pool | None:

@@ -37,13 +37,13 @@ class QuantileRecalibration(HeldOutCallback):
     - Gaussians, Student-t and mixtures become a :class:`RecalibratedPrediction`, whose ``cdf``, ``quantile``, ``interval``, ``log_prob``, ``crps``,
       ``mean`` and ``variance`` are those of the calibrated distribution. Its density is the raw one times the slope of the map, so it is finite
       everywhere, with a step at each knot. The tails beyond the outermost knots keep their shape.
-    - Quantiles move to where the calibrated distribution has their levels, and stay a :class:`QuantilePrediction`; beyond the outermost levels they
-      tell nothing, as before.
+    - Quantiles move to where the calibrated distribution has their levels, and stay a :class:`QuantilePrediction`; beyond the outermost levels
+      nothing is known, as before.
     - Means without a variance are an error: put :class:`VarianceScaling` before this callback. Do so, too, where predictions are wrong by a large
       factor: many targets then lie where predicted probabilities round to 0 or 1, which a warning tells.
 
-    Predictions carry ``recalibration`` [2, D, K]. A test logs ``uq/test_nll``, ``uq/test_crps`` and ``uq/test_coverage_95``, or what the task tells of
-    quantiles, before and, with the ending ``_calibrated``, after it. :func:`load_fitted` puts it into a plain module;
+    Predictions carry ``recalibration`` [2, D, K]. A test logs ``uq/test_nll``, ``uq/test_crps`` and ``uq/test_coverage_95``, or, of quantiles, the metrics
+    of their task, before and, with the ending ``_calibrated``, after it. :func:`load_fitted` puts it into a plain module;
     ``torch.export`` of that takes minutes, since the mean and the variance under a map are large graphs.
 
     Args:

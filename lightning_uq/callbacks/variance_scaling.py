@@ -40,8 +40,8 @@ class VarianceScaling(HeldOutCallback):
     Each of the D targets has a factor, since it has its own units and its own error; the steps of a horizon and the positions of a map
     share it. A factor of 1 means that the variance was right on average. Missing targets (NaN) are left out.
 
-    Predictions carry ``variance_scale`` [D]. A test logs ``uq/test_nll``, ``uq/test_crps`` and ``uq/test_coverage_95``, or what the task tells of
-    quantiles, before the scaling and, with the ending ``_calibrated``, after it. :func:`load_fitted` puts it into a plain module, which exports.
+    Predictions carry ``variance_scale`` [D]. A test logs ``uq/test_nll``, ``uq/test_crps`` and ``uq/test_coverage_95``, or, of quantiles, the metrics
+    of their task, before the scaling and, with the ending ``_calibrated``, after it. :func:`load_fitted` puts it into a plain module, which exports.
 
     Args:
         fitting: ``max_rows`` (2^16 by default), and arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader),

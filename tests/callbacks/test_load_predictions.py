@@ -1,5 +1,8 @@
 """What ``load_fitted`` gives of sets, intervals, thresholds and posteriors: the predictions of the callbacks, in a plain module that exports."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -114,6 +117,9 @@ def test_it_predicts_as_the_callbacks_do(name, num_members, tmp_path):
         torch.testing.assert_close(
             values, expected[key].to(values.dtype), rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
         )
+    for copied in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):
+        for key, values in copied(x).items():
+            torch.testing.assert_close(values, found[key], rtol=0, atol=0)
     if name == "recalibrated":
         return  # a graph of a map's mean and variance is thousands of operators large
     program = torch.export.export(fitted, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2)}})
