@@ -58,7 +58,7 @@ def regressor(name: str, predicts: str, head: Any, line: str, **refused: str) ->
         partial(loader, "number"),
         lines={**lines, **epinet, "load_fitted": ", ".join(filter(None, ["build()", line]))},
         names=[molecules_and_targets, *([raw_variance] if line else [])],
-        refused={"TemperatureScaling": "calibrates probabilities", "load_fitted": "gives probabilities", **refused},
+        refused={"TemperatureScaling": "calibrates probabilities", **refused},
         target_of=lambda batch: batch.Y,
         input_of=lambda batch: batch.bmg,
     )

@@ -70,7 +70,6 @@ CLIENTS = [
         refused={
             "TemperatureScaling": "calibrates probabilities",
             "OODDetection": "has no score for one network",
-            "load_fitted": "gives probabilities",
         },
         target_of=lambda batch: last_window(batch)[1],
         input_of=lambda batch: last_window(batch)[0],

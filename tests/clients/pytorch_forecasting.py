@@ -69,7 +69,7 @@ CLIENTS = [
             "load_fitted": f"build(), {READ}",
         },
         names=[past_and_future, quantiles],
-        refused={"TemperatureScaling": "calibrates probabilities", "load_fitted": "gives probabilities"},
+        refused={"TemperatureScaling": "calibrates probabilities"},
         target_of=lambda batch: batch[1][0],
         input_of=lambda batch: batch[0],
     )

@@ -97,7 +97,6 @@ CLIENTS = [
         refused={
             "TemperatureScaling": "calibrates probabilities",
             "OODDetection": "has no score for one network",
-            "load_fitted": "gives probabilities",
         },
     ),
 ]
