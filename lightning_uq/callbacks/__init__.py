@@ -4,6 +4,7 @@ from lightning_uq.callbacks.calibrated_nll import CalibratedNLL
 from lightning_uq.callbacks.conformal_intervals import ConformalIntervals
 from lightning_uq.callbacks.conformal_sets import ConformalSets
 from lightning_uq.callbacks.conformal_stream import ConformalStream
+from lightning_uq.callbacks.drift_monitor import DriftMonitor
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.isotonic import IsotonicScaling
 from lightning_uq.callbacks.knn import FitKNN
@@ -11,6 +12,7 @@ from lightning_uq.callbacks.laplace import FitLaplace
 from lightning_uq.callbacks.load import load_fitted
 from lightning_uq.callbacks.matrix_scaling import MatrixScaling
 from lightning_uq.callbacks.ood import OODDetection
+from lightning_uq.callbacks.ood_alarm import OODAlarm
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.callbacks.prediction_files import read_predictions
 from lightning_uq.callbacks.prediction_writer import PredictionWriter
@@ -28,12 +30,14 @@ __all__ = [
     "ConformalRiskControl",
     "ConformalSets",
     "ConformalStream",
+    "DriftMonitor",
     "FitGMM",
     "FitKNN",
     "FitLaplace",
     "FitViM",
     "IsotonicScaling",
     "MatrixScaling",
+    "OODAlarm",
     "OODDetection",
     "OODScorer",
     "PredictionWriter",

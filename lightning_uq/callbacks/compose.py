@@ -12,6 +12,7 @@ from lightning_uq.callbacks.conformal_sets import ConformalSets
 from lightning_uq.callbacks.density_transform import added_density
 from lightning_uq.callbacks.held_out import HeldOutCallback
 from lightning_uq.callbacks.laplace import FitLaplace
+from lightning_uq.callbacks.ood_alarm import OODAlarm
 from lightning_uq.callbacks.quantile_recalibration import QuantileRecalibration
 from lightning_uq.callbacks.risk_control import ConformalRiskControl
 from lightning_uq.callbacks.selective_threshold import SelectiveThreshold
@@ -39,6 +40,7 @@ HELD_OUT: dict[str, type[HeldOutCallback]] = {
         ConformalIntervals,
         ConformalRiskControl,
         SelectiveThreshold,
+        OODAlarm,
     )
 }
 """Callbacks on held-out predictions, by the name under which a file holds their state."""

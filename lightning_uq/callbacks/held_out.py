@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from lightning_uq.callbacks.carried import Carried, carried_by
 from lightning_uq.callbacks.foreign import transformed_prediction
-from lightning_uq.callbacks.held_out_order import check_order
+from lightning_uq.callbacks.held_out_order import check_after, check_order, earlier_callbacks, transforms_before
 from lightning_uq.callbacks.logged_metrics import LoggedMetrics, When, log_fitted
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
 from lightning_uq.errors import InputError, NotFiniteError, NotFittedError
@@ -25,7 +25,7 @@ from lightning_uq.running.fitted_state import to_cpu
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks
 from lightning_uq.running.row_sample import MAX_ROWS, RowSample, keys_of_positions, row_keys
-from lightning_uq.running.transforms import PredictionTransform, observing_all, transforms_of
+from lightning_uq.running.transforms import PredictionTransform, observing_all
 from lightning_uq.tasks import Task
 
 
@@ -53,6 +53,9 @@ class HeldOutCallback(PostTrainingCallback):
     whens: ClassVar[tuple[When, ...]] = ("",)
     """The predictions that a test scores: changed ones alone, or, as ``("", "_calibrated")``, those before and after the change."""
 
+    needs_targets: ClassVar[bool] = True
+    """Whether predictions are fitted to targets; without them, :meth:`rows` gets zeros [B]."""
+
     own_arguments: ClassVar[tuple[str, ...]] = ()
     """Names of the constructor's own arguments that a state holds, in its settings or among its tensors."""
 
@@ -78,6 +81,7 @@ class HeldOutCallback(PostTrainingCallback):
         super().__init__(**fitting)
         RowSample(max_rows)
         self.max_rows = max_rows
+        self.after: tuple[PostTrainingCallback, ...] = ()  # of a fit without a Trainer
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -119,6 +123,23 @@ class HeldOutCallback(PostTrainingCallback):
         """Raise an :class:`InputError` for a task whose predictions cannot be fitted."""
 
     # ------------------------------------------------------------------ without a Trainer
+
+    def fit(self, model: nn.Module, loader: Any, after: Sequence[PostTrainingCallback] = ()) -> Self:
+        """Fit on the weights that ``model`` now has, without a Trainer; gives back the callback itself.
+
+        Args:
+            model: The model.
+            loader: Held-out rows.
+            after: Callbacks that were fitted on this model and whose results this one reads, as a temperature or a density, in their order. A module of
+                this package carries them itself.
+
+        Raises:
+            NotFittedError: One of ``after`` is not fitted, or on other weights.
+            InputError: The loader or its data do not fit, or ``after`` was given for a module of this package.
+        """
+        check_after(after, model)
+        self.after = tuple(after)
+        return super().fit(model, loader)
 
     def fit_predictions(self, prediction: Prediction, target: Tensor, **values: Tensor) -> Self:
         """Fit predictions that are in memory to their targets; gives back the callback itself.
@@ -173,7 +194,7 @@ class HeldOutCallback(PostTrainingCallback):
         """
         self.check_fitted(model)
         with evaluating(model):
-            used, batch = [*self._before(model, None), self.transform()], to_device(x, model)
+            used, batch = [*transforms_before(self, model, None), self.transform()], to_device(x, model)
             return transformed_prediction(model, batch, self.logits, used, self.nonfinite, to_members=False)
 
     @property
@@ -212,15 +233,15 @@ class HeldOutCallback(PostTrainingCallback):
         task = self.logits.task(model)
         self.check_task(task)
         outputs = self.logits(model, batch, trainer)
-        target = labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
+        target = self._target(model, batch, outputs)
         prediction = self.logits.prediction(model, outputs)
-        for earlier in self._earlier(trainer):
+        for earlier in earlier_callbacks(self, trainer):
             prediction = earlier.preview(prediction)
         self._rows_of(model, batch, task, prediction, target)
 
     def fits_targets(self, model: nn.Module) -> bool:
-        """Targets are what predictions are fitted to."""
-        return True
+        """Targets are what predictions are fitted to, where they are needed."""
+        return self.needs_targets
 
     def check_all_targets(self, model: nn.Module, target: Tensor, outputs: Tensor) -> None:
         """Every target must be one that the task knows."""
@@ -233,7 +254,7 @@ class HeldOutCallback(PostTrainingCallback):
         rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         num_read, carried = 0, None
         with raising_on_all_ranks(trainer):
-            before = self._before(model, trainer)
+            before = transforms_before(self, model, trainer)
             for raw in loader:
                 batch = to_device(raw, model, trainer)
                 self.logits.look_at_task(model, batch, trainer, is_first=num_read == 0)
@@ -241,7 +262,7 @@ class HeldOutCallback(PostTrainingCallback):
                 self.check_task(task)
                 outputs, prediction = self._predict(model, batch, trainer, before, check=num_read == 0)
                 self._check_finite(outputs, task)
-                target = labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
+                target = self._target(model, batch, outputs)
                 rows = self._rows_of(model, batch, task, prediction, target)
                 numbers = rank + world * torch.arange(num_read, num_read + len(target))
                 one_each = self.per_sample or not task.has_positions
@@ -256,6 +277,12 @@ class HeldOutCallback(PostTrainingCallback):
         if not gathered or not len(gathered[0]) or carried is None:
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         return {**self.fit_rows(*gathered), **carried}
+
+    def _target(self, model: nn.Module, batch: Any, outputs: Tensor) -> Tensor:
+        """The checked target of a batch, or zeros [B] where none is needed."""
+        if not self.needs_targets:
+            return outputs.new_zeros(outputs.shape[1])
+        return labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
 
     def _check_finite(self, outputs: Tensor, task: Task) -> None:
         num_bad = int(bad_rows(outputs, task).sum())
@@ -275,8 +302,9 @@ class HeldOutCallback(PostTrainingCallback):
     def _rows_of(
         self, model: nn.Module, batch: Any, task: Task, prediction: Prediction, target: Tensor
     ) -> tuple[Tensor, ...]:
-        prediction, target = (task.sample_rows if self.per_sample else task.rows)(prediction, target)
-        if task.has_classes and target.is_floating_point():
+        if self.needs_targets:
+            prediction, target = (task.sample_rows if self.per_sample else task.rows)(prediction, target)
+        if self.needs_targets and task.has_classes and target.is_floating_point():
             raise InputError(
                 f"{self._where} must hold labels, but a batch has probabilities as targets. Pass a loader without label mixing or "
                 "smoothing."
@@ -291,25 +319,6 @@ class HeldOutCallback(PostTrainingCallback):
         return f"{type(self).__name__}'s fitting data"
 
     # ------------------------------------------------------------------ predictions, as the earlier callbacks change them
-
-    def _earlier(self, trainer: Trainer | None) -> list[PostTrainingCallback]:
-        """The callbacks whose results this one reads: those before it, but for its own kind, of which predictions carry one.
-
-        Those that leave a foreign module's predictions alone count if this one does, too.
-        """
-        ours = [] if trainer is None else post_training_callbacks(trainer)
-        before = ours[: ours.index(self)] if self in ours else []
-        return [one for one in before if type(one) is not type(self) and (one.attach or not self.attach)]
-
-    def _before(self, model: nn.Module, trainer: Trainer | None) -> list[PredictionTransform]:
-        attached = transforms_of(model)
-        if attached is not None:
-            ours = [] if trainer is None else post_training_callbacks(trainer)
-            later = ours[ours.index(self) :] if self in ours else []
-            alike = [one for one in ours if type(one) is type(self)]
-            return attached.before(self.state_key, model, {one.state_key for one in (*later, *alike)})
-        found = [one.transform() for one in self._earlier(trainer) if one.fitted]
-        return [one for one in found if one is not None and not one.is_last]
 
     def _predict(
         self,
@@ -342,14 +351,20 @@ class HeldOutCallback(PostTrainingCallback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a test."""
         self._tested = LoggedMetrics(
-            self.logits, self._tested_predictions, self.test_metrics, type(self).__name__, self.whens, self.per_sample
+            self.logits,
+            self._tested_predictions,
+            self.test_metrics,
+            type(self).__name__,
+            self.whens,
+            self.per_sample,
+            self.needs_targets,
         )
         self._test_transform: PredictionTransform | None = None  # of the state that the first batch verifies
 
     def _tested_predictions(
         self, model: nn.Module, batch: Any, trainer: Trainer, check: bool
     ) -> tuple[Tensor, dict[When, Prediction]]:
-        outputs, prediction = self._predict(model, batch, trainer, self._before(model, trainer), check=check)
+        outputs, prediction = self._predict(model, batch, trainer, transforms_before(self, model, trainer), check=check)
         if self._test_transform is None:
             self._test_transform = self.transform()
         changed = self._test_transform.of_input(self.logits.unpack(model, batch)[0]).apply(prediction)

@@ -1,13 +1,17 @@
-"""Whether a callback on held-out rows suits those that stand around it in the Trainer's callbacks."""
+"""The callbacks around one on held-out rows: which results it reads, and whether their order is right."""
+
+from collections.abc import Sequence
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
 from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
 from lightning_uq.running.loaders import reads_same_data
 from lightning_uq.running.logits import is_uncertainty_module
+from lightning_uq.running.transforms import PredictionTransform, transforms_of
 
 
 def check_order(callback: PostTrainingCallback, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -39,3 +43,46 @@ def check_order(callback: PostTrainingCallback, trainer: Trainer, module: Lightn
             f"{name} and {type(close[0]).__name__} are fitted to the same rows, on which the latter makes too few errors: later rows will have "
             "more than they should. Pass other held-out rows as `dataloader` to one of them."
         )
+
+
+def check_after(after: Sequence[PostTrainingCallback], model: nn.Module) -> None:
+    """Refuse callbacks whose results cannot be read on a model.
+
+    Raises:
+        NotFittedError: One is not fitted, or on other weights.
+        InputError: The module carries the results itself, or one is no such callback.
+    """
+    if after and is_uncertainty_module(model):
+        raise InputError(
+            f"`after` must be left out for a {type(model).__name__}, whose predictions carry what was fitted before."
+        )
+    for one in after:
+        if not isinstance(one, PostTrainingCallback):
+            raise InputError(f"`after` must hold fitted callbacks, but it holds a {type(one).__name__}.")
+        one.check_fitted(model)
+
+
+def earlier_callbacks(callback: PostTrainingCallback, trainer: Trainer | None) -> list[PostTrainingCallback]:
+    """The callbacks whose results ``callback`` reads: those before it, but for its own kind, of which predictions carry one.
+
+    Those that leave a foreign module's predictions alone count if ``callback`` does, too.
+    """
+    if trainer is None:
+        return list(getattr(callback, "after", ()))
+    ours = post_training_callbacks(trainer)
+    before = ours[: ours.index(callback)] if callback in ours else []
+    return [one for one in before if type(one) is not type(callback) and (one.attach or not callback.attach)]
+
+
+def transforms_before(
+    callback: PostTrainingCallback, model: nn.Module, trainer: Trainer | None
+) -> list[PredictionTransform]:
+    """What changes predictions before ``callback`` reads them."""
+    attached = transforms_of(model)
+    if attached is not None:
+        ours = [] if trainer is None else post_training_callbacks(trainer)
+        later = ours[ours.index(callback) :] if callback in ours else []
+        alike = [one for one in ours if type(one) is type(callback)]
+        return attached.before(callback.state_key, model, {one.state_key for one in (*later, *alike)})
+    found = [one.transform() for one in earlier_callbacks(callback, trainer) if one.fitted]
+    return [one for one in found if one is not None and not one.is_last]

@@ -43,6 +43,7 @@ class LoggedMetrics:
         who: The callback, for messages.
         whens: The kinds of predictions.
         per_sample: Whether metrics see whole maps rather than their positions.
+        needs_targets: Whether metrics read targets. Without them, they see whole predictions, and zeros [B].
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class LoggedMetrics:
         who: str,
         whens: Sequence[When] = ("",),
         per_sample: bool = False,
+        needs_targets: bool = True,
     ) -> None:
         self.reader = reader
         self.predict = predict
@@ -60,6 +62,7 @@ class LoggedMetrics:
         self.who = who
         self.whens = whens
         self.per_sample = per_sample
+        self.needs_targets = needs_targets
         self._batch: Any = None
         self._error: Exception | None = None
         self._metrics: dict[tuple[int, When], dict[str, Metric]] = {}
@@ -89,7 +92,9 @@ class LoggedMetrics:
         self, trainer: Trainer, model: LightningModule, batch: Any, loader: Any, batch_idx: int, loader_idx: int
     ) -> None:
         outputs, predictions = self.predict(model, batch, trainer, batch_idx == 0)
-        target = labelled_batch(self.reader, model, batch, outputs, "the test data").to(outputs.device)
+        target = outputs.new_zeros(outputs.shape[1])
+        if self.needs_targets:
+            target = labelled_batch(self.reader, model, batch, outputs, "the test data").to(outputs.device)
         keep = batches.unpadded_rows(loader, batch_idx, len(target))
         task = self.reader.task(model)
         rows = slice(None) if keep is None else keep.to(outputs.device)
@@ -97,7 +102,12 @@ class LoggedMetrics:
         if not len(target):
             return
         for when, prediction in predictions.items():
-            update_all(self._of(model, loader_idx, when), task, prediction[rows], target, per_sample=self.per_sample)
+            metrics, part = self._of(model, loader_idx, when), prediction[rows]
+            if self.needs_targets:
+                update_all(metrics, task, part, target, per_sample=self.per_sample)
+            else:
+                for metric in metrics.values():
+                    metric.update(part, target)
 
     def _of(self, model: LightningModule, loader_idx: int, when: When) -> Mapping[str, Metric]:
         if (loader_idx, when) not in self._metrics:

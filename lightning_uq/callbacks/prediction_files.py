@@ -174,7 +174,9 @@ class CsvFile(PredictionFile):
         columns = zip(*rows, strict=True) if rows else [()] * len(header)
         whole = {"index": np.int64, "label": np.int64, "set_size": np.int64}
         found = {n: np.asarray(v, whole.get(n, np.float64)) for n, v in zip(header, columns, strict=True)}
-        found |= {n: v.astype(bool) for n, v in found.items() if n.startswith(("prediction_set", "answered"))}
+        found |= {
+            n: v.astype(bool) for n, v in found.items() if n.startswith(("prediction_set", "answered", "ood_alarm"))
+        }
         return {n: v for n, v in found.items() if names is None or n in names}
 
 

@@ -13,6 +13,7 @@ from lightning_uq.functional.calibration import (
 from lightning_uq.functional.clustered_likelihood import Projection, clustered_log_likelihood, random_projection
 from lightning_uq.functional.conformal import conformal_quantile, group_quantiles, weighted_conformal_quantile
 from lightning_uq.functional.conformal_intervals import conformal_interval, interval_excess
+from lightning_uq.functional.conformal_p_values import alarm_threshold, benjamini_hochberg, conformal_p_values
 from lightning_uq.functional.conformal_sets import (
     aps_scores,
     lac_scores,
@@ -36,6 +37,7 @@ from lightning_uq.functional.dirichlet import (
     kl_to_uniform,
 )
 from lightning_uq.functional.divergence import categorical_kl, gaussian_kl
+from lightning_uq.functional.drift import DriftTest, RankBins
 from lightning_uq.functional.ensemble_crps import empirical_crps
 from lightning_uq.functional.entropy import (
     expected_entropy,
@@ -91,16 +93,20 @@ from lightning_uq.functional.variational import (
 __all__ = [
     "SCORES",
     "AdaptiveConformal",
+    "DriftTest",
     "KLEstimate",
     "Projection",
+    "RankBins",
     "VimFit",
     "adaptive_bin_statistics",
+    "alarm_threshold",
     "aps_scores",
     "augrc",
     "aurc",
     "auroc",
     "ause",
     "average_precision",
+    "benjamini_hochberg",
     "bin_statistics",
     "bootstrap_weights",
     "brier_score",
@@ -110,6 +116,7 @@ __all__ = [
     "class_overlaps",
     "clustered_log_likelihood",
     "conformal_interval",
+    "conformal_p_values",
     "conformal_quantile",
     "consecutive_joint_log_loss",
     "diagonal_gaussian_kl",

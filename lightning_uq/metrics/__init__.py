@@ -21,6 +21,7 @@ from lightning_uq.metrics.labels import (
     LabelNLL,
 )
 from lightning_uq.metrics.ood import OODAUPRC, OODAUROC, OODFPR95
+from lightning_uq.metrics.ood_alarm import OODAlarmRate
 from lightning_uq.metrics.pinball import PinballLoss
 from lightning_uq.metrics.pit import PITHistogram
 from lightning_uq.metrics.regression import CRPS, MAE, RMSE, RegressionNLL
@@ -65,6 +66,7 @@ __all__ = [
     "MeanIoU",
     "MutualInformation",
     "NegativeLogLikelihood",
+    "OODAlarmRate",
     "PITHistogram",
     "PinballLoss",
     "PredictiveEntropy",

@@ -21,6 +21,8 @@ _OF_NO_USE: Mapping[str, float] = {
     "conformal_upper": math.inf,
     "prediction_set": True,
     "answered": False,
+    "ood_p_value": 0.0,
+    "ood_alarm": True,
 }
 """What an input that is not finite gives; NaN for all other names."""
 
@@ -130,7 +132,7 @@ class FittedPredictor(nn.Module):
         if isinstance(prediction, NumberPrediction):
             return prediction.to_dict()
         found = prediction.to_dict()
-        kept = ("probs", "prediction_set", "answered", "log_density", "ood_score")
+        kept = ("probs", "prediction_set", "answered", "log_density", "ood_score", "ood_p_value", "ood_alarm")
         return {name: found[name] for name in kept if name in found}
 
 

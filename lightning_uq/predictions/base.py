@@ -48,9 +48,21 @@ class Prediction(ABC):
     )
 
     ood_score = Field(
-        "Out-of-distribution score [B] of the input's features by the callback that fitted the density, the higher the further out.",
+        "Out-of-distribution score [B], the higher the further out: that of the callback that fitted the density, or the one that an alarm judges.",
         batch_axis=0,
         fitted_by="feature density",
+    )
+
+    ood_p_value = Field(
+        'P-value [B] of "the input has the distribution of the rows that the alarm was fitted to"; 0 for an input that is not finite.',
+        batch_axis=0,
+        fitted_by="OOD alarm",
+    )
+
+    ood_alarm = Field(
+        "Whether the score is so high that at most the asked share of in-distribution inputs has such a one: bool [B].",
+        batch_axis=0,
+        fitted_by="OOD alarm",
     )
 
     prior_precision = Field(
@@ -141,6 +153,10 @@ class Prediction(ABC):
     def _get(self, name: str) -> Tensor | None:
         tensor: Tensor | None = self.__dict__["_tensors"][name]
         return tensor
+
+    def has(self, name: str) -> bool:
+        """Whether the prediction carries an optional tensor, such as ``ood_score``."""
+        return self._get(name) is not None
 
     @property
     def calibrations(self) -> dict[str, Tensor]:
@@ -359,7 +375,9 @@ class Prediction(ABC):
         found = {name: _infinite(values) if name in names else values for name, values in results.items()}
         density = self._get("log_density")
         if density is not None:
-            found |= {"log_density": density, "ood_score": self.score("ood_score")}
+            found["log_density"] = density
+        if density is not None or self.has("ood_score"):
+            found["ood_score"] = self.score("ood_score")
         per_row = [name for name, field in self._fields.items() if field.fitted_by and field.batch_axis is not None]
         rest = {name: self._get(name) for name in per_row if name not in DENSITY_FIELDS}
         return found | {name: tensor for name, tensor in rest.items() if tensor is not None}

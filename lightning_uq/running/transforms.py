@@ -29,12 +29,15 @@ class PredictionTransform(ABC):
         is_last: Whether it reads what the others give, as an interval does, and so acts after them.
         makes_members: Whether it makes the members from what it observes. It then comes before all others, and the metrics of a
             validation or a test observe it too.
+        reads_scores: Whether it reads scores that others observe, such as a density's. The metrics of a validation or a test, which observe none
+            of these, leave it out.
     """
 
     kind: ClassVar[str]
     of_members: bool = False
     is_last: ClassVar[bool] = False
     makes_members: ClassVar[bool] = False
+    reads_scores: ClassVar[bool] = False
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The changed prediction, in ``predict`` and in the metrics."""
@@ -179,7 +182,7 @@ def observing_all(
 
     Transforms that make the members act first, and those that read the others' results last. See :meth:`PredictionTransforms.observing`.
     """
-    used = [one.of_input(x) for one in sorted(transforms, key=_place)]
+    used = [one.of_input(x) for one in sorted(transforms, key=_place) if not (for_metrics and one.reads_scores)]
     with ExitStack() as stack:
         observed = [one for one in used if one.makes_members or not for_metrics]
         changes = {one: stack.enter_context(one.observing(module)) for one in observed}

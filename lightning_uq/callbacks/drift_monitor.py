@@ -1,0 +1,209 @@
+"""A monitor that says when the inputs of a stream have drifted, with a guaranteed probability of false alarms over any length of time."""
+
+import json
+import math
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.drift import DriftTest, RankBins
+from lightning_uq.functional.hashing import chain, chain_last, to_uniform
+from lightning_uq.functional.validation import check_floating, check_integer, check_open_unit, check_shape
+from lightning_uq.json_text import read_json
+from lightning_uq.predictions import Prediction
+
+if TYPE_CHECKING:
+    from lightning_uq.callbacks.ood_alarm import OODAlarm
+
+_KIND, _VERSION = "lightning_uq.DriftMonitor", 1
+
+
+class DriftMonitor:
+    """Tests, row by row and without end, whether a stream's scores still have the distribution of the alarm's held-out rows.
+
+    As long as they do, the probability that :attr:`drifted` ever becomes true is at most ``false_alarm_probability``, however long the stream is and however often one looks. This holds
+    for exchangeable rows: consecutive rows that resemble each other, such as frames of a video, are a drift of their own. Thin such a stream first. A change of
+    any kind counts that changes scores: unknown inputs, a broken sensor, or another mix of known classes.
+
+    The monitor compares ranks of scores among the held-out rows and all earlier rows of the stream, and keeps about a hundred numbers, whatever the number of rows is.
+
+    - On one process: :meth:`update` with each batch.
+    - On several: each worker updates a monitor of its own, with a ``seed`` of its own, and one process merges them, again and again if need be (:meth:`merge`).
+      The probability holds for the merged monitor. A worker's own :attr:`drifted` is another look.
+    - After a restart: :meth:`to_json` and :meth:`from_json`.
+
+    Args:
+        alarm: A fitted :class:`OODAlarm`, or scores [n] of held-out in-distribution rows.
+        false_alarm_probability: In (0, 1).
+        seed: For the numbers that order equal scores.
+
+    Attributes:
+        drift_row: The number of rows after which the drift was found, or None.
+
+    Raises:
+        NotFittedError: The alarm is not fitted.
+        InputError: An argument is not as above.
+
+    Source: Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005 (conformal test martingales). The bets, and a simulation of their delays, are in
+    :class:`~lightning_uq.functional.drift.DriftTest` and ``benchmarks/drift_study.md``.
+
+    Example:
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> monitor = DriftMonitor(torch.randn(500, generator=draw))
+        >>> monitor.update(torch.randn(2000, generator=draw))
+        False
+        >>> monitor.update(torch.randn(2000, generator=draw) + 0.5)
+        True
+        >>> monitor.drift_row
+        2130
+    """
+
+    def __init__(self, alarm: "OODAlarm | Tensor", *, false_alarm_probability: float = 0.05, seed: int = 0) -> None:
+        check_open_unit("false_alarm_probability", false_alarm_probability)
+        check_integer("seed", seed, 0)
+        self.false_alarm_probability = false_alarm_probability
+        self.seed = seed
+        self.bins = RankBins.of(alarm if isinstance(alarm, Tensor) else alarm.scores)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as after a drift that was dealt with. A monitor that merged this one must begin anew, too."""
+        self._id = uuid.uuid4().hex
+        self._test = DriftTest.start(self.bins.sizes)
+        self._merged: dict[str, Tensor] = {}
+        self._largest = 0.0
+        self.drift_row: int | None = None
+
+    # ------------------------------------------------------------------ results
+
+    @property
+    def drifted(self) -> bool:
+        """Whether a drift was found; once found, it stays so."""
+        return self.drift_row is not None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows so far, those of merged monitors included."""
+        return self._test.num_rows
+
+    @property
+    def log10_evidence(self) -> float:
+        """The decimal logarithm of the evidence for a drift now. Evidence begins at 1; a drift is found where it reaches 1 / ``false_alarm_probability``."""
+        return self._test.log_capital / math.log(10)
+
+    @property
+    def p_value(self) -> float:
+        """The p-value of "there was no drift so far", valid at any time: 1 over the largest evidence so far."""
+        return min(1.0, math.exp(-self._largest))
+
+    # ------------------------------------------------------------------ rows
+
+    def update(self, rows: Prediction | Tensor) -> bool:
+        """Add rows in their order of arrival; gives back whether a drift was found so far.
+
+        Args:
+            rows: Predictions with the alarm's result, or their scores [B], of the same score that the monitor was made with. NaN counts as the highest score.
+
+        Raises:
+            NotFittedError: The prediction carries no alarm's result.
+            InputError: The scores have another shape.
+        """
+        if isinstance(rows, Prediction):
+            _ = rows.ood_p_value  # an alarm's score, not a density's alone
+            rows = rows.ood_score
+        check_floating("rows", rows, 1, "[B]")
+        check_shape("rows", rows, torch.Size([rows.numel()]))
+        numbers = torch.arange(self.num_rows, self.num_rows + len(rows))
+        return self._advance(self.bins(rows.detach(), to_uniform(chain_last(chain(2, self.seed), numbers))))
+
+    def merge(self, other: "DriftMonitor") -> bool:
+        """Add the rows of another monitor that were not merged before; gives back whether a drift was found so far.
+
+        The other one stays as it is, so that the same worker can be merged again after further rows. Its new rows come in a random order, since it does not keep theirs:
+        merge often, or a drift is found later. A worker's rows must come here by one way only.
+
+        Raises:
+            InputError: The other monitor was made with other held-out rows, or is an earlier state of one that was merged.
+        """
+        if not torch.equal(self.bins.edges, other.bins.edges) or not torch.equal(self.bins.sizes, other.bins.sizes):
+            raise InputError(
+                "`other` was made with other held-out rows than this monitor, so their rows cannot be merged. Make both with the same alarm."
+            )
+        if other._id == self._id:
+            raise InputError("`other` must be another monitor, but it is this one, or was read from its JSON.")
+        new = other._test.counts - self._merged.get(other._id, torch.zeros_like(other._test.counts))
+        if bool((new < 0).any()):
+            raise InputError("`other` is an earlier state of a monitor that was merged already.")
+        order = torch.randperm(int(new.sum()), generator=torch.Generator().manual_seed(self.seed + self.num_rows))
+        self._merged[other._id] = other._test.counts
+        return self._advance(torch.arange(len(new)).repeat_interleave(new)[order])
+
+    def _advance(self, bins: Tensor) -> bool:
+        start = self.num_rows
+        self._test, capital = self._test.advance(bins)
+        if len(capital):
+            self._largest = max(self._largest, float(capital.max()))
+        found = (capital >= -math.log(self.false_alarm_probability)).nonzero()
+        if self.drift_row is None and len(found):
+            self.drift_row = start + int(found[0]) + 1
+        return self.drifted
+
+    # ------------------------------------------------------------------ as text
+
+    def to_json(self) -> str:
+        """The whole state as JSON, of a few kB: what :meth:`from_json` goes on with."""
+        content = {
+            "format": _KIND,
+            "version": _VERSION,
+            "id": self._id,
+            "false_alarm_probability": self.false_alarm_probability,
+            "seed": self.seed,
+            "edges": self.bins.edges.tolist(),
+            "ties": self.bins.ties.tolist(),
+            "sizes": self.bins.sizes.tolist(),
+            "counts": self._test.counts.tolist(),
+            "log_bets": [value if math.isfinite(value) else None for value in self._test.log_bets.tolist()],
+            "largest": self._largest,
+            "drift_row": self.drift_row,
+            "merged": {name: counts.tolist() for name, counts in self._merged.items()},
+        }
+        return json.dumps(content, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The monitor that :meth:`to_json` wrote; no alarm is needed.
+
+        Raises:
+            InputError: The text is something else, or a later version of it.
+
+        Example:
+            >>> monitor = DriftMonitor(torch.randn(500, generator=torch.Generator().manual_seed(0)))
+            >>> _ = monitor.update(torch.zeros(10))
+            >>> DriftMonitor.from_json(monitor.to_json()).num_rows
+            10
+        """
+        content = read_json(text, _KIND, _VERSION)
+        try:
+            return cls._of(content)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(f"`text` is damaged: {type(error).__name__}: {error}.") from error
+
+    @classmethod
+    def _of(cls, content: dict[str, Any]) -> Self:
+        monitor = cls(torch.zeros(1), false_alarm_probability=content["false_alarm_probability"], seed=content["seed"])
+        edges, ties = (torch.tensor(content[name], dtype=torch.float64) for name in ("edges", "ties"))
+        sizes, counts = (torch.tensor(content[name], dtype=torch.long) for name in ("sizes", "counts"))
+        log_bets = torch.tensor([-math.inf if one is None else one for one in content["log_bets"]], dtype=torch.float64)
+        monitor.bins = RankBins(edges, ties, sizes)
+        if not len(edges) == len(ties) == len(sizes) - 1 == len(counts) - 1 or len(log_bets) != len(
+            DriftTest.start(sizes).log_bets
+        ):
+            raise ValueError("its lists do not fit together")
+        monitor._test = DriftTest(sizes, counts, log_bets)
+        monitor._id, monitor._largest, monitor.drift_row = content["id"], content["largest"], content["drift_row"]
+        monitor._merged = {name: torch.tensor(one, dtype=torch.long) for name, one in content["merged"].items()}
+        return monitor

@@ -1,0 +1,318 @@
+"""An alarm for inputs out of distribution with a guaranteed rate of false alarms, on any LightningModule."""
+
+import json
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import Self
+
+from lightning_uq.callbacks.carried import Carried
+from lightning_uq.callbacks.feature_scores import FeatureCallback
+from lightning_uq.callbacks.held_out import HeldOutCallback
+from lightning_uq.callbacks.logged_metrics import When
+from lightning_uq.callbacks.post_training import post_training_callbacks
+from lightning_uq.errors import InputError
+from lightning_uq.functional.conformal_p_values import alarm_threshold, benjamini_hochberg, conformal_p_values
+from lightning_uq.functional.precision import to_float64
+from lightning_uq.functional.validation import check_choice, check_open_unit
+from lightning_uq.json_text import read_json
+from lightning_uq.metrics import OODAlarmRate
+from lightning_uq.predictions import Prediction
+from lightning_uq.running.transforms import PredictionTransform
+from lightning_uq.tasks import Task
+
+MAX_SCORES = 2**16
+"""Rows that are kept by default. Their scores take 512 kB, and p-values are at least 1 / 65,537."""
+
+MapReduction = Literal["mean", "max"]
+
+_VERSION = 1
+
+
+class OODAlarm(HeldOutCallback):
+    """Gives each input a p-value and an alarm: at most a share ``false_alarm_rate`` of in-distribution inputs raises one.
+
+    Fitted to the scores of held-out in-distribution rows, without labels: by default the validation data. These must be exchangeable with later in-distribution rows, and
+    nothing may be fitted to them, neither the network nor the density (a temperature's one number does no harm). For such an input, P(p <= alpha) <= alpha for every
+    alpha, over draws of the held-out rows and the input. Nothing is promised of how many other inputs are found: that depends on the score.
+
+    Predictions carry ``ood_score`` [B] (the score that is judged, in place of any other), ``ood_p_value`` [B], and ``ood_alarm``, bool [B]. An input that is not finite has a p-value of
+    0 and raises an alarm. A test logs ``uq/test_ood_alarm_rate``, which is about ``false_alarm_rate`` if the test set is in distribution. Callbacks that fit a density or a
+    calibration stand before this one.
+
+    Args:
+        score: Name of the score of predictions, higher = further out. None: the ``ood_score`` of the density, if a callback before this one fits one, else the default score of
+            the task, both of which were fixed before any data was seen.
+        false_alarm_rate: Share of in-distribution inputs that may raise an alarm, in (0, 1).
+        delta: None: the rate holds on average over draws of the held-out rows. A number in (0, 1), such as 0.1: it holds for these held-out rows, with a probability of
+            1 - delta over their draw, so the threshold is higher.
+        map_reduction: How a map of scores [B, *P] becomes one score per input: ``"mean"`` or ``"max"`` over its positions.
+        max_rows: The largest number of rows that are kept; above it, a random sample.
+        fitting: Arguments of :class:`FittingCallback`: ``dataloader`` (default the validation loader), ``weights``, ``name``, ``predict_fn``, ``unpack_batch``, ``output``,
+            ``task``, ``attach`` and ``nonfinite``.
+
+    Raises:
+        InputError: An argument is not as above, or predictions have no such score.
+
+    Source: Bates, Candes, Lei, Romano & Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 51 (2023); Vovk, ACML 2012, for ``delta``.
+
+    Example:
+        >>> from lightning_uq.predictions import CategoricalPrediction
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> held_out = CategoricalPrediction(3 * torch.randn(1, 999, 5, generator=draw))
+        >>> alarm = OODAlarm(score="predictive_entropy", false_alarm_rate=0.05).fit_predictions(held_out)
+        >>> unsure = CategoricalPrediction(torch.tensor([[[9.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]]))
+        >>> alarm.change(unsure).ood_p_value, alarm.change(unsure).ood_alarm
+        (tensor([0.9940, 0.0010], dtype=torch.float64), tensor([False,  True]))
+    """
+
+    needs_targets = False
+    per_sample = True
+    own_arguments = ("score", "false_alarm_rate", "delta", "map_reduction")
+
+    def __init__(
+        self,
+        *,
+        score: str | None = None,
+        false_alarm_rate: float = 0.05,
+        delta: float | None = None,
+        map_reduction: MapReduction = "mean",
+        max_rows: int | None = MAX_SCORES,
+        **fitting: Any,
+    ) -> None:
+        super().__init__(max_rows=max_rows, **fitting)
+        check_open_unit("false_alarm_rate", false_alarm_rate)
+        if delta is not None:
+            check_open_unit("delta", delta)
+        check_choice("map_reduction", map_reduction, ("mean", "max"))
+        if score is not None and not isinstance(score, str):
+            raise InputError(f"`score` must be the name of a score or None, but its type is {type(score).__name__}.")
+        self.score = score
+        self.false_alarm_rate = false_alarm_rate
+        self.delta = delta
+        self.map_reduction: MapReduction = map_reduction
+        self._task_score: str | None = None
+        self._score_name: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on."""
+        return {**super().settings, **{name: getattr(self, name) for name in self.own_arguments}}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a density behind this one, whose score would not be judged."""
+        super().setup(trainer, pl_module, stage)
+        ours = post_training_callbacks(trainer)
+        later = [one for one in ours[ours.index(self) :] if isinstance(one, FeatureCallback)]
+        if later and self.score in (None, "ood_score"):
+            raise InputError(
+                f"OODAlarm stands before {type(later[0]).__name__} in the Trainer's callbacks, so it would not judge its score. Swap them, or name "
+                "another `score`."
+            )
+
+    def check_task(self, task: Task) -> None:
+        """Take note of the task's default score."""
+        self._task_score = task.ood_score
+
+    def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
+        """The score of each input [B]."""
+        self._score_name = name = self._name_of(prediction)
+        try:
+            return (input_scores(prediction, name, self.map_reduction),)
+        except InputError as error:
+            raise InputError(
+                f"OODAlarm finds no score {name!r}: {error} Or put a density, such as FitGMM, before OODAlarm, or name another `score`."
+            ) from error
+
+    def _name_of(self, prediction: Prediction) -> str:
+        if self.score is not None:
+            return self.score
+        if prediction.has("ood_score"):
+            return "ood_score"
+        if self._task_score is None:
+            raise InputError(
+                f"`score` must be given to fit predictions in memory that carry no `ood_score`. A {type(prediction).__name__} has "
+                f"{', '.join(prediction.score_names) or 'none'}."
+            )
+        return self._task_score
+
+    def fit_predictions(self, prediction: Prediction, target: Tensor | None = None, **values: Tensor) -> Self:
+        """Fit predictions of held-out in-distribution rows that are in memory; gives back the callback itself.
+
+        Args:
+            prediction: The predictions, calibrated as later ones will be.
+            target: Ignored: the alarm needs no targets.
+            values: None are taken.
+
+        Raises:
+            InputError: They have no such score, or there is none.
+        """
+        self._task_score = None
+        return super().fit_predictions(prediction, torch.zeros(len(prediction)) if target is None else target, **values)
+
+    def fit_rows(self, *rows: Tensor) -> dict[str, Any]:
+        """The scores in ascending order, and the threshold."""
+        scores = to_float64(rows[0]).sort().values
+        num_bad = int((~scores.isfinite()).sum())
+        if num_bad:
+            raise InputError(
+                f"{self._where} must have finite scores, but {num_bad} of {len(scores)} scores {self._score_name!r} are infinite or NaN. Look "
+                "for overflows in the network's outputs, or name another `score`."
+            )
+        threshold = alarm_threshold(scores, self.false_alarm_rate, self.delta)
+        if bool(threshold.isposinf()):
+            rate, delta = self.false_alarm_rate, self.delta
+            needed = math.ceil(round(1 / rate - 1, 9) if delta is None else math.log(delta) / math.log1p(-rate))
+            rank_zero_warn(
+                f"OODAlarm raises no alarm for finite inputs: {len(scores)} held-out rows are too few for false_alarm_rate={rate:g}"
+                f"{'' if delta is None else f' with delta={delta:g}'}, which needs at least {needed}. Fit more rows, or allow more false alarms."
+            )
+        return {"scores": scores, "threshold": threshold, "score_name": self._score_name}
+
+    @property
+    def threshold(self) -> Tensor:
+        """The score above which an input raises an alarm.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        found: Tensor = self.state["threshold"]
+        return found
+
+    @property
+    def scores(self) -> Tensor:
+        """The scores of the held-out rows [n], ascending, in float64.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        found: Tensor = self.state["scores"]
+        return found
+
+    @property
+    def fitted_numbers(self) -> dict[str, float]:
+        """The threshold."""
+        return {"ood_alarm_threshold": float(self.threshold)}
+
+    def transform(self) -> "OODAlarmTransform":
+        """Predictions carry score, p-value and alarm."""
+        name = self.state["score_name"]
+        return OODAlarmTransform(name, self.map_reduction, self.scores, self.threshold, self.carried())
+
+    def discoveries(self, prediction: Prediction, false_discovery_rate: float = 0.1) -> Tensor:
+        """Which inputs of a batch are out of distribution, so that on average at most this share of those found is not: bool [B].
+
+        The procedure of Benjamini and Hochberg on the batch's p-values, which the held-out rows' size limits: 1 / (n + 1) is the smallest.
+
+        Args:
+            prediction: The predictions of the batch; with or without the alarm's result.
+            false_discovery_rate: In (0, 1).
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+            InputError: The prediction has no such score, or is calibrated otherwise than those that were fitted.
+        """
+        changed = prediction if prediction.has("ood_p_value") else self.change(prediction)
+        return benjamini_hochberg(changed.ood_p_value, false_discovery_rate)
+
+    def test_metrics(self, task: Task, when: When) -> dict[str, Metric]:
+        """The share of inputs with an alarm."""
+        return {"ood_alarm_rate": OODAlarmRate(validate_args=False)}
+
+    # ------------------------------------------------------------------ as text
+
+    def to_json(self) -> str:
+        """The fitted alarm as JSON, without the weights: for a service that has scores or predictions, but no checkpoint.
+
+        Raises:
+            NotFittedError: Nothing was fitted.
+        """
+        carried = self.carried().tensors
+        content = {
+            "format": "lightning_uq.OODAlarm",
+            "version": _VERSION,
+            **{name: getattr(self, name) for name in self.own_arguments},
+            "score_name": self.state["score_name"],
+            "threshold": float(self.threshold) if bool(self.threshold.isfinite()) else None,
+            "carried": {name: tensor.tolist() for name, tensor in carried.items()},
+            "scores": self.scores.tolist(),
+        }
+        return json.dumps(content)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The alarm that :meth:`to_json` wrote: its :meth:`change` and :meth:`discoveries` work, for predictions of the same model.
+
+        Raises:
+            InputError: The text is something else, or a later version of it.
+
+        Example:
+            >>> from lightning_uq.predictions import CategoricalPrediction
+            >>> prediction = CategoricalPrediction(torch.randn(1, 99, 3))
+            >>> alarm = OODAlarm(score="predictive_entropy").fit_predictions(prediction)
+            >>> OODAlarm.from_json(alarm.to_json()).threshold == alarm.threshold
+            tensor(True)
+        """
+        content = read_json(text, "lightning_uq.OODAlarm", _VERSION)
+        try:
+            alarm = cls(**{name: content[name] for name in cls.own_arguments})
+            scores = torch.tensor(content["scores"], dtype=torch.float64)
+            threshold = math.inf if content["threshold"] is None else content["threshold"]
+            carried = {f"carried.{name}": torch.tensor(value) for name, value in content["carried"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"`text` is damaged: {type(error).__name__}: {error}.") from error
+        tensors = {"scores": scores, "threshold": torch.tensor(threshold, dtype=torch.float64), **carried}
+        alarm._set({**tensors, "score_name": content["score_name"]}, None)
+        return alarm
+
+
+class OODAlarmTransform(PredictionTransform):
+    """Adds score, p-value and alarm to predictions.
+
+    Args:
+        score_name: The score of predictions.
+        map_reduction: See :class:`OODAlarm`.
+        scores: The scores of the held-out rows [n], ascending.
+        threshold: The score above which there is an alarm.
+        carried: The calibrations that a prediction must carry.
+    """
+
+    kind = "OOD alarm"
+    is_last = True
+    reads_scores = True
+
+    def __init__(
+        self, score_name: str, map_reduction: MapReduction, scores: Tensor, threshold: Tensor, carried: Carried
+    ) -> None:
+        self.score_name = score_name
+        self.map_reduction: MapReduction = map_reduction
+        self.scores = scores
+        self.threshold = threshold
+        self.carried = carried
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """The prediction with its alarm."""
+        score = input_scores(prediction, self.score_name, self.map_reduction)
+        self.carried.check(prediction)
+        if self.scores.device != score.device:
+            self.scores = self.scores.to(score.device)
+        p_value, infinite = conformal_p_values(score, self.scores), score.isposinf()
+        return prediction.replace(
+            ood_score=score,
+            ood_p_value=torch.where(infinite, 0.0, p_value),
+            ood_alarm=(score > self.threshold.to(score.device)) | infinite,
+        )
+
+
+def input_scores(prediction: Prediction, name: str, map_reduction: MapReduction) -> Tensor:
+    """One score [B] per input; plus infinity where it is NaN."""
+    score = prediction.score(name)
+    if score.ndim == 1:
+        return score
+    flat = score.flatten(1)
+    return flat.amax(1) if map_reduction == "max" else flat.mean(1)

@@ -1,0 +1,42 @@
+"""The share of inputs that raise an alarm."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_uq.metrics.base import MeanMetric
+from lightning_uq.predictions import Prediction
+
+
+class OODAlarmRate(MeanMetric):
+    """Share of inputs with an ``ood_alarm``, in [0, 1]: in distribution about the ``false_alarm_rate`` of :class:`~lightning_uq.OODAlarm`.
+
+    Args:
+        validate_args: As of all metrics; the values are not looked at.
+        kwargs: What every ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> import torch
+        >>> from lightning_uq.predictions import CategoricalPrediction
+        >>> prediction = CategoricalPrediction(torch.zeros(1, 2, 3)).replace(ood_alarm=torch.tensor([True, False]))
+        >>> metric = OODAlarmRate()
+        >>> metric.update(prediction)
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    higher_is_better: bool | None = False
+    is_differentiable: bool | None = False
+    plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
+
+    def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__("alarms", validate_args=validate_args, **kwargs)
+
+    def update(self, prediction: Prediction, target: Tensor | None = None) -> None:
+        """Add a batch of predictions that carry ``ood_alarm`` [B]; the target is ignored.
+
+        Raises:
+            NotFittedError: The prediction does not carry it.
+        """
+        self._add(prediction.ood_alarm)
