@@ -130,8 +130,7 @@ class HeldOutCallback(PostTrainingCallback):
         Args:
             model: The model.
             loader: Held-out rows.
-            after: Callbacks that were fitted on this model and whose results this one reads, as a temperature or a density, in their order. A module of
-                this package carries them itself.
+            after: Callbacks fitted on this model whose results this one reads, in their order. A module of this package carries them.
 
         Raises:
             NotFittedError: One of ``after`` is not fitted, or on other weights.
@@ -176,11 +175,9 @@ class HeldOutCallback(PostTrainingCallback):
             NotFittedError: Nothing was fitted.
             InputError: The prediction carries other calibrations than those that were fitted, or the result depends on the input.
         """
-        names = list(self.input_functions())
-        if names:
+        for name in self.input_functions():
             raise InputError(
-                f"`change` has no input, on which `{names[0]}` of {type(self).__name__} depends. Use `trainer.predict`, or pass `{names[0]}` to "
-                "the method that makes the result."
+                f"`change` has no input, on which `{name}` of {type(self).__name__} depends. Use `trainer.predict`."
             )
         return self.transform().apply(prediction)
 
@@ -274,7 +271,7 @@ class HeldOutCallback(PostTrainingCallback):
                 carried = carried_by(prediction)
         gathered = [part.cpu() for part in sample.gather(trainer, type(self).__name__)]
         (carried,) = first_of_ranks([None if carried is None else to_cpu(carried)], trainer)
-        if not gathered or not len(gathered[0]) or carried is None:
+        if carried is None or not len(gathered[0]):
             raise InputError(f"{type(self).__name__}'s fitting data is empty.")
         return {**self.fit_rows(*gathered), **carried}
 
