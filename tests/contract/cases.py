@@ -691,6 +691,7 @@ LISTED_CALLBACKS = [
         partial(c.SelectiveThreshold, risk=0.8),
         fits_on="val",
     ),
+    CallbackCase("OODAlarm", partial(c.OODAlarm, false_alarm_rate=0.2), fits_on="val"),
     CallbackCase(
         "VarianceScaling",
         partial(c.VarianceScaling, unpack_batch=as_numbers, task=Regression(head="mean")),

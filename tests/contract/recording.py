@@ -163,7 +163,7 @@ def _run_callback(
     (logged["validate"],) = trainer.validate(module, loader(kind, VAL, 1), verbose=False, **weights)
     (logged["test"],) = trainer.test(module, loader(kind, TEST, 2), verbose=False, **weights)
     record: Record = {"logged": logged, "names": {"files": _files(folder)}}
-    if hasattr(callback, "score"):
+    if callable(getattr(callback, "score", None)):
         scores = callback.score(module, loader(kind, TEST, 2))
         record["scores"] = _summaries(scores if isinstance(scores, dict) else {"score": scores}, first=3)
     if not case.fits:
