@@ -18,7 +18,7 @@ from lightning_uq.checkpoint_files import TRUST, read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.modules.arguments import saved_argument
 from lightning_uq.modules.constructor import recorded
-from lightning_uq.running.fitted_state import FittedState
+from lightning_uq.running.fitted_state import holds_fit
 from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.streams import from_plain, random_state, set_random_state, to_plain
 from lightning_uq.running.transforms import transforms_of
@@ -75,7 +75,7 @@ class CheckpointedModule(LightningModule):
         trainer = trainer_of(self)
         callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         states = checkpoint.get("callbacks") or {}
-        fitted = {key for key, state in states.items() if FittedState.read(state) is not None}
+        fitted = {key for key, state in states.items() if holds_fit(state)}
         missing = sorted(fitted - {callback.state_key for callback in callbacks})
         if missing:
             rank_zero_warn(
