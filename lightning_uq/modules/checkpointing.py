@@ -52,13 +52,14 @@ class CheckpointedModule(LightningModule):
         self._plain_arguments: dict[str, Any] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state; hyper-parameters become plain data, with all arguments of the constructor."""
+        """Add the random state of a training; hyper-parameters become plain data, with all arguments of the constructor."""
         super().on_save_checkpoint(checkpoint)
         # A subclass may have saved, or left out, arguments by `save_hyperparameters`, as in any LightningModule.
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         plain = {name: saved_argument(value) for name, value in saved.items()}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self._plain_arguments, **plain}
-        checkpoint[_KEY] = to_plain(random_state(self.device))
+        if trainer_of(self) is not None:  # else nothing resumes from it
+            checkpoint[_KEY] = to_plain(random_state(self.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state until the training begins. Loading for any other purpose leaves the generators alone."""

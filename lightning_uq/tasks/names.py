@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_uq.checkpoint_files import plain_part
 from lightning_uq.errors import InputError
-from lightning_uq.networks.factory import is_plain
 from lightning_uq.tasks.base import Task
 from lightning_uq.tasks.binary import Binary
 from lightning_uq.tasks.categorical_regression import CategoricalRegression
@@ -76,8 +76,9 @@ def task_to_config(task: Task) -> dict[str, Any] | None:
     name = type(task).__name__
     if _OF_THIS_PACKAGE.get(name) is not type(task):
         return None
-    fields = {one.name: getattr(task, one.name) for one in dataclasses.fields(task) if one.init}  # type: ignore[arg-type]  # all are dataclasses
-    return {"name": name, "init_args": fields} if is_plain(fields) else None
+    given = {one.name: getattr(task, one.name) for one in dataclasses.fields(task) if one.init}  # type: ignore[arg-type]  # all are dataclasses
+    plain, left_out = plain_part(given)
+    return None if left_out else {"name": name, "init_args": plain}
 
 
 def task_from_config(config: Mapping[str, Any]) -> Task:
