@@ -212,27 +212,25 @@ def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | No
         raise InputError(f"{path} was written by {name}, which cannot be imported here. {hint}") from error
     if not inspect.isclass(found) or not issubclass(found, nn.Module):
         raise InputError(f"{path} names {name} as its module, which it is not. {hint}")
-    if not is_subclass(found, LightningModule):
-        return _rebuilt_plain(path, checkpoint, found, hint)
     given: Any = {} if network is None else {"network": copy.deepcopy(network)}
     check_complete(path, checkpoint, given, hint)
     try:
-        return found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
+        if not is_subclass(found, LightningModule):
+            return _rebuilt_plain(found, checkpoint)
+        rebuilt: nn.Module = found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
+        return rebuilt
     except (UQError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} was written by {name}, which cannot be built from it: {reason} {hint}") from error
 
 
-def _rebuilt_plain(path: str | Path, checkpoint: dict[str, Any], kind: type[nn.Module], hint: str) -> nn.Module:
-    """An instance of a class that takes no arguments: no file holds a plain module's, and defaults may be others."""
+def _rebuilt_plain(kind: type[nn.Module], checkpoint: dict[str, Any]) -> nn.Module:
+    """An instance of a class that takes no arguments: no file holds those of a plain module, and defaults may be others."""
     if inspect.signature(kind).parameters:
-        raise InputError(
-            f"{path} was written by a {kind.__module__}.{kind.__qualname__}, whose arguments it does not hold. {hint}"
-        )
+        raise InputError("the file does not hold its arguments.")
     model = kind()
-    with _misfit(path):
-        model.load_state_dict(checkpoint["state_dict"])
-    return model.eval()
+    model.load_state_dict(checkpoint["state_dict"])
+    return model
 
 
 def _fingerprint(model: nn.Module, prefix: str, beside: dict[str, Tensor]) -> Tensor:

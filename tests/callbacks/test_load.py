@@ -448,7 +448,7 @@ def test_a_class_that_cannot_be_built_asks_for_the_network(write, tmp_path):
     for class_path, match in (
         (None, "does not say which"),
         ("builtins.dict", "which it is not"),
-        ("torch.nn.Linear", "whose arguments it does not hold"),
+        ("torch.nn.Linear", "which cannot be built from it: the file does not hold its arguments"),
     ):
         content["lightning_uq_written_by"]["class_path"] = class_path
         torch.save(content, tmp_path / "foreign.ckpt")

@@ -215,7 +215,10 @@ def test_numbers_with_a_posterior_a_scale_and_intervals(tmp_path):
 def test_a_plain_module_with_arguments_is_asked_for(tmp_path):
     model, path = Narrow(width=3), tmp_path / "a.ckpt"
     save_fitted(path, model, [TemperatureScaling().fit(model, VAL)])
-    with pytest.raises(InputError, match=r"Narrow, whose arguments it does not hold\. Pass argument `network`"):
+    with pytest.raises(
+        InputError,
+        match=r"Narrow, which cannot be built from it: the file does not hold its arguments\. Pass argument `network`",
+    ):
         load_fitted(path)
     assert load_fitted(path, Narrow())(TEST_X)["probs"].shape == (31, 2)
     assert load_fitted(path, Narrow().net)(TEST_X)["probs"].shape == (31, 2)
