@@ -56,8 +56,10 @@ def save_fitted(path: str | Path, model: nn.Module, callbacks: Sequence[FittingC
     Example:
         >>> import tempfile
         >>> from lightning_uq import TemperatureScaling, load_fitted
+        >>> _ = torch.manual_seed(0)
         >>> model, x = nn.Linear(2, 2), torch.randn(64, 2)
-        >>> temperature = TemperatureScaling().fit(model, [(x, (torch.rand(64) > 0.5).long())])
+        >>> y = torch.distributions.Categorical(logits=model(x)).sample()
+        >>> temperature = TemperatureScaling().fit(model, [(x, y)])
         >>> path = Path(tempfile.mkdtemp()) / "model-uq.ckpt"
         >>> save_fitted(path, model, [temperature])
         >>> load_fitted(path, nn.Linear(2, 2))(x)["probs"].shape

@@ -376,16 +376,26 @@ def test_hyper_parameters_that_are_no_plain_data_are_left_out(tmp_path):
 # ---------------------------------------------------------------------- two ranks
 
 TWO_RANKS = """
-import json, os
+import json, os, time
 from datetime import timedelta
 import torch
 import torch.multiprocessing as mp
 from lightning_uq import TemperatureScaling, load_fitted, save_fitted
+from lightning_uq.callbacks import save
+
+write, num_written = save.write_checkpoint, 0
+
+def write_slowly(*args):
+    global num_written
+    time.sleep(1)
+    num_written += 1
+    write(*args)
 
 def main(rank, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
+    save.write_checkpoint = write_slowly
     torch.manual_seed(0)
     model, x = torch.nn.Linear(2, 2), torch.randn(64, 2)
     temperature = TemperatureScaling().fit(model, [(x, (x[:, 0] > 0).long())])
@@ -398,7 +408,7 @@ def main(rank, folder):
             save_fitted(where, model, callbacks)
         except Exception as error:
             found.append(f"{type(error).__name__}: {error}".split(folder)[0])
-    found.append(os.path.exists(f"{folder}/b.ckpt"))
+    found += [os.path.exists(f"{folder}/b.ckpt"), num_written]
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(found, file)
     torch.distributed.barrier()
@@ -413,6 +423,7 @@ if __name__ == "__main__":
 
 def test_two_ranks_write_one_file_and_fail_together(run_script):
     first, second = run_script(TWO_RANKS, timeout=120)
+    assert (first.pop(), second.pop()) == (1, 0)  # who has written
     assert first == second
     assert first[:2] == [True, ["probs"]]
     assert first[2].startswith("InputError: `path` must be in a directory that exists")
