@@ -24,6 +24,7 @@ from lightning_uq.callbacks import (
     VectorScaling,
     load_fitted,
     read_predictions,
+    save_fitted,
 )
 from lightning_uq.checkpoint_files import AtomicCheckpointIO
 from lightning_uq.data import Indexed
@@ -73,8 +74,7 @@ from lightning_uq.tasks import (
     Segmentation,
     Task,
 )
-
-__version__ = "0.1.0"
+from lightning_uq.version import __version__ as __version__
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -148,5 +148,6 @@ __all__ = [
     "metrics",
     "networks",
     "read_predictions",
+    "save_fitted",
     "tasks",
 ]

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
-from lightning_uq._lightning import is_local_path
+from lightning_uq._lightning import hyperparameters_name, is_local_path
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.writing import replacing
@@ -140,6 +142,31 @@ def read_weights(path: str | Path, must: str = _MUST, *, weights_only: bool = Tr
             "weights."
         )
     return dict(content) if "state_dict" in content else {"state_dict": dict(state)}
+
+
+def hyperparameter_entries(module: LightningModule) -> dict[str, Any]:
+    """The entries of a checkpoint for a module's hyper-parameters, as Lightning writes them for the module that it trains.
+
+    Example:
+        >>> class Lit(LightningModule):
+        ...     def __init__(self, width=4):
+        ...         super().__init__()
+        ...         self.save_hyperparameters()
+        >>> hyperparameter_entries(Lit())
+        {'hparams_name': 'kwargs', 'hyper_parameters': {'width': 4}}
+    """
+    given = module.hparams
+    if not given:
+        return {}
+    name = hyperparameters_name(module)
+    entries: dict[str, Any] = {} if name is None else {module.CHECKPOINT_HYPER_PARAMS_NAME: name}
+    if isinstance(given, getattr(sys.modules.get("omegaconf"), "Container", ())):
+        return {
+            **entries,
+            module.CHECKPOINT_HYPER_PARAMS_KEY: given,
+            module.CHECKPOINT_HYPER_PARAMS_TYPE: type(given),
+        }
+    return {**entries, module.CHECKPOINT_HYPER_PARAMS_KEY: dict(given)}
 
 
 _ENTRIES_AS_A_WHOLE = ("hyper_parameters", "datamodule_hyper_parameters", "callbacks")

@@ -18,6 +18,7 @@ from lightning_uq.callbacks.prediction_files import read_predictions
 from lightning_uq.callbacks.prediction_writer import PredictionWriter
 from lightning_uq.callbacks.quantile_recalibration import QuantileRecalibration
 from lightning_uq.callbacks.risk_control import ConformalRiskControl
+from lightning_uq.callbacks.save import save_fitted
 from lightning_uq.callbacks.selective_threshold import SelectiveThreshold
 from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.callbacks.variance_scaling import VarianceScaling
@@ -48,4 +49,5 @@ __all__ = [
     "VectorScaling",
     "load_fitted",
     "read_predictions",
+    "save_fitted",
 ]

@@ -23,7 +23,7 @@ from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.transforms import PredictionTransform, transforms_of
 from lightning_uq.running.weights import WeightsCheck
-from lightning_uq.tasks import Task, describe
+from lightning_uq.tasks import Task, describe, task_to_config
 
 Weights = Literal["auto", "best", "last"]
 
@@ -51,7 +51,8 @@ class FittingCallback(Callback, ABC):
             ``"inf"``, which gives it a score of plus infinity and probabilities of NaN.
 
     Attributes:
-        uq_ckpt_path: The checkpoint with weights and states, after a fit or a load.
+        uq_ckpt_path: The checkpoint with weights and states: the one that the Trainer's fit, or :func:`~lightning_uq.save_fitted`, wrote,
+            or that a test took the state from; None if no such file is known, as after ``fit(model, loader)``.
         handle: Takes the transform off the module again; None if none was attached.
     """
 
@@ -136,7 +137,9 @@ class FittingCallback(Callback, ABC):
     def _state(self) -> FittedState | None:
         if self._tensors is None:
             return None
-        return FittedState(self.settings, self._tensors, self._fingerprint, self.logits.inferred_task)
+        given, inferred = self.logits.given_task, self.logits.inferred_task
+        task = None if given is None else task_to_config(given)
+        return FittedState(self.settings, self._tensors, self._fingerprint, inferred, task=task)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, or nothing before a fit: what a checkpoint holds."""
@@ -146,22 +149,25 @@ class FittingCallback(Callback, ABC):
         """Take a fitted state back.
 
         Raises:
-            InputError: It is no such state, or was fitted under other settings than this callback has. A state of another
-                class, or a part of one, leaves nothing fitted.
+            InputError: It is no such state, or a newer release wrote it, or it was fitted under other settings than this callback
+                has. A state of another class, or a part of one, leaves nothing fitted.
         """
         name = type(self).__name__
-        state = FittedState.read(state_dict)
+        state = FittedState.read(state_dict, f"The state of {self.state_key}")
         if state is None:
-            raise InputError(f"{name} needs a fitted state of version 1, but it was given {sorted(state_dict)}.")
+            raise InputError(f"{name} needs a fitted state, but it was given {sorted(state_dict)}.")
         refusal = state.refusal(self.settings, self.state_key)
         if refusal is not None:
             raise InputError(refusal)
+        held, given = self._fingerprint, state.fingerprint
+        if held is not None and (given is None or not torch.equal(held, given)):
+            self.uq_ckpt_path = None  # it holds other weights
         try:
             self._set(state.tensors, state.fingerprint)
         except Exception as error:  # what another class fitted raises anything at all
             self._set(None, None)
-            held = sorted(state.tensors) if isinstance(state.tensors, dict) else type(state.tensors).__name__
-            raise InputError(f"The `tensors` of a fitted state are not {name}'s: {held}.") from error
+            came = sorted(state.tensors) if isinstance(state.tensors, dict) else type(state.tensors).__name__
+            raise InputError(f"The `tensors` of a fitted state are not {name}'s: {came}.") from error
         self.logits.inferred_task = state.inferred_task
 
     def _set(self, tensors: dict[str, Any] | None, fingerprint: Tensor | None) -> None:
@@ -180,7 +186,7 @@ class FittingCallback(Callback, ABC):
             InputError: The loader or its data do not fit.
         """
         self._forget(model)
-        self.logits.inferred_task = None
+        self.logits.inferred_task, self.uq_ckpt_path = None, None
         loader = exact_loader(loader, name="argument `loader`")
         with torch.inference_mode(False), evaluating(model, fitting=True):
             tensors = self.fit_tensors(model, loader, None)
@@ -197,9 +203,10 @@ class FittingCallback(Callback, ABC):
         if self._tensors is None or self._fingerprint is None:
             raise NotFittedError(f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)`.")
         if not same_weights(self._fingerprint, weights_fingerprint(model), model):
+            path = "" if self.uq_ckpt_path is None else f" ({self.uq_ckpt_path})"
             raise NotFittedError(
-                f"{type(self).__name__} was fitted on other weights than this model has. Load the weights it was fitted "
-                f"on ({self.uq_ckpt_path or 'its -uq.ckpt'}), or call `fit(model, loader)` again."
+                f"{type(self).__name__} was fitted on other weights than this model has. Load the weights it was fitted on{path}, or call "
+                "`fit(model, loader)` again."
             )
 
     def attach_to(self, module: nn.Module) -> RemovableHandle | None:

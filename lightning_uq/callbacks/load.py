@@ -29,7 +29,7 @@ from lightning_uq.networks.pooling import Pool
 from lightning_uq.running.inferred_task import INFERABLE
 from lightning_uq.running.loading import load_as_lightning
 from lightning_uq.running.logits import is_uncertainty_module
-from lightning_uq.tasks import Task, describe, task_of
+from lightning_uq.tasks import Task, describe, task_from_config, task_of
 
 Network = nn.Module | Callable[[], nn.Module]
 
@@ -63,7 +63,7 @@ def load_fitted(
         predict_fn: The ``predict_fn(model, x)`` that the callbacks had, where they had one.
         output: The ``output`` that they had, where it was a function.
         pool: The ``pool`` of the density, where it was a function.
-        task: The ``task`` that the callbacks had, where they had one.
+        task: The ``task`` that the callbacks had, where it is your own class, or has a function among its fields; the file holds any other.
         nonfinite: What an input row with NaN or infinity gives: see :class:`~lightning_uq.networks.fitted.FittedNetwork`.
 
     Returns:
@@ -91,18 +91,8 @@ def load_fitted(
     for key, state in chosen.items():
         if state["fingerprint"] is None or not same_weights(state["fingerprint"], current, model):
             raise InputError(f"{key} was not fitted on the weights in {path}: their fingerprints differ.")
-    given_task = None if task is None else task_of(task)
-    for key, state in chosen.items():
-        fitted_task, inferred = state["settings"].get("task"), state["inferred_task"]
-        if inferred is not None:
-            given_task = INFERABLE[inferred] if given_task is None else given_task
-            fitted_task = describe(INFERABLE[inferred])
-        if fitted_task != (None if given_task is None else describe(given_task)):
-            raise InputError(
-                f"{key} was fitted with {'no `task`' if fitted_task is None else f'task={fitted_task}'}: "
-                f"{'leave argument `task` out' if fitted_task is None else 'pass it as argument `task`'}."
-            )
-    fitted = compose(model, prefix, chosen, predict_fn, output, pool, given_task)
+    found_task = _task(chosen, None if task is None else task_of(task))
+    fitted = compose(model, prefix, chosen, predict_fn, output, pool, found_task)
     check_choice("nonfinite", nonfinite, ("error", "inf"))
     fitted.nonfinite = nonfinite
     return fitted
@@ -129,6 +119,33 @@ def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Pat
         if len(several) > 1:
             raise InputError(f"{path} holds several states of {kind}: {several}. Name one in argument `states`.")
     return usable
+
+
+def _task(states: Mapping[str, Any], given: Task | None) -> Task | None:
+    """The task that all states were fitted with: the given one, or the file's; None where they had none."""
+    held = {key: _held_task(state) for key, state in states.items()}
+    texts = {
+        key: state["settings"].get("task") if (own := held[key]) is None else describe(own)
+        for key, state in states.items()
+    }
+    found = next((own for own in held.values() if own is not None), None) if given is None else given
+    for key, text in texts.items():
+        if text == (None if found is None else describe(found)):
+            continue
+        if given is None and found is not None:
+            raise InputError(
+                f"The states in the file were fitted with different tasks: {texts}. Name those of one task in argument `states`."
+            )
+        advice = "leave argument `task` out" if text is None or held[key] else "pass it as argument `task`"
+        raise InputError(f"{key} was fitted with {'no `task`' if text is None else f'task={text}'}: {advice}.")
+    return found
+
+
+def _held_task(state: Mapping[str, Any]) -> Task | None:
+    """The task that a state names; None where it names none, or one that a file cannot hold."""
+    if state["inferred_task"] is not None:
+        return INFERABLE[state["inferred_task"]]
+    return None if state["task"] is None else task_from_config(state["task"])
 
 
 # ---------------------------------------------------------------------- the network
@@ -183,25 +200,37 @@ def _class_name(written_by: Mapping[str, Any]) -> str:
     return str(written_by.get("class_path")).rpartition(".")[2]
 
 
-def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | None) -> LightningModule:
+def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | None) -> nn.Module:
     """An instance of the class that wrote the file, from its hyper-parameters."""
     name = checkpoint.get(WRITTEN_BY, {}).get("class_path")
     hint = "Pass argument `network`, an instance of it with any weights."
     if name is None:
-        raise InputError(f"{path} does not say which LightningModule wrote it. {hint}")
+        raise InputError(f"{path} does not say which module wrote it. {hint}")
     try:
         found = import_object(name)
     except InputError as error:
         raise InputError(f"{path} was written by {name}, which cannot be imported here. {hint}") from error
-    if not inspect.isclass(found) or not is_subclass(found, LightningModule):
-        raise InputError(f"{path} names {name} as its LightningModule, which it is not. {hint}")
+    if not inspect.isclass(found) or not issubclass(found, nn.Module):
+        raise InputError(f"{path} names {name} as its module, which it is not. {hint}")
     given: Any = {} if network is None else {"network": copy.deepcopy(network)}
     check_complete(path, checkpoint, given, hint)
     try:
-        return found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
+        if not is_subclass(found, LightningModule):
+            return _rebuilt_plain(found, checkpoint)
+        rebuilt: nn.Module = found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
+        return rebuilt
     except (UQError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} was written by {name}, which cannot be built from it: {reason} {hint}") from error
+
+
+def _rebuilt_plain(kind: type[nn.Module], checkpoint: dict[str, Any]) -> nn.Module:
+    """An instance of a class that takes no arguments: no file holds those of a plain module, and defaults may be others."""
+    if inspect.signature(kind).parameters:
+        raise InputError("the file does not hold its arguments.")
+    model = kind()
+    model.load_state_dict(checkpoint["state_dict"])
+    return model
 
 
 def _fingerprint(model: nn.Module, prefix: str, beside: dict[str, Tensor]) -> Tensor:

@@ -283,7 +283,9 @@ class PostTrainingCallback(FittingCallback):
         states = {one.state_key: one._state if one._has_weights_of(self) else None for one in ours}
         path = write_sibling(best, states, [one.uq_ckpt_path for one in ours], trainer, pl_module)
         if path is None:
-            rank_zero_info(f"{type(self).__name__} wrote no file: no ModelCheckpoint has a directory.")
+            rank_zero_info(
+                f"{type(self).__name__} wrote no file: no ModelCheckpoint has a directory. `save_fitted` writes one."
+            )
         else:
             self.uq_ckpt_path = path
 

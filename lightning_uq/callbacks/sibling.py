@@ -1,4 +1,4 @@
-"""The sibling file ``<best>-uq.ckpt`` of a checkpoint: its weights, and what was fitted on them."""
+"""The file ``-uq.ckpt``: the weights of a checkpoint, and what was fitted on them; and the one that a training writes beside its best."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -6,16 +6,17 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from lightning_uq._lightning import dump_checkpoint
 from lightning_uq.checkpoint_files import beside, in_folder, is_file, plain_part, read_checkpoint, write_checkpoint
 from lightning_uq.errors import InputError
 from lightning_uq.running.best_weights import model_checkpoints, read_back
-from lightning_uq.running.fitted_state import FittedState
+from lightning_uq.running.fitted_state import FittedState, holds_fit
 from lightning_uq.running.logits import is_uncertainty_module
 
 WRITTEN_BY = "lightning_uq_written_by"
-"""Key in a ``-uq.ckpt``: the LightningModule that its states were fitted on, as plain data."""
+"""Key in a ``-uq.ckpt``: the class of the module that its states were fitted on, as plain data."""
 
 LEFT_OUT = "lightning_uq_left_out"
 """Key in a ``-uq.ckpt``: the names of what the checkpoint of the training holds, and this file cannot hold as plain data."""
@@ -51,30 +52,50 @@ def write_sibling(
     path = sibling_path(best) if best is not None else _path_of_last(trainer, written)
     if path is None:
         return None
-    checkpoint, left_out = plain_part(read_back(best, trainer) if best is not None else _last(trainer))
-    kept = {key: state for key, state in (checkpoint.get("callbacks") or {}).items() if key not in states}
-    checkpoint["callbacks"] = kept | {key: state.to_dict() for key, state in states.items() if state is not None}
-    class_path = f"{type(module).__module__}.{type(module).__qualname__}"
-    checkpoint[WRITTEN_BY] = {"class_path": class_path, "is_ours": is_uncertainty_module(module)}
-    if (kind := LightningModule.CHECKPOINT_HYPER_PARAMS_TYPE) in left_out:
-        left_out.remove(kind)
-        checkpoint[kind] = (
-            "AttributeDict"  # a name, for which Lightning takes the class that it has for hyper-parameters
-        )
-    if left_out:
-        checkpoint[LEFT_OUT] = left_out
-        if path not in written:
-            again = (
-                " Pass these hyper-parameters again to `load_from_checkpoint`, or the whole module to `load_fitted`."
-                if any(name.startswith(_HYPER_PARAMETERS) for name in left_out)
-                else ""
-            )
-            rank_zero_info(
-                f"{path} leaves out {', '.join(left_out)}, since a checkpoint that loads with `weights_only=True` holds plain data "
-                f"alone.{again}"
-            )
+    checkpoint = with_states(read_back(best, trainer) if best is not None else _last(trainer), states, module)
+    if path not in written:
+        tell_left_out(path, checkpoint)
     write_checkpoint(trainer.strategy, checkpoint, path)
     return path
+
+
+def with_states(
+    checkpoint: Mapping[str, Any], states: Mapping[str, FittedState | None], module: nn.Module
+) -> dict[str, Any]:
+    """The content of a ``-uq.ckpt``: a checkpoint's plain part, with fitted states inside, and the class of its module.
+
+    Args:
+        checkpoint: The checkpoint.
+        states: State by callback key; None for a callback whose state the checkpoint must not hold.
+        module: The module that was fitted on.
+    """
+    content, left_out = plain_part(checkpoint)
+    kept = {key: state for key, state in (content.get("callbacks") or {}).items() if key not in states}
+    content["callbacks"] = kept | {key: state.to_dict() for key, state in states.items() if state is not None}
+    class_path = f"{type(module).__module__}.{type(module).__qualname__}"
+    content[WRITTEN_BY] = {"class_path": class_path, "is_ours": is_uncertainty_module(module)}
+    if (kind := LightningModule.CHECKPOINT_HYPER_PARAMS_TYPE) in left_out:
+        left_out.remove(kind)
+        content[kind] = "AttributeDict"  # a name, for which Lightning takes the class that it has for hyper-parameters
+    if left_out:
+        content[LEFT_OUT] = left_out
+    return content
+
+
+def tell_left_out(path: str, content: Mapping[str, Any]) -> None:
+    """Tell what a ``-uq.ckpt`` had to leave out, if anything."""
+    left_out = content.get(LEFT_OUT)
+    if not left_out:
+        return
+    again = (
+        " Pass these hyper-parameters again to `load_from_checkpoint`, or the whole module to `load_fitted`."
+        if any(name.startswith(_HYPER_PARAMETERS) for name in left_out)
+        else ""
+    )
+    rank_zero_info(
+        f"{path} leaves out {', '.join(left_out)}, since a checkpoint that loads with `weights_only=True` holds plain data "
+        f"alone.{again}"
+    )
 
 
 def _last(trainer: Trainer) -> dict[str, Any]:
@@ -125,10 +146,15 @@ def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:
     """The fitted states that a ``-uq.ckpt`` holds, by key.
 
     Raises:
-        InputError: The file is no checkpoint, or holds none.
+        InputError: The file is no checkpoint, or holds none, or one that a newer release wrote.
     """
     callbacks = read_checkpoint(path).get("callbacks") or {}
-    found = {key: state for key, state in callbacks.items() if FittedState.read(state) is not None}
-    if not found:
+    found = {
+        key: FittedState.read(state, f"The state of {key} in {path}")
+        for key, state in callbacks.items()
+        if holds_fit(state)
+    }
+    states = {key: state.to_dict() for key, state in found.items() if state is not None}
+    if not states:
         raise InputError(f"{path} holds no state of a fitted callback.")
-    return found
+    return states

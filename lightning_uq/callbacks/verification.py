@@ -73,10 +73,10 @@ def _look_up(fit: Fit, trainer: Trainer, module: LightningModule, current: Tenso
             continue
         try:
             states = read_checkpoint(path, "The -uq.ckpt must be a checkpoint").get("callbacks") or {}
+            state = FittedState.read(states.get(fit.key), f"The state of {fit.key} in {path}")
         except InputError as error:  # the caller tells the other ranks, too
             refusal = str(error)
             continue
-        state = FittedState.read(states.get(fit.key))
         if state is not None and state.fingerprint is not None and same_weights(state.fingerprint, current, module):
             refusal = state.refusal(fit.settings, fit.key)
             if refusal is None:
@@ -91,11 +91,15 @@ def _look_up(fit: Fit, trainer: Trainer, module: LightningModule, current: Tenso
         return Decision("refit")
     if refusal is not None:
         return Decision("error", refusal)
+    where = f", and there is none beside {tested}" if tested is not None else ""
+    if fit.fingerprint is not None and fit.path is None:
+        file = "It was fitted on other weights: load these (`save_fitted` writes a file that holds both),"
+    else:
+        file = "Pass `ckpt_path=` the -uq.ckpt that the fit, or `save_fitted`, wrote,"
     return Decision(
         "error",
-        f"{fit.name} has no state that was fitted on the weights in memory"
-        + (f", and there is none beside {tested}" if tested is not None else "")
-        + ". Pass `ckpt_path=` the -uq.ckpt that the fit wrote, or `dataloader=` so that it can be fitted now.",
+        f"{fit.name} has no state that was fitted on the weights in memory{where}. {file} or pass `dataloader=` so that it can be "
+        "fitted now.",
     )
 
 

@@ -18,7 +18,7 @@ from lightning_uq.checkpoint_files import TRUST, read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.modules.arguments import saved_argument
 from lightning_uq.modules.constructor import recorded
-from lightning_uq.running.fitted_state import FittedState
+from lightning_uq.running.fitted_state import holds_fit
 from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.streams import from_plain, random_state, set_random_state, to_plain
 from lightning_uq.running.transforms import transforms_of
@@ -52,13 +52,14 @@ class CheckpointedModule(LightningModule):
         self._plain_arguments: dict[str, Any] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state; hyper-parameters become plain data, with all arguments of the constructor."""
+        """Add the random state of a training; hyper-parameters become plain data, with all arguments of the constructor."""
         super().on_save_checkpoint(checkpoint)
         # A subclass may have saved, or left out, arguments by `save_hyperparameters`, as in any LightningModule.
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         plain = {name: saved_argument(value) for name, value in saved.items()}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**self._plain_arguments, **plain}
-        checkpoint[_KEY] = to_plain(random_state(self.device))
+        if trainer_of(self) is not None:  # else nothing resumes from it
+            checkpoint[_KEY] = to_plain(random_state(self.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state until the training begins. Loading for any other purpose leaves the generators alone."""
@@ -75,7 +76,7 @@ class CheckpointedModule(LightningModule):
         trainer = trainer_of(self)
         callbacks = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         states = checkpoint.get("callbacks") or {}
-        fitted = {key for key, state in states.items() if FittedState.read(state) is not None}
+        fitted = {key for key, state in states.items() if holds_fit(state)}
         missing = sorted(fitted - {callback.state_key for callback in callbacks})
         if missing:
             rank_zero_warn(

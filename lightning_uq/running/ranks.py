@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,6 +14,37 @@ from lightning_uq.errors import UQError
 _T = TypeVar("_T")
 
 
+class Ranks(Protocol):
+    """Whatever knows how many processes run side by side: a Trainer, or :class:`ProcessGroup`."""
+
+    @property
+    def world_size(self) -> int:
+        """Their number."""
+
+
+class ProcessGroup:
+    """The processes that ``torch.distributed`` has joined, where there is no Trainer; without such a group this process alone.
+
+    Example:
+        >>> ProcessGroup().rank, ProcessGroup().world_size
+        (0, 1)
+    """
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return torch.distributed.get_rank() if self._is_joined() else 0
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes."""
+        return torch.distributed.get_world_size() if self._is_joined() else 1
+
+    @staticmethod
+    def _is_joined() -> bool:
+        return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def gather_rows(rows: Tensor, trainer: Trainer | None = None) -> Tensor:
     """Rows of all ranks, interleaved: rank 0's first, rank 1's first, ..., as :func:`exact_loader` shares them. A collective."""
     if trainer is None or trainer.world_size == 1:
@@ -23,7 +54,7 @@ def gather_rows(rows: Tensor, trainer: Trainer | None = None) -> Tensor:
     return torch.cat(parts)[torch.cat(turn).argsort()]
 
 
-def gather_objects(own: _T, trainer: Trainer | None = None) -> list[_T]:
+def gather_objects(own: _T, trainer: Ranks | None = None) -> list[_T]:
     """One picklable object of each rank, in the order of the ranks. A collective."""
     if trainer is None or trainer.world_size == 1:
         return [own]
@@ -39,7 +70,7 @@ def sum_of_ranks(tensor: Tensor, trainer: Trainer) -> Tensor:
     return moved.to(tensor.device)
 
 
-def first_of_ranks(own: Sequence[_T | None], trainer: Trainer | None = None) -> list[_T | None]:
+def first_of_ranks(own: Sequence[_T | None], trainer: Ranks | None = None) -> list[_T | None]:
     """Each entry as the first rank has it that has one at all, in lists of one length. A collective."""
     return [
         next((one for one in of_ranks if one is not None), None)
@@ -48,7 +79,7 @@ def first_of_ranks(own: Sequence[_T | None], trainer: Trainer | None = None) -> 
 
 
 @contextmanager
-def raising_on_all_ranks(trainer: Trainer | None = None) -> Iterator[None]:
+def raising_on_all_ranks(trainer: Ranks | None = None) -> Iterator[None]:
     """Raise an error of the body on all ranks, with the same text, if any rank has one. The body must hold no collective."""
     error = None
     try:
@@ -58,7 +89,7 @@ def raising_on_all_ranks(trainer: Trainer | None = None) -> Iterator[None]:
     raise_on_all_ranks(error, trainer)
 
 
-def raise_on_all_ranks(error: Exception | None, trainer: Trainer | None = None) -> None:
+def raise_on_all_ranks(error: Exception | None, trainer: Ranks | None = None) -> None:
     """Raise the first rank's error on every rank, if any rank has one. A collective."""
     if trainer is None or trainer.world_size == 1:
         if error is not None:

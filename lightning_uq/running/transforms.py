@@ -4,7 +4,7 @@ from abc import ABC
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -117,6 +117,12 @@ class PredictionTransforms:
     def detach(self, owner: str) -> None:
         """Take off what an owner has attached."""
         self._keep(lambda one: one.owner != owner)
+
+    def note_path(self, owner: str, path: str) -> None:
+        """Take note of a file with the weights that an owner's transform was fitted on; nothing where it has none."""
+        for key, one in self._attached.items():
+            if one.owner == owner:
+                self._attached[key] = replace(one, path=path)
 
     def clear(self) -> None:
         """Take off all transforms."""

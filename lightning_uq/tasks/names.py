@@ -1,10 +1,14 @@
-"""Tasks by name, for YAML and for short calls."""
+"""Tasks by name, for YAML and for short calls, and as plain data, for files."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+from lightning_uq.checkpoint_files import plain_part
 from lightning_uq.errors import InputError
 from lightning_uq.tasks.base import Task
 from lightning_uq.tasks.binary import Binary
+from lightning_uq.tasks.categorical_regression import CategoricalRegression
 from lightning_uq.tasks.classification import Classification
 from lightning_uq.tasks.evidential_classification import EvidentialClassification
 from lightning_uq.tasks.evidential_regression import EvidentialRegression
@@ -54,3 +58,40 @@ def task_of(value: Any) -> Task:
                 "'classification' or 'regression' if that is a fair description of the targets."
             )
     raise InputError(f"`task` must be a Task, or one of {', '.join(map(repr, TASKS))}, but it is {value!r}.")
+
+
+_OF_THIS_PACKAGE: dict[str, type[Task]] = {
+    **{kind.__name__: kind for kind in TASKS.values()},
+    "CategoricalRegression": CategoricalRegression,
+}
+
+
+def task_to_config(task: Task) -> dict[str, Any] | None:
+    """A task as plain data, from which :func:`task_from_config` builds it; None for your own, and where a field is a function.
+
+    Example:
+        >>> task_to_config(Multilabel(num_labels=3))["init_args"]["num_labels"]
+        3
+    """
+    name = type(task).__name__
+    if _OF_THIS_PACKAGE.get(name) is not type(task):
+        return None
+    given = {one.name: getattr(task, one.name) for one in dataclasses.fields(task) if one.init}  # type: ignore[arg-type]  # all are dataclasses
+    plain, left_out = plain_part(given)
+    return None if left_out else {"name": name, "init_args": plain}
+
+
+def task_from_config(config: Mapping[str, Any]) -> Task:
+    """Invert :func:`task_to_config`.
+
+    Raises:
+        InputError: This version has no such task, or it takes other arguments.
+
+    Example:
+        >>> task_from_config({"name": "Multilabel", "init_args": {"num_labels": 3}})
+        Multilabel(num_labels=3, ignore_index=None, loss='bce', pos_weight=None, label_smoothing=0.0, focal_gamma=2.0)
+    """
+    try:
+        return _OF_THIS_PACKAGE[config["name"]](**config["init_args"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"This version of lightning_uq cannot build the task {dict(config)}: {error}.") from error

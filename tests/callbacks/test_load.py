@@ -445,7 +445,11 @@ def test_a_class_that_cannot_be_built_asks_for_the_network(write, tmp_path):
             load_fitted(path)
         assert load_fitted(path, module)(TEST_X)["probs"].shape == (31, 2)
     content = torch.load(path, weights_only=True)
-    for class_path, match in ((None, "does not say which"), ("torch.nn.Linear", "which it is not")):
+    for class_path, match in (
+        (None, "does not say which"),
+        ("builtins.dict", "which it is not"),
+        ("torch.nn.Linear", "which cannot be built from it: the file does not hold its arguments"),
+    ):
         content["lightning_uq_written_by"]["class_path"] = class_path
         torch.save(content, tmp_path / "foreign.ckpt")
         with pytest.raises(InputError, match=match):

@@ -56,15 +56,33 @@ def test_labels_come_back_calibrated(make_trainer, tmp_path, task, calibration):
     torch.testing.assert_close(exported(X[:5])["probs"], probs[:5])
 
 
-def test_an_unmodified_module_needs_its_task_again(make_trainer, tmp_path):
-    module, scaling = ChestXRay(), TemperatureScaling(task=Multilabel(), attach=True)
+class OwnLabels(Multilabel):
+    """Somebody's own task."""
+
+
+@pytest.mark.parametrize("task", [Multilabel(), Multilabel(pos_weight=(1.0, 2.0, 1.0)), OwnLabels()], ids=str)
+def test_the_file_holds_the_task_of_an_unmodified_module_unless_it_is_ones_own(make_trainer, tmp_path, task):
+    module, scaling = ChestXRay(), TemperatureScaling(task=task, attach=True)
     path = trained(make_trainer, tmp_path, module, scaling)
-    with pytest.raises(InputError, match=r"was fitted with task=Multilabel\(\): pass it as argument `task`"):
-        load_fitted(path, ChestXRay())
-    fitted = load_fitted(path, ChestXRay(), task="multilabel").double()
+    fitted = load_fitted(path, ChestXRay(), task=task).double()
     module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
     with torch.no_grad():
         torch.testing.assert_close(fitted(X)["probs"], torch.sigmoid(module.double()(X) / scaling.temperature))
+    if type(task) is OwnLabels:
+        with pytest.raises(InputError, match=r"was fitted with task=OwnLabels\(\): pass it as argument `task`"):
+            load_fitted(path, ChestXRay())
+    else:
+        torch.testing.assert_close(load_fitted(path, ChestXRay()).double()(X), fitted(X))
+    with pytest.raises(InputError, match=r"was fitted with task=.*: (leave argument `task` out|pass it as)"):
+        load_fitted(path, ChestXRay(), task="classification")
+
+
+def test_states_of_two_tasks_do_not_go_together(make_trainer, tmp_path):
+    module, scaling = ChestXRay(), TemperatureScaling(task=Multilabel())
+    path = trained(make_trainer, tmp_path, module, scaling, FitGMM(task=Multilabel(num_labels=3)))
+    with pytest.raises(InputError, match="different tasks: .*Name those of one task in argument `states`"):
+        load_fitted(path, ChestXRay())
+    assert load_fitted(path, ChestXRay(), states=["TemperatureScaling"])(X.float())["probs"].shape == (len(X), 3)
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "binary"])

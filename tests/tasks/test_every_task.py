@@ -5,6 +5,7 @@ import dataclasses
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,7 +29,9 @@ from lightning_uq.tasks import (
     Task,
     describe,
     sums_and_counts,
+    task_from_config,
     task_of,
+    task_to_config,
 )
 
 TASKS_WITH_FIELDS = [
@@ -185,3 +188,30 @@ def test_sums_and_counts():
 def test_a_task_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Task()
+
+
+@pytest.mark.parametrize("task", [*TASKS_WITH_FIELDS, Multilabel(focal_gamma=np.float64(1.5))], ids=describe)
+def test_a_file_holds_a_task_of_this_package_as_plain_data(task):
+    config = task_to_config(task)
+    if getattr(task, "evidence", None) is clamped_exp:
+        assert config is None  # a function is code
+        return
+    file = io.BytesIO()
+    torch.save(config, file)
+    file.seek(0)
+    again = task_from_config(torch.load(file, weights_only=True))
+    assert type(again) is type(task)
+    assert (
+        describe(again) == describe(task) or task.focal_gamma == again.focal_gamma == 1.5
+    )  # of another class of numbers
+
+
+def test_a_file_holds_no_task_of_ones_own_and_names_one_that_is_unknown():
+    class Binary(Task):
+        """It has the name of ours."""
+
+    Binary.__abstractmethods__ = frozenset()
+    assert task_to_config(Binary()) is None
+    for config in ({"name": "Counts", "init_args": {}}, {"name": "Binary", "init_args": {"rate": 1}}):
+        with pytest.raises(InputError, match="cannot build the task"):
+            task_from_config(config)

@@ -1,11 +1,10 @@
 """What LightningModules that are members add to the checkpoint of their ensemble."""
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
 
-from lightning_uq._lightning import hyperparameters_name
+from lightning_uq.checkpoint_files import hyperparameter_entries
 from lightning_uq.modules.lightning_ensemble.checks import overrides
 from lightning_uq.modules.member_files import ENSEMBLE_STATE
 from lightning_uq.running.streams import from_plain, to_plain
@@ -52,13 +51,7 @@ def _checkpoint_of(members: "Members", i: int, checkpoint: dict[str, Any]) -> di
     foreign = (ENSEMBLE_STATE, _HPARAMS, _HPARAMS_NAME, _HPARAMS_TYPE)
     mine = {name: value for name, value in checkpoint.items() if name not in foreign}
     member = members.modules[i]
-    if member.hparams:
-        mine[_HPARAMS_NAME] = hyperparameters_name(member)
-        container = getattr(sys.modules.get("omegaconf"), "Container", ())
-        if isinstance(member.hparams, container):
-            mine[_HPARAMS], mine[_HPARAMS_TYPE] = member.hparams, type(member.hparams)
-        else:
-            mine[_HPARAMS] = dict(member.hparams)
+    mine.update(hyperparameter_entries(member))
     prefix, state = _prefix(i), checkpoint["state_dict"]
     names = [name for name in state if name.startswith(prefix)]
     mine["state_dict"] = {name.removeprefix(prefix): state.pop(name) for name in names}

@@ -1,0 +1,158 @@
+"""What was fitted without a Trainer, to a file: the same ``-uq.ckpt`` that a Trainer's fit writes."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import nn
+
+from lightning_uq._lightning import is_local_path
+from lightning_uq.callbacks.fitting import FittingCallback
+from lightning_uq.callbacks.sibling import WRITTEN_BY, tell_left_out, with_states
+from lightning_uq.checkpoint_files import (
+    LIGHTNING_VERSION,
+    hyperparameter_entries,
+    is_file,
+    read_checkpoint,
+    write_checkpoint,
+)
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.lightning_trees import is_instance
+from lightning_uq.networks.fingerprint import weights_fingerprint
+from lightning_uq.running.ranks import ProcessGroup, raising_on_all_ranks
+from lightning_uq.running.transforms import transforms_of
+
+
+def save_fitted(path: str | Path, model: nn.Module, callbacks: Sequence[FittingCallback]) -> None:
+    """Write a model's weights, and what callbacks fitted on them, to one file, from which :func:`load_fitted` makes a plain module.
+
+    It is for a model that is trained already: ``callback.fit(model, loader)`` needs no Trainer, and writes no file. This file is the
+    same as the ``-uq.ckpt`` that a Trainer's fit writes: ``Trainer(callbacks=...).test(model, ckpt_path=path)`` takes the states
+    from it, and ``load_from_checkpoint`` the weights. A training cannot be resumed from it, since it has no state of an optimizer.
+
+    The file holds plain data alone and loads under ``weights_only=True``; it appears as a whole or not at all. The ``uq_ckpt_path`` of
+    each callback then names it. The order of ``callbacks`` makes no difference: what one fit read of another is in its state. Where
+    :class:`ConformalSets`, say, were fitted to calibrated predictions, pass the calibration too; without it the loaded module refuses to
+    predict.
+
+    Where ``torch.distributed`` has joined several processes, all of them call this function: the first one writes, the others wait for
+    it, and all raise if one fails. Processes without such a group do not know of each other: call it in one of them.
+
+    Args:
+        path: The file, on this machine or on a file system that fsspec knows. One that was there is replaced if it is such a file, too.
+        model: The model: a module of this package, any LightningModule, or a plain ``nn.Module``.
+        callbacks: The fitted callbacks, one or more. Those that fit nothing to weights, such as :class:`OODDetection`, have no state.
+
+    Raises:
+        InputError: ``path`` cannot be written, or is a file of another kind, or has a name from which Lightning would resume; an
+            argument is of another type; two callbacks have one key.
+        NotFittedError: A callback is not fitted, or was fitted on other weights, or to predictions alone.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_uq import TemperatureScaling, load_fitted
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Linear(2, 2), torch.randn(64, 2)
+        >>> y = torch.distributions.Categorical(logits=model(x)).sample()
+        >>> temperature = TemperatureScaling().fit(model, [(x, y)])
+        >>> path = Path(tempfile.mkdtemp()) / "model-uq.ckpt"
+        >>> save_fitted(path, model, [temperature])
+        >>> load_fitted(path, nn.Linear(2, 2))(x)["probs"].shape
+        torch.Size([64, 2])
+    """
+    ranks = ProcessGroup()
+    with raising_on_all_ranks(ranks):
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"`path` must name a file, but its type is {type(path).__name__}.")
+        if not isinstance(model, nn.Module):
+            raise InputError(f"`model` must be a torch.nn.Module, but its type is {type(model).__name__}.")
+        model = getattr(model, "_orig_mod", model)  # of `torch.compile`
+        _check_callbacks(callbacks, model)
+        states = {one.state_key: one._state for one in callbacks}
+        content = with_states(_checkpoint_of(model), states, model)
+    path = str(path)
+    with raising_on_all_ranks(ranks):
+        if ranks.rank == 0:
+            _check_path(path)
+            write_checkpoint(SingleDeviceStrategy("cpu"), content, path)
+            tell_left_out(path, content)
+    transforms = transforms_of(model)
+    for one in callbacks:
+        one.uq_ckpt_path = path
+        if transforms is not None:
+            transforms.note_path(one.state_key, path)
+
+
+def _check_callbacks(callbacks: Sequence[FittingCallback], model: nn.Module) -> None:
+    if not isinstance(callbacks, list | tuple) or not callbacks:
+        came = "empty" if isinstance(callbacks, list | tuple) else f"a {type(callbacks).__name__}"
+        raise InputError(f"`callbacks` must be a list of fitted callbacks, but it is {came}.")
+    current = weights_fingerprint(model)
+    keys: set[str] = set()
+    for one in callbacks:
+        name = type(one).__name__
+        if not isinstance(one, FittingCallback):
+            raise InputError(
+                f"`callbacks` must be callbacks that fit something to a model's weights, but {name} has no such state: leave it out."
+            )
+        if one.state_key in keys:
+            raise InputError(
+                f"`callbacks` holds two callbacks with the key {one.state_key!r}: pass a `name=` to one of them, and fit it again."
+            )
+        keys.add(one.state_key)
+        if not one.fitted:
+            raise NotFittedError(f"{one.state_key} is not fitted: call `fit(model, loader)` first.")
+        if one._fingerprint is None:
+            raise NotFittedError(
+                f"{one.state_key} was fitted to predictions in memory, so it belongs to no weights: call `fit(model, loader)` instead."
+            )
+        if not torch.equal(one._fingerprint, current):  # in every precision, since the file's weights are these
+            raise NotFittedError(
+                f"{one.state_key} was fitted on other weights than `model` has, or before their precision changed: call `fit(model, loader)` "
+                "again."
+            )
+
+
+def _check_path(path: str) -> None:
+    name = Path(path).name
+    if name.startswith("last") and name.endswith(".ckpt"):
+        raise InputError(
+            f"`path` must not begin with `last`, but its name is {name}, which Lightning takes for a checkpoint to resume from: call it "
+            f"{name.replace('last', 'model', 1)}, say."
+        )
+    if is_local_path(path):
+        if not Path(path).absolute().parent.is_dir():
+            raise InputError(
+                f"`path` must be in a directory that exists, but there is no {Path(path).parent}: create it first."
+            )
+        if Path(path).is_dir():
+            raise InputError(f"`path` must name a file, but {path} is a directory.")
+    if is_file(path) and WRITTEN_BY not in read_checkpoint(path, "`path` must be free, or name a file of this kind"):
+        raise InputError(
+            f"`path` must not name a checkpoint of a training, which would be lost, but {path} is one: choose another name."
+        )
+
+
+def _checkpoint_of(model: nn.Module) -> dict[str, Any]:
+    """The checkpoint of a model's weights that Lightning would write, without what only a Trainer has."""
+    checkpoint = {
+        "epoch": 0,
+        "global_step": 0,
+        LIGHTNING_VERSION: lightning.__version__,
+        "state_dict": model.state_dict(),
+    }
+    if is_instance(model, LightningModule):
+        checkpoint |= {"epoch": model.current_epoch, "global_step": model.global_step, **hyperparameter_entries(model)}
+        try:
+            model.on_save_checkpoint(checkpoint)
+        except Exception as error:
+            raise InputError(
+                f"The `on_save_checkpoint` of {type(model).__name__} failed without a Trainer ({type(error).__name__}: {error}): let it do "
+                "without one."
+            ) from error
+    return checkpoint
