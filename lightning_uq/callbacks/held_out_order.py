@@ -6,6 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lightning_uq.callbacks.feature_scores import FeatureCallback
+from lightning_uq.callbacks.fitting_data import TrainingData
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
 from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
@@ -60,6 +62,26 @@ def check_after(after: Sequence[PostTrainingCallback], model: nn.Module) -> None
         if not isinstance(one, PostTrainingCallback):
             raise InputError(f"`after` must hold fitted callbacks, but it holds a {type(one).__name__}.")
         one.check_fitted(model)
+
+
+def check_read(callbacks: Sequence[object]) -> None:
+    """Refuse callbacks that will be applied together although one was fitted without reading the other's result.
+
+    Raises:
+        InputError: One on held-out rows was fitted to predictions without another one's calibration, or an alarm by default without its density.
+    """
+    post_training = [one for one in callbacks if isinstance(one, PostTrainingCallback)]
+    for one in post_training:
+        state = one.state_dict().get("tensors", {})
+        is_default = "score_name" in state and one.settings.get("score") is None and state["score_name"] != "ood_score"
+        for other in post_training:
+            has_own = one is other or isinstance(one.fitting_data, TrainingData) or one.recalibrates
+            lacks_calibration = other.recalibrates and not any(name.startswith("carried.") for name in state)
+            if not has_own and (lacks_calibration or (is_default and isinstance(other, FeatureCallback))):
+                raise InputError(
+                    f"{type(one).__name__} was fitted to predictions without the result of {type(other).__name__}, so they do not go together. Fit it "
+                    f"again with `fit(model, loader, after=[...])` that holds the {type(other).__name__}, or leave one of them out."
+                )
 
 
 def earlier_callbacks(callback: PostTrainingCallback, trainer: Trainer | None) -> list[PostTrainingCallback]:

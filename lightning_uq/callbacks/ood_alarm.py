@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import Self
 
@@ -20,6 +20,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.conformal_p_values import alarm_threshold, benjamini_hochberg, conformal_p_values
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.validation import check_choice, check_open_unit
+from lightning_uq.guessing import report_guess
 from lightning_uq.json_text import read_json
 from lightning_uq.metrics import OODAlarmRate
 from lightning_uq.predictions import Prediction
@@ -114,6 +115,15 @@ class OODAlarm(HeldOutCallback):
                 f"OODAlarm stands before {type(later[0]).__name__} in the Trainer's callbacks, so it would not judge its score. Swap them, or name "
                 "another `score`."
             )
+
+    def fit_tensors(self, model: nn.Module, loader: Any, trainer: Trainer | None) -> dict[str, Any]:
+        """The scores of the held-out rows; the one that was chosen is told."""
+        found = super().fit_tensors(model, loader, trainer)
+        if self.score is None:
+            report_guess(
+                f"OODAlarm judges the score {found['score_name']!r} of predictions. Name another one as `score`.", model
+            )
+        return found
 
     def check_task(self, task: Task) -> None:
         """Take note of the task's default score."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_uq._lightning import is_local_path
 from lightning_uq.callbacks.fitting import FittingCallback
+from lightning_uq.callbacks.held_out_order import check_read
 from lightning_uq.callbacks.sibling import WRITTEN_BY, tell_left_out, with_states
 from lightning_uq.checkpoint_files import (
     LIGHTNING_VERSION,
@@ -38,7 +39,8 @@ def save_fitted(path: str | Path, model: nn.Module, callbacks: Sequence[FittingC
     The file holds plain data alone and loads under ``weights_only=True``; it appears as a whole or not at all. The ``uq_ckpt_path`` of
     each callback then names it. The order of ``callbacks`` makes no difference: what one fit read of another is in its state. Where
     :class:`ConformalSets`, say, were fitted to calibrated predictions, pass the calibration too; without it the loaded module refuses to
-    predict.
+    predict. A module of this package shows each fit the results of those before it. For any other, name them:
+    ``ConformalSets().fit(model, loader, after=[temperature])``.
 
     Where ``torch.distributed`` has joined several processes, all of them call this function: the first one writes, the others wait for
     it, and all raise if one fails. Processes without such a group do not know of each other: call it in one of them.
@@ -50,7 +52,7 @@ def save_fitted(path: str | Path, model: nn.Module, callbacks: Sequence[FittingC
 
     Raises:
         InputError: ``path`` cannot be written, or is a file of another kind, or has a name from which Lightning would resume; an
-            argument is of another type; two callbacks have one key.
+            argument is of another type; two callbacks have one key; one was fitted without the result of another.
         NotFittedError: A callback is not fitted, or was fitted on other weights, or to predictions alone.
 
     Example:
@@ -73,6 +75,7 @@ def save_fitted(path: str | Path, model: nn.Module, callbacks: Sequence[FittingC
             raise InputError(f"`model` must be a torch.nn.Module, but its type is {type(model).__name__}.")
         model = getattr(model, "_orig_mod", model)  # of `torch.compile`
         _check_callbacks(callbacks, model)
+        check_read(callbacks)
         states = {one.state_key: one._state for one in callbacks}
         content = with_states(_checkpoint_of(model), states, model)
     path = str(path)

@@ -19,6 +19,7 @@ from lightning_uq import (
     Factory,
     FitGMM,
     FitLaplace,
+    OODAlarm,
     OODDetection,
     Regression,
     TemperatureScaling,
@@ -27,6 +28,8 @@ from lightning_uq import (
     save_fitted,
 )
 from lightning_uq.errors import InputError, NotFittedError
+from tests.contract.cases import FEATURES, UsersModule
+from tests.contract.cases import loader as rows
 
 pl = pytest.importorskip("pytorch_lightning")
 
@@ -429,3 +432,21 @@ def test_two_ranks_write_one_file_and_fail_together(run_script):
     assert first[2].startswith("InputError: `path` must be in a directory that exists")
     assert first[3].startswith("NotFittedError: TemperatureScaling is not fitted")
     assert first[4] is False
+
+
+def test_callbacks_that_have_not_read_each_other_are_refused(tmp_path):
+    module, val = UsersModule(), rows("classification", 100, 1)
+    temperature = TemperatureScaling().fit(module, val)
+    gmm = FitGMM(feature_transform="raw").fit(module, rows("classification", 100))
+    apart = "was fitted to predictions without the result of"
+    with pytest.raises(InputError, match=f"ConformalSets {apart} TemperatureScaling"):
+        save_fitted(tmp_path / "a.ckpt", module, [ConformalSets().fit(module, val), temperature])
+    with pytest.raises(InputError, match=f"OODAlarm {apart} FitGMM"):
+        save_fitted(tmp_path / "a.ckpt", module, [gmm, OODAlarm().fit(module, val)])
+    sets = ConformalSets().fit(module, val, after=[temperature])
+    alarm = OODAlarm().fit(module, val, after=[gmm, temperature])
+    by_entropy = OODAlarm(score="max_softmax", name="entropy").fit(module, val, after=[temperature])
+    save_fitted(tmp_path / "a.ckpt", module, [gmm, temperature, sets, alarm, by_entropy])
+    keys = [one.state_key for one in (gmm, temperature, sets, alarm)]
+    found = load_fitted(tmp_path / "a.ckpt", UsersModule(), states=keys)(torch.zeros(2, FEATURES))
+    assert list(found) == ["probs", "prediction_set", "log_density", "ood_score", "ood_p_value", "ood_alarm"]
