@@ -16,7 +16,7 @@ from lightning_uq.predictions.rows import Rows, selected_rows, take_rows
 _P = TypeVar("_P", bound="Prediction")
 
 DENSITY_FIELDS = ("log_density", "ood_score")
-"""What a feature density adds to a prediction of any type."""
+"""What a score of features adds to a prediction of any type: both of a density, and the latter of any other."""
 
 
 class Prediction(ABC):
@@ -30,7 +30,8 @@ class Prediction(ABC):
         kwargs: Tensors by name.
 
     Attributes:
-        score_names: The names that :meth:`score` takes, besides ``log_density`` and ``ood_score`` where a density was fitted.
+        score_names: The names that :meth:`score` takes, besides ``ood_score`` where a score of features was fitted, and ``log_density`` where
+            it is a density.
         has_logits: Whether the prediction holds the logits [Z, B, C] of every hypothesis.
 
     Raises:
@@ -48,9 +49,9 @@ class Prediction(ABC):
     )
 
     ood_score = Field(
-        "Out-of-distribution score [B] of the input's features by the callback that fitted the density, the higher the further out.",
+        "Out-of-distribution score [B] of the input's features by the callback that fitted it, the higher the further out.",
         batch_axis=0,
-        fitted_by="feature density",
+        fitted_by="score of features",
     )
 
     prior_precision = Field(
@@ -294,24 +295,31 @@ class Prediction(ABC):
     def score(self, name: str) -> Tensor:
         """A score [B] (or [B, ...] of a map) by its name: the higher, the more uncertain or out of distribution.
 
-        So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted; ``score("ood_score")`` is the score of
-        the callback that fitted it, by default that of raw and polar features together. A score that is NaN, as that of an input
-        with NaN, is plus infinity, so that ``score > threshold`` holds.
+        So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted; ``score("ood_score")`` is that of the
+        callback that scores the features, by default FitGMM's of raw and polar features together. A score that is NaN, as that of an
+        input with NaN, is plus infinity, so that ``score > threshold`` holds.
 
         Raises:
             InputError: ``name`` is neither among ``score_names`` nor ``log_density`` or ``ood_score``.
-            NotFittedError: The prediction carries no ``log_density``.
+            NotFittedError: The prediction carries no ``log_density``, or no ``ood_score``.
         """
-        if name == "ood_score" and self._get("ood_score") is not None:
-            return self._alarming(self.ood_score)
-        if name in ("log_density", "ood_score"):
-            return self._alarming(-self.log_density)
+        fitted = self._fitted_scores()
+        if name in fitted:
+            return self._alarming(fitted[name])
+        if name in DENSITY_FIELDS:
+            return self._score(name)  # an error that says what was not fitted
         own = type(self).score_names  # a name that only other predictions of the type have is an error that says why
         if name not in self.score_names and not (isinstance(own, tuple) and name in own):
-            names = (*self.score_names, *([] if self._get("log_density") is None else ["log_density", "ood_score"]))
+            names = (*self.score_names, *fitted)
             listed = f"Its scores are {', '.join(names)}." if names else "It has none."
             raise InputError(f"{type(self).__name__} has no score {name!r}. {listed}{self._hint}")
         return self._alarming(self._score(name))
+
+    def _fitted_scores(self) -> dict[str, Tensor]:
+        """The scores of features that the prediction carries, by name."""
+        log_density, score = self._get("log_density"), self._get("ood_score")
+        found = {} if log_density is None else {"log_density": -log_density, "ood_score": -log_density}
+        return found if score is None else {**found, "ood_score": score}
 
     def _listed(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the type's names under which this prediction has scores."""
@@ -345,7 +353,7 @@ class Prediction(ABC):
         Args:
             interval: The share of a central interval in (0, 1), whose bounds are added where numbers are predicted.
 
-        Where a density was fitted, ``log_density`` and ``ood_score`` are among them. A score that is NaN is plus
+        Where a score of features was fitted, ``ood_score`` is among them, and of a density ``log_density``. A score that is NaN is plus
         infinity, as :meth:`score` gives it, and the ``label`` of such an input is -1.
         """
 
@@ -354,12 +362,14 @@ class Prediction(ABC):
         """Log-probability, or log-density, of ``target`` under the prediction."""
 
     def _columns(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The results, with those of a fitted density; whoever filters a table by a score finds the rows that have none."""
+        """The results, with those of a fitted score of features; whoever filters a table by a score finds the rows that have none."""
         names = {*self.score_names, *(name for name in results if name.startswith("uncalibrated_"))}
         found = {name: _infinite(values) if name in names else values for name, values in results.items()}
         density = self._get("log_density")
         if density is not None:
-            found |= {"log_density": density, "ood_score": self.score("ood_score")}
+            found["log_density"] = density
+        if "ood_score" in self._fitted_scores():
+            found["ood_score"] = self.score("ood_score")
         per_row = [name for name, field in self._fields.items() if field.fitted_by and field.batch_axis is not None]
         rest = {name: self._get(name) for name in per_row if name not in DENSITY_FIELDS}
         return found | {name: tensor for name, tensor in rest.items() if tensor is not None}
