@@ -164,5 +164,5 @@ class FittedNetwork(nn.Module):
         if self.calibration is not None:
             inside += [name for name, _ in self.calibration.named_buffers()]
         if self.tap is not None:
-            inside.append(f"score of {self.tap.layers}")
+            inside.append(f"{type(self.feature_score).__name__} of {self.tap.layers}")
         return ", ".join(inside) or "nothing fitted"

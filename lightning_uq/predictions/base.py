@@ -30,8 +30,7 @@ class Prediction(ABC):
         kwargs: Tensors by name.
 
     Attributes:
-        score_names: The names that :meth:`score` takes, besides ``ood_score`` where a score of features was fitted, and ``log_density`` where
-            it is a density.
+        score_names: The names that :meth:`score` takes, besides ``ood_score`` of fitted features, and ``log_density`` of a density.
         has_logits: Whether the prediction holds the logits [Z, B, C] of every hypothesis.
 
     Raises:
@@ -304,10 +303,8 @@ class Prediction(ABC):
             NotFittedError: The prediction carries no ``log_density``, or no ``ood_score``.
         """
         fitted = self._fitted_scores()
-        if name in fitted:
-            return self._alarming(fitted[name])
-        if name in DENSITY_FIELDS:
-            return self._score(name)  # an error that says what was not fitted
+        if name in DENSITY_FIELDS:  # reading an absent one raises
+            return self._alarming(fitted[name] if name in fitted else self._score(name))
         own = type(self).score_names  # a name that only other predictions of the type have is an error that says why
         if name not in self.score_names and not (isinstance(own, tuple) and name in own):
             names = (*self.score_names, *fitted)
@@ -365,14 +362,9 @@ class Prediction(ABC):
         """The results, with those of a fitted score of features; whoever filters a table by a score finds the rows that have none."""
         names = {*self.score_names, *(name for name in results if name.startswith("uncalibrated_"))}
         found = {name: _infinite(values) if name in names else values for name, values in results.items()}
-        density = self._get("log_density")
-        if density is not None:
-            found["log_density"] = density
-        if "ood_score" in self._fitted_scores():
-            found["ood_score"] = self.score("ood_score")
         per_row = [name for name, field in self._fields.items() if field.fitted_by and field.batch_axis is not None]
-        rest = {name: self._get(name) for name in per_row if name not in DENSITY_FIELDS}
-        return found | {name: tensor for name, tensor in rest.items() if tensor is not None}
+        found |= {name: tensor for name in per_row if (tensor := self._get(name)) is not None}
+        return found | {name: self.score(name) for name in self._fitted_scores() if name == "ood_score"}
 
 
 def _infinite(values: Tensor) -> Tensor:

@@ -362,7 +362,7 @@ def test_temperature_and_density_keep_their_precision_in_a_cast(fitted):
     assert (probs.dtype, log_density.dtype) == (torch.float32, torch.float64)
     assert_close(probs, fitted(TEST_X)["probs"], 2e-2)
     assert "temperature=" in repr(fitted)
-    assert "density of" in repr(fitted)
+    assert "FeatureDensity of" in repr(fitted)
 
 
 @pytest.mark.parametrize("make", [VectorScaling, MatrixScaling, IsotonicScaling])
@@ -381,7 +381,9 @@ def test_calibrations_exclude_each_other_and_densities_need_layers():
         FittedNetwork(network, temperature=torch.tensor(1.0), class_scaling=torch.ones(2, 2))
     with pytest.raises(InputError, match="`class_matrix` and `class_curves` exclude each other"):
         FittedNetwork(network, class_matrix=torch.ones(5, 2), class_curves=torch.ones(2, 2, 3))
-    with pytest.raises(InputError, match="one layer per member of `density`, but there are 1 layers and 0 members"):
+    with pytest.raises(
+        InputError, match="one layer per member of `feature_score`, but there are 1 layers and 0 members"
+    ):
         FittedNetwork(network, layers=["members.0"])
     assert "nothing fitted" in repr(FittedNetwork(network))
 
