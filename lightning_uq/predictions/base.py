@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_uq.errors import InputError
-from lightning_uq.predictions.fields import Field
+from lightning_uq.predictions.fields import Field, ScoreNames
 from lightning_uq.predictions.rows import Rows, selected_rows, take_rows
 
 _P = TypeVar("_P", bound="Prediction")
@@ -68,7 +68,7 @@ class Prediction(ABC):
             found.update({name: value for name, value in vars(kind).items() if isinstance(value, Field)})
         declared = vars(cls).get("score_names")
         if isinstance(declared, tuple):
-            cls.score_names = _ScoreNames(declared)  # type: ignore[assignment]  # which gives such a tuple
+            cls.score_names = ScoreNames(declared)  # type: ignore[assignment]  # which gives such a tuple
         cls._fields = dict(sorted(found.items(), key=lambda item: item[1].optional))
         required, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect` and `help` show
@@ -369,16 +369,6 @@ class Prediction(ABC):
 
 def _infinite(values: Tensor) -> Tensor:
     return torch.where(values.isnan(), torch.inf, values)
-
-
-class _ScoreNames:
-    """The ``score_names`` of a type; those of a prediction may be fewer, or others."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-
-    def __get__(self, prediction: Prediction | None, kind: type) -> tuple[str, ...]:
-        return self.names if prediction is None else prediction._listed(self.names)
 
 
 def _joined(name: str, axis: int | None, predictions: Sequence[Prediction]) -> Tensor | None:
