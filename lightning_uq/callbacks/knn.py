@@ -69,9 +69,8 @@ class FitKNN(FeatureCallback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on: ``k`` only where the tail of its distances is a part of it."""
-        of_tails = {"k": self.k} if len(self.coordinates.names) > 1 else {}
-        return {**super().settings, "feature_transform": self.coordinates.transform, **of_tails}
+        """What a fit depends on; ``k`` is a part of it because a file's score is that of its own ``k``."""
+        return {**super().settings, "feature_transform": self.coordinates.transform, "k": self.k}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for held-out rows before the training."""
@@ -99,7 +98,4 @@ class FitKNN(FeatureCallback):
 
     def make_scorer(self, tensors: dict[str, Any]) -> FeatureNeighbors:
         """The rows, as they are searched."""
-        neighbors = FeatureNeighbors.from_tensors(tensors)
-        if not neighbors.tails:  # another neighbour needs no other fit
-            neighbors.k = self.k
-        return neighbors
+        return FeatureNeighbors.from_tensors(tensors)

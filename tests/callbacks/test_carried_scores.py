@@ -25,7 +25,7 @@ from lightning_uq import (
     load_fitted,
     read_predictions,
 )
-from lightning_uq.errors import NotFittedError
+from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.fitted_predictor import FittedPredictor
 from tests.callbacks.test_map_densities import Tokens
@@ -156,6 +156,12 @@ def test_a_users_module_with_attach(make, make_trainer, trained):
     (bad,) = make_trainer(callbacks=[callback]).predict(module, DataLoader(BAD, batch_size=len(BAD)))
     assert torch.equal(bad.ood_score == math.inf, ROWS)
     torch.testing.assert_close(bad.ood_score[~ROWS], prediction.ood_score[~ROWS], rtol=1e-5, atol=1e-5)
+
+
+def test_a_score_of_another_neighbour_is_refused():
+    state = FitKNN(k=3).fit(network(), loader()).state_dict()
+    with pytest.raises(InputError, match="has k=5, but its state was fitted with k=3"):
+        FitKNN(k=5).load_state_dict(state)
 
 
 def test_predictions_carry_the_score_of_the_last_callback(make_trainer, caplog):
