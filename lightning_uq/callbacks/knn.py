@@ -43,6 +43,7 @@ class FitKNN(FeatureCallback):
     Source: Sun et al., ICML 2022 (arXiv 2204.06507).
 
     Example:
+        >>> import torch
         >>> network = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
         >>> knn = FitKNN(k=1).fit(network, [torch.tensor([[1.0, 0.0], [0.0, 2.0]])])
         >>> knn.score(network, [torch.tensor([[5.0, 0.0], [-1.0, 0.0]])])  # the nearest to the second is a right angle off

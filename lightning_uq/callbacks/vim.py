@@ -45,6 +45,7 @@ class FitViM(FeatureCallback):
     Source: Wang et al., CVPR 2022 (arXiv 2203.10807).
 
     Example:
+        >>> import torch
         >>> network = nn.Sequential(nn.Identity(), nn.Linear(2, 2, bias=False))
         >>> with torch.no_grad():
         ...     _ = network[1].weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))

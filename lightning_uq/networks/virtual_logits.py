@@ -25,8 +25,8 @@ class VirtualLogits(FeatureScore):
     Example:
         >>> fit = VimFit(torch.zeros(2), torch.tensor([[0.0], [1.0]]), torch.tensor(20.0))
         >>> score = VirtualLogits([fit], [(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.zeros(2))])
-        >>> score(torch.tensor([[[2.0, 0.1], [0.0, 3.0]]])).round(decimals=3)
-        tensor([-0.0180, 59.3070], dtype=torch.float64)
+        >>> score(torch.tensor([[[0.0, 3.0]]])).round(decimals=3)
+        tensor([59.3070], dtype=torch.float64)
     """
 
     needs_float64 = True
