@@ -232,6 +232,22 @@ def test_callbacks_fit_on_a_device_without_float64(callback, monkeypatch):
     assert callback.fitted
 
 
+@pytest.mark.parametrize("make", [lambda: uq.FitKNN(k=2), lambda: uq.FitViM(dim=2)], ids=["knn", "vim"])
+def test_predictions_on_a_device_without_float64_carry_the_score(make, monkeypatch):
+    network, batches = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3)), [(X.repeat(8, 1), Y.repeat(8))]
+    module = uq.DeterministicModule(network)
+    expected = make().fit(module, batches).score(module, [X])
+    with device_without_float64(monkeypatch):
+        callback = make().fit(module, batches)
+        found, scores = module.predict(X).ood_score, callback.score(module, [X])
+    assert found.dtype == scores.dtype == torch.float32
+    assert {buffer.dtype for buffer in callback.scorer._apply(_move).buffers()} == {
+        torch.float64
+    }  # they stay on the CPU
+    torch.testing.assert_close(found, scores)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_laplace_on_a_device_without_float64(task, monkeypatch):
     network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 3))

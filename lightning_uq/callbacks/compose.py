@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.calibration import rounded_for
 from lightning_uq.callbacks.conformal_intervals import ConformalIntervals
 from lightning_uq.callbacks.conformal_sets import ConformalSets
-from lightning_uq.callbacks.density_transform import added_density
+from lightning_uq.callbacks.density_transform import with_score
 from lightning_uq.callbacks.held_out import HeldOutCallback
 from lightning_uq.callbacks.laplace import FitLaplace
 from lightning_uq.callbacks.ood_alarm import OODAlarm
@@ -21,11 +21,14 @@ from lightning_uq.callbacks.variance_scaling import VarianceScaling
 from lightning_uq.errors import InputError
 from lightning_uq.functional.class_calibration import CALIBRATIONS as CLASS_CALIBRATIONS
 from lightning_uq.networks.feature_density import FeatureDensity
+from lightning_uq.networks.feature_neighbors import FeatureNeighbors
+from lightning_uq.networks.feature_score import FeatureScore
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.fitted_predictor import FittedChange, FittedPredictor
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.networks.pooling import Pool, pool_setting
+from lightning_uq.networks.virtual_logits import VirtualLogits
 from lightning_uq.predictions import BernoulliPrediction, CategoricalPrediction, ClassProbabilities, Prediction
 from lightning_uq.running.features import inner_networks
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
@@ -45,12 +48,19 @@ HELD_OUT: dict[str, type[HeldOutCallback]] = {
 }
 """Callbacks on held-out predictions, by the name under which a file holds their state."""
 
+FEATURE_SCORES: dict[str, type[FeatureScore]] = {
+    "whitening": FeatureDensity,
+    "neighbors": FeatureNeighbors,
+    "residual": VirtualLogits,
+}
+"""Scores of features, by the last part of a name that only their tensors have."""
+
 PRECEDENCE = ("laplace", "calibration", "density")
 """The order in which what was fitted acts; callbacks on held-out predictions follow, in their own order."""
 
 
 def kind_of(key: str, state: dict[str, Any]) -> str | None:
-    """What a state holds: ``"calibration"``, ``"density"``, ``"laplace"``, or the class of a callback on held-out predictions."""
+    """What a state holds: ``"calibration"``, ``"density"`` (any score of features), ``"laplace"``, or the class of a callback on held-out predictions."""
     tensors, name = state["tensors"], key.partition("{")[0]
     if name in HELD_OUT:
         return name
@@ -58,7 +68,20 @@ def kind_of(key: str, state: dict[str, Any]) -> str | None:
         return "laplace"
     if any(one in tensors for one in CLASS_CALIBRATIONS):
         return "calibration"
-    return "density" if any(one.endswith(".whitening") for one in tensors) else None
+    return None if _score_type(tensors) is None else "density"
+
+
+def _score_type(tensors: dict[str, Any]) -> type[FeatureScore] | None:
+    """The class of the score of features that tensors describe."""
+    parts = {name.rpartition(".")[2] for name in tensors}
+    return next((kind for name, kind in FEATURE_SCORES.items() if name in parts), None)
+
+
+def _feature_score(tensors: dict[str, Any]) -> FeatureScore:
+    """The score of features that the tensors of kind ``"density"`` describe."""
+    kind = _score_type(tensors)
+    assert kind is not None
+    return kind.from_tensors(tensors)
 
 
 def compose(
@@ -120,13 +143,13 @@ def _place(kind: str | None) -> int:
 def _network(
     wrapped: nn.Module, model: nn.Module, prefix: str, states: dict[str, Any], pool: Pool | None, *, of_labels: bool
 ) -> FittedNetwork:
-    """Classes or labels with a calibration and a density."""
+    """Classes or labels with a calibration and a score of features."""
     parts: dict[str, Any] = {"of_labels": of_labels}
     for key, state in states.items():
         tensors = state["tensors"]
         if kind_of(key, state) == "density":
             layer = tensors["feature_layer"].removeprefix(prefix)
-            parts.update(density=FeatureDensity.from_tensors(tensors), layers=_layers(wrapped, model, layer))
+            parts.update(feature_score=_feature_score(tensors), layers=_layers(wrapped, model, layer))
             parts["pool"] = _pool(key, state["settings"].get("pool"), pool)
         else:
             parts.update({name: tensors[name] for name in CLASS_CALIBRATIONS if name in tensors})
@@ -152,9 +175,8 @@ def _change(
             if transform.outputs.has_logits:
                 _ = transform.weights  # a graph cannot draw them
             return FittedChange(transform.changed, layers)
-        density = FeatureDensity.from_tensors(tensors)
         used = _pool(key, state["settings"].get("pool"), pool)
-        return FittedChange(partial(added_density, density), layers, used)
+        return FittedChange(partial(with_score, _feature_score(tensors)), layers, used)
     if kind == "calibration":
         if state["settings"].get("scope", "pooled") != "pooled":
             return FittedChange(TemperatureTransform(tensors["temperature"], of_members=True).apply)
@@ -170,7 +192,7 @@ def _calibrated(tensors: dict[str, Tensor], prediction: Prediction) -> Predictio
 
 
 def _pool(key: str, fitted: str | None, given: Pool | None) -> Pool | None:
-    """The pooling of a density's fit: the name in its state, or the function, which has to be passed again."""
+    """The pooling of a score's fit: the name in its state, or the function, which has to be passed again."""
     is_function = fitted is not None and fitted.startswith("function ")
     if pool_setting(given) != fitted and (given is not None or is_function):
         advice = "Pass that function as argument `pool`." if is_function else "Leave argument `pool` out."
@@ -220,7 +242,7 @@ class _Ours(nn.Module):
     def forward(self, x: Any) -> Tensor:
         network: Any = self.model.network
         logits: Tensor = network.evaluate_at(x, self.index)
-        if self.features and not network.shows_features:  # once more without masks: the density is of these features
+        if self.features and not network.shows_features:  # once more without masks: the score is of these features
             for inner in network.feature_networks():
                 network.feature_source.read_output.raw(inner, self._input)
             self._input = None

@@ -1,6 +1,5 @@
 """What callbacks share that fit something to a network's features on the training data and score inputs by it."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,17 +8,21 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_uq.callbacks.density_transform import DensityTransform
 from lightning_uq.callbacks.fitting_data import TrainingData
 from lightning_uq.callbacks.post_training import PostTrainingCallback
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.networks.feature_score import FeatureScore
 from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.networks.positions import resized, score_positions
+from lightning_uq.predictions import Prediction
 from lightning_uq.running.evaluation import evaluating, to_device
 from lightning_uq.running.features import FeatureReader
 from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.loaders import can_be_reread, exact_loader
 from lightning_uq.running.ranks import first_of_ranks, gather_objects, gather_rows, raising_on_all_ranks
 from lightning_uq.running.row_sample import RowSample, row_keys
+from lightning_uq.running.transforms import PredictionTransform
 
 MAX_FEATURES = 2**17
 """Rows of features that are kept by default, as a map's positions: 2^17 rows of 256 numbers take 128 MB."""
@@ -28,8 +31,9 @@ MAX_FEATURES = 2**17
 class FeatureCallback(PostTrainingCallback):
     """Fits features [M, B, D] of the training data, and scores inputs by theirs: higher is more out of distribution.
 
-    A subclass says what to fit (:meth:`fit_tensors`) and how features are scored (:meth:`feature_scores`). With
-    :class:`OODDetection` in the same Trainer the score is among those logged; :meth:`score` gives it for any loader.
+    A subclass says what to fit (:meth:`fit_tensors`) and how features are scored: by a module of buffers (:meth:`make_scorer`), or by a
+    function of its own (:meth:`feature_scores`). With a module, predictions carry the score as ``ood_score``. With :class:`OODDetection` in the
+    same Trainer the score is among those logged; :meth:`score` gives it for any loader.
 
     Args:
         feature_layer: Name of the layer whose input holds the features, or ``"auto"``: the linear layer that feeds the output.
@@ -44,19 +48,42 @@ class FeatureCallback(PostTrainingCallback):
 
     Attributes:
         score_name: What the score is called.
+        scorer: What features are scored by; None before a fit.
     """
 
     fitting_data = TrainingData()
 
     score_name: str
+    scorer: FeatureScore | None = None
 
     def __init__(self, *, feature_layer: str = "auto", pool: Pool | None = None, **fitting: Any) -> None:
         super().__init__(**fitting)
         self.features = FeatureReader(feature_layer, self.logits, pool)
 
-    @abstractmethod
+    def make_scorer(self, tensors: dict[str, Any]) -> FeatureScore | None:
+        """What features are scored by, from the fitted tensors; None for a subclass that has its own :meth:`feature_scores`."""
+        return None
+
     def feature_scores(self, features: Tensor) -> Tensor:
         """Scores [B] of features [M, B, D], on their device, in float64."""
+        scores: Tensor = self._fitted_scorer(features)(features)
+        return scores
+
+    def preview(self, prediction: Prediction) -> Prediction:
+        """A prediction with a score, for checks before the training."""
+        return prediction.replace(ood_score=torch.zeros(len(prediction)))
+
+    def transform(self) -> PredictionTransform | None:
+        """Predictions carry the score."""
+        if self.scorer is None:
+            return None
+        return DensityTransform(self.features.at_layer.layer, self.scorer, self.features.pool)
+
+    def _fitted_scorer(self, features: Tensor) -> FeatureScore:
+        """What features are scored by, on their device."""
+        if self.scorer is None:
+            raise NotFittedError(f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)`.")
+        return self.scorer.to(features.device)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -161,6 +188,7 @@ class FeatureCallback(PostTrainingCallback):
     def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
         """Know the layer again that was fitted on, or that none was; what the fit kept in memory is freed."""
         self.features.reset(None if tensors is None else tensors["feature_layer"])
+        self.scorer = None if tensors is None else self.make_scorer(tensors)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free what the scores of this test kept in memory."""

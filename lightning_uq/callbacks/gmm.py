@@ -8,10 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_uq.callbacks.coordinates import FeatureCoordinates
-from lightning_uq.callbacks.density_transform import DensityTransform
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.label_checks import ClassCounts, class_counts
-from lightning_uq.errors import InputError, NotFittedError
+from lightning_uq.errors import InputError
 from lightning_uq.functional.feature_transforms import FeatureTransform, transform_features
 from lightning_uq.functional.gaussian import Covariance, Priors, Regularization, check_class_counts
 from lightning_uq.functional.validation import check_choice, check_integer
@@ -19,6 +18,7 @@ from lightning_uq.method import Method, Setting
 from lightning_uq.networks.class_halves import ClassHalves
 from lightning_uq.networks.density import DensityScore, GaussianDensity
 from lightning_uq.networks.feature_density import FeatureDensity
+from lightning_uq.networks.feature_score import FeatureScore
 from lightning_uq.networks.gaussian_mixture import MAX_MIXTURE_ROWS, fit_mixture, in_order
 from lightning_uq.networks.positions import resized
 from lightning_uq.running.classes import check_targets, density_labels, labelled_batch
@@ -113,7 +113,6 @@ class FitGMM(FeatureCallback):
         if len(self.coordinates.names) > 1:
             self.score_name = "density" if score == "log_density" else f"combined_{score}"
         self.memory_budget = memory_budget
-        self.density: FeatureDensity | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -130,7 +129,7 @@ class FitGMM(FeatureCallback):
     @property
     def densities(self) -> list[GaussianDensity]:
         """The density of each member's features, the raw ones where they are fitted; empty before a fit."""
-        return [] if self.density is None else self.density.densities
+        return [] if self.scorer is None else _as_density(self.scorer).densities
 
     # ------------------------------------------------------------------ fitting
 
@@ -330,41 +329,27 @@ class FitGMM(FeatureCallback):
         for member in statistics:
             member.reduce(partial(sum_of_ranks, trainer=trainer))
 
-    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
-        """Make the densities that the fitted tensors describe."""
-        super().restore_tensors(tensors)
-        self.density = None
-        if tensors is not None:
-            self.density = FeatureDensity.from_tensors(tensors, getattr(torch, self.scoring_dtype))
-            if not self.density.tails:  # another score needs no other fit
-                self.density.score = self.density_score
+    def make_scorer(self, tensors: dict[str, Any]) -> FeatureDensity:
+        """The densities that the fitted tensors describe."""
+        density = FeatureDensity.from_tensors(tensors, getattr(torch, self.scoring_dtype))
+        if not density.tails:  # another score needs no other fit
+            density.score = self.density_score
+        return density
 
     # ------------------------------------------------------------------ scoring
 
-    def feature_scores(self, features: Tensor) -> Tensor:
-        """The score [B] of features [M, B, D] that the constructor chose."""
-        scores: Tensor = self._fitted(features.device)(features)
-        return scores
-
     def log_prob(self, features: Tensor) -> Tensor:
         """Log p(f | c) without the prior, [N, C] in float64, of features [N, D], or [M, N, D] pooled by log-mean-exp."""
-        return self._fitted(features.device).log_prob(_by_member(features))
+        return _as_density(self._fitted_scorer(features)).log_prob(_by_member(features))
 
     def log_density(self, features: Tensor) -> Tensor:
         """Log-density [N] in float64 of features [N, D], or [M, N, D] pooled over members by log-mean-exp."""
-        return self._fitted(features.device).log_density(_by_member(features))
+        return _as_density(self._fitted_scorer(features)).log_density(_by_member(features))
 
-    def _fitted(self, device: torch.device) -> FeatureDensity:
-        if self.density is None:
-            raise NotFittedError(
-                f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)` or `fit_features`."
-            )
-        return self.density.to(device)
 
-    def transform(self) -> DensityTransform:
-        """Predictions carry ``log_density`` and ``ood_score``."""
-        assert self.density is not None
-        return DensityTransform(self.features.at_layer.layer, self.density, self.features.pool)
+def _as_density(scorer: FeatureScore) -> FeatureDensity:
+    assert isinstance(scorer, FeatureDensity)
+    return scorer
 
 
 def _by_member(features: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from lightning_uq.guessing import report_guess
 from lightning_uq.json_text import read_json
 from lightning_uq.metrics import OODAlarmRate
 from lightning_uq.predictions import Prediction
+from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.running.transforms import PredictionTransform
 from lightning_uq.tasks import Task
 
@@ -99,6 +100,7 @@ class OODAlarm(HeldOutCallback):
         self.map_reduction: MapReduction = map_reduction
         self._task_score: str | None = None
         self._score_name: str | None = None
+        self._summary: Tensor | None = None  # of the score of features that is judged
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -132,6 +134,7 @@ class OODAlarm(HeldOutCallback):
     def rows(self, prediction: Any, target: Tensor, **values: Tensor) -> tuple[Tensor, ...]:
         """The score of each input [B]."""
         self._score_name = name = self._name_of(prediction)
+        self._summary = summary_of(prediction, name)
         try:
             return (input_scores(prediction, name, self.map_reduction),)
         except InputError as error:
@@ -182,7 +185,8 @@ class OODAlarm(HeldOutCallback):
                 f"OODAlarm raises no alarm for finite inputs: {len(scores)} held-out rows are too few for false_alarm_rate={rate:g}"
                 f"{'' if delta is None else f' with delta={delta:g}'}, which needs at least {needed}. Fit more rows, or allow more false alarms."
             )
-        return {"scores": scores, "threshold": threshold, "score_name": self._score_name}
+        summary = {} if self._summary is None else {"summary": self._summary}
+        return {"scores": scores, "threshold": threshold, "score_name": self._score_name, **summary}
 
     @property
     def threshold(self) -> Tensor:
@@ -211,8 +215,10 @@ class OODAlarm(HeldOutCallback):
 
     def transform(self) -> "OODAlarmTransform":
         """Predictions carry score, p-value and alarm."""
-        name = self.state["score_name"]
-        return OODAlarmTransform(name, self.map_reduction, self.scores, self.threshold, self.carried())
+        state = self.state
+        return OODAlarmTransform(
+            state["score_name"], self.map_reduction, self.scores, self.threshold, self.carried(), state.get("summary")
+        )
 
     def discoveries(self, prediction: Prediction, false_discovery_rate: float = 0.1) -> Tensor:
         """Which inputs of a batch are out of distribution, so that on average at most this share of those found is not: bool [B].
@@ -250,6 +256,7 @@ class OODAlarm(HeldOutCallback):
             "score_name": self.state["score_name"],
             "threshold": float(self.threshold) if bool(self.threshold.isfinite()) else None,
             "carried": {name: tensor.tolist() for name, tensor in carried.items()},
+            "summary": self.state["summary"].tolist() if "summary" in self.state else None,
             "scores": self.scores.tolist(),
         }
         return json.dumps(content)
@@ -277,6 +284,8 @@ class OODAlarm(HeldOutCallback):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"`text` is damaged: {type(error).__name__}: {error}.") from error
         tensors = {"scores": scores, "threshold": torch.tensor(threshold, dtype=torch.float64), **carried}
+        if content["summary"] is not None:
+            tensors["summary"] = torch.tensor(content["summary"], dtype=torch.float64)
         alarm._set({**tensors, "score_name": content["score_name"]}, None)
         return alarm
 
@@ -290,6 +299,7 @@ class OODAlarmTransform(PredictionTransform):
         scores: The scores of the held-out rows [n], ascending.
         threshold: The score above which there is an alarm.
         carried: The calibrations that a prediction must carry.
+        summary: The summary of the fitted score of features, where it is that which is judged.
     """
 
     kind = "OOD alarm"
@@ -297,18 +307,26 @@ class OODAlarmTransform(PredictionTransform):
     reads_scores = True
 
     def __init__(
-        self, score_name: str, map_reduction: MapReduction, scores: Tensor, threshold: Tensor, carried: Carried
+        self,
+        score_name: str,
+        map_reduction: MapReduction,
+        scores: Tensor,
+        threshold: Tensor,
+        carried: Carried,
+        summary: Tensor | None = None,
     ) -> None:
         self.score_name = score_name
         self.map_reduction: MapReduction = map_reduction
         self.scores = scores
         self.threshold = threshold
         self.carried = carried
+        self.summary = summary
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The prediction with its alarm."""
         score = input_scores(prediction, self.score_name, self.map_reduction)
         self.carried.check(prediction)
+        self._check_score(prediction)
         if self.scores.device != score.device:
             self.scores = self.scores.to(score.device)
         p_value, infinite = conformal_p_values(score, self.scores), score.isposinf()
@@ -317,6 +335,22 @@ class OODAlarmTransform(PredictionTransform):
             ood_p_value=torch.where(infinite, 0.0, p_value),
             ood_alarm=(score > self.threshold.to(score.device)) | infinite,
         )
+
+    def _check_score(self, prediction: Prediction) -> None:
+        found = summary_of(prediction, self.score_name)
+        if self.summary is None or found is None:
+            return
+        if found.shape != self.summary.shape or not torch.allclose(found.cpu(), self.summary, rtol=1e-3, atol=1e-6):
+            raise InputError(
+                f"OODAlarm was fitted to `{self.score_name}` of another density or distance than this prediction carries. Fit the alarm again."
+            )
+
+
+def summary_of(prediction: Prediction, name: str) -> Tensor | None:
+    """What tells the fitted score of features that is judged from another one; None where no such score is."""
+    if name not in DENSITY_FIELDS or not prediction.has("score_summary"):
+        return None
+    return prediction.score_summary
 
 
 def input_scores(prediction: Prediction, name: str, map_reduction: MapReduction) -> Tensor:

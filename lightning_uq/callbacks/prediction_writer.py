@@ -54,8 +54,8 @@ class PredictionWriter(Callback):
           ``uncalibrated_mutual_information`` under a pooled calibration of several hypotheses), for a Dirichlet also ``vacuity`` and
           ``differential_entropy``; for a regressor ``mean_0`` ... ``mean_{D-1}``, ``variance_0``, ``aleatoric_variance_0``,
           ``epistemic_variance_0``, for a Student-t also ``degrees_of_freedom_0`` and ``scale_0``, for a mean alone ``mean_0`` and
-          the ``epistemic_variance_0`` of several networks, for quantiles ``quantile_0.1_0``; ``log_density`` and ``ood_score`` if
-          :class:`FitGMM` fitted one; ``prediction_set_0`` ... and ``set_size`` of :class:`ConformalSets`, ``conformal_lower_0`` and
+          the ``epistemic_variance_0`` of several networks, for quantiles ``quantile_0.1_0``; ``ood_score`` of
+          :class:`FitGMM`, :class:`FitKNN` or :class:`FitViM`, and of the first ``log_density``; ``prediction_set_0`` ... and ``set_size`` of :class:`ConformalSets`, ``conformal_lower_0`` and
           ``conformal_upper_0`` of :class:`ConformalIntervals`. A score [B] is one column; D numbers per input are D columns, numbered from 0, and a horizon [B, H, D] is
           ``mean_0_0`` ... ``mean_{H-1}_{D-1}``. Predictions are calibrated. Half precision is written as float32. Of a row with
           NaN, which ``nonfinite="inf"`` lets pass, the ``label`` is -1 and the scores are plus infinity.

@@ -3,15 +3,15 @@
 import warnings
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_uq.callbacks.feature_scores import MAX_FEATURES, FeatureCallback
-from lightning_uq.errors import InputError, NotFittedError
-from lightning_uq.functional.ood_features import VimFit, fit_vim, vim_score
+from lightning_uq.errors import InputError
+from lightning_uq.functional.ood_features import fit_vim
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.validation import check_integer
+from lightning_uq.networks.virtual_logits import VirtualLogits
 from lightning_uq.running.row_sample import RowSample
 
 
@@ -21,9 +21,11 @@ class FitViM(FeatureCallback):
     The norm of what lies outside the principal subspace of the training features becomes one more logit; the score is that
     logit less the log-sum-exp of the others, which orders inputs as its softmax probability does. ``feature_layer`` must be the
     linear one that makes the logits, which are taken from it as they are, before any calibration. While fitting, the
-    features of at most ``max_rows`` training rows are held in memory, N x D numbers. With :class:`OODDetection` the score ``vim``
-    is among those logged; an ensemble's is the mean of its members'. Labels are not looked at, but for the ``ignore_index`` of a
-    segmentation.
+    features of at most ``max_rows`` training rows are held in memory, N x D numbers.
+
+    The predictions of this package's modules then carry the score as ``ood_score``; with :class:`OODDetection` the score ``vim`` is among those
+    logged; :meth:`score` gives it for any loader. An ensemble's is the mean of its members'. Labels are not looked at, but for the
+    ``ignore_index`` of a segmentation.
 
     Args:
         dim: Dimension of the principal subspace; by default the paper's, 1000 from D = 2048, else 512 from D = 768, else D / 2.
@@ -43,6 +45,7 @@ class FitViM(FeatureCallback):
     Source: Wang et al., CVPR 2022 (arXiv 2203.10807).
 
     Example:
+        >>> import torch
         >>> network = nn.Sequential(nn.Identity(), nn.Linear(2, 2, bias=False))
         >>> with torch.no_grad():
         ...     _ = network[1].weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
@@ -61,7 +64,6 @@ class FitViM(FeatureCallback):
         if dim is not None:
             check_integer("dim", dim, 1)
         self.dim = dim
-        self._members: list[tuple[VimFit, Tensor, Tensor]] = []
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -92,27 +94,6 @@ class FitViM(FeatureCallback):
             tensors.update({f"{i}.weight": weight, f"{i}.bias": bias})
         return tensors
 
-    def restore_tensors(self, tensors: dict[str, Any] | None) -> None:
-        """Take the fits."""
-        super().restore_tensors(tensors)
-        self._members = []
-        if tensors is None:
-            return
-        for i in range(tensors["num_members"]):
-            fit = VimFit(*(tensors[f"{i}.{field}"] for field in VimFit._fields))
-            self._members.append((fit, tensors[f"{i}.weight"], tensors[f"{i}.bias"]))
-
-    def feature_scores(self, features: Tensor) -> Tensor:
-        """The virtual logit less the log-sum-exp of the others [B], for features [M, B, D]; the mean over members."""
-        if not self._members:
-            raise NotFittedError("FitViM is not fitted: train with it, or call `fit(model, loader)`.")
-        if self._members[0][1].device != features.device:
-            self._members = [
-                (VimFit(*(t.to(features.device) for t in fit)), weight.to(features.device), bias.to(features.device))
-                for fit, weight, bias in self._members
-            ]
-        scores = [
-            vim_score(rows, nn.functional.linear(to_float64(rows), weight, bias), fit)
-            for rows, (fit, weight, bias) in zip(features, self._members, strict=True)
-        ]
-        return torch.stack(scores).mean(0)
+    def make_scorer(self, tensors: dict[str, Any]) -> VirtualLogits:
+        """The virtual logits, with the layers that make the others."""
+        return VirtualLogits.from_tensors(tensors)

@@ -95,7 +95,9 @@ def neighbor_distance(features: Tensor, bank: NeighborBank, k: int) -> Tensor:
     rows = (features if wide_dtype(features.device) == torch.float64 else features.cpu()).to(bank.rows)
     rows = (unit_rows(rows) if bank.normalize else rows) - bank.center
     distances = [rows.new_empty(0)]
-    for part in torch.split(rows, max(1, _CHUNK_ELEMENTS // len(bank.rows))):
+    # A loop over an unknown number of parts is no graph.
+    in_graph = torch.compiler.is_compiling()
+    for part in (rows,) if in_graph else torch.split(rows, max(1, _CHUNK_ELEMENTS // len(bank.rows))):
         # The expanded square |b|^2 - 2 a.b ranks at the speed of a product, by less than twice the time of one in float32. It cancels
         # to eps |a|^2 of float64, which is below what rounding to float32 has done to the features, however far apart they lie.
         # The distance itself is taken without it.
@@ -237,7 +239,7 @@ def vim_score(features: Tensor, logits: Tensor, fit: VimFit) -> Tensor:
     _check_features(features, len(fit.origin))
     virtual: Tensor = fit.alpha * ((to_float64(features) - fit.origin) @ fit.residual).norm(dim=1)
     score = virtual - torch.logsumexp(to_float64(logits), 1)
-    return infinite_where_bad(score, torch.cat([features, logits.clamp_min(-1.0)], 1))
+    return infinite_where_bad(score, torch.cat([features, logits.clamp_min(-1.0)], 1).to(score.device))
 
 
 def _check_features(features: Tensor, D: int) -> None:

@@ -86,3 +86,19 @@ def move_only(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if moved.dtype == x.dtype:
         return moved
     return (x.to(wide_dtype(moved.device)) if x.dtype == torch.float64 else x).to(moved.device)
+
+
+def move_wide(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``x`` on the device of ``fn(x)``, in float64 as it is: it stays where it is if that device has no float64.
+
+    Example:
+        >>> move_wide(torch.Tensor.half, torch.zeros(1, dtype=torch.float64)).dtype
+        torch.float64
+    """
+    try:
+        moved = fn(x)
+    except TypeError:  # how torch refuses to move float64 to a device without it
+        return x
+    if moved.dtype == x.dtype:
+        return moved
+    return x.to(moved.device) if wide_dtype(moved.device) == torch.float64 else x

@@ -1,20 +1,20 @@
 """The densities of all members' features, in one or two kinds of coordinates, with the score that is made of them."""
 
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lightning_uq.functional.feature_transforms import FeatureTransform, transform_features
-from lightning_uq.functional.precision import move_only
-from lightning_uq.functional.tail import TailFit, tail_score
 from lightning_uq.networks.density import DensityScore, GaussianDensity
+from lightning_uq.networks.feature_score import FeatureScore, Tail, Tails, tails_from_tensors
+from lightning_uq.networks.positions import score_positions
 
 
-class FeatureDensity(nn.Module):
+class FeatureDensity(FeatureScore):
     """Scores [B] of features [M, B, D], pooled over members; everything that :class:`~lightning_uq.FitGMM` fits, as one module of buffers.
 
     The score is that of the density in the last of the coordinates; with tails, it is the larger of all scores' -log p, where p is the tail
@@ -32,19 +32,22 @@ class FeatureDensity(nn.Module):
         torch.Size([40])
     """
 
+    names = ("log_density", "ood_score")
+
     def __init__(
         self,
         parts: Mapping[FeatureTransform, Sequence[GaussianDensity]],
-        tails: Mapping[FeatureTransform, TailFit] | None = None,
+        tails: Tails | None = None,
         score: DensityScore = "log_density",
     ) -> None:
         super().__init__()
         self.score = score
         self.parts = nn.ModuleDict({name: nn.ModuleList(members) for name, members in parts.items()})
-        self.tails = nn.ModuleDict({name: _Tail(fit) for name, fit in (tails or {}).items()})
+        self.tails = nn.ModuleDict({name: Tail(fit) for name, fit in (tails or {}).items()})
+        self.num_members = len(self.densities)
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Any], dtype: torch.dtype | None = None) -> "FeatureDensity":
+    def from_tensors(cls, tensors: Mapping[str, Any], dtype: torch.dtype | None = None) -> Self:
         """What :meth:`tensors` gave, again; ``dtype`` is that of the scores' products."""
         parts: dict[FeatureTransform, list[GaussianDensity]] = {}
         for name in tensors["coordinates"]:
@@ -55,18 +58,13 @@ class FeatureDensity(nn.Module):
                 parts[name][-1].load_state_dict(
                     {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
                 )
-        tails = {
-            name: TailFit(*(tensors[f"{name}.tail.{field}"] for field in TailFit._fields))
-            for name in parts
-            if f"{name}.tail.knots" in tensors
-        }
-        return cls(parts, tails, tensors["score"])
+        return cls(parts, tails_from_tensors(tensors), tensors["score"])
 
     def tensors(self) -> dict[str, Any]:
         """Everything as plain data, for a checkpoint."""
         found: dict[str, Any] = {
             "coordinates": list(self.parts),
-            "num_members": len(self.densities),
+            "num_members": self.num_members,
             "score": self.score,
         }
         for name in self.parts:
@@ -112,6 +110,12 @@ class FeatureDensity(nn.Module):
         scores = [tail(self.part_score(features, name)) for name, tail in self.tails.items()]  # type: ignore[arg-type]
         return torch.stack(scores).amax(0)
 
+    def results(self, features: Tensor) -> dict[str, Tensor]:
+        """``log_density`` and ``ood_score`` [B], or maps [B, *P] of features [M, B, D, *P] at positions."""
+        log_density = score_positions(self.log_density, features)
+        score = -log_density if self.is_log_density else score_positions(self, features)
+        return {"log_density": log_density, "ood_score": score}
+
     def log_density(self, features: Tensor) -> Tensor:
         """The log-density [B] of features [M, B, D] in the first kind of coordinates: of the raw ones for "combined"."""
         return -self.part_score(features, next(iter(self.parts)), "log_density")  # type: ignore[arg-type]
@@ -122,23 +126,3 @@ class FeatureDensity(nn.Module):
         rows = transform_features(features, coordinates)
         members = torch.stack([density.log_prob(f) for density, f in zip(self.densities, rows, strict=True)])
         return torch.logsumexp(members, 0) - math.log(len(members))
-
-
-class _Tail(nn.Module):
-    """A fitted tail as buffers, which keep their precision."""
-
-    knots: Tensor
-    values: Tensor
-    slopes: Tensor
-
-    def __init__(self, fit: TailFit) -> None:
-        super().__init__()
-        for name, value in fit._asdict().items():
-            self.register_buffer(name, value)
-
-    def forward(self, scores: Tensor) -> Tensor:
-        return tail_score(scores, TailFit(self.knots, self.values, self.slopes))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Tail":
-        super()._apply(functools.partial(move_only, fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return self

@@ -1,4 +1,4 @@
-"""A trained network with its calibration and its density inside, as one plain module."""
+"""A trained network with its calibration and the score of its features inside, as one plain module."""
 
 import math
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.class_calibration import ClassCalibration
-from lightning_uq.networks.feature_density import FeatureDensity
+from lightning_uq.networks.feature_score import FeatureScore
 from lightning_uq.networks.features import FeatureTap
 from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows
 from lightning_uq.networks.pooling import Pool
-from lightning_uq.networks.positions import resized, score_positions
+from lightning_uq.networks.positions import resized
 
 
 class FittedNetwork(nn.Module):
-    """Inputs to named outputs: calibrated ``probs`` [B, C], and where a density is inside ``log_density`` [B] and ``ood_score`` [B].
+    """Inputs to named outputs: calibrated ``probs`` [B, C], where a score of the features is inside ``ood_score`` [B], and of a density ``log_density`` [B] before it.
 
-    The log-density is the quantity itself, higher for typical inputs; ``ood_score`` is the score of the callback that fitted it, minus
-    the log-density by default, higher for inputs out of distribution, as all scores are. Of maps, the probabilities are [B, C, *P], and a density with ``pool="positions"`` gives [B, *P].
+    The log-density is the quantity itself, higher for typical inputs; ``ood_score`` is the score of the callback that fitted it, higher for
+    inputs out of distribution, as all scores are. Of maps, the probabilities are [B, C, *P], and a score with ``pool="positions"`` gives [B, *P].
 
     What :func:`~lightning_uq.load_fitted` gives back: no Trainer, no callbacks; it moves, is cast, pickled, compiled and
-    exported whole. An exported graph returns the same dictionary; for ONNX, pass ``output_names=fitted.output_names``. Temperatures, and the density's tensors, keep their precision in a cast to half precision.
+    exported whole. An exported graph returns the same dictionary; for ONNX, pass ``output_names=fitted.output_names``. Temperatures, and the score's tensors, keep their precision in a cast to half precision.
 
-    Where a density is inside, features are read while the network runs, so one instance is not for several threads at a
+    Where a score is inside, features are read while the network runs, so one instance is not for several threads at a
     time; an exported one is.
 
     Args:
@@ -40,14 +40,14 @@ class FittedNetwork(nn.Module):
         class_scaling: Scale and bias [2, C] of the log of the mean probabilities, in place of T.
         class_matrix: Weights, bias, floor and 1 / T [C + 3, C] of a matrix scaling of them, in place of T.
         class_curves: Knots and values [2, C, K] of an isotonic calibration of them, in place of T.
-        density: The density of the members' features.
+        feature_score: The score of the members' features.
         layers: Names, in ``network``, of the layers whose inputs these are.
         pool: How an input with more axes than [B, D] is pooled.
-        nonfinite: What an input row with NaN or infinity gives: ``"error"``, or ``"inf"``: probabilities of NaN and a log-density of minus
+        nonfinite: What an input row with NaN or infinity gives: ``"error"``, or ``"inf"``: probabilities of NaN and a score of plus
             infinity, as a compiled or exported graph does in any case.
 
     Raises:
-        InputError: Several calibrations are given, or not one layer a density.
+        InputError: Several calibrations are given, or not one layer per member of the score.
 
     Example:
         >>> from lightning_uq.networks.ensemble import EnsembleNetwork
@@ -67,7 +67,7 @@ class FittedNetwork(nn.Module):
         class_scaling: Tensor | None = None,
         class_matrix: Tensor | None = None,
         class_curves: Tensor | None = None,
-        density: FeatureDensity | None = None,
+        feature_score: FeatureScore | None = None,
         layers: Sequence[str] = (),
         pool: Pool | None = None,
         nonfinite: NonFinite = "error",
@@ -79,10 +79,10 @@ class FittedNetwork(nn.Module):
             raise InputError(
                 f"{' and '.join(f'`{name}`' for name in calibrations)} exclude each other. Pass one of them."
             )
-        members = 0 if density is None else len(density.densities)
+        members = 0 if feature_score is None else feature_score.num_members
         if len(layers) != members:
             raise InputError(
-                f"`layers` must name one layer per member of `density`, but there are {len(layers)} layers and {members} members."
+                f"`layers` must name one layer per member of `feature_score`, but there are {len(layers)} layers and {members} members."
             )
         check_choice("nonfinite", nonfinite, ("error", "inf"))
         self.nonfinite = nonfinite
@@ -92,17 +92,17 @@ class FittedNetwork(nn.Module):
         self.of_members = of_members
         self.of_labels = of_labels
         self.calibration = ClassCalibration(**given) if given else None
-        self.density = density
+        self.feature_score = feature_score
         self.tap = FeatureTap(network, layers, pool) if layers else None
         self.eval()
 
     @property
     def output_names(self) -> list[str]:
         """The names of the outputs, in order."""
-        return ["probs"] if self.tap is None else ["probs", "log_density", "ood_score"]
+        return ["probs", *(() if self.feature_score is None else self.feature_score.names)]
 
     def forward(self, x: Any) -> dict[str, Tensor]:
-        """``probs``, and ``log_density`` and ``ood_score`` where a density is inside.
+        """``probs``, and what the score of the features gives, where one is inside.
 
         Raises:
             NotFiniteError: A row of the input, or its probabilities, hold NaN or infinity, unless ``nonfinite="inf"``, or in a graph.
@@ -110,18 +110,15 @@ class FittedNetwork(nn.Module):
         refuses = self.nonfinite == "error" and not torch.compiler.is_compiling()
         if refuses:
             check_finite(x, advice="Pass `nonfinite='inf'` to `load_fitted` for an `ood_score` of infinity instead.")
-        if self.tap is None or self.density is None:
+        if self.tap is None or self.feature_score is None:
             return {"probs": self._finite(x, self._probs(self.network(x)), math.nan, refuses)}
         logits, features = self.tap.run(self.network, x)
-        stacked = torch.stack(features)
-        log_density = score_positions(self.density.log_density, stacked)
-        score = -log_density if self.density.is_log_density else score_positions(self.density, stacked)
-        grid = logits.shape[3:] if log_density.ndim > 1 else ()
-        return {
-            "probs": self._finite(x, self._probs(logits), math.nan, refuses),
-            "log_density": self._finite(x, resized(log_density, grid), -math.inf, refuses=False),
-            "ood_score": self._finite(x, resized(score, grid), math.inf, refuses=False),
-        }
+        results = {"probs": self._finite(x, self._probs(logits), math.nan, refuses)}
+        for name, values in self.feature_score.results(torch.stack(features)).items():
+            bad = -math.inf if name == "log_density" else math.inf
+            on_grid = resized(values, logits.shape[3:] if values.ndim > 1 else ())
+            results[name] = self._finite(x, on_grid, bad, refuses=False)
+        return results
 
     def _finite(self, x: Any, values: Tensor, bad: float, refuses: bool) -> Tensor:
         """Values [B, ...] with ``bad`` in the rows whose input is not finite; NaN that arose inside is refused, where asked."""
@@ -167,5 +164,5 @@ class FittedNetwork(nn.Module):
         if self.calibration is not None:
             inside += [name for name, _ in self.calibration.named_buffers()]
         if self.tap is not None:
-            inside.append(f"density of {self.tap.layers}")
+            inside.append(f"{type(self.feature_score).__name__} of {self.tap.layers}")
         return ", ".join(inside) or "nothing fitted"

@@ -44,8 +44,8 @@ class FittedChange(NamedTuple):
 class FittedPredictor(nn.Module):
     """Inputs to named results: those of the prediction after all changes, as ``mean`` and ``conformal_lower``, or ``probs`` and ``prediction_set``.
 
-    Of classes and labels: ``probs``, ``prediction_set`` and ``answered``. Of numbers: what ``prediction.to_dict()`` names. With a density:
-    ``log_density`` and ``ood_score``. It moves, is cast, pickled and compiled; ``torch.export`` takes it whole, and an exported graph returns
+    Of classes and labels: ``probs``, ``prediction_set`` and ``answered``. Of numbers: what ``prediction.to_dict()`` names. With a score of
+    the features: ``ood_score``, and of a density ``log_density``. It moves, is cast, pickled and compiled; ``torch.export`` takes it whole, and an exported graph returns
     the same dictionary. For ONNX, pass ``output_names=fitted.output_names``.
 
     Args:

@@ -10,13 +10,13 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_uq.errors import InputError
-from lightning_uq.predictions.fields import Field
-from lightning_uq.predictions.rows import Rows, selected_rows, take_rows
+from lightning_uq.predictions.fields import Field, ScoreNames
+from lightning_uq.predictions.rows import Rows, joined_field, selected_rows, take_rows
 
 _P = TypeVar("_P", bound="Prediction")
 
 DENSITY_FIELDS = ("log_density", "ood_score")
-"""What a feature density adds to a prediction of any type."""
+"""What a score of features adds to a prediction of any type: both of a density, and the latter of any other."""
 
 
 class Prediction(ABC):
@@ -30,7 +30,7 @@ class Prediction(ABC):
         kwargs: Tensors by name.
 
     Attributes:
-        score_names: The names that :meth:`score` takes, besides ``log_density`` and ``ood_score`` where a density was fitted.
+        score_names: The names that :meth:`score` takes, besides ``ood_score`` of fitted features, and ``log_density`` of a density.
         has_logits: Whether the prediction holds the logits [Z, B, C] of every hypothesis.
 
     Raises:
@@ -48,10 +48,12 @@ class Prediction(ABC):
     )
 
     ood_score = Field(
-        "Out-of-distribution score [B], the higher the further out: that of the callback that fitted the density, or the one that an alarm judges.",
+        "Out-of-distribution score [B], the higher the further out: that of the callback that fitted one to features, or the one that an alarm judges.",
         batch_axis=0,
-        fitted_by="feature density",
+        fitted_by="score of features",
     )
+
+    score_summary = Field("Numbers that tell one fitted score of features from another.", optional=True)
 
     ood_p_value = Field(
         'P-value [B] of "the input has the distribution of the rows that the alarm was fitted to"; 0 for an input that is not finite.',
@@ -80,7 +82,7 @@ class Prediction(ABC):
             found.update({name: value for name, value in vars(kind).items() if isinstance(value, Field)})
         declared = vars(cls).get("score_names")
         if isinstance(declared, tuple):
-            cls.score_names = _ScoreNames(declared)  # type: ignore[assignment]  # which gives such a tuple
+            cls.score_names = ScoreNames(declared)  # type: ignore[assignment]  # which gives such a tuple
         cls._fields = dict(sorted(found.items(), key=lambda item: item[1].optional))
         required, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what `inspect` and `help` show
@@ -258,7 +260,7 @@ class Prediction(ABC):
             names = sorted({type(p).__name__ for p in predictions})
             raise InputError(f"`predictions` must be of one type, but it holds {', '.join(names)}.")
         return kind._from_tensors(
-            {name: _joined(name, field.batch_axis, predictions) for name, field in kind._fields.items()}
+            {name: joined_field(name, field.batch_axis, predictions) for name, field in kind._fields.items()}
         )
 
     # ------------------------------------------------------------------ what a prediction says
@@ -310,24 +312,29 @@ class Prediction(ABC):
     def score(self, name: str) -> Tensor:
         """A score [B] (or [B, ...] of a map) by its name: the higher, the more uncertain or out of distribution.
 
-        So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted; ``score("ood_score")`` is the score of
-        the callback that fitted it, by default that of raw and polar features together. A score that is NaN, as that of an input
-        with NaN, is plus infinity, so that ``score > threshold`` holds.
+        So ``score("log_density")`` is **minus** ``log_density`` [B], where a density was fitted; ``score("ood_score")`` is that of the
+        callback that scores the features, by default FitGMM's of raw and polar features together. A score that is NaN, as that of an
+        input with NaN, is plus infinity, so that ``score > threshold`` holds.
 
         Raises:
             InputError: ``name`` is neither among ``score_names`` nor ``log_density`` or ``ood_score``.
-            NotFittedError: The prediction carries no ``log_density``.
+            NotFittedError: The prediction carries no ``log_density``, or no ``ood_score``.
         """
-        if name == "ood_score" and self._get("ood_score") is not None:
-            return self._alarming(self.ood_score)
-        if name in ("log_density", "ood_score"):
-            return self._alarming(-self.log_density)
+        fitted = self._fitted_scores()
+        if name in DENSITY_FIELDS:  # reading an absent one raises
+            return self._alarming(fitted[name] if name in fitted else self._score(name))
         own = type(self).score_names  # a name that only other predictions of the type have is an error that says why
         if name not in self.score_names and not (isinstance(own, tuple) and name in own):
-            names = (*self.score_names, *([] if self._get("log_density") is None else ["log_density", "ood_score"]))
+            names = (*self.score_names, *fitted)
             listed = f"Its scores are {', '.join(names)}." if names else "It has none."
             raise InputError(f"{type(self).__name__} has no score {name!r}. {listed}{self._hint}")
         return self._alarming(self._score(name))
+
+    def _fitted_scores(self) -> dict[str, Tensor]:
+        """The scores of features that the prediction carries, by name."""
+        log_density, score = self._get("log_density"), self._get("ood_score")
+        found = {} if log_density is None else {"log_density": -log_density, "ood_score": -log_density}
+        return found if score is None else {**found, "ood_score": score}
 
     def _listed(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the type's names under which this prediction has scores."""
@@ -361,7 +368,7 @@ class Prediction(ABC):
         Args:
             interval: The share of a central interval in (0, 1), whose bounds are added where numbers are predicted.
 
-        Where a density was fitted, ``log_density`` and ``ood_score`` are among them. A score that is NaN is plus
+        Where a score of features was fitted, ``ood_score`` is among them, and of a density ``log_density``. A score that is NaN is plus
         infinity, as :meth:`score` gives it, and the ``label`` of such an input is -1.
         """
 
@@ -370,47 +377,13 @@ class Prediction(ABC):
         """Log-probability, or log-density, of ``target`` under the prediction."""
 
     def _columns(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The results, with those of a fitted density; whoever filters a table by a score finds the rows that have none."""
+        """The results, with those of a fitted score of features; whoever filters a table by a score finds the rows that have none."""
         names = {*self.score_names, *(name for name in results if name.startswith("uncalibrated_"))}
         found = {name: _infinite(values) if name in names else values for name, values in results.items()}
-        density = self._get("log_density")
-        if density is not None:
-            found["log_density"] = density
-        if density is not None or self.has("ood_score"):
-            found["ood_score"] = self.score("ood_score")
         per_row = [name for name, field in self._fields.items() if field.fitted_by and field.batch_axis is not None]
-        rest = {name: self._get(name) for name in per_row if name not in DENSITY_FIELDS}
-        return found | {name: tensor for name, tensor in rest.items() if tensor is not None}
+        found |= {name: tensor for name in per_row if (tensor := self._get(name)) is not None}
+        return found | {name: self.score(name) for name in self._fitted_scores() if name == "ood_score"}
 
 
 def _infinite(values: Tensor) -> Tensor:
     return torch.where(values.isnan(), torch.inf, values)
-
-
-class _ScoreNames:
-    """The ``score_names`` of a type; those of a prediction may be fewer, or others."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-
-    def __get__(self, prediction: Prediction | None, kind: type) -> tuple[str, ...]:
-        return self.names if prediction is None else prediction._listed(self.names)
-
-
-def _joined(name: str, axis: int | None, predictions: Sequence[Prediction]) -> Tensor | None:
-    """One field of several predictions."""
-    parts = [prediction._get(name) for prediction in predictions]
-    present = [part for part in parts if part is not None]
-    if not present:
-        return None
-    if len(present) < len(parts):
-        raise InputError(f"All or none of `predictions` must hold `{name}`, but only some do.")
-    if axis is None:
-        if any(not torch.equal(part, present[0]) for part in present):
-            raise InputError(f"`{name}` must be the same in all of `predictions`, but it differs.")
-        return present[0]
-    shapes = {(*part.shape[:axis], *part.shape[axis + 1 :]) for part in present}
-    if len(shapes) > 1:
-        found = " and ".join(str(list(part.shape)) for part in present)
-        raise InputError(f"`{name}` may differ in axis {axis} alone over `predictions`, but its shapes are {found}.")
-    return torch.cat(present, axis)

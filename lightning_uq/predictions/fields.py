@@ -62,3 +62,13 @@ class Field:
         if self.fitted_by is not None:
             raise NotFittedError(f"This prediction carries no `{self.name}`: no {self.fitted_by} was fitted.")
         raise InputError(f"This prediction holds no `{self.name}`.")
+
+
+class ScoreNames:
+    """The ``score_names`` of a type; those of a prediction may be fewer, or others."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def __get__(self, prediction: Any, kind: type) -> tuple[str, ...]:
+        return self.names if prediction is None else prediction._listed(self.names)

@@ -79,3 +79,23 @@ def _check_range(low: int, high: int, num_rows: int) -> None:
     if low < -num_rows or high >= num_rows:
         wrong = low if low < -num_rows else high
         raise IndexError(f"Row {wrong} is out of range: the prediction has {num_rows} rows.")
+
+
+def joined_field(name: str, axis: int | None, predictions: Sequence[Any]) -> Tensor | None:
+    """One field of several predictions."""
+    parts = [prediction._get(name) for prediction in predictions]
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    if len(present) < len(parts):
+        raise InputError(f"All or none of `predictions` must hold `{name}`, but only some do.")
+    if axis is None:
+        if any(not torch.equal(part, present[0]) for part in present):
+            raise InputError(f"`{name}` must be the same in all of `predictions`, but it differs.")
+        shared: Tensor = present[0]
+        return shared
+    shapes = {(*part.shape[:axis], *part.shape[axis + 1 :]) for part in present}
+    if len(shapes) > 1:
+        found = " and ".join(str(list(part.shape)) for part in present)
+        raise InputError(f"`{name}` may differ in axis {axis} alone over `predictions`, but its shapes are {found}.")
+    return torch.cat(present, axis)

@@ -1,5 +1,6 @@
 """NaN and infinity never pass as a confident answer: they are an error, or the score plus infinity."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -64,17 +65,14 @@ class FiniteRows:
         return self._filled(features, 1, torch.nan)
 
     def prediction(self, prediction: Prediction) -> Prediction:
-        """The prediction, with a log-density of minus infinity in the rows from which nothing can be predicted, and the score plus infinity."""
+        """The prediction, with a score of plus infinity in the rows from which nothing can be predicted, and a log-density of minus infinity."""
         if self._bad is None:
             return prediction
-        try:
-            log_density = prediction.log_density
-        except NotFittedError:  # it has none
-            return prediction
-        score = prediction.score("ood_score")
-        return prediction.replace(
-            log_density=self._filled(log_density, 0, -torch.inf), ood_score=self._filled(score, 0, torch.inf)
-        )
+        carried = {"log_density": -torch.inf, "ood_score": torch.inf}
+        for name, bad in carried.items():
+            with suppress(NotFittedError):  # it has none
+                prediction = prediction.replace(**{name: self._filled(getattr(prediction, name), 0, bad)})
+        return prediction
 
     def _filled(self, values: Tensor, axis: int, value: float) -> Tensor:
         if self._bad is None:

@@ -186,7 +186,7 @@ def test_predictions_tables_and_exports_carry_the_same_score(make_trainer, tmp_p
         exported = torch.export.export(fitted, (FAR[:5],), dynamic_shapes=rows, strict=False).module()
         torch.testing.assert_close(exported(FAR), fitted(FAR))
         half = copy.deepcopy(fitted).bfloat16()
-        assert half.density.tails["raw"].knots.dtype == torch.float64
+        assert half.feature_score.tails["raw"].knots.dtype == torch.float64
 
 
 def test_a_length_and_a_direction_are_both_found():

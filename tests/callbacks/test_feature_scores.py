@@ -289,7 +289,7 @@ def main():
     one = [c.fit(module, few if c.name == "few" else loader).score(module, [held]) for c in make()]
     gaps = [float((a - b).abs().max()) for theirs in everyones for a, b in zip(one, theirs)]
     if trainer.is_global_zero:
-        json.dump({"gaps": gaps, "rows": [len(c.state_dict()["tensors"]["features"][0]) for c in callbacks[::2]]}, open(out, "w"))
+        json.dump({"gaps": gaps, "rows": [len(c.state_dict()["tensors"]["neighbors"][0]) for c in callbacks[::2]]}, open(out, "w"))
 if __name__ == "__main__":
     main()
 """

@@ -215,7 +215,7 @@ def test_features_in_memory_give_what_a_loader_gives():
     single = FitGMM(feature_transform="raw", scoring_dtype="float32").fit_features(features, y)
     torch.testing.assert_close(single.log_prob(features), log_prob, rtol=1e-3, atol=1e-3)
     assert not torch.equal(single.log_prob(features), log_prob)
-    with pytest.raises(NotFittedError, match="fit_features"):
+    with pytest.raises(NotFittedError, match="FitGMM is not fitted"):
         FitGMM(feature_transform="raw").log_prob(features)
     with pytest.raises(InputError, match="scoring_dtype"):
         FitGMM(feature_transform="raw", scoring_dtype="half")

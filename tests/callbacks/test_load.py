@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.isotonic import IsotonicScaling
 from lightning_uq.callbacks.knn import FitKNN
@@ -84,6 +85,16 @@ class Demanding(UsersModule):
 
     def __init__(self, width):
         super().__init__()
+
+
+class FitCentre(FeatureCallback):
+    """Its score is a function of its own, which no network carries."""
+
+    score_name = "centre_distance"
+
+    def fit_tensors(self, model, loader, trainer):
+        features = self.gather_features(model, loader, trainer)
+        return {"feature_layer": self.features.resolved, "centre": features.mean(1)}
 
 
 class Evidential(DeterministicModule):
@@ -346,12 +357,12 @@ def test_onnx_runs_it(fitted, tmp_path):
 def test_temperature_and_density_keep_their_precision_in_a_cast(fitted):
     half = copy.deepcopy(fitted).bfloat16()
     assert half.temperature == fitted.temperature
-    assert half.density.densities[0].whitening.dtype == torch.float64
+    assert half.feature_score.densities[0].whitening.dtype == torch.float64
     probs, log_density, _ = half(TEST_X.bfloat16()).values()
     assert (probs.dtype, log_density.dtype) == (torch.float32, torch.float64)
     assert_close(probs, fitted(TEST_X)["probs"], 2e-2)
     assert "temperature=" in repr(fitted)
-    assert "density of" in repr(fitted)
+    assert "FeatureDensity of" in repr(fitted)
 
 
 @pytest.mark.parametrize("make", [VectorScaling, MatrixScaling, IsotonicScaling])
@@ -370,7 +381,9 @@ def test_calibrations_exclude_each_other_and_densities_need_layers():
         FittedNetwork(network, temperature=torch.tensor(1.0), class_scaling=torch.ones(2, 2))
     with pytest.raises(InputError, match="`class_matrix` and `class_curves` exclude each other"):
         FittedNetwork(network, class_matrix=torch.ones(5, 2), class_curves=torch.ones(2, 2, 3))
-    with pytest.raises(InputError, match="one layer per member of `density`, but there are 1 layers and 0 members"):
+    with pytest.raises(
+        InputError, match="one layer per member of `feature_score`, but there are 1 layers and 0 members"
+    ):
         FittedNetwork(network, layers=["members.0"])
     assert "nothing fitted" in repr(FittedNetwork(network))
 
@@ -467,11 +480,12 @@ def test_which_states_go_inside(write):
     )
     assert not torch.allclose(one, other)
     assert list(load_fitted(path, states=["TemperatureScaling"])(TEST_X)) == ["probs"]
-    for states, came in ((["FitVim"], "FitVim"), ("FitGMM", "'FitGMM'"), (["FitKNN"], "FitKNN")):
+    assert list(load_fitted(path, states=["FitKNN"])(TEST_X)) == ["probs", "ood_score"]
+    for states, came in ((["FitVim"], "FitVim"), ("FitGMM", "'FitGMM'")):
         with pytest.raises(InputError, match=f"`states` must be a list of keys among .*, but it is {came}"):
             load_fitted(path, states=states)
-    path, _ = write(deterministic(), FitKNN(k=2))
-    with pytest.raises(InputError, match=r"nothing that goes into a network, but \['FitKNN'\]"):
+    path, _ = write(deterministic(), FitCentre())
+    with pytest.raises(InputError, match=r"nothing that goes into a network, but \['FitCentre'\]\. Only these"):
         load_fitted(path)
 
 

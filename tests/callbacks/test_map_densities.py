@@ -132,13 +132,15 @@ def test_neighbours_are_a_sample_of_the_pixels_that_count():
     rows = features_of(model, x).movedim(1, -1)
     bank = rows[y != VOID]
     knn = FitKNN(k=3, pool="positions", task=TASK).fit(model, loader(13))
-    assert knn._rows.shape == (1, *bank.shape)
-    torch.testing.assert_close(knn._rows[0], bank)
+    kept = knn.state_dict()["tensors"]["neighbors"]
+    assert kept.shape == (1, *bank.shape)
+    torch.testing.assert_close(kept[0], bank)
     expected = knn_distance(rows.reshape(-1, 16), bank, 3)
     torch.testing.assert_close(knn.score(model, [x]).reshape(-1).float(), expected, rtol=1e-3, atol=1e-4)
     some = [FitKNN(k=3, pool="positions", task=TASK, max_rows=50).fit(model, loader(13, batch_size=b)) for b in (2, 5)]
-    assert some[0]._rows.shape == (1, 50, 16)
-    torch.testing.assert_close(some[0]._rows, some[1]._rows)
+    kept = [one.state_dict()["tensors"]["neighbors"] for one in some]
+    assert kept[0].shape == (1, 50, 16)
+    torch.testing.assert_close(*kept)
 
 
 def test_virtual_logits_of_tokens():

@@ -44,8 +44,9 @@ def run(devices, num_val, num_test, num_ood):
     trainer.fit(module, loader(7), loader(num_val, 1))
     (tested,) = trainer.test(module, loader(num_test, 2), verbose=False)
     scores = gmm.score(module, [images(2, 3)[0].double()])
-    numbers = {"temperature": scaling.temperature, "density": scores.sum(), "bank": knn._rows.double().sum()}
-    found = {**tested, **{name: float(value) for name, value in numbers.items()}, "rows": len(knn._rows[0])}
+    bank = knn.state_dict()["tensors"]["neighbors"]
+    numbers = {"temperature": scaling.temperature, "density": scores.sum(), "bank": bank.double().sum()}
+    found = {**tested, **{name: float(value) for name, value in numbers.items()}, "rows": len(bank[0])}
     return trainer, found
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from lightning_uq import (
     EnsembleModule,
     EvidentialModule,
     FitGMM,
+    FitKNN,
+    FitViM,
     OODAlarm,
     PredictionWriter,
     TemperatureScaling,
@@ -192,6 +195,28 @@ def test_without_a_trainer_the_density_is_named(tmp_path):
         OODAlarm().fit(
             ours, rows(60), after=[FitGMM(feature_transform="raw").fit(ours, loader("classification", TRAIN))]
         )
+
+
+@pytest.mark.parametrize(
+    "make", [partial(FitGMM, feature_transform="raw"), partial(FitKNN, k=3), partial(FitViM, dim=2)]
+)
+def test_a_density_that_was_fitted_again_is_refused(make):
+    """The weights are the same, but the scores are others: the alarm's threshold would be wrong."""
+    module = DeterministicModule(network())
+    make().fit(module, loader("classification", TRAIN))
+    alarm = OODAlarm().fit(module, rows(60))
+    before = module.predict(torch.zeros(2, FEATURES))
+    assert before.has("ood_alarm")
+    assert alarm.state["score_name"] == "ood_score"
+    make().fit(module, loader("classification", TRAIN))  # to the same rows: nothing changes
+    assert torch.allclose(module.predict(torch.zeros(2, FEATURES)).ood_p_value, before.ood_p_value)
+    make().fit(module, loader("classification", TRAIN // 2, 5))
+    with pytest.raises(
+        InputError, match="fitted to `ood_score` of another density or distance than this prediction carries"
+    ):
+        module.predict(torch.zeros(2, FEATURES))
+    with pytest.raises(InputError, match="another density or distance"):
+        OODAlarm.from_json(alarm.to_json()).change(before.replace(score_summary=before.score_summary + 1))
 
 
 def test_maps_have_one_alarm_per_image():

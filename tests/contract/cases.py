@@ -650,10 +650,6 @@ LISTED_MODULES = [
     _on("Horizon, ensemble", m.EnsembleModule, horizon_network, "horizon", HORIZON, num_members=3, seed=1),
 ]
 
-NOT_INSIDE = dict.fromkeys(
-    ("export", "onnx"), "only the callback itself computes its scores, and `load_fitted` says so"
-)
-
 LISTED_CALLBACKS = [
     CallbackCase("FitGMM", partial(c.FitGMM, held_out=loader("classification", 61, 1)), method="density"),
     CallbackCase("FitGMM, raw features", partial(c.FitGMM, feature_transform="raw"), method="ddu"),
@@ -662,8 +658,12 @@ LISTED_CALLBACKS = [
         partial(c.FitGMM, covariance="tied", score="relative_mahalanobis"),
         method="relative_mahalanobis",
     ),
-    CallbackCase("FitKNN", partial(c.FitKNN, k=3), unsupported=NOT_INSIDE),
-    CallbackCase("FitViM", partial(c.FitViM, dim=2), unsupported=NOT_INSIDE),
+    CallbackCase("FitKNN", partial(c.FitKNN, k=3)),
+    CallbackCase(
+        "FitKNN, combined",
+        partial(c.FitKNN, k=3, feature_transform="combined", held_out=loader("classification", 61, 1)),
+    ),
+    CallbackCase("FitViM", partial(c.FitViM, dim=2)),
     CallbackCase(
         "FitLaplace",
         partial(c.FitLaplace, num_samples=8, held_out=loader("classification", 61, 1)),

@@ -8,12 +8,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lightning_uq import load_fitted
-from lightning_uq.errors import InputError
 from tests.contract.cases import UsersModule, loader, rows
 from tests.contract.running import TEST, TRAIN, VAL, assert_equal_states
 
 BEST = "epoch=0.ckpt"
-SCORED = ("FitKNN", "FitViM")  # their scores are their own: no network carries them
 
 
 class FirstEpochIsBest(Callback):
@@ -87,14 +85,11 @@ def test_modules_are_tested_with_the_best_or_the_last_weights(make_trainer, modu
 @pytest.mark.parametrize("weights", ["best", "last"])
 def test_what_callbacks_fitted_lies_beside_the_weights(make_trainer, fitting_case, tmp_path, weights):
     def build():
-        return fitting_case.build(weights=weights, **({} if fitting_case.name in SCORED else {"attach": True}))
+        return fitting_case.build(weights=weights, attach=True)
 
     def numbers(module, callback, **kwargs):
         """The callback's outputs for the test rows: in float64, where two batch shapes are compared below."""
         test = loader("classification", TEST, 2)
-        if fitting_case.name in SCORED:
-            make_trainer(callbacks=[callback]).predict(module, test, **kwargs)
-            return {"scores": callback.score(module, test)}
         found = make_trainer(callbacks=[callback], precision="64-true").predict(module, test, **kwargs)
         return type(found[0]).cat(found).to_dict()
 
@@ -115,17 +110,10 @@ def test_what_callbacks_fitted_lies_beside_the_weights(make_trainer, fitting_cas
     if weights == "best":
         assert_equal_states(numbers(UsersModule(), build(), ckpt_path=tmp_path / of, weights_only=True), found)
     # Without a Trainer.
-    if fitting_case.name in SCORED:
-        by_hand = build()
-        by_hand.load_state_dict(content["callbacks"][fitted.state_key])
-        module = UsersModule()
-        module.load_state_dict(content["state_dict"])
-        assert torch.equal(by_hand.score(module, loader("classification", TEST, 2)), found["scores"])
-        with pytest.raises(InputError, match="Only these callbacks themselves compute their results"):
-            load_fitted(written)
-        return
     outputs = load_fitted(written, task=fitted.logits.given_task).double()(rows(TEST, 2)[0].double())
-    results = {"log_density", "prediction_set", "answered", "conformal_lower", "probs", "variance"} & set(found)
+    results = {"log_density", "ood_score", "prediction_set", "answered", "conformal_lower", "probs", "variance"} & set(
+        found
+    )
     assert results <= set(outputs) <= set(found)
     for name, values in outputs.items():
         torch.testing.assert_close(values, found[name], rtol=1e-9, atol=1e-9)

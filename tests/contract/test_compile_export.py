@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from lightning_uq import FitKNN, FitViM, TemperatureScaling, load_fitted
-from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq import TemperatureScaling, load_fitted
+from lightning_uq.errors import UnsupportedError
 from lightning_uq.modules import DeterministicModule, EnsembleModule
 from lightning_uq.networks import EpistemicNetwork
 from lightning_uq.networks.fitted import FittedNetwork
@@ -299,13 +299,6 @@ def test_network_temperature_and_density_run_as_one_onnx_graph(make_trainer, exp
     skip_on_torch_2_6(VMAP_EXPORT, exported_case.name in WEIGHTS_ARE_MADE)
     module = exported_case.build()
     assert_onnx_runs(with_all_fitted(make_trainer, module, tmp_path, *density(module), TemperatureScaling()), tmp_path)
-
-
-@pytest.mark.parametrize("callback", [FitKNN(k=3), FitViM(dim=2)])
-def test_scores_of_their_own_are_refused_by_name(make_trainer, callback, tmp_path):
-    name = type(callback).__name__
-    with pytest.raises(InputError, match=rf"nothing that goes into a network, but \['{name}'\]\. Only these"):
-        with_all_fitted(make_trainer, UsersModule(), tmp_path, callback)
 
 
 @pytest.mark.parametrize("check", [pytest.param(name, marks=pytest.mark.axis(name)) for name in ("export", "onnx")])

@@ -126,7 +126,7 @@ def test_callbacks_fit_and_score_graphs(make_trainer, tmp_path, kind):
     module = METHODS["deterministic"]() if kind == "deterministic" else GraphLit()
     gmm, knn = FitGMM(feature_transform="raw", attach=True), FitKNN(k=3)
     ood = OODDetection({"far": graph_loader(20.0)})
-    trainer = make_trainer(callbacks=[CalibratedNLL(), gmm, knn, TemperatureScaling(attach=True), ood], max_epochs=1)
+    trainer = make_trainer(callbacks=[CalibratedNLL(), knn, gmm, TemperatureScaling(attach=True), ood], max_epochs=1)
     module.validation_step = lambda batch, batch_idx: None
     trainer.fit(module, graph_loader(), graph_loader())
     assert gmm.score(module, graph_loader()).shape == (NUM,)
