@@ -45,6 +45,7 @@ class Prediction(ABC):
         "Log-density [B] of the input's features under the density that was fitted after training.",
         batch_axis=0,
         fitted_by="feature density",
+        note=" Of several callbacks that score features, predictions carry the score of the last.",
     )
 
     ood_score = Field(

@@ -18,6 +18,7 @@ class Field:
         optional: Whether a prediction may lack the tensor. It is then passed by name only.
         default: The number that an absent tensor stands for.
         fitted_by: What fits an optional tensor; reading an absent one is then a :class:`NotFittedError`.
+        note: A further sentence of that error.
         unit: What a predicted number is in the target's units: a location, a scale, or a variance. None if it has no unit.
     """
 
@@ -32,6 +33,7 @@ class Field:
         optional: bool = False,
         default: float | None = None,
         fitted_by: str | None = None,
+        note: str = "",
         unit: Literal["location", "scale", "variance"] | None = None,
     ) -> None:
         self.__doc__ = doc
@@ -40,6 +42,7 @@ class Field:
         self.optional = optional or default is not None or fitted_by is not None
         self.default = default
         self.fitted_by = fitted_by
+        self.note = note
         self.unit = unit
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -60,7 +63,9 @@ class Field:
         if self.default is not None:
             return torch.tensor(self.default)
         if self.fitted_by is not None:
-            raise NotFittedError(f"This prediction carries no `{self.name}`: no {self.fitted_by} was fitted.")
+            raise NotFittedError(
+                f"This prediction carries no `{self.name}`: no {self.fitted_by} was fitted.{self.note}"
+            )
         raise InputError(f"This prediction holds no `{self.name}`.")
 
 

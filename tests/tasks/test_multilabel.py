@@ -162,7 +162,7 @@ def test_tasks_without_a_likelihood_here_are_refused_by_name(name):
 )
 def test_every_tool_works_and_the_numbers_are_right(make_trainer, build):
     module, scaling, gmm, knn = build(), TemperatureScaling(), FitGMM(), FitKNN(k=3)
-    trainer = make_trainer(max_epochs=2, callbacks=[scaling, gmm, knn, OODDetection(FAR)], precision="64-true")
+    trainer = make_trainer(max_epochs=2, callbacks=[scaling, knn, gmm, OODDetection(FAR)], precision="64-true")
     trainer.fit(module, loader(HOLES), loader(HOLES))
     (logged,) = trainer.test(module, loader(HOLES), verbose=False)
     assert all(math.isfinite(value) for value in logged.values())

@@ -193,7 +193,7 @@ def test_scores_of_depth_by_image_and_by_pixel(make_trainer):
     far = {"far": DataLoader(30 * x[:5], batch_size=2)}
     module = EnsembleModule(network, num_members=2, seed=0, task=PixelRegression(**SCALED))
     gmm, knn = FitGMM(pool="positions", regularization=1e-3), FitKNN(k=2, pool="positions")
-    callbacks = [gmm, knn, OODDetection(far), OODDetection(far, "epistemic_variance", level="pixel")]
+    callbacks = [knn, gmm, OODDetection(far), OODDetection(far, "epistemic_variance", level="pixel")]
     trainer = make_trainer(callbacks=callbacks, max_epochs=1)
     trainer.fit(module, data)
     (tested,) = trainer.test(module, data, verbose=False)
