@@ -1,8 +1,6 @@
 """A trained network with everything that was fitted after its training, written as one graph that runs without this package."""
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +85,7 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any) -> None:
     info = GraphInfo(lightning_uq.__version__, inputs, own, renamed, result_kind(fitted))
     with replacing(path) as partial:
         try:
-            with torch.no_grad(), _silent():
+            with torch.no_grad(), quiet():
                 if is_onnx:
                     save_onnx(_onnx_program(fitted, x, inputs, names), info, partial)
                 else:
@@ -134,7 +132,9 @@ def _inputs(example: Any) -> tuple[Any, list[str]]:
         )
     sizes = {len(one) for one in tensors}
     if len(sizes) > 1 or 0 in sizes:
-        raise InputError(f"All tensors of `example` must have the same number of rows, at least one, but they have {sorted(sizes)}.")
+        raise InputError(
+            f"All tensors of `example` must have the same number of rows, at least one, but they have {sorted(sizes)}."
+        )
     return (_rows(example, 2) if sizes == {1} else example), names
 
 
@@ -162,18 +162,6 @@ def _onnx_program(fitted: Fitted, x: Any, inputs: list[str], outputs: list[str])
     return torch.onnx.export(fitted, (x,), dynamo=True, verbose=False, dynamic_shapes=_shapes(x), **names)
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """A context in which torch neither warns nor logs; what matters is an exception, or a difference of the outputs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with quiet():
-            yield
-    finally:
-        logging.disable(before)
-
-
 # ---------------------------------------------------------------------- comparing
 
 
@@ -192,7 +180,9 @@ def _compare(fitted: Fitted, graph: Any, x: Any, path: Path) -> None:
         try:
             found = graph(*tree_leaves(given))
         except Exception as error:  # of torch or onnxruntime
-            raise UnsupportedError(f"The exported graph fails on {name}, so {path} is not written: {first_line(error)}") from error
+            raise UnsupportedError(
+                f"The exported graph fails on {name}, so {path} is not written: {first_line(error)}"
+            ) from error
         expected = _expected(fitted, given)
         if list(found) != list(expected):
             raise UnsupportedError(

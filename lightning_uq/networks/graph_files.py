@@ -1,6 +1,7 @@
 """Files of exported graphs, ``.pt2`` (torch.export) and ``.onnx``: what they say of themselves, and how they are run."""
 
 import json
+import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -182,10 +183,15 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """A context without warnings: torch tells of its own steps, where nothing is for a user to do."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """A context in which torch neither warns nor logs: where something is for a user to do, an exception says so."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def save_torch(program: Any, info: GraphInfo, path: Path) -> None:
