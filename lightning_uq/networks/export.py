@@ -1,6 +1,8 @@
 """A trained network with everything that was fitted after its training, written as one graph that runs without this package."""
 
+import math
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-import lightning_uq
 from lightning_uq.errors import InputError, UnsupportedError, UQError
 from lightning_uq.networks.fitted import FittedNetwork
 from lightning_uq.networks.fitted_predictor import FittedPredictor
@@ -82,7 +83,7 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any) -> None:
     names = fitted.output_names
     own = [*_expected(fitted, x)]
     renamed = {name: key for name, key in zip(names, own, strict=True) if name != key} if is_onnx else {}
-    info = GraphInfo(lightning_uq.__version__, inputs, own, renamed, result_kind(fitted))
+    info = GraphInfo(_version(), inputs, own, renamed, result_kind(fitted))
     with replacing(path) as partial:
         try:
             with torch.no_grad(), quiet():
@@ -112,6 +113,10 @@ def result_kind(fitted: Fitted) -> Literal["classes", "labels"] | None:
     if "probs" not in fitted.output_names:
         return None
     return "classes" if fitted.predict is CategoricalPrediction else "labels"
+
+
+def _version() -> str:
+    return str(import_module("lightning_uq").__version__)  # at run time: the package imports this room
 
 
 # ---------------------------------------------------------------------- writing
@@ -158,7 +163,7 @@ def _program(fitted: Fitted, x: Any) -> Any:
 
 
 def _onnx_program(fitted: Fitted, x: Any, inputs: list[str], outputs: list[str]) -> Any:
-    names = {"input_names": inputs, "output_names": outputs}
+    names: dict[str, Any] = {"input_names": inputs, "output_names": outputs}
     return torch.onnx.export(fitted, (x,), dynamo=True, verbose=False, dynamic_shapes=_shapes(x), **names)
 
 
@@ -226,7 +231,7 @@ def _with_nan(x: Any) -> Any:
 def _tolerance(fitted: Fitted, x: Any) -> float:
     """The square root of the coarsest rounding among the tensors of the module and the input."""
     tensors = [*fitted.state_dict().values(), *tree_leaves(x)]
-    return max((torch.finfo(one.dtype).eps for one in tensors if one.is_floating_point()), default=1e-7) ** 0.5
+    return math.sqrt(max((torch.finfo(one.dtype).eps for one in tensors if one.is_floating_point()), default=1e-7))
 
 
 def _far(found: Tensor, expected: Tensor, tolerance: float) -> Tensor:

@@ -80,14 +80,14 @@ class TorchGraph(Graph):
     def __init__(self, path: Path, device: str) -> None:
         extra: dict[str, Any] = {_EXTRA_FILE: ""}
         with quiet(), path.open("rb") as stream:
-            program = torch.export.load(stream, extra_files=extra)  # type: ignore[arg-type]  # a stream that is read only
+            program = torch.export.load(stream, extra_files=extra)
             if device != "cpu":
                 from torch.export.passes import move_to_device_pass
 
                 program = move_to_device_pass(program, device)
             self._module = program.module()
         self.info = GraphInfo.from_json(extra[_EXTRA_FILE])
-        self.inputs = list(program.graph_signature.user_inputs)  # type: ignore[arg-type]  # constants are no inputs of ours
+        self.inputs = list(program.graph_signature.user_inputs)
         values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
         self.dtypes = [getattr(values[name], "dtype", torch.float32) for name in self.inputs]
         self._spec, self._device = program.call_spec.in_spec, device

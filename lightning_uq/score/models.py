@@ -126,4 +126,4 @@ def _network(name: str, path: Path) -> nn.Module | Callable[[], nn.Module]:
         )
     is_ours = read_checkpoint(path).get(WRITTEN_BY, {}).get("is_ours")
     is_inner = is_ours and not is_instance(built, LightningModule)
-    return factory if is_inner else built  # type: ignore[no-any-return]  # called above
+    return factory if is_inner else built

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,7 @@ def _are_numbers(names: Sequence[str]) -> bool:
         numbers = [float(name) for name in names]
     except ValueError:
         return False
-    return (
-        any(later - one != 1 for one, later in zip(numbers, numbers[1:], strict=False)) or not numbers[0].is_integer()
-    )
+    return any(later - one != 1 for one, later in pairwise(numbers)) or not numbers[0].is_integer()
 
 
 def _objects(column: Any) -> Array:
