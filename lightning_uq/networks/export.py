@@ -144,7 +144,9 @@ def _inputs(example: Any) -> tuple[Any, list[str]]:
 
 
 def _types(tensors: list[Any]) -> str:
-    kinds = [type(one).__name__ if not isinstance(one, Tensor) else "a tensor without axes" for one in tensors]
+    kinds = [
+        type(one).__name__ if not isinstance(one, Tensor) or one.ndim else "a tensor without axes" for one in tensors
+    ]
     return f"it holds {', '.join(dict.fromkeys(kinds))}" if len(tensors) > 1 else f"it is {kinds[0]}"
 
 
