@@ -88,7 +88,7 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any) -> None:
         try:
             with torch.no_grad(), quiet():
                 if is_onnx:
-                    save_onnx(_onnx_program(fitted, x, inputs, names), info, partial)
+                    save_onnx(_onnx_program(_program(fitted, x), inputs, names), info, partial)
                 else:
                     save_torch(_program(fitted, x), info, partial)
             graph = GRAPHS[path.suffix](partial, str(tree_leaves(x)[0].device) if not is_onnx else "cpu")
@@ -155,18 +155,16 @@ def _rows(x: Any, num: int) -> Any:
     return tree_map(lambda one: one[torch.arange(num, device=one.device) % len(one)], x)
 
 
-def _shapes(x: Any) -> tuple[Any, ...]:
-    batch = torch.export.Dim("batch")
-    return (tree_map(lambda one: {0: batch}, x),)
-
-
 def _program(fitted: Fitted, x: Any) -> Any:
-    return torch.export.export(fitted, (x,), dynamic_shapes=_shapes(x), strict=False)
+    batch = torch.export.Dim("batch")
+    shapes = (tree_map(lambda one: {0: batch}, x),)
+    return torch.export.export(fitted, (x,), dynamic_shapes=shapes, strict=False)
 
 
-def _onnx_program(fitted: Fitted, x: Any, inputs: list[str], outputs: list[str]) -> Any:
+def _onnx_program(program: Any, inputs: list[str], outputs: list[str]) -> Any:
+    """A program of torch.onnx, from one of torch.export: of a module, ``torch.onnx`` takes a mapping for keyword arguments."""
     names: dict[str, Any] = {"input_names": inputs, "output_names": outputs}
-    return torch.onnx.export(fitted, (x,), dynamo=True, verbose=False, dynamic_shapes=_shapes(x), **names)
+    return torch.onnx.export(program, dynamo=True, verbose=False, **names)
 
 
 # ---------------------------------------------------------------------- comparing

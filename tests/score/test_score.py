@@ -251,8 +251,15 @@ def test_alarms_are_counted(tmp_path, capsys, monkeypatch):
     assert pq.read_table("out.parquet")["ood_alarm"].to_pylist() == (X[:, 0] > 0).tolist()
 
 
-def make_network():
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+def test_the_network_inside_from_a_function(models, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "users_networks.py").write_text(
+        "from lightning_uq.networks import MLP\n\ndef make():\n    return MLP(4, 3, hidden_sizes=[8])\n"
+    )
+    np.save(tmp_path / "rows.npy", X.numpy())
+    out = tmp_path / "out.parquet"
+    score(Settings(models[".ckpt"], tmp_path / "rows.npy", out, network="users_networks:make"))
+    assert pq.read_table(out).num_rows == 300
 
 
 def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
@@ -305,7 +312,9 @@ print(*peaks)
 """
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet", "npz", "npy"])
+@pytest.mark.parametrize(
+    "kind", ["csv", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("parquet", "npz", "npy"))]
+)
 def test_memory_does_not_grow_with_the_rows(models, kind, tmp_path):
     paths = []
     for num in (40_000, 400_000):
