@@ -279,7 +279,7 @@ def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
             "torch.nn:Linear",
         ],
         "there is no no.npz": [model, "no.npz"],
-        "MODEL must end in .ckpt, .pt2 or .onnx": ["rows.npz", "rows.npz"],
+        "MODEL must end in .ckpt, .pt2 or .onnx": ["rows.npz", "rows.npz", "--input", "z"],
         "DATA: this argument is required": [model],
         "`out` must end in .parquet": [model, "rows.npz", "--input", "z", "--out", "out.csv"],
     }
