@@ -303,8 +303,9 @@ def test_columns_of_labels_and_maps():
 MEMORY = r"""
 import re, sys
 from lightning_uq.callbacks import prediction_files
-from lightning_uq.score import Settings, score
-prediction_files.FLUSH_BYTES = 2**18
+from lightning_uq.score import Settings, score, tables
+prediction_files.FLUSH_BYTES = 2**18  # pieces are kept in memory, up to a constant: here a small one
+tables._BLOCK_BYTES = 2**16
 peaks = []
 for data in sys.argv[2:]:
     score(Settings(sys.argv[1], data, "out.parquet"), overwrite=True)
