@@ -49,7 +49,7 @@ from lightning_uq.modules import (
     HypermodelModule,
     UncertaintyModule,
 )
-from lightning_uq.networks import EpinetHead, EpistemicNetwork, Factory
+from lightning_uq.networks import EpinetHead, EpistemicNetwork, Factory, export_fitted
 from lightning_uq.predictions import (
     BernoulliPrediction,
     CategoricalPrediction,
@@ -142,6 +142,7 @@ __all__ = [
     "VectorScaling",
     "active_learning",
     "data",
+    "export_fitted",
     "functional",
     "load_fitted",
     "losses",

@@ -555,7 +555,9 @@ def test_version(capsys):
 
 
 def test_an_unknown_command(capsys):
-    assert "unknown command 'frobnicate': choose from compare, evaluate, bandit, fit" in fails(capsys, "frobnicate")
+    assert "unknown command 'frobnicate': choose from compare, evaluate, score, bandit, fit" in fails(
+        capsys, "frobnicate"
+    )
 
 
 def test_as_a_process(workplace, users_project):

@@ -248,8 +248,11 @@ class NpzFile(PredictionFile):
 FILES: Mapping[str, type[PredictionFile]] = {"parquet": ParquetFile, "csv": CsvFile, "npz": NpzFile}
 
 
-def import_pyarrow() -> tuple[Any, Any]:
+def import_pyarrow(advice: str = "Or pass `format='csv'`.") -> tuple[Any, Any]:
     """``pyarrow`` and ``pyarrow.parquet``.
+
+    Args:
+        advice: End of the error: what else can be done.
 
     Raises:
         MissingExtraError: They are not installed.
@@ -257,9 +260,7 @@ def import_pyarrow() -> tuple[Any, Any]:
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise MissingExtraError(
-            "Parquet files need pyarrow: pip install 'lightning-uq[parquet]'. Or pass `format='csv'`."
-        ) from error
+        raise MissingExtraError(f"Parquet files need pyarrow: pip install 'lightning-uq[parquet]'. {advice}") from error
 
 
 def _kind(block: Block) -> dict[str, tuple[Any, ...]]:

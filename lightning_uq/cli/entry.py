@@ -12,10 +12,11 @@ from lightning_uq.cli.errors import UsageError, one_line, recoverable_errors
 from lightning_uq.cli.evaluate import evaluate
 from lightning_uq.cli.fit import LIGHTNING_COMMANDS, run_lightning
 from lightning_uq.cli.options import run
+from lightning_uq.cli.score import score
 
 DEBUG = "LIGHTNING_UQ_DEBUG"
 
-_COMMANDS: dict[str, Callable[..., None]] = {"compare": compare, "evaluate": evaluate, "bandit": bandit}
+_COMMANDS: dict[str, Callable[..., None]] = {"compare": compare, "evaluate": evaluate, "score": score, "bandit": bandit}
 
 _HELP = f"""\
 usage: lightning-uq [-h] [--version] COMMAND ...
@@ -25,6 +26,7 @@ Uncertainty quantification for PyTorch Lightning.
 commands:
   compare    train and evaluate uncertainty methods side by side on one data set
   evaluate   accuracy, calibration and detection of trained checkpoints, over runs: --run FILE.ckpt --data digits --ood 8,9
+  score      predictions and scores of a trained model for each row of a file: MODEL DATA --out FILE.parquet
   bandit     regret of uncertainty methods that choose actions by Thompson sampling, on problems of the Neural Testbed
   fit        train a module: --config FILE.yaml
   validate   one validation epoch: --config FILE.yaml --ckpt_path FILE.ckpt

@@ -1,7 +1,7 @@
 """Options from a function: its arguments are the options, their types say what a value may be, its docstring is the help.
 
 ``run(compare, ["--seeds", "2"])`` calls ``compare(seeds=2)``. A required argument is a required option, and ``max_epochs`` is
-``--max-epochs``.
+``--max-epochs``. An argument that may be passed by position is one here, too.
 """
 
 import argparse
@@ -119,6 +119,10 @@ def make_parser(function: Callable[..., None]) -> "ArgumentParser":
     helps = {one.arg_name: " ".join((one.description or "").split()) for one in documented.params}
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty
+        if _is_positional(parameter):
+            text = helps[name].replace("%", "%%")
+            parser.add_argument(name, type=parameter.annotation, metavar=name.upper(), help=text)
+            continue
         details: dict[str, Any] = {"dest": name, "help": helps[name].replace("%", "%%")}
         details |= {"required": True} if required else {"default": parameter.default}
         if not required and parameter.default is not False and parameter.default not in (None, (), {}):
@@ -136,6 +140,15 @@ def make_parser(function: Callable[..., None]) -> "ArgumentParser":
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _is_positional(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+
+
+def _written(parameter: inspect.Parameter) -> str:
+    """An argument as the help writes it."""
+    return parameter.name.upper() if _is_positional(parameter) else _option(parameter.name)
 
 
 def _kinds(annotation: Any) -> list[Any]:
@@ -171,10 +184,12 @@ def _plain(message: str, parameters: Any) -> str:
     """An error of jsonargparse in the words of the command line."""
     key, values = re.match(r'Parser key "(\w+)":', message), re.findall(r"(?:Got|Given) value: (.*)", message)
     if key is not None and values:
-        return f"{_option(key[1])} must be {_describe(parameters[key[1]].annotation)}, but it is {values[-1]!r}."
+        return f"{_written(parameters[key[1]])} must be {_describe(parameters[key[1]].annotation)}, but it is {values[-1]!r}."
     # The second form is that of older releases of jsonargparse.
     missing = re.search(r"""arguments are required: (.*)|(?:Key|Option) ["'](\w+)["'] is required""", message)
     if missing is not None:
         names = (missing[1] or missing[2]).split(", ")
-        return f"{', '.join(map(_option, names))}: this option is required."
+        wanted = [parameters[name] for name in names]
+        kind = "argument is" if any(map(_is_positional, wanted)) else "option is"
+        return f"{', '.join(map(_written, wanted))}: {f'this {kind}' if len(names) == 1 else 'these are'} required."
     return message

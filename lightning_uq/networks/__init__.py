@@ -12,6 +12,7 @@ from lightning_uq.networks.ensemble import (
 from lightning_uq.networks.epinet.head import Epinet, EpinetHead
 from lightning_uq.networks.epinet.network import EpinetNetwork
 from lightning_uq.networks.epinet.projected_mlp import ProjectedMLP
+from lightning_uq.networks.export import export_fitted
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.gaussian_noise import GaussianNoiseMLP
 from lightning_uq.networks.generated.bayes_by_backprop import BayesByBackpropNetwork
@@ -84,6 +85,7 @@ __all__ = [
     "VmapEnsembleNetwork",
     "build_ensemble",
     "cifar_conv_prior",
+    "export_fitted",
     "freeze_as_buffers",
     "gp_prior",
     "imagenet_conv_prior",

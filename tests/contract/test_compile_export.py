@@ -5,6 +5,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -13,6 +14,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lightning_uq import TemperatureScaling, load_fitted
+from lightning_uq.cli import main
 from lightning_uq.errors import UnsupportedError
 from lightning_uq.modules import DeterministicModule, EnsembleModule
 from lightning_uq.networks import EpistemicNetwork
@@ -308,6 +310,19 @@ def test_what_a_callback_fitted_leaves_with_the_network(make_trainer, fitting_ca
     assert_exports(fitted) if check == "export" else assert_onnx_runs(fitted, tmp_path)
 
 
+def score_rows(x):
+    """Run the commands of the page, each on its kind of file."""
+    pa, csv, parquet = map(pytest.importorskip, ("pyarrow", "pyarrow.csv", "pyarrow.parquet"))
+    columns = {name: x[:, i].numpy() for i, name in enumerate("abcd")}
+    csv.write_csv(pa.table({"customer": np.arange(len(x)), **columns, "bought": np.zeros(len(x))}), "rows.csv")
+    parquet.write_table(pa.table(columns), "rows.parquet")
+    np.savez("rows.npz", x=x.numpy())
+    (commands,) = re.findall(r"```bash\n(lightning-uq score.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    for line in commands.splitlines():
+        assert main(line.split()[1:]) == 0
+        assert parquet.read_table("scores.parquet").num_rows == len(x)
+
+
 def test_what_the_page_shows_is_run(tmp_path, monkeypatch):
     skip_on_torch_2_6(ONNX_EXPORT)
     pytest.importorskip("onnxruntime")
@@ -321,6 +336,7 @@ def test_what_the_page_shows_is_run(tmp_path, monkeypatch):
     probs = torch.as_tensor(names["logits"]).softmax(-1).mean(0)
     names["many"].prediction_transforms.clear()  # the graph gives raw outputs
     assert_close(probs, names["many"].predict(names["x"]).probs)
+    score_rows(names["x"])
     found, expected = names["exported"].module()(names["x"]), names["fitted"](names["x"])
     assert list(found) == list(expected) == names["fitted"].output_names == ["probs", "log_density", "ood_score"]
     assert_close(found, expected)

@@ -1,0 +1,60 @@
+"""``lightning-uq score``."""
+
+from pathlib import Path
+from typing import Literal
+
+from lightning_uq.cli.options import Names
+from lightning_uq.cli.output import make_console
+
+
+def score(
+    model: Path,
+    data: Path,
+    *,
+    out: Path,
+    columns: Names | None = None,
+    drop: Names = Names(),  # noqa: B008  # a tuple
+    id: str | None = None,
+    input: str | None = None,
+    nonfinite: Literal["inf", "error"] = "inf",
+    batch_size: int = 1024,
+    device: Literal["cpu", "cuda"] = "cpu",
+    network: str | None = None,
+    task: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write predictions and scores for each row of a file as Parquet, in constant memory.
+
+    The columns are index (the row's number from 0) and those that PredictionWriter writes of the same outputs, such as label,
+    confidence, prob_0, log_density and ood_score. The file appears when all rows are written.
+
+    Args:
+        model: The file -uq.ckpt that was written after a training, or a graph that export_fitted wrote (.pt2, .onnx).
+        data: A table (.csv, .parquet) of numeric columns, or an array [N, ...] (.npy, .npz).
+        out: Parquet file to write.
+        columns: Columns of a table that make the input, in the order that the model expects (default: all but --drop and --id).
+        drop: Columns of a table that the model does not take, such as the target.
+        id: Column of a table that is copied into the output, of any type; of a CSV file, as text.
+        input: Name of the array in an .npz file (default: x).
+        nonfinite: What a row with a missing value or infinity gives: an ood_score of infinity and NaN as probabilities (inf), or
+            an error that names the row (error).
+        batch_size: Rows per call of the model.
+        device: Device that computes.
+        network: For a checkpoint that cannot be rebuilt from its file, the function or class that builds the module or the network
+            inside, such as my_project.models:make_network.
+        task: For a checkpoint whose callbacks had a task, its name, such as regression.
+        overwrite: Replace a file that exists.
+    """
+    progress_console = make_console(stderr=True)
+    from lightning_uq.score import Settings, score
+    from lightning_uq.score.terminal import ScoreProgress
+
+    settings = Settings(model, data, out, network, task, columns, drop, id, input, nonfinite, batch_size, device)
+    with ScoreProgress(progress_console) as progress:
+        summary = score(settings, progress, overwrite=overwrite)
+    parts = [f"{summary.rows:,} rows in {summary.seconds:.1f} s"]
+    if summary.nonfinite_rows:
+        parts.append(f"{summary.nonfinite_rows:,} with NaN or infinity")
+    if summary.alarms is not None:
+        parts.append(f"alarms {100 * summary.alarms / summary.rows:.2f} %")
+    print(f"{', '.join(parts)}. Wrote {out}")

@@ -1,0 +1,256 @@
+"""A trained network with everything that was fitted after its training, written as one graph that runs without this package."""
+
+import math
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_uq.errors import InputError, UnsupportedError, UQError
+from lightning_uq.networks.fitted import FittedNetwork
+from lightning_uq.networks.fitted_predictor import FittedPredictor
+from lightning_uq.networks.graph_files import (
+    GRAPHS,
+    GraphInfo,
+    first_line,
+    import_onnxruntime,
+    quiet,
+    save_onnx,
+    save_torch,
+)
+from lightning_uq.predictions import CategoricalPrediction
+from lightning_uq.writing import replacing
+
+Fitted = FittedNetwork | FittedPredictor
+_ONNX_LIMIT = 2**31  # bytes of a file of protobuf
+
+
+def export_fitted(fitted: Fitted, path: str | Path, example: Any) -> None:
+    """Write the module that :func:`~lightning_uq.load_fitted` gave as one graph with named outputs that takes any number of rows.
+
+    The file is one that runs without this package: ``.pt2`` by ``torch.export.load``, ``.onnx`` by onnxruntime. It appears once the graph
+    has given the module's own outputs: for the example, for one row more, for one row alone, and for a row with NaN, whose
+    outputs are those of ``nonfinite="inf"`` in the graph. Outputs have to agree within the rounding of the module's dtype, sqrt(eps) of
+    the largest; a set's member whose score is at the threshold within rounding may fall on either side.
+
+    The file describes itself: a JSON text with this package's ``version``, ``inputs``, ``outputs``, what is ``renamed`` (ONNX graphs say ``prediction_mean``
+    for ``mean``, a name that they use themselves), and whether ``probs`` are of ``classes`` or ``labels``. It is the entry
+    ``lightning_uq`` of an ONNX file's ``metadata_props``, and the extra file ``lightning_uq.json`` of a ``.pt2``.
+
+    Args:
+        fitted: The module, on the device on which the graph shall run.
+        path: The file, ``.pt2`` or ``.onnx`` (the extra ``onnx``); one that exists is replaced.
+        example: An input: a tensor [B, ...], or a mapping or a tuple of tensors that all have B rows. Other nests, and objects such as
+            graphs, are not supported. Axes other than the first keep the example's sizes.
+
+    Raises:
+        InputError: An argument is not as above.
+        UnsupportedError: torch cannot write this module, or the graph gives other outputs. No file is left.
+        MissingExtraError: ``.onnx`` without the extra.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_uq.networks.ensemble import EnsembleNetwork
+        >>> fitted = FittedNetwork(EnsembleNetwork([torch.nn.Linear(2, 3)]), temperature=torch.tensor(2.0))
+        >>> path = Path(tempfile.mkdtemp()) / "model.pt2"
+        >>> export_fitted(fitted, path, torch.zeros(4, 2))
+        >>> graph = torch.export.load(path).module()
+        >>> graph(torch.zeros(7, 2))["probs"].shape
+        torch.Size([7, 3])
+    """
+    path = Path(path)
+    if not isinstance(fitted, Fitted):
+        raise InputError(
+            f"`fitted` must be a module that `load_fitted` gave, but its type is {type(fitted).__name__}. Call `load_fitted(path)`."
+        )
+    if path.suffix not in GRAPHS:
+        raise InputError(f"`path` must end in {' or '.join(GRAPHS)}, but it is {path}.")
+    x, inputs = _inputs(example)
+    is_onnx = path.suffix == ".onnx"
+    if is_onnx:
+        import_onnxruntime()
+        size = sum(tensor.nbytes for tensor in fitted.state_dict().values())
+        if size >= _ONNX_LIMIT:
+            raise UnsupportedError(
+                f"An ONNX file holds less than 2 GB, but the module's tensors are {size / 1e9:.1f} GB. Use .pt2."
+            )
+    with torch.no_grad():
+        fitted(x)  # what it refuses, it says itself; and its output names are known from here on
+    names = fitted.output_names
+    own = [*_expected(fitted, x)]
+    renamed = {name: key for name, key in zip(names, own, strict=True) if name != key} if is_onnx else {}
+    info = GraphInfo(_version(), inputs, own, renamed, result_kind(fitted))
+    with replacing(path) as partial:
+        try:
+            with torch.no_grad(), quiet():
+                if is_onnx:
+                    save_onnx(_onnx_program(_program(fitted, x), inputs, names), info, partial)
+                else:
+                    save_torch(_program(fitted, x), info, partial)
+            graph = GRAPHS[path.suffix](partial, str(tree_leaves(x)[0].device) if not is_onnx else "cpu")
+        except UQError:
+            raise
+        except Exception as error:  # of any kind, from several packages
+            while error.__cause__ is not None:
+                error = error.__cause__  # type: ignore[assignment]  # no interrupt causes an error
+            raise UnsupportedError(f"This module cannot be exported as {path.suffix}: {first_line(error)}") from error
+        _compare(fitted, graph, x, path)
+
+
+def result_kind(fitted: Fitted) -> Literal["classes", "labels"] | None:
+    """What the ``probs`` of a module are of, or None for a regressor, which has none.
+
+    Example:
+        >>> result_kind(FittedNetwork(torch.nn.Identity(), of_labels=True))
+        'labels'
+    """
+    if isinstance(fitted, FittedNetwork):
+        return "labels" if fitted.of_labels else "classes"
+    if "probs" not in fitted.output_names:
+        return None
+    return "classes" if fitted.predict is CategoricalPrediction else "labels"
+
+
+def _version() -> str:
+    return str(import_module("lightning_uq").__version__)  # at run time: the package imports this room
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def _inputs(example: Any) -> tuple[Any, list[str]]:
+    """The example with two rows or more, on which a graph does not depend, and the names of its tensors."""
+    names, tensors = ["x"], [example]
+    if isinstance(example, Mapping):
+        example = dict(example)
+        names, tensors = list(map(str, example)), list(example.values())
+    elif isinstance(example, tuple):
+        names, tensors = [f"x_{i}" for i in range(len(example))], list(example)
+    if not tensors or not all(isinstance(one, Tensor) and one.ndim for one in tensors):
+        raise InputError(
+            "`example` must be a tensor [B, ...], or a mapping or a tuple of such tensors, but "
+            f"{_types(tensors) if tensors else 'it is empty'}. Other inputs are not supported."
+        )
+    sizes = {len(one) for one in tensors}
+    if len(sizes) > 1 or 0 in sizes:
+        raise InputError(
+            f"All tensors of `example` must have the same number of rows, at least one, but they have {sorted(sizes)}."
+        )
+    return (_rows(example, 2) if sizes == {1} else example), names
+
+
+def _types(tensors: list[Any]) -> str:
+    kinds = [
+        type(one).__name__ if not isinstance(one, Tensor) or one.ndim else "a tensor without axes" for one in tensors
+    ]
+    return f"it holds {', '.join(dict.fromkeys(kinds))}" if len(tensors) > 1 else f"it is {kinds[0]}"
+
+
+def _rows(x: Any, num: int) -> Any:
+    """The first rows, from the start again where there are fewer."""
+    return tree_map(lambda one: one[torch.arange(num, device=one.device) % len(one)], x)
+
+
+def _program(fitted: Fitted, x: Any) -> Any:
+    batch = torch.export.Dim("batch")
+    shapes = (tree_map(lambda one: {0: batch}, x),)
+    return torch.export.export(fitted, (x,), dynamic_shapes=shapes, strict=False)
+
+
+def _onnx_program(program: Any, inputs: list[str], outputs: list[str]) -> Any:
+    """A program of torch.onnx, from one of torch.export: of a module, ``torch.onnx`` takes a mapping for keyword arguments."""
+    names: dict[str, Any] = {"input_names": inputs, "output_names": outputs}
+    return torch.onnx.export(program, dynamo=True, verbose=False, **names)
+
+
+# ---------------------------------------------------------------------- comparing
+
+
+def _compare(fitted: Fitted, graph: Any, x: Any, path: Path) -> None:
+    """Refuse a graph that gives other outputs than the module.
+
+    Raises:
+        UnsupportedError: It does, or it fails.
+    """
+    num = len(tree_leaves(x)[0])
+    with_nan = _with_nan(_rows(x, num + 1))
+    cases = {f"{num} rows": x, f"{num + 1} rows": _rows(x, num + 1), "one row": _rows(x, 1), "a row with NaN": with_nan}
+    for name, given in cases.items():
+        if given is None:
+            continue
+        try:
+            found = graph(*tree_leaves(given))
+        except Exception as error:  # of torch or onnxruntime
+            raise UnsupportedError(
+                f"The exported graph fails on {name}, so {path} is not written: {first_line(error)}"
+            ) from error
+        expected = _expected(fitted, given)
+        if list(found) != list(expected):
+            raise UnsupportedError(
+                f"The exported graph gives {list(found)}, but the module gives {list(expected)}, so {path} is not written."
+            )
+        for key, values in expected.items():
+            far = _far(found[key], values, _tolerance(fitted, x))
+            if values.dtype == torch.bool and bool(far.any()):
+                far &= ~_undecided(fitted, given, key)
+            if bool(far.any()):
+                raise UnsupportedError(
+                    f"The exported graph gives other `{key}` than the module on {name} ({int(far.sum())} of {far.numel()} numbers), so "
+                    f"{path} is not written. Please report this with the network's layers; another format may be exact."
+                )
+
+
+def _expected(fitted: Fitted, x: Any) -> dict[str, Tensor]:
+    """What the module gives where rows may hold NaN, as in a graph."""
+    before, fitted.nonfinite = fitted.nonfinite, "inf"
+    try:
+        with torch.no_grad():
+            return {name: values.cpu() for name, values in fitted(x).items()}
+    finally:
+        fitted.nonfinite = before
+
+
+def _with_nan(x: Any) -> Any:
+    """The input with a first row of NaN, or None where it holds whole numbers alone."""
+    if not any(one.is_floating_point() for one in tree_leaves(x)):
+        return None
+
+    def changed(one: Tensor) -> Tensor:
+        one = one.clone()
+        if one.is_floating_point():
+            one[0] = torch.nan
+        return one
+
+    return tree_map(changed, x)
+
+
+def _tolerance(fitted: Fitted, x: Any) -> float:
+    """The square root of the coarsest rounding among the tensors of the module and the input."""
+    tensors = [*fitted.state_dict().values(), *tree_leaves(x)]
+    return math.sqrt(max((torch.finfo(one.dtype).eps for one in tensors if one.is_floating_point()), default=1e-7))
+
+
+def _far(found: Tensor, expected: Tensor, tolerance: float) -> Tensor:
+    """The mask of the numbers that differ by more than a tolerance of the largest."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return torch.ones_like(expected, dtype=torch.bool)
+    if not expected.is_floating_point():
+        return found != expected
+    one, other = found.double(), expected.double()
+    finite = other[other.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 1.0
+    return ~torch.isclose(one, other, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+def _undecided(fitted: Fitted, x: Any, name: str) -> Tensor:
+    """The mask of the answers that change with the last digits of the input."""
+    answers = [_expected(fitted, tree_map(lambda one, by=by: _moved(one, by), x))[name] for by in (-4, 0, 4)]
+    return torch.stack(answers).any(0) & ~torch.stack(answers).all(0)
+
+
+def _moved(one: Tensor, steps: int) -> Tensor:
+    return one * (1 + steps * torch.finfo(one.dtype).eps) if one.is_floating_point() else one

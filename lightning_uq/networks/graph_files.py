@@ -1,0 +1,207 @@
+"""Files of exported graphs, ``.pt2`` (torch.export) and ``.onnx``: what they say of themselves, and how they are run."""
+
+import json
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError, MissingExtraError
+
+KEY = "lightning_uq"
+"""Key of the description in ``metadata_props`` of an ONNX file; in a ``.pt2`` the extra file ``lightning_uq.json``."""
+
+_EXTRA_FILE = f"{KEY}.json"
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """What a graph's file says of itself, as JSON.
+
+    Args:
+        version: The version of this package that wrote it; None for a file of somebody else.
+        inputs: Names of the inputs, in order.
+        outputs: Names of the outputs, in order, as the module calls them.
+        renamed: The module's name of each output that the file calls otherwise: ``{"prediction_mean": "mean"}``.
+        result: What ``probs`` are of: ``"classes"`` [B, C] or ``"labels"`` [B, L] that are on or off; None where there are none.
+    """
+
+    version: str | None = None
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    result: Literal["classes", "labels"] | None = None
+
+    def to_json(self) -> str:
+        """The text in the file."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes | None) -> "GraphInfo":
+        """From the text in the file; nothing is known where there is none."""
+        found = json.loads(text) if text else {}
+        return cls(**{name: found[name] for name in cls.__dataclass_fields__ if name in found})
+
+
+class Graph(ABC):
+    """An exported graph, called with the tensors of its inputs; gives its outputs by the module's names.
+
+    Attributes:
+        info: What its file says.
+        inputs: Names of the inputs in the file, in order.
+        dtypes: The dtype of each input.
+    """
+
+    suffix: ClassVar[str]
+    info: GraphInfo
+    inputs: list[str]
+    dtypes: list[torch.dtype]
+
+    @abstractmethod
+    def __init__(self, path: Path, device: str) -> None: ...
+
+    @abstractmethod
+    def __call__(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """The outputs by name, on the CPU."""
+
+
+class TorchGraph(Graph):
+    """A graph of torch.export."""
+
+    suffix = ".pt2"
+
+    def __init__(self, path: Path, device: str) -> None:
+        extra: dict[str, Any] = {_EXTRA_FILE: ""}
+        with quiet(), path.open("rb") as stream:
+            program = torch.export.load(stream, extra_files=extra)
+            if device != "cpu":
+                from torch.export.passes import move_to_device_pass
+
+                program = move_to_device_pass(program, device)
+            self._module = program.module()
+        self.info = GraphInfo.from_json(extra[_EXTRA_FILE])
+        self.inputs = list(program.graph_signature.user_inputs)
+        values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+        self.dtypes = [getattr(values[name], "dtype", torch.float32) for name in self.inputs]
+        self._spec, self._device = program.call_spec.in_spec, device
+
+    def __call__(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        moved = [tensor.to(self._device) for tensor in tensors]
+        args, kwargs = torch.utils._pytree.tree_unflatten(moved, self._spec)
+        with torch.inference_mode():
+            found = self._module(*args, **kwargs)
+        if not isinstance(found, Mapping):
+            raise InputError(
+                f"The graph must give outputs by name, but it gives a {type(found).__name__}. Write it by `export_fitted`."
+            )
+        return {name: tensor.cpu() for name, tensor in found.items()}
+
+
+class OnnxGraph(Graph):
+    """A graph that onnxruntime runs."""
+
+    suffix = ".onnx"
+
+    def __init__(self, path: Path, device: str) -> None:
+        onnxruntime = import_onnxruntime()
+        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        if provider not in onnxruntime.get_available_providers():
+            raise InputError("This onnxruntime cannot run on cuda. Install onnxruntime-gpu, or use the cpu.")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
+        self.info = GraphInfo.from_json(self._session.get_modelmeta().custom_metadata_map.get(KEY))
+        self.inputs = [one.name for one in self._session.get_inputs()]
+        self.dtypes = [_DTYPES.get(one.type, torch.float32) for one in self._session.get_inputs()]
+        self._names = [self.info.renamed.get(one.name, one.name) for one in self._session.get_outputs()]
+
+    def __call__(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        given = {name: tensor.cpu().numpy() for name, tensor in zip(self.inputs, tensors, strict=True)}
+        found = self._session.run(None, given)
+        return {name: torch.as_tensor(values) for name, values in zip(self._names, found, strict=True)}
+
+
+_DTYPES = {
+    "tensor(double)": torch.float64,
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(uint8)": torch.uint8,
+    "tensor(bool)": torch.bool,
+}
+
+GRAPHS: Mapping[str, type[Graph]] = {one.suffix: one for one in (TorchGraph, OnnxGraph)}
+"""The kinds of graph by the suffix of their files."""
+
+
+def read_graph(path: str | Path, device: str = "cpu") -> Graph:
+    """The graph in a file.
+
+    Raises:
+        InputError: The file cannot be read.
+        MissingExtraError: An ONNX file without onnxruntime.
+    """
+    path = Path(path)
+    try:
+        return GRAPHS[path.suffix](path, device)
+    except (MissingExtraError, InputError):
+        raise
+    except Exception as error:  # a damaged file raises anything at all
+        raise InputError(f"{path} cannot be read as a graph: {first_line(error)}") from error
+
+
+def import_onnxruntime() -> Any:
+    """``onnxruntime``.
+
+    Raises:
+        MissingExtraError: It is not installed, or what writes ONNX files is not.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("ONNX files need more packages: pip install 'lightning-uq[onnx]'.") from error
+    return onnxruntime
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A context in which torch neither warns nor logs: where something is for a user to do, an exception says so."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def save_torch(program: Any, info: GraphInfo, path: Path) -> None:
+    """Write a program of torch.export."""
+    with quiet(), path.open("wb") as stream:
+        torch.export.save(program, stream, extra_files={_EXTRA_FILE: info.to_json()})
+
+
+def save_onnx(program: Any, info: GraphInfo, path: Path) -> None:
+    """Write a program of torch.onnx, as one file."""
+    program.model.metadata_props[KEY] = info.to_json()
+    with quiet():
+        program.save(str(path), external_data=False)

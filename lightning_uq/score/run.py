@@ -1,0 +1,180 @@
+"""All rows of a file through a model, a batch at a time."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_uq.callbacks.prediction_files import Block, import_pyarrow
+from lightning_uq.errors import InputError, NotFiniteError, UQError
+from lightning_uq.functional.validation import check_choice, check_integer
+from lightning_uq.networks.finite import nonfinite_rows
+from lightning_uq.networks.graph_files import first_line
+from lightning_uq.report import writable_directory
+from lightning_uq.score.models import Model, load_model
+from lightning_uq.score.output import ScoreFile, make_block
+from lightning_uq.score.rows import Piece, Rows, open_rows
+
+Progress = Callable[[int, int | None], None]
+"""Called after each batch with the number of rows so far, and of all rows or None."""
+
+ALARM = "ood_alarm"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is scored, and how.
+
+    Args:
+        model: A ``-uq.ckpt``, or a graph, ``.pt2`` or ``.onnx``.
+        data: A ``.csv``, ``.parquet``, ``.npy`` or ``.npz``.
+        out: The Parquet file to write.
+        network: See :func:`~lightning_uq.score.models.load_model`.
+        task: Likewise.
+        columns: See :func:`~lightning_uq.score.rows.open_rows`.
+        drop: Likewise.
+        id: Likewise.
+        input: Likewise.
+        nonfinite: A row with NaN or infinity: ``"inf"`` has a score of infinity and probabilities of NaN, ``"error"`` ends the run.
+        batch_size: Rows per call of the model.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    model: str | Path
+    data: str | Path
+    out: str | Path
+    network: str | None = None
+    task: str | None = None
+    columns: Sequence[str] | None = None
+    drop: Sequence[str] = ()
+    id: str | None = None
+    input: str | None = None
+    nonfinite: Literal["inf", "error"] = "inf"
+    batch_size: int = 1024
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written.
+
+    Args:
+        rows: The number of rows.
+        nonfinite_rows: How many of them hold NaN or infinity.
+        seconds: The time that reading, scoring and writing took.
+        alarms: How many rows raised an alarm; None where the model has none.
+    """
+
+    rows: int
+    nonfinite_rows: int
+    seconds: float
+    alarms: int | None
+
+
+def score(settings: Settings, progress: Progress = lambda done, total: None, *, overwrite: bool = False) -> Summary:
+    """Write the model's outputs for each row of the data.
+
+    The file's columns are ``index``, the row's number from 0, the column ``id``, and the outputs. It appears when all rows are written; an
+    error or an interrupt leaves none.
+
+    Args:
+        settings: The model, the data and the file.
+        progress: Called after each batch.
+        overwrite: Whether a file that exists is replaced.
+
+    Raises:
+        InputError: An argument is not as documented, the model does not take these rows, or the data holds none.
+        NotFiniteError: A row holds NaN or infinity, or its outputs hold NaN, with ``nonfinite="error"``.
+        MissingExtraError: pyarrow is not installed, or onnxruntime for an ``.onnx``.
+    """
+    out = Path(settings.out)
+    check_integer("batch_size", settings.batch_size, 1)
+    check_choice("nonfinite", settings.nonfinite, ("inf", "error"))
+    check_choice("device", settings.device, ("cpu", "cuda"))
+    import_pyarrow("`lightning-uq score` writes Parquet with it.")
+    if out.suffix != ".parquet":
+        raise InputError(f"`out` must end in .parquet, but it is {out}.")
+    if out.resolve() == Path(settings.data).resolve():
+        raise InputError(f"`out` must be another file than the data, but both are {out}.")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise InputError(f"`out`: {out} exists already. Choose another file, or pass `overwrite`.")
+    writable_directory(out.parent)
+    rows = open_rows(settings.data, columns=settings.columns, drop=settings.drop, id=settings.id, input=settings.input)
+    model = load_model(settings.model, settings.network, settings.task, settings.device)
+    start = time.perf_counter()
+    file: ScoreFile | None = None
+    done = bad = alarms = 0
+    has_alarms = False
+    try:
+        for piece in rows.pieces(settings.batch_size):
+            block, is_bad = _scored(model, piece, rows, settings, done)
+            if file is None:
+                file = ScoreFile(out, block, {} if settings.id is None else {settings.id: rows.id_type})
+            file.add(block)
+            done, bad = done + len(is_bad), bad + int(is_bad.sum())
+            has_alarms = ALARM in block
+            alarms += int(block[ALARM].sum()) if has_alarms else 0
+            progress(done, rows.total)
+        if file is None:
+            raise InputError(f"{settings.data} holds no rows.")
+        file.close()
+        file.partial.replace(out)
+    except BaseException:  # an interrupt, too
+        if file is not None:
+            file.discard()
+        raise
+    return Summary(done, bad, time.perf_counter() - start, alarms if has_alarms else None)
+
+
+def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: int) -> tuple[Block, Tensor]:
+    """A batch's columns, and the mask of its rows that are not finite."""
+    x = model.cast(torch.from_numpy(piece.x))
+    found = nonfinite_rows(x)
+    bad = torch.zeros(len(x), dtype=torch.bool) if found is None else found
+    if settings.nonfinite == "error" and bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        where = "" if rows.columns is None else f" in column {rows.columns[int((~x[row].isfinite()).nonzero()[0])]!r}"
+        raise NotFiniteError(f"Row {start + row} of {settings.data} holds NaN or infinity{where}.")
+    with _misfit(x, rows, settings):
+        outputs = model(x)
+    if any(values.shape[:1] != x.shape[:1] for values in outputs.values()):
+        shapes = {name: list(values.shape) for name, values in outputs.items()}
+        raise InputError(f"The model must give one output per row, but of {len(x)} rows it gives {shapes}.")
+    if settings.nonfinite == "error":
+        for name, values in outputs.items():
+            if bool(values.isnan().any()):
+                row = int(values.isnan().flatten(1 if values.ndim > 1 else 0).reshape(len(x), -1).any(1).nonzero()[0])
+                raise NotFiniteError(
+                    f"`{name}` of row {start + row} of {settings.data} is NaN, although the row is finite."
+                )
+    columns = make_block(outputs, model.result)
+    first: Block = {"index": np.arange(start, start + len(x))}
+    if settings.id is not None and piece.ids is not None:
+        names = {"index", *columns, *(f"{'prob' if name == 'probs' else name}_0" for name in columns)}
+        if settings.id in names:
+            raise InputError(
+                f"`id` must be another name than those of the output, but {settings.id!r} is one. Rename that column."
+            )
+        first[settings.id] = piece.ids
+    return first | columns, bad
+
+
+@contextmanager
+def _misfit(x: Tensor, rows: Rows, settings: Settings) -> Iterator[None]:
+    """Turn an error of the model into one that says what it was given."""
+    try:
+        yield
+    except UQError:
+        raise
+    except Exception as error:  # of torch, onnxruntime, or the user's network
+        given = f"rows of shape {list(x.shape[1:])} and dtype {str(x.dtype).removeprefix('torch.')}"
+        if rows.columns is not None:
+            names = ", ".join(rows.columns[:12]) + (", ..." if len(rows.columns) > 12 else "")
+            given = f"{len(rows.columns)} columns ({names}); choose others with `columns` or `drop`"
+        raise InputError(f"{settings.model} does not take {given}. It says: {first_line(error)}") from error
