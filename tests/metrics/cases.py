@@ -84,6 +84,11 @@ def in_label_sets(d, i):
     return BernoulliPrediction(logits[None]).replace(prediction_set=logits > 1), d.labels[i]
 
 
+def alarmed(d, i):
+    prediction = CategoricalPrediction(d.logits[:, i])
+    return prediction.replace(ood_alarm=prediction.confidence < 0.5), d.target[i]
+
+
 def answered(d, i):
     prediction = CategoricalPrediction(d.logits[:, i])
     return prediction.replace(answered=prediction.confidence > 0.5), d.target[i]
@@ -134,6 +139,7 @@ CASES = {
     "ause": (metrics.AUSE, {}, regress),
     "ause_mae": (metrics.AUSE, {"error": "mae", "uncertainty": "epistemic_variance"}, regress),
     "answered": (metrics.AnsweredShare, {}, answered),
+    "ood_alarm_rate": (metrics.OODAlarmRate, {}, alarmed),
     "selective_error": (metrics.SelectiveError, {}, answered),
     "missed": (metrics.FalseNegativeRate, {}, in_label_sets),
     "missed_by_class": (metrics.FalseNegativeRate, {"by_class": True}, in_label_sets),
