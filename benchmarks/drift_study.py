@@ -10,7 +10,8 @@ Each test is a capital that starts at 1 and gives an alarm once it reaches 20, w
 - ``conditional``: the same, from p-values that are valid given the calibration rows with a probability of 99 % (Bates et al. 2023,
   the Simes adjustment), tested at the remaining 4 %.
 - ``online``: ranks among the calibration rows and the stream's earlier rows.
-- ``restarted``: ``online``, where a share of the capital waits and begins to bet at each row, so that a late drift is not hidden by early losses.
+- ``restarted``: ``online``, where a share of the capital waits and begins to bet at each row, so that a late drift is not hidden by early losses. The
+  package's :class:`~lightning_uq.functional.DriftTest`.
 
 ``simulate`` gives false alarms, and delays after a drift at three rows, with standard errors. ``digits`` trains networks on nine of ten digits; one row in
 ten of a stream is the tenth.
@@ -24,8 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-TAILS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
-"""Shares of the calibration rows above the edges of the bins."""
+from lightning_uq.functional.drift import TAILS, DriftTest, RankBins, bets
 
 SIZES = (500, 1000, 5000)
 LEVEL = 0.05
@@ -33,53 +33,14 @@ DELTA = 0.01  # of the conditional p-values
 METHODS = ("fixed", "conditional", "online", "restarted")
 
 
-def cuts_of(n: int) -> list[int]:
-    """How many of n calibration rows lie above each edge."""
-    return sorted({math.floor(tail * (n + 1)) for tail in TAILS} - {0})
-
-
-def bets(n: int) -> tuple[Tensor, Tensor]:
-    """Bets [K, bins], and the share [K] of the capital that each begins with; bin 0 holds the highest scores.
-
-    A bet on a tail of expected share a, with strength s, multiplies the capital by 1 - s + s / a where a score falls into it, else by 1 - s.
-    """
-    cuts = torch.tensor(cuts_of(n))
-    place = torch.arange(len(cuts) + 1)
-    found, weights = [], []
-    for i, share in enumerate((cuts / (n + 1)).tolist()):
-        upper = share <= 0.5
-        tail, inside = (share, place <= i) if upper else (1 - share, place > i)
-        for strength in (0.03, 0.1, 0.3, 0.8) if upper else (0.1, 0.3, 0.8):
-            found.append(1 - strength + strength / tail * inside.double())
-            weights.append(0.8 if upper else 0.2)
-    which = torch.tensor(weights)
-    return torch.stack(found), (which / torch.where(which == 0.8, (which == 0.8).sum(), (which == 0.2).sum())).double()
-
-
-def log_capital(bins: Tensor, n: int, *, online: bool, restarted: bool) -> Tensor:
-    """The log of the capital [T] after each row.
-
-    Without a drift, given the bins of the earlier rows, the next score falls into a bin with a probability of (its calibration rows + 1 for the
-    lowest bin + its earlier rows) / (n + 1 + earlier rows): the spacings between order statistics are a Polya urn.
-    """
-    num = len(bins)
-    multipliers, weights = bets(n)
-    edges = torch.tensor([0, *cuts_of(n), n + 1])
+def log_capital(bins: Tensor, sizes: Tensor, *, online: bool) -> Tensor:
+    """The log of the capital [T] of bets that all begin with the first row: against the ranks' own distribution, or against the calibration rows' alone."""
+    multipliers, weights = bets(sizes)
     rows = multipliers[:, bins]
-    expected = (multipliers @ edges.diff().double())[:, None]
-    total = torch.full((num,), n + 1.0, dtype=torch.float64)
+    expected, total = (multipliers @ sizes.double())[:, None], sizes.sum().double()
     if online:
-        expected = expected + torch.cat([torch.zeros(len(rows), 1), rows.cumsum(1)[:, :-1]], 1)
-        total += torch.arange(num)
-    gains = (rows.log() - (expected / total).log()).cumsum(1)
-    if not restarted:
-        return torch.logsumexp(gains + weights.log()[:, None], 0)
-    row = torch.arange(1, num + 1, dtype=torch.float64)
-    waiting = 1 / torch.log2(row + 1)
-    begins = waiting - 1 / torch.log2(row + 2)
-    before = torch.cat([torch.zeros(len(rows), 1), gains[:, :-1]], 1)
-    each = gains + torch.logcumsumexp(begins.log() - before, 1)
-    return torch.logaddexp(torch.logsumexp(each + weights.log()[:, None], 0), (waiting - begins).log())
+        expected, total = expected + rows.cumsum(1) - rows, total + torch.arange(len(bins))
+    return torch.logsumexp((rows.log() - (expected / total).log()).cumsum(1) + weights.log()[:, None], 0)
 
 
 def conditional_log_capital(places: Tensor, n: int) -> Tensor:
@@ -105,9 +66,12 @@ def first_alarm(method: str, calibration: Tensor, stream: Tensor) -> int:
         places = torch.searchsorted(-ordered, -stream, right=True)
         capital, level = conditional_log_capital(places, n), LEVEL - DELTA
     else:
-        bins = torch.searchsorted(-ordered[torch.tensor(cuts_of(n)) - 1], -stream)
-        online = method != "fixed"
-        capital, level = log_capital(bins, n, online=online, restarted=method == "restarted"), LEVEL
+        ranks, level = RankBins.of(calibration), LEVEL
+        bins = ranks(stream, torch.full((len(stream),), 0.5))
+        if method == "restarted":
+            _, capital = DriftTest.start(ranks.sizes).advance(bins)
+        else:
+            capital = log_capital(bins, ranks.sizes, online=method == "online")
     rows = (capital >= -math.log(level)).nonzero()
     return int(rows[0]) if len(rows) else -1
 
