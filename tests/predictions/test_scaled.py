@@ -139,7 +139,17 @@ def test_a_factor_of_another_shape_is_no_factor_for_all(make, shape):
 
 def test_every_number_with_a_unit_says_it():
     """Else it would stay as it is where the others are scaled."""
-    without = {"nu", "alpha", "inverse_nu", "degrees_of_freedom", "member_logits", "levels", "grid", "mean", "score_summary"}
+    without = {
+        "nu",
+        "alpha",
+        "inverse_nu",
+        "degrees_of_freedom",
+        "member_logits",
+        "levels",
+        "grid",
+        "mean",
+        "score_summary",
+    }
     kinds = [
         kind for kind in vars(predictions).values() if isinstance(kind, type) and issubclass(kind, NumberPrediction)
     ]
