@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_uq.errors import InputError
 from lightning_uq.metrics.base import MeanMetric
 from lightning_uq.predictions import Prediction
 
@@ -34,9 +35,18 @@ class OODAlarmRate(MeanMetric):
         super().__init__("alarms", validate_args=validate_args, **kwargs)
 
     def update(self, prediction: Prediction, target: Tensor | None = None) -> None:
-        """Add a batch of predictions that carry ``ood_alarm`` [B]; the target is ignored.
+        """Add a batch of predictions that carry ``ood_alarm`` [B]; of the target, only the number of rows is looked at.
 
         Raises:
+            InputError: It is no prediction, or the target has another number of rows.
             NotFittedError: The prediction does not carry it.
         """
+        if not isinstance(prediction, Prediction):
+            raise InputError(
+                f"`prediction` must be a prediction of this package, but it is a {type(prediction).__name__}."
+            )
+        if target is not None and len(target) != len(prediction):
+            raise InputError(
+                f"`target` must have {len(prediction)} rows, as the prediction has, but it has {len(target)}."
+            )
         self._add(prediction.ood_alarm)

@@ -368,7 +368,7 @@ class CallbackCase:
     @property
     def is_threshold(self) -> bool:
         """Whether it fits a threshold, which is infinite where too few rows, or all, will do."""
-        return self.name in ("SelectiveThreshold", "ConformalRiskControl")
+        return self.name in ("SelectiveThreshold", "ConformalRiskControl", "OODAlarm")
 
     def is_sound(self, tensor: Tensor) -> bool:
         """Whether a fitted tensor holds numbers, and finite ones, but for thresholds."""

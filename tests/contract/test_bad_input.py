@@ -253,7 +253,7 @@ NAMED = r"[Aa]rgument|fitting data|features|FitKNN|FitViM|`(labels|logits|target
 @pytest.mark.parametrize("kind", [*FITTING_DATA, *LABELLED])
 def test_fitting_data(fitting_case, kind):
     if kind in LABELLED and (
-        fitting_case.name.startswith(("FitKNN", "FitViM", "FitLaplace", "ConformalRiskControl"))
+        fitting_case.name.startswith(("FitKNN", "FitViM", "FitLaplace", "ConformalRiskControl", "OODAlarm"))
         or fitting_case.is_of_numbers
     ):
         pytest.skip("it looks at no label of a class")

@@ -111,9 +111,17 @@ def test_what_callbacks_fitted_lies_beside_the_weights(make_trainer, fitting_cas
         assert_equal_states(numbers(UsersModule(), build(), ckpt_path=tmp_path / of, weights_only=True), found)
     # Without a Trainer.
     outputs = load_fitted(written, task=fitted.logits.given_task).double()(rows(TEST, 2)[0].double())
-    results = {"log_density", "ood_score", "prediction_set", "answered", "conformal_lower", "probs", "variance"} & set(
-        found
-    )
+    results = {
+        "log_density",
+        "ood_score",
+        "ood_p_value",
+        "ood_alarm",
+        "prediction_set",
+        "answered",
+        "conformal_lower",
+        "probs",
+        "variance",
+    } & set(found)
     assert results <= set(outputs) <= set(found)
     for name, values in outputs.items():
         torch.testing.assert_close(values, found[name], rtol=1e-9, atol=1e-9)
