@@ -35,12 +35,16 @@ MapReduction = Literal["mean", "max"]
 
 _VERSION = 1
 
+_ROWS_TO_SHARE = 1000
+"""With so many held-out rows, a density may have been fitted to the same ones: 5.1 % of the inputs then raise an alarm at a rate of 5 %."""
+
 
 class OODAlarm(HeldOutCallback):
     """Gives each input a p-value and an alarm: at most a share ``false_alarm_rate`` of in-distribution inputs raises one.
 
     Fitted to the scores of held-out in-distribution rows, without labels: by default the validation data. These must be exchangeable with later in-distribution rows, and
-    nothing may be fitted to them, neither the network nor the density (a temperature's one number does no harm). For such an input, P(p <= alpha) <= alpha for every
+    nothing may be fitted to them, neither the network nor the density. A temperature's one number does no harm, nor do the tails of :class:`FitGMM` and :class:`FitKNN` with
+    1,000 rows or more. For such an input, P(p <= alpha) <= alpha for every
     alpha, over draws of the held-out rows and the input. Nothing is promised of how many other inputs are found: that depends on the score.
 
     Predictions carry ``ood_score`` [B] (the score that is judged, in place of any other), ``ood_p_value`` [B], and ``ood_alarm``, bool [B]. An input that is not finite has a p-value of
@@ -184,6 +188,12 @@ class OODAlarm(HeldOutCallback):
             rank_zero_warn(
                 f"OODAlarm raises no alarm for finite inputs: {len(scores)} held-out rows are too few for false_alarm_rate={rate:g}"
                 f"{'' if delta is None else f' with delta={delta:g}'}, which needs at least {needed}. Fit more rows, or allow more false alarms."
+            )
+        if self._summary is not None and _fits_tails_of(scores) and len(scores) < _ROWS_TO_SHARE:
+            rank_zero_warn(
+                f"OODAlarm and the density before it were fitted to the same {len(scores)} held-out rows, so somewhat more in-distribution inputs than "
+                f"false_alarm_rate={self.false_alarm_rate:g} will raise an alarm (about 5.8 % instead of 5 % with 100 rows, 5.3 % with 300). Pass other rows as "
+                f"`dataloader` of OODAlarm or as `held_out` of the density, or use {_ROWS_TO_SHARE:,} rows."
             )
         summary = {} if self._summary is None else {"summary": self._summary}
         return {"scores": scores, "threshold": threshold, "score_name": self._score_name, **summary}
@@ -344,6 +354,11 @@ class OODAlarmTransform(PredictionTransform):
             raise InputError(
                 f"OODAlarm was fitted to `{self.score_name}` of another density or distance than this prediction carries. Fit the alarm again."
             )
+
+
+def _fits_tails_of(scores: Tensor) -> bool:
+    """Whether ascending scores are those of the very rows to which a density's tails were fitted: the highest has a tail of 1 / (n + 1)."""
+    return bool((scores[-1] - math.log1p(len(scores))).abs() < 1e-4)
 
 
 def summary_of(prediction: Prediction, name: str) -> Tensor | None:

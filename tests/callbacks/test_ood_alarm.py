@@ -219,6 +219,17 @@ def test_a_density_that_was_fitted_again_is_refused(make):
         OODAlarm.from_json(alarm.to_json()).change(before.replace(score_summary=before.score_summary + 1))
 
 
+@pytest.mark.parametrize("make", [FitGMM, partial(FitKNN, k=3, feature_transform="combined")])
+def test_rows_that_a_density_was_fitted_to_are_noticed(make):
+    module, val = DeterministicModule(network()), loader("classification", 60, 1)
+    make(held_out=val).fit(module, loader("classification", TRAIN))
+    with pytest.warns(UserWarning, match="the density before it were fitted to the same 60 held-out rows"):
+        OODAlarm().fit(module, val)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        OODAlarm().fit(module, loader("classification", 60, 2))
+
+
 def test_maps_have_one_alarm_per_image():
     module = UNet(2).eval()
     task = Segmentation(ignore_index=255)
