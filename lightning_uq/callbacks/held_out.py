@@ -81,7 +81,7 @@ class HeldOutCallback(PostTrainingCallback):
         super().__init__(**fitting)
         RowSample(max_rows)
         self.max_rows = max_rows
-        self.after: tuple[PostTrainingCallback, ...] = ()  # of a fit without a Trainer
+        self.after: tuple[PostTrainingCallback, ...] = ()  # whose results it reads on a module that is not ours
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -219,8 +219,9 @@ class HeldOutCallback(PostTrainingCallback):
     # ------------------------------------------------------------------ with a model
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a callback behind this one that changes the predictions which this one fits."""
+        """Refuse a callback behind this one that changes its predictions; take note of those before it."""
         super().setup(trainer, pl_module, stage)
+        self.after = tuple(earlier_callbacks(self, trainer))
         check_order(self, trainer, pl_module, stage)
 
     def check_batch(self, model: nn.Module, batch: Any, trainer: Trainer) -> None:
@@ -282,8 +283,7 @@ class HeldOutCallback(PostTrainingCallback):
         return labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
 
     def _check_finite(self, outputs: Tensor, task: Task) -> None:
-        num_bad = int(bad_rows(outputs, task).sum())
-        if num_bad:
+        if num_bad := int(bad_rows(outputs, task).sum()):
             raise NotFiniteError(
                 f"{self._where} must have finite outputs, but those of {num_bad} of {outputs.shape[1]} rows hold NaN or infinity. Leave out such "
                 "inputs, or look for NaN in the weights."

@@ -654,3 +654,23 @@ def test_the_last_of_two_callbacks_of_a_kind_is_the_one_that_a_users_predictions
     assert told == [
         "Predictions of UsersModule carry one set: that of the last of several callbacks with `attach=True`."
     ]
+
+
+@pytest.mark.parametrize("attach", [False, True])
+def test_after_a_training_predict_reads_what_was_fitted_before(make_trainer, attach):
+    """Also on a module that carries nothing itself."""
+    given = {"attach": True, "task": "classification"} if attach else {}
+    gmm, temperature, sets = (
+        FitGMM(feature_transform="raw", **given),
+        TemperatureScaling(**given),
+        ConformalSets(**given),
+    )
+    module, trainer = cases.UsersModule(), make_trainer(callbacks=[gmm, temperature, sets], max_epochs=1)
+    trainer.fit(module, TRAIN, VAL)
+    prediction = sets.predict(module, X)
+    assert prediction.temperature == temperature.temperature.float()
+    assert prediction.has("ood_score")
+    if attach:
+        expected = joined(trainer.predict(module, TEST))
+        assert torch.equal(expected.prediction_set, prediction.prediction_set)
+        torch.testing.assert_close(expected.ood_score, prediction.ood_score)

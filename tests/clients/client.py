@@ -10,12 +10,16 @@ TOOLS = {
     "FitGMM": "FitGMM()",
     "FitKNN": "FitKNN(k=3)",
     "TemperatureScaling": "TemperatureScaling()",
+    "OODAlarm": "OODAlarm()",
     "OODDetection": 'OODDetection({"far": loader("far")})',
     "EpinetModule": "EpinetModule(build(), num_eval_samples=5)",
     "PredictionWriter": "PredictionWriter(folder)",
     "load_fitted": "load_fitted(path)",
 }
 """What is tried with each client, and how it is called. A client's own arguments are appended."""
+
+READS_AS = {"OODAlarm": "TemperatureScaling"}
+"""By tool: another one that reads the same data, whose arguments it takes where a client names none of its own."""
 
 REFUSALS: dict[tuple[str, str], str] = {}
 """What the error said, by client and tool that cannot work."""
@@ -51,6 +55,10 @@ class Client:
     input_of: Callable[[Any], Any] = lambda batch: batch[0]
     trainer: str = "lightning"
 
+    def line(self, tool: str) -> str | None:
+        """The client's own arguments of a tool, if it needs any."""
+        return self.lines.get(tool, self.lines.get(READS_AS.get(tool, "")))
+
     def call(self, tool: str, **names: Any) -> Any:
         """What a tool makes of this client: the expression of :data:`TOOLS` with the client's own arguments."""
         import lightning_uq
@@ -62,7 +70,7 @@ class Client:
 
     def expression(self, tool: str) -> str:
         """The line of Python that is run."""
-        usual, own = TOOLS[tool], self.lines.get(tool)
+        usual, own = TOOLS[tool], self.line(tool)
         return usual if own is None else usual.removesuffix(")") + ("" if usual.endswith("()") else ", ") + own + ")"
 
     @property

@@ -91,7 +91,7 @@ def cell(client: Client, tool: str) -> str:
         return "not run"
     if "failed" in outcomes:
         return "**failed**"
-    return "not" if tool in client.refused else "with a line" if tool in client.lines else "as it is"
+    return "not" if tool in client.refused else "with a line" if client.line(tool) else "as it is"
 
 
 def section(client: Client) -> str:
@@ -100,7 +100,7 @@ def section(client: Client) -> str:
     if client.lines:
         sources = [inspect.getsource(one).rstrip() for one in client.names]
         lines += ["", "```python", *[line for source in sources for line in (*source.splitlines(), "")]]
-        lines += [*(client.expression(tool) for tool in TOOLS if tool in client.lines), "```"]
+        lines += [*(client.expression(tool) for tool in TOOLS if client.line(tool)), "```"]
     refused = [(tool, REFUSALS.get((client.name, tool), "")) for tool in client.refused]
     lines += ["", *(f"- `{tool}` is refused: {text}" for tool, text in refused)] if refused else []
     return "\n".join([*lines, ""])

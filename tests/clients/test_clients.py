@@ -153,6 +153,28 @@ def test_a_temperature(client, tmp_path):
         assert 0 < float(scaling.temperature) < float("inf")
 
 
+@pytest.mark.tool("OODAlarm")
+def test_an_alarm_behind_a_density(client, tmp_path):
+    if "FitGMM" in client.refused:
+        pytest.skip("there is no density")
+    alarm = client.call("OODAlarm")
+    module, gmm, _ = fitted(client, "FitGMM", tmp_path, alarm)
+    near, far = (gmm.score(module, batches(client, split)) for split in ("val", "far"))
+    assert alarm.state["score_name"] == "ood_score"
+    held_out = near if near.ndim == 1 else near.flatten(1).mean(1)
+    assert len(alarm.scores) == num_rows(client, "val")
+    torch.testing.assert_close(alarm.scores, held_out.double().sort().values, rtol=1e-3, atol=1e-3)
+    batch = next(iter(batches(client, "far")))
+    prediction = alarm.predict(module, batch)
+    assert prediction.ood_alarm.shape == (len(prediction),)
+    assert bool(((prediction.ood_p_value > 0) & (prediction.ood_p_value <= 1)).all())
+    assert torch.equal(prediction.ood_alarm, prediction.ood_score > alarm.threshold)
+    expected = far if far.ndim == 1 else far.flatten(1).mean(1)
+    torch.testing.assert_close(
+        prediction.ood_score.double(), expected[: len(prediction)].double(), rtol=1e-3, atol=1e-3
+    )
+
+
 @pytest.mark.tool("OODDetection")
 def test_other_data_while_it_is_tested(client, tmp_path):
     tool = "OODDetection"
@@ -228,7 +250,7 @@ with torch.no_grad():
 @pytest.mark.tool("load_fitted")
 def test_a_fresh_process(client, tmp_path):
     tool = "load_fitted"
-    fits = [one for one in ("FitGMM", "TemperatureScaling") if one not in client.refused]
+    fits = [one for one in ("FitGMM", "TemperatureScaling", "OODAlarm") if one not in client.refused]
     if not fits:
         pytest.skip("nothing is fitted")
     others = [client.call(one) for one in fits[1:]]
@@ -248,4 +270,6 @@ def test_a_fresh_process(client, tmp_path):
     assert all(bool(values.isfinite().all()) for values in found.values())
     if "FitGMM" in fits:
         expected = callback.score(module, batches(client, "test"))[: len(found["ood_score"])]
+        expected = expected if expected.ndim == 1 else expected.flatten(1).mean(1)
         torch.testing.assert_close(found["ood_score"].double(), expected, rtol=1e-3, atol=1e-3)
+        assert found["ood_p_value"].shape == found["ood_alarm"].shape == expected.shape
