@@ -124,7 +124,7 @@ class DriftMonitor:
         """Add the rows of another monitor that were not merged before; gives back whether a drift was found so far.
 
         The other one stays as it is, so that the same worker can be merged again after further rows. Its new rows come in a random order, since it does not keep theirs:
-        merge often, or a drift is found later. A worker's rows must come here by one way only.
+        merge often, or a drift is found later. A worker's rows must come here by one way only. ``drift_row`` counts the merged rows here, and in a worker its own.
 
         Raises:
             InputError: The other monitor was made with other held-out rows, or is an earlier state of one that was merged.

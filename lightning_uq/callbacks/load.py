@@ -29,7 +29,7 @@ from lightning_uq.networks.pooling import Pool
 from lightning_uq.running.inferred_task import INFERABLE
 from lightning_uq.running.loading import load_as_lightning
 from lightning_uq.running.logits import is_uncertainty_module
-from lightning_uq.tasks import Task, describe, task_from_config, task_of
+from lightning_uq.tasks import Classification, Task, describe, task_from_config, task_of
 
 Network = nn.Module | Callable[[], nn.Module]
 
@@ -131,6 +131,9 @@ def _task(states: Mapping[str, Any], given: Task | None) -> Task | None:
     found = next((own for own in held.values() if own is not None), None) if given is None else given
     for key, text in texts.items():
         if text == (None if found is None else describe(found)):
+            continue
+        is_default = found is not None and describe(found) == describe(Classification())
+        if text is None and (is_default or kind_of(key, states[key]) == "density"):  # features depend on no task
             continue
         if given is None and found is not None:
             raise InputError(

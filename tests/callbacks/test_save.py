@@ -450,3 +450,18 @@ def test_callbacks_that_have_not_read_each_other_are_refused(tmp_path):
     keys = [one.state_key for one in (gmm, temperature, sets, alarm)]
     found = load_fitted(tmp_path / "a.ckpt", UsersModule(), states=keys)(torch.zeros(2, FEATURES))
     assert list(found) == ["probs", "prediction_set", "log_density", "ood_score", "ood_p_value", "ood_alarm"]
+
+
+def test_a_task_that_is_the_default_goes_with_none(tmp_path):
+    module, val = UsersModule(), rows("classification", 100, 1)
+    gmm = FitGMM(feature_transform="raw").fit(module, rows("classification", 100))
+    temperature = TemperatureScaling(task="classification").fit(module, val)
+    alarm = OODAlarm().fit(module, val, after=[gmm, temperature])
+    save_fitted(tmp_path / "a.ckpt", module, [gmm, temperature, alarm])
+    assert "ood_alarm" in load_fitted(tmp_path / "a.ckpt", UsersModule())(torch.zeros(2, FEATURES))
+    x = torch.randn(60, FEATURES)
+    regressor = nn.Linear(FEATURES, 1)
+    unlabelled = FitGMM(feature_transform="raw", num_components=1).fit(regressor, [x])
+    alarm = OODAlarm(task=Regression(head="mean")).fit(regressor, [x], after=[unlabelled])
+    save_fitted(tmp_path / "b.ckpt", regressor, [unlabelled, alarm])
+    assert list(load_fitted(tmp_path / "b.ckpt", regressor)(x))[-3:] == ["ood_score", "ood_p_value", "ood_alarm"]
