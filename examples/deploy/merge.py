@@ -2,17 +2,20 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from monitor_file import MonitorFile
 from prometheus_client import CollectorRegistry, start_http_server
 
-if __name__ == "__main__":
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Merge once, or again and again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the FOLDER of the workers")
     parser.add_argument("--every", type=float, help="seconds between two merges; without it, merge once")
-    parser.add_argument("--port", type=int, help="the port of /metrics")
-    args = parser.parse_args()
+    parser.add_argument("--port", type=int, help="the port of /metrics; only with --every")
+    args = parser.parse_args(argv)
 
     with MonitorFile(args.folder, "merged", seed=0) as merged:
         if args.port is not None:
@@ -21,10 +24,12 @@ if __name__ == "__main__":
             start_http_server(args.port, registry=metrics)
         while True:
             merged.merge(sorted(args.folder.glob("worker-*.json")))
-            monitor = merged.monitor
-            print(
-                f"{monitor.num_rows} rows, log10 evidence {monitor.log10_evidence:.2f}, drift at row {monitor.drift_row}"
-            )
+            one = merged.monitor
+            print(f"{one.num_rows} rows, log10 evidence {one.log10_evidence:.2f}, drift at row {one.drift_row}")
             if args.every is None:
-                break
+                return
             time.sleep(args.every)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,7 @@ class MonitorFile:
         RuntimeError: Another process holds the state, or the state belongs to another alarm than ``monitor.json``.
     """
 
-    def __init__(self, folder: Path, name: str, *, seed: int, save_every: int = 1000) -> None:
+    def __init__(self, folder: Path, name: str, *, seed: int, save_every: int = 100) -> None:
         self.path, self.save_every = folder / f"{name}.json", save_every
         self._lock = threading.Lock()
         self._claim = self.path.with_suffix(".lock").open("w")

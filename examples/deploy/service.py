@@ -1,7 +1,6 @@
 """Predictions, alarms and a drift monitor over HTTP: `FOLDER=runs WORKER=0 uvicorn service:app`. README.md says more."""
 
 import os
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
@@ -15,33 +14,30 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 
 FOLDER, WORKER = Path(os.environ["FOLDER"]), int(os.environ.get("WORKER", "0"))
 predictor, metrics = Predictor(FOLDER / "model.onnx"), CollectorRegistry()
-total, alarms, nonfinite = (
-    Counter(name, f"Rows: {name}", registry=metrics) for name in ("rows", "alarms", "nonfinite")
-)
-BUCKETS = [2.0**i / 1000 for i in range(10)]
-latency = Histogram("predict_seconds", "From a parsed request to its answer", buckets=BUCKETS, registry=metrics)
+total, alarms, nonfinite = (Counter(name, "In all", registry=metrics) for name in ("rows", "alarms", "nonfinite"))
+STEPS = [2.0**i / 1000 for i in range(10)]
+latency = Histogram("predict_seconds", "From a parsed request to its answer", buckets=STEPS, registry=metrics)
+Rows = Annotated[list[list[float | None]], Body(embed=True, min_length=1, max_length=10_000)]
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI):
     with MonitorFile(FOLDER, f"worker-{WORKER}", seed=WORKER) as app.state.drift:
         metrics.register(app.state.drift)
         yield
-        metrics.unregister(app.state.drift)
 
 
 app = FastAPI(lifespan=lifespan)
 
 
 @app.exception_handler(RequestValidationError)
-def refuse(
-    request: Request, error: RequestValidationError
-) -> Response:  # FastAPI's answer fails if the input holds NaN
+def refuse(request: Request, error: RequestValidationError) -> Response:
+    # In a sentence. FastAPI repeats the input instead, and fails if that holds NaN.
     return JSONResponse({"detail": "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()[:3])}, 422)
 
 
 @app.post("/predict")
-def predict(rows: Annotated[list[list[float | None]], Body(embed=True, min_length=1, max_length=10_000)]) -> Response:
+def predict(rows: Rows) -> Response:
     with latency.time():
         try:
             answers, scores = predictor(rows)
