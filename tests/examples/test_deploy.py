@@ -21,7 +21,8 @@ from lightning_uq import DriftMonitor, InputError, load_fitted
 
 SOURCE = Path(__file__).parents[2] / "examples" / "deploy"
 README = (SOURCE / "README.md").read_text()
-COMMANDS = re.findall(r"^python (\w+\.py .*?)(?: +#.*)?$", README, flags=re.MULTILINE)
+BLOCK = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)[0]
+COMMANDS = re.findall(r"^python (\w+\.py .*?)(?: +#.*)?$", BLOCK, flags=re.MULTILINE)
 
 
 def run(folder, *command):
@@ -207,9 +208,10 @@ def test_the_state_is_saved_on_the_way_and_never_in_part(start, monkeypatch):
         before = state.read_text()
         assert DriftMonitor.from_json(before).num_rows == 101
         send(client, rows[101:200])
-        with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        with monkeypatch.context() as patched:
             patched.setattr(Path, "replace", kill)
-            send(client, rows[200:])
+            with pytest.raises(InterruptedError):
+                send(client, rows[200:])
         assert state.read_text() == before
     assert DriftMonitor.from_json(state.read_text()).num_rows == 300
 
