@@ -7,7 +7,7 @@ TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 # The oldest torch, torchvision and jsonargparse that pyproject.toml allows.
 OLDEST := $(shell sed -nE 's/^  "(torch|torchvision)>=([0-9.]+)",$$/\1==\2.*/p; s/^cli = \["(jsonargparse).*>=([0-9.]+)",.*/\1==\2.*/p' pyproject.toml)
 
-.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-clients api contract record lint notebooks bench clean
+.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-deploy test-clients api contract record lint notebooks bench clean
 
 install: .venv/.installed
 
@@ -54,6 +54,11 @@ test-avx2: install
 
 test-slow: install
 	$(TEST) -m slow
+
+# The service of examples/deploy under FastAPI's test client.
+test-deploy: install
+	$(BIN)/python -m pip install --quiet --editable ".[deploy]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/examples
 
 # The tools on other people's projects, whose packages come into an environment of their own on top of this one; writes docs/clients.md.
 test-clients: .venv-clients/.installed
