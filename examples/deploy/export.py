@@ -12,5 +12,5 @@ if __name__ == "__main__":
     fitted = load_fitted(folder / "model-uq.ckpt")  # imports the class `train.DigitsClassifier`, which the file names
     export_fitted(fitted, folder / "model.onnx", digits("held_out").tensors[0][:8])
 
-    alarm = OODAlarm.from_json((folder / "alarm.json").read_text())
+    alarm = OODAlarm.from_checkpoint(folder / "model-uq.ckpt")
     (folder / "monitor.json").write_text(DriftMonitor(alarm, false_alarm_probability=0.05).to_json())

@@ -19,4 +19,3 @@ if __name__ == "__main__":
     alarm = OODAlarm(score="ood_score", false_alarm_rate=0.05).fit(model, held_out, after=[gmm, temperature])
 
     save_fitted(folder / "model-uq.ckpt", model, [gmm, temperature, alarm])
-    (folder / "alarm.json").write_text(alarm.to_json())

@@ -5,6 +5,7 @@ import math
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
@@ -102,7 +103,7 @@ class DriftMonitor:
 
     # ------------------------------------------------------------------ rows
 
-    def update(self, rows: Prediction | Tensor) -> bool:
+    def update(self, rows: "Prediction | Tensor | np.ndarray[Any, Any]") -> bool:
         """Add rows in their order of arrival; gives back whether a drift was found so far.
 
         Args:
@@ -115,6 +116,7 @@ class DriftMonitor:
         if isinstance(rows, Prediction):
             _ = rows.ood_p_value  # an alarm's score, not a density's alone
             rows = rows.ood_score
+        rows = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
         check_floating("rows", rows, 1, "[B]")
         check_shape("rows", rows, torch.Size([rows.numel()]))
         numbers = torch.arange(self.num_rows, self.num_rows + len(rows))

@@ -95,7 +95,7 @@ def load_fitted(
     fitted = compose(model, prefix, chosen, predict_fn, output, pool, found_task)
     check_choice("nonfinite", nonfinite, ("error", "inf"))
     fitted.nonfinite = nonfinite
-    return fitted
+    return fitted.requires_grad_(False)
 
 
 def _choose(found: dict[str, Any], wanted: Sequence[str] | None, path: str | Path) -> dict[str, Any]:

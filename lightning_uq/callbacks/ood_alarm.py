@@ -2,7 +2,8 @@
 
 import json
 import math
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,27 +12,24 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import Self
 
-from lightning_uq.callbacks.carried import Carried
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.held_out import HeldOutCallback
 from lightning_uq.callbacks.logged_metrics import When
+from lightning_uq.callbacks.ood_alarm_transform import MapReduction, OODAlarmTransform, input_scores, summary_of
 from lightning_uq.callbacks.post_training import post_training_callbacks
+from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.errors import InputError
-from lightning_uq.functional.conformal_p_values import alarm_threshold, benjamini_hochberg, conformal_p_values
+from lightning_uq.functional.conformal_p_values import alarm_threshold, benjamini_hochberg
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.validation import check_choice, check_open_unit
 from lightning_uq.guessing import report_guess
 from lightning_uq.json_text import read_json
 from lightning_uq.metrics import OODAlarmRate
 from lightning_uq.predictions import Prediction
-from lightning_uq.predictions.base import DENSITY_FIELDS
-from lightning_uq.running.transforms import PredictionTransform
 from lightning_uq.tasks import Task
 
 MAX_SCORES = 2**16
 """Rows that are kept by default. Their scores take 512 kB, and p-values are at least 1 / 65,537."""
-
-MapReduction = Literal["mean", "max"]
 
 _VERSION = 1
 
@@ -250,7 +248,26 @@ class OODAlarm(HeldOutCallback):
         """The share of inputs with an alarm."""
         return {"ood_alarm_rate": OODAlarmRate(validate_args=False)}
 
-    # ------------------------------------------------------------------ as text
+    # ------------------------------------------------------------------ from a file, and as text
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, name: str | None = None) -> Self:
+        """The alarm in a ``-uq.ckpt``, without the model: its :meth:`change` and :meth:`discoveries` work, and :class:`DriftMonitor` takes it.
+
+        Args:
+            path: The file, read under ``weights_only=True``.
+            name: The ``name`` of the alarm, where the file holds several.
+
+        Raises:
+            InputError: The file cannot be read, or does not hold one such alarm.
+        """
+        states = {key: one for key, one in fitted_states(path).items() if key.partition("{")[0] == cls.__qualname__}
+        found = [key for key in states if name is None or key == cls(name=name).state_key]
+        if len(found) != 1:
+            raise InputError(
+                f"{path} must hold one alarm{'' if name is None else f' of name {name!r}'}, but it holds {list(states) or 'none'}."
+            )
+        return cls.of_state(states[found[0]])
 
     def to_json(self) -> str:
         """The fitted alarm as JSON, without the weights: for a service that has scores or predictions, but no checkpoint.
@@ -300,78 +317,6 @@ class OODAlarm(HeldOutCallback):
         return alarm
 
 
-class OODAlarmTransform(PredictionTransform):
-    """Adds score, p-value and alarm to predictions.
-
-    Args:
-        score_name: The score of predictions.
-        map_reduction: See :class:`OODAlarm`.
-        scores: The scores of the held-out rows [n], ascending.
-        threshold: The score above which there is an alarm.
-        carried: The calibrations that a prediction must carry.
-        summary: The summary of the fitted score of features, where it is that which is judged.
-    """
-
-    kind = "OOD alarm"
-    is_last = True
-    reads_scores = True
-
-    def __init__(
-        self,
-        score_name: str,
-        map_reduction: MapReduction,
-        scores: Tensor,
-        threshold: Tensor,
-        carried: Carried,
-        summary: Tensor | None = None,
-    ) -> None:
-        self.score_name = score_name
-        self.map_reduction: MapReduction = map_reduction
-        self.scores = scores
-        self.threshold = threshold
-        self.carried = carried
-        self.summary = summary
-
-    def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction with its alarm."""
-        score = input_scores(prediction, self.score_name, self.map_reduction)
-        self.carried.check(prediction)
-        self._check_score(prediction)
-        if self.scores.device != score.device:
-            self.scores = self.scores.to(score.device)
-        p_value, infinite = conformal_p_values(score, self.scores), score.isposinf()
-        return prediction.replace(
-            ood_score=score,
-            ood_p_value=torch.where(infinite, 0.0, p_value),
-            ood_alarm=(score > self.threshold.to(score.device)) | infinite,
-        )
-
-    def _check_score(self, prediction: Prediction) -> None:
-        found = summary_of(prediction, self.score_name)
-        if self.summary is None or found is None:
-            return
-        if found.shape != self.summary.shape or not torch.allclose(found.cpu(), self.summary, rtol=1e-3, atol=1e-6):
-            raise InputError(
-                f"OODAlarm was fitted to `{self.score_name}` of another density or distance than this prediction carries. Fit the alarm again."
-            )
-
-
 def _fits_tails_of(scores: Tensor) -> bool:
     """Whether ascending scores are those of the very rows to which a density's tails were fitted: the highest has a tail of 1 / (n + 1)."""
     return bool((scores[-1] - math.log1p(len(scores))).abs() < 1e-4)
-
-
-def summary_of(prediction: Prediction, name: str) -> Tensor | None:
-    """What tells the fitted score of features that is judged from another one; None where no such score is."""
-    if name not in DENSITY_FIELDS or not prediction.has("score_summary"):
-        return None
-    return prediction.score_summary
-
-
-def input_scores(prediction: Prediction, name: str, map_reduction: MapReduction) -> Tensor:
-    """One score [B] per input; plus infinity where it is NaN."""
-    score = prediction.score(name)
-    if score.ndim == 1:
-        return score
-    flat = score.flatten(1)
-    return flat.amax(1) if map_reduction == "max" else flat.mean(1)

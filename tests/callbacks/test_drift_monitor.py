@@ -141,7 +141,7 @@ def test_predictions_with_an_alarm_are_its_rows():
     alarm = OODAlarm(score="max_softmax").fit_predictions(prediction[:200])
     by_prediction, by_score = DriftMonitor(alarm), DriftMonitor(alarm.scores)
     by_prediction.update(alarm.change(prediction[200:]))
-    by_score.update(prediction[200:].score("max_softmax"))
+    by_score.update(prediction[200:].score("max_softmax").numpy())
     assert by_prediction.log10_evidence == by_score.log10_evidence
     assert DriftMonitor(OODAlarm.from_json(alarm.to_json())).bins.edges.tolist() == by_score.bins.edges.tolist()
     with pytest.raises(NotFittedError, match="carries no `ood_p_value`"):

@@ -24,6 +24,7 @@ from lightning_uq import (
     TemperatureScaling,
     load_fitted,
     read_predictions,
+    save_fitted,
 )
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional import conformal_p_values
@@ -277,6 +278,22 @@ def test_json_holds_all_of_it():
     with pytest.warns(UserWarning, match="too few"):
         few = OODAlarm(score="predictive_entropy").fit_predictions(unsure(5))
     assert OODAlarm.from_json(json.dumps(json.loads(few.to_json()))).threshold == math.inf
+
+
+def test_a_file_gives_the_alarm_without_the_model(tmp_path):
+    module = UsersModule()
+    one = OODAlarm(false_alarm_rate=0.1, delta=0.2).fit(module, rows(90))
+    save_fitted(tmp_path / "a.ckpt", module, [one])
+    again, new = OODAlarm.from_checkpoint(tmp_path / "a.ckpt"), unsure(20)
+    assert torch.equal(again.change(new).ood_p_value, one.change(new).ood_p_value)
+    assert (again.false_alarm_rate, again.delta, again.threshold) == (0.1, 0.2, one.threshold)
+    other = OODAlarm(score="max_softmax", name="other").fit(module, rows(90))
+    save_fitted(tmp_path / "a.ckpt", module, [one, other])
+    assert OODAlarm.from_checkpoint(tmp_path / "a.ckpt", name="other").threshold == other.threshold
+    with pytest.raises(InputError, match=r"must hold one alarm, but it holds \['OODAlarm', .*other"):
+        OODAlarm.from_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="must hold one alarm of name 'third', but it holds"):
+        OODAlarm.from_checkpoint(tmp_path / "a.ckpt", name="third")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Predictions that carry an alarm: a score, its p-value, and whether it is above a threshold."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uq.callbacks.carried import Carried
+from lightning_uq.errors import InputError
+from lightning_uq.functional.conformal_p_values import conformal_p_values
+from lightning_uq.predictions import Prediction
+from lightning_uq.predictions.base import DENSITY_FIELDS
+from lightning_uq.running.transforms import PredictionTransform
+
+MapReduction = Literal["mean", "max"]
+"""How a map of scores becomes one."""
+
+
+class OODAlarmTransform(PredictionTransform):
+    """Adds score, p-value and alarm to predictions.
+
+    Args:
+        score_name: The score of predictions.
+        map_reduction: See :class:`OODAlarm`.
+        scores: The scores of the held-out rows [n], ascending.
+        threshold: The score above which there is an alarm.
+        carried: The calibrations that a prediction must carry.
+        summary: The summary of the fitted score of features, where it is that which is judged.
+    """
+
+    kind = "OOD alarm"
+    is_last = True
+    reads_scores = True
+
+    def __init__(
+        self,
+        score_name: str,
+        map_reduction: MapReduction,
+        scores: Tensor,
+        threshold: Tensor,
+        carried: Carried,
+        summary: Tensor | None = None,
+    ) -> None:
+        self.score_name = score_name
+        self.map_reduction: MapReduction = map_reduction
+        self.scores = scores
+        self.threshold = threshold
+        self.carried = carried
+        self.summary = summary
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """The prediction with its alarm."""
+        score = input_scores(prediction, self.score_name, self.map_reduction)
+        self.carried.check(prediction)
+        self._check_score(prediction)
+        if self.scores.device != score.device:
+            self.scores = self.scores.to(score.device)
+        p_value, infinite = conformal_p_values(score, self.scores), score.isposinf()
+        return prediction.replace(
+            ood_score=score,
+            ood_p_value=torch.where(infinite, 0.0, p_value),
+            ood_alarm=(score > self.threshold.to(score.device)) | infinite,
+        )
+
+    def _check_score(self, prediction: Prediction) -> None:
+        found = summary_of(prediction, self.score_name)
+        if self.summary is None or found is None:
+            return
+        if found.shape != self.summary.shape or not torch.allclose(found.cpu(), self.summary, rtol=1e-3, atol=1e-6):
+            raise InputError(
+                f"OODAlarm was fitted to `{self.score_name}` of another density or distance than this prediction carries. Fit the alarm again."
+            )
+
+
+def summary_of(prediction: Prediction, name: str) -> Tensor | None:
+    """What tells the fitted score of features that is judged from another one; None where no such score is."""
+    if name not in DENSITY_FIELDS or not prediction.has("score_summary"):
+        return None
+    return prediction.score_summary
+
+
+def input_scores(prediction: Prediction, name: str, map_reduction: MapReduction) -> Tensor:
+    """One score [B] per input; plus infinity where it is NaN."""
+    score = prediction.score(name)
+    if score.ndim == 1:
+        return score
+    flat = score.flatten(1)
+    return flat.amax(1) if map_reduction == "max" else flat.mean(1)
