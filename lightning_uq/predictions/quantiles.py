@@ -11,6 +11,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.functional.quantile_recalibration import extended_cdf, extended_quantile, uncalibrated_levels
 from lightning_uq.functional.quantiles import check_levels, pinball, quantile_at
+from lightning_uq.functional.running_maximum import running_maximum
 from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
 from lightning_uq.predictions.spread import SpreadPrediction, variance_over
@@ -159,7 +160,7 @@ class QuantilePrediction(SpreadPrediction):
         shape = -1, *[1] * len(self.map_shape)
         levels = uncalibrated_levels(self.levels, knots.to(quantiles.device)).T
         moved = [extended_quantile(quantiles, self.levels, level.reshape(shape)) for level in levels]
-        new = torch.stack(moved, -1).cummax(-1).values  # rounding may let equal ones cross
+        new = running_maximum(torch.stack(moved, -1))  # rounding may let equal ones cross
         tensors = {"member_quantiles": new.to(self.member_quantiles.dtype), "recalibration": knots}
         return self._from_tensors({**self.__dict__["_tensors"], **tensors})
 
