@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_uq.cli.options import Names
-from lightning_uq.cli.output import make_console
+from lightning_uq.cli.output import make_console, removing_new_directories
 
 
 def score(
@@ -55,7 +55,8 @@ def score(
     settings = Settings(
         model, data, out, network, task, columns, drop, id, input, nonfinite, batch_size, device, monitor
     )
-    with ScoreProgress(progress_console) as progress:
+    folders = [path.parent for path in (out, monitor) if path is not None]
+    with removing_new_directories(*folders), ScoreProgress(progress_console) as progress:
         summary = score(settings, progress, overwrite=overwrite)
     parts = [f"{summary.rows:,} rows in {summary.seconds:.1f} s"]
     if summary.nonfinite_rows:
