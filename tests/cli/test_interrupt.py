@@ -30,8 +30,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-SCORE = "score model-uq.ckpt rows.npy --network users_network:make --batch-size 1 --out new/out.parquet".split()
-COMPARE = "compare --methods softmax --seeds 50 --out new/compare".split()
+SCORE = [
+    "score",
+    "model-uq.ckpt",
+    "rows.npy",
+    "--network",
+    "users_network:make",
+    "--batch-size",
+    "1",
+    "--out",
+    "new/out.parquet",
+]
+COMPARE = ["compare", "--methods", "softmax", "--seeds", "50", "--out", "new/compare"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ there")
