@@ -52,12 +52,10 @@ def score(
     from lightning_uq.score import Settings, score
     from lightning_uq.score.terminal import ScoreProgress
 
-    settings = Settings(
-        model, data, out, network, task, columns, drop, id, input, nonfinite, batch_size, device, monitor
-    )
+    settings = Settings(model, data, out, network, task, columns, drop, id, input, nonfinite, batch_size, device)
     folders = [path.parent for path in (out, monitor) if path is not None]
     with removing_new_directories(*folders), ScoreProgress(progress_console) as progress:
-        summary = score(settings, progress, overwrite=overwrite)
+        summary = score(settings, progress, overwrite=overwrite, monitor=monitor)
     parts = [f"{summary.rows:,} rows in {summary.seconds:.1f} s"]
     if summary.nonfinite_rows:
         parts.append(f"{summary.nonfinite_rows:,} with NaN or infinity")

@@ -45,8 +45,6 @@ class Settings:
         nonfinite: A row with NaN or infinity: ``"inf"`` has a score of infinity and probabilities of NaN, ``"error"`` ends the run.
         batch_size: Rows per call of the model.
         device: ``"cpu"`` or ``"cuda"``.
-        monitor: A file with the state of a :class:`~lightning_uq.DriftMonitor`, to which the rows' scores are added, in order. With a ``-uq.ckpt``,
-            a missing file is made.
     """
 
     model: str | Path
@@ -61,7 +59,6 @@ class Settings:
     nonfinite: Literal["inf", "error"] = "inf"
     batch_size: int = 1024
     device: Literal["cpu", "cuda"] = "cpu"
-    monitor: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,13 @@ class Summary:
     monitor: DriftMonitor | None = None
 
 
-def score(settings: Settings, progress: Progress = lambda done, total: None, *, overwrite: bool = False) -> Summary:
+def score(
+    settings: Settings,
+    progress: Progress = lambda done, total: None,
+    *,
+    overwrite: bool = False,
+    monitor: str | Path | None = None,
+) -> Summary:
     """Write the model's outputs for each row of the data.
 
     The file's columns are ``index``, the row's number from 0, the column ``id``, and the outputs. It appears when all rows are written; an
@@ -93,6 +96,8 @@ def score(settings: Settings, progress: Progress = lambda done, total: None, *, 
         settings: The model, the data and the file.
         progress: Called after each batch.
         overwrite: Whether a file that exists is replaced.
+        monitor: A file with the state of a :class:`~lightning_uq.DriftMonitor`, to which the rows' scores are added, in order. With a ``-uq.ckpt``,
+            a missing file is made.
 
     Raises:
         InputError: An argument is not as documented, the model does not take these rows, or the data holds none.
@@ -110,20 +115,18 @@ def score(settings: Settings, progress: Progress = lambda done, total: None, *, 
         raise InputError(f"`out` must be another file than the data, but both are {out}.")
     if out.is_dir() or (out.exists() and not overwrite):
         raise InputError(f"`out`: {out} exists already. Choose another file, or pass `overwrite`.")
-    if settings.monitor is not None:
+    if monitor is not None:
         others = [Path(path).resolve() for path in (settings.model, settings.data, out)]
-        if Path(settings.monitor).resolve() in others:
-            raise InputError(
-                f"`monitor` must be a file of its own, but {settings.monitor} is another file of this run."
-            )
+        if Path(monitor).resolve() in others:
+            raise InputError(f"`monitor` must be a file of its own, but {monitor} is another file of this run.")
     writable_directory(out.parent)
     rows = open_rows(settings.data, columns=settings.columns, drop=settings.drop, id=settings.id, input=settings.input)
     model = load_model(settings.model, settings.network, settings.task, settings.device)
-    monitor = None
-    if settings.monitor is not None:
+    drift: DriftMonitor | None = None
+    if monitor is not None:
         if model.outputs is not None:
             check_alarm(settings.model, model.outputs)
-        monitor = open_monitor(settings.monitor, settings.model)
+        drift = open_monitor(monitor, settings.model)
     start = time.perf_counter()
     file: ScoreFile | None = None
     done = bad = alarms = 0
@@ -134,9 +137,9 @@ def score(settings: Settings, progress: Progress = lambda done, total: None, *, 
             if file is None:
                 file = ScoreFile(out, block, {} if settings.id is None else {settings.id: rows.id_type})
             file.add(block)
-            if monitor is not None:
+            if drift is not None:
                 check_alarm(settings.model, block)
-                monitor.update(torch.from_numpy(block[SCORE]))
+                drift.update(torch.from_numpy(block[SCORE]))
             done, bad = done + len(is_bad), bad + int(is_bad.sum())
             has_alarms = ALARM in block
             alarms += int(block[ALARM].sum()) if has_alarms else 0
@@ -145,14 +148,14 @@ def score(settings: Settings, progress: Progress = lambda done, total: None, *, 
             raise InputError(f"{settings.data} holds no rows.")
         file.close()
         with ExitStack() as stack:
-            if monitor is not None and settings.monitor is not None:
-                stack.enter_context(replacing(settings.monitor)).write_text(monitor.to_json())
+            if monitor is not None and drift is not None:
+                stack.enter_context(replacing(monitor)).write_text(drift.to_json())
             file.partial.replace(out)
     except BaseException:  # an interrupt, too
         if file is not None:
             file.discard()
         raise
-    return Summary(done, bad, time.perf_counter() - start, alarms if has_alarms else None, monitor)
+    return Summary(done, bad, time.perf_counter() - start, alarms if has_alarms else None, drift)
 
 
 def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: int) -> tuple[Block, Tensor]:

@@ -96,20 +96,21 @@ def test_a_run_that_fails_leaves_the_monitor_as_it_was(models, rows):
     monitor = rows / "monitor.json"
     before = DriftMonitor(models["alarm"]).to_json()
     monitor.write_text(before)
-    settings = {"batch_size": 10, "monitor": monitor}
     with pytest.raises(NotFiniteError):
-        score(Settings(models["alarm.pt2"], "same.npy", "out.parquet", nonfinite="error", **settings))
+        score(
+            Settings(models["alarm.pt2"], "same.npy", "out.parquet", nonfinite="error", batch_size=10), monitor=monitor
+        )
 
     def interrupt(done, total):
         if done == 100:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score(Settings(models["alarm.pt2"], "same.npy", "out.parquet", **settings), interrupt)
+        score(Settings(models["alarm.pt2"], "same.npy", "out.parquet", batch_size=10), interrupt, monitor=monitor)
     assert monitor.read_text() == before
     monitor.unlink()
     with pytest.raises(KeyboardInterrupt):
-        score(Settings(models["alarm-uq.ckpt"], "same.npy", "out.parquet", **settings), interrupt)
+        score(Settings(models["alarm-uq.ckpt"], "same.npy", "out.parquet", batch_size=10), interrupt, monitor=monitor)
     assert sorted(path.name for path in rows.iterdir()) == ["far.npy", "same.npy"]
 
 
@@ -133,7 +134,7 @@ def test_what_does_not_fit_is_refused_before_the_first_batch(models, rows):
     for model, monitor, message in cases:
         with pytest.raises(InputError, match=message):
             score(
-                Settings(models[model], "same.npy", "out.parquet", monitor=monitor), lambda *_: pytest.fail("a batch")
+                Settings(models[model], "same.npy", "out.parquet"), lambda *_: pytest.fail("a batch"), monitor=monitor
             )
     assert not (rows / "out.parquet").exists()
 
@@ -144,5 +145,5 @@ def test_a_graph_that_does_not_say_what_it_gives(models, rows):
     program = torch.export.load(models["plain.pt2"])
     save_torch(program, GraphInfo(), rows / "foreign.pt2")
     with pytest.raises(InputError, match="`monitor` needs a model with an OODAlarm"):
-        score(Settings("foreign.pt2", "same.npy", "out.parquet", monitor="monitor.json"))
+        score(Settings("foreign.pt2", "same.npy", "out.parquet"), monitor="monitor.json")
     assert not (rows / "out.parquet").exists()
