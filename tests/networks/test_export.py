@@ -116,7 +116,7 @@ def test_quantiles_keep_their_names(suffix, make, tmp_path):
     save_fitted(tmp_path / "m-uq.ckpt", model, [make(task=task).fit(model, [(rows, fitted_to)])])
     fitted = load_fitted(tmp_path / "m-uq.ckpt", model)
     with pytest.raises(InputError, match="names of quantiles are known once the module was called"):
-        torch.export.export(fitted, (rows,))
+        torch.export.export(fitted, (rows,), strict=False)
     export_fitted(fitted, tmp_path / f"m{suffix}", rows[:5])
     found, expected = read_graph(tmp_path / f"m{suffix}")(rows), fitted(rows)
     assert list(found) == list(expected)
