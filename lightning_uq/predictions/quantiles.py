@@ -220,4 +220,4 @@ def _quantile_in_graph(quantiles: Tensor, levels: Tensor, level: float) -> Tenso
         [values.index_select(-1, place) for place in (above - 1, above)] for values in (levels, quantiles)
     )
     share = ((level - low) / (high - low)).clamp(0, 1).to(quantiles.dtype)
-    return torch.lerp(left, right, share).squeeze(-1)
+    return (left + share * (right - left)).squeeze(-1)
