@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
-from lightning_uq import DeterministicModule, EnsembleModule, EvidentialModule, Factory
+from lightning_uq import DeterministicModule, EnsembleModule, EvidentialModule, Factory, FitGMM, save_fitted
 from lightning_uq.cli import main
 from lightning_uq.data import DigitsDataModule
 from lightning_uq.errors import InputError
@@ -386,6 +386,23 @@ def test_load_model_gives_the_module(networks):
 
 
 # ---------------------------------------------------------------------- refusals
+
+
+def test_the_file_of_a_plain_module_asks_for_the_network(tmp_path):
+    path, x = tmp_path / "plain-uq.ckpt", torch.randn(60, 4)
+    model = MLP(4, 2, hidden_sizes=[3])
+    gmm = FitGMM(feature_transform="raw").fit(model, [(x, (x[:, 0] > 0).long())])
+    save_fitted(path, model, [gmm])
+    name = "lightning_uq.networks.mlp.MLP"
+    with pytest.raises(InputError, match=rf"was written by {name}, which is no LightningModule\. Pass `network`, the"):
+        load_model(path)
+    loaded = load_model(path, network=name, init_args={"in_features": 4, "out_features": 2, "hidden_sizes": [3]})
+    assert torch.equal(loaded(x), model(x))
+    content = torch.load(path, weights_only=True)
+    content["lightning_uq_written_by"]["class_path"] = "__main__.Gone"
+    torch.save(content, path)
+    with pytest.raises(InputError, match=r"by __main__\.Gone, which cannot be imported here\. Pass `module`, where it"):
+        load_model(path)
 
 
 @pytest.mark.parametrize(

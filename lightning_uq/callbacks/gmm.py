@@ -116,15 +116,16 @@ class FitGMM(FeatureCallback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a fit depends on."""
-        fit: dict[str, Any] = {
+        """What a fit depends on; ``score`` is a part of it because a file's score is its own one."""
+        return {
+            **super().settings,
             "covariance": self.covariance,
             "priors": self.priors,
             "regularization": self.regularization,
+            "num_components": self.num_components,
+            "feature_transform": self.coordinates.transform,
+            "score": self.density_score,
         }
-        of_tails = {"score": self.density_score} if len(self.coordinates.names) > 1 else {}
-        fit["num_components"] = self.num_components
-        return {**super().settings, **fit, "feature_transform": self.coordinates.transform, **of_tails}
 
     @property
     def densities(self) -> list[GaussianDensity]:
@@ -331,10 +332,7 @@ class FitGMM(FeatureCallback):
 
     def make_scorer(self, tensors: dict[str, Any]) -> FeatureDensity:
         """The densities that the fitted tensors describe."""
-        density = FeatureDensity.from_tensors(tensors, getattr(torch, self.scoring_dtype))
-        if not density.tails:  # another score needs no other fit
-            density.score = self.density_score
-        return density
+        return FeatureDensity.from_tensors(tensors, getattr(torch, self.scoring_dtype))
 
     # ------------------------------------------------------------------ scoring
 

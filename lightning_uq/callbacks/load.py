@@ -18,7 +18,7 @@ from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.importing import import_object
-from lightning_uq.lightning_trees import is_instance, is_subclass
+from lightning_uq.lightning_trees import both, is_instance, is_subclass
 from lightning_uq.networks.features import uncompiled
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
 from lightning_uq.networks.finite import NonFinite
@@ -205,7 +205,8 @@ def _class_name(written_by: Mapping[str, Any]) -> str:
 
 def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | None) -> nn.Module:
     """An instance of the class that wrote the file, from its hyper-parameters."""
-    name = checkpoint.get(WRITTEN_BY, {}).get("class_path")
+    written_by = checkpoint.get(WRITTEN_BY, {})
+    name = written_by.get("class_path")
     hint = "Pass argument `network`, an instance of it with any weights."
     if name is None:
         raise InputError(f"{path} does not say which module wrote it. {hint}")
@@ -217,9 +218,13 @@ def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | No
         raise InputError(f"{path} names {name} as its module, which it is not. {hint}")
     given: Any = {} if network is None else {"network": copy.deepcopy(network)}
     check_complete(path, checkpoint, given, hint)
+    if not written_by.get("is_ours"):  # ours save all
+        _check_arguments(path, checkpoint, found, hint)
     try:
         if not is_subclass(found, LightningModule):
-            return _rebuilt_plain(found, checkpoint)
+            plain = found()
+            plain.load_state_dict(checkpoint["state_dict"])
+            return plain
         rebuilt: nn.Module = found.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
         return rebuilt
     except (UQError, TypeError, RuntimeError, AttributeError, KeyError) as error:
@@ -227,13 +232,25 @@ def _rebuilt(path: str | Path, checkpoint: dict[str, Any], network: Network | No
         raise InputError(f"{path} was written by {name}, which cannot be built from it: {reason} {hint}") from error
 
 
-def _rebuilt_plain(kind: type[nn.Module], checkpoint: dict[str, Any]) -> nn.Module:
-    """An instance of a class that takes no arguments: no file holds those of a plain module, and defaults may be others."""
-    if inspect.signature(kind).parameters:
-        raise InputError("the file does not hold its arguments.")
-    model = kind()
-    model.load_state_dict(checkpoint["state_dict"])
-    return model
+def _check_arguments(path: str | Path, checkpoint: dict[str, Any], kind: type[nn.Module], hint: str) -> None:
+    """Refuse a class with arguments that the file does not hold: their defaults may be others, as an activation that no weights tell."""
+    if kind.__init__ in [base.__init__ for base in both(LightningModule)]:
+        return  # it takes none
+    parameters = inspect.signature(kind).parameters.values()
+    saved = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    whole = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_NAME)  # the one argument that takes them all
+    lacking = [
+        one.name
+        for one in parameters
+        if one.name not in saved
+        and one.name != whole
+        and not (saved and one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD))
+    ]
+    if lacking:
+        raise InputError(
+            f"{path} was written by {kind.__module__}.{kind.__qualname__}, which cannot be built from it: the file does not hold its arguments "
+            f"{', '.join(lacking)}. {hint}"
+        )
 
 
 def _fingerprint(model: nn.Module, prefix: str, beside: dict[str, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning_uq
 from lightning_uq.cli.bandit import bandit
 from lightning_uq.cli.compare import compare
-from lightning_uq.cli.errors import UsageError, one_line, recoverable_errors
+from lightning_uq.cli.errors import UsageError, is_interrupt, one_line, recoverable_errors
 from lightning_uq.cli.evaluate import evaluate
 from lightning_uq.cli.fit import LIGHTNING_COMMANDS, run_lightning
 from lightning_uq.cli.options import run
@@ -41,7 +41,7 @@ An error in the input is one line. Set the environment variable {DEBUG}=1 to see
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 2 after one line on stderr if the user's input is at fault.
+    """Run a command and return its exit code: 0, or, after one line on stderr, 2 if the user's input is at fault and 130 after an interrupt.
 
     Args:
         argv: The arguments; None: those of the process.
@@ -54,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"lightning-uq: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, SystemExit) as error:
+        if os.environ.get(DEBUG) or not is_interrupt(error):
+            raise
+        print("lightning-uq: interrupted", file=sys.stderr)
+        return 130  # as a shell has it: 128 + SIGINT
 
 
 def _run(arguments: list[str], *, from_process: bool) -> int:

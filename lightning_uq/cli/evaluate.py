@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lightning_uq.cli.errors import UsageError
 from lightning_uq.cli.options import Accelerator, Integers, Repeated
+from lightning_uq.cli.output import removing_new_directories
 
 
 def evaluate(
@@ -66,9 +67,10 @@ def evaluate(
     )
     if out.is_dir():
         raise UsageError(f"--out must be a file, but {out} is a directory.")
-    writable_directory(out.parent)
-    result = evaluate(settings, lambda path: print(path, file=sys.stderr))
-    write(result, out)
+    with removing_new_directories(out.parent):
+        writable_directory(out.parent)
+        result = evaluate(settings, lambda path: print(path, file=sys.stderr))
+        write(result, out)
     for key, mean in result["mean"].items():
         error = result["std"][key]
         print(f"{key:14s} {mean:.4f}" + ("" if error is None else f" +- {error:.4f}"))

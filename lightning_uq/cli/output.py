@@ -29,6 +29,19 @@ def make_console(*, stderr: bool = False) -> "Console":
 
 
 @contextmanager
+def removing_new_directories(*paths: Path) -> Iterator[None]:
+    """A context that, if it fails, removes those of the directories that it made, where they are empty."""
+    made = [directory for path in paths for directory in (path, *path.parents) if not directory.exists()]
+    try:
+        yield
+    except BaseException:
+        for directory in made:
+            if directory.is_dir() and not any(directory.iterdir()):
+                directory.rmdir()
+        raise
+
+
+@contextmanager
 def output_directory(path: Path) -> Iterator[None]:
     """A context in which figures and results are written to a directory. If it fails, directories that it made are removed.
 
@@ -40,12 +53,6 @@ def output_directory(path: Path) -> Iterator[None]:
 
     new_figure(1, 1)
     jinja_environment()
-    made = [directory for directory in (path, *path.parents) if not directory.exists()]
-    writable_directory(path)
-    try:
+    with removing_new_directories(path):
+        writable_directory(path)
         yield
-    except BaseException:
-        for directory in made:
-            if not any(directory.iterdir()):
-                directory.rmdir()
-        raise

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_uq.cli.options import Names
-from lightning_uq.cli.output import make_console
+from lightning_uq.cli.output import make_console, removing_new_directories
 
 
 def score(
@@ -21,6 +21,7 @@ def score(
     device: Literal["cpu", "cuda"] = "cpu",
     network: str | None = None,
     task: str | None = None,
+    monitor: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write predictions and scores for each row of a file as Parquet, in constant memory.
@@ -43,6 +44,8 @@ def score(
         network: For a checkpoint that cannot be rebuilt from its file, the function or class that builds the module or the network
             inside, such as my_project.models:make_network.
         task: For a checkpoint whose callbacks had a task, its name, such as regression.
+        monitor: File with the state of a DriftMonitor, to which this run adds the ood_score of each row. A missing file is made from the
+            alarm in a -uq.ckpt. The file changes only if the run succeeds.
         overwrite: Replace a file that exists.
     """
     progress_console = make_console(stderr=True)
@@ -50,11 +53,15 @@ def score(
     from lightning_uq.score.terminal import ScoreProgress
 
     settings = Settings(model, data, out, network, task, columns, drop, id, input, nonfinite, batch_size, device)
-    with ScoreProgress(progress_console) as progress:
-        summary = score(settings, progress, overwrite=overwrite)
+    folders = [path.parent for path in (out, monitor) if path is not None]
+    with removing_new_directories(*folders), ScoreProgress(progress_console) as progress:
+        summary = score(settings, progress, overwrite=overwrite, monitor=monitor)
     parts = [f"{summary.rows:,} rows in {summary.seconds:.1f} s"]
     if summary.nonfinite_rows:
         parts.append(f"{summary.nonfinite_rows:,} with NaN or infinity")
     if summary.alarms is not None:
         parts.append(f"alarms {100 * summary.alarms / summary.rows:.2f} %")
-    print(f"{', '.join(parts)}. Wrote {out}")
+    if summary.monitor is not None:
+        row, num_rows = summary.monitor.drift_row, summary.monitor.num_rows
+        parts.append(f"{'no drift in' if row is None else f'a drift after row {row:,} of'} {num_rows:,} monitored rows")
+    print(f"{', '.join(parts)}. Wrote {out}{'' if monitor is None else f' and {monitor}'}")

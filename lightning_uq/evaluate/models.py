@@ -13,7 +13,8 @@ from torch import nn
 from lightning_uq.callbacks.sibling import WRITTEN_BY, check_complete
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
-from lightning_uq.importing import import_class
+from lightning_uq.importing import import_class, import_object
+from lightning_uq.lightning_trees import is_subclass
 from lightning_uq.modules.member_files import load_member
 from lightning_uq.networks.factory import Factory, build_network
 
@@ -55,7 +56,7 @@ def load_model(
             f"{str(path)!r} does not name the LightningModule that wrote it. Pass `module`, its import path (such as "
             "lightning_uq.DeterministicModule), or `network`, the import path of a function that builds the network alone."
         )
-    kind = import_class(name, LightningModule, "module")
+    kind = import_class(name, LightningModule, "module") if name == module else _written_by(path, name)
     check_complete(path, checkpoint, arguments, "Pass them in `init_args`, or pass `network`.")
     with input_errors(f"{str(path)!r} is no checkpoint of {name}"):
         loaded: nn.Module = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True, **arguments)
@@ -75,6 +76,22 @@ def find_device(accelerator: str) -> torch.device:
     if not kinds[kind]:
         raise InputError(f"`accelerator` is {accelerator!r}, but this machine has no {kind} device.")
     return torch.device(kind)
+
+
+def _written_by(path: str | Path, name: str) -> Any:
+    """The LightningModule that a file names."""
+    network = (
+        "`network`, the import path of a function or class that builds the network, and its arguments as `init_args`"
+    )
+    try:
+        found = import_object(name)
+    except InputError as error:
+        raise InputError(
+            f"{str(path)!r} was written by {name}, which cannot be imported here. Pass `module`, where it is now, or {network}."
+        ) from error
+    if not is_subclass(found, LightningModule):
+        raise InputError(f"{str(path)!r} was written by {name}, which is no LightningModule. Pass {network}.")
+    return found
 
 
 @contextmanager

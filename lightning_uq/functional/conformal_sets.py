@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import widen
+from lightning_uq.functional.running_maximum import running_maximum
 from lightning_uq.functional.validation import (
     all_hold,
     check_at_least,
@@ -194,6 +195,8 @@ def _ties(ordered: Tensor) -> tuple[Tensor, Tensor]:
     position = torch.arange(ordered.shape[1], device=ordered.device).expand(ordered.shape)
     change = ordered[:, 1:] != ordered[:, :-1]
     edge = torch.ones_like(ordered[:, :1], dtype=torch.bool)
-    first = torch.where(torch.cat([edge, change], 1), position, 0).cummax(1).values
-    last = torch.where(torch.cat([change, edge], 1), position, ordered.shape[1] - 1).flip(1).cummin(1).values.flip(1)
-    return first, last
+    first = running_maximum(torch.where(torch.cat([edge, change], 1), position, 0))
+    last = running_maximum(torch.where(torch.cat([change, edge], 1), position.flip(1), 0).flip(1)).flip(
+        1
+    )  # from behind
+    return first, ordered.shape[1] - 1 - last

@@ -122,7 +122,11 @@ def uncalibrated_levels(level: float | Tensor, knots: Tensor) -> Tensor:
 
 def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Values [D, n] at x [D, n] of the lines through knots and values [D, K], and their slopes."""
-    right = torch.searchsorted(knots.contiguous(), x).clamp(1, knots.shape[1] - 1)  # the first knot that is not below x
+    if torch.compiler.is_compiling():  # exporters to ONNX lack `searchsorted`
+        place = (knots[:, None] < x[..., None]).sum(-1)
+    else:
+        place = torch.searchsorted(knots.contiguous(), x)
+    right = place.clamp(1, knots.shape[1] - 1)  # the first knot that is not below x
     x0, x1, y0, y1 = (t.gather(1, at) for t in (knots, values) for at in (right - 1, right))
     slope = (y1 - y0) / (x1 - x0)
     return torch.where(x < x1, y0 + slope * (x - x0), torch.where(x.isnan(), x, y1)), slope

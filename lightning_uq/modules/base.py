@@ -167,12 +167,16 @@ class UncertaintyModule(CheckpointedModule):
         """Raw outputs [Z, B, ...] over the evaluation indices: logits, or means and raw variances."""
         index = self._place(self.network.evaluation_index(self.num_eval_samples))
         try:
-            output: Tensor = self.network(x, index)
+            output = self.outputs_at(x, index)
         except RuntimeError as error:
             self._explain(error, x)
             raise
         self._check_output(output)
         return output
+
+    def outputs_at(self, x: Any, index: Tensor) -> Tensor:
+        """Raw outputs [Z, B, ...] at the evaluation indices; a subclass that evaluates other outputs than its network's overrides it."""
+        return self.network.evaluate_at(x, index)
 
     def prediction(self, output: Tensor) -> Prediction:
         """Return the prediction that outputs [Z, B, ...] represent, with all its members and before any transform."""

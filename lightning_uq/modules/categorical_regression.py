@@ -58,23 +58,16 @@ class CategoricalRegressionModule(UncertaintyModule):
         super().__init__(built, task=task, **training)
         self._range_checked = False
 
-    def forward(self, x: Any) -> Tensor:
-        """Raw outputs [Z, B, D A + D] over the evaluation indices: logits over the atoms, then the prior."""
-        return self._raw(x, self.network.evaluation_index(self.num_eval_samples))
+    def outputs_at(self, x: Any, index: Tensor) -> Tensor:
+        """Raw outputs [Z, B, D A + D] at these indices: logits over the atoms, then the prior."""
+        return join_atoms(*self.network.logits_and_prior(x, index))
 
     def training_loss(self, x: Any, y: Tensor, batch: Any) -> Tensor:
         """Mean over the members, or over the drawn indices, of the cross-entropy."""
-        index = self.network.training_index(self.num_train_samples)
-        loss = self.index_losses(self._raw(x, index), self.targets(y, batch, self._place(index))).mean()
+        index = self._place(self.network.training_index(self.num_train_samples))
+        loss = self.index_losses(self.outputs_at(x, index), self.targets(y, batch, index)).mean()
         self._check_range(y)  # once the targets are known to be numbers
         return self.regularized(loss, x)
-
-    def _raw(self, x: Any, index: Tensor) -> Tensor:
-        try:
-            return join_atoms(*self.network.logits_and_prior(x, self._place(index)))
-        except RuntimeError as error:
-            self._explain(error, x)
-            raise
 
     def _check_range(self, y: Tensor) -> None:
         """Tell, once, of targets that no distribution over the atoms can reach; on a GPU only the first batch is looked at."""

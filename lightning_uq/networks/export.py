@@ -156,7 +156,7 @@ def _rows(x: Any, num: int) -> Any:
 
 
 def _program(fitted: Fitted, x: Any) -> Any:
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim("batch", max=2**62)  # torch 2.6 stops at a slice of all rows if they may be 2^63 - 1
     shapes = (tree_map(lambda one: {0: batch}, x),)
     return torch.export.export(fitted, (x,), dynamic_shapes=shapes, strict=False)
 

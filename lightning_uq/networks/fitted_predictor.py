@@ -12,7 +12,7 @@ from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.features import FeatureTap
 from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows
 from lightning_uq.networks.pooling import Pool
-from lightning_uq.predictions import NumberPrediction, Prediction
+from lightning_uq.predictions import NumberPrediction, Prediction, QuantilePrediction
 
 _OF_NO_USE: Mapping[str, float] = {
     "log_density": -math.inf,
@@ -110,6 +110,14 @@ class FittedPredictor(nn.Module):
             raise NotFiniteError("The results hold NaN, although the input is finite: the network's outputs overflow.")
         if not in_graph:
             self._names = list(results)
+        elif isinstance(
+            prediction, QuantilePrediction
+        ):  # whose levels, and so its names, are unknown while a graph is traced
+            if self._names is None:
+                raise InputError(
+                    "The names of quantiles are known once the module was called. Call it with an input first."
+                )
+            results = dict(zip(self._names, results.values(), strict=True))
         bad = nonfinite_rows(x)
         if bad is None:
             return results

@@ -11,6 +11,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.functional.quantile_recalibration import extended_cdf, extended_quantile, uncalibrated_levels
 from lightning_uq.functional.quantiles import check_levels, pinball, quantile_at
+from lightning_uq.functional.running_maximum import running_maximum
 from lightning_uq.functional.validation import check_open_unit
 from lightning_uq.predictions.fields import Field
 from lightning_uq.predictions.spread import SpreadPrediction, variance_over
@@ -114,6 +115,8 @@ class QuantilePrediction(SpreadPrediction):
     def quantile(self, level: float) -> Tensor:
         """Quantile [B, D] at a ``level`` between the outermost predicted ones."""
         check_open_unit("level", level)
+        if torch.compiler.is_compiling() and len(self.levels) > 1:  # the levels' numbers are unknown there
+            return _quantile_in_graph(self.quantiles, self.levels, level)
         return quantile_at(self.quantiles, self._level_list, level)
 
     def pinball(self, target: Tensor) -> Tensor:
@@ -159,7 +162,7 @@ class QuantilePrediction(SpreadPrediction):
         shape = -1, *[1] * len(self.map_shape)
         levels = uncalibrated_levels(self.levels, knots.to(quantiles.device)).T
         moved = [extended_quantile(quantiles, self.levels, level.reshape(shape)) for level in levels]
-        new = torch.stack(moved, -1).cummax(-1).values  # rounding may let equal ones cross
+        new = running_maximum(torch.stack(moved, -1))  # rounding may let equal ones cross
         tensors = {"member_quantiles": new.to(self.member_quantiles.dtype), "recalibration": knots}
         return self._from_tensors({**self.__dict__["_tensors"], **tensors})
 
@@ -194,13 +197,13 @@ class QuantilePrediction(SpreadPrediction):
 
         Args:
             interval: The share of a central interval, whose bounds ``lower`` and ``upper`` are added if the levels reach them.
+
+        While a graph is traced, the levels are unknown, and their positions stand in the names.
         """
-        levels, quantiles = self._level_list, self.quantiles
+        quantiles, num = self.quantiles, len(self.levels)
+        levels = range(num) if torch.compiler.is_compiling() else self._level_list
         named = {f"quantile_{level:.4g}": quantiles[..., i] for i, level in enumerate(levels)}
-        reached = (
-            interval is not None and levels[0] - 1e-6 <= (1 - interval) / 2 and (1 + interval) / 2 <= levels[-1] + 1e-6
-        )
-        if reached and interval is not None:
+        if interval is not None and levels[0] - 1e-6 <= (1 - interval) / 2 and (1 + interval) / 2 <= levels[-1] + 1e-6:
             named |= dict(zip(("lower", "upper"), self.interval(interval), strict=True))
         return self._columns({**named, **self._member_spread()})
 
@@ -208,3 +211,13 @@ class QuantilePrediction(SpreadPrediction):
     def _level_list(self) -> list[float]:
         levels: list[float] = self.levels.tolist()
         return levels
+
+
+def _quantile_in_graph(quantiles: Tensor, levels: Tensor, level: float) -> Tensor:
+    """:func:`~lightning_uq.functional.quantile_at`, of operators that do not read ``levels`` [Q]."""
+    above = (levels < level).sum().clamp(1, len(levels) - 1).reshape(1)
+    (low, high), (left, right) = (
+        [values.index_select(-1, place) for place in (above - 1, above)] for values in (levels, quantiles)
+    )
+    share = ((level - low) / (high - low)).clamp(0, 1).to(quantiles.dtype)
+    return (left + share * (right - left)).squeeze(-1)

@@ -1,7 +1,7 @@
 """A model from a ``-uq.ckpt`` or an exported graph, called with a batch of rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ class Model(ABC):
 
     Attributes:
         result: What ``probs`` are of: ``"classes"``, ``"labels"``, or None if that is unknown or there are none.
+        outputs: Names of the outputs; None if they are known once the model was called.
     """
 
     result: str | None
+    outputs: Sequence[str] | None = None
 
     @abstractmethod
     def cast(self, x: Tensor) -> Tensor:
@@ -72,6 +74,7 @@ class GraphModel(Model):
             names = ", ".join(self._graph.info.inputs or self._graph.inputs)
             raise InputError(f"A model must have one input of rows, but {path} has {len(self._graph.inputs)}: {names}.")
         self.result = self._graph.info.result
+        self.outputs = self._graph.info.outputs or None
 
     def cast(self, x: Tensor) -> Tensor:
         """Rows in the dtype of the graph's input."""

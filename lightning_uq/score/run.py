@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_uq.callbacks.drift_monitor import DriftMonitor
 from lightning_uq.callbacks.prediction_files import Block, import_pyarrow
 from lightning_uq.errors import InputError, NotFiniteError, UQError
 from lightning_uq.functional.validation import check_choice, check_integer
@@ -18,13 +19,13 @@ from lightning_uq.networks.finite import nonfinite_rows
 from lightning_uq.networks.graph_files import first_line
 from lightning_uq.report import writable_directory
 from lightning_uq.score.models import Model, load_model
+from lightning_uq.score.monitor import ALARM, SCORE, check_alarm, open_monitor
 from lightning_uq.score.output import ScoreFile, make_block
 from lightning_uq.score.rows import Piece, Rows, open_rows
+from lightning_uq.writing import replacing
 
 Progress = Callable[[int, int | None], None]
 """Called after each batch with the number of rows so far, and of all rows or None."""
-
-ALARM = "ood_alarm"
 
 
 @dataclass(frozen=True)
@@ -69,24 +70,34 @@ class Summary:
         nonfinite_rows: How many of them hold NaN or infinity.
         seconds: The time that reading, scoring and writing took.
         alarms: How many rows raised an alarm; None where the model has none.
+        monitor: The monitor with these rows; None without one.
     """
 
     rows: int
     nonfinite_rows: int
     seconds: float
     alarms: int | None
+    monitor: DriftMonitor | None = None
 
 
-def score(settings: Settings, progress: Progress = lambda done, total: None, *, overwrite: bool = False) -> Summary:
+def score(
+    settings: Settings,
+    progress: Progress = lambda done, total: None,
+    *,
+    overwrite: bool = False,
+    monitor: str | Path | None = None,
+) -> Summary:
     """Write the model's outputs for each row of the data.
 
     The file's columns are ``index``, the row's number from 0, the column ``id``, and the outputs. It appears when all rows are written; an
-    error or an interrupt leaves none.
+    error or an interrupt leaves none, and a monitor's file as it was.
 
     Args:
         settings: The model, the data and the file.
         progress: Called after each batch.
         overwrite: Whether a file that exists is replaced.
+        monitor: A file with the state of a :class:`~lightning_uq.DriftMonitor`, to which the rows' scores are added, in order. With a ``-uq.ckpt``,
+            a missing file is made.
 
     Raises:
         InputError: An argument is not as documented, the model does not take these rows, or the data holds none.
@@ -104,9 +115,18 @@ def score(settings: Settings, progress: Progress = lambda done, total: None, *, 
         raise InputError(f"`out` must be another file than the data, but both are {out}.")
     if out.is_dir() or (out.exists() and not overwrite):
         raise InputError(f"`out`: {out} exists already. Choose another file, or pass `overwrite`.")
+    if monitor is not None:
+        others = [Path(path).resolve() for path in (settings.model, settings.data, out)]
+        if Path(monitor).resolve() in others:
+            raise InputError(f"`monitor` must be a file of its own, but {monitor} is another file of this run.")
     writable_directory(out.parent)
     rows = open_rows(settings.data, columns=settings.columns, drop=settings.drop, id=settings.id, input=settings.input)
     model = load_model(settings.model, settings.network, settings.task, settings.device)
+    drift: DriftMonitor | None = None
+    if monitor is not None:
+        if model.outputs is not None:
+            check_alarm(settings.model, model.outputs)
+        drift = open_monitor(monitor, settings.model)
     start = time.perf_counter()
     file: ScoreFile | None = None
     done = bad = alarms = 0
@@ -117,6 +137,9 @@ def score(settings: Settings, progress: Progress = lambda done, total: None, *, 
             if file is None:
                 file = ScoreFile(out, block, {} if settings.id is None else {settings.id: rows.id_type})
             file.add(block)
+            if drift is not None:
+                check_alarm(settings.model, block)
+                drift.update(torch.from_numpy(block[SCORE]))
             done, bad = done + len(is_bad), bad + int(is_bad.sum())
             has_alarms = ALARM in block
             alarms += int(block[ALARM].sum()) if has_alarms else 0
@@ -124,12 +147,15 @@ def score(settings: Settings, progress: Progress = lambda done, total: None, *, 
         if file is None:
             raise InputError(f"{settings.data} holds no rows.")
         file.close()
-        file.partial.replace(out)
+        with ExitStack() as stack:
+            if monitor is not None and drift is not None:
+                stack.enter_context(replacing(monitor)).write_text(drift.to_json())
+            file.partial.replace(out)
     except BaseException:  # an interrupt, too
         if file is not None:
             file.discard()
         raise
-    return Summary(done, bad, time.perf_counter() - start, alarms if has_alarms else None)
+    return Summary(done, bad, time.perf_counter() - start, alarms if has_alarms else None, drift)
 
 
 def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: int) -> tuple[Block, Tensor]:

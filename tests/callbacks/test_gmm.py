@@ -219,3 +219,14 @@ def test_features_in_memory_give_what_a_loader_gives():
         FitGMM(feature_transform="raw").log_prob(features)
     with pytest.raises(InputError, match="scoring_dtype"):
         FitGMM(feature_transform="raw", scoring_dtype="half")
+
+
+@pytest.mark.parametrize("transform", ["raw", "polar"])
+def test_a_file_gives_one_score_whoever_reads_it(transform):
+    features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    fitted = FitGMM(feature_transform=transform).fit_features(features, torch.arange(60) % 2)
+    FitGMM(feature_transform=transform).load_state_dict(fitted.state_dict())
+    with pytest.raises(
+        InputError, match="'FitGMM' has score='mahalanobis', but its state was fitted with score='log_d"
+    ):
+        FitGMM(feature_transform=transform, score="mahalanobis").load_state_dict(fitted.state_dict())

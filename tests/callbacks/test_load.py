@@ -87,6 +87,31 @@ class Demanding(UsersModule):
         super().__init__()
 
 
+class WithActivation(UsersModule):
+    """Its activation is seen in no weight. What it saves of its arguments differs."""
+
+    saved = ()
+
+    def __init__(self, activation="relu", slope=0.1):
+        super().__init__()
+        if self.saved:
+            self.save_hyperparameters(*self.saved)
+        self.net[2] = nn.LeakyReLU(slope) if activation == "leaky" else nn.ReLU()
+
+
+class SavesOne(WithActivation):
+    saved = ("activation",)
+
+
+class SavesAll(WithActivation):
+    saved = ("activation", "slope")
+
+
+class OfAnyArguments(WithActivation):
+    def __init__(self, **options):
+        super().__init__(**options)
+
+
 class FitCentre(FeatureCallback):
     """Its score is a function of its own, which no network carries."""
 
@@ -467,6 +492,24 @@ def test_a_class_that_cannot_be_built_asks_for_the_network(write, tmp_path):
         torch.save(content, tmp_path / "foreign.ckpt")
         with pytest.raises(InputError, match=match):
             load_fitted(tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"), [(WithActivation, "activation, slope"), (SavesOne, "slope"), (OfAnyArguments, "options")]
+)
+def test_defaults_do_not_stand_in_for_arguments_that_no_file_holds(write, kind, lacking):
+    module = kind(activation="leaky", slope=3.0)
+    path, _ = write(module, TemperatureScaling())
+    with pytest.raises(InputError, match=rf"the file does not hold its arguments {lacking}\. Pass argument `network`"):
+        load_fitted(path)
+    assert load_fitted(path, module)(TEST_X)["probs"].shape == (31, 2)
+
+
+@pytest.mark.parametrize("make", [lambda: SavesAll("leaky", 3.0), WithLoss], ids=["all are saved", "it takes none"])
+def test_a_users_class_is_built_again(write, make):
+    module = make()
+    path, _ = write(module, TemperatureScaling())
+    assert_close(load_fitted(path)(TEST_X)["probs"], load_fitted(path, module)(TEST_X)["probs"], 0)
 
 
 def test_which_states_go_inside(write):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import (
+    CategoricalRegressionModule,
     ConformalIntervals,
     ConformalRiskControl,
     ConformalSets,
@@ -20,8 +21,10 @@ from lightning_uq import (
     QuantileRecalibration,
     SelectiveThreshold,
     TemperatureScaling,
+    UncertaintyModule,
     VarianceScaling,
     load_fitted,
+    save_fitted,
 )
 from lightning_uq.errors import InputError, NotFiniteError
 from lightning_uq.networks import Factory
@@ -122,7 +125,9 @@ def test_it_predicts_as_the_callbacks_do(name, num_members, tmp_path):
             torch.testing.assert_close(values, found[key], rtol=0, atol=0)
     if name == "recalibrated":
         return  # a graph of a map's mean and variance is thousands of operators large
-    program = torch.export.export(fitted, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2)}})
+    program = torch.export.export(
+        fitted, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2, max=2**62)}}, strict=False
+    )
     graph = program.module()
     for size in (30, 5):
         for key, values in graph(x[:size]).items():
@@ -172,3 +177,53 @@ def test_a_function_of_the_input_is_in_no_file(tmp_path):
     path, _, _ = fit(module, "numbers", [conformal], tmp_path)
     with pytest.raises(InputError, match="`groups`, a function of the input that no file holds"):
         load_fitted(path)
+
+
+ATOMS = {"atoms": torch.linspace(-4, 4, 9).tolist(), "in_features": 4, "num_outputs": 2}
+
+
+class Doubling(DeterministicModule):
+    """A subclass that changes the input in a ``forward`` of its own."""
+
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CategoricalRegressionModule(
+            Factory("lightning_uq.networks.CatMLPEnsemble", ATOMS | {"num_members": 2})
+        ),
+        lambda: Doubling(factory("numbers"), task=MEAN),
+    ],
+    ids=["outputs of its own", "a forward of its own"],
+)
+def test_a_module_that_evaluates_other_outputs_than_its_networks(make, tmp_path):
+    rows = data("numbers", 40, 0)
+    module = make().eval()
+    scaling, density = VarianceScaling().fit(module, DataLoader(rows, 20)), FitGMM().fit(module, DataLoader(rows, 20))
+    save_fitted(tmp_path / "model-uq.ckpt", module, [scaling, density])
+    x = rows.tensors[0]
+    with torch.no_grad():
+        expected = module.predict(x).to_dict()
+        fitted = load_fitted(tmp_path / "model-uq.ckpt", make())
+        found = fitted(x)
+        assert set(found) >= {"mean", "ood_score"}
+        program = torch.export.export(
+            fitted, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2, max=2**62)}}, strict=False
+        )
+        graph = program.module()(x[:7])
+    for name, values in found.items():
+        torch.testing.assert_close(values, expected[name].to(values.dtype), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(graph[name], values[:7], rtol=1e-4, atol=1e-5)
+
+
+def test_no_module_of_ours_hides_its_outputs_from_load_fitted():
+    """``load_fitted`` asks for outputs at indices that it holds, so a ``forward`` that differs from them would be lost."""
+    kinds = [UncertaintyModule]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    ours = [kind for kind in kinds if kind.__module__.startswith("lightning_uq.")]
+    assert len(ours) > 8
+    assert {kind.forward for kind in ours} == {UncertaintyModule.forward}

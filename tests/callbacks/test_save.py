@@ -220,7 +220,7 @@ def test_a_plain_module_with_arguments_is_asked_for(tmp_path):
     save_fitted(path, model, [TemperatureScaling().fit(model, VAL)])
     with pytest.raises(
         InputError,
-        match=r"Narrow, which cannot be built from it: the file does not hold its arguments\. Pass argument `network`",
+        match=r"Narrow, which cannot be built from it: the file does not hold its arguments width\. Pass argument `network`",
     ):
         load_fitted(path)
     assert load_fitted(path, Narrow())(TEST_X)["probs"].shape == (31, 2)

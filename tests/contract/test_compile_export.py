@@ -2,8 +2,10 @@
 
 import logging
 import re
+import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from lightning_uq import TemperatureScaling, load_fitted
+from lightning_uq import DriftMonitor, OODAlarm, TemperatureScaling, load_fitted, save_fitted
 from lightning_uq.cli import main
 from lightning_uq.errors import UnsupportedError
 from lightning_uq.modules import DeterministicModule, EnsembleModule
@@ -310,17 +312,27 @@ def test_what_a_callback_fitted_leaves_with_the_network(make_trainer, fitting_ca
     assert_exports(fitted) if check == "export" else assert_onnx_runs(fitted, tmp_path)
 
 
-def score_rows(x):
-    """Run the commands of the page, each on its kind of file."""
+def score_rows(names, monkeypatch):
+    """Run the commands of the page, each on its kind of file; those with a monitor on two files, with an alarm in the checkpoint."""
+    x = names["x"]
     pa, csv, parquet = map(pytest.importorskip, ("pyarrow", "pyarrow.csv", "pyarrow.parquet"))
     columns = {name: x[:, i].numpy() for i, name in enumerate("abcd")}
     csv.write_csv(pa.table({"customer": np.arange(len(x)), **columns, "bought": np.zeros(len(x))}), "rows.csv")
     parquet.write_table(pa.table(columns), "rows.parquet")
     np.savez("rows.npz", x=x.numpy())
-    (commands,) = re.findall(r"```bash\n(lightning-uq score.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    commands, monitored = re.findall(r"```bash\n(lightning-uq score.*?)```", PAGE.read_text(), flags=re.DOTALL)
     for line in commands.splitlines():
         assert main(line.split()[1:]) == 0
         assert parquet.read_table("scores.parquet").num_rows == len(x)
+    model, page = names["model"], ModuleType("page")
+    page.network = names["network"]
+    monkeypatch.setitem(sys.modules, "page", page)
+    save_fitted("model-uq.ckpt", model, [names["gmm"], names["scaling"], OODAlarm().fit(model, names["val_loader"])])
+    for month in ("january", "february"):
+        csv.write_csv(pa.table(columns), f"{month}.csv")
+    for line in monitored.splitlines():
+        assert main([*line.split()[1:], "--network", "page:network"]) == 0
+    assert DriftMonitor.from_json(Path("monitor.json").read_text()).num_rows == 2 * len(x)
 
 
 def test_what_the_page_shows_is_run(tmp_path, monkeypatch):
@@ -336,7 +348,7 @@ def test_what_the_page_shows_is_run(tmp_path, monkeypatch):
     probs = torch.as_tensor(names["logits"]).softmax(-1).mean(0)
     names["many"].prediction_transforms.clear()  # the graph gives raw outputs
     assert_close(probs, names["many"].predict(names["x"]).probs)
-    score_rows(names["x"])
+    score_rows(names, monkeypatch)
     found, expected = names["exported"].module()(names["x"]), names["fitted"](names["x"])
     assert list(found) == list(expected) == names["fitted"].output_names == ["probs", "log_density", "ood_score"]
     assert_close(found, expected)

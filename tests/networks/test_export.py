@@ -11,12 +11,15 @@ from torch.utils.data import DataLoader
 
 from lightning_uq import (
     ConformalIntervals,
+    ConformalSets,
     DeterministicModule,
     Factory,
     FitGMM,
+    QuantileRecalibration,
     TemperatureScaling,
     export_fitted,
     load_fitted,
+    save_fitted,
 )
 from lightning_uq.errors import InputError, NotFiniteError, UnsupportedError
 from lightning_uq.networks.ensemble import EnsembleNetwork
@@ -82,6 +85,43 @@ def test_a_regressor_keeps_the_name_of_its_mean(tmp_path):
     assert json.loads(extra["lightning_uq.json"]) == info | {"renamed": {}}
     for file in ("m.onnx", "m.pt2"):
         torch.testing.assert_close(read_graph(tmp_path / file)(X), fitted(X))
+
+
+@BOTH
+@pytest.mark.parametrize("options", [{"method": "aps", "randomized": True}, {"method": "raps", "k_reg": 1}], ids=str)
+def test_adaptive_sets(suffix, options, tmp_path):
+    rows = 3 * torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    model = network().members[0]
+    labels = torch.distributions.Categorical(logits=model(rows)).sample()
+    sets = ConformalSets(alpha=0.2, **options).fit(model, [(rows, labels)])
+    save_fitted(tmp_path / "m-uq.ckpt", model, [sets])
+    fitted = load_fitted(tmp_path / "m-uq.ckpt", model)
+    export_fitted(fitted, tmp_path / f"m{suffix}", rows[:5])
+    found = read_graph(tmp_path / f"m{suffix}")(rows)["prediction_set"]
+    assert (found == fitted(rows)["prediction_set"]).double().mean() > 0.99
+    assert 1 < found.sum(1).double().mean() < 3
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "make", [QuantileRecalibration, lambda **options: ConformalIntervals(method="cqr", alpha=0.3, **options)]
+)
+@pytest.mark.filterwarnings("ignore:.*of the targets of QuantileRecalibration lie where")
+def test_quantiles_keep_their_names(suffix, make, tmp_path):
+    rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    task = Regression(head="quantiles", levels=(0.05, 0.5, 0.95))
+    fitted_to = 2 * rows[:, :1] + torch.randn(200, 1)
+    save_fitted(tmp_path / "m-uq.ckpt", model, [make(task=task).fit(model, [(rows, fitted_to)])])
+    fitted = load_fitted(tmp_path / "m-uq.ckpt", model)
+    with pytest.raises(InputError, match="names of quantiles are known once the module was called"):
+        torch.export.export(fitted, (rows,), strict=False)
+    export_fitted(fitted, tmp_path / f"m{suffix}", rows[:5])
+    found, expected = read_graph(tmp_path / f"m{suffix}")(rows), fitted(rows)
+    assert list(found) == list(expected)
+    assert {"quantile_0.05", "quantile_0.95"} <= found.keys()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 class TwoInputs(LightningModule):
