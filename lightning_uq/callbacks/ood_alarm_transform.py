@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_uq.callbacks.carried import Carried
 from lightning_uq.errors import InputError
-from lightning_uq.functional.conformal_p_values import conformal_p_values
+from lightning_uq.functional.conformal_p_values import p_values_among
 from lightning_uq.predictions import Prediction
 from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.running.transforms import PredictionTransform
@@ -55,7 +55,7 @@ class OODAlarmTransform(PredictionTransform):
         self._check_score(prediction)
         if self.scores.device != score.device:
             self.scores = self.scores.to(score.device)
-        p_value, infinite = conformal_p_values(score, self.scores), score.isposinf()
+        p_value, infinite = p_values_among(score, self.scores), score.isposinf()
         return prediction.replace(
             ood_score=score,
             ood_p_value=torch.where(infinite, 0.0, p_value),
