@@ -50,6 +50,7 @@ class OODAlarmTransform(PredictionTransform):
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The prediction with its alarm."""
+        check_prediction(prediction)
         score = input_scores(prediction, self.score_name, self.map_reduction)
         self.carried.check(prediction)
         self._check_score(prediction)
@@ -70,6 +71,15 @@ class OODAlarmTransform(PredictionTransform):
             raise InputError(
                 f"OODAlarm was fitted to `{self.score_name}` of another density or distance than this prediction carries. Fit the alarm again."
             )
+
+
+def check_prediction(prediction: object) -> None:
+    """Refuse anything but a prediction; scores in an array need functions alone."""
+    if not isinstance(prediction, Prediction):
+        raise InputError(
+            f"`prediction` must be a prediction, such as `model.predict(x)`, but it is a {type(prediction).__name__}. For scores without a model, use "
+            "`conformal_p_values`, `alarm_threshold` and `benjamini_hochberg` of `lightning_uq.functional`."
+        )
 
 
 def summary_of(prediction: Prediction, name: str) -> Tensor | None:
