@@ -19,7 +19,9 @@ scores_of = st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0]), min_siz
 @given(scores_of, scores_of)
 def test_the_definition_with_ties(calibration, scores):
     expected = [(1 + sum(one >= score for one in calibration)) / (len(calibration) + 1) for score in scores]
-    assert conformal_p_values(torch.tensor(scores), torch.tensor(calibration)).tolist() == pytest.approx(expected, rel=1e-15)
+    assert conformal_p_values(torch.tensor(scores), torch.tensor(calibration)).tolist() == pytest.approx(
+        expected, rel=1e-15
+    )
 
 
 def test_the_graph_gives_what_eager_code_gives():
