@@ -38,12 +38,15 @@ def test_the_examples_run(tmp_path, monkeypatch, make_trainer):
         "stream": (x[280:] + 4).split(16),
     }
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         exec(compile(block, "alarm.md", "exec"), names)
     assert names["prediction"].ood_alarm.dtype == torch.bool
     assert list(names["fitted"](x)) == ["probs", "log_density", "ood_score", "ood_p_value", "ood_alarm"]
     assert names["monitor"].drifted
+    assert torch.equal(names["alarms"], names["p_values"] <= 0.05)
+    assert names["found"].shape == names["alarms"].shape
+    assert names["of_arrays"].num_rows == 200
     assert (tmp_path / "model.pt2").exists()
 
 

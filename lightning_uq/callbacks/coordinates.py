@@ -80,7 +80,7 @@ class FeatureCoordinates:
             return {}
         loader = self._loader(trainer, type(callback).__name__)
         if loader is None:
-            self._report_lack(callback, model, "there are no rows that the network was not trained on.")
+            self._report_lack(callback, model, "it has no held-out rows.")
             return {}
         exact = self.held_out.exact(loader, trainer)
         try:
@@ -95,7 +95,7 @@ class FeatureCoordinates:
     def _report_lack(self, callback: FeatureCallback, model: nn.Module, reason: str) -> None:
         report_guess(
             f"{type(callback).__name__} scores the direction and the length of features alone: {reason.rstrip('.')}. Pass rows that the network "
-            "was not trained on as `held_out`, and the raw features are scored too; or say so: `feature_transform='polar'`.",
+            "was not trained on as `held_out`, and the raw features are scored too; or pass `feature_transform='polar'` to keep this.",
             model,
         )
 

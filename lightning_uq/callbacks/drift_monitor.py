@@ -3,13 +3,14 @@
 import json
 import math
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from lightning_uq.callbacks.ood_alarm import OODAlarm
 from lightning_uq.errors import InputError
 from lightning_uq.functional.drift import DriftTest, RankBins
 from lightning_uq.functional.hashing import chain, chain_last, to_uniform
@@ -17,10 +18,8 @@ from lightning_uq.functional.validation import check_floating, check_integer, ch
 from lightning_uq.json_text import read_json
 from lightning_uq.predictions import Prediction
 
-if TYPE_CHECKING:
-    from lightning_uq.callbacks.ood_alarm import OODAlarm
-
 _KIND, _VERSION = "lightning_uq.DriftMonitor", 1
+Scores: TypeAlias = Tensor | np.ndarray[Any, Any]
 
 
 class DriftMonitor:
@@ -38,7 +37,7 @@ class DriftMonitor:
     - After a restart: :meth:`to_json` and :meth:`from_json`.
 
     Args:
-        alarm: A fitted :class:`OODAlarm`, or scores [n] of held-out in-distribution rows.
+        alarm: A fitted :class:`OODAlarm`, or scores [n] of held-out in-distribution rows, a tensor or a numpy array.
         false_alarm_probability: In (0, 1).
         seed: For the numbers that order equal scores.
 
@@ -63,12 +62,13 @@ class DriftMonitor:
         2130
     """
 
-    def __init__(self, alarm: "OODAlarm | Tensor", *, false_alarm_probability: float = 0.05, seed: int = 0) -> None:
+    def __init__(self, alarm: OODAlarm | Scores, *, false_alarm_probability: float = 0.05, seed: int = 0) -> None:
         check_open_unit("false_alarm_probability", false_alarm_probability)
         check_integer("seed", seed, 0)
         self.false_alarm_probability = false_alarm_probability
         self.seed = seed
-        self.bins = RankBins.of(alarm if isinstance(alarm, Tensor) else alarm.scores)
+        scores = alarm.scores if isinstance(alarm, OODAlarm) else alarm
+        self.bins = RankBins.of(_as_tensor("alarm", scores, "a fitted OODAlarm"))
         self.reset()
 
     def reset(self) -> None:
@@ -103,24 +103,23 @@ class DriftMonitor:
 
     # ------------------------------------------------------------------ rows
 
-    def update(self, rows: "Prediction | Tensor | np.ndarray[Any, Any]") -> bool:
+    def update(self, rows: Prediction | Scores) -> bool:
         """Add rows in their order of arrival; gives back whether a drift was found so far.
 
         Args:
-            rows: Predictions with the alarm's result, or their scores [B], of the same score that the monitor was made with. NaN counts as the highest score.
+            rows: Predictions with the alarm's result, or their scores [B], a tensor or a numpy array, of the same score that the monitor was made with. NaN and
+                plus infinity count as the highest score.
 
         Raises:
             NotFittedError: The prediction carries no alarm's result.
-            InputError: The scores have another shape.
+            InputError: The scores are of another type or shape.
         """
         if isinstance(rows, Prediction):
             _ = rows.ood_p_value  # an alarm's score, not a density's alone
             rows = rows.ood_score
-        rows = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
-        check_floating("rows", rows, 1, "[B]")
-        check_shape("rows", rows, torch.Size([rows.numel()]))
-        numbers = torch.arange(self.num_rows, self.num_rows + len(rows))
-        return self._advance(self.bins(rows.detach(), to_uniform(chain_last(chain(2, self.seed), numbers))))
+        scores = _as_tensor("rows", rows, "a prediction")
+        numbers = torch.arange(self.num_rows, self.num_rows + len(scores))
+        return self._advance(self.bins(scores.detach(), to_uniform(chain_last(chain(2, self.seed), numbers))))
 
     def merge(self, other: "DriftMonitor") -> bool:
         """Add the rows of another monitor that were not merged before; gives back whether a drift was found so far.
@@ -209,3 +208,17 @@ class DriftMonitor:
         monitor._id, monitor._largest, monitor.drift_row = content["id"], content["largest"], content["drift_row"]
         monitor._merged = {name: torch.tensor(one, dtype=torch.long) for name, one in content["merged"].items()}
         return monitor
+
+
+def _as_tensor(name: str, scores: object, other: str) -> Tensor:
+    """Scores [n] as a tensor; ``other`` says what else the argument may be."""
+    if isinstance(scores, np.ndarray) and scores.dtype.kind == "f":
+        scores = torch.from_numpy(scores.astype(np.float64))
+    if not isinstance(scores, Tensor):
+        found = f"an array of {scores.dtype}" if isinstance(scores, np.ndarray) else f"a {type(scores).__name__}"
+        raise InputError(
+            f"`{name}` must be {other}, or scores [n]: a floating-point tensor or numpy array. But it is {found}."
+        )
+    check_floating(name, scores, 1, "[n]")
+    check_shape(name, scores, torch.Size([scores.numel()]))
+    return scores

@@ -200,12 +200,18 @@ class FittingCallback(Callback, ABC):
         Raises:
             NotFittedError: There is none, or it was fitted on other weights.
         """
-        if self._tensors is None or self._fingerprint is None:
-            raise NotFittedError(f"{type(self).__name__} is not fitted: train with it, or call `fit(model, loader)`.")
+        name = type(self).__name__
+        if self._tensors is None:
+            raise NotFittedError(f"{name} is not fitted: train with it, or call `fit(model, loader)`.")
+        if self._fingerprint is None:
+            raise NotFittedError(
+                f"{name} does not know its model, because it comes from predictions in memory, from a file or from text. Pass predictions to `change`, call "
+                "`fit(model, loader)`, or use `load_fitted` for a file that holds the weights, too."
+            )
         if not same_weights(self._fingerprint, weights_fingerprint(model), model):
             path = "" if self.uq_ckpt_path is None else f" ({self.uq_ckpt_path})"
             raise NotFittedError(
-                f"{type(self).__name__} was fitted on other weights than this model has. Load the weights it was fitted on{path}, or call "
+                f"{name} was fitted on other weights than this model has. Load the weights it was fitted on{path}, or call "
                 "`fit(model, loader)` again."
             )
 

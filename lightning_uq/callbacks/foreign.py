@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
@@ -55,8 +56,13 @@ def transformed_prediction(
     With ``to_members``, the transforms that are attached to a module of ours and change its members act, too.
 
     Raises:
+        InputError: The batch is a loader.
         NotFiniteError: With ``nonfinite="error"``, the input or the outputs hold NaN or infinity.
     """
+    if isinstance(batch, DataLoader):
+        raise InputError(
+            "`x` must hold inputs or one batch, but it is a DataLoader. Call `predict` on each of its batches, or use `trainer.predict` with `attach=True`."
+        )
     x, _target = logits.unpack(model, batch)
     rows = FiniteRows(x, nonfinite, where)
     with observing_all(transforms, model, x) as change:

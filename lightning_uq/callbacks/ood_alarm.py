@@ -15,7 +15,13 @@ from typing_extensions import Self
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.held_out import HeldOutCallback
 from lightning_uq.callbacks.logged_metrics import When
-from lightning_uq.callbacks.ood_alarm_transform import MapReduction, OODAlarmTransform, input_scores, summary_of
+from lightning_uq.callbacks.ood_alarm_transform import (
+    MapReduction,
+    OODAlarmTransform,
+    check_prediction,
+    input_scores,
+    summary_of,
+)
 from lightning_uq.callbacks.post_training import post_training_callbacks
 from lightning_uq.callbacks.sibling import fitted_states
 from lightning_uq.errors import InputError
@@ -167,6 +173,7 @@ class OODAlarm(HeldOutCallback):
         Raises:
             InputError: They have no such score, or there is none.
         """
+        check_prediction(prediction)
         self._task_score = None
         return super().fit_predictions(prediction, torch.zeros(len(prediction)) if target is None else target, **values)
 
@@ -241,6 +248,7 @@ class OODAlarm(HeldOutCallback):
             NotFittedError: Nothing was fitted.
             InputError: The prediction has no such score, or is calibrated otherwise than those that were fitted.
         """
+        check_prediction(prediction)
         changed = prediction if prediction.has("ood_p_value") else self.change(prediction)
         return benjamini_hochberg(changed.ood_p_value, false_discovery_rate)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_uq.callbacks.carried import Carried
 from lightning_uq.errors import InputError
-from lightning_uq.functional.conformal_p_values import conformal_p_values
+from lightning_uq.functional.conformal_p_values import p_values_among
 from lightning_uq.predictions import Prediction
 from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.running.transforms import PredictionTransform
@@ -50,12 +50,13 @@ class OODAlarmTransform(PredictionTransform):
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The prediction with its alarm."""
+        check_prediction(prediction)
         score = input_scores(prediction, self.score_name, self.map_reduction)
         self.carried.check(prediction)
         self._check_score(prediction)
         if self.scores.device != score.device:
             self.scores = self.scores.to(score.device)
-        p_value, infinite = conformal_p_values(score, self.scores), score.isposinf()
+        p_value, infinite = p_values_among(score, self.scores), score.isposinf()
         return prediction.replace(
             ood_score=score,
             ood_p_value=torch.where(infinite, 0.0, p_value),
@@ -70,6 +71,15 @@ class OODAlarmTransform(PredictionTransform):
             raise InputError(
                 f"OODAlarm was fitted to `{self.score_name}` of another density or distance than this prediction carries. Fit the alarm again."
             )
+
+
+def check_prediction(prediction: object) -> None:
+    """Refuse anything but a prediction; scores in an array need functions alone."""
+    if not isinstance(prediction, Prediction):
+        raise InputError(
+            f"`prediction` must be a prediction, such as `model.predict(x)`, but it is a {type(prediction).__name__}. For scores without a model, use "
+            "`conformal_p_values`, `alarm_threshold` and `benjamini_hochberg` of `lightning_uq.functional`."
+        )
 
 
 def summary_of(prediction: Prediction, name: str) -> Tensor | None:

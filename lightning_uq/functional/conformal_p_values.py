@@ -14,7 +14,13 @@ from torch import Tensor
 from lightning_uq.functional.conformal import conformal_quantile, exact_fraction
 from lightning_uq.functional.precision import widen
 from lightning_uq.functional.selective_threshold import binomial_cdf
-from lightning_uq.functional.validation import check_closed_unit, check_floating, check_no_nan, check_open_unit
+from lightning_uq.functional.validation import (
+    check_closed_unit,
+    check_floating,
+    check_no_nan,
+    check_open_unit,
+    check_shape,
+)
 
 
 def conformal_p_values(score: Tensor, calibration: Tensor) -> Tensor:
@@ -25,22 +31,32 @@ def conformal_p_values(score: Tensor, calibration: Tensor) -> Tensor:
 
     Args:
         score: Scores [...], higher = further out; plus infinity, or NaN, gets the smallest p-value.
-        calibration: Scores [n] of the calibration rows, ascending.
+        calibration: Scores [n] of the calibration rows, in any order.
 
     Returns:
         [...] in float64 (float32 where the device has no float64), in [1 / (n + 1), 1].
 
+    Raises:
+        InputError: An argument is no floating-point tensor of these axes, or ``calibration`` holds NaN.
+
     Source: Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005; Bates et al., Annals of Statistics 51 (2023).
 
     Example:
-        >>> conformal_p_values(torch.tensor([0.0, 3.0, 9.0]), torch.tensor([1.0, 2.0, 3.0]))
+        >>> conformal_p_values(torch.tensor([0.0, 3.0, 9.0]), torch.tensor([2.0, 1.0, 3.0]))
         tensor([1.0000, 0.5000, 0.2500], dtype=torch.float64)
     """
     check_floating("score", score, 0, "[...]")
     check_floating("calibration", calibration, 1, "[n]")
-    n = len(calibration)
+    check_shape("calibration", calibration, torch.Size([calibration.numel()]))
+    check_no_nan("calibration", calibration)
+    return p_values_among(score, calibration.sort().values)
+
+
+def p_values_among(score: Tensor, ascending: Tensor) -> Tensor:
+    """:func:`conformal_p_values` for calibration scores [n] that are in ascending order already, which is not checked; it can be exported."""
+    n = len(ascending)
     wide = widen(score)
-    ordered = calibration.to(wide)
+    ordered = ascending.to(wide)
     wide = torch.where(wide.isnan(), torch.inf, wide)
     below = (
         _num_below(ordered, wide) if torch.compiler.is_compiling() else torch.searchsorted(ordered, wide.contiguous())

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_uq.errors import NotFiniteError
 
@@ -27,10 +28,33 @@ def nonfinite_rows(x: Any) -> Tensor | None:
     found: Tensor | None = None
     for leaf in tree_leaves(dict(x) if isinstance(x, Mapping) else x):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim:
-            bad = ~leaf.isfinite() if leaf is x else leaf.isnan() | (leaf == math.inf)
+            bad = _unusable(leaf, x)
             rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad
             found = rows if found is None else found | (rows if rows.shape == found.shape else rows.any())
     return found
+
+
+def _unusable(leaf: Tensor, x: Any) -> Tensor:
+    return ~leaf.isfinite() if leaf is x else leaf.isnan() | (leaf == math.inf)
+
+
+def with_zeros(x: Any) -> Any:
+    """The input with 0 in place of the numbers for which :func:`nonfinite_rows` finds a row.
+
+    A network may look up rows of a table by a column of its input, as embeddings do. NaN there is an index out of range, and an error for the whole batch.
+
+    Example:
+        >>> import torch
+        >>> with_zeros(torch.tensor([[2.0, math.nan]]))
+        tensor([[2., 0.]])
+    """
+
+    def filled(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return torch.where(_unusable(leaf, x), 0.0, leaf)
+
+    return tree_map(filled, x)
 
 
 def check_finite(x: Any, where: str = "", advice: str = "") -> None:

@@ -15,7 +15,7 @@ from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.class_calibration import ClassCalibration
 from lightning_uq.networks.feature_score import FeatureScore
 from lightning_uq.networks.features import FeatureTap
-from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows
+from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows, with_zeros
 from lightning_uq.networks.pooling import Pool
 from lightning_uq.networks.positions import resized
 
@@ -111,8 +111,8 @@ class FittedNetwork(nn.Module):
         if refuses:
             check_finite(x, advice="Pass `nonfinite='inf'` to `load_fitted` for an `ood_score` of infinity instead.")
         if self.tap is None or self.feature_score is None:
-            return {"probs": self._finite(x, self._probs(self.network(x)), math.nan, refuses)}
-        logits, features = self.tap.run(self.network, x)
+            return {"probs": self._finite(x, self._probs(self.network(with_zeros(x))), math.nan, refuses)}
+        logits, features = self.tap.run(self.network, with_zeros(x))
         results = {"probs": self._finite(x, self._probs(logits), math.nan, refuses)}
         for name, values in self.feature_score.results(torch.stack(features)).items():
             bad = -math.inf if name == "log_density" else math.inf

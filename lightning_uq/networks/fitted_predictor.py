@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.errors import InputError, NotFiniteError
 from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.features import FeatureTap
-from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows
+from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows, with_zeros
 from lightning_uq.networks.pooling import Pool
 from lightning_uq.predictions import NumberPrediction, Prediction, QuantilePrediction
 
@@ -102,7 +102,7 @@ class FittedPredictor(nn.Module):
             check_finite(
                 x, advice="Pass `nonfinite='inf'` to `load_fitted` for an infinite score and interval instead."
             )
-        prediction, features = self._run(x)
+        prediction, features = self._run(with_zeros(x))
         for one, own in zip(self.changes, features, strict=True):
             prediction = one.change(prediction) if own is None else one.change(prediction, own)
         results = self._named(prediction)

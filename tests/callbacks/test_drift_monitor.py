@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -177,6 +178,10 @@ def test_the_evidence_is_that_of_the_functional():
         (lambda: DriftMonitor(torch.empty(0)), "`calibration` must hold finite scores"),
         (lambda: DriftMonitor(torch.rand(9)).update(torch.rand(2, 2)), r"`rows` must have shape \[4\]"),
         (lambda: DriftMonitor(torch.rand(9)).update(torch.arange(3)), "`rows` must be a floating-point tensor"),
+        (lambda: DriftMonitor(torch.rand(9)).update([0.5]), "`rows` must be a prediction, or scores .* But it is a list"),
+        (lambda: DriftMonitor(torch.rand(9)).update(np.arange(3)), "`rows` must be .* But it is an array of int64"),
+        (lambda: DriftMonitor(torch.rand(9, 1)), r"`alarm` must have shape \[9\]"),
+        (lambda: DriftMonitor([0.5]), "`alarm` must be a fitted OODAlarm, or scores .* But it is a list"),
         (lambda: DriftMonitor.from_json("{}"), "must be JSON of lightning_uq.DriftMonitor, but it holds dict"),
         (lambda: DriftMonitor.from_json('{"format": "lightning_uq.DriftMonitor", "version": 9}'), "has version 9"),
         (lambda: DriftMonitor.from_json('{"format": "lightning_uq.DriftMonitor", "version": 1}'), "`text` is damaged: KeyError"),
@@ -185,6 +190,18 @@ def test_the_evidence_is_that_of_the_functional():
 def test_errors(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f8"])
+def test_arrays_give_what_tensors_give_without_a_warning(dtype, recwarn):
+    held_out, rows = normal(100, 0).half(), normal(200, 1, 0.5).half()
+    arrays = [scores.numpy().astype(dtype) for scores in (held_out, rows)]
+    for one in arrays:
+        one.flags.writeable = False  # as those of a Parquet file are
+    ours, theirs = DriftMonitor(held_out), DriftMonitor(arrays[0])
+    assert ours.update(rows) == theirs.update(arrays[1])
+    assert ours.log10_evidence == theirs.log10_evidence != 0
+    assert not recwarn.list
 
 
 def test_a_damaged_list_is_refused():

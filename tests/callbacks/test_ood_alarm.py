@@ -401,6 +401,23 @@ def test_predictions_in_memory_need_a_score_or_a_name():
         OODAlarm(score="energy").fit_predictions(unsure(0))
 
 
+@pytest.mark.parametrize("scores", [torch.rand(30), torch.rand(30).numpy()])
+def test_scores_without_a_model_are_told_where_to_go(scores):
+    alarm = OODAlarm(score="predictive_entropy").fit_predictions(unsure(30))
+    for use in (alarm.fit_predictions, alarm.change, alarm.discoveries):
+        with pytest.raises(InputError, match="`prediction` must be a prediction.*`benjamini_hochberg`"):
+            use(scores)
+
+
+def test_the_model_takes_batches_and_the_alarm_of_a_text_has_no_model():
+    module, held_out = UsersModule(), loader("classification", 100)
+    alarm = OODAlarm().fit(module, held_out)
+    with pytest.raises(InputError, match="`x` must hold inputs or one batch, but it is a DataLoader"):
+        alarm.predict(module, held_out)
+    with pytest.raises(NotFittedError, match="OODAlarm does not know its model.* Pass predictions to `change`"):
+        OODAlarm.from_json(alarm.to_json()).predict(module, torch.zeros(2, FEATURES))
+
+
 def test_no_row_is_lost_or_counted_twice():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

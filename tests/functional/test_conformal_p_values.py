@@ -10,6 +10,7 @@ from scipy import stats
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional import alarm_threshold, benjamini_hochberg, conformal_p_values
+from lightning_uq.functional.conformal_p_values import p_values_among
 
 scores_of = st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0]), min_size=1, max_size=40)
 
@@ -17,9 +18,10 @@ scores_of = st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0]), min_siz
 @settings(max_examples=60, deadline=None)
 @given(scores_of, scores_of)
 def test_the_definition_with_ties(calibration, scores):
-    ordered = torch.tensor(calibration).sort().values
     expected = [(1 + sum(one >= score for one in calibration)) / (len(calibration) + 1) for score in scores]
-    assert conformal_p_values(torch.tensor(scores), ordered).tolist() == pytest.approx(expected, rel=1e-15)
+    assert conformal_p_values(torch.tensor(scores), torch.tensor(calibration)).tolist() == pytest.approx(
+        expected, rel=1e-15
+    )
 
 
 def test_the_graph_gives_what_eager_code_gives():
@@ -28,7 +30,7 @@ def test_the_graph_gives_what_eager_code_gives():
 
     class Model(torch.nn.Module):
         def forward(self, x):
-            return conformal_p_values(x, calibration)
+            return p_values_among(x, calibration)
 
     batch = ({0: torch.export.Dim("batch")},)
     graph = torch.export.export(Model(), (scores,), dynamic_shapes=batch, strict=False).module()
@@ -115,6 +117,8 @@ def test_nothing_is_found_among_no_rows():
         (lambda: alarm_threshold(torch.tensor([math.nan]), 0.1), "`calibration` must hold numbers, but it holds NaN"),
         (lambda: benjamini_hochberg(torch.tensor([1.5]), 0.1), r"`p_values` must be a number in \[0, 1\]"),
         (lambda: conformal_p_values(torch.tensor([1]), torch.rand(3)), "`score` must be a floating-point tensor"),
+        (lambda: conformal_p_values(torch.rand(2), torch.tensor([math.nan])), "`calibration` must hold numbers"),
+        (lambda: conformal_p_values(torch.rand(2), torch.rand(3, 1)), r"`calibration` must have shape \[3\]"),
     ],
 )
 def test_errors(call, message):

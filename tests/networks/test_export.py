@@ -55,6 +55,36 @@ def test_any_number_of_rows_from_any_example(suffix, num, tmp_path, capfd):
     assert (graph.info.inputs, graph.info.outputs, graph.info.result) == (["x"], ["probs"], "classes")
 
 
+class LooksUp(nn.Module):
+    """Its last column is a category, for which NaN is an index out of range."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return (self.linear(x[:, :3]) + self.table(x[:, 3].long())).unsqueeze(0)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["network", "predictor"])
+def test_a_missing_category_spoils_its_row_alone(suffix, kind, tmp_path):
+    inner = LooksUp()
+    fitted = (
+        FittedNetwork(inner, nonfinite="inf")
+        if kind == "network"
+        else FittedPredictor(inner, CategoricalPrediction, [], nonfinite="inf")
+    )
+    x = torch.cat([X[:, :3], torch.arange(6.0)[:, None] % 5], 1)
+    expected = fitted(x)["probs"]
+    x[1, 3], x[2, 0] = torch.nan, torch.inf
+    expected[1:3] = torch.nan
+    export_fitted(fitted, tmp_path / f"model{suffix}", x[:1])
+    for found in (fitted(x), read_graph(tmp_path / f"model{suffix}")(x)):
+        torch.testing.assert_close(found["probs"], expected, equal_nan=True)
+
+
 def trained(module, callbacks, folder, batches):
     best = ModelCheckpoint(folder, monitor="val_loss")
     trainer = quiet_trainer(folder, callbacks=[*callbacks, best], enable_checkpointing=True)
