@@ -11,6 +11,7 @@ from lightning_uq.callbacks.fitting_data import TrainingData
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
 from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
+from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.running.loaders import reads_same_data
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.transforms import PredictionTransform, transforms_of
@@ -65,23 +66,37 @@ def check_after(after: Sequence[PostTrainingCallback], model: nn.Module) -> None
 
 
 def check_read(callbacks: Sequence[object]) -> None:
-    """Refuse callbacks that will be applied together although one was fitted without reading the other's result.
+    """Refuse callbacks that will be applied together although one was fitted without reading another's result, or to a result that is not there.
 
     Raises:
-        InputError: One on held-out rows was fitted to predictions without another one's calibration, or an alarm by default without its density.
+        InputError: One on held-out rows was fitted with or without a calibration, or a density, that the others lack, or have.
     """
-    post_training = [one for one in callbacks if isinstance(one, PostTrainingCallback)]
-    for one in post_training:
-        state = one.state_dict().get("tensors", {})
-        is_default = "score_name" in state and one.settings.get("score") is None and state["score_name"] != "ood_score"
-        for other in post_training:
-            has_own = one is other or isinstance(one.fitting_data, TrainingData) or one.recalibrates
-            lacks_calibration = other.recalibrates and not any(name.startswith("carried.") for name in state)
-            if not has_own and (lacks_calibration or (is_default and isinstance(other, FeatureCallback))):
-                raise InputError(
-                    f"{type(one).__name__} was fitted to predictions without the result of {type(other).__name__}, so they do not go together. Fit it "
-                    f"again with `fit(model, loader, after=[...])` that holds the {type(other).__name__}, or leave one of them out."
-                )
+    ours = [one for one in callbacks if isinstance(one, PostTrainingCallback)]
+    densities = [one for one in ours if isinstance(one, FeatureCallback)]
+    calibrations = [one for one in ours if one.recalibrates]
+    for one in ours:
+        if one.recalibrates or isinstance(one.fitting_data, TrainingData):
+            continue
+        state, name = one.state_dict()["tensors"], type(one).__name__
+        score, has_read = state.get("score_name"), any(key.startswith("carried.") for key in state)
+        of_features, by_default = score in DENSITY_FIELDS, score is not None and one.settings.get("score") is None
+        if of_features and not densities:
+            raise InputError(
+                f"{name} judges the score of a density or distance, such as FitGMM's. Pass that callback, too."
+            )
+        if not of_features and has_read and not calibrations:
+            raise InputError(
+                f"{name} was fitted to calibrated predictions. Pass the callback that calibrates them, too."
+            )
+        unread = [
+            *(densities if by_default and not of_features else []),
+            *([] if has_read or of_features else calibrations),
+        ]
+        if unread:
+            raise InputError(
+                f"{name} was fitted to predictions without the result of {type(unread[0]).__name__}, so they do not go together. Fit it "
+                f"again with `fit(model, loader, after=[...])` that holds the {type(unread[0]).__name__}, or leave one of them out."
+            )
 
 
 def earlier_callbacks(callback: PostTrainingCallback, trainer: Trainer | None) -> list[PostTrainingCallback]:

@@ -52,7 +52,8 @@ class OODAlarmTransform(PredictionTransform):
         """The prediction with its alarm."""
         check_prediction(prediction)
         score = input_scores(prediction, self.score_name, self.map_reduction)
-        self.carried.check(prediction)
+        if self.score_name not in DENSITY_FIELDS:  # which no calibration changes
+            self.carried.check(prediction)
         self._check_score(prediction)
         if self.scores.device != score.device:
             self.scores = self.scores.to(score.device)

@@ -38,8 +38,7 @@ def save_fitted(path: str | Path, model: nn.Module, callbacks: Sequence[FittingC
 
     The file holds plain data alone and loads under ``weights_only=True``; it appears as a whole or not at all. The ``uq_ckpt_path`` of
     each callback then names it. The order of ``callbacks`` makes no difference: what one fit read of another is in its state. Where
-    :class:`ConformalSets`, say, were fitted to calibrated predictions, pass the calibration too; without it the loaded module refuses to
-    predict. A module of this package shows each fit the results of those before it. For any other, name them:
+    :class:`ConformalSets`, say, were fitted to calibrated predictions, pass the calibration too. A module of this package shows each fit the results of those before it. For any other, name them:
     ``ConformalSets().fit(model, loader, after=[temperature])``.
 
     Where ``torch.distributed`` has joined several processes, all of them call this function: the first one writes, the others wait for
@@ -52,7 +51,8 @@ def save_fitted(path: str | Path, model: nn.Module, callbacks: Sequence[FittingC
 
     Raises:
         InputError: ``path`` cannot be written, or is a file of another kind, or has a name from which Lightning would resume; an
-            argument is of another type; two callbacks have one key; one was fitted without the result of another.
+            argument is of another type; two callbacks have one key; one was fitted without the result of another, or to that of one
+            that is not among them.
         NotFittedError: A callback is not fitted, or was fitted on other weights, or to predictions alone.
 
     Example:

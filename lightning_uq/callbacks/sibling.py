@@ -156,5 +156,8 @@ def fitted_states(path: str | Path) -> dict[str, dict[str, Any]]:
     }
     states = {key: state.to_dict() for key, state in found.items() if state is not None}
     if not states:
-        raise InputError(f"{path} holds no state of a fitted callback.")
+        raise InputError(
+            f"{path} holds no state of a fitted callback. A training with such callbacks writes one that does, beside the best checkpoint; without a "
+            "training, `save_fitted` does."
+        )
     return states

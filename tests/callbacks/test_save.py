@@ -194,9 +194,8 @@ def test_fits_that_depend_on_each_other_may_come_in_any_order(tmp_path):
         torch.testing.assert_close(found["probs"], expected.probs, rtol=1e-5, atol=1e-5)
         assert torch.equal(found["prediction_set"], expected.prediction_set)
         assert torch.equal(model.predict(TEST_X).prediction_set, expected.prediction_set)  # nothing was reordered
-    save_fitted(tmp_path / "alone.ckpt", model, [sets])
-    with pytest.raises(InputError, match="was fitted to predictions with a temperature"):
-        load_fitted(tmp_path / "alone.ckpt")(TEST_X)
+    with pytest.raises(InputError, match="ConformalSets was fitted to calibrated predictions"):
+        save_fitted(tmp_path / "alone.ckpt", model, [sets])
 
 
 def test_numbers_with_a_posterior_a_scale_and_intervals(tmp_path):
@@ -465,3 +464,22 @@ def test_a_task_that_is_the_default_goes_with_none(tmp_path):
     alarm = OODAlarm(task=Regression(head="mean")).fit(regressor, [x], after=[unlabelled])
     save_fitted(tmp_path / "b.ckpt", regressor, [unlabelled, alarm])
     assert list(load_fitted(tmp_path / "b.ckpt", regressor)(x))[-3:] == ["ood_score", "ood_p_value", "ood_alarm"]
+
+
+def test_what_was_read_goes_into_the_file_too(tmp_path):
+    module, val = UsersModule(), rows("classification", 100, 1)
+    gmm = FitGMM(feature_transform="raw").fit(module, rows("classification", 100))
+    temperature = TemperatureScaling().fit(module, val)
+    alarm = OODAlarm().fit(module, val, after=[gmm])
+    with pytest.raises(
+        InputError, match="OODAlarm judges the score of a density or distance, such as FitGMM's. Pass that"
+    ):
+        save_fitted(tmp_path / "a.ckpt", module, [alarm, temperature])
+    with pytest.raises(
+        InputError, match="ConformalSets was fitted to calibrated predictions. Pass the callback that calibrates"
+    ):
+        save_fitted(tmp_path / "a.ckpt", module, [gmm, ConformalSets().fit(module, val, after=[temperature])])
+    # No calibration changes a density's score, so the alarm need not have read it.
+    save_fitted(tmp_path / "a.ckpt", module, [gmm, temperature, alarm])
+    assert "ood_alarm" in load_fitted(tmp_path / "a.ckpt", UsersModule())(torch.zeros(2, FEATURES))
+    assert not list(tmp_path.glob("*.partial"))
