@@ -117,7 +117,7 @@ def test_merged_streams_without_a_drift_rarely_raise_an_alarm():
 
 
 def test_what_cannot_be_merged_is_refused():
-    main, worker = DriftMonitor(normal(100, 0)), DriftMonitor(normal(100, 0))
+    main, worker = DriftMonitor(normal(100, 0)), DriftMonitor(normal(100, 0), seed=1)
     early = DriftMonitor.from_json(worker.to_json())
     worker.update(normal(50, 1))
     main.merge(worker)
@@ -127,6 +127,31 @@ def test_what_cannot_be_merged_is_refused():
         main.merge(DriftMonitor(normal(100, 1)))
     with pytest.raises(InputError, match="`other` must be another monitor, but it is this one"):
         main.merge(DriftMonitor.from_json(main.to_json()))
+
+
+def test_rows_of_two_monitors_with_one_seed_are_not_merged():
+    def monitor(seed, *, with_rows=True):
+        made = DriftMonitor(torch.zeros(100), seed=seed)
+        made.update(torch.zeros(5 * with_rows))
+        return made
+
+    main = monitor(0, with_rows=False)  # whose own seed orders nothing
+    main.merge(monitor(0, with_rows=False))
+    first = monitor(0)
+    main.merge(first)
+    first.update(torch.zeros(5))
+    main = DriftMonitor.from_json(main.to_json())
+    main.merge(first)
+    group = monitor(1)
+    group.merge(monitor(2))
+    main.merge(group)
+    before = main.to_json()
+    for other in (monitor(0), monitor(2)):
+        with pytest.raises(InputError, match=f"Two monitors with seed={other.seed} cannot be merged"):
+            main.merge(other)
+    with pytest.raises(InputError, match="Two monitors with seed=0 cannot be merged"):
+        main.update(torch.zeros(1))
+    assert main.to_json() == before
 
 
 def test_a_reset_begins_anew():
