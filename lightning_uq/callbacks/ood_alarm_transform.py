@@ -8,9 +8,13 @@ from torch import Tensor
 from lightning_uq.callbacks.carried import Carried
 from lightning_uq.errors import InputError
 from lightning_uq.functional.conformal_p_values import conformal_p_values
+from lightning_uq.functional.precision import widen
 from lightning_uq.predictions import Prediction
 from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.running.transforms import PredictionTransform
+
+ROUNDING = 1e-6
+"""The relative difference below which a score counts as equal to that of a held-out row, as the last digits of float32 differ."""
 
 MapReduction = Literal["mean", "max"]
 """How a map of scores becomes one."""
@@ -55,11 +59,11 @@ class OODAlarmTransform(PredictionTransform):
         self._check_score(prediction)
         if self.scores.device != score.device:
             self.scores = self.scores.to(score.device)
-        p_value, infinite = conformal_p_values(score, self.scores), score.isposinf()
+        lowered, infinite = _lowered(score), score.isposinf()
         return prediction.replace(
             ood_score=score,
-            ood_p_value=torch.where(infinite, 0.0, p_value),
-            ood_alarm=(score > self.threshold.to(score.device)) | infinite,
+            ood_p_value=torch.where(infinite, 0.0, conformal_p_values(lowered, self.scores)),
+            ood_alarm=(lowered > self.threshold.to(lowered)) | infinite,
         )
 
     def _check_score(self, prediction: Prediction) -> None:
@@ -70,6 +74,12 @@ class OODAlarmTransform(PredictionTransform):
             raise InputError(
                 f"OODAlarm was fitted to `{self.score_name}` of another density or distance than this prediction carries. Fit the alarm again."
             )
+
+
+def _lowered(score: Tensor) -> Tensor:
+    """Scores that are equal but for their last digits are equal: those of an ensemble's votes differ so between precisions, devices and graphs."""
+    wide = widen(score)
+    return wide * (1 - ROUNDING * wide.sign())
 
 
 def summary_of(prediction: Prediction, name: str) -> Tensor | None:

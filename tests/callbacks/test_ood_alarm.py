@@ -64,6 +64,18 @@ def test_the_share_of_false_alarms_is_the_rate():
     assert float(found.mean()) == pytest.approx(0.04, abs=3 * float(found.std()) / 20)
 
 
+@pytest.mark.parametrize("fitted, served", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_equal_votes_are_equal_in_every_precision(fitted, served):
+    votes = torch.randn(5, 800, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alarm = OODAlarm(score="variation_ratio", false_alarm_rate=0.5)
+    alarm.fit_predictions(CategoricalPrediction(votes[:, :400].to(fitted)))
+    found = alarm.change(CategoricalPrediction(votes[:, 400:].to(served)))
+    same = alarm.change(CategoricalPrediction(votes[:, 400:].to(fitted)))
+    assert torch.equal(found.ood_p_value, same.ood_p_value)
+    assert torch.equal(found.ood_alarm, same.ood_alarm)
+    assert torch.equal(found.ood_alarm, found.ood_p_value <= 0.5)
+
+
 def test_delta_bounds_the_share_for_one_draw():
     too_many = 0
     for seed in range(200):
