@@ -60,15 +60,24 @@ class OODAlarmTransform(PredictionTransform):
         if self.scores.device != score.device:
             self.scores = self.scores.to(score.device)
         lowered, infinite = _lowered(score), score.isposinf()
+        summary = prediction._get("score_summary") if self.score_name == "ood_score" else None
         return prediction.replace(
             ood_score=score,
+            score_summary=summary,  # no more, where the score is another one
             ood_p_value=torch.where(infinite, 0.0, conformal_p_values(lowered, self.scores)),
             ood_alarm=(lowered > self.threshold.to(lowered)) | infinite,
         )
 
     def _check_score(self, prediction: Prediction) -> None:
         found = summary_of(prediction, self.score_name)
-        if self.summary is None or found is None:
+        if self.summary is None:
+            return
+        if found is None:
+            if self.score_name == "ood_score" and prediction.has("ood_p_value") and prediction.num_indices is not None:
+                raise InputError(
+                    "This prediction carries the result of another alarm, whose score took the place of the `ood_score` that OODAlarm was fitted to. Pass "
+                    "the prediction without it."
+                )
             return
         if found.shape != self.summary.shape or not torch.allclose(found.cpu(), self.summary, rtol=1e-3, atol=1e-6):
             raise InputError(

@@ -64,7 +64,7 @@ def test_the_share_of_false_alarms_is_the_rate():
     assert float(found.mean()) == pytest.approx(0.04, abs=3 * float(found.std()) / 20)
 
 
-@pytest.mark.parametrize("fitted, served", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+@pytest.mark.parametrize(("fitted", "served"), [(torch.float64, torch.float32), (torch.float32, torch.float64)])
 def test_equal_votes_are_equal_in_every_precision(fitted, served):
     votes = torch.randn(5, 800, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alarm = OODAlarm(score="variation_ratio", false_alarm_rate=0.5)
@@ -241,6 +241,19 @@ def test_rows_that_a_density_was_fitted_to_are_noticed(make):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         OODAlarm().fit(module, loader("classification", 60, 2))
+
+
+def test_the_score_of_another_alarm_is_not_that_of_the_density():
+    prediction = unsure(100).replace(ood_score=torch.arange(100.0) + 50, score_summary=torch.ones(2, 3))
+    of_density = OODAlarm(name="density").fit_predictions(prediction)
+    of_entropy = OODAlarm(name="entropy", score="predictive_entropy").fit_predictions(prediction)
+    once = of_density.change(prediction)
+    assert torch.equal(of_density.change(once).ood_p_value, once.ood_p_value)
+    assert torch.equal(of_entropy.change(once).ood_p_value, of_entropy.change(prediction).ood_p_value)
+    with pytest.raises(
+        InputError, match="carries the result of another alarm, whose score took the place of the `ood_score`"
+    ):
+        of_density.change(of_entropy.change(prediction))
 
 
 def test_maps_have_one_alarm_per_image():
