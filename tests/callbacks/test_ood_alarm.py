@@ -22,6 +22,7 @@ from lightning_uq import (
     OODAlarm,
     PredictionWriter,
     TemperatureScaling,
+    export_fitted,
     load_fitted,
     read_predictions,
     save_fitted,
@@ -377,6 +378,20 @@ def test_a_file_gives_a_module_with_the_alarm_inside(tmp_path):
     for part in (x, x[:1], x[3:6]):
         for name, values in graph(part).items():
             torch.testing.assert_close(values, fitted(part)[name], equal_nan=True)
+
+
+@pytest.mark.parametrize("score", ["vacuity", "mutual_information", "expected_entropy"])
+def test_a_file_of_a_dirichlet_keeps_its_scores(score, tmp_path):
+    """The log of its mean is no Dirichlet: its mutual information would be 0."""
+    module = EvidentialModule(network())
+    alarm = OODAlarm(score=score).fit(module, rows(200))
+    save_fitted(tmp_path / "m-uq.ckpt", module, [alarm])
+    fitted, x = load_fitted(tmp_path / "m-uq.ckpt", module), torch.randn(60, FEATURES)
+    found, expected = fitted(x), alarm.predict(module, x)
+    for name in ("probs", "ood_score", "ood_p_value", "ood_alarm"):
+        torch.testing.assert_close(found[name], getattr(expected, name), rtol=1e-5, atol=1e-6)
+    assert float(found["ood_score"].std()) > 0
+    export_fitted(fitted, tmp_path / "m.pt2", x)
 
 
 def test_the_alarm_does_not_disturb_sets():
