@@ -63,12 +63,16 @@ class DriftMonitor:
         2130
     """
 
-    def __init__(self, alarm: "OODAlarm | Tensor", *, false_alarm_probability: float = 0.05, seed: int = 0) -> None:
+    def __init__(
+        self, alarm: "OODAlarm | Tensor | np.ndarray[Any, Any]", *, false_alarm_probability: float = 0.05, seed: int = 0
+    ) -> None:
         check_open_unit("false_alarm_probability", false_alarm_probability)
         check_integer("seed", seed, 0)
         self.false_alarm_probability = false_alarm_probability
         self.seed = seed
-        self.bins = RankBins.of(alarm if isinstance(alarm, Tensor) else alarm.scores)
+        calibration = _to_tensor(getattr(alarm, "scores", alarm))
+        check_floating("alarm", calibration, 1, "[n]")
+        self.bins = RankBins.of(calibration)
         self.reset()
 
     def reset(self) -> None:
@@ -117,19 +121,20 @@ class DriftMonitor:
         if isinstance(rows, Prediction):
             _ = rows.ood_p_value  # an alarm's score, not a density's alone
             rows = rows.ood_score
-        rows = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
-        check_floating("rows", rows, 1, "[B]")
-        check_shape("rows", rows, torch.Size([rows.numel()]))
-        if len(rows):
+        scores = _to_tensor(rows)
+        check_floating("rows", scores, 1, "[B]")
+        check_shape("rows", scores, torch.Size([scores.numel()]))
+        if len(scores):
             self._add_seeds({self.seed: self._id})
-        numbers = torch.arange(self.num_rows, self.num_rows + len(rows))
-        return self._advance(self.bins(rows.detach(), to_uniform(chain_last(chain(2, self.seed), numbers))))
+        numbers = torch.arange(self.num_rows, self.num_rows + len(scores))
+        return self._advance(self.bins(scores.detach(), to_uniform(chain_last(chain(2, self.seed), numbers))))
 
     def merge(self, other: "DriftMonitor") -> bool:
         """Add the rows of another monitor that were not merged before; gives back whether a drift was found so far.
 
         The other one stays as it is, so that the same worker can be merged again after further rows. Its new rows come in a random order, since it does not keep theirs:
-        merge often, or a drift is found later. A worker's rows must come here by one way only. ``drift_row`` counts the merged rows here, and in a worker its own.
+        merge often, or a drift is found later. Merge all workers at times that do not depend on their scores: whoever merges only those that look unusual
+        picks the unusual rows. A worker's rows must come here by one way only. ``drift_row`` counts the merged rows here, and in a worker its own.
 
         Raises:
             InputError: The other monitor was made with other held-out rows, is an earlier state of one that was merged, or has the seed of another
@@ -225,3 +230,9 @@ class DriftMonitor:
         monitor._merged = {name: torch.tensor(one, dtype=torch.long) for name, one in content["merged"].items()}
         monitor._seeds = dict(content["seeds"])
         return monitor
+
+
+def _to_tensor(scores: Any) -> Tensor:
+    """A tensor of an array, which may be reversed or read-only, as a table's column is; anything else as it is, for the check that follows."""
+    found: Tensor = torch.from_numpy(np.array(scores)) if isinstance(scores, np.ndarray) else scores
+    return found

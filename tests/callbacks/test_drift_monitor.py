@@ -161,6 +161,18 @@ def test_a_reset_begins_anew():
     assert (monitor.drifted, monitor.num_rows, monitor.p_value) == (False, 0, 1.0)
 
 
+def test_arrays_are_taken_as_a_table_gives_them():
+    scores = normal(400, 0)
+    array = scores.numpy().copy()
+    array.setflags(write=False)
+    by_array, by_tensor = DriftMonitor(array[:200]), DriftMonitor(scores[:200])
+    by_array.update(array[200:][::-1])
+    by_tensor.update(scores[200:].flip(0))
+    assert by_array.log10_evidence == by_tensor.log10_evidence
+    with pytest.raises(InputError, match="`alarm` must be a tensor"):
+        DriftMonitor(scores[:200].tolist())
+
+
 def test_predictions_with_an_alarm_are_its_rows():
     prediction = CategoricalPrediction(torch.randn(1, 400, 3, generator=torch.Generator().manual_seed(0)))
     alarm = OODAlarm(score="max_softmax").fit_predictions(prediction[:200])
