@@ -148,6 +148,11 @@ class OODAlarm(HeldOutCallback):
         if self.score is not None:
             return self.score
         if prediction.has("ood_score"):
+            if prediction.has("ood_p_value") and not prediction.has("score_summary"):
+                raise InputError(
+                    "`prediction` carries the result of another alarm, whose score took the place of `ood_score`. Name a `score`, or pass predictions "
+                    "without it."
+                )
             return "ood_score"
         if self._task_score is None:
             raise InputError(

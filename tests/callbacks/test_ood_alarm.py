@@ -255,6 +255,9 @@ def test_the_score_of_another_alarm_is_not_that_of_the_density():
         InputError, match="carries the result of another alarm, whose score took the place of the `ood_score`"
     ):
         of_density.change(of_entropy.change(prediction))
+    with pytest.raises(InputError, match="carries the result of another alarm, whose score .* Name a `score`"):
+        OODAlarm().fit_predictions(of_entropy.change(prediction))
+    assert torch.equal(OODAlarm().fit_predictions(once).scores, of_density.scores)
 
 
 def test_maps_have_one_alarm_per_image():
