@@ -29,7 +29,7 @@ from lightning_uq.networks.fitted_predictor import FittedChange, FittedPredictor
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.networks.pooling import Pool, pool_setting
 from lightning_uq.networks.virtual_logits import VirtualLogits
-from lightning_uq.predictions import BernoulliPrediction, CategoricalPrediction, ClassProbabilities, Prediction
+from lightning_uq.predictions import ClassProbabilities, Prediction
 from lightning_uq.running.features import inner_networks
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
 from lightning_uq.tasks import Task
@@ -116,20 +116,19 @@ def compose(
     kinds = {key: kind_of(key, state) for key, state in states.items()}
     found = LogitReader(predict_fn, task=task).task(model)
     has_probs = found.takes_calibration
+    is_network = has_probs and set(kinds.values()) <= {"calibration", "density"}
     wrapped: nn.Module
     if predict_fn is None and is_uncertainty_module(model):
         features = bool({"density", "laplace"} & set(kinds.values()))
-        wrapped = _Ours(_with_layers(model), features=features, raw=not has_probs)
+        wrapped = _Ours(_with_layers(model), features=features, raw=not is_network)
         predict: Callable[[Tensor], Prediction] = model.prediction  # type: ignore[assignment]  # a Module's is untyped
     else:
         if output is None:  # the calibration's, where there is one
             key = max(states, key=lambda key: kinds[key] == "calibration")
             output = states[key]["settings"]["output"]
-        wrapped, predict = _Foreign(model, predict_fn, output, task, raw=not has_probs), found.predict
-    if has_probs and set(kinds.values()) <= {"calibration", "density"}:
+        wrapped, predict = _Foreign(model, predict_fn, output, task, raw=not is_network), found.predict
+    if is_network:
         return _network(wrapped, model, prefix, states, pool, of_labels=not found.has_classes)
-    if has_probs:
-        predict = CategoricalPrediction if found.has_classes else BernoulliPrediction
     ordered = sorted(states, key=lambda key: _place(kinds[key]))
     changes = [_change(key, kinds[key], states[key], wrapped, model, prefix, pool) for key in ordered]
     return FittedPredictor(wrapped, predict, changes)

@@ -39,7 +39,7 @@ class DriftMonitor:
     Args:
         alarm: A fitted :class:`OODAlarm`, or scores [n] of held-out in-distribution rows, a tensor or a numpy array.
         false_alarm_probability: In (0, 1).
-        seed: For the numbers that order equal scores.
+        seed: For the numbers that order equal scores. Monitors that are merged need different ones.
 
     Attributes:
         drift_row: The number of rows after which the drift was found, or None.
@@ -76,6 +76,7 @@ class DriftMonitor:
         self._id = uuid.uuid4().hex
         self._test = DriftTest.start(self.bins.sizes)
         self._merged: dict[str, Tensor] = {}
+        self._seeds: dict[int, str] = {}  # of the monitors whose rows are here
         self._largest = 0.0
         self.drift_row: int | None = None
 
@@ -118,6 +119,8 @@ class DriftMonitor:
             _ = rows.ood_p_value  # an alarm's score, not a density's alone
             rows = rows.ood_score
         scores = _as_tensor("rows", rows, "a prediction")
+        if len(scores):
+            self._add_seeds({self.seed: self._id})
         numbers = torch.arange(self.num_rows, self.num_rows + len(scores))
         return self._advance(self.bins(scores.detach(), to_uniform(chain_last(chain(2, self.seed), numbers))))
 
@@ -125,10 +128,12 @@ class DriftMonitor:
         """Add the rows of another monitor that were not merged before; gives back whether a drift was found so far.
 
         The other one stays as it is, so that the same worker can be merged again after further rows. Its new rows come in a random order, since it does not keep theirs:
-        merge often, or a drift is found later. A worker's rows must come here by one way only. ``drift_row`` counts the merged rows here, and in a worker its own.
+        merge often, or a drift is found later. Merge all workers at times that do not depend on their scores: whoever merges only those that look unusual
+        picks the unusual rows. A worker's rows must come here by one way only. ``drift_row`` counts the merged rows here, and in a worker its own.
 
         Raises:
-            InputError: The other monitor was made with other held-out rows, or is an earlier state of one that was merged.
+            InputError: The other monitor was made with other held-out rows, is an earlier state of one that was merged, or has the seed of another
+                monitor whose rows are here.
         """
         if not torch.equal(self.bins.edges, other.bins.edges) or not torch.equal(self.bins.sizes, other.bins.sizes):
             raise InputError(
@@ -139,9 +144,19 @@ class DriftMonitor:
         new = other._test.counts - self._merged.get(other._id, torch.zeros_like(other._test.counts))
         if bool((new < 0).any()):
             raise InputError("`other` is an earlier state of a monitor that was merged already.")
+        self._add_seeds(other._seeds)
         order = torch.randperm(int(new.sum()), generator=torch.Generator().manual_seed(self.seed + self.num_rows))
         self._merged[other._id] = other._test.counts
         return self._advance(torch.arange(len(new)).repeat_interleave(new)[order])
+
+    def _add_seeds(self, seeds: dict[int, str]) -> None:
+        used_twice = [seed for seed, owner in seeds.items() if self._seeds.get(seed, owner) != owner]
+        if used_twice:
+            raise InputError(
+                f"Two monitors with seed={used_twice[0]} cannot be merged, because equal scores of both would be ordered alike. Make each monitor with a "
+                "`seed` of its own."
+            )
+        self._seeds |= seeds
 
     def _advance(self, bins: Tensor) -> bool:
         start = self.num_rows
@@ -171,6 +186,7 @@ class DriftMonitor:
             "largest": self._largest,
             "drift_row": self.drift_row,
             "merged": {name: counts.tolist() for name, counts in self._merged.items()},
+            "seeds": list(self._seeds.items()),
         }
         return json.dumps(content, allow_nan=False)
 
@@ -207,6 +223,7 @@ class DriftMonitor:
         monitor._test = DriftTest(sizes, counts, log_bets)
         monitor._id, monitor._largest, monitor.drift_row = content["id"], content["largest"], content["drift_row"]
         monitor._merged = {name: torch.tensor(one, dtype=torch.long) for name, one in content["merged"].items()}
+        monitor._seeds = dict(content["seeds"])
         return monitor
 
 

@@ -52,7 +52,7 @@ class OODAlarm(HeldOutCallback):
     alpha, over draws of the held-out rows and the input. Nothing is promised of how many other inputs are found: that depends on the score.
 
     Predictions carry ``ood_score`` [B] (the score that is judged, in place of any other), ``ood_p_value`` [B], and ``ood_alarm``, bool [B]. An input that is not finite has a p-value of
-    0 and raises an alarm. A test logs ``uq/test_ood_alarm_rate``, which is about ``false_alarm_rate`` if the test set is in distribution. Callbacks that fit a density or a
+    0 and raises an alarm. Scores that differ by less than one part in a million count as equal. A test logs ``uq/test_ood_alarm_rate``, which is about ``false_alarm_rate`` if the test set is in distribution. Callbacks that fit a density or a
     calibration stand before this one.
 
     Args:
@@ -154,6 +154,11 @@ class OODAlarm(HeldOutCallback):
         if self.score is not None:
             return self.score
         if prediction.has("ood_score"):
+            if prediction.has("ood_p_value") and not prediction.has("score_summary"):
+                raise InputError(
+                    "`prediction` carries the result of another alarm, whose score took the place of `ood_score`. Name a `score`, or pass predictions "
+                    "without it."
+                )
             return "ood_score"
         if self._task_score is None:
             raise InputError(

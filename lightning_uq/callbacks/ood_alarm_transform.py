@@ -8,9 +8,13 @@ from torch import Tensor
 from lightning_uq.callbacks.carried import Carried
 from lightning_uq.errors import InputError
 from lightning_uq.functional.conformal_p_values import p_values_among
+from lightning_uq.functional.precision import widen
 from lightning_uq.predictions import Prediction
 from lightning_uq.predictions.base import DENSITY_FIELDS
 from lightning_uq.running.transforms import PredictionTransform
+
+ROUNDING = 1e-6
+"""The relative difference below which a score counts as equal to that of a held-out row, as the last digits of float32 differ."""
 
 MapReduction = Literal["mean", "max"]
 """How a map of scores becomes one."""
@@ -57,16 +61,25 @@ class OODAlarmTransform(PredictionTransform):
         self._check_score(prediction)
         if self.scores.device != score.device:
             self.scores = self.scores.to(score.device)
-        p_value, infinite = p_values_among(score, self.scores), score.isposinf()
+        lowered, infinite = _lowered(score), score.isposinf()
+        summary = prediction._get("score_summary") if self.score_name == "ood_score" else None
         return prediction.replace(
             ood_score=score,
-            ood_p_value=torch.where(infinite, 0.0, p_value),
-            ood_alarm=(score > self.threshold.to(score.device)) | infinite,
+            score_summary=summary,  # no more, where the score is another one
+            ood_p_value=torch.where(infinite, 0.0, p_values_among(lowered, self.scores)),
+            ood_alarm=(lowered > self.threshold.to(lowered)) | infinite,
         )
 
     def _check_score(self, prediction: Prediction) -> None:
         found = summary_of(prediction, self.score_name)
-        if self.summary is None or found is None:
+        if self.summary is None:
+            return
+        if found is None:
+            if self.score_name == "ood_score" and prediction.has("ood_p_value") and prediction.num_indices is not None:
+                raise InputError(
+                    "This prediction carries the result of another alarm, whose score took the place of the `ood_score` that OODAlarm was fitted to. Pass "
+                    "the prediction without it."
+                )
             return
         if found.shape != self.summary.shape or not torch.allclose(found.cpu(), self.summary, rtol=1e-3, atol=1e-6):
             raise InputError(
@@ -81,6 +94,12 @@ def check_prediction(prediction: object) -> None:
             f"`prediction` must be a prediction, such as `model.predict(x)`, but it is a {type(prediction).__name__}. For scores without a model, use "
             "`conformal_p_values`, `alarm_threshold` and `benjamini_hochberg` of `lightning_uq.functional`."
         )
+
+
+def _lowered(score: Tensor) -> Tensor:
+    """Scores that are equal but for their last digits are equal: those of an ensemble's votes differ so between precisions, devices and graphs."""
+    wide = widen(score)
+    return wide * (1 - ROUNDING * wide.sign())
 
 
 def summary_of(prediction: Prediction, name: str) -> Tensor | None:

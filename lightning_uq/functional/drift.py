@@ -28,13 +28,15 @@ TAILS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
 _UPPER, _LOWER = (0.03, 0.1, 0.3, 0.8), (0.1, 0.3, 0.8)
 _SHARE_UPPER = 0.8
 _CHUNK = 4096
+_BITS = 17
 
 
 @dataclass(frozen=True)
 class RankBins:
     """Bins of scores between calibration scores of fixed ranks, the bin of the highest scores first.
 
-    Equal scores are ordered by a random number per row, so that the probabilities hold for any scores. Those of the calibration rows are a function of all their scores,
+    Equal scores are ordered by a random number per row, so that the probabilities hold for any scores. Scores are equal if they agree in about five digits:
+    the last ones differ between precisions, devices and exported graphs. Those of the calibration rows are a function of all their scores,
     and so are the same in every process.
 
     Attributes:
@@ -65,7 +67,7 @@ class RankBins:
             what = f"{num_bad} of {n} scores are infinite or NaN" if n else "it is empty"
             raise InputError(f"`calibration` must hold finite scores, at least one, but {what}.")
         cuts = torch.tensor(sorted({max(1, math.floor(tail * (n + 1))) for tail in TAILS}))
-        scores = to_float64(calibration).reshape(-1).cpu()
+        scores = _rounded(calibration).reshape(-1)
         content = int(mix(scores.view(torch.int64)).sum())  # other calibration rows, other numbers
         ties = to_uniform(chain_last(chain(1, content), torch.arange(n)))
         by_tie = ties.argsort(descending=True)
@@ -76,9 +78,19 @@ class RankBins:
 
     def __call__(self, scores: Tensor, ties: Tensor) -> Tensor:
         """The bin [T] of each score [T], with numbers [T] in (0, 1) that order equal scores. NaN is the highest score."""
-        found = torch.where(scores.isnan(), torch.inf, to_float64(scores).cpu())[:, None]
+        found = _rounded(scores)[:, None]
         above = (self.edges > found) | ((self.edges == found) & (self.ties > ties[:, None]))
         return above.sum(1)
+
+
+def _rounded(scores: Tensor) -> Tensor:
+    """Scores of 17 significant bits, in float64 on the CPU; plus infinity where they are NaN."""
+    wide = to_float64(scores).cpu()
+    mantissa, exponent = torch.frexp(wide.nan_to_num())
+    rounded = (
+        (mantissa * 2**_BITS).round() / 2**_BITS * torch.exp2(exponent.double())
+    )  # `ldexp` would have float32's range
+    return torch.where(wide.isfinite(), rounded, torch.where(wide.isnan(), torch.inf, wide))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from lightning_uq.networks.graph_files import (
     save_onnx,
     save_torch,
 )
-from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.writing import replacing
 
 Fitted = FittedNetwork | FittedPredictor
@@ -112,7 +111,7 @@ def result_kind(fitted: Fitted) -> Literal["classes", "labels"] | None:
         return "labels" if fitted.of_labels else "classes"
     if "probs" not in fitted.output_names:
         return None
-    return "classes" if fitted.predict is CategoricalPrediction else "labels"
+    return "classes" if fitted.has_classes else "labels"
 
 
 def _version() -> str:

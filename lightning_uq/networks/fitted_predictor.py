@@ -12,7 +12,7 @@ from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.features import FeatureTap
 from lightning_uq.networks.finite import NonFinite, check_finite, nonfinite_rows, with_zeros
 from lightning_uq.networks.pooling import Pool
-from lightning_uq.predictions import NumberPrediction, Prediction, QuantilePrediction
+from lightning_uq.predictions import ClassProbabilities, NumberPrediction, Prediction, QuantilePrediction
 
 _OF_NO_USE: Mapping[str, float] = {
     "log_density": -math.inf,
@@ -76,7 +76,8 @@ class FittedPredictor(nn.Module):
         self.predict = predict
         self.changes = list(changes)
         self.taps = [FeatureTap(network, one.layers, one.pool) if one.layers else None for one in changes]
-        self._names: list[str] | None = None
+        self._names: list[str] | None = None  # until it is called
+        self.has_classes = False  # known likewise
         self.eval()
 
     @property
@@ -110,6 +111,7 @@ class FittedPredictor(nn.Module):
             raise NotFiniteError("The results hold NaN, although the input is finite: the network's outputs overflow.")
         if not in_graph:
             self._names = list(results)
+            self.has_classes = isinstance(prediction, ClassProbabilities)
         elif isinstance(
             prediction, QuantilePrediction
         ):  # whose levels, and so its names, are unknown while a graph is traced

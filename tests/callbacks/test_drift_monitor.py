@@ -118,7 +118,7 @@ def test_merged_streams_without_a_drift_rarely_raise_an_alarm():
 
 
 def test_what_cannot_be_merged_is_refused():
-    main, worker = DriftMonitor(normal(100, 0)), DriftMonitor(normal(100, 0))
+    main, worker = DriftMonitor(normal(100, 0)), DriftMonitor(normal(100, 0), seed=1)
     early = DriftMonitor.from_json(worker.to_json())
     worker.update(normal(50, 1))
     main.merge(worker)
@@ -130,11 +130,48 @@ def test_what_cannot_be_merged_is_refused():
         main.merge(DriftMonitor.from_json(main.to_json()))
 
 
+def test_rows_of_two_monitors_with_one_seed_are_not_merged():
+    def monitor(seed, *, with_rows=True):
+        made = DriftMonitor(torch.zeros(100), seed=seed)
+        made.update(torch.zeros(5 * with_rows))
+        return made
+
+    main = monitor(0, with_rows=False)  # whose own seed orders nothing
+    main.merge(monitor(0, with_rows=False))
+    first = monitor(0)
+    main.merge(first)
+    first.update(torch.zeros(5))
+    main = DriftMonitor.from_json(main.to_json())
+    main.merge(first)
+    group = monitor(1)
+    group.merge(monitor(2))
+    main.merge(group)
+    before = main.to_json()
+    for other in (monitor(0), monitor(2)):
+        with pytest.raises(InputError, match=f"Two monitors with seed={other.seed} cannot be merged"):
+            main.merge(other)
+    with pytest.raises(InputError, match="Two monitors with seed=0 cannot be merged"):
+        main.update(torch.zeros(1))
+    assert main.to_json() == before
+
+
 def test_a_reset_begins_anew():
     monitor = DriftMonitor(normal(100, 0))
     monitor.update(normal(100, 1, 3.0))
     monitor.reset()
     assert (monitor.drifted, monitor.num_rows, monitor.p_value) == (False, 0, 1.0)
+
+
+def test_arrays_are_taken_as_a_table_gives_them():
+    scores = normal(400, 0)
+    array = scores.numpy().copy()
+    array.setflags(write=False)
+    by_array, by_tensor = DriftMonitor(array[:200]), DriftMonitor(scores[:200])
+    by_array.update(array[200:][::-1])
+    by_tensor.update(scores[200:].flip(0))
+    assert by_array.log10_evidence == by_tensor.log10_evidence
+    with pytest.raises(InputError, match="`alarm` must be a tensor"):
+        DriftMonitor(scores[:200].tolist())
 
 
 def test_predictions_with_an_alarm_are_its_rows():

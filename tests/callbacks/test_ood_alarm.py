@@ -22,6 +22,7 @@ from lightning_uq import (
     OODAlarm,
     PredictionWriter,
     TemperatureScaling,
+    export_fitted,
     load_fitted,
     read_predictions,
     save_fitted,
@@ -62,6 +63,18 @@ def test_the_share_of_false_alarms_is_the_rate():
         shares.append(alarm.change(prediction[99:]).ood_alarm.double().mean())
     found = torch.stack(shares)
     assert float(found.mean()) == pytest.approx(0.04, abs=3 * float(found.std()) / 20)
+
+
+@pytest.mark.parametrize(("fitted", "served"), [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_equal_votes_are_equal_in_every_precision(fitted, served):
+    votes = torch.randn(5, 800, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alarm = OODAlarm(score="variation_ratio", false_alarm_rate=0.5)
+    alarm.fit_predictions(CategoricalPrediction(votes[:, :400].to(fitted)))
+    found = alarm.change(CategoricalPrediction(votes[:, 400:].to(served)))
+    same = alarm.change(CategoricalPrediction(votes[:, 400:].to(fitted)))
+    assert torch.equal(found.ood_p_value, same.ood_p_value)
+    assert torch.equal(found.ood_alarm, same.ood_alarm)
+    assert torch.equal(found.ood_alarm, found.ood_p_value <= 0.5)
 
 
 def test_delta_bounds_the_share_for_one_draw():
@@ -231,6 +244,22 @@ def test_rows_that_a_density_was_fitted_to_are_noticed(make):
         OODAlarm().fit(module, loader("classification", 60, 2))
 
 
+def test_the_score_of_another_alarm_is_not_that_of_the_density():
+    prediction = unsure(100).replace(ood_score=torch.arange(100.0) + 50, score_summary=torch.ones(2, 3))
+    of_density = OODAlarm(name="density").fit_predictions(prediction)
+    of_entropy = OODAlarm(name="entropy", score="predictive_entropy").fit_predictions(prediction)
+    once = of_density.change(prediction)
+    assert torch.equal(of_density.change(once).ood_p_value, once.ood_p_value)
+    assert torch.equal(of_entropy.change(once).ood_p_value, of_entropy.change(prediction).ood_p_value)
+    with pytest.raises(
+        InputError, match="carries the result of another alarm, whose score took the place of the `ood_score`"
+    ):
+        of_density.change(of_entropy.change(prediction))
+    with pytest.raises(InputError, match="carries the result of another alarm, whose score .* Name a `score`"):
+        OODAlarm().fit_predictions(of_entropy.change(prediction))
+    assert torch.equal(OODAlarm().fit_predictions(once).scores, of_density.scores)
+
+
 def test_maps_have_one_alarm_per_image():
     module = UNet(2).eval()
     task = Segmentation(ignore_index=255)
@@ -352,6 +381,20 @@ def test_a_file_gives_a_module_with_the_alarm_inside(tmp_path):
     for part in (x, x[:1], x[3:6]):
         for name, values in graph(part).items():
             torch.testing.assert_close(values, fitted(part)[name], equal_nan=True)
+
+
+@pytest.mark.parametrize("score", ["vacuity", "mutual_information", "expected_entropy"])
+def test_a_file_of_a_dirichlet_keeps_its_scores(score, tmp_path):
+    """The log of its mean is no Dirichlet: its mutual information would be 0."""
+    module = EvidentialModule(network())
+    alarm = OODAlarm(score=score).fit(module, rows(200))
+    save_fitted(tmp_path / "m-uq.ckpt", module, [alarm])
+    fitted, x = load_fitted(tmp_path / "m-uq.ckpt", module), torch.randn(60, FEATURES)
+    found, expected = fitted(x), alarm.predict(module, x)
+    for name in ("probs", "ood_score", "ood_p_value", "ood_alarm"):
+        torch.testing.assert_close(found[name], getattr(expected, name), rtol=1e-5, atol=1e-6)
+    assert float(found["ood_score"].std()) > 0
+    export_fitted(fitted, tmp_path / "m.pt2", x)
 
 
 def test_the_alarm_does_not_disturb_sets():

@@ -89,6 +89,19 @@ def test_ties_keep_the_probabilities():
     assert bool(((counts - expected).abs() < 4.5 * (1.31 * expected).sqrt()).all())
 
 
+@pytest.mark.parametrize("scale", [1.0, -1e4, 1e-50])
+def test_scores_that_differ_in_the_last_digits_alone_are_equal(scale):
+    """As the shares of votes in float64 and in float32 do."""
+    votes = torch.randint(2, 11, (400,), generator=torch.Generator().manual_seed(0)) / torch.tensor(10.0).double()
+    exact = scale * (1 - votes)
+    bins, ties = RankBins.of(exact[:100]), torch.rand(300)
+    for rounding in (3e-8, -3e-8):
+        assert torch.equal(bins(exact[100:] * (1 + rounding), ties), bins(exact[100:], ties))
+    edge = torch.tensor([0.5 * scale], dtype=torch.float64)
+    apart = edge * torch.tensor([0.9999, 1.0001])
+    assert sorted(RankBins.of(edge)(apart, torch.full((2,), 0.5)).tolist()) == [0, 1]
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 20))
 def test_batches_do_not_matter(rows, size):
