@@ -12,9 +12,11 @@ from lightning_uq.predictions import Prediction
 _CARRIED = "carried."
 """Prefix of the calibrations that the fitted predictions carried, in the state."""
 
+_NUM_INDICES = "num_indices"
+
 
 class Carried:
-    """The calibrations that fitted predictions carried: a result is only for predictions with the same ones.
+    """The calibrations that fitted predictions carried, and their number of hypotheses: a result is only for predictions with the same ones.
 
     Args:
         who: The callback, for messages.
@@ -25,12 +27,20 @@ class Carried:
         self.who = who
         self.tensors = {name.removeprefix(_CARRIED): t for name, t in tensors.items() if name.startswith(_CARRIED)}
 
+    @property
+    def has_calibration(self) -> bool:
+        """Whether the predictions were calibrated."""
+        return bool(self.tensors.keys() - {_NUM_INDICES})
+
     def check(self, prediction: Prediction) -> None:
         """Raise an :class:`InputError` for a prediction that was calibrated otherwise. Pooled ones no longer tell."""
         if prediction.num_indices is None or torch.compiler.is_compiling():
             return
         found = {name.removeprefix(_CARRIED): tensor for name, tensor in carried_by(prediction).items()}
         for name in {**self.tensors, **found}:
+            if name == _NUM_INDICES:
+                self._check_indices(prediction)
+                continue
             own, new = self.tensors.get(name), found.get(name)
             if own is None or new is None or not _is_same(own, new):
                 raise InputError(
@@ -38,10 +48,19 @@ class Carried:
                     f"{self.who} again, to predictions that are calibrated as this one is."
                 )
 
+    def _check_indices(self, prediction: Prediction) -> None:
+        own = self.tensors.get(_NUM_INDICES)  # None of a file that does not tell
+        if own is not None and int(own) != prediction.num_indices:
+            raise InputError(
+                f"{self.who} was fitted to predictions of {int(own)} hypotheses, but this one has {prediction.num_indices}. Predict with as many "
+                f"(`num_eval_samples`), or fit {self.who} again."
+            )
+
 
 def carried_by(prediction: Prediction) -> dict[str, Tensor]:
-    """The calibrations that all rows of a prediction share."""
-    return {f"{_CARRIED}{name}": tensor for name, tensor in prediction.calibrations.items()}
+    """The calibrations that all rows of a prediction share, and its number of hypotheses where it tells."""
+    num = {} if prediction.num_indices is None else {_NUM_INDICES: torch.tensor(prediction.num_indices)}
+    return {f"{_CARRIED}{name}": tensor for name, tensor in {**prediction.calibrations, **num}.items()}
 
 
 def _is_same(own: Tensor, new: Tensor) -> bool:

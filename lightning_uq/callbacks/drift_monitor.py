@@ -3,6 +3,7 @@
 import json
 import math
 import uuid
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,9 +15,12 @@ from lightning_uq.callbacks.ood_alarm import OODAlarm
 from lightning_uq.errors import InputError
 from lightning_uq.functional.drift import DriftTest, RankBins
 from lightning_uq.functional.hashing import chain, chain_last, to_uniform
+from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.validation import check_floating, check_integer, check_open_unit, check_shape
 from lightning_uq.json_text import read_json
 from lightning_uq.predictions import Prediction
+
+_ROWS_AT_ONCE = 2**20
 
 _KIND, _VERSION = "lightning_uq.DriftMonitor", 1
 Scores: TypeAlias = Tensor | np.ndarray[Any, Any]
@@ -116,13 +120,30 @@ class DriftMonitor:
             InputError: The scores are of another type or shape.
         """
         if isinstance(rows, Prediction):
-            _ = rows.ood_p_value  # an alarm's score, not a density's alone
+            p_value = rows.ood_p_value  # first: a prediction with a density alone has a score, too
+            self._check_alarm(rows.ood_score, p_value)
             rows = rows.ood_score
         scores = _as_tensor("rows", rows, "a prediction")
         if len(scores):
             self._add_seeds({self.seed: self._id})
         numbers = torch.arange(self.num_rows, self.num_rows + len(scores))
         return self._advance(self.bins(scores.detach(), to_uniform(chain_last(chain(2, self.seed), numbers))))
+
+    def _check_alarm(self, score: Tensor, p_value: Tensor) -> None:
+        """Refuse the result of another alarm: the p-value tells how many held-out scores are at least as high, and so between which edges the score lies."""
+        wide, num_higher = (
+            to_float64(score).cpu()[:, None],
+            (to_float64(p_value).cpu()[:, None] * self.bins.sizes.sum() - 1).round(),
+        )
+        margin, above = 1e-4 * self.bins.edges.abs() + 1e-12, self.bins.sizes.cumsum(0)[:-1]
+        wrong = ((wide > self.bins.edges + margin) & (num_higher >= above)) | (
+            (wide < self.bins.edges - margin) & (num_higher < above)
+        )
+        if bool((wrong.any(1) & wide.isfinite().squeeze(1)).any()):
+            raise InputError(
+                "`rows` carry the result of another alarm than the one that this monitor was made with: their p-values do not belong to its held-out "
+                "scores."
+            )
 
     def merge(self, other: "DriftMonitor") -> bool:
         """Add the rows of another monitor that were not merged before; gives back whether a drift was found so far.
@@ -145,9 +166,11 @@ class DriftMonitor:
         if bool((new < 0).any()):
             raise InputError("`other` is an earlier state of a monitor that was merged already.")
         self._add_seeds(other._seeds)
-        order = torch.randperm(int(new.sum()), generator=torch.Generator().manual_seed(self.seed + self.num_rows))
         self._merged[other._id] = other._test.counts
-        return self._advance(torch.arange(len(new)).repeat_interleave(new)[order])
+        draw = np.random.default_rng([self.seed, self.num_rows])
+        for part in _shuffled(new, draw):
+            self._advance(part)
+        return self.drifted
 
     def _add_seeds(self, seeds: dict[int, str]) -> None:
         used_twice = [seed for seed, owner in seeds.items() if self._seeds.get(seed, owner) != owner]
@@ -239,3 +262,12 @@ def _as_tensor(name: str, scores: object, other: str) -> Tensor:
     check_floating(name, scores, 1, "[n]")
     check_shape(name, scores, torch.Size([scores.numel()]))
     return scores
+
+
+def _shuffled(counts: Tensor, draw: np.random.Generator) -> Iterator[Tensor]:
+    """The bins of all rows, of which there are so many each, in a random order and in parts that fit into memory."""
+    left = counts.numpy().copy()
+    while left.sum():
+        part = draw.multivariate_hypergeometric(left, min(_ROWS_AT_ONCE, int(left.sum())), method="marginals")
+        left -= part
+        yield torch.from_numpy(draw.permutation(np.repeat(np.arange(len(left)), part)))

@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lightning_uq.callbacks.carried import Carried
 from lightning_uq.callbacks.feature_scores import FeatureCallback
 from lightning_uq.callbacks.fitting_data import TrainingData
 from lightning_uq.callbacks.post_training import PostTrainingCallback, post_training_callbacks
@@ -41,7 +42,7 @@ def check_order(callback: PostTrainingCallback, trainer: Trainer, module: Lightn
         )
         before = [one for one in before if one not in apart]
     close = [one for one in before if one.is_flexible and reads_same_data(one.dataloader, callback.dataloader)]
-    if close and stage == "fit" and not callback.recalibrates:
+    if close and stage == "fit" and not callback.recalibrates and callback.fits_targets(module):
         rank_zero_warn(
             f"{name} and {type(close[0]).__name__} are fitted to the same rows, on which the latter makes too few errors: later rows will have "
             "more than they should. Pass other held-out rows as `dataloader` to one of them."
@@ -78,7 +79,7 @@ def check_read(callbacks: Sequence[object]) -> None:
         if one.recalibrates or isinstance(one.fitting_data, TrainingData):
             continue
         state, name = one.state_dict()["tensors"], type(one).__name__
-        score, has_read = state.get("score_name"), any(key.startswith("carried.") for key in state)
+        score, has_read = state.get("score_name"), Carried(name, state).has_calibration
         of_features, by_default = score in DENSITY_FIELDS, score is not None and one.settings.get("score") is None
         if of_features and not densities:
             raise InputError(

@@ -46,10 +46,9 @@ _ROWS_TO_SHARE = 1000
 class OODAlarm(HeldOutCallback):
     """Gives each input a p-value and an alarm: at most a share ``false_alarm_rate`` of in-distribution inputs raises one.
 
-    Fitted to the scores of held-out in-distribution rows, without labels: by default the validation data. These must be exchangeable with later in-distribution rows, and
-    nothing may be fitted to them, neither the network nor the density. A temperature's one number does no harm, nor do the tails of :class:`FitGMM` and :class:`FitKNN` with
-    1,000 rows or more. For such an input, P(p <= alpha) <= alpha for every
-    alpha, over draws of the held-out rows and the input. Nothing is promised of how many other inputs are found: that depends on the score.
+    Fitted to the scores of held-out in-distribution rows, without labels: by default the validation data. They must be exchangeable with later in-distribution rows, and neither
+    the network nor the density may be fitted to them. A temperature may, and so may the tails of :class:`FitGMM` and :class:`FitKNN` if there are 1,000 rows or more. For such
+    an input, P(p <= alpha) <= alpha for every alpha, over draws of the held-out rows and the input. How many unknown inputs raise an alarm depends on the score.
 
     Predictions carry ``ood_score`` [B] (the score that is judged, in place of any other), ``ood_p_value`` [B], and ``ood_alarm``, bool [B]. An input that is not finite has a p-value of
     0 and raises an alarm. Scores that differ by less than one part in a million count as equal. A test logs ``uq/test_ood_alarm_rate``, which is about ``false_alarm_rate`` if the test set is in distribution. Callbacks that fit a density or a

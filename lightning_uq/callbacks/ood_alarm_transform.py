@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.callbacks.carried import Carried
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.functional.conformal_p_values import p_values_among
 from lightning_uq.functional.precision import widen
 from lightning_uq.predictions import Prediction
@@ -111,7 +111,13 @@ def summary_of(prediction: Prediction, name: str) -> Tensor | None:
 
 def input_scores(prediction: Prediction, name: str, map_reduction: MapReduction) -> Tensor:
     """One score [B] per input; plus infinity where it is NaN."""
-    score = prediction.score(name)
+    try:
+        score = prediction.score(name)
+    except NotFittedError as error:
+        raise NotFittedError(
+            f"OODAlarm judges `{name}`, which this prediction lacks. {error} Put the callback that it was fitted behind, such as FitGMM, before it, "
+            "with `attach=True` if it has it."
+        ) from error
     if score.ndim == 1:
         return score
     flat = score.flatten(1)

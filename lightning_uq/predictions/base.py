@@ -170,7 +170,10 @@ class Prediction(ABC):
 
     def _fitted(self, *without: str) -> dict[str, Tensor | None]:
         """What callbacks have fitted, but for some fields: a pooled prediction carries it on."""
-        names = [name for name, field in self._fields.items() if field.fitted_by is not None and name not in without]
+        is_fitted = {
+            name: field.fitted_by is not None or name == "score_summary" for name, field in self._fields.items()
+        }
+        names = [name for name in self._fields if is_fitted[name] and name not in without]
         return {name: self._get(name) for name in names}
 
     def _present(self) -> list[tuple[str, Tensor, int | None]]:

@@ -170,7 +170,7 @@ def test_arrays_are_taken_as_a_table_gives_them():
     by_array.update(array[200:][::-1])
     by_tensor.update(scores[200:].flip(0))
     assert by_array.log10_evidence == by_tensor.log10_evidence
-    with pytest.raises(InputError, match="`alarm` must be a tensor"):
+    with pytest.raises(InputError, match="`alarm` must be a fitted OODAlarm, or scores"):
         DriftMonitor(scores[:200].tolist())
 
 
@@ -246,3 +246,28 @@ def test_a_damaged_list_is_refused():
     content["counts"].pop()
     with pytest.raises(InputError, match="its lists do not fit together"):
         DriftMonitor.from_json(json.dumps(content))
+
+
+def test_the_result_of_another_alarm_is_refused():
+    prediction = CategoricalPrediction(torch.randn(1, 600, 4, generator=torch.Generator().manual_seed(0)))
+    one, other = (OODAlarm(score=name).fit_predictions(prediction[:200]) for name in ("max_softmax", "energy"))
+    monitor = DriftMonitor(one)
+    for part in (prediction[200:300], prediction[300:301]):
+        monitor.update(one.change(part))
+    discrete = prediction.replace(ood_score=(10 * prediction.predictive_entropy).round() / 10)  # many ties
+    tied = OODAlarm(score="ood_score").fit_predictions(discrete[:200])
+    DriftMonitor(tied).update(tied.change(discrete[200:]))
+    with pytest.raises(InputError, match="`rows` carry the result of another alarm"):
+        monitor.update(other.change(prediction[200:]))
+    assert monitor.num_rows == 101
+
+
+def test_a_merge_of_many_rows_takes_them_in_parts(monkeypatch):
+    monkeypatch.setattr("lightning_uq.callbacks.drift_monitor._ROWS_AT_ONCE", 100)
+    worker, main = DriftMonitor(normal(200, 0), seed=1), DriftMonitor(normal(200, 0))
+    worker.update(normal(1050, 1))
+    assert not main.merge(worker)
+    assert torch.equal(main._test.counts, worker._test.counts)
+    worker.update(normal(800, 2, 1.0))
+    assert main.merge(worker)
+    assert 1050 < main.drift_row < 1850

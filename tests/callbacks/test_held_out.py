@@ -14,10 +14,12 @@ from lightning_uq import (
     ConformalSets,
     DeterministicModule,
     EnsembleModule,
+    EpinetModule,
     FitGMM,
     FitLaplace,
     IsotonicScaling,
     MatrixScaling,
+    OODAlarm,
     OODDetection,
     TemperatureScaling,
     VectorScaling,
@@ -178,7 +180,7 @@ def test_on_a_users_module_the_temperature_counts_that_its_predictions_carry(mak
     module, trainer = cases.UsersModule(), make_trainer(callbacks=[scaling, conformal], max_epochs=4)
     trainer.fit(module, TRAIN, VAL)
     prediction = joined(trainer.predict(module, TEST))
-    assert ("temperature" in prediction.calibrations) == attach == bool(conformal.carried().tensors)
+    assert ("temperature" in prediction.calibrations) == attach == conformal.carried().has_calibration
     assert torch.equal(conformal.sets(prediction), prediction.prediction_set)
 
 
@@ -507,7 +509,7 @@ def test_a_second_training_fits_anew(make_trainer):
     assert not torch.equal(conformal.threshold, first)
     alone = ConformalSets()
     make_trainer(callbacks=[alone]).fit(module, TRAIN, VAL)  # the temperature of the weights before does not stay
-    assert alone.carried().tensors == {}
+    assert not alone.carried().has_calibration
     assert module.predict(X).calibrations == {}
 
 
@@ -674,3 +676,16 @@ def test_after_a_training_predict_reads_what_was_fitted_before(make_trainer, att
         expected = joined(trainer.predict(module, TEST))
         assert torch.equal(expected.prediction_set, prediction.prediction_set)
         torch.testing.assert_close(expected.ood_score, prediction.ood_score)
+
+
+@pytest.mark.parametrize("make", [ConformalSets, lambda: OODAlarm(score="mutual_information")])
+def test_another_number_of_hypotheses_is_refused(make):
+    """Scores of 3 samples have another distribution than those of 30."""
+    module = EpinetModule(cases.network, num_eval_samples=30)
+    fitted = make().fit(module, VAL)
+    module.predict(X)
+    module.num_eval_samples = 3
+    with pytest.raises(InputError, match="was fitted to predictions of 30 hypotheses, but this one has 3"):
+        module.predict(X)
+    assert fitted.fit(module, VAL).fitted
+    module.predict(X)
