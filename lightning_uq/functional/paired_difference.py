@@ -129,7 +129,8 @@ def seed_difference(
     (``over="seeds"``), since values per seed do not tell how they vary with the rows.
 
     If each seed splits the same data anew, the splits share rows and their differences are correlated. For that the corrected resampled t test has
-    v = 1 / S + num_test / num_train. This correlation is a rule of thumb, and no number of splits makes the interval arbitrarily short.
+    v = 1 / S + num_test / num_train. This is right where one method is better on the same rows after each training, and too wide where the difference
+    comes from the noise of the training. No number of splits makes the interval arbitrarily short.
 
     Args:
         values_a: Values [S] of method A.
@@ -164,9 +165,15 @@ def seed_difference(
         check_integer("num_train", num_train, 1)
         share += num_test / num_train
     differences = values_a - values_b
-    quantile = t_quantile(level, differences.new_tensor(num_seeds - 1.0))
-    half_width = quantile * (share * differences.var()).sqrt()
+    half_width = seed_half_width(differences, level, share)
     return DifferenceInterval.around(differences.mean(), half_width, "seeds" if num_test is None else "rows and seeds")
+
+
+def seed_half_width(differences: Tensor, level: float, share: float) -> Tensor:
+    """Half-widths [...] of t intervals for differences [..., S], where a mean has ``share`` of the variance of one seed."""
+    df = differences.new_tensor(differences.shape[-1] - 1.0)
+    half_width: Tensor = t_quantile(level, df) * (share * differences.var(-1)).sqrt()
+    return half_width
 
 
 def crossed_half_width(differences: Tensor, level: float) -> Tensor:
@@ -181,10 +188,12 @@ def crossed_half_width(differences: Tensor, level: float) -> Tensor:
     row_variance = rows.var(-1) / num_rows
     variance, df = total_variance(differences.mean(-1), row_variance, differences.var(-1).mean(-1) / num_rows, num_rows)
     third_cumulant = (rows - rows.mean(-1, keepdim=True)).pow(3).mean(-1) / num_rows**2
-    squared_skewness = torch.where(variance > 0, (third_cumulant / variance**1.5).square(), 0)
+    largest = torch.maximum(variance, row_variance)  # the estimated total can lie below its rows' part
+    squared_skewness = torch.where(largest > 0, (third_cumulant / largest**1.5).square(), 0)
     z2 = torch.special.ndtri(variance.new_tensor((1 + level) / 2)).square()
     wider = 1 + squared_skewness * ((z2 - 1) * (z2 + 3) / 18).clamp_min(0)
-    return wider * t_quantile(level, df) * variance.sqrt()
+    half_width: Tensor = wider * t_quantile(level, df) * variance.sqrt()
+    return half_width
 
 
 def total_variance(
