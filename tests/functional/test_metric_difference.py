@@ -1,3 +1,4 @@
+import importlib
 import math
 from functools import partial
 
@@ -55,7 +56,8 @@ def test_equal_seeds_give_equal_intervals():
 
 
 def test_the_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr("lightning_uq.functional.metric_difference._ELEMENTS", 1000)
+    module = importlib.import_module("lightning_uq.functional.metric_difference")  # the function has the same name
+    monkeypatch.setattr(module, "_ELEMENTS", 1000)
     sizes = []
 
     def metric(weights):
