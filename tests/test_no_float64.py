@@ -155,6 +155,15 @@ CALLS = {
         X.sigmoid().sort(1, descending=True).values, torch.arange(3.0), 0.7
     ),
     "selective_threshold": lambda: functional.selective_threshold(X[:, 0], Y == 0, 0.9, 0.5, 1),
+    "paired_difference": lambda: torch.tensor(functional.paired_difference(X, X.square()).upper),
+    "metric_difference": lambda: torch.tensor(
+        functional.metric_difference(
+            lambda weights: weights.float() @ X / 8,
+            lambda weights: weights.float() @ X.square() / 8,
+            8,
+            generator=torch.Generator().manual_seed(0),
+        ).upper
+    ),
     "feature_scaler": lambda: FeatureScaler(3)(X),
     "prior_scale": lambda: PriorScale(1.0).measure(torch.stack([X, 2 * X])),
 }

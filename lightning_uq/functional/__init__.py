@@ -55,6 +55,7 @@ from lightning_uq.functional.joint import (
 )
 from lightning_uq.functional.joint_likelihood import joint_log_likelihood, log_sum_product
 from lightning_uq.functional.kl_estimate import KLEstimate, gaussian_sample_kl, kl_estimate, uniform_kl
+from lightning_uq.functional.metric_difference import metric_difference
 from lightning_uq.functional.mixture import (
     gaussian_log_prob,
     mixture_cdf,
@@ -66,6 +67,7 @@ from lightning_uq.functional.mixture import (
 from lightning_uq.functional.normal import gaussian_log_likelihood
 from lightning_uq.functional.ood import auroc, average_precision, fpr_at_tpr
 from lightning_uq.functional.ood_features import VimFit, fit_vim, gen, knn_distance, vim_score
+from lightning_uq.functional.paired_difference import DifferenceInterval, paired_difference, seed_difference
 from lightning_uq.functional.pit import pit_counts, pit_distance
 from lightning_uq.functional.quantiles import pinball, quantile_at
 from lightning_uq.functional.regression import gaussian_nll, interval_covered, quantile_calibration_error
@@ -82,6 +84,7 @@ from lightning_uq.functional.student_t import (
     student_t_log_prob,
     student_t_quantile,
 )
+from lightning_uq.functional.tied_with_best import tied_with_best
 from lightning_uq.functional.true_class import true_class_log_probs
 from lightning_uq.functional.variational import (
     diagonal_gaussian_kl,
@@ -93,6 +96,7 @@ from lightning_uq.functional.variational import (
 __all__ = [
     "SCORES",
     "AdaptiveConformal",
+    "DifferenceInterval",
     "DriftTest",
     "KLEstimate",
     "Projection",
@@ -161,6 +165,7 @@ __all__ = [
     "max_softmax",
     "mean_log_probs",
     "member_target_noise",
+    "metric_difference",
     "mixture_cdf",
     "mixture_crps",
     "mixture_log_prob",
@@ -168,6 +173,7 @@ __all__ = [
     "mixture_quantile",
     "mutual_information",
     "negative_log_likelihood",
+    "paired_difference",
     "pinball",
     "pit_counts",
     "pit_distance",
@@ -182,6 +188,7 @@ __all__ = [
     "sampled_joint_log_loss",
     "sampled_kl",
     "scale_mixture_log_prob",
+    "seed_difference",
     "selective_threshold",
     "smooth_calibration_error",
     "sparsification_curve",
@@ -189,6 +196,7 @@ __all__ = [
     "student_t_crps",
     "student_t_log_prob",
     "student_t_quantile",
+    "tied_with_best",
     "true_class_log_probs",
     "true_label_scores",
     "uniform_kl",

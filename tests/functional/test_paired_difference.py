@@ -1,0 +1,198 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from scipy import stats
+
+from benchmarks.seed_differences import (
+    PAIRS,
+    PARTS,
+    draw_differences,
+    draw_errors,
+    draw_resplits,
+    own_coverage,
+    resplit_coverage,
+)
+from lightning_uq.errors import InputError
+from lightning_uq.functional.paired_difference import crossed_half_width, paired_difference, seed_difference
+
+REPETITIONS = 2000
+CASES = {
+    **{f"Gaussian, {name}": partial(draw_differences, parts, "Gaussian") for name, parts in PARTS.items()},
+    "t3, 0 : 1 : 0.2": partial(draw_differences, PARTS["0 : 1 : 0.2"], "t3"),
+    "t3, 5 : 1 : 9": partial(draw_differences, PARTS["5 : 1 : 9"], "t3"),
+    "lognormal, 0 : 1 : 0.2": partial(draw_differences, PARTS["0 : 1 : 0.2"], "lognormal"),
+    "lognormal, 2 : 1 : 1": partial(draw_differences, PARTS["2 : 1 : 1"], "lognormal"),
+    "0/1 errors": draw_errors,
+}
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=draw(seed), dtype=torch.float64)
+
+
+def assert_covered(flags, low=0.93, high=0.97):
+    """The coverage lies within the bounds, by at most one standard error of its measurement outside of them."""
+    coverage = float(flags.double().mean())
+    error = math.sqrt(coverage * (1 - coverage) / len(flags))
+    assert low - error <= coverage <= high + error, f"{coverage:.4f} +- {error:.4f}"
+
+
+@pytest.mark.parametrize("num_seeds", [3, 5, 10])
+@pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
+def test_intervals_contain_the_difference_as_often_as_they_say(make, num_seeds):
+    generator = draw(num_seeds)
+    chunks = [own_coverage(*make(500, num_seeds, 200, generator)) for _ in range(REPETITIONS // 500)]
+    assert_covered(torch.cat(chunks))
+
+
+@pytest.mark.parametrize("num_seeds", [3, 5, 10])
+@pytest.mark.parametrize("name", ["Gaussian, 5 : 1 : 9", "lognormal, 2 : 1 : 1"])
+def test_with_many_rows_too(name, num_seeds):
+    generator = draw(num_seeds)
+    chunks = [own_coverage(*CASES[name](250, num_seeds, 1000, generator)) for _ in range(REPETITIONS // 250)]
+    assert_covered(torch.cat(chunks))
+
+
+@pytest.mark.parametrize("level", [0.8, 0.99])
+def test_other_levels_are_kept(level):
+    differences, _ = draw_differences(PARTS["2 : 1 : 1"], "Gaussian", REPETITIONS, 5, 100, draw())
+    inside = differences.mean((1, 2)).abs() <= crossed_half_width(differences, level)
+    assert_covered(inside, level - 0.015, level + 0.015 * (1 - level) / 0.2 + 0.002)
+
+
+def test_rows_alone_miss_what_seeds_change():
+    differences, means = draw_differences(PARTS["20 : 1 : 1"], "Gaussian", 500, 3, 200, draw())
+    inside = differences.mean((1, 2)).abs() <= crossed_half_width(differences, 0.95)
+    assert inside.double().mean() < 0.7  # of the difference over all seeds
+    assert_covered(own_coverage(differences, means))
+
+
+def test_the_variance_is_that_of_an_analysis_of_variance():
+    S, N = 6, 40
+    a, b = normal(S, N), normal(S, N, seed=1) + normal(1, N, seed=2) + 0.3 * normal(S, 1, seed=3)
+    d = (a - b).numpy()
+    rows, seeds, mean = d.mean(0), d.mean(1), d.mean()
+    ms_seeds = N * ((seeds - mean) ** 2).sum() / (S - 1)
+    ms_rows = S * ((rows - mean) ** 2).sum() / (N - 1)
+    ms_rest = ((d - rows - seeds[:, None] + mean) ** 2).sum() / ((S - 1) * (N - 1))
+    assert ms_rows > ms_rest
+    total = ms_seeds + ms_rows - ms_rest
+    df = total**2 / (ms_seeds**2 / (S - 1) + (ms_rows - ms_rest) ** 2 / (N - 1))
+    z = stats.norm.ppf(0.95)
+    skewness = ((rows - mean) ** 3).mean() / N**2 / (total / (S * N)) ** 1.5
+    wider = 1 + skewness**2 * (z**4 + 2 * z**2 - 3) / 18
+    half_width = wider * stats.t.ppf(0.95, df) * math.sqrt(total / (S * N))
+    interval = paired_difference(a, b, level=0.9)
+    assert interval.difference == pytest.approx(mean)
+    assert (interval.lower, interval.upper) == pytest.approx((mean - half_width, mean + half_width))
+
+
+def test_few_seeds_give_the_t_interval_of_the_rows():
+    x = normal(1, 50)
+    symmetric = torch.cat([x, -x], 1)  # no skewness
+    interval = paired_difference(symmetric + 2, torch.zeros_like(symmetric))
+    expected = stats.t.interval(0.95, 99, loc=2, scale=symmetric.std().item() / 10)
+    assert (interval.lower, interval.upper) == pytest.approx(expected)
+    assert interval.rows_only
+    assert not paired_difference(normal(5, 20), normal(5, 20, seed=1)).rows_only
+
+
+def test_skewed_rows_give_the_width_of_the_symmetric_bootstrap_t():
+    x = normal(400).exp()
+    weights = torch.zeros(20_000, 400, dtype=torch.float64)
+    drawn = torch.randint(400, weights.shape, generator=draw())
+    weights.scatter_add_(1, drawn, torch.full(drawn.shape, 1 / 400, dtype=torch.float64))
+    means = weights @ (x - x.mean())
+    errors = ((weights @ (x - x.mean()).square() - means.square()) / 399).sqrt()
+    bootstrap = (means / errors).abs().quantile(0.95)
+    found = crossed_half_width(x[None], 0.95) / (x.std() / 20)
+    plain = stats.t.ppf(0.975, 399)
+    assert (found - plain).item() == pytest.approx((bootstrap - plain).item(), rel=0.4)
+    assert found > plain + 0.02
+
+
+def test_a_swap_of_methods_changes_the_sign():
+    a, b = normal(5, 30), normal(5, 30, seed=1)
+    one, other = paired_difference(a, b), paired_difference(b, a)
+    assert (one.lower, one.upper) == pytest.approx((-other.upper, -other.lower))
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_the_unit_of_the_loss_does_not_matter(scale):
+    a, b = normal(5, 30).exp(), normal(5, 30, seed=1).exp()
+    assert paired_difference(a * scale, b * scale).upper == pytest.approx(
+        paired_difference(a, b).upper * scale, rel=1e-9
+    )
+
+
+def test_skewness_is_measured_against_the_rows_where_seeds_agree_by_chance():
+    losses = normal(5, 300).exp()
+    losses += 1e-3 * normal(5, 1, seed=1) - losses.mean(1, keepdim=True)
+    interval = paired_difference(losses, torch.zeros_like(losses))
+    assert interval.upper - interval.lower < 0.01
+
+
+@pytest.mark.parametrize("num_seeds", [1, 5])
+def test_equal_losses_have_no_difference(num_seeds):
+    errors = torch.arange(20).expand(num_seeds, 20) % 3 == 0  # bool
+    interval = paired_difference(errors, errors)
+    assert (interval.lower, interval.upper) == (0, 0)
+
+
+@pytest.mark.parametrize("num_seeds", [3, 10])
+def test_splits_that_share_rows_are_corrected_for(num_seeds):
+    differences = draw_resplits(PAIRS["zero and least squares"], REPETITIONS, num_seeds, 80, 20, draw(num_seeds))
+    corrected, plain = resplit_coverage(differences, 80)
+    assert_covered(corrected)
+    assert plain.double().mean() < corrected.double().mean() - 0.02
+
+
+def test_the_corrected_interval_is_that_of_nadeau_and_bengio():
+    a, b = normal(6, 25), normal(6, 25, seed=1)
+    d = (a - b).mean(1).numpy()
+    expected = stats.t.interval(0.95, 5, loc=d.mean(), scale=math.sqrt((1 / 6 + 25 / 75) * d.var(ddof=1)))
+    interval = paired_difference(a, b, num_train=75)
+    assert (interval.lower, interval.upper) == pytest.approx(expected)
+    assert interval.over == "rows and seeds"
+
+
+def test_values_per_seed_give_a_paired_t_interval():
+    a, b = normal(4), normal(4, seed=1)
+    expected = stats.ttest_rel(a.numpy(), b.numpy()).confidence_interval()
+    interval = seed_difference(a, b)
+    assert (interval.lower, interval.upper) == pytest.approx((expected.low, expected.high))
+    assert interval.over == "seeds"
+
+
+ONES = torch.ones(5, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: paired_difference([1.0], ONES), "`losses_a` must be a tensor [S, N], but it is a list."),
+        (lambda: paired_difference(ONES, ONES[0]), "`losses_b` must be a tensor of real numbers [S, N]"),
+        (lambda: paired_difference(ONES, ONES[:3]), "`losses_b` must have shape [5, 4], but its shape is [3, 4]."),
+        (lambda: paired_difference(ONES[:, :1], ONES[:, :1]), "`losses_a` has 1 test row."),
+        (lambda: paired_difference(ONES[:0], ONES[:0]), "`losses_a` must be a tensor of real numbers [S, N]"),
+        (lambda: paired_difference(ONES, ONES, level=95), "`level` must be a number in (0, 1), but it is 95."),
+        (lambda: paired_difference(ONES, ONES / 0), "`losses_b` must be finite, but 20 of 20 numbers"),
+        (lambda: paired_difference(ONES, ONES, num_train=0), "`num_train` must be an integer of at least 1"),
+        (lambda: seed_difference(ONES, ONES), "`values_a` must be a tensor of real numbers [S]"),
+        (lambda: seed_difference(ONES[0, :1], ONES[0, :1]), "`values_a` has 1 seed."),
+        (
+            lambda: seed_difference(ONES[0], ONES[0], num_test=3),
+            "`num_test` and `num_train` describe re-splits together.",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(InputError) as error:
+        call()
+    assert str(error.value).startswith(message)
