@@ -1,7 +1,7 @@
 """Data modules and generators; none of them downloads anything by itself."""
 
 from lightning_uq.data.ambiguous_digits import blend_digits
-from lightning_uq.data.arrays import ArrayDataModule, NpzDataModule, stratified_split
+from lightning_uq.data.arrays import ArrayDataModule
 from lightning_uq.data.digits import DigitsDataModule
 from lightning_uq.data.dirty_mnist import DirtyMNISTDataModule
 from lightning_uq.data.environments import (
@@ -25,6 +25,8 @@ from lightning_uq.data.images import (
     SVHNDataModule,
 )
 from lightning_uq.data.indexed import Indexed
+from lightning_uq.data.npz import NpzDataModule
+from lightning_uq.data.splits import stratified_split
 from lightning_uq.data.testbed import (
     classification_problem,
     gp_classification_problem,
