@@ -26,7 +26,9 @@ from lightning_uq.data.images import (
 )
 from lightning_uq.data.indexed import Indexed
 from lightning_uq.data.npz import NpzDataModule
+from lightning_uq.data.regression_sets import DiabetesDataModule, UCIDataModule
 from lightning_uq.data.splits import stratified_split
+from lightning_uq.data.tables import TableDataModule
 from lightning_uq.data.testbed import (
     classification_problem,
     gp_classification_problem,
@@ -40,6 +42,7 @@ __all__ = [
     "ArrayDataModule",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "DiabetesDataModule",
     "DigitsDataModule",
     "DirtyMNISTDataModule",
     "FashionMNISTDataModule",
@@ -50,8 +53,10 @@ __all__ = [
     "MNISTDataModule",
     "NpzDataModule",
     "SVHNDataModule",
+    "TableDataModule",
     "TestbedDataModule",
     "ToyCurveDataModule",
+    "UCIDataModule",
     "blend_digits",
     "classification_problem",
     "draw_from_gp",

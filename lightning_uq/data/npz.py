@@ -108,7 +108,7 @@ class NpzDataModule(ArrayDataModule):
                 f"Array `y` of {self.path} must be finite in float32, but {int(bad.sum())} of {num} rows hold NaN or "
                 f"infinity, the first at row {int(bad.nonzero()[0])}."
             )
-        distinct = targets.unique()
+        distinct = torch.from_numpy(np.unique(targets.numpy()))
         if len(distinct) <= MAX_CLASSES and bool((distinct == distinct.round()).all()):
             report_guess(
                 f"Array `y` of {self.path} holds floats, so the task is a regression, but it has only {len(distinct)} values, all "
