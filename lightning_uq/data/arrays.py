@@ -114,6 +114,12 @@ class ArrayDataModule(LightningDataModule):
         if names is None:
             split = random_split(len(candidates), self.seed, shares)
         else:
+            absent = [name for label, name in self._kept(names) if not (targets[candidates] == label).any()]
+            if absent:
+                raise InputError(
+                    f"Every class of {self.name} needs training rows, but {listed(absent)} is in the validation or test rows alone. "
+                    "Leave these rows out, or hold the class out: `ood_classes`."
+                )
             split = stratified_split(targets[candidates], self.seed, shares, names)
         parts = {part: candidates[rows] for part, rows in zip(("train", "val", "test"), split, strict=True)}
         given = {part: rows[inside[rows]] for part, rows in fixed.items()}
@@ -205,7 +211,8 @@ class ArrayDataModule(LightningDataModule):
 
     def dataset(self, part: str) -> TensorDataset:
         """The samples of ``"train"``, ``"val"``, ``"test"`` or ``"ood"`` (there with their original labels)."""
-        self.setup()
+        with torch.inference_mode(False):  # its tensors could not be trained on later
+            self.setup()
         return self._parts[part]
 
     # ------------------------------------------------------------------ loaders

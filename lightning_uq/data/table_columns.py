@@ -80,9 +80,9 @@ def numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
         raise InputError(
             f"Column `{name}` must hold numbers, as in the training rows, but it holds text such as {example!r}."
         )
-    found: np.ndarray[Any, np.dtype[np.float64]] = (
-        values.astype(object).where(values.notna(), np.nan).to_numpy(np.float64)
-    )
+    found = np.full(len(values), np.nan)
+    present = values.notna().to_numpy(dtype=bool)
+    found[present] = values[present].to_numpy(dtype=np.float64)
     if np.isinf(found).any():
         raise InputError(f"Column `{name}` must be finite, but {int(np.isinf(found).sum())} rows hold infinity.")
     return found

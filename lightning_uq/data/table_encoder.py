@@ -167,13 +167,13 @@ def _fit_column(name: str, values: Any, is_categorical: bool) -> Number | Catego
         return Number(name, mean, std if std > 1e-12 * abs(mean) else 0.0, has_missing and len(found) > 0)
     levels = levels_of(values)
     num = int(values.notna().sum())
+    if kind == "strings" and not is_categorical:
+        check_text(name, values)
     if kind == "strings" and len(levels) == num > 2:
         raise InputError(
             f"Column `{name}` holds a different text in each of the {num} training rows, as ids and names do, so nothing can be "
             f"learnt from it. Leave it out: drop=['{name}']."
         )
-    if kind == "strings" and not is_categorical:
-        check_text(name, values)
     if len(levels) > MAX_LEVELS:
         raise InputError(
             f"Column `{name}` has {len(levels)} levels in the training rows, more than {MAX_LEVELS}. Group rare levels, hash them into "

@@ -205,7 +205,7 @@ class TableDataModule(ArrayDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a stored encoding; tables that were read before are read again with it when they are needed.
+        """Take over a stored encoding; a table that was read with another one is read again.
 
         Raises:
             InputError: The state is of another format or for other target columns.
@@ -215,10 +215,15 @@ class TableDataModule(ArrayDataModule):
                 f"The stored table has targets {listed(state_dict.get('target', []))} in format {state_dict.get('format')}, but this "
                 f"TableDataModule has {listed(self.target)} in format 1."
             )
+        was_read = bool(self._parts)
+        if was_read and state_dict == self.state_dict():
+            return
         self._encoder = TableEncoder.from_state(state_dict["encoder"])
         self._restored = state_dict
         self._parts = {}
         self._take_over(state_dict)
+        if was_read:
+            self.setup()
 
     def _take_over(self, state: dict[str, Any]) -> None:
         scale = state["target_scale"]
