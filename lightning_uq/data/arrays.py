@@ -133,10 +133,12 @@ class ArrayDataModule(LightningDataModule):
                 f"`ood_classes` must hold labels of {self.name} ({listed(list(names.values()))}), but it holds {listed(unknown)}."
             )
         kept = [(label, name) for label, name in names.items() if name not in self.ood_classes]
+        if len(names) < 2:
+            raise InputError(f"A classification needs at least 2 classes, but {self.name} has {len(names)}.")
         if len(kept) < 2:
-            held_out = f", but {listed(self.ood_classes)} leaves {len(kept)}" if self.ood_classes else ""
             raise InputError(
-                f"`ood_classes` must leave at least 2 classes of {self.name} in distribution{held_out or f', which has {len(kept)}'}."
+                f"`ood_classes` must leave at least 2 classes of {self.name} in distribution, but {listed(self.ood_classes)} "
+                f"leaves {len(kept)}."
             )
         return kept
 

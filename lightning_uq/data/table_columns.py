@@ -63,7 +63,8 @@ def check_text(name: str, values: Any) -> None:
             else "Convert it to numbers."
         )
         raise InputError(
-            f"Column `{name}` holds numbers as text. {advice} If the values are categories, pass categorical=['{name}']."
+            f"Column `{name}` holds numbers as text. {advice} If the values are categories, pass categorical=['{name}'], "
+            "or task='classification' for a target."
         )
 
 
@@ -128,4 +129,4 @@ def _date_error(name: str) -> InputError:
 
 
 def _drop(name: str) -> str:
-    return f"Or leave it out: drop=['{name}']."
+    return f"A feature can be left out: drop=['{name}']."

@@ -2,6 +2,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -263,6 +264,45 @@ def test_missing_targets_are_counted(csv):
         TableDataModule(csv(table), "income").setup()
     data = TableDataModule(csv(table.drop(columns=["height", "city"])), "income", keep_default_na=False)
     assert data.class_names == ("Mild", "None")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["2024-01-01"] * 80, "Column `y` holds dates"),
+        ([f"{i},5" for i in range(80)], "Column `y` .* '0,5', which looks like numbers with commas"),
+        (
+            ["1", "2", "3", "many"] * 20,
+            r"Column `y` holds numbers as text. .*na_values=\['many'\].*task='classification'",
+        ),
+        ([np.inf, *range(79)], "Column `y` must be finite, but 1 rows"),
+        ([2.5] * 80, "training targets of people must vary"),
+        (["a"] * 80, "A classification needs at least 2 classes, but people has 1"),
+        ([f"user {i}" for i in range(80)], "class user 0 has 1"),
+        (np.arange(80) * 1e300, "targets in y must be finite in float32"),
+    ],
+)
+def test_targets_that_are_none(csv, values, message):
+    with pytest.raises(InputError, match=message):
+        TableDataModule(csv(people().assign(y=values)), "y").setup()
+
+
+def test_numbers_in_any_of_pandas_types(csv):
+    table = people().assign(
+        nullable=pd.array([1, 2, None, 4] * 20, dtype="Int64"),
+        money=[Decimal(i) / 8 if i % 2 else None for i in range(80)],
+        flag=pd.array([True, None, False, True] * 20, dtype="boolean"),
+        text=pd.array(["u", None, "v", "w"] * 20, dtype="string"),
+    )
+    data = TableDataModule(csv(table, "types.parquet"), "income", drop=["age", "city", "zip", "height", "married"])
+    assert data.feature_names == [
+        *("nullable", "nullable=missing", "money", "money=missing", "flag=False", "flag=True", "flag=missing"),
+        *("text=u", "text=v", "text=w", "text=missing", "unseen"),
+    ]
+    x = data.transform(table)
+    assert x[:, 1].tolist() == [0, 0, 1, 0] * 20
+    assert x[:, 3].tolist() == [1, 0] * 40
+    assert x[:, 6].tolist() == [0, 1, 0, 0] * 20
 
 
 # ------------------------------------------------------------------ splits
