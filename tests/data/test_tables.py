@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_uq.data import TableDataModule
@@ -390,15 +391,11 @@ class Linear(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
 def quiet(tmp_path, **arguments):
-    return Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **arguments,
-    )
+    return Trainer(default_root_dir=tmp_path, **QUIET, **arguments)
 
 
 @pytest.fixture
@@ -444,6 +441,17 @@ def test_a_trainer_evaluates_a_changed_table_with_the_stored_encoding(csv, check
     known = stored.transform(changed)
     assert all((known == row).all(1).any() for row in x)
     assert result["loss"] == pytest.approx(nn.functional.cross_entropy(module.layer(x), y).item(), abs=1e-5)
+
+
+def test_a_logger_takes_a_module_whose_arguments_have_the_same_names(csv, tmp_path):
+    data = TableDataModule(csv(people()), "income")
+    module = Linear(data.num_features)
+    module.save_hyperparameters({"task": "another", "seed": 5})
+    trainer = Trainer(
+        **{**QUIET, "logger": CSVLogger(tmp_path)}, default_root_dir=tmp_path, max_steps=1, log_every_n_steps=1
+    )
+    trainer.fit(module, data)
+    assert "another" in (tmp_path / "lightning_logs" / "version_0" / "hparams.yaml").read_text()
 
 
 def test_a_regression_keeps_its_scale(csv):
