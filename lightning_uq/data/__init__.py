@@ -1,7 +1,7 @@
 """Data modules and generators; none of them downloads anything by itself."""
 
 from lightning_uq.data.ambiguous_digits import blend_digits
-from lightning_uq.data.arrays import ArrayDataModule, NpzDataModule, stratified_split
+from lightning_uq.data.arrays import ArrayDataModule
 from lightning_uq.data.digits import DigitsDataModule
 from lightning_uq.data.dirty_mnist import DirtyMNISTDataModule
 from lightning_uq.data.environments import (
@@ -25,6 +25,10 @@ from lightning_uq.data.images import (
     SVHNDataModule,
 )
 from lightning_uq.data.indexed import Indexed
+from lightning_uq.data.npz import NpzDataModule
+from lightning_uq.data.regression_sets import DiabetesDataModule, UCIDataModule
+from lightning_uq.data.splits import stratified_split
+from lightning_uq.data.tables import TableDataModule
 from lightning_uq.data.testbed import (
     classification_problem,
     gp_classification_problem,
@@ -38,6 +42,7 @@ __all__ = [
     "ArrayDataModule",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "DiabetesDataModule",
     "DigitsDataModule",
     "DirtyMNISTDataModule",
     "FashionMNISTDataModule",
@@ -48,8 +53,10 @@ __all__ = [
     "MNISTDataModule",
     "NpzDataModule",
     "SVHNDataModule",
+    "TableDataModule",
     "TestbedDataModule",
     "ToyCurveDataModule",
+    "UCIDataModule",
     "blend_digits",
     "classification_problem",
     "draw_from_gp",

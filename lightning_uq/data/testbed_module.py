@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from lightning_uq.data.arrays import ArrayDataModule, read_npz
+from lightning_uq.data.arrays import ArrayDataModule
+from lightning_uq.data.npz import read_npz
 from lightning_uq.errors import InputError
 
 TAUS = (1, 10, 100)

@@ -1,0 +1,150 @@
+"""A user's own arrays in an ``.npz`` file."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_uq.data.arrays import MAX_CLASSES, ArrayDataModule, listed
+from lightning_uq.errors import InputError
+from lightning_uq.guessing import report_guess
+
+
+class NpzDataModule(ArrayDataModule):
+    """A user's own ``.npz`` file: arrays ``x`` [N, ...] of numbers, and ``y``, whose type is the task.
+
+    Integers [N] are class labels. Floats [N] or [N, D] are regressed, and stay in their units.
+
+    Args:
+        path: The file.
+        ood_classes: Labels held out as out-of-distribution data.
+        seed: Seed of the split and of the order of the training batches.
+        batch_size: Samples per batch.
+        standardize: Scale every feature by the training samples' mean and standard deviation.
+        flatten: Whether x is [B, d] whatever its shape was.
+
+    Raises:
+        InputError: The file cannot be read, an array is missing or holds what it must not; the message names both.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "rings.npz"
+        >>> np.savez(path, x=np.arange(60.0).reshape(30, 2), y=np.arange(30) % 3)
+        >>> data = NpzDataModule(str(path), ood_classes=[2])
+        >>> data.num_features, data.num_classes, data.num_train, list(data.ood_dataloaders())
+        (2, 2, 12, ['rings_2'])
+        >>> np.savez(path, x=np.arange(60.0).reshape(30, 2), y=np.arange(30) / 2)
+        >>> data = NpzDataModule(str(path))
+        >>> data.task, data.num_targets, data.dataset("train").tensors[1].shape
+        ('regression', 1, torch.Size([18, 1]))
+    """
+
+    def __init__(
+        self,
+        path: str,
+        ood_classes: Sequence[int] = (),
+        seed: int = 0,
+        batch_size: int = 64,
+        standardize: bool = True,
+        flatten: bool = True,
+    ) -> None:
+        super().__init__(
+            ood_classes=ood_classes, seed=seed, batch_size=batch_size, standardize=standardize, flatten=flatten
+        )
+        self.path = Path(path)
+        self.name = self.path.stem
+
+    def load_arrays(self) -> tuple[Tensor, Tensor]:
+        """The file's arrays, checked."""
+        arrays = read_npz(self.path, ("x", "y"))
+        x, y = arrays["x"], arrays["y"]
+        if x.ndim < 2 or x.size == 0 or x.dtype.kind not in "fiub":
+            raise InputError(
+                f"Array `x` of {self.path} must hold numbers [N, ...], but it is {x.dtype} of shape {list(x.shape)}."
+            )
+        targets = self._regression_targets(y, len(x)) if y.dtype.kind == "f" else self._labels(y, len(x))
+        with np.errstate(over="ignore"):  # what overflows is infinite, and told below
+            features = torch.from_numpy(x.astype(np.float32))
+        finite = features.flatten(1).isfinite().all(1)
+        if not bool(finite.all()):
+            first = int((~finite).nonzero()[0])
+            raise InputError(
+                f"Array `x` of {self.path} must be finite in float32, but {int((~finite).sum())} of {len(x)} rows hold "
+                f"NaN or infinity, the first at row {first}."
+            )
+        return features, targets
+
+    def _labels(self, y: np.ndarray[Any, Any], num: int) -> Tensor:
+        if y.dtype.kind not in "iu":
+            raise InputError(
+                f"Array `y` of {self.path} must hold integer labels or float targets, but its dtype is {y.dtype}."
+            )
+        if y.shape != (num,):
+            hint = " Regression targets must be floats: `y.astype(float)`." if y.shape[:1] == (num,) else ""
+            raise InputError(
+                f"Array `y` of {self.path} must have shape [{num}], one label for each row of `x`, but its shape is "
+                f"{list(y.shape)}.{hint}"
+            )
+        if int(y.min()) < 0:
+            raise InputError(f"Array `y` of {self.path} must hold labels from 0 on, but it holds {int(y.min())}.")
+        return torch.from_numpy(y.astype(np.int64))
+
+    def _regression_targets(self, y: np.ndarray[Any, Any], num: int) -> Tensor:
+        if y.shape[:1] != (num,) or y.ndim > 2 or y.size == 0:
+            raise InputError(
+                f"Array `y` of {self.path} must have shape [{num}] or [{num}, D], one target for each row of `x`, but its "
+                f"shape is {list(y.shape)}."
+            )
+        with np.errstate(over="ignore"):
+            targets = torch.from_numpy(y.astype(np.float32)).reshape(num, -1)
+        if not bool(targets.isfinite().all()):
+            bad = ~targets.isfinite().all(1)
+            raise InputError(
+                f"Array `y` of {self.path} must be finite in float32, but {int(bad.sum())} of {num} rows hold NaN or "
+                f"infinity, the first at row {int(bad.nonzero()[0])}."
+            )
+        distinct = torch.from_numpy(np.unique(targets.numpy()))
+        if len(distinct) <= MAX_CLASSES and bool((distinct == distinct.round()).all()):
+            report_guess(
+                f"Array `y` of {self.path} holds floats, so the task is a regression, but it has only {len(distinct)} values, all "
+                "whole. If they are class labels, save `y.astype(int)`.",
+                self,
+                is_doubtful=True,
+            )
+        return targets
+
+
+def read_npz(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray[Any, Any]]:
+    """Arrays of an ``.npz`` file: all of ``names``, and those of ``optional`` that it has; no other is opened.
+
+    Raises:
+        InputError: The file cannot be read, or an array is missing.
+    """
+    try:
+        # Pickled objects stay shut: opening them could run anything.
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise InputError(f"{path} must be an .npz file with arrays {listed(names)}, but it is a single array.")
+            missing = [name for name in names if name not in file.files]
+            if missing:
+                raise InputError(
+                    f"{path} must hold arrays {listed(names)}, but {listed(missing)} is missing among "
+                    f"{listed(sorted(file.files)) or 'none'}."
+                )
+            return {name: file[name] for name in (*names, *optional) if name in file.files}
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} must be an .npz file with arrays {listed(names)}, but there is no such file."
+        ) from None
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} must be an .npz file with arrays {listed(names)} of plain numbers, but it cannot be read: {error}."
+        ) from error

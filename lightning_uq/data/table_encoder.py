@@ -1,0 +1,188 @@
+"""The features of a table: numbers standardised and categories one-hot, by the statistics of the training rows."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_uq.data.table_columns import check_text, column_kind, levels_of, numbers, texts
+from lightning_uq.errors import InputError
+
+MAX_LEVELS = 50
+"""A category with more levels is an error."""
+
+Unseen = Literal["indicator", "error"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A column of numbers: mean and standard deviation (0 for a constant), and whether training rows miss it."""
+
+    name: str
+    mean: float
+    std: float
+    has_missing: bool
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the features that it becomes."""
+        return [self.name] * (self.std > 0) + [f"{self.name}=missing"] * self.has_missing
+
+    def encode(self, values: Any, unseen: np.ndarray[Any, Any], policy: Unseen) -> list[np.ndarray[Any, Any]]:
+        """Its features [N] each; a missing value becomes the training mean."""
+        found = numbers(self.name, values)
+        missing = np.isnan(found)
+        if missing.any() and not self.has_missing:
+            if policy == "error":
+                raise InputError(
+                    f"Column `{self.name}` misses {int(missing.sum())} values, but no training row misses any. Fill them, or pass "
+                    "unseen='indicator'."
+                )
+            unseen |= missing
+        scaled = np.where(missing, 0.0, (found - self.mean) / (self.std or 1.0))
+        return [scaled] * (self.std > 0) + [missing] * self.has_missing
+
+
+@dataclass(frozen=True)
+class Category:
+    """A column of categories: its levels in the training rows, and whether these rows miss it, which is a level too."""
+
+    name: str
+    levels: tuple[str, ...]
+    has_missing: bool
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the features that it becomes."""
+        return [f"{self.name}={level}" for level in (*self.levels, *["missing"] * self.has_missing)]
+
+    def encode(self, values: Any, unseen: np.ndarray[Any, Any], policy: Unseen) -> list[np.ndarray[Any, Any]]:
+        """Its features [N] each, all 0 at a level that no training row has."""
+        found = texts(values)
+        levels: list[str | None] = [*self.levels, *[None] * self.has_missing]
+        features = [found == level for level in levels]
+        new = ~np.logical_or.reduce(features)
+        if new.any() and policy == "error":
+            level = found[new][0]
+            what = "a missing value" if level is None else f"level {level!r}"
+            raise InputError(
+                f"Column `{self.name}` holds {what} in {int((found == level).sum())} rows, which no training row has. Correct it, or "
+                "pass unseen='indicator'."
+            )
+        unseen |= new
+        return features
+
+
+@dataclass(frozen=True)
+class TableEncoder:
+    """From a table to features; plain data.
+
+    Attributes:
+        columns: The columns that become features.
+        constant: Names of columns that are constant in the training rows, and left out.
+        unseen: ``"indicator"`` appends a feature that is 1 in rows with anything that no training row has.
+    """
+
+    columns: tuple[Number | Category, ...]
+    unseen: Unseen
+    constant: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def fit(cls, train: Any, names: Sequence[str], categorical: Sequence[str], unseen: Unseen) -> "TableEncoder":
+        """The encoder of columns ``names`` by the training rows alone.
+
+        Raises:
+            InputError: A column cannot become features; the message names it and says what to do.
+        """
+        columns = [_fit_column(name, train[name], name in categorical) for name in names]
+        kept = [column for column in columns if _is_informative(column)]
+        if not kept:
+            raise InputError(
+                "The table needs a feature that varies in the training rows, but all columns are constant."
+            )
+        constant = tuple(column.name for column in columns if column not in kept)
+        return cls(tuple(kept), unseen, constant)
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the features, in order."""
+        names = [name for column in self.columns for name in column.feature_names]
+        return names + ["unseen"] * (self.unseen == "indicator")
+
+    def transform(self, frame: Any) -> Tensor:
+        """Features [N, d] in float32.
+
+        Raises:
+            InputError: A column is missing, or holds what it must not.
+        """
+        absent = [column.name for column in self.columns if column.name not in frame.columns]
+        if absent:
+            raise InputError(
+                f"The table must have the columns of the training table, but it lacks {', '.join(f'`{name}`' for name in absent)}."
+            )
+        unseen = np.zeros(len(frame), dtype=bool)
+        features: list[np.ndarray[Any, Any]] = []
+        for column in self.columns:
+            features += column.encode(frame[column.name], unseen, self.unseen)
+        if self.unseen == "indicator":
+            features.append(unseen)
+        with np.errstate(over="ignore"):
+            x = torch.from_numpy(np.stack(features, 1).astype(np.float32))
+        if not bool(x.isfinite().all()):
+            position = int((~x.isfinite()).any(0).nonzero()[0])
+            raise InputError(f"Column `{self.feature_names[position]}` is too large for float32 after standardisation.")
+        return x
+
+    def state(self) -> dict[str, Any]:
+        """Everything in plain lists, numbers and strings."""
+        columns = [{**asdict(column), "kind": type(column).__name__} for column in self.columns]
+        for column in columns:
+            if "levels" in column:
+                column["levels"] = list(column["levels"])
+        return {"columns": columns, "unseen": self.unseen, "constant": list(self.constant)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "TableEncoder":
+        """The encoder whose :meth:`state` this is."""
+        columns: list[Number | Category] = []
+        for given in state["columns"]:
+            fields = {name: value for name, value in given.items() if name != "kind"}
+            if given["kind"] == "Number":
+                columns.append(Number(**fields))
+            else:
+                columns.append(Category(**{**fields, "levels": tuple(fields["levels"])}))
+        return cls(tuple(columns), state["unseen"], tuple(state["constant"]))
+
+
+def _fit_column(name: str, values: Any, is_categorical: bool) -> Number | Category:
+    kind = column_kind(name, values)
+    has_missing = bool(values.isna().any())
+    if kind == "empty" or (kind in ("integers", "floats") and not is_categorical):
+        found = numbers(name, values)
+        found = found[~np.isnan(found)]
+        mean, std = (float(found.mean()), float(found.std())) if len(found) else (0.0, 0.0)
+        return Number(name, mean, std if std > 1e-12 * abs(mean) else 0.0, has_missing and len(found) > 0)
+    levels = levels_of(values)
+    num = int(values.notna().sum())
+    if kind == "strings" and not is_categorical:
+        check_text(name, values)
+    if kind == "strings" and len(levels) == num > 2:
+        raise InputError(
+            f"Column `{name}` holds a different text in each of the {num} training rows, as ids and names do, so nothing can be "
+            f"learnt from it. Leave it out: drop=['{name}']."
+        )
+    if len(levels) > MAX_LEVELS:
+        raise InputError(
+            f"Column `{name}` has {len(levels)} levels in the training rows, more than {MAX_LEVELS}. Group rare levels, hash them into "
+            f"fewer, or leave the column out: drop=['{name}']."
+        )
+    return Category(name, tuple(levels), has_missing)
+
+
+def _is_informative(column: Number | Category) -> bool:
+    if isinstance(column, Number):
+        return bool(column.feature_names)
+    return len(column.feature_names) > 1

@@ -1,0 +1,121 @@
+"""Tables with a header, CSV and Parquet, read whole with pandas."""
+
+import importlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_uq.errors import InputError, MissingExtraError
+
+CSV_ARGUMENTS = (
+    "sep",
+    "decimal",
+    "thousands",
+    "encoding",
+    "quotechar",
+    "na_values",
+    "keep_default_na",
+    "comment",
+    "skiprows",
+    "skipinitialspace",
+)
+"""Arguments of :func:`pandas.read_csv` that are passed on."""
+
+
+def import_pandas() -> Any:
+    """``pandas``, from the extra ``data``.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return importlib.import_module("pandas")
+    except ImportError as error:
+        raise MissingExtraError(
+            "Tables need pandas, which the extra `data` brings: pip install 'lightning-uq[data]'."
+        ) from error
+
+
+def check_table(path: str, csv: Mapping[str, Any]) -> None:
+    """Whether the name ends as a table's does, and the arguments fit its kind.
+
+    Raises:
+        InputError: The message says which does not.
+    """
+    if Path(path).suffix not in (".csv", ".parquet"):
+        raise InputError(f"`path` must be the path of a .csv or .parquet file, but it is {path!r}.")
+    unknown = [name for name in csv if name not in CSV_ARGUMENTS]
+    if unknown:
+        raise InputError(
+            f"TableDataModule has no argument `{unknown[0]}`. Of pandas.read_csv it takes {', '.join(CSV_ARGUMENTS)}."
+        )
+    if csv and Path(path).suffix == ".parquet":
+        raise InputError(f"`{next(iter(csv))}` belongs to .csv files, but {path} is a .parquet file.")
+
+
+def read_table(path: str, csv: Mapping[str, Any]) -> Any:
+    """The table as a ``pandas.DataFrame`` whose column names are strings.
+
+    Args:
+        path: A ``.csv`` or ``.parquet`` file.
+        csv: Arguments of :func:`pandas.read_csv` among :data:`CSV_ARGUMENTS`.
+
+    Raises:
+        InputError: The file cannot be read, is empty, or is written with another separator.
+        MissingExtraError: pandas is not installed, or pyarrow for Parquet.
+    """
+    check_table(path, csv)
+    pandas = import_pandas()
+    try:
+        frame = _read_parquet(pandas, path) if path.endswith(".parquet") else _read_csv(pandas, path, csv)
+    except FileNotFoundError:
+        raise InputError(f"{path} must be a .csv or .parquet file, but there is no such file.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} cannot be read as {csv.get('encoding', 'utf-8')}: {error}. Pass `encoding`, for example encoding='latin-1'."
+        ) from error
+    except pandas.errors.ParserWarning as error:
+        raise InputError(f"{path}: some rows have more fields than the header. Check `sep` and the quotes.") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a table: {str(error).strip()}. Check `sep` and the quotes."
+        ) from error
+    frame.columns = [str(name) for name in frame.columns]
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise InputError(f"The column names of {path} must differ, but `{twice[0]}` is there twice.")
+    if not len(frame):
+        raise InputError(f"{path} must hold rows below its header, but it has none.")
+    return frame.reset_index(drop=True)
+
+
+def _read_parquet(pandas: Any, path: str) -> Any:
+    try:
+        importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise MissingExtraError("Parquet files need pyarrow: pip install 'lightning-uq[parquet]'.") from error
+    return pandas.read_parquet(path, engine="pyarrow")
+
+
+def _read_csv(pandas: Any, path: str, csv: Mapping[str, Any]) -> Any:
+    if "sep" not in csv and "skiprows" not in csv:
+        _check_header(path, csv.get("encoding", "utf-8-sig"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        # Without `index_col=False` a row with one field too many moves all values by one column, silently.
+        return pandas.read_csv(path, index_col=False, low_memory=False, **csv)
+
+
+def _check_header(path: str, encoding: str) -> None:
+    """An error for a header of semicolons, tabs or bars, which pandas would read as one column."""
+    with Path(path).open(encoding=encoding) as file:
+        header = file.readline()
+    for separator in (";", "\t", "|"):
+        if separator in header and "," not in header:
+            decimal = ", and decimal=',' if its numbers have decimal commas" if separator == ";" else ""
+            raise InputError(
+                f"The header of {path} has no commas, but {header.count(separator)} {separator!r}. Pass sep={separator!r}{decimal}."
+            )

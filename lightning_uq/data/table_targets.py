@@ -1,0 +1,94 @@
+"""The targets of a table, and the task that they are for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_uq.data.arrays import MAX_CLASSES, TaskName
+from lightning_uq.data.table_columns import check_text, column_kind, levels_of, numbers, texts
+from lightning_uq.errors import InputError
+
+
+@dataclass(frozen=True)
+class TableTargets:
+    """Targets of all rows.
+
+    Attributes:
+        values: Labels [N] in int64, or numbers [N, D] in float32.
+        names: Names of the labels, in order; None for a regression.
+        is_doubtful: Whether the values look like those of the other task too.
+    """
+
+    values: Tensor
+    names: Mapping[int, Any] | None
+    is_doubtful: bool
+
+
+def read_targets(frame: Any, columns: tuple[str, ...], task: TaskName | None) -> TableTargets:
+    """The targets in these columns.
+
+    Text, booleans and integers of at most 20 values are classes, others are regressed, unless ``task`` says which.
+
+    Raises:
+        InputError: A target is missing or not finite, or does not fit the task.
+    """
+    for name in columns:
+        missing = frame[name].isna()
+        if missing.any():
+            raise InputError(
+                f"Every row needs a target, but column `{name}` misses {int(missing.sum())} of {len(frame)}, the first in row "
+                f"{int(missing.to_numpy().nonzero()[0][0])} below the header. Leave these rows out; if the text NA or None names a "
+                "class, pass keep_default_na=False."
+            )
+    if len(columns) > 1 or (task or _guess(columns[0], frame[columns[0]])) == "regression":
+        if task == "classification":
+            raise InputError(f"A classification has one target column, but `target` names {len(columns)}.")
+        return _regression(frame, columns)
+    return _classification(columns[0], frame[columns[0]], task)
+
+
+def _guess(name: str, values: Any) -> TaskName:
+    kind = column_kind(name, values)
+    if kind == "strings":
+        check_text(name, values)
+    is_few = kind == "integers" and values.nunique() <= MAX_CLASSES
+    return "classification" if is_few or kind in ("strings", "booleans", "categories") else "regression"
+
+
+def _regression(frame: Any, columns: tuple[str, ...]) -> TableTargets:
+    found = []
+    for name in columns:
+        kind = column_kind(name, frame[name])
+        if kind not in ("integers", "floats"):
+            if kind == "strings":
+                check_text(name, frame[name])
+            raise InputError(f"Column `{name}` must hold numbers to be regressed, but it holds {kind}.")
+        found.append(numbers(name, frame[name]))
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy(np.stack(found, 1).astype(np.float32))
+    if not bool(values.isfinite().all()):
+        raise InputError(f"The targets in {', '.join(columns)} must be finite in float32. Change their unit.")
+    is_whole = bool((values == values.round()).all())
+    is_float = all(column_kind(name, frame[name]) == "floats" for name in columns)
+    few = len(np.unique(values[:, 0].numpy())) <= MAX_CLASSES
+    return TableTargets(values, None, is_doubtful=len(columns) == 1 and is_whole and is_float and few)
+
+
+def _classification(name: str, values: Any, task: TaskName | None) -> TableTargets:
+    kind = column_kind(name, values)
+    if kind in ("integers", "floats"):
+        found = numbers(name, values)
+        if not (found == found.round()).all():
+            raise InputError(
+                f"Column `{name}` must hold class labels, but it holds numbers such as {found[found != found.round()][0]}."
+            )
+        labels = found.astype(np.int64)
+        return TableTargets(torch.from_numpy(labels), {label: label for label in sorted(set(labels.tolist()))}, False)
+    levels = levels_of(values)
+    place = {level: label for label, level in enumerate(levels)}
+    labels = np.array([place[text] for text in texts(values)], dtype=np.int64)
+    return TableTargets(torch.from_numpy(labels), dict(enumerate(levels)), False)

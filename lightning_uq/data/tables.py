@@ -1,0 +1,298 @@
+"""A user's own table, CSV or Parquet: its columns become features, its target column says the task."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_uq.data.arrays import ArrayDataModule, TaskName, listed
+from lightning_uq.data.splits import SPLIT
+from lightning_uq.data.table_encoder import TableEncoder
+from lightning_uq.data.table_files import check_table, import_pandas, read_table
+from lightning_uq.data.table_targets import read_targets
+from lightning_uq.errors import InputError
+from lightning_uq.guessing import report_guess
+
+
+class TableDataModule(ArrayDataModule):
+    r"""A ``.csv`` or ``.parquet`` file with a header, as features [B, d] and targets.
+
+    Everything that is estimated comes from the training rows alone:
+
+    - Numbers are standardised by mean and standard deviation. A missing one becomes the mean, and a feature marks it.
+    - Text, booleans and categorical columns become one feature per level (one-hot). Missing values are a level of their own.
+    - Columns that are constant in the training rows are left out.
+    - A last feature, ``unseen``, is 1 in rows with something that no training row has: a level, whose features are all 0
+      then, or a missing value in a column that was complete. It is 0 in training, so its weights stay random: members of an ensemble
+      disagree about such a row, and a density finds it unlikely. ``unseen="error"`` is for tables in which it can only be a mistake.
+
+    Text, booleans, and integers of at most 20 different values are classes. Floats and other integers are regressed, in their
+    units. One line reports the task and what became of the columns.
+
+    A checkpoint of a Trainer holds the encoding, so that :meth:`transform` of the restored module treats new tables alike. The
+    stored encoding is used where the module is restored before or after :meth:`setup`.
+
+    Args:
+        path: The file.
+        target: Name of the target column, or of several to regress.
+        task: ``"classification"`` or ``"regression"``; None reads it from the target.
+        categorical: Columns of numbers whose values are categories.
+        drop: Columns to leave out.
+        unseen: ``"indicator"``, or ``"error"`` where validation or test rows, or new tables, hold something unseen.
+        fractions: Shares of training, validation and test rows. Parts with a file of their own have none, and the others share its rows.
+        val_path: A file with the validation rows.
+        test_path: A file with the test rows.
+        ood_classes: Names of classes held out as out-of-distribution data.
+        seed: Seed of the split and of the order of the training batches.
+        batch_size: Samples per batch.
+        **csv: Arguments of :func:`pandas.read_csv`: ``sep``, ``decimal``, ``thousands``, ``encoding``, ``quotechar``, ``na_values``,
+            ``keep_default_na``, ``comment``, ``skiprows``, ``skipinitialspace``.
+
+    Raises:
+        InputError: An argument is out of range. From :meth:`setup` on: the file cannot be read, targets are missing, or a
+            column cannot become features (dates, ids, numbers as text, more than 50 levels); the message names it.
+        MissingExtraError: pandas is not installed, or pyarrow for Parquet.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "flats.csv"
+        >>> rows = [f"{20 + i},{['east', 'west'][i % 2]},{300.5 + 12 * i}" for i in range(50)]
+        >>> _ = path.write_text("\n".join(["size,side,rent", *rows]))
+        >>> data = TableDataModule(str(path), target="rent")
+        >>> data.task, data.num_train, data.feature_names
+        ('regression', 30, ['size', 'side=east', 'side=west', 'unseen'])
+        >>> import pandas
+        >>> data.transform(pandas.DataFrame({"size": [45.0], "side": ["north"]}))[0, 1:]
+        tensor([0., 0., 1.])
+    """
+
+    def __init__(
+        self,
+        path: str,
+        target: str | Sequence[str],
+        *,
+        task: TaskName | None = None,
+        categorical: Sequence[str] = (),
+        drop: Sequence[str] = (),
+        unseen: Literal["indicator", "error"] = "indicator",
+        fractions: Sequence[float] = SPLIT,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        ood_classes: Sequence[int | str] = (),
+        seed: int = 0,
+        batch_size: int = 64,
+        **csv: Any,
+    ) -> None:
+        super().__init__(ood_classes=ood_classes, seed=seed, batch_size=batch_size)
+        for name, value, allowed in (
+            ("task", task, (None, "classification", "regression")),
+            ("unseen", unseen, ("indicator", "error")),
+        ):
+            if value not in allowed:
+                raise InputError(f"`{name}` must be one of {listed(allowed)}, but it is {value!r}.")
+        if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+            raise InputError(f"`fractions` must be three positive numbers that sum to 1, but it is {tuple(fractions)}.")
+        self.paths = {"train": str(path)}
+        self.paths |= {part: str(own) for part, own in (("val", val_path), ("test", test_path)) if own is not None}
+        has_csv = any(one.endswith(".csv") for one in self.paths.values())
+        for one in self.paths.values():
+            check_table(one, csv if one.endswith(".csv") or not has_csv else {})
+        self.name = Path(path).stem
+        self.target = (target,) if isinstance(target, str) else tuple(target)
+        self.categorical = _names("categorical", categorical)
+        self.drop = _names("drop", drop)
+        self.unseen = unseen
+        self.fractions = tuple(fractions)
+        self.csv = csv
+        self._given_task = task
+        self._encoder: TableEncoder | None = None
+        self._restored: dict[str, Any] | None = None
+        # Not for the logger: arguments such as `task` have other values in the module.
+        self.save_hyperparameters(
+            {
+                "path": str(path),
+                "target": target if isinstance(target, str) else list(target),
+                "task": task,
+                "categorical": list(categorical),
+                "drop": list(drop),
+                "unseen": unseen,
+                "fractions": list(fractions),
+                "val_path": self.paths.get("val"),
+                "test_path": self.paths.get("test"),
+                "ood_classes": list(ood_classes),
+                "seed": seed,
+                "batch_size": batch_size,
+                **csv,
+            },
+            logger=False,
+        )
+
+    def load_arrays(self) -> tuple[Tensor, Tensor]:
+        """The features [N, d] and targets of all parts, one after the other, without held-out classes."""
+        parts = [self.dataset(part).tensors for part in ("train", "val", "test")]
+        return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, split and encode the rows, once; every stage and every process has the same split.
+
+        Raises:
+            InputError: See the class.
+        """
+        if self._parts:
+            return
+        frames = {part: self._read(path) for part, path in self.paths.items()}
+        pandas = import_pandas()
+        task = self._restored["task"] if self._restored else self._given_task
+        # Targets are read together: a class has one label in all files.
+        together = pandas.concat([frame[list(self.target)] for frame in frames.values()], ignore_index=True)
+        targets = read_targets(together, self.target, task)
+        fixed, start = {}, len(frames["train"])
+        for part in self.paths:
+            if part != "train":
+                fixed[part] = torch.arange(start, start + len(frames[part]))
+                start += len(frames[part])
+        rows = self._split(targets.values, targets.names, self.fractions, fixed)
+        features = [name for name in frames["train"].columns if name not in self.target]
+        train = frames["train"].iloc[rows["train"].numpy()]
+        encoder = self._encoder or TableEncoder.fit(train, features, self.categorical, self.unseen)
+        x = torch.cat([encoder.transform(frame) for frame in frames.values()])
+        self._fill(x, targets.values, rows, targets.names)
+        if self._restored:
+            self._check_restored(self._restored)
+        self._encoder = encoder
+        report_guess(self._report(frames, features, x, rows), self)
+        if targets.is_doubtful:
+            report_guess(
+                f"Column `{self.target[0]}` of {self.paths['train']} is regressed, since it holds floats, but its few values are all "
+                "whole. If they are class labels, pass task='classification'.",
+                self,
+                is_doubtful=self._given_task is None and self._restored is None,
+            )
+
+    def transform(self, frame: Any) -> Tensor:
+        """Features [N, d] of the rows of a ``pandas.DataFrame``, encoded as the training rows are.
+
+        Columns may be in any order; targets and other columns that are no features are ignored.
+
+        Raises:
+            InputError: A column is missing, or holds what it must not.
+        """
+        return self._fitted.transform(frame)
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the features: a column's own, or ``column=level``, ``column=missing`` and ``unseen``."""
+        return self._fitted.feature_names
+
+    @property
+    def num_features(self) -> int:
+        """Number of features d of one row."""
+        return len(self.feature_names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The encoding and what the targets are, as plain data."""
+        encoder = self._fitted
+        return {
+            "format": 1,
+            "encoder": encoder.state(),
+            "target": list(self.target),
+            "task": self.task,
+            "classes": list(self._classes),
+            "target_scale": None if self._target_scale is None else [list(part) for part in self._target_scale],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a stored encoding; a table that was read with another one is read again.
+
+        Raises:
+            InputError: The state is of another format or for other target columns.
+        """
+        if state_dict.get("format") != 1 or tuple(state_dict["target"]) != self.target:
+            raise InputError(
+                f"The stored table has targets {listed(state_dict.get('target', []))} in format {state_dict.get('format')}, but this "
+                f"TableDataModule has {listed(self.target)} in format 1."
+            )
+        was_read = bool(self._parts)
+        if was_read and state_dict == self.state_dict():
+            return
+        self._encoder = TableEncoder.from_state(state_dict["encoder"])
+        self._restored = state_dict
+        self._parts = {}
+        self._take_over(state_dict)
+        if was_read:
+            self.setup()
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        scale = state["target_scale"]
+        self._classes = tuple(state["classes"])
+        self._target_scale = None if scale is None else (tuple(scale[0]), tuple(scale[1]))
+
+    def _check_restored(self, state: dict[str, Any]) -> None:
+        """Outputs of a restored network mean the stored classes, in their order, and targets in the stored scale."""
+        found = list(self._classes)
+        self._take_over(state)
+        if found != state["classes"]:
+            self._parts = {}
+            raise InputError(
+                f"{self.paths['train']} must have the classes of the stored run ({listed(state['classes'])}), but it has {listed(found)}."
+            )
+
+    @property
+    def _fitted(self) -> TableEncoder:
+        if self._encoder is None:
+            self.setup()
+        assert self._encoder is not None
+        return self._encoder
+
+    def _read(self, path: str) -> Any:
+        frame = read_table(path, self.csv if path.endswith(".csv") else {})
+        for argument, names in (("target", self.target), ("drop", self.drop), ("categorical", self.categorical)):
+            for name in names:
+                if name not in frame.columns:
+                    # A file of test rows need not have a column that nobody reads.
+                    if argument == "drop" and path != self.paths["train"]:
+                        continue
+                    close = get_close_matches(name, frame.columns, n=1)
+                    hint = f" Did you mean {close[0]!r}?" if close else ""
+                    raise InputError(
+                        f"`{argument}` must name columns of {path} ({listed([repr(column) for column in frame.columns])}), but it holds {name!r}.{hint}"
+                    )
+        both = [name for name in self.target if name in (*self.drop, *self.categorical)]
+        if both:
+            raise InputError(f"`target` must not be in `drop` or `categorical` too, but {both[0]!r} is.")
+        frame = frame.drop(columns=[name for name in self.drop if name in frame.columns])
+        unnamed = [name for name in frame.columns if name.startswith("Unnamed: ")]
+        if unnamed:
+            raise InputError(
+                f"Every column of {path} needs a name, but `{unnamed[0]}` has none; row numbers are often written so. Name it, or leave "
+                f"it out: drop=['{unnamed[0]}']."
+            )
+        return frame
+
+    def _report(self, frames: dict[str, Any], features: list[str], x: Tensor, rows: dict[str, Tensor]) -> str:
+        encoder = self._fitted
+        what = f"regression of {listed(self.target)}"
+        if self.task == "classification":
+            shown = listed(self.class_names[:10]) + ", ..." * (self.num_classes > 10)
+            what = f"classification of {self.target[0]} ({self.num_classes} classes: {shown})"
+        missing = sum(int(frame[[f for f in features if f in frame]].isna().sum().sum()) for frame in frames.values())
+        text = (
+            f"{self.paths['train']}: {what}; {self.num_train} training rows; {len(features)} columns become {self.num_features} "
+            f"features; {missing} missing values"
+        )
+        left_out = [*self.drop, *(f"{name} (constant)" for name in encoder.constant)]
+        if left_out:
+            text += f"; left out: {listed(left_out)}"
+        held = torch.cat([rows["val"], rows["test"]])
+        if self.unseen == "indicator" and (num := int(x[held, -1].sum())):
+            text += f"; {num} validation and test rows hold something that no training row has"
+        return text + ". `task`, `categorical` and `drop` change it."
+
+
+def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise InputError(f"`{argument}` must be a list of column names, but it is the text {names!r}.")
+    return tuple(names)
