@@ -224,10 +224,6 @@ class ArrayDataModule(LightningDataModule):
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(self.dataset("train"), batch_size=self.batch_size, shuffle=True, generator=generator)
 
-    def uq_fit_dataloader(self) -> DataLoader[Any]:
-        """The training samples in order, to fit a density to."""
-        return DataLoader(self.dataset("train"), batch_size=self.batch_size)
-
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches."""
         return DataLoader(self.dataset("val"), batch_size=self.batch_size)

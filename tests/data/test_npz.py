@@ -158,5 +158,5 @@ def test_float_targets_that_look_like_labels_are_told(tmp_path, good):
 
 def test_the_fitting_data_are_the_training_rows_in_order(tmp_path, good):
     data = NpzDataModule(write(tmp_path / "mine.npz", **good), batch_size=7)
-    x = torch.cat([batch for batch, _ in data.uq_fit_dataloader()])
+    x = torch.cat([batch for batch, _ in data.train_dataloader()])
     assert torch.equal(x, data.dataset("train").tensors[0])
