@@ -4,7 +4,7 @@ import json
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ class GraphInfo:
         outputs: Names of the outputs, in order, as the module calls them.
         renamed: The module's name of each output that the file calls otherwise: ``{"prediction_mean": "mean"}``.
         result: What ``probs`` are of: ``"classes"`` [B, C] or ``"labels"`` [B, L] that are on or off; None where there are none.
+        columns: Names of a table's columns that make the input [B, D], in order; empty where the file does not name them.
     """
 
     version: str | None = None
@@ -38,6 +39,7 @@ class GraphInfo:
     outputs: Sequence[str] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     result: Literal["classes", "labels"] | None = None
+    columns: Sequence[str] = ()
 
     def to_json(self) -> str:
         """The text in the file."""
@@ -159,6 +161,25 @@ def read_graph(path: str | Path, device: str = "cpu") -> Graph:
         raise
     except Exception as error:  # a damaged file raises anything at all
         raise InputError(f"{path} cannot be read as a graph: {first_line(error)}") from error
+
+
+def check_columns(columns: Sequence[str] | None) -> list[str]:
+    """The names of a table's columns as a list, empty for None.
+
+    Raises:
+        InputError: They are no list of different names.
+
+    Example:
+        >>> check_columns(["age", "age"])
+        Traceback (most recent call last):
+        lightning_uq.errors.InputError: `columns` must be a list of different names, but it is ['age', 'age'].
+    """
+    if columns is None:
+        return []
+    names = None if isinstance(columns, str) or not isinstance(columns, Iterable) else list(columns)
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InputError(f"`columns` must be a list of different names, but it is {columns!r}.")
+    return [str(name) for name in names]  # a subclass of str, as numpy's, is no plain data
 
 
 def import_onnxruntime() -> Any:

@@ -27,6 +27,9 @@ from lightning_uq.writing import replacing
 Progress = Callable[[int, int | None], None]
 """Called after each batch with the number of rows so far, and of all rows or None."""
 
+Tell = Callable[[str], None]
+"""Called with a sentence that a user should read, but that is no error."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -84,6 +87,7 @@ def score(
     settings: Settings,
     progress: Progress = lambda done, total: None,
     *,
+    tell: Tell = lambda text: None,
     overwrite: bool = False,
     monitor: str | Path | None = None,
 ) -> Summary:
@@ -95,6 +99,7 @@ def score(
     Args:
         settings: The model, the data and the file.
         progress: Called after each batch.
+        tell: Called with what a user should know: which columns were taken and how many were left out.
         overwrite: Whether a file that exists is replaced.
         monitor: A file with the state of a :class:`~lightning_uq.DriftMonitor`, to which the rows' scores are added, in order. With a ``-uq.ckpt``,
             a missing file is made.
@@ -120,8 +125,16 @@ def score(
         if Path(monitor).resolve() in others:
             raise InputError(f"`monitor` must be a file of its own, but {monitor} is another file of this run.")
     writable_directory(out.parent)
-    rows = open_rows(settings.data, columns=settings.columns, drop=settings.drop, id=settings.id, input=settings.input)
     model = load_model(settings.model, settings.network, settings.task, settings.device)
+    rows = open_rows(
+        settings.data,
+        columns=settings.columns,
+        drop=settings.drop,
+        id=settings.id,
+        input=settings.input,
+        names=model.columns,
+    )
+    _tell_columns(rows, model, settings, tell)
     drift: DriftMonitor | None = None
     if monitor is not None:
         if model.outputs is not None:
@@ -156,6 +169,19 @@ def score(
             file.discard()
         raise
     return Summary(done, bad, time.perf_counter() - start, alarms if has_alarms else None, drift)
+
+
+def _tell_columns(rows: Rows, model: Model, settings: Settings, tell: Tell) -> None:
+    """Tell how a table's columns were matched with the model's."""
+    if rows.columns is None:
+        return
+    if list(rows.columns) != list(model.columns):
+        taken = rows.columns if len(rows.columns) <= 4 else [*rows.columns[:3], "...", rows.columns[-1]]
+        why = "are other names than the model's" if model.columns else "match by position, since the model names none"
+        tell(f"The columns of {settings.data} {why}: {', '.join(taken)} ({len(rows.columns)} in this order).")
+    if rows.left_out:
+        left = "1 column" if rows.left_out == 1 else f"{rows.left_out} columns"
+        tell(f"The model does not take {left} of {settings.data}.")
 
 
 def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: int) -> tuple[Block, Tensor]:
