@@ -119,7 +119,7 @@ class OnnxGraph(Graph):
             raise InputError("This onnxruntime cannot run on cuda. Install onnxruntime-gpu, or use the cpu.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised; a log of them would appear twice
         self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
         self.info = GraphInfo.from_json(self._session.get_modelmeta().custom_metadata_map.get(KEY))
         self.inputs = [one.name for one in self._session.get_inputs()]
@@ -199,7 +199,13 @@ def import_onnxruntime() -> Any:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first_lines(error, 1)
+
+
+def first_lines(error: BaseException, num: int = 2) -> str:
+    """The first lines of an error's text in one, or its type. The second line of onnxruntime's error about a shape holds the two sizes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:num]) or type(error).__name__
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from lightning_uq.callbacks.prediction_files import Block, import_pyarrow
 from lightning_uq.errors import InputError, NotFiniteError, UQError
 from lightning_uq.functional.validation import check_choice, check_integer
 from lightning_uq.networks.finite import nonfinite_rows
-from lightning_uq.networks.graph_files import first_line
+from lightning_uq.networks.graph_files import first_lines
 from lightning_uq.report import writable_directory
 from lightning_uq.score.models import Model, load_model
 from lightning_uq.score.monitor import ALARM, SCORE, check_alarm, open_monitor
 from lightning_uq.score.output import ScoreFile, make_block
+from lightning_uq.score.refused import first_refused
 from lightning_uq.score.rows import Piece, Rows, open_rows
 from lightning_uq.writing import replacing
 
@@ -193,7 +194,7 @@ def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: i
         row = int(bad.nonzero()[0])
         where = "" if rows.columns is None else f" in column {rows.columns[int((~x[row].isfinite()).nonzero()[0])]!r}"
         raise NotFiniteError(f"Row {start + row} of {settings.data} holds NaN or infinity{where}.")
-    with _misfit(x, rows, settings):
+    with _misfit(model, x, rows, settings, start):
         outputs = model(x)
     if any(values.shape[:1] != x.shape[:1] for values in outputs.values()):
         shapes = {name: list(values.shape) for name, values in outputs.items()}
@@ -218,15 +219,21 @@ def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: i
 
 
 @contextmanager
-def _misfit(x: Tensor, rows: Rows, settings: Settings) -> Iterator[None]:
-    """Turn an error of the model into one that says what it was given."""
+def _misfit(model: Model, x: Tensor, rows: Rows, settings: Settings, start: int) -> Iterator[None]:
+    """Turn an error of the model into one that names the row, or if the model takes no such row, says what it was given."""
     try:
         yield
     except UQError:
         raise
     except Exception as error:  # of torch, onnxruntime, or the user's network
+        refused = first_refused(model, x)
+        if refused is not None:
+            row, reason = refused
+            raise InputError(
+                f"{settings.model} does not take row {start + row} of {settings.data} (counted from 0). It says: {first_lines(reason)}"
+            ) from error
         given = f"rows of shape {list(x.shape[1:])} and dtype {str(x.dtype).removeprefix('torch.')}"
         if rows.columns is not None:
             names = ", ".join(rows.columns[:12]) + (", ..." if len(rows.columns) > 12 else "")
             given = f"{len(rows.columns)} columns ({names}); choose others with `columns` or `drop`"
-        raise InputError(f"{settings.model} does not take {given}. It says: {first_line(error)}") from error
+        raise InputError(f"{settings.model} does not take {given}. It says: {first_lines(error)}") from error
