@@ -20,7 +20,7 @@ from lightning_uq.networks.graph_files import first_lines
 from lightning_uq.report import writable_directory
 from lightning_uq.score.models import Model, load_model
 from lightning_uq.score.monitor import ALARM, SCORE, check_alarm, open_monitor
-from lightning_uq.score.output import ScoreFile, make_block
+from lightning_uq.score.output import ScoreFile, make_block, without_maps
 from lightning_uq.score.refused import first_refused
 from lightning_uq.score.rows import Piece, Rows, open_rows
 from lightning_uq.writing import replacing
@@ -100,7 +100,7 @@ def score(
     Args:
         settings: The model, the data and the file.
         progress: Called after each batch.
-        tell: Called with what a user should know: which columns were taken and how many were left out.
+        tell: Called with what a user should know: which columns were taken, how many were left out, and which outputs are maps.
         overwrite: Whether a file that exists is replaced.
         monitor: A file with the state of a :class:`~lightning_uq.DriftMonitor`, to which the rows' scores are added, in order. With a ``-uq.ckpt``,
             a missing file is made.
@@ -147,7 +147,7 @@ def score(
     has_alarms = False
     try:
         for piece in rows.pieces(settings.batch_size):
-            block, is_bad = _scored(model, piece, rows, settings, done)
+            block, is_bad = _scored(model, piece, rows, settings, done, tell)
             if file is None:
                 file = ScoreFile(out, block, {} if settings.id is None else {settings.id: rows.id_type})
             file.add(block)
@@ -185,7 +185,7 @@ def _tell_columns(rows: Rows, model: Model, settings: Settings, tell: Tell) -> N
         tell(f"The model does not take {left} of {settings.data}.")
 
 
-def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: int) -> tuple[Block, Tensor]:
+def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: int, tell: Tell) -> tuple[Block, Tensor]:
     """A batch's columns, and the mask of its rows that are not finite."""
     x = model.cast(torch.from_numpy(piece.x))
     found = nonfinite_rows(x)
@@ -206,7 +206,15 @@ def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: i
                 raise NotFiniteError(
                     f"`{name}` of row {start + row} of {settings.data} is NaN, although the row is finite."
                 )
-    columns = make_block(outputs, model.result)
+    numbers = without_maps(outputs)
+    maps = [f"`{name}` {list(values.shape[1:])}" for name, values in outputs.items() if name not in numbers]
+    if not numbers:
+        raise InputError(
+            f"A table has one row per input, but the model gives maps alone: {', '.join(maps)}. Use `PredictionWriter(format='npz')`."
+        )
+    if maps and start == 0:
+        tell(f"{settings.out} leaves out the maps {', '.join(maps)}.")
+    columns = make_block(numbers, model.result)
     first: Block = {"index": np.arange(start, start + len(x))}
     if settings.id is not None and piece.ids is not None:
         names = {"index", *columns, *(f"{'prob' if name == 'probs' else name}_0" for name in columns)}

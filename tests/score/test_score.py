@@ -291,13 +291,11 @@ def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
         assert error.count("\n") == 1
 
 
-def test_columns_of_labels_and_maps():
+def test_columns_of_labels():
     block = make_block({"probs": torch.tensor([[0.9, 0.2], [torch.nan, 0.5]])}, "labels")
     assert block["label"].tolist() == [[1, 0], [-1, 0]]
     np.testing.assert_allclose(block["confidence"][0], [0.9, 0.8], rtol=1e-6)
     assert list(make_block({"probs": torch.ones(2, 1)}, None)) == ["probs"]
-    with pytest.raises(InputError, match=r"gives maps: `probs` has shape \[2, 3, 5, 5\]"):
-        make_block({"probs": torch.zeros(2, 3, 5, 5)}, "classes")
 
 
 MEMORY = r"""
