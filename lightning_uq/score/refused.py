@@ -18,12 +18,12 @@ def first_refused(model: Model, x: Tensor) -> tuple[int, Exception] | None:
         model: A model that failed with this batch.
         x: The batch [B, ...].
     """
-    errors = (_error(model, one) for one in x.split(1))
+    errors = (_error(model, one) for one in torch.split(x, 1))
     found = next(((row, error) for row, error in enumerate(errors) if error is not None), None)
     if found is None:
         return None
     row, _ = found
-    others: Iterable[Tensor] = chain([torch.zeros_like(x[:1])], x[row + 1 :].split(1))
+    others: Iterable[Tensor] = chain([torch.zeros_like(x[:1])], (x[i : i + 1] for i in range(row + 1, len(x))))
     takes_others = row > 0 or any(_error(model, one) is None for one in others)
     return found if takes_others else None
 
