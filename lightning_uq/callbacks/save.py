@@ -25,11 +25,17 @@ from lightning_uq.checkpoint_files import (
 from lightning_uq.errors import InputError, NotFittedError
 from lightning_uq.lightning_trees import is_instance
 from lightning_uq.networks.fingerprint import weights_fingerprint
+from lightning_uq.networks.graph_files import check_columns
 from lightning_uq.running.ranks import ProcessGroup, raising_on_all_ranks
 from lightning_uq.running.transforms import transforms_of
 
+COLUMNS = "lightning_uq_columns"
+"""Key in a ``-uq.ckpt``: the names of a table's columns that make the model's input, in order."""
 
-def save_fitted(path: str | Path, model: nn.Module, callbacks: Sequence[FittingCallback]) -> None:
+
+def save_fitted(
+    path: str | Path, model: nn.Module, callbacks: Sequence[FittingCallback], *, columns: Sequence[str] | None = None
+) -> None:
     """Write a model's weights, and what callbacks fitted on them, to one file, from which :func:`load_fitted` makes a plain module.
 
     It is for a model that is trained already: ``callback.fit(model, loader)`` needs no Trainer, and writes no file. This file is the
@@ -48,6 +54,8 @@ def save_fitted(path: str | Path, model: nn.Module, callbacks: Sequence[FittingC
         path: The file, on this machine or on a file system that fsspec knows. One that was there is replaced if it is such a file, too.
         model: The model: a module of this package, any LightningModule, or a plain ``nn.Module``.
         callbacks: The fitted callbacks, one or more. Those that fit nothing to weights, such as :class:`OODDetection`, have no state.
+        columns: Names of a table's columns that make the model's input [B, D], in order. ``lightning-uq score`` finds them by these names, in
+            any order; without names it takes a table's columns by position.
 
     Raises:
         InputError: ``path`` cannot be written, or is a file of another kind, or has a name from which Lightning would resume; an
@@ -78,6 +86,8 @@ def save_fitted(path: str | Path, model: nn.Module, callbacks: Sequence[FittingC
         check_read(callbacks)
         states = {one.state_key: one._state for one in callbacks}
         content = with_states(_checkpoint_of(model), states, model)
+        if names := check_columns(columns):
+            content[COLUMNS] = names
     path = str(path)
     with raising_on_all_ranks(ranks):
         if ranks.rank == 0:

@@ -8,11 +8,13 @@ import argparse
 import inspect
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from lightning_uq.cli.errors import UsageError, missing_extra
+from lightning_uq.errors import UQError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -82,6 +84,25 @@ def run(function: Callable[..., None], arguments: Sequence[str]) -> None:
     """
     parsed = vars(make_parser(function).parse_args(list(arguments)))
     function(**{name: parsed[name] for name in inspect.signature(function).parameters})
+
+
+@contextmanager
+def naming_options(function: Callable[..., None]) -> Iterator[None]:
+    """A context whose errors name the options of a function in place of its arguments: --batch-size for `batch_size`, MODEL for `model`.
+
+    Raises:
+        UQError: That of the context.
+    """
+    try:
+        yield
+    except UQError as error:
+        written = {name: _written(one) for name, one in inspect.signature(function).parameters.items()}
+        error.args = (_ARGUMENT.sub(lambda found: written.get(found[1], found[0]), str(error)),)
+        raise
+
+
+_ARGUMENT = re.compile(r"(?:arguments? )?`(\w+)`")
+"""An argument as our errors write it."""
 
 
 def make_parser(function: Callable[..., None]) -> "ArgumentParser":

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from lightning_uq.cli.options import Names
+from lightning_uq.cli.options import Names, naming_options
 from lightning_uq.cli.output import make_console, removing_new_directories
 
 
@@ -33,7 +33,8 @@ def score(
         model: The file -uq.ckpt that was written after a training, or a graph that export_fitted wrote (.pt2, .onnx).
         data: A table (.csv, .parquet) of numeric columns, or an array [N, ...] (.npy, .npz).
         out: Parquet file to write.
-        columns: Columns of a table that make the input, in the order that the model expects (default: all but --drop and --id).
+        columns: Columns of a table that make the input, in the order that the model expects (default: those that the model names, in
+            any order of the table; if it names none, all but --drop and --id).
         drop: Columns of a table that the model does not take, such as the target.
         id: Column of a table that is copied into the output, of any type; of a CSV file, as text.
         input: Name of the array in an .npz file (default: x).
@@ -48,14 +49,22 @@ def score(
             alarm in a -uq.ckpt. The file changes only if the run succeeds.
         overwrite: Replace a file that exists.
     """
-    progress_console = make_console(stderr=True)
-    from lightning_uq.score import Settings, score
+    stderr = make_console(stderr=True)
+    from lightning_uq import score as scoring
     from lightning_uq.score.terminal import ScoreProgress
 
-    settings = Settings(model, data, out, network, task, columns, drop, id, input, nonfinite, batch_size, device)
+    settings = scoring.Settings(
+        model, data, out, network, task, columns, drop, id, input, nonfinite, batch_size, device
+    )
     folders = [path.parent for path in (out, monitor) if path is not None]
-    with removing_new_directories(*folders), ScoreProgress(progress_console) as progress:
-        summary = score(settings, progress, overwrite=overwrite, monitor=monitor)
+    with naming_options(score), removing_new_directories(*folders), ScoreProgress(stderr) as progress:
+        summary = scoring.score(
+            settings,
+            progress,
+            tell=lambda text: stderr.print(text, soft_wrap=True, highlight=False, markup=False),
+            overwrite=overwrite,
+            monitor=monitor,
+        )
     parts = [f"{summary.rows:,} rows in {summary.seconds:.1f} s"]
     if summary.nonfinite_rows:
         parts.append(f"{summary.nonfinite_rows:,} with NaN or infinity")

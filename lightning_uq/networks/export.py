@@ -1,7 +1,7 @@
 """A trained network with everything that was fitted after its training, written as one graph that runs without this package."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from lightning_uq.networks.fitted_predictor import FittedPredictor
 from lightning_uq.networks.graph_files import (
     GRAPHS,
     GraphInfo,
+    check_columns,
     first_line,
     import_onnxruntime,
     quiet,
@@ -28,7 +29,7 @@ Fitted = FittedNetwork | FittedPredictor
 _ONNX_LIMIT = 2**31  # bytes of a file of protobuf
 
 
-def export_fitted(fitted: Fitted, path: str | Path, example: Any) -> None:
+def export_fitted(fitted: Fitted, path: str | Path, example: Any, *, columns: Sequence[str] | None = None) -> None:
     """Write the module that :func:`~lightning_uq.load_fitted` gave as one graph with named outputs that takes any number of rows.
 
     The file is one that runs without this package: ``.pt2`` by ``torch.export.load``, ``.onnx`` by onnxruntime. It appears once the graph
@@ -37,7 +38,7 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any) -> None:
     the largest; a set's member whose score is at the threshold within rounding may fall on either side.
 
     The file describes itself: a JSON text with this package's ``version``, ``inputs``, ``outputs``, what is ``renamed`` (ONNX graphs say ``prediction_mean``
-    for ``mean``, a name that they use themselves), and whether ``probs`` are of ``classes`` or ``labels``. It is the entry
+    for ``mean``, a name that they use themselves), whether ``probs`` are of ``classes`` or ``labels``, and ``columns``. It is the entry
     ``lightning_uq`` of an ONNX file's ``metadata_props``, and the extra file ``lightning_uq.json`` of a ``.pt2``.
 
     Args:
@@ -45,6 +46,8 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any) -> None:
         path: The file, ``.pt2`` or ``.onnx`` (the extra ``onnx``); one that exists is replaced.
         example: An input: a tensor [B, ...], or a mapping or a tuple of tensors that all have B rows. Other nests, and objects such as
             graphs, are not supported. Axes other than the first keep the example's sizes.
+        columns: Names of a table's columns that make the input [B, D], in order. ``lightning-uq score`` finds them by these names, in any
+            order; without names it takes a table's columns by position.
 
     Raises:
         InputError: An argument is not as above.
@@ -69,6 +72,12 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any) -> None:
     if path.suffix not in GRAPHS:
         raise InputError(f"`path` must end in {' or '.join(GRAPHS)}, but it is {path}.")
     x, inputs = _inputs(example)
+    named = check_columns(columns)
+    if named and (not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != len(named)):
+        came = f"has shape {list(example.shape)}" if isinstance(x, Tensor) else f"holds {len(inputs)} tensors by name"
+        raise InputError(
+            f"`columns` must name the columns of an `example` [B, D], but it holds {len(named)} names and `example` {came}."
+        )
     is_onnx = path.suffix == ".onnx"
     if is_onnx:
         import_onnxruntime()
@@ -82,7 +91,7 @@ def export_fitted(fitted: Fitted, path: str | Path, example: Any) -> None:
     names = fitted.output_names
     own = [*_expected(fitted, x)]
     renamed = {name: key for name, key in zip(names, own, strict=True) if name != key} if is_onnx else {}
-    info = GraphInfo(_version(), inputs, own, renamed, result_kind(fitted))
+    info = GraphInfo(_version(), inputs, own, renamed, result_kind(fitted), named)
     with replacing(path) as partial:
         try:
             with torch.no_grad(), quiet():

@@ -4,7 +4,7 @@ import json
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ class GraphInfo:
         outputs: Names of the outputs, in order, as the module calls them.
         renamed: The module's name of each output that the file calls otherwise: ``{"prediction_mean": "mean"}``.
         result: What ``probs`` are of: ``"classes"`` [B, C] or ``"labels"`` [B, L] that are on or off; None where there are none.
+        columns: Names of a table's columns that make the input [B, D], in order; empty where the file does not name them.
     """
 
     version: str | None = None
@@ -38,6 +39,7 @@ class GraphInfo:
     outputs: Sequence[str] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     result: Literal["classes", "labels"] | None = None
+    columns: Sequence[str] = ()
 
     def to_json(self) -> str:
         """The text in the file."""
@@ -117,7 +119,7 @@ class OnnxGraph(Graph):
             raise InputError("This onnxruntime cannot run on cuda. Install onnxruntime-gpu, or use the cpu.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised; a log of them would appear twice
         self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
         self.info = GraphInfo.from_json(self._session.get_modelmeta().custom_metadata_map.get(KEY))
         self.inputs = [one.name for one in self._session.get_inputs()]
@@ -161,6 +163,25 @@ def read_graph(path: str | Path, device: str = "cpu") -> Graph:
         raise InputError(f"{path} cannot be read as a graph: {first_line(error)}") from error
 
 
+def check_columns(columns: Sequence[str] | None) -> list[str]:
+    """The names of a table's columns as a list, empty for None.
+
+    Raises:
+        InputError: They are no list of different names.
+
+    Example:
+        >>> check_columns(["age", "age"])
+        Traceback (most recent call last):
+        lightning_uq.errors.InputError: `columns` must be a list of different names, but it is ['age', 'age'].
+    """
+    if columns is None:
+        return []
+    names = None if isinstance(columns, str) or not isinstance(columns, Iterable) else list(columns)
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InputError(f"`columns` must be a list of different names, but it is {columns!r}.")
+    return [str(name) for name in names]  # a subclass of str, as numpy's, is no plain data
+
+
 def import_onnxruntime() -> Any:
     """``onnxruntime``.
 
@@ -178,7 +199,13 @@ def import_onnxruntime() -> Any:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first_lines(error, 1)
+
+
+def first_lines(error: BaseException, num: int = 2) -> str:
+    """The first lines of an error's text in one, or its type. The second line of onnxruntime's error about a shape holds the two sizes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:num]) or type(error).__name__
 
 
 @contextmanager

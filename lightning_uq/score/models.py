@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_uq.callbacks.load import load_fitted
+from lightning_uq.callbacks.save import COLUMNS
 from lightning_uq.callbacks.sibling import WRITTEN_BY
 from lightning_uq.checkpoint_files import read_checkpoint
 from lightning_uq.errors import InputError, UQError
@@ -25,10 +26,12 @@ class Model(ABC):
     Attributes:
         result: What ``probs`` are of: ``"classes"``, ``"labels"``, or None if that is unknown or there are none.
         outputs: Names of the outputs; None if they are known once the model was called.
+        columns: Names of a table's columns that make the input, in order; empty if the file does not name them.
     """
 
     result: str | None
     outputs: Sequence[str] | None = None
+    columns: Sequence[str] = ()
 
     @abstractmethod
     def cast(self, x: Tensor) -> Tensor:
@@ -46,6 +49,7 @@ class CheckpointModel(Model):
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("`device` is 'cuda', but this machine has no cuda device.")
         given = None if network is None else _network(network, path)
+        self.columns = read_checkpoint(path, "MODEL must be a checkpoint").get(COLUMNS, ())
         self._fitted = load_fitted(path, given, task=task, nonfinite="inf").to(device)
         self._device = device
         self._dtype = next((p.dtype for p in self._fitted.parameters() if p.is_floating_point()), torch.float32)
@@ -75,6 +79,7 @@ class GraphModel(Model):
             raise InputError(f"A model must have one input of rows, but {path} has {len(self._graph.inputs)}: {names}.")
         self.result = self._graph.info.result
         self.outputs = self._graph.info.outputs or None
+        self.columns = self._graph.info.columns
 
     def cast(self, x: Tensor) -> Tensor:
         """Rows in the dtype of the graph's input."""

@@ -8,7 +8,20 @@ import torch
 from torch import Tensor
 
 from lightning_uq.callbacks.prediction_files import Block, ParquetFile, import_pyarrow
-from lightning_uq.errors import InputError
+
+
+def without_maps(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs that are numbers of a whole input, such as its alarm: a table has no place for numbers of its pixels.
+
+    A map has the axes of the pixels behind those of classes or dimensions. Beside such a map, [B, H, W] is a map, too, of one number per
+    pixel; without one it is a horizon [B, H, D].
+
+    Example:
+        >>> list(without_maps({"probs": torch.ones(1, 3, 8, 8), "ood_score": torch.ones(1)}))
+        ['ood_score']
+    """
+    has_maps = any(values.ndim > (2 if name in ("probs", "prediction_set") else 3) for name, values in outputs.items())
+    return {name: values for name, values in outputs.items() if values.ndim <= 2 or not has_maps}
 
 
 def make_block(outputs: Mapping[str, Tensor], result: str | None) -> Block:
@@ -17,11 +30,8 @@ def make_block(outputs: Mapping[str, Tensor], result: str | None) -> Block:
     The label of a row whose probabilities are NaN is -1.
 
     Args:
-        outputs: Tensors [B], [B, D] or [B, H, D].
+        outputs: Tensors [B], [B, D] or [B, H, D], no maps.
         result: What ``probs`` are of: ``"classes"``, ``"labels"``, or None for no label.
-
-    Raises:
-        InputError: The outputs are maps.
 
     Example:
         >>> make_block({"probs": torch.tensor([[0.75, 0.25]])}, "classes")["label"]
@@ -29,11 +39,6 @@ def make_block(outputs: Mapping[str, Tensor], result: str | None) -> Block:
     """
     named: dict[str, Tensor] = {}
     for name, values in outputs.items():
-        if values.ndim > (2 if name in ("probs", "prediction_set") else 3):
-            raise InputError(
-                f"A table has one row per input, but the model gives maps: `{name}` has shape {list(values.shape)}. Use "
-                "`PredictionWriter(format='npz')`."
-            )
         if name == "probs" and result is not None:
             highest, label = (
                 values.max(1) if result == "classes" else (torch.maximum(values, 1 - values), (values > 0.5).long())

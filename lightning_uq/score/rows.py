@@ -29,11 +29,13 @@ class Rows(ABC):
 
     Attributes:
         columns: Names of the columns that make the input, or None if the file is an array.
+        left_out: The number of a table's columns that are used for nothing, although no argument says so.
         total: The number of rows, or None where only reading all tells.
         id_type: pyarrow's type of the column that is copied, or None.
     """
 
     columns: Sequence[str] | None = None
+    left_out: int = 0
     total: int | None = None
     id_type: Any = None
 
@@ -53,15 +55,18 @@ def open_rows(
     drop: Sequence[str] = (),
     id: str | None = None,
     input: str | None = None,
+    names: Sequence[str] = (),
 ) -> Rows:
     """The rows of a file.
 
     Args:
         path: A table, ``.csv`` or ``.parquet``, or an array [N, ...], ``.npy`` or ``.npz``.
-        columns: Of a table: the columns that make the input, in the order that the model expects; None for all but ``drop``.
+        columns: Of a table: the columns that make the input, in the order that the model expects; None for ``names``, or without them for all but ``drop``
+            and ``id``.
         drop: Of a table: columns that the model does not take.
         id: Of a table: a column that is copied into the output, and is no part of the input unless ``columns`` names it.
         input: Of an ``.npz``: the name of the array; None for ``x``.
+        names: The columns that the model names itself, in its order; empty where it names none.
 
     Raises:
         InputError: The file cannot be read, an argument does not belong to this kind of file, or a column is missing or not numeric.
@@ -79,7 +84,7 @@ def open_rows(
     if path.suffix in tables:
         if input is not None:
             raise InputError("`input` names an array of an .npz file. Of a table, pass `columns`.")
-        return tables[path.suffix](path, columns, drop, id)
+        return tables[path.suffix](path, columns, drop, id, names)
     if columns is not None or drop or id is not None:
         raise InputError(f"`columns`, `drop` and `id` are for tables, but {path} is an array. Leave them out.")
     if path.suffix == ".npy" and input is not None:

@@ -16,16 +16,20 @@ from lightning_uq.callbacks.prediction_files import Block, import_pyarrow
 from lightning_uq.errors import InputError, NotFiniteError, UQError
 from lightning_uq.functional.validation import check_choice, check_integer
 from lightning_uq.networks.finite import nonfinite_rows
-from lightning_uq.networks.graph_files import first_line
+from lightning_uq.networks.graph_files import first_lines
 from lightning_uq.report import writable_directory
 from lightning_uq.score.models import Model, load_model
 from lightning_uq.score.monitor import ALARM, SCORE, check_alarm, open_monitor
-from lightning_uq.score.output import ScoreFile, make_block
+from lightning_uq.score.output import ScoreFile, make_block, without_maps
+from lightning_uq.score.refused import first_refused
 from lightning_uq.score.rows import Piece, Rows, open_rows
 from lightning_uq.writing import replacing
 
 Progress = Callable[[int, int | None], None]
 """Called after each batch with the number of rows so far, and of all rows or None."""
+
+Tell = Callable[[str], None]
+"""Called with a sentence that a user should read, but that is no error."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def score(
     settings: Settings,
     progress: Progress = lambda done, total: None,
     *,
+    tell: Tell = lambda text: None,
     overwrite: bool = False,
     monitor: str | Path | None = None,
 ) -> Summary:
@@ -95,6 +100,7 @@ def score(
     Args:
         settings: The model, the data and the file.
         progress: Called after each batch.
+        tell: Called with what a user should know: which columns were taken, how many were left out, and which outputs are maps.
         overwrite: Whether a file that exists is replaced.
         monitor: A file with the state of a :class:`~lightning_uq.DriftMonitor`, to which the rows' scores are added, in order. With a ``-uq.ckpt``,
             a missing file is made.
@@ -120,8 +126,16 @@ def score(
         if Path(monitor).resolve() in others:
             raise InputError(f"`monitor` must be a file of its own, but {monitor} is another file of this run.")
     writable_directory(out.parent)
-    rows = open_rows(settings.data, columns=settings.columns, drop=settings.drop, id=settings.id, input=settings.input)
     model = load_model(settings.model, settings.network, settings.task, settings.device)
+    rows = open_rows(
+        settings.data,
+        columns=settings.columns,
+        drop=settings.drop,
+        id=settings.id,
+        input=settings.input,
+        names=model.columns,
+    )
+    _tell_columns(rows, model, settings, tell)
     drift: DriftMonitor | None = None
     if monitor is not None:
         if model.outputs is not None:
@@ -133,7 +147,7 @@ def score(
     has_alarms = False
     try:
         for piece in rows.pieces(settings.batch_size):
-            block, is_bad = _scored(model, piece, rows, settings, done)
+            block, is_bad = _scored(model, piece, rows, settings, done, tell)
             if file is None:
                 file = ScoreFile(out, block, {} if settings.id is None else {settings.id: rows.id_type})
             file.add(block)
@@ -158,7 +172,20 @@ def score(
     return Summary(done, bad, time.perf_counter() - start, alarms if has_alarms else None, drift)
 
 
-def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: int) -> tuple[Block, Tensor]:
+def _tell_columns(rows: Rows, model: Model, settings: Settings, tell: Tell) -> None:
+    """Tell how a table's columns were matched with the model's."""
+    if rows.columns is None:
+        return
+    if list(rows.columns) != list(model.columns):
+        taken = rows.columns if len(rows.columns) <= 4 else [*rows.columns[:3], "...", rows.columns[-1]]
+        why = "are other names than the model's" if model.columns else "match by position, since the model names none"
+        tell(f"The columns of {settings.data} {why}: {', '.join(taken)} ({len(rows.columns)} in this order).")
+    if rows.left_out:
+        left = "1 column" if rows.left_out == 1 else f"{rows.left_out} columns"
+        tell(f"The model does not take {left} of {settings.data}.")
+
+
+def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: int, tell: Tell) -> tuple[Block, Tensor]:
     """A batch's columns, and the mask of its rows that are not finite."""
     x = model.cast(torch.from_numpy(piece.x))
     found = nonfinite_rows(x)
@@ -167,7 +194,7 @@ def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: i
         row = int(bad.nonzero()[0])
         where = "" if rows.columns is None else f" in column {rows.columns[int((~x[row].isfinite()).nonzero()[0])]!r}"
         raise NotFiniteError(f"Row {start + row} of {settings.data} holds NaN or infinity{where}.")
-    with _misfit(x, rows, settings):
+    with _misfit(model, x, rows, settings, start):
         outputs = model(x)
     if any(values.shape[:1] != x.shape[:1] for values in outputs.values()):
         shapes = {name: list(values.shape) for name, values in outputs.items()}
@@ -179,7 +206,15 @@ def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: i
                 raise NotFiniteError(
                     f"`{name}` of row {start + row} of {settings.data} is NaN, although the row is finite."
                 )
-    columns = make_block(outputs, model.result)
+    numbers = without_maps(outputs)
+    maps = [f"`{name}` {list(values.shape[1:])}" for name, values in outputs.items() if name not in numbers]
+    if not numbers:
+        raise InputError(
+            f"A table has one row per input, but the model gives maps alone: {', '.join(maps)}. Use `PredictionWriter(format='npz')`."
+        )
+    if maps and start == 0:
+        tell(f"{settings.out} leaves out the maps {', '.join(maps)}.")
+    columns = make_block(numbers, model.result)
     first: Block = {"index": np.arange(start, start + len(x))}
     if settings.id is not None and piece.ids is not None:
         names = {"index", *columns, *(f"{'prob' if name == 'probs' else name}_0" for name in columns)}
@@ -192,15 +227,21 @@ def _scored(model: Model, piece: Piece, rows: Rows, settings: Settings, start: i
 
 
 @contextmanager
-def _misfit(x: Tensor, rows: Rows, settings: Settings) -> Iterator[None]:
-    """Turn an error of the model into one that says what it was given."""
+def _misfit(model: Model, x: Tensor, rows: Rows, settings: Settings, start: int) -> Iterator[None]:
+    """Turn an error of the model into one that names the row, or if the model takes no such row, says what it was given."""
     try:
         yield
     except UQError:
         raise
     except Exception as error:  # of torch, onnxruntime, or the user's network
+        refused = first_refused(model, x)
+        if refused is not None:
+            row, reason = refused
+            raise InputError(
+                f"{settings.model} does not take row {start + row} of {settings.data} (counted from 0). It says: {first_lines(reason)}"
+            ) from error
         given = f"rows of shape {list(x.shape[1:])} and dtype {str(x.dtype).removeprefix('torch.')}"
         if rows.columns is not None:
             names = ", ".join(rows.columns[:12]) + (", ..." if len(rows.columns) > 12 else "")
             given = f"{len(rows.columns)} columns ({names}); choose others with `columns` or `drop`"
-        raise InputError(f"{settings.model} does not take {given}. It says: {first_line(error)}") from error
+        raise InputError(f"{settings.model} does not take {given}. It says: {first_lines(error)}") from error

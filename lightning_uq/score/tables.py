@@ -20,12 +20,20 @@ class TableRows(Rows):
 
     Args:
         path: The file.
-        columns: The columns of the input, in order; None for all but ``drop`` and ``id``.
+        columns: The columns of the input, in order; None for ``names``, or without them for all but ``drop`` and ``id``.
         drop: Columns that are left out.
         id: A column that is copied.
+        names: The columns that the model names itself, in its order.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str] | None, drop: Sequence[str], id: str | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str] | None,
+        drop: Sequence[str],
+        id: str | None,
+        names: Sequence[str] = (),
+    ) -> None:
         self._path, self._id = path, id
         self._arrow, _ = import_pyarrow("`lightning-uq score` reads tables with it.")
         schema = self._read_schema()
@@ -33,20 +41,25 @@ class TableRows(Rows):
             twice = next(name for name in schema.names if schema.names.count(name) > 1)
             raise InputError(f"The columns of {path} must have different names, but {twice!r} is there twice.")
         asked = {"columns": columns or (), "drop": drop, "id": () if id is None else (id,)}
-        for argument, names in asked.items():
-            missing = [name for name in names if name not in schema.names]
+        for argument, some in asked.items():
+            missing = [name for name in some if name not in schema.names]
             if missing:
                 raise InputError(
                     f"`{argument}` must name columns of {path}, but {missing[0]!r} is not among {schema.names}."
                 )
         if columns is not None and drop:
             raise InputError("`columns` names what the model takes, so `drop` has nothing to do. Pass one of them.")
-        self.columns = list(columns) if columns else [name for name in schema.names if name not in (*drop, id)]
+        if columns:
+            _check_places(columns, names)
+        elif names:
+            self._check_names(names, schema.names, drop)
+        self.columns = list(columns or names) or [name for name in schema.names if name not in (*drop, id)]
+        self.left_out = len(set(schema.names) - {*self.columns, *drop, id})
         others = [name for name in self.columns if not self._is_numeric(schema.field(name).type)]
         if others:
-            names = ", ".join(f"{name!r} ({schema.field(name).type})" for name in others)
+            texts = ", ".join(f"{name!r} ({schema.field(name).type})" for name in others)
             raise InputError(
-                f"The model takes numbers, but these columns of {path} hold something else: {names}. Leave them out with `drop`, copy one "
+                f"The model takes numbers, but these columns of {path} hold something else: {texts}. Leave them out with `drop`, copy one "
                 "with `id`, or turn them into numbers."
             )
         if not self.columns:
@@ -54,6 +67,18 @@ class TableRows(Rows):
         self._types = {name: schema.field(name).type for name in self.columns}
         if id is not None:
             self.id_type = self._type_of_id(schema.field(id).type)
+
+    def _check_names(self, names: Sequence[str], found: Sequence[str], drop: Sequence[str]) -> None:
+        """Refuse a table that lacks a column of the model."""
+        missing = [name for name in names if name not in found]
+        if missing:
+            lacks = ", ".join(map(repr, missing[:12])) + (", ..." if len(missing) > 12 else "")
+            raise InputError(
+                f"The model takes {len(names)} columns by name, but {self._path} lacks {lacks}. It has {list(found)}."
+            )
+        dropped = [name for name in names if name in drop]
+        if dropped:
+            raise InputError(f"`drop` must not name a column that the model takes, but it names {dropped[0]!r}.")
 
     def pieces(self, size: int) -> Iterator[Piece]:
         """All rows, in pieces of at most ``size``."""
@@ -148,6 +173,16 @@ class CsvRows(TableRows):
             )
         except self._arrow.ArrowException as error:
             raise InputError(f"{self._path} cannot be read as CSV: {str(error).partition(chr(10))[0]}") from error
+
+
+def _check_places(columns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse columns of the model's own names in another order than its own; other names are a table's that calls them otherwise."""
+    for place, name in enumerate(columns):
+        if name in names and names.index(name) != place:
+            raise InputError(
+                f"`columns` must keep the model's order, but {name!r} is its column {names.index(name)} (from 0) and number {place} of "
+                "`columns`. Leave `columns` out: the model finds its columns by their names."
+            )
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pytest
 
 from lightning_uq.cli.errors import UsageError
-from lightning_uq.cli.options import Integers, Names, Repeated, make_parser, run
+from lightning_uq.cli.options import Integers, Names, Repeated, make_parser, naming_options, run
+from lightning_uq.errors import InputError
 
 CALLS = []
 
@@ -72,6 +73,15 @@ def test_an_error_is_one_sentence(arguments, message):
         call(*arguments)
     assert "\n" not in str(raised.value)
     assert not CALLS
+
+
+def test_errors_of_a_command_name_its_options():
+    def command(model: Path, *, batch_size: int = 1, id: str | None = None) -> None: ...
+
+    text = "`batch_size` and argument `id`: `model` or `model()` has no `states`, id or `batch size`."
+    with pytest.raises(InputError) as raised, naming_options(command):
+        raise InputError(text)
+    assert str(raised.value) == "--batch-size and --id: MODEL or `model()` has no `states`, id or `batch size`."
 
 
 def test_the_help_has_the_docstrings_texts_and_the_defaults(monkeypatch):
