@@ -154,9 +154,3 @@ def test_float_targets_that_look_like_labels_are_told(tmp_path, good):
     with pytest.warns(UserWarning, match=r"only 4 values, all whole.*save `y.astype\(int\)`"):
         data.setup()
     assert data.task == "regression"
-
-
-def test_the_fitting_data_are_the_training_rows_in_order(tmp_path, good):
-    data = NpzDataModule(write(tmp_path / "mine.npz", **good), batch_size=7)
-    x = torch.cat([batch for batch, _ in data.train_dataloader()])
-    assert torch.equal(x, data.dataset("train").tensors[0])
