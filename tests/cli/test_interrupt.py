@@ -44,24 +44,33 @@ SCORE = [
 COMPARE = ["compare", "--methods", "softmax", "--seeds", "50", "--out", "new/compare"]
 
 
+# A shell's background processes, and their children, ignore the signal unless they say so.
+MAIN = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from lightning_uq.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ there")
 @pytest.mark.parametrize(("command", "started"), [(SCORE, "new/.out.parquet.partial"), (COMPARE, "new/compare")])
 def test_a_signal(folder, command, started):
     pytest.importorskip("pyarrow")
     before = sorted(folder.iterdir())
-    run = [sys.executable, "-m", "lightning_uq", *command]
+    run = [sys.executable, "-c", MAIN, *command]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    process = subprocess.Popen(run, cwd=folder, env=environment, text=True, stdout=-1, stderr=-1)
-    try:
-        for _ in range(1200):
-            if (folder / started).exists() or process.poll() is not None:
-                break
-            time.sleep(0.05)
-        time.sleep(0.5)  # in the midst of it
-        process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    with subprocess.Popen(run, cwd=folder, env=environment, text=True, stdout=-1, stderr=-1) as process:
+        try:
+            for _ in range(1200):
+                if (folder / started).exists() or process.poll() is not None:
+                    break
+                time.sleep(0.05)
+            time.sleep(0.5)  # in the midst of it
+            process.send_signal(signal.SIGINT)
+            out, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, out) == (130, ""), error
     assert error.splitlines()[-1] == "lightning-uq: interrupted"
     assert "Traceback" not in error
