@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ class ArrayRows(Rows):
                     )
                 with archive.open(f"{self._name}.npy") as stream:
                     yield (stream, *self._header(stream))
-        except (OSError, zipfile.BadZipFile, zipfile.zlib.error, EOFError) as error:  # type: ignore[attr-defined]
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise InputError(f"{self._path} cannot be read: {error}") from error
 
     def _header(self, stream: IO[bytes]) -> tuple[tuple[int, ...], "np.dtype[Any]", bool]:
