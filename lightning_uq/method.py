@@ -4,15 +4,19 @@ The file of a method ends with a constant that the comparison finds by its name:
 
     METHOD = Method(
         name="ensemble",
-        build=lambda setting: EnsembleModule(setting.network, num_members=5, optimizer=setting.optimizer),
+        about="5 networks from different initial weights, whose predictions are averaged",
+        build=lambda setting: EnsembleModule(setting.network, num_members=5, **setting.training),
         ood_score="mutual_information",
     )
 
 A file that holds several methods names a tuple of them ``METHODS``.
 """
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -20,31 +24,76 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import is_instance
+from lightning_uq.tasks import Task
+from lightning_uq.tasks.names import TASKS
 
 
 def _no_callbacks(setting: "Setting") -> list[Callback]:
     return []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """The facts of a problem that a method may use. Its test data and out-of-distribution data are not among them.
 
     Attributes:
         data: Name of the data.
-        num_features: Input dimension d of flat data.
-        num_classes: Number of classes C.
+        task: The meaning of the outputs of a plain network: ``Classification(num_classes=8)``, or ``Regression()`` in the units of the targets.
+        input_shape: Shape of one input.
+        num_targets: Number of classes, labels or target dimensions.
         num_train: Number of training samples n.
-        network: Factory of the backbone that all methods share.
+        backbone: Makes the network that all methods share: ``backbone(num_outputs, dropout=0.0)``.
         optimizer: Called with the parameters. All methods share it unless a method needs another one.
+
+    Example:
+        >>> import torch
+        >>> from lightning_uq.networks import MLP
+        >>> from lightning_uq.tasks import Regression
+        >>> setting = Setting(
+        ...     data="toy",
+        ...     task=Regression(),
+        ...     input_shape=(4,),
+        ...     num_targets=1,
+        ...     num_train=100,
+        ...     backbone=functools.partial(MLP, 4),
+        ...     optimizer=torch.optim.Adam,
+        ... )
+        >>> setting.network()[-1].out_features, setting.network_for(Regression(head="mean"))()[-1].out_features
+        (2, 1)
     """
 
     data: str
-    num_features: int
-    num_classes: int
+    task: Task
+    input_shape: Sequence[int]
+    num_targets: int
     num_train: int
-    network: Callable[[], nn.Module]
+    backbone: Callable[..., nn.Module]
     optimizer: OptimizerCallable
+
+    @property
+    def num_features(self) -> int:
+        """Input dimension d: the number of values of one input."""
+        return math.prod(self.input_shape)
+
+    @property
+    def network(self) -> Callable[[], nn.Module]:
+        """Factory of the shared network, with the outputs that :attr:`task` reads."""
+        return self.network_for(self.task)
+
+    def network_for(self, task: Task | None = None, **options: Any) -> Callable[[], nn.Module]:
+        """Factory of the shared network, with the outputs that a task reads.
+
+        Args:
+            task: The task; None for :attr:`task`.
+            options: Further arguments of the backbone, such as ``dropout``.
+        """
+        outputs = (task or self.task).outputs_for(self.num_targets)
+        return functools.partial(self.backbone, outputs, **options)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Arguments that every module of this package takes: ``task`` and ``optimizer``."""
+        return {"task": self.task, "optimizer": self.optimizer}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +107,12 @@ class Method:
         build: Makes the untrained LightningModule. Needed unless ``trained_as`` is given.
         trained_as: Name of the method whose trained network this method reads in another way.
         callbacks: Makes the post-training callbacks.
+        tasks: Names of the tasks that the method is for. Another method may have the same name for other tasks.
+        about: What the method is, in a few words.
+        link: Where it is described, such as a paper's address.
 
     Raises:
-        InputError: The name is not a Python identifier, or not exactly one of ``build`` and ``trained_as`` is given.
+        InputError: The name is not a Python identifier, a task is unknown, or not exactly one of ``build`` and ``trained_as`` is given.
 
     Example:
         >>> energy = Method(name="energy", trained_as="softmax", ood_score="energy")
@@ -73,6 +125,9 @@ class Method:
     build: Callable[[Setting], LightningModule] | None = None
     trained_as: str | None = None
     callbacks: Callable[[Setting], list[Callback]] = _no_callbacks
+    tasks: tuple[str, ...] = ("classification",)
+    about: str = ""
+    link: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -83,6 +138,11 @@ class Method:
             raise InputError(
                 f"Method {self.name!r} needs either `build`, which makes its module, or `trained_as`, the name of the method "
                 "whose network it reads."
+            )
+        tasks: Any = self.tasks
+        if isinstance(tasks, str) or not tasks or not set(tasks) <= set(TASKS):
+            raise InputError(
+                f"`tasks` of method {self.name!r} must be a tuple with names among {', '.join(TASKS)}, but it is {tasks!r}."
             )
 
     @property

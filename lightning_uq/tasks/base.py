@@ -85,6 +85,10 @@ class Task(ABC):
         """Size of the network's output axis where the fields say it, else None: the first output tells."""
         return None
 
+    def outputs_for(self, num_targets: int) -> int:
+        """Size of the output axis of a network for so many classes, labels or target dimensions."""
+        return num_targets
+
     @property
     def output_axis(self) -> int:
         """The axis of one hypothesis's outputs [B, ...] whose size is :attr:`num_outputs`."""
@@ -154,6 +158,17 @@ class Task(ABC):
     def sample_rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
         """A prediction and its target with one row per input: maps stay whole, with a label of -1 where a position does not count."""
         return (prediction, target) if self.has_positions else self.rows(prediction, target)
+
+    def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
+        """Scores [B, ...] of each input by name, which a comparison averages over the test rows; of your own task none.
+
+        The names are those of ``lightning_uq.compare.measures``.
+
+        Args:
+            prediction: A prediction, as :meth:`predict` makes it.
+            target: Its targets [B, ...].
+        """
+        return {}
 
     def row_positions(self, target: Tensor) -> Tensor | None:
         """The positions [N] in the flat target [B, ...] of the rows of :meth:`calibration_rows`; None if row b is sample b."""

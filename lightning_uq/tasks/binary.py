@@ -27,6 +27,7 @@ from lightning_uq.tasks.labels import (
     known_labels,
     warn_of_probabilities,
 )
+from lightning_uq.tasks.row_scores import class_row_scores
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,14 @@ class Binary(Task):
         if self.accepts(labels) is None:
             return prediction, labels.long()
         return prediction, torch.stack([1 - labels, labels], 1)
+
+    def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
+        """Whether the label is right, its negative log-probability, Brier score and confidence."""
+        return class_row_scores(*self.rows(prediction, target))
+
+    def outputs_for(self, num_targets: int) -> int:
+        """One."""
+        return 1
 
     def calibration_rows(self, prediction: Any, target: Tensor) -> CalibrationRows:
         """The rows that a calibration is fitted to."""

@@ -17,6 +17,7 @@ from lightning_uq.functional.validation import check_at_least, check_choice
 from lightning_uq.metrics import Accuracy, BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
 from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.tasks.base import CalibrationRows, OutputShapeError, Progress, Stage, Task, sums_and_counts
+from lightning_uq.tasks.row_scores import class_row_scores, map_row_scores
 
 NO_LABEL = -(2**63)
 """A value that no label has. Torch ignores -100 by default, which would hide a wrong label."""
@@ -43,6 +44,12 @@ class ClassTask(Task):
             "ece": ExpectedCalibrationError(validate_args=False),
         }
         return found if stage == "val" else {**found, "brier": BrierScore(validate_args=False)}
+
+    def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
+        """Whether the class is right, its negative log-probability and Brier score; means over the positions of a map."""
+        if prediction.map_shape:
+            return map_row_scores(*self.sample_rows(prediction, target))
+        return class_row_scores(*self.rows(prediction, target))
 
     def check_target(self, target: Tensor, outputs: Tensor, *, values: bool = True) -> None:
         """Labels are integers in [0, C), one per position of the output."""

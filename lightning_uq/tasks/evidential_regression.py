@@ -15,6 +15,13 @@ from lightning_uq.losses.evidential_regression import (
 from lightning_uq.predictions import StudentTPrediction
 from lightning_uq.tasks.base import Progress
 from lightning_uq.tasks.regression_base import RegressionTask
+from lightning_uq.tasks.target_scale import (
+    TargetScale,
+    check_scale_dims,
+    checked_scale,
+    scale_tensors,
+    standardized_target,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class EvidentialRegression(RegressionTask):
         loss: ``"amini"``, ``"scaled"`` or ``"meinert"``; see
             :func:`~lightning_uq.losses.evidential_regression.evidential_regression_loss`.
         reg_factor: Weight of the loss's regularizer.
+        target_scale: Mean and standard deviation of the targets, each a number or one number per dimension: the network then works in
+            standardised units, as in :class:`~lightning_uq.tasks.Regression`.
 
     Raises:
         InputError: A field is not as above.
@@ -42,6 +51,7 @@ class EvidentialRegression(RegressionTask):
 
     loss: RegressionLoss = "amini"
     reg_factor: float = 0.01
+    target_scale: TargetScale | None = None
 
     ood_score: ClassVar[str] = "epistemic_variance"
     score_names: ClassVar[tuple[str, ...]] = StudentTPrediction.score_names
@@ -50,6 +60,7 @@ class EvidentialRegression(RegressionTask):
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, tuple(NUM_BLOCKS))
         check_at_least("reg_factor", self.reg_factor, 0)
+        object.__setattr__(self, "target_scale", checked_scale(self.target_scale))
 
     @property
     def outputs_per_target(self) -> int:  # type: ignore[override]  # the loss says it
@@ -59,9 +70,18 @@ class EvidentialRegression(RegressionTask):
     def predict(self, outputs: Tensor) -> StudentTPrediction:
         """An equal-weight mixture of one Student-t per hypothesis."""
         location, nu, alpha, beta = split_nig(outputs, self.loss)  # in range by construction
-        return StudentTPrediction.of_checked(location=location, nu=nu, alpha=alpha, beta=beta)
+        mean, std = scale_tensors(self.target_scale, location)
+        return StudentTPrediction.of_checked(
+            location=mean + std * location, nu=nu, alpha=alpha, beta=std.square() * beta
+        )
+
+    def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
+        """Outputs [Z, B, k D] for as many dimensions as ``target_scale`` has."""
+        super().check_output(outputs, values=values)
+        check_scale_dims(self.target_scale, outputs.shape[-1] // self.outputs_per_target)
 
     def losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> Tensor:
         """The evidential loss of raw outputs [B, 4 D]."""
         parameters = split_nig(output, self.loss)
+        target = standardized_target(self.target_scale, target)
         return evidential_regression_loss(*parameters, target, self.reg_factor, self.loss, reduction="none")

@@ -1,9 +1,8 @@
 """Numbers as targets."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +16,13 @@ from lightning_uq.predictions import NumberPrediction
 from lightning_uq.tasks.base import Progress, Stage
 from lightning_uq.tasks.regression_base import RegressionTask
 from lightning_uq.tasks.regression_heads import HEADS, Head
+from lightning_uq.tasks.target_scale import (
+    TargetScale,
+    check_scale_dims,
+    checked_scale,
+    scale_tensors,
+    standardized_target,
+)
 
 HeadName = Literal["mean", "mean_variance", "mean_log_variance", "quantiles", "student_t", "mixture"]
 LossName = Literal[
@@ -31,7 +37,6 @@ LossName = Literal[
     "student_t_nll",
     "mixture_nll",
 ]
-Scale = float | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Regression(RegressionTask):
     levels: Sequence[float] = (0.1, 0.5, 0.9)
     components: int = 5
     beta: float = 0.5
-    target_scale: tuple[Scale, Scale] | None = None
+    target_scale: TargetScale | None = None
 
     def __post_init__(self) -> None:
         check_choice("head", self.head, tuple(HEADS))
@@ -93,7 +98,7 @@ class Regression(RegressionTask):
         check_integer("components", self.components, 1)
         if not 0 <= self.beta <= 1:
             raise InputError(f"`beta` must lie in [0, 1], but it is {self.beta!r}.")
-        object.__setattr__(self, "target_scale", _checked_scale(self.target_scale))
+        object.__setattr__(self, "target_scale", checked_scale(self.target_scale))
         for name, default, belongs, owner in (
             ("levels", (0.1, 0.5, 0.9), self.head == "quantiles", "head='quantiles'"),
             ("components", 5, self.head == "mixture", "head='mixture'"),
@@ -154,25 +159,18 @@ class Regression(RegressionTask):
     def predict(self, outputs: Tensor) -> NumberPrediction:
         """The head's prediction, in the units of the targets."""
         outputs = upcast(self._with_targets(outputs, 3))
-        return self._head.predict(outputs, self, *self._scale(outputs))
+        return self._head.predict(outputs, self, *scale_tensors(self.target_scale, outputs))
 
     def losses(self, output: Tensor, target: Tensor, progress: Progress | None = None) -> Tensor:
         """The loss of each target, in standardised units where there is a ``target_scale``."""
         output = upcast(self._with_targets(output, 2))
-        shift, scale = self._scale(output)
-        return self._head.loss(output, target if self.target_scale is None else (target - shift) / scale, self)
+        return self._head.loss(output, standardized_target(self.target_scale, target), self)
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """Outputs [Z, B, k D], or [Z, B] for one number per input."""
         outputs = self._with_targets(outputs, 3)
         super().check_output(outputs, values=values)
-        for given in self.target_scale or ():
-            dims = outputs.shape[-1] // self.outputs_per_target
-            if not isinstance(given, float) and len(given) != dims:
-                raise InputError(
-                    f"`target_scale` must hold single numbers, or {dims} of each, one per target dimension, but it is "
-                    f"{self.target_scale!r}."
-                )
+        check_scale_dims(self.target_scale, outputs.shape[-1] // self.outputs_per_target)
 
     def _with_targets(self, outputs: Tensor, ndim: int) -> Tensor:
         """Outputs with their last axis, which one number per input may lack."""
@@ -180,35 +178,3 @@ class Regression(RegressionTask):
 
     def _target_shape(self, output: Tensor) -> torch.Size:
         return super()._target_shape(self._with_targets(output, 2))
-
-    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and scale [D] or [1] in the dtype of the outputs."""
-        shift, scale = self.target_scale or (0.0, 1.0)
-        return _as_tensor(shift, like), _as_tensor(scale, like)
-
-
-def _as_tensor(part: Scale, like: Tensor) -> Tensor:
-    # A tensor made of a list is copied to a GPU, which waits for it.
-    return like.new_full((1,), part) if isinstance(part, float) else like.new_tensor(part)
-
-
-def _checked_scale(scale: Any) -> tuple[Scale, Scale] | None:
-    """Mean and standard deviation as plain numbers or tuples, so that a task stays plain data."""
-    if scale is None:
-        return None
-    try:
-        mean, std = (_numbers(part) for part in scale)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"`target_scale` must be (mean, std), each a number or one number per target dimension, but it is {scale!r}."
-        ) from error
-    for name, part, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
-        if not all(math.isfinite(value) and value > least for value in ([part] if isinstance(part, float) else part)):
-            must = "finite" if name == "mean" else "positive and finite"
-            raise InputError(f"The {name} in `target_scale` must be {must}, but it is {part!r}.")
-    return mean, std
-
-
-def _numbers(part: Any) -> float | tuple[float, ...]:
-    values = part.tolist() if hasattr(part, "tolist") else part
-    return float(values) if isinstance(values, int | float) else tuple(float(value) for value in values)

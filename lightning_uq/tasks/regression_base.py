@@ -14,6 +14,7 @@ from lightning_uq.functional.targets import aligned_target, known_targets
 from lightning_uq.metrics import CRPS, RMSE, IntervalCoverage, RegressionNLL
 from lightning_uq.predictions import NumberPrediction
 from lightning_uq.tasks.base import OutputShapeError, Progress, Stage, Task, describe, sums_and_counts
+from lightning_uq.tasks.row_scores import number_row_scores
 
 
 class RegressionTask(Task):
@@ -62,6 +63,14 @@ class RegressionTask(Task):
         """The prediction, and the target with its last axis."""
         known: NumberPrediction = prediction
         return known, aligned_target(target, known.target_shape)
+
+    def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
+        """Errors, likelihood, CRPS and the central 90 % interval of each input: those that the prediction has."""
+        return number_row_scores(*self.rows(prediction, target))
+
+    def outputs_for(self, num_targets: int) -> int:
+        """k D."""
+        return self.outputs_per_target * num_targets
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """Outputs [Z, B, k D], k numbers per target dimension."""
