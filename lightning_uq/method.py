@@ -24,8 +24,9 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import is_instance
-from lightning_uq.tasks import Task
+from lightning_uq.tasks import Regression, Task
 from lightning_uq.tasks.names import TASKS
+from lightning_uq.tasks.target_scale import TargetScale
 
 
 def _no_callbacks(setting: "Setting") -> list[Callback]:
@@ -89,6 +90,11 @@ class Setting:
         """
         outputs = (task or self.task).outputs_for(self.num_targets)
         return functools.partial(self.backbone, outputs, **options)
+
+    @property
+    def target_scale(self) -> TargetScale | None:
+        """Mean and standard deviation of the training targets; None where targets are no numbers."""
+        return self.task.target_scale if isinstance(self.task, Regression) else None
 
     @property
     def training(self) -> dict[str, Any]:

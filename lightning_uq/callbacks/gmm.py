@@ -367,10 +367,25 @@ def _fit_relative_mahalanobis(setting: Setting) -> list[Callback]:
 
 
 METHODS = (
-    Method(name="density", trained_as="softmax", callbacks=_fit_gmm, ood_score="density"),
-    Method(name="ddu", trained_as="softmax", callbacks=_fit_ddu, ood_score="log_density"),
+    Method(
+        name="density",
+        about="the softmax network and a Gaussian per class over its features",
+        trained_as="softmax",
+        callbacks=_fit_gmm,
+        ood_score="density",
+    ),
+    Method(
+        name="ddu",
+        about="the same density on raw features, as in the DDU paper",
+        trained_as="softmax",
+        callbacks=_fit_ddu,
+        ood_score="log_density",
+        link="https://arxiv.org/abs/2102.11582",
+    ),
     Method(
         name="relative_mahalanobis",
+        about="the softmax network; distance of features to the nearest class, less that to all data",
+        link="https://arxiv.org/abs/2106.09022",
         trained_as="softmax",
         callbacks=_fit_relative_mahalanobis,
         ood_score="relative_mahalanobis",

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_uq.callbacks.feature_scores import FeatureCallback
@@ -22,7 +22,6 @@ from lightning_uq.functional.laplace import LastLayerPosterior
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.validation import check_choice, check_integer
 from lightning_uq.guessing import report_guess
-from lightning_uq.method import Method, Setting
 from lightning_uq.predictions import NumberPrediction, Prediction
 from lightning_uq.running.classes import check_targets, target_of
 from lightning_uq.running.evaluation import evaluating, to_device
@@ -373,10 +372,3 @@ class FitLaplace(FeatureCallback):
         with evaluating(model):
             batch = to_device(x, model)
             return transformed_prediction(model, batch, self.logits, [self.transform()], self.nonfinite)
-
-
-def _fit_laplace(setting: Setting) -> list[Callback]:
-    return [FitLaplace()]
-
-
-METHOD = Method(name="laplace", trained_as="softmax", callbacks=_fit_laplace, ood_score="laplace")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.active_learning.bandit import Bandit, thompson_sampling
-from lightning_uq.compare.run import one_thread
+from lightning_uq.compare.quiet import one_thread
 from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS, AgentSetting, agent_network
 from lightning_uq.compare.training import Progress, seeded
 from lightning_uq.errors import InputError
@@ -25,6 +25,7 @@ from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.report import regret_figure, to_png, write_files
 from lightning_uq.report.table import Column
+from lightning_uq.tasks import Classification
 
 ALL_AGENTS = (*DEFAULT_AGENTS, "hypermodel")
 """The agents that play; a run that names none takes the first six. Softmax is greedy, and uniform takes any action."""
@@ -102,10 +103,11 @@ class BanditConfiguration:
         """An untrained agent, with the configuration that it has on the testbed."""
         setting = AgentSetting(
             data="testbed",
-            num_features=self.input_dim,
-            num_classes=2,
+            task=Classification(),
+            input_shape=(self.input_dim,),
+            num_targets=2,
             num_train=_NUM_TRAIN,
-            network=functools.partial(agent_network, in_features=self.input_dim, out_features=2),
+            backbone=functools.partial(agent_network, self.input_dim),
             optimizer=functools.partial(torch.optim.Adam, lr=LEARNING_RATE),
             temperature=self.temperature,
         )

@@ -115,10 +115,13 @@ class Configuration:
             data = TestbedDataModule(self.problem, num_steps=self.recipe.steps, **arguments)
             data.setup()
             return data
-        if self.ood_classes is not None:
+        if self.ood_classes:
             arguments["ood_classes"] = self.ood_classes
         if self.data == "digits":
             data = DigitsDataModule(**arguments)
+        elif self.data == "diabetes":
+            from lightning_uq.data import DiabetesDataModule
+            data = DiabetesDataModule(**arguments)
         elif self.data.endswith(".npz"):
             data = NpzDataModule(self.data, **arguments)
         else:

@@ -17,29 +17,39 @@ from lightning_uq.method import Method
 ROOMS = ("lightning_uq.modules", "lightning_uq.callbacks")
 
 
-def methods() -> dict[str, Method]:
-    """The methods of this package by name: softmax first, since others are compared with it, then in the order of files.
+PLAIN = {"softmax", "sigmoid", "gaussian"}
+"""The plain networks, one per task, with which the others are compared."""
+
+
+def methods(task: str = "classification") -> dict[str, Method]:
+    """The methods of this package for a task by name: a plain network first, since others are compared with it, then in the order of files.
+
+    Args:
+        task: Name of the task.
 
     Raises:
         InputError: Two methods have one name.
 
     Example:
-        >>> list(methods())[0], methods()["ddu"].trained_as
-        ('softmax', 'softmax')
+        >>> list(methods())[0], methods()["ddu"].trained_as, list(methods("regression"))[0]
+        ('softmax', 'softmax', 'gaussian')
     """
     found: dict[str, Method] = {}
     for room in ROOMS:
         for file in pkgutil.iter_modules(importlib.import_module(room).__path__, room + "."):
-            _add(found, methods_of(importlib.import_module(file.name)), file.name)
-    return {"softmax": found.pop("softmax"), **found}
+            _add(found, methods_of(importlib.import_module(file.name), task), file.name)
+    return dict(sorted(found.items(), key=lambda item: item[0] not in PLAIN))
 
 
-def find_methods(names: Sequence[str], known: dict[str, Method]) -> tuple[list[str], dict[str, Method]]:
+def find_methods(
+    names: Sequence[str], known: dict[str, Method], task: str = "classification"
+) -> tuple[list[str], dict[str, Method]]:
     """Look up names, and load files and modules that hold methods.
 
     Args:
         names: Each is a known name, the path of a ``.py`` file, or the dotted path of a module.
-        known: Known methods by name.
+        known: Known methods for the task by name.
+        task: Name of the task; methods of a file that are for other tasks are left out.
 
     Returns:
         The names of the chosen methods in the given order, and all known methods with the loaded ones added.
@@ -55,24 +65,34 @@ def find_methods(names: Sequence[str], known: dict[str, Method]) -> tuple[list[s
             chosen.append(name)
         elif name not in loaded:
             loaded.add(name)
-            offered = methods_of(load_file(name) if name.endswith(".py") else load_module(name))
+            module = load_file(name) if name.endswith(".py") else load_module(name)
+            offered = methods_of(module, task)
             if not offered:
-                raise InputError(
-                    f"methods: {name} holds no method. Define METHOD = lightning_uq.Method(...) at its end."
-                )
+                raise InputError(_no_method(name, module, task))
             _add(known, offered, name)
             chosen += [method.name for method in offered]
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
-        problem = f"unknown: {', '.join(map(repr, unknown))}" if unknown else "no method is named"
+        problem = f"unknown for {task}: {', '.join(map(repr, unknown))}" if unknown else "no method is named"
         raise InputError(
             f"methods: {problem}. Choose from {', '.join(known)}, or give a .py file or a module that defines METHOD."
         )
     return list(dict.fromkeys(chosen)), known
 
 
-def methods_of(module: ModuleType) -> list[Method]:
+def _no_method(name: str, module: ModuleType, task: str) -> str:
+    others = sorted({other for method in methods_of(module) for other in method.tasks})
+    if others:
+        return f"methods: {name} has methods for {', '.join(others)}, but the task is {task}. Name it in `tasks` of a Method."
+    return f"methods: {name} holds no method. Define METHOD = lightning_uq.Method(...) at its end."
+
+
+def methods_of(module: ModuleType, task: str | None = None) -> list[Method]:
     """The methods that a module offers as ``METHOD`` or ``METHODS``.
+
+    Args:
+        module: The module.
+        task: Name of the task that they are for; None: any.
 
     Raises:
         InputError: One of them is not a :class:`Method`.
@@ -83,7 +103,7 @@ def methods_of(module: ModuleType) -> list[Method]:
             raise InputError(
                 f"{module.__name__} must define METHOD as a lightning_uq.Method, but it is a {type(method).__name__}."
             )
-    return offered
+    return [method for method in offered if task is None or task in method.tasks]
 
 
 def load_module(name: str) -> ModuleType:

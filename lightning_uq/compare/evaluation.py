@@ -1,10 +1,9 @@
-"""One row's numbers for one seed, read off the predictions that the Trainer makes."""
+"""One method's record for one seed, read off the predictions that the Trainer makes."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,66 +12,33 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_uq.callbacks.conformal_sets import ConformalSets
-from lightning_uq.callbacks.ood_scores import OODScorer, detection_metrics
+from lightning_uq.callbacks.ood_scores import OODScorer
+from lightning_uq.compare.problem import Problem
+from lightning_uq.compare.records import Record
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
-from lightning_uq.data import ArrayDataModule, TestbedDataModule
-from lightning_uq.functional import certainty
+from lightning_uq.data import TestbedDataModule
 from lightning_uq.functional.held_out_scores import rows_needed
 from lightning_uq.method import Method
-from lightning_uq.metrics import ExpectedCalibrationError, JointLogLoss
+from lightning_uq.metrics import JointLogLoss
 from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.predictions import CategoricalPrediction, ClassProbabilities
-from lightning_uq.report import RESULT_KEYS
-from lightning_uq.tasks import Classification, Task
+from lightning_uq.predictions import CategoricalPrediction, ClassProbabilities, Prediction
+from lightning_uq.tasks import Task
 
 TAU = JointLogLoss().tau
-NUM_BINS = ExpectedCalibrationError().num_bins
 TIMED_ROWS = 1000
 ALPHA = 0.1
 """Share of labels that sets of classes may miss."""
 
 
-@dataclass
-class Pooled:
-    """One method's predictions on the test and held-out data, seed after seed: what the figures show.
-
-    Attributes:
-        confidence: Probability of the predicted class, of test inputs.
-        certainty: What ranks them where that is rounded to 1: see :func:`~lightning_uq.functional.certainty`.
-        correct: Whether it was right.
-        score_in: Out-of-distribution scores of test inputs.
-        score_out: Those of held-out inputs.
-    """
-
-    confidence: list[Tensor] = field(default_factory=list)
-    certainty: list[Tensor] = field(default_factory=list)
-    correct: list[Tensor] = field(default_factory=list)
-    score_in: list[Tensor] = field(default_factory=list)
-    score_out: list[Tensor] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One method's numbers for one seed.
-
-    Attributes:
-        values: By result key; one that does not apply is absent.
-        num_indices: Z of its predictions, None where they have no members.
-    """
-
-    values: dict[str, float]
-    num_indices: int | None
-
-
-def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerator: str, pooled: Pooled) -> Evaluation:
-    """Measure a trained method on the test split and on the held-out classes, and add its predictions to ``pooled``."""
-    module, callbacks = trained.module, trained.callbacks[method.name]
+def evaluate(method: Method, trained: Trained, problem: Problem, seed: int, accelerator: str) -> Record:
+    """Measure a trained method on the test split and on the out-of-distribution data."""
+    module, callbacks, data = trained.module, trained.callbacks[method.name], problem.data
     if isinstance(module, UncertaintyModule):
         module.return_members = True  # the joint log-loss needs them
         module.prediction_transforms.clear()  # of other methods that read the same training
     scorers = [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
-    task = module.task if isinstance(module, UncertaintyModule) else Classification()
+    task = module.task if isinstance(module, UncertaintyModule) else problem.setting.task
 
     def predict(loader: Any, *, labelled: bool) -> _Reader:
         reader = _Reader(method.ood_score, task, scorers, labelled=labelled)
@@ -89,43 +55,43 @@ def evaluate(method: Method, trained: Trained, data: ArrayDataModule, accelerato
         return reader
 
     inside = predict(data.test_dataloader(), labelled=True)
-    score_in, correct = torch.cat(inside.scores), torch.cat(inside.correct)
-    measured = {key: metric for key, metric in inside.metrics.items() if metric.update_called and key in RESULT_KEYS}
-    values = {key: float(metric.compute()) for key, metric in measured.items()}
-    if not isinstance(data, TestbedDataModule):
-        values |= sets_of(predict(data.val_dataloader(), labelled=True), inside)
-    pooled.confidence.append(torch.cat(inside.confidence))
-    pooled.certainty.append(torch.cat(inside.certainty))
-    pooled.correct.append(correct)
-    pooled.score_in.append(score_in)
-    outside = [predict(loader, labelled=False) for loader in data.ood_dataloaders().values()]
-    if outside:
-        score_out = torch.cat([scores for reader in outside for scores in reader.scores])
-        pooled.score_out.append(score_out)
-        values |= {key: float(value) for key, value in detection_metrics(score_in, score_out).items()}
+    rows = inside.rows()
+    if inside.log_probs and not problem.is_testbed:
+        rows |= sets_of(predict(data.val_dataloader(), labelled=True), inside)
+    outside = [predict(loader, labelled=False).rows() for loader in data.ood_dataloaders().values()]
+    names = outside[0] if outside else {}
+    values = {name: float(metric.compute()) for name, metric in inside.further.items()}
     if isinstance(data, TestbedDataModule):
         values |= divergences(module.to(inside.device), data)
     if isinstance(module, UncertaintyModule):
         module.prediction_transforms.clear()  # the scorers' own pass is timed, and not the transforms' too
     values["parameters"] = num_weights(module)
-    values["ms_per_1000"] = _milliseconds(module.to(inside.device), method.ood_score, scorers, data)
     values["train_seconds"] = trained.seconds[method.name]
-    return Evaluation(values, inside.num_indices)
+    values["ms_per_1000"] = _milliseconds(module.to(inside.device), method.ood_score, scorers, problem)
+    return Record(
+        method.name,
+        seed,
+        values,
+        rows,
+        data.test_rows,
+        {name: torch.cat([one[name] for one in outside]) for name in names},
+        inside.num_indices,
+    )
 
 
 def ood_score(
     name: str,
-    prediction: ClassProbabilities,
+    prediction: Prediction,
     provided: Sequence[Callable[[Tensor], Mapping[str, Tensor]]] = (),
 ) -> Tensor:
     """A prediction's out-of-distribution score [B], higher = more out of distribution, found by its name.
 
     A score that a callback or the module provides (:class:`~lightning_uq.callbacks.ood_scores.OODScorer`) comes first, then
-    ``prediction.score(name)``.
+    ``prediction.score(name)``; of a map the mean over its positions.
 
     Args:
         name: The score's name.
-        prediction: A classifier's prediction.
+        prediction: A prediction.
         provided: What the scorers' contexts yielded around the model's call.
 
     Raises:
@@ -137,14 +103,15 @@ def ood_score(
         tensor([-0.6931])
     """
     for function in provided:
-        scores = function(prediction.calibration_logits)
+        scores = function(getattr(prediction, "calibration_logits", torch.empty(0)))
         if name in scores:
             return scores[name]
-    return prediction.score(name)
+    score = prediction.score(name)
+    return score.flatten(1).mean(1) if score.ndim > 1 else score
 
 
-def sets_of(held_out: "_Reader", tested: "_Reader") -> dict[str, float]:
-    """Coverage and mean size of sets of classes on the test data, with a threshold for 90 % that is fitted to the validation data.
+def sets_of(held_out: "_Reader", tested: "_Reader") -> dict[str, Tensor]:
+    """Whether each test label is in its set of classes, and the set's size, with a threshold for 90 % from the validation data.
 
     The validation data have stopped the training too, so the coverage may be a little below 90 %. Where they are too few for a
     threshold, there are none.
@@ -154,8 +121,7 @@ def sets_of(held_out: "_Reader", tested: "_Reader") -> dict[str, float]:
     rows, new = (CategoricalPrediction(torch.cat(one.log_probs).unsqueeze(0)) for one in (held_out, tested))
     conformal = ConformalSets(alpha=ALPHA).fit_predictions(rows, torch.cat(held_out.targets))
     sets, target = conformal.sets(new), torch.cat(tested.targets)
-    covered = sets.gather(1, target.unsqueeze(1))
-    return {"coverage": float(covered.double().mean()), "set_size": float(sets.sum(1).double().mean())}
+    return {"in_set": sets.gather(1, target.unsqueeze(1)).squeeze(1), "set_size": sets.sum(1)}
 
 
 def num_weights(module: nn.Module) -> int:
@@ -178,23 +144,26 @@ def num_weights(module: nn.Module) -> int:
 
 
 class _Reader(Callback):
-    """Reads predictions as the Trainer makes them: metrics, confidences and out-of-distribution scores."""
+    """Reads predictions as the Trainer makes them: scores of rows, and what cannot be said of single rows."""
 
     def __init__(self, ood_score: str, task: Task, scorers: Sequence[OODScorer], *, labelled: bool) -> None:
         self.ood_score = ood_score
+        self.task = task
         self.scorers = scorers
         self.labelled = labelled
-        self.metrics: dict[str, Metric] = task.metrics("test")
-        self.confidence: list[Tensor] = []
-        self.certainty: list[Tensor] = []
-        self.correct: list[Tensor] = []
+        joint = {name: metric for name, metric in task.metrics("test").items() if isinstance(metric, JointLogLoss)}
+        self.further: dict[str, Metric] = joint if labelled else {}
         self.log_probs: list[Tensor] = []
         self.targets: list[Tensor] = []
-        self.scores: list[Tensor] = []
         self.num_indices: int | None = None
         self.device = torch.device("cpu")
+        self._rows: list[dict[str, Tensor]] = []
         self._stack = ExitStack()
         self._provided: list[Callable[[Tensor], Mapping[str, Tensor]]] = []
+
+    def rows(self) -> dict[str, Tensor]:
+        """The scores of all rows by name [N, ...]."""
+        return {name: torch.cat([batch[name] for batch in self._rows]) for name in self._rows[0]}
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.device = pl_module.device
@@ -203,21 +172,21 @@ class _Reader(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        self.scores.append(ood_score(self.ood_score, outputs, self._provided).cpu())
+        score = ood_score(self.ood_score, outputs, self._provided).cpu()
         self._stack.close()
         if not self.labelled:
+            self._rows.append({"ood_score": score})
             return
-        prediction: ClassProbabilities = outputs.to("cpu")
+        prediction: Prediction = outputs.to("cpu")
         target = batch[1].cpu()
-        self.confidence.append(prediction.confidence)
-        self.certainty.append(certainty(prediction.log_probs))
-        self.correct.append(prediction.label == target)
-        self.log_probs.append(prediction.log_probs)
-        self.targets.append(target)
-        if prediction.has_logits:
-            self.num_indices = prediction.num_indices
-        for metric in self.metrics.values():
-            metric.update(prediction, target)
+        self._rows.append({"ood_score": score, **self.task.row_scores(prediction, target)})
+        counted, label = self.task.rows(prediction, target)
+        if isinstance(counted, ClassProbabilities) and not self.task.has_positions:
+            self.log_probs.append(counted.log_probs)
+            self.targets.append(label)
+        self.num_indices = getattr(prediction, "num_indices", None)
+        for metric in self.further.values():
+            metric.update(counted, label)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stack.close()
@@ -227,17 +196,17 @@ def _milliseconds(
     module: LightningModule,
     score: str,
     scorers: Sequence[OODScorer],
-    data: ArrayDataModule,
+    problem: Problem,
     *,
     warm_up: int = 3,
     repeats: int = 11,
     budget: float = 5.0,
 ) -> float:
-    """Median time of the probabilities and the score of 1,000 inputs in one batch, back on the CPU.
+    """Median time of the predictions and the score of 1,000 inputs in one batch, back on the CPU.
 
     What is slow is measured less often: once ``budget`` seconds are spent, no more.
     """
-    x = data.dataset("test").tensors[0]
+    x = problem.data.dataset("test").tensors[0]
     batch = (x[torch.arange(TIMED_ROWS) % len(x)].to(module.device),)
     times = []
     for _ in range(warm_up + repeats):
@@ -245,7 +214,8 @@ def _milliseconds(
         with torch.inference_mode(), ExitStack() as stack:
             provided = [stack.enter_context(scorer.ood_scores(module)) for scorer in scorers]
             prediction = module.predict_step(batch, 0)
-            prediction.probs.cpu(), ood_score(score, prediction, provided).cpu()
+            center = prediction.probs if hasattr(prediction, "probs") else prediction.point
+            center.cpu(), ood_score(score, prediction, provided).cpu()
         times.append(time.perf_counter() - start)
         if sum(times) > budget:
             break

@@ -5,17 +5,19 @@ import os
 import platform
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 import torchmetrics
+from torch import Tensor
 
 import lightning_uq
 from lightning_uq.compare.configuration import HIDDEN_SIZES, Recipe
-from lightning_uq.compare.evaluation import NUM_BINS, TAU
+from lightning_uq.compare.evaluation import TAU
+from lightning_uq.compare.records import Record
 from lightning_uq.compare.run import Comparison
 from lightning_uq.compare.testbed import NUM_INDICES, AgentSetting
 from lightning_uq.report import (
@@ -29,6 +31,7 @@ from lightning_uq.report import (
     to_png,
     write_files,
 )
+from lightning_uq.tasks.row_scores import NUM_BINS
 
 _SEEDS = {
     False: "Each has a split of its own too; the splits are of one data set, so that the true uncertainty is larger than it says.",
@@ -61,16 +64,17 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
     figures, curves = {}, {}
     rows = {row["method"]: row for row in comparison.rows}
     for names in equal_predictions(comparison):
-        pooled = comparison.pooled[names[0]]
-        confidence, correct = torch.cat(pooled.confidence), torch.cat(pooled.correct)
+        scores = pooled(comparison.records[names[0]])
+        confidence, correct = scores["confidence"], scores["correct"]
         title, note = textwrap.fill(", ".join(names), 34), _mean("ECE", rows[names[0]], "ece")
-        curves[textwrap.fill(", ".join(names), 24)] = torch.cat(pooled.certainty), ~correct
+        curves[textwrap.fill(", ".join(names), 24)] = scores["certainty"], ~correct
         figures[f"reliability_{names[0]}.png"] = to_png(
             reliability_diagram(confidence, correct, title=title, note=note, num_bins=NUM_BINS)
         )
-    for name, pooled in comparison.pooled.items():
-        if pooled.score_out:
-            score_in, score_out = torch.cat(pooled.score_in), torch.cat(pooled.score_out)
+    for name, records in comparison.records.items():
+        if records[0].outside:
+            score_in = pooled(records)["ood_score"]
+            score_out = torch.cat([record.outside["ood_score"] for record in records])
             score, note = comparison.methods[name].ood_score, _mean("AUROC", rows[name], "ood_auroc")
             figures[f"scores_{name}.png"] = to_png(
                 score_histogram(score_in, score_out, score=score, title=name, note=note)
@@ -83,11 +87,11 @@ def equal_predictions(comparison: Comparison) -> list[list[str]]:
     """The methods, those together that read the same networks and predict the same: one figure is enough for them."""
     groups: list[list[str]] = []
     for name, method in comparison.methods.items():
-        trainee, pooled = method.trained_as or name, comparison.pooled[name]
         for group in groups:
             other = comparison.methods[group[0]]
-            same = zip(pooled.confidence, comparison.pooled[other.name].confidence, strict=True)
-            if (other.trained_as or other.name) == trainee and all(torch.equal(a, b) for a, b in same):
+            pairs = zip(comparison.records[name], comparison.records[other.name], strict=True)
+            same = all(torch.equal(a.rows["confidence"], b.rows["confidence"]) for a, b in pairs)
+            if other.trainee == method.trainee and same:
                 group.append(name)
                 break
         else:
@@ -95,15 +99,20 @@ def equal_predictions(comparison: Comparison) -> list[list[str]]:
     return groups
 
 
+def pooled(records: Sequence[Record]) -> dict[str, Tensor]:
+    """Scores of the test rows of all seeds together, by name."""
+    return {name: torch.cat([record.rows[name] for record in records]) for name in records[0].rows}
+
+
 def make_report(comparison: Comparison, figures: Mapping[str, bytes]) -> Report:
     """The report's texts and tables around these figures."""
-    setting, sizes, configuration = comparison.setting, comparison.sizes, comparison.configuration
+    setting, sizes, configuration = comparison.problem.setting, comparison.sizes, comparison.configuration
     held_out = ", ".join(map(str, configuration.ood_classes or ()))
     counts = f"{sizes['train']:,} training, {sizes['val']:,} validation and {sizes['test']:,} test samples"
     if comparison.configuration.problem is not None:
         counts = f"{sizes['train']:,} training and {sizes['test']:,} test samples"
     introduction = [
-        f"{len(comparison.rows)} methods on {setting.data}: {setting.num_classes} classes in distribution "
+        f"{len(comparison.rows)} methods on {setting.data}: {setting.num_targets} classes in distribution "
         + (
             f"and classes {held_out} held out as out-of-distribution (OOD) data; "
             if held_out
@@ -179,7 +188,7 @@ def _configuration(comparison: Comparison) -> dict[str, Any]:
     configuration, recipe = comparison.configuration, comparison.configuration.recipe
     if recipe.steps is not None:
         return _testbed_configuration(comparison, recipe.steps)
-    widths = [comparison.setting.num_features, *HIDDEN_SIZES, comparison.setting.num_classes]
+    widths = [comparison.problem.setting.num_features, *HIDDEN_SIZES, comparison.problem.setting.num_targets]
     return {
         "Command": command_line(comparison),
         "Seeds": ", ".join(map(str, configuration.all_seeds)),
@@ -193,7 +202,7 @@ def _configuration(comparison: Comparison) -> dict[str, Any]:
 
 
 def _testbed_configuration(comparison: Comparison, steps: int) -> dict[str, Any]:
-    configuration, recipe, setting = comparison.configuration, comparison.configuration.recipe, comparison.setting
+    configuration, recipe, setting = comparison.configuration, comparison.configuration.recipe, comparison.problem.setting
     assert isinstance(setting, AgentSetting)
     return {
         "Command": command_line(comparison),
@@ -208,7 +217,7 @@ def _testbed_configuration(comparison: Comparison, steps: int) -> dict[str, Any]
 
 
 def _about(comparison: Comparison, name: str) -> str:
-    method, hypotheses = comparison.methods[name], comparison.num_indices[name]
+    method, hypotheses = comparison.methods[name], comparison.records[name][0].num_indices
     parts = [f"OOD score: {score_label(method.ood_score).lower()}"]
     if hypotheses is not None:
         parts.append(f"Z = {hypotheses}")

@@ -15,9 +15,11 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_uq.compare.configuration import Configuration
+from lightning_uq.compare.problem import Problem
 from lightning_uq.compare.testbed import num_epochs
-from lightning_uq.data import ArrayDataModule
-from lightning_uq.method import Method, Setting
+from lightning_uq.method import Method
+from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.tasks import Task
 
 
 class Progress:
@@ -54,17 +56,16 @@ class Trained:
 def train(
     trainee: Method,
     readers: Sequence[Method],
-    setting: Setting,
-    data: ArrayDataModule,
+    problem: Problem,
     seed: int,
     configuration: Configuration,
     progress: Progress,
 ) -> Trained:
     """Train once for all methods that read the result; their post-training callbacks are fitted under the same Trainer.
 
-    A recipe of a fixed number of steps keeps the last weights, and what has no parameters is not trained.
+    A recipe of a fixed number of steps keeps the last weights. A module without parameters is not trained.
     """
-    recipe = configuration.recipe
+    recipe, setting = configuration.recipe, problem.setting
     progress.training(trainee.name, seed)
     # A clock stands before and after each method's callbacks, so that a row is charged with its own alone.
     clocks = [_Clock()]
@@ -77,9 +78,9 @@ def train(
             sequence += [*callbacks[method.name], clocks[-1]]
         start = time.perf_counter()
         module = trainee.make_module(setting)
-        fixed = recipe.steps is not None
-        stop: list[Callback] = [] if fixed else [EarlyStopping("val_nll", patience=recipe.patience)]
-        best = [] if fixed else [ModelCheckpoint(directory, "best", monitor="val_nll", save_weights_only=True)]
+        fixed, monitor = recipe.steps is not None, monitored(module, setting.task)
+        stop: list[Callback] = [] if fixed else [EarlyStopping(monitor, patience=recipe.patience)]
+        best = [] if fixed else [ModelCheckpoint(directory, "best", monitor=monitor, save_weights_only=True)]
         trainer = Trainer(
             accelerator=configuration.accelerator,
             devices=1,
@@ -95,7 +96,7 @@ def train(
             log_every_n_steps=1,
         )
         if any(parameter.requires_grad for parameter in module.parameters()):
-            trainer.fit(module, datamodule=data)
+            trainer.fit(module, datamodule=problem.data)
         else:
             for clock in clocks:
                 clock.stop()
@@ -110,6 +111,24 @@ def train(
         for method, before, after in zip(readers, clocks[:-1], clocks[1:], strict=True)
     }
     return Trained(module.eval(), callbacks, seconds)
+
+
+def monitored(module: LightningModule, task: Task) -> str:
+    """The validation metric whose best epoch is kept: the NLL, or the error that a task without a likelihood has.
+
+    Args:
+        module: The module to train.
+        task: The task of the data, for a module that has none of its own.
+
+    Example:
+        >>> from lightning_uq import DeterministicModule
+        >>> from lightning_uq.tasks import Classification, Regression
+        >>> quantiles = Regression(head="quantiles")
+        >>> monitored(DeterministicModule(torch.nn.Linear(1, 3), task=quantiles), quantiles)
+        'val_pinball'
+    """
+    task = module.task if isinstance(module, UncertaintyModule) else task
+    return "val_nll" if "nll" in task.metrics("val") else f"val_{task.metric_on_bar}"
 
 
 class _Epochs(Callback):

@@ -121,7 +121,26 @@ def _check(
 
 
 def _build(setting: Setting) -> BayesByBackpropModule:
-    return BayesByBackpropModule(setting.network, kl_weight=KL_WEIGHT, optimizer=setting.optimizer)
+    return BayesByBackpropModule(setting.network, kl_weight=KL_WEIGHT, **setting.training)
 
 
-METHOD = Method(name="bayes_by_backprop", build=_build, ood_score="predictive_entropy")
+_ABOUT, _LINK = "one network with a Gaussian over each weight", "https://arxiv.org/abs/1505.05424"
+
+METHODS = (
+    Method(
+        name="bayes_by_backprop",
+        about=_ABOUT,
+        build=_build,
+        ood_score="predictive_entropy",
+        tasks=("classification", "binary", "multilabel"),
+        link=_LINK,
+    ),
+    Method(
+        name="bayes_by_backprop",
+        about=_ABOUT,
+        build=_build,
+        ood_score="epistemic_variance",
+        tasks=("regression",),
+        link=_LINK,
+    ),
+)

@@ -11,6 +11,10 @@ from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.networks.base import DeterministicNetwork
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.output import Output
+from lightning_uq.tasks import Regression
+
+QUANTILE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Levels of the row of quantiles: they reach the central 90 % interval."""
 
 
 class DeterministicModule(UncertaintyModule):
@@ -35,10 +39,50 @@ class DeterministicModule(UncertaintyModule):
 
 
 def _build(setting: Setting) -> DeterministicModule:
-    return DeterministicModule(setting.network, optimizer=setting.optimizer)
+    return DeterministicModule(setting.network, **setting.training)
+
+
+def _build_quantiles(setting: Setting) -> DeterministicModule:
+    task = Regression(head="quantiles", levels=QUANTILE_LEVELS, target_scale=setting.target_scale)
+    return DeterministicModule(setting.network_for(task), task=task, optimizer=setting.optimizer)
 
 
 METHODS = (
-    Method(name="softmax", build=_build, ood_score="predictive_entropy"),
-    Method(name="energy", trained_as="softmax", ood_score="energy"),
+    Method(
+        name="softmax",
+        about="one network with a softmax over classes",
+        build=_build,
+        ood_score="predictive_entropy",
+        tasks=("classification", "segmentation"),
+    ),
+    Method(
+        name="sigmoid",
+        about="one network with a sigmoid per label",
+        build=_build,
+        ood_score="predictive_entropy",
+        tasks=("binary", "multilabel"),
+    ),
+    Method(
+        name="gaussian",
+        about="one network that predicts a mean and a variance",
+        build=_build,
+        ood_score="variance",
+        tasks=("regression",),
+        link="https://doi.org/10.1109/ICNN.1994.374138",
+    ),
+    Method(
+        name="quantile",
+        about="one network that predicts quantiles",
+        build=_build_quantiles,
+        ood_score="interval_width",
+        tasks=("regression",),
+        link="https://doi.org/10.2307/1913643",
+    ),
+    Method(
+        name="energy",
+        about="the softmax network; inputs with low logits are out of distribution",
+        trained_as="softmax",
+        ood_score="energy",
+        link="https://arxiv.org/abs/2010.03759",
+    ),
 )

@@ -1,6 +1,5 @@
 """MC-dropout: a network whose dropout layers stay on in evaluation."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,8 +54,26 @@ class DropoutModule(UncertaintyModule):
 
 
 def _build(setting: Setting) -> DropoutModule:
-    network = functools.partial(setting.network, dropout=DROPOUT)  # type: ignore[call-arg]  # the shared MLP has it
-    return DropoutModule(network, optimizer=setting.optimizer)
+    return DropoutModule(setting.network_for(dropout=DROPOUT), **setting.training)
 
 
-METHOD = Method(name="dropout", build=_build, ood_score="predictive_entropy")
+_ABOUT, _LINK = "one network whose dropout stays on, averaged over 100 masks", "https://arxiv.org/abs/1506.02142"
+
+METHODS = (
+    Method(
+        name="dropout",
+        about=_ABOUT,
+        build=_build,
+        ood_score="predictive_entropy",
+        tasks=("classification", "segmentation", "binary", "multilabel"),
+        link=_LINK,
+    ),
+    Method(
+        name="dropout",
+        about=_ABOUT,
+        build=_build,
+        ood_score="epistemic_variance",
+        tasks=("regression",),
+        link=_LINK,
+    ),
+)

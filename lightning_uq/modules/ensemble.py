@@ -15,7 +15,6 @@ from lightning_uq._lightning import optimizer_handles_unscaling, trainer_of
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import Bootstrap, bootstrap_weights
 from lightning_uq.lightning_trees import is_instance
-from lightning_uq.method import Method, Setting
 from lightning_uq.modules.adversarial import Adversary
 from lightning_uq.modules.arguments import training_option
 from lightning_uq.modules.base import UncertaintyModule
@@ -385,10 +384,3 @@ class EnsembleModule(UncertaintyModule):
                 self.adversary.resume(checkpoint["state_dict"])
             if saved["stacked"] != self.network.is_stacked:
                 convert_states(checkpoint, self.network.num_indices, stack=self.network.is_stacked)
-
-
-def _build(setting: Setting) -> EnsembleModule:
-    return EnsembleModule(setting.network, num_members=5, optimizer=setting.optimizer)
-
-
-METHOD = Method(name="ensemble", build=_build, ood_score="mutual_information")

@@ -61,6 +61,19 @@ def _build_maxnorm(setting: Setting) -> EvidentialModule:
 
 
 METHODS = (
-    Method(name="evidential", build=_build, ood_score="vacuity"),
-    Method(name="maxnorm", build=_build_maxnorm, ood_score="vacuity"),
+    Method(
+        name="evidential",
+        about="one network that predicts a Dirichlet over class probabilities",
+        build=_build,
+        ood_score="vacuity",
+        tasks=("classification", "segmentation"),
+        link="https://arxiv.org/abs/1806.01768",
+    ),
+    Method(
+        name="maxnorm",
+        about="the evidential network with the max-norm loss",
+        build=_build_maxnorm,
+        ood_score="vacuity",
+        link="https://arxiv.org/abs/1910.04819",
+    ),
 )

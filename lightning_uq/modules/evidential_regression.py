@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.losses.evidential_regression import RegressionLoss
+from lightning_uq.method import Method, Setting
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.tasks import EvidentialRegression, task_of
@@ -49,3 +50,18 @@ class EvidentialRegressionModule(DeterministicModule):
         built = built if loss is None else dataclasses.replace(built, loss=loss)
         self._replace_given(task=built, loss=None)  # the task holds the loss
         super().__init__(network, task=built, **training)
+
+
+def _build(setting: Setting) -> EvidentialRegressionModule:
+    task = EvidentialRegression(target_scale=setting.target_scale)
+    return EvidentialRegressionModule(setting.network_for(task), task=task, optimizer=setting.optimizer)
+
+
+METHOD = Method(
+    name="evidential",
+    about="one network that predicts a normal-inverse-gamma, hence a Student-t",
+    build=_build,
+    ood_score="epistemic_variance",
+    tasks=("regression",),
+    link="https://arxiv.org/abs/1910.02600",
+)

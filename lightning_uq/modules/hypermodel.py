@@ -91,7 +91,7 @@ class HypermodelModule(UncertaintyModule):
 
 
 def _build(setting: Setting) -> HypermodelModule:
-    sizes: dict[str, Any] = {"in_features": setting.num_features, "out_features": setting.num_classes}
+    sizes: dict[str, Any] = {"in_features": setting.num_features, "out_features": setting.num_targets}
     return HypermodelModule(
         setting.network,
         prior=functools.partial(PriorIndependentLayers, **sizes, index_dim=8),
@@ -100,4 +100,10 @@ def _build(setting: Setting) -> HypermodelModule:
     )
 
 
-METHOD = Method(name="hypermodel", build=_build, ood_score="predictive_entropy")
+METHOD = Method(
+    name="hypermodel",
+    about="one network whose weights are a linear function of a random index",
+    build=_build,
+    ood_score="predictive_entropy",
+    link="https://arxiv.org/abs/2006.07464",
+)

@@ -36,6 +36,12 @@ def _digits(decimals: int) -> Callable[[float], str]:
 
 COLUMNS: tuple[Column, ...] = (
     Column("accuracy", "Acc.", "higher", "prediction", _digits(3), "Accuracy"),
+    Column("rmse", "RMSE", "lower", "prediction", _digits(3), "RMSE"),
+    Column("mae", "MAE", "lower", "prediction", _digits(3), "MAE"),
+    Column("crps", "CRPS", "lower", "prediction", _digits(3), "CRPS"),
+    Column("interval_score_90", "IS", "lower", "prediction", _digits(3), "IS"),
+    Column("coverage_90", "C90", None, "prediction", _digits(3), "C90"),
+    Column("width_90", "W90", "lower", "prediction", _digits(3), "W90"),
     Column("nll", "NLL", "lower", "prediction", _digits(3), "Negative log-likelihood, nats"),
     Column("brier", "Brier", "lower", "prediction", _digits(3), "Brier score, summed over classes"),
     Column("ece", "ECE", "lower", "prediction", _digits(3), "Expected calibration error, 15 bins"),

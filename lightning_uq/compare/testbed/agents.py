@@ -28,6 +28,7 @@ from lightning_uq.modules import (
     HypermodelModule,
 )
 from lightning_uq.networks import MLP, PriorIndependentLayers, truncated_normal_init_
+from lightning_uq.tasks import Classification
 
 DEFAULT_AGENTS = ("epinet", "ensemble_prior", "ensemble", "dropout", "softmax", "uniform")
 """Rows of a comparison on the testbed that names no methods."""
@@ -37,7 +38,7 @@ NUM_MEMBERS = 10
 NUM_EVAL_SAMPLES = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AgentSetting(Setting):
     """The facts of a testbed problem that an agent may use: those of any :class:`Setting`, and these.
 
@@ -89,10 +90,11 @@ def agent_setting(data: TestbedDataModule, learning_rate: float) -> AgentSetting
     l2 = math.sqrt(temperature) * num_features / num_train
     return AgentSetting(
         data=data.name,
-        num_features=num_features,
-        num_classes=data.num_classes,
+        task=Classification(),
+        input_shape=(num_features,),
+        num_targets=data.num_classes,
         num_train=num_train,
-        network=functools.partial(agent_network, in_features=num_features, out_features=data.num_classes),
+        backbone=functools.partial(agent_network, num_features),
         optimizer=functools.partial(torch.optim.Adam, lr=learning_rate, weight_decay=2 * l2),
         temperature=temperature,
     )
@@ -119,7 +121,7 @@ def _ensemble(setting: Setting) -> EnsembleModule:
 
 
 def _ensemble_prior(setting: Setting) -> EnsembleModule:
-    network = functools.partial(setting.network, nonzero_bias=True)  # type: ignore[call-arg]  # agent_network has it
+    network = setting.network_for(nonzero_bias=True)
     return EnsembleModule(
         network,
         num_members=_agent(setting).num_members,
@@ -130,18 +132,18 @@ def _ensemble_prior(setting: Setting) -> EnsembleModule:
 
 
 def _dropout(setting: Setting) -> DropoutModule:
-    network = functools.partial(setting.network, hidden_sizes=(100, 100), dropout=0.1, nonzero_bias=True)  # type: ignore[call-arg]
+    network = setting.network_for(hidden_sizes=(100, 100), dropout=0.1, nonzero_bias=True)
     return DropoutModule(network, num_eval_samples=NUM_EVAL_SAMPLES, optimizer=setting.optimizer)
 
 
 def _epinet(setting: Setting) -> EpinetModule:
     return epinet_for_testbed(
-        setting.num_features, setting.num_classes, setting.num_train, temperature=_agent(setting).temperature
+        setting.num_features, setting.num_targets, setting.num_train, temperature=_agent(setting).temperature
     )
 
 
 def _hypermodel(setting: Setting) -> HypermodelModule:
-    sizes: dict[str, Any] = {"in_features": setting.num_features, "out_features": setting.num_classes}
+    sizes: dict[str, Any] = {"in_features": setting.num_features, "out_features": setting.num_targets}
     return HypermodelModule(
         setting.network,
         index_dim=6,
@@ -166,7 +168,7 @@ def _bayes_by_backprop(setting: Setting) -> BayesByBackpropModule:
 
 
 def _uniform(setting: Setting) -> UniformModule:
-    return UniformModule(setting.num_classes)
+    return UniformModule(setting.num_targets)
 
 
 _METHODS = (

@@ -1,0 +1,60 @@
+"""The data of a comparison for one seed, and what the methods may know of it."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from lightning_uq.compare.configuration import HIDDEN_SIZES, Configuration
+from lightning_uq.compare.testbed import agent_setting
+from lightning_uq.data import ArrayDataModule, TestbedDataModule
+from lightning_uq.method import Setting
+from lightning_uq.networks.mlp import MLP
+from lightning_uq.tasks import Classification, Regression
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The data of one seed: a data module with its split, and the setting that methods see.
+
+    Attributes:
+        data: The data module.
+        setting: The facts that methods may use.
+    """
+
+    data: ArrayDataModule
+    setting: Setting
+
+    @property
+    def is_testbed(self) -> bool:
+        """Whether the data are a problem of the Neural Testbed."""
+        return isinstance(self.data, TestbedDataModule)
+
+
+def make_problem(configuration: Configuration, seed: int) -> Problem:
+    """The data with a seed's split.
+
+    Raises:
+        InputError: There is no such data, or the data are unusable.
+        MissingExtraError: A package that reads the data is not installed.
+    """
+    data = configuration.make_data(seed)
+    if isinstance(data, TestbedDataModule):
+        return Problem(data, agent_setting(data, configuration.recipe.learning_rate))
+    (num_features,) = data.input_shape
+    setting = Setting(
+        data=data.name,
+        task=task_for(data),
+        input_shape=data.input_shape,
+        num_targets=data.num_outputs,
+        num_train=data.num_train,
+        backbone=functools.partial(MLP, num_features, hidden_sizes=HIDDEN_SIZES),
+        optimizer=functools.partial(torch.optim.Adam, lr=configuration.recipe.learning_rate),
+    )
+    return Problem(data, setting)
+
+
+def task_for(data):
+    if data.task == "classification":
+        return Classification(num_classes=data.num_outputs)
+    return Regression(target_scale=data.target_scale)
