@@ -25,6 +25,7 @@ from lightning_uq.data.images import (
     SVHNDataModule,
 )
 from lightning_uq.data.indexed import Indexed
+from lightning_uq.data.interface import TaskData
 from lightning_uq.data.npz import NpzDataModule
 from lightning_uq.data.regression_sets import DiabetesDataModule, UCIDataModule
 from lightning_uq.data.splits import stratified_split
@@ -54,6 +55,7 @@ __all__ = [
     "NpzDataModule",
     "SVHNDataModule",
     "TableDataModule",
+    "TaskData",
     "TestbedDataModule",
     "ToyCurveDataModule",
     "UCIDataModule",

@@ -1,28 +1,39 @@
 """Features and targets in arrays, split by seed, with whole classes held out as out-of-distribution data."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_uq.data.interface import TaskName
 from lightning_uq.data.splits import SPLIT, random_split, stratified_split
 from lightning_uq.errors import InputError
 
-TaskName = Literal["classification", "regression"]
 MAX_CLASSES = 20
 """Whole numbers with at most so many different values look like class labels."""
 
 
 class ArrayDataModule(LightningDataModule):
-    """The base of the flat data sets. A subclass provides :meth:`load_arrays`; the type of its targets is the task.
+    """The base of data sets in memory. A subclass provides :meth:`load_arrays`; its targets say the task, unless it is given.
 
-    Integer targets are classes, relabelled 0 ... C-1 in the order of their labels; batches are ``(x [B, ...], y [B])``, and
-    the split keeps the share of every class. Float targets are regressed; batches are ``(x [B, ...], y [B, D])`` in the
-    targets' units. Held-out classes never enter a split: they are there through :meth:`ood_dataloaders` alone.
+    | Task | Targets | Batches |
+    |---|---|---|
+    | ``"classification"`` | integers [N] | y [B] in 0 ... C-1, in the order of the labels; the split keeps every class's share |
+    | ``"binary"``, if given | two different integers [N] | y [B], 0 for the lower label and 1 for the higher one |
+    | ``"multilabel"`` | integers [N, L], 0 or 1 | y [B, L] |
+    | ``"segmentation"``, if given | integers [N, *P] | y [B, *P] |
+    | ``"regression"`` | floats [N, D] | y [B, D] in the targets' units |
+
+    Held-out classes never enter a split: they are there through :meth:`ood_dataloaders` alone.
+
+    A comparison reads the interface :class:`~lightning_uq.data.TaskData`: ``name``, ``task``, ``task_arguments``, ``input_shape``,
+    ``num_outputs``, ``class_names``, ``num_train``, ``test_rows``, ``notes``, and the loaders for training, validation, test and
+    out-of-distribution data. ``lightning_uq.tasks.task_for(data)`` is the task itself.
 
     Args:
         ood_classes: Labels held out as out-of-distribution data.
@@ -30,6 +41,7 @@ class ArrayDataModule(LightningDataModule):
         batch_size: Samples per batch; evaluation takes them in order.
         standardize: Scale every feature to mean 0 and variance 1 over the training samples (a constant one to 0).
         flatten: Whether x is [B, d] whatever its shape was.
+        task: The task, if it is not the one that the targets say.
 
     Attributes:
         name: Name of the data, as in the comparison.
@@ -45,6 +57,7 @@ class ArrayDataModule(LightningDataModule):
         batch_size: int = 64,
         standardize: bool = False,
         flatten: bool = True,
+        task: TaskName | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -54,28 +67,34 @@ class ArrayDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.standardize = standardize
         self.flatten = flatten
-        self._parts: dict[str, TensorDataset] = {}
+        self._given_task = task
+        self._task: TaskName | None = None
+        self._parts: dict[str, Any] = {}
+        self._test_rows = torch.empty(0, dtype=torch.int64)
+        self._notes: tuple[str, ...] = ()
         self._classes: tuple[Any, ...] = ()
         self._target_scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @abstractmethod
     def load_arrays(self) -> tuple[Tensor, Tensor]:
-        """All features [N, ...] in float32, and targets: labels [N] in int64, or numbers [N, D] in float32; all finite."""
+        """All features [N, ...] in float32, and targets: labels in int64, or numbers [N, D] in float32; all finite."""
 
     def setup(self, stage: str | None = None) -> None:
         """Load, split and relabel, once; every stage has the same split.
 
         Raises:
-            InputError: A held-out label is not in the data, fewer than two classes are left, or classes are held out of
-                a regression.
+            InputError: A held-out label is not in the data, fewer than two classes are left (other than two of a binary
+                task), or classes are held out of a task that has none.
         """
         if self._parts:
             return
         x, targets = self.load_arrays()
         if self.flatten:
             x = x.flatten(1)
-        is_regression = targets.is_floating_point()
-        names = None if is_regression else {label: label for label in sorted(set(targets.tolist()))}
+        self._task = self._given_task or _task_of(targets)
+        names = None
+        if self._task in ("classification", "binary"):
+            names = {label: label for label in sorted(set(targets.tolist()))}
         rows = self._split(targets, names)
         if self.standardize:
             x = standardized(x, rows["train"])
@@ -92,7 +111,7 @@ class ArrayDataModule(LightningDataModule):
 
         Args:
             targets: Labels [N] or numbers [N, D].
-            names: Names of the labels, in the order of the labels; None for numbers.
+            names: Names of the labels, in the order of the labels; None for a task without one class per row.
             shares: Shares of training, validation and test samples, among the rows that are not fixed.
             fixed: Rows of parts that are given; a held-out class leaves them too.
         """
@@ -102,7 +121,7 @@ class ArrayDataModule(LightningDataModule):
             inside = torch.isin(targets, torch.tensor([label for label, _ in self._kept(names)]))
         elif self.ood_classes:
             raise InputError(
-                f"`ood_classes` must be empty for {self.name}, whose targets are numbers without classes, but it is "
+                f"`ood_classes` must be empty for {self.name}, since a {self._task} has no classes that can be held out, but it is "
                 f"{listed(self.ood_classes)}."
             )
         free = inside.clone()
@@ -127,12 +146,16 @@ class ArrayDataModule(LightningDataModule):
 
     def _kept(self, names: Mapping[int, Any]) -> list[tuple[int, Any]]:
         """Labels and names of the classes in distribution."""
-        unknown = [name for name in self.ood_classes if name not in names.values()]
+        known, held_out = (
+            set(map(str, names.values())),
+            set(map(str, self.ood_classes)),
+        )  # a command line has text alone
+        unknown = [name for name in self.ood_classes if str(name) not in known]
         if unknown:
             raise InputError(
                 f"`ood_classes` must hold labels of {self.name} ({listed(list(names.values()))}), but it holds {listed(unknown)}."
             )
-        kept = [(label, name) for label, name in names.items() if name not in self.ood_classes]
+        kept = [(label, name) for label, name in names.items() if str(name) not in held_out]
         if len(names) < 2:
             raise InputError(f"A classification needs at least 2 classes, but {self.name} has {len(names)}.")
         if len(kept) < 2:
@@ -140,45 +163,84 @@ class ArrayDataModule(LightningDataModule):
                 f"`ood_classes` must leave at least 2 classes of {self.name} in distribution, but {listed(self.ood_classes)} "
                 f"leaves {len(kept)}."
             )
+        if self._task == "binary" and len(kept) != 2:
+            raise InputError(
+                f"task='binary' needs 2 classes, but {self.name} has {len(kept)} in distribution. Pass task='classification', or hold "
+                "the others out: `ood_classes`."
+            )
         return kept
 
     def _fill(self, x: Tensor, targets: Tensor, rows: Mapping[str, Tensor], names: Mapping[int, Any] | None) -> None:
         y = targets
-        if names is None:
-            self._target_scale = _scale_of(targets[rows["train"]], self.name)
-        else:
+        if names is not None:
             kept = self._kept(names)
             self._classes = tuple(name for _, name in kept)
             y = torch.searchsorted(torch.tensor([label for label, _ in kept]), targets)
+        elif self._task == "regression":
+            self._target_scale = _scale_of(targets[rows["train"]], self.name)
+        elif self._task == "multilabel":
+            self._classes = self._classes or tuple(range(targets.shape[1]))
+        self._test_rows = rows["test"]
+        self._notes = ()
+        if self._task == "binary":
+            self._notes = (f"Label 1 stands for {self._classes[1]}, and 0 for {self._classes[0]}.",)
         self._parts = {
             part: TensorDataset(x[of_part], (targets if part == "ood" else y)[of_part])
             for part, of_part in rows.items()
         }
 
-    # ------------------------------------------------------------------ what a network needs to know
+    def _ensure_setup(self) -> None:
+        with torch.inference_mode(False):  # its tensors could not be trained on later
+            self.setup()
+
+    # ------------------------------------------------------------------ what networks and tasks need to know
 
     @property
     def task(self) -> TaskName:
-        """``"classification"`` or ``"regression"``."""
-        if not self._classes and self._target_scale is None:
-            self.setup()
-        return "classification" if self._classes else "regression"
+        """Name of the task."""
+        if self._task is None:
+            self._ensure_setup()
+        assert self._task is not None
+        return self._task
+
+    @property
+    def task_arguments(self) -> dict[str, Any]:
+        """What the data say of the task: ``num_classes``, ``num_labels`` or ``target_scale``; nothing of a binary one."""
+        name = self.task
+        if name == "regression":
+            return {"target_scale": self.target_scale}
+        counted = {"multilabel": "num_labels", "binary": None}.get(name, "num_classes")
+        return {} if counted is None else {counted: len(self._classes)}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.dataset("train")[0][0].shape)
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a network for the task: C classes, L labels, D target dimensions, or 1 for a binary task."""
+        if self.task == "regression":
+            return self.num_targets
+        return 1 if self.task == "binary" else len(self._classes)
 
     @property
     def classes(self) -> tuple[Any, ...]:
         """Original labels of classes 0 ... C-1.
 
         Raises:
-            InputError: The task is a regression.
+            InputError: The task is a regression, or has several labels per input.
         """
         if self.task == "regression":
             raise InputError(f"{self.name} has no classes: its targets are numbers, which makes the task a regression.")
+        if self.task == "multilabel":
+            raise InputError(f"{self.name} has no classes, but {len(self._classes)} labels per input: `class_names`.")
         return self._classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes' labels as text."""
-        return tuple(map(str, self.classes))
+        """Names of the classes, or of the labels of a multilabel task; none for a regression."""
+        return tuple(map(str, self._classes if self.task else ()))
 
     @property
     def num_classes(self) -> int:
@@ -190,9 +252,9 @@ class ArrayDataModule(LightningDataModule):
         """Mean and standard deviation of the training targets, per dimension: ``Regression(target_scale=...)``.
 
         Raises:
-            InputError: The task is a classification.
+            InputError: The task is no regression.
         """
-        if self.task == "classification" or self._target_scale is None:
+        if self.task != "regression" or self._target_scale is None:
             raise InputError(f"{self.name} has no `target_scale`: its targets are classes.")
         return self._target_scale
 
@@ -204,18 +266,30 @@ class ArrayDataModule(LightningDataModule):
     @property
     def num_features(self) -> int:
         """Number of features of one input."""
-        return self.dataset("train").tensors[0][0].numel()
+        return math.prod(self.input_shape)
 
     @property
     def num_train(self) -> int:
         """Number of training samples."""
         return len(self.dataset("train"))
 
+    @property
+    def test_rows(self) -> Tensor:
+        """Positions [N] in the whole data of the test samples, in the order of the test loader."""
+        self._ensure_setup()
+        return self._test_rows
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about the data that a reader of results should see."""
+        self._ensure_setup()
+        return self._notes
+
     def dataset(self, part: str) -> TensorDataset:
         """The samples of ``"train"``, ``"val"``, ``"test"`` or ``"ood"`` (there with their original labels)."""
-        with torch.inference_mode(False):  # its tensors could not be trained on later
-            self.setup()
-        return self._parts[part]
+        self._ensure_setup()
+        found: TensorDataset = self._parts[part]
+        return found
 
     # ------------------------------------------------------------------ loaders
 
@@ -243,6 +317,27 @@ class ArrayDataModule(LightningDataModule):
             return {}
         name = "_".join([self.name, *map(str, self.ood_classes)])
         return {name: DataLoader(held_out, batch_size=self.batch_size)}
+
+
+def _task_of(targets: Tensor) -> TaskName:
+    if targets.is_floating_point():
+        return "regression"
+    return "classification" if targets.ndim == 1 else "multilabel"
+
+
+def given_task(task: str) -> TaskName | None:
+    """The value of an argument ``task``; None for ``"auto"``.
+
+    Raises:
+        InputError: No data of one table or file have such a task.
+    """
+    allowed: tuple[TaskName, ...] = ("classification", "binary", "multilabel", "regression")
+    if task == "auto":
+        return None
+    for name in allowed:
+        if name == task:
+            return name
+    raise InputError(f"`task` must be one of {listed(('auto', *allowed))}, but it is {task!r}.")
 
 
 def standardized(x: Tensor, train: Tensor) -> Tensor:

@@ -3,22 +3,24 @@
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_uq.data.arrays import MAX_CLASSES, ArrayDataModule, listed
+from lightning_uq.data.arrays import MAX_CLASSES, ArrayDataModule, given_task, listed
+from lightning_uq.data.interface import TaskName
 from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
 
 
 class NpzDataModule(ArrayDataModule):
-    """A user's own ``.npz`` file: arrays ``x`` [N, ...] of numbers, and ``y``, whose type is the task.
+    """A user's own ``.npz`` file: arrays ``x`` [N, ...] of numbers, and ``y``, whose type says the task.
 
-    Integers [N] are class labels. Floats [N] or [N, D] are regressed, and stay in their units.
+    Integers [N] are class labels. Integers [N, L] of 0 and 1, L > 1, are labels of a multilabel task. Floats [N] or [N, D] are
+    regressed, and stay in their units.
 
     Args:
         path: The file.
@@ -27,9 +29,11 @@ class NpzDataModule(ArrayDataModule):
         batch_size: Samples per batch.
         standardize: Scale every feature by the training samples' mean and standard deviation.
         flatten: Whether x is [B, d] whatever its shape was.
+        task: ``"classification"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; ``"auto"`` reads it from ``y``.
 
     Raises:
-        InputError: The file cannot be read, an array is missing or holds what it must not; the message names both.
+        InputError: The file cannot be read, an array is missing or holds what it must not; the message names both. Or ``y`` does not
+            fit ``task``.
 
     Example:
         >>> import tempfile
@@ -52,9 +56,15 @@ class NpzDataModule(ArrayDataModule):
         batch_size: int = 64,
         standardize: bool = True,
         flatten: bool = True,
+        task: TaskName | Literal["auto"] = "auto",
     ) -> None:
         super().__init__(
-            ood_classes=ood_classes, seed=seed, batch_size=batch_size, standardize=standardize, flatten=flatten
+            ood_classes=ood_classes,
+            seed=seed,
+            batch_size=batch_size,
+            standardize=standardize,
+            flatten=flatten,
+            task=given_task(task),
         )
         self.path = Path(path)
         self.name = self.path.stem
@@ -67,7 +77,7 @@ class NpzDataModule(ArrayDataModule):
             raise InputError(
                 f"Array `x` of {self.path} must hold numbers [N, ...], but it is {x.dtype} of shape {list(x.shape)}."
             )
-        targets = self._regression_targets(y, len(x)) if y.dtype.kind == "f" else self._labels(y, len(x))
+        targets = self._targets(y, len(x))
         with np.errstate(over="ignore"):  # what overflows is infinite, and told below
             features = torch.from_numpy(x.astype(np.float32))
         finite = features.flatten(1).isfinite().all(1)
@@ -79,19 +89,69 @@ class NpzDataModule(ArrayDataModule):
             )
         return features, targets
 
+    def _targets(self, y: np.ndarray[Any, Any], num: int) -> Tensor:
+        are_flags = y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "iub" and bool(((y == 0) | (y == 1)).all())
+        found = "regression" if y.dtype.kind == "f" else "multilabel" if are_flags else "classification"
+        task = self._given_task or found
+        if self._given_task is not None:
+            y = self._whole(y)
+        if task == "regression":
+            return self._regression_targets(y, num)
+        if task == "multilabel":
+            return self._flags(y, num)
+        return self._labels(y, num)
+
+    def _whole(self, y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The targets in a type that the given task takes."""
+        kinds, wanted = ("fiu", "numbers") if self._given_task == "regression" else ("fiub", "labels")
+        if y.dtype.kind not in kinds:
+            raise InputError(
+                f"task={self._given_task!r} needs {wanted}, but array `y` of {self.path} has dtype {y.dtype}."
+            )
+        if self._given_task == "regression":
+            return y.astype(np.float64)
+        broken = y[y != np.round(y)] if y.dtype.kind == "f" else y[:0]
+        if broken.size:
+            raise InputError(
+                f"task={self._given_task!r} needs labels, but array `y` of {self.path} holds {broken.flat[0]:g}."
+            )
+        return y.astype(np.int64)
+
     def _labels(self, y: np.ndarray[Any, Any], num: int) -> Tensor:
         if y.dtype.kind not in "iu":
             raise InputError(
-                f"Array `y` of {self.path} must hold integer labels or float targets, but its dtype is {y.dtype}."
+                f"Array `y` of {self.path} must hold integer labels or float targets, but its dtype is {y.dtype}. Or pass `task`."
             )
         if y.shape != (num,):
-            hint = " Regression targets must be floats: `y.astype(float)`." if y.shape[:1] == (num,) else ""
+            hint = ""
+            if y.shape[:1] == (num,):
+                hint = " Regression targets must be floats: `y.astype(float)`, or pass task='regression'."
             raise InputError(
                 f"Array `y` of {self.path} must have shape [{num}], one label for each row of `x`, but its shape is "
                 f"{list(y.shape)}.{hint}"
             )
-        if int(y.min()) < 0:
+        if int(y.min()) < 0 and self._given_task != "binary":
             raise InputError(f"Array `y` of {self.path} must hold labels from 0 on, but it holds {int(y.min())}.")
+        return torch.from_numpy(y.astype(np.int64))
+
+    def _flags(self, y: np.ndarray[Any, Any], num: int) -> Tensor:
+        if y.ndim != 2 or len(y) != num or y.size == 0:
+            raise InputError(
+                f"A multilabel task needs labels [{num}, L], one row for each row of `x`, but array `y` of {self.path} has shape "
+                f"{list(y.shape)}."
+            )
+        other = y[(y != 0) & (y != 1)]
+        if other.size:
+            raise InputError(
+                f"A multilabel task needs labels 0 and 1, but array `y` of {self.path} holds {other.flat[0]:g}."
+            )
+        if (y.sum(1) == 1).all():
+            report_guess(
+                f"Array `y` of {self.path} is read as labels of a multilabel task, but each row has exactly one 1. If its columns are "
+                "classes, save `y.argmax(1)`.",
+                self,
+                is_doubtful=self._given_task is None,
+            )
         return torch.from_numpy(y.astype(np.int64))
 
     def _regression_targets(self, y: np.ndarray[Any, Any], num: int) -> Tensor:
@@ -108,11 +168,13 @@ class NpzDataModule(ArrayDataModule):
                 f"Array `y` of {self.path} must be finite in float32, but {int(bad.sum())} of {num} rows hold NaN or "
                 f"infinity, the first at row {int(bad.nonzero()[0])}."
             )
+        if self._given_task is not None:
+            return targets
         distinct = torch.from_numpy(np.unique(targets.numpy()))
         if len(distinct) <= MAX_CLASSES and bool((distinct == distinct.round()).all()):
             report_guess(
                 f"Array `y` of {self.path} holds floats, so the task is a regression, but it has only {len(distinct)} values, all "
-                "whole. If they are class labels, save `y.astype(int)`.",
+                "whole. If they are class labels, save `y.astype(int)`, or pass task='classification'.",
                 self,
                 is_doubtful=True,
             )

@@ -38,8 +38,8 @@ class Number:
         if missing.any() and not self.has_missing:
             if policy == "error":
                 raise InputError(
-                    f"Column `{self.name}` misses {int(missing.sum())} values, but no training row misses any. Fill them, or pass "
-                    "unseen='indicator'."
+                    f"Column `{self.name}` misses {int(missing.sum())} values, but no training row misses any. Fill them, or leave "
+                    "these rows out."
                 )
             unseen |= missing
         scaled = np.where(missing, 0.0, (found - self.mean) / (self.std or 1.0))
@@ -111,6 +111,16 @@ class TableEncoder:
         """Names of the features, in order."""
         names = [name for column in self.columns for name in column.feature_names]
         return names + ["unseen"] * (self.unseen == "indicator")
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether all columns hold numbers."""
+        return all(isinstance(column, Number) for column in self.columns)
+
+    def missing_rows(self, frame: Any) -> Any:
+        """Which rows [N] miss a value of a column that becomes features; a column that the frame lacks misses none."""
+        names = [column.name for column in self.columns if column.name in frame.columns]
+        return frame[names].isna().any(axis=1).to_numpy()
 
     def transform(self, frame: Any) -> Tensor:
         """Features [N, d] in float32.

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_uq.data.arrays import MAX_CLASSES, TaskName
+from lightning_uq.data.arrays import MAX_CLASSES
+from lightning_uq.data.interface import TaskName
 from lightning_uq.data.table_columns import check_text, column_kind, levels_of, numbers, texts
 from lightning_uq.errors import InputError
 
@@ -18,20 +19,23 @@ class TableTargets:
     """Targets of all rows.
 
     Attributes:
-        values: Labels [N] in int64, or numbers [N, D] in float32.
-        names: Names of the labels, in order; None for a regression.
+        values: Labels [N], or [N, L] of a multilabel task, in int64; numbers [N, D] in float32.
+        names: Names of the labels [N], in order; None for other targets.
+        task: The task.
         is_doubtful: Whether the values look like those of the other task too.
     """
 
     values: Tensor
     names: Mapping[int, Any] | None
+    task: TaskName
     is_doubtful: bool
 
 
 def read_targets(frame: Any, columns: tuple[str, ...], task: TaskName | None) -> TableTargets:
     """The targets in these columns.
 
-    Text, booleans and integers of at most 20 values are classes, others are regressed, unless ``task`` says which.
+    Text, booleans and integers of at most 20 values are classes, other numbers are regressed. Several columns of booleans, or of
+    integers 0 and 1, are the labels of a multilabel task. ``task`` overrules it.
 
     Raises:
         InputError: A target is missing or not finite, or does not fit the task.
@@ -44,19 +48,40 @@ def read_targets(frame: Any, columns: tuple[str, ...], task: TaskName | None) ->
                 f"{int(missing.to_numpy().nonzero()[0][0])} below the header. Leave these rows out; if the text NA or None names a "
                 "class, pass keep_default_na=False."
             )
-    if len(columns) > 1 or (task or _guess(columns[0], frame[columns[0]])) == "regression":
-        if task == "classification":
-            raise InputError(f"A classification has one target column, but `target` names {len(columns)}.")
+    found = task or _guess(columns, frame)
+    if found == "regression":
         return _regression(frame, columns)
-    return _classification(columns[0], frame[columns[0]], task)
+    if found == "multilabel":
+        return _multilabel(frame, columns)
+    if len(columns) > 1:
+        raise InputError(
+            f"task={found!r} needs one target column, but `target` names {len(columns)}. Several labels per row are task='multilabel'."
+        )
+    return _classification(columns[0], frame[columns[0]], found)
 
 
-def _guess(name: str, values: Any) -> TaskName:
-    kind = column_kind(name, values)
+def _guess(columns: tuple[str, ...], frame: Any) -> TaskName:
+    kinds = {column_kind(name, frame[name]) for name in columns}
+    if len(columns) > 1:
+        are_flags = kinds <= {"integers", "booleans"} and bool(frame[list(columns)].isin([0, 1]).all(axis=None))
+        return "multilabel" if are_flags else "regression"
+    (kind,) = kinds
+    values = frame[columns[0]]
     if kind == "strings":
-        check_text(name, values)
+        check_text(columns[0], values)
     is_few = kind == "integers" and values.nunique() <= MAX_CLASSES
     return "classification" if is_few or kind in ("strings", "booleans", "categories") else "regression"
+
+
+def _multilabel(frame: Any, columns: tuple[str, ...]) -> TableTargets:
+    for name in columns:
+        other = frame[name][~frame[name].isin([0, 1])]
+        if len(other):
+            raise InputError(
+                f"task='multilabel' needs labels 0 and 1, or booleans, but column `{name}` holds {other.iloc[0]!r}."
+            )
+    values = torch.from_numpy(frame[list(columns)].to_numpy().astype(np.int64))
+    return TableTargets(values, None, "multilabel", False)
 
 
 def _regression(frame: Any, columns: tuple[str, ...]) -> TableTargets:
@@ -75,10 +100,10 @@ def _regression(frame: Any, columns: tuple[str, ...]) -> TableTargets:
     is_whole = bool((values == values.round()).all())
     is_float = all(column_kind(name, frame[name]) == "floats" for name in columns)
     few = len(np.unique(values[:, 0].numpy())) <= MAX_CLASSES
-    return TableTargets(values, None, is_doubtful=len(columns) == 1 and is_whole and is_float and few)
+    return TableTargets(values, None, "regression", is_doubtful=len(columns) == 1 and is_whole and is_float and few)
 
 
-def _classification(name: str, values: Any, task: TaskName | None) -> TableTargets:
+def _classification(name: str, values: Any, task: TaskName) -> TableTargets:
     kind = column_kind(name, values)
     if kind in ("integers", "floats"):
         found = numbers(name, values)
@@ -87,8 +112,10 @@ def _classification(name: str, values: Any, task: TaskName | None) -> TableTarge
                 f"Column `{name}` must hold class labels, but it holds numbers such as {found[found != found.round()][0]}."
             )
         labels = found.astype(np.int64)
-        return TableTargets(torch.from_numpy(labels), {label: label for label in sorted(set(labels.tolist()))}, False)
+        return TableTargets(
+            torch.from_numpy(labels), {label: label for label in sorted(set(labels.tolist()))}, task, False
+        )
     levels = levels_of(values)
     place = {level: label for label, level in enumerate(levels)}
     labels = np.array([place[text] for text in texts(values)], dtype=np.int64)
-    return TableTargets(torch.from_numpy(labels), dict(enumerate(levels)), False)
+    return TableTargets(torch.from_numpy(labels), dict(enumerate(levels)), task, False)

@@ -1,6 +1,7 @@
 """A user's own table, CSV or Parquet: its columns become features, its target column says the task."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -8,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_uq.data.arrays import ArrayDataModule, TaskName, listed
+from lightning_uq.data.arrays import ArrayDataModule, given_task, listed
+from lightning_uq.data.interface import TaskName
 from lightning_uq.data.splits import SPLIT
-from lightning_uq.data.table_encoder import TableEncoder
+from lightning_uq.data.table_encoder import Category, TableEncoder
 from lightning_uq.data.table_files import check_table, import_pandas, read_table
 from lightning_uq.data.table_targets import read_targets
 from lightning_uq.errors import InputError
@@ -28,17 +30,19 @@ class TableDataModule(ArrayDataModule):
     - A last feature, ``unseen``, is 1 in rows with something that no training row has: a level, whose features are all 0
       then, or a missing value in a column that was complete. It is 0 in training, so its weights stay random: members of an ensemble
       disagree about such a row, and a density finds it unlikely. ``unseen="error"`` is for tables in which it can only be a mistake.
+      A table of numbers without a missing value has no such feature, and a missing value in a new table is an error.
 
     Text, booleans, and integers of at most 20 different values are classes. Floats and other integers are regressed, in their
-    units. One line reports the task and what became of the columns.
+    units. Several columns of booleans, or of integers 0 and 1, are the labels of a multilabel task. One line reports the task and what
+    became of the columns.
 
     A checkpoint of a Trainer holds the encoding, so that :meth:`transform` of the restored module treats new tables alike. The
     stored encoding is used where the module is restored before or after :meth:`setup`.
 
     Args:
         path: The file.
-        target: Name of the target column, or of several to regress.
-        task: ``"classification"`` or ``"regression"``; None reads it from the target.
+        target: Name of the target column, or of several: numbers to regress, or labels of a multilabel task.
+        task: ``"classification"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; ``"auto"`` reads it from the target.
         categorical: Columns of numbers whose values are categories.
         drop: Columns to leave out.
         unseen: ``"indicator"``, or ``"error"`` where validation or test rows, or new tables, hold something unseen.
@@ -74,7 +78,7 @@ class TableDataModule(ArrayDataModule):
         path: str,
         target: str | Sequence[str],
         *,
-        task: TaskName | None = None,
+        task: TaskName | Literal["auto"] = "auto",
         categorical: Sequence[str] = (),
         drop: Sequence[str] = (),
         unseen: Literal["indicator", "error"] = "indicator",
@@ -86,13 +90,9 @@ class TableDataModule(ArrayDataModule):
         batch_size: int = 64,
         **csv: Any,
     ) -> None:
-        super().__init__(ood_classes=ood_classes, seed=seed, batch_size=batch_size)
-        for name, value, allowed in (
-            ("task", task, (None, "classification", "regression")),
-            ("unseen", unseen, ("indicator", "error")),
-        ):
-            if value not in allowed:
-                raise InputError(f"`{name}` must be one of {listed(allowed)}, but it is {value!r}.")
+        super().__init__(ood_classes=ood_classes, seed=seed, batch_size=batch_size, task=given_task(task))
+        if unseen not in ("indicator", "error"):
+            raise InputError(f"`unseen` must be one of indicator, error, but it is {unseen!r}.")
         if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
             raise InputError(f"`fractions` must be three positive numbers that sum to 1, but it is {tuple(fractions)}.")
         self.paths = {"train": str(path)}
@@ -107,7 +107,6 @@ class TableDataModule(ArrayDataModule):
         self.unseen = unseen
         self.fractions = tuple(fractions)
         self.csv = csv
-        self._given_task = task
         self._encoder: TableEncoder | None = None
         self._restored: dict[str, Any] | None = None
         # Not for the logger: arguments such as `task` have other values in the module.
@@ -149,6 +148,7 @@ class TableDataModule(ArrayDataModule):
         # Targets are read together: a class has one label in all files.
         together = pandas.concat([frame[list(self.target)] for frame in frames.values()], ignore_index=True)
         targets = read_targets(together, self.target, task)
+        self._task = targets.task
         fixed, start = {}, len(frames["train"])
         for part in self.paths:
             if part != "train":
@@ -158,12 +158,18 @@ class TableDataModule(ArrayDataModule):
         features = [name for name in frames["train"].columns if name not in self.target]
         train = frames["train"].iloc[rows["train"].numpy()]
         encoder = self._encoder or TableEncoder.fit(train, features, self.categorical, self.unseen)
+        num_missing = sum(int(encoder.missing_rows(frame).sum()) for frame in frames.values())
+        if self._encoder is None and encoder.is_numeric and not num_missing:
+            encoder = replace(encoder, unseen="error")
         x = torch.cat([encoder.transform(frame) for frame in frames.values()])
+        if targets.task == "multilabel":
+            self._classes = self.target
         self._fill(x, targets.values, rows, targets.names)
         if self._restored:
             self._check_restored(self._restored)
         self._encoder = encoder
-        report_guess(self._report(frames, features, x, rows), self)
+        self._notes += self._made_notes(x, rows, num_missing, sum(map(len, frames.values())))
+        report_guess(self._report(len(features)), self)
         if targets.is_doubtful:
             report_guess(
                 f"Column `{self.target[0]}` of {self.paths['train']} is regressed, since it holds floats, but its few values are all "
@@ -227,6 +233,7 @@ class TableDataModule(ArrayDataModule):
 
     def _take_over(self, state: dict[str, Any]) -> None:
         scale = state["target_scale"]
+        self._task = state["task"]
         self._classes = tuple(state["classes"])
         self._target_scale = None if scale is None else (tuple(scale[0]), tuple(scale[1]))
 
@@ -272,24 +279,30 @@ class TableDataModule(ArrayDataModule):
             )
         return frame
 
-    def _report(self, frames: dict[str, Any], features: list[str], x: Tensor, rows: dict[str, Tensor]) -> str:
+    def _made_notes(self, x: Tensor, rows: dict[str, Tensor], num_missing: int, num_rows: int) -> tuple[str, ...]:
         encoder = self._fitted
-        what = f"regression of {listed(self.target)}"
-        if self.task == "classification":
-            shown = listed(self.class_names[:10]) + ", ..." * (self.num_classes > 10)
-            what = f"classification of {self.target[0]} ({self.num_classes} classes: {shown})"
-        missing = sum(int(frame[[f for f in features if f in frame]].isna().sum().sum()) for frame in frames.values())
-        text = (
-            f"{self.paths['train']}: {what}; {self.num_train} training rows; {len(features)} columns become {self.num_features} "
-            f"features; {missing} missing values"
-        )
+        notes = []
+        categories = [column.name for column in encoder.columns if isinstance(column, Category)]
+        if categories:
+            notes.append(f"Categories become one feature per level: {listed(categories)}.")
+        if num_missing:
+            notes.append(
+                f"{num_missing} of {num_rows} rows miss values: a number becomes the training mean, a category a level of its own."
+            )
         left_out = [*self.drop, *(f"{name} (constant)" for name in encoder.constant)]
         if left_out:
-            text += f"; left out: {listed(left_out)}"
+            notes.append(f"Columns left out: {listed(left_out)}.")
         held = torch.cat([rows["val"], rows["test"]])
-        if self.unseen == "indicator" and (num := int(x[held, -1].sum())):
-            text += f"; {num} validation and test rows hold something that no training row has"
-        return text + ". `task`, `categorical` and `drop` change it."
+        if encoder.unseen == "indicator" and (num := int(x[held, -1].sum())):
+            notes.append(f"{num} validation and test rows hold something that no training row has.")
+        return tuple(notes)
+
+    def _report(self, num_columns: int) -> str:
+        what = f"{self.task} of {listed(self.target)}"
+        if self.task in ("classification", "binary"):
+            what += f" ({self.num_classes} classes: {listed(self.class_names[:10])}{', ...' * (self.num_classes > 10)})"
+        text = f"{self.paths['train']}: {what}; {self.num_train} training rows; {num_columns} columns become {self.num_features} features."
+        return " ".join([text, *self._notes, "`task`, `categorical` and `drop` change it."])
 
 
 def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:

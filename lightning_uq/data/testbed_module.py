@@ -91,6 +91,7 @@ class TestbedDataModule(ArrayDataModule):
         if self._parts:
             return
         x, y = self.load_arrays()
+        self._task = "classification"
         self._classes = tuple(range(self._num_classes))
         tau = min(self.taus)
         draws = read_npz(self.path, (f"x_test_tau{tau}", f"y_test_tau{tau}"))
@@ -100,6 +101,7 @@ class TestbedDataModule(ArrayDataModule):
         parts = {"train": (x, y), "val": (x[:0], y[:0]), "test": (x_test[:, 0], y_test[:, 0]), "ood": (x[:0], y[:0])}
         for tau in self.taus:  # what is wrong with them is told before the training, not after
             self._read_draws(tau, x.shape[1])
+        self._test_rows = torch.arange(len(x_test))
         self._parts = {part: TensorDataset(*tensors) for part, tensors in parts.items()}
 
     @property

@@ -11,7 +11,7 @@ from lightning_uq.tasks.classification import Classification, ClassTask
 from lightning_uq.tasks.evidential_classification import EvidentialClassification
 from lightning_uq.tasks.evidential_regression import EvidentialRegression
 from lightning_uq.tasks.multilabel import Multilabel
-from lightning_uq.tasks.names import TASKS, task_from_config, task_of, task_to_config
+from lightning_uq.tasks.names import TASKS, task_for, task_from_config, task_of, task_to_config
 from lightning_uq.tasks.pixel_regression import PixelRegression
 from lightning_uq.tasks.regression import Regression
 from lightning_uq.tasks.regression_base import RegressionTask
@@ -37,6 +37,7 @@ __all__ = [
     "Task",
     "describe",
     "sums_and_counts",
+    "task_for",
     "task_from_config",
     "task_of",
     "task_to_config",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_uq.checkpoint_files import plain_part
+from lightning_uq.data.interface import TaskData
 from lightning_uq.errors import InputError
 from lightning_uq.tasks.base import Task
 from lightning_uq.tasks.binary import Binary
@@ -58,6 +59,21 @@ def task_of(value: Any) -> Task:
                 "'classification' or 'regression' if that is a fair description of the targets."
             )
     raise InputError(f"`task` must be a Task, or one of {', '.join(map(repr, TASKS))}, but it is {value!r}.")
+
+
+def task_for(data: TaskData) -> Task:
+    """The task of a data module's targets, with what the data say of it.
+
+    Returns:
+        ``Classification(num_classes=...)``, ``Binary()``, ``Multilabel(num_labels=...)``, ``Segmentation(num_classes=...,
+        ignore_index=...)`` or ``Regression(target_scale=...)``, with the defaults of all other fields.
+
+    Example:
+        >>> from lightning_uq.data import DigitsDataModule
+        >>> task_for(DigitsDataModule()).num_classes
+        8
+    """
+    return TASKS[data.task](**data.task_arguments)
 
 
 _OF_THIS_PACKAGE: dict[str, type[Task]] = {

@@ -32,6 +32,26 @@ def test_neighbours_in_a_part_are_of_unrelated_classes():
     assert abs(float(same) - 0.25) < 0.07
 
 
+# ------------------------------------------------------------------ what a comparison reads
+
+
+def test_digits_say_what_networks_and_tasks_need():
+    data = DigitsDataModule()
+    assert (data.name, data.task, data.num_outputs, data.notes) == ("digits", "classification", 8, ())
+    assert data.task_arguments == {"num_classes": 8}
+    assert data.class_names == tuple("01234567")
+    assert data.input_shape == (64,)
+    assert DigitsDataModule(flatten=False).input_shape == (1, 8, 8)
+
+
+def test_test_rows_are_positions_in_the_whole_data():
+    data, other = DigitsDataModule(), DigitsDataModule(seed=1)
+    everything = data.load_arrays()[0].flatten(1)
+    assert data.test_rows.dtype == torch.int64
+    assert torch.equal(everything[data.test_rows], data.dataset("test").tensors[0])
+    assert not torch.equal(data.test_rows, other.test_rows)
+
+
 # ------------------------------------------------------------------ digits
 
 

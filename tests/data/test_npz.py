@@ -154,3 +154,65 @@ def test_float_targets_that_look_like_labels_are_told(tmp_path, good):
     with pytest.warns(UserWarning, match=r"only 4 values, all whole.*save `y.astype\(int\)`"):
         data.setup()
     assert data.task == "regression"
+
+
+# ------------------------------------------------------------------ the task
+
+
+def test_integers_of_zero_and_one_in_columns_are_labels(tmp_path, good):
+    y = np.stack([np.arange(60) % 2, np.arange(60) % 3 == 0], 1).astype(int)
+    data = NpzDataModule(write(tmp_path / "mine.npz", x=good["x"], y=y))
+    assert (data.task, data.num_outputs, data.task_arguments) == ("multilabel", 2, {"num_labels": 2})
+    assert data.class_names == ("0", "1")
+    assert torch.equal(data.dataset("test").tensors[1], torch.from_numpy(y)[data.test_rows])
+    with pytest.raises(InputError, match="mine has no classes, but 2 labels per input"):
+        _ = data.classes
+    with pytest.raises(InputError, match="`ood_classes` must be empty for mine, since a multilabel has no classes"):
+        NpzDataModule(write(tmp_path / "mine.npz", x=good["x"], y=y), ood_classes=[1]).setup()
+
+
+def test_one_hot_classes_are_doubtful_labels(tmp_path, good):
+    path = write(tmp_path / "mine.npz", x=good["x"], y=np.eye(3, dtype=int)[np.arange(60) % 3])
+    with pytest.warns(
+        UserWarning, match=r"each row has exactly one 1. If its columns are classes, save `y.argmax\(1\)`"
+    ):
+        NpzDataModule(path).setup()
+    NpzDataModule(path, task="multilabel").setup()  # no warning
+
+
+@pytest.mark.parametrize(("labels", "kind"), [((0, 1), bool), ((3, 7), int), ((-1, 1), int), ((0, 1), float)])
+def test_two_labels_of_a_binary_task(tmp_path, good, labels, kind):
+    y = np.array(labels, dtype=kind)[np.arange(60) % 2]
+    data = NpzDataModule(write(tmp_path / "mine.npz", x=good["x"], y=y), task="binary")
+    assert (data.task, data.num_outputs, data.task_arguments, data.classes) == ("binary", 1, {}, labels)
+    expected = torch.arange(60) % 2
+    assert torch.equal(data.dataset("test").tensors[1], expected[data.test_rows])
+    assert data.notes == (f"Label 1 stands for {labels[1]}, and 0 for {labels[0]}.",)
+
+
+def test_integers_that_are_regressed_and_floats_that_are_classes(tmp_path, good):
+    counts = np.stack([np.arange(60), np.arange(60) % 7], 1)
+    data = NpzDataModule(write(tmp_path / "mine.npz", x=good["x"], y=counts), task="regression")
+    assert (data.task, data.num_outputs, data.class_names) == ("regression", 2, ())
+    assert data.task_arguments == {"target_scale": data.target_scale}
+    assert torch.equal(data.dataset("test").tensors[1], torch.from_numpy(counts).float()[data.test_rows])
+    classes = NpzDataModule(write(tmp_path / "mine.npz", x=good["x"], y=good["y"].astype(float)), task="classification")
+    assert (classes.task, classes.num_outputs, classes.task_arguments) == ("classification", 4, {"num_classes": 4})
+
+
+@pytest.mark.parametrize(
+    ("task", "y", "message"),
+    [
+        ("ranking", np.arange(60) % 2, "`task` must be one of auto, classification, .* but it is 'ranking'"),
+        ("classification", np.arange(60) / 7, "task='classification' needs labels, but array `y` .* holds 0.142857"),
+        ("binary", np.arange(60) % 3, "task='binary' needs 2 classes, but bad has 3 in distribution"),
+        ("binary", np.eye(60, 2, dtype=int), r"must have shape \[60\], one label"),
+        ("multilabel", np.arange(60) % 2, r"A multilabel task needs labels \[60, L\].* has shape \[60\]"),
+        ("multilabel", np.arange(120).reshape(60, 2), "A multilabel task needs labels 0 and 1, but .* holds 2"),
+        ("regression", np.array(["a", "b"] * 30), "task='regression' needs numbers, but .* has dtype <U1"),
+        ("regression", np.arange(60) > 3, "task='regression' needs numbers, but .* has dtype bool"),
+    ],
+)
+def test_targets_that_contradict_the_task(tmp_path, good, task, y, message):
+    with pytest.raises(InputError, match=message):
+        NpzDataModule(write(tmp_path / "bad.npz", x=good["x"], y=y), task=task).setup()

@@ -56,7 +56,7 @@ def test_row_numbers_without_a_name(tmp_path):
     table.to_csv(tmp_path / "table.csv")
     with pytest.raises(InputError, match=r"`Unnamed: 0` has none; row numbers.*drop=\['Unnamed: 0'\]"):
         TableDataModule(str(tmp_path / "table.csv"), "y").setup()
-    assert TableDataModule(str(tmp_path / "table.csv"), "y", drop=["Unnamed: 0"]).feature_names == ["x", "unseen"]
+    assert TableDataModule(str(tmp_path / "table.csv"), "y", drop=["Unnamed: 0"]).feature_names == ["x"]
 
 
 def test_files_of_no_table(tmp_path):

@@ -145,7 +145,7 @@ def test_one_line_reports_what_was_done(csv, caplog):
         TableDataModule(csv(table), "income", drop=["zip"]).setup()
     (line,) = [record.getMessage() for record in caplog.records if "people.csv" in record.getMessage()]
     assert "classification of income (2 classes: <=50K, >50K); 48 training rows; 5 columns become 10 features" in line
-    assert f"{12 + 9} missing values; left out: zip, country (constant)" in line
+    assert "Columns left out: zip, country (constant)." in line
 
 
 @pytest.mark.parametrize(
@@ -488,6 +488,92 @@ def test_rows_that_are_read_in_inference_mode_can_be_trained_on(csv):
     nn.Linear(data.num_features, 1)(x).sum().backward()
 
 
+# ------------------------------------------------------------------ what a comparison reads
+
+
+def test_notes_tell_what_became_of_the_columns(csv):
+    table = people()
+    data = TableDataModule(csv(table), "income", drop=["zip"])
+    missing = table[["age", "city", "height", "married"]].isna().any(axis=1).sum()
+    assert data.notes == (
+        "Categories become one feature per level: city, married.",
+        f"{missing} of 80 rows miss values: a number becomes the training mean, a category a level of its own.",
+        "Columns left out: zip, country (constant).",
+    )
+    numbers = TableDataModule(csv(pd.DataFrame({"a": np.arange(60.0), "y": np.arange(60.0) / 7})), "y")
+    assert numbers.notes == ()
+
+
+def test_numbers_that_miss_nothing_have_no_feature_for_the_unseen(csv):
+    table = pd.DataFrame({"a": np.arange(60.0), "b": np.arange(60) ** 2, "y": np.arange(60.0) / 7})
+    data = TableDataModule(csv(table), "y")
+    assert data.feature_names == ["a", "b"]
+    assert data.input_shape == (2,)
+    with pytest.raises(InputError, match="Column `a` misses 1 values, but no training row misses any. Fill them"):
+        data.transform(pd.DataFrame({"a": [np.nan], "b": [1]}))
+    # A value that only a test row misses needs it, whichever part the row falls into.
+    table.loc[3, "a"] = np.nan
+    for seed in range(4):
+        assert TableDataModule(csv(table), "y", seed=seed).feature_names[-1] == "unseen"
+
+
+def test_two_labels_of_a_binary_task(csv):
+    data = TableDataModule(csv(people()), "income", drop=["zip"], task="binary")
+    assert (data.task, data.num_outputs, data.task_arguments) == ("binary", 1, {})
+    assert data.class_names == ("<=50K", ">50K")
+    assert data.notes[0] == "Label 1 stands for >50K, and 0 for <=50K."
+    y = data.dataset("train").tensors[1]
+    assert y.float().mean() == 0.25
+    table = people().assign(income=[f"class {i % 3}" for i in range(80)])
+    with pytest.raises(InputError, match="task='binary' needs 2 classes, but people has 3 .* hold the others out"):
+        TableDataModule(csv(table), "income", task="binary").setup()
+    held_out = TableDataModule(csv(table), "income", task="binary", ood_classes=["class 1"])
+    assert held_out.class_names == ("class 0", "class 2")
+
+
+@pytest.mark.parametrize("kind", [bool, int, float])
+def test_several_columns_of_labels(csv, kind):
+    table = people()
+    rain = np.arange(80) % 2 == 0
+    table = table.assign(rain=rain.astype(kind), wind=(np.arange(80) % 3 == 0).astype(kind))
+    arguments = {"task": "multilabel"} if kind is float else {}
+    data = TableDataModule(csv(table), ["rain", "wind"], drop=["zip"], **arguments)
+    assert (data.task, data.num_outputs, data.task_arguments) == ("multilabel", 2, {"num_labels": 2})
+    assert data.class_names == ("rain", "wind")
+    y = data.dataset("test").tensors[1]
+    assert torch.equal(y[:, 0], torch.from_numpy(rain).long()[data.test_rows])
+    restored = TableDataModule(csv(table), ["rain", "wind"], drop=["zip"], **arguments)
+    restored.load_state_dict(data.state_dict())
+    assert restored.class_names == ("rain", "wind")
+    assert torch.equal(restored.dataset("test").tensors[0], data.dataset("test").tensors[0])
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "message"),
+    [
+        ("income", "regression", "Column `income` must hold numbers to be regressed, but it holds strings"),
+        (
+            "income",
+            "multilabel",
+            "task='multilabel' needs labels 0 and 1, or booleans, but column `income` holds '>50K'",
+        ),
+        ("height", "multilabel", "Every row needs a target, but column `height` misses"),
+        (["age", "married"], "binary", "task='binary' needs one target column, but `target` names 2"),
+        (["age", "married"], "classification", "needs one target column, but `target` names 2. .* task='multilabel'"),
+    ],
+)
+def test_targets_that_contradict_the_task(csv, target, task, message):
+    with pytest.raises(InputError, match=message):
+        TableDataModule(csv(people()), target, task=task).setup()
+
+
+def test_held_out_labels_may_be_given_as_text(csv):
+    table = pd.DataFrame({"a": np.arange(90.0), "y": np.arange(90) % 3})
+    data = TableDataModule(csv(table), "y", ood_classes=["2"])
+    assert data.classes == (0, 1)
+    assert set(data.dataset("ood").tensors[1].tolist()) == {2}
+
+
 # ------------------------------------------------------------------ arguments
 
 
@@ -499,7 +585,10 @@ def test_rows_that_are_read_in_inference_mode_can_be_trained_on(csv):
         ({"drop": "age"}, "`drop` must be a list of column names, but it is the text 'age'"),
         ({"categorical": ["x"]}, "`categorical` must name columns"),
         ({"drop": ["income"]}, "`target` must not be in `drop` or `categorical` too, but 'income' is"),
-        ({"task": "ranking"}, "`task` must be one of None, classification, regression, but it is 'ranking'"),
+        (
+            {"task": "ranking"},
+            "`task` must be one of auto, classification, binary, multilabel, regression, but it is 'ranking'",
+        ),
         ({"unseen": "zero"}, "`unseen` must be one of indicator, error"),
         ({"fractions": (0.5, 0.5)}, "`fractions` must be three positive numbers that sum to 1"),
         ({"fractions": (0.5, 0.5, 0.5)}, "`fractions` must be three positive numbers that sum to 1"),
