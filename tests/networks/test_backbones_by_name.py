@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_uq.errors import InputError, MissingExtraError
 from lightning_uq.networks import backbone, default_backbone
-from lightning_uq.networks.backbones import BACKBONES
+from lightning_uq.networks.backbones.by_name import BACKBONES
 from lightning_uq.networks.factory import factory_from_config, factory_to_config
 
 SMALL = {"mlp": (4,), "fc_resnet": (4,), "cnn": (1, 8, 8), "lenet": (1, 28, 28), "unet": (3, 9, 7)}

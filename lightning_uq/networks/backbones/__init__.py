@@ -7,7 +7,6 @@ unbounded: ``fc`` of the ResNets, ``linear`` of ``WideResNet``, ``classifier`` o
 The features of a backbone are the input of its last linear layer.
 """
 
-from lightning_uq.networks.backbones.by_name import BACKBONES, backbone, build_backbone, default_backbone
 from lightning_uq.networks.backbones.cnn import CNN
 from lightning_uq.networks.backbones.fc_resnet import FCResNet
 from lightning_uq.networks.backbones.lenet import LeNet
@@ -17,7 +16,6 @@ from lightning_uq.networks.backbones.vgg import VGG16
 from lightning_uq.networks.backbones.wide_resnet import WideResNet
 
 __all__ = [
-    "BACKBONES",
     "CNN",
     "VGG16",
     "FCResNet",
@@ -25,9 +23,6 @@ __all__ = [
     "ResNet",
     "UNet",
     "WideResNet",
-    "backbone",
-    "build_backbone",
-    "default_backbone",
     "resnet18",
     "resnet50",
     "resnet110",
