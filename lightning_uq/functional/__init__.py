@@ -92,6 +92,14 @@ from lightning_uq.functional.variational import (
     sampled_kl,
     scale_mixture_log_prob,
 )
+from lightning_uq.functional.weighted_metrics import (
+    weighted_auroc,
+    weighted_average_precision,
+    weighted_ece,
+    weighted_fpr_at_tpr,
+    weighted_mean,
+    weighted_rmse,
+)
 
 __all__ = [
     "SCORES",
@@ -202,5 +210,11 @@ __all__ = [
     "uniform_kl",
     "variation_ratio",
     "vim_score",
+    "weighted_auroc",
+    "weighted_average_precision",
     "weighted_conformal_quantile",
+    "weighted_ece",
+    "weighted_fpr_at_tpr",
+    "weighted_mean",
+    "weighted_rmse",
 ]
