@@ -176,7 +176,7 @@ def _detection(
     order, end = order.to(weights.device), last.nonzero().squeeze(1).to(weights.device)
     is_positive = is_positive.to(weights.device)[order]
     found = []
-    for part in weights.split(max(1, _ELEMENTS // max(1, len(score)))):
+    for part in torch.split(weights, max(1, _ELEMENTS // max(1, len(score)))):
         rows = part[:, order]
         true, both = (rows * is_positive).cumsum(1)[:, end], rows.cumsum(1)[:, end]
         found.append(value(true, both - true))
