@@ -55,7 +55,7 @@ from lightning_uq.functional.joint import (
 )
 from lightning_uq.functional.joint_likelihood import joint_log_likelihood, log_sum_product
 from lightning_uq.functional.kl_estimate import KLEstimate, gaussian_sample_kl, kl_estimate, uniform_kl
-from lightning_uq.functional.metric_difference import metric_difference
+from lightning_uq.functional.metric_difference import ResampledMetric, metric_difference, resample_metric
 from lightning_uq.functional.mixture import (
     gaussian_log_prob,
     mixture_cdf,
@@ -74,6 +74,7 @@ from lightning_uq.functional.regression import gaussian_nll, interval_covered, q
 from lightning_uq.functional.risk_control import false_negative_threshold, risk_threshold
 from lightning_uq.functional.scores import SCORES, energy, max_logit, max_softmax, variation_ratio
 from lightning_uq.functional.scoring import brier_score, negative_log_likelihood
+from lightning_uq.functional.seed_rows import SeedRows
 from lightning_uq.functional.selective import augrc, aurc, certainty, generalized_risk_curve, risk_coverage_curve
 from lightning_uq.functional.selective_threshold import selective_threshold
 from lightning_uq.functional.smooth_calibration import smooth_calibration_error
@@ -92,6 +93,14 @@ from lightning_uq.functional.variational import (
     sampled_kl,
     scale_mixture_log_prob,
 )
+from lightning_uq.functional.weighted_metrics import (
+    weighted_auroc,
+    weighted_average_precision,
+    weighted_ece,
+    weighted_fpr_at_tpr,
+    weighted_mean,
+    weighted_rmse,
+)
 
 __all__ = [
     "SCORES",
@@ -101,6 +110,8 @@ __all__ = [
     "KLEstimate",
     "Projection",
     "RankBins",
+    "ResampledMetric",
+    "SeedRows",
     "VimFit",
     "adaptive_bin_statistics",
     "alarm_threshold",
@@ -183,6 +194,7 @@ __all__ = [
     "quantile_calibration_error",
     "random_projection",
     "raps_scores",
+    "resample_metric",
     "risk_coverage_curve",
     "risk_threshold",
     "sampled_joint_log_loss",
@@ -202,5 +214,11 @@ __all__ = [
     "uniform_kl",
     "variation_ratio",
     "vim_score",
+    "weighted_auroc",
+    "weighted_average_precision",
     "weighted_conformal_quantile",
+    "weighted_ece",
+    "weighted_fpr_at_tpr",
+    "weighted_mean",
+    "weighted_rmse",
 ]

@@ -59,9 +59,19 @@ def bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) -> Tensor
                 [1.0000, 0.0000],
                 [0.5000, 1.0000]], dtype=torch.float64)
     """
+    return _sum_bins(confidence, correct, uniform_bins(confidence, num_bins), num_bins)
+
+
+def uniform_bins(confidence: Tensor, num_bins: int) -> Tensor:
+    """The number of the bin of each confidence, from 0 on; see :func:`bin_statistics`.
+
+    Example:
+        >>> uniform_bins(torch.tensor([0.0, 0.5, 0.51, 1.0]), 2)
+        tensor([0, 0, 1, 1])
+    """
     # linspace would accumulate its own rounding; k / num_bins in float64 is correctly rounded.
     edges = (torch.arange(1, num_bins, dtype=torch.float64) / num_bins).to(confidence.dtype).to(confidence.device)
-    return _sum_bins(confidence, correct, torch.bucketize(upcast(confidence).contiguous(), upcast(edges)), num_bins)
+    return torch.bucketize(upcast(confidence).contiguous(), upcast(edges))
 
 
 def adaptive_bin_statistics(confidence: Tensor, correct: Tensor, num_bins: int) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.precision import widen
+from lightning_uq.functional.precision import to_float64, widen
 from lightning_uq.functional.validation import (
     check_choice,
     check_floating,
@@ -92,14 +93,13 @@ def auroc(score: Tensor, is_ood: Tensor) -> Tensor:
 
 
 def auroc_of_counts(true: Tensor, false: Tensor) -> Tensor:
-    """The area under the ROC curve of cumulative counts [T], as :func:`detection_counts` gives them."""
+    """The area under the ROC curve, [...], of cumulative counts [..., T], as :func:`detection_counts` gives them."""
     true, false = (widen(count) for count in _with_origin(true, false))
-    return torch.trapezoid(true, false) / (true[-1] * false[-1])
+    return torch.trapezoid(true, false) / (true[..., -1] * false[..., -1])
 
 
 def _with_origin(true: Tensor, false: Tensor) -> tuple[Tensor, Tensor]:
-    zero = true.new_zeros(1)
-    return torch.cat([zero, true]), torch.cat([zero, false])
+    return pad(true, (1, 0)), pad(false, (1, 0))
 
 
 def roc_curve(score: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,11 +131,14 @@ def average_precision(score: Tensor, is_ood: Tensor, positive: Positive = "out")
 
 
 def average_precision_of_counts(true: Tensor, false: Tensor) -> Tensor:
-    """The average precision of cumulative counts [T], as :func:`detection_counts` gives them."""
-    if not len(true) or not bool((true[-1] > 0) & (false[-1] > 0)):
-        return widen(true.new_full((), 0)) * torch.nan
-    true, false = widen(true), widen(false)
-    return (true.diff(prepend=true.new_zeros(1)) * true / (true + false)).sum() / true[-1]
+    """The average precision, [...], of cumulative counts [..., T], as :func:`detection_counts` gives them."""
+    true, false = (widen(count) for count in _with_origin(true, false))
+    both = true + false
+    precision = (
+        true[..., 1:] / torch.where(both > 0, both, 1)[..., 1:]
+    )  # with weights, the first rows may count as none
+    value: Tensor = (true.diff() * precision).sum(-1) / true[..., -1]
+    return torch.where(false[..., -1] > 0, value, torch.nan)
 
 
 def precision_recall_curve(score: Tensor, is_ood: Tensor, positive: Positive = "out") -> tuple[Tensor, Tensor]:
@@ -189,16 +192,10 @@ def fpr_at_tpr(score: Tensor, is_ood: Tensor, tpr: float = 0.95, positive: Posit
 
 
 def fpr_of_counts(true: Tensor, false: Tensor, tpr: float) -> Tensor:
-    """The false positive rate of cumulative counts [T], as :func:`detection_counts` gives them."""
-    if not len(true) or not bool((true[-1] > 0) & (false[-1] > 0)):
-        return widen(true.new_full((), 0)) * torch.nan
-    threshold = (true < _least_count(tpr, int(true[-1]))).sum()
-    return widen(false[threshold]) / false[-1]
-
-
-def _least_count(share: float, total: int) -> int:
-    """The least k with k / total >= share as floats, so that 19 of 20 is 95 %; share * total alone rounds either way."""
-    count = max(1, int(share * total) - 1)
-    while count / total < share:
-        count += 1
-    return count
+    """The false positive rate, [...], of cumulative counts [..., T], as :func:`detection_counts` gives them."""
+    true, false = _with_origin(true, false)
+    # Shares are compared as float64, so that 19 of 20 is 95 %; tpr * total would be rounded either way.
+    found = to_float64(true) / to_float64(true[..., -1:])
+    threshold = (found < tpr).sum(-1, keepdim=True).to(false.device)  # 0 where there is no positive row
+    rate = widen(false.gather(-1, threshold)[..., 0]) / false[..., -1]
+    return torch.where(true[..., -1] > 0, rate, torch.nan)

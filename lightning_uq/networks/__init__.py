@@ -1,5 +1,6 @@
 """Networks f(x, z) of an input and an index, which selects one hypothesis."""
 
+from lightning_uq.networks.backbones.by_name import backbone, default_backbone
 from lightning_uq.networks.base import DeterministicNetwork, EpistemicNetwork
 from lightning_uq.networks.categorical_regression import CategoricalRegressionNetwork, CatMLPEnsemble
 from lightning_uq.networks.dropout import DropoutNetwork
@@ -83,8 +84,10 @@ __all__ = [
     "StackedEnsembleNetwork",
     "TabularNetwork",
     "VmapEnsembleNetwork",
+    "backbone",
     "build_ensemble",
     "cifar_conv_prior",
+    "default_backbone",
     "export_fitted",
     "freeze_as_buffers",
     "gp_prior",

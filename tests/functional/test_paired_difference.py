@@ -16,6 +16,7 @@ from benchmarks.seed_differences import (
 )
 from lightning_uq.errors import InputError
 from lightning_uq.functional.paired_difference import crossed_half_width, paired_difference, seed_difference
+from lightning_uq.functional.seed_rows import SeedRows
 
 REPETITIONS = 2000
 CASES = {
@@ -157,9 +158,50 @@ def test_the_corrected_interval_is_that_of_nadeau_and_bengio():
     a, b = normal(6, 25), normal(6, 25, seed=1)
     d = (a - b).mean(1).numpy()
     expected = stats.t.interval(0.95, 5, loc=d.mean(), scale=math.sqrt((1 / 6 + 25 / 75) * d.var(ddof=1)))
-    interval = paired_difference(a, b, num_train=75)
+    splits = [torch.arange(25) + 3 * seed for seed in range(6)]
+    interval = paired_difference(a, b, rows=SeedRows(splits, num_train=75))
     assert (interval.lower, interval.upper) == pytest.approx(expected)
     assert interval.over == "rows and seeds"
+
+
+@pytest.mark.parametrize("num_seeds", [3, 6])
+def test_the_order_of_the_rows_does_not_matter(num_seeds):
+    a, b = normal(num_seeds, 30).exp(), normal(num_seeds, 30, seed=1)
+    orders = [torch.randperm(30, generator=draw(seed)) for seed in range(num_seeds)]
+    shuffled = [[one[order] for one, order in zip(losses, orders, strict=True)] for losses in (a, b)]
+    found, expected = paired_difference(*shuffled, rows=SeedRows(orders)), paired_difference(a, b)
+    assert (found.lower, found.upper) == pytest.approx((expected.lower, expected.upper))
+    assert found.over == expected.over
+
+
+def test_few_resplits_give_the_interval_of_clusters():
+    """One row appears in two splits and its differences are correlated; the splits differ in size."""
+    a, b = [normal(20), normal(25, seed=1), normal(22, seed=2)], [normal(20, seed=3), normal(25, seed=4), normal(22)]
+    ids = [torch.arange(20), torch.arange(10, 35), torch.arange(30, 52)]
+    found = paired_difference(a, b, rows=SeedRows(ids))
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    effect = {}
+    for d, one in zip(differences, ids, strict=True):
+        for row, value in zip(one.tolist(), (d - d.mean()) / len(d) / 3, strict=True):
+            effect[row] = effect.get(row, 0) + value.item()
+    variance = 20 / 19 * sum(g**2 for g in effect.values())
+    skewness = sum(g**3 for g in effect.values()) / variance**1.5
+    z = stats.norm.ppf(0.975)
+    wider = 1 + skewness**2 * (z**4 + 2 * z**2 - 3) / 18
+    half_width = wider * stats.t.ppf(0.975, 19) * math.sqrt(variance)
+    assert found.difference == pytest.approx(sum(d.mean().item() for d in differences) / 3)
+    assert found.upper - found.difference == pytest.approx(half_width)
+    assert found.rows_only
+
+
+def test_rows_that_two_seeds_share_are_one_row():
+    """Twice the same split is one split; as if they were other rows, the interval would be shorter by the root of 2."""
+    a, b = normal(1, 40).expand(2, 40), torch.zeros(2, 40)
+    ids = torch.arange(40)
+    shared = paired_difference(a, b, rows=SeedRows([ids, torch.cat([ids[:-1], torch.tensor([40])])]))
+    apart = paired_difference(a, b, rows=SeedRows([ids, ids + 40]))
+    one, two = shared.upper - shared.lower, apart.upper - apart.lower
+    assert one / two == pytest.approx(math.sqrt(2), rel=0.05)
 
 
 def test_values_per_seed_give_a_paired_t_interval():
@@ -183,7 +225,18 @@ ONES = torch.ones(5, 4)
         (lambda: paired_difference(ONES[:0], ONES[:0]), "`losses_a` must be a tensor of real numbers [S, N]"),
         (lambda: paired_difference(ONES, ONES, level=95), "`level` must be a number in (0, 1), but it is 95."),
         (lambda: paired_difference(ONES, ONES / 0), "`losses_b` must be finite, but 20 of 20 numbers"),
-        (lambda: paired_difference(ONES, ONES, num_train=0), "`num_train` must be an integer of at least 1"),
+        (
+            lambda: paired_difference(ONES, ONES, rows=SeedRows([torch.arange(4) + s for s in range(5)])),
+            "Pass `num_train`, the number of training rows of a split",
+        ),
+        (
+            lambda: paired_difference(ONES, ONES[:3], rows=SeedRows([torch.arange(4)] * 5)),
+            "`losses_a` has 5 seeds, `losses_b` 3 and `rows` 5.",
+        ),
+        (
+            lambda: paired_difference(ONES, ONES, rows=SeedRows([torch.arange(3)] * 5)),
+            "`losses_a` must have shape [3], but its shape is [4]. `rows` has another number of rows for this seed.",
+        ),
         (lambda: seed_difference(ONES, ONES), "`values_a` must be a tensor of real numbers [S]"),
         (lambda: seed_difference(ONES[0, :1], ONES[0, :1]), "`values_a` has 1 seed."),
         (

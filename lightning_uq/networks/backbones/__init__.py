@@ -1,4 +1,4 @@
-"""Image networks of the DDU experiments, for inputs of about 32x32, and a residual network for feature vectors.
+"""Image networks of the DDU experiments, for inputs of about 32x32, small networks for quick comparisons, and all of them by name.
 
 DeepMind's ENN has backbones of its own, which load its parameters: they are in :mod:`lightning_uq.compat.haiku`. Those here are
 DDU's. ``modified`` selects its changes to activations and shortcuts, and
@@ -7,17 +7,21 @@ unbounded: ``fc`` of the ResNets, ``linear`` of ``WideResNet``, ``classifier`` o
 The features of a backbone are the input of its last linear layer.
 """
 
+from lightning_uq.networks.backbones.cnn import CNN
 from lightning_uq.networks.backbones.fc_resnet import FCResNet
 from lightning_uq.networks.backbones.lenet import LeNet
 from lightning_uq.networks.backbones.resnet import ResNet, resnet18, resnet50, resnet110
+from lightning_uq.networks.backbones.unet import UNet
 from lightning_uq.networks.backbones.vgg import VGG16
 from lightning_uq.networks.backbones.wide_resnet import WideResNet
 
 __all__ = [
+    "CNN",
     "VGG16",
     "FCResNet",
     "LeNet",
     "ResNet",
+    "UNet",
     "WideResNet",
     "resnet18",
     "resnet50",
