@@ -13,11 +13,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_uq import DeterministicModule, DirichletPrediction, Method
 from lightning_uq.compare import Configuration, Progress, Recipe, compare, discovery, page, write
-from lightning_uq.compare import run as run_module
+from lightning_uq.compare import plan as plan_module
 from lightning_uq.compare.discovery import methods
 from lightning_uq.compare.evaluation import num_weights, ood_score
 from lightning_uq.compare.page import command_line, equal_predictions
-from lightning_uq.compare.run import choose_methods, make_setting, share_trainings, summarize
+from lightning_uq.compare.plan import choose_methods, share_trainings
+from lightning_uq.compare.problem import make_problem
+from lightning_uq.compare.results import summarize
 from lightning_uq.errors import InputError
 from lightning_uq.functional import SCORES, auroc
 from lightning_uq.predictions import CategoricalPrediction
@@ -63,8 +65,8 @@ def add_method(monkeypatch):
     def add(**arguments):
         method = Method(**arguments)
         known = {**discovery.methods(), method.name: method}
-        for user in (discovery, run_module):
-            monkeypatch.setattr(user, "methods", lambda: dict(known))
+        for user in (discovery, plan_module):
+            monkeypatch.setattr(user, "methods", lambda task="classification": dict(known))
 
     return add
 
@@ -78,14 +80,14 @@ def without_times(results):
 
 def test_results_have_exactly_these_keys(done):
     results = done[0].results()
-    assert set(results) == {"data", "rows"}
+    assert set(results) == {"data", "task", "rows"}
     assert results["data"] == "digits"
     assert [row["method"] for row in results["rows"]] == ["softmax", "energy", "ensemble"]
     for row in results["rows"]:
         assert set(row) == {"method", *RESULT_KEYS}
         for key in RESULT_KEYS:
-            assert set(row[key]) == {"mean", "se"}
-            assert all(math.isfinite(value) for value in row[key].values())
+            assert set(row[key]) == {"mean", "se", "seeds"}
+            assert all(math.isfinite(value) for value in [row[key]["mean"], row[key]["se"], *row[key]["seeds"]])
         assert 0.5 < row["accuracy"]["mean"] <= 1
         assert row["train_seconds"]["mean"] > 0 < row["ms_per_1000"]["mean"]
     json.dumps(results, allow_nan=False)
@@ -101,8 +103,8 @@ def test_one_network_is_shared_by_the_methods_that_read_it(done):
     assert softmax["joint_log_loss"]["mean"] == pytest.approx(10 * softmax["nll"]["mean"])
     assert ensemble["joint_log_loss"]["mean"] < 10 * ensemble["nll"]["mean"]
     weights = 64 * 128 + 128 + 128 * 128 + 128 + 128 * 8 + 8
-    assert softmax["parameters"] == {"mean": weights, "se": 0}
-    assert ensemble["parameters"] == {"mean": 5 * weights, "se": 0}
+    assert softmax["parameters"] == {"mean": weights, "se": 0, "seeds": [weights] * 2}
+    assert ensemble["parameters"] == {"mean": 5 * weights, "se": 0, "seeds": [5 * weights] * 2}
 
 
 def test_progress_tells_every_training_and_epoch(done):
@@ -127,14 +129,14 @@ def test_numbers_are_recomputed_from_the_module(done):
         def on_fit_end(self, trainer, pl_module):
             modules.append(pl_module)
 
-    data = configuration.make_data(5)
-    setting = make_setting(configuration, data)
+    problem = make_problem(configuration, 5)
+    data = problem.data
     from lightning_uq.compare.training import train
 
     softmax = replace(methods()["softmax"], callbacks=lambda setting: [Keep()])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    trained = train(softmax, [softmax], setting, data, 5, configuration, Progress())
+    trained = train(softmax, [softmax], problem, 5, configuration, Progress())
     torch.set_num_threads(threads)
     assert modules == [trained.module]
     with torch.no_grad():
@@ -142,7 +144,8 @@ def test_numbers_are_recomputed_from_the_module(done):
     y = data.dataset("test").tensors[1]
     probs = logits["test"].double().softmax(1)
     row = run(methods=("softmax",), seeds=1)[0].rows[0]
-    assert row["accuracy"] == {"mean": pytest.approx(float((probs.argmax(1) == y).double().mean())), "se": None}
+    accuracy = pytest.approx(float((probs.argmax(1) == y).double().mean()))
+    assert row["accuracy"] == {"mean": accuracy, "se": None, "seeds": [accuracy]}
     assert row["nll"]["mean"] == pytest.approx(float(-probs[torch.arange(len(y)), y].log().mean()), rel=1e-5)
     brier = ((probs - nn.functional.one_hot(y, 8)) ** 2).sum(1).mean()
     assert row["brier"]["mean"] == pytest.approx(float(brier), rel=1e-5)
@@ -191,7 +194,7 @@ def test_a_file_of_ones_own(tmp_path):
     row = comparison.rows[0]
     assert row["accuracy"]["mean"] > 0.7
     assert row["parameters"]["mean"] == 5 * 128 + 128 + 128 * 128 + 128 + 128 * 3 + 3
-    assert comparison.setting.data == "blobs"
+    assert comparison.problem.setting.data == "blobs"
 
 
 def test_early_stopping_keeps_the_best_epoch():
@@ -216,12 +219,12 @@ def test_trained_as_trains_what_is_not_listed():
 
 def test_default_is_every_method(add_method):
     add_method(name="a_reader", ood_score="energy", trained_as="softmax")
-    setting = make_setting(Configuration(), Configuration().make_data(0))
-    chosen = list(choose_methods(None, setting)[0])
+    problem = make_problem(Configuration(), 0)
+    chosen = list(choose_methods(None, problem)[0])
     assert set(chosen) == set(discovery.methods()) >= {"a_reader", "ensemble"}
     assert chosen.index("softmax") < chosen.index("energy") < chosen.index("ensemble")
     assert chosen.index("softmax") < chosen.index("a_reader") < chosen.index("ensemble")
-    assert list(choose_methods(["energy", "softmax", "energy"], setting)[0]) == ["energy", "softmax"]
+    assert list(choose_methods(["energy", "softmax", "energy"], problem)[0]) == ["energy", "softmax"]
 
 
 def test_sharing_groups_by_training():
@@ -236,7 +239,7 @@ def test_sharing_groups_by_training():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ("softmax", "nope")}, "methods: unknown: 'nope'. Choose from softmax, "),
+        ({"methods": ("softmax", "nope")}, "methods: unknown for classification: 'nope'. Choose from softmax, "),
         ({"methods": ()}, "methods: no method is named"),
         ({"data": "mnist"}, "`data` must be 'digits', 'testbed' or the path of an .npz file, but it is 'mnist'"),
         ({"data": "nowhere.npz"}, "nowhere.npz must be .* but there is no such file"),
@@ -320,10 +323,11 @@ def test_score_order_provider_then_property_then_members():
 def test_summary_is_mean_and_standard_error():
     values = [3.0, 4.0, 8.0]
     summary = summarize([{"nll": value} for value in values])
-    assert summary == {"nll": {"mean": 5.0, "se": pytest.approx(statistics.stdev(values) / 3**0.5)}}
-    assert summarize([{"nll": 3.0}]) == {"nll": {"mean": 3.0, "se": None}}
-    assert summarize([{"nll": 3.0}, {"nll": math.inf}]) == {"nll": {"mean": None, "se": None}}
-    assert summarize([{"nll": math.nan}]) == {"nll": {"mean": None, "se": None}}
+    error = pytest.approx(statistics.stdev(values) / 3**0.5)
+    assert summary == {"nll": {"mean": 5.0, "se": error, "seeds": values}}
+    assert summarize([{"nll": 3.0}]) == {"nll": {"mean": 3.0, "se": None, "seeds": [3.0]}}
+    assert summarize([{"nll": 3.0}, {"nll": math.inf}]) == {"nll": {"mean": None, "se": None, "seeds": [3.0, None]}}
+    assert summarize([{"nll": math.nan}]) == {"nll": {"mean": None, "se": None, "seeds": [None]}}
     assert list(summarize([{"nll": 1.0, "accuracy": 1.0}])) == ["accuracy", "nll"]
 
 
@@ -356,9 +360,9 @@ def test_the_risk_coverage_figure_ranks_by_certainty_which_is_not_rounded(done, 
     )
     page.draw(done[0])
     ranks, wrong = drawn["softmax, energy"]
-    pooled = done[0].pooled["softmax"]
-    torch.testing.assert_close(-torch.expm1(-ranks), torch.cat(pooled.confidence).double(), rtol=0, atol=1e-6)
-    assert torch.equal(wrong, ~torch.cat(pooled.correct))
+    scores = page.pooled(done[0].records["softmax"])
+    torch.testing.assert_close(-torch.expm1(-ranks), scores["confidence"].double(), rtol=0, atol=1e-6)
+    assert torch.equal(wrong, ~scores["correct"])
 
 
 def test_written_files(done, tmp_path):

@@ -15,7 +15,8 @@ from lightning_uq.compare import Configuration, Progress, Recipe, compare
 from lightning_uq.compare import configuration as configuration_module
 from lightning_uq.compare.evaluation import num_weights
 from lightning_uq.compare.page import command_line, make_report
-from lightning_uq.compare.run import choose_methods, make_setting
+from lightning_uq.compare.plan import choose_methods
+from lightning_uq.compare.problem import make_problem
 from lightning_uq.compare.testbed import (
     AGENTS,
     DEFAULT_AGENTS,
@@ -54,10 +55,8 @@ def configure(path, **changes):
 
 def trained_weights(path, name, seed=0):
     configuration = configure(path)
-    data = configuration.make_data(seed)
-    setting = make_setting(configuration, data)
-    method = AGENTS[name]
-    return train(method, [method], setting, data, seed, configuration, Progress()).module
+    problem, method = make_problem(configuration, seed), AGENTS[name]
+    return train(method, [method], problem, seed, configuration, Progress()).module
 
 
 # ------------------------------------------------------------------ rows
@@ -121,8 +120,8 @@ def test_bad_configurations(path, changes, message):
 
 def test_uniform_is_a_method_of_the_testbed_alone(path):
     configuration = configure(path)
-    assert "uniform" in choose_methods(None, make_setting(configuration, configuration.make_data(0)))[0]
-    digits = make_setting(Configuration(), Configuration().make_data(0))
+    assert "uniform" in choose_methods(None, make_problem(configuration, 0))[0]
+    digits = make_problem(Configuration(), 0)
     with pytest.raises(InputError, match="unknown: 'uniform'"):
         choose_methods(["uniform"], digits)
     assert "uniform" not in choose_methods(None, digits)[0]
@@ -167,7 +166,7 @@ def test_the_testbeds_recipe_is_the_originals():
 
 def test_agents_have_the_originals_sizes(path):
     configuration = configure(path)
-    setting = make_setting(configuration, configuration.make_data(0))
+    setting = make_problem(configuration, 0).setting
     mlp = 3 * 50 + 50 + 50 * 50 + 50 + 50 * 2 + 2
     sizes = {"softmax": mlp, "ensemble": 10 * mlp, "ensemble_prior": 20 * mlp, "uniform": 0}
     for name, size in sizes.items():
@@ -176,7 +175,7 @@ def test_agents_have_the_originals_sizes(path):
 
 def test_weight_decay_is_the_gradient_of_the_originals_penalty(path):
     configuration = configure(path)
-    setting = make_setting(configuration, configuration.make_data(0))
+    setting = make_problem(configuration, 0).setting
     scale = math.sqrt(0.25) * 3 / 12
     for name in ("softmax", "ensemble", "ensemble_prior", "dropout"):
         groups = AGENTS[name].build(setting).configure_optimizers().param_groups

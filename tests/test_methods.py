@@ -12,8 +12,9 @@ import lightning_uq
 from lightning_uq import InputError, Method
 from lightning_uq.cli import main
 from lightning_uq.compare import Configuration
-from lightning_uq.compare import run as run_module
+from lightning_uq.compare import plan
 from lightning_uq.compare.discovery import find_methods, methods
+from lightning_uq.compare.problem import make_problem
 from tests.contract import cases
 
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
@@ -57,8 +58,7 @@ def test_a_new_file_in_the_package_is_compared_and_in_the_contract(new_file, mak
 
 def test_a_new_callback_in_the_package_is_compared_and_in_the_contract(new_file, make_trainer):
     new_file("callbacks", "centre", CALLBACK)
-    setting = run_module.make_setting(Configuration(), Configuration().make_data(0))
-    assert "centre" in run_module.choose_methods(None, setting)[0]
+    assert "centre" in plan.choose_methods(None, make_problem(Configuration(), 0))[0]
 
     modules, callbacks = cases.discovered_cases()
     (case,) = callbacks

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -20,6 +21,7 @@ from lightning_uq.callbacks.number_calibration import (
     distribution_metrics,
 )
 from lightning_uq.functional.variance_scaling import fit_quantile_stretch, fit_residual_variance, fit_stretch
+from lightning_uq.method import Method, Setting
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.transforms import PredictionTransform
 from lightning_uq.tasks import Task
@@ -142,3 +144,18 @@ class ScalingTransform(PredictionTransform):
         numbers = check_numbers(prediction)
         self.carried.check(numbers)
         return numbers.scaled(rounded_for(self.factor, numbers).to(numbers.device))
+
+
+def _fit(setting: Setting) -> list[Callback]:
+    return [VarianceScaling()]
+
+
+METHOD = Method(
+    name="ensemble_mean_scaled",
+    about="the ensemble of means, and a noise variance that is fitted to the validation rows",
+    trained_as="ensemble_mean",
+    callbacks=_fit,
+    ood_score="epistemic_variance",
+    tasks=("regression",),
+    link="https://arxiv.org/abs/2006.13092",
+)

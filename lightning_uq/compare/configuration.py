@@ -121,6 +121,7 @@ class Configuration:
             data = DigitsDataModule(**arguments)
         elif self.data == "diabetes":
             from lightning_uq.data import DiabetesDataModule
+
             data = DiabetesDataModule(**arguments)
         elif self.data.endswith(".npz"):
             data = NpzDataModule(self.data, **arguments)

@@ -151,8 +151,8 @@ class _Reader(Callback):
         self.task = task
         self.scorers = scorers
         self.labelled = labelled
-        joint = {name: metric for name, metric in task.metrics("test").items() if isinstance(metric, JointLogLoss)}
-        self.further: dict[str, Metric] = joint if labelled else {}
+        metrics = task.metrics("test") if labelled else {}
+        self.further = {name: metric for name, metric in metrics.items() if isinstance(metric, JointLogLoss)}
         self.log_probs: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.num_indices: int | None = None

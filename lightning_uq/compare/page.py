@@ -202,7 +202,11 @@ def _configuration(comparison: Comparison) -> dict[str, Any]:
 
 
 def _testbed_configuration(comparison: Comparison, steps: int) -> dict[str, Any]:
-    configuration, recipe, setting = comparison.configuration, comparison.configuration.recipe, comparison.problem.setting
+    configuration, recipe, setting = (
+        comparison.configuration,
+        comparison.configuration.recipe,
+        comparison.problem.setting,
+    )
     assert isinstance(setting, AgentSetting)
     return {
         "Command": command_line(comparison),

@@ -10,7 +10,7 @@ from lightning_uq.compare.testbed import agent_setting
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.method import Setting
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.tasks import Classification, Regression
+from lightning_uq.tasks import task_for
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,3 @@ def make_problem(configuration: Configuration, seed: int) -> Problem:
         optimizer=functools.partial(torch.optim.Adam, lr=configuration.recipe.learning_rate),
     )
     return Problem(data, setting)
-
-
-def task_for(data):
-    if data.task == "classification":
-        return Classification(num_classes=data.num_outputs)
-    return Regression(target_scale=data.target_scale)

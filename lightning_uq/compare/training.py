@@ -1,6 +1,5 @@
 """One training of the comparison, under Lightning's Trainer like any other."""
 
-import math
 import random
 import tempfile
 import time
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_uq.compare.configuration import Configuration
+from lightning_uq.compare.isolation import IsolatedCallbacks
 from lightning_uq.compare.problem import Problem
 from lightning_uq.compare.testbed import num_epochs
 from lightning_uq.method import Method
@@ -67,15 +67,10 @@ def train(
     """
     recipe, setting = configuration.recipe, problem.setting
     progress.training(trainee.name, seed)
-    # A clock stands before and after each method's callbacks, so that a row is charged with its own alone.
-    clocks = [_Clock()]
-    callbacks: dict[str, list[Callback]] = {}
-    sequence: list[Callback] = [clocks[0]]
+    isolated: dict[str, IsolatedCallbacks] = {}
     with seeded(seed), tempfile.TemporaryDirectory() as directory:
         for method in readers:
-            callbacks[method.name] = method.make_callbacks(setting)
-            clocks.append(_Clock())
-            sequence += [*callbacks[method.name], clocks[-1]]
+            isolated[method.name] = IsolatedCallbacks(method.make_callbacks(setting))
         start = time.perf_counter()
         module = trainee.make_module(setting)
         fixed, monitor = recipe.steps is not None, monitored(module, setting.task)
@@ -85,7 +80,7 @@ def train(
             accelerator=configuration.accelerator,
             devices=1,
             max_epochs=num_epochs(trainee.name, setting) if fixed else recipe.max_epochs,
-            callbacks=[*stop, _Epochs(progress), *sequence, *best],
+            callbacks=[*stop, _Epochs(progress), *isolated.values(), *best],
             default_root_dir=directory,
             logger=False,
             enable_checkpointing=not fixed,
@@ -97,20 +92,18 @@ def train(
         )
         if any(parameter.requires_grad for parameter in module.parameters()):
             trainer.fit(module, datamodule=problem.data)
-        else:
-            for clock in clocks:
-                clock.stop()
+        total = time.perf_counter() - start
         module.cpu()
         if best:
             weights = torch.load(best[0].best_model_path, map_location="cpu", weights_only=True)["state_dict"]
             module.load_state_dict(weights)
-    shared = clocks[0].time - start
+    shared = total - sum(one.seconds for one in isolated.values())
     progress.trained(trainer.current_epoch, shared)
-    seconds = {
-        method.name: shared + after.time - before.time
-        for method, before, after in zip(readers, clocks[:-1], clocks[1:], strict=True)
-    }
-    return Trained(module.eval(), callbacks, seconds)
+    return Trained(
+        module.eval(),
+        {name: one.callbacks for name, one in isolated.items()},
+        {name: shared + one.seconds for name, one in isolated.items()},
+    )
 
 
 def monitored(module: LightningModule, task: Task) -> str:
@@ -139,18 +132,6 @@ class _Epochs(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.progress.epoch()
-
-
-class _Clock(Callback):
-    """Remembers when training ended for the callbacks before it."""
-
-    time = math.nan
-
-    def stop(self) -> None:
-        self.time = time.perf_counter()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop()
 
 
 @contextmanager

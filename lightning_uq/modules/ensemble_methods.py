@@ -53,7 +53,7 @@ METHODS = (
     ),
     Method(
         name="ensemble_mean",
-        about=f"{NUM_MEMBERS} networks that predict a mean; their spread is the only uncertainty",
+        about=f"{NUM_MEMBERS} networks that predict a mean, whose spread is the only uncertainty",
         build=_build_means,
         ood_score="epistemic_variance",
         tasks=("regression",),

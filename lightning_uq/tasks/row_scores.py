@@ -128,7 +128,8 @@ def number_row_scores(prediction: NumberPrediction, target: Tensor) -> dict[str,
 def _interval(prediction: NumberPrediction) -> tuple[Tensor, Tensor] | None:
     if prediction.has("conformal_lower"):
         return prediction.conformal_lower, prediction.conformal_upper
-    return _answer(lambda: prediction.interval(INTERVAL_LEVEL))
+    found: tuple[Tensor, Tensor] | None = _answer(lambda: prediction.interval(INTERVAL_LEVEL))
+    return found
 
 
 def _answer(question: Callable[[], Any]) -> Any:

@@ -23,7 +23,7 @@ from lightning_uq.compare.discovery import methods
 from lightning_uq.method import Setting
 from lightning_uq.networks import Factory
 from lightning_uq.networks.epinet.head import EpinetHead
-from lightning_uq.tasks import Regression, Segmentation, Task
+from lightning_uq.tasks import Classification, Regression, Segmentation, Task
 from tests.metrics import cases as measured
 
 FEATURES, CLASSES, TARGETS = 4, 3, 2
@@ -709,7 +709,15 @@ LISTED_CALLBACKS = [
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
 ]
 
-SETTING = Setting("blobs", FEATURES, CLASSES, 40, network, OPTIMIZERS["classification"])
+SETTING = Setting(
+    data="blobs",
+    task=Classification(),
+    input_shape=(FEATURES,),
+    num_targets=CLASSES,
+    num_train=40,
+    backbone=network,
+    optimizer=OPTIMIZERS["classification"],
+)
 
 
 def discovered_cases() -> tuple[list[ModuleCase], list[CallbackCase]]:

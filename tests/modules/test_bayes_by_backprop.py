@@ -12,7 +12,7 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.mlp import MLP
-from lightning_uq.tasks import Segmentation
+from lightning_uq.tasks import Classification, Segmentation
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -130,7 +130,14 @@ def test_bad_arguments(arguments, message):
 
 def test_the_testbeds_agent():
     setting = AgentSetting(
-        "testbed", 10, 2, 100, functools.partial(MLP, 10, 2, hidden_sizes=(50, 50)), ADAM, temperature=0.1
+        data="testbed",
+        task=Classification(),
+        input_shape=(10,),
+        num_targets=2,
+        num_train=100,
+        backbone=functools.partial(MLP, 10, hidden_sizes=(50, 50)),
+        optimizer=ADAM,
+        temperature=0.1,
     )
     module = AGENTS["bayes_by_backprop"].build(setting)
     assert sum(p.numel() for p in module.parameters()) == 2 * 3202

@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSa
 from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_uq.modules.ensemble
+from lightning_uq.compare.discovery import methods
 from lightning_uq.data.indexed import Indexed, IndexedSample
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import bootstrap_weights, member_seed
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.method import Setting
 from lightning_uq.modules.deterministic import DeterministicModule
-from lightning_uq.modules.ensemble import METHOD, EnsembleModule
+from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.priors.members import NetworkWithPrior
 from lightning_uq.predictions import GaussianMixturePrediction
@@ -206,10 +207,20 @@ def test_arguments_out_of_range(arguments, message):
 
 
 def test_the_comparison_knows_it():
-    method = METHOD
-    built = method.build(Setting("digits", 4, 3, 100, mlp, sgd))
+    method = methods()["ensemble"]
+    task = Classification(num_classes=3)
+    setting = Setting(
+        data="digits",
+        task=task,
+        input_shape=(4,),
+        num_targets=3,
+        num_train=100,
+        backbone=lambda _: mlp(),
+        optimizer=sgd,
+    )
+    built = method.build(setting)
     assert method.ood_score == built.ood_score == EnsembleModule.preferred_ood_scores[0] == "mutual_information"
-    assert (built.network.num_indices, built.task, built.optimizer) == (5, Classification(), sgd)
+    assert (built.network.num_indices, built.task, built.optimizer) == (5, task, sgd)
 
 
 # ---------------------------------------------------------------------- training

@@ -373,6 +373,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.networks.factory import Factory
+from lightning_uq.tasks import Classification
 
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long()
@@ -430,8 +431,16 @@ def test_named_configurations():
 
 
 def test_the_recipe_of_the_testbed_follows_its_options():
-    network = functools.partial(agent_network, in_features=10, out_features=2)
-    setting = AgentSetting("testbed", 10, 2, 100, network, torch.optim.Adam, temperature=0.1)
+    setting = AgentSetting(
+        data="testbed",
+        task=Classification(),
+        input_shape=(10,),
+        num_targets=2,
+        num_train=100,
+        backbone=functools.partial(agent_network, 10),
+        optimizer=torch.optim.Adam,
+        temperature=0.1,
+    )
     epinet, prior, dropout = (AGENTS[name].build(setting) for name in ("epinet", "ensemble_prior", "dropout"))
     assert epinet.network.additive_scale.scale == pytest.approx(3.0)
     assert prior.network.num_indices == 10

@@ -13,6 +13,7 @@ from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.priors.independent_layers import PriorIndependentLayers
+from lightning_uq.tasks import Classification
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -100,8 +101,16 @@ def test_a_density_is_refused(make_trainer):
 
 
 def test_the_testbeds_agent():
-    network = functools.partial(BASE._function, 10, 2, hidden_sizes=(50, 50))
-    setting = AgentSetting("testbed", 10, 2, 100, network, ADAM, temperature=0.1)
+    setting = AgentSetting(
+        data="testbed",
+        task=Classification(),
+        input_shape=(10,),
+        num_targets=2,
+        num_train=100,
+        backbone=functools.partial(BASE._function, 10, hidden_sizes=(50, 50)),
+        optimizer=ADAM,
+        temperature=0.1,
+    )
     module = AGENTS["hypermodel"].build(setting)
     assert sum(p.numel() for p in module.parameters()) == 22_414  # as the original counts
     assert num_epochs("hypermodel", setting) == 2

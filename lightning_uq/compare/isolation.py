@@ -1,0 +1,75 @@
+"""The post-training callbacks of several methods under one Trainer, none of which sees those of another."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_uq.modules.base import UncertaintyModule
+
+_HOOKS = tuple(name for name in dir(Callback) if name.startswith("on_") or name in ("setup", "teardown"))
+
+
+class IsolatedCallbacks(Callback):
+    """Runs callbacks as if those of other methods were not there.
+
+    In each hook the Trainer lists these callbacks alone beside those that every method shares. Predictions that they change after the training
+    are put back.
+
+    Args:
+        callbacks: The callbacks of one method.
+
+    Attributes:
+        callbacks: The same.
+        seconds: Time that they took after the training.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import LambdaCallback
+        >>> seen = []
+        >>> one = LambdaCallback(on_train_end=lambda trainer, module: seen.append(len(trainer.callbacks)))
+        >>> trainer = Trainer(callbacks=[IsolatedCallbacks([one]), IsolatedCallbacks([])], logger=False, enable_checkpointing=False,
+        ...     enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
+        >>> for callback in trainer.callbacks:
+        ...     callback.on_train_end(trainer, LightningModule())
+        >>> seen, len(trainer.callbacks)
+        ([1], 2)
+    """
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = list(callbacks)
+        self.seconds = 0.0
+
+    @contextmanager
+    def _alone(self, trainer: Trainer) -> Iterator[None]:
+        listed: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning does not declare it
+        shared = [one for one in listed if not isinstance(one, IsolatedCallbacks)]
+        trainer.callbacks = [*self.callbacks, *shared]  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            trainer.callbacks = listed  # type: ignore[attr-defined]
+
+    def _run(self, hook: str, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        start = time.perf_counter()
+        with self._alone(trainer):
+            for callback in self.callbacks:
+                getattr(callback, hook)(trainer, pl_module, *args, **kwargs)
+        if hook == "on_train_end":
+            self.seconds = time.perf_counter() - start
+            if isinstance(pl_module, UncertaintyModule):
+                pl_module.prediction_transforms.clear()
+
+
+def _forwarding(hook: str) -> Callable[..., None]:
+    def forward(
+        self: IsolatedCallbacks, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        self._run(hook, trainer, pl_module, *args, **kwargs)
+
+    return forward
+
+
+for _hook in _HOOKS:
+    setattr(IsolatedCallbacks, _hook, _forwarding(_hook))
