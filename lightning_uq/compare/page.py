@@ -4,10 +4,9 @@ import json
 import os
 import platform
 import shlex
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
@@ -27,8 +26,12 @@ from lightning_uq.report import (
     score_histogram,
     score_label,
     to_png,
+    to_svg,
     write_files,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SEEDS = {
     False: "Each has a split of its own too; the splits are of one data set, so that the true uncertainty is larger than it says.",
@@ -50,32 +53,32 @@ def write(comparison: Comparison, directory: Path) -> list[str]:
     """
     figures = draw(comparison)
     results = json.dumps(comparison.results(), indent=2, allow_nan=False) + "\n"
-    page = render_html(make_report(comparison, figures))
-    files = {"results.json": results.encode(), "report.html": page.encode(), **figures}
+    page = render_html(make_report(comparison, {name: to_svg(figure) for name, figure in figures.items()}))
+    images = {name: to_png(figure) for name, figure in figures.items()}
+    files = {"results.json": results.encode(), "report.html": page.encode(), **images}
     write_files(directory, files, stale=STALE)
     return list(files)
 
 
-def draw(comparison: Comparison) -> dict[str, bytes]:
-    """The figures as PNG, by file name."""
+def draw(comparison: Comparison) -> dict[str, "Figure"]:
+    """The figures by file name."""
     figures, curves = {}, {}
+    repeats = comparison.configuration.seeds
     rows = {row["method"]: row for row in comparison.rows}
     for names in equal_predictions(comparison):
         pooled = comparison.pooled[names[0]]
         confidence, correct = torch.cat(pooled.confidence), torch.cat(pooled.correct)
-        title, note = textwrap.fill(", ".join(names), 34), _mean("ECE", rows[names[0]], "ece")
-        curves[textwrap.fill(", ".join(names), 24)] = torch.cat(pooled.certainty), ~correct
-        figures[f"reliability_{names[0]}.png"] = to_png(
-            reliability_diagram(confidence, correct, title=title, note=note, num_bins=NUM_BINS)
+        title, note = ", ".join(names), _mean("ECE", rows[names[0]], "ece")
+        curves[title] = torch.cat(pooled.certainty), ~correct
+        figures[f"reliability_{names[0]}.png"] = reliability_diagram(
+            confidence, correct, title=title, note=note, num_bins=NUM_BINS, repeats=repeats
         )
     for name, pooled in comparison.pooled.items():
         if pooled.score_out:
             score_in, score_out = torch.cat(pooled.score_in), torch.cat(pooled.score_out)
             score, note = comparison.methods[name].ood_score, _mean("AUROC", rows[name], "ood_auroc")
-            figures[f"scores_{name}.png"] = to_png(
-                score_histogram(score_in, score_out, score=score, title=name, note=note)
-            )
-    figures["risk_coverage.png"] = to_png(risk_coverage_figure(curves))
+            figures[f"scores_{name}.png"] = score_histogram(score_in, score_out, score=score, title=name, note=note)
+    figures["risk_coverage.png"] = risk_coverage_figure(curves)
     return figures
 
 
@@ -95,7 +98,7 @@ def equal_predictions(comparison: Comparison) -> list[list[str]]:
     return groups
 
 
-def make_report(comparison: Comparison, figures: Mapping[str, bytes]) -> Report:
+def make_report(comparison: Comparison, figures: Mapping[str, str]) -> Report:
     """The report's texts and tables around these figures."""
     setting, sizes, configuration = comparison.setting, comparison.sizes, comparison.configuration
     held_out = ", ".join(map(str, configuration.ood_classes or ()))
@@ -263,7 +266,7 @@ def _notes(comparison: Comparison) -> list[str]:
     return notes
 
 
-def _pick(figures: Mapping[str, bytes], prefix: str, alt: str) -> dict[str, bytes]:
+def _pick(figures: Mapping[str, str], prefix: str, alt: str) -> dict[str, str]:
     return {
         alt + name.removeprefix(prefix).removesuffix(".png"): png
         for name, png in figures.items()
