@@ -88,5 +88,5 @@ def difference_figure(
     direction = "better →" if better == "higher" else "← better"
     axes.set_xlabel(f"{metric} minus {reference} ({direction})")
     heading(axes, title, [note])
-    legend_below(figure, [handles[label] for label in sorted(handles)], wrap=40)
+    legend_below(figure, [handles[label] for label in sorted(handles)])
     return finish(figure, grid="x")

@@ -72,7 +72,9 @@ def finish(figure: "Figure", *, grid: Literal["x", "y", "both"] = "y") -> "Figur
         axes.tick_params(color=GREY, which="both")
         axes.grid(axis=grid, color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.tick_params(labelcolor=INK, labelsize=9, which="both")
+        axes.tick_params(labelcolor=INK, labelsize=10, which="both")
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set_size(11)
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         if text.get_color() == "black":
@@ -82,7 +84,7 @@ def finish(figure: "Figure", *, grid: Literal["x", "y", "both"] = "y") -> "Figur
 
 def heading(axes: Any, title: str, notes: Sequence[str] = ()) -> None:
     """A title above the axes, and below it a smaller line for each note; both are wrapped to the width of a figure."""
-    lines = [line for note in notes if note for line in textwrap.wrap(note, 56)]
+    lines = [line for note in notes if note for line in textwrap.wrap(note, 52)]
     if lines:
         axes.annotate(
             "\n".join(lines),
@@ -90,26 +92,32 @@ def heading(axes: Any, title: str, notes: Sequence[str] = ()) -> None:
             (0, 5),
             xycoords="axes fraction",
             textcoords="offset points",
-            fontsize=9,
+            fontsize=9.5,
             linespacing=1.25,
             verticalalignment="bottom",
         )
     if title:
-        pad = 6 + 12.5 * len(lines)
-        axes.set_title(textwrap.fill(title, 42), loc="left", fontsize=10.5, fontweight="bold", pad=pad)
+        pad = 6 + 13.2 * len(lines)
+        axes.set_title(textwrap.fill(title, 38), loc="left", fontsize=11.5, fontweight="bold", pad=pad)
 
 
-def legend_below(figure: "Figure", handles: Sequence[Any], *, ncols: int = 2, wrap: int = 24) -> None:
-    """A legend under the axes, where it covers nothing.
+def legend_below(figure: "Figure", handles: Sequence[Any]) -> None:
+    """A legend in two columns under the axes, where it covers nothing.
 
     A method's name may begin with an underscore or contain ``$``: it is shown as it is.
     """
     places = [str(i) for i in range(len(handles))]  # matplotlib leaves out labels that begin with an underscore
     legend = figure.legend(
-        handles, places, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9, handlelength=2.6
+        handles,
+        places,
+        loc="outside lower center",
+        ncols=min(2, len(handles)),
+        frameon=False,
+        fontsize=10,
+        handlelength=2.6,
     )
     for text, handle in zip(legend.get_texts(), handles, strict=True):
-        text.set_text(textwrap.fill(handle.get_label(), wrap, break_on_hyphens=False))
+        text.set_text(textwrap.fill(handle.get_label(), 21, break_on_hyphens=False))
 
 
 def line_styles(methods: Sequence[str], highlighted: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:

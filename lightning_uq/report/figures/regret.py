@@ -53,5 +53,5 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.set_ylim(0, 1.05 * top)
     heading(axes, title)
-    legend_below(figure, lines, ncols=3)
+    legend_below(figure, lines)
     return finish(figure)

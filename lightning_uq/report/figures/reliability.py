@@ -66,8 +66,7 @@ def reliability_diagram(
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     width = 0.92 / num_bins
     colors = [FAINT if one else IN_COLOR for one in few]
-    for bar, one in zip(top.bar(centre, accuracy, width, color=colors, zorder=2), few, strict=True):
-        bar.set_alpha(0.45 if one else 0.75)
+    top.bar(centre, accuracy, width, color=colors, alpha=0.7, zorder=2)
     top.errorbar(centre, accuracy, wilson(accuracy, rows), fmt="none", ecolor=INK, elinewidth=0.8, capsize=2, zorder=3)
     top.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle="--", zorder=4)
     notes = [note, "Dashed: calibrated. Whiskers: 95 % intervals."]
@@ -75,7 +74,7 @@ def reliability_diagram(
         notes.append(f"Grey: bins with fewer than {MIN_ROWS} {'different rows' if repeats > 1 else 'rows'}.")
     top.set(ylabel="Observed frequency" if event else "Accuracy", xlim=(0, 1), ylim=(0, 1.03))
     heading(top, title, notes)
-    bottom.bar(centre, count[used].numpy(), width, color=colors)
+    bottom.bar(centre, count[used].numpy(), width, color=colors, alpha=0.7)
     bottom.set_xlabel(f"Predicted probability of {event}" if event else "Confidence")
     bottom.set(ylabel="Inputs", yscale="log", ylim=(0.7, 2 * len(confidence)))
     powers = [10**power for power in range(9) if 10**power <= 2 * len(confidence)]
