@@ -361,7 +361,7 @@ def test_a_row_gains_a_hundred_labels(tmp_path):
     assert uniform["kl_tau100"]["mean"] == pytest.approx(expected, abs=1e-4)
     assert uniform["kl_tau100_normalized"]["mean"] == pytest.approx(1)
     assert ensemble["kl_tau100"]["mean"] != uniform["kl_tau100"]["mean"]
-    notes = make_report(comparison, {"risk_coverage.png": b""}).notes
+    notes = make_report(comparison, {"risk_coverage.png": ""}).notes
     assert any(note.startswith("KL 100 is the testbed's estimate for more than ten labels") for note in notes)
 
 

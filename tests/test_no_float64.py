@@ -31,7 +31,7 @@ from lightning_uq.metrics import (
 from lightning_uq.networks.density import GaussianDensity
 from lightning_uq.networks.epinet.feature_scaler import FeatureScaler
 from lightning_uq.networks.priors.scale import PriorScale
-from lightning_uq.report.plots import score_histogram
+from lightning_uq.report import score_histogram
 from lightning_uq.running import row_sample
 from tests.no_float64 import device_without_float64
 

@@ -1,86 +1,117 @@
-"""The numbers of the table that follow from the scores of single rows: means of one score, and functions of several."""
+"""The numbers of the table that follow from scores of the test rows, as functions of those scores with a weight for each row.
 
-import math
+With equal weights a measure is the number itself; with resampled weights it gives the number's interval.
+"""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from lightning_uq.callbacks.ood_scores import detection_metrics
 from lightning_uq.compare.records import Record
-from lightning_uq.functional.calibration import bin_statistics, calibration_error
-from lightning_uq.tasks.row_scores import NUM_BINS
+from lightning_uq.functional.weighted_metrics import (
+    weighted_auroc,
+    weighted_average_precision,
+    weighted_ece,
+    weighted_fpr_at_tpr,
+    weighted_mean,
+    weighted_rmse,
+)
+
+Metric = Callable[..., Tensor]
+"""Takes scores [N] by name and ``weights`` [R, N]; returns [R]."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of the table, as a function of the scores of the test rows.
+    """A number of the table as a function of a record.
 
     Attributes:
         key: Its key in the results.
-        needs: Names of the row scores that it reads; ``ood_score`` is read of the out-of-distribution rows as well.
-        value: The number, of these scores by name; those of the out-of-distribution rows are ``outside``.
-        is_mean: Whether it is the mean of its one score.
+        arguments: For each argument of ``metric`` the row score that it is. A score [N, K] is handed over as K arguments ``name_0`` ....
+        metric: The function.
+        is_detection: Whether it tells test rows and out-of-distribution rows apart: then it gets ``score`` and ``is_ood`` of both.
     """
 
     key: str
-    needs: tuple[str, ...]
-    value: Callable[[Mapping[str, Tensor]], float]
-    is_mean: bool = False
+    arguments: Mapping[str, str]
+    metric: Metric
+    is_detection: bool = False
 
-    def scores(self, record: Record) -> dict[str, Tensor] | None:
-        """The scores that the measure reads; None if the record lacks one."""
-        found = {name: record.rows[name] for name in self.needs if name in record.rows}
-        if "ood_score" in self.needs and "ood_score" in record.outside:
-            found["outside"] = record.outside["ood_score"]
-        complete = len(found) == len(self.needs) + ("ood_score" in self.needs)
-        return found if complete else None
+    def applies(self, record: Record) -> bool:
+        """Whether the record has the scores."""
+        return set(self.arguments.values()) <= set(record.rows) and (not self.is_detection or bool(record.outside))
+
+    def vectors(self, record: Record) -> dict[str, Tensor]:
+        """The arguments of ``metric``, each [N], or [N + N_ood] of a detection."""
+        if self.is_detection:
+            inside, outside = record.rows["ood_score"], record.outside["ood_score"]
+            return {"score": torch.cat([inside, outside]), "is_ood": is_ood(record)}
+        found = {}
+        for argument, name in self.arguments.items():
+            score = record.rows[name].flatten(1) if record.rows[name].ndim > 1 else record.rows[name]
+            columns = {f"{argument}_{k}": one for k, one in enumerate(score.unbind(1))} if score.ndim > 1 else {argument: score}
+            found |= columns
+        return found
+
+    def value(self, record: Record) -> float:
+        """The number."""
+        vectors = self.vectors(record)
+        num = len(next(iter(vectors.values())))
+        return float(self.metric(**vectors, weights=torch.ones(1, num, dtype=torch.float64)))
+
+
+def is_ood(record: Record) -> Tensor:
+    """Which of the test rows and the out-of-distribution rows behind them are the latter [N + N_ood]."""
+    num = len(record.row_ids)
+    return torch.arange(num + len(record.outside["ood_score"])) >= num
 
 
 def _mean(key: str, score: str) -> Measure:
-    return Measure(key, (score,), lambda scores: float(scores[score].double().nanmean()), is_mean=True)
+    return Measure(key, {"value": score}, weighted_mean)
 
 
-def _rmse(scores: Mapping[str, Tensor]) -> float:
-    return math.sqrt(float(scores["squared_error"].double().nanmean()))
+def _mean_iou(weights: Tensor, **counts: Tensor) -> Tensor:
+    """The mean over classes of summed intersections over summed unions."""
+    summed = {name: weights @ count.double() for name, count in counts.items()}
+    num_classes = len(counts) // 2
+    ratio = torch.stack([summed[f"intersection_{c}"] / summed[f"union_{c}"] for c in range(num_classes)])
+    return ratio.nanmean(0)  # a class that is neither there nor predicted has no ratio
 
 
-def _ece(scores: Mapping[str, Tensor]) -> float:
-    return float(calibration_error(bin_statistics(scores["confidence"], scores["correct"], NUM_BINS)))
+def _ece_of_bins(weights: Tensor, **bins: Tensor) -> Tensor:
+    """The calibration error of counts, hits and summed confidences in bins, one after another."""
+    summed = torch.stack([weights @ bins[f"bins_{k}"].double() for k in range(len(bins))])
+    count, hits, confidence = summed.unflatten(0, (3, -1))
+    return (hits - confidence).abs().sum(0) / count.sum(0)
 
 
-def _ece_of_maps(scores: Mapping[str, Tensor]) -> float:
-    return float(calibration_error(scores["bins"].sum(0)))
-
-
-def _miou(scores: Mapping[str, Tensor]) -> float:
-    intersection, union = scores["intersection"].sum(0), scores["union"].sum(0)
-    return float((intersection / union)[union > 0].mean())
-
-
-def _detection(key: str) -> Measure:
-    def value(scores: Mapping[str, Tensor]) -> float:
-        return float(detection_metrics(scores["ood_score"], scores["outside"])[key])
-
-    return Measure(key, ("ood_score",), value)
+def _detection(key: str, metric: Metric) -> Measure:
+    return Measure(key, {"score": "ood_score"}, metric, is_detection=True)
 
 
 MEASURES: tuple[Measure, ...] = (
     _mean("accuracy", "correct"),
     _mean("nll", "nll"),
     _mean("brier", "brier"),
-    Measure("ece", ("confidence", "correct"), _ece),
-    Measure("ece", ("bins",), _ece_of_maps),
-    Measure("miou", ("intersection", "union"), _miou),
-    Measure("rmse", ("squared_error",), _rmse),
+    Measure("ece", {"confidence": "confidence", "correct": "correct"}, weighted_ece),
+    Measure("ece", {"bins": "bins"}, _ece_of_bins),
+    Measure("iou", {"intersection": "intersection", "union": "union"}, _mean_iou),
+    Measure("rmse", {"squared_error": "squared_error"}, weighted_rmse),
     _mean("mae", "absolute_error"),
     _mean("crps", "crps"),
-    _mean("interval_score_90", "interval_score_90"),
+    _mean("interval_score", "interval_score_90"),
     _mean("coverage_90", "covered_90"),
     _mean("width_90", "width_90"),
     _mean("coverage", "in_set"),
     _mean("set_size", "set_size"),
-    *(_detection(key) for key in ("ood_auroc", "ood_auprc_out", "ood_auprc_in", "ood_fpr95")),
+    _detection("ood_auroc", weighted_auroc),
+    _detection("ood_auprc_out", weighted_average_precision),
+    _detection("ood_auprc_in", partial(weighted_average_precision, positive="in")),
+    _detection("ood_fpr95", weighted_fpr_at_tpr),
 )
 """All measures. One that reads scores which a record lacks does not apply to it."""
 
@@ -93,9 +124,5 @@ def measured(record: Record) -> dict[str, float]:
         >>> measured(Record("softmax", 0, {"parameters": 10.0}, rows, torch.arange(2)))
         {'accuracy': 0.5, 'nll': 1.0, 'parameters': 10.0}
     """
-    found = {}
-    for measure in MEASURES:
-        scores = measure.scores(record)
-        if scores is not None:
-            found[measure.key] = measure.value(scores)
+    found: dict[str, Any] = {one.key: one.value(record) for one in MEASURES if one.applies(record)}
     return {**found, **record.values}

@@ -1,89 +1,26 @@
 """The report: one HTML file that needs nothing beside it, on a screen, a phone or paper."""
 
-import base64
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from lightning_uq.errors import MissingExtraError
-from lightning_uq.report.table import Row, best_methods, cell, shown_columns
+from lightning_uq.errors import InputError, MissingExtraError
+from lightning_uq.report.table import Column, Row, Tied, cell, marks, shown_columns
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_TEMPLATE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-  :root { color-scheme: light; }
-  body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 0 auto; padding: 1rem; }
-  h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
-  h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-  p, li { max-width: 48rem; }
-  .wide { overflow-x: auto; }
-  table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-  th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; vertical-align: top; }
-  th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-  thead th { border-bottom: 2px solid #444; }
-  .better, .se { display: block; font-size: .75rem; font-weight: normal; color: #666; }
-  .best { font-weight: 700; }
-  .facts th, .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; position: static; }
-  .facts th { white-space: nowrap; font-weight: normal; color: #555; }
-  .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
-  figure { margin: 0; break-inside: avoid; }
-  img { width: 100%; height: auto; }
-  .single { max-width: 46rem; }
-  dl { font-size: .9rem; display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem; max-width: 48rem; }
-  dt { font-weight: 600; } dd { margin: 0; }
-  @media print {
-    @page { size: A4 landscape; margin: 12mm; }
-    body { max-width: none; padding: 0; font-size: 10pt; }
-    table, dl { font-size: 7.5pt; } th, td { padding: 1mm 1.2mm; }
-    .se, .better { font-size: 6pt; }
-    h2, h2 + p { break-after: avoid; } tr { break-inside: avoid; }
-    .single { max-width: 170mm; }
-    .wide { overflow: visible; }
-    .grid { grid-template-columns: repeat(3, 1fr); }
-  }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for paragraph in introduction %}<p>{{ paragraph }}</p>
-{% endfor %}
-<h2>Results</h2>
-<div class="wide"><table id="results">
-<thead><tr><th scope="col">Method</th>
-{%- for column in columns %}<th scope="col" title="{{ column.title }}">{{ column.label }}<span class="better">{{ {"higher": "↑", "lower": "↓"}.get(column.better, "") }}</span></th>{% endfor -%}
-</tr></thead>
-<tbody>
-{% for row in rows %}<tr><td>{{ row.method }}</td>
-{%- for mean, se, best in row.cells %}<td{% if best %} class="best"{% endif %}>{{ mean }}{% if se %}<span class="se">{{ se }}</span>{% endif %}</td>{% endfor -%}
-</tr>
-{% endfor %}</tbody>
-</table></div>
-<p>{{ "Mean and standard error over seeds" if has_errors else "Values of one seed" }}; the best mean of a column is bold. ↑: higher is better, ↓: lower is better.</p>
-<dl>{% for column in columns %}<dt>{{ column.label }}</dt><dd>{{ column.title }}</dd>{% endfor %}</dl>
-<h2>How to read it</h2>
-<ul>{% for note in notes %}<li>{{ note }}</li>
-{% endfor %}</ul>
-{% for section in sections %}<h2>{{ section.title }}</h2>
-<p>{{ section.text }}</p>
-<div class="{{ "grid" if section.figures | length > 1 else "single" }}">
-{% for figure in section.figures %}<figure><img alt="{{ figure.alt }}" src="data:image/png;base64,{{ figure.data }}"></figure>
-{% endfor %}</div>
-{% endfor %}
-{% for heading, facts in fact_tables.items() %}<h2>{{ heading }}</h2>
-<div class="wide"><table class="facts">{% for name, value in facts.items() %}<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}</table></div>
-{% endfor %}
-</body>
-</html>
-"""
+GROUPS = {
+    "prediction": "Prediction",
+    "sets": "Sets of classes",
+    "intervals": "Intervals",
+    "testbed": "Neural Testbed",
+    "detection": "OOD detection",
+    "cost": "Cost",
+}
 
 
 @dataclass(frozen=True)
@@ -93,33 +30,60 @@ class Section:
     Attributes:
         title: The heading.
         text: What the figures show.
-        figures: PNG bytes by their alternative text.
+        figures: Figures from :func:`~lightning_uq.report.to_svg` by their caption.
     """
 
     title: str
     text: str
-    figures: Mapping[str, bytes]
+    figures: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link to another page of the report.
+
+    Attributes:
+        text: The text of the link.
+        href: Address of the page, usually the name of a file beside this one.
+        note: A sentence on that page, such as its verdict. Links with notes are shown as cards.
+    """
+
+    text: str
+    href: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the report holds; every text is escaped when it is rendered.
+    """What a page holds. All fields are plain data; every text is escaped when it is rendered.
 
     Attributes:
         title: Heading of the page.
+        verdict: Sentences that stand first: which method, on which condition. The first is the largest.
         introduction: Paragraphs before the table.
-        rows: The table's rows, as in ``results.json``.
-        notes: Caveats.
+        rows: The table's rows, as in ``results.json``; a page without rows has no table.
+        columns: The table's columns; None: those of :func:`~lightning_uq.report.shown_columns`.
+        tied: For each key the methods that cannot be told from the best; None: unknown, and nothing is marked.
+        intervals: For each key a note on a method's value, such as ``+0.012 [0.003, 0.021] to softmax``.
+        methods: For each method what it is in one line, and a link to its source or None.
+        notes: Caveats, shown below the table.
         sections: The figures.
         facts: Tables of names and values by their heading: the configuration, the versions.
+        pages: Links to the other pages of the report.
     """
 
     title: str
-    introduction: Sequence[str]
-    rows: Sequence[Row]
+    verdict: Sequence[str] = ()
+    introduction: Sequence[str] = ()
+    rows: Sequence[Row] = ()
+    columns: Sequence[Column] | None = None
+    tied: Tied = field(default_factory=dict)
+    intervals: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    methods: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     sections: Sequence[Section] = ()
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pages: Sequence[Link] = ()
 
 
 def jinja_environment() -> "Environment":
@@ -129,51 +93,100 @@ def jinja_environment() -> "Environment":
         MissingExtraError: jinja2 is not installed.
     """
     try:
-        from jinja2 import Environment
+        from jinja2 import Environment, StrictUndefined
     except ImportError as error:
         raise MissingExtraError(
             "The HTML report needs jinja2, which is not installed. Install the extra `report`: "
             "pip install 'lightning-uq[report]'."
         ) from error
-    return Environment(autoescape=True, trim_blocks=True)
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
 
 
 def render_html(report: Report) -> str:
-    """The report as one HTML document: figures are inside, nothing is loaded from elsewhere.
+    """The report as one HTML document: the figures are inside, and nothing is loaded from elsewhere.
 
     Raises:
+        InputError: A sequence of texts is a single string, a figure is no SVG, a link is neither relative nor http(s), or
+            ``tied`` or ``intervals`` name a method that has no row.
         MissingExtraError: jinja2 is not installed.
 
     Example:
-        >>> page = render_html(Report("A < B", ["Two methods."], [{"method": "<b>", "nll": {"mean": 0.5, "se": None}}]))
+        >>> page = render_html(Report("A < B", rows=[{"method": "<b>", "nll": {"mean": 0.5, "se": None}}]))
         >>> "A &lt; B" in page, "&lt;b&gt;" in page, "<b>" in page
         (True, True, False)
     """
     environment = jinja_environment()
-    columns = shown_columns(report.rows)
-    best = {column.key: best_methods(report.rows, column) for column in columns}
+    _check(report)
+    columns = list(shown_columns(report.rows) if report.columns is None else report.columns)
+    marked = marks(report.rows, columns, report.tied)
+    anchors = {name: f"method-{i + 1}" for i, name in enumerate(report.methods)}
     rows = [
         {
             "method": row["method"],
-            "cells": [(*cell(row, column), row["method"] in best[column.key]) for column in columns],
+            "anchor": anchors.get(row["method"]),
+            "cells": [_cell(row, column, marked, report.intervals) for column in columns],
         }
         for row in report.rows
     ]
-    sections = [
-        {
-            "title": section.title,
-            "text": section.text,
-            "figures": [{"alt": alt, "data": base64.b64encode(png).decode()} for alt, png in section.figures.items()],
-        }
-        for section in report.sections
+    groups = [
+        {"name": GROUPS[group], "size": len(list(members))}
+        for group, members in itertools.groupby(column.group for column in columns)
     ]
-    return environment.from_string(_TEMPLATE).render(
-        has_errors=any(se for row in rows for _, se, _ in row["cells"]),
+    source = files("lightning_uq.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
         title=report.title,
+        verdict=report.verdict,
         introduction=report.introduction,
         columns=columns,
+        groups=groups,
+        starts=list(itertools.accumulate((group["size"] for group in groups), initial=0)) if len(groups) > 1 else [],
+        arrows={"higher": "\N{NO-BREAK SPACE}↑", "lower": "\N{NO-BREAK SPACE}↓", None: ""},
         rows=rows,
+        has_errors=any(cell["se"] for row in rows for cell in row["cells"]),
+        has_ties="tied" in marked.values(),
+        has_intervals=any(cell["note"] for row in rows for cell in row["cells"]),
         notes=report.notes,
-        sections=sections,
+        sections=[_section(section) for section in report.sections],
+        methods=[
+            {"name": name, "text": text, "href": href, "anchor": anchors[name]}
+            for name, (text, href) in report.methods.items()
+        ],
         fact_tables=report.facts,
+        pages=report.pages,
     )
+
+
+def _check(report: Report) -> None:
+    for name in ("verdict", "introduction", "notes"):
+        if isinstance(getattr(report, name), str):
+            raise InputError(f"`{name}` must be a sequence of texts, but it is a single text. Put it into a list.")
+    for href in [*(page.href for page in report.pages), *(href for _, href in report.methods.values())]:
+        if href is not None and urlsplit(href).scheme not in ("", "http", "https"):
+            raise InputError(f"A link must be relative or begin with http:// or https://, but it is {href!r}.")
+    names = {row["method"] for row in report.rows}
+    for key, notes in report.intervals.items():
+        unknown = sorted(set(notes) - names)
+        if unknown:
+            raise InputError(f"`intervals[{key!r}]` must name methods of the rows, but it names {', '.join(unknown)}.")
+
+
+def _cell(row: Row, column: Column, marked: Mapping[tuple[str, str], str], intervals: Mapping[str, Any]) -> Any:
+    mean, error = cell(row, column)
+    value = None if mean == "-" else row[column.key]["mean"]
+    name = row["method"]
+    note = intervals.get(column.key, {}).get(name, "")
+    return {"mean": mean, "se": error, "value": value, "mark": marked.get((name, column.key)), "note": note}
+
+
+def _section(section: Section) -> dict[str, Any]:
+    from markupsafe import Markup, escape
+
+    figures = []
+    for caption, svg in section.figures.items():
+        if not svg.startswith("<svg "):
+            raise InputError(
+                f"The figure {caption!r} must be an SVG element from `to_svg`, but it begins with {svg[:20]!r}."
+            )
+        label = f'<svg role="img" aria-label="{escape(caption)}" '
+        figures.append({"caption": caption, "svg": Markup(label + svg.removeprefix("<svg "))})
+    return {"title": section.title, "text": section.text, "figures": figures}

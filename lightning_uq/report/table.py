@@ -1,12 +1,19 @@
 """The comparison's columns: what they are called, which direction is better, how a value is printed."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from lightning_uq.errors import InputError
 
 Row = Mapping[str, Any]
 """``{"method": name, key: {"mean": value, "se": value or None}, ...}``; a key that does not apply is absent."""
+
+Tied = Mapping[str, Collection[str] | None]
+"""For each key the methods that cannot be told from the best one; None: unknown."""
+
+Mark = Literal["best", "tied"]
 
 
 @dataclass(frozen=True)
@@ -20,14 +27,16 @@ class Column:
         group: Which table it is in where one does not fit.
         text: Prints a value.
         title: What it is, in full.
+        in_units: Whether it is in the target's units, so that :func:`shown_columns` chooses the number of decimals.
     """
 
     key: str
     label: str
     better: Literal["higher", "lower"] | None
-    group: Literal["prediction", "sets", "testbed", "detection", "cost"]
+    group: Literal["prediction", "sets", "intervals", "testbed", "detection", "cost"]
     text: Callable[[float], str]
     title: str
+    in_units: bool = False
 
 
 def _digits(decimals: int) -> Callable[[float], str]:
@@ -36,18 +45,21 @@ def _digits(decimals: int) -> Callable[[float], str]:
 
 COLUMNS: tuple[Column, ...] = (
     Column("accuracy", "Acc.", "higher", "prediction", _digits(3), "Accuracy"),
-    Column("rmse", "RMSE", "lower", "prediction", _digits(3), "RMSE"),
-    Column("mae", "MAE", "lower", "prediction", _digits(3), "MAE"),
-    Column("crps", "CRPS", "lower", "prediction", _digits(3), "CRPS"),
-    Column("interval_score_90", "IS", "lower", "prediction", _digits(3), "IS"),
-    Column("coverage_90", "C90", None, "prediction", _digits(3), "C90"),
-    Column("width_90", "W90", "lower", "prediction", _digits(3), "W90"),
+    Column("subset_accuracy", "Exact", "higher", "prediction", _digits(3), "Share of inputs with all labels right"),
+    Column("hamming", "Hamming", "lower", "prediction", _digits(3), "Hamming loss: share of wrong labels"),
+    Column("iou", "IoU", "higher", "prediction", _digits(3), "Mean intersection over union of the classes"),
+    Column("rmse", "RMSE", "lower", "prediction", _digits(3), "Root mean squared error, in the target's units", True),
+    Column("mae", "MAE", "lower", "prediction", _digits(3), "Mean absolute error, in the target's units", True),
     Column("nll", "NLL", "lower", "prediction", _digits(3), "Negative log-likelihood, nats"),
+    Column("crps", "CRPS", "lower", "prediction", _digits(3), "Continuous ranked probability score, in the target's units", True),
     Column("brier", "Brier", "lower", "prediction", _digits(3), "Brier score, summed over classes"),
     Column("ece", "ECE", "lower", "prediction", _digits(3), "Expected calibration error, 15 bins"),
     Column("joint_log_loss", "Joint", "lower", "prediction", _digits(3), "Joint log-loss of 10 inputs, dyadic, nats"),
     Column("coverage", "Cover", None, "sets", _digits(3), "Share of test labels in sets of classes fitted to a coverage of 90 %"),
     Column("set_size", "Size", "lower", "sets", _digits(2), "Mean number of classes in these sets"),
+    Column("coverage_90", "Cov 90", None, "intervals", _digits(3), "Share of targets in the central 90 % interval"),
+    Column("width_90", "Width 90", "lower", "intervals", _digits(3), "Mean width of that interval, in the target's units", True),
+    Column("interval_score", "Int. score", "lower", "intervals", _digits(3), "Interval score of the central 90 % interval, in the target's units", True),
     Column("ood_auroc", "AUROC", "higher", "detection", _digits(3), "OOD detection: area under the ROC curve"),
     Column("ood_auprc_out", "AP out", "higher", "detection", _digits(3), "OOD detection: average precision, OOD positive"),
     Column("ood_auprc_in", "AP in", "higher", "detection", _digits(3), "OOD detection: average precision, in-dist. positive"),
@@ -74,9 +86,34 @@ _OF_PREDICTIONS = tuple(column for column in COLUMNS if column.group == "predict
 ALL_COLUMNS = (*_OF_PREDICTIONS, *TESTBED_COLUMNS, *COLUMNS[len(_OF_PREDICTIONS) :])
 
 
-def shown_columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that at least one row has a value for."""
-    return [column for column in ALL_COLUMNS if any(column.key in row for row in rows)]
+DENSITY_TITLES = {"nll": "Negative log-likelihood of the density, nats; it may be negative"}
+"""Titles for :func:`shown_columns` where a column means something else for regression."""
+
+
+def shown_columns(rows: Sequence[Row], titles: Mapping[str, str] | None = None) -> list[Column]:
+    """The columns that at least one row has a value for.
+
+    Columns in the target's units get as many decimals as show three digits of the largest mean.
+
+    Args:
+        rows: The rows.
+        titles: Titles that replace those of the columns, by key; for regression, :data:`DENSITY_TITLES`.
+
+    Example:
+        >>> rows = [{"method": "softmax", "rmse": {"mean": 53.218, "se": None}}]
+        >>> [column.text(53.218) for column in shown_columns(rows)]
+        ['53.2']
+    """
+    shown = [column for column in ALL_COLUMNS if any(column.key in row for row in rows)]
+    shown = [replace(column, title=(titles or {}).get(column.key, column.title)) for column in shown]
+    return [replace(one, text=_text_in_units(rows, one.key)) if one.in_units else one for one in shown]
+
+
+def _text_in_units(rows: Sequence[Row], key: str) -> Callable[[float], str]:
+    means = [abs(row[key]["mean"]) for row in rows if key in row and row[key]["mean"] is not None]
+    largest = max(filter(math.isfinite, means), default=0.0)
+    exponent = math.floor(math.log10(largest)) if largest > 0 else 0
+    return _digits(max(0, 2 - exponent)) if -6 <= exponent <= 8 else (lambda value: f"{value:.2e}")
 
 
 def cell(row: Row, column: Column) -> tuple[str, str]:
@@ -84,7 +121,8 @@ def cell(row: Row, column: Column) -> tuple[str, str]:
 
     Example:
         >>> row = {"method": "softmax", "accuracy": {"mean": 0.98, "se": 0.0031}}
-        >>> cell(row, COLUMNS[0]), cell(row, COLUMNS[1])
+        >>> accuracy, nll = shown_columns([row, {"method": "other", "nll": {"mean": 0.1, "se": None}}])
+        >>> cell(row, accuracy), cell(row, nll)
         (('0.980', '±0.003'), ('-', ''))
     """
     value = row.get(column.key)
@@ -100,7 +138,7 @@ def best_methods(rows: Sequence[Row], column: Column) -> set[str]:
 
     Example:
         >>> rows = [{"method": "a", "nll": {"mean": 0.2, "se": None}}, {"method": "b", "nll": {"mean": 0.3, "se": None}}]
-        >>> best_methods(rows, COLUMNS[1])
+        >>> best_methods(rows, shown_columns(rows)[0])
         {'a'}
     """
     printed = {row["method"]: cell(row, column)[0] for row in rows}
@@ -112,23 +150,39 @@ def best_methods(rows: Sequence[Row], column: Column) -> set[str]:
     return winners if len(winners) < len(values) else set()
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The rows as a table in Markdown, the best means bold: what a README takes.
+def marks(rows: Sequence[Row], columns: Sequence[Column], tied: Tied | None = None) -> dict[tuple[str, str], Mark]:
+    """How the cells of a table are marked, by method and key; cells without a mark are absent.
+
+    Args:
+        rows: The rows.
+        columns: The columns.
+        tied: For each key the methods that cannot be told from the best, or None where that is unknown.
+
+    Returns:
+        ``"best"`` for the best mean, ``"tied"`` for the other methods of ``tied``. A column with ``better=None`` has neither.
+
+    Raises:
+        InputError: ``tied`` names a method that has no row.
 
     Example:
-        >>> print(markdown_table([{"method": "softmax", "nll": {"mean": 0.25, "se": 0.01}}]))
-        | method | NLL |
-        |---|---:|
-        | softmax | 0.250 ±0.010 |
+        >>> rows = [{"method": name, "nll": {"mean": mean, "se": None}} for name, mean in (("a", 0.2), ("b", 0.3), ("c", 0.9))]
+        >>> marks(rows, shown_columns(rows), {"nll": {"a", "b"}})
+        {('a', 'nll'): 'best', ('b', 'nll'): 'tied'}
     """
-    columns = shown_columns(rows)
-    best = {column.key: best_methods(rows, column) for column in columns}
-    lines = ["| method | " + " | ".join(column.label for column in columns) + " |", "|---|" + "---:|" * len(columns)]
-    for row in rows:
-        cells = []
-        for column in columns:
-            mean, error = cell(row, column)
-            mean = f"**{mean}**" if row["method"] in best[column.key] else mean
-            cells.append(f"{mean} {error}".strip())
-        lines.append(f"| {row['method']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    methods = {row["method"] for row in rows}
+    found: dict[tuple[str, str], Mark] = {}
+    for column in columns:
+        candidates = (tied or {}).get(column.key) or ()
+        unknown = sorted(set(candidates) - methods)
+        if unknown:
+            raise InputError(
+                f"`tied[{column.key!r}]` must name methods of the rows, but it names {', '.join(unknown)}."
+            )
+        best = best_methods(rows, column)
+        for row in rows:
+            name = row["method"]
+            if name in best:
+                found[name, column.key] = "best"
+            elif name in candidates and column.better is not None and cell(row, column)[0] != "-":
+                found[name, column.key] = "tied"
+    return found

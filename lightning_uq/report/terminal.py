@@ -3,15 +3,28 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_uq.report.table import Column, Row, best_methods, cell, shown_columns
+from lightning_uq.report.table import Column, Row, Tied, cell, marks, shown_columns
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 
-def print_table(rows: Sequence[Row], console: "Console", title: str = "") -> None:
-    """Print the rows as one table, or, where the console is too narrow for it, as few tables of whole groups of columns.
+def print_table(
+    rows: Sequence[Row],
+    console: "Console",
+    title: str = "",
+    tied: Tied | None = None,
+    columns: Sequence[Column] | None = None,
+) -> None:
+    """Print the rows as one table. On a narrow console, they become as few tables of whole groups of columns as fit.
+
+    Args:
+        rows: The rows.
+        console: Where to print.
+        title: Stands above the table.
+        tied: For each key the methods that cannot be told from the best; they are marked with ``~``.
+        columns: The columns; None: those of :func:`~lightning_uq.report.table.shown_columns`.
 
     Example:
         >>> from rich.console import Console
@@ -22,22 +35,24 @@ def print_table(rows: Sequence[Row], console: "Console", title: str = "") -> Non
         softmax   0.250
                  ±0.010
     """
-    shown = shown_columns(rows)
+    shown = shown_columns(rows) if columns is None else columns
     tables: list[list[Column]] = []
     for group in dict.fromkeys(column.group for column in shown):
-        columns = [column for column in shown if column.group == group]
-        joined = [*tables[-1], *columns] if tables else columns
-        width = console.measure(make_table(rows, joined), options=console.options.update_width(1000)).maximum
+        part = [column for column in shown if column.group == group]
+        joined = [*tables[-1], *part] if tables else part
+        width = console.measure(make_table(rows, joined, tied=tied), options=console.options.update_width(1000)).maximum
         if tables and width <= console.width:
             tables[-1] = joined
         else:
-            tables.append(columns)
-    for columns in tables:
-        console.print(make_table(rows, columns, title))
+            tables.append(part)
+    for part in tables:
+        console.print(make_table(rows, part, title, tied))
+    if "tied" in marks(rows, shown, tied).values():
+        console.print("bold: best mean; ~: cannot be told from the best", highlight=False)
 
 
-def make_table(rows: Sequence[Row], columns: Sequence[Column], title: str = "") -> "Table":
-    """A table of these columns: a mean above its standard error, the best means bold."""
+def make_table(rows: Sequence[Row], columns: Sequence[Column], title: str = "", tied: Tied | None = None) -> "Table":
+    """A table of these columns: a mean above its standard error, the best means bold, and ``~`` after tied ones."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -46,12 +61,14 @@ def make_table(rows: Sequence[Row], columns: Sequence[Column], title: str = "") 
     table.add_column("Method", no_wrap=True)
     for column in columns:
         table.add_column(column.label, justify="right", no_wrap=True)
-    best = {column.key: best_methods(rows, column) for column in columns}
+    marked = marks(rows, columns, tied)
+    has_ties = {key for (_, key), mark in marked.items() if mark == "tied"}
     for row in rows:
         cells = [Text(row["method"])]
         for column in columns:
             mean, error = cell(row, column)
-            text = Text(mean, style="bold" if row["method"] in best[column.key] else "")
-            cells.append(text.append(f"\n{error}", style="dim not bold") if error else text)
+            mark, room = marked.get((row["method"], column.key)), " " if column.key in has_ties else ""
+            text = Text(mean, style="bold" if mark == "best" else "").append("~" if mark == "tied" else room)
+            cells.append(text.append(f"\n{error}{room}", style="dim not bold") if error else text)
         table.add_row(*cells)
     return table

@@ -1,0 +1,95 @@
+"""Which methods can be told apart: intervals of the differences to the best method and to the baseline, and ties with the best."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lightning_uq.compare.measures import MEASURES, Measure, is_ood
+from lightning_uq.compare.records import Record
+from lightning_uq.errors import InputError
+from lightning_uq.functional import metric_difference, resample_metric, tied_with_best
+from lightning_uq.functional.metric_difference import ResampledMetric
+from lightning_uq.functional.paired_difference import DifferenceInterval
+from lightning_uq.functional.seed_rows import SeedRows
+from lightning_uq.report.table import ALL_COLUMNS
+
+LEVEL = 0.95
+_BETTER = {column.key: column.better for column in ALL_COLUMNS}
+
+
+def find_differences(
+    records: Mapping[str, Sequence[Record]], baseline: str, num_train: int
+) -> dict[str, dict[str, Any]]:
+    """For each key of the results the ties with the best method, and each method's differences to it and to a baseline.
+
+    A key is left out where it is no function of the test rows (such as a time), where no direction is better, or where fewer than two methods have it.
+
+    Args:
+        records: Each method's records, with the same seeds in the same order.
+        baseline: The method that all are compared with.
+        num_train: Number of training samples.
+
+    Returns:
+        By key ``{"best": name, "tied": [names], "to_best": {name: interval}, "to_baseline": {name: interval}, "left_out": {name: reason}}``, where an interval
+        is ``{"difference": d, "lower": l, "upper": u, "over": "rows" or "rows and seeds"}``.
+    """
+    found = {}
+    for measure in MEASURES:
+        chosen = {name: one for name, one in records.items() if one and all(map(measure.applies, one))}
+        if len(chosen) < 2 or _BETTER[measure.key] is None:
+            continue
+        found[measure.key] = _of_measure(measure, chosen, baseline, num_train)
+    return found
+
+
+def _of_measure(
+    measure: Measure, records: Mapping[str, Sequence[Record]], baseline: str, num_train: int
+) -> dict[str, Any]:
+    resampled: dict[str, ResampledMetric] = {}
+    left_out: dict[str, str] = {}
+    rows: SeedRows | None = None
+    for name, found in records.items():
+        rows = rows or _rows(measure, found, num_train)
+        try:
+            resampled[name] = resample_metric(measure.metric, [measure.vectors(one) for one in found], rows)
+        except InputError as error:  # an infinite score, say: the method has no interval, and the table no number
+            left_out[name] = str(error)
+    if not resampled:
+        return {"best": None, "tied": [], "to_best": {}, "to_baseline": {}, "left_out": left_out}
+    higher = _BETTER[measure.key] == "higher"
+    best = (max if higher else min)(resampled, key=lambda name: float(resampled[name].values.mean()))
+    tied = tied_with_best(resampled, level=LEVEL, higher_is_better=higher, difference=metric_difference)
+    return {
+        "best": best,
+        "tied": [name for name, is_tied in tied.items() if is_tied],
+        "to_best": _to(best, resampled),
+        "to_baseline": _to(baseline, resampled) if baseline in resampled else {},
+        "left_out": left_out,
+    }
+
+
+def _to(reference: str, resampled: Mapping[str, ResampledMetric]) -> dict[str, dict[str, Any]]:
+    """The interval of each other method's difference to the reference."""
+    return {
+        name: _plain(metric_difference(one, resampled[reference], level=LEVEL))
+        for name, one in resampled.items()
+        if name != reference
+    }
+
+
+def _plain(interval: DifferenceInterval) -> dict[str, Any]:
+    return {
+        "difference": interval.difference,
+        "lower": interval.lower,
+        "upper": interval.upper,
+        "over": interval.over,
+    }
+
+
+def _rows(measure: Measure, records: Sequence[Record], num_train: int) -> SeedRows:
+    """The rows of each seed; test rows and out-of-distribution rows are resampled apart."""
+    if not measure.is_detection:
+        return SeedRows([record.row_ids for record in records], num_train=num_train)
+    ids = [torch.cat([record.row_ids, torch.arange(len(record.outside["ood_score"]))]) for record in records]
+    return SeedRows(ids, [is_ood(record) for record in records], num_train=num_train)

@@ -1,0 +1,57 @@
+"""Regret of bandits."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.functional.standard_error import standard_errors
+from lightning_uq.report.figures.drawing import COLORS, LINES, WIDTH, finish, heading, legend_below, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
+    """Regret up to each step: the mean over runs, in a band of one standard error to either side.
+
+    Args:
+        regret: For each method the cumulative regret of its runs [S, T].
+        title: Heading of the figure.
+
+    Raises:
+        InputError: No method, or one without a run.
+
+    Example:
+        >>> import torch
+        >>> figure = regret_figure({"softmax": torch.tensor([[0.5, 0.7, 0.7], [0.1, 0.1, 0.2]])})
+        >>> figure.axes[0].get_ylabel()
+        'Cumulative regret (square-root scale)'
+    """
+    if not regret or any(runs.ndim != 2 or not runs.numel() for runs in regret.values()):
+        raise InputError(
+            f"`regret` must hold runs [S, T] of at least one method, but it holds "
+            f"{ {method: list(runs.shape) for method, runs in regret.items()} }."
+        )
+    figure = new_figure(WIDTH, 4.2)
+    axes, lines = figure.subplots(), []
+    for i, (method, runs) in enumerate(regret.items()):
+        mean, step = runs.mean(0).numpy(), range(1, runs.shape[1] + 1)
+        style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": LINES[i // len(COLORS) % len(LINES)]}
+        lines += axes.plot(step, mean, label=method, linewidth=1.8, **style)
+        if len(runs) > 1:
+            error = standard_errors(runs).numpy()
+            axes.fill_between(step, (mean - error).clip(0), mean + error, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="Step", ylabel="Cumulative regret (square-root scale)")
+    axes.set_xlim(1, max(2, *(runs.shape[1] for runs in regret.values())))
+    # Agents that learn are hundreds of times better than chance: on a linear scale they would be one line.
+    axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))
+    top = max(float(axes.dataLim.y1), 0.1)
+    ticks = [base * 10.0**power for power in range(-4, 9) for base in (1, 2, 5)]
+    axes.set_yticks([0, *(tick for tick in ticks if top / 100 <= tick <= top)])
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.set_ylim(0, 1.05 * top)
+    heading(axes, title)
+    legend_below(figure, lines)
+    return finish(figure)
