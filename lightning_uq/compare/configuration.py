@@ -1,14 +1,14 @@
 """The configuration of a comparison, and its data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lightning_uq.data import ArrayDataModule, DigitsDataModule, NpzDataModule, TestbedDataModule
+from lightning_uq.data import ArrayDataModule, TestbedDataModule, open_data
 from lightning_uq.errors import InputError
 
-HIDDEN_SIZES = (128, 128)
-"""Hidden layers of the backbone that all methods share."""
+DEFAULT_OOD_CLASSES = {"digits": (8, 9)}
+"""Classes that are held out of a data set unless the configuration says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -44,32 +44,42 @@ class Configuration:
     """Data, methods, seeds and training of a comparison.
 
     Attributes:
-        data: ``"digits"``, ``"testbed"`` or the path of an ``.npz`` file with arrays ``x`` and ``y``.
-        ood_classes: Labels held out as out-of-distribution data; None: 8 and 9 of the digits, none of a file.
-        methods: Names of methods, ``.py`` files or modules that define some; None: all methods, or the default agents of the
+        data: A name, or the path of a file or a folder: see :func:`~lightning_uq.data.open_data`; or ``"testbed"``.
+        target: Columns of a table that are predicted.
+        task: Name of the task, if it is not the one that the targets say.
+        root: Folder of the files of named data sets, such as UCI's.
+        problem: Path of the testbed's problem (:class:`~lightning_uq.data.TestbedDataModule`).
+        ood_classes: Labels held out as out-of-distribution data; None: 8 and 9 of the digits, none of other data.
+        network: Name of the backbone that all methods share (:func:`~lightning_uq.networks.backbone`); None: one that suits the inputs.
+        methods: Names of methods, ``.py`` files or modules that define some; None: all methods for the task, or the default agents of the
             testbed.
+        baseline: The method that all are compared with; None: the plain network.
         seeds: Number of seeds n: ``seed`` ... ``seed + n - 1``.
         seed: The first seed.
         accelerator: Lightning's; results repeat exactly on ``"cpu"`` alone.
-        recipe: The training that all methods share; on the testbed the training of its agents.
-        problem: Path of the testbed's problem (:class:`~lightning_uq.data.TestbedDataModule`).
+        recipe: The training that all methods share; None: the default one, or on the testbed the training of its agents.
 
     Raises:
         InputError: A number is out of range, or two arguments contradict each other.
     """
 
     data: str = "digits"
-    ood_classes: Sequence[int] | None = None
+    target: Sequence[str] = ()
+    task: str = "auto"
+    root: str | None = None
+    problem: str | None = None
+    ood_classes: Sequence[int | str] | None = None
+    network: str | None = None
     methods: Sequence[str] | None = None
+    baseline: str | None = None
     seeds: int = 3
     seed: int = 0
     accelerator: str = "cpu"
-    recipe: Recipe = field(default_factory=Recipe)
-    problem: str | None = None
+    recipe: Recipe = None  # type: ignore[assignment]  # filled in
 
     def __post_init__(self) -> None:
-        if self.data == "testbed" and self.recipe == Recipe():
-            object.__setattr__(self, "recipe", TESTBED_RECIPE)  # the dataclass is frozen
+        if self.recipe is None:
+            object.__setattr__(self, "recipe", self.default_recipe)  # the dataclass is frozen
         self._check_testbed()
         for name, value in (("seeds", self.seeds), ("max_epochs", self.recipe.max_epochs)):
             if value < 1:
@@ -92,42 +102,54 @@ class Configuration:
             raise InputError(
                 "data='testbed' takes no `max_epochs`, since all its methods train for the same number of steps."
             )
-        if self.ood_classes:
-            raise InputError("data='testbed' takes no `ood_classes`, since it holds out no classes.")
+        for name in ("ood_classes", "target", "root", "network"):
+            if getattr(self, name):
+                raise InputError(f"data='testbed' takes no `{name}`: the problem and its agents are fixed.")
+
+    @property
+    def default_recipe(self) -> Recipe:
+        """The recipe for this data where none is given."""
+        return TESTBED_RECIPE if self.data == "testbed" else Recipe()
 
     @property
     def all_seeds(self) -> range:
         """seed, ..., seed + n - 1."""
         return range(self.seed, self.seed + self.seeds)
 
+    def filled(self, data: ArrayDataModule, methods: Sequence[str]) -> "Configuration":
+        """The configuration with what its data and methods turned out to be."""
+        return replace(self, ood_classes=tuple(data.ood_classes), methods=tuple(self.methods or methods))
+
+    def as_plain(self) -> dict[str, Any]:
+        """The configuration as plain data."""
+        plain = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
     def make_data(self, seed: int) -> ArrayDataModule:
         """The data with this seed's split.
 
         Raises:
             InputError: No data of that name, or its contents are not as they should be.
-            MissingExtraError: The digits without scikit-learn.
+            MissingExtraError: A package that reads the data is not installed.
         """
-        arguments: dict[str, Any] = {"seed": seed, "batch_size": self.recipe.batch_size}
-        data: ArrayDataModule
+        batch_size = self.recipe.batch_size
         if self.data == "testbed":
             assert self.problem is not None
             assert self.recipe.steps is not None
-            data = TestbedDataModule(self.problem, num_steps=self.recipe.steps, **arguments)
-            data.setup()
-            return data
-        if self.ood_classes:
-            arguments["ood_classes"] = self.ood_classes
-        if self.data == "digits":
-            data = DigitsDataModule(**arguments)
-        elif self.data == "diabetes":
-            from lightning_uq.data import DiabetesDataModule
-
-            data = DiabetesDataModule(**arguments)
-        elif self.data.endswith(".npz"):
-            data = NpzDataModule(self.data, **arguments)
-        else:
-            raise InputError(
-                f"`data` must be 'digits', 'testbed' or the path of an .npz file, but it is {self.data!r}."
-            )
+            testbed = TestbedDataModule(self.problem, num_steps=self.recipe.steps, seed=seed, batch_size=batch_size)
+            testbed.setup()
+            return testbed
+        held_out = self.ood_classes
+        if held_out is None:
+            held_out = DEFAULT_OOD_CLASSES.get(self.data)
+        data = open_data(
+            self.data,
+            target=self.target,
+            task=self.task,
+            ood_classes=held_out,
+            root=self.root,
+            seed=seed,
+            batch_size=batch_size,
+        )
         data.setup()
         return data

@@ -2,11 +2,12 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from lightning_uq.compare.configuration import HIDDEN_SIZES, Configuration
-from lightning_uq.compare.testbed import agent_setting
+from lightning_uq.compare.testbed import AgentSetting, agent_setting
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.method import Setting
 from lightning_uq.networks.mlp import MLP
@@ -29,6 +30,22 @@ class Problem:
     def is_testbed(self) -> bool:
         """Whether the data are a problem of the Neural Testbed."""
         return isinstance(self.data, TestbedDataModule)
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the results should know of the data, as plain data."""
+        data, setting = self.data, self.setting
+        facts: dict[str, Any] = {
+            "name": data.name,
+            "task": data.task,
+            "input_shape": list(data.input_shape),
+            "num_targets": setting.num_targets,
+            "sizes": {part: len(data.dataset(part)) for part in ("train", "val", "test", "ood")},
+            "ood_classes": list(data.ood_classes),
+            "notes": list(data.notes),
+        }
+        if isinstance(setting, AgentSetting):
+            facts["temperature"] = setting.temperature
+        return facts
 
 
 def make_problem(configuration: Configuration, seed: int) -> Problem:

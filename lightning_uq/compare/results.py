@@ -1,14 +1,24 @@
-"""The rows of a comparison's results, from the records of its methods."""
+"""The results of a comparison, from the records of its methods."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_uq.compare.configuration import Configuration
+from lightning_uq.compare.differences import find_differences
+from lightning_uq.compare.discovery import PLAIN
+from lightning_uq.compare.environment import command_line, git_state, versions
 from lightning_uq.compare.measures import measured
+from lightning_uq.compare.problem import Problem
 from lightning_uq.compare.records import Record
+from lightning_uq.compare.verdict import make_verdict
 from lightning_uq.functional.standard_error import standard_error
+from lightning_uq.method import Method
 from lightning_uq.report.table import ALL_COLUMNS
+
+FORMAT = 1
+"""Version of the layout of ``results.json``."""
 
 
 def make_rows(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
@@ -36,3 +46,51 @@ def summarize(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]
         else:
             summary[key] = {"mean": statistics.mean(column), "se": standard_error(column), "seeds": seeds}
     return summary
+
+
+def make_results(
+    configuration: Configuration,
+    problem: Problem,
+    methods: Mapping[str, Method],
+    records: Mapping[str, Sequence[Record]],
+) -> dict[str, Any]:
+    """The contents of ``results.json``, from which the page is made again.
+
+    Methods that lack the record of a seed have no row.
+
+    Args:
+        configuration: What was compared.
+        problem: The data of the first seed.
+        methods: The methods by name.
+        records: Each method's records.
+    """
+    complete = {name: one for name, one in records.items() if len(one) == configuration.seeds}
+    rows = make_rows(complete)
+    plain = next((name for name in complete if name in PLAIN), next(iter(complete), ""))
+    baseline = configuration.baseline or plain
+    differences = find_differences(complete, baseline, problem.setting.num_train) if complete else {}
+    return {
+        "format": FORMAT,
+        "data": configuration.data,
+        "task": problem.data.task,
+        "verdict": make_verdict(rows, differences, configuration.seeds),
+        "rows": rows,
+        "baseline": baseline,
+        "differences": differences,
+        "methods": {name: _about(methods[name], found) for name, found in complete.items()},
+        "problem": problem.facts(),
+        "configuration": configuration.as_plain(),
+        "command": command_line(configuration),
+        "versions": versions(),
+        "git": git_state(),
+    }
+
+
+def _about(method: Method, records: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "about": method.about,
+        "link": method.link,
+        "ood_score": method.ood_score,
+        "trained_as": method.trained_as,
+        "num_indices": records[0].num_indices,
+    }

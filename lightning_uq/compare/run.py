@@ -14,7 +14,7 @@ from lightning_uq.compare.plan import Job, Plan, make_plan
 from lightning_uq.compare.problem import Problem, make_problem
 from lightning_uq.compare.quiet import one_thread, quiet
 from lightning_uq.compare.records import Record
-from lightning_uq.compare.results import make_rows
+from lightning_uq.compare.results import make_results, make_rows
 from lightning_uq.compare.training import Progress, seeded, train
 from lightning_uq.method import Method
 
@@ -40,14 +40,9 @@ class Comparison:
         """One mapping per method, as in ``results.json``."""
         return make_rows(self.records)
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of samples of each part of the data."""
-        return {part: len(self.problem.data.dataset(part)) for part in ("train", "val", "test", "ood")}
-
     def results(self) -> dict[str, Any]:
         """The contents of ``results.json``."""
-        return {"data": self.configuration.data, "task": self.problem.data.task, "rows": self.rows}
+        return make_results(self.configuration, self.problem, self.methods, self.records)
 
 
 def compare(

@@ -58,7 +58,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("coverage", "Cover", None, "sets", _digits(3), "Share of test labels in sets of classes fitted to a coverage of 90 %"),
     Column("set_size", "Size", "lower", "sets", _digits(2), "Mean number of classes in these sets"),
     Column("coverage_90", "Cov 90", None, "intervals", _digits(3), "Share of targets in the central 90 % interval"),
-    Column("width_90", "Width 90", "lower", "intervals", _digits(3), "Mean width of that interval, in the target's units", True),
+    Column("width_90", "Width 90", None, "intervals", _digits(3), "Mean width of that interval, in the target's units", True),
     Column("interval_score", "Int. score", "lower", "intervals", _digits(3), "Interval score of the central 90 % interval, in the target's units", True),
     Column("ood_auroc", "AUROC", "higher", "detection", _digits(3), "OOD detection: area under the ROC curve"),
     Column("ood_auprc_out", "AP out", "higher", "detection", _digits(3), "OOD detection: average precision, OOD positive"),
