@@ -28,6 +28,7 @@ from lightning_uq.data.indexed import Indexed
 from lightning_uq.data.interface import TaskData
 from lightning_uq.data.npz import NpzDataModule
 from lightning_uq.data.regression_sets import DiabetesDataModule, UCIDataModule
+from lightning_uq.data.shapes import ShapesDataModule
 from lightning_uq.data.splits import stratified_split
 from lightning_uq.data.tables import TableDataModule
 from lightning_uq.data.testbed import (
@@ -54,6 +55,7 @@ __all__ = [
     "MNISTDataModule",
     "NpzDataModule",
     "SVHNDataModule",
+    "ShapesDataModule",
     "TableDataModule",
     "TaskData",
     "TestbedDataModule",
