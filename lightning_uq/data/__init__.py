@@ -15,6 +15,7 @@ from lightning_uq.data.environments import (
     teacher_logits,
     weibull_inputs,
 )
+from lightning_uq.data.image_folder import ImageFolderDataModule
 from lightning_uq.data.images import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -49,6 +50,7 @@ __all__ = [
     "DirtyMNISTDataModule",
     "FashionMNISTDataModule",
     "ImageDataModule",
+    "ImageFolderDataModule",
     "Indexed",
     "JointDraws",
     "KMNISTDataModule",
