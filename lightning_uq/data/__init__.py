@@ -15,6 +15,7 @@ from lightning_uq.data.environments import (
     teacher_logits,
     weibull_inputs,
 )
+from lightning_uq.data.image_folder import ImageFolderDataModule
 from lightning_uq.data.images import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -28,6 +29,7 @@ from lightning_uq.data.indexed import Indexed
 from lightning_uq.data.interface import TaskData
 from lightning_uq.data.npz import NpzDataModule
 from lightning_uq.data.regression_sets import DiabetesDataModule, UCIDataModule
+from lightning_uq.data.shapes import ShapesDataModule
 from lightning_uq.data.splits import stratified_split
 from lightning_uq.data.tables import TableDataModule
 from lightning_uq.data.testbed import (
@@ -48,12 +50,14 @@ __all__ = [
     "DirtyMNISTDataModule",
     "FashionMNISTDataModule",
     "ImageDataModule",
+    "ImageFolderDataModule",
     "Indexed",
     "JointDraws",
     "KMNISTDataModule",
     "MNISTDataModule",
     "NpzDataModule",
     "SVHNDataModule",
+    "ShapesDataModule",
     "TableDataModule",
     "TaskData",
     "TestbedDataModule",

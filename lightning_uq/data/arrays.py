@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_uq.data.interface import TaskName
 from lightning_uq.data.splits import SPLIT, random_split, stratified_split
@@ -67,6 +67,7 @@ class ArrayDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.standardize = standardize
         self.flatten = flatten
+        self.num_workers = 0
         self._given_task = task
         self._task: TaskName | None = None
         self._parts: dict[str, Any] = {}
@@ -170,7 +171,7 @@ class ArrayDataModule(LightningDataModule):
             )
         return kept
 
-    def _fill(self, x: Tensor, targets: Tensor, rows: Mapping[str, Tensor], names: Mapping[int, Any] | None) -> None:
+    def _fill(self, x: Any, targets: Tensor, rows: Mapping[str, Tensor], names: Mapping[int, Any] | None) -> None:
         y = targets
         if names is not None:
             kept = self._kept(names)
@@ -185,9 +186,12 @@ class ArrayDataModule(LightningDataModule):
         if self._task == "binary":
             self._notes = (f"Label 1 stands for {self._classes[1]}, and 0 for {self._classes[0]}.",)
         self._parts = {
-            part: TensorDataset(x[of_part], (targets if part == "ood" else y)[of_part])
-            for part, of_part in rows.items()
+            part: self._dataset(x, targets if part == "ood" else y, of_part) for part, of_part in rows.items()
         }
+
+    def _dataset(self, x: Any, y: Tensor, rows: Tensor) -> Dataset[Any]:
+        """The samples in these rows."""
+        return TensorDataset(x[rows], y[rows])
 
     def _ensure_setup(self) -> None:
         with torch.inference_mode(False):  # its tensors could not be trained on later
@@ -285,26 +289,25 @@ class ArrayDataModule(LightningDataModule):
         self._ensure_setup()
         return self._notes
 
-    def dataset(self, part: str) -> TensorDataset:
-        """The samples of ``"train"``, ``"val"``, ``"test"`` or ``"ood"`` (there with their original labels)."""
+    def dataset(self, part: str) -> Any:
+        """The samples of ``"train"``, ``"val"``, ``"test"`` or ``"ood"`` (there with their original labels), a ``TensorDataset``."""
         self._ensure_setup()
-        found: TensorDataset = self._parts[part]
-        return found
+        return self._parts[part]
 
     # ------------------------------------------------------------------ loaders
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Training batches, in an order that follows the seed."""
         generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(self.dataset("train"), batch_size=self.batch_size, shuffle=True, generator=generator)
+        return self._loader(self.dataset("train"), shuffle=True, generator=generator)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches."""
-        return DataLoader(self.dataset("val"), batch_size=self.batch_size)
+        return self._loader(self.dataset("val"))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches."""
-        return DataLoader(self.dataset("test"), batch_size=self.batch_size)
+        return self._loader(self.dataset("test"))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test batches again."""
@@ -316,7 +319,16 @@ class ArrayDataModule(LightningDataModule):
         if not len(held_out):
             return {}
         name = "_".join([self.name, *map(str, self.ood_classes)])
-        return {name: DataLoader(held_out, batch_size=self.batch_size)}
+        return {name: self._loader(held_out)}
+
+    def _loader(self, dataset: Dataset[Any], **arguments: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            **arguments,
+        )
 
 
 def _task_of(targets: Tensor) -> TaskName:

@@ -1,6 +1,7 @@
 """Images in memory: their split into training and validation, their augmentation and normalization."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """Images in memory, augmented and normalized a batch at a time.
 
     Args:
-        images: Images [N, C, H, W], uint8 in 0 ... 255 or floating point in 0 ... 1.
+        images: Images [N, C, H, W], uint8 in 0 ... 255 or floating point in 0 ... 1: a tensor, or what gives one for rows [n].
         labels: Labels [S] of the samples.
         mean: Mean of each channel, in units of images in 0 ... 1.
         std: Standard deviation of each channel.
@@ -55,7 +56,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        images: Tensor,
+        images: Any,
         labels: Tensor,
         mean: Sequence[float],
         std: Sequence[float],
