@@ -1,21 +1,30 @@
 """``lightning-uq compare``."""
 
 from pathlib import Path
+from typing import Literal
 
-from lightning_uq.cli.options import Accelerator, Integers, Names
+from lightning_uq.cli.options import Accelerator, Names
 from lightning_uq.cli.output import make_console, output_directory
+
+TableFormat = Literal["terminal", "markdown", "latex", "csv"]
 
 
 def compare(
     *,
     data: str = "digits",
+    target: Names | None = None,
+    task: str = "auto",
+    root: str | None = None,
     problem: str | None = None,
-    ood_classes: Integers | None = None,
+    ood_classes: Names | None = None,
+    network: str | None = None,
     methods: Names | None = None,
+    baseline: str | None = None,
     seeds: int = 3,
     seed: int = 0,
     max_epochs: int | None = None,
     accelerator: Accelerator = "cpu",
+    format: TableFormat = "terminal",
     out: Path = Path("runs/compare"),
 ) -> None:
     """Train and evaluate uncertainty methods side by side on one data set.
@@ -24,28 +33,58 @@ def compare(
     report.html and figures.
 
     Args:
-        data: digits, testbed (with --problem), or the path of an .npz file with numbers x [N, ...] and integer labels y [N].
+        data: digits, diabetes, shapes, a UCI data set (with --root), testbed (with --problem), or the path of a table (.csv, .parquet), an .npz file
+            with x and y, or a folder of images.
+        target: Columns of a table that are predicted, such as price.
+        task: classification, binary, multilabel or regression, if it is not the one that the targets say.
+        root: Folder with the files of a UCI data set.
         problem: Path of a stored problem of the Neural Testbed (.npz). It adds kl_tau1 and kl_tau10 to each row.
-        ood_classes: Labels held out as out-of-distribution data, such as 8,9 (default: 8,9 of the digits, none of a file).
+        ood_classes: Labels held out as out-of-distribution data, such as 8,9 (default: 8,9 of the digits, none of other data).
+        network: Backbone that all methods share: a name such as resnet18, timm:NAME, or package.module:factory (default: one that suits the inputs).
         methods: Methods to compare, such as softmax,ensemble,my_method.py. Each is a name, the path of a .py file or the dotted
-            path of a module; a file or module defines METHOD, a lightning_uq.Method (default: all methods of the package).
+            path of a module; a file or module defines METHOD, a lightning_uq.Method (default: all methods of the package for the task).
+        baseline: Method that the others are compared with (default: the plain network).
         seeds: Number of seeds.
         seed: The first seed.
         max_epochs: Largest number of epochs of a training (default: 100).
         accelerator: Lightning's accelerator. Results repeat exactly on cpu alone.
+        format: How the table is printed.
         out: Directory to write to.
     """
     console = make_console()
     from lightning_uq.compare import Configuration, Recipe, compare, write
+    from lightning_uq.compare.page import ties
     from lightning_uq.compare.terminal import TerminalProgress
-    from lightning_uq.report import print_table
+    from lightning_uq.report import format_table, print_table
 
-    recipe = Recipe() if max_epochs is None else Recipe(max_epochs=max_epochs)
-    configuration = Configuration(data, ood_classes, methods, seeds, seed, accelerator, recipe, problem)
+    configuration = Configuration(
+        data=data,
+        target=target or (),
+        task=task,
+        root=root,
+        problem=problem,
+        ood_classes=None if ood_classes is None else tuple(int(one) if one.isdigit() else one for one in ood_classes),
+        network=network,
+        methods=methods,
+        baseline=baseline,
+        seeds=seeds,
+        seed=seed,
+        accelerator=accelerator,
+        recipe=None if max_epochs is None else Recipe(max_epochs=max_epochs),
+    )
     with output_directory(out):
         with TerminalProgress(make_console(stderr=True)) as progress:
-            comparison = compare(configuration, progress)
-        files = write(comparison, out)
-    print_table(comparison.rows, console)
+            comparison = compare(configuration, progress, out)
+        results = comparison.results()
+        files = write(results, comparison.records, out)
+    if format == "terminal":
+        print_table(results["rows"], console, tied=ties(results))
+        for sentence in results["verdict"]:
+            console.print(sentence, highlight=False, soft_wrap=True)
+    else:
+        console.print(
+            format_table(results["rows"], format, ties(results)), highlight=False, soft_wrap=True, markup=False
+        )
     figures = sum(name.endswith(".png") for name in files)
-    console.print(f"Wrote results.json, report.html and {figures} figures to {out}", highlight=False, soft_wrap=True)
+    message = f"Wrote results.json, report.html and {figures} figures to {out}"
+    make_console(stderr=format != "terminal").print(message, highlight=False, soft_wrap=True)

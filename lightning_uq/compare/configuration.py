@@ -7,9 +7,6 @@ from typing import Any
 from lightning_uq.data import ArrayDataModule, TestbedDataModule, open_data
 from lightning_uq.errors import InputError
 
-DEFAULT_OOD_CLASSES = {"digits": (8, 9)}
-"""Classes that are held out of a data set unless the configuration says otherwise."""
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -75,7 +72,7 @@ class Configuration:
     seeds: int = 3
     seed: int = 0
     accelerator: str = "cpu"
-    recipe: Recipe = None  # type: ignore[assignment]  # filled in
+    recipe: Recipe = None  # type: ignore[assignment]  # filled in below
 
     def __post_init__(self) -> None:
         if self.recipe is None:
@@ -139,17 +136,12 @@ class Configuration:
             testbed = TestbedDataModule(self.problem, num_steps=self.recipe.steps, seed=seed, batch_size=batch_size)
             testbed.setup()
             return testbed
-        held_out = self.ood_classes
-        if held_out is None:
-            held_out = DEFAULT_OOD_CLASSES.get(self.data)
-        data = open_data(
+        return open_data(
             self.data,
             target=self.target,
             task=self.task,
-            ood_classes=held_out,
+            ood_classes=self.ood_classes,
             root=self.root,
             seed=seed,
             batch_size=batch_size,
         )
-        data.setup()
-        return data

@@ -53,7 +53,11 @@ class Measure:
         found = {}
         for argument, name in self.arguments.items():
             score = record.rows[name].flatten(1) if record.rows[name].ndim > 1 else record.rows[name]
-            columns = {f"{argument}_{k}": one for k, one in enumerate(score.unbind(1))} if score.ndim > 1 else {argument: score}
+            columns = (
+                {f"{argument}_{k}": one for k, one in enumerate(score.unbind(1))}
+                if score.ndim > 1
+                else {argument: score}
+            )
             found |= columns
         return found
 

@@ -1,289 +1,214 @@
-"""What a comparison leaves behind: results.json, the figures and the report."""
+"""The page of a comparison: its texts around the table and the figures."""
 
-import json
-import os
-import platform
-import shlex
-import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import lightning
-import torch
-import torchmetrics
-from torch import Tensor
-
-import lightning_uq
-from lightning_uq.compare.configuration import HIDDEN_SIZES, Recipe
 from lightning_uq.compare.evaluation import TAU
-from lightning_uq.compare.records import Record
-from lightning_uq.compare.run import Comparison
-from lightning_uq.compare.testbed import NUM_INDICES, AgentSetting
-from lightning_uq.report import (
-    Report,
-    Section,
-    reliability_diagram,
-    render_html,
-    risk_coverage_figure,
-    score_histogram,
-    score_label,
-    to_png,
-    write_files,
-)
+from lightning_uq.compare.testbed import NUM_INDICES
+from lightning_uq.report import DENSITY_TITLES, Report, Section, score_label, shown_columns
 from lightning_uq.tasks.row_scores import NUM_BINS
 
-_SEEDS = {
-    False: "Each has a split of its own too; the splits are of one data set, so that the true uncertainty is larger than it says.",
-    True: "The problem is the same, so that it says nothing of other problems.",
+_SECTIONS = {
+    "differences_": (
+        "Differences to the best",
+        "Each method's difference to the best one, with its 95 % interval. An interval that contains 0 does not tell the two apart.",
+    ),
+    "reliability_": (
+        "Reliability",
+        f"Accuracy in {NUM_BINS} bins of confidence, test samples of all seeds together. On the dashed line a "
+        "confidence means what it says; below it the method is overconfident. Bars are 95 % Wilson intervals.",
+    ),
+    "intervals": (
+        "Coverage of intervals",
+        "The share of test targets in central intervals of each level. In the band, the intervals hold what they promise; below it they are too "
+        "narrow, above it too wide.",
+    ),
+    "scores_": (
+        "Out-of-distribution scores",
+        "Each method's own score on test samples and on out-of-distribution samples, all seeds together. The less the two overlap, the better. "
+        "The outermost bins hold what lies beyond them.",
+    ),
+    "risk_coverage": (
+        "Risk and coverage",
+        "If a method answers only its most certain share of the test samples (coverage), how wrong are the answers (risk)? Lower is better. The "
+        "curve's last point is the risk of all samples.",
+    ),
 }
-STALE = ("reliability_*.png", "scores_*.png", "risk_coverage.png")
 
 
-def write(comparison: Comparison, directory: Path) -> list[str]:
-    """Write ``results.json``, ``report.html`` and the PNG figures into a directory: all of them, or none.
+def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Report:
+    """The report's texts and tables around figures.
 
-    Figures of an earlier comparison there are replaced.
-
-    Returns:
-        The files' names.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
+    Args:
+        results: The contents of ``results.json``.
+        figures: The figures of :func:`~lightning_uq.compare.drawing.draw` as SVG.
     """
-    figures = draw(comparison)
-    results = json.dumps(comparison.results(), indent=2, allow_nan=False) + "\n"
-    page = render_html(make_report(comparison, figures))
-    files = {"results.json": results.encode(), "report.html": page.encode(), **figures}
-    write_files(directory, files, stale=STALE)
-    return list(files)
-
-
-def draw(comparison: Comparison) -> dict[str, bytes]:
-    """The figures as PNG, by file name."""
-    figures, curves = {}, {}
-    rows = {row["method"]: row for row in comparison.rows}
-    for names in equal_predictions(comparison):
-        scores = pooled(comparison.records[names[0]])
-        confidence, correct = scores["confidence"], scores["correct"]
-        title, note = textwrap.fill(", ".join(names), 34), _mean("ECE", rows[names[0]], "ece")
-        curves[textwrap.fill(", ".join(names), 24)] = scores["certainty"], ~correct
-        figures[f"reliability_{names[0]}.png"] = to_png(
-            reliability_diagram(confidence, correct, title=title, note=note, num_bins=NUM_BINS)
-        )
-    for name, records in comparison.records.items():
-        if records[0].outside:
-            score_in = pooled(records)["ood_score"]
-            score_out = torch.cat([record.outside["ood_score"] for record in records])
-            score, note = comparison.methods[name].ood_score, _mean("AUROC", rows[name], "ood_auroc")
-            figures[f"scores_{name}.png"] = to_png(
-                score_histogram(score_in, score_out, score=score, title=name, note=note)
-            )
-    figures["risk_coverage.png"] = to_png(risk_coverage_figure(curves))
-    return figures
-
-
-def equal_predictions(comparison: Comparison) -> list[list[str]]:
-    """The methods, those together that read the same networks and predict the same: one figure is enough for them."""
-    groups: list[list[str]] = []
-    for name, method in comparison.methods.items():
-        for group in groups:
-            other = comparison.methods[group[0]]
-            pairs = zip(comparison.records[name], comparison.records[other.name], strict=True)
-            same = all(torch.equal(a.rows["confidence"], b.rows["confidence"]) for a, b in pairs)
-            if other.trainee == method.trainee and same:
-                group.append(name)
-                break
-        else:
-            groups.append([name])
-    return groups
-
-
-def pooled(records: Sequence[Record]) -> dict[str, Tensor]:
-    """Scores of the test rows of all seeds together, by name."""
-    return {name: torch.cat([record.rows[name] for record in records]) for name in records[0].rows}
-
-
-def make_report(comparison: Comparison, figures: Mapping[str, bytes]) -> Report:
-    """The report's texts and tables around these figures."""
-    setting, sizes, configuration = comparison.problem.setting, comparison.sizes, comparison.configuration
-    held_out = ", ".join(map(str, configuration.ood_classes or ()))
-    counts = f"{sizes['train']:,} training, {sizes['val']:,} validation and {sizes['test']:,} test samples"
-    if comparison.configuration.problem is not None:
-        counts = f"{sizes['train']:,} training and {sizes['test']:,} test samples"
-    introduction = [
-        f"{len(comparison.rows)} methods on {setting.data}: {setting.num_targets} classes in distribution "
-        + (
-            f"and classes {held_out} held out as out-of-distribution (OOD) data; "
-            if held_out
-            else "and none held out; "
-        )
-        + f"{counts}{', ' + format(sizes['ood'], ',') + ' held-out ones' if held_out else ''}.",
-    ]
-    sections = [
-        Section(
-            "Reliability",
-            f"Accuracy in {NUM_BINS} bins of confidence, test samples of all seeds together. On the dashed line a "
-            "confidence means what it says; below it the method is overconfident. Bars are 95 % Wilson intervals.",
-            _pick(figures, "reliability_", "Reliability diagram of "),
-        ),
-        Section(
-            "Out-of-distribution scores",
-            "Each method's own score on test samples and on held-out classes, all seeds together; the less the two "
-            "overlap, the better. The outermost bins hold what lies beyond them.",
-            _pick(figures, "scores_", "Out-of-distribution scores of "),
-        ),
-        Section(
-            "Risk and coverage",
-            "If a method answers only its most confident share of the test samples (coverage), how many of the answers are "
-            "wrong (risk)? Lower is better. The axis starts before the first error; the curve's last point is the error rate of all.",
-            {"Risk-coverage curves": figures["risk_coverage.png"]},
-        ),
-    ]
+    sections = []
+    for prefix, (title, text) in _SECTIONS.items():
+        found = {_caption(name): svg for name, svg in figures.items() if name.startswith(prefix)}
+        if found:
+            sections.append(Section(title, text, found))
+    rows, is_regression = results["rows"], results["task"] == "regression"
+    columns = shown_columns(rows, DENSITY_TITLES if is_regression else None)
     return Report(
-        title=f"Uncertainty methods compared on {setting.data}",
-        introduction=introduction,
-        rows=comparison.rows,
-        notes=_notes(comparison),
-        sections=[section for section in sections if section.figures],
-        facts={
-            "Methods": {name: _about(comparison, name) for name in comparison.methods},
-            "Configuration": _configuration(comparison),
-            "Versions": versions(),
-        },
+        title=f"Uncertainty methods compared on {results['problem']['name']}",
+        verdict=results["verdict"],
+        introduction=_introduction(results),
+        rows=rows,
+        columns=columns,
+        tied=ties(results),
+        intervals={column.key: _notes_on_cells(results, column.key, column.text) for column in columns},
+        methods={name: (_about(results, name), one["link"]) for name, one in results["methods"].items()},
+        notes=_notes(results),
+        sections=sections,
+        facts={"Configuration": _configuration(results), "Versions": _versions(results)},
     )
 
 
-def command_line(comparison: Comparison) -> str:
-    """The command that repeats the comparison."""
-    configuration = comparison.configuration
-    arguments = ["--data", configuration.data]
-    if configuration.problem is None:
-        arguments += ["--ood-classes", ",".join(map(str, configuration.ood_classes or ()))]
-    else:
-        arguments += ["--problem", configuration.problem]
-    arguments += ["--methods", ",".join(configuration.methods or ()), "--seeds", str(configuration.seeds)]
-    arguments += ["--seed", str(configuration.seed)]
-    if configuration.recipe.max_epochs != Recipe().max_epochs:
-        arguments += ["--max-epochs", str(configuration.recipe.max_epochs)]
-    if configuration.accelerator != "cpu":
-        arguments += ["--accelerator", configuration.accelerator]
-    return shlex.join(["lightning-uq", "compare", *arguments])
+def ties(results: Mapping[str, Any]) -> dict[str, list[str]]:
+    """For each key the methods that cannot be told from the best."""
+    return {key: found["tied"] for key, found in results["differences"].items() if found["tied"]}
 
 
-def versions() -> dict[str, str]:
-    """What the numbers, and the times above all, were made with."""
-    return {
-        "lightning_uq": lightning_uq.__version__,
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "torchmetrics": torchmetrics.__version__,
-        "Python": platform.python_version(),
-        "System": f"{platform.system()} {platform.machine()}",
-        "CPU cores": str(os.cpu_count()),
-    }
-
-
-def _configuration(comparison: Comparison) -> dict[str, Any]:
-    configuration, recipe = comparison.configuration, comparison.configuration.recipe
-    if recipe.steps is not None:
-        return _testbed_configuration(comparison, recipe.steps)
-    widths = [comparison.problem.setting.num_features, *HIDDEN_SIZES, comparison.problem.setting.num_targets]
-    return {
-        "Command": command_line(comparison),
-        "Seeds": ", ".join(map(str, configuration.all_seeds)),
-        "Split": "60 % training, 20 % validation, 20 % test, stratified, drawn anew with every seed",
-        "Backbone": "-".join(map(str, widths)) + " (ReLU), the same for all methods",
-        "Training": f"Adam, learning rate {recipe.learning_rate:g}, batches of {recipe.batch_size}, at most "
-        f"{recipe.max_epochs} epochs; stopped after {recipe.patience} without a better validation NLL, and the best "
-        "epoch's weights are evaluated",
-        "Accelerator": f"{configuration.accelerator}, one thread",
-    }
-
-
-def _testbed_configuration(comparison: Comparison, steps: int) -> dict[str, Any]:
-    configuration, recipe, setting = (
-        comparison.configuration,
-        comparison.configuration.recipe,
-        comparison.problem.setting,
+def _caption(name: str) -> str:
+    for prefix in ("reliability_", "scores_"):
+        name = name.removeprefix(prefix)
+    return {"intervals": "Coverage of intervals", "risk_coverage": "Risk-coverage curves"}.get(
+        name, name.replace("differences_", "Differences in ")
     )
-    assert isinstance(setting, AgentSetting)
+
+
+def _introduction(results: Mapping[str, Any]) -> list[str]:
+    problem, sizes = results["problem"], results["problem"]["sizes"]
+    count = problem["num_targets"]
+    kind = {
+        "classification": f"{count} classes",
+        "segmentation": f"maps of {count} classes",
+        "binary": "two classes, one of them positive",
+        "multilabel": f"{count} labels",
+        "regression": f"{count} numbers" if count > 1 else "one number",
+    }.get(results["task"], results["task"])
+    held_out = ", ".join(map(str, problem["ood_classes"]))
+    parts = [f"{sizes['train']:,} training"]
+    parts += [f"{sizes['val']:,} validation"] if sizes["val"] else []
+    parts += [f"{sizes['test']:,} test"]
+    parts += [f"{sizes['ood']:,} out-of-distribution (OOD)"] if sizes["ood"] else []
+    counts = ", ".join(parts[:-1]) + f" and {parts[-1]} samples"
+    text = f"{len(results['rows'])} methods that predict {kind} on {problem['name']}. There are {counts}."
+    if held_out:
+        text += f" Classes {held_out} are held out as OOD data."
+    return [text, *problem["notes"]]
+
+
+def _notes_on_cells(results: Mapping[str, Any], key: str, text: Any) -> dict[str, str]:
+    """For each method its difference to the best, in words, with as many decimals as the column has."""
+    found = results["differences"].get(key)
+    if not found:
+        return {}
     return {
-        "Command": command_line(comparison),
-        "Seeds": ", ".join(map(str, configuration.all_seeds)),
-        "Problem": f"d = {setting.num_features}, n = {setting.num_train}, T = {setting.temperature:g}; training sees "
-        "its training inputs and labels alone",
-        "Networks": "the testbed's agents: two hidden layers of 50 (dropout's of 100), ReLU, Haiku's initial weights",
-        "Training": f"Adam, learning rate {recipe.learning_rate:g}, batches of {recipe.batch_size}, {steps:,} steps, an L2 term "
-        "as each agent has it; the last weights are evaluated",
-        "Accelerator": f"{configuration.accelerator}, one thread",
+        name: f"{_signed(one['difference'], text)} [{_signed(one['lower'], text)}, {_signed(one['upper'], text)}] to {found['best']}, "
+        f"over {'test rows only' if one['over'] == 'rows' else one['over']}"
+        for name, one in found["to_best"].items()
     }
 
 
-def _about(comparison: Comparison, name: str) -> str:
-    method, hypotheses = comparison.methods[name], comparison.records[name][0].num_indices
-    parts = [f"OOD score: {score_label(method.ood_score).lower()}"]
-    if hypotheses is not None:
-        parts.append(f"Z = {hypotheses}")
-    if method.trained_as is not None:
-        parts.append(f"reads the networks trained as {method.trained_as}")
+def _signed(value: float, text: Any) -> str:
+    return ("+" if value >= 0 else "\N{MINUS SIGN}") + str(text(abs(value)))
+
+
+def _about(results: Mapping[str, Any], name: str) -> str:
+    one = results["methods"][name]
+    parts = [one["about"]] if one["about"] else []
+    parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
+    if one["num_indices"] is not None:
+        parts.append(f"Z = {one['num_indices']}")
+    if one["trained_as"] is not None:
+        parts.append(f"reads the networks trained as {one['trained_as']}")
     return "; ".join(parts)
 
 
-def _notes(comparison: Comparison) -> list[str]:
-    seeds, sizes = comparison.configuration.seeds, comparison.sizes
-    testbed = comparison.configuration.problem is not None
-    notes = [
-        f"The joint log-loss is that of {TAU} labels predicted together (not divided by {TAU}). It falls as the number of "
-        "hypotheses Z grows, so compare it at equal Z; with Z = 1 it is the NLL times "
-        f"{TAU}.",
-        f"The calibration error is the plug-in estimate, which is above zero even for a perfect model: with {sizes['test']:,} "
-        "test samples differences of a few thousandths mean nothing.",
-        (
-            "The standard error is over seeds, each with initial weights and an order of batches of its own. "
-            + _SEEDS[testbed]
+def _configuration(results: Mapping[str, Any]) -> dict[str, Any]:
+    configuration, problem = results["configuration"], results["problem"]
+    recipe, seed = configuration["recipe"], configuration["seed"]
+    training = f"Adam, learning rate {recipe['learning_rate']:g}, batches of {recipe['batch_size']}, "
+    if recipe["steps"] is None:
+        training += (
+            f"at most {recipe['max_epochs']} epochs; stopped after {recipe['patience']} without a better validation NLL (or error, where there is "
+            "none), and the best epoch's weights are evaluated"
         )
-        if seeds > 1
-        else "There is one seed, hence no standard error: a difference between methods may be chance.",
-        "Parameters counts all weights, frozen priors included; running statistics are none. Times are this machine's, with "
-        "one thread; the training time of a method that reads another's networks includes theirs.",
-    ]
-    if testbed:
-        notes.insert(
-            0,
+    else:
+        training += f"{recipe['steps']:,} steps, an L2 term as each agent has it; the last weights are evaluated"
+    facts = {
+        "Command": results["command"],
+        "Seeds": ", ".join(map(str, range(seed, seed + configuration["seeds"]))),
+        "Network": f"{problem['network']}, the same for all methods; inputs {problem['input_shape']}",
+        "Training": training,
+        "Accelerator": f"{configuration['accelerator']}, one thread",
+    }
+    if "temperature" in problem:
+        facts["Problem"] = (
+            f"d = {problem['input_shape'][0]}, n = {problem['sizes']['train']}, T = {problem['temperature']:g}; training sees its training inputs "
+            "and labels alone"
+        )
+    return facts
+
+
+def _versions(results: Mapping[str, Any]) -> dict[str, Any]:
+    git = results["git"]
+    state = {} if git is None else {"git": git["commit"] + (" with changes" if git["has_changes"] else "")}
+    return {**results["versions"], **state}
+
+
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    rows, problem, seeds = results["rows"], results["problem"], results["configuration"]["seeds"]
+    keys = {key for row in rows for key in row}
+    sizes, notes = problem["sizes"], []
+    if "kl_tau1" in keys:
+        notes.append(
             "KL is the divergence of a method's prediction of 1 label, or of 10 labels together, from the environment that the "
             f"problem was drawn from, in nats: a mean over {sizes['test']:,} draws, with Monte-Carlo error of its own (the "
             f"methods share the draws); of methods with infinitely many hypotheses {NUM_INDICES:,} are drawn for it. /u: "
-            "over that of equal probabilities. Inf.: draws of infinite divergence, each counted as the largest finite one.",
+            "over that of equal probabilities. Inf.: draws of infinite divergence, each counted as the largest finite one."
         )
-    if any("kl_tau100" in row for row in comparison.rows):
-        notes.insert(
-            1,
+    if "kl_tau100" in keys:
+        notes.append(
             "KL 100 is the testbed's estimate for more than ten labels: hypotheses that predict alike are put together by random "
-            "hyperplanes. With few distinct inputs in a draw it is mostly too high.",
+            "hyperplanes. With few distinct inputs in a draw it is mostly too high."
+        )
+    if "joint_log_loss" in keys:
+        notes.append(
+            f"The joint log-loss is that of {TAU} labels predicted together (not divided by {TAU}). It falls as the number of "
+            "hypotheses Z grows, so compare it at equal Z; with Z = 1 it is the NLL times "
+            f"{TAU}."
+        )
+    if "ece" in keys:
+        notes.append(
+            f"The calibration error is the plug-in estimate, which is above zero even for a perfect model: with {sizes['test']:,} "
+            "test samples differences of a few thousandths mean nothing."
         )
     if sizes["ood"]:
-        notes.insert(
-            2,
-            "Out-of-distribution numbers hold for these held-out classes alone: on others the order of methods can change. "
-            "Every score was fixed before any such data was seen, and nothing was chosen on it. Average precision depends on the "
-            f"share of OOD samples, here {sizes['ood'] / (sizes['ood'] + sizes['test']):.0%}.",
-        )
-    if any(method.trained_as for method in comparison.methods.values()):
         notes.append(
-            "Methods that read the same trained networks (see below) share a diagram where their predictions are equal."
+            "OOD numbers hold for these data alone: on others the order of methods can change. "
+            "Every score was fixed before any such data was seen, and nothing was chosen on it. Average precision depends on the "
+            f"share of OOD samples, here {sizes['ood'] / (sizes['ood'] + sizes['test']):.0%}."
         )
+    if results["differences"]:
+        notes.append(
+            "A method is marked as tied if no other method beats it significantly: with 95 % probability, the method that is truly best is among the "
+            "marked ones of a column."
+            + (
+                ""
+                if seeds >= 5
+                else " With fewer than 5 seeds, the intervals are over test rows only: they hold for these trained networks, not for other seeds."
+            )
+        )
+    notes.append(
+        "The standard error is over seeds. The intervals are the better guide, since they compare methods on the same rows and seeds."
+        if seeds > 1
+        else "There is one seed, hence no standard error."
+    )
+    notes.append(
+        "Params counts all weights, frozen priors included, without running statistics. Times are this machine's, with "
+        "one thread; the training time of a method that reads another's networks includes theirs."
+    )
     return notes
-
-
-def _pick(figures: Mapping[str, bytes], prefix: str, alt: str) -> dict[str, bytes]:
-    return {
-        alt + name.removeprefix(prefix).removesuffix(".png"): png
-        for name, png in figures.items()
-        if name.startswith(prefix)
-    }
-
-
-def _mean(label: str, row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    return "" if value is None or value["mean"] is None else f"{label} {value['mean']:.3f}"

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from lightning_uq.compare.configuration import HIDDEN_SIZES, Configuration
+from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.testbed import AgentSetting, agent_setting
 from lightning_uq.data import ArrayDataModule, TestbedDataModule
 from lightning_uq.method import Setting
-from lightning_uq.networks.mlp import MLP
+from lightning_uq.networks import backbone, default_backbone
 from lightning_uq.tasks import task_for
 
 
@@ -21,10 +21,12 @@ class Problem:
     Attributes:
         data: The data module.
         setting: The facts that methods may use.
+        network: Name of the backbone.
     """
 
     data: ArrayDataModule
     setting: Setting
+    network: str
 
     @property
     def is_testbed(self) -> bool:
@@ -39,6 +41,7 @@ class Problem:
             "task": data.task,
             "input_shape": list(data.input_shape),
             "num_targets": setting.num_targets,
+            "network": self.network,
             "sizes": {part: len(data.dataset(part)) for part in ("train", "val", "test", "ood")},
             "ood_classes": list(data.ood_classes),
             "notes": list(data.notes),
@@ -57,15 +60,15 @@ def make_problem(configuration: Configuration, seed: int) -> Problem:
     """
     data = configuration.make_data(seed)
     if isinstance(data, TestbedDataModule):
-        return Problem(data, agent_setting(data, configuration.recipe.learning_rate))
-    (num_features,) = data.input_shape
+        return Problem(data, agent_setting(data, configuration.recipe.learning_rate), "agents of the testbed")
+    network = configuration.network or default_backbone(data.task, data.input_shape)
     setting = Setting(
         data=data.name,
         task=task_for(data),
         input_shape=data.input_shape,
         num_targets=data.num_outputs,
         num_train=data.num_train,
-        backbone=functools.partial(MLP, num_features, hidden_sizes=HIDDEN_SIZES),
+        backbone=backbone(network, data.input_shape),
         optimizer=functools.partial(torch.optim.Adam, lr=configuration.recipe.learning_rate),
     )
-    return Problem(data, setting)
+    return Problem(data, setting, network)

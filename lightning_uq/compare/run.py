@@ -4,7 +4,7 @@ Out-of-distribution data is not seen before the last step: a method's score is f
 are those of the epoch with the best validation NLL.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,7 @@ def compare(
     """
     progress = progress or Progress()
     plan = make_plan(configuration)
-    data = plan.problem.data
-    configuration = replace(
-        configuration, ood_classes=data.ood_classes, methods=tuple(configuration.methods or plan.chosen)
-    )
+    configuration = configuration.filled(plan.problem.data, tuple(plan.chosen))
     progress.start(len(plan.jobs), plan.epochs)
     found: dict[str, list[Record]] = {name: [] for name in plan.chosen}
     with quiet(), one_thread():
