@@ -74,7 +74,7 @@ def finish(figure: "Figure", *, grid: Literal["x", "y", "both"] = "y") -> "Figur
         axes.set_axisbelow(True)
         axes.tick_params(labelcolor=INK, labelsize=10, which="both")
         for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set_size(11)
+            label.set_fontsize(11)
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         if text.get_color() == "black":
@@ -185,6 +185,7 @@ def to_svg(figure: "Figure") -> str:
         r"<style.*?</style>|<metadata>.*?</metadata>", "", text[text.index(">", text.index("<svg")) + 1 :], flags=re.S
     )
     body = re.sub(r"<defs>\s*</defs>\s*", "", body.replace("xlink:href", "href"))
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
 
     # Only the ids that something refers to are kept. Their names come from the contents, which differ between figures.
     prefix = "f" + hashlib.sha256(body.encode()).hexdigest()[:10]
