@@ -16,6 +16,8 @@ from lightning_uq.report import (
 )
 
 BY_KEY = {column.key: column for column in COLUMNS}
+OTHER_TASKS = {"subset_accuracy", "hamming", "iou", "rmse", "mae", "crps", "coverage_90", "width_90", "interval_score"}
+CLASSIFICATION = [key for key in RESULT_KEYS if key not in OTHER_TASKS]
 
 
 def row(method, **values):
@@ -31,7 +33,7 @@ def printed(rows, width, **settings):
 @pytest.fixture
 def rows():
     names = ("softmax", "relative_mahalanobis", "ensemble")
-    return [row(name, **dict.fromkeys(RESULT_KEYS, (0.5 + i / 10, 0.01))) for i, name in enumerate(names)]
+    return [row(name, **dict.fromkeys(CLASSIFICATION, (0.5 + i / 10, 0.01))) for i, name in enumerate(names)]
 
 
 def test_keys_are_those_of_the_results_file():
@@ -101,6 +103,15 @@ def test_a_table_is_whole_or_in_as_few_parts_as_fit(rows, width, num_tables):
     assert max(map(len, lines)) <= width
     assert "…" not in text
     assert text.count("relative_mahalanobis") == num_tables
+    assert all(BY_KEY[key].label in text for key in CLASSIFICATION)
+
+
+@pytest.mark.parametrize("width", [35, 60])
+def test_a_group_that_does_not_fit_is_split_and_no_value_is_cut_off(width):
+    rows = [row("relative_mahalanobis", **dict.fromkeys(RESULT_KEYS, (1234.5, 0.01)))]
+    text = printed(rows, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
     assert all(column.label in text for column in COLUMNS)
 
 
@@ -110,9 +121,9 @@ def test_only_the_best_is_bold(rows):
     text = stream.getvalue()
     ensemble = next(line for line in text.splitlines() if line.startswith("ensemble"))
     softmax = next(line for line in text.splitlines() if line.startswith("softmax"))
-    higher = sum(column.better == "higher" for column in COLUMNS)
-    assert ensemble.count("\x1b[1m") == higher
-    assert softmax.count("\x1b[1m") == sum(column.better == "lower" for column in COLUMNS)
+    better = [BY_KEY[key].better for key in CLASSIFICATION]
+    assert ensemble.count("\x1b[1m") == better.count("higher")
+    assert softmax.count("\x1b[1m") == better.count("lower")
 
 
 def test_a_method_name_is_no_markup():
@@ -156,10 +167,10 @@ def test_a_tied_method_without_a_row_is_refused():
 def test_the_terminal_marks_ties_and_keeps_the_digits_aligned():
     rows = [row("a", nll=(0.2, 0.01)), row("b", nll=(0.3, 0.01)), row("c", nll=(0.9, 0.01))]
     lines = printed(rows, 60, tied={"nll": {"a", "b"}}).splitlines()
-    assert lines[-1] == "bold: best mean; ~: cannot be told from the best"
-    assert "0.300~" in lines[4]
-    assert len({line.index("0.") for line in lines if line[0] in "abc"}) == 1
-    assert "~" not in printed(rows, 60)
+    assert lines[-1] == "bold: best mean; *: cannot be told from the best"
+    assert "*0.300" in lines[4]
+    assert len({line.index("0.") for line in lines[2:-1] if line[0] in "abc"}) == 1
+    assert "*" not in printed(rows, 60)
 
 
 # ------------------------------------------------------------------ the target's units

@@ -34,7 +34,7 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
             f"`regret` must hold runs [S, T] of at least one method, but it holds "
             f"{ {method: list(runs.shape) for method, runs in regret.items()} }."
         )
-    figure = new_figure(WIDTH, 4.2)
+    figure = new_figure(WIDTH, 3.5)
     axes, lines = figure.subplots(), []
     for i, (method, runs) in enumerate(regret.items()):
         mean, step = runs.mean(0).numpy(), range(1, runs.shape[1] + 1)
