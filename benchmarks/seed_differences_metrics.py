@@ -39,10 +39,11 @@ class Method(NamedTuple):
     scale: float
 
 
+CALIBRATION_ALONE = "calibrated and not"
 METHODS = {
     "few and all inputs": (Method(0, 3, 1.5), Method(0, DIMS, 1.5)),
     "ridge and least squares": (Method(30, DIMS, 1.5), Method(0, DIMS, 1.5)),
-    "calibrated and not": (Method(0, DIMS, 1.0), Method(0, DIMS, 1.5)),
+    CALIBRATION_ALONE: (Method(0, DIMS, 1.0), Method(0, DIMS, 1.5)),
 }
 """Pairs of methods. The last differs in calibration alone."""
 
