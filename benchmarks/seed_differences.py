@@ -1,6 +1,6 @@
 """How often intervals for the difference of two methods contain it: a simulation.
 
-    python benchmarks/seed_differences.py [--repetitions 2000] > benchmarks/seed_differences.md
+    python -m benchmarks.seed_differences [--repetitions 2000] > benchmarks/seed_differences.md
 
 Differences of losses are d_si = a_s + b_i + e_si for seeds s and test rows i. Their variances are named by the parts that they give one seed's mean
 over N rows: ``2 : 1 : 9`` is Var(a) = 2 / N, Var(b) = 1 and Var(e) = 9.
@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_uq.functional.metric_difference import metric_difference
-from lightning_uq.functional.paired_difference import MIN_SEEDS, crossed_half_width, seed_half_width
-from lightning_uq.functional.tied_with_best import tied_with_best
+from benchmarks.seed_differences_metrics import CALIBRATION_ALONE, METHODS, METRICS, metric_coverage
+from lightning_uq.functional.best_method import best_method
+from lightning_uq.functional.paired_difference import MIN_SEEDS, crossed_half_width, paired_difference, seed_half_width
 
 LEVEL = 0.95
 PARTS = {
@@ -188,41 +188,37 @@ def resplits(repetitions: int) -> None:
                 )
 
 
-def weighted_auroc(score: Tensor, label: Tensor, weights: Tensor) -> Tensor:
-    """The AUROC [R, S] of scores [S, N] without ties, for weights [R, N] of the rows."""
-    order = score.argsort(1)
-    rows, positive = weights[:, order], label[order]
-    below = (rows * ~positive).cumsum(2)
-    return (below * rows * positive).sum(2) / (below[..., -1] * (rows * positive).sum(2))
-
-
-def auroc_coverage(
-    repetitions: int, num_seeds: int, num_rows: int, draw: torch.Generator, resamples: int = 500
-) -> Tensor:
-    """Whether the interval of an AUROC's difference contains the expectation, [T]: over seeds, or below 5 seeds of these networks."""
-    label = torch.arange(num_rows) % 4 == 0
-    spread, distances, found = 0.3, (1.8, 1.5), []
-    for _ in range(repetitions):
-        rows, metrics, networks = torch.randn(num_rows, generator=draw, dtype=torch.float64), [], []
-        for distance in distances:
-            separation = distance + spread * torch.randn(num_seeds, 1, generator=draw, dtype=torch.float64)
-            e = torch.randn(num_seeds, num_rows, generator=draw, dtype=torch.float64)
-            metrics.append(partial(weighted_auroc, separation * label + (rows + e) / math.sqrt(2), label))
-            networks.append(float(torch.special.ndtr(separation / math.sqrt(2)).mean()))
-        interval = metric_difference(*metrics, num_rows, num_resamples=resamples, generator=draw)
-        if interval.rows_only:
-            truth = networks[0] - networks[1]
-        else:
-            expected = torch.special.ndtr(torch.tensor(distances, dtype=torch.float64) / math.sqrt(2 + spread**2))
-            truth = float(expected[0] - expected[1])
-        found.append(interval.lower <= truth <= interval.upper)
-    return torch.tensor(found)
+def metrics(repetitions: int) -> None:
+    """The table of metrics of linear regressions."""
+    print("\n## Metrics of linear regressions, by `metric_difference`")
+    print("| regressions | metric | each seed has | test rows | 3 seeds, rows only | 5 seeds | 10 seeds |")
+    print("|---|---|---|---|---|---|---|")
+    for pair in METHODS:
+        for metric in METRICS:
+            if pair == CALIBRATION_ALONE and not metric.startswith("ece"):
+                continue
+            for resplit in (False, True):
+                for num_test in ROWS:
+                    cells = []
+                    for num_seeds in SEEDS:
+                        flags, _ = metric_coverage(
+                            metric,
+                            pair,
+                            repetitions,
+                            num_seeds,
+                            num_test,
+                            torch.Generator().manual_seed(num_seeds),
+                            resplit=resplit,
+                        )
+                        cells.append(share(flags))
+                    kind = "a split" if resplit else "the same rows"
+                    print(f"| {pair} | {metric} | {kind} | {num_test} | {' | '.join(cells)} |", flush=True)
 
 
 def best_is_kept(
     repetitions: int, num_methods: int, gap: float, num_seeds: int, num_rows: int, draw: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Whether the best of several methods is among the tied ones, [T], and how many others are. All others are worse by ``gap``."""
+    """Whether the best of several methods is the best of the data or tied with it, [T], and how many others are. The others are worse by ``gap``."""
     kept, others = [], []
     for _ in range(repetitions):
         rows = torch.randn(num_rows, generator=draw)
@@ -234,9 +230,10 @@ def best_is_kept(
             + torch.randn(num_seeds, num_rows, generator=draw)
             for k in range(num_methods)
         }
-        tied = tied_with_best(losses, level=LEVEL)
-        kept.append(tied["0"])
-        others.append(sum(tied.values()) - tied["0"])
+        best = best_method(losses, level=LEVEL, difference=paired_difference)
+        candidates = {best.name, *best.tied}
+        kept.append("0" in candidates)
+        others.append(len(candidates - {"0"}))
     return torch.tensor(kept), torch.tensor(others)
 
 
@@ -247,7 +244,7 @@ def main() -> None:
     few = max(1, repetitions // 8)
     print("# Intervals for differences between methods: coverage\n")
     print(
-        f"`python benchmarks/seed_differences.py`: how often {100 * LEVEL:.0f} % intervals contain the difference, in percent ± standard error,"
+        f"`python -m benchmarks.seed_differences`: how often {100 * LEVEL:.0f} % intervals contain the difference, in percent ± standard error,"
     )
     print(f"over {repetitions:,} repetitions per line, or {few} in the last two tables.\n")
     print(
@@ -264,17 +261,18 @@ def main() -> None:
     print("  the difference comes from the noise of the training.")
     crossed(repetitions)
     resplits(repetitions)
-    print("\n## An AUROC's difference, by `metric_difference`\n| rows | seeds | covered |\n|---|---|---|")
-    for num_rows in ROWS:
-        for num_seeds in SEEDS:
-            flags = auroc_coverage(few, num_seeds, num_rows, torch.Generator().manual_seed(num_seeds))
-            print(f"| {num_rows} | {num_seeds} | {share(flags)} |", flush=True)
-    print("\n## `tied_with_best`, 5 seeds, 200 rows")
-    print("| methods | the best is better by | the best is kept | others that are kept, mean |\n|---|---|---|---|")
-    for num_methods in (2, 5):
+    metrics(few)
+    print("\n## `best_method`, 5 seeds, 200 rows")
+    print("| methods | the best is better by | the best is kept | others that are kept, mean | all are kept |")
+    print("|---|---|---|---|---|")
+    for num_methods in (2, 5, 10):
         for gap in (0.0, 0.2, 0.5):
-            kept, others = best_is_kept(few, num_methods, gap, 5, 200, torch.Generator().manual_seed(num_methods))
-            print(f"| {num_methods} | {gap} | {share(kept)} | {others.double().mean():.2f} |", flush=True)
+            kept, others = best_is_kept(2 * few, num_methods, gap, 5, 200, torch.Generator().manual_seed(num_methods))
+            everyone = kept & (others == num_methods - 1)
+            print(
+                f"| {num_methods} | {gap} | {share(kept)} | {others.double().mean():.2f} | {share(everyone)} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

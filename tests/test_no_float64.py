@@ -58,6 +58,15 @@ def metric(kind, *batch, **options):
     return value.compute()
 
 
+def metric_interval(a, b):
+    rows = functional.SeedRows([torch.arange(8)] * 3)
+    found = [
+        functional.resample_metric(functional.weighted_rmse, [{"squared_error": x} for x in losses.square().T], rows)
+        for losses in (a, b)
+    ]
+    return functional.metric_difference(*found)
+
+
 PREDICTIONS = {
     "dirichlet": lambda: uq.DirichletPrediction(1 + torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(1))),
     "gaussian_mixture": lambda: uq.GaussianMixturePrediction(ONE.cumsum(0), ONE),
@@ -156,13 +165,14 @@ CALLS = {
     ),
     "selective_threshold": lambda: functional.selective_threshold(X[:, 0], Y == 0, 0.9, 0.5, 1),
     "paired_difference": lambda: torch.tensor(functional.paired_difference(X, X.square()).upper),
-    "metric_difference": lambda: torch.tensor(
-        functional.metric_difference(
-            lambda weights: weights.float() @ X / 8,
-            lambda weights: weights.float() @ X.square() / 8,
-            8,
-            generator=torch.Generator().manual_seed(0),
-        ).upper
+    "metric_difference": lambda: torch.tensor(metric_interval(X, X.square()).upper),
+    "weighted_metrics": lambda: torch.cat(
+        [
+            functional.weighted_mean(X[:, 0], X.exp().T),
+            functional.weighted_ece(X[:, 0].sigmoid(), Y > 0, X.exp().T),
+            functional.weighted_average_precision(X[:, 0], Y > 0, X.exp().T),
+            functional.weighted_fpr_at_tpr(X[:, 0], Y > 0, X.exp().T),
+        ]
     ),
     "feature_scaler": lambda: FeatureScaler(3)(X),
     "prior_scale": lambda: PriorScale(1.0).measure(torch.stack([X, 2 * X])),

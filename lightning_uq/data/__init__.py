@@ -28,6 +28,7 @@ from lightning_uq.data.images import (
 from lightning_uq.data.indexed import Indexed
 from lightning_uq.data.interface import TaskData
 from lightning_uq.data.npz import NpzDataModule
+from lightning_uq.data.opening import open_data
 from lightning_uq.data.regression_sets import DiabetesDataModule, UCIDataModule
 from lightning_uq.data.shapes import ShapesDataModule
 from lightning_uq.data.splits import stratified_split
@@ -72,6 +73,7 @@ __all__ = [
     "gp_classification_problem",
     "gp_posterior",
     "nngp_kernel",
+    "open_data",
     "polyadic_inputs",
     "regression_problem",
     "save_problem",

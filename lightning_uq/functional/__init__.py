@@ -1,6 +1,7 @@
 """Pure tensor maths, one file per quantity: no state, no Lightning."""
 
 from lightning_uq.functional.adaptive_conformal import AdaptiveConformal
+from lightning_uq.functional.best_method import BestMethod, best_method
 from lightning_uq.functional.bootstrap import (
     bootstrap_weights,
 )
@@ -85,7 +86,6 @@ from lightning_uq.functional.student_t import (
     student_t_log_prob,
     student_t_quantile,
 )
-from lightning_uq.functional.tied_with_best import tied_with_best
 from lightning_uq.functional.true_class import true_class_log_probs
 from lightning_uq.functional.variational import (
     diagonal_gaussian_kl,
@@ -105,6 +105,7 @@ from lightning_uq.functional.weighted_metrics import (
 __all__ = [
     "SCORES",
     "AdaptiveConformal",
+    "BestMethod",
     "DifferenceInterval",
     "DriftTest",
     "KLEstimate",
@@ -122,6 +123,7 @@ __all__ = [
     "ause",
     "average_precision",
     "benjamini_hochberg",
+    "best_method",
     "bin_statistics",
     "bootstrap_weights",
     "brier_score",
@@ -208,7 +210,6 @@ __all__ = [
     "student_t_crps",
     "student_t_log_prob",
     "student_t_quantile",
-    "tied_with_best",
     "true_class_log_probs",
     "true_label_scores",
     "uniform_kl",

@@ -89,7 +89,7 @@ def weighted_ece(confidence: Tensor, correct: Tensor, weights: Tensor, num_bins:
     check_shape("correct", correct, confidence.shape)
     if not bool(((confidence >= 0) & (confidence <= 1)).all()):
         raise InputError("`confidence` must hold probabilities in [0, 1], but it holds other numbers.")
-    gap = torch.zeros(len(confidence), num_bins, dtype=torch.float64, device=weights.device)
+    gap = weights.new_zeros(len(confidence), num_bins)
     bins = uniform_bins(confidence, num_bins).to(weights.device)
     gap.scatter_(1, bins[:, None], (to_float64(correct) - to_float64(confidence)).to(weights.device)[:, None])
     return (weights @ gap).abs().sum(1) / weights.sum(1)

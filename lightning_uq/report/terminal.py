@@ -17,13 +17,13 @@ def print_table(
     tied: Tied | None = None,
     columns: Sequence[Column] | None = None,
 ) -> None:
-    """Print the rows as one table. On a narrow console, they become as few tables of whole groups of columns as fit.
+    """Print the rows as one table. On a narrow console, they become several tables, of whole groups of columns where these fit.
 
     Args:
         rows: The rows.
         console: Where to print.
         title: Stands above the table.
-        tied: For each key the methods that cannot be told from the best; they are marked with ``~``.
+        tied: For each key the methods that cannot be told from the best; they are marked with ``*``.
         columns: The columns; None: those of :func:`~lightning_uq.report.table.shown_columns`.
 
     Example:
@@ -36,23 +36,28 @@ def print_table(
                  ±0.010
     """
     shown = shown_columns(rows) if columns is None else columns
+
+    def fits(columns: Sequence[Column]) -> bool:
+        options = console.options.update_width(10_000)
+        return console.measure(make_table(rows, columns, tied=tied), options=options).maximum <= console.width
+
     tables: list[list[Column]] = []
     for group in dict.fromkeys(column.group for column in shown):
         part = [column for column in shown if column.group == group]
-        joined = [*tables[-1], *part] if tables else part
-        width = console.measure(make_table(rows, joined, tied=tied), options=console.options.update_width(1000)).maximum
-        if tables and width <= console.width:
-            tables[-1] = joined
-        else:
-            tables.append(part)
+        # A group stays whole where it can: values that do not fit would be cut off.
+        for columns_together in [part] if fits(part) else [[column] for column in part]:
+            if tables and fits([*tables[-1], *columns_together]):
+                tables[-1] += columns_together
+            else:
+                tables.append(columns_together)
     for part in tables:
         console.print(make_table(rows, part, title, tied))
     if "tied" in marks(rows, shown, tied).values():
-        console.print("bold: best mean; ~: cannot be told from the best", highlight=False)
+        console.print("bold: best mean; *: cannot be told from the best", highlight=False)
 
 
 def make_table(rows: Sequence[Row], columns: Sequence[Column], title: str = "", tied: Tied | None = None) -> "Table":
-    """A table of these columns: a mean above its standard error, the best means bold, and ``~`` after tied ones."""
+    """A table of these columns: a mean above its standard error, the best means bold, and ``*`` before tied ones."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -62,13 +67,12 @@ def make_table(rows: Sequence[Row], columns: Sequence[Column], title: str = "", 
     for column in columns:
         table.add_column(column.label, justify="right", no_wrap=True)
     marked = marks(rows, columns, tied)
-    has_ties = {key for (_, key), mark in marked.items() if mark == "tied"}
     for row in rows:
         cells = [Text(row["method"])]
         for column in columns:
             mean, error = cell(row, column)
-            mark, room = marked.get((row["method"], column.key)), " " if column.key in has_ties else ""
-            text = Text(mean, style="bold" if mark == "best" else "").append("~" if mark == "tied" else room)
-            cells.append(text.append(f"\n{error}{room}", style="dim not bold") if error else text)
+            mark = marked.get((row["method"], column.key))
+            text = Text(f"*{mean}" if mark == "tied" else mean, style="bold" if mark == "best" else "")
+            cells.append(text.append(f"\n{error}", style="dim not bold") if error else text)
         table.add_row(*cells)
     return table

@@ -3,36 +3,57 @@ import io
 import pytest
 from rich.console import Console
 
-from lightning_uq.report import COLUMNS, RESULT_KEYS, best_methods, cell, print_table, shown_columns
+from lightning_uq.errors import InputError
+from lightning_uq.report import (
+    COLUMNS,
+    DENSITY_TITLES,
+    RESULT_KEYS,
+    best_methods,
+    cell,
+    marks,
+    print_table,
+    shown_columns,
+)
 
 BY_KEY = {column.key: column for column in COLUMNS}
+OTHER_TASKS = {"subset_accuracy", "hamming", "iou", "rmse", "mae", "crps", "coverage_90", "width_90", "interval_score"}
+CLASSIFICATION = [key for key in RESULT_KEYS if key not in OTHER_TASKS]
 
 
 def row(method, **values):
     return {"method": method, **{key: {"mean": mean, "se": se} for key, (mean, se) in values.items()}}
 
 
-def printed(rows, width):
+def printed(rows, width, **settings):
     stream = io.StringIO()
-    print_table(rows, Console(file=stream, width=width, color_system=None))
+    print_table(rows, Console(file=stream, width=width, color_system=None), **settings)
     return stream.getvalue()
 
 
 @pytest.fixture
 def rows():
     names = ("softmax", "relative_mahalanobis", "ensemble")
-    return [row(name, **dict.fromkeys(RESULT_KEYS, (0.5 + i / 10, 0.01))) for i, name in enumerate(names)]
+    return [row(name, **dict.fromkeys(CLASSIFICATION, (0.5 + i / 10, 0.01))) for i, name in enumerate(names)]
 
 
 def test_keys_are_those_of_the_results_file():
     assert RESULT_KEYS == (
         "accuracy",
+        "subset_accuracy",
+        "hamming",
+        "iou",
+        "rmse",
+        "mae",
         "nll",
+        "crps",
         "brier",
         "ece",
         "joint_log_loss",
         "coverage",
         "set_size",
+        "coverage_90",
+        "width_90",
+        "interval_score",
         "ood_auroc",
         "ood_auprc_out",
         "ood_auprc_in",
@@ -44,8 +65,9 @@ def test_keys_are_those_of_the_results_file():
 
 
 def test_direction_of_every_column():
-    higher = {"accuracy", "ood_auroc", "ood_auprc_out", "ood_auprc_in"}
+    higher = {"accuracy", "subset_accuracy", "iou", "ood_auroc", "ood_auprc_out", "ood_auprc_in"}
     assert {column.key for column in COLUMNS if column.better == "higher"} == higher
+    assert {column.key for column in COLUMNS if column.better is None} == {"coverage", "coverage_90"}
 
 
 def test_best_follows_the_direction():
@@ -81,6 +103,15 @@ def test_a_table_is_whole_or_in_as_few_parts_as_fit(rows, width, num_tables):
     assert max(map(len, lines)) <= width
     assert "…" not in text
     assert text.count("relative_mahalanobis") == num_tables
+    assert all(BY_KEY[key].label in text for key in CLASSIFICATION)
+
+
+@pytest.mark.parametrize("width", [35, 60])
+def test_a_group_that_does_not_fit_is_split_and_no_value_is_cut_off(width):
+    rows = [row("relative_mahalanobis", **dict.fromkeys(RESULT_KEYS, (1234.5, 0.01)))]
+    text = printed(rows, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
     assert all(column.label in text for column in COLUMNS)
 
 
@@ -90,10 +121,83 @@ def test_only_the_best_is_bold(rows):
     text = stream.getvalue()
     ensemble = next(line for line in text.splitlines() if line.startswith("ensemble"))
     softmax = next(line for line in text.splitlines() if line.startswith("softmax"))
-    higher = sum(column.better == "higher" for column in COLUMNS)
-    assert ensemble.count("\x1b[1m") == higher
-    assert softmax.count("\x1b[1m") == sum(column.better == "lower" for column in COLUMNS)
+    better = [BY_KEY[key].better for key in CLASSIFICATION]
+    assert ensemble.count("\x1b[1m") == better.count("higher")
+    assert softmax.count("\x1b[1m") == better.count("lower")
 
 
 def test_a_method_name_is_no_markup():
     assert "[bold]x" in printed([row("[bold]x", nll=(1.0, None))], 60)
+
+
+# ------------------------------------------------------------------ ties
+
+
+def test_marks_are_the_best_mean_and_its_ties():
+    rows = [
+        row("a", nll=(0.2, None), accuracy=(0.9, None), coverage=(0.9, None)),
+        row("b", nll=(0.3, None), accuracy=(0.8, None), coverage=(0.8, None)),
+        row("c", nll=(0.9, None), coverage=(0.7, None)),
+    ]
+    tied = {"nll": {"a", "b"}, "accuracy": None, "coverage": {"a", "b"}}
+    assert marks(rows, shown_columns(rows), tied) == {
+        ("a", "nll"): "best",
+        ("b", "nll"): "tied",
+        ("a", "accuracy"): "best",
+    }
+    assert set(marks(rows, shown_columns(rows)).values()) == {"best"}
+
+
+def test_a_method_without_a_value_is_not_tied():
+    rows = [row("a", nll=(0.2, None)), row("b", nll=(None, None)), {"method": "c"}, row("d", nll=(0.3, None))]
+    assert marks(rows, shown_columns(rows), {"nll": set("abc")}) == {("a", "nll"): "best"}
+
+
+def test_equal_means_may_all_be_tied():
+    rows = [row("a", nll=(0.2, None)), row("b", nll=(0.2, None))]
+    assert marks(rows, shown_columns(rows), {"nll": {"a", "b"}}) == {("a", "nll"): "tied", ("b", "nll"): "tied"}
+
+
+def test_a_tied_method_without_a_row_is_refused():
+    rows = [row("a", nll=(0.2, None))]
+    with pytest.raises(InputError, match=r"`tied\['nll'\]` must name methods of the rows, but it names b, c"):
+        marks(rows, shown_columns(rows), {"nll": {"c", "b", "a"}})
+
+
+def test_the_terminal_marks_ties_and_keeps_the_digits_aligned():
+    rows = [row("a", nll=(0.2, 0.01)), row("b", nll=(0.3, 0.01)), row("c", nll=(0.9, 0.01))]
+    lines = printed(rows, 60, tied={"nll": {"a", "b"}}).splitlines()
+    assert lines[-1] == "bold: best mean; *: cannot be told from the best"
+    assert "*0.300" in lines[4]
+    assert len({line.index("0.") for line in lines[2:-1] if line[0] in "abc"}) == 1
+    assert "*" not in printed(rows, 60)
+
+
+# ------------------------------------------------------------------ the target's units
+
+
+@pytest.mark.parametrize(
+    ("means", "texts"),
+    [
+        ((53.218, 9.876), ("53.2", "9.9")),
+        ((0.71234, 0.5), ("0.712", "0.500")),
+        ((0.000012345, 0.00001), ("0.0000123", "0.0000100")),
+        ((12345.6, 1.0), ("12,346", "1")),
+        ((3e12, 1.0), ("3.00e+12", "1.00e+00")),
+        ((1e-9, 0.0), ("1.00e-09", "0.00e+00")),
+        ((0.0, 0.0), ("0.00", "0.00")),
+        ((5.0, None), ("5.00", "-")),
+        ((5.0, float("inf")), ("5.00", "-")),
+    ],
+)
+def test_decimals_follow_the_largest_mean(means, texts):
+    rows = [row(str(i), rmse=(mean, None)) for i, mean in enumerate(means)]
+    (column,) = shown_columns(rows)
+    assert tuple(cell(one, column)[0] for one in rows) == texts
+
+
+def test_titles_may_be_replaced():
+    rows = [row("a", nll=(0.2, None), rmse=(1.0, None))]
+    titles = {column.key: column.title for column in shown_columns(rows, DENSITY_TITLES)}
+    assert "may be negative" in titles["nll"]
+    assert titles["rmse"] == BY_KEY["rmse"].title

@@ -63,7 +63,7 @@ def difference_figure(
     if unknown:
         raise InputError(f"`tied` must hold methods of `differences`, but it holds {', '.join(unknown)}.")
     names = sorted(differences, key=lambda name: differences[name][0], reverse=better == "lower")
-    figure = new_figure(WIDTH, 1.5 + 0.25 * len(names))
+    figure = new_figure(WIDTH, 1.35 + 0.25 * len(names))
     axes, handles = figure.subplots(), {}
     axes.axvline(0, color=GREY, linewidth=1.2, linestyle="--", zorder=1)
     for y, name in enumerate(names):

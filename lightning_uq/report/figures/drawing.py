@@ -74,7 +74,7 @@ def finish(figure: "Figure", *, grid: Literal["x", "y", "both"] = "y") -> "Figur
         axes.set_axisbelow(True)
         axes.tick_params(labelcolor=INK, labelsize=10, which="both")
         for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set_size(11)
+            label.set_fontsize(11)
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         if text.get_color() == "black":
@@ -102,7 +102,7 @@ def heading(axes: Any, title: str, notes: Sequence[str] = ()) -> None:
 
 
 def legend_below(figure: "Figure", handles: Sequence[Any]) -> None:
-    """A legend in two columns under the axes, where it covers nothing.
+    """A legend in two columns under the axes, where it covers nothing; the figure grows by its height.
 
     A method's name may begin with an underscore or contain ``$``: it is shown as it is.
     """
@@ -116,8 +116,10 @@ def legend_below(figure: "Figure", handles: Sequence[Any]) -> None:
         fontsize=10,
         handlelength=2.6,
     )
-    for text, handle in zip(legend.get_texts(), handles, strict=True):
-        text.set_text(textwrap.fill(handle.get_label(), 21, break_on_hyphens=False))
+    lines = [textwrap.wrap(handle.get_label(), 21, break_on_hyphens=False) for handle in handles]
+    for text, label in zip(legend.get_texts(), lines, strict=True):
+        text.set_text("\n".join(label))
+    figure.set_figheight(figure.get_figheight() + 0.1 * sum(map(len, lines)))
 
 
 def line_styles(methods: Sequence[str], highlighted: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -185,6 +187,7 @@ def to_svg(figure: "Figure") -> str:
         r"<style.*?</style>|<metadata>.*?</metadata>", "", text[text.index(">", text.index("<svg")) + 1 :], flags=re.S
     )
     body = re.sub(r"<defs>\s*</defs>\s*", "", body.replace("xlink:href", "href"))
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
 
     # Only the ids that something refers to are kept. Their names come from the contents, which differ between figures.
     prefix = "f" + hashlib.sha256(body.encode()).hexdigest()[:10]

@@ -34,7 +34,7 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
             f"`regret` must hold runs [S, T] of at least one method, but it holds "
             f"{ {method: list(runs.shape) for method, runs in regret.items()} }."
         )
-    figure = new_figure(WIDTH, 4.2)
+    figure = new_figure(WIDTH, 3.5)
     axes, lines = figure.subplots(), []
     for i, (method, runs) in enumerate(regret.items()):
         mean, step = runs.mean(0).numpy(), range(1, runs.shape[1] + 1)
@@ -48,8 +48,12 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
     # Agents that learn are hundreds of times better than chance: on a linear scale they would be one line.
     axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))
     top = max(float(axes.dataLim.y1), 0.1)
-    ticks = [base * 10.0**power for power in range(-4, 9) for base in (1, 2, 5)]
-    axes.set_yticks([0, *(tick for tick in ticks if top / 100 <= tick <= top)])
+    ticks: list[float] = []
+    for tick in (base * 10.0**power for power in range(8, -5, -1) for base in (5, 2, 1)):
+        last = ticks[-1] if ticks else 4 * top
+        if tick <= top and (last / top) ** 0.5 - (tick / top) ** 0.5 >= 0.08 <= (tick / top) ** 0.5:
+            ticks.append(tick)  # far enough from the one above and from 0
+    axes.set_yticks([0, *reversed(ticks)])
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.set_ylim(0, 1.05 * top)
     heading(axes, title)

@@ -67,7 +67,7 @@ def reliability_diagram(
     width = 0.92 / num_bins
     colors = [FAINT if one else IN_COLOR for one in few]
     top.bar(centre, accuracy, width, color=colors, alpha=0.7, zorder=2)
-    top.errorbar(centre, accuracy, wilson(accuracy, rows), fmt="none", ecolor=INK, elinewidth=0.8, capsize=2, zorder=3)
+    top.errorbar(centre, accuracy, wilson(accuracy, rows), fmt="none", color=INK, elinewidth=0.8, capsize=2, zorder=3)
     top.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle="--", zorder=4)
     notes = [note, "Dashed: calibrated. Whiskers: 95 % intervals."]
     if few.any():
@@ -78,7 +78,7 @@ def reliability_diagram(
     bottom.set_xlabel(f"Predicted probability of {event}" if event else "Confidence")
     bottom.set(ylabel="Inputs", yscale="log", ylim=(0.7, 2 * len(confidence)))
     powers = [10**power for power in range(9) if 10**power <= 2 * len(confidence)]
-    bottom.set_yticks(powers[:: 1 + len(powers) // 4], minor=False)
+    bottom.set_yticks(powers[:: 1 + (len(powers) - 1) // 4], minor=False)
     bottom.set_yticks([], minor=True)
     bottom.yaxis.set_major_formatter("{x:,.0f}")
     figure.align_ylabels()

@@ -57,7 +57,7 @@ def risk_coverage_figure(
         raise InputError("`risk` must say what the losses are and in which unit, such as 'Mean squared error (mm²)'.")
 
     points = {name: _curve(name, *curve) for name, curve in curves.items()}
-    figure = new_figure(WIDTH, 3.9)
+    figure = new_figure(WIDTH, 3.4)
     axes, lines = figure.subplots(), {}
     for method, style in line_styles(list(curves), highlighted):
         coverage, value = points[method]
