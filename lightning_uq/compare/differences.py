@@ -8,7 +8,7 @@ import torch
 from lightning_uq.compare.measures import MEASURES, Measure, is_ood
 from lightning_uq.compare.records import Record
 from lightning_uq.errors import InputError
-from lightning_uq.functional import metric_difference, resample_metric, tied_with_best
+from lightning_uq.functional import best_method, metric_difference, resample_metric
 from lightning_uq.functional.metric_difference import ResampledMetric
 from lightning_uq.functional.paired_difference import DifferenceInterval
 from lightning_uq.functional.seed_rows import SeedRows
@@ -31,8 +31,9 @@ def find_differences(
         num_train: Number of training samples.
 
     Returns:
-        By key ``{"best": name, "tied": [names], "to_best": {name: interval}, "to_baseline": {name: interval}, "left_out": {name: reason}}``, where an interval
-        is ``{"difference": d, "lower": l, "upper": u, "over": "rows" or "rows and seeds"}``.
+        By key ``{"best": name, "tied": [names], "to_best": {name: interval}, "to_baseline": {name: interval}, "left_out": {name: reason}}``, where an
+        interval is ``{"difference": d, "lower": l, "upper": u, "over": "rows" or "rows and seeds"}``. Those to the best have the level of
+        :func:`~lightning_uq.functional.best_method`, those to the baseline 95 %.
     """
     found = {}
     for measure in MEASURES:
@@ -57,24 +58,17 @@ def _of_measure(
             left_out[name] = str(error)
     if not resampled:
         return {"best": None, "tied": [], "to_best": {}, "to_baseline": {}, "left_out": left_out}
-    higher = _BETTER[measure.key] == "higher"
-    best = (max if higher else min)(resampled, key=lambda name: float(resampled[name].values.mean()))
-    tied = tied_with_best(resampled, level=LEVEL, higher_is_better=higher, difference=metric_difference)
+    best = best_method(resampled, level=LEVEL, higher_is_better=_BETTER[measure.key] == "higher")
     return {
-        "best": best,
-        "tied": [name for name, is_tied in tied.items() if is_tied],
-        "to_best": _to(best, resampled),
-        "to_baseline": _to(baseline, resampled) if baseline in resampled else {},
+        "best": best.name,
+        "tied": [name for name in resampled if name in best.tied],
+        "to_best": {name: _plain(one) for name, one in best.differences.items()},
+        "to_baseline": {
+            name: _plain(metric_difference(one, resampled[baseline], level=LEVEL))
+            for name, one in resampled.items()
+            if name != baseline and baseline in resampled
+        },
         "left_out": left_out,
-    }
-
-
-def _to(reference: str, resampled: Mapping[str, ResampledMetric]) -> dict[str, dict[str, Any]]:
-    """The interval of each other method's difference to the reference."""
-    return {
-        name: _plain(metric_difference(one, resampled[reference], level=LEVEL))
-        for name, one in resampled.items()
-        if name != reference
     }
 
 

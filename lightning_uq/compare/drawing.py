@@ -149,9 +149,9 @@ def _differences(results: Mapping[str, Any]) -> dict[str, "Figure"]:
             metric=column.label,
             reference=found["best"],
             better=column.better,
-            tied=[name for name in found["tied"] if name in found["to_best"]],
+            tied=[name for name in found["tied"]],
             title=column.title,
-            note=f"95 % intervals over {'test rows only' if over == 'rows' else over}",
+            note=f"intervals over {'test rows only' if over == 'rows' else over}",
         )
     return figures
 

@@ -11,7 +11,7 @@ from lightning_uq.tasks.row_scores import NUM_BINS
 _SECTIONS = {
     "differences_": (
         "Differences to the best",
-        "Each method's difference to the best one, with its 95 % interval. An interval that contains 0 does not tell the two apart.",
+        "Each method's difference to the best one, with its interval. An interval that contains 0 does not tell the two apart.",
     ),
     "reliability_": (
         "Reliability",
@@ -194,8 +194,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         )
     if results["differences"]:
         notes.append(
-            "A method is marked as tied if no other method beats it significantly: with 95 % probability, the method that is truly best is among the "
-            "marked ones of a column."
+            "A method is tied with the best one if the interval of their difference contains 0. The intervals are wide enough for so many methods that "
+            "the one which is truly best is marked, as the best or as tied, with a probability of 95 %. A tied method may still be worse."
             + (
                 ""
                 if seeds >= 5

@@ -57,7 +57,7 @@ def make_verdict(
 def _best(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], key: str, words: str) -> str:
     column, best = _COLUMNS[key], found["best"]
     value = cell(next(row for row in rows if row["method"] == best), column)[0]
-    others = [name for name in found["tied"] if name != best]
+    others = found["tied"]
     compared = len(found["to_best"])
     sentence = f"{best} {words} ({column.label} {value})"
     if not others:
