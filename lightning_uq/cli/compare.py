@@ -70,7 +70,7 @@ def compare(
         seeds=seeds,
         seed=seed,
         accelerator=accelerator,
-        recipe=None if max_epochs is None else Recipe(max_epochs=max_epochs),
+        recipe=Recipe() if max_epochs is None else Recipe(max_epochs=max_epochs),
     )
     with output_directory(out):
         with TerminalProgress(make_console(stderr=True)) as progress:

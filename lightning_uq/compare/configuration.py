@@ -1,7 +1,7 @@
 """The configuration of a comparison, and its data."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lightning_uq.data import ArrayDataModule, TestbedDataModule, open_data
@@ -54,7 +54,7 @@ class Configuration:
         seeds: Number of seeds n: ``seed`` ... ``seed + n - 1``.
         seed: The first seed.
         accelerator: Lightning's; results repeat exactly on ``"cpu"`` alone.
-        recipe: The training that all methods share; None: the default one, or on the testbed the training of its agents.
+        recipe: The training that all methods share; the default one is replaced by that of the agents on the testbed.
 
     Raises:
         InputError: A number is out of range, or two arguments contradict each other.
@@ -72,10 +72,10 @@ class Configuration:
     seeds: int = 3
     seed: int = 0
     accelerator: str = "cpu"
-    recipe: Recipe = None  # type: ignore[assignment]  # filled in below
+    recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        if self.recipe is None:
+        if self.recipe == Recipe():
             object.__setattr__(self, "recipe", self.default_recipe)  # the dataclass is frozen
         self._check_testbed()
         for name, value in (("seeds", self.seeds), ("max_epochs", self.recipe.max_epochs)):

@@ -50,7 +50,7 @@ class Measure:
         if self.is_detection:
             inside, outside = record.rows["ood_score"], record.outside["ood_score"]
             return {"score": torch.cat([inside, outside]), "is_ood": is_ood(record)}
-        found = {}
+        found: dict[str, Tensor] = {}
         for argument, name in self.arguments.items():
             score = record.rows[name].flatten(1) if record.rows[name].ndim > 1 else record.rows[name]
             columns = (
@@ -89,8 +89,9 @@ def _mean_iou(weights: Tensor, **counts: Tensor) -> Tensor:
 def _ece_of_bins(weights: Tensor, **bins: Tensor) -> Tensor:
     """The calibration error of counts, hits and summed confidences in bins, one after another."""
     summed = torch.stack([weights @ bins[f"bins_{k}"].double() for k in range(len(bins))])
-    count, hits, confidence = summed.unflatten(0, (3, -1))
-    return (hits - confidence).abs().sum(0) / count.sum(0)
+    count, hits, confidence = summed.reshape(3, -1, len(weights))
+    error: Tensor = (hits - confidence).abs().sum(0) / count.sum(0)
+    return error
 
 
 def _detection(key: str, metric: Metric) -> Measure:

@@ -44,7 +44,7 @@ def make_verdict(
     sentences = [
         _best(rows, differences[one], one, words)
         for one, words in ((key, "predicts best"), (DETECTION, "detects out-of-distribution inputs best"))
-        if one in differences and differences[one]["best"] is not None
+        if one is not None and one in differences and differences[one]["best"] is not None
     ]
     overs = {interval["over"] for one in differences.values() for interval in one["to_best"].values()}
     if sentences and overs:

@@ -64,7 +64,7 @@ def coverage_figure(
                 f"`coverage[{name!r}]` must hold shares in [0, 1] of the shape {list(levels.shape)}, but its shape is "
                 f"{list(values.shape)} or a value is outside."
             )
-    figure = new_figure(WIDTH, 3.9)
+    figure = new_figure(WIDTH, 3.4)
     axes, lines = figure.subplots(), {}
     low, high = torch.tensor([binomial_band(num_rows, level) for level in levels.tolist()]).T
     x = 100 * levels.numpy()

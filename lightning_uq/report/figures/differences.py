@@ -1,6 +1,7 @@
 """Differences of all methods to one of them, with their intervals."""
 
 import math
+import textwrap
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,7 @@ from lightning_uq.report.figures.drawing import (
     heading,
     legend_below,
     new_figure,
+    shortened,
 )
 
 if TYPE_CHECKING:
@@ -63,13 +65,17 @@ def difference_figure(
     if unknown:
         raise InputError(f"`tied` must hold methods of `differences`, but it holds {', '.join(unknown)}.")
     names = sorted(differences, key=lambda name: differences[name][0], reverse=better == "lower")
-    figure = new_figure(WIDTH, 1.35 + 0.25 * len(names))
+    figure = new_figure(WIDTH, 1.1 + 0.25 * len(names))
     axes, handles = figure.subplots(), {}
     axes.axvline(0, color=GREY, linewidth=1.2, linestyle="--", zorder=1)
     for y, name in enumerate(names):
         difference, lower, upper = differences[name]
         is_tied = name in tied
-        color, label = (FAINT, f"tied with {reference}") if is_tied else (COLORS[0], f"differs from {reference}")
+        color, label = (
+            (FAINT, f"tied with {shortened(reference)}")
+            if is_tied
+            else (COLORS[0], f"differs from {shortened(reference)}")
+        )
         axes.plot([lower, upper], [y, y], color=color, linewidth=1.8, solid_capstyle="butt", zorder=2)
         (handles[label],) = axes.plot(
             [difference],
@@ -81,12 +87,12 @@ def difference_figure(
             label=label,
             zorder=3,
         )
-    axes.set_yticks(range(len(names)), [name if len(name) <= 26 else name[:25] + "…" for name in names])
+    axes.set_yticks(range(len(names)), [shortened(name) for name in names])
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=6)
     direction = "better →" if better == "higher" else "← better"
-    axes.set_xlabel(f"{metric} minus {reference} ({direction})")
-    heading(axes, title, [note])
+    axes.set_xlabel(textwrap.fill(f"{metric} minus {shortened(reference)} ({direction})", 28))
+    heading(axes, title, [note], share=0.62)  # the methods' names take the rest
     legend_below(figure, [handles[label] for label in sorted(handles)])
     return finish(figure, grid="x")

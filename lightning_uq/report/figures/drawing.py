@@ -58,7 +58,9 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def finish(figure: "Figure", *, grid: Literal["x", "y", "both"] = "y") -> "Figure":
-    """Give a drawn figure the common look: ink, grid, no frame on top and right, and no text read as a formula.
+    """Give a drawn figure the common look: ink, grid, wrapped axis labels, no frame on top and right.
+
+    No text is read as a formula, whatever signs a name contains.
 
     Args:
         figure: The figure.
@@ -73,7 +75,8 @@ def finish(figure: "Figure", *, grid: Literal["x", "y", "both"] = "y") -> "Figur
         axes.grid(axis=grid, color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(labelcolor=INK, labelsize=10, which="both")
-        for label in (axes.xaxis.label, axes.yaxis.label):
+        for label, length in ((axes.xaxis.label, 42), (axes.yaxis.label, 32)):
+            label.set_text("\n".join(textwrap.fill(line, length) for line in label.get_text().split("\n")))
             label.set_fontsize(11)
     for text in figure.findobj(Text):
         text.set_parse_math(False)
@@ -82,9 +85,13 @@ def finish(figure: "Figure", *, grid: Literal["x", "y", "both"] = "y") -> "Figur
     return figure
 
 
-def heading(axes: Any, title: str, notes: Sequence[str] = ()) -> None:
-    """A title above the axes, and below it a smaller line for each note; both are wrapped to the width of a figure."""
-    lines = [line for note in notes if note for line in textwrap.wrap(note, 52)]
+def heading(axes: Any, title: str, notes: Sequence[str] = (), *, share: float = 1.0) -> None:
+    """A title above the axes, and below it a smaller line for each note; the figure grows by their height.
+
+    ``share`` is the part of the usual width that the axes have.
+    """
+    titles = textwrap.wrap(title, int(38 * share))
+    lines = [line for note in notes if note for line in textwrap.wrap(note, int(52 * share))]
     if lines:
         axes.annotate(
             "\n".join(lines),
@@ -98,7 +105,18 @@ def heading(axes: Any, title: str, notes: Sequence[str] = ()) -> None:
         )
     if title:
         pad = 6 + 13.2 * len(lines)
-        axes.set_title(textwrap.fill(title, 38), loc="left", fontsize=11.5, fontweight="bold", pad=pad)
+        axes.set_title("\n".join(titles), loc="left", fontsize=11.5, fontweight="bold", pad=pad)
+    axes.figure.set_figheight(axes.figure.get_figheight() + 0.2 * len(titles) + 0.18 * len(lines))
+
+
+def shortened(name: str) -> str:
+    """A method's name, cut off where it is too long for an axis.
+
+    Example:
+        >>> shortened("relative_mahalanobis"), shortened("softmax, energy, relative_mahalanobis")
+        ('relative_mahalanobis', 'softmax, energy, relative…')
+    """
+    return name if len(name) <= 26 else name[:25] + "…"
 
 
 def legend_below(figure: "Figure", handles: Sequence[Any]) -> None:
@@ -116,7 +134,10 @@ def legend_below(figure: "Figure", handles: Sequence[Any]) -> None:
         fontsize=10,
         handlelength=2.6,
     )
-    lines = [textwrap.wrap(handle.get_label(), 21, break_on_hyphens=False) for handle in handles]
+    lines = [
+        textwrap.wrap(handle.get_label(), 21, break_on_hyphens=False, max_lines=4, placeholder="…")
+        for handle in handles
+    ]
     for text, label in zip(legend.get_texts(), lines, strict=True):
         text.set_text("\n".join(label))
     figure.set_figheight(figure.get_figheight() + 0.1 * sum(map(len, lines)))

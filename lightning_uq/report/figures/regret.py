@@ -26,15 +26,15 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
     Example:
         >>> import torch
         >>> figure = regret_figure({"softmax": torch.tensor([[0.5, 0.7, 0.7], [0.1, 0.1, 0.2]])})
-        >>> figure.axes[0].get_ylabel()
-        'Cumulative regret (square-root scale)'
+        >>> figure.axes[0].get_ylabel().splitlines()
+        ['Cumulative regret', '(square-root scale)']
     """
     if not regret or any(runs.ndim != 2 or not runs.numel() for runs in regret.values()):
         raise InputError(
             f"`regret` must hold runs [S, T] of at least one method, but it holds "
             f"{ {method: list(runs.shape) for method, runs in regret.items()} }."
         )
-    figure = new_figure(WIDTH, 3.5)
+    figure = new_figure(WIDTH, 3.4)
     axes, lines = figure.subplots(), []
     for i, (method, runs) in enumerate(regret.items()):
         mean, step = runs.mean(0).numpy(), range(1, runs.shape[1] + 1)
@@ -43,7 +43,7 @@ def regret_figure(regret: Mapping[str, Tensor], *, title: str = "") -> "Figure":
         if len(runs) > 1:
             error = standard_errors(runs).numpy()
             axes.fill_between(step, (mean - error).clip(0), mean + error, color=style["color"], alpha=0.15, linewidth=0)
-    axes.set(xlabel="Step", ylabel="Cumulative regret (square-root scale)")
+    axes.set(xlabel="Step", ylabel="Cumulative regret\n(square-root scale)")
     axes.set_xlim(1, max(2, *(runs.shape[1] for runs in regret.values())))
     # Agents that learn are hundreds of times better than chance: on a linear scale they would be one line.
     axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))

@@ -62,7 +62,7 @@ def reliability_diagram(
     accuracy, rows = (hits / count)[used].numpy(), (count[used] / repeats).numpy()
     few = rows < MIN_ROWS
 
-    figure = new_figure(WIDTH, 4.6)
+    figure = new_figure(WIDTH, 3.8)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     width = 0.92 / num_bins
     colors = [FAINT if one else IN_COLOR for one in few]

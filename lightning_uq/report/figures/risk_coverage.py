@@ -57,7 +57,7 @@ def risk_coverage_figure(
         raise InputError("`risk` must say what the losses are and in which unit, such as 'Mean squared error (mm²)'.")
 
     points = {name: _curve(name, *curve) for name, curve in curves.items()}
-    figure = new_figure(WIDTH, 3.4)
+    figure = new_figure(WIDTH, 3.2)
     axes, lines = figure.subplots(), {}
     for method, style in line_styles(list(curves), highlighted):
         coverage, value = points[method]
@@ -65,7 +65,7 @@ def risk_coverage_figure(
         scale = 100 if errors else 1
         (lines[method],) = axes.plot(100 * coverage[shown].numpy(), scale * value[shown].numpy(), **style)
     _zoom(axes, list(points.values()), from_zero=errors)
-    axes.set(xlabel="Coverage (% of inputs answered, most certain first)", ylabel=risk or "Error rate (%)")
+    axes.set(xlabel="Coverage (% answered, most certain first)", ylabel=risk or "Error rate (%)")
     heading(axes, title)
     methods_legend(figure, lines)
     return finish(figure)

@@ -80,7 +80,7 @@ def score_histogram(
     if low == high:
         low, high = low - 0.5, high + 0.5
     edges = torch.linspace(float(low), float(high), num_bins + 1, dtype=torch.float64)
-    figure = new_figure(WIDTH, 3.1)
+    figure = new_figure(WIDTH, 2.8)
     from matplotlib.ticker import MaxNLocator
 
     axes = figure.subplots()

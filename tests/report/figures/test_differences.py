@@ -34,7 +34,7 @@ def test_better_is_up_and_said_on_the_axis():
     assert draw().axes[0].get_xlabel() == "NLL minus softmax (← better)"
     higher = draw(better="higher", metric="Accuracy")
     assert names(higher) == ["better", "close", "worse"]
-    assert higher.axes[0].get_xlabel() == "Accuracy minus softmax (better →)"
+    assert higher.axes[0].get_xlabel().replace("\n", " ") == "Accuracy minus softmax (better →)"
 
 
 def test_tied_methods_are_grey_and_hollow():

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from lightning_uq.errors import MissingExtraError
 from lightning_uq.report import (
@@ -88,7 +89,7 @@ def test_every_colour_is_a_variable_of_the_page():
 
 def test_text_is_text_whatever_it_holds():
     name = 'a <b> & $x_1$ "q"'
-    for figure in all_figures(name):
+    for figure in all_figures(name):  # an axis label may be wrapped
         texts = " ".join("".join(text.itertext()) for text in ElementTree.fromstring(to_svg(figure)).iter(f"{SVG}text"))
         assert name in texts
 
@@ -126,3 +127,37 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
 def test_the_colours_of_the_palette_differ():
     assert len({color.lower() for color in COLORS}) == len(COLORS)
     assert len({VARIABLES[color.lower()] for color in COLORS}) == len(COLORS)
+
+
+def ticks_in_view(axis):
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+
+
+def inside(box, frame):
+    return frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+
+
+def test_long_texts_stay_inside():
+    long = "a rather long name of a method, or of several methods that share their predictions"
+    scores, levels = torch.linspace(0, 1, 100), torch.tensor([0.5, 0.9])
+    risk = "Mean absolute error of the progression after one year (mg/dl)"
+    event = "a malignant tumour within the next five years"
+    figures = [
+        *all_figures(long),
+        risk_coverage_figure({long: (scores, scores), "b": (scores, scores)}, risk=risk),
+        reliability_diagram(scores, scores > 0.5, event=event, note=long),
+        coverage_figure({long: levels}, levels, num_rows=10**9),
+        difference_figure({long: (0, 0, 0)}, metric="Interval score", reference="relative_mahalanobis", better="lower"),
+    ]
+    for figure in figures:
+        figure.draw_without_rendering()
+        frame = figure.bbox.padded(1)
+        ticks = {label for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+        drawn = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in ticks_in_view(axis)}
+        outside = [
+            text.get_text()
+            for text in figure.findobj(Text)
+            if text.get_text() and text not in ticks - drawn and not inside(text.get_window_extent(), frame)
+        ]
+        assert outside == [], figure
