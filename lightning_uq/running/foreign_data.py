@@ -17,6 +17,7 @@ from lightning_uq.running.foreign_targets import NAMES, Rows, facts, read_rows, 
 from lightning_uq.running.loaders import exact_loader, loader_list
 from lightning_uq.running.streams import RandomStream
 
+_LOADERS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
 _HOOKS = ("transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch_transfer")
 
 
@@ -90,7 +91,7 @@ class ForeignDataModule(LightningDataModule):
             self.inner.prepare_data()
             for one in ("fit", "test"):
                 self.inner.setup(stage=one)
-            loaders = {part: self._loader(part) for part in ("train", "val", "test")}
+            loaders = {part: self._loader(part) for part in _LOADERS}
             rows = {
                 part: read_rows(exact_loader(loader), self.unpack_batch, part, self) for part, loader in loaders.items()
             }
@@ -210,7 +211,7 @@ class ForeignDataModule(LightningDataModule):
         return {"ood": found}
 
     def _loader(self, part: str) -> Any:
-        hook = f"{part}_dataloader"
+        hook = _LOADERS[part]
         self.inner.trainer = self.trainer
         loaders = loader_list(getattr(self.inner, hook)()) if _is_overridden(self.inner, hook) else []
         if len(loaders) != 1 or loaders[0] is None:
