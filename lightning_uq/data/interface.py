@@ -12,7 +12,8 @@ class TaskData(Protocol):
 
     :class:`~lightning_uq.data.ArrayDataModule` and its subclasses have this interface, and
     :class:`~lightning_uq.running.foreign_data.ForeignDataModule` gives it to a data module of somebody else's.
-    :func:`lightning_uq.tasks.task_for` makes the task. The loaders give ``(x [B, *input_shape], y [B, ...])``.
+    :func:`lightning_uq.tasks.task_for` makes the task. The loaders give batches that :func:`lightning_uq.batches.unpack_batch` reads,
+    mostly ``(x [B, *input_shape], y [B, ...])``.
     """
 
     name: str

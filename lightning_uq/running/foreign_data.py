@@ -1,0 +1,251 @@
+"""Somebody's own data module, with what a comparison of methods reads of data."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.guessing import report_guess
+from lightning_uq.importing import import_class
+from lightning_uq.lightning_trees import both, is_instance
+from lightning_uq.running.foreign_targets import NAMES, Rows, facts, read_rows, shown_task
+from lightning_uq.running.loaders import exact_loader, loader_list
+from lightning_uq.running.streams import RandomStream
+
+_LOADERS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
+_HOOKS = ("transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch_transfer")
+
+
+class ForeignDataModule(LightningDataModule):
+    """An unmodified LightningDataModule with the interface :class:`~lightning_uq.data.TaskData`.
+
+    One pass over its loaders shows the task, the number of classes, and the scale of the targets. It is set up once, with random
+    numbers of its own, so that its split is the same for all seeds, and test samples keep their positions. Its batches are left as
+    they are; validation and test loaders give each sample once, in order. Out-of-distribution data come from its method
+    ``ood_dataloaders`` or ``ood_dataloader``, if it has one: a loader, or several by name.
+
+    Args:
+        data: The data module, or the import path of its class, ``"my.module:MyDataModule"``.
+        arguments: Arguments of the class.
+        task: Name of the task; ``"auto"`` reads it from the training targets.
+        unpack_batch: A function that returns input and target of a batch, if :func:`~lightning_uq.batches.unpack_batch` does not
+            read it.
+
+    Raises:
+        InputError: There is no such class, or it takes other arguments. From :meth:`setup` on: a loader is missing or empty, or the
+            targets show no task.
+
+    Example:
+        >>> from lightning_uq.data import ToyCurveDataModule
+        >>> data = ForeignDataModule("lightning_uq.data:ToyCurveDataModule", {"num_train": 50})
+        >>> data.name, data.task, data.input_shape, data.num_outputs, data.num_train, len(data.test_rows)
+        ('ToyCurveDataModule', 'regression', (1,), 1, 50, 200)
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        data: LightningDataModule | str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        task: str = "auto",
+        unpack_batch: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if task not in ("auto", *NAMES):
+            raise InputError(f"`task` must be one of auto, {', '.join(NAMES)}, but it is {task!r}.")
+        self.inner: Any = _build(data, arguments or {})
+        self.name = type(self.inner).__name__
+        self.unpack_batch = unpack_batch
+        self._given_task = task
+        self._random = RandomStream(0)
+        self._train: Rows | None = None
+        self._task = ""
+        self._task_arguments: dict[str, Any] = {}
+        self._num_outputs = 0
+        self._num_test = 0
+        # A hook that the module overrides is one here; Lightning asks which are overridden.
+        for hook in _HOOKS:
+            if _is_overridden(self.inner, hook):
+                setattr(self, hook, getattr(self.inner, hook))
+
+    def prepare_data(self) -> None:
+        """Set the module up, once."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Set the module up for training and test, and read its loaders, once.
+
+        Raises:
+            InputError: See the class.
+        """
+        if self._train is not None:
+            return
+        with self._alone():
+            self.inner.prepare_data()
+            for one in ("fit", "test"):
+                self.inner.setup(stage=one)
+            loaders = {part: self._loader(part) for part in _LOADERS}
+            rows = {
+                part: read_rows(exact_loader(loader), self.unpack_batch, part, self) for part, loader in loaders.items()
+            }
+        train = rows.pop("train")
+        self._task = shown_task(train, self.name) if self._given_task == "auto" else self._given_task
+        self._task_arguments, self._num_outputs = facts(self._task, train, rows, self.name)
+        self._num_test = rows["test"].num
+        self._train = train
+        if self._given_task == "auto":
+            report_guess(
+                f"{self.name} is read as a {self._task}, because of its training targets. `task` changes it.", self
+            )
+
+    # ------------------------------------------------------------------ what a comparison reads
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        self.setup()
+        return self._task
+
+    @property
+    def task_arguments(self) -> dict[str, Any]:
+        """What the targets say of the task."""
+        self.setup()
+        return dict(self._task_arguments)
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a network for the task."""
+        self.setup()
+        return self._num_outputs
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input.
+
+        Raises:
+            InputError: Inputs are no tensors.
+        """
+        shape = self._rows.input_shape
+        if shape is None:
+            raise InputError(
+                f"The inputs of {self.name} must be tensors, so that a network can be chosen. Pass a module of your own."
+            )
+        return shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The module's own ``class_names`` or ``classes`` if it has as many as there are; else the labels' numbers."""
+        num = 2 if self.task == "binary" else 0 if self.task == "regression" else self.num_outputs
+        for attribute in ("class_names", "classes"):
+            found = getattr(self.inner, attribute, None)
+            if isinstance(found, list | tuple) and len(found) == num:
+                return tuple(map(str, found))
+        return tuple(map(str, range(num)))
+
+    @property
+    def num_train(self) -> int:
+        """Number of training samples."""
+        return self._rows.num
+
+    @property
+    def test_rows(self) -> Tensor:
+        """Positions of the test samples in the test part, which is the same for all seeds."""
+        self.setup()
+        return torch.arange(self._num_test)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """That all seeds have one split."""
+        return (f"All seeds have the split of {self.name}.",)
+
+    @property
+    def _rows(self) -> Rows:
+        self.setup()
+        assert self._train is not None
+        return self._train
+
+    # ------------------------------------------------------------------ loaders
+
+    def train_dataloader(self) -> Any:
+        """The module's own training loader."""
+        self.setup()
+        return self._loader("train")
+
+    def val_dataloader(self) -> Any:
+        """The validation samples, in order."""
+        self.setup()
+        return exact_loader(self._loader("val"))
+
+    def test_dataloader(self) -> Any:
+        """The test samples, in order."""
+        self.setup()
+        return exact_loader(self._loader("test"))
+
+    def predict_dataloader(self) -> Any:
+        """The module's own, or the test samples."""
+        self.setup()
+        if not _is_overridden(self.inner, "predict_dataloader"):
+            return self.test_dataloader()
+        with self._alone():
+            self.inner.setup(stage="predict")
+        return self.inner.predict_dataloader()
+
+    def ood_dataloaders(self) -> dict[str, Any]:
+        """Out-of-distribution loaders by name; ``ood``, or ``ood_0``, ``ood_1``, ..., where the module gives no names."""
+        self.setup()
+        make = getattr(self.inner, "ood_dataloaders", None) or getattr(self.inner, "ood_dataloader", None)
+        found = None if make is None else make()
+        if found is None:
+            return {}
+        if isinstance(found, Mapping):
+            return dict(found)
+        if isinstance(found, list | tuple):
+            return {f"ood_{i}": loader for i, loader in enumerate(found)}
+        return {"ood": found}
+
+    def _loader(self, part: str) -> Any:
+        hook = _LOADERS[part]
+        self.inner.trainer = self.trainer
+        loaders = loader_list(getattr(self.inner, hook)()) if _is_overridden(self.inner, hook) else []
+        if len(loaders) != 1 or loaders[0] is None:
+            what = f"returns {len(loaders)} loaders" if len(loaders) > 1 else "returns none" if loaders else "has none"
+            raise InputError(
+                f"{self.name} must have one `{hook}`, but it {what}. All methods are compared on the same training, validation and test data."
+            )
+        return loaders[0]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Inside, random numbers are the same in every process, and tensors can be trained on later."""
+        with torch.inference_mode(False), self._random.active(advance=False):
+            yield
+
+
+def _build(data: LightningDataModule | str, arguments: Mapping[str, Any]) -> Any:
+    if not isinstance(data, str):
+        if not is_instance(data, LightningDataModule):
+            raise InputError(
+                f"`data` must be a LightningDataModule or the import path of one, but its type is {type(data).__name__}."
+            )
+        return data
+    kind = import_class(data.replace(":", "."), LightningDataModule, "data_module")
+    try:
+        inspect.signature(kind).bind(**arguments)
+    except TypeError as error:
+        raise InputError(
+            f"{kind.__name__}({', '.join(inspect.signature(kind).parameters)}) does not take {dict(arguments)}: {error}."
+        ) from error
+    return kind(**arguments)
+
+
+def _is_overridden(data: Any, hook: str) -> bool:
+    """Whether a data module of either tree of Lightning has its own method ``hook``."""
+    found = getattr(type(data), hook, None)
+    return hook in vars(data) or all(found is not getattr(base, hook, None) for base in both(LightningDataModule))
