@@ -100,7 +100,6 @@ def metric_coverage(
     repetitions: int,
     num_seeds: int,
     num_test: int,
-    draw: torch.Generator,
     *,
     resplit: bool,
     resamples: int = 500,
@@ -110,7 +109,7 @@ def metric_coverage(
     Below 5 seeds, the difference is that of these networks on new rows. With one test set, it is the mean over seeds, and with splits, over data sets.
     There are 4 training rows per test row, and half as many shifted rows as test rows.
     """
-    num_train = 4 * num_test
+    num_train, draw = 4 * num_test, torch.Generator().manual_seed(num_seeds)
     num, normal = num_train + num_test, partial(torch.randn, generator=draw, dtype=torch.float64)
     found, widths, own_truths, intervals = [], [], [], []
     for number in range(repetitions):
