@@ -174,13 +174,13 @@ def test_compare_options_reach_the_comparison(workplace):
             "--ood-classes must be whole numbers separated by commas, such as 8,9, but it is 'eight'",
         ),
         (["--ood-classes", "0,1,2,3,4,5,6,7,8"], "at least 2 classes"),
-        (["--data", "mnist"], "`data` must be 'digits', 'testbed' or"),
+        (["--data", "mnist"], "--data must be 'digits', 'testbed' or"),
         (["--data", "nowhere.npz"], "nowhere.npz must be .* but there is no such file"),
-        (["--seeds", "0"], "`seeds` must be at least 1"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
         (["--seeds", "many"], "--seeds must be a whole number, but it is 'many'"),
         (["--accelerator", "abacus"], "--accelerator must be one of auto, cpu, cuda, gpu, mps, but it is 'abacus'"),
         (["--frobnicate"], "[Uu]nrecognized arguments: --frobnicate"),
-        (["--out", "file"], "file cannot be used as a directory to write to: it is a file."),
+        (["--out", "file"], "--out: file cannot be used as a directory to write to: it is a file."),
     ],
 )
 def test_compare_refuses_in_one_line(capsys, workplace, arguments, message):
