@@ -373,6 +373,20 @@ def test_maps_are_trained_and_written_from_a_configuration(workplace, monkeypatc
     sys.modules.pop("maps", None)
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_untrained_weights_are_run_only_if_they_are_asked_for(capsys, workplace, command):
+    config = str(ROOT / "configs" / "softmax_digits.yaml")
+    run = [command, "--config", config, "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    message = fails(capsys, *run)
+    assert message.startswith(f"{command} has no --ckpt_path, so the weights are untrained. Pass --ckpt_path FILE")
+    assert not list(workplace.iterdir())
+    assert main([*run, "--untrained"]) == 0
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--untrained" in capsys.readouterr().out
+    assert "untrained" in fails(capsys, "fit", "--config", config, "--untrained")
+
+
 def test_there_is_a_configuration_for_each_kind_of_module():
     named = {yaml.safe_load(path.read_text())["model"]["class_path"] for path in CONFIGS}
     assert named >= {"lightning_uq.DeterministicModule", "lightning_uq.EnsembleModule"}

@@ -125,7 +125,9 @@ class EvidentialClassification(ClassTask):
         try:
             return kind(self.evidence, reduction="none", **given, **arguments, **own)
         except TypeError as error:
-            raise InputError(f"`loss_arguments` must hold arguments of {kind.__name__}: {without_period(error)}.") from error
+            raise InputError(
+                f"`loss_arguments` must hold arguments of {kind.__name__}: {without_period(error)}."
+            ) from error
 
     @property
     def final_reg_factor(self) -> float:

@@ -94,4 +94,6 @@ def task_from_config(config: Mapping[str, Any]) -> Task:
     try:
         return _OF_THIS_PACKAGE[config["name"]](**config["init_args"])
     except (KeyError, TypeError) as error:
-        raise InputError(f"This version of lightning_uq cannot build the task {dict(config)}: {without_period(error)}.") from error
+        raise InputError(
+            f"This version of lightning_uq cannot build the task {dict(config)}: {without_period(error)}."
+        ) from error
