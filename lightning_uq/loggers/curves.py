@@ -116,7 +116,9 @@ class Coverage(Curve):
         """Observed coverage against the level."""
         levels = sorted(sums)
         covered, known = torch.stack([sums[level] for level in levels]).T
-        return coverage_figure(covered / known, torch.tensor(levels), num_rows=int(known[0]), title=title)
+        return coverage_figure(
+            covered / known, torch.tensor(levels, dtype=torch.float64), num_rows=int(known[0]), title=title
+        )
 
 
 def curve_of(task: Task, num_bins: int, device: torch.device) -> Curve:
