@@ -51,8 +51,8 @@ def class_list(option: str) -> str:
         option: ``"model"`` or ``"data"``.
 
     Example:
-        >>> print(class_list("model").splitlines()[2][:61])
-          lightning_uq.DeterministicModule          One network, read
+        >>> class_list("model").splitlines()[3].split()[:4]
+        ['lightning_uq.DeterministicModule', 'One', 'network,', 'read']
     """
     room, base = {"model": lightning_uq, "data": lightning_uq.data}[option], _BASES[option]
     kinds = {
