@@ -36,6 +36,7 @@ from lightning_uq.errors import (
     UnsupportedError,
     UQError,
 )
+from lightning_uq.loggers import LogFigures
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules import (
     BayesByBackpropModule,
@@ -111,6 +112,7 @@ __all__ = [
     "Indexed",
     "InputError",
     "IsotonicScaling",
+    "LogFigures",
     "MatrixScaling",
     "Method",
     "MissingExtraError",

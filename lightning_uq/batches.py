@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from lightning_uq.data.indexed import IndexedSample
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 from lightning_uq.guessing import report_guess
 
 TARGET_NAMES = ("target", "targets", "label", "labels", "y", "mask")
@@ -225,7 +225,7 @@ def own_batch(batch: Any) -> Any:
         return copy.deepcopy(batch, clones)
     except Exception as error:
         raise InputError(
-            f"A batch of type {type(batch).__name__} cannot be copied: {error}. It is copied because a step may change it in "
+            f"A batch of type {type(batch).__name__} cannot be copied: {without_period(error)}. It is copied because a step may change it in "
             "place. Return tensors in plain containers from the data set, or define `__deepcopy__`."
         ) from error
 

@@ -27,3 +27,13 @@ class MissingExtraError(UQError, ImportError):
 
 class UnsupportedError(UQError, NotImplementedError):
     """A combination that is known not to work, said before anything runs."""
+
+
+def without_period(error: BaseException) -> str:
+    """An error's text as a part of a sentence that goes on, or that ends with a period of its own.
+
+    Example:
+        >>> f"The file cannot be read: {without_period(ValueError('It is empty.'))}."
+        'The file cannot be read: It is empty.'
+    """
+    return str(error).strip().rstrip(".")

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 
 
 def read_json(text: str, kind: str, version: int) -> dict[str, Any]:
@@ -15,7 +15,9 @@ def read_json(text: str, kind: str, version: int) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (TypeError, ValueError) as error:
-        raise InputError(f"`text` must be JSON that `to_json` wrote, but it cannot be read: {error}.") from error
+        raise InputError(
+            f"`text` must be JSON that `to_json` wrote, but it cannot be read: {without_period(error)}."
+        ) from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != kind:
         raise InputError(f"`text` must be JSON of {kind}, but it holds {found or type(content).__name__}.")

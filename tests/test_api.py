@@ -14,6 +14,7 @@ ROOMS = [
     "compat.haiku",
     "data",
     "functional",
+    "loggers",
     "losses",
     "metrics",
     "modules",

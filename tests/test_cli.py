@@ -177,13 +177,13 @@ def test_compare_options_reach_the_comparison(workplace):
             "--ood-classes must be whole numbers separated by commas, such as 8,9, but it is 'eight'",
         ),
         (["--ood-classes", "0,1,2,3,4,5,6,7,8"], "at least 2 classes"),
-        (["--data", "mnist"], "`data` must be 'digits', 'testbed' or"),
+        (["--data", "mnist"], "--data must be 'digits', 'testbed' or"),
         (["--data", "nowhere.npz"], "nowhere.npz must be .* but there is no such file"),
-        (["--seeds", "0"], "`seeds` must be at least 1"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
         (["--seeds", "many"], "--seeds must be a whole number, but it is 'many'"),
         (["--accelerator", "abacus"], "--accelerator must be one of auto, cpu, cuda, gpu, mps, but it is 'abacus'"),
         (["--frobnicate"], "[Uu]nrecognized arguments: --frobnicate"),
-        (["--out", "file"], "file cannot be used as a directory to write to: it is a file."),
+        (["--out", "file"], "--out: file cannot be used as a directory to write to: it is a file."),
     ],
 )
 def test_compare_refuses_in_one_line(capsys, workplace, arguments, message):
@@ -374,6 +374,20 @@ def test_maps_are_trained_and_written_from_a_configuration(workplace, monkeypatc
     arrays = lightning_uq.read_predictions(workplace)
     assert arrays["label" if task == "Segmentation" else "quantile_0.25"].shape[-2:] == (2, 2)
     sys.modules.pop("maps", None)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_untrained_weights_are_run_only_if_they_are_asked_for(capsys, workplace, command):
+    config = str(ROOT / "configs" / "softmax_digits.yaml")
+    run = [command, "--config", config, "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    message = fails(capsys, *run)
+    assert message.startswith(f"{command} has no --ckpt_path, so the weights are untrained. Pass --ckpt_path FILE")
+    assert not list(workplace.iterdir())
+    assert main([*run, "--untrained"]) == 0
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--untrained" in capsys.readouterr().out
+    assert "untrained" in fails(capsys, "fit", "--config", config, "--untrained")
 
 
 def test_there_is_a_configuration_for_each_kind_of_module():

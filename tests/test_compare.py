@@ -87,17 +87,10 @@ def test_results_have_exactly_these_keys(done):
     assert results["data"] == "digits"
     assert [row["method"] for row in results["rows"]] == ["softmax", "energy", "ensemble"]
     for row in results["rows"]:
-<<<<<<< HEAD
-        assert set(row) == {"method", *RESULT_KEYS}
-        for key in RESULT_KEYS:
-            assert set(row[key]) == {"mean", "se", "seeds"}
-            assert all(math.isfinite(value) for value in [row[key]["mean"], row[key]["se"], *row[key]["seeds"]])
-=======
         assert set(row) == {"method", *KEYS}
         for key in KEYS:
-            assert set(row[key]) == {"mean", "se"}
-            assert all(math.isfinite(value) for value in row[key].values())
->>>>>>> rp
+            assert set(row[key]) == {"mean", "se", "seeds"}
+            assert all(math.isfinite(value) for value in [row[key]["mean"], row[key]["se"], *row[key]["seeds"]])
         assert 0.5 < row["accuracy"]["mean"] <= 1
         assert row["train_seconds"]["mean"] > 0 < row["ms_per_1000"]["mean"]
     json.dumps(results, allow_nan=False)

@@ -1,5 +1,6 @@
 """`lightning-uq evaluate`: every number recomputed from the networks' own logits and features."""
 
+import inspect
 import json
 import math
 import re
@@ -10,11 +11,13 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
 from lightning_uq import DeterministicModule, EnsembleModule, EvidentialModule, Factory, FitGMM, save_fitted
 from lightning_uq.cli import main
+from lightning_uq.cli.evaluate import evaluate as command
 from lightning_uq.data import DigitsDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.evaluate import Outputs, Settings, evaluate, load_model, metrics
@@ -25,6 +28,22 @@ DETECTION = [f"{m}_{key}" for m in ("m1", "m2") for key in ("auroc", "auprc", "a
 KEYS = ["accuracy", "ece", *DETECTION, "t_ece", *(f"t_{key}" for key in DETECTION)]
 NETWORK = Factory("lightning_uq.networks.mlp.MLP", {"in_features": 64, "out_features": 8, "hidden_sizes": [24]})
 OURS = "lightning_uq.DeterministicModule"
+SCORES = {
+    "softmax": ("energy", "predictive_entropy"),
+    "ensemble": ("mutual_information", "predictive_entropy"),
+    "gmm": ("log_density", "posterior_entropy"),
+}
+
+
+def named(model_type, values):
+    """Values by the original's keys, and the same by their plain names."""
+    plain = {"ece": values["ece"], "ece_after_temperature": values["t_ece"]}
+    for m, score in zip(("m1", "m2"), SCORES[model_type], strict=True):
+        for kind in ("auroc", "auprc_in", "auprc_out"):
+            plain[f"ood_{kind}_{score}"] = values[f"{m}_{kind}"]
+            plain[f"ood_{kind}_{score}_after_temperature"] = values[f"t_{m}_{kind}"]
+    return {**values, **plain}
+
 
 USERS_FILE = """
 import torch
@@ -125,11 +144,7 @@ def by_hand(model_type, members, data_of_members, jitter=None):
             for member, d in zip(members, data_of_members, strict=True)
         ]
     y = y.numpy()
-    temperatures = []
-    for logits, labels in validation:
-        grid = np.arange(1, 101) / 10
-        nll = [-(softmax(logits / T, log=True)[np.arange(len(labels)), labels]).mean() for T in grid]
-        temperatures.append(grid[int(np.argmin(nll))])
+    temperatures = [best_temperature(logits, labels) for logits, labels in validation]
     density = None
     if jitter is not None:
         density = [gaussian_log_probs(members[0], data, part, jitter) for part in (x, far)]
@@ -155,6 +170,17 @@ def by_hand(model_type, members, data_of_members, jitter=None):
             values[f"{prefix}{name}_auprc_out"] = average_precision_score(is_ood, scores)
             values[f"{prefix}{name}_auprc"] = values[f"{prefix}{name}_auprc_{positive}"]
     return values, temperatures
+
+
+def nll(logits, labels, temperature):
+    return -softmax(logits / temperature, log=True)[np.arange(len(labels)), labels].mean()
+
+
+def best_temperature(logits, labels):
+    """By a bracketing search in log T, which knows no derivative."""
+    options = {"xatol": 1e-12}
+    found = minimize_scalar(lambda u: nll(logits, labels, np.exp(u)), bounds=(-3, 3), method="bounded", options=options)
+    return float(np.exp(found.x))
 
 
 def in_batches(network, x):
@@ -224,6 +250,7 @@ def fails(capsys, *arguments):
 
 
 DIGITS = ("--data", "digits", "--ood", "8,9")
+CLOSE = 1e-6  # the search by hand finds T to 1e-8
 
 
 # ---------------------------------------------------------------------- the numbers
@@ -233,47 +260,77 @@ def test_softmax_over_two_runs(networks, capsys):
     result = run("--run", "0.ckpt", "--run", "2.ckpt", "--module", OURS, *DIGITS, "--data-seeds", "0,1")
     splits = [DigitsDataModule(seed=0), DigitsDataModule(seed=1)]
     expected = [by_hand("softmax", [networks[i]], [d]) for i, d in zip((0, 2), splits, strict=True)]
-    assert list(result) == ["mean", "std", "values", "info"]
-    assert sorted(result["values"]) == sorted(KEYS)
-    for key in KEYS:
-        a, b = (values[key] for values, _ in expected)
-        assert result["values"][key] == pytest.approx([a, b], abs=1e-9)
-        assert result["mean"][key] == pytest.approx((a + b) / 2, abs=1e-9)
+    assert list(result) == ["mean", "std", "se", "values", "info"]
+    assert result["std"] == result["se"]
+    named_values = [named("softmax", values) for values, _ in expected]
+    assert set(KEYS) < set(named_values[0])
+    assert set(result["values"]) == set(named_values[0])
+    for key in named_values[0]:
+        a, b = (values[key] for values in named_values)
+        assert result["values"][key] == pytest.approx([a, b], abs=CLOSE)
+        assert result["mean"][key] == pytest.approx((a + b) / 2, abs=CLOSE)
         # The standard error of two is half their difference.
-        assert result["std"][key] == pytest.approx(abs(a - b) / 2, abs=1e-9)
-    assert np.allclose(result["info"]["temperature"], [T for _, T in expected], atol=1e-9)
+        assert result["se"][key] == pytest.approx(abs(a - b) / 2, abs=CLOSE)
+    temperatures = np.array(result["info"]["temperature"])
+    assert np.allclose(temperatures, [T for _, T in expected], atol=1e-6)
+    grid = np.array(result["info"]["grid_temperature"])
+    assert np.allclose(10 * grid, np.round(10 * grid))
+    assert 0 < np.abs(grid - temperatures).max() < 0.1
     assert result["info"]["runs"] == [["0.ckpt"], ["2.ckpt"]]
     assert result["info"]["ood_name"] == "digits_8_9"
-    out = capsys.readouterr().out.splitlines()
-    assert out[-1] == "Wrote out.json"
-    assert out[0].split() == ["accuracy", f"{result['mean']['accuracy']:.4f}", "+-", f"{result['std']['accuracy']:.4f}"]
+    table(capsys.readouterr().out, result)
 
 
-def test_one_run_has_no_standard_error():
+def table(out, result):
+    """Check that the output is one table, with each number once, and no codes of a terminal."""
+    lines = out.splitlines()
+    assert lines[-1] == "Wrote out.json"
+    assert max(map(len, lines)) <= 120
+    assert "\x1b" not in out
+
+    def text(name):
+        mean, error = result["mean"][name], result["se"][name]
+        return f"{mean:.4f}" if error is None else f"{mean:.4f} ±{error:.4f}"
+
+    kind = result["info"]["model_type"]
+    names = ["accuracy", "ece", *(f"ood_{k}_{s}" for s in SCORES[kind] for k in ("auroc", "auprc_in", "auprc_out"))]
+    rows = [re.split(r"  +", line.strip()) for line in lines[2:-2]]
+    assert [row[1] for row in rows] == [text(name) for name in names]
+    assert [row[2] for row in rows[1:]] == [text(f"{name}_after_temperature") for name in names[1:]]
+    assert [row[0] for row in rows[:3]] == [
+        "Accuracy",
+        "Expected calibration error, 15 bins",
+        f"OOD by {SCORES[kind][0].replace('_', ' ')}: AUROC",
+    ]
+    assert lines[-2].split()[0] == "Temperature"
+
+
+def test_one_run_has_no_standard_error(capsys):
     result = run("--run", "0.ckpt", "--module", OURS, *DIGITS)
-    assert set(result["std"].values()) == {None}
+    assert set(result["se"].values()) == {None}
     assert all(result["values"][key] == [result["mean"][key]] for key in KEYS)
+    table(capsys.readouterr().out, result)
 
 
 def test_an_ensembles_members_in_files_or_in_one(networks):
     data = DigitsDataModule(seed=0)
     expected, temperatures = by_hand("ensemble", networks[:2], [data, data])
     apart = run("--run", "0.ckpt", "1.ckpt", "--module", OURS, "--model-type", "ensemble", *DIGITS)
-    assert apart["mean"] == pytest.approx(expected, abs=1e-9)
-    assert apart["info"]["temperature"] == [pytest.approx(temperatures)]
+    assert apart["mean"] == pytest.approx(named("ensemble", expected), abs=CLOSE)
+    assert apart["info"]["temperature"] == [pytest.approx(temperatures, abs=1e-6)]
     assert expected["m1_auroc"] != expected["t_m1_auroc"]
     save(EnsembleModule.from_checkpoints(["0.ckpt", "1.ckpt"]), "both.ckpt")
     whole = run(
         "--run", "both.ckpt", "--module", "lightning_uq.EnsembleModule", "--model-type", "ensemble", *DIGITS
     )  # fmt: skip
-    assert whole["mean"] == pytest.approx(expected, abs=1e-5)
+    assert whole["mean"] == pytest.approx(named("ensemble", expected), abs=1e-5)
 
 
 def test_gmm(networks):
     gmm = ("--model-type", "gmm", "--regularization", "0.01")
     result = run("--run", "0.ckpt", "--module", OURS, *DIGITS, *gmm)
     expected, _ = by_hand("gmm", [networks[0]], [DigitsDataModule(seed=0)], jitter=0.01)
-    assert result["mean"] == pytest.approx(expected, abs=1e-9)
+    assert result["mean"] == pytest.approx(named("gmm", expected), abs=CLOSE)
     assert all(result["mean"][f"t_{key}"] == result["mean"][key] for key in DETECTION)
     assert result["mean"]["t_ece"] != result["mean"]["ece"]
     softmax = run("--run", "0.ckpt", "--module", OURS, *DIGITS)
@@ -307,10 +364,8 @@ def test_temperatures_of_each_members_own_split(networks):
         data.setup("fit")
         x, y = data.parts["val"]
         with torch.no_grad():
-            logits = network(x).double().numpy()
-        nll = [-softmax(logits / T, log=True)[np.arange(len(y)), y].mean() for T in np.arange(1, 101) / 10]
-        temperatures.append((1 + int(np.argmin(nll))) / 10)
-    assert result["info"]["temperature"] == [pytest.approx(temperatures)]
+            temperatures.append(best_temperature(network(x).double().numpy(), y.numpy()))
+    assert result["info"]["temperature"] == [pytest.approx(temperatures, abs=1e-5)]
     assert result["info"]["data_seeds"] == [[3, 4]]
     assert result["info"]["ood_name"] == "near"
 
@@ -332,12 +387,13 @@ def test_a_checkpoint_of_the_command_line_names_its_module():
     fit = ["fit", "--config", str(config), *options, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     assert main(fit) == 0
     (path,) = Path().rglob("best.ckpt")
-    named = run("--run", str(path), *DIGITS)
+    softmax = run("--run", str(path), *DIGITS)
     # A density's file names it too.
     fit[2] = str(config.with_name("ddu_digits.yaml"))
     assert main(fit) == 0
     (path,) = Path().rglob("best-uq.ckpt")
-    assert run("--run", str(path), *DIGITS, "--model-type", "gmm")["mean"].keys() == named["mean"].keys()
+    density = run("--run", str(path), *DIGITS, "--model-type", "gmm")
+    assert all(key in density["mean"] and key in softmax["mean"] for key in KEYS)
 
 
 def test_a_users_module_and_a_network_alone(networks):
@@ -408,36 +464,39 @@ def test_the_file_of_a_plain_module_asks_for_the_network(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "0.ckpt"], "'0.ckpt' does not name the LightningModule that wrote it. Pass `module`"),
-        (["--run", "nowhere.ckpt", "--module", OURS], "must name a checkpoint, but nowhere.ckpt cannot be read"),
+        (["--run", "0.ckpt"], "'0.ckpt' does not name the LightningModule that wrote it. Pass --module"),
+        (["--run", "nowhere.ckpt", "--module", OURS], "--run must name a checkpoint, but nowhere.ckpt cannot be read"),
         (
             ["--run", "0.ckpt", "--module", "lightning_uq.Nothing"],
-            "`module` must be the import path of a LightningModule",
+            "--module must be the import path of a LightningModule",
         ),
-        (["--run", "0.ckpt", "--module", "no_such_package.Lit"], "but it is 'no_such_package.Lit'"),
-        (["--run", "0.ckpt", "--module", "torch.nn.Linear"], "`module` must be the import path of a LightningModule"),
+        (["--run", "0.ckpt", "--module", "no_such_package.Lit"], "--module must be .* but it is 'no_such_package.Lit'"),
+        (["--run", "0.ckpt", "--module", "torch.nn.Linear"], "--module must be the import path of a LightningModule"),
         (
             ["--run", "0.ckpt", "--module", "users_file.Lit"],
-            "'0.ckpt' is no checkpoint of users_file.Lit: .*'width'",
+            "--run: '0.ckpt' is no checkpoint of users_file.Lit: .*'width'",
         ),
         (
             ["--run", "0.ckpt", "--network", "torch.nn.Linnear"],
-            "`target` must be the import path of a class or function",
+            "--network must be the import path of a class or function",
         ),
         (
             ["--run", "0.ckpt", "--network", "torch.nn.Linear"],
-            "`network` 'torch.nn.Linear' cannot be built: ",
+            "--network 'torch.nn.Linear' cannot be built: ",
         ),
-        (["--run", "0.ckpt", "--network", "torch.nn.ReLU"], "'0.ckpt' does not hold the weights of ReLU"),
-        (["--run", "0.ckpt", "--module", OURS, "--network", NETWORK.target], "Give `module` or `network`, not both"),
+        (["--run", "0.ckpt", "--network", "torch.nn.ReLU"], "--run: '0.ckpt' does not hold the weights of ReLU"),
+        (["--run", "0.ckpt", "--module", OURS, "--network", NETWORK.target], "Give --module or --network, not both"),
         (["--run", "0.ckpt", "--init-args", "{}x"], "--init-args must be a JSON object.*, but it is '{}x'"),
         (["--run", "0.ckpt", "--init-args", "[1]"], "--init-args must be a JSON object"),
-        (["--run", "0.ckpt", "--init-args", '{"a": 1}'], "`init_args` needs `module` or `network`"),
-        (["--run", "0.ckpt", "1.ckpt", "--module", OURS], "model_type='softmax' a run must hold one network.* holds 2"),
-        (["--run", "0.ckpt", "--module", OURS, "--model-type", "ensemble"], "several members.* '0.ckpt' holds 1"),
+        (["--run", "0.ckpt", "--init-args", '{"a": 1}'], "--init-args needs --module or --network"),
+        (["--run", "0.ckpt", "1.ckpt", "--module", OURS], "--model-type softmax a run must hold one network.* holds 2"),
+        (
+            ["--run", "0.ckpt", "--module", OURS, "--model-type", "ensemble"],
+            "--model-type ensemble .* several members.* '0.ckpt' holds 1",
+        ),
         (
             ["--run", "0.ckpt", "1.ckpt", "--module", OURS, "--model-type", "gmm"],
-            "model_type='gmm' a run must hold one network",
+            "--model-type gmm a run must hold one network",
         ),
         (
             ["--run", "0.ckpt", "--model-type", "magic"],
@@ -449,7 +508,7 @@ def test_the_file_of_a_plain_module_asks_for_the_network(tmp_path):
         ),
         (
             ["--run", "0.ckpt", "--data-seeds", "1,2,3"],
-            r"one seed, one per run \(1\) or one per checkpoint \(1\), but it holds 3",
+            r"--data-seeds must hold one seed, one per run \(1\) or one per checkpoint \(1\), but it holds 3",
         ),
         (["--run", "0.ckpt", "--data-seeds", "one"], "--data-seeds must be whole numbers separated by commas"),
         ([], "--run: this option is required"),
@@ -459,40 +518,50 @@ def test_models_and_options_are_refused_in_one_line(capsys, arguments, message):
     line = fails(capsys, *arguments, *DIGITS, "--out", "out.json")
     assert re.search(message, line), line
     assert len(line) < 700
+    assert_names_an_option(line)
+
+
+def assert_names_an_option(line):
+    """An option as it is written in the command, and none as the Python arguments are."""
+    options = inspect.signature(command).parameters
+    assert re.search(rf"--({'|'.join(options).replace('_', '-')})\b", line), line
+    assert not re.search(rf"`({'|'.join(options)})`", line), line
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "imagenet", "--ood", "svhn"], "`data` must be one of .*mnist.*, but it is 'imagenet'"),
+        (["--data", "imagenet", "--ood", "svhn"], "--data must be one of .*mnist.*, but it is 'imagenet'"),
         (
             ["--data", "digits", "--ood", "svhn"],
-            "`ood` must be labels that are held out of the data.* but it is 'svhn'",
+            "--ood must be labels that are held out of the data.* but it is 'svhn'",
         ),
-        (["--data", "digits", "--ood", "8,12"], "but it holds 12"),
-        (["--data", "mnist", "--ood", "svhn"], "'svhn'"),
-        (["--data", "mnist", "--ood", "fashion_mnist"], "training files of MNIST must lie in data"),
-        (["--data", "nowhere.npz", "--ood", "1"], "nowhere.npz must be .* but there is no such file"),
-        (["--data", "users_file.Lit", "--ood", "near"], "`data` must be the import path of a LightningDataModule"),
+        (["--data", "digits", "--ood", "8,12"], "--ood must hold labels .* but it holds 12"),
+        (["--data", "mnist", "--ood", "svhn"], "--ood of mnist .*'svhn'"),
+        (["--data", "mnist", "--ood", "fashion_mnist"], "--data: The training files of MNIST must lie in data"),
+        (["--data", "nowhere.npz", "--ood", "1"], "--data: nowhere.npz must be .* but there is no such file"),
+        (["--data", "users_file.Lit", "--ood", "near"], "--data must be the import path of a LightningDataModule"),
         (
             ["--data", "users_file.FixedTest", "--ood", "8,9"],
-            "`ood` must name one of the `ood_dataloaders.*near, far.* but it is '8,9'",
+            "--ood must name one of the `ood_dataloaders.*near, far.* but it is '8,9'",
         ),
         (
             ["--data", "digits", "--ood", "8,9", "--data-args", '{"sead": 1}'],
-            "DigitsDataModule does not take these `data_args`: .*sead",
+            "DigitsDataModule does not take these --data-args: .*sead",
         ),
-        (["--data", "lightning_uq.data.ToyCurveDataModule", "--ood", "x"], "it needs `ood_dataloaders"),
+        (["--data", "lightning_uq.data.ToyCurveDataModule", "--ood", "x"], "--data: .* It needs `ood_dataloaders"),
         (
             ["--data", "users_file.FixedTest", "--ood", "near", "--data-args", '{"labelled": false}'],
-            "The validation data has no class labels",
+            "--data: The validation data has no class labels",
         ),
-        (["--data", "digits", "--ood", "9"], r"class labels in \[0, 8\), but their values go from 0 to 8"),
+        (["--data", "digits", "--ood", "8,9", "--data-args", '{"batch_size": 0}'], "--data-args: `batch_size` must be"),
+        (["--data", "digits", "--ood", "9"], r"--data: .* class labels in \[0, 8\), but their values go from 0 to 8"),
     ],
 )
 def test_data_are_refused_in_one_line(capsys, arguments, message):
     line = fails(capsys, "--run", "0.ckpt", "--module", OURS, *arguments, "--out", "out.json")
     assert re.search(message, line), line
+    assert_names_an_option(line)
 
 
 def test_a_test_set_that_moves_with_the_seed_is_no_ensembles(capsys):
@@ -504,6 +573,8 @@ def test_out_must_be_a_file_before_anything_is_read(capsys, tmp_path):
     (tmp_path / "there").mkdir()
     line = fails(capsys, "--run", "nowhere.ckpt", "--module", OURS, *DIGITS, "--out", "there")
     assert line == "--out must be a file, but there is a directory."
+    line = fails(capsys, "--run", "nowhere.ckpt", "--module", OURS, *DIGITS, "--out", "0.ckpt/out.json")
+    assert line == "--out: 0.ckpt cannot be used as a directory to write to: it is a file."
 
 
 def test_settings_in_python():

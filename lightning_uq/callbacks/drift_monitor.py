@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lightning_uq.callbacks.ood_alarm import OODAlarm
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 from lightning_uq.functional.drift import DriftTest, RankBins
 from lightning_uq.functional.hashing import chain, chain_last, to_uniform
 from lightning_uq.functional.precision import to_float64
@@ -230,7 +230,7 @@ class DriftMonitor:
         try:
             return cls._of(content)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise InputError(f"`text` is damaged: {type(error).__name__}: {error}.") from error
+            raise InputError(f"`text` is damaged: {type(error).__name__}: {without_period(error)}.") from error
 
     @classmethod
     def _of(cls, content: dict[str, Any]) -> Self:

@@ -24,7 +24,7 @@ from lightning_uq.callbacks.ood_alarm_transform import (
 )
 from lightning_uq.callbacks.post_training import post_training_callbacks
 from lightning_uq.callbacks.sibling import fitted_states
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 from lightning_uq.functional.conformal_p_values import alarm_threshold, benjamini_hochberg
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.validation import check_choice, check_open_unit
@@ -321,7 +321,7 @@ class OODAlarm(HeldOutCallback):
             threshold = math.inf if content["threshold"] is None else content["threshold"]
             carried = {f"carried.{name}": torch.tensor(value) for name, value in content["carried"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"`text` is damaged: {type(error).__name__}: {error}.") from error
+            raise InputError(f"`text` is damaged: {type(error).__name__}: {without_period(error)}.") from error
         tensors = {"scores": scores, "threshold": torch.tensor(threshold, dtype=torch.float64), **carried}
         if content["summary"] is not None:
             tensors["summary"] = torch.tensor(content["summary"], dtype=torch.float64)

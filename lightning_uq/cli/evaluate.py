@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lightning_uq.cli.errors import UsageError
 from lightning_uq.cli.options import Accelerator, Integers, Repeated
-from lightning_uq.cli.output import removing_new_directories
+from lightning_uq.cli.output import check_writable, make_console, removing_new_directories
 
 
 def evaluate(
@@ -28,7 +28,7 @@ def evaluate(
     """Evaluate trained checkpoints as the DDU experiments do.
 
     The numbers are accuracy, calibration error and two out-of-distribution scores, before and after temperature scaling, as
-    mean and standard error over runs.
+    mean and standard error over runs. The command prints one table and writes one JSON file.
 
     Args:
         run: A Lightning checkpoint, or the checkpoints of an ensemble's members. Repeat --run for each further run.
@@ -37,8 +37,8 @@ def evaluate(
         ood: Labels held out of digits or of a file, such as 8,9; or an image data set, such as svhn; or a name among the data
             module's ood_dataloaders().
         out: JSON file to write.
-        model_type: Which scores are m1 and m2: logsumexp and entropy (softmax), mutual information and entropy (ensemble), or
-            feature density and entropy of its posterior (gmm).
+        model_type: Which scores tell out-of-distribution data: energy and entropy (softmax), mutual information and entropy
+            (ensemble), or feature density and entropy of its posterior (gmm).
         module: Import path of the LightningModule, for checkpoints that do not name theirs.
         network: Import path of a class or function that builds the network alone, in place of --module.
         init_args: Arguments of the module or the network.
@@ -48,8 +48,8 @@ def evaluate(
         regularization: With gmm, held_out, oas, ddu (the original's schedule of jitters), or a number.
         accelerator: Device that computes.
     """
-    from lightning_uq.evaluate import Settings, evaluate, write
-    from lightning_uq.report import writable_directory
+    console = make_console()
+    from lightning_uq.evaluate import Settings, evaluate, make_table, write
 
     settings = Settings(
         runs=run,
@@ -68,10 +68,8 @@ def evaluate(
     if out.is_dir():
         raise UsageError(f"--out must be a file, but {out} is a directory.")
     with removing_new_directories(out.parent):
-        writable_directory(out.parent)
+        check_writable(out.parent)
         result = evaluate(settings, lambda path: print(path, file=sys.stderr))
         write(result, out)
-    for key, mean in result["mean"].items():
-        error = result["std"][key]
-        print(f"{key:14s} {mean:.4f}" + ("" if error is None else f" +- {error:.4f}"))
-    print(f"Wrote {out}")
+    console.print(make_table(result))
+    console.print(f"Wrote {out}", highlight=False, soft_wrap=True)

@@ -8,7 +8,8 @@ from lightning_uq.checkpoint_files import is_file, read_checkpoint
 from lightning_uq.cli.errors import UsageError, missing_extra
 from lightning_uq.errors import UQError
 
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+EVALUATING_COMMANDS = ("validate", "test", "predict")
+LIGHTNING_COMMANDS = ("fit", *EVALUATING_COMMANDS)
 
 
 def run_lightning(arguments: list[str], *, from_process: bool) -> None:
@@ -28,17 +29,23 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
         raise missing_extra("jsonargparse") from error
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from lightning_uq.cli.help import ShortHelpFormatter
+    from lightning_uq.cli.help import ShortHelpFormatter, class_list
 
+    if (option := _bare_help(arguments)) is not None:
+        print(class_list(option))
+        return
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are about how Lightning calls it
 
     class Parser(LightningArgumentParser):
         """Raises an error in place of printing it with the usage. Options cannot be abbreviated."""
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, needs_weights: bool = False, **kwargs: Any) -> None:
             kwargs.setdefault("formatter_class", ShortHelpFormatter)
             super().__init__(*args, **kwargs)
             self.allow_abbrev = False
+            if needs_weights:
+                text = "Without --ckpt_path, run the weights that the module starts with."
+                self.add_argument("--untrained", action="store_true", help=text)
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             if not self.exit_on_error:  # one of jsonargparse's trials: it goes on with the next
@@ -54,6 +61,16 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             path = self.config[command].get("ckpt_path") if command else None
             if path and is_file(path):
                 read_checkpoint(path, "`ckpt_path` must be a checkpoint of plain data")
+
+        def before_instantiate_classes(self) -> None:
+            """Refuse to evaluate weights that nobody trained."""
+            command = self.config["subcommand"]
+            options = self.config[command]
+            if command in EVALUATING_COMMANDS and options.ckpt_path is None and not options.untrained:
+                raise UsageError(
+                    f"{command} has no --ckpt_path, so the weights are untrained. Pass --ckpt_path FILE.ckpt, or pass --untrained if the "
+                    "weights that the module starts with are what you want."
+                )
 
         def before_predict(self) -> None:
             """Write the predictions of this package's modules and callbacks, unless a callback of the user writes them."""
@@ -93,7 +110,10 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
         try:
             CommandLine(
                 parser_class=Parser,
-                parser_kwargs={"prog": "lightning-uq"},
+                parser_kwargs={
+                    "prog": "lightning-uq",
+                    **{command: {"needs_weights": True} for command in EVALUATING_COMMANDS},
+                },
                 save_config_kwargs={"overwrite": True},
                 # None: LightningCLI reads the arguments of the process.
                 args=None if from_process else arguments,
@@ -102,3 +122,11 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             if not str(error).startswith("Error(s) in loading state_dict"):
                 raise
             raise UsageError(f"the checkpoint does not fit the configured module: {str(error)[:400]} ...") from error
+
+
+def _bare_help(arguments: list[str]) -> str | None:
+    """The option whose ``--model.help`` or ``--data.help`` names no class, else None."""
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument in ("--model.help", "--data.help") and following.startswith("-"):
+            return argument.removeprefix("--").removesuffix(".help")
+    return None

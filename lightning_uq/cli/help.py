@@ -1,22 +1,25 @@
 """Short help texts: jsonargparse lists every imported subclass of a type, which for ``torch.nn.Module`` are a thousand."""
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
 from jsonargparse import DefaultHelpFormatter
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
-import lightning_uq.networks.backbones  # noqa: F401  # so that the help lists them
+import lightning_uq.data
+import lightning_uq.networks.backbones  # so that the help lists them
 from lightning_uq.errors import InputError
 from lightning_uq.importing import import_object
 from lightning_uq.lightning_trees import is_subclass
 from lightning_uq.networks import EpistemicNetwork
 from lightning_uq.networks.factory import Factory
 
+_BASES = {"model": LightningModule, "data": LightningDataModule}
 _LIST = ", known subclasses: "
 _ROOMS = {"loss": "lightning_uq.losses.", "regularizer": None}
 _ROLE = re.compile(r":\w+:`~?(?:\w+\.)*(\w+)`")  # such as :class:`~lightning_uq.tasks.Task`
@@ -41,6 +44,33 @@ class ShortHelpFormatter(DefaultHelpFormatter):
         return before + (_LIST + ", ".join(known) if known else "") + end + rest
 
 
+def class_list(option: str) -> str:
+    """The public classes of this package that an option takes, one per line with the first sentence of its docstring.
+
+    Args:
+        option: ``"model"`` or ``"data"``.
+
+    Example:
+        >>> class_list("model").splitlines()[3].split()[:4]
+        ['lightning_uq.DeterministicModule', 'One', 'network,', 'read']
+    """
+    room, base = {"model": lightning_uq, "data": lightning_uq.data}[option], _BASES[option]
+    kinds = {
+        f"{room.__name__}.{name}": kind
+        for name in sorted(room.__all__)
+        if inspect.isclass(kind := getattr(room, name)) and issubclass(kind, base) and not inspect.isabstract(kind)
+    }
+    width = 2 + max(map(len, kinds))
+    summaries = [_without_roles(inspect.getdoc(kind) or "").splitlines()[0] for kind in kinds.values()]
+    return "\n".join(
+        [
+            f"`--{option}` takes an import path: of a class of your own, or of one of these.",
+            *(f"  {path:{width}}{summary}" for path, summary in zip(kinds, summaries, strict=True)),
+            f"`--{option}.help={next(iter(kinds))}` lists the arguments of a class.",
+        ]
+    )
+
+
 def shown_classes(paths: list[str], option: str, *, is_factory: bool = False) -> list[str]:
     """The class paths that the help of an option shows, in their order.
 
@@ -49,6 +79,8 @@ def shown_classes(paths: list[str], option: str, *, is_factory: bool = False) ->
         option: Name of the option. Among torch modules, a loss may be one of this package's losses, any other option one of
             its networks.
         is_factory: Whether the option takes a factory of a plain network, which an epistemic network f(x, z) is not.
+
+    Lightning's classes are shown for the Trainer alone, not for a module's arguments.
 
     Example:
         >>> shown_classes(["torch.nn.Linear", "lightning_uq.networks.MLP", "lightning_uq.losses.CombinedLoss"], "model.network")
@@ -59,6 +91,8 @@ def shown_classes(paths: list[str], option: str, *, is_factory: bool = False) ->
     for path in dict.fromkeys(paths):
         found = _public_class(path)
         if found is None:
+            continue
+        if path.startswith("lightning.") and option.startswith("model."):
             continue
         if is_factory and issubclass(found, EpistemicNetwork):
             continue

@@ -72,7 +72,7 @@ _KINDS: dict[Any, tuple[str | None, str]] = {
 
 
 def run(function: Callable[..., None], arguments: Sequence[str]) -> None:
-    """Call a function with the options of a command line.
+    """Call a function with the options of a command line. Its errors name options, as by :func:`naming_options`.
 
     Args:
         function: Its keyword arguments are the options.
@@ -83,12 +83,15 @@ def run(function: Callable[..., None], arguments: Sequence[str]) -> None:
         MissingExtraError: jsonargparse is not installed.
     """
     parsed = vars(make_parser(function).parse_args(list(arguments)))
-    function(**{name: parsed[name] for name in inspect.signature(function).parameters})
+    with naming_options(function):
+        function(**{name: parsed[name] for name in inspect.signature(function).parameters})
 
 
 @contextmanager
 def naming_options(function: Callable[..., None]) -> Iterator[None]:
     """A context whose errors name the options of a function in place of its arguments: --batch-size for `batch_size`, MODEL for `model`.
+
+    An option that can be repeated is also named by its plural: --run for `runs`.
 
     Raises:
         UQError: That of the context.
@@ -96,7 +99,9 @@ def naming_options(function: Callable[..., None]) -> Iterator[None]:
     try:
         yield
     except UQError as error:
-        written = {name: _written(one) for name, one in inspect.signature(function).parameters.items()}
+        parameters = inspect.signature(function).parameters
+        written = {name: _written(one) for name, one in parameters.items()}
+        written |= {f"{name}s": written[name] for name, one in parameters.items() if one.annotation == Repeated}
         error.args = (_ARGUMENT.sub(lambda found: written.get(found[1], found[0]), str(error)),)
         raise
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_uq.cli.errors import missing_extra
+from lightning_uq.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,10 +50,24 @@ def output_directory(path: Path) -> Iterator[None]:
         InputError: The directory cannot be written to.
         MissingExtraError: A package that the results need is not installed. Both are raised before the work begins.
     """
-    from lightning_uq.report import jinja_environment, new_figure, writable_directory
+    from lightning_uq.report import jinja_environment, new_figure
 
     new_figure(1, 1)
     jinja_environment()
     with removing_new_directories(path):
-        writable_directory(path)
+        check_writable(path)
         yield
+
+
+def check_writable(directory: Path) -> None:
+    """Make the directory of the option `out`, and check that it can be written to.
+
+    Raises:
+        InputError: It cannot.
+    """
+    from lightning_uq.report import writable_directory
+
+    try:
+        writable_directory(directory)
+    except InputError as error:
+        raise InputError(f"`out`: {error}") from error

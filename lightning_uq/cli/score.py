@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from lightning_uq.cli.options import Names, naming_options
+from lightning_uq.cli.options import Names
 from lightning_uq.cli.output import make_console, removing_new_directories
 
 
@@ -57,7 +57,7 @@ def score(
         model, data, out, network, task, columns, drop, id, input, nonfinite, batch_size, device
     )
     folders = [path.parent for path in (out, monitor) if path is not None]
-    with naming_options(score), removing_new_directories(*folders), ScoreProgress(stderr) as progress:
+    with removing_new_directories(*folders), ScoreProgress(stderr) as progress:
         summary = scoring.score(
             settings,
             progress,

@@ -41,7 +41,8 @@ def draw(results: Mapping[str, Any], records: Records) -> dict[str, "Figure"]:
     figures = {f"differences_{key}": one for key, one in _differences(results).items()}
     groups = equal_predictions(results, records)
     num_rows = max((int(found[0].row_ids.numel()) for found in records.values()), default=0)
-    curves, coverage = {}, {}
+    curves: dict[str, tuple[Tensor, Tensor]] = {}
+    coverage: dict[str, Tensor] = {}
     for names in groups:
         scores, title = pooled(records[names[0]]), ", ".join(names)
         if "confidence" in scores:
@@ -58,11 +59,10 @@ def draw(results: Mapping[str, Any], records: Records) -> dict[str, "Figure"]:
         elif "width_90" in scores:
             curves[title] = -scores["width_90"], scores["absolute_error"]
         if "pit" in scores:
-            found = central_coverage(scores["pit"])
-            if not any(
-                torch.equal(found, other) for other in coverage.values()
-            ):  # conformal intervals have none of their own
-                coverage[title] = found
+            shares = central_coverage(scores["pit"])
+            # Conformal intervals have no distribution of their own.
+            if not any(torch.equal(shares, other) for other in coverage.values()):
+                coverage[title] = shares
     lines = [title for names in groups for title in [", ".join(names)] if set(names) & set(main)][:_MAX_LINES]
     if coverage:
         shown = [name for name in lines if name in coverage] or list(coverage)[:_MAX_LINES]
@@ -149,7 +149,7 @@ def _differences(results: Mapping[str, Any]) -> dict[str, "Figure"]:
             metric=column.label,
             reference=found["best"],
             better=column.better,
-            tied=[name for name in found["tied"]],
+            tied=found["tied"],
             title=column.title,
             note=f"intervals over {'test rows only' if over == 'rows' else over}",
         )

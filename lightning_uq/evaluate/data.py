@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 import lightning_uq.data
 from lightning_uq.data import ArrayDataModule, ImageDataModule, NpzDataModule
 from lightning_uq.errors import InputError
+from lightning_uq.evaluate.errors import naming_argument
 from lightning_uq.evaluate.models import input_errors
 from lightning_uq.evaluate.settings import Settings
 from lightning_uq.importing import import_class
@@ -85,13 +86,15 @@ def make_data(settings: Settings, seed: int | None) -> EvaluationData:
         arguments["seed"] = seed
     with input_errors(f"{kind.__name__} does not take these `data_args`"):
         bound = inspect.signature(kind).bind(**{**arguments, **settings.data_args})
-    data: Any = kind(*bound.args, **bound.kwargs)
-    data.prepare_data()
-    for stage in ("fit", "test"):
-        data.setup(stage)
+    aliases = {"ood_classes": "ood", "ood_datasets": "ood", "path": "data", "seed": "data_seeds"}
+    with naming_argument("data_args" if settings.data_args else "data", aliases):
+        data: Any = kind(*bound.args, **bound.kwargs)
+        data.prepare_data()
+        for stage in ("fit", "test"):
+            data.setup(stage)
     if not hasattr(data, "ood_dataloaders"):
         raise InputError(
-            f"{kind.__name__} has no out-of-distribution data: it needs `ood_dataloaders()`, loaders by name."
+            f"`data`: {kind.__name__} has no out-of-distribution data. It needs `ood_dataloaders()`, loaders by name."
         )
     outside = data.ood_dataloaders()
     if not chosen and settings.ood not in outside:

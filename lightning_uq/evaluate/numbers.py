@@ -47,6 +47,8 @@ class Outputs:
 def metrics(model_type: ModelType, outputs: Outputs) -> dict[str, float]:
     """Accuracy, calibration and detection of one run, before and after its temperatures; fractions, not per cent.
 
+    The keys are the original's; :func:`~lightning_uq.evaluate.names.with_plain_names` adds the plain ones.
+
     Example:
         >>> outputs = Outputs(
         ...     logits=torch.tensor([[[4.0, 0.0], [0.0, 4.0]]]),

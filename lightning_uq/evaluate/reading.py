@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.errors import InputError
 from lightning_uq.evaluate.data import EvaluationData
+from lightning_uq.evaluate.errors import naming_argument
 from lightning_uq.evaluate.numbers import Outputs
 from lightning_uq.evaluate.settings import ModelType, Settings
 from lightning_uq.functional.precision import to_float64, widen
@@ -22,9 +23,16 @@ from lightning_uq.tasks import Classification, describe
 
 @dataclass(frozen=True)
 class Reading:
-    """The outputs of one checkpoint, and marks that differ where the test data of two checkpoints differ."""
+    """The outputs of one checkpoint.
+
+    Attributes:
+        outputs: The outputs.
+        grid_temperature: Each member's temperature [Z] as the original finds it.
+        marks: Numbers that differ where the test data of two checkpoints differ.
+    """
 
     outputs: Outputs
+    grid_temperature: Tensor
     marks: Tensor
 
 
@@ -47,9 +55,11 @@ def read(model: nn.Module, data: EvaluationData, settings: Settings, path: str) 
         _Pass(model, loader, part, gmm if part != "validation" else None)
         for part, loader in (("validation", data.val), ("test", data.test), ("out-of-distribution", data.ood))
     )
-    temperature = fit_ensemble_temperature(val.logits, val.labels, "member", method="grid")
+    temperature, grid = (
+        fit_ensemble_temperature(val.logits, val.labels, "member", method=method) for method in ("newton", "grid")
+    )
     outputs = Outputs(test.logits, test.labels, ood.logits, temperature, test.log_prob, ood.log_prob)
-    return Reading(outputs, torch.cat([to_float64(test.labels), test.marks, ood.marks]))
+    return Reading(outputs, grid, torch.cat([to_float64(test.labels), test.marks, ood.marks]))
 
 
 class _Pass:
@@ -59,7 +69,7 @@ class _Pass:
         self.part = part
         rows = list(self._batches(model, loader, gmm))
         if not rows:
-            raise InputError(f"The {part} data is empty.")
+            raise InputError(f"`data` gives no {part} data.")
         logits, labels, log_probs, marks = zip(*rows, strict=True)
         self.logits = torch.cat(logits, 1)
         self.log_prob = torch.cat(log_probs) if gmm is not None else None
@@ -69,9 +79,10 @@ class _Pass:
     @property
     def labels(self) -> Tensor:
         if any(y is None or y.is_floating_point() for y in self._labels):
-            raise InputError(f"The {self.part} data has no class labels: each batch must be `(x, y)`.")
+            raise InputError(f"`data`: The {self.part} data has no class labels. Each batch must be `(x, y)`.")
         labels = torch.cat(self._labels)
-        Classification().check_target(labels, self.logits)
+        with naming_argument("data"):
+            Classification().check_target(labels, self.logits)
         return labels
 
     def _batches(self, model: nn.Module, loader: Any, gmm: FitGMM | None) -> Iterator[tuple[Any, ...]]:
@@ -109,7 +120,7 @@ def join(members: Sequence[Reading], run: Sequence[str], model_type: ModelType) 
     if (size > 1) != (model_type == "ensemble"):
         wanted = "several members, in one checkpoint or in several" if model_type == "ensemble" else "one network"
         raise InputError(
-            f"With model_type={model_type!r} a run must hold {wanted}, but the run of {run[0]!r} holds {size}."
+            f"With `model_type` {model_type} a run must hold {wanted}, but the run of {run[0]!r} holds {size}."
         )
     for path, member in zip(run[1:], members[1:], strict=True):
         if member.outputs.logits.shape[1:] != outputs[0].logits.shape[1:] or not torch.equal(
@@ -117,7 +128,7 @@ def join(members: Sequence[Reading], run: Sequence[str], model_type: ModelType) 
         ):
             raise InputError(
                 f"The members of a run must be tested on the same data and classes, but those of {path!r} and {run[0]!r} "
-                "differ: with this data the test set depends on the seed of the split."
+                "differ: with this `data` the test set depends on the seed of the split."
             )
     return Outputs(
         torch.cat([one.logits for one in outputs]),

@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import lightning_uq
 from lightning_uq.evaluate.data import EvaluationData, make_data
+from lightning_uq.evaluate.errors import naming_argument
 from lightning_uq.evaluate.models import find_device, load_model
+from lightning_uq.evaluate.names import with_plain_names
 from lightning_uq.evaluate.numbers import NUM_BINS, metrics
 from lightning_uq.evaluate.reading import join, read
 from lightning_uq.evaluate.settings import Settings
@@ -24,31 +28,36 @@ def evaluate(settings: Settings, progress: Callable[[str], None] = lambda path: 
         progress: Called with the path of each checkpoint before it is read.
 
     Returns:
-        ``mean``, ``std`` (the standard error over runs, as in the original; None with one run) and ``values`` (one per
-        run) by key, and ``info``.
+        ``mean``, ``se`` (the standard error over runs; None with one run), ``std`` (the original's name for ``se``) and
+        ``values`` (one per run) by key, and ``info``. The keys are those of the table in :mod:`lightning_uq.evaluate`.
 
     Raises:
         InputError: A checkpoint, the data, or an argument is not as expected.
     """
     data: dict[int | None, EvaluationData] = {}
-    values, temperatures = [], []
+    values, temperatures, grid = [], [], []
     for run, seeds in zip(settings.runs, settings.seeds(), strict=True):
         members = []
         for path, seed in zip(run, seeds, strict=True):
             progress(path)
             if seed not in data:
                 data[seed] = make_data(settings, seed)
-            model = load_model(path, settings.module, settings.network, settings.init_args)
-            members.append(read(model.to(find_device(settings.accelerator)), data[seed], settings, path))
+            device = find_device(settings.accelerator)
+            with naming_argument("runs", {"path": "runs", "target": "network"}):
+                model = load_model(path, settings.module, settings.network, settings.init_args)
+                members.append(read(model.to(device), data[seed], settings, path))
         joined = join(members, run, settings.model_type)
-        values.append(metrics(settings.model_type, joined))
+        values.append(with_plain_names(settings.model_type, metrics(settings.model_type, joined)))
         temperatures.append(joined.temperature.tolist())
+        grid.append(torch.cat([member.grid_temperature for member in members]).tolist())
     keys = list(values[0])
     columns = {key: [one[key] for one in values] for key in keys}
+    errors = {key: standard_error(column) for key, column in columns.items()}
     first = next(iter(data.values()))
     return {
         "mean": {key: statistics.mean(column) for key, column in columns.items()},
-        "std": {key: standard_error(column) for key, column in columns.items()},
+        "std": errors,
+        "se": errors,
         "values": columns,
         "info": {
             **{name: value for name, value in vars(settings).items() if name != "runs"},
@@ -56,6 +65,7 @@ def evaluate(settings: Settings, progress: Callable[[str], None] = lambda path: 
             "data_seeds": settings.seeds(),
             "ood_name": first.ood_name,
             "temperature": temperatures,
+            "grid_temperature": grid,
             "num_bins": NUM_BINS,
             "lightning_uq": lightning_uq.__version__,
         },

@@ -194,6 +194,10 @@ class LabelCalibrationError(UncertaintyMetric):
             )
         self.label_bins = self.label_bins + label_bin_statistics(torch.sigmoid(logits), y, self.num_bins)
 
+    def statistics(self) -> Tensor:
+        """The bins so far, [3, L, num_bins]: known labels, those that are on, and the sum of their probabilities."""
+        return self.label_bins
+
     def per_label(self) -> Tensor:
         """The error of each label [L] in [0, 1]; NaN where a label was never known."""
         return torch.stack([calibration_error(self.label_bins[:, i]) for i in range(self.label_bins.shape[1])])

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 from lightning_uq.functional.validation import check_at_least, check_choice
 from lightning_uq.losses.evidence import Evidence
 from lightning_uq.losses.evidential_modules import (
@@ -125,7 +125,9 @@ class EvidentialClassification(ClassTask):
         try:
             return kind(self.evidence, reduction="none", **given, **arguments, **own)
         except TypeError as error:
-            raise InputError(f"`loss_arguments` must hold arguments of {kind.__name__}: {error}.") from error
+            raise InputError(
+                f"`loss_arguments` must hold arguments of {kind.__name__}: {without_period(error)}."
+            ) from error
 
     @property
     def final_reg_factor(self) -> float:

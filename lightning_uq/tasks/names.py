@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_uq.checkpoint_files import plain_part
 from lightning_uq.data.interface import TaskData
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 from lightning_uq.tasks.base import Task
 from lightning_uq.tasks.binary import Binary
 from lightning_uq.tasks.categorical_regression import CategoricalRegression
@@ -110,4 +110,6 @@ def task_from_config(config: Mapping[str, Any]) -> Task:
     try:
         return _OF_THIS_PACKAGE[config["name"]](**config["init_args"])
     except (KeyError, TypeError) as error:
-        raise InputError(f"This version of lightning_uq cannot build the task {dict(config)}: {error}.") from error
+        raise InputError(
+            f"This version of lightning_uq cannot build the task {dict(config)}: {without_period(error)}."
+        ) from error

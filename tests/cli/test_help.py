@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 
 import lightning_uq
 from lightning_uq import modules, networks
@@ -46,8 +46,8 @@ def test_it_is_short_and_complete(capsys, name, monkeypatch):
     listed = known_classes(text)
     for option, paths in listed.items():
         assert len(paths) == len(set(paths)), option
-        assert not [path for path in paths if not path.startswith(("lightning_uq.", "lightning."))], option
-        for path in (path for path in paths if path.startswith("lightning_uq.")):
+        assert not [path for path in paths if not path.startswith("lightning_uq.")], option
+        for path in paths:
             room, _, own = path.removeprefix("lightning_uq.").rpartition(".")
             assert own in importlib.import_module(f"lightning_uq.{room}".rstrip(".")).__all__, path
     assert not [path for path in listed["network"] if ".losses." in path or path.endswith("Module")]
@@ -55,6 +55,21 @@ def test_it_is_short_and_complete(capsys, name, monkeypatch):
         assert "lightning_uq.losses.JointLoss" in listed["loss"]
         assert not [path for path in listed["loss"] if ".networks." in path]
     assert not [path for path in listed["regularizer"] if ".networks." in path]
+
+
+@pytest.mark.parametrize(("option", "room"), [("model", "lightning_uq"), ("data", "lightning_uq.data")])
+def test_without_a_class_it_lists_ours(capsys, option, room):
+    assert main(["fit", f"--{option}.help", "--trainer.max_epochs=1"]) == 0
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"`--{option}` takes an import path")
+    assert f"`--{option}.help={room}." in last
+    names = [line.split()[0] for line in lines]
+    base = {"model": LightningModule, "data": LightningDataModule}[option]
+    members = {name: getattr(importlib.import_module(room), name) for name in importlib.import_module(room).__all__}
+    assert names == sorted(
+        f"{room}.{name}" for name, kind in members.items() if isinstance(kind, type) and issubclass(kind, base)
+    )
+    assert all(len(line.split()) > 3 and "DataModule:`" not in line for line in lines)
 
 
 def test_all_public_networks_are_listed(capsys, monkeypatch):

@@ -76,12 +76,25 @@ def test_an_error_is_one_sentence(arguments, message):
 
 
 def test_errors_of_a_command_name_its_options():
-    def command(model: Path, *, batch_size: int = 1, id: str | None = None) -> None: ...
+    def command(model: Path, *, run: Repeated, batch_size: int = 1, id: str | None = None) -> None: ...
 
-    text = "`batch_size` and argument `id`: `model` or `model()` has no `states`, id or `batch size`."
+    text = "`batch_size`, `runs` and argument `id`: `model` or `model()` has no `states`, id or `batch size`."
     with pytest.raises(InputError) as raised, naming_options(command):
         raise InputError(text)
-    assert str(raised.value) == "--batch-size and --id: MODEL or `model()` has no `states`, id or `batch size`."
+    assert str(raised.value) == "--batch-size, --run and --id: MODEL or `model()` has no `states`, id or `batch size`."
+
+
+def test_errors_inside_any_command_name_its_options():
+    def command(*, batch_size: int = 1) -> None:
+        """Fail.
+
+        Args:
+            batch_size: A size.
+        """
+        raise InputError("`batch_size` is at fault.")
+
+    with pytest.raises(InputError, match="^--batch-size is at fault"):
+        run(command, [])
 
 
 def test_the_help_has_the_docstrings_texts_and_the_defaults(monkeypatch):

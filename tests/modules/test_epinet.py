@@ -23,6 +23,7 @@ from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.networks.epinet.head import EpinetHead
 from lightning_uq.networks.factory import Factory
 from lightning_uq.networks.priors.additive import mlp_prior
+from lightning_uq.tasks import Classification
 
 X = torch.randn(46, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -373,7 +374,6 @@ from lightning.pytorch import Trainer, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq.modules.epinet import EpinetModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.tasks import Classification
 
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long()

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.errors import InputError, UnsupportedError, without_period
 from lightning_uq.networks.calling import is_nest_of_tensors
 from lightning_uq.networks.dropout.passes import Dropped
 
@@ -102,7 +102,7 @@ def _function_rates(network: Any, x: Any) -> tuple[float, ...]:
     try:
         rates = network.run(x, seeds, plan, rate=0.0)[1].rates_seen
     except Exception as error:  # a user's forward may ask for more in training, such as targets
-        reason = f"its forward raised {type(error).__name__}: {error}"
+        reason = f"its forward raised {type(error).__name__}: {without_period(error)}"
     inner.eval()
     if len(rates) == len(in_evaluation.rates_seen):
         return tuple(rates)

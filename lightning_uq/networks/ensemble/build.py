@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.errors import InputError, UnsupportedError, without_period
 from lightning_uq.networks.ensemble.checks import check_members
 from lightning_uq.networks.ensemble.loop import EnsembleNetwork
 from lightning_uq.networks.ensemble.stacked import StackedEnsembleNetwork
@@ -57,7 +57,7 @@ def build_ensemble(
         return kind(members, output, execution_reason=f"{begin} {how}, as asked.")
     except UnsupportedError as error:
         raise UnsupportedError(
-            f"execution={execution!r} does not support these members: {error}. Use execution='loop' or 'auto'."
+            f"execution={execution!r} does not support these members: {without_period(error)}. Use execution='loop' or 'auto'."
         ) from error
 
 
@@ -68,7 +68,7 @@ def _choose(members: list[nn.Module], output: Output, mixed_precision: bool, beg
     try:
         return StackedEnsembleNetwork(members, output, execution_reason=f"{begin} stacked: {why}.")
     except UnsupportedError as error:
-        reason = str(error)
+        reason = without_period(error)
     if all(p.is_cuda for member in members for p in member.parameters()) and not mixed_precision:
         try:
             check_mappable(members[0], OutputReader(output))
@@ -78,5 +78,5 @@ def _choose(members: list[nn.Module], output: Output, mixed_precision: bool, beg
                 execution_reason=f"{begin} under torch.vmap: its members are alike, on a GPU, and {reason}.",
             )
         except UnsupportedError as error:
-            reason = str(error)
+            reason = without_period(error)
     return EnsembleNetwork(members, output, execution_reason=f"{begin} in a loop: {reason}.")
