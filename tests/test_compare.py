@@ -23,10 +23,8 @@ from lightning_uq.compare.results import summarize
 from lightning_uq.errors import InputError
 from lightning_uq.functional import SCORES, auroc
 from lightning_uq.predictions import CategoricalPrediction
-from lightning_uq.report import RESULT_KEYS, risk_coverage_figure
-
-OTHER_TASKS = {"subset_accuracy", "hamming", "iou", "rmse", "mae", "crps", "coverage_90", "width_90", "interval_score"}
-KEYS = [key for key in RESULT_KEYS if key not in OTHER_TASKS]  # those of classification
+from lightning_uq.report import risk_coverage_figure
+from tests.result_keys import CLASSIFICATION_KEYS
 
 TIMES = ("train_seconds", "ms_per_1000")
 QUICK = Recipe(max_epochs=3)
@@ -87,8 +85,8 @@ def test_results_have_exactly_these_keys(done):
     assert results["data"] == "digits"
     assert [row["method"] for row in results["rows"]] == ["softmax", "energy", "ensemble"]
     for row in results["rows"]:
-        assert set(row) == {"method", *KEYS}
-        for key in KEYS:
+        assert set(row) == {"method", *CLASSIFICATION_KEYS}
+        for key in CLASSIFICATION_KEYS:
             assert set(row[key]) == {"mean", "se", "seeds"}
             assert all(math.isfinite(value) for value in [row[key]["mean"], row[key]["se"], *row[key]["seeds"]])
         assert 0.5 < row["accuracy"]["mean"] <= 1
@@ -98,7 +96,7 @@ def test_results_have_exactly_these_keys(done):
 
 def test_one_network_is_shared_by_the_methods_that_read_it(done):
     softmax, energy, ensemble = done[0].rows
-    same = {key for key in KEYS if softmax[key] == energy[key]}
+    same = {key for key in CLASSIFICATION_KEYS if softmax[key] == energy[key]}
     assert same >= {"accuracy", "nll", "brier", "ece", "joint_log_loss", "parameters"}
     assert softmax["ood_auroc"] != energy["ood_auroc"]
     assert softmax["nll"] != ensemble["nll"]
@@ -184,7 +182,7 @@ def test_callers_random_state_and_threads_are_left_alone():
 
 def test_no_held_out_classes_no_detection_columns():
     comparison, _ = run(ood_classes=(), methods=("softmax",), seeds=1, recipe=Recipe(max_epochs=1))
-    assert set(comparison.rows[0]) == {"method", *(key for key in KEYS if not key.startswith("ood_"))}
+    assert set(comparison.rows[0]) == {"method", *(key for key in CLASSIFICATION_KEYS if not key.startswith("ood_"))}
 
 
 def test_a_file_of_ones_own(tmp_path):

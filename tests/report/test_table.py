@@ -14,10 +14,9 @@ from lightning_uq.report import (
     print_table,
     shown_columns,
 )
+from tests.result_keys import CLASSIFICATION_KEYS
 
 BY_KEY = {column.key: column for column in COLUMNS}
-OTHER_TASKS = {"subset_accuracy", "hamming", "iou", "rmse", "mae", "crps", "coverage_90", "width_90", "interval_score"}
-CLASSIFICATION = [key for key in RESULT_KEYS if key not in OTHER_TASKS]
 
 
 def row(method, **values):
@@ -33,7 +32,7 @@ def printed(rows, width, **settings):
 @pytest.fixture
 def rows():
     names = ("softmax", "relative_mahalanobis", "ensemble")
-    return [row(name, **dict.fromkeys(CLASSIFICATION, (0.5 + i / 10, 0.01))) for i, name in enumerate(names)]
+    return [row(name, **dict.fromkeys(CLASSIFICATION_KEYS, (0.5 + i / 10, 0.01))) for i, name in enumerate(names)]
 
 
 def test_keys_are_those_of_the_results_file():
@@ -103,7 +102,7 @@ def test_a_table_is_whole_or_in_as_few_parts_as_fit(rows, width, num_tables):
     assert max(map(len, lines)) <= width
     assert "…" not in text
     assert text.count("relative_mahalanobis") == num_tables
-    assert all(BY_KEY[key].label in text for key in CLASSIFICATION)
+    assert all(BY_KEY[key].label in text for key in CLASSIFICATION_KEYS)
 
 
 @pytest.mark.parametrize("width", [35, 60])
@@ -121,7 +120,7 @@ def test_only_the_best_is_bold(rows):
     text = stream.getvalue()
     ensemble = next(line for line in text.splitlines() if line.startswith("ensemble"))
     softmax = next(line for line in text.splitlines() if line.startswith("softmax"))
-    better = [BY_KEY[key].better for key in CLASSIFICATION]
+    better = [BY_KEY[key].better for key in CLASSIFICATION_KEYS]
     assert ensemble.count("\x1b[1m") == better.count("higher")
     assert softmax.count("\x1b[1m") == better.count("lower")
 
