@@ -252,6 +252,15 @@ def main() -> None:
         "- In the table of new splits, the corrected interval is exact where one method is better on the same rows after each training, and too wide where"
     )
     print("  the difference comes from the noise of the training.")
+    print(
+        "- The regressions' metrics on new rows are known (`seed_differences_metrics.py`). An ECE's estimate from 200 rows is biased upwards, the more the"
+    )
+    print(
+        "  better calibrated a method is. `ece` is its expectation, which the intervals are for; they miss the error for all rows where the biases differ."
+    )
+    print(
+        "- `best_method`: how often the truly best method is the best of the data or tied with it, and how often all methods are."
+    )
     crossed(repetitions)
     resplits(repetitions)
     metrics(repetitions // 5)

@@ -20,7 +20,7 @@ from lightning_uq.functional.paired_difference import (
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.seed_rows import SeedRows
 from lightning_uq.functional.validation import check_integer, check_open_unit, check_tensor, describe
-from lightning_uq.functional.weighted_metrics import weighted_mean
+from lightning_uq.functional.weighted_metrics import take_columns, weighted_mean
 
 _ELEMENTS = 2**21
 """Weights that the resampling holds in memory at a time, about."""
@@ -108,7 +108,7 @@ def resample_metric(
         chunks = []
         for size in _chunk_sizes(num_resamples, max(1, _ELEMENTS // rows.num_rows)):
             weights = _resample(size, rows.num_rows, members, generator)
-            chunks.append(_by_seed(metric, vectors, [weights[:, at] for at in rows.positions]))
+            chunks.append(_by_seed(metric, vectors, [take_columns(weights, at) for at in rows.positions]))
         resampled = torch.cat(chunks)
     return ResampledMetric(values, rows, resampled, None, seed)
 
