@@ -51,7 +51,7 @@ def _of_measure(
     left_out: dict[str, str] = {}
     rows: SeedRows | None = None
     for name, found in records.items():
-        rows = rows or _rows(measure, found, num_train)
+        rows = rows or rows_of(measure, found, num_train)
         try:
             resampled[name] = resample_metric(measure.metric, [measure.vectors(one) for one in found], rows)
         except InputError as error:  # an infinite score, say: the method has no interval, and the table no number
@@ -81,7 +81,7 @@ def _plain(interval: DifferenceInterval) -> dict[str, Any]:
     }
 
 
-def _rows(measure: Measure, records: Sequence[Record], num_train: int) -> SeedRows:
+def rows_of(measure: Measure, records: Sequence[Record], num_train: int | None) -> SeedRows:
     """The rows of each seed; test rows and out-of-distribution rows are resampled apart."""
     if not measure.is_detection:
         return SeedRows([record.row_ids for record in records], num_train=num_train)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_uq.compare import own_page
 from lightning_uq.compare.evaluation import TAU
 from lightning_uq.compare.testbed import NUM_INDICES
 from lightning_uq.report import DENSITY_TITLES, Report, Section, score_label, shown_columns
@@ -48,20 +49,22 @@ def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Repor
         found = {_caption(name): svg for name, svg in figures.items() if name.startswith(prefix)}
         if found:
             sections.append(Section(title, text, found))
-    rows, is_regression = results["rows"], results["task"] == "regression"
-    columns = shown_columns(rows, DENSITY_TITLES if is_regression else None)
+    rows = results["rows"]
+    columns = shown_columns(rows, DENSITY_TITLES if "regression" in results["task"] else None)
+    is_own = results.get("kind") == "test"
+    facts = {} if is_own else {"Configuration": _configuration(results)}
     return Report(
-        title=f"Uncertainty methods compared on {results['problem']['name']}",
+        title=f"Uncertainty of {rows[0]['method']}" if is_own and len(rows) == 1 else f"Uncertainty methods compared on {results['problem']['name']}",
         verdict=results["verdict"],
-        introduction=_introduction(results),
+        introduction=own_page.introduction(results) if is_own else _introduction(results),
         rows=rows,
         columns=columns,
         tied=ties(results),
-        intervals={column.key: _notes_on_cells(results, column.key, column.text) for column in columns},
+        intervals={one.key: _notes_on_cells(results, one.key, one.text) or own_page.cell_notes(results, one) for one in columns},
         methods={name: (_about(results, name), one["link"]) for name, one in results["methods"].items()},
-        notes=_notes(results),
+        notes=own_page.notes(results) if is_own else _notes(results),
         sections=sections,
-        facts={"Configuration": _configuration(results), "Versions": _versions(results)},
+        facts={**facts, "Versions": _versions(results)},
     )
 
 
