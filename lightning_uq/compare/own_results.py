@@ -7,11 +7,18 @@ from lightning_uq.compare.environment import git_state, versions
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.results import FORMAT, make_rows
 from lightning_uq.compare.value_intervals import mean_interval, value_intervals
-from lightning_uq.report import score_label
-from lightning_uq.report.table import ALL_COLUMNS, cell
+from lightning_uq.report import cell, score_label, shown_columns
 from lightning_uq.tasks import Task, describe
 
-_COLUMNS = {column.key: column for column in ALL_COLUMNS}
+_NAMES = {
+    "accuracy": "an accuracy",
+    "nll": "an NLL",
+    "rmse": "an RMSE",
+    "mae": "a mean absolute error",
+    "iou": "a mean IoU",
+    "interval_score": "an interval score",
+    "ood_auroc": "an AUROC",
+}
 _HEADLINES = (("accuracy", "nll"), ("accuracy", "iou"), ("rmse", "nll"), ("mae", "interval_score"), ("rmse", "mae"))
 """Pairs of numbers that say how good predictions are; the first one that a module has begins the verdict."""
 
@@ -74,23 +81,26 @@ def make_own_verdict(
         score: Name of the out-of-distribution score.
     """
 
-    def number(key: str) -> str:
-        text = f"{_COLUMNS[key].label.rstrip('.')} {cell(row, _COLUMNS[key])[0]}"
-        ends = intervals.get(key, {}).get(record.method)
-        return text if ends is None else f"{text} [{', '.join(_COLUMNS[key].text(end) for end in ends)}]"
+    columns = {column.key: column for column in shown_columns([row])}
 
-    headline = next((keys for keys in _HEADLINES if set(keys) <= set(row)), tuple(key for key in row if key in _COLUMNS)[:2])
-    count = len(record.row_ids)
-    sentences = [f"On {count:,} test rows, {record.method} has {' and '.join(map(number, headline))}."] if headline else []
+    def number(key: str) -> str:
+        text = f"{_NAMES.get(key, columns[key].label)} of {cell(row, columns[key])[0]}"
+        ends = intervals.get(key, {}).get(record.method)
+        return text if ends is None else f"{text} [{', '.join(columns[key].text(end) for end in ends)}]"
+
+    headline = next((keys for keys in _HEADLINES if set(keys) <= set(row)), tuple(columns)[:2])
+    count, sentences = len(record.row_ids), []
+    if headline:
+        sentences.append(f"On {count:,} test rows, {record.method} has {' and '.join(map(number, headline))}.")
     sentences += _calibration(record)
-    if "ood_auroc" in row:
+    if "ood_auroc" in columns:
         sentences.append(
-            f"Its score, {score_label(score).lower()}, tells {len(record.outside['ood_score']):,} out-of-distribution rows from the test rows with "
-            f"{number('ood_auroc')} (0.5: not at all, 1: without an error)."
+            f"By its OOD score ({score_label(score).lower()}), it tells {len(record.outside['ood_score']):,} out-of-distribution rows from the test "
+            f"rows with {number('ood_auroc')}, where 0.5 is chance and 1 is perfect."
         )
     if sentences:
         sentences.append(
-            "Brackets are 95 % intervals over test rows: they hold for this trained module and other rows of the same kind, not for another training."
+            "Brackets are 95 % intervals over test rows. They hold for this trained module and further rows of the same kind, not for another training."
         )
     return sentences
 
@@ -101,8 +111,8 @@ def _calibration(record: Record) -> list[str]:
     if "confidence" in rows and "correct" in rows:
         lower, upper = mean_interval(rows["confidence"].double() - rows["correct"].double())
         gap = 50 * (lower + upper)
-        text = f"On average its confidence is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its accuracy"
-        brackets = f"[{100 * lower:+.1f}, {100 * upper:+.1f}]"
+        text = f"On average, its confidence is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its accuracy"
+        brackets = f"[{_signed(100 * lower)}, {_signed(100 * upper)}]"
         if lower <= 0 <= upper:
             return [f"{text} {brackets}, which these rows cannot tell from calibrated."]
         return [f"{text} {brackets}: it is {'overconfident' if gap > 0 else 'underconfident'}."]
@@ -114,3 +124,7 @@ def _calibration(record: Record) -> list[str]:
             return [f"{text}, which these rows cannot tell from 90 %."]
         return [f"{text}: they are too {'narrow' if upper < 0.9 else 'wide'}."]
     return []
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
