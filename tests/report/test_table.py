@@ -66,7 +66,7 @@ def test_keys_are_those_of_the_results_file():
 def test_direction_of_every_column():
     higher = {"accuracy", "subset_accuracy", "iou", "ood_auroc", "ood_auprc_out", "ood_auprc_in"}
     assert {column.key for column in COLUMNS if column.better == "higher"} == higher
-    assert {column.key for column in COLUMNS if column.better is None} == {"coverage", "coverage_90"}
+    assert {column.key for column in COLUMNS if column.better is None} == {"coverage", "coverage_90", "width_90"}
 
 
 def test_best_follows_the_direction():
