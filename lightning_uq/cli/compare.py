@@ -55,7 +55,8 @@ def compare(
     options = dict(locals())
     console = make_console()
     if "," in data and not Path(data).exists():
-        return _compare_each(Names.parse(data), options)
+        _compare_each(Names.parse(data), options)
+        return
     from lightning_uq.compare import Configuration, Recipe, compare, write
     from lightning_uq.compare.terminal import TerminalProgress
 
@@ -92,10 +93,14 @@ def _compare_each(data: Names, options: dict[str, Any]) -> None:
     out: Path = options["out"]
     folders = {Path(one).stem: one for one in data}
     if len(folders) < len(data):
-        raise UsageError(f"--data: two of {', '.join(data)} would be written to the same folder of {out}. Rename one of the files.")
+        raise UsageError(
+            f"--data: two of {', '.join(data)} would be written to the same folder of {out}. Rename one of the files."
+        )
     stderr = make_console(stderr=True)
     for folder, one in folders.items():
         stderr.print(f"{one}:", highlight=False, markup=False)
         compare(**{**options, "data": one, "out": out / folder})
     write_index({name: run for name, run in find_runs(out).items() if name in folders}, out)
-    stderr.print(f"Wrote the page over {len(folders)} data sets to {out / 'report.html'}", highlight=False, soft_wrap=True)
+    stderr.print(
+        f"Wrote the page over {len(folders)} data sets to {out / 'report.html'}", highlight=False, soft_wrap=True
+    )

@@ -14,7 +14,9 @@ from lightning_uq.compare.verdict import quality_key
 from lightning_uq.errors import InputError
 from lightning_uq.report import Column, Link, Report, render_html, shown_columns, write_files
 
-_RANK = Column("mean_rank", "Mean rank", "lower", "prediction", lambda value: f"{value:.2f}", "Mean rank over data sets, 1 is best")
+_RANK = Column(
+    "mean_rank", "Mean rank", "lower", "prediction", lambda value: f"{value:.2f}", "Mean rank over data sets, 1 is best"
+)
 MIN_SETS = 6
 """Data sets from which on a sign test between two methods can reach 5 %, two-sided: 2 / 2^6 < 0.05 < 2 / 2^5."""
 
@@ -68,7 +70,9 @@ def make_index(runs: Mapping[str, Run]) -> Report:
     Args:
         runs: The runs by the names of their folders.
     """
-    decisive = [found for name, (results, _) in runs.items() for found in [_Decisive.of(name, results)] if found is not None]
+    decisive = [
+        found for name, (results, _) in runs.items() for found in [_Decisive.of(name, results)] if found is not None
+    ]
     data_sets = list(dict.fromkeys(one.data for one in decisive))
     results = [one for one, _ in runs.values()]
     methods: dict[str, Any] = {}
@@ -78,7 +82,10 @@ def make_index(runs: Mapping[str, Run]) -> Report:
     ranks = _mean_ranks(decisive, common, data_sets) if len(common) > 1 and len(data_sets) > 1 else {}
     rows: list[dict[str, Any]] = []
     for method in methods:
-        row: dict[str, Any] = {"method": method, **{one.name: one.values[method] for one in decisive if method in one.values}}
+        row: dict[str, Any] = {
+            "method": method,
+            **{one.name: one.values[method] for one in decisive if method in one.values},
+        }
         rows.append({**row, "mean_rank": {"mean": ranks[method], "se": None}} if method in ranks else row)
     rows.sort(key=lambda row: row["mean_rank"]["mean"] if "mean_rank" in row else math.inf)
     ranked = [row for row in rows if "mean_rank" in row]
@@ -92,7 +99,10 @@ def make_index(runs: Mapping[str, Run]) -> Report:
         tied={one.name: one.tied for one in decisive},
         methods={name: (one["about"], one["link"]) for name, one in methods.items()} if is_table else {},
         notes=_notes(len(methods) - len(ranked), decisive, len(data_sets)) if is_table else (),
-        pages=[Link(name, f"{name}/{PAGE}", " ".join(one["verdict"][:1]) or "No verdict.") for name, (one, _) in runs.items()],
+        pages=[
+            Link(name, f"{name}/{PAGE}", " ".join(one["verdict"][:1]) or "No verdict.")
+            for name, (one, _) in runs.items()
+        ],
     )
 
 
@@ -116,14 +126,17 @@ class _Decisive:
         data = results["problem"]["name"]
         values = {row["method"]: row[key] for row in results["rows"] if row.get(key, {}).get("mean") is not None}
         found = results["differences"].get(key, {})
-        shown = replace(column, key=name, label=f"{name} {column.label}", title=f"{column.title}, on {data}", in_units=False)
+        shown = replace(
+            column, key=name, label=f"{name} {column.label}", title=f"{column.title}, on {data}", in_units=False
+        )
         return cls(name, data, shown, values, found.get("tied", ()), found.get("best"))
 
     def rank(self, method: str, among: Sequence[str]) -> float:
         """The place of a method among those that have a number; equal numbers share the mean of their places."""
         sign = -1 if self.column.better == "higher" else 1
-        own, *all_means = (sign * self.values[name]["mean"] for name in (method, *among) if name in self.values)
-        return 1 + sum(other < own for other in all_means) + (sum(other == own for other in all_means) - 1) / 2
+        own, *all_means = (float(sign * self.values[name]["mean"]) for name in (method, *among) if name in self.values)
+        better, equal = sum(other < own for other in all_means), sum(other == own for other in all_means)
+        return 1.0 + better + (equal - 1) / 2
 
     def is_unbeaten(self, method: str) -> bool:
         return method == self.best or method in self.tied
@@ -133,7 +146,10 @@ def _mean_ranks(decisive: Sequence[_Decisive], common: Sequence[str], data_sets:
     """Mean ranks over data sets of the methods that each of them has; several runs on one data set count as one."""
     found = {}
     for method in common:
-        of_sets = [[one.rank(method, common) for one in decisive if one.data == data and method in one.values] for data in data_sets]
+        of_sets = [
+            [one.rank(method, common) for one in decisive if one.data == data and method in one.values]
+            for data in data_sets
+        ]
         found[method] = mean(map(mean, of_sets))
     return found
 
@@ -144,8 +160,13 @@ def _verdict(ranked: Sequence[Mapping[str, Any]], decisive: Sequence[_Decisive],
     best = ranked[0]["method"]
     first = [row["method"] for row in ranked if row["mean_rank"]["mean"] == ranked[0]["mean_rank"]["mean"]]
     if len(first) > 1:
-        return [f"{' and '.join(first)} share the best mean rank over {num_sets} data sets ({ranked[0]['mean_rank']['mean']:.2f} of {len(ranked)})."]
-    unbeaten = len({one.data for one in decisive if one.is_unbeaten(best)} - {one.data for one in decisive if not one.is_unbeaten(best)})
+        return [
+            f"{' and '.join(first)} share the best mean rank over {num_sets} data sets ({ranked[0]['mean_rank']['mean']:.2f} of {len(ranked)})."
+        ]
+    unbeaten = len(
+        {one.data for one in decisive if one.is_unbeaten(best)}
+        - {one.data for one in decisive if not one.is_unbeaten(best)}
+    )
     where = f"all {num_sets}" if unbeaten == num_sets else f"{unbeaten} of them"
     runner_up = ranked[1]
     sentence = (
@@ -167,7 +188,11 @@ def _notes(num_unranked: int, decisive: Sequence[_Decisive], num_sets: int) -> l
             f"With {num_sets} data sets, no rank test at 5 % can tell two methods apart, not even if one is better on all of them: {MIN_SETS} are needed."
         )
     if len(decisive) > num_sets:
-        notes.append("Runs on the same data set are not independent. Their ranks are averaged first, and count as one data set.")
+        notes.append(
+            "Runs on the same data set are not independent. Their ranks are averaged first, and count as one data set."
+        )
     if num_unranked:
-        notes.append("Methods without a number on every data set have no mean rank, and the others are ranked without them.")
+        notes.append(
+            "Methods without a number on every data set have no mean rank, and the others are ranked without them."
+        )
     return notes

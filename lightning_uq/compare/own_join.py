@@ -22,7 +22,8 @@ def tested_on_same_rows(runs: Sequence[Run]) -> bool:
         return False
     first, *others = (_only(run) for run in runs)
     return all(
-        torch.equal(one.row_ids, first.row_ids) and torch.equal(one.rows["target"], first.rows["target"]) for one in others
+        torch.equal(one.row_ids, first.row_ids) and torch.equal(one.rows["target"], first.rows["target"])
+        for one in others
     )
 
 

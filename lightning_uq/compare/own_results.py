@@ -80,7 +80,6 @@ def make_own_verdict(
         intervals: The interval of each number by key and method.
         score: Name of the out-of-distribution score.
     """
-
     columns = {column.key: column for column in shown_columns([row])}
 
     def number(key: str) -> str:

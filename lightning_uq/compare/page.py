@@ -56,7 +56,11 @@ def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Repor
     columns = shown_columns(rows, DENSITY_TITLES if "regression" in results["task"] else None)
     is_own = results.get("kind") == "test"
     facts = {} if is_own else {"Configuration": _configuration(results)}
-    facts |= {heading: found for heading, found in (("Tuned settings", _tuned(results)), ("Methods left out", results.get("left_out"))) if found}
+    facts |= {
+        heading: found
+        for heading, found in (("Tuned settings", _tuned(results)), ("Methods left out", results.get("left_out")))
+        if found
+    }
     return Report(
         title=_title(results),
         verdict=results["verdict"],
@@ -64,7 +68,9 @@ def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Repor
         rows=rows,
         columns=columns,
         tied=ties(results),
-        intervals={one.key: _notes_on_cells(results, one.key, one.text) or own_page.cell_notes(results, one) for one in columns},
+        intervals={
+            one.key: _notes_on_cells(results, one.key, one.text) or own_page.cell_notes(results, one) for one in columns
+        },
         methods={name: (_about(results, name), one["link"]) for name, one in results["methods"].items()},
         notes=own_page.notes(results) if is_own else _notes(results),
         sections=sections,
@@ -84,8 +90,8 @@ def _num_seeds(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def ties(results: Mapping[str, Any]) -> dict[str, list[str]]:
-    """For each key the methods that cannot be told from the best."""
-    return {key: found["tied"] for key, found in results["differences"].items() if found["tied"]}
+    """For each key the methods that cannot be told from the best, and the best itself, which is marked with them where all print alike."""
+    return {key: [found["best"], *found["tied"]] for key, found in results["differences"].items() if found["tied"]}
 
 
 def _caption(name: str) -> str:

@@ -298,7 +298,9 @@ class UncertaintyReport(Callback):
                 self._write(trainer, results, record)
                 numbers = {key: value["mean"] for key, value in results["rows"][0].items() if key != "method"}
         for key, value in gather_objects(numbers, trainer)[0].items():
-            if value is not None:  # every rank has the same value; `sync_dist` says so to Lightning, which warns without it
+            if (
+                value is not None
+            ):  # every rank has the same value; `sync_dist` says so to Lightning, which warns without it
                 model.log(f"report/{key}", value, batch_size=1, sync_dist=True)
 
     def _outside(self, trainer: Trainer, model: LightningModule) -> tuple[dict[str, Tensor], dict[str, int]]:

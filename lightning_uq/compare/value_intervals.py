@@ -11,7 +11,17 @@ from lightning_uq.functional import resample_metric
 from lightning_uq.functional.paired_difference import t_quantile
 from lightning_uq.report.figures.reliability import wilson
 
-_SHARES = ("accuracy", "ece", "iou", "coverage", "coverage_90", "ood_auroc", "ood_auprc_out", "ood_auprc_in", "ood_fpr95")
+_SHARES = (
+    "accuracy",
+    "ece",
+    "iou",
+    "coverage",
+    "coverage_90",
+    "ood_auroc",
+    "ood_auprc_out",
+    "ood_auprc_in",
+    "ood_fpr95",
+)
 """Numbers that lie in [0, 1]."""
 
 _WORK = 2e8
@@ -71,5 +81,3 @@ def mean_interval(values: Tensor) -> tuple[float, float]:
 
 def _t(num_rows: int) -> Tensor:
     return t_quantile(LEVEL, torch.tensor(float(num_rows - 1), dtype=torch.float64))
-
-

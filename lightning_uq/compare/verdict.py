@@ -63,7 +63,9 @@ def make_verdict(
 
 
 def _alone(row: Mapping[str, Any], columns: Mapping[str, Column], key: str, data: str) -> str:
-    numbers = " and ".join(f"{columns[one].label} {cell(row, columns[one])[0]}" for one in (key, DETECTION) if one in row)
+    numbers = " and ".join(
+        f"{columns[one].label} {cell(row, columns[one])[0]}" for one in (key, DETECTION) if one in row
+    )
     return f"{row['method']} is the only method on {data}, so there is nothing to compare it with ({numbers})."
 
 
@@ -78,7 +80,9 @@ def _best(
     tied = [name for name in found["tied"] if name not in equal]
     worse = len(to_best) - len(found["tied"])
     own = _same_as(equal)
-    against = f"; {baseline} {cell(by_name[baseline], column)[0]}" if baseline in to_best and baseline not in equal else ""
+    against = (
+        f"; {baseline} {cell(by_name[baseline], column)[0]}" if baseline in to_best and baseline not in equal else ""
+    )
     does = _JUDGED.get(column.key, "is best")
     number, others = column.label.rstrip("."), [name for name in to_best if name not in equal]
     if not to_best:
@@ -114,7 +118,9 @@ def _listed(names: Sequence[str]) -> str:
         >>> _listed(["a", "b", "c"]), _listed(["a", "b", "c", "d", "e", "f"])
         ('a, b and c', 'a, b, c and 3 others')
     """
-    shown = list(names) if len(names) <= _MAX_NAMES else [*names[: _MAX_NAMES - 1], f"{len(names) - _MAX_NAMES + 1} others"]
+    shown = (
+        list(names) if len(names) <= _MAX_NAMES else [*names[: _MAX_NAMES - 1], f"{len(names) - _MAX_NAMES + 1} others"]
+    )
     return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 

@@ -48,4 +48,16 @@ from lightning_uq.evaluate.run import evaluate, read_result, write, write_page
 from lightning_uq.evaluate.settings import ModelType, Settings
 from lightning_uq.evaluate.table import make_table
 
-__all__ = ["ModelType", "Outputs", "Settings", "data_names", "evaluate", "load_model", "make_table", "metrics", "read_result", "write", "write_page"]
+__all__ = [
+    "ModelType",
+    "Outputs",
+    "Settings",
+    "data_names",
+    "evaluate",
+    "load_model",
+    "make_table",
+    "metrics",
+    "read_result",
+    "write",
+    "write_page",
+]

@@ -50,7 +50,9 @@ def _row(result: Mapping[str, Any], score: str, suffix: str) -> dict[str, Any]:
     names |= {f"ood_{kind}": f"ood_{kind}_{score}{suffix}" for kind in ("auroc", "auprc_out", "auprc_in")}
     row: dict[str, Any] = {"method": score + (f", {_SCALED}" if suffix else "")}
     for key, name in names.items():
-        name = name if name in result["mean"] else name.removesuffix(AFTER)  # a density does not change with a temperature
+        name = (
+            name if name in result["mean"] else name.removesuffix(AFTER)
+        )  # a density does not change with a temperature
         row[key] = {"mean": result["mean"][name], "se": result["se"][name]}
     return row
 
@@ -73,4 +75,8 @@ def _temperatures(info: Mapping[str, Any]) -> dict[str, str]:
 
 def _settings(info: Mapping[str, Any]) -> dict[str, Any]:
     left_out: Sequence[str] = ("runs", "temperature", "grid_temperature", "num_bins")
-    return {name.replace("_", " "): value for name, value in info.items() if name not in left_out and value not in (None, {}, [])}
+    return {
+        name.replace("_", " "): value
+        for name, value in info.items()
+        if name not in left_out and value not in (None, {}, [])
+    }

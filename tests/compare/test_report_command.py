@@ -117,7 +117,9 @@ def test_methods_are_ranked_among_those_of_every_data_set():
     report = make_index(runs)
     assert ranks(report) == {"b": 1.5, "a": (1 + 2.5) / 2, "c": (3 + 2.5) / 2}
     assert [row["method"] for row in report.rows] == ["b", "a", "c", "alone"]
-    assert report.verdict[0].startswith("b has the best mean rank over 2 data sets (1.50 of 3; a 1.75), and on 1 of them")
+    assert report.verdict[0].startswith(
+        "b has the best mean rank over 2 data sets (1.50 of 3; a 1.75), and on 1 of them"
+    )
     assert any("no rank test at 5 % can tell two methods apart" in note for note in report.notes)
     assert [page.note for page in report.pages] == ["alone is best.", "b is best."]
 

@@ -44,7 +44,9 @@ def tested(make_trainer, tmp_path):
 
     def run(module, data, *callbacks, trainer_options=None, **options):
         folder = tmp_path / "page"
-        trainer = make_trainer(callbacks=[*callbacks, UncertaintyReport(folder, overwrite=True, **options)], **(trainer_options or {}))
+        trainer = make_trainer(
+            callbacks=[*callbacks, UncertaintyReport(folder, overwrite=True, **options)], **(trainer_options or {})
+        )
         arguments = {"datamodule": data} if isinstance(data, LightningDataModule) else {"dataloaders": data}
         trainer.test(module, **arguments, verbose=False)
         results, records = read_run(folder)

@@ -6,7 +6,9 @@ from lightning_uq.compare.verdict import make_verdict
 
 
 def rows(key="nll", **values):
-    return [{"method": name, **({} if one is None else {key: {"mean": one, "se": None}})} for name, one in values.items()]
+    return [
+        {"method": name, **({} if one is None else {key: {"mean": one, "se": None}})} for name, one in values.items()
+    ]
 
 
 def found(best, to_best, over="rows", left_out=()):
