@@ -61,11 +61,11 @@ def find_methods(
     known, chosen = dict(known), []
     loaded: set[str] = set()
     for name in names:
-        if not (name.endswith(".py") or "." in name):
+        if not is_source(name):
             chosen.append(name)
         elif name not in loaded:
             loaded.add(name)
-            module = load_file(name) if name.endswith(".py") else load_module(name)
+            module = load_source(name)
             offered = methods_of(module, task)
             if not offered:
                 raise InputError(_no_method(name, module, task))
@@ -78,6 +78,20 @@ def find_methods(
             f"methods: {problem}. Choose from {', '.join(known)}, or give a .py file or a module that defines METHOD."
         )
     return list(dict.fromkeys(chosen)), known
+
+
+def is_source(name: str) -> bool:
+    """Whether a name among the methods is a ``.py`` file's or a module's, rather than a method's."""
+    return "." in name
+
+
+def load_source(name: str) -> ModuleType:
+    """Import the ``.py`` file or the module that a name among the methods stands for.
+
+    Raises:
+        InputError: It cannot be imported.
+    """
+    return load_file(name) if name.endswith(".py") else load_module(name)
 
 
 def _no_method(name: str, module: ModuleType, task: str) -> str:

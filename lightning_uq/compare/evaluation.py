@@ -31,7 +31,9 @@ ALPHA = 0.1
 """Share of labels that sets of classes may miss."""
 
 
-def evaluate(method: Method, trained: Trained, problem: Problem, seed: int, accelerator: str) -> Record:
+def evaluate(
+    method: Method, trained: Trained, problem: Problem, seed: int, accelerator: str, devices: int | list[int] = 1
+) -> Record:
     """Measure a trained method on the test split and on the out-of-distribution data."""
     module, callbacks, data = trained.module, trained.callbacks[method.name], problem.data
     if isinstance(module, UncertaintyModule):
@@ -44,7 +46,7 @@ def evaluate(method: Method, trained: Trained, problem: Problem, seed: int, acce
         reader = _Reader(method.ood_score, task, scorers, labelled=labelled)
         trainer = Trainer(
             accelerator=accelerator,
-            devices=1,
+            devices=devices,
             callbacks=[*callbacks, reader],
             logger=False,
             enable_progress_bar=False,

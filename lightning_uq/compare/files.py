@@ -10,6 +10,7 @@ from lightning_uq.compare.page import make_report
 from lightning_uq.compare.records import Record
 from lightning_uq.report import render_html, to_png, to_svg, write_files
 
+RESULTS = ("results.json", "report.html")
 STALE = ("differences_*.png", "reliability_*.png", "scores_*.png", "risk_coverage.png", "intervals.png")
 
 
@@ -35,6 +36,11 @@ def write(results: Mapping[str, Any], records: Mapping[str, Sequence[Record]], d
     files = {"results.json": to_json(results), "report.html": page.encode(), **images}
     write_files(directory, files, stale=STALE)
     return list(files)
+
+
+def write_results(results: Mapping[str, Any], directory: Path) -> None:
+    """Write ``results.json`` alone, whole or not at all."""
+    write_files(directory, {"results.json": to_json(results)})
 
 
 def to_json(results: Mapping[str, Any]) -> bytes:

@@ -16,26 +16,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.isolation import IsolatedCallbacks
 from lightning_uq.compare.problem import Problem
+from lightning_uq.compare.progress import Progress
 from lightning_uq.compare.testbed import num_epochs
 from lightning_uq.method import Method
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.tasks import Task
-
-
-class Progress:
-    """What :func:`compare` tells while it works; this one listens to nothing, the command line draws a bar."""
-
-    def start(self, trainings: int, epochs: int) -> None:
-        """So many trainings of so many epochs at most are about to begin."""
-
-    def training(self, method: str, seed: int) -> None:
-        """A training begins."""
-
-    def epoch(self) -> None:
-        """One of its epochs is done."""
-
-    def trained(self, epochs: int, seconds: float) -> None:
-        """It ended after so many epochs."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +31,15 @@ class Trained:
         module: The trained module.
         callbacks: The fitted post-training callbacks of each method that reads it.
         seconds: For each of those methods, the training's time and that of its own callbacks.
+        epochs: Epochs of the training.
+        shared_seconds: The training's time, without that of callbacks.
     """
 
     module: LightningModule
     callbacks: dict[str, list[Callback]]
     seconds: dict[str, float]
+    epochs: int
+    shared_seconds: float
 
 
 def train(
@@ -60,6 +49,7 @@ def train(
     seed: int,
     configuration: Configuration,
     progress: Progress,
+    devices: int | list[int] = 1,
 ) -> Trained:
     """Train once for all methods that read the result; their post-training callbacks are fitted under the same Trainer.
 
@@ -78,9 +68,9 @@ def train(
         best = [] if fixed else [ModelCheckpoint(directory, "best", monitor=monitor, save_weights_only=True)]
         trainer = Trainer(
             accelerator=configuration.accelerator,
-            devices=1,
+            devices=devices,
             max_epochs=num_epochs(trainee.name, setting) if fixed else recipe.max_epochs,
-            callbacks=[*stop, _Epochs(progress), *isolated.values(), *best],
+            callbacks=[*stop, _Epochs(progress, trainee.name, seed), *isolated.values(), *best],
             default_root_dir=directory,
             logger=False,
             enable_checkpointing=not fixed,
@@ -98,11 +88,12 @@ def train(
             weights = torch.load(best[0].best_model_path, map_location="cpu", weights_only=True)["state_dict"]
             module.load_state_dict(weights)
     shared = total - sum(one.seconds for one in isolated.values())
-    progress.trained(trainer.current_epoch, shared)
     return Trained(
         module.eval(),
         {name: one.callbacks for name, one in isolated.items()},
         {name: shared + one.seconds for name, one in isolated.items()},
+        trainer.current_epoch,
+        shared,
     )
 
 
@@ -127,11 +118,11 @@ def monitored(module: LightningModule, task: Task) -> str:
 class _Epochs(Callback):
     """Tells of every epoch."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, method: str, seed: int) -> None:
+        self.progress, self.method, self.seed = progress, method, seed
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.progress.epoch()
+        self.progress.epoch(self.method, self.seed)
 
 
 @contextmanager
