@@ -37,4 +37,3 @@ def results(folder):
     found = json.loads((folder / "results.json").read_text())
     found["rows"] = [{key: value for key, value in row.items() if key not in TIMES} for row in found["rows"]]
     return found
-

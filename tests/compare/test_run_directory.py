@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from lightning_uq.compare import Configuration, Progress, Recipe, RunOptions, compare
 from lightning_uq.compare.agreement import data_fingerprint
@@ -116,7 +117,10 @@ def test_resuming_what_is_not_there_begins(tmp_path):
         ({"seeds": 3}, "`seeds` is 3, but in the comparison in .* it is 2"),
         ({"seed": 1}, "`seed` is 1, but in the comparison in .* it is 0"),
         ({"recipe": Recipe(max_epochs=2)}, "`max_epochs` is 2, but in the comparison in .* it is 1"),
-        ({"network": "tests.compare.networks:make"}, "`network` is tests.compare.networks:make, but in the comparison in .* it is mlp"),
+        (
+            {"network": "tests.compare.networks:make"},
+            "`network` is tests.compare.networks:make, but in the comparison in .* it is mlp",
+        ),
         ({"data": "digits", "methods": ("softmax",)}, "`data` is digits, but in the comparison in .* it is diabetes"),
     ],
 )
@@ -170,7 +174,7 @@ def test_fingerprints_read_samples_where_there_are_no_tensors():
 
         def __getitem__(self, i):
             x, y = self.rows[i]
-            return x + self.shift + 1e-3 * np.random.rand(), y, "more"  # a random transform
+            return x + self.shift + torch.rand(()), y, "more"  # a random transform
 
     class Data:
         def __init__(self, shift):
@@ -223,7 +227,7 @@ def test_overwriting_removes_its_own_files_alone(tmp_path):
     assert [row["method"] for row in again.rows] == ["evidential"]
     left = {path.as_posix() for path in contents(tmp_path)}
     assert left >= set(others)
-    assert left - set(others) <= {"run.json", "results.json", "records/mean-0.npz"}
+    assert left - set(others) == {"run.json", "results.json", "records/evidential-0.npz"}
     with pytest.raises(InputError, match="`resume` goes on with a comparison and `overwrite` removes it"):
         run(tmp_path, overwrite=True, resume=True)
 
