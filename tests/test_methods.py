@@ -105,7 +105,7 @@ def test_a_users_file_and_module_are_compared(project, capsys):
     [
         (None, "nowhere.py", "methods: there is no file nowhere.py."),
         (None, "nowhere.at_all", "methods: nowhere.at_all cannot be imported (ModuleNotFoundError: No module named 'nowhere')."),
-        (None, "magic", "methods: unknown: 'magic'. Choose from softmax, "),
+        (None, "magic", "methods: unknown for classification: 'magic'. Choose from softmax, "),
         ("x = 1", "mine.py", "methods: mine.py holds no method. Define METHOD = lightning_uq.Method(...) at its end."),
         ("METHOD = 'softmax'", "mine.py", "mine must define METHOD as a lightning_uq.Method, but it is a str."),
         ("import numpy\nnumpy.nothing", "mine.py", "methods: mine.py cannot be imported (AttributeError: "),
@@ -117,7 +117,7 @@ def test_a_users_file_and_module_are_compared(project, capsys):
         ),
         (METHOD.format(name="my-method"), "mine.py", "must be a Python identifier such as 'my_method', but it is 'my-method'."),
         ("METHOD = 1", "json.py", "methods: json.py has the name of another module, json. Rename the file."),
-        (METHOD.replace("softmax", "magic").format(name="reader"), "mine.py", "methods: unknown: 'magic'."),
+        (METHOD.replace("softmax", "magic").format(name="reader"), "mine.py", "methods: unknown for classification: 'magic'."),
         (METHOD.replace("softmax", "energy").format(name="reader"), "mine.py", "methods: energy trains no network that another"),
     ],
 )  # fmt: skip
