@@ -47,6 +47,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("accuracy", "Acc.", "higher", "prediction", _digits(3), "Accuracy"),
     Column("subset_accuracy", "Exact", "higher", "prediction", _digits(3), "Share of inputs with all labels right"),
     Column("hamming", "Hamming", "lower", "prediction", _digits(3), "Hamming loss: share of wrong labels"),
+    Column("auroc", "ROC", "higher", "prediction", _digits(3), "Area under the ROC curve of the label 1; of several labels the mean"),
+    Column("average_precision", "AP", "higher", "prediction", _digits(3), "Average precision of the label 1; of several labels the mean"),
     Column("iou", "IoU", "higher", "prediction", _digits(3), "Mean intersection over union of the classes"),
     Column("rmse", "RMSE", "lower", "prediction", _digits(3), "Root mean squared error, in the target's units", True),
     Column("mae", "MAE", "lower", "prediction", _digits(3), "Mean absolute error, in the target's units", True),
