@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_uq import metrics
+from lightning_uq.compare.differences import find_differences
 from lightning_uq.compare.measures import MEASURES, measured
 from lightning_uq.compare.records import Record
 from lightning_uq.tasks import (
@@ -171,13 +172,27 @@ def test_numbers_by_hand():
     assert found["iou"] == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
+def test_rows_without_a_target_leave_an_interval_of_the_difference():
+    task, outputs, target = cases()["gaussian, missing"]
+    records = {
+        name: [record_of(batches(task, outputs + shift, target), task) for _ in range(2)]
+        for name, shift in (("better", 0.0), ("worse", 1.0), ("diverged", NAN))
+    }
+    found = find_differences(records, "better", num_train=100)
+    assert set(found) == {"nll", "rmse", "mae", "crps", "interval_score"}
+    for key, one in found.items():
+        assert set(one["to_baseline"]) == {"worse"}, key
+        assert one["to_baseline"]["worse"]["lower"] < one["to_baseline"]["worse"]["upper"]
+        assert set(one["left_out"]) == {"diverged"}
+    rmse = [measured(records[name][0])["rmse"] for name in ("worse", "better")]
+    assert found["rmse"]["to_baseline"]["worse"]["difference"] == pytest.approx(rmse[0] - rmse[1])
+
+
 @pytest.mark.parametrize("case", cases())
 def test_a_network_that_diverged_has_no_numbers(case):
     task, outputs, target = cases()[case]
     outputs = outputs.clone()
     outputs[:, 1] = NAN
-    if case in ("evidential", "evidential maps", "evidential numbers"):
-        pytest.skip("a Dirichlet or normal-inverse-gamma of NaN is refused when the prediction is made")
     found = measured(record_of(batches(task, outputs, target), task))
-    told_by_labels = {"accuracy", "iou"}  # the prediction of such a row is no class
-    assert {name for name, value in found.items() if value == value} <= told_by_labels | {"coverage_90"}
+    wrong_at_least = {"accuracy", "iou", "coverage_90"}  # such a row has no class, and its interval holds no target
+    assert {name for name, value in found.items() if value == value} <= wrong_at_least
