@@ -50,9 +50,7 @@ def bayes(kl_weight: float) -> Build:
 
 def epinet(prior_scale: float) -> Build:
     """An epinet with this scale of its prior."""
-    return lambda setting: EpinetModule(
-        setting.network, head=EpinetHead(prior_scale=prior_scale), **setting.training
-    )
+    return lambda setting: EpinetModule(setting.network, head=EpinetHead(prior_scale=prior_scale), **setting.training)
 
 
 def evidential(reg_factor: float) -> Build:

@@ -91,6 +91,13 @@ ALL_COLUMNS = (*_OF_PREDICTIONS, *TESTBED_COLUMNS, *COLUMNS[len(_OF_PREDICTIONS)
 DENSITY_TITLES = {"nll": "Negative log-likelihood of the density, nats; it may be negative"}
 """Titles for :func:`shown_columns` where a column means something else for regression."""
 
+LABEL_TITLES = {
+    "nll": "Negative log-likelihood per label, nats",
+    "brier": "Brier score per label",
+    "ece": "Expected calibration error of a label's probability, 15 bins, mean over labels",
+}
+"""Titles for :func:`shown_columns` where a column means something else for several labels per input."""
+
 
 def shown_columns(rows: Sequence[Row], titles: Mapping[str, str] | None = None) -> list[Column]:
     """The columns that at least one row has a value for.
@@ -99,7 +106,7 @@ def shown_columns(rows: Sequence[Row], titles: Mapping[str, str] | None = None) 
 
     Args:
         rows: The rows.
-        titles: Titles that replace those of the columns, by key; for regression, :data:`DENSITY_TITLES`.
+        titles: Titles that replace those of the columns, by key; for regression, :data:`DENSITY_TITLES`, for several labels, :data:`LABEL_TITLES`.
 
     Example:
         >>> rows = [{"method": "softmax", "rmse": {"mean": 53.218, "se": None}}]

@@ -123,7 +123,9 @@ def test_each_number_is_that_of_the_metric(case):
     assert all(len(scores) == NUM for scores in record.rows.values())
 
 
-@pytest.mark.parametrize("case", ["gaussian, missing", "quantiles", "student_t", "horizon", "evidential numbers", "depth"])
+@pytest.mark.parametrize(
+    "case", ["gaussian, missing", "quantiles", "student_t", "horizon", "evidential numbers", "depth"]
+)
 def test_interval_columns_are_those_of_the_metrics_at_90_percent(case):
     task, outputs, target = cases()[case]
     found = measured(record_of(batches(task, outputs, target), task))
@@ -161,7 +163,14 @@ def test_numbers_by_hand():
     nll = -(p[0].log() + (1 - p[1]).log() + p[2].log() + (1 - q[0]).log() + q[1].log()) / 5
     brier = ((p - torch.tensor([1.0, 0.0, 1.0])).square().sum() + q[0] ** 2 + (1 - q[1]) ** 2) / 5
     ece = ((1 - p[0] + p[1] + (1 - p[2])) / 3 + (q[0] + 1 - q[1]) / 2) / 2  # each row is in a bin of its own
-    by_hand = {"nll": nll, "brier": brier, "ece": ece, "hamming": 2 / 5, "subset_accuracy": 1 / 3, "auroc": (0.5 + 1) / 2}
+    by_hand = {
+        "nll": nll,
+        "brier": brier,
+        "ece": ece,
+        "hamming": 2 / 5,
+        "subset_accuracy": 1 / 3,
+        "auroc": (0.5 + 1) / 2,
+    }
     assert {name: found[name] for name in by_hand} == pytest.approx({k: float(v) for k, v in by_hand.items()})
 
     task = Segmentation(ignore_index=9)
