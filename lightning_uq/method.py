@@ -48,7 +48,7 @@ class Setting:
 
     Example:
         >>> import torch
-        >>> from lightning_uq.networks import MLP
+        >>> from lightning_uq.networks import backbone
         >>> from lightning_uq.tasks import Regression
         >>> setting = Setting(
         ...     data="toy",
@@ -56,7 +56,7 @@ class Setting:
         ...     input_shape=(4,),
         ...     num_targets=1,
         ...     num_train=100,
-        ...     backbone=functools.partial(MLP, 4),
+        ...     backbone=backbone("mlp", (4,)),
         ...     optimizer=torch.optim.Adam,
         ... )
         >>> setting.network()[-1].out_features, setting.network_for(Regression(head="mean"))()[-1].out_features
@@ -89,7 +89,7 @@ class Setting:
             options: Further arguments of the backbone, such as ``dropout``.
         """
         outputs = (task or self.task).outputs_for(self.num_targets)
-        return functools.partial(self.backbone, outputs, **options)
+        return functools.partial(self.backbone, num_outputs=outputs, **options)
 
     @property
     def target_scale(self) -> TargetScale | None:

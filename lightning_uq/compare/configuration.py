@@ -115,7 +115,8 @@ class Configuration:
 
     def filled(self, data: ArrayDataModule, methods: Sequence[str]) -> "Configuration":
         """The configuration with what its data and methods turned out to be."""
-        return replace(self, ood_classes=tuple(data.ood_classes), methods=tuple(self.methods or methods))
+        held_out = tuple(data.ood_classes) or None if self.ood_classes is None else self.ood_classes
+        return replace(self, ood_classes=held_out, methods=tuple(self.methods or methods))
 
     def as_plain(self) -> dict[str, Any]:
         """The configuration as plain data."""

@@ -39,7 +39,7 @@ def _written(value: Any) -> str | None:
     """A value as the command line takes it; None where it has no option."""
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, tuple | list) and value:
+    if isinstance(value, tuple | list):
         return ",".join(map(str, value))
     return None
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 from lightning_uq.writing import replacing
 
 FOLDER = "records"
@@ -74,7 +74,7 @@ class Record:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "facts"}
         except (OSError, KeyError, ValueError, EOFError) as error:
             raise InputError(
-                f"{path} is no record of a comparison: {error}. Delete it, or run again with --overwrite."
+                f"{path} is no record of a comparison: {without_period(error)}. Delete it, or run again with --overwrite."
             ) from error
         parts: dict[str, dict[str, Tensor]] = {"rows": {}, "outside": {}}
         for name, array in arrays.items():

@@ -66,7 +66,7 @@ def compare(
         >>> quick = Configuration(methods=("softmax",), seeds=1, recipe=Recipe(max_epochs=1))
         >>> row = compare(quick).rows[0]
         >>> row["method"], row["parameters"]
-        ('softmax', {'mean': 25864.0, 'se': None, 'seeds': [25864.0]})
+        ('softmax', {'mean': 25864, 'se': None, 'seeds': [25864]})
     """
     progress = progress or Progress()
     plan = make_plan(configuration)

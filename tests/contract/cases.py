@@ -709,13 +709,19 @@ LISTED_CALLBACKS = [
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
 ]
 
+
+def network_with(num_outputs: int, dropout: float = 0.0) -> nn.Module:
+    """The network as a backbone of a comparison."""
+    return network(num_outputs, dropout)
+
+
 SETTING = Setting(
     data="blobs",
     task=Classification(),
     input_shape=(FEATURES,),
     num_targets=CLASSES,
     num_train=40,
-    backbone=network,
+    backbone=network_with,
     optimizer=OPTIMIZERS["classification"],
 )
 
