@@ -116,6 +116,8 @@ class Method:
         tasks: Names of the tasks that the method is for. Another method may have the same name for other tasks.
         about: What the method is, in a few words.
         link: Where it is described, such as a paper's address.
+        detects_only: Whether it predicts what the method predicts whose network it reads, with another out-of-distribution score. Without
+            out-of-distribution data such a method is compared only if it is named.
 
     Raises:
         InputError: The name is not a Python identifier, a task is unknown, or not exactly one of ``build`` and ``trained_as`` is given.
@@ -134,6 +136,7 @@ class Method:
     tasks: tuple[str, ...] = ("classification",)
     about: str = ""
     link: str | None = None
+    detects_only: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

@@ -181,7 +181,7 @@ class _Reader(Callback):
         target = batch[1].cpu()
         self._rows.append({"ood_score": score, **self.task.row_scores(prediction, target)})
         counted, label = self.task.rows(prediction, target)
-        if isinstance(counted, ClassProbabilities) and not self.task.has_positions:
+        if isinstance(counted, ClassProbabilities) and not prediction.map_shape:
             self.log_probs.append(counted.log_probs)
             self.targets.append(label)
         self.num_indices = getattr(prediction, "num_indices", None)

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning_uq.compare.evaluation import TAU
 from lightning_uq.compare.testbed import NUM_INDICES
-from lightning_uq.report import DENSITY_TITLES, Report, Section, score_label, shown_columns
+from lightning_uq.report import DENSITY_TITLES, LABEL_TITLES, Report, Section, score_label, shown_columns
 from lightning_uq.tasks.row_scores import NUM_BINS
 
 _SECTIONS = {
@@ -48,8 +48,9 @@ def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Repor
         found = {_caption(name): svg for name, svg in figures.items() if name.startswith(prefix)}
         if found:
             sections.append(Section(title, text, found))
-    rows, is_regression = results["rows"], results["task"] == "regression"
-    columns = shown_columns(rows, DENSITY_TITLES if is_regression else None)
+    rows = results["rows"]
+    titles = {"regression": DENSITY_TITLES, "multilabel": LABEL_TITLES}.get(results["task"])
+    columns = shown_columns(rows, titles)
     return Report(
         title=f"Uncertainty methods compared on {results['problem']['name']}",
         verdict=results["verdict"],

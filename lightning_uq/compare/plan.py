@@ -71,7 +71,8 @@ def choose_methods(names: Sequence[str] | None, problem: Problem) -> tuple[dict[
 
     Args:
         names: Names, ``.py`` files or modules (:func:`~lightning_uq.compare.discovery.find_methods`), in the order of the
-            rows; None: all methods for the task, or on a testbed problem its default agents.
+            rows; None: all methods for the task, without those that only detect where there are no out-of-distribution data; on a testbed
+            problem its default agents.
         problem: The problem.
 
     Raises:
@@ -82,9 +83,11 @@ def choose_methods(names: Sequence[str] | None, problem: Problem) -> tuple[dict[
         known |= AGENTS
     if names is None:
         order = list(known)
+        has_outside = bool(problem.data.ood_dataloaders())
+        offered = [name for name in known if has_outside or not known[name].detects_only]
         # A method that reads another's network stands below that one.
         names = (
-            DEFAULT_AGENTS if problem.is_testbed else sorted(known, key=lambda name: order.index(known[name].trainee))
+            DEFAULT_AGENTS if problem.is_testbed else sorted(offered, key=lambda name: order.index(known[name].trainee))
         )
     chosen, known = find_methods(names, known, problem.data.task)
     for name in find_methods([known[name].trainee for name in chosen], known, problem.data.task)[0]:

@@ -20,6 +20,7 @@ from lightning_uq.report.html import Link, Report, Section, jinja_environment, r
 from lightning_uq.report.table import (
     COLUMNS,
     DENSITY_TITLES,
+    LABEL_TITLES,
     RESULT_KEYS,
     Column,
     best_methods,
@@ -33,6 +34,7 @@ __all__ = [
     "COLORS",
     "COLUMNS",
     "DENSITY_TITLES",
+    "LABEL_TITLES",
     "GREY",
     "RESULT_KEYS",
     "Column",
