@@ -119,7 +119,8 @@ def _signed(value: float, text: Any) -> str:
 def _about(results: Mapping[str, Any], name: str) -> str:
     one = results["methods"][name]
     parts = [one["about"]] if one["about"] else []
-    parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
+    if one["ood_score"] is not None:
+        parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
     if one["num_indices"] is not None:
         parts.append(f"Z = {one['num_indices']}")
     if one["trained_as"] is not None:
