@@ -14,7 +14,16 @@ from torchmetrics import Metric
 from lightning_uq.callbacks.conformal_sets import ConformalSets
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.reading import Loader, Reading, ReadPredictions, data_for, is_foreign, reading_predictions, rows_repeated, target_of
+from lightning_uq.compare.reading import (
+    Loader,
+    Reading,
+    ReadPredictions,
+    data_for,
+    is_foreign,
+    reading_predictions,
+    rows_repeated,
+    target_of,
+)
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_uq.compare.reading import data_for
+from lightning_uq.compare.reading import data_for, logger_for
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.method import Method, Setting
@@ -76,7 +76,7 @@ def _logged(module: LightningModule, data: LightningDataModule, accelerator: str
         accelerator=accelerator,
         devices=1,
         limit_val_batches=1,
-        logger=False,
+        logger=logger_for(module),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,

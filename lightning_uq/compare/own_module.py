@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
@@ -22,6 +21,7 @@ from lightning_uq.callbacks import (
     VarianceScaling,
     VectorScaling,
 )
+from lightning_uq.callbacks.conformal_methods import ALPHA
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.own_config import make_builder
 from lightning_uq.compare.problem import Problem
@@ -44,38 +44,63 @@ _CLASSES = ("classification", "segmentation", "binary", "multilabel")
 
 @dataclass(frozen=True)
 class _Row:
-    """A callback that makes a row of the module.
+    """Callbacks that make a row of the module.
 
     Attributes:
-        callback: Its class.
-        about: What it does.
-        tasks: The tasks that it is for.
-        ood_score: Its score; None: that of the module.
-        arguments: Its arguments.
+        make: Makes them, from the arguments that say how the module is read.
+        about: What they do.
+        tasks: The tasks that they are for.
+        ood_score: The row's score; None: that of the module.
     """
 
-    callback: Callable[..., Callback]
+    make: Callable[..., list[Callback]]
     about: str
     tasks: tuple[str, ...]
     ood_score: str | None = None
-    arguments: tuple[tuple[str, Any], ...] = ()
 
 
-_ROWS: Mapping[str, _Row] = {
-    "temperature": _Row(TemperatureScaling, "a temperature fitted to the validation rows", _CLASSES),
-    "vector": _Row(VectorScaling, "a scale and a bias per class fitted to the validation rows", ("classification",)),
-    "matrix": _Row(MatrixScaling, "a linear map of the logits fitted to the validation rows", ("classification",)),
-    "isotonic": _Row(IsotonicScaling, "probabilities by isotonic regression on the validation rows", ("binary", "multilabel")),
-    "laplace": _Row(FitLaplace, "a Gaussian over the weights of the last layer, fitted after training",
-                    ("classification", "binary", "multilabel", "regression"), "laplace"),
-    "density": _Row(FitGMM, "a Gaussian per class over its features", ("classification",), "density", (("name", "density"),)),
-    "knn": _Row(FitKNN, "the distance of its features to those of training rows", (*_CLASSES, "regression"), "knn"),
-    "vim": _Row(FitViM, "the virtual logit of its features", ("classification",), "vim"),
-    "conformal": _Row(ConformalIntervals, "intervals of one width that cover 90 % of the validation rows", ("regression",), None,
-                      (("alpha", 0.1),)),
-    "variance": _Row(VarianceScaling, "a variance fitted to the validation rows", ("regression",)),
-    "recalibrated": _Row(QuantileRecalibration, "quantiles recalibrated on the validation rows", ("regression",)),
-}  # fmt: skip
+def _one(callback: Callable[..., Callback], **own: Any) -> Callable[..., list[Callback]]:
+    return lambda **reading: [callback(**own, **reading)]
+
+
+def _recalibration(**reading: Any) -> list[Callback]:
+    return [VarianceScaling(**reading), QuantileRecalibration(**reading)]  # a mean alone has no distribution
+
+
+_ROWS = {
+    "temperature": _Row(_one(TemperatureScaling), "a temperature fitted to the validation rows", _CLASSES),
+    "vector": _Row(
+        _one(VectorScaling), "a scale and a bias per class fitted to the validation rows", ("classification",)
+    ),
+    "matrix": _Row(
+        _one(MatrixScaling), "a linear map of the logits fitted to the validation rows", ("classification",)
+    ),
+    "isotonic": _Row(
+        _one(IsotonicScaling), "probabilities by isotonic regression on the validation rows", ("binary", "multilabel")
+    ),
+    "laplace": _Row(
+        _one(FitLaplace),
+        "a Gaussian over the weights of the last layer, fitted after training",
+        ("classification", "binary", "multilabel", "regression"),
+        "laplace",
+    ),
+    "density": _Row(
+        _one(FitGMM, name="density"), "a Gaussian per class over its features", ("classification",), "density"
+    ),
+    "knn": _Row(
+        _one(FitKNN), "the distance of its features to those of training rows", (*_CLASSES, "regression"), "knn"
+    ),
+    "vim": _Row(_one(FitViM), "the virtual logit of its features", ("classification",), "vim"),
+    "conformal": _Row(
+        _one(ConformalIntervals, alpha=ALPHA),
+        "intervals of one width that cover 90 % of the validation rows",
+        ("regression",),
+    ),
+    "variance": _Row(_one(VarianceScaling), "a variance fitted to the validation rows", ("regression",)),
+    "recalibrated": _Row(
+        _recalibration, "a variance, and quantiles recalibrated on the validation rows", ("regression",)
+    ),
+}
 """The callbacks by the names of their rows. Those that refuse a module are left out, and the results say why."""
 
 
@@ -95,7 +120,9 @@ def module_methods(configuration: Configuration, problem: Problem) -> dict[str, 
     name = configuration.module.replace(":", ".").rpartition(".")[2]
     make = make_builder(configuration.module, LightningModule, settings.get("init_args", {}), "module")
     task = problem.setting.task if settings.get("task") is None else _given_task(settings["task"])
-    reading = Reading(task=task, **{key: settings[key] for key in ("output", "predict_fn", "unpack_batch") if key in settings})
+    reading = Reading(
+        task=task, **{key: settings[key] for key in ("output", "predict_fn", "unpack_batch") if key in settings}
+    )
     with isolate_rng(), quiet():
         reading = _checked(make, reading, settings.get("task") is None, problem, configuration, name)
     shared = {
@@ -130,7 +157,7 @@ def _read_by(
     row: _Row, suffix: str, name: str, score: str | None, reading: Reading, shared: Mapping[str, Any]
 ) -> Method:
     def fit(setting: Setting) -> list[Callback]:
-        return [row.callback(attach=True, **reading.arguments, **dict(row.arguments))]
+        return row.make(attach=True, **reading.arguments)
 
     return Method(
         name=f"{MODULE}_{suffix}",
@@ -153,7 +180,9 @@ def _checked(
     try:
         module = make()
     except Exception as error:  # a constructor of the user's own may raise anything
-        raise InputError(f"`module` {name} cannot be built: {type(error).__name__}: {without_period(error)}.") from error
+        raise InputError(
+            f"`module` {name} cannot be built: {type(error).__name__}: {without_period(error)}."
+        ) from error
     if isinstance(module, UncertaintyModule):
         return Reading(task=module.task)
     kind: Any = in_tree_of(module, Trainer)

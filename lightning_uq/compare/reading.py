@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from lightning_uq import batches
 from lightning_uq.callbacks.foreign import unwrap_predict_step, wrap_predict_step
 from lightning_uq.lightning_trees import in_tree_of, is_instance
+from lightning_uq.method import Reading
 from lightning_uq.modules.base import UncertaintyModule
+from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.running.foreign_data import HOOKS, is_overridden
 from lightning_uq.running.logits import LogitReader
-from lightning_uq.method import Reading
 
 
 def logit_reader(reading: Reading) -> LogitReader:
@@ -127,3 +129,9 @@ def rows_repeated(seen: Sequence[Any], num: int) -> Any:
 def is_foreign(module: LightningModule) -> bool:
     """Whether a module is a LightningModule of neither this package nor its subclasses."""
     return is_instance(module, LightningModule) and not isinstance(module, UncertaintyModule)
+
+
+def logger_for(module: LightningModule) -> Any:
+    """A logger that forgets everything, for modules of the user's own, which may write to it; no logger for others."""
+    is_own = is_foreign(module) or (isinstance(module, EnsembleModule) and module.members is not None)
+    return in_tree_of(module, DummyLogger)() if is_own else False

@@ -102,5 +102,5 @@ def _about(method: Method, records: Sequence[Record], monitor: Monitor | None) -
         "ood_score": method.ood_score,
         "trained_as": method.trained_as,
         "num_indices": records[0].num_indices,
-        "best_by": None if monitor is None else monitor.name,
+        "best_by": None if method.reading is None else "last" if monitor is None else monitor.name,
     }

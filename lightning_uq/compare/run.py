@@ -47,9 +47,7 @@ class Comparison:
 
     def results(self) -> dict[str, Any]:
         """The contents of ``results.json``."""
-        return make_results(
-            self.configuration, self.problem, self.methods, self.records, self.left_out, self.monitors
-        )
+        return make_results(self.configuration, self.problem, self.methods, self.records, self.left_out, self.monitors)
 
 
 def compare(

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.isolation import IsolatedCallbacks
 from lightning_uq.compare.monitor import Monitor, find_monitor
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.reading import data_for, is_foreign
+from lightning_uq.compare.reading import data_for, is_foreign, logger_for
 from lightning_uq.compare.testbed import num_epochs
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.method import Method
@@ -86,8 +85,7 @@ def train(
             max_epochs=num_epochs(trainee.name, setting) if fixed else recipe.max_epochs,
             callbacks=[*stop, _Epochs(progress), *isolated.values(), *best],
             default_root_dir=directory,
-            # A module of the user's own may write to its logger.
-            logger=in_tree_of(module, DummyLogger)() if is_foreign(module) else False,
+            logger=logger_for(module),
             enable_checkpointing=bool(best),
             limit_val_batches=0 if fixed else 1.0,
             enable_progress_bar=False,

@@ -5,14 +5,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.evaluation import Reader, read_predictions, task_of_outputs
 from lightning_uq.compare.isolation import IsolatedCallbacks
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.reading import Loader, data_for, is_foreign
+from lightning_uq.compare.reading import Loader, data_for, logger_for
 from lightning_uq.compare.training import seeded
 from lightning_uq.errors import InputError, UQError, without_period
 from lightning_uq.lightning_trees import in_tree_of
@@ -84,7 +83,7 @@ def _fit(
         devices=1,
         fast_dev_run=1,
         callbacks=[IsolatedCallbacks(callbacks)],
-        logger=in_tree_of(module, DummyLogger)() if is_foreign(module) else False,
+        logger=logger_for(module),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,

@@ -87,7 +87,9 @@ class LitLetters(L.LightningModule):
 
     def __init__(self, net: nn.Module | None = None, optimizer=torch.optim.AdamW):
         super().__init__()
-        self.net = net or nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+        self.net = net or nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+        )
         self.optimizer = optimizer
         self.acc = torchmetrics.Accuracy("multiclass", num_classes=3)
         self.outputs = []
@@ -118,7 +120,8 @@ class LitLetters(L.LightningModule):
 
     def predict_step(self, batch, batch_idx):
         return [
-            {"path": path, "class": int(label)} for path, label in zip(batch["path"], self(batch["image"]).argmax(1))
+            {"path": path, "class": int(label)}
+            for path, label in zip(batch["path"], self(batch["image"]).argmax(1), strict=True)
         ]
 
     def configure_optimizers(self):
