@@ -12,13 +12,17 @@ TableFormat = Literal["terminal", "markdown", "latex", "csv"]
 def compare(
     *,
     data: str = "digits",
+    data_module: str | None = None,
     target: Names | None = None,
     task: str = "auto",
     root: str | None = None,
     problem: str | None = None,
     ood_classes: Names | None = None,
     network: str | None = None,
+    module: str | None = None,
+    config: str | None = None,
     methods: Names | None = None,
+    method_file: Names | None = None,
     baseline: str | None = None,
     seeds: int = 3,
     seed: int = 0,
@@ -35,14 +39,20 @@ def compare(
     Args:
         data: digits, diabetes, shapes, a UCI data set (with --root), testbed (with --problem), or the path of a table (.csv, .parquet), an .npz file
             with x and y, or a folder of images.
+        data_module: Instead of --data, a LightningDataModule of your own: my.module:MyDataModule. Its arguments are in --config.
         target: Columns of a table that are predicted, such as price.
         task: classification, binary, multilabel or regression, if it is not the one that the targets say.
         root: Folder with the files of a UCI data set.
         problem: Path of a stored problem of the Neural Testbed (.npz). It adds kl_tau1 and kl_tau10 to each row.
         ood_classes: Labels held out as out-of-distribution data, such as 8,9 (default: 8,9 of the digits, none of other data).
         network: Backbone that all methods share: a name such as resnet18, timm:NAME, or package.module:factory (default: one that suits the inputs).
-        methods: Methods to compare, such as softmax,ensemble,my_method.py. Each is a name, the path of a .py file or the dotted
-            path of a module; a file or module defines METHOD, a lightning_uq.Method (default: all methods of the package for the task).
+        module: A LightningModule of your own, unmodified: my.module:LitModel. Its rows are the module as it is, an ensemble of 5, and the
+            module with each callback for its task. They come beside --methods, which may also name some of them: module,module_ensemble.
+        config: YAML or JSON file with the arguments of --module and --data-module, as module.init_args and data.init_args.
+        methods: Methods to compare, by name, such as softmax,ensemble; a .py file or a module stands for all methods in it (default: all
+            methods of the package for the task).
+        method_file: File with methods of your own (.py), or the dotted path of a module, compared beside --methods. It defines METHOD, a
+            lightning_uq.Method, or METHODS, several. Separate several files by commas.
         baseline: Method that the others are compared with (default: the plain network).
         seeds: Number of seeds.
         seed: The first seed.
@@ -59,13 +69,17 @@ def compare(
 
     configuration = Configuration(
         data=data,
+        data_module=data_module,
         target=target or (),
         task=task,
         root=root,
         problem=problem,
         ood_classes=None if ood_classes is None else tuple(int(one) if one.isdigit() else one for one in ood_classes),
         network=network,
+        module=module,
+        config=config,
         methods=methods,
+        method_file=method_file or (),
         baseline=baseline,
         seeds=seeds,
         seed=seed,
@@ -85,6 +99,8 @@ def compare(
         console.print(
             format_table(results["rows"], format, ties(results)), highlight=False, soft_wrap=True, markup=False
         )
+    for name, reason in results["left_out"].items():
+        make_console(stderr=True).print(f"Left out {name}: {reason}.", highlight=False, soft_wrap=True, markup=False)
     figures = sum(name.endswith(".png") for name in files)
     message = f"Wrote results.json, report.html and {figures} figures to {out}"
     make_console(stderr=format != "terminal").print(message, highlight=False, soft_wrap=True)

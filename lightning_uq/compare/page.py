@@ -120,9 +120,14 @@ def _signed(value: float, text: Any) -> str:
 def _about(results: Mapping[str, Any], name: str) -> str:
     one = results["methods"][name]
     parts = [one["about"]] if one["about"] else []
-    parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
+    if one["ood_score"] is not None:
+        parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
     if one["num_indices"] is not None:
         parts.append(f"Z = {one['num_indices']}")
+    if one["best_by"] == "last":
+        parts.append("the last weights, since it logs no validation metric")
+    elif one["best_by"] is not None:
+        parts.append(f"the weights of the epoch with the best {one['best_by']}")
     if one["trained_as"] is not None:
         parts.append(f"reads the networks trained as {one['trained_as']}")
     return "; ".join(parts)

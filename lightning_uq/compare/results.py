@@ -10,6 +10,7 @@ from lightning_uq.compare.differences import find_differences
 from lightning_uq.compare.discovery import PLAIN
 from lightning_uq.compare.environment import command_line, git_state, versions
 from lightning_uq.compare.measures import measured
+from lightning_uq.compare.monitor import Monitor
 from lightning_uq.compare.problem import Problem
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.verdict import make_verdict
@@ -53,6 +54,8 @@ def make_results(
     problem: Problem,
     methods: Mapping[str, Method],
     records: Mapping[str, Sequence[Record]],
+    left_out: Mapping[str, str] | None = None,
+    monitors: Mapping[str, Monitor | None] | None = None,
 ) -> dict[str, Any]:
     """The contents of ``results.json``, from which the page is made again.
 
@@ -63,7 +66,10 @@ def make_results(
         problem: The data of the first seed.
         methods: The methods by name.
         records: Each method's records.
+        left_out: Methods that could not run on this data with this network, and why.
+        monitors: For each trained method the validation metric whose best epoch was kept; None: the last weights were kept.
     """
+    monitors = monitors or {}
     complete = {name: one for name, one in records.items() if len(one) == configuration.seeds}
     rows = make_rows(complete)
     plain = next((name for name in complete if name in PLAIN), next(iter(complete), ""))
@@ -77,7 +83,10 @@ def make_results(
         "rows": rows,
         "baseline": baseline,
         "differences": differences,
-        "methods": {name: _about(methods[name], found) for name, found in complete.items()},
+        "methods": {
+            name: _about(methods[name], found, monitors.get(methods[name].trainee)) for name, found in complete.items()
+        },
+        "left_out": dict(left_out or {}),
         "problem": problem.facts(),
         "configuration": configuration.as_plain(),
         "command": command_line(configuration),
@@ -86,11 +95,12 @@ def make_results(
     }
 
 
-def _about(method: Method, records: Sequence[Record]) -> dict[str, Any]:
+def _about(method: Method, records: Sequence[Record], monitor: Monitor | None) -> dict[str, Any]:
     return {
         "about": method.about,
         "link": method.link,
         "ood_score": method.ood_score,
         "trained_as": method.trained_as,
         "num_indices": records[0].num_indices,
+        "best_by": None if method.reading is None else "last" if monitor is None else monitor.name,
     }

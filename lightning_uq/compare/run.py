@@ -4,12 +4,13 @@ Out-of-distribution data is not seen before the last step: a method's score is f
 are those of the epoch with the best validation NLL.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.evaluation import evaluate
+from lightning_uq.compare.monitor import Monitor
 from lightning_uq.compare.plan import Job, Plan, make_plan
 from lightning_uq.compare.problem import Problem, make_problem
 from lightning_uq.compare.quiet import one_thread, quiet
@@ -28,12 +29,16 @@ class Comparison:
         problem: The data of the first seed.
         methods: The methods by name.
         records: Each method's records, one per seed.
+        left_out: Methods that could not run on this data with this network, and why.
+        monitors: For each trained method the validation metric whose best epoch was kept; None: the last weights were kept.
     """
 
     configuration: Configuration
     problem: Problem
     methods: dict[str, Method]
     records: dict[str, list[Record]]
+    left_out: dict[str, str] = field(default_factory=dict)
+    monitors: dict[str, Monitor | None] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -42,7 +47,7 @@ class Comparison:
 
     def results(self) -> dict[str, Any]:
         """The contents of ``results.json``."""
-        return make_results(self.configuration, self.problem, self.methods, self.records)
+        return make_results(self.configuration, self.problem, self.methods, self.records, self.left_out, self.monitors)
 
 
 def compare(
@@ -79,7 +84,7 @@ def compare(
                 found[record.method].append(record)
                 if directory is not None:
                     record.save(directory)
-    return Comparison(configuration, plan.problem, plan.chosen, found)
+    return Comparison(configuration, plan.problem, plan.chosen, found, plan.left_out, plan.monitors)
 
 
 def run_job(job: Job, plan: Plan, configuration: Configuration, progress: Progress) -> list[Record]:
