@@ -1,12 +1,10 @@
 """``lightning-uq compare``."""
 
 from pathlib import Path
-from typing import Literal
 
 from lightning_uq.cli.options import Accelerator, Names
 from lightning_uq.cli.output import make_console, output_directory
-
-TableFormat = Literal["terminal", "markdown", "latex", "csv"]
+from lightning_uq.cli.tables import TableFormat, print_results
 
 
 def compare(
@@ -63,9 +61,7 @@ def compare(
     """
     console = make_console()
     from lightning_uq.compare import Configuration, Recipe, compare, write
-    from lightning_uq.compare.page import ties
     from lightning_uq.compare.terminal import TerminalProgress
-    from lightning_uq.report import format_table, print_table
 
     configuration = Configuration(
         data=data,
@@ -91,14 +87,7 @@ def compare(
             comparison = compare(configuration, progress, out)
         results = comparison.results()
         files = write(results, comparison.records, out)
-    if format == "terminal":
-        print_table(results["rows"], console, tied=ties(results))
-        for sentence in results["verdict"]:
-            console.print(sentence, highlight=False, soft_wrap=True)
-    else:
-        console.print(
-            format_table(results["rows"], format, ties(results)), highlight=False, soft_wrap=True, markup=False
-        )
+    print_results(results, format, console)
     for name, reason in results["left_out"].items():
         make_console(stderr=True).print(f"Left out {name}: {reason}.", highlight=False, soft_wrap=True, markup=False)
     figures = sum(name.endswith(".png") for name in files)

@@ -52,7 +52,7 @@ def _of_measure(
     rows: SeedRows | None = None
     metric, vectors = measure.applied([one for found in records.values() for one in found])
     for number, (name, found) in enumerate(records.items()):
-        rows = rows or _rows(measure, found, num_train)
+        rows = rows or rows_of(measure, found, num_train)
         of_method = vectors[number * len(found) : (number + 1) * len(found)]
         if any(map(has_nan, of_method)):
             left_out[name] = "Some scores of its test rows are NaN."
@@ -86,7 +86,7 @@ def _plain(interval: DifferenceInterval) -> dict[str, Any]:
     }
 
 
-def _rows(measure: Measure, records: Sequence[Record], num_train: int) -> SeedRows:
+def rows_of(measure: Measure, records: Sequence[Record], num_train: int | None) -> SeedRows:
     """The rows of each seed; test rows and out-of-distribution rows are resampled apart."""
     if not measure.is_detection:
         return SeedRows([record.row_ids for record in records], num_train=num_train)

@@ -79,7 +79,7 @@ def make_results(
         "format": FORMAT,
         "data": configuration.data,
         "task": problem.data.task,
-        "verdict": make_verdict(rows, differences, configuration.seeds),
+        "verdict": make_verdict(rows, differences, configuration.seeds, data=problem.data.name, baseline=baseline),
         "rows": rows,
         "baseline": baseline,
         "differences": differences,
