@@ -55,7 +55,8 @@ def make_plan(configuration: Configuration) -> Plan:
     problem = make_problem(configuration, configuration.seed)
     chosen, known = choose_methods(configuration.methods, problem)
     groups = share_trainings(chosen)
-    epochs = configuration.recipe.max_epochs
+    epochs = configuration.recipe.for_task(problem.data.task).max_epochs
+    assert epochs is not None
     if configuration.recipe.steps is not None:
         epochs = max(num_epochs(trainee, problem.setting) for trainee in groups)
     jobs = tuple(

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
@@ -79,7 +80,7 @@ def make_results(
         "differences": differences,
         "methods": {name: _about(methods[name], found) for name, found in complete.items()},
         "problem": problem.facts(),
-        "configuration": configuration.as_plain(),
+        "configuration": replace(configuration, recipe=configuration.recipe.for_task(problem.data.task)).as_plain(),
         "command": command_line(configuration),
         "versions": versions(),
         "git": git_state(),
