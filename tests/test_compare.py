@@ -225,11 +225,14 @@ def test_trained_as_trains_what_is_not_listed():
 def test_default_is_every_method(add_method):
     add_method(name="a_reader", ood_score="energy", trained_as="softmax")
     problem = make_problem(Configuration(), 0)
-    chosen = list(choose_methods(None, problem)[0])
+    chosen = list(choose_methods(Configuration(), problem)[0])
     assert set(chosen) == set(discovery.methods()) >= {"a_reader", "ensemble"}
     assert chosen.index("softmax") < chosen.index("energy") < chosen.index("ensemble")
     assert chosen.index("softmax") < chosen.index("a_reader") < chosen.index("ensemble")
-    assert list(choose_methods(["energy", "softmax", "energy"], problem)[0]) == ["energy", "softmax"]
+    assert list(choose_methods(Configuration(methods=("energy", "softmax", "energy")), problem)[0]) == [
+        "energy",
+        "softmax",
+    ]
 
 
 def test_sharing_groups_by_training():

@@ -107,7 +107,7 @@ class FitKNN(FeatureCallback):
 
 
 def _fit(setting: Setting) -> list[Callback]:
-    return [FitKNN(k=min(K, setting.num_train))]
+    return [FitKNN()]
 
 
 def _method(network: str, task: str) -> Method:

@@ -54,7 +54,7 @@ def compare(
         baseline: Method that the others are compared with (default: the plain network).
         seeds: Number of seeds.
         seed: The first seed.
-        max_epochs: Largest number of epochs of a training (default: 100).
+        max_epochs: Largest number of epochs of a training (default: 100, or 300 for regression).
         accelerator: Lightning's accelerator. Results repeat exactly on cpu alone.
         format: How the table is printed.
         out: Directory to write to.

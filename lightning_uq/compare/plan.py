@@ -72,7 +72,8 @@ def make_plan(configuration: Configuration) -> Plan:
         if configuration.recipe.steps is None:
             for name in groups:
                 monitors[name] = find_monitor(known[name], problem.setting, problem.data, configuration.accelerator)
-    epochs = configuration.recipe.max_epochs
+    epochs = configuration.recipe.for_task(problem.data.task).max_epochs
+    assert epochs is not None
     if configuration.recipe.steps is not None:
         epochs = max(num_epochs(trainee, problem.setting) for trainee in groups)
     jobs = tuple(

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
@@ -88,7 +89,7 @@ def make_results(
         },
         "left_out": dict(left_out or {}),
         "problem": problem.facts(),
-        "configuration": configuration.as_plain(),
+        "configuration": replace(configuration, recipe=configuration.recipe.for_task(problem.data.task)).as_plain(),
         "command": command_line(configuration),
         "versions": versions(),
         "git": git_state(),

@@ -67,7 +67,9 @@ def train(
 
     A recipe of a fixed number of steps keeps the last weights. A module without parameters is not trained.
     """
-    recipe, setting = configuration.recipe, problem.setting
+    recipe, setting = configuration.recipe.for_task(problem.data.task), problem.setting
+    assert recipe.max_epochs is not None
+    assert recipe.patience is not None
     progress.training(trainee.name, seed)
     isolated: dict[str, IsolatedCallbacks] = {}
     with seeded(seed), tempfile.TemporaryDirectory() as directory:

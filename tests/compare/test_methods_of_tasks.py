@@ -10,6 +10,7 @@ from lightning_uq.compare.discovery import methods
 from lightning_uq.compare.plan import choose_methods
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.data import DiabetesDataModule
+from lightning_uq.data.opening import BUILT_IN
 
 TASKS = ("classification", "binary", "multilabel", "segmentation", "regression")
 
@@ -25,10 +26,33 @@ def test_every_method_says_what_it_is(task):
 
 
 def test_detectors_are_compared_by_default_where_there_is_something_to_detect():
-    with_outside = choose_methods(None, make_problem(Configuration(), 0))[0]
-    without = choose_methods(None, make_problem(Configuration(ood_classes=()), 0))[0]
+    with_outside = choose_methods(Configuration(), make_problem(Configuration(), 0))[0]
+    without = choose_methods(Configuration(), make_problem(Configuration(ood_classes=()), 0))[0]
     assert set(with_outside) - set(without) == {"energy", "density", "ddu", "relative_mahalanobis", "knn", "vim"}
-    assert "knn" in choose_methods(("knn",), make_problem(Configuration(data="diabetes"), 0))[0]
+    assert (
+        "knn"
+        in choose_methods(
+            Configuration(data="diabetes", methods=("knn",)), make_problem(Configuration(data="diabetes"), 0)
+        )[0]
+    )
+
+
+@pytest.mark.parametrize("data", BUILT_IN)
+def test_a_configuration_that_was_filled_in_makes_the_same_data(data):
+    configuration = Configuration(data=data)
+    first = configuration.make_data(3)
+    again = configuration.filled(first, ("softmax",)).make_data(3)
+    assert torch.equal(first.dataset("train").tensors[0], again.dataset("train").tensors[0])
+    assert list(first.ood_dataloaders()) == list(again.ood_dataloaders())
+
+
+def test_the_rows_of_maps_are_images():
+    quick = Configuration(data="shapes", methods=("softmax", "evidential"), seeds=1, recipe=Recipe(max_epochs=1))
+    comparison = compare(quick)
+    num = len(comparison.problem.data.dataset("test"))
+    for (record,) in comparison.records.values():
+        assert {len(score) for score in record.rows.values()} == {num}
+    assert all(0 < row["iou"]["mean"] < 1 and "coverage" not in row for row in comparison.rows)
 
 
 @pytest.mark.parametrize("detector", [name for name, one in methods().items() if one.detects_only])
