@@ -1,7 +1,9 @@
 """``lightning-uq compare``."""
 
 from pathlib import Path
+from typing import Any
 
+from lightning_uq.cli.errors import UsageError
 from lightning_uq.cli.options import Accelerator, Names
 from lightning_uq.cli.output import make_console, output_directory
 from lightning_uq.cli.tables import TableFormat, print_results
@@ -29,14 +31,15 @@ def compare(
     format: TableFormat = "terminal",
     out: Path = Path("runs/compare"),
 ) -> None:
-    """Train and evaluate uncertainty methods side by side on one data set.
+    """Train and evaluate uncertainty methods side by side on one data set, or on several one after another.
 
     All methods share the splits, the backbone and the training. The command prints one table and writes results.json,
     report.html and figures.
 
     Args:
         data: digits, diabetes, shapes, a UCI data set (with --root), testbed (with --problem), or the path of a table (.csv, .parquet), an .npz file
-            with x and y, or a folder of images.
+            with x and y, or a folder of images. Several, separated by commas, are compared one after another, each in a folder of its own, with
+            a page over all of them.
         data_module: Instead of --data, a LightningDataModule of your own: my.module:MyDataModule. Its arguments are in --config.
         target: Columns of a table that are predicted, such as price.
         task: classification, binary, multilabel or regression, if it is not the one that the targets say.
@@ -59,7 +62,10 @@ def compare(
         format: How the table is printed.
         out: Directory to write to.
     """
+    options = dict(locals())
     console = make_console()
+    if "," in data and not Path(data).exists():
+        return _compare_each(Names.parse(data), options)
     from lightning_uq.compare import Configuration, Recipe, compare, write
     from lightning_uq.compare.terminal import TerminalProgress
 
@@ -93,3 +99,23 @@ def compare(
     figures = sum(name.endswith(".png") for name in files)
     message = f"Wrote results.json, report.html and {figures} figures to {out}"
     make_console(stderr=format != "terminal").print(message, highlight=False, soft_wrap=True)
+
+
+def _compare_each(data: Names, options: dict[str, Any]) -> None:
+    """Compare on each of several data sets, in a folder of its own, and write the page over all."""
+    from lightning_uq.compare.index import find_runs, write_index
+
+    out: Path = options["out"]
+    folders = {Path(one).stem: one for one in data}
+    if len(folders) < len(data):
+        raise UsageError(
+            f"--data: two of {', '.join(data)} would be written to the same folder of {out}. Rename one of the files."
+        )
+    stderr = make_console(stderr=True)
+    for folder, one in folders.items():
+        stderr.print(f"{one}:", highlight=False, markup=False)
+        compare(**{**options, "data": one, "out": out / folder})
+    write_index({name: run for name, run in find_runs(out).items() if name in folders}, out)
+    stderr.print(
+        f"Wrote the page over {len(folders)} data sets to {out / 'report.html'}", highlight=False, soft_wrap=True
+    )

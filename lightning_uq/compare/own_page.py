@@ -26,8 +26,12 @@ def introduction(results: Mapping[str, Any]) -> list[str]:
 def notes(results: Mapping[str, Any]) -> list[str]:
     """The caveats below the table."""
     keys, sizes = {key for row in results["rows"] for key in row}, results["problem"]["sizes"]
+    is_joined = bool(results["differences"])
     found = [
-        "The intervals are over test rows, at 95 %. They say how well these rows determine a number of this trained module. Another training may "
+        "A module is tied with the best one if the interval of their difference contains 0. The one that is truly best is marked, as the best or as tied, "
+        "with a probability of 95 %."
+        if is_joined
+        else "The intervals are over test rows, at 95 %. They say how well these rows determine a number of this trained module. Another training may "
         "differ by more."
     ]
     if "ece" in keys:

@@ -1,6 +1,6 @@
 """The page of a comparison: its texts around the table and the figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_uq.compare import own_page
@@ -46,7 +46,7 @@ def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Repor
         results: The contents of ``results.json``.
         figures: The figures of :func:`~lightning_uq.compare.drawing.draw` as SVG.
     """
-    sections, seeds = [], results.get("configuration", {}).get("seeds", 1)
+    sections, seeds = [], _num_seeds(results["rows"])
     for prefix, (title, text) in _SECTIONS.items():
         found = {_caption(name): svg for name, svg in figures.items() if name.startswith(prefix)}
         if found:
@@ -65,9 +65,7 @@ def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Repor
         if found
     }
     return Report(
-        title=f"Uncertainty of {rows[0]['method']}"
-        if is_own and len(rows) == 1
-        else f"Uncertainty methods compared on {results['problem']['name']}",
+        title=_title(results),
         verdict=results["verdict"],
         introduction=own_page.introduction(results) if is_own else _introduction(results),
         rows=rows,
@@ -81,6 +79,17 @@ def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Repor
         sections=sections,
         facts={**facts, "Versions": _versions(results)},
     )
+
+
+def _title(results: Mapping[str, Any]) -> str:
+    rows, name = results["rows"], results["problem"]["name"]
+    if results.get("kind") != "test":
+        return f"Uncertainty methods compared on {name}"
+    return f"Uncertainty of {rows[0]['method']}" if len(rows) == 1 else f"Uncertainty of {len(rows)} modules on {name}"
+
+
+def _num_seeds(rows: Sequence[Mapping[str, Any]]) -> int:
+    return max((len(value["seeds"]) for row in rows for value in row.values() if isinstance(value, Mapping)), default=1)
 
 
 def ties(results: Mapping[str, Any]) -> dict[str, list[str]]:
