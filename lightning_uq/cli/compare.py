@@ -30,6 +30,9 @@ def compare(
     accelerator: Accelerator = "cpu",
     format: TableFormat = "terminal",
     out: Path = Path("runs/compare"),
+    resume: bool = False,
+    overwrite: bool = False,
+    jobs: int = 1,
 ) -> None:
     """Train and evaluate uncertainty methods side by side on one data set, or on several one after another.
 
@@ -60,13 +63,17 @@ def compare(
         max_epochs: Largest number of epochs of a training (default: 100, or 300 for regression).
         accelerator: Lightning's accelerator. Results repeat exactly on cpu alone.
         format: How the table is printed.
-        out: Directory to write to.
+        out: Directory to write to. Methods that it does not hold yet join a comparison that is there, if data, seeds and training are the same.
+        resume: Go on with a comparison that was interrupted. Trainings whose results are in the directory are not repeated.
+        overwrite: Remove an earlier comparison from the directory first. Other files stay.
+        jobs: Number of processes that train at the same time, each on one thread, or on a GPU of its own as far as there are enough.
     """
     options = dict(locals())
     console = make_console()
     if "," in data and not Path(data).exists():
-        return _compare_each(Names.parse(data), options)
-    from lightning_uq.compare import Configuration, Recipe, compare, write
+        _compare_each(Names.parse(data), options)
+        return
+    from lightning_uq.compare import Configuration, Interrupted, Recipe, RunOptions, compare, write
     from lightning_uq.compare.terminal import TerminalProgress
 
     configuration = Configuration(
@@ -88,10 +95,17 @@ def compare(
         accelerator=accelerator,
         recipe=Recipe() if max_epochs is None else Recipe(max_epochs=max_epochs),
     )
+    running = RunOptions(resume=resume, overwrite=overwrite, jobs=jobs)
+    interrupted = None
     with output_directory(out):
-        with TerminalProgress(make_console(stderr=True)) as progress:
-            comparison = compare(configuration, progress, out)
-        results = comparison.results()
+        try:
+            with TerminalProgress(make_console(stderr=True)) as progress:
+                comparison = compare(configuration, progress, out, running)
+        except Interrupted as error:
+            interrupted, comparison = error, error.comparison
+            if not any(comparison.records.values()):
+                raise
+        results = comparison.results(statistics=interrupted is None)
         files = write(results, comparison.records, out)
     print_results(results, format, console)
     for name, reason in results["left_out"].items():
@@ -99,6 +113,11 @@ def compare(
     figures = sum(name.endswith(".png") for name in files)
     message = f"Wrote results.json, report.html and {figures} figures to {out}"
     make_console(stderr=format != "terminal").print(message, highlight=False, soft_wrap=True)
+    for name, count in results["missing"].items():
+        seeds_missing = f"{count} of {comparison.configuration.seeds} seeds " + ("is" if count == 1 else "are")
+        make_console(stderr=True).print(f"{name} has no row: {seeds_missing} missing.", highlight=False, soft_wrap=True)
+    if interrupted is not None:
+        raise interrupted
 
 
 def _compare_each(data: Names, options: dict[str, Any]) -> None:

@@ -43,7 +43,9 @@ ALPHA = 0.1
 """Share of labels that sets of classes may miss."""
 
 
-def evaluate(method: Method, trained: Trained, problem: Problem, seed: int, accelerator: str) -> Record:
+def evaluate(
+    method: Method, trained: Trained, problem: Problem, seed: int, accelerator: str, devices: int | list[int] = 1
+) -> Record:
     """Measure a trained method on the test split and on the out-of-distribution data."""
     module, callbacks, data = trained.module, trained.callbacks[method.name], problem.data
     if isinstance(module, UncertaintyModule):
@@ -54,7 +56,7 @@ def evaluate(method: Method, trained: Trained, problem: Problem, seed: int, acce
 
     def predict(loader: Any, *, labelled: bool) -> Reader:
         reader = Reader(method, task, scorers, labelled=labelled)
-        read_predictions(module, callbacks, reader, Loader(data, loader), accelerator)
+        read_predictions(module, callbacks, reader, Loader(data, loader), accelerator, devices)
         return reader
 
     inside = predict(data.test_dataloader(), labelled=True)
@@ -95,13 +97,14 @@ def read_predictions(
     reader: "Reader",
     data: Loader,
     accelerator: str,
+    devices: int | list[int] = 1,
     limit: int | None = None,
 ) -> None:
     """Let a Trainer predict, at most ``limit`` batches, and the reader read."""
     kind: Any = in_tree_of(module, Trainer)
     trainer = kind(
         accelerator=accelerator,
-        devices=1,
+        devices=devices,
         callbacks=[*reader.attached(module), *callbacks, reader],
         limit_predict_batches=limit,
         logger=False,
