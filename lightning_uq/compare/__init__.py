@@ -5,5 +5,16 @@ from lightning_uq.compare.files import write
 from lightning_uq.compare.interrupts import Interrupted
 from lightning_uq.compare.progress import Progress
 from lightning_uq.compare.run import Comparison, RunOptions, compare
+from lightning_uq.compare.uncertainty_report import UncertaintyReport
 
-__all__ = ["Comparison", "Configuration", "Interrupted", "Progress", "Recipe", "RunOptions", "compare", "write"]
+__all__ = [
+    "Comparison",
+    "Configuration",
+    "Interrupted",
+    "Progress",
+    "Recipe",
+    "RunOptions",
+    "UncertaintyReport",
+    "compare",
+    "write",
+]

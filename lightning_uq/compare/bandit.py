@@ -108,7 +108,7 @@ class BanditConfiguration:
             input_shape=(self.input_dim,),
             num_targets=2,
             num_train=_NUM_TRAIN,
-            backbone=functools.partial(agent_network, self.input_dim),
+            backbone=functools.partial(agent_network, in_features=self.input_dim),
             optimizer=functools.partial(torch.optim.Adam, lr=LEARNING_RATE),
             temperature=self.temperature,
         )

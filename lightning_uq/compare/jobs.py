@@ -56,7 +56,7 @@ class Workshop:
             progress: Told of the training and its epochs.
         """
         problem = make_problem(self.configuration, job.seed)
-        known = self.known or choose_methods(self.configuration.methods, problem)[1]
+        known = self.known or choose_methods(self.configuration, problem)[1]
         readers = [known[name] for name in job.readers]
         trained = train(known[job.trainee], readers, problem, job.seed, self.configuration, progress, devices)
         for method in readers:

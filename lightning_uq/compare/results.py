@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
@@ -52,6 +53,7 @@ def make_results(
     problem: Problem,
     methods: Mapping[str, Mapping[str, Any]],
     records: Mapping[str, Sequence[Record]],
+    left_out: Mapping[str, str] | None = None,
     *,
     statistics: bool = True,
 ) -> dict[str, Any]:
@@ -64,6 +66,7 @@ def make_results(
         problem: The data of the first seed.
         methods: What a page says of each method, by name.
         records: Each method's records.
+        left_out: Methods that could not run on this data with this network, and why.
         statistics: Whether to say which differences can be told from chance, and which method to take.
     """
     complete = {name: one for name, one in records.items() if len(one) == configuration.seeds}
@@ -75,14 +78,15 @@ def make_results(
         "format": FORMAT,
         "data": configuration.data,
         "task": problem.data.task,
-        "verdict": make_verdict(rows, differences, configuration.seeds),
+        "verdict": make_verdict(rows, differences, configuration.seeds, data=problem.data.name, baseline=baseline),
         "rows": rows,
         "missing": {name: configuration.seeds - len(one) for name, one in records.items() if name not in complete},
         "baseline": baseline,
         "differences": differences,
         "methods": {name: {**methods[name], "num_indices": found[0].num_indices} for name, found in complete.items()},
+        "left_out": dict(left_out or {}),
         "problem": problem.facts(),
-        "configuration": configuration.as_plain(),
+        "configuration": replace(configuration, recipe=configuration.recipe.for_task(problem.data.task)).as_plain(),
         "command": command_line(configuration),
         "versions": versions(),
         "git": git_state(),

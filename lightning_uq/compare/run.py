@@ -7,7 +7,7 @@ are those of the epoch with the best validation NLL.
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,14 @@ class Comparison:
         problem: The data of the first seed.
         methods: What a page says of each method, by name.
         records: Each method's records, one per seed; fewer while the comparison is not complete.
+        left_out: Methods that could not run on this data with this network, and why.
     """
 
     configuration: Configuration
     problem: Problem
     methods: dict[str, dict[str, Any]]
     records: dict[str, list[Record]]
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -76,7 +78,9 @@ class Comparison:
         Args:
             statistics: Whether to say which differences can be told from chance. They take seconds.
         """
-        return make_results(self.configuration, self.problem, self.methods, self.records, statistics=statistics)
+        return make_results(
+            self.configuration, self.problem, self.methods, self.records, self.left_out, statistics=statistics
+        )
 
 
 def compare(
@@ -110,7 +114,7 @@ def compare(
         >>> quick = Configuration(methods=("softmax",), seeds=1, recipe=Recipe(max_epochs=1))
         >>> row = compare(quick).rows[0]
         >>> row["method"], row["parameters"]
-        ('softmax', {'mean': 25864.0, 'se': None, 'seeds': [25864.0]})
+        ('softmax', {'mean': 25864, 'se': None, 'seeds': [25864]})
     """
     progress, options = progress or Progress(), options or RunOptions()
     plan = make_plan(configuration)
@@ -153,7 +157,7 @@ def _run(
     whole = replace(configuration, methods=tuple(merged["methods"]), baseline=merged["baseline"])
 
     def found() -> Comparison:
-        return Comparison(whole, plan.problem, run.methods, run.records(configuration.all_seeds))
+        return Comparison(whole, plan.problem, run.methods, run.records(configuration.all_seeds), run.state["left_out"])
 
     jobs = open_jobs(plan.jobs, run)
     done = len(plan.jobs) - len(jobs)

@@ -10,6 +10,7 @@ from lightning_uq.compare.agreement import WAYS_OUT, check_agreement, data_finge
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.environment import versions
 from lightning_uq.compare.files import RESULTS, STALE, to_json
+from lightning_uq.compare.monitor import Monitor
 from lightning_uq.compare.plan import Plan
 from lightning_uq.compare.records import FOLDER, Record, record_path
 from lightning_uq.errors import InputError
@@ -119,6 +120,7 @@ def open_run(
         )
     merged = {**then, "sources": {**then["sources"], **now["sources"]}}
     merged["methods"] = {**then["methods"], **now["methods"]}
+    merged["left_out"] = {**then["left_out"], **now["left_out"]}
     names = [*then["configuration"]["methods"], *now["configuration"]["methods"]]
     baseline = configuration.baseline or then["configuration"]["baseline"]
     merged["configuration"] = {**then["configuration"], "methods": list(dict.fromkeys(names)), "baseline": baseline}
@@ -151,17 +153,24 @@ def _state_of(configuration: Configuration, plan: Plan, save_predictions: bool) 
         "sources": source_hashes(configuration),
         "save_predictions": save_predictions,
         "versions": versions(),
-        "methods": {name: about(method) for name, method in plan.chosen.items()},
+        "methods": {name: about(method, plan.monitors.get(method.trainee)) for name, method in plan.chosen.items()},
+        "left_out": plan.left_out,
     }
 
 
-def about(method: Method) -> dict[str, Any]:
-    """What a page says of a method, as plain data."""
+def about(method: Method, monitor: Monitor | None = None) -> dict[str, Any]:
+    """What a page says of a method, as plain data.
+
+    Args:
+        method: The method.
+        monitor: The validation metric whose best epoch is kept; None: the last weights are kept.
+    """
     return {
         "about": method.about,
         "link": method.link,
         "ood_score": method.ood_score,
         "trained_as": method.trained_as,
+        "best_by": None if method.reading is None else "last" if monitor is None else monitor.name,
     }
 
 

@@ -196,11 +196,17 @@ def test_nothing_is_wider_than_the_screen(open_page, width, scheme, name):
     assert len(boxes) == (18 if name == "digits" else 0)
 
 
+def test_on_a_tablet_the_table_scrolls_and_not_the_page(open_page):
+    page = open_page(800)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 800
+    assert page.evaluate("(one => one.scrollWidth > one.clientWidth)(document.querySelector('.results'))")
+
+
 @EVERYWHERE
 def test_every_text_has_contrast(open_page, width, scheme):
     page = open_page(width, scheme)
     if width == DESKTOP:
-        page.get_by_label("Show the differences").check()
+        page.get_by_label("Show the intervals").check()
     found = page.evaluate(CONTRASTS)
     assert len(found) > 300
     assert [text for contrast, text in found if contrast < 4.5] == []
@@ -279,7 +285,7 @@ def test_intervals_are_readable_without_a_mouse(open_page):
     notes = page.locator("#results .note")
     assert notes.count() == len(METHODS) - 3
     assert not notes.first.is_visible()
-    page.get_by_label("Show the differences").check()
+    page.get_by_label("Show the intervals").check()
     assert notes.first.is_visible()
     assert open_page(PHONE).locator("#results .note").first.is_visible()
     tablet = open_page(1024, has_touch=True, is_mobile=True)
