@@ -29,7 +29,8 @@ def report(run_dir: Path, *, out: Path | None = None, format: TableFormat = "ter
     from lightning_uq.compare.run_files import RESULTS, read_run
 
     if run_dir.is_file():
-        return _evaluation(run_dir, out, console)
+        _evaluation(run_dir, out, console)
+        return
     directory = run_dir if out is None else out
     if run_dir.is_dir() and not (run_dir / RESULTS).exists():
         runs = find_runs(run_dir)

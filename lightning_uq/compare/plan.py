@@ -119,7 +119,7 @@ def choose_methods(
     required = {*chosen, *added} if names is not None else set(added)
     order = list(known)
     chosen = list(dict.fromkeys([*rows, *chosen, *added]))
-    if names is None:  # a method that reads another's network stands below that one
+    if names is None and not problem.is_testbed:  # a method that reads another's network stands below that one
         chosen.sort(key=lambda name: order.index(known[name].trainee))
     for name in find_methods([known[name].trainee for name in chosen], known, task)[0]:
         if known[name].build is None:
