@@ -134,8 +134,9 @@ class _Decisive:
     def rank(self, method: str, among: Sequence[str]) -> float:
         """The place of a method among those that have a number; equal numbers share the mean of their places."""
         sign = -1 if self.column.better == "higher" else 1
-        own, *all_means = (sign * self.values[name]["mean"] for name in (method, *among) if name in self.values)
-        return 1 + sum(other < own for other in all_means) + (sum(other == own for other in all_means) - 1) / 2
+        own, *all_means = (float(sign * self.values[name]["mean"]) for name in (method, *among) if name in self.values)
+        better, equal = sum(other < own for other in all_means), sum(other == own for other in all_means)
+        return 1.0 + better + (equal - 1) / 2
 
     def is_unbeaten(self, method: str) -> bool:
         return method == self.best or method in self.tied

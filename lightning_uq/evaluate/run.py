@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-import lightning_uq
 from lightning_uq.errors import InputError
 from lightning_uq.evaluate.data import EvaluationData, make_data
 from lightning_uq.evaluate.errors import naming_argument
@@ -21,6 +20,7 @@ from lightning_uq.evaluate.settings import Settings
 from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.report import render_html
 from lightning_uq.report.files import writable_directory, write_files
+from lightning_uq.version import __version__
 
 PAGE_SUFFIX = ".html"
 
@@ -72,7 +72,7 @@ def evaluate(settings: Settings, progress: Callable[[str], None] = lambda path: 
             "temperature": temperatures,
             "grid_temperature": grid,
             "num_bins": NUM_BINS,
-            "lightning_uq": lightning_uq.__version__,
+            "lightning_uq": __version__,
         },
     }
 

@@ -192,6 +192,6 @@ def marks(rows: Sequence[Row], columns: Sequence[Column], tied: Tied | None = No
             name = row["method"]
             if name in best:
                 found[name, column.key] = "best"
-            elif best and name in candidates and column.better is not None and cell(row, column)[0] != "-":
+            elif name in candidates and column.better is not None and cell(row, column)[0] != "-":
                 found[name, column.key] = "tied"
     return found
