@@ -154,7 +154,15 @@ def _run(
         can_resume: Whether the directory outlives the run.
     """
     merged = run.state["configuration"]
-    whole = replace(configuration, methods=tuple(merged["methods"]), baseline=merged["baseline"])
+    whole = replace(
+        configuration,
+        methods=tuple(merged["methods"]),
+        method_file=tuple(merged["method_file"]),
+        baseline=merged["baseline"],
+        module=merged["module"],
+        config=merged["config"],
+        contents=merged["contents"],
+    )
 
     def found() -> Comparison:
         return Comparison(whole, plan.problem, run.methods, run.records(configuration.all_seeds), run.state["left_out"])

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_uq.compare.agreement import WAYS_OUT, check_agreement, data_fingerprint, source_hashes
+from lightning_uq.compare.agreement import (
+    WAYS_OUT,
+    check_agreement,
+    data_fingerprint,
+    merged_configuration,
+    plain_configuration,
+    source_hashes,
+)
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.environment import versions
 from lightning_uq.compare.files import RESULTS, STALE, to_json
@@ -121,9 +128,7 @@ def open_run(
     merged = {**then, "sources": {**then["sources"], **now["sources"]}}
     merged["methods"] = {**then["methods"], **now["methods"]}
     merged["left_out"] = {**then["left_out"], **now["left_out"]}
-    names = [*then["configuration"]["methods"], *now["configuration"]["methods"]]
-    baseline = configuration.baseline or then["configuration"]["baseline"]
-    merged["configuration"] = {**then["configuration"], "methods": list(dict.fromkeys(names)), "baseline": baseline}
+    merged["configuration"] = merged_configuration(then["configuration"], now["configuration"])
     run = RunDirectory(path, merged)
     run.save()
     return run, _notes(before, plan, seeds)
@@ -148,7 +153,7 @@ def _own_files(path: Path) -> Iterator[Path]:
 def _state_of(configuration: Configuration, plan: Plan, save_predictions: bool) -> dict[str, Any]:
     return {
         "format": _FORMAT,
-        "configuration": {**configuration.as_plain(), "network": plan.problem.network},
+        "configuration": plain_configuration(configuration, plan.problem),
         "data": data_fingerprint(plan.problem),
         "sources": source_hashes(configuration),
         "save_predictions": save_predictions,

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from lightning_uq.compare import Configuration, Progress, Recipe, RunOptions, compare
 from lightning_uq.compare.agreement import data_fingerprint
@@ -161,30 +160,69 @@ def test_data_may_move_but_not_change(tmp_path):
         run(tmp_path / "run", own, resume=True)
 
 
-def test_fingerprints_read_samples_where_there_are_no_tensors():
-    problem = make_problem(QUICK, 0)
-    parts = {part: problem.data.dataset(part) for part in ("train", "val", "test", "ood")}
+OWN = """
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
 
-    class Lazy:
-        def __init__(self, part, shift):
-            self.rows, self.shift = parts[part], shift
 
-        def __len__(self):
-            return len(self.rows)
+class Rows(Dataset):
+    def __init__(self, shift, num):
+        self.shift, self.num = shift, num
 
-        def __getitem__(self, i):
-            x, y = self.rows[i]
-            return x + self.shift + torch.rand(()), y, "more"  # a random transform
+    def __len__(self):
+        return self.num
 
-    class Data:
-        def __init__(self, shift):
-            self.shift = shift
+    def __getitem__(self, i):
+        return {"x": torch.full((3,), float(i)) + self.shift + 1e-3 * torch.rand(3), "y": torch.tensor(float(i % 7))}
 
-        def dataset(self, part):
-            return Lazy(part, self.shift)
 
-    prints = [data_fingerprint(replace(problem, data=Data(shift))) for shift in (0, 0, 1)]
-    assert prints[0] == prints[1] != prints[2]
+class OwnData(LightningDataModule):
+    def __init__(self, shift: float = 0.0):
+        super().__init__()
+        self.shift = shift
+
+    def _loader(self, num):
+        return DataLoader(Rows(self.shift, num), batch_size=8, collate_fn=lambda rows: (
+            torch.stack([row["x"] for row in rows]), torch.stack([row["y"] for row in rows]).unsqueeze(1)))
+
+    def train_dataloader(self):
+        return self._loader(40)
+
+    def val_dataloader(self):
+        return self._loader(20)
+
+    def test_dataloader(self):
+        return self._loader(20)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:(.|\\n)*:DeprecationWarning")  # jsonargparse tells of its next release
+def test_a_data_module_of_ones_own(tmp_path, monkeypatch):
+    """Its samples are not tensors in memory, and a transform is random."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_rows.py").write_text(OWN)
+    (tmp_path / "run").mkdir()
+
+    def with_shift(shift):
+        (tmp_path / "own.yaml").write_text(f"data: {{init_args: {{shift: {shift}}}}}\n")
+        return Configuration(
+            data_module="own_rows:OwnData",
+            config=str(tmp_path / "own.yaml"),
+            methods=("gaussian",),
+            seeds=1,
+            recipe=Recipe(max_epochs=1),
+        )
+
+    assert run(tmp_path / "run", with_shift(0.0))[1].trained_methods == [("gaussian", 0)]
+    assert run(tmp_path / "run", with_shift(0.0))[1].trained_methods == []
+    with pytest.raises(InputError, match=r"`config: data` is .*'shift': 1.0"):
+        run(tmp_path / "run", with_shift(1.0))
+    prints = {shift: data_fingerprint(make_problem(with_shift(shift), 0)) for shift in (0.0, 1.0)}
+    assert prints[0.0] != prints[1.0]
+    (tmp_path / "own_rows.py").write_text(OWN + "# changed\n")
+    with pytest.raises(InputError, match="`data_module`: the file of the data module has changed"):
+        run(tmp_path / "run", with_shift(0.0))
 
 
 METHOD = """
