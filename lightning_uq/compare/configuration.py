@@ -145,9 +145,10 @@ class Configuration:
 
     def filled(self, data: TaskData, methods: Sequence[str]) -> "Configuration":
         """The configuration with what its data and methods turned out to be."""
-        return replace(
-            self, ood_classes=tuple(getattr(data, "ood_classes", ())), methods=tuple(self.methods or methods)
-        )
+        held_out = self.ood_classes
+        if self.data_module is None and data.task in ("classification", "binary"):  # others have none to choose
+            held_out = tuple(getattr(data, "ood_classes", ()))
+        return replace(self, ood_classes=held_out, methods=tuple(self.methods or methods))
 
     def as_plain(self) -> dict[str, Any]:
         """The configuration as plain data."""
