@@ -114,6 +114,6 @@ def num_samples(loader: Iterable[Any]) -> int:
     if isinstance(loader, DataLoader):
         data, sampler, whole = loader.dataset, loader.sampler, not loader.drop_last
         is_plain = type(loader.batch_sampler) is BatchSampler and type(sampler) is SequentialSampler
-        if is_plain and whole and isinstance(data, Sized) and not isinstance(data, IterableDataset):
+        if is_plain and whole and not isinstance(data, IterableDataset) and isinstance(data, Sized):
             return len(data)
     return sum(num_rows(batch) or 0 for batch in loader)
