@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -24,6 +24,7 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import is_instance
+from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.tasks import Regression, Task
 from lightning_uq.tasks.names import TASKS
 from lightning_uq.tasks.target_scale import TargetScale
@@ -48,7 +49,7 @@ class Setting:
 
     Example:
         >>> import torch
-        >>> from lightning_uq.networks import MLP
+        >>> from lightning_uq.networks import backbone
         >>> from lightning_uq.tasks import Regression
         >>> setting = Setting(
         ...     data="toy",
@@ -56,7 +57,7 @@ class Setting:
         ...     input_shape=(4,),
         ...     num_targets=1,
         ...     num_train=100,
-        ...     backbone=functools.partial(MLP, 4),
+        ...     backbone=backbone("mlp", (4,)),
         ...     optimizer=torch.optim.Adam,
         ... )
         >>> setting.network()[-1].out_features, setting.network_for(Regression(head="mean"))()[-1].out_features
@@ -89,7 +90,7 @@ class Setting:
             options: Further arguments of the backbone, such as ``dropout``.
         """
         outputs = (task or self.task).outputs_for(self.num_targets)
-        return functools.partial(self.backbone, outputs, **options)
+        return functools.partial(self.backbone, num_outputs=outputs, **options)
 
     @property
     def target_scale(self) -> TargetScale | None:
@@ -103,19 +104,52 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the outputs of a module that is not of this package are read: arguments that every post-training callback takes.
+
+    Attributes:
+        task: What the outputs mean.
+        output: What the module returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function, or its import path, that picks the outputs.
+        predict_fn: ``predict_fn(module, x) -> outputs``, or its import path, where ``forward`` does not give them.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``, or its import path.
+
+    Example:
+        >>> from lightning_uq.tasks import Classification
+        >>> sorted(Reading(task=Classification(num_classes=3)).arguments)
+        ['output', 'predict_fn', 'task', 'unpack_batch']
+    """
+
+    task: Task
+    output: Output = "logits"
+    predict_fn: PredictFn | str | None = None
+    unpack_batch: Callable[[Any], tuple[Any, Any]] | str | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of a callback."""
+        return {name: getattr(self, name) for name in ("task", "output", "predict_fn", "unpack_batch")}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One row of the comparison.
 
     Attributes:
         name: Name on the command line and in the tables.
         ood_score: Name of the out-of-distribution score, fixed here before any such data is seen: a score of the
-            prediction, or one that a callback provides.
+            prediction, or one that a callback provides. None: the method has none, as one network that predicts a mean.
         build: Makes the untrained LightningModule. Needed unless ``trained_as`` is given.
         trained_as: Name of the method whose trained network this method reads in another way.
         callbacks: Makes the post-training callbacks.
         tasks: Names of the tasks that the method is for. Another method may have the same name for other tasks.
         about: What the method is, in a few words.
         link: Where it is described, such as a paper's address.
+        detects_only: Whether it predicts what the method predicts whose network it reads, with another out-of-distribution score. Without
+            out-of-distribution data such a method is compared only if it is named.
+        reading: How the outputs of a module are read that is not of this package; None: its ``predict_step`` returns a prediction of this package.
+        monitor: The validation metric whose best epoch is kept; None: the one that suits, see
+            :func:`~lightning_uq.compare.monitor.find_monitor`.
+        monitor_mode: Whether the least or the largest value of ``monitor`` is the best.
 
     Raises:
         InputError: The name is not a Python identifier, a task is unknown, or not exactly one of ``build`` and ``trained_as`` is given.
@@ -127,13 +161,17 @@ class Method:
     """
 
     name: str
-    ood_score: str
+    ood_score: str | None
     build: Callable[[Setting], LightningModule] | None = None
     trained_as: str | None = None
     callbacks: Callable[[Setting], list[Callback]] = _no_callbacks
     tasks: tuple[str, ...] = ("classification",)
     about: str = ""
     link: str | None = None
+    detects_only: bool = False
+    reading: Reading | None = None
+    monitor: str | None = None
+    monitor_mode: Literal["min", "max"] = "min"
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

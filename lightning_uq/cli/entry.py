@@ -8,12 +8,13 @@ from pathlib import Path
 import lightning_uq
 from lightning_uq.cli.bandit import bandit
 from lightning_uq.cli.compare import compare
-from lightning_uq.cli.errors import UsageError, is_interrupt, one_line, recoverable_errors
+from lightning_uq.cli.errors import UsageError, one_line, recoverable_errors
 from lightning_uq.cli.evaluate import evaluate
 from lightning_uq.cli.fit import LIGHTNING_COMMANDS, run_lightning
 from lightning_uq.cli.options import run
 from lightning_uq.cli.report import report
 from lightning_uq.cli.score import score
+from lightning_uq.errors import is_interrupt
 
 DEBUG = "LIGHTNING_UQ_DEBUG"
 
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, SystemExit) as error:
         if os.environ.get(DEBUG) or not is_interrupt(error):
             raise
-        print("lightning-uq: interrupted", file=sys.stderr)
+        text = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        print(f"lightning-uq: {text or 'interrupted'}", file=sys.stderr)
         return 130  # as a shell has it: 128 + SIGINT
 
 

@@ -26,7 +26,7 @@ def report(run_dir: Path, *, out: Path | None = None, format: TableFormat = "ter
     console = make_console()
     from lightning_uq.compare.files import write_page
     from lightning_uq.compare.index import find_runs, write_index
-    from lightning_uq.compare.reading import RESULTS, read_run
+    from lightning_uq.compare.run_files import RESULTS, read_run
 
     if run_dir.is_file():
         _evaluation(run_dir, out, console)

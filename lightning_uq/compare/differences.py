@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lightning_uq.compare.measures import MEASURES, Measure, is_ood
+from lightning_uq.compare.measures import MEASURES, Measure, has_nan, is_ood
 from lightning_uq.compare.records import Record
 from lightning_uq.errors import InputError
 from lightning_uq.functional import best_method, metric_difference, resample_metric
@@ -50,10 +50,15 @@ def _of_measure(
     resampled: dict[str, ResampledMetric] = {}
     left_out: dict[str, str] = {}
     rows: SeedRows | None = None
-    for name, found in records.items():
+    metric, vectors = measure.applied([one for found in records.values() for one in found])
+    for number, (name, found) in enumerate(records.items()):
         rows = rows or rows_of(measure, found, num_train)
+        of_method = vectors[number * len(found) : (number + 1) * len(found)]
+        if any(map(has_nan, of_method)):
+            left_out[name] = "Some scores of its test rows are NaN."
+            continue
         try:
-            resampled[name] = resample_metric(measure.metric, [measure.vectors(one) for one in found], rows)
+            resampled[name] = resample_metric(metric, of_method, rows)
         except InputError as error:  # an infinite score, say: the method has no interval, and the table no number
             left_out[name] = str(error)
     if not resampled:

@@ -12,6 +12,7 @@ from lightning_uq.compare.records import Record
 from lightning_uq.report import Link, render_html, to_png, to_svg, write_files
 
 PAGE = "report.html"
+RESULTS = ("results.json", "report.html")
 STALE = ("differences_*.png", "reliability_*.png", "scores_*.png", "risk_coverage.png", "intervals.png")
 
 
@@ -64,6 +65,11 @@ def make_pages(
 def _write(directory: Path, files: Mapping[str, bytes]) -> list[str]:
     write_files(directory, files, stale=STALE)
     return list(files)
+
+
+def write_results(results: Mapping[str, Any], directory: Path) -> None:
+    """Write ``results.json`` alone, whole or not at all."""
+    write_files(directory, {"results.json": to_json(results)})
 
 
 def to_json(results: Mapping[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_uq.compare.files import PAGE, write_page
 from lightning_uq.compare.own_join import Run, join, tested_on_same_rows
-from lightning_uq.compare.reading import RESULTS, read_run
+from lightning_uq.compare.run_files import RESULTS, read_run
 from lightning_uq.compare.verdict import quality_key
 from lightning_uq.errors import InputError
 from lightning_uq.report import Column, Link, Report, render_html, shown_columns, write_files

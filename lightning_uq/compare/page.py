@@ -6,7 +6,7 @@ from typing import Any
 from lightning_uq.compare import own_page
 from lightning_uq.compare.evaluation import TAU
 from lightning_uq.compare.testbed import NUM_INDICES
-from lightning_uq.report import DENSITY_TITLES, Report, Section, score_label, shown_columns
+from lightning_uq.report import DENSITY_TITLES, LABEL_TITLES, Report, Section, score_label, shown_columns
 from lightning_uq.report.table import ALL_COLUMNS
 from lightning_uq.tasks.row_scores import NUM_BINS
 
@@ -53,7 +53,10 @@ def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Repor
             pooled = _POOLED.format(seeds=seeds) if seeds > 1 and prefix != "differences_" else ""
             sections.append(Section(title, text + pooled, found))
     rows = results["rows"]
-    columns = shown_columns(rows, DENSITY_TITLES if "regression" in results["task"] else None)
+    titles = {"regression": DENSITY_TITLES, "pixel_regression": DENSITY_TITLES, "multilabel": LABEL_TITLES}.get(
+        results["task"]
+    )
+    columns = shown_columns(rows, titles)
     is_own = results.get("kind") == "test"
     facts = {} if is_own else {"Configuration": _configuration(results)}
     facts |= {
@@ -145,9 +148,14 @@ def _signed(value: float, text: Any) -> str:
 def _about(results: Mapping[str, Any], name: str) -> str:
     one = results["methods"][name]
     parts = [one["about"]] if one["about"] else []
-    parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
+    if one["ood_score"] is not None:
+        parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
     if one["num_indices"] is not None:
         parts.append(f"Z = {one['num_indices']}")
+    if one["best_by"] == "last":
+        parts.append("the last weights, since it logs no validation metric")
+    elif one["best_by"] is not None:
+        parts.append(f"the weights of the epoch with the best {one['best_by']}")
     if one["trained_as"] is not None:
         parts.append(f"reads the networks trained as {one['trained_as']}")
     return "; ".join(parts)

@@ -49,11 +49,11 @@ def value_intervals(record: Record) -> dict[str, tuple[float, float]]:
 
 
 def _interval(measure: Measure, record: Record) -> tuple[float, float]:
-    vectors = measure.vectors(record)
+    metric, [vectors] = measure.applied([record])
     rows = rows_of(measure, [record], None)
     count = len(next(iter(vectors.values())))
     num_resamples = int(min(2000, max(100, _WORK // count)))
-    found = resample_metric(measure.metric, [vectors], rows, num_resamples=num_resamples)
+    found = resample_metric(metric, [vectors], rows, num_resamples=num_resamples)
     value = found.values[0]
     if found.losses is not None:
         return mean_interval(found.losses[0])

@@ -660,18 +660,18 @@ LISTED_CALLBACKS = [
         partial(c.FitGMM, covariance="tied", score="relative_mahalanobis"),
         method="relative_mahalanobis",
     ),
-    CallbackCase("FitKNN", partial(c.FitKNN, k=3)),
+    CallbackCase("FitKNN", partial(c.FitKNN, k=3), method="knn"),
     CallbackCase(
         "FitKNN, combined",
         partial(c.FitKNN, k=3, feature_transform="combined", held_out=loader("classification", 61, 1)),
     ),
-    CallbackCase("FitViM", partial(c.FitViM, dim=2)),
+    CallbackCase("FitViM", partial(c.FitViM, dim=2), method="vim"),
     CallbackCase(
         "FitLaplace",
         partial(c.FitLaplace, num_samples=8, held_out=loader("classification", 61, 1)),
         method="laplace",
     ),
-    CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val"),
+    CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val", method="temperature"),
     CallbackCase("VectorScaling", partial(c.VectorScaling), fits_on="val"),
     CallbackCase("MatrixScaling", partial(c.MatrixScaling), fits_on="val"),
     CallbackCase("IsotonicScaling", partial(c.IsotonicScaling), fits_on="val"),
@@ -716,13 +716,19 @@ LISTED_CALLBACKS = [
     ),
 ]
 
+
+def network_with(num_outputs: int, dropout: float = 0.0) -> nn.Module:
+    """The network as a backbone of a comparison."""
+    return network(num_outputs, dropout)
+
+
 SETTING = Setting(
     data="blobs",
     task=Classification(),
     input_shape=(FEATURES,),
     num_targets=CLASSES,
     num_train=40,
-    backbone=network,
+    backbone=network_with,
     optimizer=OPTIMIZERS["classification"],
 )
 

@@ -200,6 +200,12 @@ def test_nothing_is_wider_than_the_screen(open_page, width, scheme, name):
     assert len(boxes) == {"digits": 18, "compared": 14}.get(name, 0)
 
 
+def test_on_a_tablet_the_table_scrolls_and_not_the_page(open_page):
+    page = open_page(800)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 800
+    assert page.evaluate("(one => one.scrollWidth > one.clientWidth)(document.querySelector('.results'))")
+
+
 @EVERYWHERE
 @pytest.mark.parametrize("name", ["digits", "compared"])
 def test_every_text_has_contrast(open_page, width, scheme, name):
