@@ -27,6 +27,7 @@ from lightning_uq.callbacks import (
     save_fitted,
 )
 from lightning_uq.checkpoint_files import AtomicCheckpointIO
+from lightning_uq.compare import UncertaintyReport
 from lightning_uq.data import Indexed
 from lightning_uq.errors import (
     InputError,
@@ -140,6 +141,7 @@ __all__ = [
     "TemperatureScaling",
     "UQError",
     "UncertaintyModule",
+    "UncertaintyReport",
     "UnsupportedError",
     "VarianceScaling",
     "VectorScaling",

@@ -49,7 +49,7 @@ class Setting:
 
     Example:
         >>> import torch
-        >>> from lightning_uq.networks import MLP
+        >>> from lightning_uq.networks import backbone
         >>> from lightning_uq.tasks import Regression
         >>> setting = Setting(
         ...     data="toy",
@@ -57,7 +57,7 @@ class Setting:
         ...     input_shape=(4,),
         ...     num_targets=1,
         ...     num_train=100,
-        ...     backbone=functools.partial(MLP, 4),
+        ...     backbone=backbone("mlp", (4,)),
         ...     optimizer=torch.optim.Adam,
         ... )
         >>> setting.network()[-1].out_features, setting.network_for(Regression(head="mean"))()[-1].out_features
@@ -90,7 +90,7 @@ class Setting:
             options: Further arguments of the backbone, such as ``dropout``.
         """
         outputs = (task or self.task).outputs_for(self.num_targets)
-        return functools.partial(self.backbone, outputs, **options)
+        return functools.partial(self.backbone, num_outputs=outputs, **options)
 
     @property
     def target_scale(self) -> TargetScale | None:
@@ -144,6 +144,8 @@ class Method:
         tasks: Names of the tasks that the method is for. Another method may have the same name for other tasks.
         about: What the method is, in a few words.
         link: Where it is described, such as a paper's address.
+        detects_only: Whether it predicts what the method predicts whose network it reads, with another out-of-distribution score. Without
+            out-of-distribution data such a method is compared only if it is named.
         reading: How the outputs of a module are read that is not of this package; None: its ``predict_step`` returns a prediction of this package.
         monitor: The validation metric whose best epoch is kept; None: the one that suits, see
             :func:`~lightning_uq.compare.monitor.find_monitor`.
@@ -166,6 +168,7 @@ class Method:
     tasks: tuple[str, ...] = ("classification",)
     about: str = ""
     link: str | None = None
+    detects_only: bool = False
     reading: Reading | None = None
     monitor: str | None = None
     monitor_mode: Literal["min", "max"] = "min"

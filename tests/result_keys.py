@@ -2,5 +2,8 @@
 
 from lightning_uq.report import RESULT_KEYS
 
-OTHER_TASKS = {"subset_accuracy", "hamming", "iou", "rmse", "mae", "crps", "coverage_90", "width_90", "interval_score"}
+OTHER_TASKS = {
+    *("subset_accuracy", "hamming", "auroc", "average_precision", "iou"),
+    *("rmse", "mae", "crps", "coverage_90", "width_90", "interval_score"),
+}
 CLASSIFICATION_KEYS = [key for key in RESULT_KEYS if key not in OTHER_TASKS]

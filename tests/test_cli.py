@@ -224,7 +224,7 @@ def test_a_missing_extra_is_named_before_anything_is_trained(capsys, monkeypatch
 def test_a_failure_leaves_an_earlier_result_alone(capsys, monkeypatch):
     assert main([*QUICK, "--out", "there"]) == 0
     before = {path.name: path.read_bytes() for path in Path("there").iterdir()}
-    monkeypatch.setattr("lightning_uq.compare.page.render_html", lambda report: 1 / 0)
+    monkeypatch.setattr("lightning_uq.compare.files.render_html", lambda report: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         main([*QUICK, "--seed", "9", "--out", "there"])
     assert {path.name: path.read_bytes() for path in Path("there").iterdir()} == before

@@ -12,11 +12,12 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_uq import DeterministicModule, DirichletPrediction, Method
-from lightning_uq.compare import Configuration, Progress, Recipe, compare, discovery, page, write
+from lightning_uq.compare import Configuration, Progress, Recipe, compare, discovery, drawing, write
 from lightning_uq.compare import plan as plan_module
 from lightning_uq.compare.discovery import methods
+from lightning_uq.compare.drawing import draw, equal_predictions, pooled
+from lightning_uq.compare.environment import command_line
 from lightning_uq.compare.evaluation import num_weights, ood_score
-from lightning_uq.compare.page import command_line, equal_predictions
 from lightning_uq.compare.plan import choose_methods, share_trainings
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.compare.results import summarize
@@ -34,16 +35,17 @@ class Log(Progress):
     def __init__(self):
         self.calls = []
 
-    def start(self, trainings, epochs):
+    def start(self, trainings, epochs, done):
+        assert done == 0
         self.calls.append(("start", trainings, epochs))
 
     def training(self, method, seed):
         self.calls.append(("training", method, seed))
 
-    def epoch(self):
+    def epoch(self, method, seed):
         self.calls.append(("epoch",))
 
-    def trained(self, epochs, seconds):
+    def trained(self, method, seed, epochs, seconds):
         assert seconds > 0
         self.calls.append(("trained", epochs))
 
@@ -81,7 +83,10 @@ def without_times(results):
 
 def test_results_have_exactly_these_keys(done):
     results = done[0].results()
-    assert set(results) == {"data", "task", "rows"}
+    assert set(results) == {
+        *("format", "data", "task", "verdict", "rows", "baseline", "differences", "methods", "problem"),
+        *("configuration", "command", "versions", "git", "left_out", "missing"),
+    }
     assert results["data"] == "digits"
     assert [row["method"] for row in results["rows"]] == ["softmax", "energy", "ensemble"]
     for row in results["rows"]:
@@ -113,8 +118,8 @@ def test_progress_tells_every_training_and_epoch(done):
     assert calls[0] == ("start", 4, 3)
     assert [call[1:] for call in calls if call[0] == "training"] == [
         ("softmax", 5),
-        ("ensemble", 5),
         ("softmax", 6),
+        ("ensemble", 5),
         ("ensemble", 6),
     ]
     assert calls.count(("trained", 3)) == 4
@@ -221,11 +226,14 @@ def test_trained_as_trains_what_is_not_listed():
 def test_default_is_every_method(add_method):
     add_method(name="a_reader", ood_score="energy", trained_as="softmax")
     problem = make_problem(Configuration(), 0)
-    chosen = list(choose_methods(None, problem)[0])
+    chosen = list(choose_methods(Configuration(), problem)[0])
     assert set(chosen) == set(discovery.methods()) >= {"a_reader", "ensemble"}
     assert chosen.index("softmax") < chosen.index("energy") < chosen.index("ensemble")
     assert chosen.index("softmax") < chosen.index("a_reader") < chosen.index("ensemble")
-    assert list(choose_methods(["energy", "softmax", "energy"], problem)[0]) == ["energy", "softmax"]
+    assert list(choose_methods(Configuration(methods=("energy", "softmax", "energy")), problem)[0]) == [
+        "energy",
+        "softmax",
+    ]
 
 
 def test_sharing_groups_by_training():
@@ -242,7 +250,7 @@ def test_sharing_groups_by_training():
     [
         ({"methods": ("softmax", "nope")}, "methods: unknown for classification: 'nope'. Choose from softmax, "),
         ({"methods": ()}, "methods: no method is named"),
-        ({"data": "mnist"}, "`data` must be 'digits', 'testbed' or the path of an .npz file, but it is 'mnist'"),
+        ({"data": "mnist"}, "`data` must be digits, .* but it is 'mnist'"),
         ({"data": "nowhere.npz"}, "nowhere.npz must be .* but there is no such file"),
         ({"ood_classes": (8, 12)}, "labels of digits .* but it holds 12"),
         ({"seeds": 0}, "`seeds` must be at least 1, but it is 0"),
@@ -297,7 +305,7 @@ def test_a_callbacks_score_is_read_and_charged_to_its_row(add_method):
     assert pixels["ood_auroc"]["mean"] == pytest.approx(float(auroc(torch.cat(score), is_ood)), abs=1e-6)
     assert pixels["nll"] == softmax["nll"]
     assert 0.5 < pixels["train_seconds"]["mean"] - softmax["train_seconds"]["mean"] < 1.5
-    assert equal_predictions(comparison) == [["softmax", "pixels"]]
+    assert equal_predictions(comparison.results(), comparison.records) == [["softmax", "pixels"]]
 
 
 def test_score_order_provider_then_property_then_members():
@@ -357,22 +365,26 @@ def test_weights_count_frozen_priors_and_no_statistics():
 def test_the_risk_coverage_figure_ranks_by_certainty_which_is_not_rounded(done, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
-        page, "risk_coverage_figure", lambda curves: drawn.update(curves) or risk_coverage_figure(curves)
+        drawing,
+        "risk_coverage_figure",
+        lambda curves, **options: drawn.update(curves) or risk_coverage_figure(curves, **options),
     )
-    page.draw(done[0])
+    draw(done[0].results(), done[0].records)
     ranks, wrong = drawn["softmax, energy"]
-    scores = page.pooled(done[0].records["softmax"])
+    scores = pooled(done[0].records["softmax"])
     torch.testing.assert_close(-torch.expm1(-ranks), scores["confidence"].double(), rtol=0, atol=1e-6)
     assert torch.equal(wrong, ~scores["correct"])
 
 
 def test_written_files(done, tmp_path):
     comparison = done[0]
-    names = write(comparison, tmp_path)
+    names = write(comparison.results(), comparison.records, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     assert set(names) == {
         "results.json",
         "report.html",
+        "differences_nll.png",
+        "differences_ood_auroc.png",
         "risk_coverage.png",
         "reliability_softmax.png",  # energy's predictions are the same
         "reliability_ensemble.png",
@@ -384,10 +396,10 @@ def test_written_files(done, tmp_path):
     assert json.loads(text) == comparison.results()
     assert "NaN" not in text
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg ") == 6
+    assert page.count("<svg ") == 8
     for fact in (
         "--ood-classes 8,9",
-        "64-128-128-8",
+        "mlp",
         "5, 6",
         torch.__version__,
         "CPU cores",
@@ -401,16 +413,16 @@ def test_written_files(done, tmp_path):
 
 
 def test_the_command_repeats_the_comparison(done):
-    assert command_line(done[0]) == (
+    assert command_line(done[0].configuration) == (
         "lightning-uq compare --data digits --ood-classes 8,9 --methods softmax,energy,ensemble --seeds 2 --seed 5 --max-epochs 3"
     )
 
 
 def test_nothing_held_out_is_written_without_histograms(tmp_path):
     comparison, _ = run(ood_classes=(), methods=("softmax",), seeds=1, recipe=Recipe(max_epochs=1))
-    names = write(comparison, tmp_path)
+    names = write(comparison.results(), comparison.records, tmp_path)
     assert not [name for name in names if name.startswith("scores_")]
     page = (tmp_path / "report.html").read_text()
-    assert "held out; " not in page.replace("none held out; ", "")
+    assert "held out" not in page
     assert "AUROC" not in page
     assert "no standard error" in page

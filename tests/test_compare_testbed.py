@@ -13,8 +13,9 @@ from lightning_uq import DeterministicModule, EnsembleModule
 from lightning_uq.cli import main
 from lightning_uq.compare import Configuration, Progress, Recipe, compare
 from lightning_uq.compare import configuration as configuration_module
+from lightning_uq.compare.environment import command_line
 from lightning_uq.compare.evaluation import num_weights
-from lightning_uq.compare.page import command_line, make_report
+from lightning_uq.compare.page import make_report
 from lightning_uq.compare.plan import choose_methods
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.compare.testbed import (
@@ -78,7 +79,7 @@ def test_rows_gain_divergences_and_lose_detection(path):
         }
         for tau in (1, 10):
             assert math.isfinite(row[f"kl_tau{tau}"]["mean"])
-        assert row["kl_infinite"] == {"mean": 0, "se": None}
+        assert row["kl_infinite"] == {"mean": 0, "se": None, "seeds": [0]}
     uniform = comparison.rows[-1]
     assert uniform["parameters"]["mean"] == 0
     assert uniform["kl_tau10_normalized"]["mean"] == pytest.approx(1)
@@ -86,7 +87,9 @@ def test_rows_gain_divergences_and_lose_detection(path):
         for tau in (1, 10):
             expected = float(file[f"true_ll_tau{tau}"].mean()) + tau * math.log(2)
             assert uniform[f"kl_tau{tau}"]["mean"] == pytest.approx(expected, abs=1e-5)
-    assert command_line(comparison).startswith(f"lightning-uq compare --data testbed --problem {path} --methods ")
+    assert command_line(comparison.configuration).startswith(
+        f"lightning-uq compare --data testbed --problem {path} --methods "
+    )
 
 
 def test_the_command_line(path, tmp_path, capsys, monkeypatch):
@@ -104,7 +107,7 @@ def test_the_command_line(path, tmp_path, capsys, monkeypatch):
     assert "5 steps" in page
     assert "stratified" not in page
     assert main([*arguments, "--max-epochs", "3", "--out", str(out)]) == 2
-    assert "data='testbed' takes no `max_epochs`" in capsys.readouterr().err
+    assert "data='testbed' takes no --max-epochs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -125,11 +128,11 @@ def test_bad_configurations(path, changes, message):
 
 def test_uniform_is_a_method_of_the_testbed_alone(path):
     configuration = configure(path)
-    assert "uniform" in choose_methods(None, make_problem(configuration, 0))[0]
+    assert "uniform" in choose_methods(configuration, make_problem(configuration, 0))[0]
     digits = make_problem(Configuration(), 0)
-    with pytest.raises(InputError, match="unknown: 'uniform'"):
-        choose_methods(["uniform"], digits)
-    assert "uniform" not in choose_methods(None, digits)[0]
+    with pytest.raises(InputError, match="unknown for classification: 'uniform'"):
+        choose_methods(Configuration(methods=("uniform",)), digits)
+    assert "uniform" not in choose_methods(Configuration(), digits)[0]
 
 
 # ------------------------------------------------------------------ what training sees
@@ -220,7 +223,7 @@ def told_of(tmp_path, num_train):
         def training(self, method, seed):
             told.append([method, seed])
 
-        def trained(self, epochs, seconds):
+        def trained(self, method, seed, epochs, seconds):
             told[-1].append(epochs)
 
     file = tmp_path / f"{num_train}.npz"
@@ -366,7 +369,7 @@ def test_a_row_gains_a_hundred_labels(tmp_path):
     assert uniform["kl_tau100"]["mean"] == pytest.approx(expected, abs=1e-4)
     assert uniform["kl_tau100_normalized"]["mean"] == pytest.approx(1)
     assert ensemble["kl_tau100"]["mean"] != uniform["kl_tau100"]["mean"]
-    notes = make_report(comparison, {"risk_coverage.png": ""}).notes
+    notes = make_report(comparison.results(), {"risk_coverage": "<svg></svg>"}).notes
     assert any(note.startswith("KL 100 is the testbed's estimate for more than ten labels") for note in notes)
 
 

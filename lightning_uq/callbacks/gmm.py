@@ -373,6 +373,8 @@ METHODS = (
         trained_as="softmax",
         callbacks=_fit_gmm,
         ood_score="density",
+        link="https://arxiv.org/abs/2102.11582",
+        detects_only=True,
     ),
     Method(
         name="ddu",
@@ -381,6 +383,7 @@ METHODS = (
         callbacks=_fit_ddu,
         ood_score="log_density",
         link="https://arxiv.org/abs/2102.11582",
+        detects_only=True,
     ),
     Method(
         name="relative_mahalanobis",
@@ -389,5 +392,6 @@ METHODS = (
         trained_as="softmax",
         callbacks=_fit_relative_mahalanobis,
         ood_score="relative_mahalanobis",
+        detects_only=True,
     ),
 )

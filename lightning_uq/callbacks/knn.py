@@ -3,16 +3,20 @@
 import warnings
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lightning_uq.callbacks.coordinates import FeatureCoordinates
 from lightning_uq.callbacks.feature_scores import MAX_FEATURES, FeatureCallback
 from lightning_uq.functional.feature_transforms import FeatureTransform
 from lightning_uq.functional.validation import check_integer
+from lightning_uq.method import Method, Setting
 from lightning_uq.networks.feature_neighbors import FeatureNeighbors
 from lightning_uq.networks.feature_score import tails_to_tensors
 from lightning_uq.running.row_sample import RowSample
+
+K = 50
+"""The paper's k for CIFAR-10, with which rows of the comparison are fitted."""
 
 
 class FitKNN(FeatureCallback):
@@ -55,7 +59,7 @@ class FitKNN(FeatureCallback):
     def __init__(
         self,
         *,
-        k: int = 50,
+        k: int = K,
         max_rows: int | None = MAX_FEATURES,
         feature_transform: FeatureTransform = "direction",
         held_out: Any = None,
@@ -100,3 +104,23 @@ class FitKNN(FeatureCallback):
     def make_scorer(self, tensors: dict[str, Any]) -> FeatureNeighbors:
         """The rows, as they are searched."""
         return FeatureNeighbors.from_tensors(tensors)
+
+
+def _fit(setting: Setting) -> list[Callback]:
+    return [FitKNN()]
+
+
+def _method(network: str, task: str) -> Method:
+    return Method(
+        name="knn",
+        about=f"the {network} network; distance of features to the {K}th nearest training input",
+        trained_as=network,
+        callbacks=_fit,
+        ood_score="knn",
+        tasks=(task,),
+        link="https://arxiv.org/abs/2204.06507",
+        detects_only=True,
+    )
+
+
+METHODS = (_method("softmax", "classification"), _method("gaussian", "regression"))

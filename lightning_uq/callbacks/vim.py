@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from lightning_uq.callbacks.feature_scores import MAX_FEATURES, FeatureCallback
@@ -11,6 +11,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.ood_features import fit_vim
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.validation import check_integer
+from lightning_uq.method import Method, Setting
 from lightning_uq.networks.virtual_logits import VirtualLogits
 from lightning_uq.running.row_sample import RowSample
 
@@ -97,3 +98,18 @@ class FitViM(FeatureCallback):
     def make_scorer(self, tensors: dict[str, Any]) -> VirtualLogits:
         """The virtual logits, with the layers that make the others."""
         return VirtualLogits.from_tensors(tensors)
+
+
+def _fit(setting: Setting) -> list[Callback]:
+    return [FitViM()]
+
+
+METHOD = Method(
+    name="vim",
+    about="the softmax network; part of the features outside their main subspace, compared with the logits",
+    trained_as="softmax",
+    callbacks=_fit,
+    ood_score="vim",
+    link="https://arxiv.org/abs/2203.10807",
+    detects_only=True,
+)

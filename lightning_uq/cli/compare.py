@@ -1,12 +1,12 @@
 """``lightning-uq compare``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+from lightning_uq.cli.errors import UsageError
 from lightning_uq.cli.options import Accelerator, Names
 from lightning_uq.cli.output import make_console, output_directory
-
-TableFormat = Literal["terminal", "markdown", "latex", "csv"]
+from lightning_uq.cli.tables import TableFormat, print_results
 
 
 def compare(
@@ -30,15 +30,19 @@ def compare(
     accelerator: Accelerator = "cpu",
     format: TableFormat = "terminal",
     out: Path = Path("runs/compare"),
+    resume: bool = False,
+    overwrite: bool = False,
+    jobs: int = 1,
 ) -> None:
-    """Train and evaluate uncertainty methods side by side on one data set.
+    """Train and evaluate uncertainty methods side by side on one data set, or on several one after another.
 
     All methods share the splits, the backbone and the training. The command prints one table and writes results.json,
     report.html and figures.
 
     Args:
         data: digits, diabetes, shapes, a UCI data set (with --root), testbed (with --problem), or the path of a table (.csv, .parquet), an .npz file
-            with x and y, or a folder of images.
+            with x and y, or a folder of images. Several, separated by commas, are compared one after another, each in a folder of its own, with
+            a page over all of them.
         data_module: Instead of --data, a LightningDataModule of your own: my.module:MyDataModule. Its arguments are in --config.
         target: Columns of a table that are predicted, such as price.
         task: classification, binary, multilabel or regression, if it is not the one that the targets say.
@@ -56,16 +60,21 @@ def compare(
         baseline: Method that the others are compared with (default: the plain network).
         seeds: Number of seeds.
         seed: The first seed.
-        max_epochs: Largest number of epochs of a training (default: 100).
+        max_epochs: Largest number of epochs of a training (default: 100, or 300 for regression).
         accelerator: Lightning's accelerator. Results repeat exactly on cpu alone.
         format: How the table is printed.
-        out: Directory to write to.
+        out: Directory to write to. Methods that it does not hold yet join a comparison that is there, if data, seeds and training are the same.
+        resume: Go on with a comparison that was interrupted. Trainings whose results are in the directory are not repeated.
+        overwrite: Remove an earlier comparison from the directory first. Other files stay.
+        jobs: Number of processes that train at the same time, each on one thread, or on a GPU of its own as far as there are enough.
     """
+    options = dict(locals())
     console = make_console()
-    from lightning_uq.compare import Configuration, Recipe, compare, write
-    from lightning_uq.compare.page import ties
+    if "," in data and not Path(data).exists():
+        _compare_each(Names.parse(data), options)
+        return
+    from lightning_uq.compare import Configuration, Interrupted, Recipe, RunOptions, compare, write
     from lightning_uq.compare.terminal import TerminalProgress
-    from lightning_uq.report import format_table, print_table
 
     configuration = Configuration(
         data=data,
@@ -86,21 +95,46 @@ def compare(
         accelerator=accelerator,
         recipe=Recipe() if max_epochs is None else Recipe(max_epochs=max_epochs),
     )
+    running = RunOptions(resume=resume, overwrite=overwrite, jobs=jobs)
+    interrupted = None
     with output_directory(out):
-        with TerminalProgress(make_console(stderr=True)) as progress:
-            comparison = compare(configuration, progress, out)
-        results = comparison.results()
+        try:
+            with TerminalProgress(make_console(stderr=True)) as progress:
+                comparison = compare(configuration, progress, out, running)
+        except Interrupted as error:
+            interrupted, comparison = error, error.comparison
+            if not any(comparison.records.values()):
+                raise
+        results = comparison.results(statistics=interrupted is None)
         files = write(results, comparison.records, out)
-    if format == "terminal":
-        print_table(results["rows"], console, tied=ties(results))
-        for sentence in results["verdict"]:
-            console.print(sentence, highlight=False, soft_wrap=True)
-    else:
-        console.print(
-            format_table(results["rows"], format, ties(results)), highlight=False, soft_wrap=True, markup=False
-        )
+    print_results(results, format, console)
     for name, reason in results["left_out"].items():
         make_console(stderr=True).print(f"Left out {name}: {reason}.", highlight=False, soft_wrap=True, markup=False)
     figures = sum(name.endswith(".png") for name in files)
     message = f"Wrote results.json, report.html and {figures} figures to {out}"
     make_console(stderr=format != "terminal").print(message, highlight=False, soft_wrap=True)
+    for name, count in results["missing"].items():
+        seeds_missing = f"{count} of {comparison.configuration.seeds} seeds " + ("is" if count == 1 else "are")
+        make_console(stderr=True).print(f"{name} has no row: {seeds_missing} missing.", highlight=False, soft_wrap=True)
+    if interrupted is not None:
+        raise interrupted
+
+
+def _compare_each(data: Names, options: dict[str, Any]) -> None:
+    """Compare on each of several data sets, in a folder of its own, and write the page over all."""
+    from lightning_uq.compare.index import find_runs, write_index
+
+    out: Path = options["out"]
+    folders = {Path(one).stem: one for one in data}
+    if len(folders) < len(data):
+        raise UsageError(
+            f"--data: two of {', '.join(data)} would be written to the same folder of {out}. Rename one of the files."
+        )
+    stderr = make_console(stderr=True)
+    for folder, one in folders.items():
+        stderr.print(f"{one}:", highlight=False, markup=False)
+        compare(**{**options, "data": one, "out": out / folder})
+    write_index({name: run for name, run in find_runs(out).items() if name in folders}, out)
+    stderr.print(
+        f"Wrote the page over {len(folders)} data sets to {out / 'report.html'}", highlight=False, soft_wrap=True
+    )

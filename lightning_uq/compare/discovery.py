@@ -60,7 +60,7 @@ def find_methods(
     """
     known, chosen = dict(known), []
     for name in names:
-        if not is_path(name):
+        if not is_source(name):
             chosen.append(name)
             continue
         offered, known = register([name], known, task)
@@ -74,9 +74,18 @@ def find_methods(
     return list(dict.fromkeys(chosen)), known
 
 
-def is_path(name: str) -> bool:
-    """Whether a name is the path of a ``.py`` file, or the dotted path of a module."""
-    return name.endswith(".py") or "." in name
+def is_source(name: str) -> bool:
+    """Whether a name is the path of a ``.py`` file or the dotted path of a module, rather than a method's."""
+    return "." in name
+
+
+def load_source(name: str) -> ModuleType:
+    """Import a ``.py`` file, or a module by its dotted path.
+
+    Raises:
+        InputError: It cannot be imported.
+    """
+    return load_file(name) if name.endswith(".py") else load_module(name)
 
 
 def register(paths: Sequence[str], known: Mapping[str, Method], task: str) -> tuple[list[str], dict[str, Method]]:
@@ -95,11 +104,11 @@ def register(paths: Sequence[str], known: Mapping[str, Method], task: str) -> tu
     """
     known, names = dict(known), []
     for path in dict.fromkeys(paths):
-        if not is_path(path):
+        if not is_source(path):
             raise InputError(
                 f"`method_file` must hold paths of .py files, or dotted paths of modules, but it holds {path!r}."
             )
-        module = load_file(path) if path.endswith(".py") else load_module(path)
+        module = load_source(path)
         offered = methods_of(module, task)
         if not offered:
             raise InputError(_no_method(path, module, task))

@@ -30,7 +30,7 @@ def command_line(configuration: Configuration) -> str:
         is_default = value == option.default and option.name not in ("data", "methods", "seeds", "seed")
         if written is not None and not is_default:
             arguments += [f"--{option.name.replace('_', '-')}", written]
-    if configuration.recipe.max_epochs != configuration.default_recipe.max_epochs:
+    if configuration.recipe.max_epochs is not None:
         arguments += ["--max-epochs", str(configuration.recipe.max_epochs)]
     return shlex.join(["lightning-uq", "compare", *arguments])
 
@@ -39,7 +39,7 @@ def _written(value: Any) -> str | None:
     """A value as the command line takes it; None where it has no option."""
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, tuple | list) and value:
+    if isinstance(value, tuple | list):
         return ",".join(map(str, value))
     return None
 

@@ -43,12 +43,14 @@ ALPHA = 0.1
 """Share of labels that sets of classes may miss."""
 
 
-def evaluate(method: Method, trained: Trained, problem: Problem, seed: int, accelerator: str) -> Record:
+def evaluate(
+    method: Method, trained: Trained, problem: Problem, seed: int, accelerator: str, devices: int | list[int] = 1
+) -> Record:
     """Measure a trained method on the test split and on the out-of-distribution data."""
     module, callbacks, data = trained.module, trained.callbacks[method.name], problem.data
 
     def predict(loader: Any, *, labelled: bool) -> Reader:
-        return read_predictions(method, module, callbacks, problem, loader, accelerator, labelled=labelled)
+        return read_predictions(method, module, callbacks, problem, loader, accelerator, devices, labelled=labelled)
 
     inside = predict(data.test_dataloader(), labelled=True)
     rows = inside.rows()
@@ -82,6 +84,7 @@ def read_predictions(
     problem: Problem,
     loader: Any,
     accelerator: str,
+    devices: int | list[int] = 1,
     *,
     labelled: bool,
     limit: int | None = None,
@@ -97,7 +100,7 @@ def read_predictions(
     kind: Any = in_tree_of(module, Trainer)
     trainer = kind(
         accelerator=accelerator,
-        devices=1,
+        devices=devices,
         callbacks=[*reader.attached(module), *callbacks, reader],
         limit_predict_batches=limit,
         logger=False,
@@ -258,7 +261,7 @@ class Reader(Callback):
         self._num_seen += len(target)
         self._rows.append({**scores, **self.task.row_scores(prediction, target)})
         counted, label = self.task.rows(prediction, target)
-        if isinstance(counted, ClassProbabilities) and not self.task.has_positions:
+        if isinstance(counted, ClassProbabilities) and not prediction.map_shape:
             self.log_probs.append(counted.log_probs)
             self.targets.append(label)
         self.num_indices = getattr(prediction, "num_indices", None)

@@ -3,7 +3,8 @@
 With equal weights a measure is the number itself; with resampled weights it gives the number's interval.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,39 +34,70 @@ class Measure:
         key: Its key in the results.
         arguments: For each argument of ``metric`` the row score that it is. A score [N, K] is handed over as K arguments ``name_0`` ....
         metric: The function.
+        count: The row score that says how many outcomes a row's score is a mean of, so that it weighs as much; None if all rows weigh the same.
         is_detection: Whether it tells test rows and out-of-distribution rows apart: then it gets ``score`` and ``is_ood`` of both.
     """
 
     key: str
     arguments: Mapping[str, str]
     metric: Metric
+    count: str | None = None
     is_detection: bool = False
 
     def applies(self, record: Record) -> bool:
         """Whether the record has the scores."""
         return set(self.arguments.values()) <= set(record.rows) and (not self.is_detection or bool(record.outside))
 
-    def vectors(self, record: Record) -> dict[str, Tensor]:
-        """The arguments of ``metric``, each [N], or [N + N_ood] of a detection."""
+    def applied(self, records: Sequence[Record]) -> tuple[Metric, list[dict[str, Tensor]]]:
+        """The function and its arguments for each record, each [N], or [N + N_ood] of a detection.
+
+        Where rows weigh differently, the function is one that takes ``count`` too.
+        """
+        found = [self._vectors(record) for record in records]
+        counts = [self._counts(record) for record in records]
+        if bool((torch.cat(counts) == counts[0][:1]).all()):
+            return self.metric, found
+        # The score of a row without an outcome is NaN, and weighs nothing.
+        kept = [
+            {**{name: one.where(count > 0, 0.0) for name, one in vectors.items()}, "count": count}
+            for vectors, count in zip(found, counts, strict=True)
+        ]
+        return partial(_of_counted, metric=self.metric), kept
+
+    def value(self, record: Record) -> float:
+        """The number; NaN where a score is."""
+        metric, [vectors] = self.applied([record])
+        if has_nan(vectors):
+            return math.nan
+        num = len(next(iter(vectors.values())))
+        return float(metric(**vectors, weights=torch.ones(1, num, dtype=torch.float64)))
+
+    def _vectors(self, record: Record) -> dict[str, Tensor]:
         if self.is_detection:
             inside, outside = record.rows["ood_score"], record.outside["ood_score"]
             return {"score": torch.cat([inside, outside]), "is_ood": is_ood(record)}
         found: dict[str, Tensor] = {}
         for argument, name in self.arguments.items():
-            score = record.rows[name].flatten(1) if record.rows[name].ndim > 1 else record.rows[name]
-            columns = (
-                {f"{argument}_{k}": one for k, one in enumerate(score.unbind(1))}
-                if score.ndim > 1
-                else {argument: score}
-            )
-            found |= columns
+            score = record.rows[name]
+            if score.ndim == 1:
+                found[argument] = score
+            else:
+                found |= {f"{argument}_{k}": one for k, one in enumerate(score.flatten(1).unbind(1))}
         return found
 
-    def value(self, record: Record) -> float:
-        """The number."""
-        vectors = self.vectors(record)
-        num = len(next(iter(vectors.values())))
-        return float(self.metric(**vectors, weights=torch.ones(1, num, dtype=torch.float64)))
+    def _counts(self, record: Record) -> Tensor:
+        counts = record.rows.get(self.count or "")
+        return torch.ones(len(record.row_ids)) if counts is None else counts
+
+
+def _of_counted(weights: Tensor, count: Tensor, metric: Metric, **scores: Tensor) -> Tensor:
+    """The metric of rows that weigh as much as the outcomes that their scores are means of."""
+    return metric(**scores, weights=weights * count)
+
+
+def has_nan(vectors: Mapping[str, Tensor]) -> bool:
+    """Whether a score is NaN, as those of a network that diverged are: no number can be made of it."""
+    return any(bool(one.isnan().any()) for one in vectors.values())
 
 
 def is_ood(record: Record) -> Tensor:
@@ -74,8 +106,8 @@ def is_ood(record: Record) -> Tensor:
     return torch.arange(num + len(record.outside["ood_score"])) >= num
 
 
-def _mean(key: str, score: str) -> Measure:
-    return Measure(key, {"value": score}, weighted_mean)
+def _mean(key: str, score: str, count: str | None = None) -> Measure:
+    return Measure(key, {"value": score}, weighted_mean, count)
 
 
 def _mean_iou(weights: Tensor, **counts: Tensor) -> Tensor:
@@ -94,23 +126,82 @@ def _ece_of_bins(weights: Tensor, **bins: Tensor) -> Tensor:
     return error
 
 
+def _labels(scores: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Logits [N] and targets [N] of each label; -1 is unknown."""
+    return [(scores[f"logit_{k}"], scores[f"label_{k}"]) for k in range(len(scores) // 2)]
+
+
+def _hamming(weights: Tensor, **scores: Tensor) -> Tensor:
+    """Share of the known labels that are wrong at a threshold of 0.5."""
+    wrong, known = _wrong_and_known(scores)
+    error: Tensor = (weights @ wrong.double().sum(1)) / (weights @ known.double().sum(1))
+    return error
+
+
+def _subset_accuracy(weights: Tensor, **scores: Tensor) -> Tensor:
+    """Share of rows whose known labels are all right, among those that have one."""
+    wrong, known = _wrong_and_known(scores)
+    counted = known.any(1)
+    return weighted_mean((~wrong.any(1)).double(), weights * counted)
+
+
+def _wrong_and_known(scores: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Which labels [N, L] are wrong, and which are known; a probability as a target is neither right nor wrong."""
+    logits, labels = (torch.stack(one, 1) for one in zip(*_labels(scores), strict=True))
+    known = (labels == 0) | (labels == 1)
+    return known & ((logits > 0) != (labels == 1)), known
+
+
+def _ece_of_labels(weights: Tensor, **scores: Tensor) -> Tensor:
+    """The calibration error of each label's probability of a 1, averaged over the labels that are known at all."""
+    found = []
+    for logit, label in _labels(scores):
+        known = label >= 0
+        found.append(weighted_ece(torch.sigmoid(logit), label.where(known, 0.0), weights * known))
+    return torch.stack(found).nanmean(0)
+
+
+def _mean_over_labels(weights: Tensor, metric: Metric, **scores: Tensor) -> Tensor:
+    """A metric of the ranking of each label's logits, averaged over the labels that have both values."""
+    values = [
+        metric(score=logit, is_ood=label == 1, weights=weights * ((label == 0) | (label == 1)))
+        for logit, label in _labels(scores)
+    ]
+    return torch.stack(values).nanmean(0)
+
+
+def _of_labels(key: str, metric: Metric) -> Measure:
+    return Measure(key, {"logit": "label_logits", "label": "labels"}, metric)
+
+
+def _of_positives(key: str, metric: Metric) -> Measure:
+    return Measure(key, {"score": "positive_logit", "is_ood": "is_positive"}, metric)
+
+
 def _detection(key: str, metric: Metric) -> Measure:
     return Measure(key, {"score": "ood_score"}, metric, is_detection=True)
 
 
 MEASURES: tuple[Measure, ...] = (
-    _mean("accuracy", "correct"),
-    _mean("nll", "nll"),
-    _mean("brier", "brier"),
+    _mean("accuracy", "correct", "num_outcomes"),
+    _of_labels("subset_accuracy", _subset_accuracy),
+    _of_labels("hamming", _hamming),
+    _of_positives("auroc", weighted_auroc),
+    _of_labels("auroc", partial(_mean_over_labels, metric=weighted_auroc)),
+    _of_positives("average_precision", weighted_average_precision),
+    _of_labels("average_precision", partial(_mean_over_labels, metric=weighted_average_precision)),
+    _mean("nll", "nll", "num_outcomes"),
+    _mean("brier", "brier", "num_outcomes"),
     Measure("ece", {"confidence": "confidence", "correct": "correct"}, weighted_ece),
     Measure("ece", {"bins": "bins"}, _ece_of_bins),
+    _of_labels("ece", _ece_of_labels),
     Measure("iou", {"intersection": "intersection", "union": "union"}, _mean_iou),
-    Measure("rmse", {"squared_error": "squared_error"}, weighted_rmse),
-    _mean("mae", "absolute_error"),
-    _mean("crps", "crps"),
-    _mean("interval_score", "interval_score_90"),
-    _mean("coverage_90", "covered_90"),
-    _mean("width_90", "width_90"),
+    Measure("rmse", {"squared_error": "squared_error"}, weighted_rmse, "num_targets"),
+    _mean("mae", "absolute_error", "num_targets"),
+    _mean("crps", "crps", "num_targets"),
+    _mean("interval_score", "interval_score_90", "num_targets"),
+    _mean("coverage_90", "covered_90", "num_targets"),
+    _mean("width_90", "width_90", "num_targets"),
     _mean("coverage", "in_set"),
     _mean("set_size", "set_size"),
     _detection("ood_auroc", weighted_auroc),

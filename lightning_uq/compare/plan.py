@@ -72,7 +72,8 @@ def make_plan(configuration: Configuration) -> Plan:
         if configuration.recipe.steps is None:
             for name in groups:
                 monitors[name] = find_monitor(known[name], problem.setting, problem.data, configuration.accelerator)
-    epochs = configuration.recipe.max_epochs
+    epochs = configuration.recipe.for_task(problem.data.task).max_epochs
+    assert epochs is not None
     if configuration.recipe.steps is not None:
         epochs = max(num_epochs(trainee, problem.setting) for trainee in groups)
     jobs = tuple(
@@ -89,7 +90,7 @@ def choose_methods(
     """The methods to compare, all that are known, and the names of those that must run.
 
     The rows of a module of the user's own, and the methods of ``method_file``, come beside the named methods. Without names, all methods of
-    this package for the task are compared, but with a module its rows alone. On a testbed problem its agents replace the methods of
+    this package for the task are compared, without those that only detect where there are no out-of-distribution data; but with a module its rows alone. On a testbed problem its agents replace the methods of
     their names.
 
     Args:
@@ -111,12 +112,14 @@ def choose_methods(
     elif problem.is_testbed:
         chosen = list(DEFAULT_AGENTS)
     elif not own:
-        chosen = [name for name in known if name not in added]
+        has_outside = bool(problem.data.ood_dataloaders())
+        offered = [name for name in known if has_outside or not known[name].detects_only]
+        chosen = [name for name in offered if name not in added]
     rows = [] if set(own) & set(chosen) else list(own)
     required = {*chosen, *added} if names is not None else set(added)
     order = list(known)
     chosen = list(dict.fromkeys([*rows, *chosen, *added]))
-    if names is None:  # a method that reads another's network stands below that one
+    if names is None and not problem.is_testbed:  # a method that reads another's network stands below that one
         chosen.sort(key=lambda name: order.index(known[name].trainee))
     for name in find_methods([known[name].trainee for name in chosen], known, task)[0]:
         if known[name].build is None:

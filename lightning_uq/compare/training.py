@@ -18,26 +18,11 @@ from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.isolation import IsolatedCallbacks
 from lightning_uq.compare.monitor import Monitor, find_monitor
 from lightning_uq.compare.problem import Problem
+from lightning_uq.compare.progress import Progress
 from lightning_uq.compare.reading import data_for, is_foreign, logger_for
 from lightning_uq.compare.testbed import num_epochs
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.method import Method
-
-
-class Progress:
-    """What :func:`compare` tells while it works; this one listens to nothing, the command line draws a bar."""
-
-    def start(self, trainings: int, epochs: int) -> None:
-        """So many trainings of so many epochs at most are about to begin."""
-
-    def training(self, method: str, seed: int) -> None:
-        """A training begins."""
-
-    def epoch(self) -> None:
-        """One of its epochs is done."""
-
-    def trained(self, epochs: int, seconds: float) -> None:
-        """It ended after so many epochs."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +33,15 @@ class Trained:
         module: The trained module.
         callbacks: The fitted post-training callbacks of each method that reads it.
         seconds: For each of those methods, the training's time and that of its own callbacks.
+        epochs: Epochs of the training.
+        shared_seconds: The training's time, without that of callbacks.
     """
 
     module: LightningModule
     callbacks: dict[str, list[Callback]]
     seconds: dict[str, float]
+    epochs: int
+    shared_seconds: float
 
 
 def train(
@@ -62,12 +51,15 @@ def train(
     seed: int,
     configuration: Configuration,
     progress: Progress,
+    devices: int | list[int] = 1,
 ) -> Trained:
     """Train once for all methods that read the result; their post-training callbacks are fitted under the same Trainer.
 
     A recipe of a fixed number of steps keeps the last weights. A module without parameters is not trained.
     """
-    recipe, setting = configuration.recipe, problem.setting
+    recipe, setting = configuration.recipe.for_task(problem.data.task), problem.setting
+    assert recipe.max_epochs is not None
+    assert recipe.patience is not None
     progress.training(trainee.name, seed)
     isolated: dict[str, IsolatedCallbacks] = {}
     with seeded(seed), tempfile.TemporaryDirectory() as directory:
@@ -81,9 +73,9 @@ def train(
         kind: Any = in_tree_of(module, Trainer)
         trainer = kind(
             accelerator=configuration.accelerator,
-            devices=1,
+            devices=devices,
             max_epochs=num_epochs(trainee.name, setting) if fixed else recipe.max_epochs,
-            callbacks=[*stop, _Epochs(progress), *isolated.values(), *best],
+            callbacks=[*stop, _Epochs(progress, trainee.name, seed), *isolated.values(), *best],
             default_root_dir=directory,
             logger=logger_for(module),
             enable_checkpointing=bool(best),
@@ -103,11 +95,12 @@ def train(
             module.on_load_checkpoint(checkpoint)
             module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     shared = total - sum(one.seconds for one in isolated.values())
-    progress.trained(trainer.current_epoch, shared)
     return Trained(
         module.eval(),
         {name: one.callbacks for name, one in isolated.items()},
         {name: shared + one.seconds for name, one in isolated.items()},
+        trainer.current_epoch,
+        shared,
     )
 
 
@@ -127,11 +120,11 @@ def keepers(
 class _Epochs(Callback):
     """Tells of every epoch."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, method: str, seed: int) -> None:
+        self.progress, self.method, self.seed = progress, method, seed
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.progress.epoch()
+        self.progress.epoch(self.method, self.seed)
 
 
 @contextmanager

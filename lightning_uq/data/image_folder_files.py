@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 
 T = TypeVar("T")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
@@ -131,7 +131,9 @@ def _read(path: Path, read: Callable[[Image.Image], T]) -> T:
         with Image.open(path) as image:
             return read(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}. Repair it, or take it away.") from error
+        raise InputError(
+            f"{path} cannot be read as an image: {without_period(error)}. Repair it, or take it away."
+        ) from error
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_uq.data.arrays import MAX_CLASSES, ArrayDataModule, given_task, listed
 from lightning_uq.data.interface import TaskName
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 from lightning_uq.guessing import report_guess
 
 
@@ -208,5 +208,5 @@ def read_npz(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ())
         ) from None
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{path} must be an .npz file with arrays {listed(names)} of plain numbers, but it cannot be read: {error}."
+            f"{path} must be an .npz file with arrays {listed(names)} of plain numbers, but it cannot be read: {without_period(error)}."
         ) from error

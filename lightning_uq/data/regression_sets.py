@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_uq.data.arrays import ArrayDataModule, listed
 from lightning_uq.data.splits import random_split
-from lightning_uq.errors import InputError, MissingExtraError
+from lightning_uq.errors import InputError, MissingExtraError, without_period
 
 NUM_SPLITS = 20
 
@@ -103,7 +103,7 @@ class UCIDataModule(ArrayDataModule):
             values = np.loadtxt(path, ndmin=2)
         except ValueError as error:
             raise InputError(
-                f"{path} must hold numbers separated by spaces, but it cannot be read: {error}."
+                f"{path} must hold numbers separated by spaces, but it cannot be read: {without_period(error)}."
             ) from error
         if not np.isfinite(values).all() or values.shape[1] < 2:
             raise InputError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_uq.errors import InputError, MissingExtraError
+from lightning_uq.errors import InputError, MissingExtraError, without_period
 
 CSV_ARGUMENTS = (
     "sep",
@@ -73,7 +73,7 @@ def read_table(path: str, csv: Mapping[str, Any]) -> Any:
         raise InputError(f"{path} must be a .csv or .parquet file, but there is no such file.") from None
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} cannot be read as {csv.get('encoding', 'utf-8')}: {error}. Pass `encoding`, for example encoding='latin-1'."
+            f"{path} cannot be read as {csv.get('encoding', 'utf-8')}: {without_period(error)}. Pass `encoding`, for example encoding='latin-1'."
         ) from error
     except pandas.errors.ParserWarning as error:
         raise InputError(f"{path}: some rows have more fields than the header. Check `sep` and the quotes.") from error
@@ -81,7 +81,7 @@ def read_table(path: str, csv: Mapping[str, Any]) -> Any:
         raise
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read as a table: {str(error).strip()}. Check `sep` and the quotes."
+            f"{path} cannot be read as a table: {without_period(error)}. Check `sep` and the quotes."
         ) from error
     frame.columns = [str(name) for name in frame.columns]
     twice = frame.columns[frame.columns.duplicated()]

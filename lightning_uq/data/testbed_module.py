@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_uq.data.arrays import ArrayDataModule
 from lightning_uq.data.npz import read_npz
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 
 TAUS = (1, 10, 100)
 """Numbers of labels that the testbed predicts together."""
@@ -153,7 +153,9 @@ class TestbedDataModule(ArrayDataModule):
         try:
             meta = json.loads(str(text))
         except ValueError as error:
-            raise InputError(f"Array `meta` of {self.path} must be a JSON text, but: {error}.") from error
+            raise InputError(
+                f"Array `meta` of {self.path} must be a JSON text, but: {without_period(error)}."
+            ) from error
         if not isinstance(meta, dict):
             raise InputError(f"Array `meta` of {self.path} must be a JSON object, but it is {meta!r}.")
         self._meta = meta

@@ -54,6 +54,7 @@ METHODS = (
         build=_build,
         ood_score="predictive_entropy",
         tasks=("classification", "segmentation"),
+        link="https://arxiv.org/abs/1610.02136",
     ),
     Method(
         name="sigmoid",
@@ -61,6 +62,7 @@ METHODS = (
         build=_build,
         ood_score="predictive_entropy",
         tasks=("binary", "multilabel"),
+        link="https://doi.org/10.1007/978-3-642-76153-9_28",
     ),
     Method(
         name="gaussian",
@@ -84,5 +86,6 @@ METHODS = (
         trained_as="softmax",
         ood_score="energy",
         link="https://arxiv.org/abs/2010.03759",
+        detects_only=True,
     ),
 )

@@ -20,6 +20,7 @@ from lightning_uq.report.html import Link, Report, Section, jinja_environment, r
 from lightning_uq.report.table import (
     COLUMNS,
     DENSITY_TITLES,
+    LABEL_TITLES,
     RESULT_KEYS,
     Column,
     best_methods,
@@ -34,6 +35,7 @@ __all__ = [
     "COLUMNS",
     "DENSITY_TITLES",
     "GREY",
+    "LABEL_TITLES",
     "RESULT_KEYS",
     "Column",
     "Format",

@@ -47,6 +47,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("accuracy", "Acc.", "higher", "prediction", _digits(3), "Accuracy"),
     Column("subset_accuracy", "Exact", "higher", "prediction", _digits(3), "Share of inputs with all labels right"),
     Column("hamming", "Hamming", "lower", "prediction", _digits(3), "Hamming loss: share of wrong labels"),
+    Column("auroc", "ROC", "higher", "prediction", _digits(3), "Area under the ROC curve of the label 1; of several labels the mean"),
+    Column("average_precision", "AP", "higher", "prediction", _digits(3), "Average precision of the label 1; of several labels the mean"),
     Column("iou", "IoU", "higher", "prediction", _digits(3), "Mean intersection over union of the classes"),
     Column("rmse", "RMSE", "lower", "prediction", _digits(3), "Root mean squared error, in the target's units", True),
     Column("mae", "MAE", "lower", "prediction", _digits(3), "Mean absolute error, in the target's units", True),
@@ -89,6 +91,13 @@ ALL_COLUMNS = (*_OF_PREDICTIONS, *TESTBED_COLUMNS, *COLUMNS[len(_OF_PREDICTIONS)
 DENSITY_TITLES = {"nll": "Negative log-likelihood of the density, nats; it may be negative"}
 """Titles for :func:`shown_columns` where a column means something else for regression."""
 
+LABEL_TITLES = {
+    "nll": "Negative log-likelihood per label, nats",
+    "brier": "Brier score per label",
+    "ece": "Expected calibration error of a label's probability, 15 bins, mean over labels",
+}
+"""Titles for :func:`shown_columns` where a column means something else for several labels per input."""
+
 
 def shown_columns(rows: Sequence[Row], titles: Mapping[str, str] | None = None) -> list[Column]:
     """The columns that at least one row has a value for.
@@ -97,7 +106,7 @@ def shown_columns(rows: Sequence[Row], titles: Mapping[str, str] | None = None) 
 
     Args:
         rows: The rows.
-        titles: Titles that replace those of the columns, by key; for regression, :data:`DENSITY_TITLES`.
+        titles: Titles that replace those of the columns, by key; for regression, :data:`DENSITY_TITLES`, for several labels, :data:`LABEL_TITLES`.
 
     Example:
         >>> rows = [{"method": "softmax", "rmse": {"mean": 53.218, "se": None}}]

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 from lightning_uq.guessing import report_guess
 from lightning_uq.importing import import_class
 from lightning_uq.lightning_trees import both, is_instance
@@ -248,7 +248,7 @@ def _build(data: LightningDataModule | str, arguments: Mapping[str, Any]) -> Any
         inspect.signature(kind).bind(**arguments)
     except TypeError as error:
         raise InputError(
-            f"{kind.__name__}({', '.join(inspect.signature(kind).parameters)}) does not take {dict(arguments)}: {error}."
+            f"{kind.__name__}({', '.join(inspect.signature(kind).parameters)}) does not take {dict(arguments)}: {without_period(error)}."
         ) from error
     return kind(**arguments)
 

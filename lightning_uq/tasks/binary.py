@@ -27,7 +27,7 @@ from lightning_uq.tasks.labels import (
     known_labels,
     warn_of_probabilities,
 )
-from lightning_uq.tasks.row_scores import class_row_scores
+from lightning_uq.tasks.row_scores import binary_row_scores
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ class Binary(Task):
         return prediction, torch.stack([1 - labels, labels], 1)
 
     def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        """Whether the label is right, its negative log-probability, Brier score and confidence."""
-        return class_row_scores(*self.rows(prediction, target))
+        """Whether the label is right, its negative log-probability, Brier score and confidence, and the logit of the label 1."""
+        return binary_row_scores(*self.rows(prediction, target))
 
     def outputs_for(self, num_targets: int) -> int:
         """One."""

@@ -32,7 +32,7 @@ from lightning_uq.tasks.classification import (
     label_counts,
     weight_tensor,
 )
-from lightning_uq.tasks.segmentation import counted_positions, counted_rows
+from lightning_uq.tasks.segmentation import counted_positions, counted_rows, marked_labels
 
 EvidentialLossName = Literal["evidential", "nll", "cross_entropy", "maxnorm", "r_edl", "re_edl", "i_edl"]
 
@@ -170,6 +170,12 @@ class EvidentialClassification(ClassTask):
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
         """The positions that count, as rows [N, C] with labels [N]."""
         return counted_rows(prediction, target, self.ignore_index)
+
+    def sample_rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
+        """One row per input: maps stay whole, with a label of -1 where a position does not count."""
+        if not prediction.map_shape:
+            return self.rows(prediction, target)
+        return prediction, marked_labels(target, self.ignore_index)
 
     def row_positions(self, target: Tensor) -> Tensor:
         """The positions of the labels that count."""

@@ -29,6 +29,7 @@ from lightning_uq.tasks.labels import (
     known_labels,
     warn_of_probabilities,
 )
+from lightning_uq.tasks.row_scores import label_row_scores
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,10 @@ class Multilabel(Task):
     def rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
         """Labels [B, L] with NaN where one is unknown."""
         return prediction, known_labels(target, self.ignore_index)
+
+    def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
+        """Negative log-likelihood and Brier score, means over the known labels, and the logits and labels themselves."""
+        return label_row_scores(*self.rows(prediction, target))
 
     def row_positions(self, target: Tensor) -> Tensor:
         """The positions of the known labels."""

@@ -9,6 +9,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.predictions import NumberPrediction
 from lightning_uq.tasks.base import OutputShapeError, Progress, describe
 from lightning_uq.tasks.regression import Regression
+from lightning_uq.tasks.row_scores import number_map_scores
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class PixelRegression(Regression):
         maps: NumberPrediction = prediction
         last = _channels_last(target, len(maps.target_shape))
         return super().rows(maps.as_rows(), last.reshape(-1, maps.target_shape[1]))
+
+    def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
+        """Those of numbers, as means over the positions of each map."""
+        return number_map_scores(*self.rows(prediction, target), len(target))
 
     def check_output(self, outputs: Tensor, *, values: bool = True) -> None:
         """Outputs [Z, B, k D, *P], k channels per target."""

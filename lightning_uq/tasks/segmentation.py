@@ -32,6 +32,12 @@ def counted_rows(prediction: Any, target: Tensor, ignore_index: int | None) -> t
     return rows[kept], labels[kept]
 
 
+def marked_labels(target: Tensor, ignore_index: int | None) -> Tensor:
+    """Labels of any shape with -1 where one does not count."""
+    labels = target.long()
+    return labels if ignore_index is None else torch.where(labels == ignore_index, -1, labels)
+
+
 @dataclass(frozen=True)
 class Segmentation(Classification):
     """One class per position of a map: logits [Z, B, C, *P] and labels [B, *P].
@@ -98,8 +104,7 @@ class Segmentation(Classification):
 
     def sample_rows(self, prediction: Any, target: Tensor) -> tuple[Any, Tensor]:
         """The whole maps, with a label of -1 where a position does not count."""
-        labels = target.long()
-        return prediction, labels if self.ignore_index is None else torch.where(labels == self.ignore_index, -1, labels)
+        return prediction, marked_labels(target, self.ignore_index)
 
     def row_positions(self, target: Tensor) -> Tensor:
         """The positions of the labels that count."""

@@ -5,6 +5,7 @@ are uneven in number: no split divides by two ranks.
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq import callbacks as c
 from lightning_uq import modules as m
 from lightning_uq.batches import unpadded_rows
+from lightning_uq.compare import UncertaintyReport
 from lightning_uq.compare.discovery import methods
 from lightning_uq.method import Setting
 from lightning_uq.networks import Factory
@@ -658,18 +660,18 @@ LISTED_CALLBACKS = [
         partial(c.FitGMM, covariance="tied", score="relative_mahalanobis"),
         method="relative_mahalanobis",
     ),
-    CallbackCase("FitKNN", partial(c.FitKNN, k=3)),
+    CallbackCase("FitKNN", partial(c.FitKNN, k=3), method="knn"),
     CallbackCase(
         "FitKNN, combined",
         partial(c.FitKNN, k=3, feature_transform="combined", held_out=loader("classification", 61, 1)),
     ),
-    CallbackCase("FitViM", partial(c.FitViM, dim=2)),
+    CallbackCase("FitViM", partial(c.FitViM, dim=2), method="vim"),
     CallbackCase(
         "FitLaplace",
         partial(c.FitLaplace, num_samples=8, held_out=loader("classification", 61, 1)),
         method="laplace",
     ),
-    CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val"),
+    CallbackCase("TemperatureScaling", partial(c.TemperatureScaling), fits_on="val", method="temperature"),
     CallbackCase("VectorScaling", partial(c.VectorScaling), fits_on="val"),
     CallbackCase("MatrixScaling", partial(c.MatrixScaling), fits_on="val"),
     CallbackCase("IsotonicScaling", partial(c.IsotonicScaling), fits_on="val"),
@@ -707,7 +709,18 @@ LISTED_CALLBACKS = [
     ),
     CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
+    CallbackCase(
+        "UncertaintyReport",
+        partial(UncertaintyReport, tempfile.mkdtemp(), ood={"far": far_loader()}, overwrite=True),
+        fits_on=None,
+    ),
 ]
+
+
+def network_with(num_outputs: int, dropout: float = 0.0) -> nn.Module:
+    """The network as a backbone of a comparison."""
+    return network(num_outputs, dropout)
+
 
 SETTING = Setting(
     data="blobs",
@@ -715,7 +728,7 @@ SETTING = Setting(
     input_shape=(FEATURES,),
     num_targets=CLASSES,
     num_train=40,
-    backbone=network,
+    backbone=network_with,
     optimizer=OPTIMIZERS["classification"],
 )
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
-from lightning_uq.compare.testbed import AGENTS, AgentSetting
+from lightning_uq.compare.testbed import AGENTS, AgentSetting, agent_network
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules.bayes_by_backprop import BayesByBackpropModule
 from lightning_uq.networks.factory import Factory
@@ -135,7 +135,7 @@ def test_the_testbeds_agent():
         input_shape=(10,),
         num_targets=2,
         num_train=100,
-        backbone=functools.partial(MLP, 10, hidden_sizes=(50, 50)),
+        backbone=functools.partial(agent_network, in_features=10),
         optimizer=ADAM,
         temperature=0.1,
     )

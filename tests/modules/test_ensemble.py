@@ -215,7 +215,7 @@ def test_the_comparison_knows_it():
         input_shape=(4,),
         num_targets=3,
         num_train=100,
-        backbone=lambda _: mlp(),
+        backbone=lambda num_outputs: mlp(),
         optimizer=sgd,
     )
     built = method.build(setting)

@@ -437,7 +437,7 @@ def test_the_recipe_of_the_testbed_follows_its_options():
         input_shape=(10,),
         num_targets=2,
         num_train=100,
-        backbone=functools.partial(agent_network, 10),
+        backbone=functools.partial(agent_network, in_features=10),
         optimizer=torch.optim.Adam,
         temperature=0.1,
     )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
-from lightning_uq.compare.testbed import AGENTS, AgentSetting, num_epochs
+from lightning_uq.compare.testbed import AGENTS, AgentSetting, agent_network, num_epochs
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.modules.hypermodel import HypermodelModule
 from lightning_uq.networks.factory import Factory
@@ -107,7 +107,7 @@ def test_the_testbeds_agent():
         input_shape=(10,),
         num_targets=2,
         num_train=100,
-        backbone=functools.partial(BASE._function, 10, hidden_sizes=(50, 50)),
+        backbone=functools.partial(agent_network, in_features=10),
         optimizer=ADAM,
         temperature=0.1,
     )

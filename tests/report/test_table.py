@@ -40,6 +40,8 @@ def test_keys_are_those_of_the_results_file():
         "accuracy",
         "subset_accuracy",
         "hamming",
+        "auroc",
+        "average_precision",
         "iou",
         "rmse",
         "mae",
@@ -64,9 +66,18 @@ def test_keys_are_those_of_the_results_file():
 
 
 def test_direction_of_every_column():
-    higher = {"accuracy", "subset_accuracy", "iou", "ood_auroc", "ood_auprc_out", "ood_auprc_in"}
+    higher = {
+        "accuracy",
+        "subset_accuracy",
+        "auroc",
+        "average_precision",
+        "iou",
+        "ood_auroc",
+        "ood_auprc_out",
+        "ood_auprc_in",
+    }
     assert {column.key for column in COLUMNS if column.better == "higher"} == higher
-    assert {column.key for column in COLUMNS if column.better is None} == {"coverage", "coverage_90"}
+    assert {column.key for column in COLUMNS if column.better is None} == {"coverage", "coverage_90", "width_90"}
 
 
 def test_best_follows_the_direction():

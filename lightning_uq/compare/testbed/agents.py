@@ -53,7 +53,7 @@ class AgentSetting(Setting):
 
 def agent_network(
     in_features: int,
-    out_features: int,
+    num_outputs: int,
     hidden_sizes: Sequence[int] = HIDDEN_SIZES,
     dropout: float = 0.0,
     nonzero_bias: bool = False,
@@ -62,7 +62,7 @@ def agent_network(
 
     Args:
         in_features: d.
-        out_features: C.
+        num_outputs: C.
         hidden_sizes: Sizes of the hidden layers.
         dropout: Dropout rate after each hidden layer.
         nonzero_bias: Whether the first layer's bias is drawn as its weights are. All other biases are zero.
@@ -71,7 +71,7 @@ def agent_network(
         >>> agent_network(10, 2)[0].bias.abs().max()
         tensor(0., grad_fn=<MaxBackward1>)
     """
-    network = MLP(in_features, out_features, hidden_sizes=hidden_sizes, dropout=dropout)
+    network = MLP(in_features, num_outputs, hidden_sizes=hidden_sizes, dropout=dropout)
     truncated_normal_init_(network)
     first = network[0]
     if nonzero_bias and isinstance(first, nn.Linear):
@@ -94,7 +94,7 @@ def agent_setting(data: TestbedDataModule, learning_rate: float) -> AgentSetting
         input_shape=(num_features,),
         num_targets=data.num_classes,
         num_train=num_train,
-        backbone=functools.partial(agent_network, num_features),
+        backbone=functools.partial(agent_network, in_features=num_features),
         optimizer=functools.partial(torch.optim.Adam, lr=learning_rate, weight_decay=2 * l2),
         temperature=temperature,
     )

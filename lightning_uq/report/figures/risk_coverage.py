@@ -90,9 +90,8 @@ def _zoom(axes: Any, points: Sequence[tuple[Tensor, Tensor]], *, from_zero: bool
     final = max(float(value[-1]) for _, value in points)
     start, values = 1.0, []
     for coverage, value in points:
-        steady = torch.arange(len(value)) >= min(FIRST_ROWS, len(value)) - 1
-        reached = coverage[steady & (value >= 0.05 * final)]
-        start = min([start, *reached[:1].tolist()]) if final > 0 else 0.0
+        below = (value < 0.05 * final).nonzero()  # from the last of them on, there is a risk
+        start = min(start, float(coverage[below[-1, 0]]) if len(below) else 0.0)
     start = max(0.0, math.floor(20 * start - 1) / 20)
     for coverage, value in points:
         steady = torch.arange(len(value)) >= min(FIRST_ROWS, len(value)) - 1

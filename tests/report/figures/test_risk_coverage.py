@@ -64,6 +64,9 @@ def test_one_early_error_does_not_set_the_scale():
     spike[0] = True
     figure = risk_coverage_figure({"a": (certainty, wrong), "b": (certainty, spike)})
     assert figure.axes[0].get_ylim()[1] < 6
+    certainty, wrong = torch.linspace(1, 0, 1000), torch.arange(1000) >= 800
+    wrong[0] = True
+    assert risk_coverage_figure({"a": (certainty, wrong)}).axes[0].get_xlim() == pytest.approx((75, 100))
 
 
 def test_four_methods_are_coloured_and_the_others_grey(predictions):
