@@ -33,6 +33,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     jobs: int = 1,
+    save_predictions: bool = False,
 ) -> None:
     """Train and evaluate uncertainty methods side by side on one data set, or on several one after another.
 
@@ -67,6 +68,7 @@ def compare(
         resume: Go on with a comparison that was interrupted. Trainings whose results are in the directory are not repeated.
         overwrite: Remove an earlier comparison from the directory first. Other files stay.
         jobs: Number of processes that train at the same time, each on one thread, or on a GPU of its own as far as there are enough.
+        save_predictions: Write the predictions of the test rows too: predictions/METHOD-SEED.npz, with arrays such as index, target and probs.
     """
     options = dict(locals())
     console = make_console()
@@ -95,7 +97,7 @@ def compare(
         accelerator=accelerator,
         recipe=Recipe() if max_epochs is None else Recipe(max_epochs=max_epochs),
     )
-    running = RunOptions(resume=resume, overwrite=overwrite, jobs=jobs)
+    running = RunOptions(resume=resume, overwrite=overwrite, jobs=jobs, save_predictions=save_predictions)
     interrupted = None
     with output_directory(out):
         try:

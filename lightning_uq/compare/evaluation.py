@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from lightning_uq.compare.reading import (
     target_of,
 )
 from lightning_uq.compare.records import Record
+from lightning_uq.compare.saved_predictions import columns_of, save_predictions
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import TestbedDataModule
@@ -44,9 +46,25 @@ ALPHA = 0.1
 
 
 def evaluate(
-    method: Method, trained: Trained, problem: Problem, seed: int, accelerator: str, devices: int | list[int] = 1
+    method: Method,
+    trained: Trained,
+    problem: Problem,
+    seed: int,
+    accelerator: str,
+    devices: int | list[int] = 1,
+    saved: Path | None = None,
 ) -> Record:
-    """Measure a trained method on the test split and on the out-of-distribution data."""
+    """Measure a trained method on the test split and on the out-of-distribution data.
+
+    Args:
+        method: The method.
+        trained: Its training.
+        problem: The data of the seed.
+        seed: The seed.
+        accelerator: Lightning's.
+        devices: Lightning's.
+        saved: The file to which the predictions of the test rows are written; None: they are not.
+    """
     module, callbacks, data = trained.module, trained.callbacks[method.name], problem.data
     if isinstance(module, UncertaintyModule):
         module.return_members = True  # the joint log-loss needs them
@@ -54,13 +72,15 @@ def evaluate(
     scorers = [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
     task = task_of_outputs(method, module, problem)
 
-    def predict(loader: Any, *, labelled: bool) -> Reader:
-        reader = Reader(method, task, scorers, labelled=labelled)
+    def predict(loader: Any, *, labelled: bool, keep: bool = False) -> Reader:
+        reader = Reader(method, task, scorers, labelled=labelled, keep=keep)
         read_predictions(module, callbacks, reader, Loader(data, loader), accelerator, devices)
         return reader
 
-    inside = predict(data.test_dataloader(), labelled=True)
+    inside = predict(data.test_dataloader(), labelled=True, keep=saved is not None)
     rows = inside.rows()
+    if saved is not None:
+        save_predictions(saved, data.test_rows, inside.columns)
     if inside.log_probs and not problem.is_testbed:
         rows |= sets_of(predict(data.val_dataloader(), labelled=True), inside)
     outside = [predict(loader, labelled=False).rows() for loader in data.ood_dataloaders().values()]
@@ -187,8 +207,10 @@ class Reader(Callback):
         task: What the outputs of its module mean.
         scorers: Provide scores beside the predictions.
         labelled: Whether targets are read too.
+        keep: Whether the predictions of labelled rows are kept.
 
     Attributes:
+        columns: Of each batch what is kept of its predictions.
         further: Metrics that are no means of row scores.
         log_probs: Of each batch, where each input has one of several classes.
         targets: Of each batch, likewise.
@@ -197,8 +219,12 @@ class Reader(Callback):
         seen: The first batches as the module sees them, with 1,000 rows at least if there are so many.
     """
 
-    def __init__(self, method: Method, task: Task, scorers: Sequence[OODScorer], *, labelled: bool) -> None:
+    def __init__(
+        self, method: Method, task: Task, scorers: Sequence[OODScorer], *, labelled: bool, keep: bool = False
+    ) -> None:
         self.method = method
+        self.keep = keep
+        self.columns: list[dict[str, Tensor]] = []
         self.task = task
         self.scorers = scorers
         self.labelled = labelled
@@ -257,6 +283,8 @@ class Reader(Callback):
             raise InputError("The batches of the test loader must hold targets, but they hold none.")
         prediction, target = outputs.to("cpu"), target.cpu()
         self._num_seen += len(target)
+        if self.keep:
+            self.columns.append({**columns_of(prediction, target), **scores})
         self._rows.append({**scores, **self.task.row_scores(prediction, target)})
         counted, label = self.task.rows(prediction, target)
         if isinstance(counted, ClassProbabilities) and not prediction.map_shape:

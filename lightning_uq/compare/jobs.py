@@ -13,6 +13,7 @@ from lightning_uq.compare.plan import Job, choose_methods
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.compare.progress import Progress
 from lightning_uq.compare.quiet import one_thread, quiet
+from lightning_uq.compare.saved_predictions import prediction_path
 from lightning_uq.compare.training import seeded, train
 from lightning_uq.compare.workers import run_in_processes
 from lightning_uq.method import Method
@@ -61,7 +62,8 @@ class Workshop:
         trained = train(known[job.trainee], readers, problem, job.seed, self.configuration, progress, devices)
         for method in readers:
             with seeded(job.seed):
-                record = evaluate(method, trained, problem, job.seed, self.configuration.accelerator, devices)
+                saved = prediction_path(self.directory, method.name, job.seed) if self.save_predictions else None
+                record = evaluate(method, trained, problem, job.seed, self.configuration.accelerator, devices, saved)
             record.save(self.directory)
         return Finished(trained.epochs, trained.shared_seconds)
 

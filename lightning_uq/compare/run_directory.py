@@ -20,6 +20,7 @@ from lightning_uq.compare.files import RESULTS, STALE, to_json
 from lightning_uq.compare.monitor import Monitor
 from lightning_uq.compare.plan import Plan
 from lightning_uq.compare.records import FOLDER, Record, record_path
+from lightning_uq.compare.saved_predictions import FOLDER as PREDICTIONS
 from lightning_uq.errors import InputError
 from lightning_uq.method import Method
 from lightning_uq.writing import partial_path, replacing
@@ -28,7 +29,7 @@ STATE = "run.json"
 """The file that says what a directory's records belong to."""
 
 _FORMAT = 1
-_OWN = (STATE, *RESULTS, *STALE, f"{FOLDER}/*-*.npz")
+_OWN = (STATE, *RESULTS, *STALE, f"{FOLDER}/*-*.npz", f"{PREDICTIONS}/*-*.npz")
 """Patterns of the files that a comparison writes."""
 
 
@@ -138,9 +139,9 @@ def remove_own(path: Path) -> None:
     """Remove the files of a comparison from a directory, and no others."""
     for one in _own_files(path):
         one.unlink()
-    folder = path / FOLDER
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    for folder in (path / FOLDER, path / PREDICTIONS):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _own_files(path: Path) -> Iterator[Path]:
