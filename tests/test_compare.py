@@ -35,16 +35,17 @@ class Log(Progress):
     def __init__(self):
         self.calls = []
 
-    def start(self, trainings, epochs):
+    def start(self, trainings, epochs, done):
+        assert done == 0
         self.calls.append(("start", trainings, epochs))
 
     def training(self, method, seed):
         self.calls.append(("training", method, seed))
 
-    def epoch(self):
+    def epoch(self, method, seed):
         self.calls.append(("epoch",))
 
-    def trained(self, epochs, seconds):
+    def trained(self, method, seed, epochs, seconds):
         assert seconds > 0
         self.calls.append(("trained", epochs))
 
@@ -84,7 +85,7 @@ def test_results_have_exactly_these_keys(done):
     results = done[0].results()
     assert set(results) == {
         *("format", "data", "task", "verdict", "rows", "baseline", "differences", "methods", "problem"),
-        *("configuration", "command", "versions", "git"),
+        *("configuration", "command", "versions", "git", "left_out", "missing"),
     }
     assert results["data"] == "digits"
     assert [row["method"] for row in results["rows"]] == ["softmax", "energy", "ensemble"]

@@ -223,7 +223,7 @@ def told_of(tmp_path, num_train):
         def training(self, method, seed):
             told.append([method, seed])
 
-        def trained(self, epochs, seconds):
+        def trained(self, method, seed, epochs, seconds):
             told[-1].append(epochs)
 
     file = tmp_path / f"{num_train}.npz"

@@ -27,6 +27,7 @@ def compare(
     seeds: int = 3,
     seed: int = 0,
     max_epochs: int | None = None,
+    tune: int = 0,
     accelerator: Accelerator = "cpu",
     format: TableFormat = "terminal",
     out: Path = Path("runs/compare"),
@@ -62,6 +63,8 @@ def compare(
         seeds: Number of seeds.
         seed: The first seed.
         max_epochs: Largest number of epochs of a training (default: 100, or 300 for regression).
+        tune: Number of settings that are tried for each trained method before the comparison. They are learning rates, weight decays and what the
+            method itself names; the one with the best validation metric on another seed is compared.
         accelerator: Lightning's accelerator. Results repeat exactly on cpu alone.
         format: How the table is printed.
         out: Directory to write to. Methods that it does not hold yet join a comparison that is there, if data, seeds and training are the same.
@@ -95,7 +98,7 @@ def compare(
         seeds=seeds,
         seed=seed,
         accelerator=accelerator,
-        recipe=Recipe() if max_epochs is None else Recipe(max_epochs=max_epochs),
+        recipe=Recipe(max_epochs=max_epochs, tune=tune),
     )
     running = RunOptions(resume=resume, overwrite=overwrite, jobs=jobs, save_predictions=save_predictions)
     interrupted = None

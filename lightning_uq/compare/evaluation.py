@@ -12,12 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_uq.batches import num_rows
 from lightning_uq.callbacks.conformal_sets import ConformalSets
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.compare.problem import Problem
 from lightning_uq.compare.reading import (
     Loader,
-    Reading,
     ReadPredictions,
     data_for,
     is_foreign,
@@ -33,7 +33,7 @@ from lightning_uq.data import TestbedDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.functional.held_out_scores import rows_needed
 from lightning_uq.lightning_trees import in_tree_of
-from lightning_uq.method import Method
+from lightning_uq.method import Method, Reading
 from lightning_uq.metrics import JointLogLoss
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.predictions import CategoricalPrediction, ClassProbabilities, Prediction
@@ -66,16 +66,11 @@ def evaluate(
         saved: The file to which the predictions of the test rows are written; None: they are not.
     """
     module, callbacks, data = trained.module, trained.callbacks[method.name], problem.data
-    if isinstance(module, UncertaintyModule):
-        module.return_members = True  # the joint log-loss needs them
-        module.prediction_transforms.clear()  # of other methods that read the same training
-    scorers = [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
-    task = task_of_outputs(method, module, problem)
 
     def predict(loader: Any, *, labelled: bool, keep: bool = False) -> Reader:
-        reader = Reader(method, task, scorers, labelled=labelled, keep=keep)
-        read_predictions(module, callbacks, reader, Loader(data, loader), accelerator, devices)
-        return reader
+        return read_predictions(
+            method, module, callbacks, problem, loader, accelerator, devices, labelled=labelled, keep=keep
+        )
 
     inside = predict(data.test_dataloader(), labelled=True, keep=saved is not None)
     rows = inside.rows()
@@ -92,7 +87,7 @@ def evaluate(
         module.prediction_transforms.clear()  # the scorers' own pass is timed, and not the transforms' too
     values["parameters"] = num_weights(module)
     values["train_seconds"] = trained.seconds[method.name]
-    values |= _milliseconds(module.to(inside.device), method, scorers, inside.seen)
+    values |= _milliseconds(module.to(inside.device), method, scorers_of(module, callbacks), inside.seen)
     return Record(
         method.name,
         seed,
@@ -104,23 +99,27 @@ def evaluate(
     )
 
 
-def task_of_outputs(method: Method, module: LightningModule, problem: Problem) -> Task:
-    """What the outputs of a method's module mean."""
-    if isinstance(module, UncertaintyModule):
-        return module.task
-    return problem.setting.task if method.reading is None else method.reading.task
-
-
 def read_predictions(
+    method: Method,
     module: LightningModule,
     callbacks: Sequence[Callback],
-    reader: "Reader",
-    data: Loader,
+    problem: Problem,
+    loader: Any,
     accelerator: str,
     devices: int | list[int] = 1,
+    *,
+    labelled: bool,
+    keep: bool = False,
     limit: int | None = None,
-) -> None:
-    """Let a Trainer predict, at most ``limit`` batches, and the reader read."""
+) -> "Reader":
+    """Let a Trainer predict a loader's batches, at most ``limit``, and read the predictions."""
+    if isinstance(module, UncertaintyModule):
+        module.return_members = True  # the joint log-loss needs them
+        module.prediction_transforms.clear()  # of other methods that read the same training
+        task = module.task
+    else:
+        task = problem.setting.task if method.reading is None else method.reading.task
+    reader = Reader(method, task, scorers_of(module, callbacks), labelled=labelled, keep=keep)
     kind: Any = in_tree_of(module, Trainer)
     trainer = kind(
         accelerator=accelerator,
@@ -132,7 +131,13 @@ def read_predictions(
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    trainer.predict(module, datamodule=data_for(module, data), return_predictions=False)
+    trainer.predict(module, datamodule=data_for(module, Loader(problem.data, loader)), return_predictions=False)
+    return reader
+
+
+def scorers_of(module: LightningModule, callbacks: Sequence[Callback]) -> list[OODScorer]:
+    """What provides scores beside the predictions."""
+    return [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
 
 
 def ood_score(
@@ -311,24 +316,30 @@ def _milliseconds(
 ) -> dict[str, float]:
     """Median time of the predictions and the score of 1,000 inputs in one batch, back on the CPU; none of batches that cannot be joined.
 
-    What is slow is measured less often: once ``budget`` seconds are spent, no more.
+    Where 1,000 inputs would take more than a second, the first batch is timed in their place. Once ``budget`` seconds are spent, no more
+    is measured.
     """
     try:
-        batch = rows_repeated(seen, TIMED_ROWS)
+        whole, (first, num) = rows_repeated(seen, TIMED_ROWS), (seen[0], num_rows(seen[0]))
     except TypeError:
         return {}
-    times = []
+    assert num is not None
     with reading_predictions(module, method.reading if is_foreign(module) else None):
-        for _ in range(warm_up + repeats):
-            start = time.perf_counter()
-            with torch.inference_mode(), ExitStack() as stack:
-                provided = [stack.enter_context(scorer.ood_scores(module)) for scorer in scorers]
-                prediction = module.predict_step(batch, 0)
-                center = prediction.probs if hasattr(prediction, "probs") else prediction.point
-                center.cpu()
-                if method.ood_score is not None:
-                    ood_score(method.ood_score, prediction, provided).cpu()
-            times.append(time.perf_counter() - start)
-            if sum(times) > budget:
-                break
-    return {"ms_per_1000": 1000 * statistics.median(times[warm_up:] or times[-1:])}
+        seconds = _seconds(module, method, scorers, first)
+        batch, rows = (first, num) if seconds * TIMED_ROWS / num > 1 else (whole, TIMED_ROWS)
+        times: list[float] = []
+        while len(times) < warm_up + repeats and sum(times) <= budget:
+            times.append(_seconds(module, method, scorers, batch))
+    return {"ms_per_1000": 1000 * statistics.median(times[warm_up:] or times[-1:]) * TIMED_ROWS / rows}
+
+
+def _seconds(module: LightningModule, method: Method, scorers: Sequence[OODScorer], batch: Any) -> float:
+    start = time.perf_counter()
+    with torch.inference_mode(), ExitStack() as stack:
+        provided = [stack.enter_context(scorer.ood_scores(module)) for scorer in scorers]
+        prediction = module.predict_step(batch, 0)
+        center = prediction.probs if hasattr(prediction, "probs") else prediction.point
+        center.cpu()
+        if method.ood_score is not None:
+            ood_score(method.ood_score, prediction, provided).cpu()
+    return time.perf_counter() - start

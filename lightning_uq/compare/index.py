@@ -78,16 +78,15 @@ def make_index(runs: Mapping[str, Run]) -> Report:
     methods: dict[str, Any] = {}
     for one in results:
         methods |= one["methods"]
-    rows = []
+    common = [name for name in methods if {one.data for one in decisive if name in one.values} == set(data_sets)]
+    ranks = _mean_ranks(decisive, common, data_sets) if len(common) > 1 and len(data_sets) > 1 else {}
+    rows: list[dict[str, Any]] = []
     for method in methods:
-        row: dict[str, Any] = {"method": method}
-        row |= {one.name: one.values[method] for one in decisive if method in one.ranks}
-        found = [
-            [one.ranks[method] for one in decisive if one.data == data and method in one.ranks] for data in data_sets
-        ]
-        if len(data_sets) > 1 and all(found):
-            row["mean_rank"] = {"mean": mean(map(mean, found)), "se": None}
-        rows.append(row)
+        row: dict[str, Any] = {
+            "method": method,
+            **{one.name: one.values[method] for one in decisive if method in one.values},
+        }
+        rows.append({**row, "mean_rank": {"mean": ranks[method], "se": None}} if method in ranks else row)
     rows.sort(key=lambda row: row["mean_rank"]["mean"] if "mean_rank" in row else math.inf)
     ranked = [row for row in rows if "mean_rank" in row]
     count = f"{len(data_sets)} data sets" if len(data_sets) > 1 else " and ".join(data_sets)
@@ -115,7 +114,6 @@ class _Decisive:
     data: str
     column: Column
     values: Mapping[str, Mapping[str, Any]]
-    ranks: Mapping[str, float]
     tied: Sequence[str]
     best: str | None
 
@@ -127,22 +125,33 @@ class _Decisive:
             return None
         data = results["problem"]["name"]
         values = {row["method"]: row[key] for row in results["rows"] if row.get(key, {}).get("mean") is not None}
-        sign = -1 if column.better == "higher" else 1
-        means = {method: sign * value["mean"] for method, value in values.items()}
-        ranks = {
-            method: 1
-            + sum(other < own for other in means.values())
-            + (sum(other == own for other in means.values()) - 1) / 2
-            for method, own in means.items()
-        }
         found = results["differences"].get(key, {})
         shown = replace(
             column, key=name, label=f"{name} {column.label}", title=f"{column.title}, on {data}", in_units=False
         )
-        return cls(name, data, shown, values, ranks, found.get("tied", ()), found.get("best"))
+        return cls(name, data, shown, values, found.get("tied", ()), found.get("best"))
+
+    def rank(self, method: str, among: Sequence[str]) -> float:
+        """The place of a method among those that have a number; equal numbers share the mean of their places."""
+        sign = -1 if self.column.better == "higher" else 1
+        own, *all_means = (float(sign * self.values[name]["mean"]) for name in (method, *among) if name in self.values)
+        better, equal = sum(other < own for other in all_means), sum(other == own for other in all_means)
+        return 1.0 + better + (equal - 1) / 2
 
     def is_unbeaten(self, method: str) -> bool:
         return method == self.best or method in self.tied
+
+
+def _mean_ranks(decisive: Sequence[_Decisive], common: Sequence[str], data_sets: Sequence[str]) -> dict[str, float]:
+    """Mean ranks over data sets of the methods that each of them has; several runs on one data set count as one."""
+    found = {}
+    for method in common:
+        of_sets = [
+            [one.rank(method, common) for one in decisive if one.data == data and method in one.values]
+            for data in data_sets
+        ]
+        found[method] = mean(map(mean, of_sets))
+    return found
 
 
 def _verdict(ranked: Sequence[Mapping[str, Any]], decisive: Sequence[_Decisive], num_sets: int) -> list[str]:
@@ -183,5 +192,7 @@ def _notes(num_unranked: int, decisive: Sequence[_Decisive], num_sets: int) -> l
             "Runs on the same data set are not independent. Their ranks are averaged first, and count as one data set."
         )
     if num_unranked:
-        notes.append("Methods without a number on every data set have no mean rank.")
+        notes.append(
+            "Methods without a number on every data set have no mean rank, and the others are ranked without them."
+        )
     return notes

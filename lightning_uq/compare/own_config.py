@@ -45,7 +45,7 @@ def read_config(path: str) -> dict[str, dict[str, Any]]:
         MissingExtraError: PyYAML is not installed.
     """
     try:
-        import yaml
+        import yaml  # type: ignore[import-untyped,unused-ignore]  # has no types of its own
     except ImportError as error:
         raise MissingExtraError("`config` needs PyYAML: pip install pyyaml.") from error
     try:
@@ -117,7 +117,7 @@ def make_builder(path: str, base: type, arguments: Mapping[str, Any], argument: 
     try:
         parsed: Namespace = parser.parse_object({"init_args": dict(arguments)})
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        text = without_period(" ".join(str(error).split()))
+        text = " ".join(without_period(error).split())
         raise InputError(f"`config` does not fit {kind.__name__}{inspect.signature(kind)}: {text}.") from error
 
     def build() -> Any:

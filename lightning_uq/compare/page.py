@@ -93,8 +93,8 @@ def _num_seeds(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def ties(results: Mapping[str, Any]) -> dict[str, list[str]]:
-    """For each key the methods that cannot be told from the best."""
-    return {key: found["tied"] for key, found in results["differences"].items() if found["tied"]}
+    """For each key the methods that cannot be told from the best, and the best itself, which is marked with them where all print alike."""
+    return {key: [found["best"], *found["tied"]] for key, found in results["differences"].items() if found["tied"]}
 
 
 def _caption(name: str) -> str:

@@ -80,7 +80,9 @@ def make_problem(configuration: Configuration, seed: int) -> Problem:
         num_targets=data.num_outputs,
         num_train=data.num_train,
         backbone=make,
-        optimizer=functools.partial(torch.optim.Adam, lr=configuration.recipe.learning_rate),
+        optimizer=functools.partial(
+            torch.optim.Adam, lr=configuration.recipe.learning_rate, weight_decay=configuration.recipe.weight_decay
+        ),
     )
     return Problem(data, setting, name)
 
@@ -114,6 +116,6 @@ def num_samples(loader: Iterable[Any]) -> int:
     if isinstance(loader, DataLoader):
         data, sampler, whole = loader.dataset, loader.sampler, not loader.drop_last
         is_plain = type(loader.batch_sampler) is BatchSampler and type(sampler) is SequentialSampler
-        if is_plain and whole and isinstance(data, Sized) and not isinstance(data, IterableDataset):
+        if is_plain and whole and not isinstance(data, IterableDataset) and isinstance(data, Sized):
             return len(data)
     return sum(num_rows(batch) or 0 for batch in loader)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_uq import batches
 from lightning_uq.callbacks.foreign import unwrap_predict_step, wrap_predict_step
+from lightning_uq.data.interface import TaskData
 from lightning_uq.lightning_trees import in_tree_of, is_instance
 from lightning_uq.method import Reading
 from lightning_uq.modules.base import UncertaintyModule
@@ -86,7 +87,7 @@ class Loader(LightningDataModule):
         return self.loader
 
 
-def data_for(module: LightningModule, data: LightningDataModule) -> Any:
+def data_for(module: LightningModule, data: LightningDataModule | TaskData) -> Any:
     """A data module in the tree of Lightning's classes to which the module belongs, so that its Trainer takes it."""
     base: Any = in_tree_of(module, LightningDataModule)
     if isinstance(data, base):
@@ -118,8 +119,8 @@ def rows_repeated(seen: Sequence[Any], num: int) -> Any:
     if isinstance(first, Mapping):
         return {key: rows_repeated([one[key] for one in seen], num) for key in first}
     if isinstance(first, list) and all(isinstance(one, str | int | float) for one in first):
-        whole = [one for batch in seen for one in batch]
-        return [whole[i % len(whole)] for i in range(num)]
+        values = [one for batch in seen for one in batch]
+        return [values[i % len(values)] for i in range(num)]
     if isinstance(first, list | tuple):
         parts = [rows_repeated([one[i] for one in seen], num) for i in range(len(first))]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)

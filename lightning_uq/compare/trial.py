@@ -6,12 +6,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.compare.configuration import Configuration
-from lightning_uq.compare.evaluation import Reader, read_predictions, task_of_outputs
+from lightning_uq.compare.evaluation import read_predictions
 from lightning_uq.compare.isolation import IsolatedCallbacks
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.reading import Loader, data_for, logger_for
+from lightning_uq.compare.reading import data_for, logger_for
 from lightning_uq.compare.training import seeded
 from lightning_uq.errors import InputError, UQError, without_period
 from lightning_uq.lightning_trees import in_tree_of
@@ -66,7 +65,10 @@ def _try_group(
             callbacks = method.make_callbacks(problem.setting)
             if callbacks:
                 _fit(module, callbacks, problem, configuration)
-            _predict(method, module, callbacks, problem, configuration)
+            loader = problem.data.test_dataloader()
+            read_predictions(
+                method, module, callbacks, problem, loader, configuration.accelerator, labelled=True, limit=1
+            )
         except Exception as error:  # likewise
             found[method.name] = _reason(error)
     return found
@@ -91,20 +93,7 @@ def _fit(
     trainer.fit(module, datamodule=data_for(module, problem.data))
 
 
-def _predict(
-    method: Method,
-    module: LightningModule,
-    callbacks: Sequence[Callback],
-    problem: Problem,
-    configuration: Configuration,
-) -> None:
-    scorers = [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
-    reader = Reader(method, task_of_outputs(method, module, problem), scorers, labelled=True)
-    data = Loader(problem.data, problem.data.test_dataloader())
-    read_predictions(module, callbacks, reader, data, configuration.accelerator, limit=1)
-
-
 def _reason(error: Exception) -> str:
     """An error in one sentence, without its period."""
-    text = without_period(" ".join(str(error).split()))[:400]
-    return text if isinstance(error, UQError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    text = " ".join(without_period(error).split())[:400]
+    return text if isinstance(error, UQError | UserWarning) else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -20,15 +20,16 @@ from lightning_uq.compare.files import write
 from lightning_uq.compare.kept_rows import KeptRows
 from lightning_uq.compare.own_results import make_own_results
 from lightning_uq.compare.records import FOLDER, Record
-from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.errors import InputError, NotFiniteError, UnsupportedError
 from lightning_uq.functional.validation import check_integer
-from lightning_uq.loggers import log_figure
+from lightning_uq.loggers import log_figure, takes_figures
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.predictions import Prediction
 from lightning_uq.report import jinja_environment, new_figure, writable_directory
 from lightning_uq.running.batch_prediction import predict_batch
 from lightning_uq.running.classes import labelled_batch
 from lightning_uq.running.evaluation import evaluating, to_device
+from lightning_uq.running.finite import check_numbers
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
 from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.overriding import check_hooks
@@ -45,8 +46,8 @@ class UncertaintyReport(Callback):
     The page says in words how good and how calibrated the predictions are, with intervals over the test rows. It has a table, a reliability diagram or
     the coverage of intervals, risk and coverage, and, with out-of-distribution loaders, the histogram of a score. The directory then holds
     ``report.html``, ``results.json``, the figures and ``records/``. ``lightning-uq report DIRECTORY`` makes the page again; in a folder with the
-    directories of several modules that were tested on the same rows, it compares these. The figures also go to the Trainer's loggers
-    (:func:`~lightning_uq.loggers.log_figure`), as ``test_<figure>``.
+    directories of several modules that were tested on the same rows, it compares these. The numbers are also logged, as ``report/<key>``, and the
+    figures go to the Trainer's loggers (:func:`~lightning_uq.loggers.log_figure`), as ``test_<figure>``.
 
     Predictions of this package's modules have all calibrations that they carry. Of any other LightningModule they are read off its outputs. They cost
     one more forward pass per batch, in evaluation mode and with an isolated random state, on a copy of the batch. Each sample counts once on any
@@ -190,12 +191,18 @@ class UncertaintyReport(Callback):
         try:
             with evaluating(pl_module, trainer):
                 self._add(trainer, pl_module, copied, batch_idx)
+        except NotFiniteError as error:
+            self._fail(error, trainer)
         except InputError as error:
             self._reason = str(error)
         except Exception as error:
-            if trainer.world_size == 1:
-                raise
-            self._error = error  # raised with the other ranks at the end: now they would wait for this one
+            self._fail(error, trainer)
+
+    def _fail(self, error: Exception, trainer: Trainer) -> None:
+        """Raise an error: where there are several ranks, with the others at the end, since now they would wait for this one."""
+        if trainer.world_size == 1:
+            raise error
+        self._error = error
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score the out-of-distribution loaders, and write."""
@@ -210,6 +217,11 @@ class UncertaintyReport(Callback):
             rank_zero_warn(f"UncertaintyReport writes no page: {reason}")
         self._reset()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Name a test set that held nothing, for which Lightning calls no other hook."""
+        if stage == "test":
+            batches.check_not_empty(trainer, stage)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Forget the rows."""
         self._step_input.drop()
@@ -220,6 +232,7 @@ class UncertaintyReport(Callback):
     def _add(self, trainer: Trainer, model: LightningModule, batch: Any, batch_idx: int) -> None:
         self.read.look_at_task(model, batch, trainer, is_first=self._rows.num_seen == 0)
         outputs, prediction, score = self._predict(trainer, model, batch, check=batch_idx == 0)
+        check_numbers(outputs, self.read.task(model))
         target = labelled_batch(self.read, model, batch, outputs, "the test data")
         positions, keep = batches.distributed_rows(
             loader_list(trainer.test_dataloaders)[self.in_distribution], batch_idx, len(target)
@@ -271,6 +284,7 @@ class UncertaintyReport(Callback):
         ids, rows, num_seen = self._rows.gather(trainer, "UncertaintyReport")
         outside, sizes = self._outside(trainer, model)
         num_indices = next((one for one in gather_objects(self._num_indices, trainer) if one is not None), None)
+        numbers: dict[str, float] = {}
         with raising_on_all_ranks(trainer):
             if trainer.is_global_zero and len(ids):
                 record = Record(self.name or type(model).__name__, 0, {}, rows, ids, outside, num_indices)
@@ -282,6 +296,12 @@ class UncertaintyReport(Callback):
                     sizes={"test": num_seen, **sizes},
                 )
                 self._write(trainer, results, record)
+                numbers = {key: value["mean"] for key, value in results["rows"][0].items() if key != "method"}
+        for key, value in gather_objects(numbers, trainer)[0].items():
+            if (
+                value is not None
+            ):  # every rank has the same value; `sync_dist` says so to Lightning, which warns without it
+                model.log(f"report/{key}", value, batch_size=1, sync_dist=True)
 
     def _outside(self, trainer: Trainer, model: LightningModule) -> tuple[dict[str, Tensor], dict[str, int]]:
         """The scores of the out-of-distribution rows, and their number per loader. A collective."""
@@ -309,7 +329,7 @@ class UncertaintyReport(Callback):
         record.save(self.directory)
         records = {record.method: [record]}
         write(results, records, self.directory)
-        for name, figure in draw(results, records).items() if trainer.loggers else ():
+        for name, figure in draw(results, records).items() if takes_figures(trainer) else ():
             log_figure(trainer, f"test_{name}", figure)
         rank_zero_info(f"UncertaintyReport wrote {self.directory / 'report.html'}.")
 

@@ -10,7 +10,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.deterministic import DeterministicModule
 from lightning_uq.networks.factory import Factory
-from lightning_uq.tasks import EvidentialClassification, task_of
+from lightning_uq.tasks import EvidentialClassification, Segmentation, task_of
 from lightning_uq.tasks.evidential_classification import EvidentialLossName
 
 
@@ -52,12 +52,14 @@ class EvidentialModule(DeterministicModule):
         super().__init__(network, task=built, **training)
 
 
-def _build(setting: Setting) -> EvidentialModule:
-    return EvidentialModule(setting.network, optimizer=setting.optimizer)
+def _build(setting: Setting, loss: EvidentialLossName = "evidential") -> EvidentialModule:
+    ignored = setting.task.ignore_index if isinstance(setting.task, Segmentation) else None
+    task = EvidentialClassification(loss=loss, ignore_index=ignored)
+    return EvidentialModule(setting.network, task=task, optimizer=setting.optimizer)
 
 
 def _build_maxnorm(setting: Setting) -> EvidentialModule:
-    return EvidentialModule(setting.network, loss="maxnorm", optimizer=setting.optimizer)
+    return _build(setting, "maxnorm")
 
 
 METHODS = (

@@ -47,7 +47,7 @@ def test_a_configuration_that_was_filled_in_makes_the_same_data(data):
 
 
 def test_the_rows_of_maps_are_images():
-    quick = Configuration(data="shapes", methods=("softmax", "evidential"), seeds=1, recipe=Recipe(max_epochs=1))
+    quick = Configuration(data="shapes", methods=("evidential",), seeds=1, recipe=Recipe(max_epochs=1))
     comparison = compare(quick)
     num = len(comparison.problem.data.dataset("test"))
     for (record,) in comparison.records.values():

@@ -711,7 +711,7 @@ LISTED_CALLBACKS = [
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
     CallbackCase(
         "UncertaintyReport",
-        lambda **kwargs: UncertaintyReport(tempfile.mkdtemp(), ood={"far": far_loader()}, overwrite=True, **kwargs),
+        partial(UncertaintyReport, tempfile.mkdtemp(), ood={"far": far_loader()}, overwrite=True),
         fits_on=None,
     ),
 ]
