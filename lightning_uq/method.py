@@ -14,8 +14,8 @@ A file that holds several methods names a tuple of them ``METHODS``.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule
@@ -46,6 +46,7 @@ class Setting:
         num_train: Number of training samples n.
         backbone: Makes the network that all methods share: ``backbone(num_outputs, dropout=0.0)``.
         optimizer: Called with the parameters. All methods share it unless a method needs another one.
+        tuned: The values that tuning chose for the settings in the method's ``space``, by name; empty without tuning.
 
     Example:
         >>> import torch
@@ -71,6 +72,7 @@ class Setting:
     num_train: int
     backbone: Callable[..., nn.Module]
     optimizer: OptimizerCallable
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_features(self) -> int:
@@ -150,6 +152,8 @@ class Method:
         monitor: The validation metric whose best epoch is kept; None: the one that suits, see
             :func:`~lightning_uq.compare.monitor.find_monitor`.
         monitor_mode: Whether the least or the largest value of ``monitor`` is the best.
+        space: Settings that tuning draws for this method, beside the learning rate and the weight decay: for each name the values to choose from, the
+            default first. ``build`` reads them from ``setting.tuned``.
 
     Raises:
         InputError: The name is not a Python identifier, a task is unknown, or not exactly one of ``build`` and ``trained_as`` is given.
@@ -172,6 +176,7 @@ class Method:
     reading: Reading | None = None
     monitor: str | None = None
     monitor_mode: Literal["min", "max"] = "min"
+    space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

@@ -27,12 +27,14 @@ def compare(
     seeds: int = 3,
     seed: int = 0,
     max_epochs: int | None = None,
+    tune: int = 0,
     accelerator: Accelerator = "cpu",
     format: TableFormat = "terminal",
     out: Path = Path("runs/compare"),
     resume: bool = False,
     overwrite: bool = False,
     jobs: int = 1,
+    save_predictions: bool = False,
 ) -> None:
     """Train and evaluate uncertainty methods side by side on one data set, or on several one after another.
 
@@ -61,12 +63,15 @@ def compare(
         seeds: Number of seeds.
         seed: The first seed.
         max_epochs: Largest number of epochs of a training (default: 100, or 300 for regression).
+        tune: Number of settings that are tried for each trained method before the comparison. They are learning rates, weight decays and what the
+            method itself names; the one with the best validation metric on another seed is compared.
         accelerator: Lightning's accelerator. Results repeat exactly on cpu alone.
         format: How the table is printed.
         out: Directory to write to. Methods that it does not hold yet join a comparison that is there, if data, seeds and training are the same.
         resume: Go on with a comparison that was interrupted. Trainings whose results are in the directory are not repeated.
         overwrite: Remove an earlier comparison from the directory first. Other files stay.
         jobs: Number of processes that train at the same time, each on one thread, or on a GPU of its own as far as there are enough.
+        save_predictions: Write the predictions of the test rows too: predictions/METHOD-SEED.npz, with arrays such as index, target and probs.
     """
     options = dict(locals())
     console = make_console()
@@ -93,9 +98,9 @@ def compare(
         seeds=seeds,
         seed=seed,
         accelerator=accelerator,
-        recipe=Recipe() if max_epochs is None else Recipe(max_epochs=max_epochs),
+        recipe=Recipe(max_epochs=max_epochs, tune=tune),
     )
-    running = RunOptions(resume=resume, overwrite=overwrite, jobs=jobs)
+    running = RunOptions(resume=resume, overwrite=overwrite, jobs=jobs, save_predictions=save_predictions)
     interrupted = None
     with output_directory(out):
         try:

@@ -28,6 +28,8 @@ class Recipe:
         learning_rate: Adam's.
         batch_size: Samples a training batch.
         steps: Instead of epochs until the validation NLL stops falling: so many steps, whose last weights are kept.
+        weight_decay: Adam's.
+        tune: Number of settings that are tried for each method before the comparison: :mod:`~lightning_uq.compare.tuning`.
     """
 
     max_epochs: int | None = None
@@ -35,6 +37,8 @@ class Recipe:
     learning_rate: float = 2e-3
     batch_size: int = 32
     steps: int | None = None
+    weight_decay: float = 0.0
+    tune: int = 0
 
     def for_task(self, task: str) -> "Recipe":
         """The recipe with the epochs that suit a task where none are given.
@@ -123,10 +127,14 @@ class Configuration:
         for name, value in (("seeds", self.seeds), ("max_epochs", self.recipe.max_epochs)):
             if value is not None and value < 1:
                 raise InputError(f"`{name}` must be at least 1, but it is {value}.")
+        if self.recipe.tune < 0:
+            raise InputError(f"`tune` must not be negative, but it is {self.recipe.tune}.")
         if self.seed < 0 or self.seed + self.seeds > 2**32:
             raise InputError(f"`seed` must lie in [0, 2^32 - {self.seeds}], but it is {self.seed}.")
 
     def _check_testbed(self) -> None:
+        if self.data == "testbed" and self.recipe.tune:
+            raise InputError("data='testbed' takes no `tune`: the settings of its agents are fixed.")
         if self.data != "testbed":
             if self.problem is not None:
                 raise InputError(f"`problem` belongs to data='testbed', but data is {self.data!r}.")

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from lightning_uq.compare.reading import (
     target_of,
 )
 from lightning_uq.compare.records import Record
+from lightning_uq.compare.saved_predictions import columns_of, save_predictions
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import TestbedDataModule
@@ -44,16 +46,36 @@ ALPHA = 0.1
 
 
 def evaluate(
-    method: Method, trained: Trained, problem: Problem, seed: int, accelerator: str, devices: int | list[int] = 1
+    method: Method,
+    trained: Trained,
+    problem: Problem,
+    seed: int,
+    accelerator: str,
+    devices: int | list[int] = 1,
+    saved: Path | None = None,
 ) -> Record:
-    """Measure a trained method on the test split and on the out-of-distribution data."""
+    """Measure a trained method on the test split and on the out-of-distribution data.
+
+    Args:
+        method: The method.
+        trained: Its training.
+        problem: The data of the seed.
+        seed: The seed.
+        accelerator: Lightning's.
+        devices: Lightning's.
+        saved: The file to which the predictions of the test rows are written; None: they are not.
+    """
     module, callbacks, data = trained.module, trained.callbacks[method.name], problem.data
 
-    def predict(loader: Any, *, labelled: bool) -> Reader:
-        return read_predictions(method, module, callbacks, problem, loader, accelerator, devices, labelled=labelled)
+    def predict(loader: Any, *, labelled: bool, keep: bool = False) -> Reader:
+        return read_predictions(
+            method, module, callbacks, problem, loader, accelerator, devices, labelled=labelled, keep=keep
+        )
 
-    inside = predict(data.test_dataloader(), labelled=True)
+    inside = predict(data.test_dataloader(), labelled=True, keep=saved is not None)
     rows = inside.rows()
+    if saved is not None:
+        save_predictions(saved, data.test_rows, inside.columns)
     if inside.log_probs and not problem.is_testbed:
         rows |= sets_of(predict(data.val_dataloader(), labelled=True), inside)
     outside = [predict(loader, labelled=False).rows() for loader in data.ood_dataloaders().values()]
@@ -87,6 +109,7 @@ def read_predictions(
     devices: int | list[int] = 1,
     *,
     labelled: bool,
+    keep: bool = False,
     limit: int | None = None,
 ) -> "Reader":
     """Let a Trainer predict a loader's batches, at most ``limit``, and read the predictions."""
@@ -96,7 +119,7 @@ def read_predictions(
         task = module.task
     else:
         task = problem.setting.task if method.reading is None else method.reading.task
-    reader = Reader(method, task, scorers_of(module, callbacks), labelled=labelled)
+    reader = Reader(method, task, scorers_of(module, callbacks), labelled=labelled, keep=keep)
     kind: Any = in_tree_of(module, Trainer)
     trainer = kind(
         accelerator=accelerator,
@@ -189,8 +212,10 @@ class Reader(Callback):
         task: What the outputs of its module mean.
         scorers: Provide scores beside the predictions.
         labelled: Whether targets are read too.
+        keep: Whether the predictions of labelled rows are kept.
 
     Attributes:
+        columns: Of each batch what is kept of its predictions.
         further: Metrics that are no means of row scores.
         log_probs: Of each batch, where each input has one of several classes.
         targets: Of each batch, likewise.
@@ -199,8 +224,12 @@ class Reader(Callback):
         seen: The first batches as the module sees them, with 1,000 rows at least if there are so many.
     """
 
-    def __init__(self, method: Method, task: Task, scorers: Sequence[OODScorer], *, labelled: bool) -> None:
+    def __init__(
+        self, method: Method, task: Task, scorers: Sequence[OODScorer], *, labelled: bool, keep: bool = False
+    ) -> None:
         self.method = method
+        self.keep = keep
+        self.columns: list[dict[str, Tensor]] = []
         self.task = task
         self.scorers = scorers
         self.labelled = labelled
@@ -259,6 +288,8 @@ class Reader(Callback):
             raise InputError("The batches of the test loader must hold targets, but they hold none.")
         prediction, target = outputs.to("cpu"), target.cpu()
         self._num_seen += len(target)
+        if self.keep:
+            self.columns.append({**columns_of(prediction, target), **scores})
         self._rows.append({**scores, **self.task.row_scores(prediction, target)})
         counted, label = self.task.rows(prediction, target)
         if isinstance(counted, ClassProbabilities) and not prediction.map_shape:

@@ -1,8 +1,9 @@
 """One job of a comparison, from the data to the files of its records, in this process or in one of several."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,11 @@ from lightning_uq.compare.plan import Job, choose_methods
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.compare.progress import Progress
 from lightning_uq.compare.quiet import one_thread, quiet
+from lightning_uq.compare.saved_predictions import prediction_path
 from lightning_uq.compare.training import seeded, train
+from lightning_uq.compare.tuning import tuned_configuration
 from lightning_uq.compare.workers import run_in_processes
+from lightning_uq.errors import NotFiniteError
 from lightning_uq.method import Method
 
 
@@ -25,10 +29,12 @@ class Finished:
     Attributes:
         epochs: Epochs of the training.
         seconds: Its time.
+        best: The best value of its validation metric; None where it has none, or diverged.
     """
 
     epochs: int
     seconds: float
+    best: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,32 +61,47 @@ class Workshop:
             devices: Lightning's.
             progress: Told of the training and its epochs.
         """
-        problem = make_problem(self.configuration, job.seed)
-        known = self.known or choose_methods(self.configuration, problem)[1]
+        configuration, own = tuned_configuration(self.configuration, dict(job.settings))
+        problem = make_problem(configuration, job.seed)
+        problem = replace(problem, setting=replace(problem.setting, tuned=own))
+        known = self.known or choose_methods(configuration, problem)[1]
         readers = [known[name] for name in job.readers]
-        trained = train(known[job.trainee], readers, problem, job.seed, self.configuration, progress, devices)
+        try:
+            trained = train(known[job.trainee], readers, problem, job.seed, configuration, progress, devices)
+        except NotFiniteError:
+            if not job.is_trial:
+                raise
+            return Finished(0, 0.0)  # with these settings the training diverges
         for method in readers:
             with seeded(job.seed):
-                record = evaluate(method, trained, problem, job.seed, self.configuration.accelerator, devices)
+                saved = prediction_path(self.directory, method.name, job.seed) if self.save_predictions else None
+                record = evaluate(method, trained, problem, job.seed, self.configuration.accelerator, devices, saved)
             record.save(self.directory)
-        return Finished(trained.epochs, trained.shared_seconds)
+        return Finished(trained.epochs, trained.shared_seconds, trained.best)
 
 
 def run_jobs(
-    jobs: Sequence[Job], workshop: Workshop, progress: Progress, processes: int = 1
+    jobs: deque[Job], workshop: Workshop, progress: Progress, processes: int = 1
 ) -> Iterator[tuple[Job, Finished]]:
     """Run jobs, and yield each when it is done: in order, or with several processes as they come.
+
+    Args:
+        jobs: The jobs. Whoever iterates may add some; those that are begun are removed.
+        workshop: What all jobs share.
+        progress: Told of trainings and epochs.
+        processes: Number of processes.
 
     Raises:
         InputError: That of a job. Jobs that other processes have begun are stopped.
     """
     if processes == 1:
         with quiet(), one_thread():
-            for job in jobs:
+            while jobs:
+                job = jobs.popleft()
                 yield job, workshop.run(job, 1, progress)
         return
     accelerator = workshop.configuration.accelerator
-    devices = [devices_of(accelerator, number) for number in range(min(processes, len(jobs)))]
+    devices = [devices_of(accelerator, number) for number in range(processes)]
     remote = Workshop(workshop.configuration, workshop.directory, None, workshop.save_predictions)
     yield from run_in_processes(jobs, _work_in_process, remote, devices, progress)
 

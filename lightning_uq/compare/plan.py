@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.discovery import find_methods, methods, register
@@ -21,13 +22,20 @@ class Job:
 
     Attributes:
         trainee: Name of the method that is trained.
-        readers: Names of the methods that read the training; the trainee itself may be among them.
+        readers: Names of the methods that read the training; the trainee itself may be among them. A trial of tuning has none.
         seed: The seed.
+        settings: Tuned settings by name, instead of those of the recipe and of the method.
     """
 
     trainee: str
     readers: tuple[str, ...]
     seed: int
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is a trial, whose validation metric alone counts."""
+        return not self.readers
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,9 @@ def make_problem(configuration: Configuration, seed: int) -> Problem:
         num_targets=data.num_outputs,
         num_train=data.num_train,
         backbone=make,
-        optimizer=functools.partial(torch.optim.Adam, lr=configuration.recipe.learning_rate),
+        optimizer=functools.partial(
+            torch.optim.Adam, lr=configuration.recipe.learning_rate, weight_decay=configuration.recipe.weight_decay
+        ),
     )
     return Problem(data, setting, name)
 

@@ -5,6 +5,7 @@ are those of the epoch with the best validation NLL.
 """
 
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from lightning_uq.compare.progress import Progress
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.results import make_results, make_rows
 from lightning_uq.compare.run_directory import RunDirectory, open_run
+from lightning_uq.compare.tuning import Tuning, check_optuna
 from lightning_uq.errors import InputError, is_interrupt
 
 
@@ -59,6 +61,7 @@ class Comparison:
         methods: What a page says of each method, by name.
         records: Each method's records, one per seed; fewer while the comparison is not complete.
         left_out: Methods that could not run on this data with this network, and why.
+        tuned: For each method the settings that tuning chose for its training; empty without tuning.
     """
 
     configuration: Configuration
@@ -66,6 +69,7 @@ class Comparison:
     methods: dict[str, dict[str, Any]]
     records: dict[str, list[Record]]
     left_out: dict[str, str] = field(default_factory=dict)
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -78,9 +82,10 @@ class Comparison:
         Args:
             statistics: Whether to say which differences can be told from chance. They take seconds.
         """
-        return make_results(
+        results = make_results(
             self.configuration, self.problem, self.methods, self.records, self.left_out, statistics=statistics
         )
+        return {**results, "tuned": {row["method"]: self.tuned.get(row["method"], {}) for row in results["rows"]}}
 
 
 def compare(
@@ -117,6 +122,8 @@ def compare(
         ('softmax', {'mean': 25864, 'se': None, 'seeds': [25864]})
     """
     progress, options = progress or Progress(), options or RunOptions()
+    if configuration.recipe.tune:
+        check_optuna()
     plan = make_plan(configuration)
     configuration = configuration.filled(plan.problem.data, tuple(plan.chosen))
     with ExitStack() as stack:
@@ -165,25 +172,41 @@ def _run(
     )
 
     def found() -> Comparison:
-        return Comparison(whole, plan.problem, run.methods, run.records(configuration.all_seeds), run.state["left_out"])
+        records = run.records(configuration.all_seeds)
+        tuned = {name: tuning.chosen(one["trained_as"] or name) for name, one in run.methods.items()}
+        return Comparison(whole, plan.problem, run.methods, records, run.state["left_out"], tuned)
 
-    jobs = open_jobs(plan.jobs, run)
-    done = len(plan.jobs) - len(jobs)
+    tuning = Tuning(run.path, configuration, plan)
+    left = open_jobs(plan.jobs, run)
+    trainees = _trainees(left)
+    total = len(plan.jobs) + configuration.recipe.tune * sum(tuning.tunes(name) for name in _trainees(plan.jobs))
+    done = total - len(left) - sum(tuning.left(name) for name in trainees)
+
+    def next_jobs(trainee: str) -> list[Job]:
+        trial = tuning.next_trial(trainee)
+        if trial is not None:
+            return [trial]
+        settings = tuple(tuning.chosen(trainee).items())
+        return [replace(job, settings=settings) for job in left if job.trainee == trainee]
+
     workshop = Workshop(configuration, run.path, plan.known, options.save_predictions)
     try:
         with signals_interrupt():
-            progress.start(len(plan.jobs), plan.epochs, done)
+            progress.start(total, plan.epochs, done)
+            jobs = deque(job for name in trainees for job in next_jobs(name))
             for job, finished in run_jobs(jobs, workshop, progress, options.jobs):
                 done += 1
                 progress.trained(job.trainee, job.seed, finished.epochs, finished.seconds)
-                if can_resume:
+                if job.is_trial:
+                    tuning.tell(job, finished.best, finished.epochs, finished.seconds)
+                    jobs.extendleft(reversed(next_jobs(job.trainee)))
+                elif can_resume:
                     write_results(found().results(statistics=False), run.path)
     except BaseException as error:
         comparison = found()
         run.discard_if_empty()
         if is_interrupt(error):
-            has_records = any(comparison.records.values())
-            raise Interrupted(comparison, done, len(plan.jobs), can_resume=can_resume and has_records) from error
+            raise Interrupted(comparison, done, total, can_resume=can_resume and run.has_work) from error
         raise
     return found()
 
@@ -192,3 +215,7 @@ def open_jobs(jobs: Sequence[Job], run: RunDirectory) -> list[Job]:
     """The jobs that are not done, each with the readers that lack a record."""
     left = [replace(job, readers=tuple(name for name in job.readers if not run.has(name, job.seed))) for job in jobs]
     return [job for job in left if job.readers]
+
+
+def _trainees(jobs: Sequence[Job]) -> list[str]:
+    return list(dict.fromkeys(job.trainee for job in jobs))

@@ -20,6 +20,8 @@ from lightning_uq.compare.files import RESULTS, STALE, to_json
 from lightning_uq.compare.monitor import Monitor
 from lightning_uq.compare.plan import Plan
 from lightning_uq.compare.records import FOLDER, Record, record_path
+from lightning_uq.compare.saved_predictions import FOLDER as PREDICTIONS
+from lightning_uq.compare.tuning import TRIALS
 from lightning_uq.errors import InputError
 from lightning_uq.method import Method
 from lightning_uq.writing import partial_path, replacing
@@ -28,7 +30,7 @@ STATE = "run.json"
 """The file that says what a directory's records belong to."""
 
 _FORMAT = 1
-_OWN = (STATE, *RESULTS, *STALE, f"{FOLDER}/*-*.npz")
+_OWN = (STATE, TRIALS, *RESULTS, *STALE, f"{FOLDER}/*-*.npz", f"{PREDICTIONS}/*-*.npz")
 """Patterns of the files that a comparison writes."""
 
 
@@ -74,9 +76,14 @@ class RunDirectory:
             path.write_bytes(to_json(self.state))
 
     def discard_if_empty(self) -> None:
-        """Remove what is there if no record is: an attempt that failed at once leaves nothing."""
-        if not any((self.path / FOLDER).glob("*-*.npz")):
+        """Remove what is there if no training has ended: an attempt that failed at once leaves nothing."""
+        if not self.has_work:
             remove_own(self.path)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any training has ended."""
+        return _has_work(self.path)
 
 
 def open_run(
@@ -138,9 +145,13 @@ def remove_own(path: Path) -> None:
     """Remove the files of a comparison from a directory, and no others."""
     for one in _own_files(path):
         one.unlink()
-    folder = path / FOLDER
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    for folder in (path / FOLDER, path / PREDICTIONS):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _has_work(path: Path) -> bool:
+    return (path / TRIALS).is_file() or any((path / FOLDER).glob("*-*.npz"))
 
 
 def _own_files(path: Path) -> Iterator[Path]:
@@ -184,7 +195,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     file = path / STATE
     if not file.is_file():
         return None
-    if not any((path / FOLDER).glob("*-*.npz")):
+    if not _has_work(path):
         remove_own(path)  # of a run that was killed before its first training ended
         return None
     try:

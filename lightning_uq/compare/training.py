@@ -35,6 +35,7 @@ class Trained:
         seconds: For each of those methods, the training's time and that of its own callbacks.
         epochs: Epochs of the training.
         shared_seconds: The training's time, without that of callbacks.
+        best: The best value of the validation metric by which the epoch is chosen; None where the last weights are kept.
     """
 
     module: LightningModule
@@ -42,6 +43,7 @@ class Trained:
     seconds: dict[str, float]
     epochs: int
     shared_seconds: float
+    best: float | None
 
 
 def train(
@@ -101,6 +103,7 @@ def train(
         {name: shared + one.seconds for name, one in isolated.items()},
         trainer.current_epoch,
         shared,
+        float(best[0].best_model_score) if best and best[0].best_model_score is not None else None,
     )
 
 

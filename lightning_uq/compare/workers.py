@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -23,7 +24,7 @@ PATIENCE = 10.0
 
 
 def run_in_processes(
-    jobs: Sequence[Job],
+    jobs: deque[Job],
     work: Work[_Shared, _Result],
     shared: _Shared,
     devices: Sequence[int | list[int]],
@@ -34,28 +35,35 @@ def run_in_processes(
     Whatever ends the loop (an error in a job, an interrupt, the caller), all processes have ended after it.
 
     Args:
-        jobs: The jobs; they are begun in this order.
+        jobs: The jobs; they are begun in this order, and removed when they are. Whoever iterates may add some.
         work: A function at the top level of a module.
         shared: What all jobs share; it is pickled.
-        devices: Lightning's devices, one entry per process.
+        devices: Lightning's devices, one entry per process; no more processes are started than there are jobs at a time.
         progress: Told what the processes tell.
 
     Raises:
         UQError: That of a job, or a process died.
     """
     context = multiprocessing.get_context("spawn")
-    waiting = list(jobs)
     begun: dict[Connection, Job] = {}
+    idle: list[Connection] = []
     processes: list[BaseProcess] = []
+
+    def begin() -> None:
+        while jobs and (idle or len(processes) < len(devices)):
+            if not idle:
+                here, there = context.Pipe()
+                process = context.Process(target=_serve, args=(there, work, shared, devices[len(processes)]))
+                process.start()
+                processes.append(process)
+                there.close()
+                idle.append(here)
+            free = idle.pop()
+            begun[free] = jobs.popleft()
+            free.send(begun[free])
+
     try:
-        for one in devices[: len(jobs)]:
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, work, shared, one))
-            process.start()
-            processes.append(process)
-            there.close()
-            begun[here] = waiting.pop(0)
-            here.send(begun[here])
+        begin()
         while begun:
             ready = wait(list(begun))
             for here in [one for one in begun if one in ready]:
@@ -72,10 +80,10 @@ def run_in_processes(
                     getattr(progress, kind)(*content)
                     continue
                 job = begun.pop(here)
-                if waiting:
-                    begun[here] = waiting.pop(0)
-                    here.send(begun[here])
+                idle.append(here)
+                begin()
                 yield job, content
+                begin()
     finally:
         _end(processes)
 

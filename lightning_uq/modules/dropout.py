@@ -15,6 +15,9 @@ from lightning_uq.networks.output import Output
 DROPOUT = 0.1
 """Probability of a zero, on the digits: that of the testbed's agent, untuned."""
 
+SPACE = {"dropout": (DROPOUT, 0.05, 0.2, 0.3, 0.5)}
+"""What tuning draws."""
+
 
 class DropoutModule(UncertaintyModule):
     """MC-dropout: a network with dropout layers, whose masks follow from an index.
@@ -54,7 +57,7 @@ class DropoutModule(UncertaintyModule):
 
 
 def _build(setting: Setting) -> DropoutModule:
-    return DropoutModule(setting.network_for(dropout=DROPOUT), **setting.training)
+    return DropoutModule(setting.network_for(dropout=setting.tuned.get("dropout", DROPOUT)), **setting.training)
 
 
 _ABOUT, _LINK = "one network whose dropout stays on, averaged over 100 masks", "https://arxiv.org/abs/1506.02142"
@@ -67,6 +70,7 @@ METHODS = (
         ood_score="predictive_entropy",
         tasks=("classification", "segmentation", "binary", "multilabel"),
         link=_LINK,
+        space=SPACE,
     ),
     Method(
         name="dropout",
@@ -75,5 +79,6 @@ METHODS = (
         ood_score="epistemic_variance",
         tasks=("regression",),
         link=_LINK,
+        space=SPACE,
     ),
 )

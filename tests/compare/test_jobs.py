@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import psutil
@@ -79,7 +80,7 @@ def work(shared, job, devices, progress):
 
 
 def run(*names, processes=2, progress=None):
-    jobs = [Job(name, (), seed) for seed, name in enumerate(names)]
+    jobs = deque(Job(name, (), seed) for seed, name in enumerate(names))
     return run_in_processes(jobs, work, "shared", list(range(processes)), progress or Progress())
 
 
