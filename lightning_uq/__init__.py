@@ -38,7 +38,7 @@ from lightning_uq.errors import (
     UQError,
 )
 from lightning_uq.loggers import LogFigures
-from lightning_uq.method import Method, Setting
+from lightning_uq.method import Method, Reading, Setting
 from lightning_uq.modules import (
     BayesByBackpropModule,
     CategoricalRegressionModule,
@@ -130,6 +130,7 @@ __all__ = [
     "PredictionWriter",
     "QuantilePrediction",
     "QuantileRecalibration",
+    "Reading",
     "Regression",
     "Segmentation",
     "SelectiveThreshold",

@@ -40,7 +40,10 @@ def plain_configuration(configuration: Configuration, problem: Problem) -> dict[
     held_out = tuple(getattr(problem.data, "ood_classes", ()))
     recipe = configuration.recipe.for_task(problem.data.task)
     filled = replace(
-        configuration, ood_classes=held_out, network=configuration.network or problem.network, recipe=recipe
+        configuration,
+        ood_classes=held_out,
+        network=None if problem.is_testbed else configuration.network or problem.network,
+        recipe=recipe,
     )
     plain: dict[str, Any] = json.loads(json.dumps(filled.as_plain(), default=str))
     return plain

@@ -120,8 +120,11 @@ def make_builder(path: str, base: type, arguments: Mapping[str, Any], argument: 
         text = " ".join(without_period(error).split())
         raise InputError(f"`config` does not fit {kind.__name__}{inspect.signature(kind)}: {text}.") from error
 
+    # Its name before release 4.49.
+    instantiate: Callable[[Any], Any] = getattr(parser, "instantiate", None) or parser.instantiate_classes
+
     def build() -> Any:
-        return parser.instantiate_classes(parsed).init_args
+        return instantiate(parsed).init_args
 
     return build
 

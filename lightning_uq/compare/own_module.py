@@ -243,6 +243,7 @@ def read_as(task: Task, outputs: Tensor, target: Tensor) -> Task:
     One number per target is read as a mean, and two outputs for a binary target as logits of two classes.
 
     Example:
+        >>> import torch
         >>> read_as(Regression(target_scale=(1.0, 2.0)), torch.zeros(5, 1), torch.zeros(5, 1)).head
         'mean'
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_uq.compare.records import FOLDER, Record
 from lightning_uq.compare.results import FORMAT
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 
 RESULTS = "results.json"
 _NEEDED = ("rows", "methods", "problem", "differences", "verdict", "task", "baseline", "versions")
@@ -51,7 +51,7 @@ def read_results(directory: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}.") from error
+        raise InputError(f"{path} is not valid JSON: {without_period(error)}.") from error
     if not isinstance(results, Mapping) or "format" not in results:
         raise InputError(f"{path} does not hold the results of a run.")
     if results["format"] != FORMAT:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_uq.errors import InputError
+from lightning_uq.errors import InputError, without_period
 from lightning_uq.evaluate.data import EvaluationData, make_data
 from lightning_uq.evaluate.errors import naming_argument
 from lightning_uq.evaluate.models import find_device, load_model
@@ -103,7 +103,7 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}.") from error
+        raise InputError(f"{path} is not valid JSON: {without_period(error)}.") from error
     if not isinstance(result, dict) or not {"mean", "se", "info"} <= set(result) or "model_type" not in result["info"]:
         raise InputError(f"{path} is not the JSON file of an evaluation.")
     return result
