@@ -1,5 +1,6 @@
 """The configuration of a comparison, and its data."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -177,7 +178,9 @@ class Configuration:
 
     def filled(self, data: TaskData, methods: Sequence[str]) -> "Configuration":
         """The configuration with what its data and methods turned out to be."""
-        found = tuple(getattr(data, "ood_classes", ())) or None
+        # Data that hold out classes of their own, such as the drawn shapes, take none.
+        is_chosen = "ood_classes" in inspect.signature(type(data)).parameters
+        found = (tuple(getattr(data, "ood_classes", ())) or None) if is_chosen else None
         held_out = found if self.ood_classes is None else self.ood_classes
         return replace(self, ood_classes=held_out, methods=tuple(self.methods or methods))
 
