@@ -1,5 +1,6 @@
 """The configuration of a comparison, and its data."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -177,8 +178,10 @@ class Configuration:
 
     def filled(self, data: TaskData, methods: Sequence[str]) -> "Configuration":
         """The configuration with what its data and methods turned out to be."""
-        found = tuple(getattr(data, "ood_classes", ())) or None
-        held_out = found if self.ood_classes is None else self.ood_classes
+        held_out = self.ood_classes
+        # Data whose out-of-distribution classes are fixed, such as the shapes, take no such argument.
+        if held_out is None and self.data_module is None and "ood_classes" in inspect.signature(type(data)).parameters:
+            held_out = tuple(getattr(data, "ood_classes", ())) or None
         return replace(self, ood_classes=held_out, methods=tuple(self.methods or methods))
 
     def as_plain(self) -> dict[str, Any]:
