@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -132,6 +132,13 @@ class Reading:
         return {name: getattr(self, name) for name in ("task", "output", "predict_fn", "unpack_batch")}
 
 
+class Monitor(NamedTuple):
+    """A validation metric, and which of its values is the best."""
+
+    name: str
+    mode: Literal["min", "max"] = "min"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One row of the comparison.
@@ -151,7 +158,6 @@ class Method:
         reading: How the outputs of a module are read that is not of this package; None: its ``predict_step`` returns a prediction of this package.
         monitor: The validation metric whose best epoch is kept; None: the one that suits, see
             :func:`~lightning_uq.compare.monitor.find_monitor`.
-        monitor_mode: Whether the least or the largest value of ``monitor`` is the best.
         space: Settings that tuning draws for this method, beside the learning rate and the weight decay: for each name the values to choose from, the
             default first. ``build`` reads them from ``setting.tuned``.
 
@@ -174,8 +180,7 @@ class Method:
     link: str | None = None
     detects_only: bool = False
     reading: Reading | None = None
-    monitor: str | None = None
-    monitor_mode: Literal["min", "max"] = "min"
+    monitor: Monitor | None = None
     space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

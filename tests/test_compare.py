@@ -85,7 +85,7 @@ def test_results_have_exactly_these_keys(done):
     results = done[0].results()
     assert set(results) == {
         *("format", "data", "task", "verdict", "rows", "baseline", "differences", "methods", "problem"),
-        *("configuration", "command", "versions", "git", "left_out", "missing"),
+        *("configuration", "command", "versions", "git", "left_out", "missing", "tuned"),
     }
     assert results["data"] == "digits"
     assert [row["method"] for row in results["rows"]] == ["softmax", "energy", "ensemble"]

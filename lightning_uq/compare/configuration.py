@@ -178,10 +178,10 @@ class Configuration:
 
     def filled(self, data: TaskData, methods: Sequence[str]) -> "Configuration":
         """The configuration with what its data and methods turned out to be."""
-        held_out = self.ood_classes
-        # Data whose out-of-distribution classes are fixed, such as the shapes, take no such argument.
-        if held_out is None and self.data_module is None and "ood_classes" in inspect.signature(type(data)).parameters:
-            held_out = tuple(getattr(data, "ood_classes", ())) or None
+        # Data that hold out classes of their own, such as the drawn shapes, take none.
+        is_chosen = "ood_classes" in inspect.signature(type(data)).parameters
+        found = (tuple(getattr(data, "ood_classes", ())) or None) if is_chosen else None
+        held_out = found if self.ood_classes is None else self.ood_classes
         return replace(self, ood_classes=held_out, methods=tuple(self.methods or methods))
 
     def as_plain(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One job of a comparison, from the data to the files of its records, in this process or in one of several."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -66,12 +67,13 @@ class Workshop:
         problem = replace(problem, setting=replace(problem.setting, tuned=own))
         known = self.known or choose_methods(configuration, problem)[1]
         readers = [known[name] for name in job.readers]
+        start = time.perf_counter()
         try:
             trained = train(known[job.trainee], readers, problem, job.seed, configuration, progress, devices)
         except NotFiniteError:
             if not job.is_trial:
                 raise
-            return Finished(0, 0.0)  # with these settings the training diverges
+            return Finished(0, time.perf_counter() - start)  # with these settings the training diverges
         for method in readers:
             with seeded(job.seed):
                 saved = prediction_path(self.directory, method.name, job.seed) if self.save_predictions else None

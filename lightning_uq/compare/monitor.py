@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_uq.compare.reading import data_for, logger_for
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import in_tree_of
-from lightning_uq.method import Method, Setting
+from lightning_uq.method import Method, Monitor, Setting
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.ensemble import EnsembleModule
 
@@ -23,13 +23,6 @@ _KINDS: tuple[tuple[str, Mode], ...] = (
     ("acc|accuracy|f1|auroc|auc|ap|map|iou|miou|dice|r2|r2score|kappa|mcc", "max"),
 )
 """Metrics by the words in their names, the best judges first, and which of their values is the best."""
-
-
-class Monitor(NamedTuple):
-    """A validation metric, and which of its values is the best."""
-
-    name: str
-    mode: Mode
 
 
 def find_monitor(method: Method, setting: Setting, data: Any, accelerator: str = "cpu") -> Monitor | None:
@@ -59,14 +52,14 @@ def find_monitor(method: Method, setting: Setting, data: Any, accelerator: str =
         module = method.make_module(setting)
         if isinstance(module, UncertaintyModule) and not (isinstance(module, EnsembleModule) and module.members):
             metric = "nll" if "nll" in module.task.metrics("val") else module.task.metric_on_bar
-            return Monitor(method.monitor or f"val_{metric}", method.monitor_mode)
+            return method.monitor or Monitor(f"val_{metric}")
         logged = _logged(module, data, accelerator)
     if method.monitor is None:
         return best_monitor(logged)
-    if method.monitor not in logged:
+    if method.monitor.name not in logged:
         found = ", ".join(sorted(logged)) or "nothing"
-        raise InputError(f"`monitor` of {method.name} is {method.monitor!r}, but its validation logs {found}.")
-    return Monitor(method.monitor, method.monitor_mode)
+        raise InputError(f"`monitor` of {method.name} is {method.monitor.name!r}, but its validation logs {found}.")
+    return method.monitor
 
 
 def _logged(module: LightningModule, data: LightningDataModule, accelerator: str) -> list[str]:

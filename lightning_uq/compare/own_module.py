@@ -29,7 +29,7 @@ from lightning_uq.compare.quiet import quiet
 from lightning_uq.compare.reading import Loader, data_for, logit_reader
 from lightning_uq.errors import InputError, UQError, without_period
 from lightning_uq.lightning_trees import in_tree_of
-from lightning_uq.method import Method, Reading, Setting
+from lightning_uq.method import Method, Monitor, Reading, Setting
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.modules.ensemble import EnsembleModule
 from lightning_uq.modules.ensemble_methods import NUM_MEMBERS
@@ -125,10 +125,9 @@ def module_methods(configuration: Configuration, problem: Problem) -> dict[str, 
     )
     with isolate_rng(), quiet():
         reading = _checked(make, reading, settings.get("task") is None, problem, configuration, name)
-    shared = {
+    shared: dict[str, Any] = {
         "reading": reading,
-        "monitor": settings.get("monitor"),
-        "monitor_mode": settings.get("mode", "min"),
+        "monitor": Monitor(settings["monitor"], settings.get("mode", "min")) if "monitor" in settings else None,
         "tasks": (problem.data.task,),
     }
     score = None if reading.task.needs_members else reading.task.ood_score

@@ -152,10 +152,11 @@ def _about(results: Mapping[str, Any], name: str) -> str:
         parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
     if one["num_indices"] is not None:
         parts.append(f"Z = {one['num_indices']}")
-    if one["best_by"] == "last":
+    best_by = one.get("best_by")  # of a module of one's own
+    if best_by == "last":
         parts.append("the last weights, since it logs no validation metric")
-    elif one["best_by"] is not None:
-        parts.append(f"the weights of the epoch with the best {one['best_by']}")
+    elif best_by is not None:
+        parts.append(f"the weights of the epoch with the best {best_by}")
     if one["trained_as"] is not None:
         parts.append(f"reads the networks trained as {one['trained_as']}")
     return "; ".join(parts)

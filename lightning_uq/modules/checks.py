@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_uq.errors import InputError, UQError
+from lightning_uq.errors import InputError, NotFiniteError, UQError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.tasks import Task, describe

@@ -96,8 +96,10 @@ def test_our_modules_are_measured_as_calibrated(tested, make_trainer):
     results, record = tested(module, loader(x, y), scaling)
     with torch.no_grad():
         prediction = module.predict(x)
-    assert torch.allclose(record.rows["confidence"], prediction.confidence.double(), atol=1e-6)
-    assert not torch.allclose(record.rows["confidence"], module(x)[0].softmax(1).detach().amax(1).double(), atol=0.01)
+    assert torch.allclose(record.rows["confidence"].double(), prediction.confidence.double(), atol=1e-6)
+    assert not torch.allclose(
+        record.rows["confidence"].double(), module(x)[0].softmax(1).detach().amax(1).double(), atol=0.01
+    )
 
 
 def test_a_callbacks_score_is_the_default(tested, make_trainer):
