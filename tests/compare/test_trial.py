@@ -94,6 +94,18 @@ def plain(num_outputs, in_features):
     return torch.nn.Sequential(torch.nn.Linear(in_features, 8), torch.nn.ReLU(), torch.nn.Linear(8, num_outputs))
 
 
+@pytest.mark.parametrize(("data", "held_out"), [("digits", (8, 9)), ("diabetes", None), ("shapes", None)])
+def test_the_filled_configuration_opens_the_same_data(data, held_out):
+    """Each training opens its data with it: the crosses of the shapes are out of distribution, but no argument."""
+    configuration = Configuration(data=data, **ONE)
+    opened = configuration.make_data(0)
+    filled = configuration.filled(opened, ("softmax",))
+    assert filled.ood_classes == held_out
+    again = filled.make_data(0)
+    assert list(again.ood_dataloaders()) == list(opened.ood_dataloaders())
+    assert torch.equal(again.test_rows, opened.test_rows)
+
+
 def test_a_trial_leaves_random_states_and_results_alone():
     torch.manual_seed(7)
     before = torch.get_rng_state()
