@@ -123,7 +123,8 @@ def _introduction(results: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(parts[:-1]) + f" and {parts[-1]} samples"
     text = f"{len(results['rows'])} methods that predict {kind} on {problem['name']}. There are {counts}."
     if held_out:
-        text += f" Classes {held_out} are held out as OOD data."
+        is_one = len(problem["ood_classes"]) == 1
+        text += f" {f'Class {held_out} is' if is_one else f'Classes {held_out} are'} held out as OOD data."
     left_out = results.get("left_out", {})
     missing = [f"Left out: {', '.join(left_out)}; the reasons stand at the end of the page."] if left_out else []
     return [text, *problem["notes"], *missing]

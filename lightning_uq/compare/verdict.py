@@ -14,6 +14,9 @@ _JUDGED = {
     DETECTION: "detects out-of-distribution inputs best",
 }
 
+_HARDLY_DETECTS = 0.6
+"""Below this AUROC, being the best at a detection is said to be worth little."""
+
 _MAX_NAMES = 4
 """Methods that a sentence names; further ones are counted."""
 
@@ -104,6 +107,8 @@ def _best(
     infinite = [name for name in by_name if name not in (best, *to_best, *without)]
     for names, lack in ((without, number), (infinite, f"finite {number}")):
         sentence += f" {_listed(names)} {'have' if len(names) > 1 else 'has'} no {lack}." if names else ""
+    if column.key == DETECTION and by_name[best][DETECTION]["mean"] < _HARDLY_DETECTS:
+        sentence += f" Even the best {number} is close to chance, 0.5."
     return sentence
 
 

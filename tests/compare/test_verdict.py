@@ -86,6 +86,10 @@ def test_detection_has_its_own_sentence_where_there_is_any():
     assert len(verdict(table, predicts)) == 2
     said = verdict(table, predicts | {"ood_auroc": found("a", {"softmax": (-0.2, -0.1)})})
     assert said[1] == "By AUROC, a detects out-of-distribution inputs best on digits (0.900; softmax 0.800); softmax is worse."  # fmt: skip
+    for row, value in zip(table, (0.53, 0.41), strict=True):
+        row["ood_auroc"] = {"mean": value, "se": None}
+    said = verdict(table, predicts | {"ood_auroc": found("a", {"softmax": (-0.2, -0.1)})})
+    assert said[1].endswith("softmax is worse. Even the best AUROC is close to chance, 0.5.")
 
 
 def test_the_condition_is_that_of_the_intervals_the_verdict_rests_on():
