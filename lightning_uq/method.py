@@ -46,7 +46,8 @@ class Setting:
         num_train: Number of training samples n.
         backbone: Makes the network that all methods share: ``backbone(num_outputs, dropout=0.0)``.
         optimizer: Called with the parameters. All methods share it unless a method needs another one.
-        tuned: The values that tuning chose for the settings in the method's ``space``, by name; empty without tuning.
+        tuned: The values that tuning draws for what the method's ``build`` asks of :meth:`choose`, by name; empty without tuning.
+        choices: What ``build`` has asked of :meth:`choose`: the values to choose among, by name.
 
     Example:
         >>> import torch
@@ -73,6 +74,21 @@ class Setting:
     backbone: Callable[..., nn.Module]
     optimizer: OptimizerCallable
     tuned: Mapping[str, Any] = field(default_factory=dict)
+    choices: dict[str, tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def choose(self, name: str, *values: Any) -> Any:
+        """A setting of the method itself, beside the learning rate and the weight decay, that tuning may choose: without tuning the first value.
+
+        Args:
+            name: Name of the setting.
+            values: The values to choose among: numbers, texts or booleans.
+
+        Example:
+            >>> # In the function `build` of a method:
+            >>> # DropoutModule(setting.network_for(dropout=setting.choose("dropout", 0.1, 0.05, 0.2)), **setting.training)
+        """
+        self.choices[name] = values
+        return self.tuned.get(name, values[0])
 
     @property
     def num_features(self) -> int:
@@ -158,8 +174,6 @@ class Method:
         reading: How the outputs of a module are read that is not of this package; None: its ``predict_step`` returns a prediction of this package.
         monitor: The validation metric whose best epoch is kept; None: the one that suits, see
             :func:`~lightning_uq.compare.monitor.find_monitor`.
-        space: Settings that tuning draws for this method, beside the learning rate and the weight decay: for each name the values to choose from, the
-            default first. ``build`` reads them from ``setting.tuned``.
 
     Raises:
         InputError: The name is not a Python identifier, a task is unknown, or not exactly one of ``build`` and ``trained_as`` is given.
@@ -181,7 +195,6 @@ class Method:
     detects_only: bool = False
     reading: Reading | None = None
     monitor: Monitor | None = None
-    space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

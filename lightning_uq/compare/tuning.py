@@ -1,6 +1,6 @@
 """Tuning: for each trained method the same number of settings is drawn, and the one with the best validation metric is compared.
 
-The settings of all methods are the learning rate and the weight decay of the shared optimizer; a method may name more (``Method.space``). The first trial
+The settings of all methods are the learning rate and the weight decay of the shared optimizer; a method may have more (``setting.choose`` in its ``build``). The first trial
 has the recipe's own settings, so tuning never takes worse ones than these, as the validation data see it. Trials train on a seed of their own, which the
 comparison does not use: on other splits of the data, and from other initial weights.
 """
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.plan import Job, Plan
+from lightning_uq.compare.training import seeded
 from lightning_uq.errors import InputError, MissingExtraError
-from lightning_uq.method import Method
+from lightning_uq.method import Method, Setting
 from lightning_uq.writing import replacing
 
 if TYPE_CHECKING:
@@ -59,15 +60,28 @@ def tuning_seed(configuration: Configuration) -> int:
     return last if last < 2**32 else configuration.seed - 1
 
 
-def space(method: Method, configuration: Configuration) -> "dict[str, BaseDistribution]":
-    """What is drawn for a method, by the setting's name."""
+def choices_of(method: Method, setting: Setting) -> dict[str, tuple[Any, ...]]:
+    """The settings that a method has of its own, with the values to choose among; the first one is the default."""
+    asked = replace(setting, tuned={}, choices={})
+    with seeded(0):
+        method.make_module(asked)
+    return asked.choices
+
+
+def space(configuration: Configuration, own: Mapping[str, tuple[Any, ...]]) -> "dict[str, BaseDistribution]":
+    """What is drawn for a method, by the setting's name.
+
+    Args:
+        configuration: Has the shared settings.
+        own: The method's own settings.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     rate, decay = configuration.recipe.learning_rate, configuration.recipe.weight_decay
     return {
         "learning_rate": FloatDistribution(min(rate, LEARNING_RATES[0]), max(rate, LEARNING_RATES[1]), log=True),
         "weight_decay": CategoricalDistribution(sorted({decay, *WEIGHT_DECAYS})),
-        **{name: CategoricalDistribution(list(values)) for name, values in method.space.items()},
+        **{name: CategoricalDistribution(values) for name, values in own.items()},
     }
 
 
@@ -158,14 +172,15 @@ class Tuning:
 
         monitor = self.plan.monitors[trainee]
         assert monitor is not None
-        method, recipe = self.plan.known[trainee], self.configuration.recipe
+        recipe = self.configuration.recipe
+        own = choices_of(self.plan.known[trainee], self.plan.problem.setting)
         study = optuna.create_study(
             direction="maximize" if monitor.mode == "max" else "minimize",
             sampler=optuna.samplers.TPESampler(seed=tuning_seed(self.configuration)),
         )
-        own = {name: values[0] for name, values in method.space.items()}
-        study.enqueue_trial({"learning_rate": recipe.learning_rate, "weight_decay": recipe.weight_decay, **own})
-        search = _Search(study, space(method, self.configuration))
+        first = {"learning_rate": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+        study.enqueue_trial({**first, **{name: values[0] for name, values in own.items()}})
+        search = _Search(study, space(self.configuration, own))
         for kept in self._trials(trainee):
             trial = study.ask(search.space)
             if trial.params != kept["settings"]:

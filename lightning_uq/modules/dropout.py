@@ -15,8 +15,8 @@ from lightning_uq.networks.output import Output
 DROPOUT = 0.1
 """Probability of a zero, on the digits: that of the testbed's agent, untuned."""
 
-SPACE = {"dropout": (DROPOUT, 0.05, 0.2, 0.3, 0.5)}
-"""What tuning draws."""
+RATES = (DROPOUT, 0.05, 0.2, 0.3, 0.5)
+"""Those that tuning chooses among."""
 
 
 class DropoutModule(UncertaintyModule):
@@ -57,7 +57,7 @@ class DropoutModule(UncertaintyModule):
 
 
 def _build(setting: Setting) -> DropoutModule:
-    return DropoutModule(setting.network_for(dropout=setting.tuned.get("dropout", DROPOUT)), **setting.training)
+    return DropoutModule(setting.network_for(dropout=setting.choose("dropout", *RATES)), **setting.training)
 
 
 _ABOUT, _LINK = "one network whose dropout stays on, averaged over 100 masks", "https://arxiv.org/abs/1506.02142"
@@ -70,7 +70,6 @@ METHODS = (
         ood_score="predictive_entropy",
         tasks=("classification", "segmentation", "binary", "multilabel"),
         link=_LINK,
-        space=SPACE,
     ),
     Method(
         name="dropout",
@@ -79,6 +78,5 @@ METHODS = (
         ood_score="epistemic_variance",
         tasks=("regression",),
         link=_LINK,
-        space=SPACE,
     ),
 )

@@ -144,13 +144,9 @@ def test_a_training_that_diverges_is_a_trial_that_failed(tmp_path, monkeypatch):
 
     def build(setting: Setting):
         seen.append(dict(setting.tuned))
-        scale = setting.tuned.get("scale", 1.0)
-        network = setting.network()
-        return DeterministicModule(Scaled(network, scale), **setting.training)
+        return DeterministicModule(Scaled(setting.network(), setting.choose("scale", 1.0, np.inf)), **setting.training)
 
-    method = Method(
-        name="scaled", build=build, ood_score="variance", tasks=("regression",), space={"scale": (np.inf, 1.0)}
-    )
+    method = Method(name="scaled", build=build, ood_score="variance", tasks=("regression",))
     known = {**discovery.methods("regression"), "scaled": method}
     monkeypatch.setattr(plan_module, "methods", lambda task="classification": dict(known))
     comparison = compare(
