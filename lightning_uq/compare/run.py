@@ -124,9 +124,10 @@ def compare(
     progress, options = progress or Progress(), options or RunOptions()
     if configuration.recipe.tune:
         check_optuna()
-    plan = make_plan(configuration)
-    configuration = configuration.filled(plan.problem.data, tuple(plan.chosen))
     with ExitStack() as stack:
+        stack.enter_context(signals_interrupt())
+        plan = make_plan(configuration)
+        configuration = configuration.filled(plan.problem.data, tuple(plan.chosen))
         path = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run, notes = open_run(
             path,
@@ -191,17 +192,16 @@ def _run(
 
     workshop = Workshop(configuration, run.path, plan.known, options.save_predictions)
     try:
-        with signals_interrupt():
-            progress.start(total, plan.epochs, done)
-            jobs = deque(job for name in trainees for job in next_jobs(name))
-            for job, finished in run_jobs(jobs, workshop, progress, options.jobs):
-                done += 1
-                progress.trained(job.trainee, job.seed, finished.epochs, finished.seconds)
-                if job.is_trial:
-                    tuning.tell(job, finished.best, finished.epochs, finished.seconds)
-                    jobs.extendleft(reversed(next_jobs(job.trainee)))
-                elif can_resume:
-                    write_results(found().results(statistics=False), run.path)
+        progress.start(total, plan.epochs, done)
+        jobs = deque(job for name in trainees for job in next_jobs(name))
+        for job, finished in run_jobs(jobs, workshop, progress, options.jobs):
+            done += 1
+            progress.trained(job.trainee, job.seed, finished.epochs, finished.seconds)
+            if job.is_trial:
+                tuning.tell(job, finished.best, finished.epochs, finished.seconds)
+                jobs.extendleft(reversed(next_jobs(job.trainee)))
+            elif can_resume:
+                write_results(found().results(statistics=False), run.path)
     except BaseException as error:
         comparison = found()
         run.discard_if_empty()

@@ -123,6 +123,8 @@ def open_run(
         run.save()
         return run, []
     check_agreement(then, now, path)
+    for partial in [one for one in _own_files(path) if one.name.startswith(".")]:
+        partial.unlink()  # of a process that was killed while it wrote
     before = RunDirectory(path, then)
     seeds = configuration.all_seeds
     unfinished = [name for name in before.methods if not all(before.has(name, seed) for seed in seeds)]
