@@ -52,8 +52,13 @@ class EvidentialRegressionModule(DeterministicModule):
         super().__init__(network, task=built, **training)
 
 
+REG_FACTOR = 0.1
+"""Weight of the regularizer in the comparison: the mean validation NLL on three UCI tables (seeds 100 and 101) with 0.01 (the paper's), 0.1 and 1 was -1.18,
+-1.32 and -1.35; the plain network -1.04. 0.1 is the one next to the paper's within the error of the best (``benchmarks/regression_defaults.md``)."""
+
+
 def _build(setting: Setting) -> EvidentialRegressionModule:
-    task = EvidentialRegression(target_scale=setting.target_scale)
+    task = EvidentialRegression(target_scale=setting.target_scale, reg_factor=REG_FACTOR)
     return EvidentialRegressionModule(setting.network_for(task), task=task, optimizer=setting.optimizer)
 
 

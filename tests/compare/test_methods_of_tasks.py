@@ -7,8 +7,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.compare import Configuration, Recipe, compare
 from lightning_uq.compare.discovery import methods
-from lightning_uq.compare.plan import choose_methods
+from lightning_uq.compare.environment import command_line
+from lightning_uq.compare.plan import choose_methods, make_plan
 from lightning_uq.compare.problem import make_problem
+from lightning_uq.compare.results import make_results
 from lightning_uq.data import DiabetesDataModule
 from lightning_uq.data.opening import BUILT_IN
 
@@ -107,3 +109,15 @@ def test_labels_have_columns_and_a_temperature(tmp_path, task, shape):
         assert row["auroc"]["mean"] > 0.6
     assert sigmoid["auroc"] == temperature["auroc"]  # a temperature does not change the order
     assert sigmoid["nll"] != temperature["nll"]
+
+
+@pytest.mark.parametrize(("data", "epochs"), [("diabetes", (300, 30)), ("digits", (100, 10))])
+def test_epochs_that_are_not_given_are_those_of_the_task(data, epochs):
+    configuration = Configuration(data=data, methods=("gaussian" if data == "diabetes" else "softmax",), seeds=1)
+    plan = make_plan(configuration)
+    recipe = make_results(configuration, plan.problem, {}, {})["configuration"]["recipe"]
+    assert (plan.epochs, recipe["max_epochs"], recipe["patience"]) == (epochs[0], *epochs)
+    given = Configuration(data=data, methods=configuration.methods, seeds=1, recipe=Recipe(max_epochs=100))
+    assert make_plan(given).epochs == 100
+    assert "--max-epochs 100" in command_line(given)
+    assert "--max-epochs" not in command_line(configuration)
