@@ -137,9 +137,27 @@ def compare(
             overwrite=options.overwrite,
             save_predictions=options.save_predictions,
         )
-        for note in notes:
+        for note in [*notes_on_data(configuration, plan.problem), *notes]:
             progress.note(note)
         return _run(configuration, plan, run, progress, options, can_resume=directory is not None)
+
+
+def notes_on_data(configuration: Configuration, problem: Problem) -> list[str]:
+    """What a user should know of data of their own before hours of training: the task, and what was done to the values.
+
+    Example:
+        >>> from lightning_uq.compare.problem import make_problem
+        >>> given = Configuration(data="diabetes")
+        >>> notes_on_data(given, make_problem(given, 0))
+        ['The task is regression, as the targets of diabetes say; --task overrules it.']
+    """
+    data = problem.data
+    if problem.is_testbed or configuration.data in ("digits", "shapes"):
+        return list(data.notes)
+    source = (
+        f"as the targets of {data.name} say; --task overrules it" if configuration.task == "auto" else "as --task says"
+    )
+    return [f"The task is {data.task}, {source}.", *data.notes]
 
 
 def _run(
