@@ -18,9 +18,10 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@
 
-# The main job, on data that comes with scikit-learn: one table, results.json, report.html and figures in runs/compare/.
+# The main job, on data that comes with scikit-learn: for each data set a table, results.json, report.html and figures in a folder of runs/compare/, and a
+# page over both.
 demo: install
-	$(BIN)/lightning-uq compare --data digits --ood-classes 8,9 --seeds 3 --seed 0 --out runs/compare
+	$(BIN)/lightning-uq compare --data digits,diabetes --seeds 3 --seed 0 --jobs 2 --overwrite --out runs/compare
 
 lint: install
 	$(BIN)/ruff check .

@@ -259,6 +259,12 @@ def main() -> None:
         "  better calibrated a method is. `ece` is its expectation, which the intervals are for; they miss the error for all rows where the biases differ."
     )
     print(
+        "- These intervals are too wide for AUROC and ECE where two methods are nearly the same, and for splits of nearly equal methods, as above. They are"
+    )
+    print(
+        "  too short for the ECE of a calibrated method: its expectation is covered in 85 to 91 % with one test set, the error for all rows in 34 to 62 %."
+    )
+    print(
         "- `best_method`: how often the truly best method is the best of the data or tied with it, and how often all methods are."
     )
     crossed(repetitions)

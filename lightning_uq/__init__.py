@@ -27,6 +27,7 @@ from lightning_uq.callbacks import (
     save_fitted,
 )
 from lightning_uq.checkpoint_files import AtomicCheckpointIO
+from lightning_uq.compare import UncertaintyReport
 from lightning_uq.data import Indexed
 from lightning_uq.errors import (
     InputError,
@@ -37,7 +38,7 @@ from lightning_uq.errors import (
     UQError,
 )
 from lightning_uq.loggers import LogFigures
-from lightning_uq.method import Method, Setting
+from lightning_uq.method import Method, Reading, Setting
 from lightning_uq.modules import (
     BayesByBackpropModule,
     CategoricalRegressionModule,
@@ -129,6 +130,7 @@ __all__ = [
     "PredictionWriter",
     "QuantilePrediction",
     "QuantileRecalibration",
+    "Reading",
     "Regression",
     "Segmentation",
     "SelectiveThreshold",
@@ -139,6 +141,7 @@ __all__ = [
     "TemperatureScaling",
     "UQError",
     "UncertaintyModule",
+    "UncertaintyReport",
     "UnsupportedError",
     "VarianceScaling",
     "VectorScaling",

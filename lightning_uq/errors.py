@@ -37,3 +37,13 @@ def without_period(error: BaseException) -> str:
         'The file cannot be read: It is empty.'
     """
     return str(error).strip().rstrip(".")
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether a Ctrl-C ended the work. A Trainer catches it and exits with code 1.
+
+    Example:
+        >>> is_interrupt(KeyboardInterrupt()), is_interrupt(SystemExit(1))
+        (True, False)
+    """
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)

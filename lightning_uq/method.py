@@ -14,9 +14,9 @@ A file that holds several methods names a tuple of them ``METHODS``.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -24,6 +24,7 @@ from torch import nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import is_instance
+from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.tasks import Regression, Task
 from lightning_uq.tasks.names import TASKS
 from lightning_uq.tasks.target_scale import TargetScale
@@ -45,6 +46,8 @@ class Setting:
         num_train: Number of training samples n.
         backbone: Makes the network that all methods share: ``backbone(num_outputs, dropout=0.0)``.
         optimizer: Called with the parameters. All methods share it unless a method needs another one.
+        tuned: The values that tuning draws for what the method's ``build`` asks of :meth:`choose`, by name; empty without tuning.
+        choices: What ``build`` has asked of :meth:`choose`: the values to choose among, by name.
 
     Example:
         >>> import torch
@@ -70,6 +73,22 @@ class Setting:
     num_train: int
     backbone: Callable[..., nn.Module]
     optimizer: OptimizerCallable
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    choices: dict[str, tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def choose(self, name: str, *values: Any) -> Any:
+        """A setting of the method itself, beside the learning rate and the weight decay, that tuning may choose: without tuning the first value.
+
+        Args:
+            name: Name of the setting.
+            values: The values to choose among: numbers, texts or booleans.
+
+        Example:
+            >>> # In the function `build` of a method:
+            >>> # DropoutModule(setting.network_for(dropout=setting.choose("dropout", 0.1, 0.05, 0.2)), **setting.training)
+        """
+        self.choices[name] = values
+        return self.tuned.get(name, values[0])
 
     @property
     def num_features(self) -> int:
@@ -103,13 +122,47 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the outputs of a module that is not of this package are read: arguments that every post-training callback takes.
+
+    Attributes:
+        task: What the outputs mean.
+        output: What the module returns: ``"logits"``, ``"probs"``, ``"log_probs"``, or a function, or its import path, that picks the outputs.
+        predict_fn: ``predict_fn(module, x) -> outputs``, or its import path, where ``forward`` does not give them.
+        unpack_batch: ``unpack_batch(batch) -> (x, target)``, or its import path.
+
+    Example:
+        >>> from lightning_uq.tasks import Classification
+        >>> sorted(Reading(task=Classification(num_classes=3)).arguments)
+        ['output', 'predict_fn', 'task', 'unpack_batch']
+    """
+
+    task: Task
+    output: Output = "logits"
+    predict_fn: PredictFn | str | None = None
+    unpack_batch: Callable[[Any], tuple[Any, Any]] | str | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of a callback."""
+        return {name: getattr(self, name) for name in ("task", "output", "predict_fn", "unpack_batch")}
+
+
+class Monitor(NamedTuple):
+    """A validation metric, and which of its values is the best."""
+
+    name: str
+    mode: Literal["min", "max"] = "min"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One row of the comparison.
 
     Attributes:
         name: Name on the command line and in the tables.
         ood_score: Name of the out-of-distribution score, fixed here before any such data is seen: a score of the
-            prediction, or one that a callback provides.
+            prediction, or one that a callback provides. None: the method has none, as one network that predicts a mean.
         build: Makes the untrained LightningModule. Needed unless ``trained_as`` is given.
         trained_as: Name of the method whose trained network this method reads in another way.
         callbacks: Makes the post-training callbacks.
@@ -118,6 +171,9 @@ class Method:
         link: Where it is described, such as a paper's address.
         detects_only: Whether it predicts what the method predicts whose network it reads, with another out-of-distribution score. Without
             out-of-distribution data such a method is compared only if it is named.
+        reading: How the outputs of a module are read that is not of this package; None: its ``predict_step`` returns a prediction of this package.
+        monitor: The validation metric whose best epoch is kept; None: the one that suits, see
+            :func:`~lightning_uq.compare.monitor.find_monitor`.
 
     Raises:
         InputError: The name is not a Python identifier, a task is unknown, or not exactly one of ``build`` and ``trained_as`` is given.
@@ -129,7 +185,7 @@ class Method:
     """
 
     name: str
-    ood_score: str
+    ood_score: str | None
     build: Callable[[Setting], LightningModule] | None = None
     trained_as: str | None = None
     callbacks: Callable[[Setting], list[Callback]] = _no_callbacks
@@ -137,6 +193,8 @@ class Method:
     about: str = ""
     link: str | None = None
     detects_only: bool = False
+    reading: Reading | None = None
+    monitor: Monitor | None = None
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

@@ -35,16 +35,17 @@ class Log(Progress):
     def __init__(self):
         self.calls = []
 
-    def start(self, trainings, epochs):
+    def start(self, trainings, epochs, done):
+        assert done == 0
         self.calls.append(("start", trainings, epochs))
 
     def training(self, method, seed):
         self.calls.append(("training", method, seed))
 
-    def epoch(self):
+    def epoch(self, method, seed):
         self.calls.append(("epoch",))
 
-    def trained(self, epochs, seconds):
+    def trained(self, method, seed, epochs, seconds):
         assert seconds > 0
         self.calls.append(("trained", epochs))
 
@@ -84,7 +85,7 @@ def test_results_have_exactly_these_keys(done):
     results = done[0].results()
     assert set(results) == {
         *("format", "data", "task", "verdict", "rows", "baseline", "differences", "methods", "problem"),
-        *("configuration", "command", "versions", "git"),
+        *("configuration", "command", "versions", "git", "left_out", "missing", "tuned"),
     }
     assert results["data"] == "digits"
     assert [row["method"] for row in results["rows"]] == ["softmax", "energy", "ensemble"]
@@ -225,11 +226,14 @@ def test_trained_as_trains_what_is_not_listed():
 def test_default_is_every_method(add_method):
     add_method(name="a_reader", ood_score="energy", trained_as="softmax")
     problem = make_problem(Configuration(), 0)
-    chosen = list(choose_methods(None, problem)[0])
+    chosen = list(choose_methods(Configuration(), problem)[0])
     assert set(chosen) == set(discovery.methods()) >= {"a_reader", "ensemble"}
     assert chosen.index("softmax") < chosen.index("energy") < chosen.index("ensemble")
     assert chosen.index("softmax") < chosen.index("a_reader") < chosen.index("ensemble")
-    assert list(choose_methods(["energy", "softmax", "energy"], problem)[0]) == ["energy", "softmax"]
+    assert list(choose_methods(Configuration(methods=("energy", "softmax", "energy")), problem)[0]) == [
+        "energy",
+        "softmax",
+    ]
 
 
 def test_sharing_groups_by_training():

@@ -108,16 +108,17 @@ def test_progress_is_told_of_every_run_and_step():
         def __init__(self):
             self.told = []
 
-        def start(self, trainings, epochs):
+        def start(self, trainings, epochs, done):
+            assert done == 0
             self.told.append((trainings, epochs))
 
         def training(self, method, seed):
             self.told.append((method, seed))
 
-        def epoch(self):
+        def epoch(self, method, seed):
             self.told.append("step")
 
-        def trained(self, epochs, seconds):
+        def trained(self, method, seed, epochs, seconds):
             self.told.append(epochs)
 
     log = Log()
@@ -136,7 +137,7 @@ def test_it_prints_a_table_and_writes_two_files(capsys, workplace):
     assert lines[0].split() == ["Method", "Regret", "At", "end", "Seconds"]
     assert [line.split()[0] for line in lines if re.match("[a-z]", line)] == ["softmax", "uniform"]
     assert lines[-1] == "Wrote results.json and regret.png to there"
-    assert re.fullmatch(r"(\d/4 \w+, seed [34]: 4 steps in \d+\.\d s\n){4}", err)
+    assert re.fullmatch(r"(\d/4 \w+, seed [34]: 4 steps in \d+\.\d s(, about \d+ s left)?\n){4}", err)
     assert sorted(path.name for path in Path("there").iterdir()) == ["regret.png", "results.json"]
     assert [path.name for path in workplace.iterdir()] == ["there"]
     assert Path("there/regret.png").read_bytes().startswith(b"\x89PNG")

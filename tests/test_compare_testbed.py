@@ -128,11 +128,11 @@ def test_bad_configurations(path, changes, message):
 
 def test_uniform_is_a_method_of_the_testbed_alone(path):
     configuration = configure(path)
-    assert "uniform" in choose_methods(None, make_problem(configuration, 0))[0]
+    assert "uniform" in choose_methods(configuration, make_problem(configuration, 0))[0]
     digits = make_problem(Configuration(), 0)
     with pytest.raises(InputError, match="unknown for classification: 'uniform'"):
-        choose_methods(["uniform"], digits)
-    assert "uniform" not in choose_methods(None, digits)[0]
+        choose_methods(Configuration(methods=("uniform",)), digits)
+    assert "uniform" not in choose_methods(Configuration(), digits)[0]
 
 
 # ------------------------------------------------------------------ what training sees
@@ -223,7 +223,7 @@ def told_of(tmp_path, num_train):
         def training(self, method, seed):
             told.append([method, seed])
 
-        def trained(self, epochs, seconds):
+        def trained(self, method, seed, epochs, seconds):
             told[-1].append(epochs)
 
     file = tmp_path / f"{num_train}.npz"

@@ -284,7 +284,7 @@ def test_softmax_over_two_runs(networks, capsys):
 def table(out, result):
     """Check that the output is one table, with each number once, and no codes of a terminal."""
     lines = out.splitlines()
-    assert lines[-1] == "Wrote out.json"
+    assert lines[-1] == "Wrote out.json and out.html"
     assert max(map(len, lines)) <= 120
     assert "\x1b" not in out
 

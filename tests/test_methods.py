@@ -57,7 +57,7 @@ def test_a_new_file_in_the_package_is_compared_and_in_the_contract(new_file, mak
 
 def test_a_new_callback_in_the_package_is_compared_and_in_the_contract(new_file, make_trainer):
     new_file("callbacks", "centre", CALLBACK)
-    assert "centre" in plan.choose_methods(None, make_problem(Configuration(), 0))[0]
+    assert "centre" in plan.choose_methods(Configuration(), make_problem(Configuration(), 0))[0]
 
     modules, callbacks = cases.discovered_cases()
     (case,) = callbacks

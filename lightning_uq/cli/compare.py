@@ -1,90 +1,145 @@
 """``lightning-uq compare``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+from lightning_uq.cli.errors import UsageError
 from lightning_uq.cli.options import Accelerator, Names
 from lightning_uq.cli.output import make_console, output_directory
-
-TableFormat = Literal["terminal", "markdown", "latex", "csv"]
+from lightning_uq.cli.tables import TableFormat, print_results
 
 
 def compare(
     *,
     data: str = "digits",
+    data_module: str | None = None,
     target: Names | None = None,
     task: str = "auto",
     root: str | None = None,
     problem: str | None = None,
     ood_classes: Names | None = None,
     network: str | None = None,
+    module: str | None = None,
+    config: str | None = None,
     methods: Names | None = None,
+    method_file: Names | None = None,
     baseline: str | None = None,
     seeds: int = 3,
     seed: int = 0,
     max_epochs: int | None = None,
+    tune: int = 0,
     accelerator: Accelerator = "cpu",
     format: TableFormat = "terminal",
     out: Path = Path("runs/compare"),
+    resume: bool = False,
+    overwrite: bool = False,
+    jobs: int = 1,
+    save_predictions: bool = False,
 ) -> None:
-    """Train and evaluate uncertainty methods side by side on one data set.
+    """Train and evaluate uncertainty methods side by side on one data set, or on several one after another.
 
     All methods share the splits, the backbone and the training. The command prints one table and writes results.json,
     report.html and figures.
 
     Args:
         data: digits, diabetes, shapes, a UCI data set (with --root), testbed (with --problem), or the path of a table (.csv, .parquet), an .npz file
-            with x and y, or a folder of images.
+            with x and y, or a folder of images. Several, separated by commas, are compared one after another, each in a folder of its own, with
+            a page over all of them.
+        data_module: Instead of --data, a LightningDataModule of your own: my.module:MyDataModule. Its arguments are in --config.
         target: Columns of a table that are predicted, such as price.
         task: classification, binary, multilabel or regression, if it is not the one that the targets say.
         root: Folder with the files of a UCI data set.
         problem: Path of a stored problem of the Neural Testbed (.npz). It adds kl_tau1 and kl_tau10 to each row.
         ood_classes: Labels held out as out-of-distribution data, such as 8,9 (default: 8,9 of the digits, none of other data).
         network: Backbone that all methods share: a name such as resnet18, timm:NAME, or package.module:factory (default: one that suits the inputs).
-        methods: Methods to compare, such as softmax,ensemble,my_method.py. Each is a name, the path of a .py file or the dotted
-            path of a module; a file or module defines METHOD, a lightning_uq.Method (default: all methods of the package for the task).
+        module: A LightningModule of your own, unmodified: my.module:LitModel. Its rows are the module as it is, an ensemble of 5, and the
+            module with each callback for its task. They come beside --methods, which may also name some of them: module,module_ensemble.
+        config: YAML or JSON file with the arguments of --module and --data-module, as module.init_args and data.init_args.
+        methods: Methods to compare, by name, such as softmax,ensemble; a .py file or a module stands for all methods in it (default: all
+            methods of the package for the task).
+        method_file: File with methods of your own (.py), or the dotted path of a module, compared beside --methods. It defines METHOD, a
+            lightning_uq.Method, or METHODS, several. Separate several files by commas.
         baseline: Method that the others are compared with (default: the plain network).
         seeds: Number of seeds.
         seed: The first seed.
         max_epochs: Largest number of epochs of a training (default: 100, or 300 for regression).
+        tune: Number of settings that are tried for each trained method before the comparison. They are learning rates, weight decays and what the
+            method itself names; the one with the best validation metric on another seed is compared.
         accelerator: Lightning's accelerator. Results repeat exactly on cpu alone.
         format: How the table is printed.
-        out: Directory to write to.
+        out: Directory to write to. Methods that it does not hold yet join a comparison that is there, if data, seeds and training are the same.
+        resume: Go on with a comparison that was interrupted. Trainings whose results are in the directory are not repeated.
+        overwrite: Remove an earlier comparison from the directory first. Other files stay.
+        jobs: Number of processes that train at the same time, each on one thread, or on a GPU of its own as far as there are enough.
+        save_predictions: Write the predictions of the test rows too: predictions/METHOD-SEED.npz, with arrays such as index, target and probs.
     """
+    options = dict(locals())
     console = make_console()
-    from lightning_uq.compare import Configuration, Recipe, compare, write
-    from lightning_uq.compare.page import ties
+    if "," in data and not Path(data).exists():
+        _compare_each(Names.parse(data), options)
+        return
+    from lightning_uq.compare import Configuration, Interrupted, Recipe, RunOptions, compare, write
     from lightning_uq.compare.terminal import TerminalProgress
-    from lightning_uq.report import format_table, print_table
 
     configuration = Configuration(
         data=data,
+        data_module=data_module,
         target=target or (),
         task=task,
         root=root,
         problem=problem,
         ood_classes=None if ood_classes is None else tuple(int(one) if one.isdigit() else one for one in ood_classes),
         network=network,
+        module=module,
+        config=config,
         methods=methods,
+        method_file=method_file or (),
         baseline=baseline,
         seeds=seeds,
         seed=seed,
         accelerator=accelerator,
-        recipe=Recipe() if max_epochs is None else Recipe(max_epochs=max_epochs),
+        recipe=Recipe(max_epochs=max_epochs, tune=tune),
     )
+    running = RunOptions(resume=resume, overwrite=overwrite, jobs=jobs, save_predictions=save_predictions)
+    interrupted = None
     with output_directory(out):
-        with TerminalProgress(make_console(stderr=True)) as progress:
-            comparison = compare(configuration, progress, out)
-        results = comparison.results()
+        try:
+            with TerminalProgress(make_console(stderr=True)) as progress:
+                comparison = compare(configuration, progress, out, running)
+        except Interrupted as error:
+            interrupted, comparison = error, error.comparison
+            if not any(comparison.records.values()):
+                raise
+        results = comparison.results(statistics=interrupted is None)
         files = write(results, comparison.records, out)
-    if format == "terminal":
-        print_table(results["rows"], console, tied=ties(results))
-        for sentence in results["verdict"]:
-            console.print(sentence, highlight=False, soft_wrap=True)
-    else:
-        console.print(
-            format_table(results["rows"], format, ties(results)), highlight=False, soft_wrap=True, markup=False
-        )
+    print_results(results, format, console)
+    for name, reason in results["left_out"].items():
+        make_console(stderr=True).print(f"Left out {name}: {reason}.", highlight=False, soft_wrap=True, markup=False)
     figures = sum(name.endswith(".png") for name in files)
     message = f"Wrote results.json, report.html and {figures} figures to {out}"
     make_console(stderr=format != "terminal").print(message, highlight=False, soft_wrap=True)
+    for name, count in results["missing"].items():
+        seeds_missing = f"{count} of {comparison.configuration.seeds} seeds " + ("is" if count == 1 else "are")
+        make_console(stderr=True).print(f"{name} has no row: {seeds_missing} missing.", highlight=False, soft_wrap=True)
+    if interrupted is not None:
+        raise interrupted
+
+
+def _compare_each(data: Names, options: dict[str, Any]) -> None:
+    """Compare on each of several data sets, in a folder of its own, and write the page over all."""
+    from lightning_uq.compare.index import find_runs, write_index
+
+    out: Path = options["out"]
+    folders = {Path(one).stem: one for one in data}
+    if len(folders) < len(data):
+        raise UsageError(
+            f"--data: two of {', '.join(data)} would be written to the same folder of {out}. Rename one of the files."
+        )
+    stderr = make_console(stderr=True)
+    for folder, one in folders.items():
+        stderr.print(f"{one}:", highlight=False, markup=False)
+        compare(**{**options, "data": one, "out": out / folder})
+    write_index({name: run for name, run in find_runs(out).items() if name in folders}, out)
+    stderr.print(
+        f"Wrote the page over {len(folders)} data sets to {out / 'report.html'}", highlight=False, soft_wrap=True
+    )

@@ -8,15 +8,23 @@ from pathlib import Path
 import lightning_uq
 from lightning_uq.cli.bandit import bandit
 from lightning_uq.cli.compare import compare
-from lightning_uq.cli.errors import UsageError, is_interrupt, one_line, recoverable_errors
+from lightning_uq.cli.errors import UsageError, one_line, recoverable_errors
 from lightning_uq.cli.evaluate import evaluate
 from lightning_uq.cli.fit import LIGHTNING_COMMANDS, run_lightning
 from lightning_uq.cli.options import run
+from lightning_uq.cli.report import report
 from lightning_uq.cli.score import score
+from lightning_uq.errors import is_interrupt
 
 DEBUG = "LIGHTNING_UQ_DEBUG"
 
-_COMMANDS: dict[str, Callable[..., None]] = {"compare": compare, "evaluate": evaluate, "score": score, "bandit": bandit}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "compare": compare,
+    "report": report,
+    "evaluate": evaluate,
+    "score": score,
+    "bandit": bandit,
+}
 
 _HELP = f"""\
 usage: lightning-uq [-h] [--version] COMMAND ...
@@ -25,6 +33,7 @@ Uncertainty quantification for PyTorch Lightning.
 
 commands:
   compare    train and evaluate uncertainty methods side by side on one data set
+  report     the page, the figures and the table of a comparison again: RUN_DIR
   evaluate   accuracy, calibration and detection of trained checkpoints, over runs: --run FILE.ckpt --data digits --ood 8,9
   score      predictions and scores of a trained model for each row of a file: MODEL DATA --out FILE.parquet
   bandit     regret of uncertainty methods that choose actions by Thompson sampling, on problems of the Neural Testbed
@@ -57,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, SystemExit) as error:
         if os.environ.get(DEBUG) or not is_interrupt(error):
             raise
-        print("lightning-uq: interrupted", file=sys.stderr)
+        text = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        print(f"lightning-uq: {text or 'interrupted'}", file=sys.stderr)
         return 130  # as a shell has it: 128 + SIGINT
 
 

@@ -24,11 +24,6 @@ def recoverable_errors() -> tuple[type[BaseException], ...]:
     return UQError, MisconfigurationException, FileNotFoundError, PermissionError, IsADirectoryError
 
 
-def is_interrupt(error: BaseException) -> bool:
-    """Whether a Ctrl-C ended a command; a Trainer catches it, and exits with code 1."""
-    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
-
-
 def one_line(error: BaseException) -> str:
     """An error's message in one line, without the text of jsonargparse around the reason that helps."""
     text = str(error)

@@ -28,7 +28,7 @@ def evaluate(
     """Evaluate trained checkpoints as the DDU experiments do.
 
     The numbers are accuracy, calibration error and two out-of-distribution scores, before and after temperature scaling, as
-    mean and standard error over runs. The command prints one table and writes one JSON file.
+    mean and standard error over runs. The command prints one table and writes one JSON file, and beside it a page (.html).
 
     Args:
         run: A Lightning checkpoint, or the checkpoints of an ensemble's members. Repeat --run for each further run.
@@ -50,6 +50,7 @@ def evaluate(
     """
     console = make_console()
     from lightning_uq.evaluate import Settings, evaluate, make_table, write
+    from lightning_uq.report import jinja_environment
 
     settings = Settings(
         runs=run,
@@ -67,9 +68,12 @@ def evaluate(
     )
     if out.is_dir():
         raise UsageError(f"--out must be a file, but {out} is a directory.")
+    if out.suffix == ".html":
+        raise UsageError(f"--out must be the JSON file, but it is {out}, the name of the page beside it.")
+    jinja_environment()
     with removing_new_directories(out.parent):
         check_writable(out.parent)
         result = evaluate(settings, lambda path: print(path, file=sys.stderr))
-        write(result, out)
+        written = write(result, out)
     console.print(make_table(result))
-    console.print(f"Wrote {out}", highlight=False, soft_wrap=True)
+    console.print(f"Wrote {' and '.join(map(str, written))}", highlight=False, soft_wrap=True)

@@ -2,7 +2,19 @@
 
 from lightning_uq.compare.configuration import Configuration, Recipe
 from lightning_uq.compare.files import write
-from lightning_uq.compare.run import Comparison, compare
-from lightning_uq.compare.training import Progress
+from lightning_uq.compare.interrupts import Interrupted
+from lightning_uq.compare.progress import Progress
+from lightning_uq.compare.run import Comparison, RunOptions, compare
+from lightning_uq.compare.uncertainty_report import UncertaintyReport
 
-__all__ = ["Comparison", "Configuration", "Progress", "Recipe", "compare", "write"]
+__all__ = [
+    "Comparison",
+    "Configuration",
+    "Interrupted",
+    "Progress",
+    "Recipe",
+    "RunOptions",
+    "UncertaintyReport",
+    "compare",
+    "write",
+]

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from lightning_uq.active_learning.bandit import Bandit, thompson_sampling
+from lightning_uq.compare.progress import Progress
 from lightning_uq.compare.quiet import one_thread
 from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS, AgentSetting, agent_network
-from lightning_uq.compare.training import Progress, seeded
+from lightning_uq.compare.training import seeded
 from lightning_uq.errors import InputError
 from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.modules.base import UncertaintyModule
@@ -174,7 +175,7 @@ def play(configuration: BanditConfiguration, progress: Progress | None = None) -
     """
     progress = progress or Progress()
     names, steps = configuration.methods or (), configuration.steps
-    progress.start(len(names) * configuration.seeds, steps)
+    progress.start(len(names) * configuration.seeds, steps, 0)
     regret: dict[str, list[Tensor]] = {name: [] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with one_thread():
@@ -187,10 +188,10 @@ def play(configuration: BanditConfiguration, progress: Progress | None = None) -
                     l2 = 2 * configuration.temperature * L2.get(name, 1.0)
                     for value in thompson_sampling(agent, bandit, steps, l2=l2):
                         values.append(value)
-                        progress.epoch()
+                        progress.epoch(name, seed)
                 seconds[name].append(time.perf_counter() - start)
                 regret[name].append(torch.tensor(values, dtype=torch.float64).cumsum(0))
-                progress.trained(steps, seconds[name][-1])
+                progress.trained(name, seed, steps, seconds[name][-1])
     return BanditResult(configuration, {name: torch.stack(runs) for name, runs in regret.items()}, seconds)
 
 

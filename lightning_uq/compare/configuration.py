@@ -1,11 +1,13 @@
 """The configuration of a comparison, and its data."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lightning_uq.data import ArrayDataModule, TestbedDataModule, open_data
+from lightning_uq.compare.own_config import build_data_module, class_of, read_config
+from lightning_uq.data import TestbedDataModule, open_data
+from lightning_uq.data.interface import TaskData
 from lightning_uq.errors import InputError
 
 
@@ -27,6 +29,8 @@ class Recipe:
         learning_rate: Adam's.
         batch_size: Samples a training batch.
         steps: Instead of epochs until the validation NLL stops falling: so many steps, whose last weights are kept.
+        weight_decay: Adam's.
+        tune: Number of settings that are tried for each method before the comparison: :mod:`~lightning_uq.compare.tuning`.
     """
 
     max_epochs: int | None = None
@@ -34,6 +38,8 @@ class Recipe:
     learning_rate: float = 2e-3
     batch_size: int = 32
     steps: int | None = None
+    weight_decay: float = 0.0
+    tune: int = 0
 
     def for_task(self, task: str) -> "Recipe":
         """The recipe with the epochs that suit a task where none are given.
@@ -67,49 +73,69 @@ class Configuration:
 
     Attributes:
         data: A name, or the path of a file or a folder: see :func:`~lightning_uq.data.open_data`; or ``"testbed"``.
+        data_module: Instead of ``data``: a LightningDataModule of one's own, ``"my.module:MyDataModule"``.
         target: Columns of a table that are predicted.
         task: Name of the task, if it is not the one that the targets say.
         root: Folder of the files of named data sets, such as UCI's.
         problem: Path of the testbed's problem (:class:`~lightning_uq.data.TestbedDataModule`).
         ood_classes: Labels held out as out-of-distribution data; None: 8 and 9 of the digits, none of other data.
         network: Name of the backbone that all methods share (:func:`~lightning_uq.networks.backbone`); None: one that suits the inputs.
+        module: A LightningModule of one's own, ``"my.module:LitModel"``: its rows are added to the named methods, or stand alone.
+        config: A YAML or JSON file with the arguments of ``module`` and ``data_module``:
+            :func:`~lightning_uq.compare.own_config.read_config`.
         methods: Names of methods, ``.py`` files or modules that define some; None: all methods for the task, or the default agents of the
             testbed.
+        method_file: ``.py`` files or modules whose methods are compared too, whatever ``methods`` says.
         baseline: The method that all are compared with; None: the plain network.
         seeds: Number of seeds n: ``seed`` ... ``seed + n - 1``.
         seed: The first seed.
         accelerator: Lightning's; results repeat exactly on ``"cpu"`` alone.
         recipe: The training that all methods share; the default one is replaced by that of the agents on the testbed.
+        contents: What ``config`` holds; read from there.
 
     Raises:
         InputError: A number is out of range, or two arguments contradict each other.
     """
 
     data: str = "digits"
+    data_module: str | None = None
     target: Sequence[str] = ()
     task: str = "auto"
     root: str | None = None
     problem: str | None = None
     ood_classes: Sequence[int | str] | None = None
     network: str | None = None
+    module: str | None = None
+    config: str | None = None
     methods: Sequence[str] | None = None
+    method_file: Sequence[str] = ()
     baseline: str | None = None
     seeds: int = 3
     seed: int = 0
     accelerator: str = "cpu"
     recipe: Recipe = field(default_factory=Recipe)
+    contents: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.recipe == Recipe():
             object.__setattr__(self, "recipe", self.default_recipe)  # the dataclass is frozen
+        if self.config is not None and not self.contents:
+            object.__setattr__(self, "contents", read_config(self.config))
+        for name, part in (("module", "module"), ("data_module", "data")):
+            object.__setattr__(self, name, class_of(getattr(self, name), self.contents, part, name))
         self._check_testbed()
+        self._check_data_module()
         for name, value in (("seeds", self.seeds), ("max_epochs", self.recipe.max_epochs)):
             if value is not None and value < 1:
                 raise InputError(f"`{name}` must be at least 1, but it is {value}.")
+        if self.recipe.tune < 0:
+            raise InputError(f"`tune` must not be negative, but it is {self.recipe.tune}.")
         if self.seed < 0 or self.seed + self.seeds > 2**32:
             raise InputError(f"`seed` must lie in [0, 2^32 - {self.seeds}], but it is {self.seed}.")
 
     def _check_testbed(self) -> None:
+        if self.data == "testbed" and self.recipe.tune:
+            raise InputError("data='testbed' takes no `tune`: the settings of its agents are fixed.")
         if self.data != "testbed":
             if self.problem is not None:
                 raise InputError(f"`problem` belongs to data='testbed', but data is {self.data!r}.")
@@ -124,9 +150,21 @@ class Configuration:
             raise InputError(
                 "data='testbed' takes no `max_epochs`, since all its methods train for the same number of steps."
             )
-        for name in ("ood_classes", "target", "root", "network"):
+        for name in ("ood_classes", "target", "root", "network", "module", "data_module"):
             if getattr(self, name):
                 raise InputError(f"data='testbed' takes no `{name}`: the problem and its agents are fixed.")
+
+    def _check_data_module(self) -> None:
+        if self.data_module is None:
+            return
+        for name in ("ood_classes", "target", "root"):
+            if getattr(self, name):
+                raise InputError(
+                    f"`data_module` takes no `{name}`, which belongs to `data`. Pass its own arguments in the file of `config`, below `data`."
+                )
+        if self.data not in (type(self).data, self.data_module):
+            raise InputError(f"`data_module` replaces `data`, but `data` is {self.data!r}. Leave one of them out.")
+        object.__setattr__(self, "data", self.data_module)
 
     @property
     def default_recipe(self) -> Recipe:
@@ -138,11 +176,12 @@ class Configuration:
         """seed, ..., seed + n - 1."""
         return range(self.seed, self.seed + self.seeds)
 
-    def filled(self, data: ArrayDataModule, methods: Sequence[str]) -> "Configuration":
+    def filled(self, data: TaskData, methods: Sequence[str]) -> "Configuration":
         """The configuration with what its data and methods turned out to be."""
-        held_out = self.ood_classes
-        if held_out is None and "ood_classes" in inspect.signature(type(data)).parameters:
-            held_out = tuple(data.ood_classes) or None
+        # Data that hold out classes of their own, such as the drawn shapes, take none.
+        is_chosen = "ood_classes" in inspect.signature(type(data)).parameters
+        found = (tuple(getattr(data, "ood_classes", ())) or None) if is_chosen else None
+        held_out = found if self.ood_classes is None else self.ood_classes
         return replace(self, ood_classes=held_out, methods=tuple(self.methods or methods))
 
     def as_plain(self) -> dict[str, Any]:
@@ -150,7 +189,7 @@ class Configuration:
         plain = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
-    def make_data(self, seed: int) -> ArrayDataModule:
+    def make_data(self, seed: int) -> TaskData:
         """The data with this seed's split.
 
         Raises:
@@ -158,6 +197,8 @@ class Configuration:
             MissingExtraError: A package that reads the data is not installed.
         """
         batch_size = self.recipe.batch_size
+        if self.data_module is not None:
+            return build_data_module(self.data_module, self.contents, self.task)
         if self.data == "testbed":
             assert self.problem is not None
             assert self.recipe.steps is not None

@@ -19,7 +19,7 @@ _BETTER = {column.key: column.better for column in ALL_COLUMNS}
 
 
 def find_differences(
-    records: Mapping[str, Sequence[Record]], baseline: str, num_train: int
+    records: Mapping[str, Sequence[Record]], baseline: str, num_train: int | None
 ) -> dict[str, dict[str, Any]]:
     """For each key of the results the ties with the best method, and each method's differences to it and to a baseline.
 
@@ -28,7 +28,7 @@ def find_differences(
     Args:
         records: Each method's records, with the same seeds in the same order.
         baseline: The method that all are compared with.
-        num_train: Number of training samples.
+        num_train: Number of training samples; None where all seeds have the same test rows.
 
     Returns:
         By key ``{"best": name, "tied": [names], "to_best": {name: interval}, "to_baseline": {name: interval}, "left_out": {name: reason}}``, where an
@@ -45,14 +45,14 @@ def find_differences(
 
 
 def _of_measure(
-    measure: Measure, records: Mapping[str, Sequence[Record]], baseline: str, num_train: int
+    measure: Measure, records: Mapping[str, Sequence[Record]], baseline: str, num_train: int | None
 ) -> dict[str, Any]:
     resampled: dict[str, ResampledMetric] = {}
     left_out: dict[str, str] = {}
     rows: SeedRows | None = None
     metric, vectors = measure.applied([one for found in records.values() for one in found])
     for number, (name, found) in enumerate(records.items()):
-        rows = rows or _rows(measure, found, num_train)
+        rows = rows or rows_of(measure, found, num_train)
         of_method = vectors[number * len(found) : (number + 1) * len(found)]
         if any(map(has_nan, of_method)):
             left_out[name] = "Some scores of its test rows are NaN."
@@ -86,7 +86,7 @@ def _plain(interval: DifferenceInterval) -> dict[str, Any]:
     }
 
 
-def _rows(measure: Measure, records: Sequence[Record], num_train: int) -> SeedRows:
+def rows_of(measure: Measure, records: Sequence[Record], num_train: int | None) -> SeedRows:
     """The rows of each seed; test rows and out-of-distribution rows are resampled apart."""
     if not measure.is_detection:
         return SeedRows([record.row_ids for record in records], num_train=num_train)

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -59,18 +59,12 @@ def find_methods(
             one name.
     """
     known, chosen = dict(known), []
-    loaded: set[str] = set()
     for name in names:
-        if not (name.endswith(".py") or "." in name):
+        if not is_source(name):
             chosen.append(name)
-        elif name not in loaded:
-            loaded.add(name)
-            module = load_file(name) if name.endswith(".py") else load_module(name)
-            offered = methods_of(module, task)
-            if not offered:
-                raise InputError(_no_method(name, module, task))
-            _add(known, offered, name)
-            chosen += [method.name for method in offered]
+            continue
+        offered, known = register([name], known, task)
+        chosen += offered
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         problem = f"unknown for {task}: {', '.join(map(repr, unknown))}" if unknown else "no method is named"
@@ -78,6 +72,49 @@ def find_methods(
             f"methods: {problem}. Choose from {', '.join(known)}, or give a .py file or a module that defines METHOD."
         )
     return list(dict.fromkeys(chosen)), known
+
+
+def is_source(name: str) -> bool:
+    """Whether a name is the path of a ``.py`` file or the dotted path of a module, rather than a method's."""
+    return "." in name
+
+
+def load_source(name: str) -> ModuleType:
+    """Import a ``.py`` file, or a module by its dotted path.
+
+    Raises:
+        InputError: It cannot be imported.
+    """
+    return load_file(name) if name.endswith(".py") else load_module(name)
+
+
+def register(paths: Sequence[str], known: Mapping[str, Method], task: str) -> tuple[list[str], dict[str, Method]]:
+    """Load the methods of ``.py`` files and modules.
+
+    Args:
+        paths: Paths of files, or dotted paths of modules; one that was loaded before adds nothing.
+        known: Known methods for the task by name.
+        task: Name of the task; methods for other tasks are left out.
+
+    Returns:
+        The names of the files' methods, and all known methods.
+
+    Raises:
+        InputError: A file does not exist, cannot be imported or holds no method for the task, or two methods have one name.
+    """
+    known, names = dict(known), []
+    for path in dict.fromkeys(paths):
+        if not is_source(path):
+            raise InputError(
+                f"`method_file` must hold paths of .py files, or dotted paths of modules, but it holds {path!r}."
+            )
+        module = load_source(path)
+        offered = methods_of(module, task)
+        if not offered:
+            raise InputError(_no_method(path, module, task))
+        _add(known, [method for method in offered if known.get(method.name) is not method], path)
+        names += [method.name for method in offered]
+    return names, known
 
 
 def _no_method(name: str, module: ModuleType, task: str) -> str:

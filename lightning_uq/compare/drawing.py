@@ -57,7 +57,8 @@ def draw(results: Mapping[str, Any], records: Records) -> dict[str, "Figure"]:
         if "certainty" in scores:
             curves[title] = scores["certainty"], ~scores["correct"]
         elif "width_90" in scores:
-            curves[title] = -scores["width_90"], scores["absolute_error"]
+            known = ~scores["absolute_error"].isnan()  # a row without a target has no error
+            curves[title] = -scores["width_90"][known], scores["absolute_error"][known]
         if "pit" in scores:
             shares = central_coverage(scores["pit"])
             # Conformal intervals have no distribution of their own.

@@ -32,6 +32,8 @@ def command_line(configuration: Configuration) -> str:
             arguments += [f"--{option.name.replace('_', '-')}", written]
     if configuration.recipe.max_epochs is not None:
         arguments += ["--max-epochs", str(configuration.recipe.max_epochs)]
+    if configuration.recipe.tune:
+        arguments += ["--tune", str(configuration.recipe.tune)]
     return shlex.join(["lightning-uq", "compare", *arguments])
 
 

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,15 +12,28 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_uq.batches import num_rows
 from lightning_uq.callbacks.conformal_sets import ConformalSets
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.compare.problem import Problem
+from lightning_uq.compare.reading import (
+    Loader,
+    ReadPredictions,
+    data_for,
+    is_foreign,
+    reading_predictions,
+    rows_repeated,
+    target_of,
+)
 from lightning_uq.compare.records import Record
+from lightning_uq.compare.saved_predictions import columns_of, save_predictions
 from lightning_uq.compare.testbed import divergences
 from lightning_uq.compare.training import Trained
 from lightning_uq.data import TestbedDataModule
+from lightning_uq.errors import InputError
 from lightning_uq.functional.held_out_scores import rows_needed
-from lightning_uq.method import Method
+from lightning_uq.lightning_trees import in_tree_of
+from lightning_uq.method import Method, Reading
 from lightning_uq.metrics import JointLogLoss
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.predictions import CategoricalPrediction, ClassProbabilities, Prediction
@@ -31,31 +45,37 @@ ALPHA = 0.1
 """Share of labels that sets of classes may miss."""
 
 
-def evaluate(method: Method, trained: Trained, problem: Problem, seed: int, accelerator: str) -> Record:
-    """Measure a trained method on the test split and on the out-of-distribution data."""
+def evaluate(
+    method: Method,
+    trained: Trained,
+    problem: Problem,
+    seed: int,
+    accelerator: str,
+    devices: int | list[int] = 1,
+    saved: Path | None = None,
+) -> Record:
+    """Measure a trained method on the test split and on the out-of-distribution data.
+
+    Args:
+        method: The method.
+        trained: Its training.
+        problem: The data of the seed.
+        seed: The seed.
+        accelerator: Lightning's.
+        devices: Lightning's.
+        saved: The file to which the predictions of the test rows are written; None: they are not.
+    """
     module, callbacks, data = trained.module, trained.callbacks[method.name], problem.data
-    if isinstance(module, UncertaintyModule):
-        module.return_members = True  # the joint log-loss needs them
-        module.prediction_transforms.clear()  # of other methods that read the same training
-    scorers = [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
-    task = module.task if isinstance(module, UncertaintyModule) else problem.setting.task
 
-    def predict(loader: Any, *, labelled: bool) -> _Reader:
-        reader = _Reader(method.ood_score, task, scorers, labelled=labelled)
-        trainer = Trainer(
-            accelerator=accelerator,
-            devices=1,
-            callbacks=[*callbacks, reader],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
+    def predict(loader: Any, *, labelled: bool, keep: bool = False) -> Reader:
+        return read_predictions(
+            method, module, callbacks, problem, loader, accelerator, devices, labelled=labelled, keep=keep
         )
-        trainer.predict(module, loader, return_predictions=False)
-        return reader
 
-    inside = predict(data.test_dataloader(), labelled=True)
+    inside = predict(data.test_dataloader(), labelled=True, keep=saved is not None)
     rows = inside.rows()
+    if saved is not None:
+        save_predictions(saved, data.test_rows, inside.columns)
     if inside.log_probs and not problem.is_testbed:
         rows |= sets_of(predict(data.val_dataloader(), labelled=True), inside)
     outside = [predict(loader, labelled=False).rows() for loader in data.ood_dataloaders().values()]
@@ -67,7 +87,7 @@ def evaluate(method: Method, trained: Trained, problem: Problem, seed: int, acce
         module.prediction_transforms.clear()  # the scorers' own pass is timed, and not the transforms' too
     values["parameters"] = num_weights(module)
     values["train_seconds"] = trained.seconds[method.name]
-    values["ms_per_1000"] = _milliseconds(module.to(inside.device), method.ood_score, scorers, problem)
+    values |= _milliseconds(module.to(inside.device), method, scorers_of(module, callbacks), inside.seen)
     return Record(
         method.name,
         seed,
@@ -77,6 +97,47 @@ def evaluate(method: Method, trained: Trained, problem: Problem, seed: int, acce
         {name: torch.cat([one[name] for one in outside]) for name in names},
         inside.num_indices,
     )
+
+
+def read_predictions(
+    method: Method,
+    module: LightningModule,
+    callbacks: Sequence[Callback],
+    problem: Problem,
+    loader: Any,
+    accelerator: str,
+    devices: int | list[int] = 1,
+    *,
+    labelled: bool,
+    keep: bool = False,
+    limit: int | None = None,
+) -> "Reader":
+    """Let a Trainer predict a loader's batches, at most ``limit``, and read the predictions."""
+    if isinstance(module, UncertaintyModule):
+        module.return_members = True  # the joint log-loss needs them
+        module.prediction_transforms.clear()  # of other methods that read the same training
+        task = module.task
+    else:
+        task = problem.setting.task if method.reading is None else method.reading.task
+    reader = Reader(method, task, scorers_of(module, callbacks), labelled=labelled, keep=keep)
+    kind: Any = in_tree_of(module, Trainer)
+    trainer = kind(
+        accelerator=accelerator,
+        devices=devices,
+        callbacks=[*reader.attached(module), *callbacks, reader],
+        limit_predict_batches=limit,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.predict(module, datamodule=data_for(module, Loader(problem.data, loader)), return_predictions=False)
+    return reader
+
+
+def scorers_of(module: LightningModule, callbacks: Sequence[Callback]) -> list[OODScorer]:
+    """What provides scores beside the predictions."""
+    return [one for one in (module, *callbacks) if isinstance(one, OODScorer)]
 
 
 def ood_score(
@@ -110,7 +171,7 @@ def ood_score(
     return score.flatten(1).mean(1) if score.ndim > 1 else score
 
 
-def sets_of(held_out: "_Reader", tested: "_Reader") -> dict[str, Tensor]:
+def sets_of(held_out: "Reader", tested: "Reader") -> dict[str, Tensor]:
     """Whether each test label is in its set of classes, and the set's size, with a threshold for 90 % from the validation data.
 
     The validation data have stopped the training too, so the coverage may be a little below 90 %. Where they are too few for a
@@ -143,11 +204,32 @@ def num_weights(module: nn.Module) -> int:
     return sum(counted.values())
 
 
-class _Reader(Callback):
-    """Reads predictions as the Trainer makes them: scores of rows, and what cannot be said of single rows."""
+class Reader(Callback):
+    """Reads predictions as the Trainer makes them: scores of rows, and what cannot be said of single rows.
 
-    def __init__(self, ood_score: str, task: Task, scorers: Sequence[OODScorer], *, labelled: bool) -> None:
-        self.ood_score = ood_score
+    Args:
+        method: The method.
+        task: What the outputs of its module mean.
+        scorers: Provide scores beside the predictions.
+        labelled: Whether targets are read too.
+        keep: Whether the predictions of labelled rows are kept.
+
+    Attributes:
+        columns: Of each batch what is kept of its predictions.
+        further: Metrics that are no means of row scores.
+        log_probs: Of each batch, where each input has one of several classes.
+        targets: Of each batch, likewise.
+        num_indices: Z of the predictions.
+        device: The device of the module.
+        seen: The first batches as the module sees them, with 1,000 rows at least if there are so many.
+    """
+
+    def __init__(
+        self, method: Method, task: Task, scorers: Sequence[OODScorer], *, labelled: bool, keep: bool = False
+    ) -> None:
+        self.method = method
+        self.keep = keep
+        self.columns: list[dict[str, Tensor]] = []
         self.task = task
         self.scorers = scorers
         self.labelled = labelled
@@ -157,29 +239,58 @@ class _Reader(Callback):
         self.targets: list[Tensor] = []
         self.num_indices: int | None = None
         self.device = torch.device("cpu")
+        self.seen: list[Any] = []
+        self._num_seen = 0
         self._rows: list[dict[str, Tensor]] = []
         self._stack = ExitStack()
         self._provided: list[Callable[[Tensor], Mapping[str, Tensor]]] = []
+
+    def attached(self, module: LightningModule) -> list[Callback]:
+        """What makes predictions of a foreign module readable."""
+        reading = self._reading(module)
+        return [] if reading is None else [ReadPredictions(reading)]
+
+    def _reading(self, module: LightningModule) -> Reading | None:
+        return self.method.reading if is_foreign(module) else None
 
     def rows(self) -> dict[str, Tensor]:
         """The scores of all rows by name [N, ...]."""
         return {name: torch.cat([batch[name] for batch in self._rows]) for name in self._rows[0]}
 
-    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
+        """Open the contexts of the scorers around the module's call."""
         self.device = pl_module.device
+        if self.labelled and self._num_seen < TIMED_ROWS:
+            self.seen.append(batch)
         self._provided = [self._stack.enter_context(scorer.ood_scores(pl_module)) for scorer in self.scorers]
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        score = ood_score(self.ood_score, outputs, self._provided).cpu()
+        """Read the scores of a batch.
+
+        Raises:
+            InputError: A foreign module's ``predict_step`` gives no prediction, or the batch has no target.
+        """
+        if not isinstance(outputs, Prediction):
+            raise InputError(
+                f"`predict_step` of {type(pl_module).__name__} must return a prediction of lightning_uq, but it returned an object of type "
+                f"{type(outputs).__name__}. Give the Method a `reading`."
+            )
+        name = self.method.ood_score
+        scores = {} if name is None else {"ood_score": ood_score(name, outputs, self._provided).cpu()}
         self._stack.close()
         if not self.labelled:
-            self._rows.append({"ood_score": score})
+            self._rows.append(scores)
             return
-        prediction: Prediction = outputs.to("cpu")
-        target = batch[1].cpu()
-        self._rows.append({"ood_score": score, **self.task.row_scores(prediction, target)})
+        target = target_of(batch, pl_module, self._reading(pl_module))
+        if target is None:
+            raise InputError("The batches of the test loader must hold targets, but they hold none.")
+        prediction, target = outputs.to("cpu"), target.cpu()
+        self._num_seen += len(target)
+        if self.keep:
+            self.columns.append({**columns_of(prediction, target), **scores})
+        self._rows.append({**scores, **self.task.row_scores(prediction, target)})
         counted, label = self.task.rows(prediction, target)
         if isinstance(counted, ClassProbabilities) and not prediction.map_shape:
             self.log_probs.append(counted.log_probs)
@@ -189,34 +300,46 @@ class _Reader(Callback):
             metric.update(counted, label)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the scorers' contexts."""
         self._stack.close()
 
 
 def _milliseconds(
     module: LightningModule,
-    score: str,
+    method: Method,
     scorers: Sequence[OODScorer],
-    problem: Problem,
+    seen: Sequence[Any],
     *,
     warm_up: int = 3,
     repeats: int = 11,
     budget: float = 5.0,
-) -> float:
-    """Median time of the predictions and the score of 1,000 inputs in one batch, back on the CPU.
+) -> dict[str, float]:
+    """Median time of the predictions and the score of 1,000 inputs in one batch, back on the CPU; none of batches that cannot be joined.
 
-    What is slow is measured less often: once ``budget`` seconds are spent, no more.
+    Where 1,000 inputs would take more than a second, the first batch is timed in their place. Once ``budget`` seconds are spent, no more
+    is measured.
     """
-    x = problem.data.dataset("test").tensors[0]
-    batch = (x[torch.arange(TIMED_ROWS) % len(x)].to(module.device),)
-    times = []
-    for _ in range(warm_up + repeats):
-        start = time.perf_counter()
-        with torch.inference_mode(), ExitStack() as stack:
-            provided = [stack.enter_context(scorer.ood_scores(module)) for scorer in scorers]
-            prediction = module.predict_step(batch, 0)
-            center = prediction.probs if hasattr(prediction, "probs") else prediction.point
-            center.cpu(), ood_score(score, prediction, provided).cpu()
-        times.append(time.perf_counter() - start)
-        if sum(times) > budget:
-            break
-    return 1000 * statistics.median(times[warm_up:] or times[-1:])
+    try:
+        whole, (first, num) = rows_repeated(seen, TIMED_ROWS), (seen[0], num_rows(seen[0]))
+    except TypeError:
+        return {}
+    assert num is not None
+    with reading_predictions(module, method.reading if is_foreign(module) else None):
+        seconds = _seconds(module, method, scorers, first)
+        batch, rows = (first, num) if seconds * TIMED_ROWS / num > 1 else (whole, TIMED_ROWS)
+        times: list[float] = []
+        while len(times) < warm_up + repeats and sum(times) <= budget:
+            times.append(_seconds(module, method, scorers, batch))
+    return {"ms_per_1000": 1000 * statistics.median(times[warm_up:] or times[-1:]) * TIMED_ROWS / rows}
+
+
+def _seconds(module: LightningModule, method: Method, scorers: Sequence[OODScorer], batch: Any) -> float:
+    start = time.perf_counter()
+    with torch.inference_mode(), ExitStack() as stack:
+        provided = [stack.enter_context(scorer.ood_scores(module)) for scorer in scorers]
+        prediction = module.predict_step(batch, 0)
+        center = prediction.probs if hasattr(prediction, "probs") else prediction.point
+        center.cpu()
+        if method.ood_score is not None:
+            ood_score(method.ood_score, prediction, provided).cpu()
+    return time.perf_counter() - start

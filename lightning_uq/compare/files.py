@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning_uq.compare.drawing import draw
 from lightning_uq.compare.page import make_report
 from lightning_uq.compare.records import Record
-from lightning_uq.report import render_html, to_png, to_svg, write_files
+from lightning_uq.report import Link, render_html, to_png, to_svg, write_files
 
+PAGE = "report.html"
+RESULTS = ("results.json", "report.html")
 STALE = ("differences_*.png", "reliability_*.png", "scores_*.png", "risk_coverage.png", "intervals.png")
 
 
@@ -29,12 +32,44 @@ def write(results: Mapping[str, Any], records: Mapping[str, Sequence[Record]], d
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
     """
+    return _write(directory, {"results.json": to_json(results), **make_pages(results, records)})
+
+
+def write_page(
+    results: Mapping[str, Any], records: Mapping[str, Sequence[Record]], directory: Path, pages: Sequence[Link] = ()
+) -> list[str]:
+    """Write what :func:`write` writes, but ``results.json``: the page and the figures again, of a run that is there already.
+
+    Args:
+        results: The contents of ``results.json``.
+        records: The records of its methods.
+        directory: Where to write; it exists.
+        pages: Links to other pages.
+
+    Returns:
+        The files' names.
+    """
+    return _write(directory, make_pages(results, records, pages))
+
+
+def make_pages(
+    results: Mapping[str, Any], records: Mapping[str, Sequence[Record]], pages: Sequence[Link] = ()
+) -> dict[str, bytes]:
+    """The page and the figures, by the names of their files."""
     figures = draw(results, records)
-    page = render_html(make_report(results, {name: to_svg(figure) for name, figure in figures.items()}))
-    images = {f"{name}.png": to_png(figure) for name, figure in figures.items()}
-    files = {"results.json": to_json(results), "report.html": page.encode(), **images}
+    report = make_report(results, {name: to_svg(figure) for name, figure in figures.items()})
+    page = render_html(replace(report, pages=pages))
+    return {PAGE: page.encode(), **{f"{name}.png": to_png(figure) for name, figure in figures.items()}}
+
+
+def _write(directory: Path, files: Mapping[str, bytes]) -> list[str]:
     write_files(directory, files, stale=STALE)
     return list(files)
+
+
+def write_results(results: Mapping[str, Any], directory: Path) -> None:
+    """Write ``results.json`` alone, whole or not at all."""
+    write_files(directory, {"results.json": to_json(results)})
 
 
 def to_json(results: Mapping[str, Any]) -> bytes:

@@ -1,11 +1,13 @@
 """The page of a comparison: its texts around the table and the figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_uq.compare import own_page
 from lightning_uq.compare.evaluation import TAU
 from lightning_uq.compare.testbed import NUM_INDICES
 from lightning_uq.report import DENSITY_TITLES, LABEL_TITLES, Report, Section, score_label, shown_columns
+from lightning_uq.report.table import ALL_COLUMNS
 from lightning_uq.tasks.row_scores import NUM_BINS
 
 _SECTIONS = {
@@ -15,8 +17,7 @@ _SECTIONS = {
     ),
     "reliability_": (
         "Reliability",
-        f"Accuracy in {NUM_BINS} bins of confidence, test samples of all seeds together. On the dashed line a "
-        "confidence means what it says; below it the method is overconfident. Bars are 95 % Wilson intervals.",
+        f"Accuracy in {NUM_BINS} bins of confidence. On the dashed line a confidence means what it says; below it the method is overconfident.",
     ),
     "intervals": (
         "Coverage of intervals",
@@ -25,15 +26,17 @@ _SECTIONS = {
     ),
     "scores_": (
         "Out-of-distribution scores",
-        "Each method's own score on test samples and on out-of-distribution samples, all seeds together. The less the two overlap, the better. "
-        "The outermost bins hold what lies beyond them.",
+        "A method's own score on test rows and on out-of-distribution rows. The less the two overlap, the better. The outermost bins hold what "
+        "lies beyond them.",
     ),
     "risk_coverage": (
         "Risk and coverage",
-        "If a method answers only its most certain share of the test samples (coverage), how wrong are the answers (risk)? Lower is better. The "
-        "curve's last point is the risk of all samples.",
+        "If a method answers only its most certain share of the test rows (coverage), how wrong are the answers (risk)? Lower is better. The "
+        "curve's last point is the risk of all rows.",
     ),
 }
+_POOLED = " The rows of all {seeds} seeds are drawn together."
+_TITLES = {column.key: column.title for column in ALL_COLUMNS}
 
 
 def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Report:
@@ -43,39 +46,62 @@ def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Repor
         results: The contents of ``results.json``.
         figures: The figures of :func:`~lightning_uq.compare.drawing.draw` as SVG.
     """
-    sections = []
+    sections, seeds = [], _num_seeds(results["rows"])
     for prefix, (title, text) in _SECTIONS.items():
         found = {_caption(name): svg for name, svg in figures.items() if name.startswith(prefix)}
         if found:
-            sections.append(Section(title, text, found))
+            pooled = _POOLED.format(seeds=seeds) if seeds > 1 and prefix != "differences_" else ""
+            sections.append(Section(title, text + pooled, found))
     rows = results["rows"]
-    titles = {"regression": DENSITY_TITLES, "multilabel": LABEL_TITLES}.get(results["task"])
+    titles = {"regression": DENSITY_TITLES, "pixel_regression": DENSITY_TITLES, "multilabel": LABEL_TITLES}.get(
+        results["task"]
+    )
     columns = shown_columns(rows, titles)
+    is_own = results.get("kind") == "test"
+    facts = {} if is_own else {"Configuration": _configuration(results)}
+    facts |= {
+        heading: found
+        for heading, found in (("Tuned settings", _tuned(results)), ("Methods left out", results.get("left_out")))
+        if found
+    }
     return Report(
-        title=f"Uncertainty methods compared on {results['problem']['name']}",
+        title=_title(results),
         verdict=results["verdict"],
-        introduction=_introduction(results),
+        introduction=own_page.introduction(results) if is_own else _introduction(results),
         rows=rows,
         columns=columns,
         tied=ties(results),
-        intervals={column.key: _notes_on_cells(results, column.key, column.text) for column in columns},
+        intervals={
+            one.key: _notes_on_cells(results, one.key, one.text) or own_page.cell_notes(results, one) for one in columns
+        },
         methods={name: (_about(results, name), one["link"]) for name, one in results["methods"].items()},
-        notes=_notes(results),
+        notes=own_page.notes(results) if is_own else _notes(results),
         sections=sections,
-        facts={"Configuration": _configuration(results), "Versions": _versions(results)},
+        facts={**facts, "Versions": _versions(results)},
     )
 
 
+def _title(results: Mapping[str, Any]) -> str:
+    rows, name = results["rows"], results["problem"]["name"]
+    if results.get("kind") != "test":
+        return f"Uncertainty methods compared on {name}"
+    return f"Uncertainty of {rows[0]['method']}" if len(rows) == 1 else f"Uncertainty of {len(rows)} modules on {name}"
+
+
+def _num_seeds(rows: Sequence[Mapping[str, Any]]) -> int:
+    return max((len(value["seeds"]) for row in rows for value in row.values() if isinstance(value, Mapping)), default=1)
+
+
 def ties(results: Mapping[str, Any]) -> dict[str, list[str]]:
-    """For each key the methods that cannot be told from the best."""
-    return {key: found["tied"] for key, found in results["differences"].items() if found["tied"]}
+    """For each key the methods that cannot be told from the best, and the best itself, which is marked with them where all print alike."""
+    return {key: [found["best"], *found["tied"]] for key, found in results["differences"].items() if found["tied"]}
 
 
 def _caption(name: str) -> str:
     for prefix in ("reliability_", "scores_"):
         name = name.removeprefix(prefix)
     return {"intervals": "Coverage of intervals", "risk_coverage": "Risk-coverage curves"}.get(
-        name, name.replace("differences_", "Differences in ")
+        name, _TITLES.get(name.removeprefix("differences_"), name)
     )
 
 
@@ -97,8 +123,11 @@ def _introduction(results: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(parts[:-1]) + f" and {parts[-1]} samples"
     text = f"{len(results['rows'])} methods that predict {kind} on {problem['name']}. There are {counts}."
     if held_out:
-        text += f" Classes {held_out} are held out as OOD data."
-    return [text, *problem["notes"]]
+        is_one = len(problem["ood_classes"]) == 1
+        text += f" {f'Class {held_out} is' if is_one else f'Classes {held_out} are'} held out as OOD data."
+    left_out = results.get("left_out", {})
+    missing = [f"Left out: {', '.join(left_out)}; the reasons stand at the end of the page."] if left_out else []
+    return [text, *problem["notes"], *missing]
 
 
 def _notes_on_cells(results: Mapping[str, Any], key: str, text: Any) -> dict[str, str]:
@@ -120,9 +149,15 @@ def _signed(value: float, text: Any) -> str:
 def _about(results: Mapping[str, Any], name: str) -> str:
     one = results["methods"][name]
     parts = [one["about"]] if one["about"] else []
-    parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
+    if one["ood_score"] is not None:
+        parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
     if one["num_indices"] is not None:
         parts.append(f"Z = {one['num_indices']}")
+    best_by = one.get("best_by")  # of a module of one's own
+    if best_by == "last":
+        parts.append("the last weights, since it logs no validation metric")
+    elif best_by is not None:
+        parts.append(f"the weights of the epoch with the best {best_by}")
     if one["trained_as"] is not None:
         parts.append(f"reads the networks trained as {one['trained_as']}")
     return "; ".join(parts)
@@ -152,6 +187,19 @@ def _configuration(results: Mapping[str, Any]) -> dict[str, Any]:
             "and labels alone"
         )
     return facts
+
+
+def _tuned(results: Mapping[str, Any]) -> dict[str, str]:
+    """For each method with tuned settings, these in one line."""
+    return {
+        name: ", ".join(f"{setting} = {_plain(value)}" for setting, value in settings.items())
+        for name, settings in results.get("tuned", {}).items()
+        if settings
+    }
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _versions(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 """What a comparison has to do: its methods, and one training per seed for all methods that read it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
-from lightning_uq.compare.discovery import find_methods, methods
+from lightning_uq.compare.discovery import find_methods, methods, register
+from lightning_uq.compare.monitor import find_monitor
+from lightning_uq.compare.own_module import MODULE, module_methods
 from lightning_uq.compare.problem import Problem, make_problem
+from lightning_uq.compare.quiet import one_thread, quiet
 from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS, num_epochs
+from lightning_uq.compare.trial import try_methods
 from lightning_uq.errors import InputError
-from lightning_uq.method import Method
+from lightning_uq.method import Method, Monitor
 
 
 @dataclass(frozen=True)
@@ -17,13 +22,20 @@ class Job:
 
     Attributes:
         trainee: Name of the method that is trained.
-        readers: Names of the methods that read the training; the trainee itself may be among them.
+        readers: Names of the methods that read the training; the trainee itself may be among them. A trial of tuning has none.
         seed: The seed.
+        settings: Tuned settings by name, instead of those of the recipe and of the method.
     """
 
     trainee: str
     readers: tuple[str, ...]
     seed: int
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is a trial, whose validation metric alone counts."""
+        return not self.readers
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class Plan:
         known: All methods by name, since one without a row may be trained for others.
         jobs: All trainings: those of one method after those of another.
         epochs: Epochs that a training takes at most.
+        left_out: The methods that cannot run on this data with this network, and why.
+        monitors: For each trained method the validation metric whose best epoch is kept; None: the last weights are kept.
     """
 
     problem: Problem
@@ -43,18 +57,29 @@ class Plan:
     known: dict[str, Method]
     jobs: tuple[Job, ...]
     epochs: int
+    left_out: dict[str, str] = field(default_factory=dict)
+    monitors: dict[str, Monitor | None] = field(default_factory=dict)
 
 
 def make_plan(configuration: Configuration) -> Plan:
-    """Find data and methods, before anything is trained.
+    """Find data and methods, and try each method, before anything is trained.
 
     Raises:
-        InputError: Data or methods cannot be found, or do not go together.
+        InputError: Data or methods cannot be found, or do not go together. Methods that nobody named are left out instead.
         MissingExtraError: A package that reads the data is not installed.
     """
     problem = make_problem(configuration, configuration.seed)
-    chosen, known = choose_methods(configuration.methods, problem)
-    groups = share_trainings(chosen)
+    chosen, known, required = choose_methods(configuration, problem)
+    left_out: dict[str, str] = {}
+    monitors: dict[str, Monitor | None] = {}
+    with quiet(), one_thread():
+        if not problem.is_testbed:
+            left_out = try_methods(share_trainings(chosen), known, required, problem, configuration)
+            chosen = {name: method for name, method in chosen.items() if name not in left_out}
+        groups = share_trainings(chosen)
+        if configuration.recipe.steps is None:
+            for name in groups:
+                monitors[name] = find_monitor(known[name], problem.setting, problem.data, configuration.accelerator)
     epochs = configuration.recipe.for_task(problem.data.task).max_epochs
     assert epochs is not None
     if configuration.recipe.steps is not None:
@@ -64,39 +89,52 @@ def make_plan(configuration: Configuration) -> Plan:
         for trainee, readers in groups.items()
         for seed in configuration.all_seeds
     )
-    return Plan(problem, chosen, known, jobs, epochs)
+    return Plan(problem, chosen, known, jobs, epochs, left_out, monitors)
 
 
-def choose_methods(names: Sequence[str] | None, problem: Problem) -> tuple[dict[str, Method], dict[str, Method]]:
-    """The methods to compare, and all that are known: on a testbed problem its agents replace the methods of their names.
+def choose_methods(
+    configuration: Configuration, problem: Problem
+) -> tuple[dict[str, Method], dict[str, Method], set[str]]:
+    """The methods to compare, all that are known, and the names of those that must run.
+
+    The rows of a module of the user's own, and the methods of ``method_file``, come beside the named methods. Without names, all methods of
+    this package for the task are compared, without those that only detect where there are no out-of-distribution data; but with a module its rows alone. On a testbed problem its agents replace the methods of
+    their names.
 
     Args:
-        names: Names, ``.py`` files or modules (:func:`~lightning_uq.compare.discovery.find_methods`), in the order of the
-            rows; None: all methods for the task, without those that only detect where there are no out-of-distribution data; on a testbed
-            problem its default agents.
-        problem: The problem.
+        configuration: Names what is compared.
+        problem: The data of one seed.
 
     Raises:
         InputError: A method cannot be found or is not for the task, or the method whose network it reads cannot.
     """
-    known = methods(problem.data.task)
+    task, names = problem.data.task, configuration.methods
+    known = methods(task)
     if problem.is_testbed:
         known |= AGENTS
-    if names is None:
-        order = list(known)
+    own = module_methods(configuration, problem)
+    added, known = register(configuration.method_file, {**known, **own}, task)
+    chosen: list[str] = []
+    if names is not None:
+        chosen, known = find_methods(names, known, task)
+    elif problem.is_testbed:
+        chosen = list(DEFAULT_AGENTS)
+    elif not own:
         has_outside = bool(problem.data.ood_dataloaders())
         offered = [name for name in known if has_outside or not known[name].detects_only]
-        # A method that reads another's network stands below that one.
-        names = (
-            DEFAULT_AGENTS if problem.is_testbed else sorted(offered, key=lambda name: order.index(known[name].trainee))
-        )
-    chosen, known = find_methods(names, known, problem.data.task)
-    for name in find_methods([known[name].trainee for name in chosen], known, problem.data.task)[0]:
+        chosen = [name for name in offered if name not in added]
+    rows = [] if set(own) & set(chosen) else list(own)
+    required = {*chosen, *added} if names is not None else set(added)
+    order = list(known)
+    chosen = list(dict.fromkeys([*rows, *chosen, *added]))
+    if names is None and not problem.is_testbed:  # a method that reads another's network stands below that one
+        chosen.sort(key=lambda name: order.index(known[name].trainee))
+    for name in find_methods([known[name].trainee for name in chosen], known, task)[0]:
         if known[name].build is None:
             raise InputError(
                 f"methods: {name} trains no network that another method could read, since it reads one itself."
             )
-    return {name: known[name] for name in chosen}, known
+    return {name: known[name] for name in chosen}, known, required | {MODULE} & set(own)
 
 
 def share_trainings(chosen: Mapping[str, Method]) -> dict[str, list[Method]]:

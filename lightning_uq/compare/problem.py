@@ -1,14 +1,20 @@
 """The data of a comparison for one seed, and what the methods may know of it."""
 
 import functools
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
+from lightning_uq.batches import num_rows
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.testbed import AgentSetting, agent_setting
-from lightning_uq.data import ArrayDataModule, TestbedDataModule
+from lightning_uq.data import TestbedDataModule
+from lightning_uq.data.interface import TaskData
+from lightning_uq.errors import InputError
 from lightning_uq.method import Setting
 from lightning_uq.networks import backbone, default_backbone
 from lightning_uq.tasks import task_for
@@ -24,7 +30,7 @@ class Problem:
         network: Name of the backbone.
     """
 
-    data: ArrayDataModule
+    data: TaskData
     setting: Setting
     network: str
 
@@ -39,11 +45,16 @@ class Problem:
         facts: dict[str, Any] = {
             "name": data.name,
             "task": data.task,
-            "input_shape": list(data.input_shape),
+            "input_shape": list(setting.input_shape),
             "num_targets": setting.num_targets,
             "network": self.network,
-            "sizes": {part: len(data.dataset(part)) for part in ("train", "val", "test", "ood")},
-            "ood_classes": list(data.ood_classes),
+            "sizes": {
+                "train": data.num_train,
+                "val": num_samples(data.val_dataloader()),
+                "test": len(data.test_rows),
+                "ood": sum(num_samples(loader) for loader in data.ood_dataloaders().values()),
+            },
+            "ood_classes": list(getattr(data, "ood_classes", ())),
             "notes": list(data.notes),
         }
         if isinstance(setting, AgentSetting):
@@ -61,14 +72,50 @@ def make_problem(configuration: Configuration, seed: int) -> Problem:
     data = configuration.make_data(seed)
     if isinstance(data, TestbedDataModule):
         return Problem(data, agent_setting(data, configuration.recipe.learning_rate), "agents of the testbed")
-    network = configuration.network or default_backbone(data.task, data.input_shape)
+    name, shape, make = _network(configuration, data)
     setting = Setting(
         data=data.name,
         task=task_for(data),
-        input_shape=data.input_shape,
+        input_shape=shape,
         num_targets=data.num_outputs,
         num_train=data.num_train,
-        backbone=backbone(network, data.input_shape),
-        optimizer=functools.partial(torch.optim.Adam, lr=configuration.recipe.learning_rate),
+        backbone=make,
+        optimizer=functools.partial(
+            torch.optim.Adam, lr=configuration.recipe.learning_rate, weight_decay=configuration.recipe.weight_decay
+        ),
     )
-    return Problem(data, setting, network)
+    return Problem(data, setting, name)
+
+
+def _network(configuration: Configuration, data: TaskData) -> tuple[str, tuple[int, ...], Any]:
+    """Name of the backbone, shape of one input, and the backbone's factory.
+
+    A module of the user's own needs neither: it may take inputs for which there is no backbone.
+    """
+    try:
+        shape = data.input_shape
+        name = configuration.network or default_backbone(data.task, shape)
+        return name, shape, backbone(name, shape)
+    except InputError as error:
+        if configuration.module is None or configuration.network is not None:
+            raise
+        return "none", (), functools.partial(_no_backbone, str(error))
+
+
+def _no_backbone(reason: str, *_: Any, **__: Any) -> nn.Module:
+    raise InputError(reason)
+
+
+def num_samples(loader: Iterable[Any]) -> int:
+    """Number of samples of a loader, without reading them where it reads a data set in order.
+
+    Example:
+        >>> num_samples(DataLoader(range(5), batch_size=2)), num_samples([(torch.zeros(3, 1), torch.zeros(3))])
+        (5, 3)
+    """
+    if isinstance(loader, DataLoader):
+        data, sampler, whole = loader.dataset, loader.sampler, not loader.drop_last
+        is_plain = type(loader.batch_sampler) is BatchSampler and type(sampler) is SequentialSampler
+        if is_plain and whole and not isinstance(data, IterableDataset) and isinstance(data, Sized):
+            return len(data)
+    return sum(num_rows(batch) or 0 for batch in loader)

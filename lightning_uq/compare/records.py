@@ -2,9 +2,11 @@
 
 import io
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -67,12 +69,12 @@ class Record:
             InputError: The file is no record, or one of another version.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 facts: dict[str, Any] = json.loads(str(file["facts"]))
                 if facts["format"] != _FORMAT:
                     raise InputError(f"{path} has format {facts['format']}, but this version reads format {_FORMAT}.")
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "facts"}
-        except (OSError, KeyError, ValueError, EOFError) as error:
+        except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:
             raise InputError(
                 f"{path} is no record of a comparison: {without_period(error)}. Delete it, or run again with --overwrite."
             ) from error

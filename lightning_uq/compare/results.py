@@ -15,7 +15,6 @@ from lightning_uq.compare.problem import Problem
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.verdict import make_verdict
 from lightning_uq.functional.standard_error import standard_error
-from lightning_uq.method import Method
 from lightning_uq.report.table import ALL_COLUMNS
 
 FORMAT = 1
@@ -52,46 +51,43 @@ def summarize(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]
 def make_results(
     configuration: Configuration,
     problem: Problem,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Mapping[str, Any]],
     records: Mapping[str, Sequence[Record]],
+    left_out: Mapping[str, str] | None = None,
+    *,
+    statistics: bool = True,
 ) -> dict[str, Any]:
     """The contents of ``results.json``, from which the page is made again.
 
-    Methods that lack the record of a seed have no row.
+    Methods that lack the record of a seed have no row; ``"missing"`` says how many each of them lacks.
 
     Args:
         configuration: What was compared.
         problem: The data of the first seed.
-        methods: The methods by name.
+        methods: What a page says of each method, by name.
         records: Each method's records.
+        left_out: Methods that could not run on this data with this network, and why.
+        statistics: Whether to say which differences can be told from chance, and which method to take.
     """
     complete = {name: one for name, one in records.items() if len(one) == configuration.seeds}
     rows = make_rows(complete)
     plain = next((name for name in complete if name in PLAIN), next(iter(complete), ""))
     baseline = configuration.baseline or plain
-    differences = find_differences(complete, baseline, problem.setting.num_train) if complete else {}
+    differences = find_differences(complete, baseline, problem.setting.num_train) if complete and statistics else {}
     return {
         "format": FORMAT,
         "data": configuration.data,
         "task": problem.data.task,
-        "verdict": make_verdict(rows, differences, configuration.seeds),
+        "verdict": make_verdict(rows, differences, configuration.seeds, data=problem.data.name, baseline=baseline),
         "rows": rows,
+        "missing": {name: configuration.seeds - len(one) for name, one in records.items() if name not in complete},
         "baseline": baseline,
         "differences": differences,
-        "methods": {name: _about(methods[name], found) for name, found in complete.items()},
+        "methods": {name: {**methods[name], "num_indices": found[0].num_indices} for name, found in complete.items()},
+        "left_out": dict(left_out or {}),
         "problem": problem.facts(),
         "configuration": replace(configuration, recipe=configuration.recipe.for_task(problem.data.task)).as_plain(),
         "command": command_line(configuration),
         "versions": versions(),
         "git": git_state(),
-    }
-
-
-def _about(method: Method, records: Sequence[Record]) -> dict[str, Any]:
-    return {
-        "about": method.about,
-        "link": method.link,
-        "ood_score": method.ood_score,
-        "trained_as": method.trained_as,
-        "num_indices": records[0].num_indices,
     }

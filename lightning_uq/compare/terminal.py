@@ -1,16 +1,17 @@
-"""Progress of a comparison: a bar on a terminal, elsewhere one plain line a training."""
+"""Progress of a comparison: a bar on a terminal, elsewhere one plain line per training."""
 
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from lightning_uq.compare.training import Progress
+from lightning_uq.compare.estimate import Estimate, in_words
+from lightning_uq.compare.progress import Progress
 
 
 class TerminalProgress(Progress):
-    """Shows what is trained, and how much of the work is done; a context manager.
+    """Shows what is trained, how much of the work is done and how long the rest will take; a context manager.
 
     Args:
         console: Where to.
@@ -20,19 +21,18 @@ class TerminalProgress(Progress):
     def __init__(self, console: Console, unit: str = "epochs") -> None:
         self._console, self._unit = console, unit
         self._bar = Bar(
-            TextColumn("{task.description:<32}"),
-            BarColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(20),
             TaskProgressColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._trainings = self._epochs = self._trained = 0
-        self._task = self._bar.add_task("reading the data", total=None)
-        self._name = ""
+        self._estimate = Estimate(0, 0)
+        self._task = self._bar.add_task("reading the data", total=None, count="", left="")
 
     def __enter__(self) -> "TerminalProgress":
         self._bar.start()
@@ -43,24 +43,50 @@ class TerminalProgress(Progress):
     ) -> None:
         self._bar.stop()
 
-    def start(self, trainings: int, epochs: int) -> None:
-        """Set the bar's length: all epochs of all trainings."""
-        self._trainings, self._epochs = trainings, epochs
-        self._bar.update(self._task, total=trainings * epochs)
+    def start(self, trainings: int, epochs: int, done: int) -> None:
+        """Set the bar's length."""
+        self._estimate = Estimate(trainings, epochs, done)
+        self._bar.update(self._task, total=1.0)
+        self._show()
+
+    def note(self, text: str) -> None:
+        """Print a sentence above the bar."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def training(self, method: str, seed: int) -> None:
         """Name the training that begins."""
-        self._name = f"{method}, seed {seed}"
-        self._bar.update(self._task, description=self._name)
+        self._estimate.begin(method, seed)
+        self._show()
 
-    def epoch(self) -> None:
+    def epoch(self, method: str, seed: int) -> None:
         """Move the bar by an epoch."""
-        self._bar.advance(self._task)
+        self._estimate.epoch(method, seed)
+        self._show()
 
-    def trained(self, epochs: int, seconds: float) -> None:
-        """Move the bar by the epochs that an early stop left out; without a bar, tell of the training."""
-        self._trained += 1
-        self._bar.update(self._task, completed=self._trained * self._epochs)
+    def trained(self, method: str, seed: int, epochs: int, seconds: float) -> None:
+        """Move the bar to the training's end; without a bar, tell of the training."""
+        estimate = self._estimate
+        estimate.end(method, seed, epochs)
+        self._show()
         if self._bar.disable:
-            count = f"{self._trained}/{self._trainings}"
-            self._console.print(f"{count} {self._name}: {epochs} {self._unit} in {seconds:.1f} s", highlight=False)
+            left = estimate.seconds_left() if estimate.done < estimate.trainings else None
+            rest = "" if left is None else f", about {in_words(left)} left"
+            self.note(
+                f"{estimate.done}/{estimate.trainings} {method}, seed {seed}: {epochs} {self._unit} in {seconds:.1f} s{rest}"
+            )
+
+    def _show(self) -> None:
+        estimate = self._estimate
+        running, left = estimate.running, estimate.seconds_left()
+        names = [f"{method}, seed {seed}" for method, seed in running]
+        count = f"{estimate.done}/{estimate.trainings} trainings"
+        if len(running) == 1:
+            (one,) = running.values()
+            count += f", {one.epochs}/{estimate.epochs} {self._unit}"
+        self._bar.update(
+            self._task,
+            description=names[0] if len(names) == 1 else f"{len(names)} trainings at the same time" if names else "",
+            completed=estimate.share if estimate.trainings else 0.0,
+            count=count,
+            left="" if left is None else f"about {in_words(left)} left",
+        )

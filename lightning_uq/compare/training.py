@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,27 +16,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.isolation import IsolatedCallbacks
+from lightning_uq.compare.monitor import find_monitor
 from lightning_uq.compare.problem import Problem
+from lightning_uq.compare.progress import Progress
+from lightning_uq.compare.reading import data_for, is_foreign, logger_for
 from lightning_uq.compare.testbed import num_epochs
-from lightning_uq.method import Method
-from lightning_uq.modules.base import UncertaintyModule
-from lightning_uq.tasks import Task
-
-
-class Progress:
-    """What :func:`compare` tells while it works; this one listens to nothing, the command line draws a bar."""
-
-    def start(self, trainings: int, epochs: int) -> None:
-        """So many trainings of so many epochs at most are about to begin."""
-
-    def training(self, method: str, seed: int) -> None:
-        """A training begins."""
-
-    def epoch(self) -> None:
-        """One of its epochs is done."""
-
-    def trained(self, epochs: int, seconds: float) -> None:
-        """It ended after so many epochs."""
+from lightning_uq.lightning_trees import in_tree_of
+from lightning_uq.method import Method, Monitor
 
 
 @dataclass(frozen=True)
@@ -46,11 +33,17 @@ class Trained:
         module: The trained module.
         callbacks: The fitted post-training callbacks of each method that reads it.
         seconds: For each of those methods, the training's time and that of its own callbacks.
+        epochs: Epochs of the training.
+        shared_seconds: The training's time, without that of callbacks.
+        best: The best value of the validation metric by which the epoch is chosen; None where the last weights are kept.
     """
 
     module: LightningModule
     callbacks: dict[str, list[Callback]]
     seconds: dict[str, float]
+    epochs: int
+    shared_seconds: float
+    best: float | None
 
 
 def train(
@@ -60,6 +53,7 @@ def train(
     seed: int,
     configuration: Configuration,
     progress: Progress,
+    devices: int | list[int] = 1,
 ) -> Trained:
     """Train once for all methods that read the result; their post-training callbacks are fitted under the same Trainer.
 
@@ -75,17 +69,18 @@ def train(
             isolated[method.name] = IsolatedCallbacks(method.make_callbacks(setting))
         start = time.perf_counter()
         module = trainee.make_module(setting)
-        fixed, monitor = recipe.steps is not None, monitored(module, setting.task)
-        stop: list[Callback] = [] if fixed else [EarlyStopping(monitor, patience=recipe.patience)]
-        best = [] if fixed else [ModelCheckpoint(directory, "best", monitor=monitor, save_weights_only=True)]
-        trainer = Trainer(
+        fixed = recipe.steps is not None
+        monitor = None if fixed else find_monitor(trainee, setting, problem.data, configuration.accelerator)
+        stop, best = keepers(module, monitor, directory, recipe.patience)
+        kind: Any = in_tree_of(module, Trainer)
+        trainer = kind(
             accelerator=configuration.accelerator,
-            devices=1,
+            devices=devices,
             max_epochs=num_epochs(trainee.name, setting) if fixed else recipe.max_epochs,
-            callbacks=[*stop, _Epochs(progress), *isolated.values(), *best],
+            callbacks=[*stop, _Epochs(progress, trainee.name, seed), *isolated.values(), *best],
             default_root_dir=directory,
-            logger=False,
-            enable_checkpointing=not fixed,
+            logger=logger_for(module),
+            enable_checkpointing=bool(best),
             limit_val_batches=0 if fixed else 1.0,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -93,47 +88,46 @@ def train(
             log_every_n_steps=1,
         )
         if any(parameter.requires_grad for parameter in module.parameters()):
-            trainer.fit(module, datamodule=problem.data)
+            trainer.fit(module, datamodule=data_for(module, problem.data))
         total = time.perf_counter() - start
         module.cpu()
         if best:
-            weights = torch.load(best[0].best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-            module.load_state_dict(weights)
+            # Written above: of a module of the user's own it holds hyper-parameters of any kind.
+            checkpoint = torch.load(best[0].best_model_path, map_location="cpu", weights_only=not is_foreign(module))
+            module.on_load_checkpoint(checkpoint)
+            module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     shared = total - sum(one.seconds for one in isolated.values())
-    progress.trained(trainer.current_epoch, shared)
     return Trained(
         module.eval(),
         {name: one.callbacks for name, one in isolated.items()},
         {name: shared + one.seconds for name, one in isolated.items()},
+        trainer.current_epoch,
+        shared,
+        float(best[0].best_model_score) if best and best[0].best_model_score is not None else None,
     )
 
 
-def monitored(module: LightningModule, task: Task) -> str:
-    """The validation metric whose best epoch is kept: the NLL, or the error that a task without a likelihood has.
-
-    Args:
-        module: The module to train.
-        task: The task of the data, for a module that has none of its own.
-
-    Example:
-        >>> from lightning_uq import DeterministicModule
-        >>> from lightning_uq.tasks import Classification, Regression
-        >>> quantiles = Regression(head="quantiles")
-        >>> monitored(DeterministicModule(torch.nn.Linear(1, 3), task=quantiles), quantiles)
-        'val_pinball'
-    """
-    task = module.task if isinstance(module, UncertaintyModule) else task
-    return "val_nll" if "nll" in task.metrics("val") else f"val_{task.metric_on_bar}"
+def keepers(
+    module: LightningModule, monitor: Monitor | None, directory: str, patience: int
+) -> tuple[list[Callback], list[ModelCheckpoint]]:
+    """What stops a training, and what keeps its best epoch; nothing without a monitor."""
+    if monitor is None:
+        return [], []
+    stopping, checkpoint = in_tree_of(module, EarlyStopping), in_tree_of(module, ModelCheckpoint)
+    return (
+        [stopping(monitor.name, patience=patience, mode=monitor.mode)],
+        [checkpoint(directory, "best", monitor=monitor.name, mode=monitor.mode, save_weights_only=True)],
+    )
 
 
 class _Epochs(Callback):
     """Tells of every epoch."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, method: str, seed: int) -> None:
+        self.progress, self.method, self.seed = progress, method, seed
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.progress.epoch()
+        self.progress.epoch(self.method, self.seed)
 
 
 @contextmanager

@@ -1,20 +1,24 @@
-"""One sentence that says which method to take, and on which condition."""
+"""What the numbers say in words: which method is best, which ones cannot be told from it, and what that holds for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_uq.report.table import ALL_COLUMNS, cell
+from lightning_uq.report.table import Column, cell, shown_columns
 
 QUALITY = ("nll", "interval_score", "rmse", "mae", "accuracy")
 """Keys that tell how good predictions are, the first one that most methods have decides."""
 
 DETECTION = "ood_auroc"
 
-_COLUMNS = {column.key: column for column in ALL_COLUMNS}
-_OVER = {
-    "rows": "for these trained networks on other test rows of the same kind; other seeds were too few to be told ({seeds})",
-    "rows and seeds": "for other test rows of the same kind and for other seeds ({seeds})",
+_JUDGED = {
+    DETECTION: "detects out-of-distribution inputs best",
 }
+
+_HARDLY_DETECTS = 0.6
+"""Below this AUROC, being the best at a detection is said to be worth little."""
+
+_MAX_NAMES = 4
+"""Methods that a sentence names; further ones are counted."""
 
 
 def quality_key(rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -28,7 +32,12 @@ def quality_key(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def make_verdict(
-    rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Mapping[str, Any]], num_seeds: int
+    rows: Sequence[Mapping[str, Any]],
+    differences: Mapping[str, Mapping[str, Any]],
+    num_seeds: int,
+    *,
+    data: str = "these data",
+    baseline: str | None = None,
 ) -> list[str]:
     """What the numbers say, in sentences: the best predictions, the best detection, and what they hold for.
 
@@ -36,33 +45,95 @@ def make_verdict(
         rows: The rows of the results.
         differences: Those of :func:`~lightning_uq.compare.differences.find_differences`.
         num_seeds: Number of seeds.
+        data: What the data are called.
+        baseline: The method whose value stands beside the best one's.
 
     Returns:
-        The sentences; none if there is nothing to compare.
+        The sentences; none if no number decides.
     """
+    columns = {column.key: column for column in shown_columns(rows)}
     key = quality_key(rows)
-    sentences = [
-        _best(rows, differences[one], one, words)
-        for one, words in ((key, "predicts best"), (DETECTION, "detects out-of-distribution inputs best"))
-        if one is not None and one in differences and differences[one]["best"] is not None
-    ]
-    overs = {interval["over"] for one in differences.values() for interval in one["to_best"].values()}
-    if sentences and overs:
-        seeds = f"{num_seeds} seed{'s' * (num_seeds > 1)}"
-        condition = _OVER["rows" if "rows" in overs else "rows and seeds"].format(seeds=seeds)
-        sentences.append(f"This holds {condition}.")
+    if key is None or not rows:
+        return []
+    if len(rows) == 1:
+        return [_alone(rows[0], columns, key, data)]
+    judged = [one for one in (key, DETECTION) if differences.get(one, {}).get("best") is not None]
+    sentences = [_best(rows, differences[one], columns[one], data, baseline) for one in judged]
+    overs = {interval["over"] for one in judged for interval in differences[one]["to_best"].values()}
+    if overs:
+        sentences.append(_condition("rows" in overs, num_seeds, data))
     return sentences
 
 
-def _best(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], key: str, words: str) -> str:
-    column, best = _COLUMNS[key], found["best"]
-    value = cell(next(row for row in rows if row["method"] == best), column)[0]
-    others = found["tied"]
-    compared = len(found["to_best"])
-    sentence = f"{best} {words} ({column.label} {value})"
-    if not others:
-        return f"{sentence}, better than the other {compared} methods." if compared > 1 else f"{sentence}."
-    if len(others) == compared and compared > 1:
-        return f"{sentence}, but none of the other {compared} methods can be told from it."
-    listed = ", ".join(others[:4]) + (f" and {len(others) - 4} others" if len(others) > 4 else "")
-    return f"{sentence}, but {listed} cannot be told from it."
+def _alone(row: Mapping[str, Any], columns: Mapping[str, Column], key: str, data: str) -> str:
+    numbers = " and ".join(
+        f"{columns[one].label} {cell(row, columns[one])[0]}" for one in (key, DETECTION) if one in row
+    )
+    return f"{row['method']} is the only method on {data}, so there is nothing to compare it with ({numbers})."
+
+
+def _best(
+    rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], column: Column, data: str, baseline: str | None
+) -> str:
+    """Which method is best by one number, and which others cannot be told from it."""
+    by_name = {row["method"]: row for row in rows}
+    best, to_best = found["best"], found["to_best"]
+    value = cell(by_name[best], column)[0]
+    equal = [name for name, one in to_best.items() if one["lower"] == one["upper"] == 0]
+    tied = [name for name in found["tied"] if name not in equal]
+    worse = len(to_best) - len(found["tied"])
+    own = _same_as(equal)
+    against = (
+        f"; {baseline} {cell(by_name[baseline], column)[0]}" if baseline in to_best and baseline not in equal else ""
+    )
+    does = _JUDGED.get(column.key, "is best")
+    number, others = column.label.rstrip("."), [name for name in to_best if name not in equal]
+    if not to_best:
+        sentence = f"By {number}, {best} is the only method with a value on {data} ({value})."
+    elif not others:
+        sentence = f"By {number}, all methods are equal on {data} ({value}): they read the same predictions."
+    elif not tied:
+        are = f"{others[0]} is" if worse == 1 else "both others are" if worse == 2 else f"all {worse} others are"
+        sentence = f"By {number}, {best}{own} {does} on {data} ({value}{against}); {are} worse."
+    elif not worse:
+        none = {1: f"{tied[0]} cannot", 2: f"neither {' nor '.join(tied)} can"}.get(
+            len(tied), f"none of the {len(tied)} others can"
+        )
+        sentence = f"By {number}, no method stands out on {data}: {best}{own} has the best mean ({value}{against}), but {none} be told from it."
+    else:
+        rest = f"the other {worse} are worse" if worse > 1 else "the other one is worse"
+        sentence = f"By {number}, {best}{own} {does} on {data} ({value}{against}); {_listed(tied)} cannot be told from it, {rest}."
+    without = [name for name, row in by_name.items() if column.key not in row]
+    infinite = [name for name in by_name if name not in (best, *to_best, *without)]
+    for names, lack in ((without, number), (infinite, f"finite {number}")):
+        sentence += f" {_listed(names)} {'have' if len(names) > 1 else 'has'} no {lack}." if names else ""
+    if column.key == DETECTION and by_name[best][DETECTION]["mean"] < _HARDLY_DETECTS:
+        sentence += f" Even the best {number} is close to chance, 0.5."
+    return sentence
+
+
+def _same_as(equal: Sequence[str]) -> str:
+    return f" (as {_listed(equal)}, with the same values)" if equal else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a list in a sentence.
+
+    Example:
+        >>> _listed(["a", "b", "c"]), _listed(["a", "b", "c", "d", "e", "f"])
+        ('a, b and c', 'a, b, c and 3 others')
+    """
+    shown = (
+        list(names) if len(names) <= _MAX_NAMES else [*names[: _MAX_NAMES - 1], f"{len(names) - _MAX_NAMES + 1} others"]
+    )
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+
+
+def _condition(is_over_rows: bool, num_seeds: int, data: str) -> str:
+    if is_over_rows:
+        count = "one seed does" if num_seeds == 1 else f"{num_seeds} seeds do"
+        return (
+            f"This holds for the networks trained here, on further rows like the test rows of {data}. It may change if they are trained again: {count} "
+            "not tell, 5 would."
+        )
+    return f"This holds for further rows like the test rows of {data}, and for training again with other seeds (judged by {num_seeds} seeds)."

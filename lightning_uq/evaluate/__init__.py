@@ -44,8 +44,20 @@ Source: Mukhoti et al. (arXiv 2102.11582), its evaluation script.
 from lightning_uq.evaluate.data import data_names
 from lightning_uq.evaluate.models import load_model
 from lightning_uq.evaluate.numbers import Outputs, metrics
-from lightning_uq.evaluate.run import evaluate, write
+from lightning_uq.evaluate.run import evaluate, read_result, write, write_page
 from lightning_uq.evaluate.settings import ModelType, Settings
 from lightning_uq.evaluate.table import make_table
 
-__all__ = ["ModelType", "Outputs", "Settings", "data_names", "evaluate", "load_model", "make_table", "metrics", "write"]
+__all__ = [
+    "ModelType",
+    "Outputs",
+    "Settings",
+    "data_names",
+    "evaluate",
+    "load_model",
+    "make_table",
+    "metrics",
+    "read_result",
+    "write",
+    "write_page",
+]

@@ -8,16 +8,21 @@ from typing import Any
 
 import torch
 
-import lightning_uq
+from lightning_uq.errors import InputError, without_period
 from lightning_uq.evaluate.data import EvaluationData, make_data
 from lightning_uq.evaluate.errors import naming_argument
 from lightning_uq.evaluate.models import find_device, load_model
 from lightning_uq.evaluate.names import with_plain_names
 from lightning_uq.evaluate.numbers import NUM_BINS, metrics
+from lightning_uq.evaluate.page import make_report
 from lightning_uq.evaluate.reading import join, read
 from lightning_uq.evaluate.settings import Settings
 from lightning_uq.functional.standard_error import standard_error
+from lightning_uq.report import render_html
 from lightning_uq.report.files import writable_directory, write_files
+from lightning_uq.version import __version__
+
+PAGE_SUFFIX = ".html"
 
 
 def evaluate(settings: Settings, progress: Callable[[str], None] = lambda path: None) -> dict[str, Any]:
@@ -67,13 +72,43 @@ def evaluate(settings: Settings, progress: Callable[[str], None] = lambda path: 
             "temperature": temperatures,
             "grid_temperature": grid,
             "num_bins": NUM_BINS,
-            "lightning_uq": lightning_uq.__version__,
+            "lightning_uq": __version__,
         },
     }
 
 
-def write(result: Mapping[str, Any], path: str | Path) -> None:
-    """Write the JSON file, whole or not at all."""
+def write(result: Mapping[str, Any], path: str | Path) -> list[Path]:
+    """Write the JSON file, and beside it the page with the suffix ``.html``: both of them, or none.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
     path = Path(path)
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    write_files(writable_directory(path.parent), {path.name: text.encode()})
+    page = path.with_suffix(PAGE_SUFFIX)
+    files = {path.name: text.encode(), page.name: render_html(make_report(result)).encode()}
+    write_files(writable_directory(path.parent), files)
+    return [path, page]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The contents of a JSON file that :func:`write` wrote.
+
+    Raises:
+        InputError: The file is none.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {without_period(error)}.") from error
+    if not isinstance(result, dict) or not {"mean", "se", "info"} <= set(result) or "model_type" not in result["info"]:
+        raise InputError(f"{path} is not the JSON file of an evaluation.")
+    return result
+
+
+def write_page(result: Mapping[str, Any], page: Path) -> None:
+    """Write the page alone."""
+    write_files(writable_directory(page.parent), {page.name: render_html(make_report(result)).encode()})

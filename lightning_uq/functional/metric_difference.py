@@ -126,6 +126,10 @@ def metric_difference(a: ResampledMetric, b: ResampledMetric, *, level: float = 
     From 5 seeds on, if each seed splits the data anew, the seeds' part s is that of :func:`~lightning_uq.functional.seed_difference`. The rows' part is
     that of the strata whose rows are the same for all seeds, which the spread over seeds cannot show.
 
+    The interval is for the metric that is expected from as many rows. A calibration error from few rows is biased upwards, the more the better calibrated
+    a method is, and the interval does not remove that bias: ``benchmarks/seed_differences.md`` measures how much coverage it costs. Where two methods are
+    nearly the same, the interval of an AUROC or a calibration error is too wide.
+
     Args:
         a: The metric of method A.
         b: The same metric of method B, from the same rows and the same seed of resamples.

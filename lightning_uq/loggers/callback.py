@@ -6,7 +6,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
 
 from lightning_uq import batches
 from lightning_uq.errors import InputError, UnsupportedError
@@ -15,8 +14,8 @@ from lightning_uq.lightning_trees import is_instance
 from lightning_uq.loggers.curves import Curve, Sums, curve_of
 from lightning_uq.loggers.figures import log_figure
 from lightning_uq.networks.output import Output, PredictFn
-from lightning_uq.predictions import Prediction
 from lightning_uq.report import new_figure
+from lightning_uq.running.batch_prediction import predict_batch
 from lightning_uq.running.classes import labelled_batch
 from lightning_uq.running.evaluation import evaluating
 from lightning_uq.running.loaders import loader_list
@@ -24,7 +23,6 @@ from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.ranks import gather_objects, raise_on_all_ranks
 from lightning_uq.running.step_input import StepInput
-from lightning_uq.running.transforms import transforms_of
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task
 
@@ -198,7 +196,7 @@ class LogFigures(Callback):
         self, trainer: Trainer, model: LightningModule, stage: Stage, batch: Any, batch_idx: int, loader_idx: int
     ) -> None:
         self.read.look_at_task(model, batch, trainer, is_first=not self._curves)
-        outputs, prediction = self._predict(trainer, model, batch, check=batch_idx == 0)
+        outputs, prediction = predict_batch(self.read, model, batch, trainer, check=batch_idx == 0)
         target = labelled_batch(self.read, model, batch, outputs, _DATA[stage]).to(outputs.device)
         keep = batches.unpadded_rows(_loaders(trainer, stage)[loader_idx], batch_idx, len(target))
         rows = slice(None) if keep is None else keep.to(outputs.device)
@@ -208,17 +206,6 @@ class LogFigures(Callback):
             if loader_idx not in self._curves:
                 self._curves[loader_idx] = curve_of(task, self.num_bins, model.device)
             self._curves[loader_idx].add(task, prediction[rows], target)
-
-    def _predict(self, trainer: Trainer, model: LightningModule, batch: Any, check: bool) -> tuple[Tensor, Prediction]:
-        """Outputs of a batch, and the prediction that the module makes of them."""
-        transforms = None if self.read.predict_fn is not None else transforms_of(model)
-        if transforms is None:
-            outputs = self.read(model, batch, trainer, check=check)
-            return outputs, self.read.prediction(model, outputs)
-        x, _ = self.read.unpack(model, batch)
-        with transforms.observing(model, x, for_metrics=True) as transformed:
-            outputs = self.read(model, batch, trainer, check=check)
-        return outputs, transformed(self.read.prediction(model, outputs, to_members=False))
 
     # ------------------------------------------------------------------ figures
 

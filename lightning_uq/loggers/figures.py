@@ -55,6 +55,18 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure") -> None:
             write(logger, name, figure, trainer.global_step)
 
 
+def takes_figures(trainer: Trainer) -> bool:
+    """Whether :func:`log_figure` can write to all of the Trainer's loggers, and there is one.
+
+    Example:
+        >>> takes_figures(Trainer(logger=False, accelerator="cpu"))
+        False
+    """
+    return bool(trainer.loggers) and all(
+        any(is_instance(logger, kind) for kind in _WRITERS) for logger in trainer.loggers
+    )
+
+
 def _to_tensorboard(logger: Any, name: str, figure: "Figure", step: int) -> None:
     logger.experiment.add_figure(name, figure, step, close=False)
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_uq.errors import InputError, UQError
+from lightning_uq.errors import InputError, NotFiniteError, UQError
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.tasks import Task, describe
@@ -56,7 +56,7 @@ def check_labelled(x: Any, y: Any) -> Tensor:
 def check_first_loss(loss: Tensor) -> None:
     """Refuse a loss that is not finite at the first step. Later steps may overflow under fp16, which skips them."""
     if not bool(loss.isfinite()):
-        raise InputError(
+        raise NotFiniteError(
             f"The loss of the first step must be finite, but it is {loss.item()}. Either the network's weights or outputs hold "
             "NaN or infinity, or the loss does not fit them."
         )

@@ -29,7 +29,7 @@ def _build_with_prior(setting: Setting) -> EnsembleModule:
         setting.network,
         num_members=NUM_MEMBERS,
         prior_network=setting.network,
-        prior_scale=PRIOR_SCALE,
+        prior_scale=setting.choose("prior_scale", PRIOR_SCALE, 3.0, 10.0, 30.0),
         **setting.training,
     )
 

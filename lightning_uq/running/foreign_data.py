@@ -18,7 +18,8 @@ from lightning_uq.running.loaders import exact_loader, loader_list
 from lightning_uq.running.streams import RandomStream
 
 _LOADERS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
-_HOOKS = ("transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch_transfer")
+HOOKS = ("transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch_transfer")
+"""The hooks of a data module that see batches."""
 
 
 class ForeignDataModule(LightningDataModule):
@@ -71,9 +72,9 @@ class ForeignDataModule(LightningDataModule):
         self._num_outputs = 0
         self._num_test = 0
         # A hook that the module overrides is one here; Lightning asks which are overridden.
-        for hook in _HOOKS:
-            if _is_overridden(self.inner, hook):
-                setattr(self, hook, getattr(self.inner, hook))
+        for hook in HOOKS:
+            if is_overridden(self.inner, hook):
+                setattr(self, hook, self._forwarded(hook))
 
     def prepare_data(self) -> None:
         """Set the module up, once."""
@@ -191,7 +192,7 @@ class ForeignDataModule(LightningDataModule):
     def predict_dataloader(self) -> Any:
         """The module's own, or the test samples."""
         self.setup()
-        if not _is_overridden(self.inner, "predict_dataloader"):
+        if not is_overridden(self.inner, "predict_dataloader"):
             return self.test_dataloader()
         with self._alone():
             self.inner.setup(stage="predict")
@@ -213,13 +214,20 @@ class ForeignDataModule(LightningDataModule):
     def _loader(self, part: str) -> Any:
         hook = _LOADERS[part]
         self.inner.trainer = self.trainer
-        loaders = loader_list(getattr(self.inner, hook)()) if _is_overridden(self.inner, hook) else []
+        loaders = loader_list(getattr(self.inner, hook)()) if is_overridden(self.inner, hook) else []
         if len(loaders) != 1 or loaders[0] is None:
             what = f"returns {len(loaders)} loaders" if len(loaders) > 1 else "returns none" if loaders else "has none"
             raise InputError(
                 f"{self.name} must have one `{hook}`, but it {what}. All methods are compared on the same training, validation and test data."
             )
         return loaders[0]
+
+    def _forwarded(self, hook: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.inner.trainer = self.trainer  # which it may ask what runs
+            return getattr(self.inner, hook)(*args, **kwargs)
+
+        return call
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -245,7 +253,7 @@ def _build(data: LightningDataModule | str, arguments: Mapping[str, Any]) -> Any
     return kind(**arguments)
 
 
-def _is_overridden(data: Any, hook: str) -> bool:
+def is_overridden(data: Any, hook: str) -> bool:
     """Whether a data module of either tree of Lightning has its own method ``hook``."""
     found = getattr(type(data), hook, None)
     return hook in vars(data) or all(found is not getattr(base, hook, None) for base in both(LightningDataModule))

@@ -28,10 +28,15 @@ def test_every_method_says_what_it_is(task):
 
 
 def test_detectors_are_compared_by_default_where_there_is_something_to_detect():
-    with_outside = choose_methods(None, make_problem(Configuration(), 0))[0]
-    without = choose_methods(None, make_problem(Configuration(ood_classes=()), 0))[0]
+    with_outside = choose_methods(Configuration(), make_problem(Configuration(), 0))[0]
+    without = choose_methods(Configuration(), make_problem(Configuration(ood_classes=()), 0))[0]
     assert set(with_outside) - set(without) == {"energy", "density", "ddu", "relative_mahalanobis", "knn", "vim"}
-    assert "knn" in choose_methods(("knn",), make_problem(Configuration(data="diabetes"), 0))[0]
+    assert (
+        "knn"
+        in choose_methods(
+            Configuration(data="diabetes", methods=("knn",)), make_problem(Configuration(data="diabetes"), 0)
+        )[0]
+    )
 
 
 @pytest.mark.parametrize("data", BUILT_IN)

@@ -5,6 +5,7 @@ are uneven in number: no split divides by two ranks.
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq import callbacks as c
 from lightning_uq import modules as m
 from lightning_uq.batches import unpadded_rows
+from lightning_uq.compare import UncertaintyReport
 from lightning_uq.compare.discovery import methods
 from lightning_uq.method import Setting
 from lightning_uq.networks import Factory
@@ -707,6 +709,11 @@ LISTED_CALLBACKS = [
     ),
     CallbackCase("CalibratedNLL", partial(c.CalibratedNLL), fits_on=None),
     CallbackCase("OODDetection", lambda **kwargs: c.OODDetection({"far": far_loader()}, **kwargs), fits_on=None),
+    CallbackCase(
+        "UncertaintyReport",
+        partial(UncertaintyReport, tempfile.mkdtemp(), ood={"far": far_loader()}, overwrite=True),
+        fits_on=None,
+    ),
 ]
 
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from lightning_uq.cli import main
 from lightning_uq.report import (
     DENSITY_TITLES,
     Link,
@@ -105,6 +106,9 @@ def address(tmp_path_factory):
     index = Report("Two data sets", ["ensemble is best on both."], pages=links)
     for name, page in (("digits", report), ("diabetes", regression), ("index", index)):
         (folder / f"{name}.html").write_text(render_html(page), encoding="utf-8")
+    quick = ["--methods", "softmax,ensemble", "--seeds", "2", "--max-epochs", "2", "--format", "csv"]
+    assert main(["compare", *quick, "--out", str(folder / "compared")]) == 0
+    shutil.copy(folder / "compared" / "report.html", folder / "compared.html")
     return folder.as_uri()
 
 
@@ -185,7 +189,7 @@ OVERLAPS = """() => [...document.querySelectorAll("figure svg")].flatMap(svg => 
 
 
 @EVERYWHERE
-@pytest.mark.parametrize("name", ["digits", "diabetes", "index"])
+@pytest.mark.parametrize("name", ["digits", "diabetes", "index", "compared"])
 def test_nothing_is_wider_than_the_screen(open_page, width, scheme, name):
     page = open_page(width, scheme, name)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -193,7 +197,7 @@ def test_nothing_is_wider_than_the_screen(open_page, width, scheme, name):
     assert all(excess <= 0 for excess in inner)
     boxes = page.evaluate("[...document.querySelectorAll('figure, svg')].map(one => one.getBoundingClientRect().right)")
     assert all(right <= width for right in boxes)
-    assert len(boxes) == (18 if name == "digits" else 0)
+    assert len(boxes) == {"digits": 18, "compared": 14}.get(name, 0)
 
 
 def test_on_a_tablet_the_table_scrolls_and_not_the_page(open_page):
@@ -203,12 +207,13 @@ def test_on_a_tablet_the_table_scrolls_and_not_the_page(open_page):
 
 
 @EVERYWHERE
-def test_every_text_has_contrast(open_page, width, scheme):
-    page = open_page(width, scheme)
+@pytest.mark.parametrize("name", ["digits", "compared"])
+def test_every_text_has_contrast(open_page, width, scheme, name):
+    page = open_page(width, scheme, name)
     if width == DESKTOP:
-        page.get_by_label("Show the differences").check()
+        page.get_by_label("Show the intervals").check()
     found = page.evaluate(CONTRASTS)
-    assert len(found) > 300
+    assert len(found) > 200
     assert [text for contrast, text in found if contrast < 4.5] == []
 
 
@@ -222,9 +227,10 @@ def test_figures_follow_the_scheme(open_page):
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-def test_texts_of_figures_are_inside_and_apart(open_page, width):
-    page = open_page(width)
-    assert page.locator("figure text").count() > 150
+@pytest.mark.parametrize("name", ["digits", "compared"])
+def test_texts_of_figures_are_inside_and_apart(open_page, width, name):
+    page = open_page(width, name=name)
+    assert page.locator("figure text").count() > 100
     assert page.evaluate(TEXTS_OUTSIDE) == []
     assert page.evaluate(OVERLAPS) == []
 
@@ -285,7 +291,7 @@ def test_intervals_are_readable_without_a_mouse(open_page):
     notes = page.locator("#results .note")
     assert notes.count() == len(METHODS) - 3
     assert not notes.first.is_visible()
-    page.get_by_label("Show the differences").check()
+    page.get_by_label("Show the intervals").check()
     assert notes.first.is_visible()
     assert open_page(PHONE).locator("#results .note").first.is_visible()
     tablet = open_page(1024, has_touch=True, is_mobile=True)

@@ -1,0 +1,198 @@
+"""The page over several data sets: a card for each, and a table of the methods' numbers and mean ranks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from lightning_uq.compare.files import PAGE, write_page
+from lightning_uq.compare.own_join import Run, join, tested_on_same_rows
+from lightning_uq.compare.run_files import RESULTS, read_run
+from lightning_uq.compare.verdict import quality_key
+from lightning_uq.errors import InputError
+from lightning_uq.report import Column, Link, Report, render_html, shown_columns, write_files
+
+_RANK = Column(
+    "mean_rank", "Mean rank", "lower", "prediction", lambda value: f"{value:.2f}", "Mean rank over data sets, 1 is best"
+)
+MIN_SETS = 6
+"""Data sets from which on a sign test between two methods can reach 5 %, two-sided: 2 / 2^6 < 0.05 < 2 / 2^5."""
+
+
+def find_runs(directory: Path) -> dict[str, Run]:
+    """The runs in the folders of a directory, by the names of the folders.
+
+    Raises:
+        InputError: There is none, or one cannot be read.
+    """
+    folders = sorted(path.parent for path in directory.glob(f"*/{RESULTS}"))
+    if not folders:
+        raise InputError(
+            f"{directory} has no {RESULTS}, and none of its folders has one, so it is neither a run nor holds runs."
+        )
+    return {folder.name: read_run(folder) for folder in folders}
+
+
+def write_index(runs: Mapping[str, Run], directory: Path) -> dict[str, Any] | None:
+    """Write the page over runs into a directory, and the pages of the runs again, with links to and fro.
+
+    Runs that tested modules on the same rows become one comparison of these modules.
+
+    Args:
+        runs: The runs by the names of their folders in the directory.
+        directory: Where to write; it exists, and so do the runs' folders in it.
+
+    Returns:
+        The results of the comparison of modules, or None.
+    """
+    joined = join(list(runs.values())) if len(runs) > 1 and tested_on_same_rows(list(runs.values())) else None
+    top = "All modules" if joined else "All data sets"
+    for name, (results, records) in runs.items():
+        folder = directory / name
+        folder.mkdir(exist_ok=True)
+        others = [Link(other, f"../{other}/{PAGE}") for other in runs if other != name]
+        write_page(results, records, folder, [Link(top, f"../{PAGE}"), *others])
+    if joined is None:
+        write_files(directory, {PAGE: render_html(make_index(runs)).encode()})
+        return None
+    write_page(*joined, directory, [Link(name, f"{name}/{PAGE}") for name in runs])
+    return joined[0]
+
+
+def make_index(runs: Mapping[str, Run]) -> Report:
+    """The page over runs: a card for each, and a table of the number that decides on each.
+
+    Methods are ranked on each data set by that number, such as the NLL; ranks have no unit, so they can be averaged. Several runs on one data set are
+    not independent, and count as one.
+
+    Args:
+        runs: The runs by the names of their folders.
+    """
+    decisive = [
+        found for name, (results, _) in runs.items() for found in [_Decisive.of(name, results)] if found is not None
+    ]
+    data_sets = list(dict.fromkeys(one.data for one in decisive))
+    results = [one for one, _ in runs.values()]
+    methods: dict[str, Any] = {}
+    for one in results:
+        methods |= one["methods"]
+    common = [name for name in methods if {one.data for one in decisive if name in one.values} == set(data_sets)]
+    ranks = _mean_ranks(decisive, common, data_sets) if len(common) > 1 and len(data_sets) > 1 else {}
+    rows: list[dict[str, Any]] = []
+    for method in methods:
+        row: dict[str, Any] = {
+            "method": method,
+            **{one.name: one.values[method] for one in decisive if method in one.values},
+        }
+        rows.append({**row, "mean_rank": {"mean": ranks[method], "se": None}} if method in ranks else row)
+    rows.sort(key=lambda row: row["mean_rank"]["mean"] if "mean_rank" in row else math.inf)
+    ranked = [row for row in rows if "mean_rank" in row]
+    count = f"{len(data_sets)} data sets" if len(data_sets) > 1 else " and ".join(data_sets)
+    is_table = len(methods) > 1
+    return Report(
+        title=f"Uncertainty methods compared on {count}",
+        verdict=_verdict(ranked, decisive, len(data_sets)),
+        rows=rows if is_table else (),
+        columns=[*(one.column for one in decisive), *([_RANK] if ranked else [])],
+        tied={one.name: one.tied for one in decisive},
+        methods={name: (one["about"], one["link"]) for name, one in methods.items()} if is_table else {},
+        notes=_notes(len(methods) - len(ranked), decisive, len(data_sets)) if is_table else (),
+        pages=[
+            Link(name, f"{name}/{PAGE}", " ".join(one["verdict"][:1]) or "No verdict.")
+            for name, (one, _) in runs.items()
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class _Decisive:
+    """The number that decides in one run: its column in the table over runs, and what each method has."""
+
+    name: str
+    data: str
+    column: Column
+    values: Mapping[str, Mapping[str, Any]]
+    tied: Sequence[str]
+    best: str | None
+
+    @classmethod
+    def of(cls, name: str, results: Mapping[str, Any]) -> "_Decisive | None":
+        key = quality_key(results["rows"])
+        column = next((one for one in shown_columns(results["rows"]) if one.key == key), None)
+        if key is None or column is None:
+            return None
+        data = results["problem"]["name"]
+        values = {row["method"]: row[key] for row in results["rows"] if row.get(key, {}).get("mean") is not None}
+        found = results["differences"].get(key, {})
+        shown = replace(
+            column, key=name, label=f"{name} {column.label}", title=f"{column.title}, on {data}", in_units=False
+        )
+        return cls(name, data, shown, values, found.get("tied", ()), found.get("best"))
+
+    def rank(self, method: str, among: Sequence[str]) -> float:
+        """The place of a method among those that have a number; equal numbers share the mean of their places."""
+        sign = -1 if self.column.better == "higher" else 1
+        own, *all_means = (float(sign * self.values[name]["mean"]) for name in (method, *among) if name in self.values)
+        better, equal = sum(other < own for other in all_means), sum(other == own for other in all_means)
+        return 1.0 + better + (equal - 1) / 2
+
+    def is_unbeaten(self, method: str) -> bool:
+        return method == self.best or method in self.tied
+
+
+def _mean_ranks(decisive: Sequence[_Decisive], common: Sequence[str], data_sets: Sequence[str]) -> dict[str, float]:
+    """Mean ranks over data sets of the methods that each of them has; several runs on one data set count as one."""
+    found = {}
+    for method in common:
+        of_sets = [
+            [one.rank(method, common) for one in decisive if one.data == data and method in one.values]
+            for data in data_sets
+        ]
+        found[method] = mean(map(mean, of_sets))
+    return found
+
+
+def _verdict(ranked: Sequence[Mapping[str, Any]], decisive: Sequence[_Decisive], num_sets: int) -> list[str]:
+    if len(ranked) < 2:
+        return []
+    best = ranked[0]["method"]
+    first = [row["method"] for row in ranked if row["mean_rank"]["mean"] == ranked[0]["mean_rank"]["mean"]]
+    if len(first) > 1:
+        return [
+            f"{' and '.join(first)} share the best mean rank over {num_sets} data sets ({ranked[0]['mean_rank']['mean']:.2f} of {len(ranked)})."
+        ]
+    unbeaten = len(
+        {one.data for one in decisive if one.is_unbeaten(best)}
+        - {one.data for one in decisive if not one.is_unbeaten(best)}
+    )
+    where = f"all {num_sets}" if unbeaten == num_sets else f"{unbeaten} of them"
+    runner_up = ranked[1]
+    sentence = (
+        f"{best} has the best mean rank over {num_sets} data sets ({ranked[0]['mean_rank']['mean']:.2f} of {len(ranked)}; {runner_up['method']} "
+        f"{runner_up['mean_rank']['mean']:.2f}), and on {where} no method is better beyond doubt."
+    )
+    return [sentence, "This describes these data sets. It is no test of whether the order would be the same on others."]
+
+
+def _notes(num_unranked: int, decisive: Sequence[_Decisive], num_sets: int) -> list[str]:
+    if num_sets < 2:
+        return []
+    notes = [
+        "A method's rank on a data set is its place by the number in the table, 1 for the best; equal numbers share a place. The mean rank weighs all data "
+        "sets alike, whatever their units and sizes. It counts small differences as well: look whether they are tied.",
+    ]
+    if num_sets < MIN_SETS:
+        notes.append(
+            f"With {num_sets} data sets, no rank test at 5 % can tell two methods apart, not even if one is better on all of them: {MIN_SETS} are needed."
+        )
+    if len(decisive) > num_sets:
+        notes.append(
+            "Runs on the same data set are not independent. Their ranks are averaged first, and count as one data set."
+        )
+    if num_unranked:
+        notes.append(
+            "Methods without a number on every data set have no mean rank, and the others are ranked without them."
+        )
+    return notes

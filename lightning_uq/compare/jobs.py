@@ -1,0 +1,126 @@
+"""One job of a comparison, from the data to the files of its records, in this process or in one of several."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lightning_uq.compare.configuration import Configuration
+from lightning_uq.compare.evaluation import evaluate
+from lightning_uq.compare.plan import Job, choose_methods
+from lightning_uq.compare.problem import make_problem
+from lightning_uq.compare.progress import Progress
+from lightning_uq.compare.quiet import one_thread, quiet
+from lightning_uq.compare.saved_predictions import prediction_path
+from lightning_uq.compare.training import seeded, train
+from lightning_uq.compare.tuning import tuned_configuration
+from lightning_uq.compare.workers import run_in_processes
+from lightning_uq.errors import NotFiniteError
+from lightning_uq.method import Method
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of a job, beside its files.
+
+    Attributes:
+        epochs: Epochs of the training.
+        seconds: Its time.
+        best: The best value of its validation metric; None where it has none, or diverged.
+    """
+
+    epochs: int
+    seconds: float
+    best: float | None = None
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every job needs, as plain data that another process can be given.
+
+    Attributes:
+        configuration: The configuration of the comparison.
+        directory: The run's directory, to which records are written.
+        known: All methods by name; None: found again from the configuration, as in another process.
+        save_predictions: Whether the predictions of the test rows are written, too.
+    """
+
+    configuration: Configuration
+    directory: Path
+    known: dict[str, Method] | None = None
+    save_predictions: bool = False
+
+    def run(self, job: Job, devices: int | list[int], progress: Progress) -> Finished:
+        """Train once, and evaluate each method that reads the training. Each record is written whole or not at all.
+
+        Args:
+            job: The job.
+            devices: Lightning's.
+            progress: Told of the training and its epochs.
+        """
+        configuration, own = tuned_configuration(self.configuration, dict(job.settings))
+        problem = make_problem(configuration, job.seed)
+        problem = replace(problem, setting=replace(problem.setting, tuned=own))
+        known = self.known or choose_methods(configuration, problem)[1]
+        readers = [known[name] for name in job.readers]
+        start = time.perf_counter()
+        try:
+            trained = train(known[job.trainee], readers, problem, job.seed, configuration, progress, devices)
+        except NotFiniteError:
+            if not job.is_trial:
+                raise
+            return Finished(0, time.perf_counter() - start)  # with these settings the training diverges
+        for method in readers:
+            with seeded(job.seed):
+                saved = prediction_path(self.directory, method.name, job.seed) if self.save_predictions else None
+                record = evaluate(method, trained, problem, job.seed, self.configuration.accelerator, devices, saved)
+            record.save(self.directory)
+        return Finished(trained.epochs, trained.shared_seconds, trained.best)
+
+
+def run_jobs(
+    jobs: deque[Job], workshop: Workshop, progress: Progress, processes: int = 1
+) -> Iterator[tuple[Job, Finished]]:
+    """Run jobs, and yield each when it is done: in order, or with several processes as they come.
+
+    Args:
+        jobs: The jobs. Whoever iterates may add some; those that are begun are removed.
+        workshop: What all jobs share.
+        progress: Told of trainings and epochs.
+        processes: Number of processes.
+
+    Raises:
+        InputError: That of a job. Jobs that other processes have begun are stopped.
+    """
+    if processes == 1:
+        with quiet(), one_thread():
+            while jobs:
+                job = jobs.popleft()
+                yield job, workshop.run(job, 1, progress)
+        return
+    accelerator = workshop.configuration.accelerator
+    devices = [devices_of(accelerator, number) for number in range(processes)]
+    remote = Workshop(workshop.configuration, workshop.directory, None, workshop.save_predictions)
+    yield from run_in_processes(jobs, _work_in_process, remote, devices, progress)
+
+
+def _work_in_process(workshop: Workshop, job: Job, devices: int | list[int], progress: Progress) -> Finished:
+    with ExitStack() as stack:
+        stack.enter_context(quiet())
+        stack.enter_context(one_thread())
+        return workshop.run(job, devices, progress)
+
+
+def devices_of(accelerator: str, number: int) -> int | list[int]:
+    """Lightning's ``devices`` for the process of a number: one GPU after another, and again from the first one.
+
+    Example:
+        >>> devices_of("cpu", 3)
+        1
+    """
+    uses_cuda = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    return [number % torch.cuda.device_count()] if uses_cuda else 1

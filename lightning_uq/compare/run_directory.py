@@ -1,0 +1,235 @@
+"""A run's directory: what an earlier run left there, and the state that lets a later one go on."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_uq.compare.agreement import (
+    WAYS_OUT,
+    check_agreement,
+    data_fingerprint,
+    merged_configuration,
+    plain_configuration,
+    source_hashes,
+)
+from lightning_uq.compare.configuration import Configuration
+from lightning_uq.compare.environment import versions
+from lightning_uq.compare.files import RESULTS, STALE, to_json
+from lightning_uq.compare.plan import Plan
+from lightning_uq.compare.records import FOLDER, Record, record_path
+from lightning_uq.compare.saved_predictions import FOLDER as PREDICTIONS
+from lightning_uq.compare.tuning import TRIALS
+from lightning_uq.errors import InputError
+from lightning_uq.method import Method, Monitor
+from lightning_uq.writing import partial_path, replacing
+
+STATE = "run.json"
+"""The file that says what a directory's records belong to."""
+
+_FORMAT = 1
+_OWN = (STATE, TRIALS, *RESULTS, *STALE, f"{FOLDER}/*-*.npz", f"{PREDICTIONS}/*-*.npz")
+"""Patterns of the files that a comparison writes."""
+
+
+@dataclass
+class RunDirectory:
+    """A directory with the records of a comparison.
+
+    Attributes:
+        path: The directory.
+        state: The contents of ``run.json``.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    _read: dict[tuple[str, int], Record] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> dict[str, dict[str, Any]]:
+        """What a page says of each method that has a record here, or will have, by name."""
+        found: dict[str, dict[str, Any]] = self.state["methods"]
+        return found
+
+    def has(self, method: str, seed: int) -> bool:
+        """Whether a method's record for a seed is there."""
+        return record_path(self.path, method, seed).is_file()
+
+    def records(self, seeds: Sequence[int]) -> dict[str, list[Record]]:
+        """The records that are there, by method.
+
+        Raises:
+            InputError: A file is no record.
+        """
+        return {name: [self._record(name, seed) for seed in seeds if self.has(name, seed)] for name in self.methods}
+
+    def _record(self, method: str, seed: int) -> Record:
+        if (method, seed) not in self._read:
+            self._read[method, seed] = Record.load(record_path(self.path, method, seed))
+        return self._read[method, seed]
+
+    def save(self) -> None:
+        """Write ``run.json``."""
+        with replacing(self.path / STATE) as path:
+            path.write_bytes(to_json(self.state))
+
+    def discard_if_empty(self) -> None:
+        """Remove what is there if no training has ended: an attempt that failed at once leaves nothing."""
+        if not self.has_work:
+            remove_own(self.path)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any training has ended."""
+        return _has_work(self.path)
+
+
+def open_run(
+    path: Path,
+    configuration: Configuration,
+    plan: Plan,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    save_predictions: bool = False,
+) -> tuple[RunDirectory, list[str]]:
+    """Begin a run in a directory, or go on with the one that is there.
+
+    Args:
+        path: The directory; it exists.
+        configuration: The configuration, filled in.
+        plan: The methods of this run.
+        resume: Whether to go on with a run that was interrupted.
+        overwrite: Whether to remove what a comparison left there.
+        save_predictions: Whether predictions are saved.
+
+    Returns:
+        The directory, and sentences that the user should read.
+
+    Raises:
+        InputError: The directory holds results that do not agree with this run, or an interrupted run and neither ``resume`` nor ``overwrite`` is
+            given.
+    """
+    if resume and overwrite:
+        raise InputError("`resume` goes on with a comparison and `overwrite` removes it. Give one of them.")
+    now = _state_of(configuration, plan, save_predictions)
+    if overwrite:
+        remove_own(path)
+    then = _read(path)
+    if then is None:
+        _check_foreign(path)
+        run = RunDirectory(path, now)
+        run.save()
+        return run, []
+    check_agreement(then, now, path)
+    for partial in [one for one in _own_files(path) if one.name.startswith(".")]:
+        partial.unlink()  # of a process that was killed while it wrote
+    before = RunDirectory(path, then)
+    seeds = configuration.all_seeds
+    unfinished = [name for name in before.methods if not all(before.has(name, seed) for seed in seeds)]
+    if unfinished and not resume:
+        raise InputError(
+            f"{path} holds a comparison that was interrupted: {', '.join(unfinished)} lacks seeds. Go on with `resume`, or start anew with "
+            "`overwrite`."
+        )
+    merged = {**then, "sources": {**then["sources"], **now["sources"]}}
+    merged["methods"] = {**then["methods"], **now["methods"]}
+    merged["left_out"] = {**then["left_out"], **now["left_out"]}
+    merged["configuration"] = merged_configuration(then["configuration"], now["configuration"])
+    run = RunDirectory(path, merged)
+    run.save()
+    return run, _notes(before, plan, seeds)
+
+
+def remove_own(path: Path) -> None:
+    """Remove the files of a comparison from a directory, and no others."""
+    for one in _own_files(path):
+        one.unlink()
+    for folder in (path / FOLDER, path / PREDICTIONS):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _has_work(path: Path) -> bool:
+    return (path / TRIALS).is_file() or any((path / FOLDER).glob("*-*.npz"))
+
+
+def _own_files(path: Path) -> Iterator[Path]:
+    for pattern in _OWN:
+        folder, name = (path / pattern).parent, (path / pattern).name
+        for one in (name, partial_path(Path(name)).name):
+            yield from sorted(folder.glob(one))
+
+
+def _state_of(configuration: Configuration, plan: Plan, save_predictions: bool) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "configuration": plain_configuration(configuration, plan.problem),
+        "data": data_fingerprint(plan.problem),
+        "sources": source_hashes(configuration),
+        "save_predictions": save_predictions,
+        "versions": versions(),
+        "methods": {name: about(method, plan.monitors.get(method.trainee)) for name, method in plan.chosen.items()},
+        "left_out": plan.left_out,
+    }
+
+
+def about(method: Method, monitor: Monitor | None = None) -> dict[str, Any]:
+    """What a page says of a method, as plain data.
+
+    Args:
+        method: The method.
+        monitor: The validation metric whose best epoch is kept; None: the last weights are kept.
+    """
+    return {
+        "about": method.about,
+        "link": method.link,
+        "ood_score": method.ood_score,
+        "trained_as": method.trained_as,
+        "best_by": None if method.reading is None else "last" if monitor is None else monitor.name,
+    }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The contents of ``run.json``; None where there is none, or where no record was written beside it."""
+    file = path / STATE
+    if not file.is_file():
+        return None
+    if not _has_work(path):
+        remove_own(path)  # of a run that was killed before its first training ended
+        return None
+    try:
+        state: dict[str, Any] = json.loads(file.read_text())
+        if state["format"] != _FORMAT:
+            raise InputError(
+                f"{file} has format {state['format']}, but this version reads format {_FORMAT}. {WAYS_OUT}"
+            )
+    except (KeyError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} is no state of a comparison ({error}). {WAYS_OUT}") from error
+    return state
+
+
+def _check_foreign(path: Path) -> None:
+    """Refuse results that no ``run.json`` explains; other files do no harm."""
+    found = next((one for one in _own_files(path) if not one.name.startswith(".")), None)
+    if found is not None:
+        raise InputError(f"`out`: {path} holds {found.name}, but no comparison that could go on. {WAYS_OUT}")
+
+
+def _notes(before: RunDirectory, plan: Plan, seeds: Sequence[int]) -> list[str]:
+    notes = []
+    there = [name for name in plan.chosen if all(before.has(name, seed) for seed in seeds)]
+    if there:
+        verb = "is" if len(there) == 1 else "are"
+        notes.append(f"{', '.join(there)} {verb} already in {before.path} and not trained again.")
+    kept = [name for name in before.methods if name not in plan.chosen]
+    if kept:
+        notes.append(f"The rows of {', '.join(kept)} in {before.path} are kept.")
+    then, now = before.state["versions"], versions()
+    changed = [f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
+    if changed:
+        notes.append(f"The records in {before.path} were made with other versions: {'; '.join(changed)}.")
+    return notes

@@ -1,0 +1,71 @@
+"""The predictions of the test rows in files of their own, one per method and seed, for whoever wants other numbers than the comparison's."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_uq.errors import InputError
+from lightning_uq.predictions import Prediction
+from lightning_uq.writing import replacing
+
+FOLDER = "predictions"
+"""The folder of the predictions in a run's directory."""
+
+INTERVAL = 0.9
+"""Share of a predicted distribution between ``lower`` and ``upper``."""
+
+
+def prediction_path(directory: Path, method: str, seed: int) -> Path:
+    """The file of a method's predictions for one seed.
+
+    Example:
+        >>> prediction_path(Path("runs"), "softmax", 3).as_posix()
+        'runs/predictions/softmax-3.npz'
+    """
+    return directory / FOLDER / f"{method}-{seed}.npz"
+
+
+def columns_of(prediction: Prediction, target: Tensor) -> dict[str, Tensor]:
+    """What a file holds of a batch: the target, and all named results of the prediction, with a central interval where it has one.
+
+    Args:
+        prediction: The prediction of a batch [B], on the CPU.
+        target: Its targets [B, ...].
+
+    Example:
+        >>> from lightning_uq import CategoricalPrediction
+        >>> columns = columns_of(CategoricalPrediction(torch.zeros(1, 2, 3)), torch.tensor([0, 2]))
+        >>> columns["target"].tolist(), columns["probs"].shape
+        ([0, 2], torch.Size([2, 3]))
+    """
+    try:
+        named = prediction.to_dict(INTERVAL)
+    except InputError:  # it has no such interval: its members are gone, or its quantiles do not reach so far
+        named = prediction.to_dict()
+    return {"target": target, **named}
+
+
+def save_predictions(path: Path, row_ids: Tensor, batches: Sequence[dict[str, Tensor]]) -> None:
+    """Write predictions, whole or not at all; ``numpy.load`` opens the file.
+
+    Args:
+        path: The file.
+        row_ids: Positions of the test rows in the whole data [N]: the array ``index``.
+        batches: Columns [B, ...] by name of each batch.
+    """
+    arrays = {name: torch.cat([one[name] for one in batches]) for name in batches[0]}
+    # numpy has no bfloat16.
+    arrays = {
+        name: one.float() if one.dtype in (torch.float16, torch.bfloat16) else one for name, one in arrays.items()
+    }
+    content = io.BytesIO()
+    numbers: dict[str, Any] = {name: one.numpy() for name, one in arrays.items()}
+    np.savez_compressed(content, index=row_ids.numpy(), **numbers)
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_bytes(content.getvalue())

@@ -1,0 +1,210 @@
+"""Tuning: for each trained method the same number of settings is drawn, and the one with the best validation metric is compared.
+
+The settings of all methods are the learning rate and the weight decay of the shared optimizer; a method may have more (``setting.choose`` in its ``build``). The first trial
+has the recipe's own settings, so tuning never takes worse ones than these, as the validation data see it. Trials train on a seed of their own, which the
+comparison does not use: on other splits of the data, and from other initial weights.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_uq.compare.configuration import Configuration
+from lightning_uq.compare.plan import Job, Plan
+from lightning_uq.compare.training import seeded
+from lightning_uq.errors import InputError, MissingExtraError
+from lightning_uq.method import Method, Setting
+from lightning_uq.writing import replacing
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.study import Study
+    from optuna.trial import Trial
+
+TRIALS = "trials.json"
+"""The file of all trials in a run's directory."""
+
+LEARNING_RATES = (3e-4, 1e-2)
+"""Learning rates are drawn between these, evenly on a logarithmic scale."""
+
+WEIGHT_DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
+"""Weight decays are drawn among these."""
+
+
+def check_optuna() -> None:
+    """Check that Optuna is there, before anything is trained.
+
+    Raises:
+        MissingExtraError: It is not.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError(
+            "`tune` needs Optuna, which is not installed. Install the extra `tune`: pip install 'lightning-uq[tune]'."
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def tuning_seed(configuration: Configuration) -> int:
+    """The seed of the trials: the first one after those of the comparison.
+
+    Example:
+        >>> tuning_seed(Configuration(seeds=3))
+        3
+    """
+    last = configuration.seed + configuration.seeds
+    return last if last < 2**32 else configuration.seed - 1
+
+
+def choices_of(method: Method, setting: Setting) -> dict[str, tuple[Any, ...]]:
+    """The settings that a method has of its own, with the values to choose among; the first one is the default."""
+    asked = replace(setting, tuned={}, choices={})
+    with seeded(0):
+        method.make_module(asked)
+    return asked.choices
+
+
+def space(configuration: Configuration, own: Mapping[str, tuple[Any, ...]]) -> "dict[str, BaseDistribution]":
+    """What is drawn for a method, by the setting's name.
+
+    Args:
+        configuration: Has the shared settings.
+        own: The method's own settings.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    rate, decay = configuration.recipe.learning_rate, configuration.recipe.weight_decay
+    return {
+        "learning_rate": FloatDistribution(min(rate, LEARNING_RATES[0]), max(rate, LEARNING_RATES[1]), log=True),
+        "weight_decay": CategoricalDistribution(sorted({decay, *WEIGHT_DECAYS})),
+        **{name: CategoricalDistribution(values) for name, values in own.items()},
+    }
+
+
+@dataclass
+class _Search:
+    """The study of one method, and its trial that runs."""
+
+    study: "Study"
+    space: "dict[str, BaseDistribution]"
+    running: "Trial | None" = None
+
+
+@dataclass
+class Tuning:
+    """The trials of all methods that are trained, those of an earlier run among them.
+
+    Attributes:
+        directory: The run's directory.
+        configuration: The configuration; its recipe says how many trials there are.
+        plan: The methods.
+        kept: For each method ``{"mode": "min", "trials": [...]}``, where a finished trial is
+            ``{"settings": {...}, "value": v, "epochs": n, "seconds": t}``, with a value of None where the training diverged.
+    """
+
+    directory: Path
+    configuration: Configuration
+    plan: Plan
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _searches: dict[str, _Search] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        file = self.directory / TRIALS
+        if self.configuration.recipe.tune and file.is_file():
+            try:
+                self.kept = json.loads(file.read_text())["methods"]
+            except (KeyError, ValueError, TypeError) as error:
+                raise InputError(f"{file} holds no trials ({error}). Start anew with `overwrite`.") from error
+
+    def tunes(self, trainee: str) -> bool:
+        """Whether a method has trials: one of a user's own LightningModule has an optimizer of its own, and none."""
+        has_judge = self.plan.monitors.get(trainee) is not None
+        return self.configuration.recipe.tune > 0 and has_judge and self.plan.known[trainee].reading is None
+
+    def left(self, trainee: str) -> int:
+        """Number of a method's trials that are not done."""
+        return self.configuration.recipe.tune - len(self._trials(trainee)) if self.tunes(trainee) else 0
+
+    def _trials(self, trainee: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.kept.get(trainee, {}).get("trials", [])
+        return found
+
+    def next_trial(self, trainee: str) -> Job | None:
+        """The next trial of a method; None if all are done."""
+        if not self.left(trainee):
+            return None
+        if trainee not in self._searches:
+            self._searches[trainee] = self._search(trainee)
+        search = self._searches[trainee]
+        search.running = search.study.ask(search.space)
+        return Job(trainee, (), tuning_seed(self.configuration), tuple(search.running.params.items()))
+
+    def tell(self, job: Job, value: float | None, epochs: int, seconds: float) -> None:
+        """Keep the result of a trial, and write it to the run's directory."""
+        value = None if value is None or not math.isfinite(value) else value
+        search = self._searches[job.trainee]
+        assert search.running is not None
+        _tell(search.study, search.running, value)
+        trial = {"settings": dict(job.settings), "value": value, "epochs": epochs, "seconds": seconds}
+        monitor = self.plan.monitors[job.trainee]
+        assert monitor is not None
+        self.kept.setdefault(job.trainee, {"mode": monitor.mode, "trials": []})["trials"].append(trial)
+        with replacing(self.directory / TRIALS) as path:
+            facts = {"seed": tuning_seed(self.configuration), "methods": self.kept}
+            path.write_text(json.dumps(facts, indent=2) + "\n")
+
+    def chosen(self, trainee: str) -> dict[str, Any]:
+        """The settings of the best trial; none if the method has no trial that ended well."""
+        good = [trial for trial in self._trials(trainee) if trial["value"] is not None]
+        if not good:
+            return {}
+        best = (max if self.kept[trainee]["mode"] == "max" else min)(good, key=lambda trial: trial["value"])
+        found: dict[str, Any] = best["settings"]
+        return found
+
+    def _search(self, trainee: str) -> _Search:
+        """A study in the state that it was in after the kept trials: its draws follow from the seed and the values."""
+        import optuna
+
+        monitor = self.plan.monitors[trainee]
+        assert monitor is not None
+        recipe = self.configuration.recipe
+        own = choices_of(self.plan.known[trainee], self.plan.problem.setting)
+        study = optuna.create_study(
+            direction="maximize" if monitor.mode == "max" else "minimize",
+            sampler=optuna.samplers.TPESampler(seed=tuning_seed(self.configuration)),
+        )
+        first = {"learning_rate": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+        study.enqueue_trial({**first, **{name: values[0] for name, values in own.items()}})
+        search = _Search(study, space(self.configuration, own))
+        for kept in self._trials(trainee):
+            trial = study.ask(search.space)
+            if trial.params != kept["settings"]:
+                raise InputError(
+                    f"{self.directory / TRIALS} holds other trials of {trainee} than this version of Optuna draws. Go on with the version that drew "
+                    "them, or start anew with `overwrite`."
+                )
+            _tell(study, trial, kept["value"])
+        return search
+
+
+def _tell(study: "Study", trial: "Trial", value: float | None) -> None:
+    from optuna.trial import TrialState
+
+    if value is None:
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        study.tell(trial, value)
+
+
+def tuned_configuration(
+    configuration: Configuration, settings: Mapping[str, Any]
+) -> tuple[Configuration, dict[str, Any]]:
+    """The configuration with a trial's settings in its recipe, and those settings that are the method's own."""
+    shared = {name: settings[name] for name in ("learning_rate", "weight_decay") if name in settings}
+    own = {name: value for name, value in settings.items() if name not in shared}
+    return replace(configuration, recipe=replace(configuration.recipe, **shared)), own

@@ -1,0 +1,136 @@
+"""Signals end a comparison with what is complete, and a kill at any moment loses no training."""
+
+import json
+import random
+import signal
+import sys
+import time
+
+import pytest
+
+from lightning_uq.cli import main
+from tests.compare.runs import COMMAND, results, start
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals differ there")
+METHODS = ("--methods", "gaussian,conformal,ensemble_mean")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert main([*COMMAND[:-1], str(folder), *METHODS]) == 0
+    return results(folder)
+
+
+def wait_for(process, is_there):
+    for _ in range(2400):
+        if is_there() or process.poll() is not None:
+            return
+        time.sleep(0.05)
+
+
+def records(folder):
+    return sorted(path.name for path in (folder / "run/records").glob("*-*.npz"))
+
+
+def same(found, expected):
+    """Equality of the results of runs in different folders."""
+    return {**found, "command": "", "git": None} == {**expected, "command": "", "git": None}
+
+
+@pytest.mark.parametrize(
+    ("number", "jobs"),
+    [
+        (signal.SIGINT, "1"),
+        (signal.SIGTERM, "1"),
+        (signal.SIGINT, "2"),
+        pytest.param(signal.SIGTERM, "2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_leaves_what_is_complete(tmp_path, uninterrupted, number, jobs):
+    # The third training is long enough to be interrupted in its midst.
+    slow = tmp_path / "slow_method.py"
+    slow.write_text(SLOW)
+    methods = ("--methods", "gaussian,conformal,slow_method.py")
+    with start(tmp_path, *COMMAND, *methods, "--jobs", jobs) as process:
+        wait_for(process, lambda: (tmp_path / "slow").exists() and len(records(tmp_path)) == 4)
+        process.send_signal(number)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1] == "lightning-uq: interrupted after 2 of 4 trainings. Go on with --resume."
+    assert "Traceback" not in error
+    assert "slow has no row: 2 of 2 seeds are missing." in error
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(("gaussian ", "conformal ", "slow "))] == [
+        "gaussian",
+        "conformal",
+    ]
+    found = results(tmp_path / "run")
+    assert [row["method"] for row in found["rows"]] == ["gaussian", "conformal"]
+    assert found["rows"] == uninterrupted["rows"][:2]
+    assert found["missing"] == {"slow": 2}
+    assert "<html" in (tmp_path / "run/report.html").read_text()
+
+
+SLOW = """
+import time
+from pathlib import Path
+
+from lightning.pytorch import Callback
+from lightning_uq import DeterministicModule, Method
+
+
+class Slow(Callback):
+    def on_train_start(self, trainer, pl_module):
+        if trainer.max_epochs == 2:  # not in the trial before the first training
+            Path("slow").touch()
+            time.sleep(120)
+
+
+METHOD = Method(
+    name="slow",
+    build=lambda setting: DeterministicModule(setting.network, **setting.training),
+    callbacks=lambda setting: [Slow()],
+    ood_score="variance",
+    tasks=("regression",),
+)
+"""
+
+
+def test_nothing_is_left_of_a_run_that_no_training_has_ended(tmp_path):
+    (tmp_path / "slow_method.py").write_text(SLOW)
+    with start(tmp_path, *COMMAND, "--methods", "slow_method.py") as process:
+        wait_for(process, (tmp_path / "slow").exists)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), error
+    assert error.splitlines()[-1] == "lightning-uq: interrupted after 0 of 2 trainings."
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_killed_again_and_again_a_run_ends_as_an_uninterrupted_one(tmp_path, uninterrupted, jobs):
+    """Each time it is killed a moment after the next record began, so that some kills fall between two records of a training."""
+    clock = random.Random(int(jobs))
+    trained = []
+    for wanted in (1, 3, 5):
+        before = records(tmp_path)
+        with start(tmp_path, *COMMAND, *METHODS, "--resume", "--jobs", jobs) as process:
+            wait_for(process, lambda wanted=wanted: len(records(tmp_path)) >= wanted)
+            time.sleep(0.1 * clock.random())
+            process.kill()
+            _, error = process.communicate(timeout=60)
+        times = {name: (tmp_path / "run/records" / name).stat().st_mtime_ns for name in before}
+        trained.append(times)
+        assert len(records(tmp_path)) >= wanted, error
+    (tmp_path / "run/records/.ensemble_mean-1.npz.partial").write_bytes(b"half a record")
+    written = {name: (tmp_path / "run/records" / name).stat().st_mtime_ns for name in records(tmp_path)}
+    with start(tmp_path, *COMMAND, *METHODS, "--resume", "--jobs", jobs) as process:
+        out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert same(results(tmp_path / "run"), uninterrupted)
+    # A record that was there was not written again.
+    for times in (*trained, written):
+        assert all((tmp_path / "run/records" / name).stat().st_mtime_ns == time for name, time in times.items())
+    assert not list(tmp_path.glob("run/**/.*"))
+    state = json.loads((tmp_path / "run/run.json").read_text())
+    assert list(state["methods"]) == ["gaussian", "conformal", "ensemble_mean"]

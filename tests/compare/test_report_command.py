@@ -1,0 +1,176 @@
+"""`lightning-uq report` makes pages from what runs have left, and says what is wrong with a directory that is none."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lightning_uq.cli import main
+from lightning_uq.compare.index import find_runs, make_index
+from lightning_uq.compare.own_results import make_own_results
+from lightning_uq.compare.records import Record
+from lightning_uq.report import csv_table
+from lightning_uq.tasks import Classification
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A small comparison."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    quick = ["--seeds", "1", "--max-epochs", "1", "--format", "csv"]
+    assert main(["compare", "--methods", "softmax,energy", *quick, "--out", str(folder)]) == 0
+    return folder
+
+
+def fails(capsys, *arguments):
+    assert main(list(map(str, arguments))) == 2
+    return capsys.readouterr().err.splitlines()[-1].removeprefix("lightning-uq: error: ")
+
+
+def test_the_page_is_that_of_the_run(run_dir, tmp_path, capsys):
+    results = (run_dir / "results.json").read_bytes()
+    assert main(["report", str(run_dir), "--out", str(tmp_path / "again"), "--format", "csv"]) == 0
+    rows = json.loads(results)["rows"]
+    assert capsys.readouterr().out.strip() == csv_table(rows).strip()
+    again = tmp_path / "again"
+    assert (again / "report.html").read_bytes() == (run_dir / "report.html").read_bytes()
+    assert {path.name for path in again.glob("*.png")} == {path.name for path in run_dir.glob("*.png")} != set()
+    assert not (again / "results.json").exists()
+    (run_dir / "report.html").unlink()
+    assert main(["report", str(run_dir)]) == 0
+    assert (run_dir / "report.html").exists()
+    assert (run_dir / "results.json").read_bytes() == results
+
+
+def test_what_is_no_run(run_dir, tmp_path, capsys):
+    assert fails(capsys, "report", tmp_path / "gone").endswith("gone is not there; a run is a directory.")
+    assert "neither a run nor holds runs" in fails(capsys, "report", tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text("{")
+    assert "is not valid JSON" in fails(capsys, "report", tmp_path)
+    assert "is not valid JSON" in fails(capsys, "report", path)
+    path.write_text("{}")
+    assert "does not hold the results of a run" in fails(capsys, "report", tmp_path)
+    assert "is not the JSON file of an evaluation" in fails(capsys, "report", path)
+    path.write_text('{"format": 99}')
+    assert "has format 99, but this version reads format 1" in fails(capsys, "report", tmp_path)
+    path.write_text('{"format": 1, "rows": []}')
+    assert "lacks methods, problem" in fails(capsys, "report", tmp_path)
+    shutil.copy(run_dir / "results.json", path)
+    assert "has no records of softmax, energy" in fails(capsys, "report", tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_tuned_settings_and_methods_left_out_are_on_the_page(run_dir, tmp_path):
+    folder = shutil.copytree(run_dir, tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    results |= {"tuned": {"softmax": {"learning_rate": 0.00123}}, "left_out": {"laplace": "it ran out of <memory>"}}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "learning_rate = 0.00123" in page
+    assert "Left out: laplace" in page
+    assert "it ran out of &lt;memory&gt;" in page
+
+
+def test_several_data_sets_are_compared_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = ["--methods", "ensemble", "--seeds", "1", "--max-epochs", "1", "--format", "csv", "--out", "out"]
+    assert main(["compare", "--data", "digits,diabetes", *quick]) == 0
+    index = (tmp_path / "out" / "report.html").read_text()
+    for name, other in (("digits", "diabetes"), ("diabetes", "digits")):
+        assert f'href="{name}/report.html"' in index
+        page = (tmp_path / "out" / name / "report.html").read_text()
+        assert 'href="../report.html"' in page
+        assert f'href="../{other}/report.html"' in page
+    assert main(["compare", "--data", "a/x.csv,b/x.csv", "--out", "two"]) == 2
+    assert not (tmp_path / "two").exists()
+
+
+# ------------------------------------------------------------------ several runs
+
+
+def results_of(data, means, tied=(), key="nll"):
+    best = min(means, key=means.get)
+    rows = [{"method": name, key: {"mean": mean, "se": None, "seeds": [mean]}} for name, mean in means.items()]
+    about = {"about": "it", "link": None}
+    return {
+        "rows": rows,
+        "task": "classification",
+        "verdict": [f"{best} is best."],
+        "problem": {"name": data},
+        "methods": dict.fromkeys(means, about),
+        "differences": {key: {"best": best, "tied": list(tied)}},
+    }, {}
+
+
+def ranks(report):
+    return {row["method"]: row["mean_rank"]["mean"] for row in report.rows if "mean_rank" in row}
+
+
+def test_methods_are_ranked_among_those_of_every_data_set():
+    runs = {
+        "one": results_of("one", {"a": 0.1, "b": 0.2, "c": 0.3, "alone": 0.0}),
+        "two": results_of("two", {"a": 9.0, "b": 5.0, "c": 9.0}, tied=["a"]),
+    }
+    report = make_index(runs)
+    assert ranks(report) == {"b": 1.5, "a": (1 + 2.5) / 2, "c": (3 + 2.5) / 2}
+    assert [row["method"] for row in report.rows] == ["b", "a", "c", "alone"]
+    assert report.verdict[0].startswith(
+        "b has the best mean rank over 2 data sets (1.50 of 3; a 1.75), and on 1 of them"
+    )
+    assert any("no rank test at 5 % can tell two methods apart" in note for note in report.notes)
+    assert [page.note for page in report.pages] == ["alone is best.", "b is best."]
+
+
+def test_runs_on_one_data_set_count_as_one():
+    runs = {
+        "one": results_of("one", {"a": 0.1, "b": 0.2}),
+        "again": results_of("one", {"a": 0.1, "b": 0.2}),
+        "more": results_of("one", {"a": 0.1, "b": 0.2}),
+        "two": results_of("two", {"a": 0.2, "b": 0.1}),
+    }
+    report = make_index(runs)
+    assert ranks(report) == {"a": 1.5, "b": 1.5}
+    assert report.verdict == ["a and b share the best mean rank over 2 data sets (1.50 of 2)."]
+    assert any("count as one data set" in note for note in report.notes)
+    assert ranks(make_index({"one": runs["one"], "again": runs["again"]})) == {}
+
+
+def save_test(folder, name, shift, ids=None, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    nll = torch.rand(80, generator=draw).double() + shift
+    ids = torch.arange(80) if ids is None else ids
+    rows = {"nll": nll, "correct": nll < 0.9, "target": (torch.arange(80) % 3).double(), "ood_score": nll}
+    record = Record(name, 0, {}, rows, ids)
+    results = make_own_results(record, data="mine", task=Classification(), score="energy", sizes={"test": 80})
+    folder.mkdir(parents=True)
+    record.save(folder)
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_modules_tested_on_the_same_rows_are_compared(tmp_path, capsys):
+    save_test(tmp_path / "runs" / "a", "net", 0.0)
+    save_test(tmp_path / "runs" / "b", "better", -0.5)
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    assert "By NLL, better is best on mine" in capsys.readouterr().out
+    assert 'href="a/report.html"' in (tmp_path / "runs" / "report.html").read_text()
+
+
+def test_modules_tested_on_other_rows_are_not(tmp_path, capsys):
+    save_test(tmp_path / "runs" / "a", "net", 0.0)
+    save_test(tmp_path / "runs" / "b", "better", -0.5, ids=torch.arange(1, 81))
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    assert "is best" not in capsys.readouterr().out
+    assert set(find_runs(tmp_path / "runs")) == {"a", "b"}
+
+
+def test_runs_of_one_name_are_seeds(tmp_path, capsys):
+    for seed in range(5):
+        save_test(tmp_path / "runs" / f"net{seed}", "net", 0.0, seed=seed)
+        save_test(tmp_path / "runs" / f"better{seed}", "better", -0.5, seed=9 + seed)
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    assert "for training again with other seeds (judged by 5 seeds)" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "runs" / "net4")
+    assert "each method needs as many, but they are: better 5, net 4" in fails(capsys, "report", tmp_path / "runs")

@@ -1,0 +1,107 @@
+"""The verdict says what the numbers allow to say, and under which condition."""
+
+import pytest
+
+from lightning_uq.compare.verdict import make_verdict
+
+
+def rows(key="nll", **values):
+    return [
+        {"method": name, **({} if one is None else {key: {"mean": one, "se": None}})} for name, one in values.items()
+    ]
+
+
+def found(best, to_best, over="rows", left_out=()):
+    """Differences to the best: for each other method the ends of its interval."""
+    return {
+        "best": best,
+        "tied": [best, *(name for name, (low, high) in to_best.items() if low <= 0 <= high)][1:],
+        "to_best": {name: {"difference": (a + b) / 2, "lower": a, "upper": b, "over": over} for name, (a, b) in to_best.items()},
+        "left_out": dict.fromkeys(left_out, "infinite"),
+    }  # fmt: skip
+
+
+def verdict(table, differences, seeds=3, **options):
+    return make_verdict(table, differences, seeds, data="digits", **{"baseline": "softmax", **options})
+
+
+TIED, WORSE, EQUAL = (-0.1, 0.2), (0.1, 0.3), (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "to_best", "expected"),
+    [
+        ({"ensemble": 0.2}, {"softmax": WORSE}, "By NLL, ensemble is best on digits (0.200; softmax 0.400); softmax is worse."),
+        (
+            {"ensemble": 0.2},
+            {"softmax": TIED},
+            "By NLL, no method stands out on digits: ensemble has the best mean (0.200; softmax 0.400), but softmax cannot be told from it.",
+        ),
+        ({"a": 0.2}, {"b": WORSE, "softmax": WORSE}, "By NLL, a is best on digits (0.200; softmax 0.400); both others are worse."),
+        (
+            {"a": 0.2},
+            {"b": TIED, "softmax": TIED},
+            "By NLL, no method stands out on digits: a has the best mean (0.200; softmax 0.400), but neither b nor softmax can be told from it.",
+        ),
+        (
+            {"a": -0.5},
+            dict.fromkeys("bcdefg", TIED) | {"softmax": WORSE},
+            "By NLL, a is best on digits (-0.500; softmax 0.400); b, c, d and 3 others cannot be told from it, the other one is worse.",
+        ),
+        (
+            {"softmax": 0.2},
+            {"energy": EQUAL, "b": WORSE},
+            "By NLL, softmax (as energy, with the same values) is best on digits (0.200); b is worse.",
+        ),
+        ({"softmax": 0.2}, {"energy": EQUAL}, "By NLL, all methods are equal on digits (0.200): they read the same predictions."),
+    ],
+)  # fmt: skip
+def test_which_method_is_best(values, to_best, expected):
+    (best,) = values
+    table = rows(**values, **dict.fromkeys(to_best, 0.4))
+    assert verdict(table, {"nll": found(best, to_best)})[0] == expected
+
+
+def test_one_method_is_not_compared():
+    assert verdict(rows(softmax=0.2), {}) == [
+        "softmax is the only method on digits, so there is nothing to compare it with (NLL 0.200)."
+    ]
+    assert verdict([{"method": "mine"}], {}) == []
+    assert verdict([], {}) == []
+
+
+def test_methods_without_the_number_are_named():
+    table = rows(a=0.2, b=0.3, quantile=None, broken=float("nan"))
+    said = verdict(table, {"nll": found("a", {"b": WORSE}, left_out=["broken"])})
+    assert said[0].endswith("b is worse. quantile has no NLL. broken has no finite NLL.")
+    said = verdict(table[:1] + table[2:], {"nll": found("a", {}, left_out=["broken"])})
+    assert said == ["By NLL, a is the only method with a value on digits (0.200). quantile has no NLL. broken has no finite NLL."]  # fmt: skip
+
+
+def test_detection_has_its_own_sentence_where_there_is_any():
+    table = rows(a=0.2, softmax=0.4)
+    for row, value in zip(table, (0.9, 0.8), strict=True):
+        row["ood_auroc"] = {"mean": value, "se": None}
+    predicts = {"nll": found("a", {"softmax": WORSE})}
+    assert len(verdict(table, predicts)) == 2
+    said = verdict(table, predicts | {"ood_auroc": found("a", {"softmax": (-0.2, -0.1)})})
+    assert said[1] == "By AUROC, a detects out-of-distribution inputs best on digits (0.900; softmax 0.800); softmax is worse."  # fmt: skip
+    for row, value in zip(table, (0.53, 0.41), strict=True):
+        row["ood_auroc"] = {"mean": value, "se": None}
+    said = verdict(table, predicts | {"ood_auroc": found("a", {"softmax": (-0.2, -0.1)})})
+    assert said[1].endswith("softmax is worse. Even the best AUROC is close to chance, 0.5.")
+
+
+def test_the_condition_is_that_of_the_intervals_the_verdict_rests_on():
+    table = rows(a=0.2, softmax=0.4)
+
+    def last(over, seeds, **others):
+        return verdict(table, {"nll": found("a", {"softmax": WORSE}, over), **others}, seeds)[-1]
+
+    assert "holds for the networks trained here" in last("rows", 2)
+    assert "2 seeds do not tell, 5 would" in last("rows", 2)
+    assert "one seed does not tell" in last("rows", 1)
+    assert "for training again with other seeds (judged by 5 seeds)" in last("rows and seeds", 5)
+    # Intervals of a number that no sentence is about do not weaken the sentences.
+    unrelated = found("a", {"softmax": WORSE}, "rows")
+    assert last("rows and seeds", 5, brier=unrelated) == last("rows and seeds", 5)
