@@ -59,7 +59,7 @@ def test_each_trained_method_has_the_same_number_of_trials_on_a_seed_of_their_ow
     assert found["seed"] == 2
     assert {name: len(one["trials"]) for name, one in found["methods"].items()} == {"gaussian": 3, "dropout": 3}
     for name, one in found["methods"].items():
-        own = {"dropout": 0.1} if name == "dropout" else {}
+        own = {"dropout": 0.02} if name == "dropout" else {}
         assert one["trials"][0]["settings"] == {"learning_rate": 2e-3, "weight_decay": 0.0, **own}
         assert len({json.dumps(trial["settings"]) for trial in one["trials"]}) > 1
         for trial in one["trials"]:
