@@ -324,7 +324,7 @@ class ArrayDataModule(LightningDataModule):
     def _loader(self, dataset: Dataset[Any], **arguments: Any) -> DataLoader[Any]:
         return DataLoader(
             dataset,
-            self.batch_size,
+            batch_size=self.batch_size,  # by name: Lightning makes the loader again for predictions
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             **arguments,
