@@ -94,6 +94,12 @@ class FixedTest(LightningDataModule):
 """
 
 
+@pytest.fixture(autouse=True)
+def no_columns(monkeypatch):
+    """Tables have their own width: another command of this process may have set COLUMNS."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="module")
 def networks():
     """Three networks that were trained a little, on the splits of seed 0, 0 and 1."""

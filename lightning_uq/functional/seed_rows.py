@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import check_integer, describe
 
 
+@dataclass(frozen=True, init=False, eq=False)
 class SeedRows:
     """The test rows of each seed, as numbers that name a row in all seeds.
 
@@ -39,6 +41,12 @@ class SeedRows:
         ((tensor([0, 2, 3]), tensor([2, 0, 1])), False)
     """
 
+    num_train: int | None
+    rows: Tensor
+    positions: tuple[Tensor, ...]
+    is_common: Tensor
+    sizes: Tensor
+
     def __init__(
         self, ids: Sequence[Tensor], strata: Sequence[Tensor] | None = None, num_train: int | None = None
     ) -> None:
@@ -57,24 +65,29 @@ class SeedRows:
             raise InputError(
                 f"`strata` must name the stratum of each row: {counts} rows per seed, but it has {others}."
             )
-        self.num_train = num_train
         kinds, stratum = torch.unique(torch.cat([one.cpu().long() for one in strata]), return_inverse=True)
         keys = torch.stack([stratum, torch.cat([one.cpu().long() for one in ids])])
-        self.rows, positions, appearances = torch.unique(keys, dim=1, return_inverse=True, return_counts=True)
-        self.positions = positions.split(counts)
+        found, positions, appearances = torch.unique(keys, dim=1, return_inverse=True, return_counts=True)
+        for name, value in (("num_train", num_train), ("rows", found), ("positions", positions.split(counts))):
+            object.__setattr__(self, name, value)  # the dataclass is frozen
         for seed, one in enumerate(self.positions):
-            if len(one.unique()) < len(one):
+            distinct = len(set(one.tolist()))
+            if distinct < len(one):
                 raise InputError(
-                    f"`ids[{seed}]` names {len(one) - len(one.unique())} rows twice. Each test row has a number of its own."
+                    f"`ids[{seed}]` names {len(one) - distinct} rows twice. Each test row has a number of its own."
                 )
-        self.sizes = torch.stack([torch.bincount(one, minlength=len(kinds)) for one in stratum.split(counts)])
+        object.__setattr__(
+            self, "sizes", torch.stack([torch.bincount(one, minlength=len(kinds)) for one in stratum.split(counts)])
+        )
         if int(self.sizes.min()) < 2:
             seed = int(self.sizes.amin(1).argmin())
             raise InputError(
                 f"Seed {seed} has {int(self.sizes.min())} test row of a stratum. An interval needs at least two rows."
             )
         is_everywhere = appearances == len(ids)
-        self.is_common = torch.stack([is_everywhere[self.stratum == kind].all() for kind in range(len(kinds))])
+        object.__setattr__(
+            self, "is_common", torch.stack([is_everywhere[self.stratum == kind].all() for kind in range(len(kinds))])
+        )
 
     @property
     def num_seeds(self) -> int:

@@ -615,14 +615,14 @@ def test_it_is_built_from_yaml(tmp_path, monkeypatch, capsys):
         },
     }
     Path("config.yaml").write_text(yaml.safe_dump(config))
-    assert main(["predict", "--config", "config.yaml"]) == 0
+    assert main(["predict", "--config", "config.yaml", "--untrained"]) == 0
     assert names(Path("there")) == ["predictions-rank0.csv"]
     assert not list(Path().glob("*.csv"))  # the command's own file is for those who asked for no other
     with Path("there/predictions-rank0.csv").open() as file:
         header, *rows = csv.reader(file)
     assert header[:3] == ["index", "label", "confidence"]
     assert rows
-    assert main(["predict", "--config", "config.yaml"]) == 2
+    assert main(["predict", "--config", "config.yaml", "--untrained"]) == 2
     assert "predictions-rank0.csv. Pass `overwrite=True`" in capsys.readouterr().err
 
 

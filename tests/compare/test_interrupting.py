@@ -60,10 +60,8 @@ def test_a_signal_leaves_what_is_complete(tmp_path, uninterrupted, number, jobs)
     assert error.splitlines()[-1] == "lightning-uq: interrupted after 2 of 4 trainings. Go on with --resume."
     assert "Traceback" not in error
     assert "slow has no row: 2 of 2 seeds are missing." in error
-    assert [line.split()[0] for line in out.splitlines() if line.startswith(("gaussian ", "conformal ", "slow "))] == [
-        "gaussian",
-        "conformal",
-    ]
+    shown = [line.split()[0] for line in out.splitlines() if line.startswith(("gaussian ", "conformal ", "slow "))]
+    assert list(dict.fromkeys(shown)) == ["gaussian", "conformal"]  # a wide table comes in parts
     found = results(tmp_path / "run")
     assert [row["method"] for row in found["rows"]] == ["gaussian", "conformal"]
     assert found["rows"] == uninterrupted["rows"][:2]
