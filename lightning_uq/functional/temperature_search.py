@@ -18,6 +18,9 @@ from torch import Tensor
 
 from lightning_uq.functional.true_class import at_class
 
+_COLDEST = 40
+"""log(scale / T) at which predictions are votes."""
+
 _TOLERANCE = 1e-9  # of dNLL / dlog T
 _CHUNK_ELEMENTS = 2**19  # what a cache holds
 _LARGEST = 1e3  # T in units of the logits where the optimum is infinite: near uniform, and labels survive float32
@@ -79,15 +82,16 @@ def best_shared_temperature(logits: Tensor, target: Tensor) -> Solution:
             return pooled_objective(margins, math.exp(u), smoothing)
 
         grid = [(u / 4, at(u / 4)) for u in range(-28, 29)]
-        while grid[-1][1].slope < 0 and grid[-1][0] < 40:  # where margins are far smaller than the scale
+        while grid[-1][1].slope < 0 and grid[-1][0] < _COLDEST:  # where margins are far smaller than the scale
             grid.append((grid[-1][0] + 1, at(grid[-1][0] + 1)))
         steep = [(u, point) for u, point in grid if point.slope != 0]  # a saturated slope is 0 without being a minimum
         minima = [_root(at, a, b) for (a, left), (b, right) in pairwise(steep) if left.slope < 0 < right.slope]
         best = min(minima, key=lambda u: at(u).nll, default=None)
         lowest = uniform if best is None else at(best).nll
-        if best is not None and lowest < min(uniform, grid[-1][1].nll + _TOLERANCE):
+        limit = min(grid[-1][1].nll, at(_COLDEST).nll)  # the votes at T = 0 may be better than a minimum at a small T
+        if best is not None and lowest < min(uniform, limit + _TOLERANCE):
             return Solution(scale * math.exp(-best), problem)
-        if grid[-1][1].nll >= uniform:
+        if limit >= uniform:
             break
     return Solution(_LARGEST * scale, _CHANCE)
 
