@@ -68,7 +68,8 @@ def make_plan(configuration: Configuration) -> Plan:
         InputError: Data or methods cannot be found, or do not go together. Methods that nobody named are left out instead.
         MissingExtraError: A package that reads the data is not installed.
     """
-    problem = make_problem(configuration, configuration.seed)
+    with quiet():  # the notes on the data say what a table reports of itself
+        problem = make_problem(configuration, configuration.seed)
     chosen, known, required = choose_methods(configuration, problem)
     left_out: dict[str, str] = {}
     monitors: dict[str, Monitor | None] = {}
