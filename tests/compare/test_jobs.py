@@ -87,17 +87,26 @@ def run(*names, processes=2, progress=None):
 def children():
     """Processes of this one that work; the helper of multiprocessing stays."""
     found = psutil.Process().children(recursive=True)
-    return [one for one in found if "resource_tracker" not in " ".join(one.cmdline())]
+    return {one for one in found if "resource_tracker" not in " ".join(one.cmdline())}
 
 
+@pytest.fixture
+def none_left_behind():
+    """No process that the test began is alive after it; other tests' helpers may be."""
+    before = children()
+    yield
+    assert not children() - before
+
+
+@pytest.mark.usefixtures("none_left_behind")
 def test_each_process_has_its_devices():
     results = dict(run("a", "b", "c", "d"))
     assert [job.seed for job in sorted(results, key=lambda job: job.seed)] == [0, 1, 2, 3]
     assert {(shared, devices) for shared, devices, _ in results.values()} == {("shared", 0), ("shared", 1)}
     assert len({pid for _, _, pid in results.values()}) == 2
-    assert not children()
 
 
+@pytest.mark.usefixtures("none_left_behind")
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
@@ -115,9 +124,9 @@ def test_an_error_ends_all(name, error, message):
     with pytest.raises(error) as raised:
         list(run(name))
     assert str(raised.value) == message
-    assert not children()
 
 
+@pytest.mark.usefixtures("none_left_behind")
 def test_an_interrupt_ends_all():
     class Interrupt(Progress):
         def training(self, method, seed):
@@ -125,7 +134,6 @@ def test_an_interrupt_ends_all():
 
     with pytest.raises(KeyboardInterrupt):
         list(run("waits", "waits", progress=Interrupt()))
-    assert not children()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ there")
