@@ -17,8 +17,8 @@ import torch
 
 from lightning_uq.compare import Configuration, Recipe
 from lightning_uq.compare.problem import make_problem
-from lightning_uq.compare.quiet import one_thread, quiet
-from lightning_uq.compare.training import Progress, train
+from lightning_uq.compare.training.quiet import one_thread, quiet
+from lightning_uq.compare.training.training import Progress, train
 from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.method import Method, Setting
 from lightning_uq.modules.base import UncertaintyModule

@@ -173,7 +173,7 @@ class Method:
             out-of-distribution data such a method is compared only if it is named.
         reading: How the outputs of a module are read that is not of this package; None: its ``predict_step`` returns a prediction of this package.
         monitor: The validation metric whose best epoch is kept; None: the one that suits, see
-            :func:`~lightning_uq.compare.monitor.find_monitor`.
+            :func:`~lightning_uq.compare.training.monitor.find_monitor`.
 
     Raises:
         InputError: The name is not a Python identifier, a task is unknown, or not exactly one of ``build`` and ``trained_as`` is given.

@@ -203,7 +203,7 @@ def test_a_failure_leaves_an_earlier_result_alone(capsys, monkeypatch):
     assert main([*QUICK, "--out", "there"]) == 0
     before = {path.name: path.read_bytes() for path in Path("there").glob("*.*")}
     with monkeypatch.context() as broken:
-        broken.setattr("lightning_uq.compare.files.render_html", lambda report: 1 / 0)
+        broken.setattr("lightning_uq.compare.directory.writing.render_html", lambda report: 1 / 0)
         with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
             main([*QUICK, "--methods", "energy", "--out", "there"])
     after = {path.name: path.read_bytes() for path in Path("there").glob("*.*")}

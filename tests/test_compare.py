@@ -12,15 +12,17 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_uq import DeterministicModule, DirichletPrediction, Method
-from lightning_uq.compare import Configuration, Progress, Recipe, compare, discovery, drawing, write
-from lightning_uq.compare import plan as plan_module
-from lightning_uq.compare.discovery import methods
-from lightning_uq.compare.drawing import draw, equal_predictions, pooled
+from lightning_uq.compare import Configuration, Progress, Recipe, compare, write
 from lightning_uq.compare.environment import command_line
-from lightning_uq.compare.evaluation import num_weights, ood_score
-from lightning_uq.compare.plan import choose_methods, share_trainings
+from lightning_uq.compare.pages import drawing
+from lightning_uq.compare.pages.drawing import draw, equal_predictions, pooled
+from lightning_uq.compare.planning import discovery
+from lightning_uq.compare.planning import plan as plan_module
+from lightning_uq.compare.planning.discovery import methods
+from lightning_uq.compare.planning.plan import choose_methods, share_trainings
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.compare.results import summarize
+from lightning_uq.compare.training.evaluation import num_weights, ood_score
 from lightning_uq.errors import InputError
 from lightning_uq.functional import SCORES, auroc
 from lightning_uq.predictions import CategoricalPrediction
@@ -137,7 +139,7 @@ def test_numbers_are_recomputed_from_the_module(done):
 
     problem = make_problem(configuration, 5)
     data = problem.data
-    from lightning_uq.compare.training import train
+    from lightning_uq.compare.training.training import train
 
     softmax = replace(methods()["softmax"], callbacks=lambda setting: [Keep()])
     threads = torch.get_num_threads()

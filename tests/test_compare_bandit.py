@@ -14,7 +14,7 @@ from lightning_uq.cli import main
 from lightning_uq.compare import Progress
 from lightning_uq.compare.bandit import ALL_AGENTS, COLUMNS, BanditConfiguration, BanditResult, play, write
 from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS
-from lightning_uq.compare.training import seeded
+from lightning_uq.compare.training.training import seeded
 from lightning_uq.errors import InputError
 from lightning_uq.modules.epinet import EpinetModule
 

@@ -14,9 +14,8 @@ from lightning_uq.cli import main
 from lightning_uq.compare import Configuration, Progress, Recipe, compare
 from lightning_uq.compare import configuration as configuration_module
 from lightning_uq.compare.environment import command_line
-from lightning_uq.compare.evaluation import num_weights
-from lightning_uq.compare.page import make_report
-from lightning_uq.compare.plan import choose_methods
+from lightning_uq.compare.pages.page import make_report
+from lightning_uq.compare.planning.plan import choose_methods
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.compare.testbed import (
     AGENTS,
@@ -26,7 +25,8 @@ from lightning_uq.compare.testbed import (
     divergences,
     model_log_likelihood,
 )
-from lightning_uq.compare.training import train
+from lightning_uq.compare.training.evaluation import num_weights
+from lightning_uq.compare.training.training import train
 from lightning_uq.data import TestbedDataModule, classification_problem, gp_classification_problem, save_problem
 from lightning_uq.errors import InputError
 from lightning_uq.functional import bin_statistics, calibration_error, clustered_log_likelihood, random_projection
@@ -48,7 +48,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _few_rows_are_timed(monkeypatch):
-    monkeypatch.setattr("lightning_uq.compare.evaluation.TIMED_ROWS", 10)
+    monkeypatch.setattr("lightning_uq.compare.training.evaluation.TIMED_ROWS", 10)
 
 
 def configure(path, **changes):

@@ -11,8 +11,9 @@ import torch
 import lightning_uq
 from lightning_uq import InputError, Method
 from lightning_uq.cli import main
-from lightning_uq.compare import Configuration, plan
-from lightning_uq.compare.discovery import find_methods, methods
+from lightning_uq.compare import Configuration
+from lightning_uq.compare.planning import plan
+from lightning_uq.compare.planning.discovery import find_methods, methods
 from lightning_uq.compare.problem import make_problem
 from tests.contract import cases
 

@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from lightning_uq.compare.discovery import methods
+from lightning_uq.compare.planning.discovery import methods
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)

@@ -37,7 +37,7 @@ def bandit(
     """
     console = make_console()
     from lightning_uq.compare.bandit import COLUMNS, BanditConfiguration, play, write
-    from lightning_uq.compare.terminal import TerminalProgress
+    from lightning_uq.compare.progress.terminal import TerminalProgress
     from lightning_uq.report.terminal import make_table
 
     configuration = BanditConfiguration(methods, seeds, seed, steps, input_dim, num_actions, temperature, fresh_actions)

@@ -79,7 +79,7 @@ def compare(
         _compare_each(Names.parse(data), options)
         return
     from lightning_uq.compare import Configuration, Interrupted, Recipe, RunOptions, compare, write
-    from lightning_uq.compare.terminal import TerminalProgress
+    from lightning_uq.compare.progress.terminal import TerminalProgress
 
     configuration = Configuration(
         data=data,
@@ -127,7 +127,7 @@ def compare(
 
 def _compare_each(data: Names, options: dict[str, Any]) -> None:
     """Compare on each of several data sets, in a folder of its own, and write the page over all."""
-    from lightning_uq.compare.index import find_runs, write_index
+    from lightning_uq.compare.directory.index import find_runs, write_index
 
     out: Path = options["out"]
     folders = {Path(one).stem: one for one in data}

@@ -24,9 +24,9 @@ def report(run_dir: Path, *, out: Path | None = None, format: TableFormat = "ter
         format: How the table of a run is printed.
     """
     console = make_console()
-    from lightning_uq.compare.files import write_page
-    from lightning_uq.compare.index import find_runs, write_index
-    from lightning_uq.compare.run_files import RESULTS, read_run
+    from lightning_uq.compare.directory.index import find_runs, write_index
+    from lightning_uq.compare.directory.reading import RESULTS, read_run
+    from lightning_uq.compare.directory.writing import write_page
 
     if run_dir.is_file():
         _evaluation(run_dir, out, console)

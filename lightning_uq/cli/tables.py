@@ -11,7 +11,7 @@ TableFormat = Literal["terminal", "markdown", "latex", "csv"]
 
 def print_results(results: Mapping[str, Any], format: TableFormat, console: "Console") -> None:
     """Print the rows of ``results.json`` as a table, on a terminal with the verdict below it."""
-    from lightning_uq.compare.page import ties
+    from lightning_uq.compare.pages.page import ties
     from lightning_uq.report import format_table, print_table
 
     if format == "terminal":

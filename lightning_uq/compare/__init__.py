@@ -1,11 +1,11 @@
 """The comparison of methods, as ``lightning-uq compare`` runs it."""
 
 from lightning_uq.compare.configuration import Configuration, Recipe
-from lightning_uq.compare.files import write
+from lightning_uq.compare.directory.writing import write
 from lightning_uq.compare.interrupts import Interrupted
-from lightning_uq.compare.progress import Progress
+from lightning_uq.compare.progress.progress import Progress
 from lightning_uq.compare.run import Comparison, RunOptions, compare
-from lightning_uq.compare.uncertainty_report import UncertaintyReport
+from lightning_uq.compare.uncertainty_report.callback import UncertaintyReport
 
 __all__ = [
     "Comparison",

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from lightning_uq.active_learning.bandit import Bandit, thompson_sampling
-from lightning_uq.compare.progress import Progress
-from lightning_uq.compare.quiet import one_thread
+from lightning_uq.compare.progress.progress import Progress
 from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS, AgentSetting, agent_network
-from lightning_uq.compare.training import seeded
+from lightning_uq.compare.training.quiet import one_thread
+from lightning_uq.compare.training.training import seeded
 from lightning_uq.errors import InputError
 from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.modules.base import UncertaintyModule

@@ -12,8 +12,8 @@ import lightning
 import torch
 import torchmetrics
 
-import lightning_uq
 from lightning_uq.compare.configuration import Configuration
+from lightning_uq.version import __version__
 
 
 def command_line(configuration: Configuration) -> str:
@@ -49,7 +49,7 @@ def _written(value: Any) -> str | None:
 def versions() -> dict[str, str]:
     """What the numbers, and the times above all, were made with."""
     return {
-        "lightning_uq": lightning_uq.__version__,
+        "lightning_uq": __version__,
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "torchmetrics": torchmetrics.__version__,

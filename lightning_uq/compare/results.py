@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
-from lightning_uq.compare.differences import find_differences
-from lightning_uq.compare.discovery import PLAIN
 from lightning_uq.compare.environment import command_line, git_state, versions
-from lightning_uq.compare.measures import measured
+from lightning_uq.compare.planning.discovery import PLAIN
 from lightning_uq.compare.problem import Problem
 from lightning_uq.compare.records import Record
-from lightning_uq.compare.verdict import make_verdict
+from lightning_uq.compare.statistics.differences import find_differences
+from lightning_uq.compare.statistics.measures import measured
+from lightning_uq.compare.statistics.verdict import make_verdict
 from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.report.table import ALL_COLUMNS
 

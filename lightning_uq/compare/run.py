@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
-from lightning_uq.compare.files import write_results
+from lightning_uq.compare.directory.run_directory import RunDirectory, open_run
+from lightning_uq.compare.directory.writing import write_results
 from lightning_uq.compare.interrupts import Interrupted, signals_interrupt
-from lightning_uq.compare.jobs import Workshop, run_jobs
-from lightning_uq.compare.plan import Job, Plan, make_plan
+from lightning_uq.compare.jobs.jobs import Workshop, run_jobs
+from lightning_uq.compare.planning.plan import Job, Plan, make_plan
+from lightning_uq.compare.planning.tuning import Tuning, check_optuna
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.progress import Progress
+from lightning_uq.compare.progress.progress import Progress
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.results import make_results, make_rows
-from lightning_uq.compare.run_directory import RunDirectory, open_run
-from lightning_uq.compare.tuning import Tuning, check_optuna
 from lightning_uq.errors import InputError, is_interrupt
 
 

@@ -162,7 +162,7 @@ class Task(ABC):
     def row_scores(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
         """Scores [B, ...] of each input by name, which a comparison averages over the test rows; of your own task none.
 
-        The names are those of ``lightning_uq.compare.measures``.
+        The names are those of ``lightning_uq.compare.statistics.measures``.
 
         Args:
             prediction: A prediction, as :meth:`predict` makes it.

@@ -116,7 +116,7 @@ def test_an_ensemble_has_one_density_a_member_pooled_by_log_mean_exp(make_traine
 @pytest.fixture(scope="module")
 def compared():
     """The rows of one comparison, and the network that all three read."""
-    import lightning_uq.compare.jobs as module
+    import lightning_uq.compare.jobs.jobs as module
 
     kept = []
     train = module.train

@@ -2,9 +2,9 @@
 
 import torch
 
-from lightning_uq.compare.differences import find_differences
-from lightning_uq.compare.measures import measured
 from lightning_uq.compare.records import Record
+from lightning_uq.compare.statistics.differences import find_differences
+from lightning_uq.compare.statistics.measures import measured
 
 
 def records(shift=0.0, *, seeds=5, num=200, fixed=True, ood=True, method="a"):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import ConformalIntervals, DeterministicModule, FitGMM, FitLaplace, TemperatureScaling
-from lightning_uq.compare.isolation import IsolatedCallbacks
+from lightning_uq.compare.training.isolation import IsolatedCallbacks
 from lightning_uq.errors import InputError
 from lightning_uq.tasks import Regression
 

@@ -12,10 +12,11 @@ import psutil
 import pytest
 import torch
 
-from lightning_uq.compare import Configuration, Progress, Recipe, RunOptions, compare, evaluation, training
-from lightning_uq.compare.jobs import Workshop, devices_of
-from lightning_uq.compare.plan import Job
-from lightning_uq.compare.workers import run_in_processes
+from lightning_uq.compare import Configuration, Progress, Recipe, RunOptions, compare
+from lightning_uq.compare.jobs.jobs import Workshop, devices_of
+from lightning_uq.compare.jobs.workers import run_in_processes
+from lightning_uq.compare.planning.plan import Job
+from lightning_uq.compare.training import evaluation, training
 from lightning_uq.errors import InputError, UQError
 from tests.compare.runs import TIMES
 

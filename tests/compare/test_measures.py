@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lightning_uq import metrics
-from lightning_uq.compare.differences import find_differences
-from lightning_uq.compare.measures import MEASURES, measured
 from lightning_uq.compare.records import Record
+from lightning_uq.compare.statistics.differences import find_differences
+from lightning_uq.compare.statistics.measures import MEASURES, measured
 from lightning_uq.tasks import (
     Binary,
     CategoricalRegression,

@@ -6,9 +6,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.compare import Configuration, Recipe, compare
-from lightning_uq.compare.discovery import methods
 from lightning_uq.compare.environment import command_line
-from lightning_uq.compare.plan import choose_methods, make_plan
+from lightning_uq.compare.planning.discovery import methods
+from lightning_uq.compare.planning.plan import choose_methods, make_plan
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.compare.results import make_results
 from lightning_uq.data import DiabetesDataModule

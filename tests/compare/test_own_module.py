@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lightning_uq.compare import Configuration, Recipe, compare
-from lightning_uq.compare.monitor import best_monitor, find_monitor
-from lightning_uq.compare.plan import make_plan
+from lightning_uq.compare.planning.plan import make_plan
 from lightning_uq.compare.problem import make_problem
+from lightning_uq.compare.training.monitor import best_monitor, find_monitor
 from lightning_uq.errors import InputError
 
 USERS = "tests.compare.users_modules"
@@ -52,7 +52,7 @@ def test_the_row_is_what_the_module_trained_alone_gives():
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from lightning_uq.compare.training import seeded
+    from lightning_uq.compare.training.training import seeded
     from tests.compare.users_modules import LitClassifier
 
     done = compare(
@@ -104,7 +104,7 @@ def test_predictions_pass_the_hooks_of_the_data_module():
 
     from lightning.pytorch import Trainer
 
-    from lightning_uq.compare.reading import Loader, data_for
+    from lightning_uq.compare.training.reading import Loader, data_for
     from lightning_uq.running.foreign_data import ForeignDataModule
     from tests.compare.users_modules import LitLetters
 

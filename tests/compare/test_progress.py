@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from lightning_uq.compare.estimate import Estimate
-from lightning_uq.compare.terminal import TerminalProgress
+from lightning_uq.compare.progress.estimate import Estimate
+from lightning_uq.compare.progress.terminal import TerminalProgress
 
 
 class Clock:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lightning_uq.cli import main
-from lightning_uq.compare.index import find_runs, make_index
-from lightning_uq.compare.own_results import make_own_results
+from lightning_uq.compare.directory.index import find_runs, make_index
 from lightning_uq.compare.records import Record
+from lightning_uq.compare.uncertainty_report.results import make_own_results
 from lightning_uq.report import csv_table
 from lightning_uq.tasks import Classification
 

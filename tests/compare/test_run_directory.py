@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lightning_uq.compare import Configuration, Progress, Recipe, RunOptions, compare
-from lightning_uq.compare.agreement import data_fingerprint
+from lightning_uq.compare.directory.agreement import data_fingerprint
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.errors import InputError
 from tests.compare.runs import TIMES

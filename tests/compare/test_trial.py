@@ -9,10 +9,10 @@ import torch
 
 from lightning_uq.cli import main
 from lightning_uq.compare import Configuration, Progress, Recipe, compare
-from lightning_uq.compare.discovery import load_file, methods, methods_of
-from lightning_uq.compare.plan import make_plan
+from lightning_uq.compare.planning.discovery import load_file, methods, methods_of
+from lightning_uq.compare.planning.plan import make_plan
+from lightning_uq.compare.planning.trial import try_methods
 from lightning_uq.compare.problem import make_problem
-from lightning_uq.compare.trial import try_methods
 from lightning_uq.errors import InputError
 
 ONE = {"seeds": 1, "recipe": Recipe(max_epochs=1)}

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lightning_uq import DeterministicModule, Method
-from lightning_uq.compare import Configuration, Interrupted, Progress, Recipe, RunOptions, compare, discovery
-from lightning_uq.compare import plan as plan_module
-from lightning_uq.compare.tuning import LEARNING_RATES, WEIGHT_DECAYS
+from lightning_uq.compare import Configuration, Interrupted, Progress, Recipe, RunOptions, compare
+from lightning_uq.compare.planning import discovery
+from lightning_uq.compare.planning import plan as plan_module
+from lightning_uq.compare.planning.tuning import LEARNING_RATES, WEIGHT_DECAYS
 from lightning_uq.errors import InputError, MissingExtraError
 from lightning_uq.method import Setting
 from tests.compare.runs import TIMES
@@ -84,7 +85,7 @@ def test_the_best_trial_is_compared(tuned):
 def test_the_value_of_a_trial_is_the_best_validation_metric(tuned):
     """Recomputed by a training of the tuning seed, whose one epoch is the best one."""
     from lightning_uq.compare.problem import make_problem
-    from lightning_uq.compare.training import train
+    from lightning_uq.compare.training.training import train
 
     configuration = replace(QUICK, recipe=Recipe(max_epochs=1))
     problem = make_problem(configuration, 2)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import DeterministicModule, FitGMM, InputError, TemperatureScaling, UncertaintyReport
-from lightning_uq.compare.run_files import read_run
+from lightning_uq.compare.directory.reading import read_run
 from lightning_uq.errors import UnsupportedError
 from lightning_uq.tasks import Regression, Segmentation
 
@@ -225,7 +225,7 @@ from torch import nn
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 from lightning_uq import DeterministicModule, UncertaintyReport
-from lightning_uq.compare.run_files import read_run
+from lightning_uq.compare.directory.reading import read_run
 
 def page(devices, module, x, y, name, **options):
     folder = pathlib.Path("pages") / f"{name}-{devices}-{os.environ.get('LOCAL_RANK', 0)}"  # rank 1 runs this script again

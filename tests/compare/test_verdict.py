@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_uq.compare.verdict import make_verdict
+from lightning_uq.compare.statistics.verdict import make_verdict
 
 
 def rows(key="nll", **values):

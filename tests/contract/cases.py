@@ -21,7 +21,7 @@ from lightning_uq import callbacks as c
 from lightning_uq import modules as m
 from lightning_uq.batches import unpadded_rows
 from lightning_uq.compare import UncertaintyReport
-from lightning_uq.compare.discovery import methods
+from lightning_uq.compare.planning.discovery import methods
 from lightning_uq.method import Setting
 from lightning_uq.networks import Factory
 from lightning_uq.networks.epinet.head import EpinetHead

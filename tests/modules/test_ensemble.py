@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSa
 from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_uq.modules.ensemble
-from lightning_uq.compare.discovery import methods
+from lightning_uq.compare.planning.discovery import methods
 from lightning_uq.data.indexed import Indexed, IndexedSample
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.bootstrap import bootstrap_weights, member_seed

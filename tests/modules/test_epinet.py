@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.cli import main
-from lightning_uq.compare.evaluation import num_weights
 from lightning_uq.compare.testbed import AGENTS, AgentSetting, agent_network, epinet_for_resnet, epinet_for_testbed
+from lightning_uq.compare.training.evaluation import num_weights
 from lightning_uq.errors import InputError
 from lightning_uq.functional.joint import joint_log_loss
 from lightning_uq.modules.deterministic import DeterministicModule

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import EvidentialModule, Factory, OODDetection, TemperatureScaling
 from lightning_uq.callbacks.ood import DEFAULT_SCORES
-from lightning_uq.compare.discovery import methods
-from lightning_uq.compare.evaluation import ood_score
+from lightning_uq.compare.planning.discovery import methods
+from lightning_uq.compare.training.evaluation import ood_score
 from lightning_uq.data import DigitsDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.functional import dirichlet

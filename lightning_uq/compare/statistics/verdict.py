@@ -43,7 +43,7 @@ def make_verdict(
 
     Args:
         rows: The rows of the results.
-        differences: Those of :func:`~lightning_uq.compare.differences.find_differences`.
+        differences: Those of :func:`~lightning_uq.compare.statistics.differences.find_differences`.
         num_seeds: Number of seeds.
         data: What the data are called.
         baseline: The method whose value stands beside the best one's.

@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from lightning_uq.compare.configuration import Configuration
-from lightning_uq.compare.discovery import is_source, load_source, methods_of
+from lightning_uq.compare.planning.discovery import is_source, load_source, methods_of
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.training import seeded
+from lightning_uq.compare.training.training import seeded
 from lightning_uq.errors import InputError
 
 FREE = ("methods", "method_file", "baseline", "config")

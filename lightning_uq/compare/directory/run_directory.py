@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_uq.compare.agreement import (
+from lightning_uq.compare.configuration import Configuration
+from lightning_uq.compare.directory.agreement import (
     WAYS_OUT,
     check_agreement,
     data_fingerprint,
@@ -14,13 +15,12 @@ from lightning_uq.compare.agreement import (
     plain_configuration,
     source_hashes,
 )
-from lightning_uq.compare.configuration import Configuration
+from lightning_uq.compare.directory.writing import RESULTS, STALE, to_json
 from lightning_uq.compare.environment import versions
-from lightning_uq.compare.files import RESULTS, STALE, to_json
-from lightning_uq.compare.plan import Plan
+from lightning_uq.compare.planning.plan import Plan
+from lightning_uq.compare.planning.tuning import TRIALS
 from lightning_uq.compare.records import FOLDER, Record, record_path
-from lightning_uq.compare.saved_predictions import FOLDER as PREDICTIONS
-from lightning_uq.compare.tuning import TRIALS
+from lightning_uq.compare.training.saved_predictions import FOLDER as PREDICTIONS
 from lightning_uq.errors import InputError
 from lightning_uq.method import Method, Monitor
 from lightning_uq.writing import partial_path, replacing

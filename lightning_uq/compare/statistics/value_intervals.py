@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from lightning_uq.compare.differences import LEVEL, rows_of
-from lightning_uq.compare.measures import MEASURES, Measure
 from lightning_uq.compare.records import Record
+from lightning_uq.compare.statistics.differences import LEVEL, rows_of
+from lightning_uq.compare.statistics.measures import MEASURES, Measure
 from lightning_uq.errors import InputError
 from lightning_uq.functional import resample_metric
 from lightning_uq.functional.paired_difference import t_quantile

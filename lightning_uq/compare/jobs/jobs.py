@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 
 from lightning_uq.compare.configuration import Configuration
-from lightning_uq.compare.evaluation import evaluate
-from lightning_uq.compare.plan import Job, choose_methods
+from lightning_uq.compare.jobs.workers import run_in_processes
+from lightning_uq.compare.planning.plan import Job, choose_methods
+from lightning_uq.compare.planning.tuning import tuned_configuration
 from lightning_uq.compare.problem import make_problem
-from lightning_uq.compare.progress import Progress
-from lightning_uq.compare.quiet import one_thread, quiet
-from lightning_uq.compare.saved_predictions import prediction_path
-from lightning_uq.compare.training import seeded, train
-from lightning_uq.compare.tuning import tuned_configuration
-from lightning_uq.compare.workers import run_in_processes
+from lightning_uq.compare.progress.progress import Progress
+from lightning_uq.compare.training.evaluation import evaluate
+from lightning_uq.compare.training.quiet import one_thread, quiet
+from lightning_uq.compare.training.saved_predictions import prediction_path
+from lightning_uq.compare.training.training import seeded, train
 from lightning_uq.errors import NotFiniteError
 from lightning_uq.method import Method
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_uq.compare import own_page
-from lightning_uq.compare.evaluation import TAU
+from lightning_uq.compare.pages import own_page
 from lightning_uq.compare.testbed import NUM_INDICES
+from lightning_uq.compare.training.evaluation import TAU
 from lightning_uq.report import DENSITY_TITLES, LABEL_TITLES, Report, Section, score_label, shown_columns
 from lightning_uq.report.table import ALL_COLUMNS
 from lightning_uq.tasks.row_scores import NUM_BINS
@@ -44,7 +44,7 @@ def make_report(results: Mapping[str, Any], figures: Mapping[str, str]) -> Repor
 
     Args:
         results: The contents of ``results.json``.
-        figures: The figures of :func:`~lightning_uq.compare.drawing.draw` as SVG.
+        figures: The figures of :func:`~lightning_uq.compare.pages.drawing.draw` as SVG.
     """
     sections, seeds = [], _num_seeds(results["rows"])
     for prefix, (title, text) in _SECTIONS.items():

@@ -7,11 +7,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_uq.compare.configuration import Configuration
-from lightning_uq.compare.evaluation import read_predictions
-from lightning_uq.compare.isolation import IsolatedCallbacks
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.reading import data_for, logger_for
-from lightning_uq.compare.training import seeded
+from lightning_uq.compare.training.evaluation import read_predictions
+from lightning_uq.compare.training.isolation import IsolatedCallbacks
+from lightning_uq.compare.training.reading import data_for, logger_for
+from lightning_uq.compare.training.training import seeded
 from lightning_uq.errors import InputError, UQError, without_period
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.method import Method

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_uq.compare.reading import data_for, logger_for
+from lightning_uq.compare.training.reading import data_for, logger_for
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.method import Method, Monitor, Setting
@@ -42,7 +42,7 @@ def find_monitor(method: Method, setting: Setting, data: Any, accelerator: str =
 
     Example:
         >>> from lightning_uq.compare.configuration import Configuration
-        >>> from lightning_uq.compare.discovery import methods
+        >>> from lightning_uq.compare.planning.discovery import methods
         >>> from lightning_uq.compare.problem import make_problem
         >>> problem = make_problem(Configuration(data="diabetes"), 0)
         >>> find_monitor(methods("regression")["quantile"], problem.setting, problem.data)

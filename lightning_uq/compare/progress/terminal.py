@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from lightning_uq.compare.estimate import Estimate, in_words
-from lightning_uq.compare.progress import Progress
+from lightning_uq.compare.progress.estimate import Estimate, in_words
+from lightning_uq.compare.progress.progress import Progress
 
 
 class TerminalProgress(Progress):

@@ -25,8 +25,8 @@ from lightning_uq.callbacks.conformal_methods import ALPHA
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.own_config import make_builder
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.quiet import quiet
-from lightning_uq.compare.reading import Loader, data_for, logit_reader
+from lightning_uq.compare.training.quiet import quiet
+from lightning_uq.compare.training.reading import Loader, data_for, logit_reader
 from lightning_uq.errors import InputError, UQError, without_period
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.method import Method, Monitor, Reading, Setting

@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_uq.compare.configuration import Configuration
-from lightning_uq.compare.isolation import IsolatedCallbacks
-from lightning_uq.compare.monitor import find_monitor
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.progress import Progress
-from lightning_uq.compare.reading import data_for, is_foreign, logger_for
+from lightning_uq.compare.progress.progress import Progress
 from lightning_uq.compare.testbed import num_epochs
+from lightning_uq.compare.training.isolation import IsolatedCallbacks
+from lightning_uq.compare.training.monitor import find_monitor
+from lightning_uq.compare.training.reading import data_for, is_foreign, logger_for
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.method import Method, Monitor
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from lightning_uq.compare.differences import find_differences
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.results import make_rows
-from lightning_uq.compare.verdict import make_verdict
+from lightning_uq.compare.statistics.differences import find_differences
+from lightning_uq.compare.statistics.verdict import make_verdict
 from lightning_uq.errors import InputError
 
 Run = tuple[Mapping[str, Any], Mapping[str, Sequence[Record]]]
-"""Results and records, as :func:`~lightning_uq.compare.reading.read_run` gives them."""
+"""Results and records, as :func:`~lightning_uq.compare.training.reading.read_run` gives them."""
 
 
 def tested_on_same_rows(runs: Sequence[Run]) -> bool:

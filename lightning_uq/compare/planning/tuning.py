@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_uq.compare.configuration import Configuration
-from lightning_uq.compare.plan import Job, Plan
-from lightning_uq.compare.training import seeded
+from lightning_uq.compare.planning.plan import Job, Plan
+from lightning_uq.compare.training.training import seeded
 from lightning_uq.errors import InputError, MissingExtraError
 from lightning_uq.method import Method, Setting
 from lightning_uq.writing import replacing

@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from lightning_uq.compare.plan import Job
-from lightning_uq.compare.progress import Progress
+from lightning_uq.compare.planning.plan import Job
+from lightning_uq.compare.progress.progress import Progress
 from lightning_uq.errors import UQError, without_period
 
 _Shared = TypeVar("_Shared")

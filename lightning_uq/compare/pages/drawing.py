@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.compare.records import Record
-from lightning_uq.compare.verdict import quality_key
+from lightning_uq.compare.statistics.verdict import quality_key
 from lightning_uq.report import (
     coverage_figure,
     difference_figure,

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
-from lightning_uq.compare.discovery import find_methods, methods, register
-from lightning_uq.compare.monitor import find_monitor
-from lightning_uq.compare.own_module import MODULE, module_methods
+from lightning_uq.compare.planning.discovery import find_methods, methods, register
+from lightning_uq.compare.planning.own_module import MODULE, module_methods
+from lightning_uq.compare.planning.trial import try_methods
 from lightning_uq.compare.problem import Problem, make_problem
-from lightning_uq.compare.quiet import one_thread, quiet
 from lightning_uq.compare.testbed import AGENTS, DEFAULT_AGENTS, num_epochs
-from lightning_uq.compare.trial import try_methods
+from lightning_uq.compare.training.monitor import find_monitor
+from lightning_uq.compare.training.quiet import one_thread, quiet
 from lightning_uq.errors import InputError
 from lightning_uq.method import Method, Monitor
 

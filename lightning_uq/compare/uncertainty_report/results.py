@@ -6,7 +6,7 @@ from typing import Any
 from lightning_uq.compare.environment import git_state, versions
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.results import FORMAT, make_rows
-from lightning_uq.compare.value_intervals import mean_interval, value_intervals
+from lightning_uq.compare.statistics.value_intervals import mean_interval, value_intervals
 from lightning_uq.report import cell, score_label, shown_columns
 from lightning_uq.tasks import Task, describe
 

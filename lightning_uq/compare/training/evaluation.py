@@ -16,7 +16,9 @@ from lightning_uq.batches import num_rows
 from lightning_uq.callbacks.conformal_sets import ConformalSets
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.reading import (
+from lightning_uq.compare.records import Record
+from lightning_uq.compare.testbed import divergences
+from lightning_uq.compare.training.reading import (
     Loader,
     ReadPredictions,
     data_for,
@@ -25,10 +27,8 @@ from lightning_uq.compare.reading import (
     rows_repeated,
     target_of,
 )
-from lightning_uq.compare.records import Record
-from lightning_uq.compare.saved_predictions import columns_of, save_predictions
-from lightning_uq.compare.testbed import divergences
-from lightning_uq.compare.training import Trained
+from lightning_uq.compare.training.saved_predictions import columns_of, save_predictions
+from lightning_uq.compare.training.training import Trained
 from lightning_uq.data import TestbedDataModule
 from lightning_uq.errors import InputError
 from lightning_uq.functional.held_out_scores import rows_needed

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from lightning_uq.compare.files import PAGE, write_page
-from lightning_uq.compare.own_join import Run, join, tested_on_same_rows
-from lightning_uq.compare.run_files import RESULTS, read_run
-from lightning_uq.compare.verdict import quality_key
+from lightning_uq.compare.directory.join import Run, join, tested_on_same_rows
+from lightning_uq.compare.directory.reading import RESULTS, read_run
+from lightning_uq.compare.directory.writing import PAGE, write_page
+from lightning_uq.compare.statistics.verdict import quality_key
 from lightning_uq.errors import InputError
 from lightning_uq.report import Column, Link, Report, render_html, shown_columns, write_files
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from lightning_uq.compare.measures import MEASURES, Measure, has_nan, is_ood
 from lightning_uq.compare.records import Record
+from lightning_uq.compare.statistics.measures import MEASURES, Measure, has_nan, is_ood
 from lightning_uq.errors import InputError
 from lightning_uq.functional import best_method, metric_difference, resample_metric
 from lightning_uq.functional.metric_difference import ResampledMetric

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_uq.compare.drawing import draw
-from lightning_uq.compare.page import make_report
+from lightning_uq.compare.pages.drawing import draw
+from lightning_uq.compare.pages.page import make_report
 from lightning_uq.compare.records import Record
 from lightning_uq.report import Link, render_html, to_png, to_svg, write_files
 

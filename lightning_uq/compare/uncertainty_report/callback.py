@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lightning_uq import batches
 from lightning_uq.callbacks.ood_scores import OODScorer
-from lightning_uq.compare.drawing import draw
-from lightning_uq.compare.evaluation import ood_score
-from lightning_uq.compare.files import write
-from lightning_uq.compare.kept_rows import KeptRows
-from lightning_uq.compare.own_results import make_own_results
+from lightning_uq.compare.directory.writing import write
+from lightning_uq.compare.pages.drawing import draw
 from lightning_uq.compare.records import FOLDER, Record
+from lightning_uq.compare.training.evaluation import ood_score
+from lightning_uq.compare.uncertainty_report.kept_rows import KeptRows
+from lightning_uq.compare.uncertainty_report.results import make_own_results
 from lightning_uq.errors import InputError, NotFiniteError, UnsupportedError
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.loggers import log_figure, takes_figures

@@ -1,0 +1,1 @@
+"""Trainings shared out over processes."""
