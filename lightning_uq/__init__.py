@@ -1,5 +1,7 @@
 """Uncertainty quantification for PyTorch Lightning: every method is a network f(x, z), and every output [Z, B, ...]."""
 
+from typing import TYPE_CHECKING, Any
+
 from lightning_uq import active_learning, data, functional, losses, metrics, networks, tasks
 from lightning_uq.callbacks import (
     CalibratedNLL,
@@ -27,7 +29,6 @@ from lightning_uq.callbacks import (
     save_fitted,
 )
 from lightning_uq.checkpoint_files import AtomicCheckpointIO
-from lightning_uq.compare import UncertaintyReport
 from lightning_uq.data import Indexed
 from lightning_uq.errors import (
     InputError,
@@ -77,6 +78,9 @@ from lightning_uq.tasks import (
     Task,
 )
 from lightning_uq.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from lightning_uq.compare import UncertaintyReport
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -157,3 +161,12 @@ __all__ = [
     "save_fitted",
     "tasks",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``UncertaintyReport`` alone, at its first use: the comparison's rooms, which it needs, are a fifth of the package."""
+    if name != "UncertaintyReport":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lightning_uq.compare import UncertaintyReport
+
+    return UncertaintyReport

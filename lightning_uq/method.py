@@ -14,13 +14,13 @@ A file that holds several methods names a tuple of them ``METHODS``.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
+from torch.optim import Optimizer
 
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import is_instance
@@ -72,7 +72,7 @@ class Setting:
     num_targets: int
     num_train: int
     backbone: Callable[..., nn.Module]
-    optimizer: OptimizerCallable
+    optimizer: Callable[[Iterable[Any]], Optimizer]
     tuned: Mapping[str, Any] = field(default_factory=dict)
     choices: dict[str, tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
 

@@ -1,14 +1,15 @@
 """The base of every method: its steps, metrics and predictions. A method adds its network and its own training loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_uq import batches
 from lightning_uq._lightning import trainer_of
@@ -99,8 +100,8 @@ class UncertaintyModule(CheckpointedModule):
         network: EpistemicNetwork | Factory | Callable[[], nn.Module],
         *,
         task: Task | str = "classification",
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        optimizer: Callable[[Iterable[Any]], Optimizer] = torch.optim.Adam,
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         loss: Loss | None = None,
         num_train_samples: int | None = None,
         num_eval_samples: int = 100,
