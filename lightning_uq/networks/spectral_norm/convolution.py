@@ -65,12 +65,17 @@ class ConvolutionNorm(PowerIteration):
         else:
             sides = [(size, size) for size in conv.padding]
         self.padding = tuple(side for pair in reversed(sides) for side in pair)  # in F.pad's order: the last axis first
+        # Convolutions pad with equally many zeros on both sides by themselves; everything else takes a call of ``pad``.
+        if self.padding_mode == "constant" and all(before == after for before, after in sides):
+            self.own_padding, self.outer_padding = tuple(before for before, _ in sides), (0,) * len(self.padding)
+        else:
+            self.own_padding, self.outer_padding = (0,) * dims, self.padding
 
     def operator(self, weight: Tensor, v: Tensor) -> Tensor:
         """The convolution of v, without bias."""
         convolve, _ = CONVOLUTIONS[self.kind]
-        padded = pad(v, self.padding, self.padding_mode)
-        return convolve(padded, weight, None, self.stride, 0, self.dilation, self.groups)
+        padded = pad(v, self.outer_padding, self.padding_mode)
+        return convolve(padded, weight, None, self.stride, self.own_padding, self.dilation, self.groups)
 
     def adjoint(self, weight: Tensor, u: Tensor) -> Tensor:
         """The transposed convolution of u, with the adjoint of the padding."""
@@ -81,8 +86,17 @@ class ConvolutionNorm(PowerIteration):
             full - (out - 1) * stride - reach - 1
             for full, out, stride, reach in zip(self._padded(size), u.shape[1:], self.stride, self.reach, strict=True)
         ]
-        padded = transpose(u, weight, None, self.stride, 0, rest, self.groups, self.dilation)
-        return unpad(padded, size, self.padding, self.padding_mode)
+        padded = transpose(u, weight, None, self.stride, self.own_padding, rest, self.groups, self.dilation)
+        return unpad(padded, size, self.outer_padding, self.padding_mode)
+
+    def gradient(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """The weight's gradient when u is the gradient of the output of v."""
+        padded = pad(v, self.outer_padding, self.padding_mode)
+        geometry = (self.stride, self.own_padding, self.dilation, False, (0,) * len(self.stride), self.groups)
+        found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+            u.unsqueeze(0), padded.unsqueeze(0), weight, None, *geometry, (False, True, False)
+        )
+        return found[1]
 
     def learn_size(self, size: Sequence[int]) -> None:
         """Make u and v fit inputs of ``size``; in evaluation, only if no size is known yet."""
@@ -104,7 +118,7 @@ class ConvolutionNorm(PowerIteration):
                     # The tensors stay the same objects, because others hold them, as DDP does with buffers.
                     twin.u.data = u.to(twin.u, copy=True)
                     twin.v.data = v.to(twin.v, copy=True)
-                    twin._is_warm, twin._folded = False, None
+                    twin._is_warm, twin._folded, twin.ready = False, None, None
         self._twins = weakref.WeakSet([self])
 
     def read_original(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The bound of a weight that acts as a matrix."""
 
+import torch
 from torch import Tensor
 
 from lightning_uq.networks.spectral_norm.power_iteration import PowerIteration
@@ -21,11 +22,15 @@ class MatrixNorm(PowerIteration):
 
     def operator(self, weight: Tensor, v: Tensor) -> Tensor:
         """The product W v."""
-        return weight.flatten(1) @ v
+        return weight.flatten(1).mv(v)
 
     def adjoint(self, weight: Tensor, u: Tensor) -> Tensor:
         """The product W^T u."""
-        return weight.flatten(1).T @ u
+        return weight.flatten(1).T.mv(u)
+
+    def gradient(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """The outer product of u and v."""
+        return torch.outer(u, v).view(weight.shape)
 
     def read_original(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """u and v as they are, since the original code saves the same vectors."""

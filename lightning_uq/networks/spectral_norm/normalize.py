@@ -16,6 +16,7 @@ from lightning_uq.networks.spectral_norm.batchnorm import BatchNormBound
 from lightning_uq.networks.spectral_norm.bound import Bound
 from lightning_uq.networks.spectral_norm.convolution import CONVOLUTIONS, ConvolutionNorm
 from lightning_uq.networks.spectral_norm.matrix import MatrixNorm
+from lightning_uq.networks.spectral_norm.together import join, part
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -47,6 +48,9 @@ def spectral_normalize(
     ``parametrizations.weight.original``, the same object, so that an optimizer made before still works. Two layers that
     share a weight are each bounded by their own norm, and other users of that weight, such as a tied embedding, see the
     unbounded one. A layer that runs several times in one forward takes ``n_power_iterations`` steps each time.
+
+    A call of ``network`` in training computes the norms of all its layers together, in few operations. A layer that runs
+    again, or without such a call (as in ``network.features(x)``), computes its own: the same numbers in more time.
 
     Copies, pickles, checkpoints, weight averages, autocast and low precision work as before: u, v and sigma have at least
     float32. Evaluation without gradients computes the bounded weight once, and again after ``eval()``, ``train()``,
@@ -149,6 +153,8 @@ def spectral_normalize(
         )
     for layer, bound in chosen:  # after all checks, so that an error leaves the network as it was
         attach(layer, bound)
+    if len(chosen) > 1:
+        join(network)
     return network
 
 
@@ -188,6 +194,7 @@ def remove_spectral_norm(network: NetworkT) -> NetworkT:
     for layer in bounds:
         _own_weight(layer, network)
         detach(layer)
+    part(network)
     return network
 
 

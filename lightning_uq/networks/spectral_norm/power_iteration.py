@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_uq.networks.spectral_norm.bound import Bound
+from lightning_uq.networks.spectral_norm.steps import Step, divide, find_steps
 from lightning_uq.networks.spectral_norm.tensors import full_precision, lasting, random_unit, stamp, unit
 
 
@@ -29,6 +30,8 @@ class PowerIteration(Bound, ABC):
         u: Left singular vector, in the shape of one output of the layer.
         v: Right singular vector, in the shape of one input.
         sigma: The norm at the last training forward or at the warm-up; 0 before. Evaluation changes none of the three.
+        ready: The next step, if it was found already, together with those of other layers.
+        joins: Whether steps are found together with those of other layers: not if the last one was not taken.
     """
 
     u: Tensor
@@ -55,6 +58,8 @@ class PowerIteration(Bound, ABC):
         self.register_buffer("v", random_unit(v_shape, like, seed=1))
         self.register_buffer("sigma", like.new_zeros(()))
         self._is_warm = False
+        self.ready: Step | None = None
+        self.joins = True
         self._folded: tuple[Tensor, tuple[int, int], Tensor] | None = None
         self._twins: weakref.WeakSet[PowerIteration] = weakref.WeakSet([self])
 
@@ -65,6 +70,10 @@ class PowerIteration(Bound, ABC):
     @abstractmethod
     def adjoint(self, weight: Tensor, u: Tensor) -> Tensor:
         """The transposed operator applied to u."""
+
+    @abstractmethod
+    def gradient(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """The gradient of <u, A v> with respect to the weight; it depends on the weight's shape alone."""
 
     @abstractmethod
     def read_original(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +100,11 @@ class PowerIteration(Bound, ABC):
             self._warm_up(weight)
         if self.training:
             self._folded = None
-            return self._step(weight)
+            # Of a parameter alone it's sure that it has no axes of ``vmap`` and no tangent, which need plain operations.
+            transformed = torch._C._are_functorch_transforms_active() or type(weight) is not nn.Parameter
+            if transformed or torch.compiler.is_compiling():
+                return self._step(weight)
+            return divide(self, weight, self._next_step(weight))
         if torch.compiler.is_compiling() or (weight.requires_grad and torch.is_grad_enabled()):
             return self._bounded(weight)
         return self._fold(weight)
@@ -110,12 +123,29 @@ class PowerIteration(Bound, ABC):
                 self.sigma.copy_(sigma)
             return self._divided(weight, w, sigma)
 
+    def can_join(self, weight: Tensor) -> bool:
+        """Whether the next training forward will need nothing but a step for this weight."""
+        return self.training and self.joins and self.is_sized and self._is_warm and weight.device == self.v.device
+
+    def _next_step(self, weight: Tensor) -> Step:
+        """Take the step that was found at the start of the network's forward, or else one found for this layer alone."""
+        ready, self.ready, self.joins = self.ready, None, True
+        is_fresh = ready is not None and ready.weight is weight and ready.stamp == stamp(weight)
+        step = ready if ready is not None and is_fresh else find_steps([self], [weight])[0]
+        # The buffers change in place, but the graph holds the new tensors: a second forward before the backward is safe.
+        with torch.no_grad():
+            torch._foreach_copy_([self.u, self.v, self.sigma], [step.u, step.v, step.sigma])
+        return step
+
     def _bounded(self, weight: Tensor) -> Tensor:
         with full_precision(weight):
-            w = weight.to(self.v.dtype)
             # A running average of unit vectors is shorter than one.
-            u, v = unit(self.u, self.u), unit(self.v, self.v)
-            return self._divided(weight, w, (u * self.operator(w, v)).sum())
+            return self.bounded_by(weight, unit(self.u, self.u), unit(self.v, self.v))
+
+    def bounded_by(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """The bounded weight for given u and v, where autograd sees every operation."""
+        w = weight.to(v.dtype)
+        return self._divided(weight, w, (u * self.operator(w, v)).sum())
 
     def _divided(self, weight: Tensor, w: Tensor, sigma: Tensor) -> Tensor:
         return (w / ((sigma / self.coefficient).clamp(min=1) + self.eps)).to(weight.dtype)
@@ -158,23 +188,23 @@ class PowerIteration(Bound, ABC):
 
     def train(self, mode: bool = True) -> "PowerIteration":
         """Set the mode, and forget the cached weight."""
-        self._folded = None
+        self._folded = self.ready = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "PowerIteration":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._folded = None
+        self._folded = self.ready = None
         for name, buffer in self._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 self._buffers[name] = buffer.to(torch.promote_types(buffer.dtype, torch.float32))
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_folded", "_twins")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_folded", "_twins", "ready")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._folded = None
+        self._folded = self.ready = None
         self._twins = weakref.WeakSet([self])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PowerIteration":
@@ -193,7 +223,7 @@ class PowerIteration(Bound, ABC):
             if isinstance(new, Tensor) and new.ndim == own.ndim and new.shape[:1] == own.shape[:1] != new.shape:
                 own.data = own.new_zeros(new.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._folded = None
+        self._folded = self.ready = None
         sigma = state_dict.get(prefix + "sigma")
         self._is_warm = isinstance(sigma, Tensor) and not sigma.is_meta and bool(sigma > 0)
 

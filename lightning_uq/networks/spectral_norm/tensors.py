@@ -17,7 +17,39 @@ def random_unit(shape: Sequence[int], like: Tensor, seed: int) -> Tensor:
 def unit(x: Tensor, otherwise: Tensor) -> Tensor:
     """``x`` / |x|, or ``otherwise`` where |x| vanishes or overflows, since no iteration recovers from zero."""
     norm = torch.linalg.vector_norm(x)
-    return torch.where((norm > 1e-12) & norm.isfinite(), x / norm, otherwise)
+    return torch.where((norm > 1e-12) & (norm < math.inf), x / norm, otherwise)
+
+
+def units(xs: list[Tensor], otherwise: list[Tensor]) -> Tensor:
+    """:func:`unit` of each tensor, :func:`joined`: as many operations for many tensors as for two."""
+    if len(xs) == 1:
+        return unit(xs[0], otherwise[0]).flatten()
+    norms = torch.stack(torch._foreach_norm(xs))
+    divisors = norms.masked_fill((norms <= 1e-12) | (norms == math.inf), math.nan)
+    flat = joined(xs) / spread(divisors, xs)
+    return torch.where(flat.isnan(), joined(otherwise), flat)
+
+
+def inner_products(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+    """The inner products <x, y>, as one vector; exact where no product of elements is negative, else an upper bound."""
+    if len(xs) == 1:
+        return (xs[0] * ys[0]).sum().reshape(1)
+    return torch.stack(torch._foreach_norm(torch._foreach_mul(xs, ys), 1))
+
+
+def joined(xs: Sequence[Tensor]) -> Tensor:
+    """All elements of all tensors, flat."""
+    return torch.cat([x.flatten() for x in xs])
+
+
+def parted(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of :func:`joined`: views of ``flat`` in the shapes of ``like``."""
+    return [part.view(x.shape) for part, x in zip(torch.split(flat, [x.numel() for x in like]), like, strict=True)]
+
+
+def spread(values: Tensor, like: Sequence[Tensor]) -> Tensor:
+    """A flat tensor that has each value once for each element of its tensor."""
+    return torch.cat([value.expand(x.numel()) for value, x in zip(values.unbind(), like, strict=True)])
 
 
 def fit(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -33,6 +65,8 @@ def pad(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
 
 def unpad(x: Tensor, size: Sequence[int], padding: Sequence[int], mode: str) -> Tensor:
     """The adjoint of :func:`pad`: each padded element is added to the element that it copies."""
+    if not any(padding):
+        return x
     if mode == "constant":
         return F.pad(x, [-side for side in padding])
     places = torch.arange(math.prod(size), dtype=torch.float64).reshape(1, *size)

@@ -51,6 +51,8 @@ def test_copies_compute_the_same_and_go_their_own_way(how, after):
         net.eval()(X)
         assert not torch.allclose(copied.eval()(X), net(X))
     plain = remove_spectral_norm(copied)
+    assert not plain._forward_pre_hooks
+    assert not plain._forward_hooks
     assert not plain[0]._forward_pre_hooks
     assert not plain[0]._load_state_dict_pre_hooks
     assert type(plain[0]) is nn.Conv2d

@@ -145,6 +145,8 @@ def test_operator_and_adjoint_are_the_layer_and_its_transpose(arguments, size):
     u = torch.randn(norm.u.shape, dtype=torch.float64)
     torch.testing.assert_close(norm.operator(original(layer), v).flatten(), matrix @ v.flatten())
     torch.testing.assert_close(norm.adjoint(original(layer), u).flatten(), matrix.T @ u.flatten())
+    (slope,) = torch.autograd.grad((u * norm.operator(original(layer), v)).sum(), original(layer))
+    torch.testing.assert_close(norm.gradient(original(layer), u, v), slope)
 
 
 @settings(max_examples=15)
