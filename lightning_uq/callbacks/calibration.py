@@ -70,7 +70,7 @@ class Calibration(PostTrainingCallback):
 
     @abstractmethod
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The fitted tensors, from logits [Z, N, C] in float64 and labels [N]: of the members, or pooled with Z = 1."""
+        """The fitted tensors, from logits [Z, N, C] and labels [N]: of the members, or pooled with Z = 1."""
 
     def transform(self) -> PredictionTransform:
         """The calibration as a change of predictions, which carry the fitted tensor."""
@@ -186,8 +186,12 @@ class Calibration(PostTrainingCallback):
         """The fitted tensors and the NLLs, from what was read on all ranks. A collective."""
         rows = reader.gather(trainer)
         tensors = self.fit_rows(rows)
-        raw = CategoricalPrediction(rows.logits)
-        nlls = [-one.log_prob(rows.labels).mean() for one in (raw, self.calibrated_rows(raw, rows, tensors))]
+        nlls = torch.zeros(2, dtype=torch.float64)
+        for part in rows.parts():
+            raw = CategoricalPrediction(part.logits)
+            both = (raw, self.calibrated_rows(raw, part, tensors))
+            nlls -= torch.stack([one.log_prob(part.labels).sum() for one in both])
+        nlls /= len(rows.labels)
         return {**tensors, "fit_nll": nlls[0], "fit_nll_calibrated": nlls[1]}
 
     def calibrated_rows(

@@ -3,9 +3,8 @@
 from torch import Tensor
 
 from lightning_uq.callbacks.calibration import Calibration
+from lightning_uq.functional.calibration_rows import pooled_rows
 from lightning_uq.functional.isotonic import fit_isotonic
-from lightning_uq.functional.precision import widen
-from lightning_uq.predictions import CategoricalPrediction
 
 
 class IsotonicScaling(Calibration):
@@ -26,6 +25,7 @@ class IsotonicScaling(Calibration):
     Source: Zadrozny & Elkan, KDD 2002.
 
     Example:
+        >>> from lightning_uq.predictions import CategoricalPrediction
         >>> import torch
         >>> logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]]).repeat(50, 1)
         >>> target = torch.tensor([0, 0, 1, 1]).repeat(25)  # the second row is as often class 0 as the first
@@ -50,4 +50,4 @@ class IsotonicScaling(Calibration):
 
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The curves of the mean probabilities."""
-        return {"class_curves": fit_isotonic(CategoricalPrediction(widen(logits)).log_probs, labels)}
+        return {"class_curves": fit_isotonic(pooled_rows(logits), labels)}

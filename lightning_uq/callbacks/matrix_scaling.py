@@ -3,10 +3,8 @@
 from torch import Tensor
 
 from lightning_uq.callbacks.calibration import Calibration
-from lightning_uq.functional.calibration_rows import in_order
+from lightning_uq.functional.calibration_rows import in_order, pooled_rows
 from lightning_uq.functional.matrix_scaling import fit_matrix_scaling
-from lightning_uq.functional.precision import widen
-from lightning_uq.predictions import CategoricalPrediction
 
 
 class MatrixScaling(Calibration):
@@ -26,6 +24,7 @@ class MatrixScaling(Calibration):
     Source: Berta, Holzmüller, Jordan & Bach, "Structured matrix scaling for multi-class calibration" (arXiv 2511.03685).
 
     Example:
+        >>> from lightning_uq.predictions import CategoricalPrediction
         >>> import torch
         >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]).repeat(100, 1)
         >>> target = torch.tensor([0, 1, 2, 0, 2, 2]).repeat(50)  # half of class 1 is class 2
@@ -54,5 +53,5 @@ class MatrixScaling(Calibration):
 
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The scaling of the log of the mean probabilities."""
-        rows = CategoricalPrediction(widen(logits)).log_probs
+        rows = pooled_rows(logits)
         return {"class_matrix": fit_matrix_scaling(*in_order(rows, labels)).class_matrix}

@@ -4,10 +4,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.callbacks.calibration import Calibration
-from lightning_uq.functional.calibration_rows import in_order
-from lightning_uq.functional.precision import widen
+from lightning_uq.functional.calibration_rows import in_order, pooled_rows
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
-from lightning_uq.predictions import CategoricalPrediction
 
 
 class VectorScaling(Calibration):
@@ -45,6 +43,6 @@ class VectorScaling(Calibration):
 
     def fit_members(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The scaling of the log of the mean probabilities."""
-        rows = CategoricalPrediction(widen(logits)).log_probs
+        rows = pooled_rows(logits)
         fit = fit_vector_scaling(*in_order(rows, labels))
         return {"class_scaling": torch.stack([fit.scale, fit.bias])}

@@ -1,4 +1,4 @@
-"""Held-out logits and targets as checked rows in float64, which calibration maps are fitted to."""
+"""Held-out logits and targets as checked rows, which calibration maps are fitted to."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.precision import to_float64
-from lightning_uq.functional.validation import check_floating, check_target, check_target_values, flatten_classes
+from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.precision import to_wide_device, upcast
+from lightning_uq.functional.validation import check_floating, check_target, check_target_values
 
+_CHUNK = 1 << 17  # logits converted to float64 at a time: what a cache holds
 _LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 
 
 def calibration_rows(logits: Tensor, target: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-    """Checked logits [Z, N, C] in float64, finite, and class indices [N]; Z = 1 where ``ndim`` is 2."""
+    """Checked logits [Z, N, C], finite, and class indices [N]; Z = 1 where ``ndim`` is 2.
+
+    Logits in float32 stay in float32 and are not copied: whoever computes with them widens some rows at a time. Half precision
+    becomes float32. Logits with minus infinity, which float32 could not hold beside huge ones, become float64.
+    """
     check_floating("logits", logits, ndim, "[Z, N, C, ...]" if ndim == 3 else "[N, C, ...]")
     members = logits[None] if ndim == 2 else logits
     check_target(target, members.shape[1:2] + members.shape[3:])
-    rows = torch.stack([flatten_classes(to_float64(member)) for member in members])
+    if members.ndim > 3:
+        members = members.movedim(2, -1)
+    rows = upcast(to_wide_device(members)).reshape(len(members), -1, logits.shape[ndim - 1])
     if rows.numel() == 0:
         raise InputError(f"`logits` must hold at least one row, but its shape is {list(logits.shape)}.")
     classes = target.reshape(-1).long().to(rows.device)
@@ -31,7 +39,25 @@ def calibration_rows(logits: Tensor, target: Tensor, ndim: int) -> tuple[Tensor,
             "`logits` must hold no NaN, no positive infinity and no row of minus infinities, but it holds "
             f"{top[~top.isfinite()][0].item()}."
         )
-    return torch.where(rows == -math.inf, top + _LOG_TINY, rows), classes
+    if rows.amin() == -math.inf:
+        rows = rows.double()
+        rows = torch.where(rows == -math.inf, top.double() + _LOG_TINY, rows)
+    return rows, classes
+
+
+def pooled_rows(logits: Tensor) -> Tensor:
+    """log mean_z softmax(l_z), [N, C, ...], of the logits [Z, N, C, ...] of members.
+
+    It is computed in float64, a few rows at a time, and kept in float32, or in float64 if the logits are: Z members in float64 would
+    take 2 Z times the memory of the result.
+    """
+    check_floating("logits", logits, 3, "[Z, N, C, ...]")
+    logits = to_wide_device(logits)
+    pooled = torch.empty_like(logits[0], dtype=torch.promote_types(logits.dtype, torch.float32))
+    size = max(1, _CHUNK // max(1, logits[:, :1].numel()))
+    for part, members in zip(pooled.split(size), logits.split(size, 1), strict=True):
+        part.copy_(mean_log_probs(members.double()))
+    return pooled
 
 
 def in_order(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,6 +72,7 @@ def fit_isotonic(logits: Tensor, target: Tensor) -> Tensor:
     """
     rows, classes = calibration_rows(logits, target, 2)
     N, C = rows.shape[1:]
+    rows = rows.double()
     warn_of_missing_classes(rows[0], classes)
     # Scores are equal where a prediction in float32 cannot tell them apart.
     scores = torch.empty_like(rows[0]).copy_(torch.log_softmax(rows[0], 1).float())

@@ -129,6 +129,7 @@ def fit_matrix_scaling(
                 [0.0000, 0.0000, 1.0000]], dtype=torch.float64)
     """
     rows, classes = calibration_rows(logits, target, 2)
+    rows = rows.double()
     N, C = rows.shape[1:]
     check_integer("num_folds", num_folds, 2)
     if (size := 8 * C * (C + 3)) > _MAX_BYTES:

@@ -64,8 +64,18 @@ def to_float64(x: Tensor) -> Tensor:
         >>> to_float64(torch.ones(1, requires_grad=True))
         tensor([1.], dtype=torch.float64)
     """
+    return to_wide_device(x).to(torch.float64)
+
+
+def to_wide_device(x: Tensor) -> Tensor:
+    """``x`` without its graph, on the CPU if its device has no float64: its rows can be widened one part at a time.
+
+    Example:
+        >>> to_wide_device(torch.ones(1, requires_grad=True))
+        tensor([1.])
+    """
     x = x.detach()
-    return (x if wide_dtype(x.device) == torch.float64 else x.cpu()).to(torch.float64)
+    return x if wide_dtype(x.device) == torch.float64 else x.cpu()
 
 
 def move_only(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

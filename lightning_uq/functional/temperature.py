@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.calibration import bin_statistics, calibration_error, top_label
-from lightning_uq.functional.calibration_rows import calibration_rows
+from lightning_uq.functional.calibration_rows import calibration_rows, pooled_rows
 from lightning_uq.functional.entropy import mean_log_probs
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.temperature_search import (
@@ -26,7 +26,6 @@ from lightning_uq.functional.temperature_search import (
     best_shared_temperature,
     best_temperature,
     pooled_objective,
-    target_margins,
 )
 from lightning_uq.functional.true_class import at_class
 from lightning_uq.functional.validation import check_choice, check_floating
@@ -69,7 +68,8 @@ def fit_temperature(logits: Tensor, target: Tensor, objective: Objective = "nll"
     check_method(objective, method)
     rows, classes = calibration_rows(logits, target, 2)
     if method == "grid":
-        return _scalar(_grid(lambda T: torch.log_softmax(rows[0] / T, 1), classes, objective), logits)
+        wide = rows[0].double()
+        return _scalar(_grid(lambda T: torch.log_softmax(wide / T, 1), classes, objective), logits)
     return _announce(best_temperature(rows, classes), logits)
 
 
@@ -104,7 +104,8 @@ def fit_shared_temperature(
     check_method(objective, method)
     rows, classes = calibration_rows(logits, target, 3)
     if method == "grid":
-        return _scalar(_grid(lambda T: mean_log_probs(rows / T), classes, objective), logits)
+        wide = rows.double()
+        return _scalar(_grid(lambda T: mean_log_probs(wide / T), classes, objective), logits)
     return _announce(
         best_temperature(rows, classes) if len(rows) == 1 else best_shared_temperature(rows, classes), logits
     )
@@ -147,7 +148,7 @@ def fit_ensemble_temperature(
         return fit_shared_temperature(logits, target, objective, method)
     if scope == "member":
         return torch.stack([fit_temperature(member, target, objective, method) for member in logits])
-    return fit_temperature(mean_log_probs(to_float64(logits)), target, objective, method)
+    return fit_temperature(pooled_rows(logits), target, objective, method)
 
 
 def calibrated_nll(logits: Tensor, target: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def calibrated_nll(logits: Tensor, target: Tensor) -> Tensor:
     """
     rows, classes = calibration_rows(logits, target, 2)
     inverse = 1 / best_temperature(rows, classes).temperature
-    return _scalar(pooled_objective(target_margins(rows, classes), inverse, 0.0).nll, logits)
+    return _scalar(pooled_objective(rows, classes, 1.0, inverse, 0.0).nll, logits)
 
 
 def check_method(objective: str, method: str) -> None:

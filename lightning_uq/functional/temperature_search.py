@@ -9,7 +9,7 @@ chance; a bracket does not. For an ensemble with the temperature inside its memb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,8 +21,11 @@ from lightning_uq.functional.true_class import at_class
 _COLDEST = 40
 """log(scale / T) at which predictions are votes."""
 
-_TOLERANCE = 1e-9  # of dNLL / dlog T
-_CHUNK_ELEMENTS = 2**19  # what a cache holds
+_TOLERANCE = 1e-9  # of the likelihood
+_LAST_STEP = 1e-6  # of Newton's method in u
+_NEAR = 1e-3  # to the lower end of the search
+_CHUNK_ELEMENTS, _ELSEWHERE = 2**17, 2**24  # logits at a time: what a cache holds, and what keeps an accelerator busy
+_FEW_ELEMENTS = 2**17  # logits whose optimum is where the search over all of them begins
 _LARGEST = 1e3  # T in units of the logits where the optimum is infinite: near uniform, and labels survive float32
 _ROUNDING = 1e-12  # of margins, in units of the logits
 _RIGHT = "every row is classified correctly, so that the likelihood rises as T falls to 0; the targets were smoothed"
@@ -51,41 +54,43 @@ class Solution(NamedTuple):
 
 def best_temperature(logits: Tensor, target: Tensor) -> Solution:
     """The optimum for a single predictor, [1, N, C]: the slope in u changes its sign at most once."""
-    scale = logit_scale(logits)
+    scale, right = _scale_and_right(logits, target)
     if scale == 0:
         return Solution(1.0, _CONSTANT)
-    margins = target_margins(logits / scale, target)
-    right = bool((margins.amax(2) <= _ROUNDING).all())
-    smoothing = 1 / (margins.shape[1] + 1) if right else 0.0
+    smoothing = 1 / (logits.shape[1] + 1) if right else 0.0
 
     def at(u: float) -> Point:
-        return pooled_objective(margins, math.exp(u), smoothing)
+        return pooled_objective(logits, target, scale, math.exp(u), smoothing)
 
-    low, high = -math.log(_LARGEST), 1.0
-    if at(low).slope >= 0:
+    low, start = -math.log(_LARGEST), 0.0
+    if (stride := logits.numel() // _FEW_ELEMENTS) > 1:  # the optimum of a part of the rows is near that of all, and cheap
+        few = best_temperature(logits[:, ::stride], target[::stride]).temperature
+        start = max(low, math.log(scale / few))
+    u = _root(at, low, math.inf, start)
+    # Where the slope vanishes nowhere above `low`, the search has ended there.
+    if u < low + _NEAR and at(low).slope >= 0:
         return Solution(_LARGEST * scale, _CHANCE)
-    while at(high).slope < 0:  # ends, since some margin, or the uniform share of the targets, pulls back
-        low, high = high, 2 * high
-    return Solution(scale * math.exp(-_root(at, low, high)), _RIGHT if right else None)
+    return Solution(scale * math.exp(-u), _RIGHT if right else None)
 
 
 def best_shared_temperature(logits: Tensor, target: Tensor) -> Solution:
     """The lowest minimum for the mean of members, [Z, N, C], which may have several."""
-    scale = logit_scale(logits)
+    scale, _ = _scale_and_right(logits, target)
     if scale == 0:
         return Solution(1.0, _CONSTANT)
-    margins = target_margins(logits / scale, target)
-    uniform = math.log(margins.shape[2])
-    for smoothing, problem in ((0.0, None), (1 / (margins.shape[1] + 1), _VOTES)):
+    uniform = math.log(logits.shape[2])
+    for smoothing, problem in ((0.0, None), (1 / (logits.shape[1] + 1), _VOTES)):
 
         def at(u: float, smoothing: float = smoothing) -> Point:
-            return pooled_objective(margins, math.exp(u), smoothing)
+            return pooled_objective(logits, target, scale, math.exp(u), smoothing)
 
         grid = [(u / 4, at(u / 4)) for u in range(-28, 29)]
         while grid[-1][1].slope < 0 and grid[-1][0] < _COLDEST:  # where margins are far smaller than the scale
             grid.append((grid[-1][0] + 1, at(grid[-1][0] + 1)))
         steep = [(u, point) for u, point in grid if point.slope != 0]  # a saturated slope is 0 without being a minimum
-        minima = [_root(at, a, b) for (a, left), (b, right) in pairwise(steep) if left.slope < 0 < right.slope]
+        minima = [
+            _root(at, a, b, (a + b) / 2) for (a, left), (b, right) in pairwise(steep) if left.slope < 0 < right.slope
+        ]
         best = min(minima, key=lambda u: at(u).nll, default=None)
         lowest = uniform if best is None else at(best).nll
         limit = min(grid[-1][1].nll, at(_COLDEST).nll)  # the votes at T = 0 may be better than a minimum at a small T
@@ -96,46 +101,73 @@ def best_shared_temperature(logits: Tensor, target: Tensor) -> Solution:
     return Solution(_LARGEST * scale, _CHANCE)
 
 
-def pooled_objective(margins: Tensor, inverse: float, smoothing: float) -> Point:
-    """The pooled negative log-likelihood of margins at 1/T = ``inverse``, its targets mixed with a share ``smoothing`` of uniform ones.
+def pooled_objective(logits: Tensor, target: Tensor, scale: float, inverse: float, smoothing: float) -> Point:
+    """The pooled negative log-likelihood of logits [Z, N, C] / ``scale`` at 1/T = ``inverse``, and its derivatives.
 
-    With s_zc = log p_zc, whose derivatives in u are s' = b (l_c - E_p l) and s'' = s' - b^2 Var_p l, and the responsibilities
-    w_z of the members for class c, the pooled L_c = log mean_z exp s_zc has
+    The targets are mixed with a share ``smoothing`` of uniform ones. With s_zc = log p_zc, whose derivatives in u are
+    s' = b (l_c - E_p l) and s'' = s' - b^2 Var_p l, and the responsibilities w_z of the members for class c, the pooled
+    L_c = log mean_z exp s_zc has
 
         L' = sum_z w s',    L'' = sum_z w (s'' + s'^2) - L'^2.
     """
-    sums = margins.new_zeros(3)
-    for part in torch.split(margins, max(1, _CHUNK_ELEMENTS // (len(margins) * margins.shape[2])), 1):
-        scaled = inverse * part
-        normalizer = torch.logsumexp(scaled, 2, keepdim=True)
-        probs = (scaled - normalizer).exp()
-        mean = (probs * part).sum(2, keepdim=True)
-        variance = (probs * (part - mean).square()).sum(2, keepdim=True)
-        for share, values in (
-            (1 - smoothing, torch.zeros_like(mean)),
-            (smoothing, part),
-        ):  # the target's own margin is 0
-            if share:
-                first = inverse * (values - mean)
-                second = first - inverse**2 * variance
-                sums -= share * _pool(inverse * values - normalizer, first, second).mean(2).sum(1)
-    return Point(*(sums / margins.shape[1]).tolist())
+    total = logits.new_zeros(3, dtype=torch.float64)
+    for part, classes in _parts(logits, target):
+        part = part / scale
+        total += _single(part[0], classes, inverse, smoothing) if len(part) == 1 else _mixed(part, classes, inverse, smoothing)
+    return Point(*(total / logits.shape[1]).tolist())
 
 
-def logit_scale(logits: Tensor) -> float:
-    """Mean distance of a logit from its row's mean."""
-    return float((logits - logits.mean(2, keepdim=True)).abs().mean())
+def _single(x: Tensor, target: Tensor, b: float, smoothing: float) -> Tensor:
+    """The sums [3] over rows [n, C] of a single predictor, whose one exponential serves the value and both derivatives."""
+    x -= x.amax(1, keepdim=True)
+    own = at_class(x, target, 1)
+    if smoothing:
+        own = (1 - smoothing) * own + smoothing * x.mean(1)
+    weighted = (b * x).exp_()
+    norm = weighted.sum(1)
+    mean = weighted.mul_(x).sum(1) / norm
+    variance = weighted.mul_(x).sum(1) / norm - mean.square()
+    slope = b * (mean - own)
+    return torch.stack([(norm.log() - b * own).sum(), slope.sum(), (slope + b**2 * variance).sum()])
 
 
-def target_margins(logits: Tensor, target: Tensor) -> Tensor:
-    """Logits relative to that of the target, which keeps full precision where a prediction is all but certain."""
-    return logits - at_class(logits, target, 2).unsqueeze(2)
+def _mixed(x: Tensor, target: Tensor, b: float, smoothing: float) -> Tensor:
+    """The sums [3] over rows [Z, n, C] of the mean of several predictors."""
+    x -= at_class(x, target, 2).unsqueeze(2)  # which keeps full precision where a prediction is all but certain
+    scaled = b * x
+    normalizer = torch.logsumexp(scaled, 2, keepdim=True)
+    probs = (scaled - normalizer).exp()
+    mean = (probs * x).sum(2, keepdim=True)
+    variance = (probs * (x - mean).square()).sum(2, keepdim=True)
+    sums = x.new_zeros(3)
+    for share, values in ((1 - smoothing, torch.zeros_like(mean)), (smoothing, x)):  # the target's own margin is 0
+        if share:
+            first = b * (values - mean)
+            second = first - b**2 * variance
+            sums -= share * _pool(b * values - normalizer, first, second).mean(2).sum(1)
+    return sums
+
+
+def _scale_and_right(logits: Tensor, target: Tensor) -> tuple[float, bool]:
+    """The mean distance of a logit from its row's mean, and whether every row is classified correctly, up to rounding."""
+    distance, gap = logits.new_zeros(2, dtype=torch.float64)
+    for part, classes in _parts(logits, target):
+        gap = gap.maximum((part.amax(2) - at_class(part, classes, 2)).amax())
+        distance = distance + (part - part.mean(2, keepdim=True)).abs_().mean() * (len(classes) / len(target))
+    scale = float(distance)
+    return scale, float(gap) <= _ROUNDING * scale
+
+
+def _parts(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some rows [Z, n, C] at a time, in float64, and their classes [n]: no copy of all rows is ever made."""
+    elements = _CHUNK_ELEMENTS if logits.is_cpu else _ELSEWHERE
+    size = max(1, elements // (len(logits) * logits.shape[2]))
+    for part, classes in zip(logits.split(size, 1), target.split(size), strict=True):
+        yield part.double(), classes
 
 
 def _pool(log_probs: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """[Z, n, C] three times -> the pooled log-probabilities and their derivatives, [3, n, C]."""
-    if len(log_probs) == 1:
-        return torch.cat([log_probs, first, second])
     weights = log_probs.softmax(0)
     value = torch.logsumexp(log_probs, 0) - math.log(len(log_probs))
     slope = (weights * first).sum(0)
@@ -143,19 +175,24 @@ def _pool(log_probs: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.stack([value, slope, curvature])
 
 
-def _root(at: Callable[[float], Point], low: float, high: float) -> float:
-    """Where the slope vanishes between ``low``, where it is negative, and ``high``: Newton within the bracket, else halving."""
-    u = (low + high) / 2
+def _root(at: Callable[[float], Point], low: float, high: float, start: float) -> float:
+    """Where the slope vanishes between ``low``, where it is negative, and ``high``, which may be infinite.
+
+    Newton within the bracket, else halving it, or doubling the step while there is no upper end. A Newton step below 1e-6
+    leaves an error of its square, so that no further call has to show it.
+    """
+    u, reach = start, 1.0
     for _ in range(200):
         point = at(u)
         if point.slope < 0:
             low = u
         else:
             high = u
+        top, reach = (u + reach, 2 * reach) if high == math.inf else (high, reach)
         newton = u - point.slope / point.curvature if point.curvature > 0 else math.nan
-        following = newton if low < newton < high else (low + high) / 2
-        if abs(point.slope) < _TOLERANCE and abs(following - u) < _TOLERANCE:
-            break
+        following = newton if low < newton < top else top if high == math.inf else (low + high) / 2
+        if following == newton and abs(following - u) < _LAST_STEP:
+            return following
         if following == u:  # the bracket has no float left inside
             break
         u = following

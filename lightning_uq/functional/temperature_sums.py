@@ -20,7 +20,9 @@ from lightning_uq.functional.calibration_rows import calibration_rows
 from lightning_uq.functional.temperature import _announce
 from lightning_uq.functional.temperature_search import (
     _CHANCE,
+    _CHUNK_ELEMENTS,
     _CONSTANT,
+    _ELSEWHERE,
     _LARGEST,
     _RIGHT,
     _ROUNDING,
@@ -37,7 +39,6 @@ SUMS_SHAPE = (_NODES + 3, 3)
 ROWS = _NODES + 1
 """Where the sums hold the number of rows, of those that are classified wrongly, and of those of class 0."""
 _FAR = f"it lies outside of [2^{-_LOG2[-1]}, 2^{-_LOG2[0]}], for which sums are kept; T was set to the nearer end"
-_CACHED, _ELSEWHERE = 2**17, 2**24  # logits at a time: what a cache holds, and what keeps an accelerator busy
 
 
 def temperature_sums(logits: Tensor, target: Tensor, group: Tensor | None = None, num_groups: int = 1) -> Tensor:
@@ -65,12 +66,12 @@ def temperature_sums(logits: Tensor, target: Tensor, group: Tensor | None = None
     """
     rows, classes = calibration_rows(logits, target, 2)
     group = torch.zeros_like(classes) if group is None else group.to(classes.device)
-    sums = rows.new_zeros(num_groups, *SUMS_SHAPE)
-    size = max(1, (_CACHED if rows.is_cpu else _ELSEWHERE) // rows.shape[2])
+    sums = rows.new_zeros(num_groups, *SUMS_SHAPE, dtype=torch.float64)
+    size = max(1, (_CHUNK_ELEMENTS if rows.is_cpu else _ELSEWHERE) // rows.shape[2])
     for part, y, own in zip(
         torch.split(rows[0], size), torch.split(classes, size), torch.split(group, size), strict=True
     ):
-        for node, values in _contributions(part, y):
+        for node, values in _contributions(part.double(), y):
             if num_groups == 1:
                 sums[0, node] += values.sum(1)
             else:
@@ -140,7 +141,7 @@ def solve_temperature(sums: Tensor) -> Solution:
         T = 2.0 ** -_LOG2[0]
     else:
         low, high = (math.log(2) * power for power in _LOG2[cell : cell + 2])
-        T = math.exp(-_root(lambda u: _point(curve, u), low, high))
+        T = math.exp(-_root(lambda u: _point(curve, u), low, high, (low + high) / 2))
     if largest < T:
         return Solution(largest, _CHANCE)
     return Solution(T, _FAR if cell < 0 else None if wrong else _RIGHT)

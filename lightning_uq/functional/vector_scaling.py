@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.calibration_rows import calibration_rows, warn_of_missing_classes
-from lightning_uq.functional.precision import to_float64
+from lightning_uq.functional.precision import to_wide_device
 from lightning_uq.functional.standard_error import standard_errors
 from lightning_uq.functional.temperature import fit_temperature
 from lightning_uq.functional.temperature_search import best_temperature
@@ -21,6 +21,7 @@ from lightning_uq.functional.validation import check_integer, flatten_classes
 _STRENGTHS = tuple(10.0**exponent for exponent in (-4, -3, -2, -1, 0))
 _ROWS_PER_CLASS = 20
 _MAX_BYTES = 4 * 2**30
+_PART_ELEMENTS = 2**17  # logits in float64 at a time
 
 
 class VectorScalingFit(NamedTuple):
@@ -59,6 +60,11 @@ def _class_mean(logits: Tensor) -> Tensor:
     """The mean [N, 1, ...] over the classes that a row of logits [N, C, ...] does not rule out."""
     excluded = logits == -math.inf
     return logits.masked_fill(excluded, 0.0).sum(1, keepdim=True) / (~excluded).sum(1, keepdim=True)
+
+
+def _class_means(logits: Tensor) -> Tensor:
+    """The same in float64, a few rows [N, C] at a time."""
+    return torch.cat([_class_mean(part.double()) for part in logits.split(max(1, _PART_ELEMENTS // logits.shape[1]))])
 
 
 def fit_vector_scaling(
@@ -102,77 +108,112 @@ def fit_vector_scaling(
         True
     """
     rows, classes = calibration_rows(logits, target, 2)
-    x, C = rows[0], rows.shape[2]
+    N, C = rows.shape[1:]
     check_integer("num_folds", num_folds, 2)
     if (size := 8 * (2 * C) ** 2) > _MAX_BYTES:
         raise InputError(
             f"`logits` must have so few classes that second derivatives of {_MAX_BYTES / 2**30:.3g} GiB do, but "
             f"those of {C} classes take {size / 2**30:.3g} GiB. Fit a temperature."
         )
-    if len(x) < num_folds:
-        raise InputError(f"`logits` must hold at least {num_folds} rows, one per fold, but it holds {len(x)}.")
+    if num_folds > N:
+        raise InputError(f"`logits` must hold at least {num_folds} rows, one per fold, but it holds {N}.")
     if not strengths or not all(0 < strength < math.inf for strength in strengths):
         raise InputError(f"`strengths` must hold positive numbers, but it holds {list(strengths)!r}.")
-    if len(x) < _ROWS_PER_CLASS * C:
+    if _ROWS_PER_CLASS * C > N:
         warnings.warn(
-            f"Vector scaling was fitted to {len(x)} rows of {C} classes, fewer than {_ROWS_PER_CLASS} per class; a "
+            f"Vector scaling was fitted to {N} rows of {C} classes, fewer than {_ROWS_PER_CLASS} per class; a "
             "temperature alone is safer.",
             stacklevel=2,
         )
-    x = x - _class_mean(flatten_classes(to_float64(logits)))
-    T = fit_temperature(logits, target).to(x.device)
+    T = fit_temperature(logits, target).to(rows.device)
+    data = _Rows(rows[0], _class_means(flatten_classes(to_wide_device(logits))), classes)
 
     # Shuffled, since rows may lie in the order of their classes; by a fixed seed, so that two fits are equal.
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
-    losses = x.new_empty(1 + len(strengths), len(x))  # of each row while held out: under T, then under each strength
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0)).to(rows.device)
+    # Of each row while held out: under T, then under each strength.
+    losses = rows.new_empty(1 + len(strengths), N, dtype=torch.float64)
     for held in torch.tensor_split(order, num_folds):
-        kept = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, held, False)
-        fold = best_temperature(x[None, kept], classes[kept]).temperature
-        losses[0, held] = _nll(x[held] / fold, classes[held])
-        start = x.new_zeros(2, C)
+        kept = data.take(torch.ones_like(order, dtype=torch.bool).index_fill(0, held, False))
+        held_out = data.take(held)
+        fold = best_temperature(kept.logits[None], kept.target).temperature
+        start = rows.new_zeros(2, C, dtype=torch.float64)
+        losses[0, held] = held_out.losses(fold, start)
         for i, strength in sorted(
             enumerate(strengths, 1), key=lambda pair: -pair[1]
         ):  # each starts at a stronger one's
-            start = _minimise(x[kept] / fold, classes[kept], strength, start)
-            losses[i, held] = _nll((1 + start[0]) * x[held] / fold + start[1], classes[held])
+            start = _minimise(kept, fold, strength, start)
+            losses[i, held] = held_out.losses(fold, start)
     best = int(losses[1:].mean(1).argmin())
     gain = losses[0] - losses[1 + best]
+    start = torch.zeros_like(start)
     if not gain.mean() > standard_errors(gain):
-        return VectorScalingFit((1 / T).expand(C).clone(), x.new_zeros(C), T, math.inf)
+        return VectorScalingFit((1 / T).expand(C).clone(), start[1], T, math.inf)
     warn_of_missing_classes(rows[0], classes)
-    a, b = _minimise(x / T, classes, strengths[best], x.new_zeros(2, C))
+    a, b = _minimise(data, float(T), strengths[best], start)
     return VectorScalingFit((1 + a) / T, b, T, float(strengths[best]))
 
 
-def _nll(logits: Tensor, target: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits, target, reduction="none")
+class _Rows(NamedTuple):
+    """Rows that are widened, and centred, a few at a time.
+
+    Attributes:
+        logits: [N, C] in their own precision.
+        mean: Their means over classes [N, 1] in float64.
+        target: [N].
+    """
+
+    logits: Tensor
+    mean: Tensor
+    target: Tensor
+
+    def take(self, index: Tensor) -> _Rows:
+        """The rows at an index or a mask."""
+        return _Rows(*(part[index] for part in self))
+
+    def parts(self, temperature: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Centred logits over the temperature, [n, C] in float64, and targets [n] of some rows at a time."""
+        size = max(1, _PART_ELEMENTS // self.logits.shape[1])
+        for logits, mean, target in zip(*(part.split(size) for part in self), strict=True):
+            yield (logits - mean) / temperature, target  # the mean's float64 widens
+
+    def losses(self, temperature: float, parameters: Tensor) -> Tensor:
+        """The negative log-likelihood [N] of each row under a and b, [2, C]."""
+        return torch.cat([_nll(x, target, parameters) for x, target in self.parts(temperature)])
 
 
-def _minimise(x: Tensor, target: Tensor, strength: float, start: Tensor) -> Tensor:
+def _nll(x: Tensor, target: Tensor, parameters: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy((1 + parameters[0]) * x + parameters[1], target, reduction="none")
+
+
+def _minimise(data: _Rows, temperature: float, strength: float, start: Tensor) -> Tensor:
     """The minimum [2, C] of the ridged, strictly convex loss, by Newton's method with backtracking."""
-    N, C = x.shape
+    N, C = data.logits.shape
     a_part, b_part = slice(0, C), slice(C, 2 * C)
     parameters = start.clone()
 
     def loss(at: Tensor) -> float:
-        return float(_nll((1 + at[0]) * x + at[1], target).mean() + strength / 2 * at.square().sum())
+        total = sum(float(_nll(x, target, at).sum()) for x, target in data.parts(temperature))
+        return total / N + float(strength / 2 * at.square().sum())
 
     value = loss(parameters)
     for _ in range(100):
-        probs = torch.softmax((1 + parameters[0]) * x + parameters[1], 1)
-        error = probs.scatter_add(1, target[:, None], -probs.new_ones(N, 1)) / N
-        gradient = torch.cat([(error * x).sum(0), error.sum(0)]) + strength * parameters.flatten()
-        # With w = (x p, p) the Hessian is the mean of [diag(x^2 p), diag(x p); diag(x p), diag(p)] - w w^T.
-        moments = torch.cat([x * probs, probs], 1)
-        hessian = moments.T @ moments / -N
-        cross = moments[:, a_part].mean(0)
-        for block, diagonal in (
-            (hessian[a_part, a_part], (x * moments[:, a_part]).mean(0)),
-            (hessian[a_part, b_part], cross),
-            (hessian[b_part, a_part], cross),
-            (hessian[b_part, b_part], probs.mean(0)),
-        ):
-            block.diagonal().add_(diagonal)
+        gradient = strength * parameters.flatten()
+        hessian = start.new_zeros(2 * C, 2 * C)
+        for x, target in data.parts(temperature):
+            probs = torch.softmax((1 + parameters[0]) * x + parameters[1], 1)
+            # With w = (x p, p) the Hessian is the mean of [diag(x^2 p), diag(x p); diag(x p), diag(p)] - w w^T.
+            moments = torch.cat([x * probs, probs], 1) / N
+            hessian.addmm_(moments.T, moments, alpha=-N)
+            of_x, of_one = moments.sum(0).split(C)
+            for block, diagonal in (
+                (hessian[a_part, a_part], (x * moments[:, a_part]).sum(0)),
+                (hessian[a_part, b_part], of_x),
+                (hessian[b_part, a_part], of_x),
+                (hessian[b_part, b_part], of_one),
+            ):
+                block.diagonal().add_(diagonal)
+            error = probs.scatter_add_(1, target[:, None], -probs.new_ones(len(x), 1)) / N
+            gradient += torch.cat([(error * x).sum(0), error.sum(0)])
         hessian.diagonal().add_(strength)
         step = torch.linalg.solve(hessian, gradient)
         decrement = float(gradient @ step)

@@ -1,6 +1,6 @@
 """Labels and logits of any model's batches, as what is fitted after training reads them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,8 @@ from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.ranks import gather_rows
 from lightning_uq.running.row_sample import MAX_ROWS, RowSample, keys_of
 from lightning_uq.tasks import Task, describe
+
+_PART_ELEMENTS = 2**17  # logits in float64 at a time
 
 
 def labelled_batch(reader: LogitReader, model: nn.Module, batch: Any, outputs: Tensor, where: str) -> Tensor:
@@ -100,7 +102,7 @@ class FittingRows(NamedTuple):
     """The rows of all ranks that a calibration is fitted to.
 
     Attributes:
-        logits: Logits [Z, N, C] in float64, on the CPU.
+        logits: Logits [Z, N, C] on the CPU, in the precision of the predictions, at least float32.
         labels: Class indices [N].
         group: Which of the labels of an input each row is [N]; 0 if there is one.
         num_groups: L, the number of labels per input.
@@ -111,11 +113,19 @@ class FittingRows(NamedTuple):
     group: Tensor
     num_groups: int
 
+    def parts(self) -> Iterator["FittingRows"]:
+        """Some rows at a time, with logits in float64."""
+        size = max(1, _PART_ELEMENTS // self.logits[:, :1].numel())
+        parts = (self.logits.split(size, 1), self.labels.split(size), self.group.split(size))
+        for logits, labels, group in zip(*parts, strict=True):
+            yield FittingRows(logits.double(), labels, group, self.num_groups)
+
 
 class CalibrationReader:
     """Reads what a calibration is fitted to: logits and labels, one row per label that counts, or a sample of these rows.
 
-    They are the members' logits; of a Dirichlet, the log of its mean. Rows are kept in float64.
+    They are the members' logits; of a Dirichlet, the log of its mean. Rows are kept in the precision of the predictions, at least
+    float32; what is fitted to them is computed in float64.
 
     Args:
         reader: How the model is called.
@@ -196,7 +206,9 @@ class CalibrationReader:
             labels = 2 * group + labels  # one number, which the sample keeps
         chosen = self.rows.choose(keys)
         # Rows first, so that they gather.
-        logits = self.logits_of(prediction[chosen]).transpose(0, 1)
+        raw = prediction[chosen]
+        kept_as = torch.promote_types(raw.dtype, torch.float32)
+        logits = self.logits_of(raw).to(kept_as).transpose(0, 1)
         chosen_labels = labels[chosen.to(labels.device) if isinstance(chosen, Tensor) else chosen]
         self.rows.add(keys[chosen], logits, chosen_labels.long())
 

@@ -107,7 +107,7 @@ def test_groups_have_sums_of_their_own(monkeypatch):
             int((target == 0)[group == i].sum()),
         ]
     assert not sums[3].any()
-    monkeypatch.setattr(module, "_CACHED", 50)
+    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 50)
     torch.testing.assert_close(temperature_sums(logits, target, group, 4), sums, rtol=1e-12, atol=1e-9)
 
 

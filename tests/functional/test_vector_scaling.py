@@ -7,7 +7,7 @@ import torch
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.temperature import fit_temperature
-from lightning_uq.functional.vector_scaling import _minimise, apply_vector_scaling, fit_vector_scaling
+from lightning_uq.functional.vector_scaling import _minimise, _Rows, apply_vector_scaling, fit_vector_scaling
 
 nll = torch.nn.functional.cross_entropy
 
@@ -51,19 +51,20 @@ def test_few_rows_of_many_classes_do_no_harm_as_they_do_without_a_ridge(miscalib
     test, classes = rows(4, 5000, 100, miscalibrated)
     tempered = nll(test / fit.temperature, classes)
     assert nll(apply_vector_scaling(test, fit.scale, fit.bias), classes) < tempered + 0.01
-    x = (logits - logits.mean(1, keepdim=True)) / fit.temperature
-    a, b = _minimise(x, target, 1e-9, torch.zeros(2, 100, dtype=torch.float64))
+    held_out = _Rows(logits, logits.mean(1, keepdim=True), target)
+    a, b = _minimise(held_out, float(fit.temperature), 1e-9, torch.zeros(2, 100, dtype=torch.float64))
     assert nll(apply_vector_scaling(test, (1 + a) / fit.temperature, b), classes) > tempered + 0.5
 
 
 @pytest.mark.parametrize("strength", [1e-4, 0.1])
 def test_the_minimum_is_stationary(strength):
     logits, target = rows(5, 300, 4)
-    x = logits - logits.mean(1, keepdim=True)
-    found = _minimise(x, target, strength, torch.zeros(2, 4, dtype=torch.float64)).requires_grad_()
+    held_out = _Rows(logits, logits.mean(1, keepdim=True), target)
+    x = logits - held_out.mean
+    found = _minimise(held_out, 1.0, strength, torch.zeros(2, 4, dtype=torch.float64)).requires_grad_()
     loss = nll((1 + found[0]) * x + found[1], target) + strength / 2 * found.square().sum()
     assert torch.autograd.grad(loss, found)[0].abs().max() < 1e-7
-    other = _minimise(x, target, strength, torch.randn(2, 4, dtype=torch.float64))
+    other = _minimise(held_out, 1.0, strength, torch.randn(2, 4, dtype=torch.float64))
     torch.testing.assert_close(other, found.detach(), rtol=1e-5, atol=1e-6)
 
 
