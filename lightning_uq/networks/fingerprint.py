@@ -1,6 +1,7 @@
 """Hash of a module's weights, to recognise the network a state was fitted to."""
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ _BITS = {
 }
 # An odd multiplier spreads positions over 64 bits, so that a swap of two rows changes the sum.
 _SPREAD = -7046029254386353131
+_PIECE = 2**19  # values at a time, whose numbers take some 20 MB
 
 
 def weights_fingerprint(module: nn.Module) -> Tensor:
@@ -42,7 +44,7 @@ def weights_fingerprint(module: nn.Module) -> Tensor:
     total = torch.zeros(len(DTYPES), dtype=torch.int64)
     for name, tensor in persistent_tensors(module):
         salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
-        total += torch.stack([_hash(_as_bits(tensor.detach(), dtype)).cpu() for dtype in DTYPES]) * (salt | 1)
+        total += _hashes(tensor.detach()).cpu() * (salt | 1)
     return total
 
 
@@ -55,7 +57,9 @@ def same_weights(fitted: Tensor, current: Tensor, module: nn.Module) -> bool:
     tensors = [tensor.detach() for _, tensor in persistent_tensors(module) if tensor.is_floating_point()]
     held = {tensor.dtype for tensor in tensors}
     coarsest = max((i for i, dtype in enumerate(DTYPES) if dtype in held), default=0)
-    if DTYPES[coarsest] == torch.float64 and all(torch.equal(t, t.float().to(t.dtype)) for t in tensors):
+    if DTYPES[coarsest] == torch.float64 and all(
+        torch.equal(piece, piece.float().to(piece.dtype)) for tensor in tensors for piece in _pieces(tensor)
+    ):
         coarsest = DTYPES.index(torch.float32)
     return bool(fitted[coarsest].cpu() == current[coarsest].cpu())
 
@@ -74,13 +78,35 @@ def persistent_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _as_bits(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if not tensor.is_floating_point():
-        return torch.view_as_real(tensor).flatten().to(torch.int64) if tensor.is_complex() else tensor.flatten().long()
-    rounded = to_float64(tensor) if dtype == torch.float64 else tensor.to(dtype)
-    return rounded.flatten().contiguous().view(_BITS[dtype]).long()
+def _hashes(tensor: Tensor) -> Tensor:
+    """The number of each rounding in :data:`DTYPES`, [4]."""
+    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    total, num_before = torch.zeros(len(DTYPES), dtype=torch.int64, device=tensor.device), 0
+    for piece in _pieces(values):
+        position = torch.arange(num_before + 1, num_before + len(piece) + 1, device=piece.device).mul_(_SPREAD)
+        num_before += len(piece)
+        position ^= position >> 29
+        position += 1  # bits * position, and the bits once more
+        total = total + torch.stack([_as_bits(piece, dtype).to(piece.device).mul_(position).sum() for dtype in DTYPES])
+    return total
 
 
-def _hash(bits: Tensor) -> Tensor:
-    position = torch.arange(1, len(bits) + 1, device=bits.device) * _SPREAD
-    return (bits * (position ^ (position >> 29))).sum() + bits.sum()
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """The values in order, some at a time: neither they nor numbers per value are ever copied as a whole."""
+    if tensor.is_contiguous():
+        yield from tensor.reshape(-1).split(_PIECE)
+    elif tensor.numel() <= _PIECE:
+        yield tensor.reshape(-1)
+    elif len(tensor) == 1:
+        yield from _pieces(tensor[0])
+    else:
+        for part in tensor.split(max(1, _PIECE * len(tensor) // tensor.numel())):
+            yield from _pieces(part)
+
+
+def _as_bits(piece: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bits of values [N] in a rounding, as new int64 numbers."""
+    if not piece.is_floating_point():
+        return piece.to(torch.int64, copy=True)
+    rounded = to_float64(piece) if dtype == torch.float64 else piece.to(dtype)
+    return rounded.contiguous().view(_BITS[dtype]).to(torch.int64, copy=True)

@@ -155,15 +155,16 @@ def weights_of(path: str | None, trainer: Trainer, module: LightningModule) -> I
 
     They are loaded as ``trainer.validate(ckpt_path=path)`` loads them, through the module's ``on_load_checkpoint``.
     """
-    with tensors_put_back(module):
-        if path is not None:
+    if path is not None:
+        with tensors_put_back([*module.parameters(), *module.buffers()]):
             checkpoint = read_back(path, trainer)
             revoke = run_revocably(module, lambda: _load(checkpoint, trainer, module))
             try:
                 yield
             finally:
                 revoke()
-            return
+        return
+    with tensors_put_back(module.buffers()):  # a forward pass may change them, but no parameter
         if trainer.world_size > 1:
             # BatchNorm's means differ by rank, and tests run with rank 0's.
             for buffer in module.buffers():

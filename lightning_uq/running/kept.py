@@ -1,27 +1,27 @@
 """A module as it was: its tensors' values, and the attributes that a hook has changed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
-def tensors_put_back(module: nn.Module) -> Iterator[None]:
-    """After the context, the parameters and buffers of a module have the values that they had before.
+def tensors_put_back(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """After the context, parameters and buffers have the values that they had before.
 
     Example:
         >>> network = nn.Linear(1, 1)
         >>> before = network.weight.item()
-        >>> with tensors_put_back(network):
+        >>> with tensors_put_back(network.parameters()):
         ...     _ = nn.init.zeros_(network.weight)
         >>> network.weight.item() == before
         True
     """
-    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not nn.parameter.is_lazy(tensor)]
+    tensors = [tensor for tensor in tensors if not nn.parameter.is_lazy(tensor)]
     values = [tensor.detach().clone() for tensor in tensors]
     try:
         yield

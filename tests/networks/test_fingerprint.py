@@ -1,11 +1,14 @@
 import copy
+import hashlib
 
 import pytest
 import torch
 from torch import nn
 from torchmetrics import MeanMetric
 
+from lightning_uq.networks import fingerprint
 from lightning_uq.networks.fingerprint import DTYPES, same_weights, weights_fingerprint
+from tests.counting import peak_bytes
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -73,3 +76,42 @@ def test_non_persistent_buffers_are_left_out():
     before = weights_fingerprint(net)
     net.register_buffer("cache", torch.ones(3), persistent=False)
     assert matches(before, net)
+
+
+def test_it_is_the_sum_that_files_hold_whatever_the_pieces_and_the_layout(monkeypatch):
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)).to(memory_format=torch.channels_last)
+    net.register_buffer("turned", torch.randn(7, 4).T)
+    expected = torch.zeros(4, dtype=torch.int64)
+    for name, tensor in net.state_dict(prefix=".").items():
+        name = name[1:] if "." in name[1:] else name
+        salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+        position = torch.arange(1, tensor.numel() + 1) * -7046029254386353131
+        position ^= position >> 29
+        for i, dtype in enumerate(DTYPES):
+            bits = tensor.flatten()
+            if tensor.is_floating_point():
+                bits = bits.to(dtype).view({8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize])
+            expected[i] += ((bits.long() * position).sum() + bits.long().sum()) * (salt | 1)
+    for size in (2**19, 7, 1):
+        monkeypatch.setattr(fingerprint, "_PIECE", size)
+        assert torch.equal(weights_fingerprint(net), expected)
+
+
+def test_small_complex_values_count():
+    net = nn.Module()
+    net.register_buffer("phases", torch.tensor([0.1 + 0.2j, 0.3j]))
+    before = weights_fingerprint(net)
+    assert matches(before, net)
+    net.phases[1] += 0.1
+    assert not matches(before, net)
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_its_memory_does_not_grow_with_the_largest_tensor(layout):
+    def peak(size):
+        net = nn.Linear(2**10, size // 2**10, bias=False).double()
+        if layout == "columns":
+            net.weight.data = net.weight.data.T.contiguous().T
+        return peak_bytes(lambda: same_weights(weights_fingerprint(net), weights_fingerprint(net), net))
+
+    assert peak(2**21) < 1.1 * peak(2**20) < 64 * 2**20

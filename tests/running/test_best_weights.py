@@ -13,7 +13,8 @@ from lightning_uq.callbacks.gmm import FitGMM
 from lightning_uq.callbacks.temperature import TemperatureScaling
 from lightning_uq.errors import InputError
 from lightning_uq.networks.fingerprint import same_weights, weights_fingerprint
-from lightning_uq.running.best_weights import read_back
+from lightning_uq.running.best_weights import read_back, weights_of
+from tests.counting import peak_bytes
 
 X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long().index_fill(0, torch.arange(6), 1)
@@ -206,3 +207,15 @@ def test_a_tuner_brings_no_best_file(make_trainer, tmp_path):
     with pytest.warns(UserWarning, match="of an earlier fit"):
         trainer.fit(module := Project2([0.4, 0.3]), val_dataloaders=loader())
     assert is_fitted_on(gmm, module)
+
+
+def test_the_last_weights_are_not_copied_but_buffers_are_put_back(make_trainer):
+    module = Project([0.0])
+    module.net = nn.Sequential(nn.Linear(1000, 1000), nn.BatchNorm1d(4))
+
+    def use():
+        with weights_of(None, make_trainer(), module):
+            module.net[1].running_mean += 1
+
+    assert peak_bytes(use) < module.net[0].weight.nbytes / 10
+    assert not module.net[1].running_mean.any()
