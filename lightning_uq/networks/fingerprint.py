@@ -58,7 +58,7 @@ def same_weights(fitted: Tensor, current: Tensor, module: nn.Module) -> bool:
     held = {tensor.dtype for tensor in tensors}
     coarsest = max((i for i, dtype in enumerate(DTYPES) if dtype in held), default=0)
     if DTYPES[coarsest] == torch.float64 and all(
-        torch.equal(piece, piece.float().to(piece.dtype)) for tensor in tensors for piece in _pieces(tensor)
+        torch.equal(piece, piece.float().to(piece.dtype)) for tensor in tensors for piece in pieces(tensor)
     ):
         coarsest = DTYPES.index(torch.float32)
     return bool(fitted[coarsest].cpu() == current[coarsest].cpu())
@@ -82,7 +82,7 @@ def _hashes(tensor: Tensor) -> Tensor:
     """The number of each rounding in :data:`DTYPES`, [4]."""
     values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     total, num_before = torch.zeros(len(DTYPES), dtype=torch.int64, device=tensor.device), 0
-    for piece in _pieces(values):
+    for piece in pieces(values):
         position = torch.arange(num_before + 1, num_before + len(piece) + 1, device=piece.device).mul_(_SPREAD)
         num_before += len(piece)
         position ^= position >> 29
@@ -91,17 +91,17 @@ def _hashes(tensor: Tensor) -> Tensor:
     return total
 
 
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """The values in order, some at a time: neither they nor numbers per value are ever copied as a whole."""
+def pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """The values of a tensor in order, some at a time: neither they nor numbers per value are ever copied as a whole."""
     if tensor.is_contiguous():
         yield from tensor.reshape(-1).split(_PIECE)
     elif tensor.numel() <= _PIECE:
         yield tensor.reshape(-1)
     elif len(tensor) == 1:
-        yield from _pieces(tensor[0])
+        yield from pieces(tensor[0])
     else:
         for part in tensor.split(max(1, _PIECE * len(tensor) // tensor.numel())):
-            yield from _pieces(part)
+            yield from pieces(part)
 
 
 def _as_bits(piece: Tensor, dtype: torch.dtype) -> Tensor:

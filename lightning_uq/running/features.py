@@ -15,7 +15,6 @@ from lightning_uq.networks.base import EpistemicNetwork
 from lightning_uq.networks.features import features_at, input_of, last_layer, submodule
 from lightning_uq.networks.pooling import Pool, check_pool
 from lightning_uq.running.logits import LogitReader, is_uncertainty_module
-from lightning_uq.running.weights import weights_mark
 
 
 class LayerFeatures:
@@ -33,7 +32,7 @@ class LayerFeatures:
     def __init__(self, layer: str, pool: Pool | None = None) -> None:
         self.layer = layer
         self.pool = pool
-        self._copies: tuple[Any, list[nn.Module]] | None = None
+        self._members: tuple[Any, list[nn.Module]] | None = None
 
     @contextmanager
     def recording(self, model: nn.Module, trainer: Trainer | None = None) -> Iterator[Callable[[], Tensor]]:
@@ -64,24 +63,25 @@ class LayerFeatures:
             yield features
 
     def networks(self, model: nn.Module) -> list[nn.Module]:
-        """The M networks; copies of a stacked ensemble's members are made once for its weights."""
+        """The M networks; those of a stacked ensemble are made once, over its own tensors, whose changes they see."""
         source = _source(model)
         if source is None or not source.is_stacked:
             return inner_networks(model)
-        mark = weights_mark(source)
-        key = None if mark is None else (mark, source.training)
-        if self._copies is None or key is None or self._copies[0] != key:
+        # The kept members hold the tensors, so that no other has the address of one.
+        tensors = (*source.parameters(), *source.buffers())
+        key = source.training, [(t.data_ptr(), t.dtype, t.shape) for t in tensors]
+        if self._members is None or self._members[0] != key:
             with torch.inference_mode(False):  # a later batch may need gradients
-                self._copies = key, inner_networks(model)
-        return self._copies[1]
+                self._members = key, inner_networks(model)
+        return self._members[1]
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """The layer whose input is read, in each of the M members."""
         return [submodule(network, self.layer) for network in self.networks(model)]
 
     def release(self) -> None:
-        """Free the copies of a stacked ensemble's members."""
-        self._copies = None
+        """Free the members of a stacked ensemble."""
+        self._members = None
 
     def _alone(self, member: nn.Module, x: Any, trainer: Trainer | None, source: EpistemicNetwork) -> Tensor:
         with features_at(member, self.layer, self.pool) as record:
@@ -89,7 +89,7 @@ class LayerFeatures:
         return record[-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_copies": None}
+        return {**self.__dict__, "_members": None}
 
 
 class FeatureReader:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lightning_uq.networks.fingerprint import persistent_tensors, same_weights, weights_fingerprint
+from lightning_uq.networks.fingerprint import persistent_tensors, pieces, same_weights, weights_fingerprint
 
 _BLOCK = 1024
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -62,13 +62,15 @@ def _sums(tensors: list[Tensor]) -> tuple[int, ...]:
     """A wrap-around sum per device over all bits, each block's row and column weighted by its position."""
     parts: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
-        bits = flat.view(_BITS[flat.element_size()])
-        num_blocks = len(bits) // _BLOCK
-        blocks, rest = bits[: num_blocks * _BLOCK].view(num_blocks, _BLOCK), bits[num_blocks * _BLOCK :]
+        values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         own = parts.setdefault(tensor.device, [])
-        own += [blocks.sum(0), blocks.sum(1)] if num_blocks else []
-        own.append(rest.long())
+        # On a CPU, a sum in int64 copies all that is summed.
+        for flat in pieces(values) if tensor.is_cpu else [values.reshape(-1)]:
+            bits = flat.view(_BITS[flat.element_size()])
+            num_blocks = len(bits) // _BLOCK
+            blocks, rest = bits[: num_blocks * _BLOCK].view(num_blocks, _BLOCK), bits[num_blocks * _BLOCK :]
+            own += [blocks.sum(0), blocks.sum(1)] if num_blocks else []
+            own.append(rest.long())
     found = []
     for own in parts.values():
         numbers = torch.cat(own)

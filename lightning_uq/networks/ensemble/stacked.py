@@ -111,13 +111,19 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         return output if callable(self.read_output.output) else self.read_output(output)
 
     def _copy_of_member(self, i: int) -> nn.Module:
-        network = copy.deepcopy(self._skeleton())
-        for name, tensor in self._tensors().items():
-            owner_name, _, own = name.rpartition(".")
+        own = self._tensors_of_member(i)
+        return self._member_with(
+            {name: row.detach().clone(memory_format=torch.contiguous_format) for name, row in own.items()}
+        )
+
+    def _member_with(self, own: Mapping[str, Tensor]) -> nn.Module:
+        """A member that holds these tensors, which are not copied."""
+        network, stacked = copy.deepcopy(self._skeleton()), self._tensors()
+        for name, row in own.items():
+            owner_name, _, last = name.rpartition(".")
             owner = network.get_submodule(owner_name)
-            row: Tensor = tensor[i].detach().clone(memory_format=torch.contiguous_format)
-            is_parameter = isinstance(getattr(owner, own), nn.Parameter)
-            setattr(owner, own, nn.Parameter(row, tensor.requires_grad) if is_parameter else row)
+            is_parameter = isinstance(getattr(owner, last), nn.Parameter)
+            setattr(owner, last, nn.Parameter(row.detach(), stacked[name].requires_grad) if is_parameter else row)
         return network
 
     def _tensors_of_member(self, i: int) -> dict[str, Tensor]:
@@ -140,8 +146,8 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         return EnsembleNetwork([self.member(i) for i in range(self.num_indices)], self.read_output.output)
 
     def feature_networks(self) -> list[nn.Module]:
-        """Copies of the members [M]; of a member with a random prior, the trained part."""
-        return [trained_part(self.member(i)) for i in range(self.num_indices)]
+        """Members [M] over rows of the stacked tensors, not over copies; of a member with a random prior, the trained part."""
+        return [trained_part(self._member_with(self._tensors_of_member(i))) for i in range(self.num_indices)]
 
     def _all_modules(self) -> Iterable[nn.Module]:
         return self._skeleton().modules()
