@@ -70,7 +70,7 @@ def uniform_bins(confidence: Tensor, num_bins: int) -> Tensor:
         tensor([0, 0, 1, 1])
     """
     # linspace would accumulate its own rounding; k / num_bins in float64 is correctly rounded.
-    edges = (torch.arange(1, num_bins, dtype=torch.float64) / num_bins).to(confidence.dtype).to(confidence.device)
+    edges = torch.tensor([k / num_bins for k in range(1, num_bins)], dtype=confidence.dtype, device=confidence.device)
     return torch.bucketize(upcast(confidence).contiguous(), upcast(edges))
 
 
@@ -109,9 +109,10 @@ def _sum_bins(confidence: Tensor, correct: Tensor, bins: Tensor, num_bins: int) 
         bins = bins + num_bins * torch.arange(classes[0], device=bins.device)
     bins, size = bins.reshape(-1), num_bins * classes.numel()
     # One integer count of (came true, bin), which is exact and deterministic everywhere.
-    wrong, right = torch.bincount(bins + size * correct.reshape(-1).long(), minlength=2 * size).reshape(2, size)
+    cells = correct.reshape(-1).to(torch.int64, copy=True).mul_(size).add_(bins)
     total = scatter_sum(bins, confidence.reshape(-1), size)
-    return torch.stack([(wrong + right).to(total), right.to(total), total]).reshape(3, *classes, num_bins)
+    wrong, right = torch.bincount(cells, minlength=2 * size).to(total).reshape(2, size).unbind()
+    return torch.stack([wrong + right, right, total]).reshape(3, *classes, num_bins)
 
 
 def scatter_sum(cells: Tensor, values: Tensor, size: int) -> Tensor:
