@@ -11,6 +11,8 @@ from lightning_uq.running.classes import CalibrationReader
 from lightning_uq.running.logits import LogitReader
 from lightning_uq.running.ranks import sum_of_ranks
 
+_ENOUGH = 2**17  # logits: what a cache holds
+
 
 class TemperatureReader(CalibrationReader):
     """Adds up what batches contribute to a temperature of the mean probabilities, see :func:`temperature_sums`.
@@ -26,13 +28,23 @@ class TemperatureReader(CalibrationReader):
         super().__init__(reader, who, where)
         self.per_label = per_label
         self._sums: Tensor | None = None
+        self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def keep(self, keys: Tensor, prediction: Any, labels: Tensor, group: Tensor | None) -> None:
-        """Add the rows of a batch."""
+        """Add the rows of a batch, to the sums once there are enough of them: a sum has some thousand small operations."""
         if not len(labels):
             return
-        own = (group, self.num_groups) if self.per_label else (None, 1)
-        sums = temperature_sums(self.logits_of(prediction).squeeze(0), labels, *own)
+        self._waiting.append((self.logits_of(prediction).squeeze(0), labels, group if self.per_label else None))
+        if sum(logits.numel() for logits, *_ in self._waiting) >= _ENOUGH:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        if not self._waiting:
+            return
+        logits, labels, groups = zip(*self._waiting, strict=True)
+        self._waiting = []
+        own = (torch.cat(groups), self.num_groups) if self.per_label else (None, 1)
+        sums = temperature_sums(torch.cat(logits), torch.cat(labels), *own)
         self._sums = sums if self._sums is None else self._sums + sums
 
     def gather_sums(self, trainer: Trainer | None) -> Tensor:
@@ -41,6 +53,7 @@ class TemperatureReader(CalibrationReader):
         Raises:
             InputError: There are no rows.
         """
+        self._add_waiting()
         num_labels = self.num_groups_of_ranks(trainer) if self.per_label else 1
         sums = torch.zeros(num_labels, *SUMS_SHAPE, dtype=torch.float64) if self._sums is None else self._sums.cpu()
         if trainer is not None and trainer.world_size > 1:
