@@ -55,7 +55,7 @@ def pooled_rows(logits: Tensor) -> Tensor:
     logits = to_wide_device(logits)
     pooled = torch.empty_like(logits[0], dtype=torch.promote_types(logits.dtype, torch.float32))
     size = max(1, _CHUNK // max(1, logits[:, :1].numel()))
-    for part, members in zip(pooled.split(size), logits.split(size, 1), strict=True):
+    for part, members in zip(torch.split(pooled, size), torch.split(logits, size, 1), strict=True):
         part.copy_(mean_log_probs(members.double()))
     return pooled
 

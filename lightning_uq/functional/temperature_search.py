@@ -63,7 +63,9 @@ def best_temperature(logits: Tensor, target: Tensor) -> Solution:
         return pooled_objective(logits, target, scale, math.exp(u), smoothing)
 
     low, start = -math.log(_LARGEST), 0.0
-    if (stride := logits.numel() // _FEW_ELEMENTS) > 1:  # the optimum of a part of the rows is near that of all, and cheap
+    if (
+        stride := logits.numel() // _FEW_ELEMENTS
+    ) > 1:  # the optimum of a part of the rows is near that of all, and cheap
         few = best_temperature(logits[:, ::stride], target[::stride]).temperature
         start = max(low, math.log(scale / few))
     u = _root(at, low, math.inf, start)
@@ -113,7 +115,11 @@ def pooled_objective(logits: Tensor, target: Tensor, scale: float, inverse: floa
     total = logits.new_zeros(3, dtype=torch.float64)
     for part, classes in _parts(logits, target):
         part = part / scale
-        total += _single(part[0], classes, inverse, smoothing) if len(part) == 1 else _mixed(part, classes, inverse, smoothing)
+        total += (
+            _single(part[0], classes, inverse, smoothing)
+            if len(part) == 1
+            else _mixed(part, classes, inverse, smoothing)
+        )
     return Point(*(total / logits.shape[1]).tolist())
 
 
@@ -162,7 +168,7 @@ def _parts(logits: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Some rows [Z, n, C] at a time, in float64, and their classes [n]: no copy of all rows is ever made."""
     elements = _CHUNK_ELEMENTS if logits.is_cpu else _ELSEWHERE
     size = max(1, elements // (len(logits) * logits.shape[2]))
-    for part, classes in zip(logits.split(size, 1), target.split(size), strict=True):
+    for part, classes in zip(torch.split(logits, size, 1), torch.split(target, size), strict=True):
         yield part.double(), classes
 
 

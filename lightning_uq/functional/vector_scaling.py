@@ -64,7 +64,9 @@ def _class_mean(logits: Tensor) -> Tensor:
 
 def _class_means(logits: Tensor) -> Tensor:
     """The same in float64, a few rows [N, C] at a time."""
-    return torch.cat([_class_mean(part.double()) for part in logits.split(max(1, _PART_ELEMENTS // logits.shape[1]))])
+    return torch.cat(
+        [_class_mean(part.double()) for part in torch.split(logits, max(1, _PART_ELEMENTS // logits.shape[1]))]
+    )
 
 
 def fit_vector_scaling(
@@ -173,7 +175,7 @@ class _Rows(NamedTuple):
     def parts(self, temperature: float) -> Iterator[tuple[Tensor, Tensor]]:
         """Centred logits over the temperature, [n, C] in float64, and targets [n] of some rows at a time."""
         size = max(1, _PART_ELEMENTS // self.logits.shape[1])
-        for logits, mean, target in zip(*(part.split(size) for part in self), strict=True):
+        for logits, mean, target in zip(*(torch.split(part, size) for part in self), strict=True):
             yield (logits - mean) / temperature, target  # the mean's float64 widens
 
     def losses(self, temperature: float, parameters: Tensor) -> Tensor:
@@ -204,7 +206,7 @@ def _minimise(data: _Rows, temperature: float, strength: float, start: Tensor) -
             # With w = (x p, p) the Hessian is the mean of [diag(x^2 p), diag(x p); diag(x p), diag(p)] - w w^T.
             moments = torch.cat([x * probs, probs], 1) / N
             hessian.addmm_(moments.T, moments, alpha=-N)
-            of_x, of_one = moments.sum(0).split(C)
+            of_x, of_one = torch.split(moments.sum(0), C)
             for block, diagonal in (
                 (hessian[a_part, a_part], (x * moments[:, a_part]).sum(0)),
                 (hessian[a_part, b_part], of_x),

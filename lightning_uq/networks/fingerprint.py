@@ -94,13 +94,13 @@ def _hashes(tensor: Tensor) -> Tensor:
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
     """The values of a tensor in order, some at a time: neither they nor numbers per value are ever copied as a whole."""
     if tensor.is_contiguous():
-        yield from tensor.reshape(-1).split(_PIECE)
+        yield from torch.split(tensor.reshape(-1), _PIECE)
     elif tensor.numel() <= _PIECE:
         yield tensor.reshape(-1)
     elif len(tensor) == 1:
         yield from pieces(tensor[0])
     else:
-        for part in tensor.split(max(1, _PIECE * len(tensor) // tensor.numel())):
+        for part in torch.split(tensor, max(1, _PIECE * len(tensor) // tensor.numel())):
             yield from pieces(part)
 
 

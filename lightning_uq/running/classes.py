@@ -116,7 +116,7 @@ class FittingRows(NamedTuple):
     def parts(self) -> Iterator["FittingRows"]:
         """Some rows at a time, with logits in float64."""
         size = max(1, _PART_ELEMENTS // self.logits[:, :1].numel())
-        parts = (self.logits.split(size, 1), self.labels.split(size), self.group.split(size))
+        parts = (torch.split(self.logits, size, 1), torch.split(self.labels, size), torch.split(self.group, size))
         for logits, labels, group in zip(*parts, strict=True):
             yield FittingRows(logits.double(), labels, group, self.num_groups)
 

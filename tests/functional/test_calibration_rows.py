@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
-from lightning_uq.functional.calibration_rows import in_order
+from lightning_uq.functional.calibration_rows import calibration_rows, in_order, pooled_rows
 from lightning_uq.functional.isotonic import fit_isotonic
 from lightning_uq.functional.matrix_scaling import fit_matrix_scaling
+from lightning_uq.functional.temperature import fit_ensemble_temperature, fit_temperature
 from lightning_uq.functional.vector_scaling import fit_vector_scaling
+from tests.counting import peak_bytes
 
 
 def rows(n=400, c=4, seed=0):
@@ -45,3 +47,33 @@ def test_of_many_classes_without_a_row_some_are_named():
     logits, target = rows(c=30)
     with pytest.warns(UserWarning, match="of class 10, 11, 12, 13, 14, 15, 16, 17, 18, 19 and 10 more,"):
         fit_isotonic(logits, target % 10)
+
+
+def test_float32_rows_are_not_copied_and_pooled_ones_stay_float32():
+    logits, target = rows()
+    members = torch.stack([logits, 2 * logits]).float()
+    assert calibration_rows(members[0], target, 2)[0].data_ptr() == members.data_ptr()
+    pooled = pooled_rows(members)
+    assert pooled.dtype == torch.float32
+    expected = members.double().softmax(2).mean(0).log()
+    torch.testing.assert_close(pooled, expected.float())
+    assert pooled_rows(members.double()).dtype == torch.float64
+    assert float(fit_ensemble_temperature(members, target)) == pytest.approx(
+        float(fit_temperature(expected, target)), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("fit", [fit_ensemble_temperature, lambda x, y: fit_vector_scaling(pooled_rows(x), y)])
+def test_a_pooled_fit_needs_no_more_memory_for_more_members(monkeypatch, fit):
+    for name in ("calibration_rows._CHUNK", "temperature_search._CHUNK_ELEMENTS", "vector_scaling._PART_ELEMENTS"):
+        monkeypatch.setattr(f"lightning_uq.functional.{name}", 2**10)
+    logits, target = rows(n=4000)
+    logits = logits.float()
+
+    def peak(num_members):
+        members = logits.expand(num_members, -1, -1)
+        return peak_bytes(lambda: fit(members, target))
+
+    assert peak(16) < 1.1 * peak(2) < 12 * logits.nbytes
+    if fit is fit_ensemble_temperature:
+        assert peak(16) < 2 * logits.nbytes

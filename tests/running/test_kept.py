@@ -48,6 +48,9 @@ def test_the_changes_of_a_hook_that_raises_are_revoked_at_once():
 def test_values_are_put_back_whatever_happens():
     module = nn.Sequential(nn.BatchNorm1d(2), nn.LazyLinear(1))
     before = module[0].running_mean.clone()  # the first part is loaded, and then the other does not fit
-    with pytest.raises(RuntimeError, match="size mismatch"), tensors_put_back([*module.parameters(), *module.buffers()]):
+    with (
+        pytest.raises(RuntimeError, match="size mismatch"),
+        tensors_put_back([*module.parameters(), *module.buffers()]),
+    ):
         module[0].load_state_dict({**module[0].state_dict(), "running_mean": torch.ones(2), "weight": torch.ones(3)})
     assert torch.equal(module[0].running_mean, before)
