@@ -19,6 +19,7 @@ from lightning_uq.functional.held_out_scores import HeldOutScores, rows_needed
 from lightning_uq.functional.precision import wide_dtype
 from lightning_uq.functional.targets import aligned_target, known_targets
 from lightning_uq.functional.validation import check_bool, check_choice, check_open_unit, one_per_row
+from lightning_uq.functional.waiting import is_free
 from lightning_uq.metrics import ConformalCoverage, ConformalSize
 from lightning_uq.predictions import NumberPrediction, Prediction
 from lightning_uq.running.transforms import PredictionTransform
@@ -326,7 +327,9 @@ class IntervalTransform(PredictionTransform):
         lower, upper = (torch.where(bad, 0.0, bound) for bound in (lower, upper))
         scale = None if scale is None else torch.where(bad, 1.0, scale)
         margin = self._margin(prediction, alpha, groups, weights).to(lower.device, wide_dtype(lower.device))
-        low, high = conformal_interval(lower, upper, margin, scale)
+        low, high = conformal_interval(
+            lower, upper, margin, scale, validate=is_free(lower) or groups is not None or weights is not None
+        )
         dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
         low, high = torch.where(bad, -torch.inf, low), torch.where(bad, torch.inf, high)
         return _rounded(low, dtype, -torch.inf), _rounded(high, dtype, torch.inf)

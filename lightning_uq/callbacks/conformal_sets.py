@@ -31,6 +31,7 @@ from lightning_uq.functional.validation import (
     check_open_unit,
     one_per_row,
 )
+from lightning_uq.functional.waiting import is_free
 from lightning_uq.metrics import ConformalCoverage, ConformalSize
 from lightning_uq.predictions import ClassProbabilities, Prediction
 from lightning_uq.running.transforms import PredictionTransform
@@ -273,15 +274,15 @@ class SetScores:
         """The arguments, as plain data."""
         return dict(vars(self)) if self.method == "raps" else {"method": self.method, "randomized": self.randomized}
 
-    def __call__(self, log_probs: Tensor, uniforms: Tensor | None = None) -> Tensor:
+    def __call__(self, log_probs: Tensor, uniforms: Tensor | None = None, *, validate: bool = True) -> Tensor:
         """Scores [N, C] in float64 of log-probabilities [N, C]; ``uniforms`` [N] in place of the draws."""
         if self.method == "lac":
-            return lac_scores(log_probs)
+            return lac_scores(log_probs, validate=validate)
         if self.randomized and uniforms is None:
             uniforms = rows_to_uniform(log_probs)
         if self.method == "aps":
-            return aps_scores(log_probs, uniforms)
-        return raps_scores(log_probs, self.penalty, self.k_reg, uniforms)
+            return aps_scores(log_probs, uniforms, validate=validate)
+        return raps_scores(log_probs, self.penalty, self.k_reg, uniforms, validate=validate)
 
 
 class SetTransform(PredictionTransform):
@@ -363,8 +364,9 @@ class SetTransform(PredictionTransform):
         if weights is not None:
             one_per_row("weights", weights, len(rows))
         bad = ~rows.amax(1).isfinite()
-        scores = self.scores(torch.where(bad[:, None], 0.0, rows), uniforms)
-        found = prediction_sets(scores, self.threshold(alpha, weights).to(scores), self.allow_empty)
+        validate = is_free(rows) or uniforms is not None or weights is not None
+        scores = self.scores(torch.where(bad[:, None], 0.0, rows), uniforms, validate=validate)
+        found = prediction_sets(scores, self.threshold(alpha, weights).to(scores), self.allow_empty, validate=validate)
         sets = found | bad[:, None].to(found.device)
         shape = (*log_probs.shape[:1], *log_probs.shape[2:], log_probs.shape[1])
         return sets.reshape(shape).movedim(-1, 1).to(log_probs.device)

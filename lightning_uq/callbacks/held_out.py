@@ -20,7 +20,7 @@ from lightning_uq.functional.validation import one_per_row
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.classes import check_targets, labelled_batch
 from lightning_uq.running.evaluation import evaluating, to_device
-from lightning_uq.running.finite import bad_rows
+from lightning_uq.running.finite import unusable_rows
 from lightning_uq.running.fitted_state import to_cpu
 from lightning_uq.running.logits import is_uncertainty_module
 from lightning_uq.running.ranks import first_of_ranks, raising_on_all_ranks
@@ -283,7 +283,7 @@ class HeldOutCallback(PostTrainingCallback):
         return labelled_batch(self.logits, model, batch, outputs, self._where).to(outputs.device)
 
     def _check_finite(self, outputs: Tensor, task: Task) -> None:
-        if num_bad := int(bad_rows(outputs, task).sum()):
+        if num_bad := int(unusable_rows(outputs, task).sum()):
             raise NotFiniteError(
                 f"{self._where} must have finite outputs, but those of {num_bad} of {outputs.shape[1]} rows hold NaN or infinity. Leave out such "
                 "inputs, or look for NaN in the weights."

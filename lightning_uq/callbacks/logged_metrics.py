@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from lightning_uq import batches
 from lightning_uq.batches import own_batch
 from lightning_uq.errors import InputError
+from lightning_uq.functional.waiting import is_free
 from lightning_uq.predictions import Prediction
 from lightning_uq.running.classes import labelled_batch
 from lightning_uq.running.evaluation import evaluating
@@ -94,7 +95,9 @@ class LoggedMetrics:
         outputs, predictions = self.predict(model, batch, trainer, batch_idx == 0)
         target = outputs.new_zeros(outputs.shape[1])
         if self.needs_targets:
-            target = labelled_batch(self.reader, model, batch, outputs, "the test data").to(outputs.device)
+            values = batch_idx == 0 or is_free(outputs)
+            target = labelled_batch(self.reader, model, batch, outputs, "the test data", values=values)
+            target = target.to(outputs.device)
         keep = batches.unpadded_rows(loader, batch_idx, len(target))
         task = self.reader.task(model)
         rows = slice(None) if keep is None else keep.to(outputs.device)

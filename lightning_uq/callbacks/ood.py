@@ -18,7 +18,7 @@ from lightning_uq.functional.validation import check_choice
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.networks.padding_mask import padding_mask_of
 from lightning_uq.running.evaluation import evaluating, to_device
-from lightning_uq.running.finite import bad_rows
+from lightning_uq.running.finite import unusable_rows
 from lightning_uq.running.loaders import check_loader, exact_loader, loader_list
 from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.overriding import check_hooks
@@ -384,7 +384,7 @@ class OODDetection(Callback):
 
     def _without_alarm(self, model: nn.Module, score: Tensor, outputs: Tensor) -> Tensor:
         """A score [B, ...], NaN in the rows whose outputs are not finite: they are an error here, not out of distribution."""
-        bad = bad_rows(outputs, self.read.task(model)).reshape(-1, *[1] * (score.ndim - 1))
+        bad = unusable_rows(outputs, self.read.task(model)).reshape(-1, *[1] * (score.ndim - 1))
         return score.masked_fill(bad, torch.nan)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.functional.validation import check_choice, check_integer, classification_rows
+from lightning_uq.functional.waiting import is_free
 
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["uniform", "adaptive"]
@@ -70,7 +71,7 @@ def uniform_bins(confidence: Tensor, num_bins: int) -> Tensor:
         tensor([0, 0, 1, 1])
     """
     # linspace would accumulate its own rounding; k / num_bins in float64 is correctly rounded.
-    edges = torch.tensor([k / num_bins for k in range(1, num_bins)], dtype=confidence.dtype, device=confidence.device)
+    edges = (widen(torch.arange(1, num_bins, device=confidence.device)) / num_bins).to(confidence.dtype)
     return torch.bucketize(upcast(confidence).contiguous(), upcast(edges))
 
 
@@ -111,16 +112,23 @@ def _sum_bins(confidence: Tensor, correct: Tensor, bins: Tensor, num_bins: int) 
     # One integer count of (came true, bin), which is exact and deterministic everywhere.
     cells = correct.reshape(-1).to(torch.int64, copy=True).mul_(size).add_(bins)
     total = scatter_sum(bins, confidence.reshape(-1), size)
-    wrong, right = torch.bincount(cells, minlength=2 * size).to(total).reshape(2, size).unbind()
+    wrong, right = _count(cells, 2 * size).to(total).reshape(2, size).unbind()
     return torch.stack([wrong + right, right, total]).reshape(3, *classes, num_bins)
+
+
+def _count(cells: Tensor, size: int) -> Tensor:
+    """How often each cell occurs, as integers."""
+    if is_free(cells):
+        return torch.bincount(cells, minlength=size)
+    return cells.new_zeros(size).index_add_(0, cells, torch.ones_like(cells))
 
 
 def scatter_sum(cells: Tensor, values: Tensor, size: int) -> Tensor:
     """Sum ``values`` by cell in the dtype of sums."""
     values = widen(values)
-    if cells.device.type == "cpu":
+    if is_free(cells):
         return torch.bincount(cells, values, size)
-    # bincount with weights has no deterministic form on CUDA and raises under Trainer(deterministic=True).
+    # bincount waits for a device, and with weights it has no deterministic form on CUDA and raises under Trainer(deterministic=True).
     return values.new_zeros(size).index_add_(0, cells, values)
 
 

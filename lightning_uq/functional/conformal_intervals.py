@@ -56,7 +56,7 @@ def interval_excess(lower: Tensor, upper: Tensor, target: Tensor, scale: Tensor 
 
 
 def conformal_interval(
-    lower: Tensor, upper: Tensor, threshold: Tensor | float, scale: Tensor | None = None
+    lower: Tensor, upper: Tensor, threshold: Tensor | float, scale: Tensor | None = None, *, validate: bool = True
 ) -> tuple[Tensor, Tensor]:
     """The targets whose :func:`interval_excess` is at most the threshold: lower - threshold scale and upper + threshold scale.
 
@@ -68,6 +68,7 @@ def conformal_interval(
         upper: Upper bounds, in the same shape.
         threshold: One number, or a tensor that broadcasts to that shape: [H, D], [D], or [B, ...] for groups (``thresholds[groups]``).
         scale: Positive standard deviations in the same shape; None for 1.
+        validate: Whether to look at the values, which waits for a GPU.
 
     Returns:
         Lower and upper bounds [B, ...] in float64, infinite where the threshold is.
@@ -79,9 +80,10 @@ def conformal_interval(
         >>> conformal_interval(torch.zeros(1, 1), torch.ones(1, 1), 0.5)
         (tensor([[-0.5000]], dtype=torch.float64), tensor([[1.5000]], dtype=torch.float64))
     """
-    lower, upper, scale = _checked(lower, upper, scale)
+    lower, upper, scale = _checked(lower, upper, scale, validate)
     margin = torch.as_tensor(threshold, dtype=lower.dtype, device=lower.device)
-    check_no_nan("threshold", margin)
+    if validate:
+        check_no_nan("threshold", margin)
     shape = (1,) * (lower.ndim - margin.ndim) + tuple(margin.shape)
     if len(shape) != lower.ndim or any(own not in (1, size) for own, size in zip(shape, lower.shape, strict=True)):
         raise InputError(
@@ -91,18 +93,20 @@ def conformal_interval(
     return lower - margin, upper + margin
 
 
-def _checked(lower: Tensor, upper: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _checked(
+    lower: Tensor, upper: Tensor, scale: Tensor | None, validate: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Bounds and scale in float64, finite and of one shape."""
     check_floating("lower", lower, 1, "[B, ...]")
     check_floating("upper", upper, 1, "[B, ...]")
     check_shape("upper", upper, lower.shape)
     for name, value in (("lower", lower), ("upper", upper)):
-        if not all_hold(value.isfinite()):
+        if validate and not all_hold(value.isfinite()):
             raise InputError(f"`{name}` must be finite, but it holds NaN or infinity.")
     if scale is None:
         return widen(lower), widen(upper), None
     check_floating("scale", scale, 1, "[B, ...]")
     check_shape("scale", scale, lower.shape)
-    if not all_hold((scale > 0) & scale.isfinite()):
+    if validate and not all_hold((scale > 0) & scale.isfinite()):
         raise InputError("`scale` must be positive and finite, but it holds other values.")
     return widen(lower), widen(upper), widen(scale)

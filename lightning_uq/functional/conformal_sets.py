@@ -25,7 +25,7 @@ from lightning_uq.functional.validation import (
 )
 
 
-def lac_scores(logits: Tensor) -> Tensor:
+def lac_scores(logits: Tensor, *, validate: bool = True) -> Tensor:
     """Scores of the least ambiguous set-valued classifiers (LAC), as log-odds: log((1 - p_y) / p_y) for each label y.
 
     They order labels as 1 - p_y does, but stay apart where p_y is rounded to 0 or 1; ``scores.sigmoid()`` is 1 - p_y. The sets have the
@@ -33,6 +33,7 @@ def lac_scores(logits: Tensor) -> Tensor:
 
     Args:
         logits: Logits or log-probabilities [B, C].
+        validate: Whether to look at the values, which waits for a GPU.
 
     Returns:
         [B, C] in float64.
@@ -49,7 +50,7 @@ def lac_scores(logits: Tensor) -> Tensor:
                 [-50.,  50.],
                 [-60.,  60.]], dtype=torch.float64)
     """
-    logits = _checked(logits)
+    logits = _checked(logits, validate)
     ordered = logits.sort(1).values
     log_prob = logits - ordered.logsumexp(1, keepdim=True)
     # 1 - p has all its digits where p <= 1/2, hence for all labels but the top one, whose complement is summed.
@@ -58,7 +59,7 @@ def lac_scores(logits: Tensor) -> Tensor:
     return torch.where(logits == top, sure, (-log_prob.exp()).log1p() - log_prob)
 
 
-def aps_scores(logits: Tensor, uniforms: Tensor | None = None) -> Tensor:
+def aps_scores(logits: Tensor, uniforms: Tensor | None = None, *, validate: bool = True) -> Tensor:
     """Scores of adaptive prediction sets (APS), less one: S_y - 1 with S_y = sum of the p_c > p_y, + u p_y.
 
     See :func:`raps_scores`, which these are without a penalty.
@@ -66,6 +67,7 @@ def aps_scores(logits: Tensor, uniforms: Tensor | None = None) -> Tensor:
     Args:
         logits: Logits or log-probabilities [B, C].
         uniforms: u, one draw from [0, 1] per row [B], for calibration rows and new rows; None for u = 1, which gives larger sets.
+        validate: Whether to look at the values, which waits for a GPU.
 
     Source: Romano, Sesia & Candes, "Classification with valid and adaptive coverage", NeurIPS 2020 (arXiv 2006.02544).
 
@@ -76,10 +78,12 @@ def aps_scores(logits: Tensor, uniforms: Tensor | None = None) -> Tensor:
         >>> 1 + aps_scores(logits, torch.tensor([0.5]))
         tensor([[0.2500, 0.9000, 0.6500]], dtype=torch.float64)
     """
-    return raps_scores(logits, penalty=0.0, uniforms=uniforms)
+    return raps_scores(logits, penalty=0.0, uniforms=uniforms, validate=validate)
 
 
-def raps_scores(logits: Tensor, penalty: float = 0.01, k_reg: int = 5, uniforms: Tensor | None = None) -> Tensor:
+def raps_scores(
+    logits: Tensor, penalty: float = 0.01, k_reg: int = 5, uniforms: Tensor | None = None, *, validate: bool = True
+) -> Tensor:
     """Scores of regularised adaptive prediction sets (RAPS), less one: S_y - 1 with S_y = sum of the p_c > p_y, + u p_y + penalty (rank_y - k_reg)_+.
 
     rank_y is the number of labels with p_c >= p_y. Labels of equal probability have equal scores. The one is taken off because S_y is
@@ -90,6 +94,7 @@ def raps_scores(logits: Tensor, penalty: float = 0.01, k_reg: int = 5, uniforms:
         penalty: Lambda, what each label beyond the first ``k_reg`` costs; at least 0.
         k_reg: Number of labels without a penalty.
         uniforms: u, one draw from [0, 1] per row [B], for calibration rows and new rows; None for u = 1, which gives larger sets.
+        validate: Whether to look at the values, which waits for a GPU.
 
     Returns:
         [B, C] in float64.
@@ -105,14 +110,14 @@ def raps_scores(logits: Tensor, penalty: float = 0.01, k_reg: int = 5, uniforms:
     """
     check_at_least("penalty", penalty, 0.0)
     check_integer("k_reg", k_reg, 0)
-    logits = _checked(logits)
+    logits = _checked(logits, validate)
     ordered, order = logits.sort(1)
     probs = ordered.softmax(1)
     first, last = _ties(ordered)
     below = torch.cat([torch.zeros_like(probs[:, :1]), probs.cumsum(1)[:, :-1]], 1)
     left = below.gather(1, last)  # the smaller probabilities, and the equal ones of other labels
     if uniforms is not None:
-        left = left + (1 - _checked_uniforms(uniforms, logits))[:, None] * probs
+        left = left + (1 - _checked_uniforms(uniforms, logits, validate))[:, None] * probs
     beyond = (logits.shape[1] - first - k_reg).clamp_min(0).to(probs)  # a number times integers is in float32
     return torch.empty_like(probs).scatter(1, order, penalty * beyond - left)
 
@@ -133,7 +138,9 @@ def true_label_scores(scores: Tensor, target: Tensor) -> Tensor:
     return scores.gather(1, target.long()[:, None]).squeeze(1)
 
 
-def prediction_sets(scores: Tensor, threshold: Tensor | float, allow_empty: bool = True) -> Tensor:
+def prediction_sets(
+    scores: Tensor, threshold: Tensor | float, allow_empty: bool = True, *, validate: bool = True
+) -> Tensor:
     """Which labels have a score of at most the threshold: [B, C] of bool.
 
     Args:
@@ -141,6 +148,7 @@ def prediction_sets(scores: Tensor, threshold: Tensor | float, allow_empty: bool
         threshold: One number; one per class [C], from the class's own calibration rows; or one per row [B, 1], such as its group's.
         allow_empty: Whether a set may be empty. If not, an empty set gets its labels of the lowest score, so coverage may exceed 1 - alpha; it
             does where the accuracy is above 1 - alpha.
+        validate: Whether to look at the values, which waits for a GPU.
 
     Returns:
         [B, C] of bool. A NaN score keeps its label.
@@ -162,7 +170,8 @@ def prediction_sets(scores: Tensor, threshold: Tensor | float, allow_empty: bool
     bound = torch.as_tensor(threshold, dtype=scores.dtype, device=scores.device)
     rows, classes = scores.shape
     check_shape("threshold", bound, torch.Size([]), torch.Size([classes]), torch.Size([rows, 1]))
-    check_no_nan("threshold", bound)
+    if validate:
+        check_no_nan("threshold", bound)
     sets = ~(scores > bound)
     if allow_empty:
         return sets
@@ -170,22 +179,22 @@ def prediction_sets(scores: Tensor, threshold: Tensor | float, allow_empty: bool
     return sets | (lowest & ~sets.any(1, keepdim=True))
 
 
-def _checked(logits: Tensor) -> Tensor:
+def _checked(logits: Tensor, validate: bool) -> Tensor:
     """Logits in float64, each row with a finite maximum."""
     check_floating("logits", logits, 2, "[B, C]")
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise InputError(f"`logits` must have shape [B, C] with C > 0, but their shape is {list(logits.shape)}.")
-    if not all_hold(logits.amax(1).isfinite()):
+    if validate and not all_hold(logits.amax(1).isfinite()):
         raise InputError(
             "`logits` must hold no NaN, no plus infinity and no row of minus infinities, but a row has one of these."
         )
     return widen(logits)
 
 
-def _checked_uniforms(uniforms: Tensor, logits: Tensor) -> Tensor:
+def _checked_uniforms(uniforms: Tensor, logits: Tensor, validate: bool) -> Tensor:
     check_floating("uniforms", uniforms, 1, "[B]")
     check_shape("uniforms", uniforms, logits.shape[:1])
-    if not all_hold((uniforms >= 0) & (uniforms <= 1)):
+    if validate and not all_hold((uniforms >= 0) & (uniforms <= 1)):
         raise InputError("`uniforms` must lie in [0, 1], but some do not.")
     return uniforms.to(logits)
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lightning_uq.functional.calibration import scatter_sum
-from lightning_uq.functional.precision import upcast, widen
+from lightning_uq.functional.calibration import scatter_sum, uniform_bins
+from lightning_uq.functional.precision import widen
 
 
 def label_bin_statistics(probs: Tensor, target: Tensor, num_bins: int) -> Tensor:
@@ -28,10 +28,10 @@ def label_bin_statistics(probs: Tensor, target: Tensor, num_bins: int) -> Tensor
                 [[0.0000, 0.7500]]], dtype=torch.float64)
     """
     num_labels = probs.shape[1]
+    size = num_labels * num_bins
     known = ~target.isnan()
-    edges = (torch.arange(1, num_bins, dtype=torch.float64) / num_bins).to(probs.dtype).to(probs.device)
-    cells = torch.bucketize(upcast(probs).contiguous(), upcast(edges))
-    cells = (cells + num_bins * torch.arange(num_labels, device=probs.device))[known]
-    values = (torch.ones_like(target), target, probs)
-    sums = [scatter_sum(cells, widen(value)[known], num_labels * num_bins) for value in values]
+    cells = uniform_bins(probs, num_bins) + num_bins * torch.arange(num_labels, device=probs.device)
+    cells = torch.where(known, cells, size).reshape(-1)  # the unknown ones in a cell of their own, which is dropped
+    values = (torch.ones_like(target), torch.where(known, target, 0.0), probs)
+    sums = [scatter_sum(cells, widen(value).reshape(-1), size + 1)[:size] for value in values]
     return torch.stack(sums).reshape(3, num_labels, num_bins)

@@ -11,6 +11,7 @@ from lightning_uq.errors import InputError
 from lightning_uq.functional.joint import Sampling, block_losses, block_size, check_joint, joint_log_probs
 from lightning_uq.functional.precision import upcast, widen
 from lightning_uq.functional.validation import check_choice, check_target_values
+from lightning_uq.functional.waiting import is_free
 from lightning_uq.losses.gaussian import gaussian_nll_loss, split_gaussian
 from lightning_uq.losses.index import IndexLoss
 
@@ -79,8 +80,8 @@ def joint_nll_loss(
 
 
 def _categorical(logits: Tensor, target: Tensor) -> Tensor:
-    if isinstance(target, Tensor) and target.device.type == "cpu" and not target.is_floating_point():
-        check_target_values(target, logits.shape[-1])  # on a GPU a look at the values waits for the device
+    if isinstance(target, Tensor) and is_free(target) and not target.is_floating_point():
+        check_target_values(target, logits.shape[-1])
     return joint_log_probs(logits, target, validate=False)
 
 

@@ -63,6 +63,15 @@ def _logits(prediction: HasProbs) -> Tensor:
     return log_probs[:, 1:] - log_probs[:, :1]
 
 
+def _known(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits and targets with 0 where a label is unknown, and the mask of the known ones.
+
+    To leave the others out by their mask would wait for the device; a NaN among the factors would make the gradient one.
+    """
+    known = ~target.isnan()
+    return torch.where(known, logits, 0.0), torch.where(known, target, 0.0), known
+
+
 class LabelNLL(MeanMetric):
     """Mean negative log-likelihood of the known labels, in nats per label; a proper score.
 
@@ -87,11 +96,10 @@ class LabelNLL(MeanMetric):
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
         """Add a batch; see :func:`label_rows`."""
         logits, y = label_rows(prediction, target, self.validate_args)
-        known = ~y.isnan()
-        logits, y = logits[known], y[known]  # first: a NaN among the factors makes the gradient one
+        logits, y, known = _known(logits, y)
         on = torch.where(y > 0, y * F.softplus(-logits), 0.0)
         off = torch.where(y < 1, (1 - y) * F.softplus(logits), 0.0)
-        self._add(on + off)
+        self._add(on + off, known)
 
 
 class LabelBrierScore(MeanMetric):
@@ -119,8 +127,8 @@ class LabelBrierScore(MeanMetric):
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
         """Add a batch; see :func:`label_rows`."""
         logits, y = label_rows(prediction, target, self.validate_args)
-        known = ~y.isnan()
-        self._add((torch.sigmoid(logits[known]) - y[known]).square())
+        logits, y, known = _known(logits, y)
+        self._add((torch.sigmoid(logits) - y).square(), known)
 
 
 class LabelAccuracy(MeanMetric):
@@ -148,7 +156,7 @@ class LabelAccuracy(MeanMetric):
     def update(self, prediction: Tensor | HasProbs, target: Tensor) -> None:
         """Add a batch; see :func:`label_rows`."""
         logits, y = label_rows(prediction, target, self.validate_args)
-        self._add(((logits > 0) == (y == 1))[(y == 0) | (y == 1)])
+        self._add((logits > 0) == (y == 1), (y == 0) | (y == 1))
 
 
 class LabelCalibrationError(UncertaintyMetric):

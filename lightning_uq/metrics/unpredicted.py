@@ -8,11 +8,15 @@ from torch import Tensor
 from lightning_uq.functional.validation import check_floating, check_no_nan, check_target
 from lightning_uq.metrics.base import HasProbs, UncertaintyMetric, get_probs
 
+_MOST_ROWS = 16_384
+"""Above it each label is kept once. That waits for the device, so not after every batch."""
+
 
 class UnpredictedClasses(UncertaintyMetric):
     """Number of classes that occur among the labels and are never predicted.
 
-    The state holds each class once, so that it needs no number of classes and a rank without rows agrees with the others.
+    The state holds labels, each class once where there are many, so that it needs no number of classes and a rank without rows agrees with
+    the others.
 
     Args:
         kwargs: What every ``torchmetrics.Metric`` takes.
@@ -50,7 +54,9 @@ class UnpredictedClasses(UncertaintyMetric):
             label = probs.argmax(1)
         check_target(target, label.shape)
         for name, seen in (("labelled", target), ("predicted", label)):
-            setattr(self, name, [torch.unique(torch.cat([self._rows(name), seen.reshape(-1).long()]))])
+            self._append(name, seen.reshape(-1))
+            if sum(len(rows) for rows in getattr(self, name)) > _MOST_ROWS:
+                setattr(self, name, [torch.unique(self._rows(name))])
 
     def compute(self) -> Tensor:
         """The number of such classes."""

@@ -15,6 +15,7 @@ from lightning_uq import batches
 from lightning_uq._lightning import trainer_of
 from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import check_integer, describe
+from lightning_uq.functional.waiting import is_free
 from lightning_uq.importing import as_function
 from lightning_uq.losses.data_noise import DataNoise
 from lightning_uq.losses.penalty import Penalty
@@ -359,7 +360,7 @@ class UncertaintyModule(CheckpointedModule):
         """Input and target of a batch that needs both, checked."""
         x, y = self.unpack_batch(batch)
         y = checks.check_labelled(x, y)
-        if batch_idx == 0 or y.device.type == "cpu":  # on a GPU, reading the values would wait for the device
+        if batch_idx == 0 or is_free(y):
             check_finite(x, f"of batch {batch_idx}")
         return x, y
 
@@ -369,8 +370,7 @@ class UncertaintyModule(CheckpointedModule):
             checks.raise_shape_error(error, x)
 
     def _check_target(self, y: Tensor, output: Tensor) -> None:
-        # On a GPU, reading the values waits for the device, so there only the first batch is checked.
-        values = y.device.type == "cpu" or not self._targets_checked
+        values = is_free(y) or not self._targets_checked
         self.task.check_target(y, output, values=values)
         self._targets_checked = True
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.validation import describe
+from lightning_uq.functional.waiting import is_free
 from lightning_uq.losses.categorical_regression import join_atoms
 from lightning_uq.modules.arguments import given_network, take_training_option
 from lightning_uq.modules.base import UncertaintyModule
@@ -80,4 +81,4 @@ class CategoricalRegressionModule(UncertaintyModule):
                 f"{outside} of the {y.numel()} targets of a batch lie outside the atoms' range, {float(atoms[0]):g} to "
                 f"{float(atoms[-1]):g}, and are clipped to it: pass wider `atoms`, or scaled targets."
             )
-        self._range_checked = bool(outside) or y.device.type != "cpu"
+        self._range_checked = bool(outside) or not is_free(y)

@@ -2,13 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_uq import batches
+from lightning_uq.functional.waiting import is_free
 from lightning_uq.metrics.base import MeanLoss
 from lightning_uq.modules.targets import Targets
-from lightning_uq.running.finite import check_numbers
+from lightning_uq.running.finite import check_numbers, refuse_outputs, unusable_rows
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.metrics import update_all
 from lightning_uq.tasks import Stage, Task
@@ -17,9 +19,45 @@ if TYPE_CHECKING:
     from lightning_uq.modules.base import UncertaintyModule
 
 
+class CheckedLoss(MeanLoss):
+    """The mean loss of a loader, which is refused if an output is not finite.
+
+    The rows of such outputs are counted where they are, and the count is read with the loss, when the loader ends: a look at it after every
+    batch would wait for the device. On the CPU, where it waits for nothing, the first such batch is refused.
+    """
+
+    unusable: Tensor
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("unusable", "rows"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+
+    def checked(self, output: Tensor, task: Task) -> Tensor:
+        """Outputs [Z, B, ...]; with 0 in place of those that were counted, so that no metric fails on them first."""
+        if is_free(output):
+            check_numbers(output, task)
+            return output
+        bad = unusable_rows(output, task)
+        self.unusable += bad.sum()
+        self.rows += len(bad)
+        return output.masked_fill(bad.reshape(-1, *[1] * (output.ndim - 2)), 0)
+
+    def compute(self) -> Tensor:
+        """The mean.
+
+        Raises:
+            NotFiniteError: Outputs were not finite.
+        """
+        if self.unusable:
+            refuse_outputs(int(self.unusable), int(self.rows))
+        return super().compute()
+
+
 def make_metrics(task: Task, loaders: Any, stage: Stage) -> nn.ModuleList:
     """A fresh set of metrics per loader: metrics that several loaders share would mix their samples."""
-    return nn.ModuleList(nn.ModuleDict({"loss": MeanLoss(), **task.metrics(stage)}) for _ in loader_list(loaders))
+    return nn.ModuleList(nn.ModuleDict({"loss": CheckedLoss(), **task.metrics(stage)}) for _ in loader_list(loaders))
 
 
 def metrics_of(metric_sets: nn.ModuleList, loader_idx: int) -> dict[str, Metric]:
@@ -46,7 +84,9 @@ def update_metrics(
     x, y = module.labelled(batch, batch_idx)
     with module.prediction_transforms.observing(module, x, for_metrics=True) as transformed:
         output = module(x)
-    check_numbers(output, module.task)
+    loss_metric = metrics["loss"]
+    assert isinstance(loss_metric, CheckedLoss)
+    output = loss_metric.checked(output, module.task)
     prediction = transformed(module.prediction(output))  # what a transform observed is of all rows
     index = batches.sample_index(batch)
     position, keep = batches.distributed_rows(loader, batch_idx, len(y))
@@ -58,6 +98,6 @@ def update_metrics(
     if not len(y):
         return
     losses, count = module.losses_and_count(output, Targets(y))
-    metrics["loss"].update(losses.mean(), count)
+    loss_metric.update(losses.mean(), count)
     rest = {name: metric for name, metric in metrics.items() if name != "loss"}
     update_all(rest, module.task, prediction, y, index)

@@ -18,7 +18,9 @@ from lightning_uq.tasks import Task, describe
 _PART_ELEMENTS = 2**17  # logits in float64 at a time
 
 
-def labelled_batch(reader: LogitReader, model: nn.Module, batch: Any, outputs: Tensor, where: str) -> Tensor:
+def labelled_batch(
+    reader: LogitReader, model: nn.Module, batch: Any, outputs: Tensor, where: str, *, values: bool = True
+) -> Tensor:
     """The target of a batch, checked by the task.
 
     Args:
@@ -27,16 +29,19 @@ def labelled_batch(reader: LogitReader, model: nn.Module, batch: Any, outputs: T
         batch: The batch.
         outputs: Its outputs [Z, B, ...].
         where: What the batch belongs to, the beginning of the message.
+        values: Whether to check the values too, which waits for a GPU.
 
     Raises:
         InputError: There is none, or it does not fit the outputs.
     """
     target = target_of(reader, model, batch, where)
-    check_targets(reader, model, target, outputs, where)
+    check_targets(reader, model, target, outputs, where, values=values)
     return target
 
 
-def check_targets(reader: LogitReader, model: nn.Module, target: Tensor, outputs: Tensor, where: str) -> None:
+def check_targets(
+    reader: LogitReader, model: nn.Module, target: Tensor, outputs: Tensor, where: str, *, values: bool = True
+) -> None:
     """Refuse targets [N, ...] that do not fit the task of a model with outputs [Z, N, ...]; the message begins with ``where``.
 
     Raises:
@@ -45,7 +50,7 @@ def check_targets(reader: LogitReader, model: nn.Module, target: Tensor, outputs
     reader.check_inferred_task(model, target)
     task = reader.task(model)
     try:
-        task.check_target(target, outputs)
+        task.check_target(target, outputs, values=values)
     except InputError as error:
         raise InputError(f"{where[0].upper()}{where[1:]} does not fit {describe(task)}. {error}") from error
 

@@ -1,7 +1,7 @@
 """NaN and infinity never pass as a confident answer: they are an error, or the score plus infinity."""
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,16 +14,19 @@ from lightning_uq.tasks import Task
 
 def check_numbers(output: Tensor, task: Task) -> None:
     """Refuse outputs [Z, B, ...] that hold numbers which ``task`` cannot use."""
-    bad = task.invalid(output)
-    if bool(bad.any()):
-        rows = int(bad.transpose(0, 1).flatten(1).any(1).sum())
-        raise NotFiniteError(
-            f"The network must return finite numbers, but its outputs for {rows} of {output.shape[1]} rows hold NaN or infinity. "
-            "Its weights may hold them too, for instance after a training that diverged."
-        )
+    if bool(task.invalid(output).any()):
+        refuse_outputs(int(unusable_rows(output, task).sum()), output.shape[1])
 
 
-def bad_rows(output: Tensor, task: Task) -> Tensor:
+def refuse_outputs(unusable: int, rows: int) -> NoReturn:
+    """Raise the error for outputs of which some rows are unusable."""
+    raise NotFiniteError(
+        f"The network must return finite numbers, but its outputs for {unusable} of {rows} rows hold NaN or infinity. "
+        "Its weights may hold them too, for instance after a training that diverged."
+    )
+
+
+def unusable_rows(output: Tensor, task: Task) -> Tensor:
     """The mask [B] of rows of outputs [Z, B, ...] from which ``task`` cannot predict."""
     return task.invalid(output).transpose(0, 1).flatten(1).any(1)
 
@@ -56,7 +59,7 @@ class FiniteRows:
         if self.nonfinite == "error":
             check_numbers(output, task)
             return output
-        invalid = bad_rows(output, task)
+        invalid = unusable_rows(output, task)
         self._bad = invalid if self._bad is None else invalid | self._bad.to(output.device)
         return self._filled(output, 1, torch.nan)
 
