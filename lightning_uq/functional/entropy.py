@@ -11,12 +11,23 @@ All take logits [Z, B, C, ...] with the class axis at 2 and return [B, ...]; hal
 Source: Houlsby et al., arXiv 1112.5745; Depeweg et al., ICML 2018.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from lightning_uq.functional.precision import upcast, widen
 
-_CHUNK = 1 << 20  # numbers in float64 at a time: 8 MB
+# Numbers in float64 at a time, so that maps need no float64 copy of all logits. On a processor they stay in its cache (2 MB).
+_CHUNK_CPU, _CHUNK = 1 << 18, 1 << 20
+
+
+class Parts(NamedTuple):
+    """What pooling keeps of the logits [Z, B, C, ...]: log mean_z p_z [B, C, ...], and two moments [B, ...] in nats."""
+
+    mean_log_probs: Tensor
+    expected_entropy: Tensor
+    mutual_information: Tensor
 
 
 def log_softmax(logits: Tensor, dim: int) -> Tensor:
@@ -85,11 +96,34 @@ def mutual_information(logits: Tensor) -> Tensor:
         >>> mutual_information(torch.tensor([[[1e-4, 0.0]], [[-1e-4, 0.0]]]))  # two that all but agree
         tensor([1.2500e-09])
     """
-    # A few samples at a time, so that maps need no float64 copy of all logits.
-    step = max(1, _CHUNK // max(1, logits[:, :1].numel()))
-    parts = [logits] if torch.compiler.is_compiling() or len(logits[0]) <= step else torch.split(logits, step, 1)
-    divergences = [mean_divergence(torch.log_softmax(widen(part), 2)).sum(1) for part in parts]
-    return torch.cat(divergences).to(upcast(logits).dtype)
+    return decompose(logits).mutual_information
+
+
+def decompose(logits: Tensor) -> Parts:
+    """Mean log-probabilities, expected entropy and mutual information, all from one log-softmax in float64.
+
+    It is several times faster than three calls, and exact to the last digits of the logits' dtype.
+
+    Example:
+        >>> decompose(torch.tensor([[[20.0, -20.0]], [[-20.0, 20.0]]])).mutual_information
+        tensor([0.6931])
+    """
+    chunk = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK
+    step = max(1, chunk // max(1, logits[:, :1].numel()))
+    whole = torch.compiler.is_compiling() or len(logits[0]) <= step
+    found = [_decompose(part) for part in ([logits] if whole else torch.split(logits, step, 1))]
+    dtype = upcast(logits).dtype
+    return Parts(*(torch.cat(parts).to(dtype) for parts in zip(*found, strict=True)))
+
+
+def _decompose(logits: Tensor) -> Parts:
+    """The :func:`decompose` of a few rows, in float64."""
+    logits = widen(logits)
+    # torch's log_softmax over a short axis takes four times as long on a processor.
+    logits = logits - logits.detach().amax(2, keepdim=True)
+    log_probs = logits - logits.exp().sum(2, keepdim=True).log()
+    mean = log_mean_exp(log_probs)
+    return Parts(mean, entropy(log_probs, 2).mean(0), _divergence(log_probs, mean).sum(1))
 
 
 def mean_divergence(log_probs: Tensor) -> Tensor:
@@ -108,7 +142,10 @@ def mean_divergence(log_probs: Tensor) -> Tensor:
         >>> mean_divergence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()).sum()
         tensor(0.6931)
     """
-    mean = log_mean_exp(log_probs)
+    return _divergence(log_probs, log_mean_exp(log_probs))
+
+
+def _divergence(log_probs: Tensor, mean: Tensor) -> Tensor:
     excluded = mean == -torch.inf
     # exp(-800) is 0; an infinite d, of an outcome that one member excludes, would be multiplied by it.
     d = (log_probs - mean.masked_fill(excluded, 0.0)).clamp_min(-800.0)

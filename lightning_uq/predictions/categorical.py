@@ -69,6 +69,9 @@ class CategoricalPrediction(ClassProbabilities):
         """H[mean_z p_z] - mean_z H[p_z] in nats, before any pooled calibration: [B, ...]."""
         return entropy.mutual_information(self.logits)
 
+    def _uncalibrated(self) -> tuple[Tensor, Tensor, Tensor]:
+        return entropy.decompose(self.logits)
+
     def map_logits(self, function: Callable[[Tensor], Tensor]) -> Self:
         """A copy whose members' logits went through a function before they are pooled."""
         return self.replace(logits=function(self.logits))

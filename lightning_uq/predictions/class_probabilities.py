@@ -51,20 +51,16 @@ class ClassProbabilities(Decomposed):
         """The prediction without its members: log of the mean probabilities and moments alone, Z times smaller."""
         from lightning_uq.predictions.pooled_categorical import PooledCategoricalPrediction
 
-        kept = self._fitted()
-        mean, entropies = (
-            self.mean_log_probs,
-            (self.uncalibrated_expected_entropy, self.uncalibrated_mutual_information),
-        )
         if self.is_calibrated and self._is_one_network:  # the calibration is its own
-            mean, entropies = self.log_probs, (self.expected_entropy, self.mutual_information)
+            parts = self.log_probs, self.expected_entropy, self.mutual_information
             kept = self._fitted(*self._calibrations)
-        return PooledCategoricalPrediction(
-            mean,
-            *entropies,
-            **kept,
-            **self._further_moments(),
-        )
+        else:
+            parts, kept = self._uncalibrated(), self._fitted()
+        return PooledCategoricalPrediction(*parts, **kept, **self._further_moments())
+
+    def _uncalibrated(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean log-probabilities, expected entropy and mutual information before any calibration."""
+        return self.mean_log_probs, self.uncalibrated_expected_entropy, self.uncalibrated_mutual_information
 
     def _further_moments(self) -> dict[str, Tensor]:
         """Moments that a type keeps when it is pooled, in addition to those of all types."""

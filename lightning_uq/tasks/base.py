@@ -179,7 +179,7 @@ class Task(ABC):
         raise InputError(f"{describe(self)} has no probabilities that a calibration could be fitted to.")
 
     def invalid(self, outputs: Tensor) -> Tensor:
-        """A mask of the numbers in outputs [Z, B, ...] that nothing can be predicted from."""
+        """A mask of the numbers in outputs [Z, B, ...] that nothing can be predicted from, or of whole rows [Z, B, 1, ...]."""
         return ~outputs.isfinite()
 
     def logged(self, progress: Progress) -> Mapping[str, float]:

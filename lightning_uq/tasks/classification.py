@@ -75,8 +75,8 @@ class ClassTask(Task):
         return None if whole and bool((kept >= 0).all()) else "the targets are no class labels"
 
     def invalid(self, outputs: Tensor) -> Tensor:
-        """NaN, plus infinity, and rows that rule out every class; a logit of minus infinity rules out one class."""
-        return outputs.isnan() | (outputs == math.inf) | (outputs == -math.inf).all(2, keepdim=True)
+        """Rows [Z, B, 1, ...] with NaN or plus infinity, and those that rule out every class; a logit of minus infinity rules out one class."""
+        return ~outputs.amax(2, keepdim=True).isfinite()  # the largest of numbers with a NaN is NaN
 
     def _counted(self, target: Tensor) -> Tensor:
         """The labels that count."""

@@ -110,7 +110,7 @@ class EpinetNetwork(EpistemicNetwork):
         """Outputs [Z, B, C] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""
         learned, prior = self.learned_and_prior(x, index)
         output = learned + prior
-        return output if self.training else output / self.head.temperature
+        return output if self.training or self.head.temperature == 1 else output / self.head.temperature
 
     def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands of the output, each [Z, B, C]: base and epinet, which are trained, and the priors."""
