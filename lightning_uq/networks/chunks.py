@@ -11,22 +11,29 @@ from torch.utils._pytree import tree_leaves
 _MAX_ROWS, _MAX_ROWS_CPU = 1 << 16, 1 << 13
 
 
-def indices_at_once(x: Any, numbers: int = 0, max_numbers: int = 1) -> int:
+def num_rows(x: Any) -> int:
+    """The size of a batch, a tensor or a nest of them; 1 if it holds no tensor."""
+    return max(1, len(_first(x)))
+
+
+def most_rows(x: Any) -> int:
+    """How many indices times inputs one pass over the batch ``x`` takes."""
+    return _MAX_ROWS_CPU if _first(x).device.type == "cpu" else _MAX_ROWS
+
+
+def indices_at_once(x: Any, numbers: int = 1, max_numbers: int = 1 << 62) -> int:
     """How many indices one pass over the batch ``x`` takes, at least one.
 
     Args:
         x: The input, with its batch in axis 0.
-        numbers: How many numbers one index holds, besides what its inputs need.
-        max_numbers: How many of those there is memory for.
+        numbers: How many numbers one index holds.
+        max_numbers: How many of them there is memory for.
 
     Example:
         >>> indices_at_once(torch.zeros(1024, 3)), indices_at_once(torch.zeros(1024, 3), 10, 25)
         (8, 2)
     """
-    first = next((leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim), None)
-    rows = 1 if first is None else max(1, len(first))
-    most = _MAX_ROWS_CPU if first is None or first.device.type == "cpu" else _MAX_ROWS
-    return max(1, min(most // rows, max_numbers // numbers if numbers else most))
+    return max(1, min(most_rows(x) // num_rows(x), max_numbers // max(1, numbers)))
 
 
 def in_chunks(run: Callable[[Tensor], Tensor], index: Tensor, size: int) -> Tensor:
@@ -34,3 +41,7 @@ def in_chunks(run: Callable[[Tensor], Tensor], index: Tensor, size: int) -> Tens
     if len(index) <= size:
         return run(index)
     return torch.cat([run(part) for part in torch.split(index, size)])
+
+
+def _first(x: Any) -> Tensor:
+    return next((leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim), torch.empty(1))

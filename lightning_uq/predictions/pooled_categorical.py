@@ -14,7 +14,7 @@ class PooledCategoricalPrediction(ClassProbabilities):
     """A classifier's prediction without its members: mean probabilities and two moments.
 
     A module makes it in place of a prediction with more than 32 members, which are Z times larger; :meth:`pool` of a
-    prediction with members makes it, too. Every result that it has in common with them is the same number.
+    prediction with members makes it, too. Every result that it has in common with them is the same number, up to rounding.
 
     Args:
         mean_log_probs: log mean_z p_z [B, C] (or [B, C, ...]), before any calibration.

@@ -110,9 +110,22 @@ def test_members_that_nearly_agree_without_float64(monkeypatch):
 def test_the_mutual_information_of_a_large_batch_is_that_of_its_parts(monkeypatch):
     logits = members(4, z=3, b=7)
     whole = entropy.mutual_information(logits)
-    monkeypatch.setattr(entropy, "_CHUNK", 20)
+    monkeypatch.setattr(entropy, "_CHUNK_CPU", 20)
     assert torch.equal(entropy.mutual_information(logits), whole)
     assert entropy.mutual_information(logits[:, :0]).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_one_pass_gives_all_parts(dtype):
+    logits = torch.cat([members(3, z=3, b=7), members(4, z=3, b=2, scale=1000.0)], 1).to(dtype)
+    logits[0, :3, 0] = -math.inf
+    parts = entropy.decompose(logits)
+    wide = logits.double()
+    assert {part.dtype for part in parts} == {torch.float64 if dtype == torch.float64 else torch.float32}
+    torch.testing.assert_close(parts.mean_log_probs, entropy.mean_log_probs(wide).to(parts[0].dtype))
+    torch.testing.assert_close(parts.expected_entropy, entropy.expected_entropy(wide).to(parts[0].dtype))
+    divergence = entropy.mean_divergence(wide.log_softmax(2)).sum(1)
+    torch.testing.assert_close(parts.mutual_information, divergence.to(parts[0].dtype))
 
 
 def test_the_gradient_of_the_mutual_information():

@@ -83,21 +83,114 @@ def test_a_layer_called_twice_has_two_masks():
     assert not torch.equal(output[0], output[1])
 
 
-@pytest.mark.parametrize("limit", ["_MAX_ROWS_CPU", "_MAX_NUMBERS"])
-def test_chunks_make_no_difference(monkeypatch, limit):
-    network = DropoutNetwork(base()).eval()
-    z = network.evaluation_index(11)
-    network(X, z)  # looks at its dropouts
+LIMITS = {"_MAX_ROWS_CPU": "lightning_uq.networks.chunks", "_MAX_NUMBERS": "lightning_uq.networks.dropout.network"}
+
+
+def passes_of(network, x, z, limit, monkeypatch):
+    """Rows of each pass with room for twelve rows at once, whose outputs equal those of one pass."""
+    network(x, z)  # looks at its dropouts
     passes = []
     network.network.register_forward_hook(lambda module, args, output: passes.append(len(output)))
-    whole = network(X, z)
-    assert passes == [11 * len(X)]
+    whole = network(x, z)
+    assert passes == [len(z) * len(x)]
     passes.clear()
-    monkeypatch.setattr(
-        f"lightning_uq.networks.dropout.network.{limit}", 2 * (X.numel() if limit == "_MAX_NUMBERS" else len(X))
-    )
-    torch.testing.assert_close(network(X, z), whole)
-    assert passes == [2 * len(X)] * 5 + [len(X)]
+    size = x[0].numel() if network._plan.row_size == 1 else network._plan.row_size
+    monkeypatch.setattr(f"{LIMITS[limit]}.{limit}", 12 * (size if limit == "_MAX_NUMBERS" else 1))
+    torch.testing.assert_close(network(x, z), whole)
+    return passes
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_chunks_of_indices_make_no_difference(monkeypatch, limit):
+    network = DropoutNetwork(base(), mask="per_example").eval()
+    z = network.evaluation_index(11)
+    network(X, z)
+    network._plan = network._plan._replace(row_size=1)
+    assert passes_of(network, X, z, limit, monkeypatch) == [2 * len(X)] * 5 + [len(X)]
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize(("num_indices", "expected"), [(5, [10, 10, 10]), (30, [12, 12, 6] * len(X))])
+def test_chunks_of_rows_make_no_difference(monkeypatch, limit, num_indices, expected):
+    network = DropoutNetwork(base()).eval()
+    assert passes_of(network, X, network.evaluation_index(num_indices), limit, monkeypatch) == expected
+
+
+class Bypassed(nn.Module):
+    """A dropout that a residual connection bypasses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(20, 20), nn.Dropout(0.5), nn.Linear(20, 3)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(h + self.drop(h))
+
+
+class Untraceable(nn.Module):
+    """A forward pass with a branch that depends on values, which no graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = base()
+
+    def forward(self, x):
+        return self.network(x if bool(x.isfinite().all()) else torch.zeros_like(x))
+
+
+class Viewed(nn.Module):
+    """The shape of the output is taken from the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = base()
+
+    def forward(self, x):
+        return self.network(x).view(x.shape[0], 3)
+
+
+class Mixing(nn.Module):
+    """Rows depend on the other rows of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = base()
+
+    def forward(self, x):
+        return self.network(x - x.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "rows"),
+    [
+        (base, len(X)),
+        (lambda: nn.Sequential(nn.Linear(20, 20), nn.Dropout(0.0), base()), len(X)),
+        (lambda: nn.Sequential(nn.Linear(20, 20), Bypassed()), 7 * len(X)),
+        (lambda: nn.Sequential(nn.Linear(20, 20), Untraceable()), 7 * len(X)),
+        (lambda: nn.Sequential(nn.Linear(20, 20), Viewed()), 7 * len(X)),
+        (lambda: nn.Sequential(nn.Linear(20, 20), Mixing()), 7 * len(X)),
+    ],
+)
+@pytest.mark.parametrize("mask", ["shared", "per_example"])
+def test_layers_before_the_first_dropout_run_once_where_nothing_bypasses_it(monkeypatch, make, rows, mask):
+    inner = make().double()
+    network = DropoutNetwork(inner, mask=mask).eval()
+    z, x = torch.arange(7), X.double()
+    network(x, z)
+    seen = []
+    inner[0].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    output = network(x, z)
+    assert sum(seen) == rows
+    network._plan = network._plan._replace(shares_trunk=False)
+    torch.testing.assert_close(output, network(x, z))
+
+
+def test_a_trunk_is_not_shared_if_the_first_rows_cannot_tell_whether_rows_depend_on_one_another():
+    for x in (X[:1], X[:1].expand(6, -1)):
+        network = DropoutNetwork(nn.Sequential(nn.Linear(20, 20), Mixing())).eval()
+        network(x, torch.arange(3))
+        assert not network._plan.shares_trunk
 
 
 def test_modes_are_left_as_they_were_and_no_random_state_is_used():

@@ -213,7 +213,7 @@ def test_chunks_make_no_difference_but_in_memory(monkeypatch):
     torch.testing.assert_close(network(X, z), whole)
     assert sizes == [1] * 11
     monkeypatch.undo()
-    monkeypatch.setattr("lightning_uq.networks.generated.weights._MAX_ROWS", 12)
+    monkeypatch.setattr("lightning_uq.networks.chunks._MAX_ROWS_CPU", 12)
     torch.testing.assert_close(network(X, z), whole)
 
 

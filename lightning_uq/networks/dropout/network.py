@@ -7,10 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import describe
 from lightning_uq.networks.base import EpistemicNetwork
+from lightning_uq.networks.chunks import in_chunks, indices_at_once, most_rows, num_rows
 from lightning_uq.networks.dropout.masks import keep_mask
 from lightning_uq.networks.dropout.passes import DropoutPass
 from lightning_uq.networks.dropout.plan import Plan, make_plan
@@ -20,8 +22,7 @@ from lightning_uq.networks.output import Output
 Mask = Literal["shared", "per_example"]
 
 _CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-# Of one pass in evaluation: a processor is fastest where a layer's activations stay in its cache, and images are large.
-_MAX_ROWS, _MAX_ROWS_CPU, _MAX_NUMBERS = 1 << 16, 1 << 13, 1 << 22
+_MAX_NUMBERS = 1 << 22  # of the inputs of one pass in evaluation: images are large
 
 
 class DropoutNetwork(EpistemicNetwork):
@@ -36,8 +37,8 @@ class DropoutNetwork(EpistemicNetwork):
 
     Function calls with a rate of 0 in evaluation alone take the rate that they have in training.
 
-    At its first batch the network looks at its dropouts. If all have the batch in axis 0, all indices run in one call. If one
-    has it elsewhere (time-major recurrent networks and transformers) or not at all (a table of positions), one index runs
+    At its first batch the network looks at its dropouts. If all have the batch in axis 0, all indices run in one call. Layers before
+    the first dropout then run once for all indices in evaluation, if the network's graph shows that nothing bypasses it. If one has it elsewhere (time-major recurrent networks and transformers) or not at all (a table of positions), one index runs
     at a time. With shared masks a row alone equals the row in a batch of any size. The dropout inside ``nn.LSTM`` and its
     relatives, stochastic depth and layers that are never called are not among the hypotheses: a warning names them.
 
@@ -117,21 +118,34 @@ class DropoutNetwork(EpistemicNetwork):
     def run_all(self, x: Any, index: Tensor, plan: Plan, *, rate: float | None = None) -> Tensor:
         """Outputs [Z, B, ...] of all indices, in as few passes as the plan and the memory allow."""
         if plan.one_at_a_time:
-            size = 1
-        elif self.training or torch.compiler.is_compiling():
-            size = max(1, len(index))
-        else:
-            size = _indices_at_once(x)
-        return torch.cat([self.run(x, part, plan, rate=rate)[0] for part in torch.split(index, size)])
+            return self._in_passes(x, index, plan, 1, rate)
+        if self.training or torch.compiler.is_compiling():
+            return self._in_passes(x, index, plan, max(1, len(index)), rate)
+        if not (plan.shares_trunk and self.is_shared):
+            numbers = sum(leaf.numel() for leaf in tree_leaves(x) if isinstance(leaf, Tensor))
+            return self._in_passes(x, index, plan, indices_at_once(x, numbers, _MAX_NUMBERS), rate)
+        # All indices of some rows at a time, so that no row passes the trunk twice.
+        most = max(1, min(most_rows(x), _MAX_NUMBERS // plan.row_size))
+        size = max(1, most // max(1, len(index)))
+        parts = [
+            tree_map_only(Tensor, lambda t, start=start: t[start : start + size] if t.ndim else t, x)
+            for start in range(0, num_rows(x), size)
+        ]
+        return torch.cat([self._in_passes(part, index, plan, most, rate) for part in parts], 1)
+
+    def _in_passes(self, x: Any, index: Tensor, plan: Plan, size: int, rate: float | None) -> Tensor:
+        """Outputs [Z, B, ...], ``size`` indices at a time."""
+        return in_chunks(lambda part: self.run(x, part, plan, rate=rate)[0], index, size)
 
     def run(self, x: Any, index: Tensor, plan: Plan, *, rate: float | None = None) -> tuple[Tensor, DropoutPass]:
         """Outputs [Z, B, ...] of one pass, and what its dropouts did."""
-        repeated = torch.utils._pytree.tree_map_only(
-            Tensor, lambda t: t.repeat(len(index), *[1] * (t.ndim - 1)) if t.ndim else t, x
-        )
+        late = plan.shares_trunk and not self.training
+        if not late:
+            x = tree_map_only(Tensor, lambda t: t.repeat(len(index), *[1] * (t.ndim - 1)) if t.ndim else t, x)
         active = self._active = DropoutPass(
             index,
             shared=self.is_shared,
+            late=late,
             axes=plan.axes,
             function_rates=plan.function_rates,
             rate=rate,
@@ -142,7 +156,7 @@ class DropoutNetwork(EpistemicNetwork):
             for module in switched:  # its own mask would be drawn for nothing
                 module.training = False
             with active if plan.sees_functions else nullcontext():
-                raw = self.read_output.raw(self.network, repeated)
+                raw = self.read_output.raw(self.network, x)
             output = self.read_output(raw)
         finally:
             self._active = None
@@ -180,13 +194,3 @@ def _is_of_torch(module: nn.Module) -> bool:
     """Whether a module's forward is torch's own, in which there is no dropout but in layers that are known."""
     known = type(module).__module__.startswith("torch.nn.")
     return known and not isinstance(module, nn.MultiheadAttention) and not hasattr(module, "dropout_p")
-
-
-def _indices_at_once(x: Any) -> int:
-    """How many indices one pass over the batch ``x`` takes."""
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim]
-    if not leaves:
-        return 1
-    rows, numbers = max(1, len(leaves[0])), max(1, sum(leaf.numel() for leaf in leaves))
-    most = _MAX_ROWS_CPU if leaves[0].device.type == "cpu" else _MAX_ROWS
-    return max(1, min(most // rows, _MAX_NUMBERS // numbers))

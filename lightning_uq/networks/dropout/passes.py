@@ -39,6 +39,7 @@ class DropoutPass(TorchFunctionMode):
     Args:
         index: Seeds [Z].
         shared: Whether all rows of a batch have one mask.
+        late: Whether the network's input is the batch [B, ...] itself, which the first dropout repeats for each index.
         axes: The batch axis of each call's input, None where it has none; calls beyond the list have axis 0.
         function_rates: The rates of function calls in training, in order, for those that have a rate of 0 in evaluation.
         keep: Gives the masks: see :func:`~lightning_uq.networks.dropout.masks.keep_mask`.
@@ -54,6 +55,7 @@ class DropoutPass(TorchFunctionMode):
         index: Tensor,
         *,
         shared: bool = True,
+        late: bool = False,
         axes: Sequence[int | None] = (),
         function_rates: Sequence[float] = (),
         rate: float | None = None,
@@ -62,6 +64,7 @@ class DropoutPass(TorchFunctionMode):
         super().__init__()
         self.index = index
         self.shared = shared
+        self.late = late
         self.axes = axes
         self.function_rates = function_rates
         self.rate = rate
@@ -75,28 +78,27 @@ class DropoutPass(TorchFunctionMode):
         number = len(self.calls)
         self.calls.append(Dropped(tuple(x.shape), layer))
         rate = rate if self.rate is None or rate == 0 else self.rate
+        repeats = self.late and number == 0
         if rate == 0:
-            return x
+            return x.repeat(len(self.index), *[1] * (x.ndim - 1)) if repeats else x
         axis = self.axes[number] if number < len(self.axes) else 0
         index = self.index.to(x.device)
         scale = 0.0 if rate == 1 else 1 / (1 - rate)
         shape = list(x.shape)
         if axis == 0:
-            if x.shape[0] % len(index):
+            if not repeats and x.shape[0] % len(index):
                 raise UnsupportedError(
                     f"A dropout's input has shape {shape}, whose axis 0 is not the batch, although it was at the first batch. Let the "
                     "network call its dropouts in the same order for every batch."
                 )
-            shape[0] = 1 if self.shared else shape[0] // len(index)
+            x = x.unsqueeze(0) if repeats else x.reshape(len(index), -1, *x.shape[1:])
+            shape[0] = 1 if self.shared else x.shape[1]
         elif axis is not None and self.shared:
             shape[axis] = 1
         if channelwise:
-            shape[2:] = [1] * (x.ndim - 2)
-        kept = self.keep(index, number, shape, rate)
-        if axis == 0:
-            masked = x.reshape(len(index), -1, *x.shape[1:]) * (kept * scale).to(x.dtype)
-            return masked.reshape(x.shape)
-        return x * (kept[0] * scale).to(x.dtype)  # one index at a time
+            shape[2:] = [1] * (len(shape) - 2)
+        mask = (self.keep(index, number, shape, rate) * scale).to(x.dtype)
+        return (x * mask).flatten(0, 1) if axis == 0 else x * mask[0]  # without a batch in axis 0, one index at a time
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None

@@ -1,5 +1,6 @@
 """How a network's dropouts are run: what a look at its first batch finds out."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lightning_uq.errors import InputError, UnsupportedError, without_period
 from lightning_uq.networks.calling import is_nest_of_tensors
 from lightning_uq.networks.dropout.passes import Dropped
+from lightning_uq.networks.dropout.trunk import is_passed_by_all
 
 _SEEDS = (11, 12)
 _MANY = 8  # seeds and rows that are asked whether anything varies
@@ -28,12 +30,16 @@ class Plan(NamedTuple):
         one_at_a_time: Whether indices have to run one after the other, because a dropout's input has its batch elsewhere than
             in axis 0.
         sees_functions: Whether dropouts that are function calls have to be seen.
+        shares_trunk: Whether what lies before the first dropout can run once for all indices.
+        row_size: Numbers that one input has in the largest input of a dropout.
     """
 
     axes: tuple[int | None, ...] = ()
     function_rates: tuple[float, ...] = ()
     one_at_a_time: bool = False
     sees_functions: bool = False
+    shares_trunk: bool = False
+    row_size: int = 1
 
 
 def make_plan(network: Any, x: Any) -> Plan:
@@ -60,6 +66,7 @@ def make_plan(network: Any, x: Any) -> Plan:
         found = _checked(network, found, one, two)
         several = tree_map_only(Tensor, lambda t: t[:_MANY] if t.ndim else t, x)
         outputs = _outputs(network, found, several, seeds=range(_MANY))
+        found = _with_shared_trunk(network, found, calls, several, outputs)
     _warn_of_others(inner, network.layers(), calls, outputs)
     functional = any(call.layer is None for call in calls) or any(rates)
     fast = any(isinstance(m, nn.MultiheadAttention | nn.TransformerEncoderLayer) for m in inner.modules())
@@ -69,6 +76,20 @@ def make_plan(network: Any, x: Any) -> Plan:
             "hides. Do not compile it, or use `nn.Dropout` layers."
         )
     return found._replace(sees_functions=functional or fast)
+
+
+def _with_shared_trunk(network: Any, plan: Plan, calls: list[Dropped], x: Any, outputs: Tensor) -> Plan:
+    """The plan, with a trunk that is shared if the first dropout is a layer that nothing bypasses, and rows do not depend on one another."""
+    inner: nn.Module = network.network
+    if plan.one_at_a_time or not calls or calls[0].layer is None or network.read_output.predict_fn is not None:
+        return plan
+    if any(_is_compiled(module) for module in inner.modules()) or not is_passed_by_all(inner, calls[0].layer):
+        return plan
+    late = plan._replace(shares_trunk=True, row_size=max(1, *(math.prod(call.shape) for call in calls)))
+    row = tree_map_only(Tensor, lambda t: t[:1] if t.ndim else t, x)
+    differ = bool((outputs != outputs[:, :1]).any())  # rows that are alike would not show a dependence
+    alone, together = (_outputs(network, late, rows, seeds=range(_MANY)) for rows in (row, x))
+    return late if differ and _equal(alone, outputs[:, :1]) and _equal(together, outputs) else plan
 
 
 def _recorded(network: Any, x: Any) -> list[Dropped]:

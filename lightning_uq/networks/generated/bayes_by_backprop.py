@@ -13,7 +13,8 @@ from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.validation import check_positive
 from lightning_uq.functional.variational import diagonal_gaussian_kl, sampled_kl
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.generated.weights import call_with_weights, check_generable, in_chunks
+from lightning_uq.networks.chunks import in_chunks
+from lightning_uq.networks.generated.weights import call_with_weights, check_generable, sets_at_once
 from lightning_uq.networks.indexers import SeedIndexer
 from lightning_uq.networks.output import Output
 
@@ -126,9 +127,9 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         """The weights [Z, *shape] under the seeds ``index`` [Z], by their names in the network."""
         return self.weights_of_noise(self.noise(index))
 
-    def weights_of_noise(self, noise: Tensor) -> dict[str, Tensor]:
-        """The weights mean + std noise [Z, *shape] for any ``noise`` [Z, P], by their names in the network."""
-        stds = torch.split(self.std, self._sizes)
+    def weights_of_noise(self, noise: Tensor, std: Tensor | None = None) -> dict[str, Tensor]:
+        """The weights mean + std noise [Z, *shape] for any ``noise`` [Z, P], by their names; ``std`` saves computing :attr:`std` again."""
+        stds = torch.split(self.std if std is None else std, self._sizes)
         noises = torch.split(noise, self._sizes, dim=1)
         return {
             name: (mean + (part.to(std) * std).reshape(-1, *mean.shape)).to(mean.dtype)
@@ -143,7 +144,12 @@ class BayesByBackpropNetwork(EpistemicNetwork):
         """Outputs [Z, B, ...] of the batch ``x`` [B, ...] under the seeds ``index`` [Z]."""
         if self.training or torch.compiler.is_compiling():
             return self.call(x, self.weights(index))
-        return in_chunks(lambda part: self.call(x, self.weights(part)), index, self.num_weights, x)
+        std = self.std
+
+        def run(part: Tensor) -> Tensor:
+            return self.call(x, self.weights_of_noise(self.noise(part), std))
+
+        return in_chunks(run, index, sets_at_once(self.num_weights, x))
 
     def kl(
         self,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.networks.base import EpistemicNetwork
-from lightning_uq.networks.generated.weights import call_with_weights, check_generable, in_chunks
+from lightning_uq.networks.chunks import in_chunks
+from lightning_uq.networks.generated.weights import call_with_weights, check_generable, sets_at_once
 from lightning_uq.networks.indexers import Indexer, ScaledGaussianIndexer
 from lightning_uq.networks.initializers import CUT_STD, truncated_normal_init_
 from lightning_uq.networks.mlp import MLP
@@ -130,7 +131,7 @@ class HypermodelNetwork(EpistemicNetwork):
                 self.prior_scale.measure(self.prior(x, self._calibration_index.to(self.generator.weight)))
         if self.training or torch.compiler.is_compiling():
             return self._run(x, index)
-        return in_chunks(lambda part: self._run(x, part), index, self.num_weights, x)
+        return in_chunks(lambda part: self._run(x, part), index, sets_at_once(self.num_weights, x))
 
     def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands of the output, each [Z, B, ...]: what is trained, and the scaled prior."""

@@ -1,20 +1,18 @@
 """One network under many sets of weights, one set per index."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_leaves
 
 from lightning_uq.errors import InputError, UnsupportedError
+from lightning_uq.networks.chunks import indices_at_once
 from lightning_uq.networks.ensemble.mapped_call import call_mapped
 from lightning_uq.networks.labels import label
 from lightning_uq.networks.output import OutputReader
 
 _MAX_WEIGHTS = 1 << 26  # generated at once in evaluation: 256 MB in float32
-_MAX_ROWS = 1 << 16  # of one pass in evaluation: indices times inputs
 
 
 def check_generable(network: nn.Module, name: str) -> None:
@@ -50,10 +48,6 @@ def call_with_weights(network: nn.Module, reader: OutputReader, weights: Mapping
         ) from error
 
 
-def in_chunks(run: Callable[[Tensor], Tensor], index: Tensor, num_weights: int, x: Any) -> Tensor:
-    """``run`` over parts of ``index`` for which memory has room, concatenated."""
-    rows = next((len(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim), 1)
-    size = max(1, min(_MAX_WEIGHTS // max(1, num_weights), _MAX_ROWS // max(1, rows)))
-    if len(index) <= size:
-        return run(index)
-    return torch.cat([run(part) for part in torch.split(index, size)])
+def sets_at_once(num_weights: int, x: Any) -> int:
+    """How many indices, each with a set of weights, one pass over the batch ``x`` takes in evaluation."""
+    return indices_at_once(x, num_weights, _MAX_WEIGHTS)
