@@ -1,9 +1,11 @@
-"""Memory that a call takes, counted by torch rather than read off a process that others share."""
+"""What a call costs, in numbers that no clock has to measure: memory, products and operators."""
 
 from collections.abc import Callable
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
@@ -17,3 +19,25 @@ def peak_bytes(call: Callable[[], Any]) -> int:
         alive += size
         peak = max(peak, alive)
     return peak
+
+
+def products(call: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products of a call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def operators(call: Callable[[], Any]) -> int:
+    """Operators that a call runs, its backward pass included; about as many kernels are launched on a GPU. Views are free."""
+
+    class Count(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.found += not func.is_view
+            return func(*args, **(kwargs or {}))
+
+    with Count() as mode:
+        call()
+    return mode.found

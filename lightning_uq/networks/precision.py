@@ -19,8 +19,13 @@ class KeepsPrecision(nn.Module):
         return self
 
 
+def is_alone() -> bool:
+    """Whether there is one rank."""
+    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+
+
 def all_sum(x: Tensor) -> Tensor:
     """The sum over all ranks."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if not is_alone():
         dist.all_reduce(x)
     return x

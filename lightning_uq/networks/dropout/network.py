@@ -127,10 +127,7 @@ class DropoutNetwork(EpistemicNetwork):
         # All indices of some rows at a time, so that no row passes the trunk twice.
         most = max(1, min(most_rows(x), _MAX_NUMBERS // plan.row_size))
         size = max(1, most // max(1, len(index)))
-        parts = [
-            tree_map_only(Tensor, lambda t, start=start: t[start : start + size] if t.ndim else t, x)
-            for start in range(0, num_rows(x), size)
-        ]
+        parts = [_rows(x, start, start + size) for start in range(0, num_rows(x), size)]
         return torch.cat([self._in_passes(part, index, plan, most, rate) for part in parts], 1)
 
     def _in_passes(self, x: Any, index: Tensor, plan: Plan, size: int, rate: float | None) -> Tensor:
@@ -188,6 +185,10 @@ class _Mask:
             return None
         active.in_layer = False
         return active.drop(output, module.p, channelwise=isinstance(module, _CHANNELWISE), layer=module)
+
+
+def _rows(x: Any, start: int, end: int) -> Any:
+    return tree_map_only(Tensor, lambda t: t[start:end] if t.ndim else t, x)
 
 
 def _is_of_torch(module: nn.Module) -> bool:

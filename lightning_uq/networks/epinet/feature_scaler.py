@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional.precision import widen
-from lightning_uq.networks.precision import KeepsPrecision, all_sum
+from lightning_uq.networks.precision import KeepsPrecision, all_sum, is_alone
 
 _SMALLEST_SPREAD = 0.1  # of a feature, relative to the root mean square over features
 
@@ -45,22 +45,27 @@ class FeatureScaler(KeepsPrecision):
         """Features [B, F], each of about mean 0 and variance 1."""
         if self.training and self.tracking:
             self._update(features.detach())
-        std = self.running_var.sqrt()
-        floor = _SMALLEST_SPREAD * self.running_var.mean().sqrt()
-        scale = torch.maximum(std, floor)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return (features.to(scale.dtype) - self.running_mean) / scale
+        variance = self.running_var.maximum(_SMALLEST_SPREAD**2 * self.running_var.mean())
+        variance = variance.masked_fill(variance == 0, 1.0)
+        return (features.to(variance.dtype) - self.running_mean) * variance.rsqrt()
 
     def _update(self, features: Tensor) -> None:
-        x = widen(features)
-        count = x.new_full((1,), len(x))
-        sums = all_sum(torch.cat([count, x.sum(0), x.square().sum(0)]))
-        mean, square = (sums[1:] / sums[0]).chunk(2)
-        variance = (square - mean.square()).clamp_min(0)
-        weight = widen((1 / (self.running_batches + 1)).clamp_min(self.momentum))
-        shift = mean - self.running_mean
-        self.running_var.copy_(
-            (1 - weight) * self.running_var + weight * variance + weight * (1 - weight) * shift.square()
-        )
-        self.running_mean.copy_(self.running_mean + weight * shift)
+        variance, mean = _moments(widen(features))
         self.running_batches += 1
+        weight = widen(self.running_batches.reciprocal().clamp_min(self.momentum))
+        shift = mean - self.running_mean
+        step = weight * shift
+        # (1 - w) v + w variance + w (1 - w) shift^2, in the order that takes the fewest operators.
+        self.running_var += weight * torch.addcmul(variance - self.running_var, shift, shift - step)
+        self.running_mean += step
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean [F] of the rows [B, F] of all ranks."""
+    variance, mean = torch.var_mean(x, 0, correction=0)
+    if is_alone():
+        return variance, mean
+    count = x.new_full((1,), len(x))
+    sums = all_sum(torch.cat([count, count * mean, count * (variance + mean.square())]))
+    mean, square = (sums[1:] / sums[0]).chunk(2)
+    return (square - mean.square()).clamp_min(0), mean

@@ -114,16 +114,20 @@ class Epinet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Learnable part and scaled prior, each [Z, B, C], of features [B, F] and ``index`` [Z, D_z].
 
-        No gradient reaches the features. With ``calibration_index`` [Z', D_z], the spread of the prior over it, at these
+        No gradient reaches the features. Mixed precision leaves the head in the precision of its weights. With ``calibration_index`` [Z', D_z], the spread of the prior over it, at these
         features, becomes the unit of its scale.
         """
-        features = features.detach()
+        # The products are small: under autocast, casts of all weights and indices would take longer than they do.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._parts(features.detach(), index, calibration_index)
+
+    def _parts(self, features: Tensor, index: Tensor, calibration_index: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.scaler is not None:
             features = self.scaler(features)
         learned: Tensor = self.learned(features, index)
         if self.prior is None:
             return learned, torch.zeros_like(learned)
         if calibration_index is not None:
-            with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            with torch.no_grad():
                 self.prior_scale.measure(self.prior(features, calibration_index))
         return learned, self.prior_scale(self.prior(features, index)).detach()

@@ -129,7 +129,8 @@ class EpinetNetwork(EpistemicNetwork):
                 with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
                     self.additive_scale.measure(self.additive_prior(x, self._calibration_index.to(features.device)))
             prior = prior + self.additive_scale(self.additive_prior(x, index)).to(prior.dtype)
-        return base.unsqueeze(0) * self.head.base_scale + learned, prior
+        scale = self.head.base_scale
+        return learned + (base if scale == 1 else base * scale), prior
 
     def initialize(self, x: Any) -> None:
         """Build what the network's structure alone did not tell, from one batch ``x`` [B, ...]; else do nothing.
@@ -203,7 +204,7 @@ class EpinetNetwork(EpistemicNetwork):
                     f"With `include_inputs=True`, the input must be a floating-point tensor, but it is {describe(x)}."
                 )
             features.append(x.detach().flatten(1).to(features[0].dtype))
-        return base, torch.cat(features, dim=1)
+        return base, features[0] if len(features) == 1 else torch.cat(features, dim=1)
 
     def _at_positions(self, base: Tensor, features: list[Tensor], x: Any) -> Tensor:
         """Features [B, F, *P] at the positions of the base's output; those of another grid are taken from the nearest position."""

@@ -46,7 +46,7 @@ class PriorScale(KeepsPrecision):
 
     def forward(self, prior: Tensor) -> Tensor:
         """scale * prior / spread, [Z, B, C]."""
-        spread = torch.where(self.running_spread > 0, self.running_spread, torch.ones_like(self.running_spread))
+        spread = self.running_spread.masked_fill(self.running_spread == 0, 1.0)
         return prior * (self.scale / spread).to(prior.dtype)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
