@@ -11,11 +11,12 @@ from lightning.pytorch import Callback
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_uq import DeterministicModule, DirichletPrediction, Method
+from lightning_uq import DeterministicModule, DirichletPrediction, Method, TemperatureScaling
 from lightning_uq.compare import Configuration, Progress, Recipe, compare, write
 from lightning_uq.compare.environment import command_line
 from lightning_uq.compare.pages import drawing
 from lightning_uq.compare.pages.drawing import draw, equal_predictions, pooled
+from lightning_uq.compare.pages.page import make_report
 from lightning_uq.compare.planning import discovery
 from lightning_uq.compare.planning import plan as plan_module
 from lightning_uq.compare.planning.discovery import methods
@@ -113,6 +114,21 @@ def test_one_network_is_shared_by_the_methods_that_read_it(done):
     weights = 64 * 128 + 128 + 128 * 128 + 128 + 128 * 8 + 8
     assert softmax["parameters"] == {"mean": weights, "se": 0, "seeds": [weights] * 2}
     assert ensemble["parameters"] == {"mean": 5 * weights, "se": 0, "seeds": [5 * weights] * 2}
+
+
+def test_the_joint_log_loss_follows_a_calibration_of_one_network_and_is_empty_for_one_of_a_mean(add_method):
+    add_method(
+        name="calibrated_ensemble",
+        ood_score="predictive_entropy",
+        trained_as="ensemble",
+        callbacks=lambda setting: [TemperatureScaling()],
+    )
+    comparison, _ = run(methods=("softmax", "temperature", "calibrated_ensemble"), seeds=1)
+    softmax, temperature, ensemble = comparison.rows
+    assert temperature["nll"]["mean"] != softmax["nll"]["mean"]
+    assert temperature["joint_log_loss"]["mean"] == pytest.approx(10 * temperature["nll"]["mean"])
+    assert "joint_log_loss" not in ensemble
+    assert "It is empty where a method has none" in " ".join(make_report(comparison.results(), {}).notes)
 
 
 def test_progress_tells_every_training_and_epoch(done):

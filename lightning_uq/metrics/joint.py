@@ -90,14 +90,16 @@ class JointLogLoss(UncertaintyMetric):
         """Add a batch.
 
         Args:
-            prediction: Member logits [Z, B, C], or a prediction object with member ``logits``.
+            prediction: Member logits [Z, B, C], or a prediction object with member ``logits``. A calibration of one network
+                is its own, so its calibrated probabilities count.
             target: Class indices [B].
             index: The samples' numbers in the data set, integers [B]; in every update or in none.
 
         Raises:
-            InputError: Shapes or values do not fit, the number of members changed, or ``index`` came in some updates only.
+            InputError: Shapes or values do not fit, the number of members changed, ``index`` came in some updates only, or the
+                prediction has no joint one (:func:`has_joint`).
         """
-        logits = prediction if isinstance(prediction, Tensor) else getattr(prediction, "logits", None)
+        logits = prediction if isinstance(prediction, Tensor) else _joint_logits(prediction)
         if not isinstance(logits, Tensor):
             raise InputError(
                 "`prediction` must be member logits [Z, B, C] or a prediction with member `logits`, but "
@@ -205,6 +207,33 @@ class JointLogLoss(UncertaintyMetric):
             )
             return torch.full_like(total, torch.nan)
         return total / count
+
+
+def has_joint(prediction: Any) -> bool:
+    """Whether a prediction of classes says how probable several labels together are.
+
+    It does unless a calibration acts on the mean of several hypotheses: that says nothing about each of them.
+
+    Example:
+        >>> from lightning_uq import CategoricalPrediction
+        >>> T = torch.tensor(2.0)
+        >>> [has_joint(CategoricalPrediction(torch.zeros(Z, 1, 2), temperature=T)) for Z in (1, 5)]
+        [True, False]
+    """
+    return not getattr(prediction, "is_calibrated", False) or prediction.num_indices == 1
+
+
+def _joint_logits(prediction: Any) -> Tensor | None:
+    """The logits [Z, B, C] of the hypotheses that predict the labels together."""
+    if not has_joint(prediction):
+        raise InputError(
+            "`prediction` is calibrated on the mean of its members, so it has no joint prediction of several labels. Calibrate the "
+            "members: TemperatureScaling(scope='shared')."
+        )
+    if getattr(prediction, "is_calibrated", False) and prediction.has_logits:
+        log_probs: Tensor = prediction.log_probs.unsqueeze(0)
+        return log_probs
+    return getattr(prediction, "logits", None)
 
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -120,6 +120,15 @@ def test_prediction_objects():
         metric.update(SimpleNamespace(logits=LOGITS[0]), TARGET)
 
 
+def test_a_calibration_of_one_network_counts_and_one_of_a_mean_has_no_joint():
+    T = torch.tensor(3.0, dtype=LOGITS.dtype)
+    metric = JointLogLoss()
+    metric.update(CategoricalPrediction(LOGITS[:1], temperature=T), TARGET)
+    assert metric.compute().item() == pytest.approx(joint_log_loss(LOGITS[:1] / T, TARGET).item())
+    with pytest.raises(InputError, match=r"calibrated on the mean of its members.*scope='shared'"):
+        JointLogLoss().update(CategoricalPrediction(LOGITS, temperature=T), TARGET)
+
+
 def test_seed_of_the_draws():
     options = {"sampling": "sampled", "tau": 5}
     rows = [torch.arange(25)]

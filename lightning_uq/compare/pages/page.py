@@ -229,6 +229,12 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
             f"The joint log-loss is that of {TAU} labels predicted together (not divided by {TAU}). It falls as the number of "
             "hypotheses Z grows, so compare it at equal Z; with Z = 1 it is the NLL times "
             f"{TAU}."
+            + (
+                ""
+                if all("joint_log_loss" in row for row in rows)
+                else " It is empty where a method has none: a Dirichlet distribution, and a calibration of the mean of several networks, "
+                "say nothing about labels together."
+            )
         )
     if "ece" in keys:
         notes.append(

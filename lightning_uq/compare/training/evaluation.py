@@ -35,6 +35,7 @@ from lightning_uq.functional.held_out_scores import rows_needed
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.method import Method, Reading
 from lightning_uq.metrics import JointLogLoss
+from lightning_uq.metrics.joint import has_joint
 from lightning_uq.modules.base import UncertaintyModule
 from lightning_uq.predictions import CategoricalPrediction, ClassProbabilities, Prediction
 from lightning_uq.tasks import Task
@@ -296,6 +297,8 @@ class Reader(Callback):
             self.log_probs.append(counted.log_probs)
             self.targets.append(label)
         self.num_indices = getattr(prediction, "num_indices", None)
+        if not has_joint(counted):
+            self.further.clear()
         for metric in self.further.values():
             metric.update(counted, label)
 
