@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -15,7 +16,7 @@ from lightning_uq.data.splits import SPLIT, random_split, stratified_split
 from lightning_uq.errors import InputError
 
 MAX_CLASSES = 20
-"""Whole numbers with at most so many different values look like class labels."""
+"""Integers with at most so many different values are class labels, and floats that are whole look like them."""
 
 
 class ArrayDataModule(LightningDataModule):
@@ -121,9 +122,10 @@ class ArrayDataModule(LightningDataModule):
         if names is not None:
             inside = torch.isin(targets, torch.tensor([label for label, _ in self._kept(names)]))
         elif self.ood_classes:
+            hint = "" if self._given_task else " If its targets are classes, pass task='classification'."
             raise InputError(
                 f"`ood_classes` must be empty for {self.name}, since a {self._task} has no classes that can be held out, but it is "
-                f"{listed(self.ood_classes)}."
+                f"{listed(self.ood_classes)}.{hint}"
             )
         free = inside.clone()
         for rows in fixed.values():
@@ -350,6 +352,20 @@ def given_task(task: str) -> TaskName | None:
         if name == task:
             return name
     raise InputError(f"`task` must be one of {listed(('auto', *allowed))}, but it is {task!r}.")
+
+
+def may_be_labels(values: np.ndarray[Any, Any]) -> bool:
+    """Whether numbers [N] that are regressed look like class labels too: they are whole, and either few or 0, 1, ... without a gap.
+
+    Example:
+        >>> [may_be_labels(np.array(values)) for values in ([2.0, 7.0, 2.0], [2.5, 7.0], list(range(30)) * 3, list(range(30)))]
+        [True, False, True, False]
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    if (distinct != distinct.round()).any():
+        return False
+    is_numbered = distinct[0] == 0 and distinct[-1] == len(distinct) - 1 and counts.min() >= 3
+    return bool(len(distinct) <= MAX_CLASSES or is_numbered)
 
 
 def standardized(x: Tensor, train: Tensor) -> Tensor:

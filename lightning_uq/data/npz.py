@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_uq.data.arrays import MAX_CLASSES, ArrayDataModule, given_task, listed
+from lightning_uq.data.arrays import MAX_CLASSES, ArrayDataModule, given_task, listed, may_be_labels
+from lightning_uq.data.extremes import LIMIT, WHAT_TO_DO, extreme_row
 from lightning_uq.data.interface import TaskName
 from lightning_uq.errors import InputError, without_period
 from lightning_uq.guessing import report_guess
@@ -19,8 +20,8 @@ from lightning_uq.guessing import report_guess
 class NpzDataModule(ArrayDataModule):
     """A user's own ``.npz`` file: arrays ``x`` [N, ...] of numbers, and ``y``, whose type says the task.
 
-    Integers [N] are class labels. Integers [N, L] of 0 and 1, L > 1, are labels of a multilabel task. Floats [N] or [N, D] are
-    regressed, and stay in their units.
+    As in tables, booleans and integers [N] of at most 20 different values are class labels. Floats and other integers, [N] or [N, D],
+    are regressed in their units. Booleans, or integers of 0 and 1, [N, L] with L > 1, are labels of a multilabel task.
 
     Args:
         path: The file.
@@ -87,45 +88,29 @@ class NpzDataModule(ArrayDataModule):
                 f"Array `x` of {self.path} must be finite in float32, but {int((~finite).sum())} of {len(x)} rows hold "
                 f"NaN or infinity, the first at row {first}."
             )
+        if self.standardize:
+            self._check_extreme("x", x)
         return features, targets
 
     def _targets(self, y: np.ndarray[Any, Any], num: int) -> Tensor:
-        are_flags = y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "iub" and bool(((y == 0) | (y == 1)).all())
-        found = "regression" if y.dtype.kind == "f" else "multilabel" if are_flags else "classification"
-        task = self._given_task or found
-        if self._given_task is not None:
-            y = self._whole(y)
+        if y.dtype.kind not in "fiub":
+            raise InputError(f"Array `y` of {self.path} must hold numbers or booleans, but its dtype is {y.dtype}.")
+        task = self._given_task or _shown_task(y)
         if task == "regression":
             return self._regression_targets(y, num)
-        if task == "multilabel":
-            return self._flags(y, num)
-        return self._labels(y, num)
+        labels = self._whole(y, task)
+        return self._flags(labels, num) if task == "multilabel" else self._labels(labels, num)
 
-    def _whole(self, y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The targets in a type that the given task takes."""
-        kinds, wanted = ("fiu", "numbers") if self._given_task == "regression" else ("fiub", "labels")
-        if y.dtype.kind not in kinds:
-            raise InputError(
-                f"task={self._given_task!r} needs {wanted}, but array `y` of {self.path} has dtype {y.dtype}."
-            )
-        if self._given_task == "regression":
-            return y.astype(np.float64)
+    def _whole(self, y: np.ndarray[Any, Any], task: str) -> np.ndarray[Any, Any]:
+        """The labels as integers."""
         broken = y[y != np.round(y)] if y.dtype.kind == "f" else y[:0]
         if broken.size:
-            raise InputError(
-                f"task={self._given_task!r} needs labels, but array `y` of {self.path} holds {broken.flat[0]:g}."
-            )
+            raise InputError(f"task={task!r} needs labels, but array `y` of {self.path} holds {broken.flat[0]:g}.")
         return y.astype(np.int64)
 
     def _labels(self, y: np.ndarray[Any, Any], num: int) -> Tensor:
-        if y.dtype.kind not in "iu":
-            raise InputError(
-                f"Array `y` of {self.path} must hold integer labels or float targets, but its dtype is {y.dtype}. Or pass `task`."
-            )
         if y.shape != (num,):
-            hint = ""
-            if y.shape[:1] == (num,):
-                hint = " Regression targets must be floats: `y.astype(float)`, or pass task='regression'."
+            hint = " If they are numbers and not classes, pass task='regression'." if len(y) == num else ""
             raise InputError(
                 f"Array `y` of {self.path} must have shape [{num}], one label for each row of `x`, but its shape is "
                 f"{list(y.shape)}.{hint}"
@@ -168,17 +153,35 @@ class NpzDataModule(ArrayDataModule):
                 f"Array `y` of {self.path} must be finite in float32, but {int(bad.sum())} of {num} rows hold NaN or "
                 f"infinity, the first at row {int(bad.nonzero()[0])}."
             )
-        if self._given_task is not None:
-            return targets
-        distinct = torch.from_numpy(np.unique(targets.numpy()))
-        if len(distinct) <= MAX_CLASSES and bool((distinct == distinct.round()).all()):
+        self._check_extreme("y", y.reshape(num, -1))
+        if self._given_task is None and targets.shape[1] == 1 and may_be_labels(y):
             report_guess(
-                f"Array `y` of {self.path} holds floats, so the task is a regression, but it has only {len(distinct)} values, all "
-                "whole. If they are class labels, save `y.astype(int)`, or pass task='classification'.",
-                self,
+                f"Array `y` of {self.path} is regressed, but its values are whole, as class labels are. If they are classes, pass "
+                "task='classification'.",
+                None,  # each seed of a comparison has a module of its own
                 is_doubtful=True,
             )
         return targets
+
+    def _check_extreme(self, name: str, values: np.ndarray[Any, Any]) -> None:
+        """An error where one value decides the scale of a column [N, ...] alone."""
+        if values.dtype.kind != "f":
+            return
+        for column, found in enumerate(values.reshape(len(values), -1).T):
+            row = extreme_row(found.astype(np.float64))
+            if row is not None:
+                raise InputError(
+                    f"Array `{name}` of {self.path} holds {found[row]:g} in row {row} (from 0), column {column}, more than {LIMIT:.0e} times as "
+                    f"far from the median as the other values are. {WHAT_TO_DO}"
+                )
+
+
+def _shown_task(y: np.ndarray[Any, Any]) -> TaskName:
+    if y.dtype.kind == "f":
+        return "regression"
+    if y.ndim == 2 and y.shape[1] > 1:
+        return "multilabel" if bool(((y == 0) | (y == 1)).all()) else "regression"
+    return "classification" if len(np.unique(y)) <= MAX_CLASSES else "regression"
 
 
 def read_npz(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray[Any, Any]]:

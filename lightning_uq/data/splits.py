@@ -40,9 +40,12 @@ def stratified_split(
     for label in sorted(set(labels.tolist())):
         rows = (labels == label).nonzero().squeeze(1)
         if len(rows) < least:
+            name = names[label] if names else label
+            # A class that is called by a number may be a count.
+            hint = " If the targets are numbers and not classes, pass task='regression'." if name == label else ""
             raise InputError(
                 f"Every class in distribution needs at least {least} samples, one for each part of the split, but "
-                f"class {names[label] if names else label} has {len(rows)}. Merge it, leave it out, or hold it out."
+                f"class {name} has {len(rows)}. Merge it, leave it out, or hold it out.{hint}"
             )
         rows = rows[torch.randperm(len(rows), generator=generator)]
         for part, chunk in zip(parts, rows.split(_sizes(len(rows), shares)), strict=True):

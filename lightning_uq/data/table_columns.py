@@ -5,9 +5,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lightning_uq.data.table_files import import_pandas
+from lightning_uq.data.table_files import import_pandas, passed
 from lightning_uq.errors import InputError
 
+_SIGNS = re.compile(r"[%$€£¥]")
+_THOUSANDS = re.compile(r"(?<=\d)[,' \u00a0\u202f](?=\d{3}(?!\d))")
 _COMMA_NUMBER = re.compile(r"\s*[-+]?\d+(\.\d{3})*,\d+\s*")
 _DATE = re.compile(r"\s*(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})([T ].*)?")
 
@@ -47,25 +49,30 @@ def check_text(name: str, values: Any) -> None:
     """
     pandas = import_pandas()
     texts = values.dropna().astype(str)
-    if _share(texts.map(lambda text: _COMMA_NUMBER.fullmatch(text) is not None)) > 0.5:
-        raise InputError(
-            f"Column `{name}` holds text such as {texts.iloc[0]!r}, which looks like numbers with commas. Pass decimal=',' "
-            "(with sep=';' where semicolons separate the fields), or thousands=','."
+    bare = texts.str.replace(_SIGNS, "", regex=True)
+    is_number = pandas.to_numeric(texts, errors="coerce").notna()
+    has_commas = bare.map(lambda text: _COMMA_NUMBER.fullmatch(text) is not None)
+    ungrouped = pandas.to_numeric(bare.str.replace(_THOUSANDS, "", regex=True), errors="coerce")
+    means_number = has_commas | ungrouped.notna()
+    if _share(means_number) > 0.5:
+        are_categories = (
+            f"If the values are categories, pass {passed(categorical=[name])}, or task='classification' for a target."
         )
+        signed, separated = texts[means_number & (bare != texts)], texts[means_number & ~is_number]
+        if len(signed):
+            advice = f"numbers with a sign or unit, such as {signed.iloc[0]!r}. Remove it from the values, and name it in the header."
+        elif len(separated):
+            advice = (
+                f"text such as {separated.iloc[0]!r}, which looks like numbers with commas or groups of thousands. Pass {passed(decimal=',')} "
+                "for decimal commas (with sep=';' where semicolons separate the fields), or thousands=',' for groups. Remove other separators."
+            )
+        elif len(other := texts[~is_number]):
+            advice = f"numbers as text. If {other.iloc[0]!r} stands for a missing value, pass {passed(na_values=[other.iloc[0]])}."
+        else:
+            advice = "numbers as text. Convert it to numbers."
+        raise InputError(f"Column `{name}` holds {advice} {are_categories}")
     if _share(texts.map(lambda text: _DATE.fullmatch(text) is not None)) > 0.5:
         raise _date_error(name)
-    is_number = pandas.to_numeric(texts, errors="coerce").notna()
-    if _share(is_number) > 0.5:
-        other = texts[~is_number]
-        advice = (
-            f"If {other.iloc[0]!r} stands for a missing value, pass na_values=[{other.iloc[0]!r}]."
-            if len(other)
-            else "Convert it to numbers."
-        )
-        raise InputError(
-            f"Column `{name}` holds numbers as text. {advice} If the values are categories, pass categorical=['{name}'], "
-            "or task='classification' for a target."
-        )
 
 
 def numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -129,4 +136,4 @@ def _date_error(name: str) -> InputError:
 
 
 def _drop(name: str) -> str:
-    return f"A feature can be left out: drop=['{name}']."
+    return f"A feature can be left out: {passed(drop=[name])}."

@@ -1,20 +1,25 @@
 """The features of a table: numbers standardised and categories one-hot, by the statistics of the training rows."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_uq.data.extremes import LIMIT, WHAT_TO_DO, extreme_row
 from lightning_uq.data.table_columns import check_text, column_kind, levels_of, numbers, texts
+from lightning_uq.data.table_files import passed
 from lightning_uq.errors import InputError
 
 MAX_LEVELS = 50
 """A category with more levels is an error."""
 
 Unseen = Literal["indicator", "error"]
+
+Place = Callable[[Any], str]
+"""Says where a row is, from its label in the index of a ``pandas.DataFrame``: ``"line 7"``."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,9 @@ class Number:
         """Names of the features that it becomes."""
         return [self.name] * (self.std > 0) + [f"{self.name}=missing"] * self.has_missing
 
-    def encode(self, values: Any, unseen: np.ndarray[Any, Any], policy: Unseen) -> list[np.ndarray[Any, Any]]:
+    def encode(
+        self, values: Any, unseen: np.ndarray[Any, Any], policy: Unseen, place: Place
+    ) -> list[np.ndarray[Any, Any]]:
         """Its features [N] each; a missing value becomes the training mean."""
         found = numbers(self.name, values)
         missing = np.isnan(found)
@@ -43,6 +50,12 @@ class Number:
                 )
             unseen |= missing
         scaled = np.where(missing, 0.0, (found - self.mean) / (self.std or 1.0))
+        if self.std and (far := np.abs(scaled) > LIMIT).any():
+            row = int(far.argmax())
+            raise InputError(
+                f"Column `{self.name}` holds {found[row]:g} in {place(values.index[row])}, more than {LIMIT:.0e} standard deviations of the "
+                f"training rows from their mean. {WHAT_TO_DO}"
+            )
         return [scaled] * (self.std > 0) + [missing] * self.has_missing
 
 
@@ -59,7 +72,9 @@ class Category:
         """Names of the features that it becomes."""
         return [f"{self.name}={level}" for level in (*self.levels, *["missing"] * self.has_missing)]
 
-    def encode(self, values: Any, unseen: np.ndarray[Any, Any], policy: Unseen) -> list[np.ndarray[Any, Any]]:
+    def encode(
+        self, values: Any, unseen: np.ndarray[Any, Any], policy: Unseen, place: Place
+    ) -> list[np.ndarray[Any, Any]]:
         """Its features [N] each, all 0 at a level that no training row has."""
         found = texts(values)
         levels: list[str | None] = [*self.levels, *[None] * self.has_missing]
@@ -70,7 +85,7 @@ class Category:
             what = "a missing value" if level is None else f"level {level!r}"
             raise InputError(
                 f"Column `{self.name}` holds {what} in {int((found == level).sum())} rows, which no training row has. Correct it, or "
-                "pass unseen='indicator'."
+                f"pass {passed(unseen='indicator')}."
             )
         unseen |= new
         return features
@@ -82,29 +97,34 @@ class TableEncoder:
 
     Attributes:
         columns: The columns that become features.
-        constant: Names of columns that are constant in the training rows, and left out.
         unseen: ``"indicator"`` appends a feature that is 1 in rows with anything that no training row has.
+        constant: Names of columns that are constant in the training rows, and left out.
+        empty: Names of columns without a value in the training rows, which are left out too.
     """
 
     columns: tuple[Number | Category, ...]
     unseen: Unseen
-    constant: tuple[str, ...] = field(default=())
+    constant: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
     @classmethod
-    def fit(cls, train: Any, names: Sequence[str], categorical: Sequence[str], unseen: Unseen) -> "TableEncoder":
+    def fit(
+        cls, train: Any, names: Sequence[str], categorical: Sequence[str], unseen: Unseen, place: Place = "row {}".format
+    ) -> "TableEncoder":
         """The encoder of columns ``names`` by the training rows alone.
 
         Raises:
             InputError: A column cannot become features; the message names it and says what to do.
         """
-        columns = [_fit_column(name, train[name], name in categorical) for name in names]
+        columns = [_fit_column(name, train[name], name in categorical, place) for name in names]
         kept = [column for column in columns if _is_informative(column)]
         if not kept:
             raise InputError(
                 "The table needs a feature that varies in the training rows, but all columns are constant."
             )
-        constant = tuple(column.name for column in columns if column not in kept)
-        return cls(tuple(kept), unseen, constant)
+        left_out = [column.name for column in columns if column not in kept]
+        empty = tuple(name for name in left_out if train[name].isna().all())
+        return cls(tuple(kept), unseen, tuple(name for name in left_out if name not in empty), empty)
 
     @property
     def feature_names(self) -> list[str]:
@@ -122,8 +142,12 @@ class TableEncoder:
         names = [column.name for column in self.columns if column.name in frame.columns]
         return frame[names].isna().any(axis=1).to_numpy()
 
-    def transform(self, frame: Any) -> Tensor:
+    def transform(self, frame: Any, place: Place = "row {}".format) -> Tensor:
         """Features [N, d] in float32.
+
+        Args:
+            frame: The rows.
+            place: Names a row in an error.
 
         Raises:
             InputError: A column is missing, or holds what it must not.
@@ -136,15 +160,10 @@ class TableEncoder:
         unseen = np.zeros(len(frame), dtype=bool)
         features: list[np.ndarray[Any, Any]] = []
         for column in self.columns:
-            features += column.encode(frame[column.name], unseen, self.unseen)
+            features += column.encode(frame[column.name], unseen, self.unseen, place)
         if self.unseen == "indicator":
             features.append(unseen)
-        with np.errstate(over="ignore"):
-            x = torch.from_numpy(np.stack(features, 1).astype(np.float32))
-        if not bool(x.isfinite().all()):
-            position = int((~x.isfinite()).any(0).nonzero()[0])
-            raise InputError(f"Column `{self.feature_names[position]}` is too large for float32 after standardisation.")
-        return x
+        return torch.from_numpy(np.stack(features, 1).astype(np.float32))
 
     def state(self) -> dict[str, Any]:
         """Everything in plain lists, numbers and strings."""
@@ -152,7 +171,8 @@ class TableEncoder:
         for column in columns:
             if "levels" in column:
                 column["levels"] = list(column["levels"])
-        return {"columns": columns, "unseen": self.unseen, "constant": list(self.constant)}
+        left_out = {"constant": list(self.constant), "empty": list(self.empty)}
+        return {"columns": columns, "unseen": self.unseen, **left_out}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "TableEncoder":
@@ -164,14 +184,15 @@ class TableEncoder:
                 columns.append(Number(**fields))
             else:
                 columns.append(Category(**{**fields, "levels": tuple(fields["levels"])}))
-        return cls(tuple(columns), state["unseen"], tuple(state["constant"]))
+        return cls(tuple(columns), state["unseen"], tuple(state["constant"]), tuple(state["empty"]))
 
 
-def _fit_column(name: str, values: Any, is_categorical: bool) -> Number | Category:
+def _fit_column(name: str, values: Any, is_categorical: bool, place: Place) -> Number | Category:
     kind = column_kind(name, values)
     has_missing = bool(values.isna().any())
     if kind == "empty" or (kind in ("integers", "floats") and not is_categorical):
         found = numbers(name, values)
+        check_extreme(name, found, values.index, place)
         found = found[~np.isnan(found)]
         mean, std = (float(found.mean()), float(found.std())) if len(found) else (0.0, 0.0)
         return Number(name, mean, std if std > 1e-12 * abs(mean) else 0.0, has_missing and len(found) > 0)
@@ -182,14 +203,35 @@ def _fit_column(name: str, values: Any, is_categorical: bool) -> Number | Catego
     if kind == "strings" and len(levels) == num > 2:
         raise InputError(
             f"Column `{name}` holds a different text in each of the {num} training rows, as ids and names do, so nothing can be "
-            f"learnt from it. Leave it out: drop=['{name}']."
+            f"learnt from it. Leave it out: {passed(drop=[name])}."
         )
     if len(levels) > MAX_LEVELS:
         raise InputError(
             f"Column `{name}` has {len(levels)} levels in the training rows, more than {MAX_LEVELS}. Group rare levels, hash them into "
-            f"fewer, or leave the column out: drop=['{name}']."
+            f"fewer, or leave the column out: {passed(drop=[name])}."
         )
     return Category(name, tuple(levels), has_missing)
+
+
+def check_extreme(name: str, found: np.ndarray[Any, np.dtype[np.float64]], index: Any, place: Place) -> None:
+    """An error where one value decides the scale of a column alone.
+
+    Args:
+        name: The column.
+        found: Its numbers [N].
+        index: The labels of its rows.
+        place: Names a row.
+
+    Raises:
+        InputError: There is such a value; the message names it and its row.
+    """
+    row = extreme_row(found)
+    if row is not None:
+        raise InputError(
+            f"Column `{name}` holds {found[row]:g} in {place(index[row])}, more than {LIMIT:.0e} times as far from the median "
+            f"({np.nanmedian(found):g}) as the other values are. {WHAT_TO_DO} If it marks a missing value, pass "
+            f"{passed(na_values=[f'{found[row]:.17g}'])}."
+        )
 
 
 def _is_informative(column: Number | Category) -> bool:

@@ -1,7 +1,10 @@
 """Tables with a header, CSV and Parquet, read whole with pandas."""
 
+import csv as csv_module
 import importlib
+import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,21 @@ def import_pandas() -> Any:
         raise MissingExtraError(
             "Tables need pandas, which the extra `data` brings: pip install 'lightning-uq[data]'."
         ) from error
+
+
+def passed(**arguments: Any) -> str:
+    """How arguments of a table are written, in Python and for the command line, which has no options for them.
+
+    Example:
+        >>> print(passed(sep=";", drop=["id"]))
+        sep=';', drop=['id'] (in the file of --config: {data: {init_args: {sep: ";", drop: ["id"]}}})
+    """
+    python = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    yaml = ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+    return f"{python} (in the file of --config: {{data: {{init_args: {{{yaml}}}}}}})"
+
+
+_CHECK_SEPARATOR = f"Check the quotes and the separator. One other than a comma is passed so: {passed(sep=';')}."
 
 
 def check_table(path: str, csv: Mapping[str, Any]) -> None:
@@ -73,20 +91,19 @@ def read_table(path: str, csv: Mapping[str, Any]) -> Any:
         raise InputError(f"{path} must be a .csv or .parquet file, but there is no such file.") from None
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} cannot be read as {csv.get('encoding', 'utf-8')}: {without_period(error)}. Pass `encoding`, for example encoding='latin-1'."
+            f"{path} cannot be read as {csv.get('encoding', 'utf-8')}: {without_period(error)}. Pass its encoding, for example "
+            f"{passed(encoding='latin-1')}."
         ) from error
     except pandas.errors.ParserWarning as error:
-        raise InputError(f"{path}: some rows have more fields than the header. Check `sep` and the quotes.") from error
+        raise InputError(f"{path}: some rows have more fields than the header. {_CHECK_SEPARATOR}") from error
     except InputError:
         raise
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read as a table: {without_period(error)}. Check `sep` and the quotes."
+            f"{path} cannot be read as a table: {without_period(error)}. {_CHECK_SEPARATOR}"
         ) from error
     frame.columns = [str(name) for name in frame.columns]
-    twice = frame.columns[frame.columns.duplicated()]
-    if len(twice):
-        raise InputError(f"The column names of {path} must differ, but `{twice[0]}` is there twice.")
+    _check_names(path, frame.columns)
     if not len(frame):
         raise InputError(f"{path} must hold rows below its header, but it has none.")
     return frame.reset_index(drop=True)
@@ -103,6 +120,9 @@ def _read_parquet(pandas: Any, path: str) -> Any:
 def _read_csv(pandas: Any, path: str, csv: Mapping[str, Any]) -> Any:
     if "sep" not in csv and "skiprows" not in csv:
         _check_header(path, csv.get("encoding", "utf-8-sig"))
+    header = {name: value for name, value in csv.items() if name not in ("na_values", "keep_default_na")}
+    names = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, index_col=False, **header)
+    _check_names(path, names.iloc[0])  # pandas would rename the second of two equal names
     with warnings.catch_warnings():
         warnings.simplefilter("error", pandas.errors.ParserWarning)
         # Without `index_col=False` a row with one field too many moves all values by one column, silently.
@@ -115,7 +135,44 @@ def _check_header(path: str, encoding: str) -> None:
         header = file.readline()
     for separator in (";", "\t", "|"):
         if separator in header and "," not in header:
-            decimal = ", and decimal=',' if its numbers have decimal commas" if separator == ";" else ""
+            decimal = " If its numbers have decimal commas, add decimal=','." if separator == ";" else ""
             raise InputError(
-                f"The header of {path} has no commas, but {header.count(separator)} {separator!r}. Pass sep={separator!r}{decimal}."
+                f"The header of {path} has no commas, but {header.count(separator)} {separator!r}. Pass {passed(sep=separator)}.{decimal}"
             )
+
+
+def _check_names(path: str, names: Any) -> None:
+    twice = [name for name, count in Counter(map(str, names)).items() if count > 1 and name]
+    if twice:
+        raise InputError(f"The column names of {path} must differ, but `{twice[0]}` is there twice. Rename one.")
+
+
+def place_of(path: str, csv: Mapping[str, Any], row: int) -> str:
+    """Where a row of a table is in its file: its line as an editor counts, or of other files than plain CSV the row, from 1.
+
+    Args:
+        path: The file.
+        csv: The arguments that it was read with.
+        row: Position of the row, from 0.
+    """
+    skipped, separator = csv.get("skiprows", 0), csv.get("sep", ",")
+    is_plain = path.endswith(".csv") and "comment" not in csv and isinstance(skipped, int) and len(separator) == 1
+    if not is_plain:
+        return f"row {row + 1}"
+    with Path(path).open(encoding=csv.get("encoding", "utf-8-sig"), newline="") as file:
+        for _ in range(skipped):
+            file.readline()
+        reader = csv_module.reader(
+            file,
+            delimiter=separator,
+            quotechar=csv.get("quotechar", '"'),
+            skipinitialspace=csv.get("skipinitialspace", False),
+        )
+        start, left = 1, row + 1  # the header is a record too
+        for record in reader:
+            is_blank = not "".join(record).strip() and len(record) < 2
+            if not is_blank and not left:
+                return f"line {start + skipped}"
+            left -= not is_blank
+            start = reader.line_num + 1
+    return f"row {row + 1}"

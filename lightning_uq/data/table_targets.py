@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_uq.data.arrays import MAX_CLASSES
+from lightning_uq.data.arrays import MAX_CLASSES, may_be_labels
 from lightning_uq.data.interface import TaskName
 from lightning_uq.data.table_columns import check_text, column_kind, levels_of, numbers, texts
+from lightning_uq.data.table_encoder import Place, check_extreme
+from lightning_uq.data.table_files import passed
 from lightning_uq.errors import InputError
 
 
@@ -31,11 +33,19 @@ class TableTargets:
     is_doubtful: bool
 
 
-def read_targets(frame: Any, columns: tuple[str, ...], task: TaskName | None) -> TableTargets:
+def read_targets(
+    frame: Any, columns: tuple[str, ...], task: TaskName | None, place: Place = "row {}".format
+) -> TableTargets:
     """The targets in these columns.
 
     Text, booleans and integers of at most 20 values are classes, other numbers are regressed. Several columns of booleans, or of
     integers 0 and 1, are the labels of a multilabel task. ``task`` overrules it.
+
+    Args:
+        frame: The rows.
+        columns: The target columns.
+        task: The task, if it is given.
+        place: Names a row in an error.
 
     Raises:
         InputError: A target is missing or not finite, or does not fit the task.
@@ -44,13 +54,12 @@ def read_targets(frame: Any, columns: tuple[str, ...], task: TaskName | None) ->
         missing = frame[name].isna()
         if missing.any():
             raise InputError(
-                f"Every row needs a target, but column `{name}` misses {int(missing.sum())} of {len(frame)}, the first in row "
-                f"{int(missing.to_numpy().nonzero()[0][0])} below the header. Leave these rows out; if the text NA or None names a "
-                "class, pass keep_default_na=False."
+                f"Every row needs a target, but column `{name}` misses {int(missing.sum())} of {len(frame)}, the first in "
+                f"{place(missing.idxmax())}. Leave these rows out; if the text NA or None names a class, pass {passed(keep_default_na=False)}."
             )
     found = task or _guess(columns, frame)
     if found == "regression":
-        return _regression(frame, columns)
+        return _regression(frame, columns, place)
     if found == "multilabel":
         return _multilabel(frame, columns)
     if len(columns) > 1:
@@ -84,23 +93,22 @@ def _multilabel(frame: Any, columns: tuple[str, ...]) -> TableTargets:
     return TableTargets(values, None, "multilabel", False)
 
 
-def _regression(frame: Any, columns: tuple[str, ...]) -> TableTargets:
+def _regression(frame: Any, columns: tuple[str, ...], place: Place) -> TableTargets:
     found = []
     for name in columns:
         kind = column_kind(name, frame[name])
-        if kind not in ("integers", "floats"):
+        if kind not in ("integers", "floats", "booleans"):
             if kind == "strings":
                 check_text(name, frame[name])
             raise InputError(f"Column `{name}` must hold numbers to be regressed, but it holds {kind}.")
         found.append(numbers(name, frame[name]))
+        check_extreme(name, found[-1], frame.index, place)
     with np.errstate(over="ignore"):
         values = torch.from_numpy(np.stack(found, 1).astype(np.float32))
     if not bool(values.isfinite().all()):
         raise InputError(f"The targets in {', '.join(columns)} must be finite in float32. Change their unit.")
-    is_whole = bool((values == values.round()).all())
-    is_float = all(column_kind(name, frame[name]) == "floats" for name in columns)
-    few = len(np.unique(values[:, 0].numpy())) <= MAX_CLASSES
-    return TableTargets(values, None, "regression", is_doubtful=len(columns) == 1 and is_whole and is_float and few)
+    is_doubtful = len(columns) == 1 and may_be_labels(found[0])
+    return TableTargets(values, None, "regression", is_doubtful)
 
 
 def _classification(name: str, values: Any, task: TaskName) -> TableTargets:

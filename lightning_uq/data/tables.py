@@ -1,19 +1,23 @@
 """A user's own table, CSV or Parquet: its columns become features, its target column says the task."""
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_uq.data.arrays import ArrayDataModule, given_task, listed
 from lightning_uq.data.interface import TaskName
 from lightning_uq.data.splits import SPLIT
 from lightning_uq.data.table_encoder import Category, TableEncoder
-from lightning_uq.data.table_files import check_table, import_pandas, read_table
+from lightning_uq.data.table_files import check_table, import_pandas, passed, place_of, read_table
 from lightning_uq.data.table_targets import read_targets
 from lightning_uq.errors import InputError
 from lightning_uq.guessing import report_guess
@@ -33,7 +37,7 @@ class TableDataModule(ArrayDataModule):
       A table of numbers without a missing value has no such feature, and a missing value in a new table is an error.
 
     Text, booleans, and integers of at most 20 different values are classes. Floats and other integers are regressed, in their
-    units. Several columns of booleans, or of integers 0 and 1, are the labels of a multilabel task. One line reports the task and what
+    units. A ``task`` overrules it: with ``"regression"`` integers are numbers, and booleans 0 and 1. Several columns of booleans, or of integers 0 and 1, are the labels of a multilabel task. One line reports the task and what
     became of the columns.
 
     A checkpoint of a Trainer holds the encoding, so that :meth:`transform` of the restored module treats new tables alike. The
@@ -47,8 +51,8 @@ class TableDataModule(ArrayDataModule):
         drop: Columns to leave out.
         unseen: ``"indicator"``, or ``"error"`` where validation or test rows, or new tables, hold something unseen.
         fractions: Shares of training, validation and test rows. Parts with a file of their own have none, and the others share its rows.
-        val_path: A file with the validation rows.
-        test_path: A file with the test rows.
+        files: Paths of further files by the part that they are: ``"val"``, ``"test"`` or ``"ood"``. The last is out-of-distribution data with
+            the same columns, encoded like the others; it needs no target.
         ood_classes: Names of classes held out as out-of-distribution data.
         seed: Seed of the split and of the order of the training batches.
         batch_size: Samples per batch.
@@ -83,8 +87,7 @@ class TableDataModule(ArrayDataModule):
         drop: Sequence[str] = (),
         unseen: Literal["indicator", "error"] = "indicator",
         fractions: Sequence[float] = SPLIT,
-        val_path: str | None = None,
-        test_path: str | None = None,
+        files: Mapping[str, str] | None = None,
         ood_classes: Sequence[int | str] = (),
         seed: int = 0,
         batch_size: int = 64,
@@ -93,10 +96,13 @@ class TableDataModule(ArrayDataModule):
         super().__init__(ood_classes=ood_classes, seed=seed, batch_size=batch_size, task=given_task(task))
         if unseen not in ("indicator", "error"):
             raise InputError(f"`unseen` must be one of indicator, error, but it is {unseen!r}.")
-        if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-            raise InputError(f"`fractions` must be three positive numbers that sum to 1, but it is {tuple(fractions)}.")
+        if not isinstance(fractions, Sequence) or len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+            raise InputError(f"`fractions` must be three positive numbers that sum to 1, but it is {fractions}.")
         self.paths = {"train": str(path)}
-        self.paths |= {part: str(own) for part, own in (("val", val_path), ("test", test_path)) if own is not None}
+        unknown = [part for part in files or {} if part not in ("val", "test", "ood")]
+        if unknown:
+            raise InputError(f"`files` must hold files of val, test or ood, but it holds {listed(unknown)}.")
+        self.paths |= {part: str((files or {})[part]) for part in ("val", "test", "ood") if part in (files or {})}
         has_csv = any(one.endswith(".csv") for one in self.paths.values())
         for one in self.paths.values():
             check_table(one, csv if one.endswith(".csv") or not has_csv else {})
@@ -108,6 +114,7 @@ class TableDataModule(ArrayDataModule):
         self.fractions = tuple(fractions)
         self.csv = csv
         self._encoder: TableEncoder | None = None
+        self._outside: Dataset[Any] | None = None
         self._restored: dict[str, Any] | None = None
         # Not for the logger: arguments such as `task` have other values in the module.
         self.save_hyperparameters(
@@ -119,8 +126,7 @@ class TableDataModule(ArrayDataModule):
                 "drop": list(drop),
                 "unseen": unseen,
                 "fractions": list(fractions),
-                "val_path": self.paths.get("val"),
-                "test_path": self.paths.get("test"),
+                "files": {part: path for part, path in self.paths.items() if part != "train"},
                 "ood_classes": list(ood_classes),
                 "seed": seed,
                 "batch_size": batch_size,
@@ -142,28 +148,39 @@ class TableDataModule(ArrayDataModule):
         """
         if self._parts:
             return
-        frames = {part: self._read(path) for part, path in self.paths.items()}
+        frames = {part: self._read(part) for part in self.paths}
+        outside = frames.pop("ood", None)
         pandas = import_pandas()
         task = self._restored["task"] if self._restored else self._given_task
         # Targets are read together: a class has one label in all files.
         together = pandas.concat([frame[list(self.target)] for frame in frames.values()], ignore_index=True)
-        targets = read_targets(together, self.target, task)
+        starts = [0, *accumulate(map(len, frames.values()))]
+
+        def place(row: int) -> str:
+            number = bisect_right(starts, row) - 1
+            return self._place(list(frames)[number], row - starts[number])
+
+        targets = read_targets(together, self.target, task, place)
         self._task = targets.task
-        fixed, start = {}, len(frames["train"])
-        for part in self.paths:
-            if part != "train":
-                fixed[part] = torch.arange(start, start + len(frames[part]))
-                start += len(frames[part])
+        fixed = {
+            part: torch.arange(starts[number], starts[number + 1])
+            for number, part in enumerate(frames)
+            if part != "train"
+        }
         rows = self._split(targets.values, targets.names, self.fractions, fixed)
         features = [name for name in frames["train"].columns if name not in self.target]
         train = frames["train"].iloc[rows["train"].numpy()]
-        encoder = self._encoder or TableEncoder.fit(train, features, self.categorical, self.unseen)
+        encoder = self._encoder or TableEncoder.fit(
+            train, features, self.categorical, self.unseen, partial(self._place, "train")
+        )
         num_missing = sum(int(encoder.missing_rows(frame).sum()) for frame in frames.values())
         if self._encoder is None and encoder.is_numeric and not num_missing:
             encoder = replace(encoder, unseen="error")
-        x = torch.cat([encoder.transform(frame) for frame in frames.values()])
+        x = torch.cat([encoder.transform(frame, partial(self._place, part)) for part, frame in frames.items()])
         if targets.task == "multilabel":
             self._classes = self.target
+        if outside is not None:
+            self._outside = TensorDataset(encoder.transform(outside, partial(self._place, "ood")))
         self._fill(x, targets.values, rows, targets.names)
         if self._restored:
             self._check_restored(self._restored)
@@ -172,11 +189,18 @@ class TableDataModule(ArrayDataModule):
         report_guess(self._report(len(features)), self)
         if targets.is_doubtful:
             report_guess(
-                f"Column `{self.target[0]}` of {self.paths['train']} is regressed, since it holds floats, but its few values are all "
-                "whole. If they are class labels, pass task='classification'.",
-                self,
+                f"Column `{self.target[0]}` of {self.paths['train']} is regressed, but its values are whole, as class labels are. If they are "
+                "classes, pass task='classification'.",
+                None,  # each seed of a comparison has a module of its own
                 is_doubtful=self._given_task is None and self._restored is None,
             )
+
+    def ood_dataloaders(self) -> dict[str, DataLoader[Any]]:
+        """Batches of the held-out classes, and of the file of out-of-distribution data, by name; empty where there are none."""
+        found = super().ood_dataloaders()
+        if self._outside is not None:
+            found[Path(self.paths["ood"]).stem] = self._loader(self._outside)
+        return found
 
     def transform(self, frame: Any) -> Tensor:
         """Features [N, d] of the rows of a ``pandas.DataFrame``, encoded as the training rows are.
@@ -254,13 +278,19 @@ class TableDataModule(ArrayDataModule):
         assert self._encoder is not None
         return self._encoder
 
-    def _read(self, path: str) -> Any:
+    def _place(self, part: str, row: int) -> str:
+        """Where a row of a part is in its file."""
+        path = self.paths[part]
+        return f"{place_of(path, self.csv, row)} of {path}"
+
+    def _read(self, part: str) -> Any:
+        path = self.paths[part]
         frame = read_table(path, self.csv if path.endswith(".csv") else {})
         for argument, names in (("target", self.target), ("drop", self.drop), ("categorical", self.categorical)):
             for name in names:
                 if name not in frame.columns:
-                    # A file of test rows need not have a column that nobody reads.
-                    if argument == "drop" and path != self.paths["train"]:
+                    # A further file need not have a column that nobody reads.
+                    if (argument == "drop" and part != "train") or (argument == "target" and part == "ood"):
                         continue
                     close = get_close_matches(name, frame.columns, n=1)
                     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -275,7 +305,7 @@ class TableDataModule(ArrayDataModule):
         if unnamed:
             raise InputError(
                 f"Every column of {path} needs a name, but `{unnamed[0]}` has none; row numbers are often written so. Name it, or leave "
-                f"it out: drop=['{unnamed[0]}']."
+                f"it out: {passed(drop=[unnamed[0]])}."
             )
         return frame
 
@@ -290,6 +320,7 @@ class TableDataModule(ArrayDataModule):
                 f"{num_missing} of {num_rows} rows miss values: a number becomes the training mean, a category a level of its own."
             )
         left_out = [*self.drop, *(f"{name} (constant)" for name in encoder.constant)]
+        left_out += [f"{name} (no values)" for name in encoder.empty]
         if left_out:
             notes.append(f"Columns left out: {listed(left_out)}.")
         held = torch.cat([rows["val"], rows["test"]])
@@ -306,6 +337,6 @@ class TableDataModule(ArrayDataModule):
 
 
 def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise InputError(f"`{argument}` must be a list of column names, but it is the text {names!r}.")
-    return tuple(names)
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise InputError(f"`{argument}` must be a list of column names, but it is {names!r}.")
+    return tuple(map(str, names))

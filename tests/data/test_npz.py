@@ -1,8 +1,11 @@
+import warnings
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from lightning_uq.data import NpzDataModule
+from lightning_uq.data import NpzDataModule, TableDataModule
 from lightning_uq.errors import InputError
 
 
@@ -47,10 +50,6 @@ def test_npz_flattens_unless_told(tmp_path):
     ("change", "message"),
     [
         ({"x": None}, r"arrays x, y, but x is missing among y"),
-        (
-            {"y": np.arange(60) > 3},
-            r"Array `y` of .*\.npz must hold integer labels or float targets, but its dtype is bool",
-        ),
         ({"y": np.full(60, 0.5)}, "training targets of bad must vary, but dimension 0 is constant"),
         ({"y": np.stack([np.arange(60), np.ones(60)], 1) / 7}, "but dimension 1 is constant"),
         ({"y": np.arange(59) / 7}, r"must have shape \[60\] or \[60, D\].*but its shape is \[59\]"),
@@ -61,16 +60,19 @@ def test_npz_flattens_unless_told(tmp_path):
             "`y` .* 7 of 60 rows hold NaN or infinity, the first at row 0",
         ),
         ({"y": np.arange(60) * 1e300}, "`y` .* finite in float32, but 59 of 60 rows"),
-        ({"y": np.arange(60) - 1}, r"Array `y` of .* must hold labels from 0 on, but it holds -1"),
+        ({"y": np.arange(60) % 4 - 1}, r"Array `y` of .* must hold labels from 0 on, but it holds -1"),
         ({"y": np.arange(59) % 2}, r"Array `y` of .* must have shape \[60\].*but its shape is \[59\]"),
-        ({"y": (np.arange(60) % 2)[:, None]}, r"but its shape is \[60, 1\]. Regression targets must be floats"),
-        ({"y": np.array(["a"] * 60)}, "Array `y` .* integer labels or .* dtype is <U1"),
+        ({"y": (np.arange(60) % 2)[:, None]}, r"but its shape is \[60, 1\]. If they are numbers .* pass task='regression'"),
+        ({"y": np.array(["a"] * 60)}, "Array `y` .* must hold numbers or booleans, but its dtype is <U1"),
         ({"x": np.zeros(60)}, r"Array `x` .* numbers \[N, ...\], but it is float64 of shape \[60\]"),
         ({"x": np.zeros((60, 0))}, r"Array `x` .* of shape \[60, 0\]"),
         ({"x": np.full((60, 2), "a")}, "Array `x` .* but it is <U1"),
         ({"x": np.where(np.eye(60) > 0, np.nan, 0)[:, :7]}, "Array `x` .* 7 of 60 rows hold NaN .* the first at row 0"),
         ({"x": np.full((60, 2), 1e300)}, "finite in float32, but 60 of 60 rows"),
-        ({"y": np.minimum(np.arange(60), 2)}, "class 0 has 1"),
+        (
+            {"y": np.minimum(np.arange(60), 2)},
+            "class 0 has 1. .* If the targets are numbers and not classes, pass task='regression'",
+        ),
         ({"x": np.array([[None]] * 60)}, "cannot be read: Object arrays"),
     ],
 )
@@ -151,8 +153,11 @@ def test_a_regression_has_no_classes_and_a_classification_no_scale(tmp_path, goo
 
 def test_float_targets_that_look_like_labels_are_told(tmp_path, good):
     data = NpzDataModule(write(tmp_path / "mine.npz", x=good["x"], y=good["y"].astype(float)))
-    with pytest.warns(UserWarning, match=r"only 4 values, all whole.*save `y.astype\(int\)`"):
+    with pytest.warns(UserWarning, match="is regressed, but its values are whole, as .* pass task='classification'"):
         data.setup()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NpzDataModule(str(data.path), seed=1).setup()  # as for the next seed of a comparison: told once
     assert data.task == "regression"
 
 
@@ -201,6 +206,48 @@ def test_integers_that_are_regressed_and_floats_that_are_classes(tmp_path, good)
 
 
 @pytest.mark.parametrize(
+    ("y", "task"),
+    [
+        (np.arange(60) % 20, "classification"),
+        (np.arange(60) > 29, "classification"),
+        (np.arange(60) // 2 * 3, "regression"),
+        (np.stack([np.arange(60), np.arange(60) % 7], 1), "regression"),
+        (np.arange(60) / 7, "regression"),
+        (np.arange(60)[:, None] % [2, 3] == 0, "multilabel"),
+    ],
+)
+def test_tables_and_arrays_have_the_same_rule(tmp_path, good, y, task):
+    path = write(tmp_path / "mine.npz", x=good["x"], y=y)
+    columns = {f"y{k}": one for k, one in enumerate(y.reshape(60, -1).T)}
+    pd.DataFrame({"x": good["x"][:, 0], **columns}).to_csv(tmp_path / "mine.csv", index=False)
+    assert NpzDataModule(path).task == TableDataModule(str(tmp_path / "mine.csv"), [*columns]).task == task
+    cast = NpzDataModule(path, task="regression")
+    table = TableDataModule(str(tmp_path / "mine.csv"), [*columns], task="regression")
+    expected = torch.from_numpy(y).float().reshape(60, -1)
+    for data in (cast, table):
+        assert torch.equal(data.dataset("test").tensors[1], expected[data.test_rows])
+
+
+def test_numbered_integers_that_are_regressed_are_doubtful(tmp_path, good):
+    path = write(tmp_path / "mine.npz", x=np.random.default_rng(0).normal(size=(90, 2)), y=np.arange(90) % 30)
+    with pytest.warns(UserWarning, match="its values are whole, as class labels are"):
+        assert NpzDataModule(path).task == "regression"
+    with pytest.raises(InputError, match="`ood_classes` must be empty .* If its targets are classes, pass task='class"):
+        NpzDataModule(path, ood_classes=[3]).setup()
+    assert NpzDataModule(path, ood_classes=[3], task="classification").num_classes == 29
+
+
+def test_an_extreme_cell_is_named(tmp_path, good):
+    x, y = good["x"], np.arange(60) / 7
+    x[7, 2] = 1e30
+    with pytest.raises(InputError, match=r"`x` of .* holds 1e\+30 in row 7 \(from 0\), column 2, more than 1e\+06 times"):
+        NpzDataModule(write(tmp_path / "mine.npz", x=x, y=y)).setup()
+    x[7, 2], y[3] = 0.0, -1e12
+    with pytest.raises(InputError, match=r"`y` of .* holds -1e\+12 in row 3 \(from 0\), column 0"):
+        NpzDataModule(write(tmp_path / "mine.npz", x=x, y=y)).setup()
+
+
+@pytest.mark.parametrize(
     ("task", "y", "message"),
     [
         ("ranking", np.arange(60) % 2, "`task` must be one of auto, classification, .* but it is 'ranking'"),
@@ -209,8 +256,7 @@ def test_integers_that_are_regressed_and_floats_that_are_classes(tmp_path, good)
         ("binary", np.eye(60, 2, dtype=int), r"must have shape \[60\], one label"),
         ("multilabel", np.arange(60) % 2, r"A multilabel task needs labels \[60, L\].* has shape \[60\]"),
         ("multilabel", np.arange(120).reshape(60, 2), "A multilabel task needs labels 0 and 1, but .* holds 2"),
-        ("regression", np.array(["a", "b"] * 30), "task='regression' needs numbers, but .* has dtype <U1"),
-        ("regression", np.arange(60) > 3, "task='regression' needs numbers, but .* has dtype bool"),
+        ("regression", np.array(["a", "b"] * 30), "must hold numbers or booleans, but its dtype is <U1"),
     ],
 )
 def test_targets_that_contradict_the_task(tmp_path, good, task, y, message):

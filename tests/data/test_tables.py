@@ -157,10 +157,16 @@ def test_one_line_reports_what_was_done(csv, caplog):
         ([f"level {i % 60}" if i < 60 else "x" for i in range(80)] * 2, "more than 50. Group .* hash"),
         (
             [f"{i},5" for i in range(80)],
-            r"Column `new` .* '\d+,5', which looks like numbers with commas. Pass decimal=','",
+            r"Column `new` .* '\d+,5', which looks like numbers with commas .* Pass decimal=','",
         ),
         ([f"1.{i + 100},5" for i in range(80)], "looks like numbers with commas"),
         ([*map(str, range(79)), "?"] * 2, r"numbers as text. .*na_values=\['\?'\].*categorical=\['new'\]"),
+        ([f"{i % 40} %" for i in range(80)], r"numbers with a sign or unit, such as '\d+ %'. .*categorical=\['new'\]"),
+        ([f"${i % 40}" for i in range(80)], "numbers with a sign or unit, such as '\\$"),
+        ([f"1.{i % 40 + 100},50 €" for i in range(80)], "numbers with a sign or unit"),
+        ([f"{1 + i % 9},234,{100 + i % 5}.5" for i in range(80)], "groups of thousands. Pass .* thousands=','"),
+        ([f"{1 + i % 9}'234" for i in range(80)], "groups of thousands.*Remove other separators"),
+        ([str(i) if i % 3 else f"1,{100 + i}" for i in range(80)], r"such as '1,\d+', which looks like numbers with commas"),
         ([*range(79), np.inf], "Column `new` must be finite, but 1 rows hold infinity"),
     ],
 )
@@ -168,7 +174,7 @@ def test_columns_that_are_no_features(csv, column, message):
     # With files for the other parts, all rows are training rows.
     path, others = csv(people(len(column)).assign(new=column)), csv(people(), "others.csv")
     with pytest.raises(InputError, match=message):
-        TableDataModule(path, "income", val_path=others, test_path=others).setup()
+        TableDataModule(path, "income", files={"val": others, "test": others}).setup()
     assert TableDataModule(path, "income", drop=["new"]).num_train
 
 
@@ -189,6 +195,75 @@ def test_text_in_a_column_of_numbers_of_new_rows(csv):
         data.transform(people(3).assign(age=["20", "old", "30"]))
     with pytest.raises(InputError, match="lacks `age`, `height`"):
         data.transform(people(3).drop(columns=["age", "height"]))
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_an_extreme_cell_is_named_by_line_and_value(csv, part):
+    table = people()
+    row = int(TableDataModule(csv(table), "income").test_rows[0]) if part == "test" else 17
+    message = r"Column `age` holds 1e\+30 in line {} of .*{}, more than 1e\+06 .* Correct it, or leave the row out"
+    broken = table.assign(age=table["age"].astype(float).where(table.index != row, 1e30))
+    if part == "val":  # in a file of its own
+        data = TableDataModule(csv(table), "income", files={"val": csv(broken, "val.csv")})
+        message = message.format(row + 2, "val.csv")
+    else:
+        data = TableDataModule(csv(broken), "income")
+        message = message.format(row + 2, "people.csv")
+    with pytest.raises(InputError, match=message):
+        data.setup()
+    with pytest.raises(InputError, match=r"Column `age` holds 1e\+30 in line 19 of .*, more than .* na_values=\['1.*e\+30'\]"):
+        table = table.assign(income=np.arange(80) / 7, age=table["age"].astype(float).where(table.index != 17, 1e30))
+        TableDataModule(csv(table), "age").setup()
+
+
+def test_columns_of_zeros_and_of_many_orders_of_magnitude_are_no_mistake(csv):
+    gain = np.zeros(80)
+    gain[::10] = [7e3, 2e5, 1e7, 4e4, 900, 3e6, 99999, 5e8]
+    table = people().assign(gain=gain, size=10.0 ** (np.arange(80) % 6))
+    assert {"gain", "size"} <= set(TableDataModule(csv(table), "income").feature_names)
+
+
+def test_extreme_new_rows(csv):
+    data = TableDataModule(csv(people()), "income")
+    with pytest.raises(InputError, match=r"Column `height` holds 1e\+30 in row b, more than 1e\+06 standard deviations"):
+        data.transform(people(3).assign(height=[170.0, 1e30, 160.0]).set_index(pd.Index(["a", "b", "c"])))
+
+
+def test_a_column_without_values_is_no_constant(csv):
+    data = TableDataModule(csv(people().assign(void=np.nan)), "income")
+    assert data.notes[-1] == "Columns left out: country (constant), void (no values)."
+    assert type(data._fitted).from_state(data._fitted.state()) == data._fitted
+
+
+# ------------------------------------------------------------------ out-of-distribution files
+
+
+def test_a_file_of_out_of_distribution_rows_is_encoded_like_the_others(csv):
+    table, far = people(), people(30, seed=7).drop(columns=["income", "country"]).assign(city="Rome")
+    plain = TableDataModule(csv(table), "income")
+    data = TableDataModule(csv(table), "income", files={"ood": csv(far, "far.csv")})
+    assert list(data.ood_dataloaders()) == ["far"]
+    x = torch.cat([batch[0] for batch in data.ood_dataloaders()["far"]])
+    assert torch.equal(x, plain.transform(far))
+    assert (x[:, -1] == 1).all()
+    for part in ("train", "val", "test"):
+        assert torch.equal(data.dataset(part).tensors[0], plain.dataset(part).tensors[0])
+    # Beside held-out classes, and for a regression, which has none.
+    three = table.assign(income=[f"class {i % 3}" for i in range(80)])
+    both = TableDataModule(csv(three), "income", ood_classes=["class 2"], files={"ood": csv(far, "far.csv")})
+    assert list(both.ood_dataloaders()) == ["people_class 2", "far"]
+    ages = TableDataModule(csv(table), "age", drop=["income"], files={"ood": csv(far, "far.csv")})
+    assert (ages.task, list(ages.ood_dataloaders())) == ("regression", ["far"])
+
+
+def test_out_of_distribution_rows_decide_nothing(csv):
+    table = pd.DataFrame({"a": np.arange(60.0), "y": np.arange(60.0) / 7})
+    far = pd.DataFrame({"a": [1.0, np.nan]})
+    data = TableDataModule(csv(table), "y", files={"ood": csv(far, "far.csv")})
+    with pytest.raises(InputError, match="Column `a` misses 1 values, but no training row misses any"):
+        data.setup()
+    with pytest.raises(InputError, match="lacks `a`"):
+        TableDataModule(csv(table), "y", files={"ood": csv(far.assign(b=1)[["b"]], "far.csv")}).setup()
 
 
 # ------------------------------------------------------------------ targets
@@ -234,7 +309,7 @@ def test_categories_keep_their_order(csv):
 def test_the_task_can_be_overruled(csv):
     table = people().assign(stars=np.arange(80) % 5, points=(np.arange(80) % 3).astype(float))
     assert TableDataModule(csv(table), "stars", task="regression").target_scale[0][0] == pytest.approx(2, abs=0.7)
-    with pytest.warns(UserWarning, match="its few values are all whole. .* pass task='classification'"):
+    with pytest.warns(UserWarning, match="its values are whole, as .* pass task='classification'"):
         assert TableDataModule(csv(table), "points").task == "regression"
     assert TableDataModule(csv(table), "points", task="classification").classes == (0, 1, 2)
     with pytest.raises(InputError, match="Column `height` must hold class labels"):
@@ -258,7 +333,7 @@ def test_several_targets_are_regressed_in_their_units(csv):
 def test_missing_targets_are_counted(csv):
     table = people()
     table.loc[[3, 5], "income"] = None
-    with pytest.raises(InputError, match="column `income` misses 2 of 80, the first in row 3 below the header"):
+    with pytest.raises(InputError, match="column `income` misses 2 of 80, the first in line 5 of .*people.csv"):
         TableDataModule(csv(table), "income").setup()
     table = people().assign(income=np.where(np.arange(80) % 2, "None", "Mild"))
     with pytest.raises(InputError, match="misses 40 of 80.* keep_default_na=False"):
@@ -271,6 +346,9 @@ def test_missing_targets_are_counted(csv):
     ("values", "message"),
     [
         (["2024-01-01"] * 80, "Column `y` holds dates"),
+        ([f"${i}" for i in range(80)], "Column `y` holds numbers with a sign or unit, such as '\\$0'"),
+        (np.minimum(np.arange(80), 9)[::-1], "class 0 has 1. .* pass task='regression'"),
+        ([f"user {i}" for i in range(80)], "class user 0 has 1. Merge it, leave it out, or hold it out.$"),
         ([f"{i},5" for i in range(80)], "Column `y` .* '0,5', which looks like numbers with commas"),
         (
             ["1", "2", "3", "many"] * 20,
@@ -279,7 +357,6 @@ def test_missing_targets_are_counted(csv):
         ([np.inf, *range(79)], "Column `y` must be finite, but 1 rows"),
         ([2.5] * 80, "training targets of people must vary"),
         (["a"] * 80, "A classification needs at least 2 classes, but people has 1"),
-        ([f"user {i}" for i in range(80)], "class user 0 has 1"),
         (np.arange(80) * 1e300, "targets in y must be finite in float32"),
     ],
 )
@@ -316,14 +393,14 @@ def test_fractions_are_kept_in_every_class(csv):
 
 def test_own_files_for_validation_and_test(csv):
     train, val, test = people(80), people(30, seed=1), people(20, seed=2)
-    data = TableDataModule(csv(train), "income", val_path=csv(val, "v.parquet"), test_path=csv(test, "t.csv"))
+    data = TableDataModule(csv(train), "income", files={"val": csv(val, "v.parquet"), "test": csv(test, "t.csv")})
     assert [len(x) for x, _ in parts(data).values()] == [80, 30, 20, 0]
     torch.testing.assert_close(data.dataset("test").tensors[0], data.transform(test))
     assert data.dataset("val").tensors[1].tolist() == (val["income"] == ">50K").astype(int).tolist()
-    one = TableDataModule(csv(train), "income", test_path=csv(test, "t.csv"))
+    one = TableDataModule(csv(train), "income", files={"test": csv(test, "t.csv")})
     assert [len(x) for x, _ in parts(one).values()] == [60, 20, 20, 0]
     with pytest.raises(InputError, match="needs training rows, but other is in the validation or test rows alone"):
-        TableDataModule(csv(train), "income", test_path=csv(test.assign(income="other"), "o.csv")).setup()
+        TableDataModule(csv(train), "income", files={"test": csv(test.assign(income="other"), "o.csv")}).setup()
 
 
 def test_held_out_classes(csv):
@@ -582,7 +659,10 @@ def test_held_out_labels_may_be_given_as_text(csv):
     [
         ({"target": "incom"}, r"`target` must name columns of .*'age'.*but it holds 'incom'. Did you mean 'income'\?"),
         ({"drop": ["nothing"]}, "`drop` must name columns of .* but it holds 'nothing'"),
-        ({"drop": "age"}, "`drop` must be a list of column names, but it is the text 'age'"),
+        ({"drop": "age"}, "`drop` must be a list of column names, but it is 'age'"),
+        ({"drop": 5}, "`drop` must be a list of column names, but it is 5"),
+        ({"fractions": 1}, "`fractions` must be three positive numbers that sum to 1, but it is 1"),
+        ({"files": {"train": "a.csv"}}, "`files` must hold files of val, test or ood, but it holds train"),
         ({"categorical": ["x"]}, "`categorical` must name columns"),
         ({"drop": ["income"]}, "`target` must not be in `drop` or `categorical` too, but 'income' is"),
         (
