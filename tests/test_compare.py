@@ -87,7 +87,7 @@ def without_times(results):
 def test_results_have_exactly_these_keys(done):
     results = done[0].results()
     assert set(results) == {
-        *("format", "data", "task", "verdict", "rows", "baseline", "differences", "methods", "problem"),
+        *("format", "data", "task", "verdict", "rows", "baseline", "differences", "single_rows", "methods", "problem"),
         *("configuration", "command", "versions", "git", "left_out", "missing", "tuned"),
     }
     assert results["data"] == "digits"

@@ -47,6 +47,7 @@ class Problem:
             "task": data.task,
             "input_shape": list(setting.input_shape),
             "num_targets": setting.num_targets,
+            "class_names": list(data.class_names),
             "network": self.network,
             "sizes": {
                 "train": data.num_train,

@@ -12,7 +12,7 @@ from lightning_uq.compare.planning.discovery import PLAIN
 from lightning_uq.compare.problem import Problem
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.statistics.differences import find_differences
-from lightning_uq.compare.statistics.measures import measured
+from lightning_uq.compare.statistics.measures import find_single_rows, measured
 from lightning_uq.compare.statistics.verdict import make_verdict
 from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.report.table import ALL_COLUMNS
@@ -74,15 +74,19 @@ def make_results(
     plain = next((name for name in complete if name in PLAIN), next(iter(complete), ""))
     baseline = configuration.baseline or plain
     differences = find_differences(complete, baseline, problem.setting.num_train) if complete and statistics else {}
+    single_rows = find_single_rows(complete)
     return {
         "format": FORMAT,
         "data": configuration.data,
         "task": problem.data.task,
-        "verdict": make_verdict(rows, differences, configuration.seeds, data=problem.data.name, baseline=baseline),
+        "verdict": make_verdict(
+            rows, differences, configuration.seeds, data=problem.data.name, baseline=baseline, single_rows=single_rows
+        ),
         "rows": rows,
         "missing": {name: configuration.seeds - len(one) for name, one in records.items() if name not in complete},
         "baseline": baseline,
         "differences": differences,
+        "single_rows": single_rows,
         "methods": {name: {**methods[name], "num_indices": found[0].num_indices} for name, found in complete.items()},
         "left_out": dict(left_out or {}),
         "problem": problem.facts(),

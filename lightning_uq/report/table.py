@@ -40,7 +40,11 @@ class Column:
 
 
 def _digits(decimals: int) -> Callable[[float], str]:
-    return lambda value: f"{value:,.{decimals}f}"
+    return lambda value: f"{value:,.{decimals}f}" if abs(value) < _LARGE else f"{value:.2e}"
+
+
+_LARGE = 1e7
+"""From here on, a number that is no count is printed with an exponent."""
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -66,7 +70,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("ood_auprc_out", "AP out", "higher", "detection", _digits(3), "OOD detection: average precision, OOD positive"),
     Column("ood_auprc_in", "AP in", "higher", "detection", _digits(3), "OOD detection: average precision, in-dist. positive"),
     Column("ood_fpr95", "FPR95", "lower", "detection", _digits(3), "OOD detection: share of OOD kept where 95% of in-dist. is"),
-    Column("parameters", "Params", "lower", "cost", _digits(0), "Weights, frozen ones included"),
+    Column("parameters", "Params", "lower", "cost", "{:,.0f}".format, "Weights, frozen ones included"),
     Column("train_seconds", "Train s", "lower", "cost", _digits(1), "Training time, seconds"),
     Column("ms_per_1000", "ms/1k", "lower", "cost", _digits(2), "Milliseconds per 1,000 predictions"),
 )  # fmt: skip
@@ -122,7 +126,7 @@ def _text_in_units(rows: Sequence[Row], key: str) -> Callable[[float], str]:
     means = [abs(row[key]["mean"]) for row in rows if key in row and row[key]["mean"] is not None]
     largest = max(filter(math.isfinite, means), default=0.0)
     exponent = math.floor(math.log10(largest)) if largest > 0 else 0
-    return _digits(max(0, 2 - exponent)) if -6 <= exponent <= 8 else (lambda value: f"{value:.2e}")
+    return _digits(max(0, 2 - exponent)) if 1e-6 <= largest < _LARGE or not largest else (lambda value: f"{value:.2e}")
 
 
 def cell(row: Row, column: Column) -> tuple[str, str]:

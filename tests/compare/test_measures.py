@@ -6,7 +6,7 @@ import torch
 from lightning_uq import metrics
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.statistics.differences import find_differences
-from lightning_uq.compare.statistics.measures import MEASURES, measured
+from lightning_uq.compare.statistics.measures import MEASURES, find_single_rows, measured
 from lightning_uq.tasks import (
     Binary,
     CategoricalRegression,
@@ -205,3 +205,18 @@ def test_a_network_that_diverged_has_no_numbers(case):
     found = measured(record_of(batches(task, outputs, target), task))
     wrong_at_least = {"accuracy", "iou", "coverage_90"}  # such a row has no class, and its interval holds no target
     assert {name for name, value in found.items() if value == value} <= wrong_at_least
+
+
+def test_a_row_that_is_more_than_half_of_a_mean_is_found():
+    def record(seed, **rows):
+        some = {name: torch.tensor(values) for name, values in rows.items()}
+        return Record("a", seed, {}, some, 10 + torch.arange(3))
+
+    even, heavy = {"nll": [-2.0, 1.0, 1.5]}, {"nll": [-9.0, 1.0, 1.0]}
+    assert find_single_rows({"a": [record(0, **even)]}) == {}
+    assert find_single_rows({"a": [record(0, **heavy)], "b": [record(0, **even)]}) == {"nll": {"a": 10}}
+    assert find_single_rows({"a": [record(0, **heavy), record(1, nll=[4.0, 4.0, 4.0])]}) == {}
+    assert find_single_rows({"a": [record(0, nll=[float("inf"), 1.0, 1.0])]}) == {}
+    # A row weighs as much as the targets that it has; one without any is NaN, and weighs nothing.
+    counted = record(0, squared_error=[NAN, 3.0, 2.0], num_targets=[0, 1, 2])
+    assert find_single_rows({"a": [counted]}) == {"rmse": {"a": 12}}

@@ -29,6 +29,20 @@ def test_probabilities(tmp_path):
     assert np.array_equal(energy["probs"], softmax["probs"])
 
 
+def test_labels_are_named(tmp_path):
+    np.savez(
+        tmp_path / "mine.npz",
+        x=np.random.default_rng(0).normal(size=(60, 3)),
+        y=np.array([3, 7, 100])[np.arange(60) % 3],
+    )
+    given = Configuration(data=str(tmp_path / "mine.npz"), methods=("softmax",), seeds=1, recipe=Recipe(max_epochs=1))
+    comparison = compare(given, None, tmp_path, SAVING)
+    assert comparison.results()["problem"]["class_names"] == ["3", "7", "100"]
+    found = np.load(tmp_path / "predictions/softmax-0.npz")
+    names = found["class_names"][found["target"]]
+    assert names.tolist() == [("3", "7", "100")[index % 3] for index in found["index"]]
+
+
 def test_numbers_and_intervals(tmp_path):
     comparison = compare(DIABETES, None, tmp_path, SAVING)
     found = np.load(tmp_path / "predictions/gaussian-0.npz")

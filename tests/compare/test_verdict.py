@@ -74,8 +74,32 @@ def test_methods_without_the_number_are_named():
     table = rows(a=0.2, b=0.3, quantile=None, broken=float("nan"))
     said = verdict(table, {"nll": found("a", {"b": WORSE}, left_out=["broken"])})
     assert said[0].endswith("b is worse. quantile has no NLL. broken has no finite NLL.")
-    said = verdict(table[:1] + table[2:], {"nll": found("a", {}, left_out=["broken"])})
-    assert said == ["By NLL, a is the only method with a value on digits (0.200). quantile has no NLL. broken has no finite NLL."]  # fmt: skip
+    said = verdict([table[0], table[3]], {"nll": found("a", {}, left_out=["broken"])})
+    assert said == ["By NLL, a is the only method with a value on digits (0.200). broken has no finite NLL."]
+    assert verdict(table[:1] + table[2:], {"nll": found("a", {}, left_out=["broken"])}) == []  # most have no number
+
+
+def test_a_number_that_is_infinite_for_most_methods_does_not_judge():
+    table = rows(a=None, b=None, c=0.4)
+    for row, value in zip(table, (2.0, 3.0, 4.0), strict=True):
+        row["interval_score"] = {"mean": value, "se": None}
+    for row in table[:2]:
+        row["nll"] = {"mean": None, "se": None}
+    said = verdict(table, {"nll": found("c", {}), "interval_score": found("a", {"b": WORSE, "c": WORSE})})
+    assert said[0] == "By Int. score, a is best on digits (2.00); both others are worse."
+    assert said[1] == "a and b have no finite NLL."
+    assert verdict(rows(softmax=None), {}) == []
+
+
+def test_numbers_that_one_row_decides_are_doubted():
+    table = rows(a=3e8, softmax=0.4)
+    said = verdict(
+        table, {"nll": found("a", {"softmax": TIED})}, single_rows={"nll": {"a": 17}, "rmse": {"softmax": 3}}
+    )
+    assert "(3.00e+08; softmax 0.400)" in said[0]
+    assert said[1] == "A single test row makes up more than half of the NLL of a (row 17); rows count from 0."
+    assert len(said) == 3
+    assert len(verdict(table[:1], {}, single_rows={"nll": {"a": 17}})) == 2
 
 
 def test_detection_has_its_own_sentence_where_there_is_any():

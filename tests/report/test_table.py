@@ -194,6 +194,7 @@ def test_the_terminal_marks_ties_and_keeps_the_digits_aligned():
         ((0.000012345, 0.00001), ("0.0000123", "0.0000100")),
         ((12345.6, 1.0), ("12,346", "1")),
         ((3e12, 1.0), ("3.00e+12", "1.00e+00")),
+        ((1e7, 1.0), ("1.00e+07", "1.00e+00")),
         ((1e-9, 0.0), ("1.00e-09", "0.00e+00")),
         ((0.0, 0.0), ("0.00", "0.00")),
         ((5.0, None), ("5.00", "-")),
@@ -204,6 +205,13 @@ def test_decimals_follow_the_largest_mean(means, texts):
     rows = [row(str(i), rmse=(mean, None)) for i, mean in enumerate(means)]
     (column,) = shown_columns(rows)
     assert tuple(cell(one, column)[0] for one in rows) == texts
+
+
+def test_large_numbers_have_an_exponent_and_counts_have_none():
+    rows = [row("a", nll=(3e7, 2e8), parameters=(23_520_842, None)), row("b", nll=(0.5, 0.1), parameters=(10, None))]
+    nll, parameters = shown_columns(rows)
+    assert [cell(one, nll) for one in rows] == [("3.00e+07", "±2.00e+08"), ("0.500", "±0.100")]
+    assert cell(rows[0], parameters)[0] == "23,520,842"
 
 
 def test_titles_may_be_replaced():

@@ -9,6 +9,7 @@ import torch
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.results import make_rows
 from lightning_uq.compare.statistics.differences import find_differences
+from lightning_uq.compare.statistics.measures import find_single_rows
 from lightning_uq.compare.statistics.verdict import make_verdict
 from lightning_uq.errors import InputError
 
@@ -50,15 +51,19 @@ def join(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, list[Record]]]:
     rows, first = make_rows(records), runs[0][0]
     baseline = next(iter(records))
     differences = find_differences(records, baseline, None)
+    single_rows = find_single_rows(records)
     methods: dict[str, Any] = {}
     for results, _ in runs:
         methods |= results["methods"]
     results = {
         **first,
-        "verdict": make_verdict(rows, differences, counts[baseline], data=first["data"], baseline=baseline),
+        "verdict": make_verdict(
+            rows, differences, counts[baseline], data=first["data"], baseline=baseline, single_rows=single_rows
+        ),
         "rows": rows,
         "baseline": baseline,
         "differences": differences,
+        "single_rows": single_rows,
         "intervals": {},
         "methods": methods,
     }

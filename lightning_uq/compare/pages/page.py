@@ -236,6 +236,14 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
                 "say nothing about labels together."
             )
         )
+    single = [
+        f"{_TITLES[key].partition(',')[0]}: {', '.join(f'{name} (row {row})' for name, row in found.items())}"
+        for key, found in results.get("single_rows", {}).items()
+    ]
+    if single:
+        notes.append(
+            f"A single test row makes up more than half of these means, so look at it first. {'; '.join(single)}. Rows count from 0."
+        )
     if "ece" in keys:
         notes.append(
             f"The calibration error is the plug-in estimate, which is above zero even for a perfect model: with {sizes['test']:,} "

@@ -72,6 +72,21 @@ class Measure:
         num = len(next(iter(vectors.values())))
         return float(metric(**vectors, weights=torch.ones(1, num, dtype=torch.float64)))
 
+    def heaviest_row(self, records: Sequence[Record]) -> int | None:
+        """Position in the data of the test row whose score is, in size, more than half of the sum over all rows; None if there is none.
+
+        Args:
+            records: The records of one method, one per seed. The number is the mean of one score [N], or the root of such a mean.
+        """
+        (name,) = self.arguments.values()
+        counts = torch.cat([self._counts(record) for record in records])
+        scores = torch.cat([record.rows[name] for record in records]).double().abs()
+        sizes = torch.where(counts > 0, scores * counts, 0.0)
+        largest, place = sizes.max(0)
+        if not bool(sizes.isfinite().all()) or 2 * largest <= sizes.sum():
+            return None
+        return int(torch.cat([record.row_ids for record in records])[place])
+
     def _vectors(self, record: Record) -> dict[str, Tensor]:
         if self.is_detection:
             inside, outside = record.rows["ood_score"], record.outside["ood_score"]
@@ -210,6 +225,27 @@ MEASURES: tuple[Measure, ...] = (
     _detection("ood_fpr95", weighted_fpr_at_tpr),
 )
 """All measures. One that reads scores which a record lacks does not apply to it."""
+
+
+_UNBOUNDED = ("nll", "rmse", "mae", "crps", "interval_score")
+
+
+def find_single_rows(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, int]]:
+    """Errors that one test row decides: for their keys, the methods and the position of that row in the data.
+
+    Example:
+        >>> rows = {"nll": torch.tensor([0.5, 90.0, 1.5])}
+        >>> find_single_rows({"softmax": [Record("softmax", 0, {}, rows, torch.tensor([4, 7, 2]))]})
+        {'nll': {'softmax': 7}}
+    """
+    found: dict[str, dict[str, int]] = {}
+    for measure in MEASURES:
+        for method, some in records.items():
+            if measure.key in _UNBOUNDED and some and all(map(measure.applies, some)):
+                row = measure.heaviest_row(some)
+                if row is not None:
+                    found.setdefault(measure.key, {})[method] = row
+    return found
 
 
 def measured(record: Record) -> dict[str, float]:

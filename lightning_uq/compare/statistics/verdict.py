@@ -1,5 +1,6 @@
 """What the numbers say in words: which method is best, which ones cannot be told from it, and what that holds for."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,13 +23,17 @@ _MAX_NAMES = 4
 
 
 def quality_key(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The key by which methods are judged: the first of :data:`QUALITY` that at least half of the methods have.
+    """The key by which methods are judged: the first of :data:`QUALITY` that is finite for at least half of the methods.
 
     Example:
         >>> quality_key([{"method": "mean", "rmse": {"mean": 1.0}}, {"method": "gaussian", "rmse": {"mean": 1.0}, "nll": {"mean": 2.0}}])
         'nll'
     """
-    return next((key for key in QUALITY if 2 * sum(key in row for row in rows) >= len(rows) > 0), None)
+    return next((key for key in QUALITY if 2 * sum(_is_finite(row, key) for row in rows) >= len(rows) > 0), None)
+
+
+def _is_finite(row: Mapping[str, Any], key: str) -> bool:
+    return key in row and row[key]["mean"] is not None and math.isfinite(row[key]["mean"])
 
 
 def make_verdict(
@@ -38,6 +43,7 @@ def make_verdict(
     *,
     data: str = "these data",
     baseline: str | None = None,
+    single_rows: Mapping[str, Mapping[str, int]] | None = None,
 ) -> list[str]:
     """What the numbers say, in sentences: the best predictions, the best detection, and what they hold for.
 
@@ -47,6 +53,7 @@ def make_verdict(
         num_seeds: Number of seeds.
         data: What the data are called.
         baseline: The method whose value stands beside the best one's.
+        single_rows: Numbers that one test row decides: :func:`~lightning_uq.compare.statistics.measures.find_single_rows`.
 
     Returns:
         The sentences; none if no number decides.
@@ -55,10 +62,13 @@ def make_verdict(
     key = quality_key(rows)
     if key is None or not rows:
         return []
+    doubts = [*_infinite(rows, columns, key), *_single(columns[key], (single_rows or {}).get(key, {}))]
     if len(rows) == 1:
-        return [_alone(rows[0], columns, key, data)]
+        return [_alone(rows[0], columns, key, data), *doubts]
     judged = [one for one in (key, DETECTION) if differences.get(one, {}).get("best") is not None]
     sentences = [_best(rows, differences[one], columns[one], data, baseline) for one in judged]
+    if key in judged:
+        sentences[1:1] = doubts
     overs = {interval["over"] for one in judged for interval in differences[one]["to_best"].values()}
     if overs:
         sentences.append(_condition("rows" in overs, num_seeds, data))
@@ -110,6 +120,27 @@ def _best(
     if column.key == DETECTION and by_name[best][DETECTION]["mean"] < _HARDLY_DETECTS:
         sentence += f" Even the best {number} is close to chance, 0.5."
     return sentence
+
+
+def _infinite(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], key: str) -> list[str]:
+    """Which methods have an infinite value of a number that would have decided."""
+    sentences = []
+    for one in QUALITY[: QUALITY.index(key)]:
+        names = [row["method"] for row in rows if one in row and not _is_finite(row, one)]
+        if names:
+            have = "have" if len(names) > 1 else "has"
+            sentences.append(f"{_listed(names)} {have} no finite {columns[one].label.rstrip('.')}.")
+    return sentences
+
+
+def _single(column: Column, found: Mapping[str, int]) -> list[str]:
+    """Which methods' values one test row decides."""
+    if not found:
+        return []
+    named = [f"{name} (row {row})" for name, row in found.items()]
+    return [
+        f"A single test row makes up more than half of the {column.label.rstrip('.')} of {_listed(named)}; rows count from 0."
+    ]
 
 
 def _same_as(equal: Sequence[str]) -> str:

@@ -76,7 +76,7 @@ def evaluate(
     inside = predict(data.test_dataloader(), labelled=True, keep=saved is not None)
     rows = inside.rows()
     if saved is not None:
-        save_predictions(saved, data.test_rows, inside.columns)
+        save_predictions(saved, data.test_rows, inside.columns, data.class_names)
     if inside.log_probs and not problem.is_testbed:
         rows |= sets_of(predict(data.val_dataloader(), labelled=True), inside)
     outside = [predict(loader, labelled=False).rows() for loader in data.ood_dataloaders().values()]

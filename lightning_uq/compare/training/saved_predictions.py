@@ -50,13 +50,16 @@ def columns_of(prediction: Prediction, target: Tensor) -> dict[str, Tensor]:
     return {"target": target, **named}
 
 
-def save_predictions(path: Path, row_ids: Tensor, batches: Sequence[dict[str, Tensor]]) -> None:
+def save_predictions(
+    path: Path, row_ids: Tensor, batches: Sequence[dict[str, Tensor]], class_names: Sequence[str] = ()
+) -> None:
     """Write predictions, whole or not at all; ``numpy.load`` opens the file.
 
     Args:
         path: The file.
         row_ids: Positions of the test rows in the whole data [N]: the array ``index``.
         batches: Columns [B, ...] by name of each batch.
+        class_names: What the classes 0, 1, ... or the labels are called in the data: the array ``class_names``, if there are any.
     """
     arrays = {name: torch.cat([one[name] for one in batches]) for name in batches[0]}
     # numpy has no bfloat16.
@@ -65,6 +68,8 @@ def save_predictions(path: Path, row_ids: Tensor, batches: Sequence[dict[str, Te
     }
     content = io.BytesIO()
     numbers: dict[str, Any] = {name: one.numpy() for name, one in arrays.items()}
+    if class_names:
+        numbers["class_names"] = np.array(class_names, dtype=np.str_)
     np.savez_compressed(content, index=row_ids.numpy(), **numbers)
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as partial:
