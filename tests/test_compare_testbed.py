@@ -107,7 +107,7 @@ def test_the_command_line(path, tmp_path, capsys, monkeypatch):
     assert "5 steps" in page
     assert "stratified" not in page
     assert main([*arguments, "--max-epochs", "3", "--out", str(out)]) == 2
-    assert "data='testbed' takes no --max-epochs" in capsys.readouterr().err
+    assert "--data testbed takes no --max-epochs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

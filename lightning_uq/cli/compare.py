@@ -18,6 +18,7 @@ def compare(
     root: str | None = None,
     problem: str | None = None,
     ood_classes: Names | None = None,
+    ood: str | None = None,
     network: str | None = None,
     module: str | None = None,
     config: str | None = None,
@@ -51,10 +52,12 @@ def compare(
         root: Folder with the files of a UCI data set.
         problem: Path of a stored problem of the Neural Testbed (.npz). It adds kl_tau1 and kl_tau10 to each row.
         ood_classes: Labels held out as out-of-distribution data, such as 8,9 (default: 8,9 of the digits, none of other data).
+        ood: A table with the same columns as the one of --data, whose rows are out-of-distribution data. It needs no target.
         network: Backbone that all methods share: a name such as resnet18, timm:NAME, or package.module:factory (default: one that suits the inputs).
         module: A LightningModule of your own, unmodified: my.module:LitModel. Its rows are the module as it is, an ensemble of 5, and the
             module with each callback for its task. They come beside --methods, which may also name some of them: module,module_ensemble.
-        config: YAML or JSON file with the arguments of --module and --data-module, as module.init_args and data.init_args.
+        config: YAML or JSON file with the arguments of --module and of --data-module or --data, as module.init_args and data.init_args. For a table
+            these are, among others, sep, decimal, drop, categorical and na_values: {data: {init_args: {sep: ";", drop: [id]}}}.
         methods: Methods to compare, by name, such as softmax,ensemble; a .py file or a module stands for all methods in it (default: all
             methods of the package for the task).
         method_file: File with methods of your own (.py), or the dotted path of a module, compared beside --methods. It defines METHOD, a
@@ -88,6 +91,7 @@ def compare(
         task=task,
         root=root,
         problem=problem,
+        ood=ood,
         ood_classes=None if ood_classes is None else tuple(int(one) if one.isdigit() else one for one in ood_classes),
         network=network,
         module=module,

@@ -8,7 +8,7 @@ import argparse
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
@@ -102,12 +102,21 @@ def naming_options(function: Callable[..., None]) -> Iterator[None]:
         parameters = inspect.signature(function).parameters
         written = {name: _written(one) for name, one in parameters.items()}
         written |= {f"{name}s": written[name] for name, one in parameters.items() if one.annotation == Repeated}
-        error.args = (_ARGUMENT.sub(lambda found: written.get(found[1], found[0]), str(error)),)
+        text = _ARGUMENT.sub(lambda found: written.get(found[1], found[0]), str(error))
+        error.args = (_VALUE.sub(lambda found: _with_value(found, parameters), text),)
         raise
 
 
 _ARGUMENT = re.compile(r"(?:arguments? )?`(\w+)`")
 """An argument as our errors write it."""
+
+_VALUE = re.compile(r"\b(\w+)='([^' ]+)'")
+"""An argument with its value."""
+
+
+def _with_value(found: re.Match[str], parameters: Mapping[str, inspect.Parameter]) -> str:
+    parameter = parameters.get(found[1])
+    return found[0] if parameter is None or _is_positional(parameter) else f"{_option(found[1])} {found[2]}"
 
 
 def make_parser(function: Callable[..., None]) -> "ArgumentParser":

@@ -79,9 +79,10 @@ class Configuration:
         root: Folder of the files of named data sets, such as UCI's.
         problem: Path of the testbed's problem (:class:`~lightning_uq.data.TestbedDataModule`).
         ood_classes: Labels held out as out-of-distribution data; None: 8 and 9 of the digits, none of other data.
+        ood: Path of a table with out-of-distribution rows, beside a table.
         network: Name of the backbone that all methods share (:func:`~lightning_uq.networks.backbone`); None: one that suits the inputs.
         module: A LightningModule of one's own, ``"my.module:LitModel"``: its rows are added to the named methods, or stand alone.
-        config: A YAML or JSON file with the arguments of ``module`` and ``data_module``:
+        config: A YAML or JSON file with the arguments of ``module``, and of ``data_module`` or ``data``:
             :func:`~lightning_uq.compare.own_config.read_config`.
         methods: Names of methods, ``.py`` files or modules that define some; None: all methods for the task, or the default agents of the
             testbed.
@@ -104,6 +105,7 @@ class Configuration:
     root: str | None = None
     problem: str | None = None
     ood_classes: Sequence[int | str] | None = None
+    ood: str | None = None
     network: str | None = None
     module: str | None = None
     config: str | None = None
@@ -125,6 +127,7 @@ class Configuration:
             object.__setattr__(self, name, class_of(getattr(self, name), self.contents, part, name))
         self._check_testbed()
         self._check_data_module()
+        self._check_data_arguments()
         for name, value in (("seeds", self.seeds), ("max_epochs", self.recipe.max_epochs)):
             if value is not None and value < 1:
                 raise InputError(f"`{name}` must be at least 1, but it is {value}.")
@@ -150,14 +153,14 @@ class Configuration:
             raise InputError(
                 "data='testbed' takes no `max_epochs`, since all its methods train for the same number of steps."
             )
-        for name in ("ood_classes", "target", "root", "network", "module", "data_module"):
+        for name in ("ood_classes", "ood", "target", "root", "network", "module", "data_module"):
             if getattr(self, name):
                 raise InputError(f"data='testbed' takes no `{name}`: the problem and its agents are fixed.")
 
     def _check_data_module(self) -> None:
         if self.data_module is None:
             return
-        for name in ("ood_classes", "target", "root"):
+        for name in ("ood_classes", "ood", "target", "root"):
             if getattr(self, name):
                 raise InputError(
                     f"`data_module` takes no `{name}`, which belongs to `data`. Pass its own arguments in the file of `config`, below `data`."
@@ -165,6 +168,22 @@ class Configuration:
         if self.data not in (type(self).data, self.data_module):
             raise InputError(f"`data_module` replaces `data`, but `data` is {self.data!r}. Leave one of them out.")
         object.__setattr__(self, "data", self.data_module)
+
+    def _check_data_arguments(self) -> None:
+        """Arguments of ``data`` in the file must not be those that the comparison passes itself."""
+        own = self._data_arguments
+        if self.data == "testbed" and own:
+            raise InputError("data='testbed' takes no data.init_args of `config`: the problem is fixed.")
+        taken = [name for name in ("path", *inspect.signature(open_data).parameters) if name in own]
+        if taken and self.data_module is None:
+            raise InputError(
+                f"`config`: data.init_args must not hold {', '.join(taken)}, which the comparison passes itself. If they are arguments of a data "
+                "module of your own, name its class: `data_module`."
+            )
+
+    @property
+    def _data_arguments(self) -> dict[str, Any]:
+        return dict(self.contents.get("data", {}).get("init_args", {}))
 
     @property
     def default_recipe(self) -> Recipe:
@@ -210,7 +229,9 @@ class Configuration:
             target=self.target,
             task=self.task,
             ood_classes=self.ood_classes,
+            ood=self.ood,
             root=self.root,
             seed=seed,
             batch_size=batch_size,
+            **self._data_arguments,
         )

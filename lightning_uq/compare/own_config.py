@@ -20,7 +20,7 @@ KEYS = {
 
 
 def read_config(path: str) -> dict[str, dict[str, Any]]:
-    """The arguments that a YAML or JSON file has for a module and a data module, in the layout of LightningCLI's files.
+    """The arguments that a YAML or JSON file has for a module and for data, in the layout of LightningCLI's files.
 
     ::
 
@@ -34,7 +34,7 @@ def read_config(path: str) -> dict[str, dict[str, Any]]:
           monitor: val_acc                 # the validation metric whose best epoch is kept
           mode: max
         data:
-          class_path: my.module.MyDataModule   # or --data-module
+          class_path: my.module.MyDataModule   # or --data-module; without either, init_args are further arguments of --data
           init_args: {root: data}
 
     Args:
@@ -77,11 +77,11 @@ def class_of(given: str | None, contents: Mapping[str, Any], part: str, argument
     """The class that an option or the file names.
 
     Raises:
-        InputError: Both name one, and not the same; or the file has arguments of a class that nobody names.
+        InputError: Both name one, and not the same; or the file has arguments of a module that nobody names.
     """
     content = contents.get(part, {})
     named = content.get("class_path")
-    if given is None and named is None and content:
+    if given is None and named is None and content and part == "module":
         raise InputError(f"`config` has arguments for the {part}. Pass `{argument}`, its class, or {part}.class_path.")
     if given and named and given.replace(":", ".") != str(named).replace(":", "."):
         raise InputError(f"`{argument}` is {given!r}, but {part}.class_path of `config` is {named!r}. Leave one out.")

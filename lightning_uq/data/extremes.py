@@ -31,4 +31,6 @@ def extreme_row(values: np.ndarray[Any, np.dtype[np.float64]]) -> int | None:
     return None
 
 
-WHAT_TO_DO = "Correct it, or leave the row out. If the values span many orders of magnitude, replace them by their logarithms."
+WHAT_TO_DO = (
+    "Correct it, or leave the row out. If the values span many orders of magnitude, replace them by their logarithms."
+)

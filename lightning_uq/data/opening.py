@@ -32,6 +32,7 @@ def open_data(
     target: str | Sequence[str] = (),
     task: str = "auto",
     ood_classes: Sequence[int | str] | None = None,
+    ood: str | None = None,
     root: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -45,6 +46,7 @@ def open_data(
         target: Target columns of a table.
         task: The task, where it is not the one that the data show.
         ood_classes: Classes held out as out-of-distribution data; None: 8 and 9 of the digits, else none.
+        ood: For a table, the path of another one with out-of-distribution rows.
         root: Folder of the UCI tables; None: ``data/uci``.
         seed: Seed of the split and of the order of the training batches.
         batch_size: Samples per batch.
@@ -63,6 +65,8 @@ def open_data(
     columns = (target,) if isinstance(target, str) else tuple(target)
     if columns and not is_table:
         raise InputError(f"`target` names columns of a .csv or .parquet table, but `data` is {name!r}.")
+    if ood is not None and not is_table:
+        raise InputError(f"`ood` is a table beside a .csv or .parquet table, but `data` is {name!r}.")
     kind, only_task, first = _resolve(name, root)
     if only_task is None:
         arguments["task"] = task
@@ -77,6 +81,8 @@ def open_data(
                 f"data={name!r} needs `target`, the name of the column to predict, one of {listed(found)}."
             )
         arguments["target"] = columns if len(columns) > 1 else columns[0]
+        if ood is not None:
+            arguments["files"] = {**arguments.get("files", {}), "ood": ood}
     parameters = inspect.signature(kind).parameters
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     if ood_classes and "ood_classes" not in parameters:
@@ -86,7 +92,7 @@ def open_data(
         )
     if ood_classes is not None and "ood_classes" in parameters:
         arguments["ood_classes"] = ood_classes
-    unknown = [key for key in arguments if key not in parameters and not takes_any]
+    unknown = [key for key in arguments if key in first or (key not in parameters and not takes_any)]
     if unknown:
         raise InputError(
             f"data={name!r} takes no `{unknown[0]}`, but of {listed([key for key in parameters if key not in first])}."

@@ -109,7 +109,12 @@ class TableEncoder:
 
     @classmethod
     def fit(
-        cls, train: Any, names: Sequence[str], categorical: Sequence[str], unseen: Unseen, place: Place = "row {}".format
+        cls,
+        train: Any,
+        names: Sequence[str],
+        categorical: Sequence[str],
+        unseen: Unseen,
+        place: Place = "row {}".format,
     ) -> "TableEncoder":
         """The encoder of columns ``names`` by the training rows alone.
 

@@ -99,9 +99,7 @@ def read_table(path: str, csv: Mapping[str, Any]) -> Any:
     except InputError:
         raise
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be read as a table: {without_period(error)}. {_CHECK_SEPARATOR}"
-        ) from error
+        raise InputError(f"{path} cannot be read as a table: {without_period(error)}. {_CHECK_SEPARATOR}") from error
     frame.columns = [str(name) for name in frame.columns]
     _check_names(path, frame.columns)
     if not len(frame):

@@ -96,7 +96,12 @@ class TableDataModule(ArrayDataModule):
         super().__init__(ood_classes=ood_classes, seed=seed, batch_size=batch_size, task=given_task(task))
         if unseen not in ("indicator", "error"):
             raise InputError(f"`unseen` must be one of indicator, error, but it is {unseen!r}.")
-        if not isinstance(fractions, Sequence) or len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        if (
+            not isinstance(fractions, Sequence)
+            or len(fractions) != 3
+            or min(fractions) <= 0
+            or abs(sum(fractions) - 1) > 1e-6
+        ):
             raise InputError(f"`fractions` must be three positive numbers that sum to 1, but it is {fractions}.")
         self.paths = {"train": str(path)}
         unknown = [part for part in files or {} if part not in ("val", "test", "ood")]
@@ -323,6 +328,8 @@ class TableDataModule(ArrayDataModule):
         left_out += [f"{name} (no values)" for name in encoder.empty]
         if left_out:
             notes.append(f"Columns left out: {listed(left_out)}.")
+        if self._outside is not None:
+            notes.append(f"Out-of-distribution data: {len(self._outside)} rows of {self.paths['ood']}.")  # type: ignore[arg-type]
         held = torch.cat([rows["val"], rows["test"]])
         if encoder.unseen == "indicator" and (num := int(x[held, -1].sum())):
             notes.append(f"{num} validation and test rows hold something that no training row has.")

@@ -72,7 +72,7 @@ def make_data(settings: Settings, seed: int | None) -> EvaluationData:
             )
         kind = import_class(settings.data, LightningDataModule, "data")
     parameters = inspect.signature(kind).parameters
-    arguments: dict[str, Any] = {"path": settings.data} if kind is NpzDataModule else {}
+    arguments: dict[str, Any] = {"path": settings.data, "task": "classification"} if kind is NpzDataModule else {}
     chosen = True
     if "ood_classes" in parameters:
         arguments["ood_classes"] = _labels(settings.ood)

@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from lightning_uq.batches import unpack_batch
 from lightning_uq.errors import InputError, without_period
 from lightning_uq.guessing import report_guess
 from lightning_uq.importing import import_class
 from lightning_uq.lightning_trees import both, is_instance
-from lightning_uq.running.foreign_targets import NAMES, Rows, facts, read_rows, shown_task
+from lightning_uq.running.foreign_targets import NAMES, Rows, facts, read_rows, shown_task, with_target
 from lightning_uq.running.loaders import exact_loader, loader_list
 from lightning_uq.running.streams import RandomStream
 
@@ -27,7 +28,7 @@ class ForeignDataModule(LightningDataModule):
 
     One pass over its loaders shows the task, the number of classes, and the scale of the targets. It is set up once, with random
     numbers of its own, so that its split is the same for all seeds, and test samples keep their positions. Its batches are left as
-    they are; validation and test loaders give each sample once, in order. Out-of-distribution data come from its method
+    they are, but for integers and booleans that are regressed, which become floats; validation and test loaders give each sample once, in order. Out-of-distribution data come from its method
     ``ood_dataloaders`` or ``ood_dataloader``, if it has one: a loader, or several by name.
 
     Args:
@@ -93,14 +94,15 @@ class ForeignDataModule(LightningDataModule):
             for one in ("fit", "test"):
                 self.inner.setup(stage=one)
             loaders = {part: self._loader(part) for part in _LOADERS}
-            rows = {
-                part: read_rows(exact_loader(loader), self.unpack_batch, part, self) for part, loader in loaders.items()
-            }
+            rows = {part: read_rows(exact_loader(loader), self._unpack, part) for part, loader in loaders.items()}
         train = rows.pop("train")
         self._task = shown_task(train, self.name) if self._given_task == "auto" else self._given_task
         self._task_arguments, self._num_outputs = facts(self._task, train, rows, self.name)
         self._num_test = rows["test"].num
         self._train = train
+        if self._task == "regression" and not train.targets.is_floating_point():
+            self._before_transfer = vars(self).get("on_before_batch_transfer")
+            setattr(self, "on_before_batch_transfer", self._with_floats)  # noqa: B010  # a hook of this object alone
         if self._given_task == "auto":
             report_guess(
                 f"{self.name} is read as a {self._task}, because of its training targets. `task` changes it.", self
@@ -228,6 +230,19 @@ class ForeignDataModule(LightningDataModule):
             return getattr(self.inner, hook)(*args, **kwargs)
 
         return call
+
+    def _with_floats(self, batch: Any, dataloader_idx: int) -> Any:
+        """The batch with the target as floats, which a regression needs."""
+        if self._before_transfer is not None:
+            batch = self._before_transfer(batch, dataloader_idx)
+        _, target = self._unpack(batch)
+        return with_target(batch, target, target.to(torch.get_default_dtype()))
+
+    def _unpack(self, batch: Any) -> tuple[Any, Any]:
+        found: tuple[Any, Any] = (
+            unpack_batch(batch, about=self) if self.unpack_batch is None else self.unpack_batch(batch)
+        )
+        return found
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

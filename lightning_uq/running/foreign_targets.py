@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_uq.batches import num_rows, unpack_batch
+from lightning_uq.batches import num_rows
 from lightning_uq.errors import InputError
 
 NAMES = ("classification", "binary", "multilabel", "segmentation", "regression")
@@ -32,7 +32,7 @@ class Rows:
     target_shape: tuple[int, ...]
 
 
-def read_rows(loader: Iterable[Any], unpack: Callable[[Any], Any] | None, name: str, about: object) -> Rows:
+def read_rows(loader: Iterable[Any], unpack: Callable[[Any], Any], name: str) -> Rows:
     """Read all batches of a loader once.
 
     Raises:
@@ -42,7 +42,7 @@ def read_rows(loader: Iterable[Any], unpack: Callable[[Any], Any] | None, name: 
     inputs: list[tuple[int, ...] | None] = []
     found: list[Tensor] = []
     for batch in loader:
-        x, y = unpack_batch(batch, about=about) if unpack is None else unpack(batch)
+        x, y = unpack(batch)
         if not isinstance(y, Tensor) or not y.ndim:
             raise InputError(
                 f"The batches of the {name} loader must hold targets [B, ...], but their targets are {type(y).__name__}. Pass "
@@ -61,8 +61,9 @@ def read_rows(loader: Iterable[Any], unpack: Callable[[Any], Any] | None, name: 
 def shown_task(rows: Rows, name: str) -> str:
     """The task that the training targets show.
 
-    Floats that are 0 or 1 are labels, other floats [B] or [B, D] are numbers. Integers [B] are classes, integers [B, L] of 0 and 1 are
-    labels, and integers with the positions of images [B, C, *P] are maps of classes.
+    Floats that are 0 or 1 are labels, other floats [B] or [B, D] are numbers. Integers [B] are classes, however many: a loss of torch
+    takes integers as labels, and floats as numbers. Integers [B, L] of 0 and 1 are labels, and integers with the positions of images
+    [B, C, *P] are maps of classes.
 
     Raises:
         InputError: No task is plain.
@@ -89,6 +90,34 @@ def shown_task(rows: Rows, name: str) -> str:
     )
 
 
+def with_target(batch: Any, old: Any, new: Any) -> Any:
+    """A copy of a batch in plain containers with another target.
+
+    Raises:
+        InputError: The batch is another object, in which the target is not found.
+
+    Example:
+        >>> x, y = torch.zeros(2, 3), torch.tensor([4, 5])
+        >>> with_target({"input": x, "target": y}, y, y.float())["target"]
+        tensor([4., 5.])
+    """
+    if isinstance(batch, Mapping):
+        found: Any = {key: new if value is old else value for key, value in batch.items()}
+        is_there = any(value is old for value in batch.values())
+    elif isinstance(batch, list | tuple):
+        parts = [new if value is old else value for value in batch]
+        found = type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+        is_there = any(value is old for value in batch)
+    else:
+        found, is_there = None, False
+    if not is_there:
+        raise InputError(
+            f"A regression needs targets that are floats, but those in a batch of type {type(batch).__name__} are {old.dtype}. Convert them "
+            "with `.float()`."
+        )
+    return found
+
+
 def facts(task: str, rows: Rows, others: Mapping[str, Rows], name: str) -> tuple[dict[str, Any], int]:
     """Arguments of the task, and the number of outputs that a network needs.
 
@@ -110,10 +139,6 @@ def facts(task: str, rows: Rows, others: Mapping[str, Rows], name: str) -> tuple
             f"task={task!r} does not go together with the targets of {name}, whose shape is {list(shape)}. Pass another `task`."
         )
     if task == "regression":
-        if not y.is_floating_point():
-            raise InputError(
-                f"task='regression' needs floats, but the targets of {name} are {y.dtype}. Convert them with `.float()`."
-            )
         mean, std = _moments(y.double().reshape(len(y), -1))
         if not bool((std > 0).all()):
             raise InputError(f"The training targets of {name} must vary, but one of their dimensions is constant.")

@@ -177,7 +177,7 @@ def test_contradictions_are_found_before_any_training(module, arguments, message
         ({"module": {"init_args": {"hiden": 3}}}, r"`config` does not fit LitClassifier.*hiden"),
         ({"module": {"init_args": {"hidden": "many"}}}, r"`config` does not fit LitClassifier.*hidden"),
         ({"module": {"class_path": "other.Module"}}, r"`module` is .* but module.class_path of `config` is"),
-        ({"data": {"init_args": {}}}, r"`config` has arguments for the data. Pass `data_module`"),
+        ({"data": {"init_args": {"num": 3}}}, r"data='digits' takes no `num`"),
         ({"module": {"monitor": "val_auc"}}, r"`monitor` of module is 'val_auc', but its validation logs val_acc, val_loss"),
     ],
 )  # fmt: skip

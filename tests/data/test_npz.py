@@ -62,7 +62,10 @@ def test_npz_flattens_unless_told(tmp_path):
         ({"y": np.arange(60) * 1e300}, "`y` .* finite in float32, but 59 of 60 rows"),
         ({"y": np.arange(60) % 4 - 1}, r"Array `y` of .* must hold labels from 0 on, but it holds -1"),
         ({"y": np.arange(59) % 2}, r"Array `y` of .* must have shape \[60\].*but its shape is \[59\]"),
-        ({"y": (np.arange(60) % 2)[:, None]}, r"but its shape is \[60, 1\]. If they are numbers .* pass task='regression'"),
+        (
+            {"y": (np.arange(60) % 2)[:, None]},
+            r"but its shape is \[60, 1\]. If they are numbers .* pass task='regression'",
+        ),
         ({"y": np.array(["a"] * 60)}, "Array `y` .* must hold numbers or booleans, but its dtype is <U1"),
         ({"x": np.zeros(60)}, r"Array `x` .* numbers \[N, ...\], but it is float64 of shape \[60\]"),
         ({"x": np.zeros((60, 0))}, r"Array `x` .* of shape \[60, 0\]"),
@@ -240,7 +243,9 @@ def test_numbered_integers_that_are_regressed_are_doubtful(tmp_path, good):
 def test_an_extreme_cell_is_named(tmp_path, good):
     x, y = good["x"], np.arange(60) / 7
     x[7, 2] = 1e30
-    with pytest.raises(InputError, match=r"`x` of .* holds 1e\+30 in row 7 \(from 0\), column 2, more than 1e\+06 times"):
+    with pytest.raises(
+        InputError, match=r"`x` of .* holds 1e\+30 in row 7 \(from 0\), column 2, more than 1e\+06 times"
+    ):
         NpzDataModule(write(tmp_path / "mine.npz", x=x, y=y)).setup()
     x[7, 2], y[3] = 0.0, -1e12
     with pytest.raises(InputError, match=r"`y` of .* holds -1e\+12 in row 3 \(from 0\), column 0"):

@@ -24,7 +24,11 @@ def test_quoted_fields_semicolons_and_decimal_commas(tmp_path):
 @pytest.mark.parametrize(
     ("text", "csv", "message"),
     [
-        ("a\tb\n1\t2\n", {}, r"no commas, but 1 '\\t'. Pass sep='\\t' \(in the file of --config: {data: {init_args: {sep: \"\\t\"}}}\)\."),
+        (
+            "a\tb\n1\t2\n",
+            {},
+            r"no commas, but 1 '\\t'. Pass sep='\\t' \(in the file of --config: {data: {init_args: {sep: \"\\t\"}}}\)\.",
+        ),
         ("a|b\n1|2\n", {}, r"Pass sep='\|'"),
         ("a,b\n1,2,3\n4,5,6\n", {}, "some rows have more fields than the header. Check the quotes and the separator"),
         ("a,b\n1,2\n4,5,6\n", {}, "cannot be read as a table: .*Expected 2 fields in line 3, saw 3"),

@@ -26,7 +26,7 @@ instead of its path.
 JOINING = ("module", "config: module")
 """Fields that choose rows as well: one run may have none, but two may not have different ones."""
 
-PLACES = ("data", "root", "problem")
+PLACES = ("data", "ood", "root", "problem")
 """Fields that say where the data lie. They may differ if the data are the same."""
 
 READ_BATCHES = 2
