@@ -17,6 +17,7 @@ import torch
 
 from lightning_uq.compare import Configuration, Recipe
 from lightning_uq.compare.problem import make_problem
+from lightning_uq.compare.training.monitor import find_monitor
 from lightning_uq.compare.training.quiet import one_thread, quiet
 from lightning_uq.compare.training.training import Progress, train
 from lightning_uq.functional.standard_error import standard_error
@@ -86,7 +87,8 @@ def validation_nll(root: str, table: str, seed: int, build: Build, recipe: Recip
     configuration = Configuration(data=table, root=root, methods=("candidate",), seed=seed, seeds=1, recipe=recipe)
     problem = make_problem(configuration, seed)
     method = Method(name="candidate", ood_score="variance", build=build, tasks=("regression",))
-    module = train(method, [], problem, seed, configuration, Progress()).module
+    monitor = find_monitor(method, problem.setting, problem.data)
+    module = train(method, [], problem, seed, configuration, Progress(), monitor=monitor).module
     assert isinstance(module, UncertaintyModule)
     module.return_members = True
     x, y = problem.data.dataset("val").tensors[:2]

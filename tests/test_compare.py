@@ -26,6 +26,7 @@ from lightning_uq.compare.results import summarize
 from lightning_uq.compare.training.evaluation import num_weights, ood_score
 from lightning_uq.errors import InputError
 from lightning_uq.functional import SCORES, auroc
+from lightning_uq.method import Monitor
 from lightning_uq.predictions import CategoricalPrediction
 from lightning_uq.report import risk_coverage_figure
 from tests.result_keys import CLASSIFICATION_KEYS
@@ -88,7 +89,7 @@ def test_results_have_exactly_these_keys(done):
     results = done[0].results()
     assert set(results) == {
         *("format", "data", "task", "verdict", "rows", "baseline", "differences", "single_rows", "methods", "problem"),
-        *("configuration", "command", "versions", "git", "left_out", "missing", "tuned"),
+        *("configuration", "command", "versions", "git", "left_out", "missing", "tuned", "notes"),
     }
     assert results["data"] == "digits"
     assert [row["method"] for row in results["rows"]] == ["softmax", "energy", "ensemble"]
@@ -160,7 +161,7 @@ def test_numbers_are_recomputed_from_the_module(done):
     softmax = replace(methods()["softmax"], callbacks=lambda setting: [Keep()])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    trained = train(softmax, [softmax], problem, 5, configuration, Progress())
+    trained = train(softmax, [softmax], problem, 5, configuration, Progress(), monitor=Monitor("val_nll"))
     torch.set_num_threads(threads)
     assert modules == [trained.module]
     with torch.no_grad():

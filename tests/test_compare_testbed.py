@@ -58,7 +58,7 @@ def configure(path, **changes):
 def trained_weights(path, name, seed=0):
     configuration = configure(path)
     problem, method = make_problem(configuration, seed), AGENTS[name]
-    return train(method, [method], problem, seed, configuration, Progress()).module
+    return train(method, [method], problem, seed, configuration, Progress(), monitor=None).module
 
 
 # ------------------------------------------------------------------ rows

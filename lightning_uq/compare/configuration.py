@@ -30,7 +30,7 @@ class Recipe:
         batch_size: Samples a training batch.
         steps: Instead of epochs until the validation NLL stops falling: so many steps, whose last weights are kept.
         weight_decay: Adam's.
-        tune: Number of settings that are tried for each method before the comparison: :mod:`~lightning_uq.compare.planning.tuning`.
+        tune: Number of settings that are tried for each method and seed before it is compared: :mod:`~lightning_uq.compare.planning.tuning`.
     """
 
     max_epochs: int | None = None

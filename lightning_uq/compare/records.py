@@ -18,7 +18,7 @@ from lightning_uq.writing import replacing
 FOLDER = "records"
 """The folder of the records in a run's directory."""
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Record:
         row_ids: Positions of the test rows in the whole data [N], so that rows of several seeds can be matched.
         outside: Scores of the out-of-distribution rows by name [N_ood].
         num_indices: Z of the predictions, None where they have no members.
+        stopped: When and why the training stopped, if its validation metric was not finite: ``"after 1 epoch, as val_nll was nan"``.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Record:
     row_ids: Tensor
     outside: dict[str, Tensor] = field(default_factory=dict)
     num_indices: int | None = None
+    stopped: str | None = None
 
     def save(self, directory: Path) -> None:
         """Write the record into a run's directory, whole or not at all."""
@@ -53,6 +55,7 @@ class Record:
             "seed": self.seed,
             "values": self.values,
             "num_indices": self.num_indices,
+            "stopped": self.stopped,
         }
         arrays = {f"rows/{name}": scores.cpu().numpy() for name, scores in self.rows.items()}
         arrays |= {f"outside/{name}": scores.cpu().numpy() for name, scores in self.outside.items()}
@@ -91,6 +94,7 @@ class Record:
             arrays["row_ids"],
             parts["outside"],
             facts["num_indices"],
+            facts["stopped"],
         )
 
 

@@ -17,7 +17,7 @@ from lightning_uq.compare.statistics.verdict import make_verdict
 from lightning_uq.functional.standard_error import standard_error
 from lightning_uq.report.table import ALL_COLUMNS
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of ``results.json``."""
 
 
@@ -54,44 +54,84 @@ def make_results(
     methods: Mapping[str, Mapping[str, Any]],
     records: Mapping[str, Sequence[Record]],
     left_out: Mapping[str, str] | None = None,
+    tuned: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     *,
     statistics: bool = True,
 ) -> dict[str, Any]:
     """The contents of ``results.json``, from which the page is made again.
 
-    Methods that lack the record of a seed have no row; ``"missing"`` says how many each of them lacks.
+    Methods that lack the record of a seed have no row; ``"missing"`` says how many each of them lacks, but for those that are left out.
 
     Args:
         configuration: What was compared.
         problem: The data of the first seed.
         methods: What a page says of each method, by name.
         records: Each method's records.
-        left_out: Methods that could not run on this data with this network, and why.
+        left_out: Methods that could not run on this data with this network, or diverged, and why.
+        tuned: For each method the settings that tuning chose on each seed.
         statistics: Whether to say which differences can be told from chance, and which method to take.
     """
+    left_out = left_out or {}
     complete = {name: one for name, one in records.items() if len(one) == configuration.seeds}
     rows = make_rows(complete)
     plain = next((name for name in complete if name in PLAIN), next(iter(complete), ""))
-    baseline = configuration.baseline or plain
+    baseline = configuration.baseline if configuration.baseline in complete else plain
     differences = find_differences(complete, baseline, problem.setting.num_train) if complete and statistics else {}
     single_rows = find_single_rows(complete)
+    settings = {name: list((tuned or {}).get(name, ())) for name in complete}
+    untuned = [name for name, found in settings.items() if configuration.recipe.tune and not all(found)]
+    verdict = make_verdict(
+        rows,
+        differences,
+        configuration.seeds,
+        data=problem.data.name,
+        baseline=baseline,
+        single_rows=single_rows,
+        untuned=untuned,
+    )
     return {
         "format": FORMAT,
         "data": configuration.data,
         "task": problem.data.task,
-        "verdict": make_verdict(
-            rows, differences, configuration.seeds, data=problem.data.name, baseline=baseline, single_rows=single_rows
-        ),
+        "verdict": verdict,
         "rows": rows,
-        "missing": {name: configuration.seeds - len(one) for name, one in records.items() if name not in complete},
+        "notes": _notes(complete, untuned, configuration.baseline, baseline),
+        "missing": {
+            name: configuration.seeds - len(one)
+            for name, one in records.items()
+            if name not in complete and name not in left_out
+        },
         "baseline": baseline,
         "differences": differences,
         "single_rows": single_rows,
         "methods": {name: {**methods[name], "num_indices": found[0].num_indices} for name, found in complete.items()},
-        "left_out": dict(left_out or {}),
+        "left_out": dict(left_out),
+        "tuned": settings,
         "problem": problem.facts(),
         "configuration": replace(configuration, recipe=configuration.recipe.for_task(problem.data.task)).as_plain(),
         "command": command_line(configuration),
         "versions": versions(),
         "git": git_state(),
     }
+
+
+def _notes(
+    records: Mapping[str, Sequence[Record]], untuned: Sequence[str], asked_baseline: str | None, baseline: str
+) -> list[str]:
+    """What a reader of the table should know of single rows."""
+    notes = []
+    if asked_baseline not in (None, baseline):
+        notes.append(f"{asked_baseline}, the baseline that was asked for, has no row. {baseline} takes its place.")
+    stopped = [
+        f"{name}, seed {record.seed}, {record.stopped}"
+        for name, found in records.items()
+        for record in found
+        if record.stopped is not None
+    ]
+    if stopped:
+        notes.append(f"Trainings stopped early, since a validation metric was not finite: {'; '.join(stopped)}.")
+    if untuned:
+        notes.append(
+            f"Not tuned: {', '.join(untuned)}. A LightningModule of one's own has an optimizer of its own, and trials need a finite validation metric."
+        )
+    return notes

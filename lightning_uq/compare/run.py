@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
+from lightning_uq.compare.directory.lock import locked
 from lightning_uq.compare.directory.run_directory import RunDirectory, open_run
 from lightning_uq.compare.directory.writing import write_results
 from lightning_uq.compare.interrupts import Interrupted, signals_interrupt
@@ -23,7 +24,7 @@ from lightning_uq.compare.problem import Problem
 from lightning_uq.compare.progress.progress import Progress
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.results import make_results, make_rows
-from lightning_uq.errors import InputError, is_interrupt
+from lightning_uq.errors import InputError, NotFiniteError, is_interrupt
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Comparison:
         problem: The data of the first seed.
         methods: What a page says of each method, by name.
         records: Each method's records, one per seed; fewer while the comparison is not complete.
-        left_out: Methods that could not run on this data with this network, and why.
-        tuned: For each method the settings that tuning chose for its training; empty without tuning.
+        left_out: Methods without a row, and why: they could not run on this data with this network, or diverged.
+        tuned: For each method the settings that tuning chose for its training on each seed; empty ones without tuning.
     """
 
     configuration: Configuration
@@ -69,7 +70,7 @@ class Comparison:
     methods: dict[str, dict[str, Any]]
     records: dict[str, list[Record]]
     left_out: dict[str, str] = field(default_factory=dict)
-    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tuned: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -82,10 +83,15 @@ class Comparison:
         Args:
             statistics: Whether to say which differences can be told from chance. They take seconds.
         """
-        results = make_results(
-            self.configuration, self.problem, self.methods, self.records, self.left_out, statistics=statistics
+        return make_results(
+            self.configuration,
+            self.problem,
+            self.methods,
+            self.records,
+            self.left_out,
+            self.tuned,
+            statistics=statistics,
         )
-        return {**results, "tuned": {row["method"]: self.tuned.get(row["method"], {}) for row in results["rows"]}}
 
 
 def compare(
@@ -93,6 +99,7 @@ def compare(
     progress: Progress | None = None,
     directory: Path | None = None,
     options: RunOptions | None = None,
+    plan: Plan | None = None,
 ) -> Comparison:
     """Train and evaluate every method with every seed.
 
@@ -100,17 +107,21 @@ def compare(
 
     In a directory, each record is written as soon as it is there, and ``results.json`` after each training with the rows that are complete. So a run that
     was killed goes on with ``resume``, and its results are those of an uninterrupted one. Methods that are not there yet can join a complete comparison
-    if its configuration and data are the same.
+    if its configuration and data are the same, and so can further seeds, with ``resume``.
+
+    A method whose training diverges with a seed has no row, and :attr:`Comparison.left_out` says why; the others go on.
 
     Args:
         configuration: What to compare.
         progress: Told of every training and epoch.
         directory: An existing directory for the records.
         options: How to run; None: from the start, in this process.
+        plan: The plan of this configuration; None: it is made here.
 
     Raises:
-        InputError: An unknown method or data, an argument out of range, a file that does not hold what it should, or a directory that holds another
-            comparison.
+        InputError: An unknown method or data, an argument out of range, a file that does not hold what it should, a directory that holds another
+            comparison or to which another process writes one, or data with other test rows each time they are built.
+        NotFiniteError: Every method diverged with some seed.
         Interrupted: A signal ended the work. It has what is complete.
         MissingExtraError: The digits without scikit-learn.
 
@@ -126,9 +137,10 @@ def compare(
         check_optuna()
     with ExitStack() as stack:
         stack.enter_context(signals_interrupt())
-        plan = make_plan(configuration)
-        configuration = configuration.filled(plan.problem.data, tuple(plan.chosen))
         path = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(locked(path))
+        plan = plan or make_plan(configuration)
+        configuration = configuration.filled(plan.problem.data, tuple(plan.chosen))
         run, notes = open_run(
             path,
             configuration,
@@ -192,33 +204,32 @@ def _run(
 
     def found() -> Comparison:
         records = run.records(configuration.all_seeds)
-        tuned = {name: tuning.chosen(one["trained_as"] or name) for name, one in run.methods.items()}
-        return Comparison(whole, plan.problem, run.methods, records, run.state["left_out"], tuned)
+        tuned = {
+            name: [tuning.chosen(one["trained_as"] or name, seed) for seed in configuration.all_seeds]
+            for name, one in run.methods.items()
+        }
+        return Comparison(whole, plan.problem, run.methods, records, run.left_out, tuned)
 
     tuning = Tuning(run.path, configuration, plan)
-    left = open_jobs(plan.jobs, run)
-    trainees = _trainees(left)
-    total = len(plan.jobs) + configuration.recipe.tune * sum(tuning.tunes(name) for name in _trainees(plan.jobs))
-    done = total - len(left) - sum(tuning.left(name) for name in trainees)
-
-    def next_jobs(trainee: str) -> list[Job]:
-        trial = tuning.next_trial(trainee)
-        if trial is not None:
-            return [trial]
-        settings = tuple(tuning.chosen(trainee).items())
-        return [replace(job, settings=settings) for job in left if job.trainee == trainee]
-
-    workshop = Workshop(configuration, run.path, plan.known, options.save_predictions)
+    left = {(job.trainee, job.seed): job for job in open_jobs(plan.jobs, run)}
+    total = len(plan.jobs) + configuration.recipe.tune * sum(tuning.tunes(job.trainee) for job in plan.jobs)
+    done = total - len(left) - sum(tuning.left(*key) for key in left)
+    test_marks = {seed: marks["test"] for seed, marks in plan.marks.items()}
+    workshop = Workshop(configuration, run.path, plan.monitors, test_marks, plan.known, options.save_predictions)
     try:
         progress.start(total, plan.epochs, done)
-        jobs = deque(job for name in trainees for job in next_jobs(name))
+        jobs = deque(map(tuning.next_job, left.values()))
         for job, finished in run_jobs(jobs, workshop, progress, options.jobs):
             done += 1
             progress.trained(job.trainee, job.seed, finished.epochs, finished.seconds)
             if job.is_trial:
                 tuning.tell(job, finished.best, finished.epochs, finished.seconds)
-                jobs.extendleft(reversed(next_jobs(job.trainee)))
-            elif can_resume:
+                jobs.appendleft(tuning.next_job(left[job.trainee, job.seed]))
+                continue
+            for name, reason in finished.diverged.items():
+                run.add_diverged(name, job.seed, reason)
+                progress.note(f"{name} has no row: it diverged at seed {job.seed} ({reason}).")
+            if can_resume:
                 write_results(found().results(statistics=False), run.path)
     except BaseException as error:
         comparison = found()
@@ -226,14 +237,16 @@ def _run(
         if is_interrupt(error):
             raise Interrupted(comparison, done, total, can_resume=can_resume and run.has_work) from error
         raise
-    return found()
+    comparison = found()
+    if not comparison.rows:
+        reasons = " ".join(f"{name}: {reason}." for name, reason in comparison.left_out.items())
+        raise NotFiniteError(f"methods: none has a row. {reasons}")
+    return comparison
 
 
 def open_jobs(jobs: Sequence[Job], run: RunDirectory) -> list[Job]:
     """The jobs that are not done, each with the readers that lack a record."""
-    left = [replace(job, readers=tuple(name for name in job.readers if not run.has(name, job.seed))) for job in jobs]
+    left = [
+        replace(job, readers=tuple(name for name in job.readers if not run.is_done(name, job.seed))) for job in jobs
+    ]
     return [job for job in left if job.readers]
-
-
-def _trainees(jobs: Sequence[Job]) -> list[str]:
-    return list(dict.fromkeys(job.trainee for job in jobs))

@@ -26,9 +26,10 @@ HOOKS = ("transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch
 class ForeignDataModule(LightningDataModule):
     """An unmodified LightningDataModule with the interface :class:`~lightning_uq.data.TaskData`.
 
-    One pass over its loaders shows the task, the number of classes, and the scale of the targets. It is set up once, with random
-    numbers of its own, so that its split is the same for all seeds, and test samples keep their positions. Its batches are left as
-    they are, but for integers and booleans that are regressed, which become floats; validation and test loaders give each sample once, in order. Out-of-distribution data come from its method
+    One pass over its loaders shows the task, the number of classes, and the scale of the targets. It is set up once, with the same
+    global random numbers each time, so that a split drawn with them is the same for all seeds, and test samples keep their positions. A split drawn
+    with other random numbers may be another one in each process: :attr:`marks` tell. Its batches are left as they are, but for integers and booleans
+    that are regressed, which become floats; validation and test loaders give each sample once, in order. Out-of-distribution data come from its method
     ``ood_dataloaders`` or ``ood_dataloader``, if it has one: a loader, or several by name.
 
     Args:
@@ -72,6 +73,7 @@ class ForeignDataModule(LightningDataModule):
         self._task_arguments: dict[str, Any] = {}
         self._num_outputs = 0
         self._num_test = 0
+        self._marks: dict[str, str] = {}
         # A hook that the module overrides is one here; Lightning asks which are overridden.
         for hook in HOOKS:
             if is_overridden(self.inner, hook):
@@ -95,6 +97,7 @@ class ForeignDataModule(LightningDataModule):
                 self.inner.setup(stage=one)
             loaders = {part: self._loader(part) for part in _LOADERS}
             rows = {part: read_rows(exact_loader(loader), self._unpack, part) for part, loader in loaders.items()}
+        self._marks = {part: one.mark for part, one in rows.items()}
         train = rows.pop("train")
         self._task = shown_task(train, self.name) if self._given_task == "auto" else self._given_task
         self._task_arguments, self._num_outputs = facts(self._task, train, rows, self.name)
@@ -164,9 +167,15 @@ class ForeignDataModule(LightningDataModule):
         return torch.arange(self._num_test)
 
     @property
+    def marks(self) -> dict[str, str]:
+        """Marks of the samples of ``train``, ``val`` and ``test``, as the pass over the loaders read them."""
+        self.setup()
+        return dict(self._marks)
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """That all seeds have one split."""
-        return (f"All seeds have the split of {self.name}.",)
+        """Whose the split is."""
+        return (f"Seeds differ in the training alone, since {self.name} brings its own split.",)
 
     @property
     def _rows(self) -> Rows:
@@ -216,7 +225,8 @@ class ForeignDataModule(LightningDataModule):
     def _loader(self, part: str) -> Any:
         hook = _LOADERS[part]
         self.inner.trainer = self.trainer
-        loaders = loader_list(getattr(self.inner, hook)()) if is_overridden(self.inner, hook) else []
+        with self._alone():  # a split may be drawn here
+            loaders = loader_list(getattr(self.inner, hook)()) if is_overridden(self.inner, hook) else []
         if len(loaders) != 1 or loaders[0] is None:
             what = f"returns {len(loaders)} loaders" if len(loaders) > 1 else "returns none" if loaders else "has none"
             raise InputError(

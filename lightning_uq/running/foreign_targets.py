@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_uq.batches import num_rows
 from lightning_uq.errors import InputError
+from lightning_uq.running.marks import Marker
 
 NAMES = ("classification", "binary", "multilabel", "segmentation", "regression")
 VOID = 255
@@ -24,12 +25,14 @@ class Rows:
         input_shape: Shape of one input; None if inputs are no tensors.
         targets: The targets of all rows; of maps, and where the batches' shapes differ, the different values of each batch.
         target_shape: Shape of the targets of a batch.
+        mark: The mark of all batches.
     """
 
     num: int
     input_shape: tuple[int, ...] | None
     targets: Tensor
     target_shape: tuple[int, ...]
+    mark: str = ""
 
 
 def read_rows(loader: Iterable[Any], unpack: Callable[[Any], Any], name: str) -> Rows:
@@ -41,6 +44,7 @@ def read_rows(loader: Iterable[Any], unpack: Callable[[Any], Any], name: str) ->
     num = 0
     inputs: list[tuple[int, ...] | None] = []
     found: list[Tensor] = []
+    marker = Marker()
     for batch in loader:
         x, y = unpack(batch)
         if not isinstance(y, Tensor) or not y.ndim:
@@ -49,13 +53,14 @@ def read_rows(loader: Iterable[Any], unpack: Callable[[Any], Any], name: str) ->
                 "`unpack_batch`, a function that returns the input and the target."
             )
         num += num_rows(x, y) or len(y)
+        marker.add((batch, y))  # the batch may be an object, whose values no marker finds
         inputs = inputs or [tuple(x.shape[1:]) if isinstance(x, Tensor) else None]
         found.append(y)
     if not found:
         raise InputError(f"The {name} loader must hold batches, but it is empty.")
     is_map = found[0].ndim > 2 or len({y.shape[1:] for y in found}) > 1
     targets = torch.cat([torch.unique(y) if is_map else y for y in found])
-    return Rows(num, inputs[0], targets, tuple(found[0].shape))
+    return Rows(num, inputs[0], targets, tuple(found[0].shape), marker.mark)
 
 
 def shown_task(rows: Rows, name: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from lightning_uq.compare import Configuration, Progress, Recipe, RunOptions, compare
 from lightning_uq.compare.jobs.jobs import Workshop, devices_of
 from lightning_uq.compare.jobs.workers import run_in_processes
+from lightning_uq.compare.planning.marks import mark_of_test
 from lightning_uq.compare.planning.plan import Job
 from lightning_uq.compare.training import evaluation, training
 from lightning_uq.errors import InputError, UQError
@@ -191,6 +192,7 @@ def test_trainers_run_on_the_devices_of_their_process(monkeypatch, tmp_path):
     for module in (evaluation, training):
         monkeypatch.setattr(module, "Trainer", spying(module.Trainer))
     configuration = Configuration(data="diabetes", methods=("gaussian",), seeds=1, recipe=Recipe(max_epochs=1))
-    Workshop(configuration, tmp_path).run(Job("gaussian", ("gaussian",), 0), [3], Progress())
+    workshop = Workshop(configuration, tmp_path, {}, {0: mark_of_test(configuration.make_data(0))})
+    workshop.run(Job("gaussian", ("gaussian",), 0), [3], Progress())
     assert seen
     assert all(devices == [3] for devices in seen)

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,8 +55,8 @@ def test_what_is_no_run(run_dir, tmp_path, capsys):
     assert "does not hold the results of a run" in fails(capsys, "report", tmp_path)
     assert "is not the JSON file of an evaluation" in fails(capsys, "report", path)
     path.write_text('{"format": 99}')
-    assert "has format 99, but this version reads format 1" in fails(capsys, "report", tmp_path)
-    path.write_text('{"format": 1, "rows": []}')
+    assert "has format 99, but this version reads format 2" in fails(capsys, "report", tmp_path)
+    path.write_text('{"format": 2, "rows": []}')
     assert "lacks methods, problem" in fails(capsys, "report", tmp_path)
     shutil.copy(run_dir / "results.json", path)
     assert "has no records of softmax, energy" in fails(capsys, "report", tmp_path)
@@ -65,11 +66,12 @@ def test_what_is_no_run(run_dir, tmp_path, capsys):
 def test_tuned_settings_and_methods_left_out_are_on_the_page(run_dir, tmp_path):
     folder = shutil.copytree(run_dir, tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())
-    results |= {"tuned": {"softmax": {"learning_rate": 0.00123}}, "left_out": {"laplace": "it ran out of <memory>"}}
+    settings = [{"learning_rate": 0.00123, "weight_decay": 0.0}, {"learning_rate": 0.004, "weight_decay": 0.0}]
+    results |= {"tuned": {"softmax": settings}, "left_out": {"laplace": "it ran out of <memory>"}}
     (folder / "results.json").write_text(json.dumps(results))
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
-    assert "learning_rate = 0.00123" in page
+    assert "learning_rate = 0.00123, 0.004; weight_decay = 0" in page
     assert "Left out: laplace" in page
     assert "it ran out of &lt;memory&gt;" in page
 
@@ -86,6 +88,40 @@ def test_several_data_sets_are_compared_one_after_another(tmp_path, monkeypatch)
         assert f'href="../{other}/report.html"' in page
     assert main(["compare", "--data", "a/x.csv,b/x.csv", "--out", "two"]) == 2
     assert not (tmp_path / "two").exists()
+
+
+def table(path, column):
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    lines = [f"a,b,{column}", *(f"{a},{b},{c}" for a, b, c in x)]
+    path.write_text("\n".join(lines))
+
+
+def test_a_mistake_in_the_last_data_set_costs_no_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "one.csv", "price")
+    table(tmp_path / "two.csv", "prize")
+    quick = ["--target", "price", "--methods", "gaussian", "--seeds", "1", "--max-epochs", "1", "--out", "out"]
+    assert main(["compare", "--data", "one.csv,two.csv", *quick]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("lightning-uq: error: two.csv: ")
+    assert "price" in error
+    assert "Nothing was trained" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_that_fails_later_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    quick = ["--methods", "ensemble", "--seeds", "1", "--max-epochs", "1", "--format", "csv", "--out", "out"]
+    (tmp_path / "out" / "digits").mkdir(parents=True)
+    (tmp_path / "out" / "digits" / "run.json").write_text("{}")
+    assert main(["compare", "--data", "digits,diabetes", *quick]) == 2
+    error = capsys.readouterr().err
+    assert "digits failed: " in error
+    assert error.splitlines()[-1] == (
+        "lightning-uq: error: 1 of 2 data sets failed: digits (InputError). Their errors stand above."
+    )
+    assert (tmp_path / "out" / "diabetes" / "report.html").is_file()
+    assert 'href="diabetes/report.html"' in (tmp_path / "out" / "report.html").read_text()
 
 
 # ------------------------------------------------------------------ several runs

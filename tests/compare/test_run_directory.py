@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from lightning_uq.compare import Configuration, Progress, Recipe, RunOptions, compare
-from lightning_uq.compare.directory.agreement import data_fingerprint
-from lightning_uq.compare.problem import make_problem
 from lightning_uq.errors import InputError
 from tests.compare.runs import TIMES
 
@@ -113,14 +111,17 @@ def test_resuming_what_is_not_there_begins(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seeds": 3}, "`seeds` is 3, but in the comparison in .* it is 2"),
+        ({"seeds": 1}, "`seeds` is 1, but in the comparison in .* it is 2"),
         ({"seed": 1}, "`seed` is 1, but in the comparison in .* it is 0"),
         ({"recipe": Recipe(max_epochs=2)}, "`max_epochs` is 2, but in the comparison in .* it is 1"),
         (
             {"network": "tests.compare.networks:make"},
             "`network` is tests.compare.networks:make, but in the comparison in .* it is mlp",
         ),
-        ({"data": "digits", "methods": ("softmax",)}, "`data` is digits, but in the comparison in .* it is diabetes"),
+        (
+            {"data": "digits", "methods": ("softmax",)},
+            "`data`: digits does not hold the same samples as diabetes when the comparison in .* began",
+        ),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"resume": True}])
@@ -218,8 +219,6 @@ def test_a_data_module_of_ones_own(tmp_path, monkeypatch):
     assert run(tmp_path / "run", with_shift(0.0))[1].trained_methods == []
     with pytest.raises(InputError, match=r"`config: data` is .*'shift': 1.0"):
         run(tmp_path / "run", with_shift(1.0))
-    prints = {shift: data_fingerprint(make_problem(with_shift(shift), 0)) for shift in (0.0, 1.0)}
-    assert prints[0.0] != prints[1.0]
     (tmp_path / "own_rows.py").write_text(OWN + "# changed\n")
     with pytest.raises(InputError, match="`data_module`: the file of the data module has changed"):
         run(tmp_path / "run", with_shift(0.0))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
 
 from lightning_uq.errors import InputError
 from lightning_uq.running.foreign_data import ForeignDataModule
@@ -137,12 +137,26 @@ def test_a_module_of_labelled_images():
     )
     assert task_for(data) == Classification(num_classes=3)
     assert (data.num_train, len(data.test_rows), data.class_names) == (40, 20, ("0", "1", "2"))
-    assert data.notes == ("All seeds have the split of MNISTDataModule.",)
+    assert data.notes == ("Seeds differ in the training alone, since MNISTDataModule brings its own split.",)
     assert data.ood_dataloaders() == {}
     # The test loader shuffles, but positions stay.
     x = torch.cat([x for x, _ in data.test_dataloader()])
     assert torch.equal(x, Digits(20, 1).images)
     assert len(torch.cat([y for _, y in data.predict_dataloader()])) == 5
+
+
+def test_a_split_that_is_drawn_in_a_loader_is_the_same_each_time():
+    class Drawn(MNISTDataModule):
+        def test_dataloader(self):
+            return DataLoader(Subset(Digits(20, 1), torch.randperm(20)[:10].tolist()), 5)
+
+    data, again = ForeignDataModule(Drawn()), ForeignDataModule(Drawn())
+    data.setup()
+    torch.manual_seed(1)
+    again.setup()
+    assert data.marks == again.marks
+    first, second = (torch.cat([x for x, _ in data.test_dataloader()]) for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_the_split_and_the_random_state_do_not_depend_on_each_other():

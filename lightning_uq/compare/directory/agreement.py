@@ -2,92 +2,45 @@
 
 import hashlib
 import importlib.util
-import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.planning.discovery import is_source, load_source, methods_of
 from lightning_uq.compare.problem import Problem
-from lightning_uq.compare.training.training import seeded
 from lightning_uq.errors import InputError
-
-FREE = ("methods", "method_file", "baseline", "config")
-"""Fields of the configuration that may differ: they choose rows, and no number of a row depends on them. What a file of arguments holds is compared
-instead of its path.
-"""
-
-JOINING = ("module", "config: module")
-"""Fields that choose rows as well: one run may have none, but two may not have different ones."""
-
-PLACES = ("data", "ood", "root", "problem")
-"""Fields that say where the data lie. They may differ if the data are the same."""
-
-READ_BATCHES = 2
-"""Batches of each loader that a fingerprint reads, where the data are not tensors in memory."""
 
 WAYS_OUT = "Choose another `out`, or start anew with `overwrite`."
 
 
 def plain_configuration(configuration: Configuration, problem: Problem) -> dict[str, Any]:
     """A configuration as JSON has it, with every default filled in: two that mean the same are equal."""
-    held_out = tuple(getattr(problem.data, "ood_classes", ()))
-    recipe = configuration.recipe.for_task(problem.data.task)
     filled = replace(
         configuration,
-        ood_classes=held_out,
+        task=problem.data.task,
+        ood_classes=tuple(getattr(problem.data, "ood_classes", ())),
         network=None if problem.is_testbed else configuration.network or problem.network,
-        recipe=recipe,
+        recipe=configuration.recipe.for_task(problem.data.task),
     )
     plain: dict[str, Any] = json.loads(json.dumps(filled.as_plain(), default=str))
     return plain
 
 
-def data_fingerprint(problem: Problem) -> str:
-    """A hash of the samples of all parts, for the first seed: it follows from the values, and not from a file's name or date.
+def settings_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a plain configuration on which the numbers depend, beside the samples. Those of a module are there only if there is one.
 
-    Of data that are not tensors in memory, such as folders of images, it reads the first :data:`READ_BATCHES` batches of each loader.
-
-    Example:
-        >>> from lightning_uq.compare.problem import make_problem
-        >>> digits = make_problem(Configuration(), 0)
-        >>> data_fingerprint(digits) == data_fingerprint(make_problem(Configuration(), 0))
-        True
+    The other fields say where the data lie, or choose rows.
     """
-    data, digest = problem.data, hashlib.sha256()
-    loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
-    for part, loader in {**loaders, **data.ood_dataloaders()}.items():
-        tensors = getattr(getattr(loader, "dataset", None), "tensors", None)
-        digest.update(part.encode())
-        if tensors is None:
-            with seeded(0):  # a transform may be random
-                tensors = list(itertools.islice(loader, READ_BATCHES))
-        for array in _arrays(tensors):
-            digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(data.test_rows.numpy().tobytes())
-    digest.update(str(data.num_train).encode())
-    return digest.hexdigest()
-
-
-def _arrays(value: Any) -> Iterator["np.ndarray[Any, Any]"]:
-    """The numbers and texts in a batch of any kind."""
-    if isinstance(value, Tensor):
-        yield value.detach().cpu().double().numpy() if value.is_floating_point() else value.cpu().numpy()
-    elif isinstance(value, np.ndarray | int | float | str):
-        yield np.asarray(value)
-    elif isinstance(value, Mapping):
-        for key in value:
-            yield from _arrays(value[key])
-    elif isinstance(value, Sequence):
-        for one in value:
-            yield from _arrays(one)
+    contents = configuration["contents"]
+    names = ("data_module", "task", "ood_classes", "network", "seed", "accelerator")
+    found = {name: configuration[name] for name in names}
+    found |= {**configuration["recipe"], "config: data": contents.get("data", {})}
+    if configuration["module"] is not None:
+        found |= {"module": configuration["module"], "config: module": contents.get("module", {})}
+    return found
 
 
 def source_hashes(configuration: Configuration) -> dict[str, str]:
@@ -124,18 +77,29 @@ def check_agreement(then: Mapping[str, Any], now: Mapping[str, Any], directory: 
     Raises:
         InputError: They do not agree.
     """
-    same_data = then["data"] == now["data"]
-    before, after = _flat(then["configuration"]), _flat(now["configuration"])
-    for name in dict.fromkeys([*before, *after]):
-        old, new = before.get(name), after.get(name)
-        if old == new or name in FREE or (name in PLACES and same_data) or (name in JOINING and None in (old, new)):
-            continue
-        raise InputError(
-            f"`{name}` is {_shown(new)}, but in the comparison in {directory} it is {_shown(old)}. {WAYS_OUT}"
-        )
+    shared_seeds = then["data"].keys() & now["data"].keys()
+    old_data, new_data = then["configuration"]["data"], now["configuration"]["data"]
+    same_data = all(then["data"][seed] == now["data"][seed] for seed in shared_seeds)
+    before, after = settings_of(then["configuration"]), settings_of(now["configuration"])
+    if same_data or old_data == new_data:  # else the settings differ since the data do
+        for name, new in after.items():
+            old = before.get(name, new)  # a run without a module says nothing of one
+            if old != new:
+                raise InputError(
+                    f"`{name}` is {_shown(new)}, but in the comparison in {directory} it is {_shown(old)}. {WAYS_OUT}"
+                )
     if not same_data:
         raise InputError(
-            f"`data`: {after['data']} does not hold the same samples as when the comparison in {directory} began. {WAYS_OUT}"
+            f"`data`: {new_data} does not hold the same samples as {old_data} when the comparison in {directory} began. {WAYS_OUT}"
+        )
+    seeds, earlier = now["configuration"]["seeds"], then["configuration"]["seeds"]
+    if seeds < earlier:
+        raise InputError(f"`seeds` is {seeds}, but in the comparison in {directory} it is {earlier}. {WAYS_OUT}")
+    lacking = [name for name in then["methods"] if name not in now["methods"]]
+    if seeds > earlier and lacking:
+        raise InputError(
+            f"`seeds` is {seeds}, but in the comparison in {directory} it is {earlier}, and its rows of {', '.join(lacking)} would lack the further "
+            f"seeds. Add these to `methods`, too. {WAYS_OUT}"
         )
     for name in then["sources"].keys() & now["sources"].keys():
         if then["sources"][name] != now["sources"][name]:
@@ -151,20 +115,12 @@ def check_agreement(then: Mapping[str, Any], now: Mapping[str, Any], directory: 
 
 
 def merged_configuration(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a comparison that further methods join."""
-    merged = {**then, "recipe": now["recipe"]}
+    """The configuration of a comparison that further methods, or seeds, join."""
+    merged = {**then, **{name: value for name, value in now.items() if value is not None}}
     for name in ("methods", "method_file"):
         merged[name] = list(dict.fromkeys([*then[name], *now[name]]))
-    for name in ("baseline", "module", "config"):
-        merged[name] = then[name] if now[name] is None else now[name]
     merged["contents"] = {**then["contents"], **now["contents"]}
     return merged
-
-
-def _flat(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration, with those of the recipe and of the file of arguments among them."""
-    flat = {name: value for name, value in configuration.items() if name not in ("recipe", "contents")}
-    return {**flat, **configuration["recipe"], **{f"config: {k}": v for k, v in configuration["contents"].items()}}
 
 
 def _shown(value: Any) -> str:

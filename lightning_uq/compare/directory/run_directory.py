@@ -1,7 +1,7 @@
 """A run's directory: what an earlier run left there, and the state that lets a later one go on."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.directory.agreement import (
     WAYS_OUT,
     check_agreement,
-    data_fingerprint,
     merged_configuration,
     plain_configuration,
     source_hashes,
@@ -28,7 +27,7 @@ from lightning_uq.writing import partial_path, replacing
 STATE = "run.json"
 """The file that says what a directory's records belong to."""
 
-_FORMAT = 1
+_FORMAT = 2
 _OWN = (STATE, TRIALS, *RESULTS, *STALE, f"{FOLDER}/*-*.npz", f"{PREDICTIONS}/*-*.npz")
 """Patterns of the files that a comparison writes."""
 
@@ -52,9 +51,28 @@ class RunDirectory:
         found: dict[str, dict[str, Any]] = self.state["methods"]
         return found
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The methods that have no row, and why: they could not run, or diverged."""
+        diverged: dict[str, dict[str, str]] = self.state["diverged"]
+        reasons = {
+            name: "; ".join(f"it diverged at seed {seed} ({reason})" for seed, reason in seeds.items())
+            for name, seeds in diverged.items()
+        }
+        return {**self.state["left_out"], **reasons}
+
     def has(self, method: str, seed: int) -> bool:
         """Whether a method's record for a seed is there."""
         return record_path(self.path, method, seed).is_file()
+
+    def is_done(self, method: str, seed: int) -> bool:
+        """Whether a method's record for a seed is there, or cannot be, since its training diverged."""
+        return self.has(method, seed) or str(seed) in self.state["diverged"].get(method, {})
+
+    def add_diverged(self, method: str, seed: int, reason: str) -> None:
+        """Keep that a method diverged, so that it is not trained again."""
+        self.state["diverged"].setdefault(method, {})[str(seed)] = reason
+        self.save()
 
     def records(self, seeds: Sequence[int]) -> dict[str, list[Record]]:
         """The records that are there, by method.
@@ -82,7 +100,7 @@ class RunDirectory:
     @property
     def has_work(self) -> bool:
         """Whether any training has ended."""
-        return _has_work(self.path)
+        return _has_work(self.path, self.state)
 
 
 def open_run(
@@ -117,6 +135,7 @@ def open_run(
     if overwrite:
         remove_own(path)
     then = _read(path)
+    _check_baseline(configuration.baseline, [*(then["methods"] if then else ()), *plan.chosen])
     if then is None:
         _check_foreign(path)
         run = RunDirectory(path, now)
@@ -127,15 +146,15 @@ def open_run(
         partial.unlink()  # of a process that was killed while it wrote
     before = RunDirectory(path, then)
     seeds = configuration.all_seeds
-    unfinished = [name for name in before.methods if not all(before.has(name, seed) for seed in seeds)]
+    unfinished = [name for name in before.methods if not all(before.is_done(name, seed) for seed in seeds)]
     if unfinished and not resume:
         raise InputError(
-            f"{path} holds a comparison that was interrupted: {', '.join(unfinished)} lacks seeds. Go on with `resume`, or start anew with "
+            f"{path} holds a comparison that is not complete: {', '.join(unfinished)} lacks seeds. Go on with `resume`, or start anew with "
             "`overwrite`."
         )
-    merged = {**then, "sources": {**then["sources"], **now["sources"]}}
-    merged["methods"] = {**then["methods"], **now["methods"]}
-    merged["left_out"] = {**then["left_out"], **now["left_out"]}
+    merged = {**then, **{name: {**then[name], **now[name]} for name in ("data", "sources", "methods")}}
+    left_out = {**then["left_out"], **now["left_out"]}
+    merged["left_out"] = {name: reason for name, reason in left_out.items() if name not in merged["methods"]}
     merged["configuration"] = merged_configuration(then["configuration"], now["configuration"])
     run = RunDirectory(path, merged)
     run.save()
@@ -151,8 +170,15 @@ def remove_own(path: Path) -> None:
             folder.rmdir()
 
 
-def _has_work(path: Path) -> bool:
-    return (path / TRIALS).is_file() or any((path / FOLDER).glob("*-*.npz"))
+def _has_work(path: Path, state: Mapping[str, Any]) -> bool:
+    return bool(state["diverged"]) or (path / TRIALS).is_file() or any((path / FOLDER).glob("*-*.npz"))
+
+
+def _check_baseline(baseline: str | None, methods: Sequence[str]) -> None:
+    if baseline is not None and baseline not in methods:
+        raise InputError(
+            f"`baseline` is {baseline!r}, but the methods that are compared are {', '.join(dict.fromkeys(methods))}. Add it to `methods`."
+        )
 
 
 def _own_files(path: Path) -> Iterator[Path]:
@@ -166,12 +192,13 @@ def _state_of(configuration: Configuration, plan: Plan, save_predictions: bool) 
     return {
         "format": _FORMAT,
         "configuration": plain_configuration(configuration, plan.problem),
-        "data": data_fingerprint(plan.problem),
+        "data": {str(seed): marks for seed, marks in plan.marks.items()},
         "sources": source_hashes(configuration),
         "save_predictions": save_predictions,
         "versions": versions(),
         "methods": {name: about(method, plan.monitors.get(method.trainee)) for name, method in plan.chosen.items()},
         "left_out": plan.left_out,
+        "diverged": {},
     }
 
 
@@ -192,12 +219,9 @@ def about(method: Method, monitor: Monitor | None = None) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The contents of ``run.json``; None where there is none, or where no record was written beside it."""
+    """The contents of ``run.json``; None where there is none, or where no training has ended."""
     file = path / STATE
     if not file.is_file():
-        return None
-    if not _has_work(path):
-        remove_own(path)  # of a run that was killed before its first training ended
         return None
     try:
         state: dict[str, Any] = json.loads(file.read_text())
@@ -205,10 +229,14 @@ def _read(path: Path) -> dict[str, Any] | None:
             raise InputError(
                 f"{file} has format {state['format']}, but this version reads format {_FORMAT}. {WAYS_OUT}"
             )
+        has_work = _has_work(path, state)
     except (KeyError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{file} is no state of a comparison ({error}). {WAYS_OUT}") from error
+    if not has_work:
+        remove_own(path)  # of a run that was killed before its first training ended
+        return None
     return state
 
 
@@ -225,6 +253,12 @@ def _notes(before: RunDirectory, plan: Plan, seeds: Sequence[int]) -> list[str]:
     if there:
         verb = "is" if len(there) == 1 else "are"
         notes.append(f"{', '.join(there)} {verb} already in {before.path} and not trained again.")
+    diverged = [name for name in plan.chosen if name in before.state["diverged"]]
+    if diverged:
+        verb = "is" if len(diverged) == 1 else "are"
+        notes.append(
+            f"{', '.join(diverged)} diverged in {before.path} and {verb} not trained again. `overwrite` starts anew."
+        )
     kept = [name for name in before.methods if name not in plan.chosen]
     if kept:
         notes.append(f"The rows of {', '.join(kept)} in {before.path} are kept.")

@@ -4,13 +4,14 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.jobs.workers import run_in_processes
+from lightning_uq.compare.planning.marks import check_test_samples
 from lightning_uq.compare.planning.plan import Job, choose_methods
 from lightning_uq.compare.planning.tuning import tuned_configuration
 from lightning_uq.compare.problem import make_problem
@@ -19,8 +20,8 @@ from lightning_uq.compare.training.evaluation import evaluate
 from lightning_uq.compare.training.quiet import one_thread, quiet
 from lightning_uq.compare.training.saved_predictions import prediction_path
 from lightning_uq.compare.training.training import seeded, train
-from lightning_uq.errors import NotFiniteError
-from lightning_uq.method import Method
+from lightning_uq.errors import NotFiniteError, without_period
+from lightning_uq.method import Method, Monitor
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Finished:
         epochs: Epochs of the training.
         seconds: Its time.
         best: The best value of its validation metric; None where it has none, or diverged.
+        diverged: The methods without a record, since the training or what it led to is not finite, and why.
     """
 
     epochs: int
     seconds: float
     best: float | None = None
+    diverged: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,16 @@ class Workshop:
     Attributes:
         configuration: The configuration of the comparison.
         directory: The run's directory, to which records are written.
+        monitors: For each trained method the validation metric whose best epoch is kept; None: the last weights are kept.
+        test_marks: For each seed the mark of its test samples.
         known: All methods by name; None: found again from the configuration, as in another process.
         save_predictions: Whether the predictions of the test rows are written, too.
     """
 
     configuration: Configuration
     directory: Path
+    monitors: dict[str, Monitor | None]
+    test_marks: dict[int, str]
     known: dict[str, Method] | None = None
     save_predictions: bool = False
 
@@ -61,25 +68,38 @@ class Workshop:
             job: The job.
             devices: Lightning's.
             progress: Told of the training and its epochs.
+
+        Raises:
+            InputError: The test samples are not those of the plan.
         """
         configuration, own = tuned_configuration(self.configuration, dict(job.settings))
         problem = make_problem(configuration, job.seed)
+        check_test_samples(problem.data, self.test_marks[job.seed])
         problem = replace(problem, setting=replace(problem.setting, tuned=own))
         known = self.known or choose_methods(configuration, problem)[1]
         readers = [known[name] for name in job.readers]
         start = time.perf_counter()
         try:
-            trained = train(known[job.trainee], readers, problem, job.seed, configuration, progress, devices)
-        except NotFiniteError:
-            if not job.is_trial:
-                raise
-            return Finished(0, time.perf_counter() - start)  # with these settings the training diverges
+            monitor = self.monitors.get(job.trainee)
+            trained = train(
+                known[job.trainee], readers, problem, job.seed, configuration, progress, devices, monitor=monitor
+            )
+        except NotFiniteError as error:
+            reasons = dict.fromkeys(job.readers, without_period(error))
+            return Finished(0, time.perf_counter() - start, diverged=reasons)
+        diverged = dict(trained.diverged)
         for method in readers:
-            with seeded(job.seed):
-                saved = prediction_path(self.directory, method.name, job.seed) if self.save_predictions else None
-                record = evaluate(method, trained, problem, job.seed, self.configuration.accelerator, devices, saved)
-            record.save(self.directory)
-        return Finished(trained.epochs, trained.shared_seconds, trained.best)
+            if method.name in diverged:
+                continue
+            saved = prediction_path(self.directory, method.name, job.seed) if self.save_predictions else None
+            try:
+                with seeded(job.seed):
+                    record = evaluate(method, trained, problem, job.seed, configuration.accelerator, devices, saved)
+            except NotFiniteError as error:
+                diverged[method.name] = without_period(error)
+            else:
+                record.save(self.directory)
+        return Finished(trained.epochs, trained.shared_seconds, trained.best, diverged)
 
 
 def run_jobs(
@@ -104,7 +124,7 @@ def run_jobs(
         return
     accelerator = workshop.configuration.accelerator
     devices = [devices_of(accelerator, number) for number in range(processes)]
-    remote = Workshop(workshop.configuration, workshop.directory, None, workshop.save_predictions)
+    remote = replace(workshop, known=None)  # the methods of a user's file cannot be sent
     yield from run_in_processes(jobs, _work_in_process, remote, devices, progress)
 
 

@@ -190,12 +190,15 @@ def _configuration(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tuned(results: Mapping[str, Any]) -> dict[str, str]:
-    """For each method with tuned settings, these in one line."""
-    return {
-        name: ", ".join(f"{setting} = {_plain(value)}" for setting, value in settings.items())
-        for name, settings in results.get("tuned", {}).items()
-        if settings
-    }
+    """For each method with tuned settings, these in one line, with the values of all seeds where they differ."""
+    found: dict[str, str] = {}
+    for name, of_seeds in results.get("tuned", {}).items():
+        if of_seeds and all(of_seeds):
+            values = {key: [_plain(one[key]) for one in of_seeds] for key in of_seeds[0]}
+            found[name] = "; ".join(
+                f"{key} = {', '.join(one if len(set(one)) > 1 else one[:1])}" for key, one in values.items()
+            )
+    return found
 
 
 def _plain(value: Any) -> str:
@@ -211,7 +214,7 @@ def _versions(results: Mapping[str, Any]) -> dict[str, Any]:
 def _notes(results: Mapping[str, Any]) -> list[str]:
     rows, problem, seeds = results["rows"], results["problem"], results["configuration"]["seeds"]
     keys = {key for row in rows for key in row}
-    sizes, notes = problem["sizes"], []
+    sizes, notes = problem["sizes"], [*results["notes"]]
     if "kl_tau1" in keys:
         notes.append(
             "KL is the divergence of a method's prediction of 1 label, or of 10 labels together, from the environment that the "

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.planning.discovery import find_methods, methods, register
+from lightning_uq.compare.planning.marks import Marks, marks_of_seeds
 from lightning_uq.compare.planning.own_module import MODULE, module_methods
 from lightning_uq.compare.planning.trial import try_methods
 from lightning_uq.compare.problem import Problem, make_problem
@@ -50,6 +51,7 @@ class Plan:
         epochs: Epochs that a training takes at most.
         left_out: The methods that cannot run on this data with this network, and why.
         monitors: For each trained method the validation metric whose best epoch is kept; None: the last weights are kept.
+        marks: The marks of each seed's data.
     """
 
     problem: Problem
@@ -59,6 +61,7 @@ class Plan:
     epochs: int
     left_out: dict[str, str] = field(default_factory=dict)
     monitors: dict[str, Monitor | None] = field(default_factory=dict)
+    marks: dict[int, Marks] = field(default_factory=dict)
 
 
 def make_plan(configuration: Configuration) -> Plan:
@@ -71,6 +74,7 @@ def make_plan(configuration: Configuration) -> Plan:
     with quiet():  # the notes on the data say what a table reports of itself
         problem = make_problem(configuration, configuration.seed)
     chosen, known, required = choose_methods(configuration, problem)
+    _check_baseline(configuration, problem, known)
     left_out: dict[str, str] = {}
     monitors: dict[str, Monitor | None] = {}
     with quiet(), one_thread():
@@ -81,6 +85,7 @@ def make_plan(configuration: Configuration) -> Plan:
         if configuration.recipe.steps is None:
             for name in groups:
                 monitors[name] = find_monitor(known[name], problem.setting, problem.data, configuration.accelerator)
+        marks = marks_of_seeds(configuration, problem)
     epochs = configuration.recipe.for_task(problem.data.task).max_epochs
     assert epochs is not None
     if configuration.recipe.steps is not None:
@@ -90,7 +95,7 @@ def make_plan(configuration: Configuration) -> Plan:
         for trainee, readers in groups.items()
         for seed in configuration.all_seeds
     )
-    return Plan(problem, chosen, known, jobs, epochs, left_out, monitors)
+    return Plan(problem, chosen, known, jobs, epochs, left_out, monitors, marks)
 
 
 def choose_methods(
@@ -135,7 +140,17 @@ def choose_methods(
             raise InputError(
                 f"methods: {name} trains no network that another method could read, since it reads one itself."
             )
+    if configuration.baseline is not None:
+        required.add(configuration.baseline)
     return {name: known[name] for name in chosen}, known, required | {MODULE} & set(own)
+
+
+def _check_baseline(configuration: Configuration, problem: Problem, known: Mapping[str, Method]) -> None:
+    """Refuse a name that no method has. One that is not chosen may be in the directory to which this run adds rows."""
+    if configuration.baseline is not None and configuration.baseline not in known:
+        raise InputError(
+            f"`baseline` is {configuration.baseline!r}, but no method for {problem.data.task} has this name. Choose from {', '.join(known)}."
+        )
 
 
 def share_trainings(chosen: Mapping[str, Method]) -> dict[str, list[Method]]:

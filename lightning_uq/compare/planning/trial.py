@@ -12,7 +12,7 @@ from lightning_uq.compare.training.evaluation import read_predictions
 from lightning_uq.compare.training.isolation import IsolatedCallbacks
 from lightning_uq.compare.training.reading import data_for, logger_for
 from lightning_uq.compare.training.training import seeded
-from lightning_uq.errors import InputError, UQError, without_period
+from lightning_uq.errors import InputError, NotFiniteError, UQError, without_period
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.method import Method
 
@@ -80,17 +80,20 @@ def _fit(
     if not any(parameter.requires_grad for parameter in module.parameters()):
         return
     kind: Any = in_tree_of(module, Trainer)
+    isolated = IsolatedCallbacks(callbacks)
     trainer = kind(
         accelerator=configuration.accelerator,
         devices=1,
         fast_dev_run=1,
-        callbacks=[IsolatedCallbacks(callbacks)],
+        callbacks=[isolated],
         logger=logger_for(module),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
     )
     trainer.fit(module, datamodule=data_for(module, problem.data))
+    if isolated.diverged is not None:
+        raise NotFiniteError(isolated.diverged)
 
 
 def _reason(error: Exception) -> str:

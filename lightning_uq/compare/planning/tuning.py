@@ -1,8 +1,8 @@
-"""Tuning: for each trained method the same number of settings is drawn, and the one with the best validation metric is compared.
+"""Tuning: for each trained method and seed the same number of settings is drawn, and the one with the best validation metric is compared.
 
 The settings of all methods are the learning rate and the weight decay of the shared optimizer; a method may have more (``setting.choose`` in its ``build``). The first trial
-has the recipe's own settings, so tuning never takes worse ones than these, as the validation data see it. Trials train on a seed of their own, which the
-comparison does not use: on other splits of the data, and from other initial weights.
+has the recipe's own settings, so tuning never takes worse ones than these, as the validation data see it. A trial trains on the training rows of its seed and is
+judged by the seed's validation rows, so no test row has a part in the settings by which it is predicted, also where each seed splits the data anew.
 """
 
 import json
@@ -49,17 +49,6 @@ def check_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def tuning_seed(configuration: Configuration) -> int:
-    """The seed of the trials: the first one after those of the comparison.
-
-    Example:
-        >>> tuning_seed(Configuration(seeds=3))
-        3
-    """
-    last = configuration.seed + configuration.seeds
-    return last if last < 2**32 else configuration.seed - 1
-
-
 def choices_of(method: Method, setting: Setting) -> dict[str, tuple[Any, ...]]:
     """The settings that a method has of its own, with the values to choose among; the first one is the default."""
     asked = replace(setting, tuned={}, choices={})
@@ -87,7 +76,7 @@ def space(configuration: Configuration, own: Mapping[str, tuple[Any, ...]]) -> "
 
 @dataclass
 class _Search:
-    """The study of one method, and its trial that runs."""
+    """The study of one method on one seed, and its trial that runs."""
 
     study: "Study"
     space: "dict[str, BaseDistribution]"
@@ -102,7 +91,7 @@ class Tuning:
         directory: The run's directory.
         configuration: The configuration; its recipe says how many trials there are.
         plan: The methods.
-        kept: For each method ``{"mode": "min", "trials": [...]}``, where a finished trial is
+        kept: For each method ``{"mode": "min", "seeds": {"0": [trial, ...], ...}}``, where a finished trial is
             ``{"settings": {...}, "value": v, "epochs": n, "seconds": t}``, with a value of None where the training diverged.
     """
 
@@ -110,7 +99,7 @@ class Tuning:
     configuration: Configuration
     plan: Plan
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _searches: dict[str, _Search] = field(default_factory=dict)
+    _searches: dict[tuple[str, int], _Search] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         file = self.directory / TRIALS
@@ -125,48 +114,49 @@ class Tuning:
         has_judge = self.plan.monitors.get(trainee) is not None
         return self.configuration.recipe.tune > 0 and has_judge and self.plan.known[trainee].reading is None
 
-    def left(self, trainee: str) -> int:
-        """Number of a method's trials that are not done."""
-        return self.configuration.recipe.tune - len(self._trials(trainee)) if self.tunes(trainee) else 0
+    def left(self, trainee: str, seed: int) -> int:
+        """Number of a method's trials on a seed that are not done."""
+        return self.configuration.recipe.tune - len(self._trials(trainee, seed)) if self.tunes(trainee) else 0
 
-    def _trials(self, trainee: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.kept.get(trainee, {}).get("trials", [])
+    def _trials(self, trainee: str, seed: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.kept.get(trainee, {"seeds": {}})["seeds"].get(str(seed), [])
         return found
 
-    def next_trial(self, trainee: str) -> Job | None:
-        """The next trial of a method; None if all are done."""
-        if not self.left(trainee):
-            return None
-        if trainee not in self._searches:
-            self._searches[trainee] = self._search(trainee)
-        search = self._searches[trainee]
+    def next_job(self, job: Job) -> Job:
+        """The next trial before a job; if all are done, the job itself with the settings of the best one."""
+        if not self.left(job.trainee, job.seed):
+            return replace(job, settings=tuple(self.chosen(job.trainee, job.seed).items()))
+        key = job.trainee, job.seed
+        if key not in self._searches:
+            self._searches[key] = self._search(*key)
+        search = self._searches[key]
         search.running = search.study.ask(search.space)
-        return Job(trainee, (), tuning_seed(self.configuration), tuple(search.running.params.items()))
+        return Job(job.trainee, (), job.seed, tuple(search.running.params.items()))
 
     def tell(self, job: Job, value: float | None, epochs: int, seconds: float) -> None:
         """Keep the result of a trial, and write it to the run's directory."""
         value = None if value is None or not math.isfinite(value) else value
-        search = self._searches[job.trainee]
+        search = self._searches[job.trainee, job.seed]
         assert search.running is not None
         _tell(search.study, search.running, value)
         trial = {"settings": dict(job.settings), "value": value, "epochs": epochs, "seconds": seconds}
         monitor = self.plan.monitors[job.trainee]
         assert monitor is not None
-        self.kept.setdefault(job.trainee, {"mode": monitor.mode, "trials": []})["trials"].append(trial)
+        of_method = self.kept.setdefault(job.trainee, {"mode": monitor.mode, "seeds": {}})
+        of_method["seeds"].setdefault(str(job.seed), []).append(trial)
         with replacing(self.directory / TRIALS) as path:
-            facts = {"seed": tuning_seed(self.configuration), "methods": self.kept}
-            path.write_text(json.dumps(facts, indent=2) + "\n")
+            path.write_text(json.dumps({"methods": self.kept}, indent=2) + "\n")
 
-    def chosen(self, trainee: str) -> dict[str, Any]:
-        """The settings of the best trial; none if the method has no trial that ended well."""
-        good = [trial for trial in self._trials(trainee) if trial["value"] is not None]
+    def chosen(self, trainee: str, seed: int) -> dict[str, Any]:
+        """The settings of the best trial on a seed; none if the method has no trial that ended well."""
+        good = [trial for trial in self._trials(trainee, seed) if trial["value"] is not None]
         if not good:
             return {}
         best = (max if self.kept[trainee]["mode"] == "max" else min)(good, key=lambda trial: trial["value"])
         found: dict[str, Any] = best["settings"]
         return found
 
-    def _search(self, trainee: str) -> _Search:
+    def _search(self, trainee: str, seed: int) -> _Search:
         """A study in the state that it was in after the kept trials: its draws follow from the seed and the values."""
         import optuna
 
@@ -176,12 +166,12 @@ class Tuning:
         own = choices_of(self.plan.known[trainee], self.plan.problem.setting)
         study = optuna.create_study(
             direction="maximize" if monitor.mode == "max" else "minimize",
-            sampler=optuna.samplers.TPESampler(seed=tuning_seed(self.configuration)),
+            sampler=optuna.samplers.TPESampler(seed=seed),
         )
         first = {"learning_rate": recipe.learning_rate, "weight_decay": recipe.weight_decay}
         study.enqueue_trial({**first, **{name: values[0] for name, values in own.items()}})
         search = _Search(study, space(self.configuration, own))
-        for kept in self._trials(trainee):
+        for kept in self._trials(trainee, seed):
             trial = study.ask(search.space)
             if trial.params != kept["settings"]:
                 raise InputError(

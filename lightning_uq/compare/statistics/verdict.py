@@ -44,6 +44,7 @@ def make_verdict(
     data: str = "these data",
     baseline: str | None = None,
     single_rows: Mapping[str, Mapping[str, int]] | None = None,
+    untuned: Sequence[str] = (),
 ) -> list[str]:
     """What the numbers say, in sentences: the best predictions, the best detection, and what they hold for.
 
@@ -54,6 +55,7 @@ def make_verdict(
         data: What the data are called.
         baseline: The method whose value stands beside the best one's.
         single_rows: Numbers that one test row decides: :func:`~lightning_uq.compare.statistics.measures.find_single_rows`.
+        untuned: The methods that were not tuned, where others were.
 
     Returns:
         The sentences; none if no number decides.
@@ -72,6 +74,8 @@ def make_verdict(
     overs = {interval["over"] for one in judged for interval in differences[one]["to_best"].values()}
     if overs:
         sentences.append(_condition("rows" in overs, num_seeds, data))
+    if untuned and len(untuned) < len(rows):
+        sentences.append(f"Not all methods were tuned: {_listed(untuned)} ran with fixed settings.")
     return sentences
 
 

@@ -97,6 +97,7 @@ def evaluate(
         data.test_rows,
         {name: torch.cat([one[name] for one in outside]) for name in names},
         inside.num_indices,
+        trained.stopped,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_uq.errors import NotFiniteError, without_period
 from lightning_uq.modules.base import UncertaintyModule
 
 _HOOKS = tuple(name for name in dir(Callback) if name.startswith("on_") or name in ("setup", "teardown"))
@@ -24,6 +25,7 @@ class IsolatedCallbacks(Callback):
     Attributes:
         callbacks: The same.
         seconds: Time that they took after the training.
+        diverged: Why nothing could be fitted after the training, if what the network returns is not finite.
 
     Example:
         >>> from lightning.pytorch.callbacks import LambdaCallback
@@ -40,6 +42,7 @@ class IsolatedCallbacks(Callback):
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = list(callbacks)
         self.seconds = 0.0
+        self.diverged: str | None = None
 
     @contextmanager
     def _alone(self, trainer: Trainer) -> Iterator[None]:
@@ -53,9 +56,14 @@ class IsolatedCallbacks(Callback):
 
     def _run(self, hook: str, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         start = time.perf_counter()
-        with self._alone(trainer):
-            for callback in self.callbacks:
-                getattr(callback, hook)(trainer, pl_module, *args, **kwargs)
+        try:
+            with self._alone(trainer):
+                for callback in self.callbacks:
+                    getattr(callback, hook)(trainer, pl_module, *args, **kwargs)
+        except NotFiniteError as error:
+            if hook != "on_train_end":
+                raise
+            self.diverged = without_period(error)  # the other methods that read this training go on
         if hook == "on_train_end":
             self.seconds = time.perf_counter() - start
             if isinstance(pl_module, UncertaintyModule):

@@ -1,5 +1,6 @@
 """One training of the comparison, under Lightning's Trainer like any other."""
 
+import math
 import random
 import tempfile
 import time
@@ -19,7 +20,6 @@ from lightning_uq.compare.problem import Problem
 from lightning_uq.compare.progress.progress import Progress
 from lightning_uq.compare.testbed import num_epochs
 from lightning_uq.compare.training.isolation import IsolatedCallbacks
-from lightning_uq.compare.training.monitor import find_monitor
 from lightning_uq.compare.training.reading import data_for, is_foreign, logger_for
 from lightning_uq.lightning_trees import in_tree_of
 from lightning_uq.method import Method, Monitor
@@ -36,6 +36,8 @@ class Trained:
         epochs: Epochs of the training.
         shared_seconds: The training's time, without that of callbacks.
         best: The best value of the validation metric by which the epoch is chosen; None where the last weights are kept.
+        stopped: When and why the training stopped, if its validation metric was not finite.
+        diverged: The methods whose own callbacks could not be fitted, since what the network returns is not finite, and why.
     """
 
     module: LightningModule
@@ -44,6 +46,8 @@ class Trained:
     epochs: int
     shared_seconds: float
     best: float | None
+    stopped: str | None
+    diverged: dict[str, str]
 
 
 def train(
@@ -54,10 +58,22 @@ def train(
     configuration: Configuration,
     progress: Progress,
     devices: int | list[int] = 1,
+    *,
+    monitor: Monitor | None,
 ) -> Trained:
     """Train once for all methods that read the result; their post-training callbacks are fitted under the same Trainer.
 
-    A recipe of a fixed number of steps keeps the last weights. A module without parameters is not trained.
+    A module without parameters is not trained.
+
+    Args:
+        trainee: The method that is trained.
+        readers: The methods that read the training.
+        problem: The data of the seed.
+        seed: The seed.
+        configuration: Has the recipe.
+        progress: Told of the training and its epochs.
+        devices: Lightning's.
+        monitor: The validation metric that stops the training and whose best epoch is kept; None: the last weights are kept.
     """
     recipe, setting = configuration.recipe.for_task(problem.data.task), problem.setting
     assert recipe.max_epochs is not None
@@ -70,7 +86,6 @@ def train(
         start = time.perf_counter()
         module = trainee.make_module(setting)
         fixed = recipe.steps is not None
-        monitor = None if fixed else find_monitor(trainee, setting, problem.data, configuration.accelerator)
         stop, best = keepers(module, monitor, directory, recipe.patience)
         kind: Any = in_tree_of(module, Trainer)
         trainer = kind(
@@ -104,7 +119,18 @@ def train(
         trainer.current_epoch,
         shared,
         float(best[0].best_model_score) if best and best[0].best_model_score is not None else None,
+        _stopped(trainer, monitor),
+        {name: one.diverged for name, one in isolated.items() if one.diverged is not None},
     )
+
+
+def _stopped(trainer: Trainer, monitor: Monitor | None) -> str | None:
+    """When and why a training stopped whose last validation metric is not finite; None of others."""
+    value = None if monitor is None else trainer.callback_metrics.get(monitor.name)
+    if monitor is None or value is None or math.isfinite(value):
+        return None
+    count = "1 epoch" if trainer.current_epoch == 1 else f"{trainer.current_epoch} epochs"
+    return f"after {count}, as {monitor.name} was {float(value):g}"
 
 
 def keepers(
