@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.seed_differences_metrics import CALIBRATION_ALONE, METHODS, METRICS, metric_coverage
+from benchmarks.seed_differences_rows import few_rows
 from lightning_uq.functional.best_method import best_method
-from lightning_uq.functional.paired_difference import MIN_SEEDS, crossed_half_width, paired_difference, seed_half_width
+from lightning_uq.functional.half_widths import MIN_SEEDS, crossed_half_width, seed_half_width
+from lightning_uq.functional.paired_difference import paired_difference
 
 LEVEL = 0.95
 PARTS = {
@@ -74,10 +76,10 @@ def draw_errors(repetitions: int, num_seeds: int, num_rows: int, draw: torch.Gen
     return found[0] - found[1] - 0.04, means[0] - means[1] - 0.04
 
 
-def own_coverage(differences: Tensor, network_means: Tensor) -> Tensor:
+def own_coverage(differences: Tensor, network_means: Tensor, bound: float | None = None) -> Tensor:
     """Whether the interval of :func:`paired_difference` contains the expectation, [T]: below 5 seeds that of these networks."""
     expected = network_means.mean(1) if differences.shape[1] < MIN_SEEDS else 0
-    return (differences.mean((1, 2)) - expected).abs() <= crossed_half_width(differences, LEVEL)
+    return (differences.mean((1, 2)) - expected).abs() <= crossed_half_width(differences, LEVEL, bound)
 
 
 def resampling(num: int, size: int, draw: torch.Generator) -> Tensor:
@@ -129,7 +131,10 @@ def crossed(repetitions: int) -> None:
                 draw, columns = torch.Generator().manual_seed(num_seeds), {}
                 for start in range(0, repetitions, CHUNK):
                     differences, means = make(min(CHUNK, repetitions - start), num_seeds, num_rows, draw)
-                    found = {"": own_coverage(differences, means), **others_coverage(differences, draw)}
+                    found = {
+                        "": own_coverage(differences, means, 1.0 if tails == ERRORS else None),
+                        **others_coverage(differences, draw),
+                    }
                     for column, flags in found.items():
                         columns.setdefault(column, []).append(flags)
                 cells = " | ".join(share(torch.cat(flags)) for flags in columns.values())
@@ -267,6 +272,7 @@ def main() -> None:
     print(
         "- `best_method`: how often the truly best method is the best of the data or tied with it, and how often all methods are."
     )
+    few_rows(repetitions)
     crossed(repetitions)
     resplits(repetitions)
     metrics(repetitions // 5)

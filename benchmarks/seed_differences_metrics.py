@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.functional.calibration import uniform_bins
+from lightning_uq.functional.half_widths import MIN_SEEDS
 from lightning_uq.functional.metric_difference import metric_difference, resample_metric
-from lightning_uq.functional.paired_difference import MIN_SEEDS
 from lightning_uq.functional.seed_rows import SeedRows
 from lightning_uq.functional.weighted_metrics import weighted_auroc, weighted_ece, weighted_mean, weighted_rmse
 

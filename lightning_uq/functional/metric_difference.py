@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.paired_difference import (
-    MIN_SEEDS,
-    DifferenceInterval,
-    paired_difference,
-    t_quantile,
-    total_variance,
-)
+from lightning_uq.functional.half_widths import MIN_SEEDS, t_quantile, total_variance
+from lightning_uq.functional.paired_difference import DifferenceInterval, paired_difference
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.seed_rows import SeedRows
 from lightning_uq.functional.validation import check_integer, check_open_unit, check_tensor, describe

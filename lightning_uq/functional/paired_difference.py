@@ -14,13 +14,10 @@ import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.half_widths import MIN_SEEDS, crossed_half_width, resplit_half_width, seed_half_width
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.seed_rows import SeedRows
-from lightning_uq.functional.student_t import student_t_quantile
 from lightning_uq.functional.validation import check_integer, check_open_unit, check_shape, describe
-
-MIN_SEEDS = 5
-"""The fewest seeds whose spread enters an interval for rows and seeds."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,20 @@ class DifferenceInterval:
 
     @classmethod
     def around(
-        cls, difference: Tensor, half_width: Tensor, over: Literal["rows and seeds", "rows", "seeds"]
+        cls,
+        difference: Tensor,
+        half_width: Tensor,
+        over: Literal["rows and seeds", "rows", "seeds"],
+        bound: float | None = None,
     ) -> DifferenceInterval:
-        """The interval of a half-width on both sides of the estimate; both are scalars."""
+        """The interval of a half-width on both sides of the estimate, both scalars, as far as it lies in [-bound, bound]."""
         centre, half = float(difference), float(half_width)
-        return cls(centre, centre - half, centre + half, over)
+        lower, upper = centre - half, centre + half
+        return (
+            cls(centre, lower, upper, over)
+            if bound is None
+            else cls(centre, max(lower, -bound), min(upper, bound), over)
+        )
 
 
 def paired_difference(
@@ -77,12 +83,18 @@ def paired_difference(
 
     Below 5 seeds, Var_s is too uncertain: V = r with N - 1 degrees of freedom, which holds for these networks alone (``over="rows"``).
 
-    If rows are skewed, the t quantile is too small. It is multiplied by 1 + c^2 (z^2 - 1) (z^2 + 3) / 18 with the normal quantile z and the skewness c
-    of the mean; for rows alone this is the symmetric bootstrap-t interval up to terms of higher order, without its resampling.
+    If rows are skewed, the t quantile is too small. It is multiplied by 1 + x / (1 + x), where x = c^2 (z^2 - 1) (z^2 + 3) / 18 with the normal quantile
+    z and the skewness c of the mean. For small x and rows alone, this is the symmetric bootstrap-t interval up to terms of higher order, without its
+    resampling. For large x, which a single row makes, that expansion is far too wide, and the factor stays below 2.
+
+    Where all losses are 0 or 1, the variance over rows counts two more rows, with the differences 1 / sqrt(S) and -1 / sqrt(S). Otherwise methods that
+    are wrong on the same few rows would have an interval of no width. The estimate stays as it is, and the interval within [-1, 1].
+
+    Below about 100 rows, skewed losses are covered less often than ``level`` says, because a rare large loss may not be among the rows.
 
     All networks of one method have the same training set, and nothing here says how results would vary with it, unless each seed splits the data anew.
     ``rows`` tells so, and from 5 seeds on, the interval is that of :func:`seed_difference` for the means over each split's test rows. Below 5 seeds it
-    holds for these networks alone: see :func:`resplit_half_width`.
+    holds for these networks alone: see :func:`~lightning_uq.functional.half_widths.resplit_half_width`.
 
     Rows must be independent: for maps, a row is an image and its loss the mean over the positions.
 
@@ -94,14 +106,15 @@ def paired_difference(
         level: Probability that the interval contains the difference.
 
     Returns:
-        The interval. It is [0, 0] where all losses are equal.
+        The interval. It is [0, 0] where all losses are equal, unless all are 0 or 1.
 
     Raises:
         InputError: Losses are not finite [S, N] of one shape, N < 2, ``level`` is out of range, ``rows`` are others, or have no ``num_train`` where
             it is needed.
 
     Source: Hillis, Statistics in Medicine 26 (2007) 596, whose degrees of freedom leave out the term in N - 1; Hall, "The Bootstrap and Edgeworth
-    Expansion" (1992), section 2.5, for the skewness. ``benchmarks/seed_differences.md`` measures the coverage.
+    Expansion" (1992), section 2.5, for the skewness; Bonett & Price, Journal of Educational and Behavioral Statistics 37 (2012) 479, for the two rows.
+    ``benchmarks/seed_differences.md`` measures the coverage.
 
     Example:
         >>> draw = torch.Generator().manual_seed(0)
@@ -121,24 +134,29 @@ def paired_difference(
         a, b = _checked("losses", losses_a, losses_b, "[S, N]")
         if a.shape[1] < 2:
             raise InputError(f"`losses_a` has {a.shape[1]} test row. An interval needs at least two rows.")
-        return _crossed(a - b, level)
+        return _crossed(a - b, level, _bound([a, b]))
     differences = _by_seed(losses_a, losses_b, rows)
+    bound = _bound([*losses_a, *losses_b])
     if rows.is_fixed:
-        return _crossed(
-            torch.stack([one[at.argsort()] for one, at in zip(differences, rows.positions, strict=True)]), level
-        )
+        ordered = torch.stack([one[at.argsort()] for one, at in zip(differences, rows.positions, strict=True)])
+        return _crossed(ordered, level, bound)
     means = torch.stack([one.mean() for one in differences])
     if rows.num_seeds < MIN_SEEDS:
-        return DifferenceInterval.around(means.mean(), resplit_half_width(differences, rows, level), "rows")
-    return DifferenceInterval.around(
-        means.mean(), seed_half_width(means, level, rows.variance_share()), "rows and seeds"
-    )
+        half_width = resplit_half_width(differences, rows, level, bound)
+        return DifferenceInterval.around(means.mean(), half_width, "rows", bound)
+    half_width = seed_half_width(means, level, rows.variance_share())
+    return DifferenceInterval.around(means.mean(), half_width, "rows and seeds", bound)
 
 
-def _crossed(differences: Tensor, level: float) -> DifferenceInterval:
+def _bound(losses: Sequence[Tensor]) -> float | None:
+    """The largest difference of a row that is known without the data: 1 if all losses are 0 or 1."""
+    return 1.0 if all(bool(((one == 0) | (one == 1)).all()) for one in losses) else None
+
+
+def _crossed(differences: Tensor, level: float, bound: float | None) -> DifferenceInterval:
     """The interval for differences [S, N] of the same rows for all seeds."""
     over: Literal["rows and seeds", "rows"] = "rows and seeds" if len(differences) >= MIN_SEEDS else "rows"
-    return DifferenceInterval.around(differences.mean(), crossed_half_width(differences, level), over)
+    return DifferenceInterval.around(differences.mean(), crossed_half_width(differences, level, bound), over, bound)
 
 
 def _by_seed(losses_a: Tensor | Sequence[Tensor], losses_b: Tensor | Sequence[Tensor], rows: SeedRows) -> list[Tensor]:
@@ -207,101 +225,6 @@ def seed_difference(
     differences = values_a - values_b
     half_width = seed_half_width(differences, level, share)
     return DifferenceInterval.around(differences.mean(), half_width, "seeds" if num_test is None else "rows and seeds")
-
-
-def seed_half_width(differences: Tensor, level: float, share: float) -> Tensor:
-    """Half-widths [...] of t intervals for differences [..., S], where a mean has ``share`` of the variance of one seed."""
-    df = differences.new_tensor(differences.shape[-1] - 1.0)
-    half_width: Tensor = t_quantile(level, df) * (share * differences.var(-1)).sqrt()
-    return half_width
-
-
-def crossed_half_width(differences: Tensor, level: float) -> Tensor:
-    """Half-widths [...] of the intervals of :func:`paired_difference` for differences [..., S, N], in float64.
-
-    Example:
-        >>> crossed_half_width(torch.tensor([[-1.0, 0.0, 1.0]], dtype=torch.float64), 0.95)  # t with 2 degrees of freedom: 4.303 / sqrt(3)
-        tensor(2.4841, dtype=torch.float64)
-    """
-    num_rows = differences.shape[-1]
-    rows = differences.mean(-2)
-    row_variance = rows.var(-1) / num_rows
-    variance, df = total_variance(differences.mean(-1), row_variance, differences.var(-1).mean(-1) / num_rows, num_rows)
-    third_cumulant = (rows - rows.mean(-1, keepdim=True)).pow(3).mean(-1) / num_rows**2
-    largest = torch.maximum(variance, row_variance)  # the estimated total can lie below its rows' part
-    half_width: Tensor = _widened(level, third_cumulant, largest) * t_quantile(level, df) * variance.sqrt()
-    return half_width
-
-
-def _widened(level: float, third_cumulant: Tensor, variance: Tensor) -> Tensor:
-    """By how much the t quantile grows for a mean with this third cumulant and variance, [...]."""
-    squared_skewness = torch.where(variance > 0, (third_cumulant / variance**1.5).square(), 0)
-    z2 = torch.special.ndtri(variance.new_tensor((1 + level) / 2)).square()
-    factor: Tensor = 1 + squared_skewness * ((z2 - 1) * (z2 + 3) / 18).clamp_min(0)
-    return factor
-
-
-def resplit_half_width(differences: Sequence[Tensor], rows: SeedRows, level: float) -> Tensor:
-    """The half-width for rows alone where each seed has test rows of its own, which may be other seeds' too.
-
-    The estimate is the mean of the seeds' means, mean_s d_s., for these networks on new rows. A row adds the sum g_u of (d_su - d_s.) / (S n_s) over the
-    seeds that it appears in, and different rows are independent, so the variance is n / (n - 1) times the sum of g_u^2, with the rows n of the smallest
-    split: the variance of clusters. The t quantile has n - 1 degrees of freedom, and the skewness is treated as in :func:`paired_difference`. With the
-    same rows in all seeds, this is that interval; with no row in common, the variance is unbiased too.
-
-    Args:
-        differences: Differences [N_s] of each seed.
-        rows: The rows.
-        level: Probability that the interval contains the difference.
-
-    Source: Liang & Zeger, Biometrika 73 (1986) 13.
-
-    Example:
-        >>> rows = SeedRows([torch.tensor([1, 2, 3]), torch.tensor([3, 4, 5])])
-        >>> resplit_half_width([torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0])], rows, 0.95)
-        tensor(1.2421, dtype=torch.float64)
-    """
-    num_rows = rows.fewest
-    sums = torch.zeros(rows.num_rows, dtype=torch.float64)
-    for one, at in zip(differences, rows.positions, strict=True):
-        residual = to_float64(one - one.mean()).cpu()
-        sums.index_add_(0, at, residual / (rows.num_seeds * len(residual)))
-    variance = num_rows / (num_rows - 1) * sums.square().sum()
-    quantile = t_quantile(level, variance.new_tensor(num_rows - 1.0))
-    half_width: Tensor = _widened(level, sums.pow(3).sum(), variance) * quantile * variance.sqrt()
-    return half_width
-
-
-def total_variance(
-    seed_means: Tensor,
-    row_variance: Tensor,
-    seed_row_variance: Tensor,
-    num_rows: int,
-    seed_share: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The variance of a mean difference over rows and seeds, and its degrees of freedom, both [...].
-
-    Args:
-        seed_means: Differences [..., S] of each seed.
-        row_variance: r [...], the variance over test rows of the mean difference of these seeds.
-        seed_row_variance: The same for one seed, as a mean over the seeds [...]; the interaction's part is w = (this - r) / (S - 1).
-        num_rows: N.
-        seed_share: The share of one seed's variance that the mean has, if it is not 1 / S.
-    """
-    num_seeds = seed_means.shape[-1]
-    if num_seeds < MIN_SEEDS:
-        return row_variance, torch.full_like(row_variance, num_rows - 1)
-    seeds = seed_means.var(-1) * (1 / num_seeds if seed_share is None else seed_share)
-    interaction = (seed_row_variance - row_variance) / (num_seeds - 1)
-    rows = (row_variance - interaction).clamp_min(0)
-    variance = seeds + rows
-    spread = seeds.square() / (num_seeds - 1) + rows.square() / (num_rows - 1)
-    return variance, torch.where(spread > 0, variance.square() / spread, num_seeds - 1)
-
-
-def t_quantile(level: float, df: Tensor) -> Tensor:
-    """The number that the absolute value of a standard t variable stays below with probability ``level``, [...] of [...]."""
-    return student_t_quantile((1 + level) / 2, df, torch.zeros_like(df), torch.ones_like(df))
 
 
 def _checked(name: str, a: object, b: object, axes: str) -> tuple[Tensor, Tensor]:

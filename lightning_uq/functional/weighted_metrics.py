@@ -31,7 +31,7 @@ from lightning_uq.functional.validation import (
     describe,
 )
 
-_ELEMENTS = 2**21
+_ELEMENTS = 2**17
 """Weights that a metric works on at a time, about."""
 
 

@@ -15,7 +15,8 @@ from benchmarks.seed_differences import (
     resplit_coverage,
 )
 from lightning_uq.errors import InputError
-from lightning_uq.functional.paired_difference import crossed_half_width, paired_difference, seed_difference
+from lightning_uq.functional.half_widths import crossed_half_width
+from lightning_uq.functional.paired_difference import paired_difference, seed_difference
 from lightning_uq.functional.seed_rows import SeedRows
 
 REPETITIONS = 2000

@@ -108,7 +108,7 @@ def _calibration(record: Record) -> list[str]:
     """Whether confidences, or intervals, promise what they hold."""
     rows = record.rows
     if "confidence" in rows and "correct" in rows:
-        lower, upper = mean_interval(rows["confidence"].double() - rows["correct"].double())
+        lower, upper = mean_interval(rows["confidence"].double() - rows["correct"].double(), bound=1.0)
         gap = 50 * (lower + upper)
         text = f"On average, its confidence is {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its accuracy"
         brackets = f"[{_signed(100 * lower)}, {_signed(100 * upper)}]"
