@@ -75,8 +75,9 @@ def resplit_half_width(
 
     The estimate is the mean of the seeds' means, mean_s d_s., for these networks on new rows. A row adds the sum g_u of (d_su - d_s.) / (S n_s) over the
     seeds that it appears in, and different rows are independent, so the variance is n / (n - 1) times the sum of g_u^2, with the rows n of the smallest
-    split: the variance of clusters. The t quantile has n - 1 degrees of freedom, and the skewness is treated as in :func:`~lightning_uq.functional.paired_difference.paired_difference`. With the
-    same rows in all seeds, this is that interval; with no row in common, the variance is unbiased too.
+    split: the variance of clusters. The t quantile has n - 1 degrees of freedom, and the skewness is treated as in
+    :func:`~lightning_uq.functional.paired_difference.paired_difference`. With the same rows in all seeds, this is that interval; with no row in common,
+    the variance is unbiased too.
 
     Args:
         differences: Differences [N_s] of each seed.
@@ -96,10 +97,10 @@ def resplit_half_width(
         num_rows, extremes = num_rows + 2, _extremes(bound, rows.num_seeds)
     sums = torch.zeros(rows.num_rows + len(extremes), dtype=torch.float64)
     for one, at in zip(differences, rows.positions, strict=True):
-        residual = to_float64(one - one.mean()).cpu()
-        share = 1 / (rows.num_seeds * (len(residual) + len(extremes)))
-        sums.index_add_(0, at, share * residual)
-        sums[rows.num_rows :] += share * extremes
+        values, num = to_float64(one).cpu(), len(one) + len(extremes)
+        mean, share = values.sum() / num, 1 / (rows.num_seeds * num)
+        sums.index_add_(0, at, share * (values - mean))
+        sums[rows.num_rows :] += share * (extremes - mean)
     variance = num_rows / (num_rows - 1) * sums.square().sum()
     quantile = t_quantile(level, variance.new_tensor(num_rows - 1.0))
     half_width: Tensor = _widened(level, sums.pow(3).sum(), variance) * quantile * variance.sqrt()

@@ -1,10 +1,14 @@
 """Intervals and ties follow from the records, for any measure, and say what they hold for."""
 
+from dataclasses import replace
+
 import torch
 
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.statistics.differences import find_differences
 from lightning_uq.compare.statistics.measures import measured
+from lightning_uq.functional import half_widths
+from lightning_uq.functional.student_t import student_t_quantile
 
 
 def records(shift=0.0, *, seeds=5, num=200, fixed=True, ood=True, method="a"):
@@ -70,3 +74,28 @@ def test_an_infinite_score_leaves_its_method_out_and_says_so():
 
 def test_one_method_has_nothing_to_differ_from():
     assert find_differences({"a": records()}, "a", 600) == {}
+
+
+def test_methods_with_the_same_scores_are_told_apart_from_those_that_are_equally_good():
+    perfect = records(ood=True, method="plain")
+    for one in perfect:
+        one.outside["ood_score"] += 100
+    other = [replace(one, outside={"ood_score": one.outside["ood_score"] + 1}) for one in perfect]
+    found = find_differences({"plain": perfect, "copy": perfect, "other": other}, "plain", 600)["ood_auroc"]
+    assert all(one["lower"] == one["upper"] == 0 for one in found["to_best"].values())
+    assert found["same"] == ["copy"]
+    assert found["rows"] == 200
+
+
+def test_a_table_needs_few_t_quantiles(monkeypatch):
+    """Below 5 seeds all differences of a number have the same degrees of freedom; a quantile takes a bisection of integrals."""
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return student_t_quantile(*arguments)
+
+    monkeypatch.setattr(half_widths, "student_t_quantile", counted)
+    half_widths._t_quantile.cache_clear()
+    find_differences({name: records(seeds=2, num=50, method=name) for name in "abcdef"}, "a", 600)
+    assert len(calls) == 2  # the level of the best, and that of the baseline

@@ -11,11 +11,13 @@ def rows(key="nll", **values):
     ]
 
 
-def found(best, to_best, over="rows", left_out=()):
+def found(best, to_best, over="rows", left_out=(), num_rows=360):
     """Differences to the best: for each other method the ends of its interval."""
     return {
         "best": best,
         "tied": [best, *(name for name, (low, high) in to_best.items() if low <= 0 <= high)][1:],
+        "same": [name for name, ends in to_best.items() if ends == EQUAL],
+        "rows": num_rows,
         "to_best": {name: {"difference": (a + b) / 2, "lower": a, "upper": b, "over": over} for name, (a, b) in to_best.items()},
         "left_out": dict.fromkeys(left_out, "infinite"),
     }  # fmt: skip
@@ -53,7 +55,7 @@ TIED, WORSE, EQUAL = (-0.1, 0.2), (0.1, 0.3), (0.0, 0.0)
             {"energy": EQUAL, "b": WORSE},
             "By NLL, softmax (as energy, with the same values) is best on digits (0.200); b is worse.",
         ),
-        ({"softmax": 0.2}, {"energy": EQUAL}, "By NLL, all methods are equal on digits (0.200): they read the same predictions."),
+        ({"softmax": 0.2}, {"energy": EQUAL}, "By NLL, all methods are equal on digits (0.200): each test row has the same value."),
     ],
 )  # fmt: skip
 def test_which_method_is_best(values, to_best, expected):
@@ -129,3 +131,20 @@ def test_the_condition_is_that_of_the_intervals_the_verdict_rests_on():
     # Intervals of a number that no sentence is about do not weaken the sentences.
     unrelated = found("a", {"softmax": WORSE}, "rows")
     assert last("rows and seeds", 5, brier=unrelated) == last("rows and seeds", 5)
+
+
+def test_methods_without_any_difference_in_value_need_not_have_the_same_values():
+    """Two detectors that both are perfect have a difference of exactly 0, and other scores."""
+    table = rows(a=0.2, softmax=0.4)
+    perfect = found("a", {"softmax": EQUAL}) | {"same": []}
+    assert verdict(table, {"nll": perfect})[0].endswith("but softmax cannot be told from it.")
+
+
+def test_few_rows_are_named():
+    table = rows(a=0.2, softmax=0.4)
+    for row in table:
+        row["ood_auroc"] = {"mean": 0.9, "se": None}
+    many, few = found("a", {"softmax": WORSE}, num_rows=100), found("a", {"softmax": WORSE}, num_rows=99)
+    assert "rest on only 99 rows" in verdict(table, {"nll": few})[-1]
+    assert "rest on only 99 rows" in verdict(table, {"nll": many, "ood_auroc": few})[-1]
+    assert not any("rest on" in one for one in verdict(table, {"nll": many, "brier": few}))

@@ -14,8 +14,9 @@ from benchmarks.seed_differences import (
     own_coverage,
     resplit_coverage,
 )
+from benchmarks.seed_differences_rows import DIFFERENCES, LEVELS, own_half_width
 from lightning_uq.errors import InputError
-from lightning_uq.functional.half_widths import crossed_half_width
+from lightning_uq.functional.half_widths import crossed_half_width, resplit_half_width
 from lightning_uq.functional.paired_difference import paired_difference, seed_difference
 from lightning_uq.functional.seed_rows import SeedRows
 
@@ -49,7 +50,8 @@ def assert_covered(flags, low=0.93, high=0.97):
 @pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
 def test_intervals_contain_the_difference_as_often_as_they_say(make, num_seeds):
     generator = draw(num_seeds)
-    chunks = [own_coverage(*make(500, num_seeds, 200, generator)) for _ in range(REPETITIONS // 500)]
+    bound = 1.0 if make is draw_errors else None
+    chunks = [own_coverage(*make(500, num_seeds, 200, generator), bound) for _ in range(REPETITIONS // 500)]
     assert_covered(torch.cat(chunks))
 
 
@@ -88,7 +90,8 @@ def test_the_variance_is_that_of_an_analysis_of_variance():
     df = total**2 / (ms_seeds**2 / (S - 1) + (ms_rows - ms_rest) ** 2 / (N - 1))
     z = stats.norm.ppf(0.95)
     skewness = ((rows - mean) ** 3).mean() / N**2 / (total / (S * N)) ** 1.5
-    wider = 1 + skewness**2 * (z**4 + 2 * z**2 - 3) / 18
+    excess = skewness**2 * (z**4 + 2 * z**2 - 3) / 18
+    wider = 1 + excess / (1 + excess)
     half_width = wider * stats.t.ppf(0.95, df) * math.sqrt(total / (S * N))
     interval = paired_difference(a, b, level=0.9)
     assert interval.difference == pytest.approx(mean)
@@ -142,9 +145,68 @@ def test_skewness_is_measured_against_the_rows_where_seeds_agree_by_chance():
 
 @pytest.mark.parametrize("num_seeds", [1, 5])
 def test_equal_losses_have_no_difference(num_seeds):
+    losses = normal(num_seeds, 20)
+    interval = paired_difference(losses, losses)
+    assert (interval.lower, interval.upper) == (0, 0)
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3, 6])
+def test_equal_errors_leave_room_for_rows_that_differ(num_seeds):
     errors = torch.arange(20).expand(num_seeds, 20) % 3 == 0  # bool
     interval = paired_difference(errors, errors)
-    assert (interval.lower, interval.upper) == (0, 0)
+    variance = (
+        2 / num_seeds / 21 / 22
+    )  # of the mean of 20 rows with a difference of 0, and two of 1 and -1 over the root of S
+    expected = stats.t.ppf(0.975, 21) * math.sqrt(variance)
+    assert (interval.lower, interval.upper) == pytest.approx((-expected, expected))
+    resplit = paired_difference(
+        errors[:3], errors[:3], rows=SeedRows([torch.arange(20) + s for s in range(num_seeds)][:3])
+    )
+    assert resplit.upper == pytest.approx(
+        expected if num_seeds < 5 else stats.t.ppf(0.975, 21) * math.sqrt(2 / 3 / 21 / 22)
+    )
+
+
+def test_one_wrong_row_of_a_small_test_set_does_not_make_the_interval_absurd():
+    wrong, right = torch.zeros(1, 36), torch.zeros(1, 36)
+    wrong[0, 3] = 1
+    for level, low, high in (
+        (0.95, 0.08, 0.11),
+        (1 - 0.05 / 13, 0.14, 0.17),
+    ):  # exact intervals of score type: 0.12 and 0.19
+        interval = paired_difference(wrong, right, level=level)
+        assert low < interval.upper - interval.difference < high
+        assert interval.lower < 0
+    loss = normal(1, 36).abs() * 1e-3 + 3 * wrong
+    for level in (0.95, 0.9999):
+        half_width = crossed_half_width(loss[None], level).item()
+        plain = stats.t.ppf((1 + level) / 2, 35) * loss.std().item() / 6
+        assert 1.4 * plain < half_width < 2 * plain
+
+
+def test_a_difference_of_errors_lies_between_minus_one_and_one():
+    interval = paired_difference(torch.tensor([[1, 1, 1, 0]]), torch.tensor([[0, 0, 0, 0]]), level=0.999)
+    assert (interval.lower, interval.upper) == (-1, 1)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("num_rows", [36, 100])
+@pytest.mark.parametrize("name", [name for name in DIFFERENCES if name != "log-normal"])
+def test_few_rows_are_covered_without_absurd_widths(name, num_rows, level):
+    make, truth, bound = DIFFERENCES[name]
+    x = make(REPETITIONS, num_rows, draw(num_rows))
+    error, half_width = (x.mean(1) - truth).abs(), own_half_width(x, level, bound)
+    coverage = (error <= half_width + 1e-12).double().mean()
+    assert coverage >= level - 0.015
+    assert half_width.mean() < 1.9 * error.quantile(level)
+
+
+def test_with_the_same_rows_in_all_seeds_the_interval_of_splits_is_that_of_the_rows():
+    errors = (normal(3, 30) > 1).double() - (normal(3, 30, seed=1) > 1.2).double()
+    for bound in (None, 1.0):
+        rows = SeedRows([torch.arange(30)] * 3)
+        found = resplit_half_width(list(errors), rows, 0.95, bound)
+        assert found.item() == pytest.approx(crossed_half_width(errors, 0.95, bound).item())
 
 
 @pytest.mark.parametrize("num_seeds", [3, 10])
@@ -188,7 +250,8 @@ def test_few_resplits_give_the_interval_of_clusters():
     variance = 20 / 19 * sum(g**2 for g in effect.values())
     skewness = sum(g**3 for g in effect.values()) / variance**1.5
     z = stats.norm.ppf(0.975)
-    wider = 1 + skewness**2 * (z**4 + 2 * z**2 - 3) / 18
+    excess = skewness**2 * (z**4 + 2 * z**2 - 3) / 18
+    wider = 1 + excess / (1 + excess)
     half_width = wider * stats.t.ppf(0.975, 19) * math.sqrt(variance)
     assert found.difference == pytest.approx(sum(d.mean().item() for d in differences) / 3)
     assert found.upper - found.difference == pytest.approx(half_width)

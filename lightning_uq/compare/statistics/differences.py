@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.statistics.measures import MEASURES, Measure, has_nan, is_ood
@@ -15,6 +16,13 @@ from lightning_uq.functional.seed_rows import SeedRows
 from lightning_uq.report.table import ALL_COLUMNS
 
 LEVEL = 0.95
+
+FEW_ROWS = 100
+"""With fewer test rows, intervals of skewed losses are noticeably less often right: see ``benchmarks/seed_differences.md``."""
+
+_RESAMPLES = 1000
+"""With so many, chance changes a half-width by 2.2 %."""
+
 _BETTER = {column.key: column.better for column in ALL_COLUMNS}
 
 
@@ -31,8 +39,9 @@ def find_differences(
         num_train: Number of training samples; None where all seeds have the same test rows.
 
     Returns:
-        By key ``{"best": name, "tied": [names], "to_best": {name: interval}, "to_baseline": {name: interval}, "left_out": {name: reason}}``, where an
-        interval is ``{"difference": d, "lower": l, "upper": u, "over": "rows" or "rows and seeds"}``. Those to the best have the level of
+        By key ``{"best": name, "tied": [names], "same": [names], "rows": number, "to_best": {name: interval}, "to_baseline": {name: interval},
+        "left_out": {name: reason}}``. ``"same"`` names the methods that have the best one's value for each test row, and ``"rows"`` is the number of test
+        rows, or of out-of-distribution rows if they are fewer and count. An interval is ``{"difference": d, "lower": l, "upper": u, "over": "rows" or "rows and seeds"}``. Those to the best have the level of
         :func:`~lightning_uq.functional.best_method`, those to the baseline 95 %.
     """
     found = {}
@@ -48,6 +57,7 @@ def _of_measure(
     measure: Measure, records: Mapping[str, Sequence[Record]], baseline: str, num_train: int | None
 ) -> dict[str, Any]:
     resampled: dict[str, ResampledMetric] = {}
+    scores: dict[str, list[dict[str, Tensor]]] = {}
     left_out: dict[str, str] = {}
     rows: SeedRows | None = None
     metric, vectors = measure.applied([one for found in records.values() for one in found])
@@ -58,15 +68,20 @@ def _of_measure(
             left_out[name] = "Some scores of its test rows are NaN."
             continue
         try:
-            resampled[name] = resample_metric(metric, of_method, rows)
+            resampled[name], scores[name] = (
+                resample_metric(metric, of_method, rows, num_resamples=_RESAMPLES),
+                of_method,
+            )
         except InputError as error:  # an infinite score, say: the method has no interval, and the table no number
             left_out[name] = str(error)
-    if not resampled:
-        return {"best": None, "tied": [], "to_best": {}, "to_baseline": {}, "left_out": left_out}
+    if rows is None or not resampled:
+        return {"best": None, "tied": [], "same": [], "to_best": {}, "to_baseline": {}, "left_out": left_out}
     best = best_method(resampled, level=LEVEL, higher_is_better=_BETTER[measure.key] == "higher")
     return {
         "best": best.name,
         "tied": [name for name in resampled if name in best.tied],
+        "same": [name for name in best.differences if _are_equal(scores[name], scores[best.name])],
+        "rows": rows.fewest,
         "to_best": {name: _plain(one) for name, one in best.differences.items()},
         "to_baseline": {
             name: _plain(metric_difference(one, resampled[baseline], level=LEVEL))
@@ -75,6 +90,11 @@ def _of_measure(
         },
         "left_out": left_out,
     }
+
+
+def _are_equal(a: Sequence[Mapping[str, Tensor]], b: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether the scores of each seed's rows are the same."""
+    return all(torch.equal(one[name], other[name]) for one, other in zip(a, b, strict=True) for name in one)
 
 
 def _plain(interval: DifferenceInterval) -> dict[str, Any]:

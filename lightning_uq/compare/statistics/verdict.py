@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_uq.compare.statistics.differences import FEW_ROWS
 from lightning_uq.report.table import Column, cell, shown_columns
 
 QUALITY = ("nll", "interval_score", "rmse", "mae", "accuracy")
@@ -74,6 +75,7 @@ def make_verdict(
     overs = {interval["over"] for one in judged for interval in differences[one]["to_best"].values()}
     if overs:
         sentences.append(_condition("rows" in overs, num_seeds, data))
+        sentences += few_rows(min(differences[one]["rows"] for one in judged))
     if untuned and len(untuned) < len(rows):
         sentences.append(f"Not all methods were tuned: {_listed(untuned)} ran with fixed settings.")
     return sentences
@@ -93,7 +95,7 @@ def _best(
     by_name = {row["method"]: row for row in rows}
     best, to_best = found["best"], found["to_best"]
     value = cell(by_name[best], column)[0]
-    equal = [name for name, one in to_best.items() if one["lower"] == one["upper"] == 0]
+    equal = found["same"]
     tied = [name for name in found["tied"] if name not in equal]
     worse = len(to_best) - len(found["tied"])
     own = _same_as(equal)
@@ -105,7 +107,7 @@ def _best(
     if not to_best:
         sentence = f"By {number}, {best} is the only method with a value on {data} ({value})."
     elif not others:
-        sentence = f"By {number}, all methods are equal on {data} ({value}): they read the same predictions."
+        sentence = f"By {number}, all methods are equal on {data} ({value}): each test row has the same value."
     elif not tied:
         are = f"{others[0]} is" if worse == 1 else "both others are" if worse == 2 else f"all {worse} others are"
         sentence = f"By {number}, {best}{own} {does} on {data} ({value}{against}); {are} worse."
@@ -172,3 +174,17 @@ def _condition(is_over_rows: bool, num_seeds: int, data: str) -> str:
             "not tell, 5 would."
         )
     return f"This holds for further rows like the test rows of {data}, and for training again with other seeds (judged by {num_seeds} seeds)."
+
+
+def few_rows(count: int) -> list[str]:
+    """A sentence that intervals over so few rows are rough, if they are fewer than :data:`~lightning_uq.compare.statistics.differences.FEW_ROWS`.
+
+    Example:
+        >>> few_rows(36)[0][:37], few_rows(360)
+        ('The intervals rest on only 36 rows. B', [])
+    """
+    if count >= FEW_ROWS:
+        return []
+    return [
+        f"The intervals rest on only {count} rows. Below {FEW_ROWS} they hold less often than they say, because rare large losses may be missing."
+    ]

@@ -7,6 +7,7 @@ from lightning_uq.compare.environment import git_state, versions
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.results import FORMAT, make_rows
 from lightning_uq.compare.statistics.value_intervals import mean_interval, value_intervals
+from lightning_uq.compare.statistics.verdict import few_rows
 from lightning_uq.report import cell, score_label, shown_columns
 from lightning_uq.tasks import Task, describe
 
@@ -101,6 +102,8 @@ def make_own_verdict(
         sentences.append(
             "Brackets are 95 % intervals over test rows. They hold for this trained module and further rows of the same kind, not for another training."
         )
+        outside = [len(record.outside["ood_score"])] if record.outside else []
+        sentences += few_rows(min([count, *outside]))
     return sentences
 
 
