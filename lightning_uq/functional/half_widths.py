@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -56,7 +57,8 @@ def _extremes(bound: float, num_seeds: int) -> Tensor:
     Their squares sum to those of two rows for each seed in which this seed alone differs: with ``bound`` itself, intervals of three and more seeds are
     up to three times too wide.
     """
-    return torch.tensor([bound, -bound], dtype=torch.float64) / num_seeds**0.5
+    largest = bound / math.sqrt(num_seeds)
+    return torch.tensor([largest, -largest], dtype=torch.float64)
 
 
 def _widened(level: float, third_cumulant: Tensor, variance: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """UncertaintyReport gives the numbers of the predictions, for any module and on any number of ranks, and leaves the module alone."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -80,7 +81,9 @@ def test_an_unmodified_classifier_is_measured_and_left_alone(tested, make_traine
     assert torch.equal(record.row_ids, torch.arange(50))
     low, high = results["intervals"]["nll"]["Users"]
     half = 2.0096 * log_probs[torch.arange(50), y].std().item() / 50**0.5  # t with 49 degrees of freedom
-    assert (high - low) / 2 == pytest.approx(half, rel=1e-4)
+    nll = mean(results, "nll")
+    assert low * high == pytest.approx(nll**2)  # symmetric in the logarithm
+    assert 1 <= nll * math.log(high / low) / 2 / half < 1.1  # a little more, for the skewness
     folder = tmp_path / "page"
     names = {"report.html", "results.json", "records", "reliability_Users.png", "risk_coverage.png", "scores_Users.png"}
     assert {path.name for path in folder.iterdir()} == names
