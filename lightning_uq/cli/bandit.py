@@ -38,12 +38,12 @@ def bandit(
     console = make_console()
     from lightning_uq.compare.bandit import COLUMNS, BanditConfiguration, play, write
     from lightning_uq.compare.progress.terminal import TerminalProgress
-    from lightning_uq.report.terminal import make_table
+    from lightning_uq.report import print_table
 
     configuration = BanditConfiguration(methods, seeds, seed, steps, input_dim, num_actions, temperature, fresh_actions)
     with output_directory(out):
         with TerminalProgress(make_console(stderr=True), "steps") as progress:
             result = play(configuration, progress)
         write(result, out)
-    console.print(make_table(result.rows(), COLUMNS))
+    print_table(result.rows(), console, columns=COLUMNS)
     console.print(f"Wrote results.json and regret.png to {out}", highlight=False, soft_wrap=True)

@@ -61,7 +61,7 @@ def _verdict(result: Mapping[str, Any], score: str) -> list[str]:
     mean, info = result["mean"], result["info"]
     return [
         f"The accuracy is {mean['accuracy']:.3f} and the calibration error {mean['ece']:.3f}; with a temperature it is {mean[f'ece{AFTER}']:.3f}.",
-        f"The {score_label(score).lower().removeprefix('- ')} tells {info['ood_name']} from the test data with an AUROC of "
+        f"The {score_label(score).lower().removeprefix('− ')} tells {info['ood_name']} from the test data with an AUROC of "
         f"{mean[f'ood_auroc_{score}']:.3f}, where 0.5 is chance and 1 is perfect.",
     ]
 

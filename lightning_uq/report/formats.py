@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from lightning_uq.errors import InputError
-from lightning_uq.report.table import Column, Row, Tied, cell, marks, shown_columns
+from lightning_uq.report.table import MINUS, Column, Row, Tied, cell, marks, shown_columns
 
 Format = Literal["markdown", "latex", "csv"]
 
@@ -94,7 +94,7 @@ def latex_table(rows: Sequence[Row], tied: Tied | None = None, columns: Sequence
         for column in columns:
             mean, error = cell(row, column)
             mark = marked.get((row["method"], column.key))
-            text = "--" if mean == "-" else re.sub("^-", "$-$", _latex(mean))
+            text = "--" if mean == "-" else _latex(mean)
             text = rf"\textbf{{{text}}}" if mark == "best" else text
             text += r"$^{\approx}$" if mark == "tied" else ""
             cells.append(text + (rf" {{\scriptsize $\pm${_latex(error[1:])}}}" if error else ""))
@@ -138,6 +138,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    MINUS: "$-$",
     **{character: "\\" + character for character in "{}$&#_%"},
 }
 

@@ -30,7 +30,7 @@ class Section:
     Attributes:
         title: The heading.
         text: What the figures show.
-        figures: Figures from :func:`~lightning_uq.report.to_svg` by their caption.
+        figures: Figures from :func:`~lightning_uq.report.to_svg` by what a screen reader calls them; their titles are in the figures.
     """
 
     title: str
@@ -188,5 +188,5 @@ def _section(section: Section) -> dict[str, Any]:
                 f"The figure {caption!r} must be an SVG element from `to_svg`, but it begins with {svg[:20]!r}."
             )
         label = f'<svg role="img" aria-label="{escape(caption)}" '
-        figures.append({"caption": caption, "svg": Markup(label + svg.removeprefix("<svg "))})
+        figures.append(Markup(label + svg.removeprefix("<svg ")))
     return {"title": section.title, "text": section.text, "figures": figures}

@@ -39,8 +39,21 @@ class Column:
     in_units: bool = False
 
 
+MINUS = "\N{MINUS SIGN}"
+
+
+def number_text(value: float, spec: str) -> str:
+    """A number as every table, page and sentence prints it: with a true minus sign, as figures have it.
+
+    Example:
+        >>> number_text(-1234.5, ",.2f")
+        '−1,234.50'
+    """
+    return format(value, spec).replace("-", MINUS)
+
+
 def _digits(decimals: int) -> Callable[[float], str]:
-    return lambda value: f"{value:,.{decimals}f}" if abs(value) < _LARGE else f"{value:.2e}"
+    return lambda value: number_text(value, f",.{decimals}f" if abs(value) < _LARGE else ".2e")
 
 
 _LARGE = 1e7
@@ -62,14 +75,14 @@ COLUMNS: tuple[Column, ...] = (
     Column("ece", "ECE", "lower", "prediction", _digits(3), "Expected calibration error, 15 bins"),
     Column("joint_log_loss", "Joint", "lower", "prediction", _digits(3), "Joint log-loss of 10 inputs, dyadic, nats"),
     Column("coverage", "Cover", None, "sets", _digits(3), "Share of test labels in sets of classes fitted to a coverage of 90 %"),
-    Column("set_size", "Size", "lower", "sets", _digits(2), "Mean number of classes in these sets"),
+    Column("set_size", "Size", None, "sets", _digits(2), "Mean number of classes in these sets"),
     Column("coverage_90", "Cov 90", None, "intervals", _digits(3), "Share of targets in the central 90 % interval"),
     Column("width_90", "Width 90", None, "intervals", _digits(3), "Mean width of that interval, in the target's units", True),
     Column("interval_score", "Int. score", "lower", "intervals", _digits(3), "Interval score of the central 90 % interval, in the target's units", True),
     Column("ood_auroc", "AUROC", "higher", "detection", _digits(3), "OOD detection: area under the ROC curve"),
     Column("ood_auprc_out", "AP out", "higher", "detection", _digits(3), "OOD detection: average precision, OOD positive"),
     Column("ood_auprc_in", "AP in", "higher", "detection", _digits(3), "OOD detection: average precision, in-dist. positive"),
-    Column("ood_fpr95", "FPR95", "lower", "detection", _digits(3), "OOD detection: share of OOD kept where 95% of in-dist. is"),
+    Column("ood_fpr95", "FPR95", "lower", "detection", _digits(3), "OOD detection: share of OOD kept where 95 % of in-dist. is"),
     Column("parameters", "Params", "lower", "cost", "{:,.0f}".format, "Weights, frozen ones included"),
     Column("train_seconds", "Train s", "lower", "cost", _digits(1), "Training time, seconds"),
     Column("ms_per_1000", "ms/1k", "lower", "cost", _digits(2), "Milliseconds per 1,000 predictions"),
@@ -126,7 +139,8 @@ def _text_in_units(rows: Sequence[Row], key: str) -> Callable[[float], str]:
     means = [abs(row[key]["mean"]) for row in rows if key in row and row[key]["mean"] is not None]
     largest = max(filter(math.isfinite, means), default=0.0)
     exponent = math.floor(math.log10(largest)) if largest > 0 else 0
-    return _digits(max(0, 2 - exponent)) if 1e-6 <= largest < _LARGE or not largest else (lambda value: f"{value:.2e}")
+    fits = 1e-6 <= largest < _LARGE or not largest
+    return _digits(max(0, 2 - exponent)) if fits else (lambda value: number_text(value, ".2e"))
 
 
 def cell(row: Row, column: Column) -> tuple[str, str]:
@@ -147,7 +161,7 @@ def cell(row: Row, column: Column) -> tuple[str, str]:
 
 
 def best_methods(rows: Sequence[Row], column: Column) -> set[str]:
-    """Methods whose printed mean is the column's best; none where all are equal, or where none is better.
+    """Methods whose printed mean is the column's best; none where a single one has a value, or where neither direction is better.
 
     Example:
         >>> rows = [{"method": "a", "nll": {"mean": 0.2, "se": None}}, {"method": "b", "nll": {"mean": 0.3, "se": None}}]
@@ -156,11 +170,10 @@ def best_methods(rows: Sequence[Row], column: Column) -> set[str]:
     """
     printed = {row["method"]: cell(row, column)[0] for row in rows}
     values = {row["method"]: row[column.key]["mean"] for row in rows if printed[row["method"]] != "-"}
-    if not values or column.better is None:
+    if len(values) < 2 or column.better is None:
         return set()
     best = (max if column.better == "higher" else min)(values, key=lambda method: values[method])
-    winners = {method for method in values if printed[method] == printed[best]}
-    return winners if len(winners) < len(values) else set()
+    return {method for method in values if printed[method] == printed[best]}
 
 
 def marks(rows: Sequence[Row], columns: Sequence[Column], tied: Tied | None = None) -> dict[tuple[str, str], Mark]:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+BEST = "•"
+"""Stands before the best mean where there is no bold type."""
+
 
 def print_table(
     rows: Sequence[Row],
@@ -23,7 +26,8 @@ def print_table(
         rows: The rows.
         console: Where to print.
         title: Stands above the table.
-        tied: For each key the methods that cannot be told from the best; they are marked with ``*``.
+        tied: For each key the methods that cannot be told from the best; they are marked with ``*``. The best means are bold; where the console
+            has no bold type, as a pipe has none, they are marked with ``•``.
         columns: The columns; None: those of :func:`~lightning_uq.report.table.shown_columns`.
 
     Example:
@@ -36,10 +40,14 @@ def print_table(
                  ±0.010
     """
     shown = shown_columns(rows) if columns is None else columns
+    sign = "" if console.color_system else BEST
 
     def fits(columns: Sequence[Column]) -> bool:
         options = console.options.update_width(10_000)
-        return console.measure(make_table(rows, columns, tied=tied), options=options).maximum <= console.width
+        return (
+            console.measure(make_table(rows, columns, tied=tied, best_sign=sign), options=options).maximum
+            <= console.width
+        )
 
     tables: list[list[Column]] = []
     for group in dict.fromkeys(column.group for column in shown):
@@ -51,13 +59,17 @@ def print_table(
             else:
                 tables.append(columns_together)
     for part in tables:
-        console.print(make_table(rows, part, title, tied))
-    if "tied" in marks(rows, shown, tied).values():
-        console.print("bold: best mean; *: cannot be told from the best", highlight=False)
+        console.print(make_table(rows, part, title, tied, best_sign=sign))
+    found = set(marks(rows, shown, tied).values())
+    legend = {"best": f"{sign or 'bold'}: best mean", "tied": "*: cannot be told from the best"}
+    if found:
+        console.print("; ".join(text for mark, text in legend.items() if mark in found), highlight=False)
 
 
-def make_table(rows: Sequence[Row], columns: Sequence[Column], title: str = "", tied: Tied | None = None) -> "Table":
-    """A table of these columns: a mean above its standard error, the best means bold, and ``*`` before tied ones."""
+def make_table(
+    rows: Sequence[Row], columns: Sequence[Column], title: str = "", tied: Tied | None = None, best_sign: str = ""
+) -> "Table":
+    """A table of these columns: a mean above its standard error, the best means bold and after ``best_sign``, tied ones after ``*``."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -72,7 +84,8 @@ def make_table(rows: Sequence[Row], columns: Sequence[Column], title: str = "", 
         for column in columns:
             mean, error = cell(row, column)
             mark = marked.get((row["method"], column.key))
-            text = Text(f"*{mean}" if mark == "tied" else mean, style="bold" if mark == "best" else "")
+            sign = {"tied": "*", "best": best_sign, None: ""}[mark]
+            text = Text(sign + mean, style="bold" if mark == "best" else "")
             cells.append(text.append(f"\n{error}", style="dim not bold") if error else text)
         table.add_row(*cells)
     return table

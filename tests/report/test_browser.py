@@ -64,7 +64,7 @@ def figures():
             better="lower",
             tied=METHODS[3:6],
             title="NLL",
-            note="95 % intervals over rows and seeds",
+            notes=["95 % intervals over rows and seeds"],
         ),
         "Regret": regret_figure({name: torch.rand(3, 100, generator=generator).cumsum(1) for name in METHODS[:7]}),
     }

@@ -145,14 +145,27 @@ def _differences(results: Mapping[str, Any]) -> dict[str, "Figure"]:
             continue
         column, over = _COLUMNS[key], next(iter(found["to_best"].values()))["over"]
         assert column.better is not None
+        groups: dict[
+            tuple[Any, ...], list[str]
+        ] = {}  # methods that read the same networks have one line if it is the same
+        for name, one in found["to_best"].items():
+            interval = one["difference"], one["lower"], one["upper"]
+            groups.setdefault((*interval, _trainee(results, name)), []).append(name)
+        equal = [name for (_, lower, upper, _), names in groups.items() if lower == upper == 0 for name in names]
+        lines = {", ".join(names): interval for (*interval, _), names in groups.items() if names[0] not in equal}
+        if not lines:
+            continue
         figures[key] = difference_figure(
-            {name: (one["difference"], one["lower"], one["upper"]) for name, one in found["to_best"].items()},
+            {names: (difference, lower, upper) for names, (difference, lower, upper) in lines.items()},
             metric=column.label,
             reference=found["best"],
             better=column.better,
-            tied=found["tied"],
-            title=column.title,
-            note=f"intervals over {'test rows only' if over == 'rows' else over}",
+            tied=[names for names in lines if names.split(", ")[0] in found["tied"]],
+            title=column.label,
+            notes=[
+                f"intervals over {'test rows only' if over == 'rows' else over}",
+                f"the same values as {found['best']}: {', '.join(equal)}" if equal else "",
+            ],
         )
     return figures
 

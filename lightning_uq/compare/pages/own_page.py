@@ -42,7 +42,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if sizes["ood"]:
         found.append(
             "OOD numbers hold for these data alone. Choose a score before such data is seen. Average precision depends on the share of OOD rows, here "
-            f"{sizes['ood'] / (sizes['ood'] + sizes['test']):.0%}."
+            f"{100 * sizes['ood'] / (sizes['ood'] + sizes['test']):.0f} %."
         )
     return found
 
@@ -50,6 +50,6 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 def cell_notes(results: Mapping[str, Any], column: Column) -> dict[str, str]:
     """For each module the interval of its number, in words."""
     return {
-        name: f"[{column.text(lower)}, {column.text(upper)}] over test rows"
+        name: f"[{column.text(lower)}, {column.text(upper)}]"
         for name, (lower, upper) in results.get("intervals", {}).get(column.key, {}).items()
     }

@@ -7,7 +7,7 @@ from lightning_uq.compare.pages import own_page
 from lightning_uq.compare.testbed import NUM_INDICES
 from lightning_uq.compare.training.evaluation import TAU
 from lightning_uq.report import DENSITY_TITLES, LABEL_TITLES, Report, Section, score_label, shown_columns
-from lightning_uq.report.table import ALL_COLUMNS
+from lightning_uq.report.table import ALL_COLUMNS, MINUS
 from lightning_uq.tasks.row_scores import NUM_BINS
 
 _SECTIONS = {
@@ -93,8 +93,8 @@ def _num_seeds(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def ties(results: Mapping[str, Any]) -> dict[str, list[str]]:
-    """For each key the methods that cannot be told from the best, and the best itself, which is marked with them where all print alike."""
-    return {key: [found["best"], *found["tied"]] for key, found in results["differences"].items() if found["tied"]}
+    """For each key the methods that cannot be told from the best."""
+    return {key: found["tied"] for key, found in results["differences"].items() if found["tied"]}
 
 
 def _caption(name: str) -> str:
@@ -131,19 +131,19 @@ def _introduction(results: Mapping[str, Any]) -> list[str]:
 
 
 def _notes_on_cells(results: Mapping[str, Any], key: str, text: Any) -> dict[str, str]:
-    """For each method its difference to the best, in words, with as many decimals as the column has."""
+    """For each method its difference to the best, in words, with as many decimals as the column has; none where the predictions are the same."""
     found = results["differences"].get(key)
     if not found:
         return {}
     return {
-        name: f"{_signed(one['difference'], text)} [{_signed(one['lower'], text)}, {_signed(one['upper'], text)}] to {found['best']}, "
-        f"over {'test rows only' if one['over'] == 'rows' else one['over']}"
+        name: f"{_signed(one['difference'], text)} [{_signed(one['lower'], text)}, {_signed(one['upper'], text)}] to {found['best']}"
         for name, one in found["to_best"].items()
+        if not one["lower"] == one["upper"] == 0
     }
 
 
 def _signed(value: float, text: Any) -> str:
-    return ("+" if value >= 0 else "\N{MINUS SIGN}") + str(text(abs(value)))
+    return ("+" if value >= 0 else MINUS) + str(text(abs(value)))
 
 
 def _about(results: Mapping[str, Any], name: str) -> str:
@@ -256,7 +256,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(
             "OOD numbers hold for these data alone: on others the order of methods can change. "
             "Every score was fixed before any such data was seen, and nothing was chosen on it. Average precision depends on the "
-            f"share of OOD samples, here {sizes['ood'] / (sizes['ood'] + sizes['test']):.0%}."
+            f"share of OOD samples, here {100 * sizes['ood'] / (sizes['ood'] + sizes['test']):.0f} %."
         )
     if results["differences"]:
         notes.append(

@@ -9,6 +9,7 @@ from lightning_uq.compare.results import FORMAT, make_rows
 from lightning_uq.compare.statistics.value_intervals import mean_interval, value_intervals
 from lightning_uq.compare.statistics.verdict import few_rows
 from lightning_uq.report import cell, score_label, shown_columns
+from lightning_uq.report.table import number_text
 from lightning_uq.tasks import Task, describe
 
 _NAMES = {
@@ -129,4 +130,4 @@ def _calibration(record: Record) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return number_text(value, "+.1f")

@@ -37,6 +37,7 @@ VARIABLES = {
 """Which CSS variable of the page stands for a colour, so that a figure follows the light and the dark scheme."""
 
 _FONT = "system-ui, sans-serif"
+_NBSP = "\N{NO-BREAK SPACE}"
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -58,7 +59,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def finish(figure: "Figure", *, grid: Literal["x", "y", "both"] = "y") -> "Figure":
-    """Give a drawn figure the common look: ink, grid, wrapped axis labels, no frame on top and right.
+    """Give a drawn figure the common look: ink, grid, wrapped axis labels, numbers as in tables, no frame on top and right.
 
     No text is read as a formula, whatever signs a name contains.
 
@@ -67,8 +68,12 @@ def finish(figure: "Figure", *, grid: Literal["x", "y", "both"] = "y") -> "Figur
         grid: Which axes have grid lines.
     """
     from matplotlib.text import Text
+    from matplotlib.ticker import ScalarFormatter
 
     for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if type(axis.get_major_formatter()) is ScalarFormatter:
+                axis.set_major_formatter(_grouping_formatter())
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
         axes.tick_params(color=GREY, which="both")
@@ -76,13 +81,38 @@ def finish(figure: "Figure", *, grid: Literal["x", "y", "both"] = "y") -> "Figur
         axes.set_axisbelow(True)
         axes.tick_params(labelcolor=INK, labelsize=10, which="both")
         for label, length in ((axes.xaxis.label, 42), (axes.yaxis.label, 32)):
-            label.set_text("\n".join(textwrap.fill(line, length) for line in label.get_text().split("\n")))
+            label.set_text("\n".join(wrapped(line, length) for line in label.get_text().split("\n")))
             label.set_fontsize(11)
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         if text.get_color() == "black":
             text.set_color(INK)
     return figure
+
+
+def _grouping_formatter() -> Any:
+    from matplotlib.ticker import ScalarFormatter
+
+    class Grouping(ScalarFormatter):
+        """Thousands are separated by commas, as in tables."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return re.sub(r"^(\D?)(\d{4,})", lambda found: f"{found[1]}{int(found[2]):,}", super().__call__(x, pos))
+
+    formatter = Grouping(useOffset=False)
+    formatter.set_powerlimits((-5, 7))
+    return formatter
+
+
+def wrapped(text: str, length: int) -> str:
+    """A text in lines of a length; the words in a bracket stay together.
+
+    Example:
+        >>> wrapped("NLL minus ensemble (← better)", 24)
+        'NLL minus ensemble\\n(← better)'
+    """
+    together = re.sub(r"\([^)]*\)", lambda found: found[0].replace(" ", _NBSP), text)
+    return textwrap.fill(together, length).replace(_NBSP, " ")
 
 
 def heading(axes: Any, title: str, notes: Sequence[str] = (), *, share: float = 1.0) -> None:
@@ -109,14 +139,14 @@ def heading(axes: Any, title: str, notes: Sequence[str] = (), *, share: float = 
     axes.figure.set_figheight(axes.figure.get_figheight() + 0.2 * len(titles) + 0.18 * len(lines))
 
 
-def shortened(name: str) -> str:
+def shortened(name: str, length: int = 26) -> str:
     """A method's name, cut off where it is too long for an axis.
 
     Example:
         >>> shortened("relative_mahalanobis"), shortened("softmax, energy, relative_mahalanobis")
         ('relative_mahalanobis', 'softmax, energy, relative…')
     """
-    return name if len(name) <= 26 else name[:25] + "…"
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def legend_below(figure: "Figure", handles: Sequence[Any]) -> None:

@@ -4,19 +4,33 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import to_float64
 from lightning_uq.functional.sparsification import sparsification_curve
-from lightning_uq.report.figures.drawing import WIDTH, finish, heading, line_styles, methods_legend, new_figure
+from lightning_uq.report.figures.drawing import (
+    FAINT,
+    GREY,
+    WIDTH,
+    finish,
+    heading,
+    line_styles,
+    methods_legend,
+    new_figure,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_POINTS = 400
 """Points per line: more cannot be seen, and would make the page large."""
+
+NAMED_LINES = 3
+"""Grey lines that are named, at most."""
 
 FIRST_ROWS = 20
 """The risk among fewer rows than these is noise, and does not set the limits of the axes."""
@@ -30,6 +44,8 @@ def risk_coverage_figure(
     title: str = "",
 ) -> "Figure":
     """Risk among the most certain inputs against the share of inputs that is answered, zoomed to where the risk is.
+
+    The worst of the grey lines are named where there is room.
 
     Args:
         curves: For each method its certainties [N], higher = answered first, and either whether each prediction is
@@ -59,12 +75,20 @@ def risk_coverage_figure(
     points = {name: _curve(name, *curve) for name, curve in curves.items()}
     figure = new_figure(WIDTH, 3.2)
     axes, lines = figure.subplots(), {}
+    start, low, high = _view(list(points.values()), from_zero=errors)
+    scale = 100 if errors else 1
+    axes.set_xlim(100 * start, 100)
+    axes.set_ylim(scale * low, scale * high)
     for method, style in line_styles(list(curves), highlighted):
         coverage, value = points[method]
         shown = torch.linspace(0, len(value) - 1, min(MAX_POINTS, len(value))).round().long()
-        scale = 100 if errors else 1
-        (lines[method],) = axes.plot(100 * coverage[shown].numpy(), scale * value[shown].numpy(), **style)
-    _zoom(axes, list(points.values()), from_zero=errors)
+        # The risk among the first rows is noise: a line begins where it is in view, rather than at the edge.
+        noise = (shown < FIRST_ROWS - 1) & ((value[shown] > high) | (value[shown] < low))
+        drawn = value[shown].masked_fill(noise, torch.nan)
+        (lines[method],) = axes.plot(100 * coverage[shown].numpy(), scale * drawn.numpy(), **style)
+    others = [name for name, line in lines.items() if line.get_color() == FAINT]
+    if len(others) > 1:
+        _name_worst(axes, lines, others)
     axes.set(xlabel="Coverage (% answered, most certain first)", ylabel=risk or "Error rate (%)")
     heading(axes, title)
     methods_legend(figure, lines)
@@ -85,8 +109,9 @@ def _curve(name: str, certainty: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
     return rank / len(loss), sparsification_curve(-certainty, loss).flip(0)
 
 
-def _zoom(axes: Any, points: Sequence[tuple[Tensor, Tensor]], *, from_zero: bool) -> None:
-    """Cut off the part where no method has a risk to speak of, and spikes among the first rows."""
+def _view(points: Sequence[tuple[Tensor, Tensor]], *, from_zero: bool) -> tuple[float, float, float]:
+    """Where the coverage begins, and the limits of the risk: without the part where no method has a risk to speak of, and without spikes among the
+    first rows."""
     final = max(float(value[-1]) for _, value in points)
     start, values = 1.0, []
     for coverage, value in points:
@@ -97,7 +122,36 @@ def _zoom(axes: Any, points: Sequence[tuple[Tensor, Tensor]], *, from_zero: bool
         steady = torch.arange(len(value)) >= min(FIRST_ROWS, len(value)) - 1
         values += value[steady & (coverage >= start)].tolist()
     low, high = (0.0 if from_zero else min(values)), max(values)
-    scale = 100 if from_zero else 1
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.01
-    axes.set_xlim(100 * start, 100)
-    axes.set_ylim(scale * (low - margin if low > 0 else low), scale * (high + margin))
+    return start, low - margin if low > 0 else low, high + margin
+
+
+def _name_worst(axes: Any, lines: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Write the names of the worst of some lines above them, each where no other line or name is in the way."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    high += 0.1 * (high - low)  # for the name of the topmost line
+    axes.set_ylim(low, high)
+    height, gap = 0.09 * (high - low), 0.03 * (high - low)
+    taken: list[tuple[float, float, float]] = []
+    drawn = {name: (line.get_xdata(), line.get_ydata()) for name, line in lines.items()}
+    drawn = {name: (x[y == y], y[y == y]) for name, (x, y) in drawn.items()}  # without the noise that is not drawn
+    mean = {name: float(y[x >= left].mean()) for name, (x, y) in drawn.items() if name in names}
+    for name in sorted(mean, key=lambda name: -mean[name])[:NAMED_LINES]:
+        text, places = shortened(name), []
+        width = 0.019 * len(text) * (right - left)
+        for step in range(25):
+            begin = left + step / 24 * (right - left - width)
+            x, y = drawn[name]
+            span = (x >= begin) & (x <= begin + width)
+            if not span.any() or y[span].max() + height > high:
+                continue
+            bottom = float(y[span].max())
+            others = [np.interp(x[span], *one) for other, one in drawn.items() if other != name]
+            crossed = any(((one > y[span] - gap) & (one < bottom + height)).any() for one in others)
+            covered = any(begin <= e and b <= begin + width and abs(bottom - other) <= height for b, e, other in taken)
+            if not crossed and not covered:
+                places.append((bottom - float(y[span].min()), begin, bottom))  # the flatter, the closer to its name
+        if places:
+            _, begin, bottom = min(places)
+            taken.append((begin, begin + width, bottom))
+            axes.annotate(text, (begin, bottom), (0, 2), textcoords="offset points", fontsize=9, color=GREY)

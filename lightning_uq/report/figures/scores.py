@@ -28,9 +28,9 @@ SCORE_LABELS = {
     "uncalibrated_expected_entropy": "Expected entropy before the calibration (nats)",
     "max_softmax": "1 - largest probability",
     "energy": "Energy",
-    "max_logit": "- largest logit",
+    "max_logit": "− largest logit",
     "variation_ratio": "Variation ratio",
-    "log_density": "- log density of the features",
+    "log_density": "− log density of the features",
     "mahalanobis": "Squared Mahalanobis distance",
     "relative_mahalanobis": "Relative Mahalanobis distance",
     "vacuity": "Vacuity",
@@ -42,7 +42,7 @@ def score_label(score: str) -> str:
 
     Example:
         >>> score_label("max_logit"), score_label("my_score")
-        ('- largest logit', 'my score')
+        ('− largest logit', 'my score')
     """
     return SCORE_LABELS.get(score, score.replace("_", " "))
 
