@@ -190,7 +190,7 @@ def test_modules_tested_on_the_same_rows_are_compared(tmp_path, capsys):
     save_test(tmp_path / "runs" / "a", "net", 0.0)
     save_test(tmp_path / "runs" / "b", "better", -0.5)
     assert main(["report", str(tmp_path / "runs")]) == 0
-    assert "By NLL, better is best on mine" in capsys.readouterr().out
+    assert "better is best on mine" in capsys.readouterr().out
     assert 'href="a/report.html"' in (tmp_path / "runs" / "report.html").read_text()
 
 
@@ -207,6 +207,6 @@ def test_runs_of_one_name_are_seeds(tmp_path, capsys):
         save_test(tmp_path / "runs" / f"net{seed}", "net", 0.0, seed=seed)
         save_test(tmp_path / "runs" / f"better{seed}", "better", -0.5, seed=9 + seed)
     assert main(["report", str(tmp_path / "runs")]) == 0
-    assert "for training again with other seeds (judged by 5 seeds)" in capsys.readouterr().out
+    assert "for further test rows and trainings (5 seeds)" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "runs" / "net4")
     assert "each method needs as many, but they are: better 5, net 4" in fails(capsys, "report", tmp_path / "runs")

@@ -30,38 +30,70 @@ def verdict(table, differences, seeds=3, **options):
 TIED, WORSE, EQUAL = (-0.1, 0.2), (0.1, 0.3), (0.0, 0.0)
 
 
+HERE = "for the networks trained here (3 seeds; 5 would cover retraining), "
+
+
 @pytest.mark.parametrize(
     ("values", "to_best", "expected"),
     [
-        ({"ensemble": 0.2}, {"softmax": WORSE}, "By NLL, ensemble is best on digits (0.200; softmax 0.400); softmax is worse."),
+        ({"ensemble": 0.2}, {"softmax": WORSE}, "ensemble is best on digits (0.200; softmax 0.400); softmax is worse."),
         (
             {"ensemble": 0.2},
             {"softmax": TIED},
-            "By NLL, no method stands out on digits: ensemble has the best mean (0.200; softmax 0.400), but softmax cannot be told from it.",
+            "no method stands out on digits: ensemble has the best mean (0.200; softmax 0.400), but softmax cannot be told from it.",
         ),
-        ({"a": 0.2}, {"b": WORSE, "softmax": WORSE}, "By NLL, a is best on digits (0.200; softmax 0.400); both others are worse."),
+        ({"a": 0.2}, {"b": WORSE, "softmax": WORSE}, "a is best on digits (0.200; softmax 0.400); both others are worse."),
         (
             {"a": 0.2},
             {"b": TIED, "softmax": TIED},
-            "By NLL, no method stands out on digits: a has the best mean (0.200; softmax 0.400), but neither b nor softmax can be told from it.",
+            "no method stands out on digits: a has the best mean (0.200; softmax 0.400), but neither b nor softmax can be told from it.",
         ),
         (
             {"a": -0.5},
-            dict.fromkeys("bcdefg", TIED) | {"softmax": WORSE},
-            "By NLL, a is best on digits (-0.500; softmax 0.400); b, c, d and 3 others cannot be told from it, the other one is worse.",
+            dict.fromkeys("bcdefg", TIED) | {"softmax": WORSE},  # better than the baseline
+            "a is best on digits (−0.500; softmax 0.400); b, c, d and 3 others cannot be told from it.",
+        ),
+        (
+            {"a": 0.2},
+            {"softmax": TIED, "b": TIED, **dict.fromkeys("cde", WORSE)},  # better than most
+            "a is best on digits (0.200; softmax 0.400); softmax and b cannot be told from it.",
+        ),
+        (
+            {"a": 0.2},
+            {"softmax": TIED, **dict.fromkeys("bcde", TIED), "f": WORSE},
+            "no method stands out on digits: a has the best mean (0.200; softmax 0.400), but only f is worse.",
         ),
         (
             {"softmax": 0.2},
             {"energy": EQUAL, "b": WORSE},
-            "By NLL, softmax (as energy, with the same values) is best on digits (0.200); b is worse.",
+            "softmax (as energy, with the same values) is best on digits (0.200); b is worse.",
         ),
-        ({"softmax": 0.2}, {"energy": EQUAL}, "By NLL, all methods are equal on digits (0.200): each test row has the same value."),
+        ({"softmax": 0.2}, {"energy": EQUAL}, "all methods are equal on digits (0.200): each test row has the same value."),
     ],
 )  # fmt: skip
 def test_which_method_is_best(values, to_best, expected):
     (best,) = values
     table = rows(**values, **dict.fromkeys(to_best, 0.4))
-    assert verdict(table, {"nll": found(best, to_best)})[0] == expected
+    assert verdict(table, {"nll": found(best, to_best)}) == [f"By NLL, {HERE}{expected}"]
+
+
+@pytest.mark.parametrize(
+    ("times", "cheapest"),
+    [
+        ({"a": (9, 1), "b": (3, 9), "softmax": (3.1, 1), "c": (1, 1)}, "softmax"),  # c is worse
+        ({"a": (9, 1), "b": (3, 1), "softmax": (3.1, 1), "c": (1, 1)}, "softmax"),  # b is not cheaper beyond noise
+        ({"a": (9, 1), "b": (3, 1), "softmax": (5, 1), "c": (1, 1)}, "b"),
+        ({"a": (1, 1), "b": (3, 1), "softmax": (5, 1), "c": (1, 1)}, "a"),
+    ],
+)
+def test_the_cheapest_of_the_tied_methods_is_named(times, cheapest):
+    table = rows(a=0.2, b=0.3, softmax=0.3, c=0.9)
+    for row in table:
+        row |= {key: {"mean": time} for key, time in zip(("train_seconds", "ms_per_1000"), times[row["method"]], strict=True)}  # fmt: skip
+    said = verdict(table, {"nll": found("a", {"b": TIED, "softmax": TIED, "c": WORSE})})[0]
+    assert said.endswith(f"but only c is worse, and {cheapest} is the cheapest.")
+    del table[1]["train_seconds"]
+    assert "cheapest" not in verdict(table, {"nll": found("a", {"b": TIED, "softmax": TIED, "c": WORSE})})[0]
 
 
 def test_one_method_is_not_compared():
@@ -109,7 +141,7 @@ def test_detection_has_its_own_sentence_where_there_is_any():
     for row, value in zip(table, (0.9, 0.8), strict=True):
         row["ood_auroc"] = {"mean": value, "se": None}
     predicts = {"nll": found("a", {"softmax": WORSE})}
-    assert len(verdict(table, predicts)) == 2
+    assert len(verdict(table, predicts)) == 1
     said = verdict(table, predicts | {"ood_auroc": found("a", {"softmax": (-0.2, -0.1)})})
     assert said[1] == "By AUROC, a detects out-of-distribution inputs best on digits (0.900; softmax 0.800); softmax is worse."  # fmt: skip
     for row, value in zip(table, (0.53, 0.41), strict=True):
@@ -121,16 +153,15 @@ def test_detection_has_its_own_sentence_where_there_is_any():
 def test_the_condition_is_that_of_the_intervals_the_verdict_rests_on():
     table = rows(a=0.2, softmax=0.4)
 
-    def last(over, seeds, **others):
-        return verdict(table, {"nll": found("a", {"softmax": WORSE}, over), **others}, seeds)[-1]
+    def first(over, seeds, **others):
+        return verdict(table, {"nll": found("a", {"softmax": WORSE}, over), **others}, seeds)[0]
 
-    assert "holds for the networks trained here" in last("rows", 2)
-    assert "2 seeds do not tell, 5 would" in last("rows", 2)
-    assert "one seed does not tell" in last("rows", 1)
-    assert "for training again with other seeds (judged by 5 seeds)" in last("rows and seeds", 5)
+    assert first("rows", 2).startswith("By NLL, for the networks trained here (2 seeds; 5 would cover retraining), a is")
+    assert first("rows", 1).startswith("By NLL, for the networks trained here (1 seed; 5 would")
+    assert first("rows and seeds", 5).startswith("By NLL, for further test rows and trainings (5 seeds), a is best")
     # Intervals of a number that no sentence is about do not weaken the sentences.
     unrelated = found("a", {"softmax": WORSE}, "rows")
-    assert last("rows and seeds", 5, brier=unrelated) == last("rows and seeds", 5)
+    assert first("rows and seeds", 5, brier=unrelated) == first("rows and seeds", 5)
 
 
 def test_methods_without_any_difference_in_value_need_not_have_the_same_values():

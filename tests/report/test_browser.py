@@ -210,8 +210,7 @@ def test_on_a_tablet_the_table_scrolls_and_not_the_page(open_page):
 @pytest.mark.parametrize("name", ["digits", "compared"])
 def test_every_text_has_contrast(open_page, width, scheme, name):
     page = open_page(width, scheme, name)
-    if width == DESKTOP:
-        page.get_by_label("Show the intervals").check()
+    page.get_by_label("Show the intervals").check()
     found = page.evaluate(CONTRASTS)
     assert len(found) > 200
     assert [text for contrast, text in found if contrast < 4.5] == []
@@ -293,9 +292,23 @@ def test_intervals_are_readable_without_a_mouse(open_page):
     assert not notes.first.is_visible()
     page.get_by_label("Show the intervals").check()
     assert notes.first.is_visible()
-    assert open_page(PHONE).locator("#results .note").first.is_visible()
-    tablet = open_page(1024, has_touch=True, is_mobile=True)
-    assert tablet.locator("#results .note").first.is_visible()
+
+
+@pytest.mark.parametrize("settings", [{"width": PHONE}, {"width": 1024, "has_touch": True, "is_mobile": True}])
+def test_intervals_are_closed_without_a_mouse_too(open_page, settings):
+    page = open_page(**settings)
+    notes = page.locator("#results .note")
+    assert not notes.first.is_visible()
+    page.get_by_label("Show the intervals").check()
+    assert notes.first.is_visible()
+
+
+def test_figures_stand_in_two_columns_at_one_text_size(open_page):
+    page = open_page(DESKTOP, name="compared")
+    boxes = page.evaluate("[...document.querySelectorAll('figure svg')].map(one => one.getBoundingClientRect()).map(one => [one.left, one.width])")
+    assert len({round(width) for _, width in boxes}) == 1
+    assert len({round(left) for left, _ in boxes}) == 2
+    assert page.locator("figcaption").count() == 0  # each figure has its own title
 
 
 def test_the_page_is_complete_without_scripts(open_page):

@@ -77,7 +77,7 @@ def test_direction_of_every_column():
         "ood_auprc_in",
     }
     assert {column.key for column in COLUMNS if column.better == "higher"} == higher
-    assert {column.key for column in COLUMNS if column.better is None} == {"coverage", "coverage_90", "width_90"}
+    assert {column.key for column in COLUMNS if column.better is None} == {"coverage", "set_size", "coverage_90", "width_90"}
 
 
 def test_best_follows_the_direction():
@@ -89,7 +89,8 @@ def test_best_follows_the_direction():
 def test_what_prints_alike_is_equally_good():
     rows = [row("a", nll=(0.20001, None)), row("b", nll=(0.20004, None)), row("c", nll=(0.3, None))]
     assert best_methods(rows, BY_KEY["nll"]) == {"a", "b"}
-    assert best_methods(rows[:2], BY_KEY["nll"]) == set()
+    assert best_methods(rows[:2], BY_KEY["nll"]) == {"a", "b"}
+    assert best_methods(rows[:1], BY_KEY["nll"]) == set()  # nothing to compare it with
 
 
 def test_a_missing_or_failed_value_is_a_dash_and_never_best():
@@ -163,9 +164,10 @@ def test_a_method_without_a_value_is_not_tied():
     assert marks(rows, shown_columns(rows), {"nll": set("abc")}) == {("a", "nll"): "best"}
 
 
-def test_equal_means_may_all_be_tied():
+def test_equal_means_are_all_best():
     rows = [row("a", nll=(0.2, None)), row("b", nll=(0.2, None))]
-    assert marks(rows, shown_columns(rows), {"nll": {"a", "b"}}) == {("a", "nll"): "tied", ("b", "nll"): "tied"}
+    for tied in ({"a"}, {"b"}, {"a", "b"}, set()):
+        assert marks(rows, shown_columns(rows), {"nll": tied}) == {("a", "nll"): "best", ("b", "nll"): "best"}
 
 
 def test_a_tied_method_without_a_row_is_refused():
@@ -177,10 +179,19 @@ def test_a_tied_method_without_a_row_is_refused():
 def test_the_terminal_marks_ties_and_keeps_the_digits_aligned():
     rows = [row("a", nll=(0.2, 0.01)), row("b", nll=(0.3, 0.01)), row("c", nll=(0.9, 0.01))]
     lines = printed(rows, 60, tied={"nll": {"a", "b"}}).splitlines()
-    assert lines[-1] == "bold: best mean; *: cannot be told from the best"
+    assert lines[-1] == "•: best mean; *: cannot be told from the best"
+    assert "•0.200" in lines[2]
     assert "*0.300" in lines[4]
     assert len({line.index("0.") for line in lines[2:-1] if line[0] in "abc"}) == 1
     assert "*" not in printed(rows, 60)
+
+
+def test_without_bold_type_a_sign_marks_the_best():
+    rows, stream = [row("a", nll=(-0.2, None)), row("b", nll=(0.3, None))], io.StringIO()
+    assert printed(rows, 60).splitlines()[2:] == ["a       •−0.200", "b         0.300", "•: best mean"]
+    print_table(rows, Console(file=stream, width=60, force_terminal=True, color_system="standard"))
+    assert "•" not in stream.getvalue()
+    assert stream.getvalue().splitlines()[-1] == "bold: best mean"
 
 
 # ------------------------------------------------------------------ the target's units
@@ -195,7 +206,7 @@ def test_the_terminal_marks_ties_and_keeps_the_digits_aligned():
         ((12345.6, 1.0), ("12,346", "1")),
         ((3e12, 1.0), ("3.00e+12", "1.00e+00")),
         ((1e7, 1.0), ("1.00e+07", "1.00e+00")),
-        ((1e-9, 0.0), ("1.00e-09", "0.00e+00")),
+        ((1e-9, 0.0), ("1.00e−09", "0.00e+00")),
         ((0.0, 0.0), ("0.00", "0.00")),
         ((5.0, None), ("5.00", "-")),
         ((5.0, float("inf")), ("5.00", "-")),

@@ -1,4 +1,4 @@
-"""What the numbers say in words: which method is best, which ones cannot be told from it, and what that holds for."""
+"""What the numbers say in words: which method is best if any stands out, which ones cannot be told from it, and what that holds for."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,11 @@ QUALITY = ("nll", "interval_score", "rmse", "mae", "accuracy")
 
 DETECTION = "ood_auroc"
 
-_JUDGED = {
-    DETECTION: "detects out-of-distribution inputs best",
-}
-
 _HARDLY_DETECTS = 0.6
 """Below this AUROC, being the best at a detection is said to be worth little."""
+
+_AS_CHEAP = 1.2
+"""Times up to this factor apart count as equal: the same work differs by as much from one run to the next."""
 
 _MAX_NAMES = 4
 """Methods that a sentence names; further ones are counted."""
@@ -47,7 +46,9 @@ def make_verdict(
     single_rows: Mapping[str, Mapping[str, int]] | None = None,
     untuned: Sequence[str] = (),
 ) -> list[str]:
-    """What the numbers say, in sentences: the best predictions, the best detection, and what they hold for.
+    """What the numbers say, in one sentence each: the best predictions with what that holds for, and the best detection.
+
+    A method is called best if it can be told from the baseline or from most methods. Of those that cannot be told from it, the cheapest is named.
 
     Args:
         rows: The rows of the results.
@@ -69,15 +70,18 @@ def make_verdict(
     if len(rows) == 1:
         return [_alone(rows[0], columns, key, data), *doubts]
     judged = [one for one in (key, DETECTION) if differences.get(one, {}).get("best") is not None]
-    sentences = [_best(rows, differences[one], columns[one], data, baseline) for one in judged]
+    overs = {interval["over"] for one in judged for interval in differences[one]["to_best"].values()}
+    conditions = [_condition("rows" in overs, num_seeds), ""] if overs else ["", ""]
+    sentences = [
+        _best(rows, differences[one], columns[one], data, baseline, condition)
+        for one, condition in zip(judged, conditions, strict=False)
+    ]
     if key in judged:
         sentences[1:1] = doubts
-    overs = {interval["over"] for one in judged for interval in differences[one]["to_best"].values()}
     if overs:
-        sentences.append(_condition("rows" in overs, num_seeds, data))
         sentences += few_rows(min(differences[one]["rows"] for one in judged))
     if untuned and len(untuned) < len(rows):
-        sentences.append(f"Not all methods were tuned: {_listed(untuned)} ran with fixed settings.")
+        sentences.append(f"Not all methods were tuned: {listed(untuned)} ran with fixed settings.")
     return sentences
 
 
@@ -89,40 +93,48 @@ def _alone(row: Mapping[str, Any], columns: Mapping[str, Column], key: str, data
 
 
 def _best(
-    rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], column: Column, data: str, baseline: str | None
+    rows: Sequence[Mapping[str, Any]],
+    found: Mapping[str, Any],
+    column: Column,
+    data: str,
+    baseline: str | None,
+    condition: str,
 ) -> str:
-    """Which method is best by one number, and which others cannot be told from it."""
+    """Which method is best by one number, which others cannot be told from it, and which of these to take."""
     by_name = {row["method"]: row for row in rows}
     best, to_best = found["best"], found["to_best"]
     value = cell(by_name[best], column)[0]
     equal = found["same"]
+    others = [name for name in to_best if name not in equal]
     tied = [name for name in found["tied"] if name not in equal]
-    worse = len(to_best) - len(found["tied"])
-    own = _same_as(equal)
+    worse = [name for name in others if name not in tied]
+    stands_out = baseline in worse or 2 * len(worse) > len(others)
+    number, own = column.label.rstrip("."), _same_as(equal)
+    by = f"By {number}, {condition}"
     against = (
         f"; {baseline} {cell(by_name[baseline], column)[0]}" if baseline in to_best and baseline not in equal else ""
     )
-    does = _JUDGED.get(column.key, "is best")
-    number, others = column.label.rstrip("."), [name for name in to_best if name not in equal]
+    cheapest = _cheapest([by_name[name] for name in (best, *equal, *tied)], baseline) if tied else None
+    take = "" if column.key == DETECTION or cheapest is None else f", and {cheapest} is the cheapest"
     if not to_best:
-        sentence = f"By {number}, {best} is the only method with a value on {data} ({value})."
+        sentence = f"{by}{best} is the only method with a value on {data} ({value})."
     elif not others:
-        sentence = f"By {number}, all methods are equal on {data} ({value}): each test row has the same value."
+        sentence = f"{by}all methods are equal on {data} ({value}): each test row has the same value."
     elif not tied:
-        are = f"{others[0]} is" if worse == 1 else "both others are" if worse == 2 else f"all {worse} others are"
-        sentence = f"By {number}, {best}{own} {does} on {data} ({value}{against}); {are} worse."
-    elif not worse:
+        are = {1: f"{others[0]} is", 2: "both others are"}.get(len(worse), f"all {len(worse)} others are")
+        sentence = f"{by}{best}{own} {_does(column)} on {data} ({value}{against}); {are} worse."
+    elif stands_out:
+        sentence = f"{by}{best}{own} {_does(column)} on {data} ({value}{against}); {listed(tied)} cannot be told from it{take}."
+    else:
         none = {1: f"{tied[0]} cannot", 2: f"neither {' nor '.join(tied)} can"}.get(
             len(tied), f"none of the {len(tied)} others can"
         )
-        sentence = f"By {number}, no method stands out on {data}: {best}{own} has the best mean ({value}{against}), but {none} be told from it."
-    else:
-        rest = f"the other {worse} are worse" if worse > 1 else "the other one is worse"
-        sentence = f"By {number}, {best}{own} {does} on {data} ({value}{against}); {_listed(tied)} cannot be told from it, {rest}."
+        none = f"only {listed(worse)} {'are' if len(worse) > 1 else 'is'} worse" if worse else f"{none} be told from it"
+        sentence = f"{by}no method stands out on {data}: {best}{own} has the best mean ({value}{against}), but {none}{take}."
     without = [name for name, row in by_name.items() if column.key not in row]
     infinite = [name for name in by_name if name not in (best, *to_best, *without)]
     for names, lack in ((without, number), (infinite, f"finite {number}")):
-        sentence += f" {_listed(names)} {'have' if len(names) > 1 else 'has'} no {lack}." if names else ""
+        sentence += f" {listed(names)} {'have' if len(names) > 1 else 'has'} no {lack}." if names else ""
     if column.key == DETECTION and by_name[best][DETECTION]["mean"] < _HARDLY_DETECTS:
         sentence += f" Even the best {number} is close to chance, 0.5."
     return sentence
@@ -135,7 +147,7 @@ def _infinite(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], 
         names = [row["method"] for row in rows if one in row and not _is_finite(row, one)]
         if names:
             have = "have" if len(names) > 1 else "has"
-            sentences.append(f"{_listed(names)} {have} no finite {columns[one].label.rstrip('.')}.")
+            sentences.append(f"{listed(names)} {have} no finite {columns[one].label.rstrip('.')}.")
     return sentences
 
 
@@ -145,19 +157,19 @@ def _single(column: Column, found: Mapping[str, int]) -> list[str]:
         return []
     named = [f"{name} (row {row})" for name, row in found.items()]
     return [
-        f"A single test row makes up more than half of the {column.label.rstrip('.')} of {_listed(named)}; rows count from 0."
+        f"A single test row makes up more than half of the {column.label.rstrip('.')} of {listed(named)}; rows count from 0."
     ]
 
 
 def _same_as(equal: Sequence[str]) -> str:
-    return f" (as {_listed(equal)}, with the same values)" if equal else ""
+    return f" (as {listed(equal)}, with the same values)" if equal else ""
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Names as a list in a sentence.
 
     Example:
-        >>> _listed(["a", "b", "c"]), _listed(["a", "b", "c", "d", "e", "f"])
+        >>> listed(["a", "b", "c"]), listed(["a", "b", "c", "d", "e", "f"])
         ('a, b and c', 'a, b, c and 3 others')
     """
     shown = (
@@ -166,14 +178,26 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
-def _condition(is_over_rows: bool, num_seeds: int, data: str) -> str:
+def _does(column: Column) -> str:
+    return "detects out-of-distribution inputs best" if column.key == DETECTION else "is best"
+
+
+def _cheapest(rows: Sequence[Mapping[str, Any]], baseline: str | None) -> str | None:
+    """The method that costs least: by its training time, then by its prediction time; of several the baseline, else the first. None: a time is unknown."""
+    for key in ("train_seconds", "ms_per_1000"):
+        times = [row.get(key, {}).get("mean") for row in rows]
+        if None in times:
+            return None
+        rows = [row for row, time in zip(rows, times, strict=True) if time <= _AS_CHEAP * min(times)]
+    names = [str(row["method"]) for row in rows]
+    return baseline if baseline in names else names[0]
+
+
+def _condition(is_over_rows: bool, num_seeds: int) -> str:
+    seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
     if is_over_rows:
-        count = "one seed does" if num_seeds == 1 else f"{num_seeds} seeds do"
-        return (
-            f"This holds for the networks trained here, on further rows like the test rows of {data}. It may change if they are trained again: {count} "
-            "not tell, 5 would."
-        )
-    return f"This holds for further rows like the test rows of {data}, and for training again with other seeds (judged by {num_seeds} seeds)."
+        return f"for the networks trained here ({seeds}; 5 would cover retraining), "
+    return f"for further test rows and trainings ({seeds}), "
 
 
 def few_rows(count: int) -> list[str]:

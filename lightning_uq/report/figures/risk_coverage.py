@@ -83,7 +83,7 @@ def risk_coverage_figure(
         coverage, value = points[method]
         shown = torch.linspace(0, len(value) - 1, min(MAX_POINTS, len(value))).round().long()
         # The risk among the first rows is noise: a line begins where it is in view, rather than at the edge.
-        noise = (shown < FIRST_ROWS - 1) & ((value[shown] > high) | (value[shown] < low))
+        noise = (shown < _first_rows(len(value)) - 1) & ((value[shown] > high) | (value[shown] < low))
         drawn = value[shown].masked_fill(noise, torch.nan)
         (lines[method],) = axes.plot(100 * coverage[shown].numpy(), scale * drawn.numpy(), **style)
     others = [name for name, line in lines.items() if line.get_color() == FAINT]
@@ -119,11 +119,15 @@ def _view(points: Sequence[tuple[Tensor, Tensor]], *, from_zero: bool) -> tuple[
         start = min(start, float(coverage[below[-1, 0]]) if len(below) else 0.0)
     start = max(0.0, math.floor(20 * start - 1) / 20)
     for coverage, value in points:
-        steady = torch.arange(len(value)) >= min(FIRST_ROWS, len(value)) - 1
+        steady = torch.arange(len(value)) >= _first_rows(len(value)) - 1
         values += value[steady & (coverage >= start)].tolist()
     low, high = (0.0 if from_zero else min(values)), max(values)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.01
     return start, low - margin if low > 0 else low, high + margin
+
+
+def _first_rows(num_rows: int) -> int:
+    return min(FIRST_ROWS, num_rows // 4)
 
 
 def _name_worst(axes: Any, lines: Mapping[str, Any], names: Sequence[str]) -> None:

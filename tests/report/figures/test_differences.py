@@ -71,3 +71,24 @@ def test_what_cannot_be_drawn_is_refused(changes, message):
 
 def test_the_reference_may_be_among_the_tied():
     assert names(draw(tied={"close", "softmax"})) == ["worse", "close", "better"]
+
+
+def test_the_direction_is_not_torn_apart():
+    for reference in ("ensemble", "relative_mahalanobis", "a_name_of_26_characters_00"):
+        lines = draw(reference=reference).axes[0].get_xlabel().splitlines()
+        assert any("(← better)" in line for line in lines)
+
+
+def test_several_methods_on_one_line_have_all_their_names():
+    family = "softmax, energy, density, relative_mahalanobis, knn, vim"
+    figure = draw(differences={family: (0.3, 0.1, 0.5), **DIFFERENCES}, tied={family})
+    assert [" ".join(name.split()) for name in names(figure)] == [family, "worse", "close", "better"]
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert all(upper.y0 >= lower.y1 for lower, upper in itertools.pairwise(boxes))
+
+
+def test_large_numbers_are_grouped_as_in_tables():
+    figure = draw(differences={"a": (-20_000, -30_000, 12_000)}, tied=())
+    figure.draw_without_rendering()
+    assert "−30,000" in [label.get_text() for label in figure.axes[0].get_xticklabels()]

@@ -109,3 +109,30 @@ def test_what_cannot_be_drawn_is_refused(predictions):
     five = dict.fromkeys("abcde", predictions)
     with pytest.raises(InputError, match="at most 4 of the methods"):
         risk_coverage_figure(five, highlighted=list(five))
+
+
+def test_no_line_leaves_the_figure_at_the_top():
+    generator = torch.Generator().manual_seed(0)
+    certainty, loss = torch.linspace(1, 0, 200), torch.rand(200, generator=generator)
+    loss[:5] = 50  # the mean of so few rows is noise
+    loss = loss + 1
+    figure = risk_coverage_figure({"a": (certainty, loss), "b": (certainty, loss.flip(0))}, risk="Loss")
+    low, high = figure.axes[0].get_ylim()
+    for line in figure.axes[0].lines:
+        drawn = line.get_ydata()[np.isfinite(line.get_ydata())]
+        assert len(drawn) > 150
+        assert low <= drawn.min()
+        assert drawn.max() <= high
+
+
+def test_the_worst_of_the_grey_lines_are_named_where_nothing_is_in_the_way(predictions):
+    certainty, wrong = predictions
+    bad, awful = torch.arange(300) % 2 > 0, torch.arange(300) % 5 > 0
+    curves = {**dict.fromkeys("abcd", (certainty, wrong)), "same": (certainty, wrong), "bad": (certainty, bad), "awful": (certainty, awful)}  # fmt: skip
+    figure = risk_coverage_figure(curves)
+    axes = figure.axes[0]
+    assert {text.get_text() for text in axes.texts} == {"bad", "awful"}  # "same" lies on coloured lines
+    figure.draw_without_rendering()
+    for text in axes.texts:
+        assert axes.get_window_extent().contains(*text.get_window_extent().max)
+    assert not risk_coverage_figure(dict.fromkeys("abcde", predictions)).axes[0].texts  # the legend names the only one

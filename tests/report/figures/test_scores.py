@@ -44,5 +44,5 @@ def test_empty_and_not_finite_scores_are_refused(bad):
 
 
 def test_every_score_has_a_label():
-    assert score_label("log_density") == "- log density of the features"  # higher = further out
+    assert score_label("log_density") == "− log density of the features"  # higher = further out
     assert score_label("someone_elses") == "someone elses"
