@@ -24,7 +24,7 @@ def report(run_dir: Path, *, out: Path | None = None, format: TableFormat = "ter
         format: How the table of a run is printed.
     """
     console = make_console()
-    from lightning_uq.compare.directory.index import find_runs, write_index
+    from lightning_uq.compare.directory.index import find_runs, skipped_folders, write_index
     from lightning_uq.compare.directory.reading import RESULTS, read_run
     from lightning_uq.compare.directory.writing import write_page
 
@@ -38,6 +38,8 @@ def report(run_dir: Path, *, out: Path | None = None, format: TableFormat = "ter
             joined = write_index(runs, directory)
         if joined is not None:
             print_results(joined, format, console)
+        for sentence in skipped_folders(run_dir, runs):
+            make_console(stderr=True).print(sentence, highlight=False, soft_wrap=True, markup=False)
         message = f"Wrote report.html over {len(runs)} runs to {directory}"
     else:
         results, records = read_run(run_dir)

@@ -9,9 +9,11 @@ import torch
 
 from lightning_uq.cli import main
 from lightning_uq.compare.directory.index import find_runs, make_index
+from lightning_uq.compare.directory.reading import read_run
+from lightning_uq.compare.pages.page import make_report
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.uncertainty_report.results import make_own_results
-from lightning_uq.report import csv_table
+from lightning_uq.report import csv_table, marks
 from lightning_uq.tasks import Classification
 
 
@@ -74,6 +76,16 @@ def test_tuned_settings_and_methods_left_out_are_on_the_page(run_dir, tmp_path):
     assert "learning_rate = 0.00123, 0.004; weight_decay = 0" in page
     assert "Left out: laplace" in page
     assert "it ran out of &lt;memory&gt;" in page
+
+
+def test_methods_without_a_description_or_detection_say_so(run_dir, tmp_path):
+    results, _ = read_run(run_dir)
+    results["methods"]["softmax"] |= {"about": "", "num_indices": None, "trained_as": None, "best_by": None}
+    assert make_report(results, {}).methods["softmax"] == ("OOD score: predictive entropy (nats)", results["methods"]["softmax"]["link"])
+    results["problem"]["sizes"]["ood"] = 0
+    report = make_report(results, {})
+    assert report.methods["softmax"] == ("no description", results["methods"]["softmax"]["link"])
+    assert all("OOD score" not in text for text, _ in report.methods.values())
 
 
 def test_several_data_sets_are_compared_one_after_another(tmp_path, monkeypatch):
@@ -169,9 +181,30 @@ def test_runs_on_one_data_set_count_as_one():
     }
     report = make_index(runs)
     assert ranks(report) == {"a": 1.5, "b": 1.5}
-    assert report.verdict == ["a and b share the best mean rank over 2 data sets (1.50 of 2)."]
+    assert report.verdict == [
+        "a and b share the best mean rank over 2 data sets (1.50 of 2). Ranks of methods that are tied say nothing."
+    ]
     assert any("count as one data set" in note for note in report.notes)
     assert ranks(make_index({"one": runs["one"], "again": runs["again"]})) == {}
+
+
+def test_methods_that_share_the_best_rank_are_a_list():
+    means = dict.fromkeys("abc", 0.1)
+    report = make_index({"one": results_of("one", means), "two": results_of("two", means)})
+    assert report.verdict[0].startswith("a, b and c share the best mean rank")
+
+
+def test_the_index_marks_the_winner_and_drops_methods_without_a_number():
+    means = {"a": 0.1234, "b": 0.1233, "c": 0.9}
+    runs = {name: results_of(name, means, tied=["a"]) for name in ("one", "two")}
+    for results, _ in runs.values():
+        results["rows"].append({"method": "none"})
+        results["methods"]["none"] = {"about": "", "link": None}
+    report = make_index(runs)
+    assert [row["method"] for row in report.rows] == ["b", "a", "c"]
+    assert "none" not in report.methods
+    marked = marks(report.rows, report.columns, report.tied)
+    assert {name: marked.get((name, "one")) for name in "abc"} == {"a": "best", "b": "best", "c": None}  # both print 0.123
 
 
 def save_test(folder, name, shift, ids=None, seed=0):
@@ -192,6 +225,21 @@ def test_modules_tested_on_the_same_rows_are_compared(tmp_path, capsys):
     assert main(["report", str(tmp_path / "runs")]) == 0
     assert "better is best on mine" in capsys.readouterr().out
     assert 'href="a/report.html"' in (tmp_path / "runs" / "report.html").read_text()
+
+
+def test_folders_that_are_no_runs_are_named(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    save_test(runs / "a", "net", 0.0)
+    save_test(runs / "b", "better", -0.5)
+    save_test(runs / "uci" / "yacht", "net", 0.0)
+    for folder in ("logs", ".git"):
+        (runs / folder).mkdir()
+    assert main(["report", str(runs)]) == 0
+    said = capsys.readouterr().err
+    assert "Skipped logs: it has no results.json." in said
+    assert f"Skipped uci: it has no results.json, but its folders have: make its own page with `lightning-uq report {runs / 'uci'}`." in said
+    assert ".git" not in said
+    assert "Skipped a" not in said
 
 
 def test_modules_tested_on_other_rows_are_not(tmp_path, capsys):

@@ -10,13 +10,14 @@ from typing import Any
 from lightning_uq.compare.directory.join import Run, join, tested_on_same_rows
 from lightning_uq.compare.directory.reading import RESULTS, read_run
 from lightning_uq.compare.directory.writing import PAGE, write_page
-from lightning_uq.compare.statistics.verdict import quality_key
+from lightning_uq.compare.statistics.verdict import listed, quality_key
 from lightning_uq.errors import InputError
 from lightning_uq.report import Column, Link, Report, render_html, shown_columns, write_files
 
 _RANK = Column(
     "mean_rank", "Mean rank", "lower", "prediction", lambda value: f"{value:.2f}", "Mean rank over data sets, 1 is best"
 )
+_TIES = "Ranks of methods that are tied say nothing."
 MIN_SETS = 6
 """Data sets from which on a sign test between two methods can reach 5 %, two-sided: 2 / 2^6 < 0.05 < 2 / 2^5."""
 
@@ -33,6 +34,17 @@ def find_runs(directory: Path) -> dict[str, Run]:
             f"{directory} has no {RESULTS}, and none of its folders has one, so it is neither a run nor holds runs."
         )
     return {folder.name: read_run(folder) for folder in folders}
+
+
+def skipped_folders(directory: Path, runs: Mapping[str, Run]) -> list[str]:
+    """What is wrong with each folder of a directory of runs that is no run, one sentence each; hidden folders aside."""
+    found = []
+    for folder in sorted(one for one in directory.iterdir() if one.is_dir() and not one.name.startswith(".")):
+        if folder.name not in runs:
+            inner = [path.parent.name for path in folder.glob(f"*/{RESULTS}")]
+            runs_inside = f", but its folders have: make its own page with `lightning-uq report {folder}`"
+            found.append(f"Skipped {folder.name}: it has no {RESULTS}{runs_inside if inner else ''}.")
+    return found
 
 
 def write_index(runs: Mapping[str, Run], directory: Path) -> dict[str, Any] | None:
@@ -82,28 +94,31 @@ def make_index(runs: Mapping[str, Run]) -> Report:
     ranks = _mean_ranks(decisive, common, data_sets) if len(common) > 1 and len(data_sets) > 1 else {}
     rows: list[dict[str, Any]] = []
     for method in methods:
-        row: dict[str, Any] = {
-            "method": method,
-            **{one.name: one.values[method] for one in decisive if method in one.values},
-        }
-        rows.append({**row, "mean_rank": {"mean": ranks[method], "se": None}} if method in ranks else row)
+        row: dict[str, Any] = {one.name: one.values[method] for one in decisive if method in one.values}
+        row |= {"mean_rank": {"mean": ranks[method], "se": None}} if method in ranks else {}
+        if row:  # others have nothing to show
+            rows.append({"method": method, **row})
     rows.sort(key=lambda row: row["mean_rank"]["mean"] if "mean_rank" in row else math.inf)
     ranked = [row for row in rows if "mean_rank" in row]
     count = f"{len(data_sets)} data sets" if len(data_sets) > 1 else " and ".join(data_sets)
-    is_table = len(methods) > 1
+    is_table = len(rows) > 1
     return Report(
         title=f"Uncertainty methods compared on {count}",
         verdict=_verdict(ranked, decisive, len(data_sets)),
         rows=rows if is_table else (),
         columns=[*(one.column for one in decisive), *([_RANK] if ranked else [])],
         tied={one.name: one.tied for one in decisive},
-        methods={name: (one["about"], one["link"]) for name, one in methods.items()} if is_table else {},
-        notes=_notes(len(methods) - len(ranked), decisive, len(data_sets)) if is_table else (),
+        methods={row["method"]: _about(methods[row["method"]]) for row in rows} if is_table else {},
+        notes=_notes(len(rows) - len(ranked), decisive, len(data_sets)) if is_table else (),
         pages=[
             Link(name, f"{name}/{PAGE}", " ".join(one["verdict"][:1]) or "No verdict.")
             for name, (one, _) in runs.items()
         ],
     )
+
+
+def _about(method: Mapping[str, Any]) -> tuple[str, str | None]:
+    return method["about"] or "no description", method["link"]
 
 
 @dataclass(frozen=True)
@@ -161,7 +176,7 @@ def _verdict(ranked: Sequence[Mapping[str, Any]], decisive: Sequence[_Decisive],
     first = [row["method"] for row in ranked if row["mean_rank"]["mean"] == ranked[0]["mean_rank"]["mean"]]
     if len(first) > 1:
         return [
-            f"{' and '.join(first)} share the best mean rank over {num_sets} data sets ({ranked[0]['mean_rank']['mean']:.2f} of {len(ranked)})."
+            f"{listed(first)} share the best mean rank over {num_sets} data sets ({ranked[0]['mean_rank']['mean']:.2f} of {len(ranked)}). {_TIES}"
         ]
     unbeaten = len(
         {one.data for one in decisive if one.is_unbeaten(best)}
@@ -173,7 +188,10 @@ def _verdict(ranked: Sequence[Mapping[str, Any]], decisive: Sequence[_Decisive],
         f"{best} has the best mean rank over {num_sets} data sets ({ranked[0]['mean_rank']['mean']:.2f} of {len(ranked)}; {runner_up['method']} "
         f"{runner_up['mean_rank']['mean']:.2f}), and on {where} no method is better beyond doubt."
     )
-    return [sentence, "This describes these data sets. It is no test of whether the order would be the same on others."]
+    return [
+        f"{sentence} {_TIES}",
+        "This describes these data sets. It is no test of whether the order would be the same on others.",
+    ]
 
 
 def _notes(num_unranked: int, decisive: Sequence[_Decisive], num_sets: int) -> list[str]:
@@ -181,7 +199,7 @@ def _notes(num_unranked: int, decisive: Sequence[_Decisive], num_sets: int) -> l
         return []
     notes = [
         "A method's rank on a data set is its place by the number in the table, 1 for the best; equal numbers share a place. The mean rank weighs all data "
-        "sets alike, whatever their units and sizes. It counts small differences as well: look whether they are tied.",
+        "sets alike, whatever their units and sizes.",
     ]
     if num_sets < MIN_SETS:
         notes.append(

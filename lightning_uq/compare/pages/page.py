@@ -149,7 +149,7 @@ def _signed(value: float, text: Any) -> str:
 def _about(results: Mapping[str, Any], name: str) -> str:
     one = results["methods"][name]
     parts = [one["about"]] if one["about"] else []
-    if one["ood_score"] is not None:
+    if one["ood_score"] is not None and results["problem"]["sizes"].get("ood"):
         parts.append(f"OOD score: {score_label(one['ood_score']).lower()}")
     if one["num_indices"] is not None:
         parts.append(f"Z = {one['num_indices']}")
@@ -160,7 +160,7 @@ def _about(results: Mapping[str, Any], name: str) -> str:
         parts.append(f"the weights of the epoch with the best {best_by}")
     if one["trained_as"] is not None:
         parts.append(f"reads the networks trained as {one['trained_as']}")
-    return "; ".join(parts)
+    return "; ".join(parts) or "no description"
 
 
 def _configuration(results: Mapping[str, Any]) -> dict[str, Any]:
