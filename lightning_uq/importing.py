@@ -1,29 +1,32 @@
-"""Importing a class or function by its dotted path."""
+"""Importing a class or function by its path, ``my.module:Name`` or ``my.module.Name``."""
 
 import importlib
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from lightning_uq.errors import InputError
 from lightning_uq.lightning_trees import is_subclass
 
 
-def import_object(path: str, argument: str = "target") -> Any:
-    """The class or function of a dotted path, which may be nested in a class.
+def import_object(path: str, argument: str = "target", kind: str = "class or function") -> Any:
+    """The class or function of an import path, which may be nested in a class.
 
     Args:
-        path: Such as ``"torch.nn.Linear"``.
+        path: Such as ``"torch.nn.Linear"`` or ``"torch.nn:Linear"``.
         argument: Name of the argument that holds the path, for the error.
+        kind: What the path should lead to, for the error.
 
     Raises:
-        InputError: Nothing that can be called has this path.
+        InputError: Nothing that can be called has this path; the error names the part that is missing.
 
     Example:
-        >>> import_object("torch.nn.Linear").__name__
+        >>> import_object("torch.nn:Linear").__name__
         'Linear'
     """
-    module_path, _, name = path.rpartition(".")
+    module_path, _, name = path.replace(":", ".").rpartition(".")
+    problem = f"there is no module {module_path}" if module_path else "it names no module, as in `my.module:Name`"
     # A nested class has its owner in the path: shorten the module's part until it imports.
     names = [name]
     while module_path:
@@ -35,19 +38,26 @@ def import_object(path: str, argument: str = "target") -> Any:
             module_path, _, outer = module_path.rpartition(".")
             names.insert(0, outer)
             continue
+        owner = module_path
         for part in names:
-            found = getattr(found, part, None)
-        if callable(found):
-            return found
+            if not hasattr(found, part):
+                close = get_close_matches(part, dir(found), n=1)
+                problem = f"{owner} has no {part}" + (f", but it has {close[0]}" if close else "")
+                break
+            found, owner = getattr(found, part), f"{owner}.{part}"
+        else:
+            if callable(found):
+                return found
+            problem = f"{owner} is a {type(found).__name__}"
         break
-    raise InputError(f"`{argument}` must be the import path of a class or function, but it is {path!r}.")
+    raise InputError(f"`{argument}` must be the import path of a {kind}, but it is {path!r}: {problem}.")
 
 
 def import_class(path: str, base: type, argument: str = "target") -> Any:
-    """The class of a dotted path.
+    """The class of an import path.
 
     Args:
-        path: Such as ``"lightning_uq.DeterministicModule"``.
+        path: Such as ``"lightning_uq.DeterministicModule"``, or ``"my.module:MyModule"``.
         base: A class that it must be, or inherit from; a class of Lightning stands for its twin in `pytorch_lightning`, too.
         argument: Name of the argument that holds the path, for the error.
 
@@ -59,12 +69,9 @@ def import_class(path: str, base: type, argument: str = "target") -> Any:
         >>> import_class("torch.nn.Linear", torch.nn.Module) is torch.nn.Linear
         True
     """
-    try:
-        found = import_object(path, argument)
-    except InputError:
-        found = None
+    found = import_object(path, argument, base.__name__)
     if not (inspect.isclass(found) and is_subclass(found, base)):
-        raise InputError(f"`{argument}` must be the import path of a {base.__name__}, but it is {path!r}.")
+        raise InputError(f"`{argument}` must be the import path of a {base.__name__}, but {path!r} is none.")
     return found
 
 

@@ -486,7 +486,7 @@ def test_fit_refuses_in_one_line(capsys, users_project, arguments, message):
         ({"task": "ranking"}, "`task` must be a Task, or one of 'classification', 'binary'"),
         (
             {"network": {"class_path": "lightning_uq.Factory", "init_args": {"target": "torch.nn.Linnear"}}},
-            "`target` must be the import path of a class or function, but it is 'torch.nn.Linnear'.",
+            "`target` must be the import path of a class or function, but it is 'torch.nn.Linnear': torch.nn has no Linnear, but it has Linear.",
         ),
     ],
 )

@@ -59,16 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments, from_process=argv is None)
     except recoverable_errors() as error:
-        if os.environ.get(DEBUG):
+        if _is_debugging():
             raise
         print(f"lightning-uq: error: {one_line(error)}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit) as error:
-        if os.environ.get(DEBUG) or not is_interrupt(error):
+        if _is_debugging() or not is_interrupt(error):
             raise
         text = str(error) if isinstance(error, KeyboardInterrupt) else ""
         print(f"lightning-uq: {text or 'interrupted'}", file=sys.stderr)
         return 130  # as a shell has it: 128 + SIGINT
+
+
+def _is_debugging() -> bool:
+    return os.environ.get(DEBUG, "") not in ("", "0")
 
 
 def _run(arguments: list[str], *, from_process: bool) -> int:

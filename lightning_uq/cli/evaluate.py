@@ -13,8 +13,8 @@ def evaluate(
     *,
     run: Repeated,
     data: str,
-    ood: str,
     out: Path,
+    ood: str | None = None,
     model_type: Literal["softmax", "ensemble", "gmm"] = "softmax",
     module: str | None = None,
     network: str | None = None,
@@ -33,9 +33,9 @@ def evaluate(
     Args:
         run: A Lightning checkpoint, or the checkpoints of an ensemble's members. Repeat --run for each further run.
         data: digits, mnist, fashion_mnist, kmnist, dirty_mnist, cifar10, cifar100, svhn, the path of an .npz file, or the import
-            path of a LightningDataModule.
+            path of a LightningDataModule, my.module:MyDataModule.
         ood: Labels held out of digits or of a file, such as 8,9; or an image data set, such as svhn; or a name among the data
-            module's ood_dataloaders().
+            module's ood_dataloaders(). Without it, no detection is evaluated.
         out: JSON file to write.
         model_type: Which scores tell out-of-distribution data: energy and entropy (softmax), mutual information and entropy
             (ensemble), or feature density and entropy of its posterior (gmm).

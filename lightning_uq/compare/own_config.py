@@ -104,7 +104,7 @@ def make_builder(path: str, base: type, arguments: Mapping[str, Any], argument: 
         InputError: There is no such class, or it takes other arguments; from the call on, too: its constructor refuses them.
         MissingExtraError: There are arguments, and jsonargparse is not installed.
     """
-    kind = import_class(path.replace(":", "."), base, argument)
+    kind = import_class(path, base, argument)
     if not arguments:
         _check_defaults(kind, argument)
         return kind  # type: ignore[no-any-return]  # a class is a function of no arguments

@@ -88,7 +88,7 @@ def read_table(path: str, csv: Mapping[str, Any]) -> Any:
     try:
         frame = _read_parquet(pandas, path) if path.endswith(".parquet") else _read_csv(pandas, path, csv)
     except FileNotFoundError:
-        raise InputError(f"{path} must be a .csv or .parquet file, but there is no such file.") from None
+        raise InputError(f"There is no file {path}.") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} cannot be read as {csv.get('encoding', 'utf-8')}: {without_period(error)}. Pass its encoding, for example "

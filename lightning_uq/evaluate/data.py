@@ -24,7 +24,7 @@ class EvaluationData:
         fit: Training data without augmentation, for a density.
         val: Validation data, for the temperature.
         test: Test data.
-        ood: Out-of-distribution data.
+        ood: Out-of-distribution data, or None.
         ood_name: Name of the latter.
     """
 
@@ -32,7 +32,7 @@ class EvaluationData:
     val: Any
     test: Any
     ood: Any
-    ood_name: str
+    ood_name: str | None
 
 
 _OOD_ARGUMENTS = {"ood_classes", "ood_datasets"}
@@ -65,7 +65,7 @@ def make_data(settings: Settings, seed: int | None) -> EvaluationData:
     named = data_names()
     kind: Any = named.get(settings.data) or (NpzDataModule if settings.data.endswith(".npz") else None)
     if kind is None:
-        if "." not in settings.data:
+        if not {".", ":"} & set(settings.data):
             raise InputError(
                 f"`data` must be one of {', '.join(named)}, the path of an .npz file, or the import path of a "
                 f"LightningDataModule, but it is {settings.data!r}."
@@ -73,8 +73,10 @@ def make_data(settings: Settings, seed: int | None) -> EvaluationData:
         kind = import_class(settings.data, LightningDataModule, "data")
     parameters = inspect.signature(kind).parameters
     arguments: dict[str, Any] = {"path": settings.data, "task": "classification"} if kind is NpzDataModule else {}
-    chosen = True
-    if "ood_classes" in parameters:
+    chosen = settings.ood is not None
+    if settings.ood is None:
+        pass
+    elif "ood_classes" in parameters:
         arguments["ood_classes"] = _labels(settings.ood)
     elif "ood_datasets" in parameters:
         arguments["ood_datasets"] = [settings.ood]
@@ -92,6 +94,9 @@ def make_data(settings: Settings, seed: int | None) -> EvaluationData:
         data.prepare_data()
         for stage in ("fit", "test"):
             data.setup(stage)
+    fit = fit_dataloader_of(data) or data.train_dataloader
+    if settings.ood is None:
+        return EvaluationData(fit(), data.val_dataloader(), data.test_dataloader(), None, None)
     if not hasattr(data, "ood_dataloaders"):
         raise InputError(
             f"`data`: {kind.__name__} has no out-of-distribution data. It needs `ood_dataloaders()`, loaders by name."
@@ -103,7 +108,6 @@ def make_data(settings: Settings, seed: int | None) -> EvaluationData:
             f"it is {settings.ood!r}."
         )
     name = next(iter(outside)) if chosen else settings.ood
-    fit = fit_dataloader_of(data) or data.train_dataloader
     return EvaluationData(fit(), data.val_dataloader(), data.test_dataloader(), outside[name], name)
 
 

@@ -30,7 +30,7 @@ class Outputs:
     Attributes:
         logits: Logits [Z, N, C] of the test inputs.
         labels: Their labels [N].
-        ood_logits: Logits [Z, M, C] of the out-of-distribution inputs.
+        ood_logits: Logits [Z, M, C] of the out-of-distribution inputs; None: there are none.
         temperature: Each member's temperature [Z].
         log_prob: For ``gmm``, log p(f | c) [N, C] of the test inputs' features.
         ood_log_prob: The same [M, C] of the others.
@@ -38,7 +38,7 @@ class Outputs:
 
     logits: Tensor
     labels: Tensor
-    ood_logits: Tensor
+    ood_logits: Tensor | None
     temperature: Tensor
     log_prob: Tensor | None = None
     ood_log_prob: Tensor | None = None
@@ -46,6 +46,8 @@ class Outputs:
 
 def metrics(model_type: ModelType, outputs: Outputs) -> dict[str, float]:
     """Accuracy, calibration and detection of one run, before and after its temperatures; fractions, not per cent.
+
+    Without out-of-distribution inputs there is no detection.
 
     The keys are the original's; :func:`~lightning_uq.evaluate.names.with_plain_names` adds the plain ones.
 
@@ -62,15 +64,15 @@ def metrics(model_type: ModelType, outputs: Outputs) -> dict[str, float]:
     """
     scale = outputs.temperature.view(-1, 1, 1)
     values: dict[str, float] = {}
-    for prefix, logits, ood_logits in (
-        ("", outputs.logits, outputs.ood_logits),
-        ("t_", outputs.logits / scale, outputs.ood_logits / scale),
-    ):
+    for prefix, T in (("", torch.ones_like(scale)), ("t_", scale)):
+        logits = outputs.logits / T
         probs = mean_log_probs(logits).exp()
         if not prefix:
             values["accuracy"] = float(to_float64(probs.argmax(1) == outputs.labels).mean())
         values[f"{prefix}ece"] = float(expected_calibration_error(probs, outputs.labels, NUM_BINS))
-        inside, outside = logits, ood_logits
+        if outputs.ood_logits is None:
+            continue
+        inside, outside = logits, outputs.ood_logits / T
         if model_type == "gmm":
             assert outputs.log_prob is not None
             assert outputs.ood_log_prob is not None

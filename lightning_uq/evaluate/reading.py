@@ -1,7 +1,7 @@
 """Reading the outputs of one checkpoint, and joining those of an ensemble's members."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,14 +52,20 @@ def read(model: nn.Module, data: EvaluationData, settings: Settings, path: str) 
         )
         gmm.fit(model, data.fit)
     val, test, ood = (
-        _Pass(model, loader, part, gmm if part != "validation" else None)
+        None if loader is None else _Pass(model, loader, part, gmm if part != "validation" else None)
         for part, loader in (("validation", data.val), ("test", data.test), ("out-of-distribution", data.ood))
     )
+    assert val is not None
+    assert test is not None
     temperature, grid = (
         fit_ensemble_temperature(val.logits, val.labels, "member", method=method) for method in ("newton", "grid")
     )
-    outputs = Outputs(test.logits, test.labels, ood.logits, temperature, test.log_prob, ood.log_prob)
-    return Reading(outputs, grid, torch.cat([to_float64(test.labels), test.marks, ood.marks]))
+    outputs = Outputs(test.logits, test.labels, None, temperature, test.log_prob)
+    marks = [to_float64(test.labels), test.marks]
+    if ood is not None:
+        outputs = replace(outputs, ood_logits=ood.logits, ood_log_prob=ood.log_prob)
+        marks.append(ood.marks)
+    return Reading(outputs, grid, torch.cat(marks))
 
 
 class _Pass:
@@ -130,10 +136,11 @@ def join(members: Sequence[Reading], run: Sequence[str], model_type: ModelType) 
                 f"The members of a run must be tested on the same data and classes, but those of {path!r} and {run[0]!r} "
                 "differ: with this `data` the test set depends on the seed of the split."
             )
+    outside = [one.ood_logits for one in outputs if one.ood_logits is not None]
     return Outputs(
         torch.cat([one.logits for one in outputs]),
         outputs[0].labels,
-        torch.cat([one.ood_logits for one in outputs]),
+        torch.cat(outside) if outside else None,
         torch.cat([one.temperature for one in outputs]),
         outputs[0].log_prob,
         outputs[0].ood_log_prob,

@@ -20,7 +20,7 @@ class Settings:
         data: ``"digits"``, ``"mnist"``, ``"cifar10"`` and so on, the path of an ``.npz`` file, or the import path of a
             LightningDataModule.
         ood: The out-of-distribution data: held-out labels such as ``"8,9"`` (digits, ``.npz``), the name of another data
-            set such as ``"svhn"`` (images), or a name among the data module's ``ood_dataloaders()``.
+            set such as ``"svhn"`` (images), or a name among the data module's ``ood_dataloaders()``. None: no detection is evaluated.
         model_type: Which scores are m1 and m2; see the table of :mod:`lightning_uq.evaluate`.
         module: Import path of the LightningModule that wrote the checkpoints, for those that do not name theirs.
         network: Instead of ``module``: import path of a class or function that builds the network alone, whose weights the
@@ -38,7 +38,7 @@ class Settings:
 
     runs: Sequence[Sequence[str]]
     data: str
-    ood: str
+    ood: str | None = None
     model_type: ModelType = "softmax"
     module: str | None = None
     network: str | None = None

@@ -268,7 +268,7 @@ def _build(data: LightningDataModule | str, arguments: Mapping[str, Any]) -> Any
                 f"`data` must be a LightningDataModule or the import path of one, but its type is {type(data).__name__}."
             )
         return data
-    kind = import_class(data.replace(":", "."), LightningDataModule, "data_module")
+    kind = import_class(data, LightningDataModule, "data_module")
     try:
         inspect.signature(kind).bind(**arguments)
     except TypeError as error:

@@ -121,7 +121,6 @@ def load_model(path: str | Path, network: str | None = None, task: str | None = 
 
 def _network(name: str, path: Path) -> nn.Module | Callable[[], nn.Module]:
     """The module that a path of a class or function makes; the function itself where a module of ours takes that."""
-    name = name.replace(":", ".")
     factory: Any = import_object(name, "network")
     try:
         built = factory()

@@ -204,6 +204,11 @@ def _checked(
             return_predictions=False,
         )
     except Exception as error:  # its forward may raise anything
+        if check.failed_inputs is not None:
+            reason = " ".join(without_period(error).split())
+            raise InputError(
+                f"`module` {name}: its forward failed on inputs {check.failed_inputs}: {type(error).__name__}: {reason}."
+            ) from error
         text = str(error) if isinstance(error, UQError) else f"{type(error).__name__}: {error}"
         raise InputError(
             f"The outputs of `module` {name} cannot be read for the data's task, {problem.data.task}: {' '.join(text.split())} "
@@ -214,17 +219,29 @@ def _checked(
 
 
 class _Check(Callback):
-    """Reads the outputs of one batch."""
+    """Reads the outputs of one batch.
+
+    Attributes:
+        reading: How outputs are read.
+        failed_inputs: The shape of the inputs, or their type, on which the module's own code raised an error; None: it raised none.
+    """
 
     def __init__(self, reading: Reading, infers: bool) -> None:
         self.reading = reading
         self.infers = infers
+        self.failed_inputs: str | None = None
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
         reader = logit_reader(self.reading)
-        _, target = reader.unpack(pl_module, batch)
-        if self.infers:
+        x, target = reader.unpack(pl_module, batch)
+        try:
             outputs = reader.run(pl_module, batch, trainer)
+        except UQError:
+            raise
+        except Exception:
+            self.failed_inputs = str(list(x.shape)) if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+            raise
+        if self.infers:
             if isinstance(outputs, Tensor) and isinstance(target, Tensor):
                 self.reading = Reading(
                     **{**self.reading.arguments, "task": read_as(self.reading.task, outputs, target)}

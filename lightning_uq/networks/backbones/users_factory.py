@@ -21,7 +21,7 @@ def import_users_factory(name: str) -> Callable[..., Any]:
     Raises:
         InputError: Nothing that can be called has this path.
     """
-    found: Callable[..., Any] = import_object(name.replace(":", "."), "network")
+    found: Callable[..., Any] = import_object(name, "network")
     return found
 
 
