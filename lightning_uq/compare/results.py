@@ -20,6 +20,8 @@ from lightning_uq.report.table import ALL_COLUMNS
 FORMAT = 2
 """Version of the layout of ``results.json``."""
 
+NOT_COMPLETE = "There is no verdict, since the comparison is not complete."
+
 
 def make_rows(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
     """One mapping per method: ``{"method": name, key: {"mean": m, "se": s, "seeds": [...]}, ...}``."""
@@ -93,7 +95,7 @@ def make_results(
         "format": FORMAT,
         "data": configuration.data,
         "task": problem.data.task,
-        "verdict": verdict,
+        "verdict": verdict if statistics else [NOT_COMPLETE],
         "rows": rows,
         "notes": _notes(complete, untuned, configuration.baseline, baseline),
         "missing": {

@@ -212,19 +212,34 @@ def _run(
 
     tuning = Tuning(run.path, configuration, plan)
     left = {(job.trainee, job.seed): job for job in open_jobs(plan.jobs, run)}
-    total = len(plan.jobs) + configuration.recipe.tune * sum(tuning.tunes(job.trainee) for job in plan.jobs)
+    count = configuration.recipe.tune
+    total = len(plan.jobs) + count * sum(tuning.tunes(job.trainee) for job in plan.jobs)
     done = total - len(left) - sum(tuning.left(*key) for key in left)
     test_marks = {seed: marks["test"] for seed, marks in plan.marks.items()}
     workshop = Workshop(configuration, run.path, plan.monitors, test_marks, plan.known, options.save_predictions)
+
+    def next_job(job: Job) -> Job:
+        coming = tuning.next_job(job)
+        if coming.is_trial:
+            progress.trial(job.trainee, job.seed, count - tuning.left(job.trainee, job.seed) + 1, count)
+        return coming
+
     try:
+        if left and len(plan.jobs) < len(plan.chosen) * configuration.seeds:
+            progress.note(
+                f"{_counted(len(plan.jobs), 'training')} for {len(plan.chosen)} methods with {_counted(configuration.seeds, 'seed')}: some methods read "
+                "the network of another one."
+            )
         progress.start(total, plan.epochs, done)
-        jobs = deque(map(tuning.next_job, left.values()))
+        jobs = deque(map(next_job, left.values()))
         for job, finished in run_jobs(jobs, workshop, progress, options.jobs):
             done += 1
             progress.trained(job.trainee, job.seed, finished.epochs, finished.seconds)
             if job.is_trial:
                 tuning.tell(job, finished.best, finished.epochs, finished.seconds)
-                jobs.appendleft(tuning.next_job(left[job.trainee, job.seed]))
+                if not tuning.left(job.trainee, job.seed):
+                    progress.note(tuning.outcome(job.trainee, job.seed))
+                jobs.appendleft(next_job(left[job.trainee, job.seed]))
                 continue
             for name, reason in finished.diverged.items():
                 run.add_diverged(name, job.seed, reason)
@@ -242,6 +257,10 @@ def _run(
         reasons = " ".join(f"{name}: {reason}." for name, reason in comparison.left_out.items())
         raise NotFiniteError(f"methods: none has a row. {reasons}")
     return comparison
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def open_jobs(jobs: Sequence[Job], run: RunDirectory) -> list[Job]:

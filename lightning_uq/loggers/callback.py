@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from lightning_uq import batches
+from lightning_uq.callbacks.calibrating import calibrating_transforms
 from lightning_uq.errors import InputError, UnsupportedError
 from lightning_uq.functional.validation import check_integer
 from lightning_uq.lightning_trees import is_instance
@@ -23,6 +24,7 @@ from lightning_uq.running.logits import LogitReader, UnpackBatch
 from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.ranks import gather_objects, raise_on_all_ranks
 from lightning_uq.running.step_input import StepInput
+from lightning_uq.running.transforms import PredictionTransform
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task
 
@@ -39,7 +41,7 @@ class LogFigures(Callback):
     it.
 
     The figures of this package's modules are those of their predictions, with all calibrations that they carry. Of any other
-    LightningModule they are those of its outputs. They cost one more forward pass per batch, in evaluation mode and with an isolated random
+    LightningModule they are those of its outputs, in a test as the Trainer's fitted callbacks calibrate them. They cost one more forward pass per batch, in evaluation mode and with an isolated random
     state, on a copy of the batch. Bins are kept, not rows. Each sample counts once on any number of ranks. A sanity check before
     the training draws nothing.
 
@@ -90,6 +92,7 @@ class LogFigures(Callback):
         self._curves: dict[int, Curve] = {}
         self._reasons: dict[int, str] = {}
         self._error: Exception | None = None
+        self._calibrations: list[PredictionTransform] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work before anything runs."""
@@ -196,7 +199,11 @@ class LogFigures(Callback):
         self, trainer: Trainer, model: LightningModule, stage: Stage, batch: Any, batch_idx: int, loader_idx: int
     ) -> None:
         self.read.look_at_task(model, batch, trainer, is_first=not self._curves)
-        outputs, prediction = predict_batch(self.read, model, batch, trainer, check=batch_idx == 0)
+        if self._calibrations is None:  # the callbacks have verified their states at the first batch
+            self._calibrations = calibrating_transforms(trainer, model) if stage == "test" else []
+        outputs, prediction = predict_batch(
+            self.read, model, batch, trainer, check=batch_idx == 0, further=self._calibrations
+        )
         target = labelled_batch(self.read, model, batch, outputs, _DATA[stage]).to(outputs.device)
         keep = batches.unpadded_rows(_loaders(trainer, stage)[loader_idx], batch_idx, len(target))
         rows = slice(None) if keep is None else keep.to(outputs.device)

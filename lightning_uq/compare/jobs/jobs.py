@@ -16,6 +16,7 @@ from lightning_uq.compare.planning.plan import Job, choose_methods
 from lightning_uq.compare.planning.tuning import tuned_configuration
 from lightning_uq.compare.problem import make_problem
 from lightning_uq.compare.progress.progress import Progress
+from lightning_uq.compare.progress.warning_notes import at_work, told_warnings
 from lightning_uq.compare.training.evaluation import evaluate
 from lightning_uq.compare.training.quiet import one_thread, quiet
 from lightning_uq.compare.training.saved_predictions import prediction_path
@@ -72,6 +73,10 @@ class Workshop:
         Raises:
             InputError: The test samples are not those of the plan.
         """
+        with told_warnings(progress, job.trainee, job.seed):
+            return self._run(job, devices, progress)
+
+    def _run(self, job: Job, devices: int | list[int], progress: Progress) -> Finished:
         configuration, own = tuned_configuration(self.configuration, dict(job.settings))
         problem = make_problem(configuration, job.seed)
         check_test_samples(problem.data, self.test_marks[job.seed])
@@ -93,7 +98,7 @@ class Workshop:
                 continue
             saved = prediction_path(self.directory, method.name, job.seed) if self.save_predictions else None
             try:
-                with seeded(job.seed):
+                with seeded(job.seed), at_work(method.name):
                     record = evaluate(method, trained, problem, job.seed, configuration.accelerator, devices, saved)
             except NotFiniteError as error:
                 diverged[method.name] = without_period(error)

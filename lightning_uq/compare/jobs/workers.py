@@ -104,6 +104,9 @@ class _Telling(Progress):
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
+    def warning(self, text: str) -> None:
+        self.connection.send(("warning", (text,)))
+
     def training(self, method: str, seed: int) -> None:
         self.connection.send(("training", (method, seed)))
 

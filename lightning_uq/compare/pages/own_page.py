@@ -16,6 +16,8 @@ def introduction(results: Mapping[str, Any]) -> list[str]:
         loaders = ", ".join(f"{name} ({size:,} rows)" for name, size in problem["ood"].items())
         text += f", and {sizes['ood']:,} out-of-distribution (OOD) rows: {loaders}"
     parts = [f"{text}."]
+    if problem.get("calibrated_by"):
+        parts.append(f"The predictions are those that {' and '.join(problem['calibrated_by'])} calibrated.")
     if problem["kept"] < sizes["test"]:
         parts.append(
             f"All numbers are of a random sample of {problem['kept']:,} of the {sizes['test']:,} test rows (`max_rows`)."

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_uq.compare.pages import own_page
+from lightning_uq.compare.planning.tuning import setting_text
 from lightning_uq.compare.testbed import NUM_INDICES
 from lightning_uq.compare.training.evaluation import TAU
 from lightning_uq.report import DENSITY_TITLES, LABEL_TITLES, Report, Section, score_label, shown_columns
@@ -194,15 +195,11 @@ def _tuned(results: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, of_seeds in results.get("tuned", {}).items():
         if of_seeds and all(of_seeds):
-            values = {key: [_plain(one[key]) for one in of_seeds] for key in of_seeds[0]}
+            values = {key: [setting_text(one[key]) for one in of_seeds] for key in of_seeds[0]}
             found[name] = "; ".join(
                 f"{key} = {', '.join(one if len(set(one)) > 1 else one[:1])}" for key, one in values.items()
             )
     return found
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _versions(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,14 +147,25 @@ class Tuning:
         with replacing(self.directory / TRIALS) as path:
             path.write_text(json.dumps({"methods": self.kept}, indent=2) + "\n")
 
+    def _best(self, trainee: str, seed: int) -> dict[str, Any] | None:
+        """The best trial on a seed; None if the method has no trial that ended well."""
+        good = [trial for trial in self._trials(trainee, seed) if trial["value"] is not None]
+        choose = max if good and self.kept[trainee]["mode"] == "max" else min
+        return choose(good, key=lambda trial: trial["value"], default=None)
+
     def chosen(self, trainee: str, seed: int) -> dict[str, Any]:
         """The settings of the best trial on a seed; none if the method has no trial that ended well."""
-        good = [trial for trial in self._trials(trainee, seed) if trial["value"] is not None]
-        if not good:
-            return {}
-        best = (max if self.kept[trainee]["mode"] == "max" else min)(good, key=lambda trial: trial["value"])
-        found: dict[str, Any] = best["settings"]
-        return found
+        best = self._best(trainee, seed)
+        return {} if best is None else dict(best["settings"])
+
+    def outcome(self, trainee: str, seed: int) -> str:
+        """A sentence on the best trial on a seed."""
+        best, monitor, count = self._best(trainee, seed), self.plan.monitors[trainee], len(self._trials(trainee, seed))
+        who = f"{trainee}, seed {seed}"
+        if best is None or monitor is None:
+            return f"{who}: all {count} trials diverged, so it keeps the settings of the recipe."
+        settings = ", ".join(f"{name} = {setting_text(value)}" for name, value in best["settings"].items())
+        return f"{who}: the best of {count} trials has {settings} ({monitor.name} {best['value']:.4g})."
 
     def _search(self, trainee: str, seed: int) -> _Search:
         """A study in the state that it was in after the kept trials: its draws follow from the seed and the values."""
@@ -180,6 +191,11 @@ class Tuning:
                 )
             _tell(study, trial, kept["value"])
         return search
+
+
+def setting_text(value: Any) -> str:
+    """A setting's value as a page prints it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _tell(study: "Study", trial: "Trial", value: float | None) -> None:

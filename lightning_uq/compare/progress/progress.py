@@ -1,6 +1,9 @@
 """What a comparison tells of itself while it works."""
 
 
+import warnings
+
+
 class Progress:
     """What :func:`compare` tells while it works. This class listens to nothing; the command line draws a bar.
 
@@ -12,6 +15,13 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A sentence that the user should read now."""
+
+    def warning(self, text: str) -> None:
+        """A warning of a training, with its method and seed. This class warns as Python does."""
+        warnings.warn(text, stacklevel=2)
+
+    def trial(self, method: str, seed: int, number: int, count: int) -> None:
+        """The next training of a method with this seed is a trial of tuning: the number-th of so many."""
 
     def training(self, method: str, seed: int) -> None:
         """A training begins."""

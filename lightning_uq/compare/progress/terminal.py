@@ -32,6 +32,7 @@ class TerminalProgress(Progress):
             disable=not console.is_terminal,
         )
         self._estimate = Estimate(0, 0)
+        self._trials: dict[tuple[str, int], str] = {}
         self._task = self._bar.add_task("reading the data", total=None, count="", left="")
 
     def __enter__(self) -> "TerminalProgress":
@@ -53,6 +54,17 @@ class TerminalProgress(Progress):
         """Print a sentence above the bar."""
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
+    def warning(self, text: str) -> None:
+        """Print a warning like a note."""
+        self.note(text)
+
+    def trial(self, method: str, seed: int, number: int, count: int) -> None:
+        """Keep what the next training is called."""
+        self._trials[method, seed] = f"trial {number} of {count} of {method}, seed {seed}"
+
+    def _name(self, method: str, seed: int) -> str:
+        return self._trials.get((method, seed), f"{method}, seed {seed}")
+
     def training(self, method: str, seed: int) -> None:
         """Name the training that begins."""
         self._estimate.begin(method, seed)
@@ -72,13 +84,14 @@ class TerminalProgress(Progress):
             left = estimate.seconds_left() if estimate.done < estimate.trainings else None
             rest = "" if left is None else f", about {in_words(left)} left"
             self.note(
-                f"{estimate.done}/{estimate.trainings} {method}, seed {seed}: {epochs} {self._unit} in {seconds:.1f} s{rest}"
+                f"{estimate.done}/{estimate.trainings} {self._name(method, seed)}: {epochs} {self._unit} in {seconds:.1f} s{rest}"
             )
+        self._trials.pop((method, seed), None)
 
     def _show(self) -> None:
         estimate = self._estimate
         running, left = estimate.running, estimate.seconds_left()
-        names = [f"{method}, seed {seed}" for method, seed in running]
+        names = [self._name(method, seed) for method, seed in running]
         count = f"{estimate.done}/{estimate.trainings} trainings"
         if len(running) == 1:
             (one,) = running.values()

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_uq.compare.progress.warning_notes import at_work
 from lightning_uq.errors import NotFiniteError, without_period
 from lightning_uq.modules.base import UncertaintyModule
 
@@ -21,9 +22,11 @@ class IsolatedCallbacks(Callback):
 
     Args:
         callbacks: The callbacks of one method.
+        method: Name of the method, for its warnings.
 
     Attributes:
         callbacks: The same.
+        method: The same.
         seconds: Time that they took after the training.
         diverged: Why nothing could be fitted after the training, if what the network returns is not finite.
 
@@ -39,8 +42,9 @@ class IsolatedCallbacks(Callback):
         ([1], 2)
     """
 
-    def __init__(self, callbacks: Sequence[Callback]) -> None:
+    def __init__(self, callbacks: Sequence[Callback], method: str = "") -> None:
         self.callbacks = list(callbacks)
+        self.method = method
         self.seconds = 0.0
         self.diverged: str | None = None
 
@@ -57,7 +61,7 @@ class IsolatedCallbacks(Callback):
     def _run(self, hook: str, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         start = time.perf_counter()
         try:
-            with self._alone(trainer):
+            with self._alone(trainer), at_work(self.method):
                 for callback in self.callbacks:
                     getattr(callback, hook)(trainer, pl_module, *args, **kwargs)
         except NotFiniteError as error:

@@ -82,7 +82,7 @@ def train(
     isolated: dict[str, IsolatedCallbacks] = {}
     with seeded(seed), tempfile.TemporaryDirectory() as directory:
         for method in readers:
-            isolated[method.name] = IsolatedCallbacks(method.make_callbacks(setting))
+            isolated[method.name] = IsolatedCallbacks(method.make_callbacks(setting), method.name)
         start = time.perf_counter()
         module = trainee.make_module(setting)
         fixed = recipe.steps is not None

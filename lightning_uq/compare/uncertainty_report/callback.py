@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from lightning_uq import batches
+from lightning_uq.callbacks.calibrating import calibrating_callbacks, calibrating_transforms
 from lightning_uq.callbacks.ood_scores import OODScorer
 from lightning_uq.compare.directory.writing import write
 from lightning_uq.compare.pages.drawing import draw
@@ -22,7 +23,8 @@ from lightning_uq.compare.uncertainty_report.kept_rows import KeptRows
 from lightning_uq.compare.uncertainty_report.results import make_own_results
 from lightning_uq.errors import InputError, NotFiniteError, UnsupportedError
 from lightning_uq.functional.validation import check_integer
-from lightning_uq.loggers import log_figure, takes_figures
+from lightning_uq.lightning_trees import is_instance
+from lightning_uq.loggers import LogFigures, log_figure, takes_figures
 from lightning_uq.networks.output import Output, PredictFn
 from lightning_uq.predictions import Prediction
 from lightning_uq.report import jinja_environment, new_figure, writable_directory
@@ -36,6 +38,7 @@ from lightning_uq.running.overriding import check_hooks
 from lightning_uq.running.ranks import gather_objects, raise_on_all_ranks, raising_on_all_ranks
 from lightning_uq.running.row_sample import MAX_ROWS
 from lightning_uq.running.step_input import StepInput
+from lightning_uq.running.transforms import PredictionTransform
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Task, describe
 
@@ -49,8 +52,8 @@ class UncertaintyReport(Callback):
     directories of several modules that were tested on the same rows, it compares these. The numbers are also logged, as ``report/<key>``, and the
     figures go to the Trainer's loggers (:func:`~lightning_uq.loggers.log_figure`), as ``test_<figure>``.
 
-    Predictions of this package's modules have all calibrations that they carry. Of any other LightningModule they are read off its outputs. They cost
-    one more forward pass per batch, in evaluation mode and with an isolated random state, on a copy of the batch. Each sample counts once on any
+    Predictions of this package's modules have all calibrations that they carry. Of any other LightningModule they are read off its outputs, and
+    calibrated by the Trainer's fitted callbacks, such as ``TemperatureScaling``, with ``attach`` or without; the page names these. They cost one more forward pass per batch, in evaluation mode and with an isolated random state, on a copy of the batch. Each sample counts once on any
     number of ranks; rank 0 writes. Scores of each row are kept, about 100 bytes per row: of at most ``max_rows`` rows, else of a random sample.
     Where the data have no targets or a task has no scores, no page is written, and one warning says why. Under ``fast_dev_run`` nothing is.
 
@@ -129,6 +132,7 @@ class UncertaintyReport(Callback):
         self._batch: Any = None
         self._rows = KeptRows(self.max_rows)
         self._num_indices: int | None = None
+        self._calibrations: list[PredictionTransform] | None = None
         self._reason: str | None = None
         self._error: Exception | None = None
 
@@ -261,7 +265,11 @@ class UncertaintyReport(Callback):
                 for one in _scorers(trainer, model)
                 if name in one.ood_score_names
             ]
-            outputs, prediction = predict_batch(self.read, model, batch, trainer, check=check)
+            if self._calibrations is None:  # the callbacks have verified their states at the first batch
+                self._calibrations = calibrating_transforms(trainer, model)
+            outputs, prediction = predict_batch(
+                self.read, model, batch, trainer, check=check, further=self._calibrations
+            )
             return outputs, prediction, ood_score(name, prediction, provided)
 
     def _score_name(self, trainer: Trainer, model: LightningModule) -> str:
@@ -294,6 +302,7 @@ class UncertaintyReport(Callback):
                     task=self.read.task(model),
                     score=self._score_name(trainer, model),
                     sizes={"test": num_seen, **sizes},
+                    calibrated_by=calibrating_callbacks(trainer),
                 )
                 self._write(trainer, results, record)
                 numbers = {key: value["mean"] for key, value in results["rows"][0].items() if key != "method"}
@@ -329,7 +338,10 @@ class UncertaintyReport(Callback):
         record.save(self.directory)
         records = {record.method: [record]}
         write(results, records, self.directory)
-        for name, figure in draw(results, records).items() if takes_figures(trainer) else ():
+        figures = draw(results, records) if takes_figures(trainer) else {}
+        if any(is_instance(one, LogFigures) for one in trainer.callbacks):  # type: ignore[attr-defined]  # it logs these itself
+            figures = {name: one for name, one in figures.items() if not name.startswith(("reliability_", "intervals"))}
+        for name, figure in figures.items():
             log_figure(trainer, f"test_{name}", figure)
         rank_zero_info(f"UncertaintyReport wrote {self.directory / 'report.html'}.")
 

@@ -1,6 +1,6 @@
 """The results of testing one's own module, in the layout of a comparison's: one row, with intervals over the test rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_uq.compare.environment import git_state, versions
@@ -26,7 +26,14 @@ _HEADLINES = (("accuracy", "nll"), ("accuracy", "iou"), ("rmse", "nll"), ("mae",
 
 
 def make_own_results(
-    record: Record, *, data: str, task: Task, score: str, sizes: Mapping[str, int], about: str = ""
+    record: Record,
+    *,
+    data: str,
+    task: Task,
+    score: str,
+    sizes: Mapping[str, int],
+    about: str = "",
+    calibrated_by: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The contents of ``results.json`` for one tested module.
 
@@ -37,6 +44,7 @@ def make_own_results(
         score: Name of its out-of-distribution score.
         sizes: Rows seen of the test data (``"test"``) and of each out-of-distribution loader by its name.
         about: What the module is, in a line.
+        calibrated_by: The callbacks that calibrate its predictions.
     """
     rows = make_rows({record.method: [record]})
     intervals = {key: {record.method: [*ends]} for key, ends in value_intervals(record).items()}
@@ -65,6 +73,7 @@ def make_own_results(
             "sizes": {"test": sizes["test"], "ood": sum(outside.values())},
             "kept": len(record.row_ids),
             "ood": outside,
+            "calibrated_by": list(calibrated_by),
         },
         "versions": versions(),
         "git": git_state(),
