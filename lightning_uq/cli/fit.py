@@ -63,9 +63,10 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
                 read_checkpoint(path, "`ckpt_path` must be a checkpoint of plain data")
 
         def before_instantiate_classes(self) -> None:
-            """Refuse to evaluate weights that nobody trained."""
+            """Put folders below ``default_root_dir``; refuse to evaluate weights that nobody trained."""
             command = self.config["subcommand"]
             options = self.config[command]
+            options.trainer = _rooted(options.trainer, str(options.trainer.default_root_dir or "."))
             if command in EVALUATING_COMMANDS and options.ckpt_path is None and not options.untrained:
                 raise UsageError(
                     f"{command} has no --ckpt_path, so the weights are untrained. Pass --ckpt_path FILE.ckpt, or pass --untrained if the "
@@ -122,6 +123,26 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             if not str(error).startswith("Error(s) in loading state_dict"):
                 raise
             raise UsageError(f"the checkpoint does not fit the configured module: {str(error)[:400]} ...") from error
+
+
+def _rooted(value: Any, root: str) -> Any:
+    """A value of the configuration with ``{default_root_dir}`` replaced in all of its texts.
+
+    Example:
+        >>> _rooted([{"dirpath": "{default_root_dir}/checkpoints"}], "runs/mine")
+        [{'dirpath': 'runs/mine/checkpoints'}]
+    """
+    from jsonargparse import Namespace
+
+    if isinstance(value, str):
+        return value.replace("{default_root_dir}", root)
+    if isinstance(value, list):
+        return [_rooted(one, root) for one in value]
+    if isinstance(value, dict):
+        return {key: _rooted(one, root) for key, one in value.items()}
+    if isinstance(value, Namespace):
+        return Namespace(**{key: _rooted(one, root) for key, one in vars(value).items()})
+    return value
 
 
 def _bare_help(arguments: list[str]) -> str | None:

@@ -2,12 +2,18 @@
 
 import io
 import re
+import warnings
+from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 
 from lightning_uq.compare.progress.estimate import Estimate
+from lightning_uq.compare.progress.progress import Progress
 from lightning_uq.compare.progress.terminal import TerminalProgress
+from lightning_uq.compare.progress.warning_notes import told_warnings
+from lightning_uq.compare.training.isolation import IsolatedCallbacks
 
 
 class Clock:
@@ -123,3 +129,45 @@ def test_on_a_terminal_one_bar_shows_the_whole_run():
         progress._bar.refresh()
         assert "2 trainings at the same time" in stream.getvalue()
         assert "left" in stream.getvalue()
+
+
+def test_a_trial_is_called_one_until_it_has_ended():
+    stream = io.StringIO()
+    with TerminalProgress(Console(file=stream)) as progress:
+        progress.start(2, 10, 0)
+        progress.trial("a", 0, 2, 3)
+        for _ in range(2):  # the second is the training of the same seed
+            progress.training("a", 0)
+            progress.epoch("a", 0)
+            progress.trained("a", 0, 1, 0.25)
+        progress.warning("temperature, seed 0: T is at its bound.")
+    first, second, third = stream.getvalue().splitlines()
+    assert first.startswith("1/2 trial 2 of 3 of a: 1 epochs")
+    assert second.startswith("2/2 a, seed 0: 1 epochs")
+    assert third == "temperature, seed 0: T is at its bound."
+
+
+class Told(Progress):
+    def __init__(self):
+        self.warnings = []
+
+    def warning(self, text):
+        self.warnings.append(text)
+
+
+def test_warnings_name_the_method_at_work_and_come_once():
+    progress = Told()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with told_warnings(progress, "softmax", 3):
+            for _ in range(2):
+                warnings.warn("a\nb", stacklevel=1)
+            callback = LambdaCallback(on_train_end=lambda *_: warnings.warn("at its bound", stacklevel=1))
+            trainer = SimpleNamespace(callbacks=[])
+            IsolatedCallbacks([callback], "temperature").on_train_end(trainer, None)
+    assert progress.warnings == ["softmax, seed 3: a b", "temperature, seed 3: at its bound"]
+
+
+def test_without_a_terminal_a_warning_stays_one():
+    with pytest.warns(UserWarning, match="^softmax, seed 3: a$"), told_warnings(Progress(), "softmax", 3):
+        warnings.warn("a", stacklevel=1)

@@ -29,7 +29,13 @@ QUICK = Configuration(
 
 class Log(Progress):
     def __init__(self):
-        self.trained_seeds, self.begun = [], None
+        self.trained_seeds, self.begun, self.trials, self.notes = [], None, [], []
+
+    def trial(self, method, seed, number, count):
+        self.trials.append((method, seed, number, count))
+
+    def note(self, text):
+        self.notes.append(text)
 
     def start(self, trainings, epochs, done):
         self.begun = trainings, done
@@ -54,6 +60,18 @@ def rows(comparison):
 def tuned(tmp_path_factory):
     folder, log = tmp_path_factory.mktemp("tuned"), Log()
     return compare(QUICK, log, folder), log, folder
+
+
+def test_trials_are_numbered_and_their_outcome_is_told(tuned):
+    comparison, log, _ = tuned
+    names = ("dropout", "gaussian")
+    assert sorted(log.trials) == [(name, seed, number, 3) for name in names for seed in (0, 1) for number in (1, 2, 3)]
+    assert "4 trainings for 3 methods with 2 seeds: some methods read the network of another one." in log.notes
+    for name in names:
+        for seed in (0, 1):
+            (said,) = (note for note in log.notes if note.startswith(f"{name}, seed {seed}: the best of 3 trials has "))
+            assert f"learning_rate = {comparison.tuned[name][seed]['learning_rate']:.4g}, weight_decay" in said
+            assert "(val_nll " in said
 
 
 def test_each_trained_method_has_the_same_number_of_trials_with_each_seed(tuned):

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_uq import DeterministicModule, FitGMM, InputError, TemperatureScaling, UncertaintyReport
+from lightning_uq import DeterministicModule, FitGMM, InputError, LogFigures, TemperatureScaling, UncertaintyReport
 from lightning_uq.compare.directory.reading import read_run
 from lightning_uq.errors import UnsupportedError
 from lightning_uq.tasks import Regression, Segmentation
@@ -103,6 +103,23 @@ def test_our_modules_are_measured_as_calibrated(tested, make_trainer):
     assert not torch.allclose(
         record.rows["confidence"].double(), module(x)[0].softmax(1).detach().amax(1).double(), atol=0.01
     )
+
+
+def test_a_foreign_module_is_measured_as_the_trainers_callbacks_calibrate_it(make_trainer, tmp_path):
+    x, y, model = inputs(200), torch.randint(3, (200,), generator=torch.Generator().manual_seed(0)), Users()
+    scaling = TemperatureScaling().fit(model, loader(x, y))
+    logger, folder = CSVLogger(tmp_path / "logs"), tmp_path / "page"
+    trainer = make_trainer(callbacks=[scaling, LogFigures(), UncertaintyReport(folder)], logger=logger)
+    trainer.test(model, loader(x, y), verbose=False)
+    results, records = read_run(folder)
+    logged = trainer.callback_metrics
+    assert mean(results, "nll") == pytest.approx(logged["uq/test_nll_calibrated"].item(), rel=1e-5)
+    assert mean(results, "nll") < logged["uq/test_nll"].item() - 0.01
+    assert logged["report/nll"].item() == pytest.approx(mean(results, "nll"), rel=1e-5)
+    assert "The predictions are those that TemperatureScaling calibrated." in (folder / "report.html").read_text()
+    names = {path.name for path in (tmp_path / "logs").rglob("*.png")}  # the diagram once
+    assert names == {"test_reliability-0000000.png", "test_risk_coverage-0000000.png"}
+    assert model.predict_step.__func__ is LightningModule.predict_step
 
 
 def test_a_callbacks_score_is_the_default(tested, make_trainer):
