@@ -444,6 +444,21 @@ def test_debug_gives_the_traceback(monkeypatch):
         main(["frobnicate"])
 
 
+@pytest.mark.parametrize("value", ["0", ""])
+def test_debug_can_be_off(monkeypatch, capsys, value):
+    monkeypatch.setenv("LIGHTNING_UQ_DEBUG", value)
+    assert "unknown command" in fails(capsys, "frobnicate")
+
+
+def test_checkpoints_and_logs_follow_default_root_dir(workplace):
+    config = ["--config", str(ROOT / "configs" / "softmax_digits.yaml"), "--trainer.default_root_dir", "mine"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.limit_train_batches=1"]
+    assert main(["fit", *config, *quiet, "--trainer.max_epochs=1"]) == 0
+    assert [path.name for path in workplace.iterdir()] == ["mine"]
+    assert (workplace / "mine" / "checkpoints" / "best.ckpt").is_file()
+    assert (workplace / "mine" / "logs" / "version_0" / "metrics.csv").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

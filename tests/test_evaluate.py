@@ -318,6 +318,28 @@ def test_one_run_has_no_standard_error(capsys):
     table(capsys.readouterr().out, result)
 
 
+def test_without_ood_data_there_is_no_detection(capsys):
+    detecting = run("--run", "0.ckpt", "--module", OURS, *DIGITS)
+    arguments = ("--run", "0.ckpt", "--module", OURS, "--data", "digits", "--data-args", '{"ood_classes": [8, 9]}')
+    result = run(*arguments)
+    assert result["mean"] == {key: value for key, value in detecting["mean"].items() if key.endswith(("accuracy", "ece", "ece_after_temperature"))}  # fmt: skip
+    assert result["info"]["ood_name"] is None
+    capsys.readouterr()
+    assert main(["report", "out.json"]) == 0
+    assert "OOD" not in capsys.readouterr().out
+    page = Path("out.html").read_text()
+    assert "temperature-scaled" in page
+    assert "out-of-distribution" not in page
+    assert "AUROC" not in page
+
+
+def test_data_are_named_as_in_a_comparison():
+    with_dot, with_colon = (
+        run("--run", "0.ckpt", "--module", OURS, "--data", f"users_file{mark}FixedTest") for mark in ".:"
+    )
+    assert with_dot["mean"] == with_colon["mean"]
+
+
 def test_an_ensembles_members_in_files_or_in_one(networks):
     data = DigitsDataModule(seed=0)
     expected, temperatures = by_hand("ensemble", networks[:2], [data, data])

@@ -66,6 +66,8 @@ def test_a_signal_leaves_what_is_complete(tmp_path, uninterrupted, number, jobs)
     assert [row["method"] for row in found["rows"]] == ["gaussian", "conformal"]
     assert found["rows"] == uninterrupted["rows"][:2]
     assert found["missing"] == {"slow": 2}
+    assert found["verdict"] == ["There is no verdict, since the comparison is not complete."]
+    assert found["verdict"][0] in out
     assert "<html" in (tmp_path / "run/report.html").read_text()
 
 

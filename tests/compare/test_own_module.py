@@ -151,15 +151,18 @@ def test_without_a_validation_metric_the_last_weights_are_kept():
     assert results["methods"]["module"]["best_by"] == "last"
 
 
+def test_a_forward_that_fails_is_told_without_hints_on_the_task():
+    with pytest.raises(InputError) as raised:
+        plan("LitClassifier", data="diabetes")
+    text = str(raised.value)
+    assert text.startswith("`module` LitClassifier: its forward failed on inputs [32, 10]: RuntimeError: mat1 and mat2")
+    assert "`task`" not in text
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
         ("LitFlat", {"data": "diabetes"}, r"methods: module cannot run on diabetes .* Using a target size"),
-        (
-            "LitClassifier",
-            {"data": "diabetes"},
-            r"`module` LitClassifier cannot be read for the data's task, regression",
-        ),
         ("Nothing", {}, r"`module` must be the import path of a LightningModule, but it is"),
         ("LitClassifier", {"methods": ("module_none",)}, r"unknown for classification: 'module_none'"),
     ],
@@ -178,6 +181,7 @@ def test_contradictions_are_found_before_any_training(module, arguments, message
         ({"module": {"init_args": {"hidden": "many"}}}, r"`config` does not fit LitClassifier.*hidden"),
         ({"module": {"class_path": "other.Module"}}, r"`module` is .* but module.class_path of `config` is"),
         ({"data": {"init_args": {"num": 3}}}, r"data='digits' takes no `num`"),
+        ({"module": {"task": "binary"}}, r"The outputs of `module` LitClassifier cannot be read for the data's task, classification"),
         ({"module": {"monitor": "val_auc"}}, r"`monitor` of module is 'val_auc', but its validation logs val_acc, val_loss"),
     ],
 )  # fmt: skip
