@@ -141,7 +141,8 @@ def _rooted(value: Any, root: str) -> Any:
     if isinstance(value, dict):
         return {key: _rooted(one, root) for key, one in value.items()}
     if isinstance(value, Namespace):
-        return Namespace(**{key: _rooted(one, root) for key, one in vars(value).items()})
+        kind: Any = type(value)
+        return kind(**{key: _rooted(one, root) for key, one in vars(value).items()})
     return value
 
 

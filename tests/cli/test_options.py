@@ -84,14 +84,6 @@ def test_errors_of_a_command_name_its_options():
     assert str(raised.value) == "--batch-size, --run and --id: MODEL or `model()` has no `states`, id or `batch size`."
 
 
-def test_an_argument_with_its_value_is_written_as_it_is_passed():
-    def command(*, task: str = "auto", dry_run: bool = False) -> None: ...
-
-    with pytest.raises(InputError) as raised, naming_options(command):
-        raise InputError("task='binary' needs `dry_run=True`, or pass `sep`, for example sep=';'.")
-    assert str(raised.value) == "--task binary needs --dry-run, or pass `sep`, for example sep=';'."
-
-
 def test_errors_inside_any_command_name_its_options():
     def command(*, batch_size: int = 1) -> None:
         """Fail.

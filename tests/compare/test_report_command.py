@@ -81,7 +81,10 @@ def test_tuned_settings_and_methods_left_out_are_on_the_page(run_dir, tmp_path):
 def test_methods_without_a_description_or_detection_say_so(run_dir, tmp_path):
     results, _ = read_run(run_dir)
     results["methods"]["softmax"] |= {"about": "", "num_indices": None, "trained_as": None, "best_by": None}
-    assert make_report(results, {}).methods["softmax"] == ("OOD score: predictive entropy (nats)", results["methods"]["softmax"]["link"])
+    assert make_report(results, {}).methods["softmax"] == (
+        "OOD score: predictive entropy (nats)",
+        results["methods"]["softmax"]["link"],
+    )
     results["problem"]["sizes"]["ood"] = 0
     report = make_report(results, {})
     assert report.methods["softmax"] == ("no description", results["methods"]["softmax"]["link"])
@@ -204,7 +207,11 @@ def test_the_index_marks_the_winner_and_drops_methods_without_a_number():
     assert [row["method"] for row in report.rows] == ["b", "a", "c"]
     assert "none" not in report.methods
     marked = marks(report.rows, report.columns, report.tied)
-    assert {name: marked.get((name, "one")) for name in "abc"} == {"a": "best", "b": "best", "c": None}  # both print 0.123
+    assert {name: marked.get((name, "one")) for name in "abc"} == {
+        "a": "best",
+        "b": "best",
+        "c": None,
+    }  # both print 0.123
 
 
 def save_test(folder, name, shift, ids=None, seed=0):
@@ -237,7 +244,10 @@ def test_folders_that_are_no_runs_are_named(tmp_path, capsys):
     assert main(["report", str(runs)]) == 0
     said = capsys.readouterr().err
     assert "Skipped logs: it has no results.json." in said
-    assert f"Skipped uci: it has no results.json, but its folders have: make its own page with `lightning-uq report {runs / 'uci'}`." in said
+    assert (
+        f"Skipped uci: it has no results.json, but its folders have: make its own page with `lightning-uq report {runs / 'uci'}`."
+        in said
+    )
     assert ".git" not in said
     assert "Skipped a" not in said
 

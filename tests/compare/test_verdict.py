@@ -120,7 +120,7 @@ def test_a_number_that_is_infinite_for_most_methods_does_not_judge():
     for row in table[:2]:
         row["nll"] = {"mean": None, "se": None}
     said = verdict(table, {"nll": found("c", {}), "interval_score": found("a", {"b": WORSE, "c": WORSE})})
-    assert said[0] == "By Int. score, a is best on digits (2.00); both others are worse."
+    assert said[0] == f"By Int. score, {HERE}a is best on digits (2.00); both others are worse."
     assert said[1] == "a and b have no finite NLL."
     assert verdict(rows(softmax=None), {}) == []
 
@@ -132,7 +132,7 @@ def test_numbers_that_one_row_decides_are_doubted():
     )
     assert "(3.00e+08; softmax 0.400)" in said[0]
     assert said[1] == "A single test row makes up more than half of the NLL of a (row 17); rows count from 0."
-    assert len(said) == 3
+    assert len(said) == 2
     assert len(verdict(table[:1], {}, single_rows={"nll": {"a": 17}})) == 2
 
 
@@ -156,7 +156,9 @@ def test_the_condition_is_that_of_the_intervals_the_verdict_rests_on():
     def first(over, seeds, **others):
         return verdict(table, {"nll": found("a", {"softmax": WORSE}, over), **others}, seeds)[0]
 
-    assert first("rows", 2).startswith("By NLL, for the networks trained here (2 seeds; 5 would cover retraining), a is")
+    assert first("rows", 2).startswith(
+        "By NLL, for the networks trained here (2 seeds; 5 would cover retraining), a is"
+    )
     assert first("rows", 1).startswith("By NLL, for the networks trained here (1 seed; 5 would")
     assert first("rows and seeds", 5).startswith("By NLL, for further test rows and trainings (5 seeds), a is best")
     # Intervals of a number that no sentence is about do not weaken the sentences.

@@ -305,7 +305,9 @@ def test_intervals_are_closed_without_a_mouse_too(open_page, settings):
 
 def test_figures_stand_in_two_columns_at_one_text_size(open_page):
     page = open_page(DESKTOP, name="compared")
-    boxes = page.evaluate("[...document.querySelectorAll('figure svg')].map(one => one.getBoundingClientRect()).map(one => [one.left, one.width])")
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('figure svg')].map(one => one.getBoundingClientRect()).map(one => [one.left, one.width])"
+    )
     assert len({round(width) for _, width in boxes}) == 1
     assert len({round(left) for left, _ in boxes}) == 2
     assert page.locator("figcaption").count() == 0  # each figure has its own title

@@ -77,7 +77,12 @@ def test_direction_of_every_column():
         "ood_auprc_in",
     }
     assert {column.key for column in COLUMNS if column.better == "higher"} == higher
-    assert {column.key for column in COLUMNS if column.better is None} == {"coverage", "set_size", "coverage_90", "width_90"}
+    assert {column.key for column in COLUMNS if column.better is None} == {
+        "coverage",
+        "set_size",
+        "coverage_90",
+        "width_90",
+    }
 
 
 def test_best_follows_the_direction():

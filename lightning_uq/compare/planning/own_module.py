@@ -241,12 +241,9 @@ class _Check(Callback):
         except Exception:
             self.failed_inputs = str(list(x.shape)) if isinstance(x, Tensor) else f"of type {type(x).__name__}"
             raise
-        if self.infers:
-            if isinstance(outputs, Tensor) and isinstance(target, Tensor):
-                self.reading = Reading(
-                    **{**self.reading.arguments, "task": read_as(self.reading.task, outputs, target)}
-                )
-                reader = logit_reader(self.reading)
+        if self.infers and isinstance(outputs, Tensor) and isinstance(target, Tensor):
+            self.reading = Reading(**{**self.reading.arguments, "task": read_as(self.reading.task, outputs, target)})
+            reader = logit_reader(self.reading)
         outputs = reader(pl_module, batch, trainer)
         if target is None:
             raise InputError("its batches have no target.")

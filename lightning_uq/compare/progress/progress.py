@@ -1,6 +1,5 @@
 """What a comparison tells of itself while it works."""
 
-
 import warnings
 
 

@@ -29,6 +29,7 @@ def told_warnings(progress: Progress, method: str, seed: int) -> Iterator[None]:
         >>> class Printing(Progress):
         ...     def warning(self, text): print(text)
         >>> with told_warnings(Printing(), "softmax", 0), at_work("temperature"):
+        ...     warnings.simplefilter("default")
         ...     warnings.warn("T is at its bound.")
         temperature, seed 0: T is at its bound.
     """

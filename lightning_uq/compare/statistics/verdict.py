@@ -130,7 +130,9 @@ def _best(
             len(tied), f"none of the {len(tied)} others can"
         )
         none = f"only {listed(worse)} {'are' if len(worse) > 1 else 'is'} worse" if worse else f"{none} be told from it"
-        sentence = f"{by}no method stands out on {data}: {best}{own} has the best mean ({value}{against}), but {none}{take}."
+        sentence = (
+            f"{by}no method stands out on {data}: {best}{own} has the best mean ({value}{against}), but {none}{take}."
+        )
     without = [name for name, row in by_name.items() if column.key not in row]
     infinite = [name for name in by_name if name not in (best, *to_best, *without)]
     for names, lack in ((without, number), (infinite, f"finite {number}")):

@@ -108,8 +108,8 @@ def wrapped(text: str, length: int) -> str:
     """A text in lines of a length; the words in a bracket stay together.
 
     Example:
-        >>> wrapped("NLL minus ensemble (← better)", 24)
-        'NLL minus ensemble\\n(← better)'
+        >>> wrapped("NLL minus ensemble (← better)", 24).splitlines()
+        ['NLL minus ensemble', '(← better)']
     """
     together = re.sub(r"\([^)]*\)", lambda found: found[0].replace(" ", _NBSP), text)
     return textwrap.fill(together, length).replace(_NBSP, " ")

@@ -110,8 +110,7 @@ def _curve(name: str, certainty: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _view(points: Sequence[tuple[Tensor, Tensor]], *, from_zero: bool) -> tuple[float, float, float]:
-    """Where the coverage begins, and the limits of the risk: without the part where no method has a risk to speak of, and without spikes among the
-    first rows."""
+    """Where the coverage begins, and the limits of the risk: without the part where no method has any risk, and without spikes among the first rows."""
     final = max(float(value[-1]) for _, value in points)
     start, values = 1.0, []
     for coverage, value in points:
