@@ -67,11 +67,16 @@ test-clients: .venv-clients/.installed
 	$(BIN)/ruff format --quiet docs/clients.md
 
 .venv-clients/.installed: .venv/.installed tests/clients/requirements.txt
-	$(PYTHON) -m venv .venv-clients
+	$(call environment_on_top,.venv-clients,tests/clients/requirements.txt)
+
+# An environment with the packages of a list, on top of the project's own; a stamp says that it is complete.
+define environment_on_top
+	$(PYTHON) -m venv $(1)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-		> $$(.venv-clients/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/project.pth
-	.venv-clients/bin/python -m pip install --quiet --no-deps --requirement tests/clients/requirements.txt
+		> $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/project.pth
+	$(1)/bin/python -m pip install --quiet --no-deps --requirement $(2)
 	touch $@
+endef
 
 # Every module and callback under every way in which Lightning runs it; publishes what passed.
 contract: install
@@ -89,10 +94,12 @@ record: install
 notebooks: install
 	$(BIN)/python notebooks/execute.py
 
-bench: install
-	$(BIN)/python -m pip install --quiet --editable ".[bench]"
-	$(BIN)/python benchmarks/ensemble.py
-	$(BIN)/python benchmarks/gmm.py
+# Times this package beside its peers, whose packages come into an environment of their own on top of this one; writes benchmarks/results.md.
+bench: .venv-bench/.installed
+	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks $(BENCH)
+
+.venv-bench/.installed: .venv/.installed benchmarks/requirements.txt
+	$(call environment_on_top,.venv-bench,benchmarks/requirements.txt)
 
 clean:
-	rm -rf .venv .venv-oldest .venv-clients runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oldest .venv-clients .venv-bench runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
