@@ -7,7 +7,7 @@ TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 # The oldest torch, torchvision and jsonargparse that pyproject.toml allows.
 OLDEST := $(shell sed -nE 's/^  "(torch|torchvision)>=([0-9.]+)",$$/\1==\2.*/p; s/^cli = \["(jsonargparse).*>=([0-9.]+)",.*/\1==\2.*/p' pyproject.toml)
 
-.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-deploy test-clients api contract record lint notebooks bench clean
+.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-deploy test-clients test-gpu api contract record lint notebooks bench clean
 
 install: .venv/.installed
 
@@ -78,9 +78,15 @@ define environment_on_top
 	touch $@
 endef
 
-# Every module and callback under every way in which Lightning runs it; publishes what passed.
+# Every module and callback under every way in which Lightning runs it; publishes what passed. The column `gpu` is that of the last
+# `make test-gpu`, whose results are committed.
+GPU_RESULTS := tests/contract/gpu_results.json
 contract: install
-	$(TEST) tests/contract --grid docs/contract.md
+	$(TEST) tests/contract --grid docs/contract.md $(patsubst %,--gpu-results %,$(wildcard $(GPU_RESULTS)))
+
+# The tests that need a CUDA device.
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu tests/contract tests --record-gpu $(GPU_RESULTS)
 
 # Writes the names of the public API; its diff shows what came or went.
 api: install

@@ -1,10 +1,13 @@
 """Parametrises the suite over the lists, and writes what came of it as a table."""
 
+import json
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.contract import gpu_results
 from tests.contract.cases import AXES, CALLBACKS, CLASSIFIERS, FITTING, METRICS, MODULES, REPRESENTATIVES
 from tests.contract.users import USERS
 
@@ -21,7 +24,16 @@ LISTS = {
 
 def pytest_addoption(parser):
     parser.addoption("--grid", type=Path, help="write what passed as a table to this Markdown file")
+    parser.addoption(
+        "--record-gpu", type=Path, help="write what came of `-m gpu` to this JSON file, with its date and card"
+    )
+    parser.addoption("--gpu-results", type=Path, help="show such a file in the table's column `gpu`")
     parser.addoption("--record", action="store_true", help="rewrite the records that test_recording.py compares with")
+
+
+def pytest_configure(config):
+    if config.getoption("--record-gpu", None) is not None and not torch.cuda.is_available():
+        raise pytest.UsageError("--record-gpu needs a CUDA device, but there is none.")
 
 
 def pytest_generate_tests(metafunc):
@@ -76,15 +88,23 @@ _CELLS = defaultdict(set)
 
 
 def pytest_sessionfinish(session):
-    path = session.config.getoption("--grid", None)
-    if path is not None and not hasattr(session.config, "workerinput"):
+    option = session.config.getoption
+    if hasattr(session.config, "workerinput"):
+        return
+    if (path := option("--record-gpu", None)) is not None:
+        gpu_results.record(path, _CELLS)
+    if (path := option("--grid", None)) is not None:
+        given = option("--gpu-results", None)
         path.parent.mkdir(exist_ok=True)
-        path.write_text(grid(_CELLS))
+        path.write_text(grid(_CELLS, None if given is None else json.loads(given.read_text())))
 
 
-def grid(cells):
+def grid(cells, recorded_on_gpu=None):
     """The table: a row for each case, a column for each axis."""
-    lines, notes = [], {}
+    lines, notes, head = [], {}, list(HEAD)
+    if recorded_on_gpu is not None:
+        cells = gpu_results.merge(cells, recorded_on_gpu)
+        head.append(gpu_results.sentence(recorded_on_gpu))
 
     def cell(case, axis):
         found = cells.get((case.name, axis), set())
@@ -108,7 +128,7 @@ def grid(cells):
         lines += [f"## {title}", "", "| | " + " | ".join(axes) + " |", "|---" * (len(axes) + 1) + "|"]
         lines += [f"| {case.name} | " + " | ".join(cell(case, axis) for axis in axes) + " |" for case in cases]
         lines.append("")
-    text = ["# What is tested, and how", "", *HEAD, ""]
+    text = ["# What is tested, and how", "", *head, ""]
     text += [f"- **{axis}**: {meaning}" for axis, meaning in AXES.items()]
     text += ["", *lines, *(f"[^{number}]: {reason}" for reason, number in notes.items())]
     return "\n".join(text).rstrip() + "\n"
