@@ -14,13 +14,13 @@ from lightning_uq.networks.backbones import LeNet
 
 TITLE = "Fits after the training"
 ABOUT = """Whole fits from a loader of 50,000 images of 28x28 pixels in batches of 500, their pass of a LeNet included; `one pass` calls the network on each batch.
-Its ratio is below 1: the inverse is the number of passes that a fit costs. The threshold of conformal sets is that of the same scores in TorchCP."""
+Its ratio is below 1: the inverse is the number of passes that a fit costs."""
 
 N, BATCH, ALPHA = 50_000, 500, 0.1
 
 
 def works(device: str) -> Iterator[Work]:
-    """Each fit beside one pass, and the threshold alone beside TorchCP."""
+    """Each fit beside one pass."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     network = LeNet().to(device).eval()
