@@ -18,12 +18,12 @@ from lightning_uq.networks import MLP, TabularNetwork
 from lightning_uq.networks.backbones import LeNet
 
 TITLE = "Training of ensembles"
-ABOUT = """Whole calls of `trainer.fit`, its start included, and of the peers' own loops. The classifiers take 100 steps of SGD with momentum over batches of 128 rows in
+ABOUT = """Whole calls of `trainer.fit`, its start included, and of the peers' own loops. The classifiers take steps of SGD with momentum over batches of 128 rows in
 one order, from the same initial weights; the trained probabilities are compared, within 0.001 and 1 %, which rounding takes up over so many steps. The regressors (13-100-100-1, mean and variance) take 200 steps of Adam
 with a cosine schedule, a moving average and clipping, in batches of 100 rows; deep-ensembles-pytorch draws its own weights and batches, so only the
 RMSEs on the training data are compared, which must agree within 0.1 target standard deviations or so (0.07)."""
 
-BATCH, STEPS, TABULAR_STEPS, LR = 128, 100, 200, 0.05
+BATCH, EPOCH, TABULAR_STEPS, LR = 128, 10, 200, 0.05
 FEATURES, ROWS, TABULAR_BATCH = 13, 2000, 100
 
 
@@ -31,23 +31,23 @@ def works(device: str) -> Iterator[Work]:
     """Classifiers, then regressors."""
     generator = torch.Generator().manual_seed(0)
     table, images = (
-        torch.randn(10 * BATCH, 64, generator=generator),
-        torch.randn(10 * BATCH, 1, 28, 28, generator=generator),
+        torch.randn(EPOCH * BATCH, 64, generator=generator),
+        torch.randn(EPOCH * BATCH, 1, 28, 28, generator=generator),
     )
-    target = torch.randint(10, (10 * BATCH,), generator=generator)
-    for name, network, x, members in [
-        ("MLP, M = 5", partial(MLP, 64, 10), table, 5),
-        ("MLP, M = 10", partial(MLP, 64, 10), table, 10),
-        ("LeNet, M = 5", LeNet, images, 5),
+    target = torch.randint(10, (EPOCH * BATCH,), generator=generator)
+    for name, network, x, members, steps in [
+        ("MLP, M = 5, 100 steps", partial(MLP, 64, 10), table, 5, 100),
+        ("MLP, M = 10, 100 steps", partial(MLP, 64, 10), table, 10, 100),
+        ("LeNet, M = 5, 20 steps", LeNet, images, 5, 20),
     ]:
         module = EnsembleModule(
             network, num_members=members, seed=0, optimizer=partial(torch.optim.SGD, lr=LR, momentum=0.9)
         )
         loader = DataLoader(TensorDataset(x, target), batch_size=BATCH)
         contenders = [
-            Contender("lightning-uq", partial(ours, module, loader, device)),
-            Contender("ClassificationRoutine", partial(routine, module, loader, device), "torch-uncertainty"),
-            Contender("plain loop", partial(loop, module, loader, device)),
+            Contender("lightning-uq", partial(ours, module, loader, steps, device)),
+            Contender("ClassificationRoutine", partial(routine, module, loader, steps, device), "torch-uncertainty"),
+            Contender("plain loop", partial(loop, module, loader, steps, device)),
         ]
         yield Work(name, contenders, rtol=1e-2, atol=1e-3, calls=1)
     for adversarial in (False, True):
@@ -78,8 +78,8 @@ def trainer_for(device: str, steps: int, **kwargs: object) -> Trainer:
 # ------------------------------------------------------------------------------------------------ classifiers
 
 
-def ours(module: EnsembleModule, loader: DataLoader, device: str) -> Call:
-    module, trainer = copy.deepcopy(module), trainer_for(device, STEPS)
+def ours(module: EnsembleModule, loader: DataLoader, steps: int, device: str) -> Call:
+    module, trainer = copy.deepcopy(module), trainer_for(device, steps)
 
     def call() -> Tensor:
         trainer.fit(module, loader)
@@ -92,7 +92,7 @@ def members_of(module: EnsembleModule) -> list[nn.Module]:
     return copy.deepcopy(module.network.unstacked().feature_networks())
 
 
-def routine(module: EnsembleModule, loader: DataLoader, device: str) -> Call:
+def routine(module: EnsembleModule, loader: DataLoader, steps: int, device: str) -> Call:
     from torch_uncertainty.methods import deep_ensembles
     from torch_uncertainty.routines import ClassificationRoutine
     from torch_uncertainty.transforms import RepeatTarget
@@ -108,7 +108,7 @@ def routine(module: EnsembleModule, loader: DataLoader, device: str) -> Call:
         format_batch_fn=RepeatTarget(len(networks)),
         optim_recipe=torch.optim.SGD(model.parameters(), lr=LR * len(networks), momentum=0.9),
     )
-    trainer = trainer_for(device, STEPS)
+    trainer = trainer_for(device, steps)
 
     def call() -> Tensor:
         trainer.fit(trained, loader)
@@ -117,12 +117,12 @@ def routine(module: EnsembleModule, loader: DataLoader, device: str) -> Call:
     return call
 
 
-def loop(module: EnsembleModule, loader: DataLoader, device: str) -> Call:
+def loop(module: EnsembleModule, loader: DataLoader, steps: int, device: str) -> Call:
     networks = [network.to(device).train() for network in members_of(module)]
     optimizers = [torch.optim.SGD(network.parameters(), lr=LR, momentum=0.9) for network in networks]
 
     def call() -> Tensor:
-        for _ in range(STEPS // len(loader)):
+        for _ in range(steps // len(loader)):
             for x, y in loader:
                 x, y = x.to(device), y.to(device)
                 for network, optimizer in zip(networks, optimizers, strict=True):
