@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -165,14 +165,25 @@ def tabular(members: int, adversarial: bool, device: str) -> Call:
     )
     x, y = data()
     loader = DataLoader(TensorDataset(x, y), batch_size=TABULAR_BATCH, shuffle=True)
+    last = LastWeightsError(x, y)
     average = EMAWeightAveraging(decay=0.995, update_every_n_steps=10)
-    trainer = trainer_for(device, TABULAR_STEPS, gradient_clip_val=1.0, callbacks=[average])
+    trainer = trainer_for(device, TABULAR_STEPS, gradient_clip_val=1.0, callbacks=[last, average])
 
     def call() -> Tensor:
         trainer.fit(module, loader)
-        return rmse(module.predict(x.to(module.device)).mean, y)
+        return last.rmse
 
     return call
+
+
+class LastWeightsError(Callback):
+    """The RMSE before the averaged weights take the place of the last ones: the peers' averages begin differently."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.rmse = rmse(module.predict(self.x.to(module.device)).mean, self.y)
 
 
 def tabular_peer(members: int, adversarial: bool, device: str) -> Call:
@@ -192,8 +203,7 @@ def tabular_peer(members: int, adversarial: bool, device: str) -> Call:
     def call() -> Tensor:
         trainer.train()
         with torch.no_grad():
-            # Ours ends with the averaged weights, so theirs are compared too.
-            return rmse(trainer.ema.ema_model.eval()(x.to(trainer.device)).mean, y)
+            return rmse(ensemble.eval()(x.to(trainer.device)).mean, y)
 
     return call
 
