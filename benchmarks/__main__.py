@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.only:
         key = name if options.device == "cpu" else f"{name}, {options.device}"
         results[key] = measure_group(name, options)
-        path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+        path.write_text(json.dumps(results, indent=1) + "\n")
         (options.out / "results.md").write_text(page(dict(sorted(results.items()))))
         print(section(results[key]), flush=True)
 

@@ -39,9 +39,9 @@ def section(group: dict[str, Any]) -> str:
 
 def rows(work: dict[str, Any]) -> list[str]:
     """A line for each implementation."""
-    ours, *_ = work["ms"]
+    ours = work["checked"][0]
     lines = []
-    for name, times in work["ms"].items():
+    for name, times in sorted(work["ms"].items(), key=lambda one: one[0] != ours):
         low, middle, high = quartiles(times)
         ratios = [other / own for other, own in zip(times, work["ms"][ours], strict=True)]
         ratio = (

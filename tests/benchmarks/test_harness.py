@@ -104,7 +104,7 @@ def test_an_import_error_of_our_own_is_no_missing_peer():
 def test_the_page_tells_ratios_within_a_turn_and_where_it_was_measured():
     work = {
         "work": "sums",
-        "ms": {"ours": [1.0, 2.0, 4.0], "peer": [3.0, 4.0, 4.0]},
+        "ms": {"peer": [3.0, 4.0, 4.0], "ours": [1.0, 2.0, 4.0]},  # in any order, as a file may have them
         "peak_mb": {"ours": 0.5, "peer": 1.0},
         "versions": {"peer": "nobody 1.2"},
         "left_out": {},
