@@ -142,7 +142,7 @@ def test_a_trial_is_called_one_until_it_has_ended():
             progress.trained("a", 0, 1, 0.25)
         progress.warning("temperature, seed 0: T is at its bound.")
     first, second, third = stream.getvalue().splitlines()
-    assert first.startswith("1/2 trial 2 of 3 of a: 1 epochs")
+    assert first.startswith("1/2 trial 2 of 3 of a, seed 0: 1 epochs")
     assert second.startswith("2/2 a, seed 0: 1 epochs")
     assert third == "temperature, seed 0: T is at its bound."
 

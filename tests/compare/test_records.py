@@ -51,7 +51,7 @@ def test_a_file_that_was_cut_is_no_record(tmp_path):
 def test_another_format_is_named(tmp_path):
     path = tmp_path / "new.npz"
     np.savez(path, facts=np.array(json.dumps({"format": 99})), row_ids=np.arange(2))
-    with pytest.raises(InputError, match="has format 99, but this version reads format 1"):
+    with pytest.raises(InputError, match="has format 99, but this version reads format 2"):
         Record.load(path)
 
 
