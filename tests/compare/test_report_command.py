@@ -10,6 +10,7 @@ import torch
 from lightning_uq.cli import main
 from lightning_uq.compare.directory.index import find_runs, make_index
 from lightning_uq.compare.directory.reading import read_run
+from lightning_uq.compare.pages.drawing import draw
 from lightning_uq.compare.pages.page import make_report
 from lightning_uq.compare.records import Record
 from lightning_uq.compare.uncertainty_report.results import make_own_results
@@ -23,6 +24,15 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
     quick = ["--seeds", "1", "--max-epochs", "1", "--format", "csv"]
     assert main(["compare", "--methods", "softmax,energy", *quick, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A comparison in which three methods read one network."""
+    folder = tmp_path_factory.mktemp("shared") / "digits"
+    quick = ["--seeds", "1", "--max-epochs", "1", "--format", "csv"]
+    assert main(["compare", "--methods", "softmax,energy,knn,ensemble", *quick, "--out", str(folder)]) == 0
     return folder
 
 
@@ -89,6 +99,22 @@ def test_methods_without_a_description_or_detection_say_so(run_dir, tmp_path):
     report = make_report(results, {})
     assert report.methods["softmax"] == ("no description", results["methods"]["softmax"]["link"])
     assert all("OOD score" not in text for text, _ in report.methods.values())
+
+
+@pytest.mark.parametrize(
+    ("best", "same", "lines"),
+    [("ensemble", [], ["softmax, energy, knn"]), ("softmax", ["energy", "knn"], ["ensemble"])],
+)
+def test_methods_with_the_same_predictions_share_a_line_and_have_no_difference(shared, best, same, lines):
+    results, records = read_run(shared)
+    names = [name for name in records if name != best]
+    interval = {"difference": 0.0, "lower": -0.01, "upper": 0.01, "over": "rows"}
+    results["differences"]["nll"] |= {"best": best, "same": same, "tied": names, "to_best": dict.fromkeys(names, interval)}  # fmt: skip
+    axes = draw(results, records)["differences_nll"].axes[0]
+    assert [" ".join(label.get_text().split()) for label in axes.get_yticklabels()] == lines
+    note = " ".join(" ".join(text.get_text() for text in axes.texts).split())
+    assert ("the same values as softmax: energy, knn" in note) == bool(same)
+    assert set(make_report(results, {}).intervals["nll"]) == set(names) - set(same)
 
 
 def test_several_data_sets_are_compared_one_after_another(tmp_path, monkeypatch):

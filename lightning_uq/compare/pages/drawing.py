@@ -145,18 +145,17 @@ def _differences(results: Mapping[str, Any]) -> dict[str, "Figure"]:
             continue
         column, over = _COLUMNS[key], next(iter(found["to_best"].values()))["over"]
         assert column.better is not None
-        groups: dict[
-            tuple[Any, ...], list[str]
-        ] = {}  # methods that read the same networks have one line if it is the same
+        # Methods that read the same networks have one line if it is the same; one that equals the best has none.
+        groups: dict[tuple[float, float, float, str], list[str]] = {}
         for name, one in found["to_best"].items():
-            interval = one["difference"], one["lower"], one["upper"]
-            groups.setdefault((*interval, _trainee(results, name)), []).append(name)
-        equal = [name for (_, lower, upper, _), names in groups.items() if lower == upper == 0 for name in names]
-        lines = {", ".join(names): interval for (*interval, _), names in groups.items() if names[0] not in equal}
-        if not lines:
+            if name not in found["same"]:
+                group = one["difference"], one["lower"], one["upper"], _trainee(results, name)
+                groups.setdefault(group, []).append(name)
+        if not groups:
             continue
+        lines = {", ".join(names): group[:3] for group, names in groups.items()}
         figures[key] = difference_figure(
-            {names: (difference, lower, upper) for names, (difference, lower, upper) in lines.items()},
+            lines,
             metric=column.label,
             reference=found["best"],
             better=column.better,
@@ -164,7 +163,7 @@ def _differences(results: Mapping[str, Any]) -> dict[str, "Figure"]:
             title=column.label,
             notes=[
                 f"intervals over {'test rows only' if over == 'rows' else over}",
-                f"the same values as {found['best']}: {', '.join(equal)}" if equal else "",
+                f"the same values as {found['best']}: {', '.join(found['same'])}" if found["same"] else "",
             ],
         )
     return figures

@@ -139,7 +139,7 @@ def _notes_on_cells(results: Mapping[str, Any], key: str, text: Any) -> dict[str
     return {
         name: f"{_signed(one['difference'], text)} [{_signed(one['lower'], text)}, {_signed(one['upper'], text)}] to {found['best']}"
         for name, one in found["to_best"].items()
-        if not one["lower"] == one["upper"] == 0
+        if name not in found["same"]
     }
 
 
