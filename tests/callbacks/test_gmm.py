@@ -121,7 +121,7 @@ def compared():
     kept = []
     train = module.train
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "train", lambda *args: kept.append(train(*args)) or kept[-1])
+        patch.setattr(module, "train", lambda *args, **options: kept.append(train(*args, **options)) or kept[-1])
         methods = ("softmax", "ddu", "relative_mahalanobis")
         comparison = compare(Configuration(methods=methods, seeds=1, seed=3, recipe=Recipe(max_epochs=5)))
     (trained,) = kept
