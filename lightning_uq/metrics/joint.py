@@ -91,13 +91,13 @@ class JointLogLoss(UncertaintyMetric):
 
         Args:
             prediction: Member logits [Z, B, C], or a prediction object with member ``logits``. A calibration of one network
-                is its own, so its calibrated probabilities count.
+                is its own, so its calibrated probabilities count; one of the mean of several says nothing about each of them, so
+                they count as they are (:func:`has_joint`).
             target: Class indices [B].
             index: The samples' numbers in the data set, integers [B]; in every update or in none.
 
         Raises:
-            InputError: Shapes or values do not fit, the number of members changed, ``index`` came in some updates only, or the
-                prediction has no joint one (:func:`has_joint`).
+            InputError: Shapes or values do not fit, the number of members changed, or ``index`` came in some updates only.
         """
         logits = prediction if isinstance(prediction, Tensor) else _joint_logits(prediction)
         if not isinstance(logits, Tensor):
@@ -225,12 +225,7 @@ def has_joint(prediction: Any) -> bool:
 
 def _joint_logits(prediction: Any) -> Tensor | None:
     """The logits [Z, B, C] of the hypotheses that predict the labels together."""
-    if not has_joint(prediction):
-        raise InputError(
-            "`prediction` is calibrated on the mean of its members, so it has no joint prediction of several labels. Calibrate the "
-            "members: TemperatureScaling(scope='shared')."
-        )
-    if getattr(prediction, "is_calibrated", False) and prediction.has_logits:
+    if has_joint(prediction) and getattr(prediction, "is_calibrated", False) and prediction.has_logits:
         log_probs: Tensor = prediction.log_probs.unsqueeze(0)
         return log_probs
     return getattr(prediction, "logits", None)

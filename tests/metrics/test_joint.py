@@ -120,13 +120,14 @@ def test_prediction_objects():
         metric.update(SimpleNamespace(logits=LOGITS[0]), TARGET)
 
 
-def test_a_calibration_of_one_network_counts_and_one_of_a_mean_has_no_joint():
+def test_a_calibration_of_one_network_counts_and_one_of_a_mean_does_not():
     T = torch.tensor(3.0, dtype=LOGITS.dtype)
     metric = JointLogLoss()
     metric.update(CategoricalPrediction(LOGITS[:1], temperature=T), TARGET)
     assert metric.compute().item() == pytest.approx(joint_log_loss(LOGITS[:1] / T, TARGET).item())
-    with pytest.raises(InputError, match=r"calibrated on the mean of its members.*scope='shared'"):
-        JointLogLoss().update(CategoricalPrediction(LOGITS, temperature=T), TARGET)
+    members = JointLogLoss()  # the `scope="pooled"` of TemperatureScaling leaves the hypotheses as they are
+    members.update(CategoricalPrediction(LOGITS, temperature=T), TARGET)
+    assert members.compute().item() == pytest.approx(joint_log_loss(LOGITS, TARGET).item())
 
 
 def test_seed_of_the_draws():
