@@ -27,7 +27,7 @@ class TemperatureScaling(Calibration):
     Fitted on the validation data in float64, whatever the precision of the training. Held-out likelihood usually falls,
     but nothing guarantees that it does: a temperature fitted on few rows can be worse than none.
 
-    - ``scope="pooled"``: T on the log of the mean probabilities (Rahaman and Thiery). The members stay as they are, hence
+    - ``scope="pooled"``: T on the log of the mean probabilities (Rahaman and Thiery). Several members stay as they are, hence
       mutual information and joint log-loss too.
     - ``"shared"``: one T inside all members, whose pooled likelihood is fitted; joint predictions stay coherent.
     - ``"member"``: each member's own, as DDU has it.
