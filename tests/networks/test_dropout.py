@@ -186,6 +186,32 @@ def test_layers_before_the_first_dropout_run_once_where_nothing_bypasses_it(monk
     torch.testing.assert_close(output, network(x, z))
 
 
+class Keeping(nn.Module):
+    """A network that keeps its features, as one does to look at them later."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(), nn.Linear(8, 3))
+        self.kept = []
+
+    def forward(self, x):
+        self.kept.append(self.features(x))
+        return self.head(self.kept[-1])
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_what_a_network_keeps_are_tensors_alone(hooked):
+    inner, seen = Keeping(), []
+    if hooked:
+        inner.features.register_forward_hook(lambda module, args, output: seen.append(output))
+    network = DropoutNetwork(inner).eval()
+    with torch.no_grad():
+        network(torch.randn(5, 4), network.sample_index(3))
+    assert network._plan.shares_trunk is not hooked
+    assert {type(one) for one in (*inner.kept, *seen)} == {torch.Tensor}
+
+
 def test_a_trunk_is_not_shared_if_the_first_rows_cannot_tell_whether_rows_depend_on_one_another():
     for x in (X[:1], X[:1].expand(6, -1)):
         network = DropoutNetwork(nn.Sequential(nn.Linear(20, 20), Mixing())).eval()

@@ -1,5 +1,7 @@
 """Whether the layers before a network's first dropout can run once for all indices."""
 
+import copy
+
 from torch import fx, nn
 
 
@@ -7,15 +9,19 @@ def is_passed_by_all(network: nn.Module, layer: nn.Module) -> bool:
     """Whether everything that the output knows of the input has passed the first call of ``layer``.
 
     It has not where a residual connection bypasses the layer, or where the output's shape is taken from the input. A network that torch.fx
-    cannot trace has not either.
+    cannot trace has not either, nor one with hooks on a module that has parts: tracing would call them, and they may keep what they get.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(2, 4), nn.Dropout(), nn.Linear(4, 3))
         >>> is_passed_by_all(network, network[1])
         True
     """
+    if any(
+        module._forward_hooks or module._forward_pre_hooks for module in network.modules() if any(module.children())
+    ):
+        return False
     try:
-        graph = fx.symbolic_trace(network).graph
+        graph = fx.symbolic_trace(_stand_in(network)).graph
     except Exception:  # a user's forward may raise anything when it gets a stand-in for a tensor
         return False
     names = {name for name, module in network.named_modules(remove_duplicate=False) if module is layer}
@@ -32,3 +38,9 @@ def is_passed_by_all(network: nn.Module, layer: nn.Module) -> bool:
             seen.add(node)
             waiting.extend(node.all_input_nodes)
     return True
+
+
+def _stand_in(network: nn.Module) -> nn.Module:
+    """A copy with the same tensors: what a forward keeps must not be tracing's stand-ins for tensors."""
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, tensors)
