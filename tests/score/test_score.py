@@ -1,5 +1,6 @@
 """``lightning-uq score``: every kind of model and of file gives the same rows, in constant memory, or leaves nothing."""
 
+import os
 import re
 import subprocess
 import sys
@@ -274,14 +275,6 @@ def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
         "'x' is not among ['z']": [model, "rows.npz"],
         "--columns, --drop and --id are for tables": [model, "rows.npz", "--drop", "a"],
         "--network and --task are for checkpoints": [model, "rows.npz", "--input", "z", "--task", "regression"],
-        "torch.nn.Linear() fails: TypeError": [
-            str(models[".ckpt"]),
-            "rows.npz",
-            "--input",
-            "z",
-            "--network",
-            "torch.nn:Linear",
-        ],
         "--network must be the import path": [
             str(models[".ckpt"]),
             "rows.npz",
@@ -290,7 +283,7 @@ def test_arguments_that_do_not_fit(models, tmp_path, capsys, monkeypatch):
             "--network",
             "torch.nn:Lin",
         ],
-        "--network: torch.nn.Linear() fails": [
+        "--network: torch.nn:Linear() fails: TypeError": [
             str(models[".ckpt"]),
             "rows.npz",
             "--input",
@@ -362,7 +355,8 @@ def test_memory_does_not_grow_with_the_rows(models, kind, tmp_path):
             np.savez(path, x=x.double().numpy()) if kind == "npz" else np.save(path, x.double().numpy())
         paths.append(path)
     run = [sys.executable, "-c", MEMORY, str(models[".pt2"]), *map(str, paths)]
-    small, large = map(
-        int, subprocess.run(run, cwd=tmp_path, capture_output=True, check=True, text=True).stdout.split()
-    )
+    # Arrow reads ahead with each of its threads.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    output = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, check=True, text=True).stdout
+    small, large = map(int, output.split())
     assert large - small < 12  # MB; the rows alone are 13, and the outputs 34
