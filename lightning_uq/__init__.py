@@ -1,86 +1,87 @@
 """Uncertainty quantification for PyTorch Lightning: every method is a network f(x, z), and every output [Z, B, ...]."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_uq import active_learning, data, functional, losses, metrics, networks, tasks
-from lightning_uq.callbacks import (
-    CalibratedNLL,
-    ConformalIntervals,
-    ConformalRiskControl,
-    ConformalSets,
-    ConformalStream,
-    DriftMonitor,
-    FitGMM,
-    FitKNN,
-    FitLaplace,
-    FitViM,
-    IsotonicScaling,
-    MatrixScaling,
-    OODAlarm,
-    OODDetection,
-    PredictionWriter,
-    QuantileRecalibration,
-    SelectiveThreshold,
-    TemperatureScaling,
-    VarianceScaling,
-    VectorScaling,
-    load_fitted,
-    read_predictions,
-    save_fitted,
-)
-from lightning_uq.checkpoint_files import AtomicCheckpointIO
-from lightning_uq.data import Indexed
-from lightning_uq.errors import (
-    InputError,
-    MissingExtraError,
-    NotFiniteError,
-    NotFittedError,
-    UnsupportedError,
-    UQError,
-)
-from lightning_uq.loggers import LogFigures
-from lightning_uq.method import Method, Reading, Setting
-from lightning_uq.modules import (
-    BayesByBackpropModule,
-    CategoricalRegressionModule,
-    DeterministicModule,
-    DropoutModule,
-    EnsembleModule,
-    EpinetModule,
-    EvidentialModule,
-    EvidentialRegressionModule,
-    HypermodelModule,
-    UncertaintyModule,
-)
-from lightning_uq.networks import EpinetHead, EpistemicNetwork, Factory, export_fitted
-from lightning_uq.predictions import (
-    BernoulliPrediction,
-    CategoricalPrediction,
-    DirichletPrediction,
-    GaussianMixturePrediction,
-    MixtureDensityPrediction,
-    PointPrediction,
-    PooledCategoricalPrediction,
-    PooledRegressionPrediction,
-    Prediction,
-    QuantilePrediction,
-    StudentTMixturePrediction,
-    StudentTPrediction,
-)
-from lightning_uq.tasks import (
-    Binary,
-    Classification,
-    EvidentialClassification,
-    EvidentialRegression,
-    Multilabel,
-    Regression,
-    Segmentation,
-    Task,
-)
 from lightning_uq.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lightning_uq import active_learning, data, functional, losses, metrics, networks, tasks
+    from lightning_uq.callbacks import (
+        CalibratedNLL,
+        ConformalIntervals,
+        ConformalRiskControl,
+        ConformalSets,
+        ConformalStream,
+        DriftMonitor,
+        FitGMM,
+        FitKNN,
+        FitLaplace,
+        FitViM,
+        IsotonicScaling,
+        MatrixScaling,
+        OODAlarm,
+        OODDetection,
+        PredictionWriter,
+        QuantileRecalibration,
+        SelectiveThreshold,
+        TemperatureScaling,
+        VarianceScaling,
+        VectorScaling,
+        load_fitted,
+        read_predictions,
+        save_fitted,
+    )
+    from lightning_uq.checkpoint_files import AtomicCheckpointIO
     from lightning_uq.compare import UncertaintyReport
+    from lightning_uq.data import Indexed
+    from lightning_uq.errors import (
+        InputError,
+        MissingExtraError,
+        NotFiniteError,
+        NotFittedError,
+        UnsupportedError,
+        UQError,
+    )
+    from lightning_uq.loggers import LogFigures
+    from lightning_uq.method import Method, Reading, Setting
+    from lightning_uq.modules import (
+        BayesByBackpropModule,
+        CategoricalRegressionModule,
+        DeterministicModule,
+        DropoutModule,
+        EnsembleModule,
+        EpinetModule,
+        EvidentialModule,
+        EvidentialRegressionModule,
+        HypermodelModule,
+        UncertaintyModule,
+    )
+    from lightning_uq.networks import EpinetHead, EpistemicNetwork, Factory, export_fitted
+    from lightning_uq.predictions import (
+        BernoulliPrediction,
+        CategoricalPrediction,
+        DirichletPrediction,
+        GaussianMixturePrediction,
+        MixtureDensityPrediction,
+        PointPrediction,
+        PooledCategoricalPrediction,
+        PooledRegressionPrediction,
+        Prediction,
+        QuantilePrediction,
+        StudentTMixturePrediction,
+        StudentTPrediction,
+    )
+    from lightning_uq.tasks import (
+        Binary,
+        Classification,
+        EvidentialClassification,
+        EvidentialRegression,
+        Multilabel,
+        Regression,
+        Segmentation,
+        Task,
+    )
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -162,11 +163,34 @@ __all__ = [
     "tasks",
 ]
 
+_ROOMS = (
+    "errors",
+    "functional",
+    "losses",
+    "predictions",
+    "tasks",
+    "method",
+    "checkpoint_files",
+    "loggers",
+    "data",
+    "metrics",
+    "networks",
+    "modules",
+    "callbacks",
+    "active_learning",
+    "compare",
+)
+
 
 def __getattr__(name: str) -> Any:
-    """``UncertaintyReport`` alone, at its first use: the comparison's rooms, which it needs, are a fifth of the package."""
-    if name != "UncertaintyReport":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lightning_uq.compare import UncertaintyReport
+    """A room or a public name, loaded at its first use, so that the command line can print its help without loading torch and Lightning."""
+    if name in _ROOMS:
+        return import_module(f"lightning_uq.{name}")
+    if name in __all__:
+        rooms = (import_module(f"lightning_uq.{room}") for room in _ROOMS)
+        return next(vars(room)[name] for room in rooms if name in vars(room))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    return UncertaintyReport
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,29 +2,19 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-import lightning_uq
-from lightning_uq.cli.bandit import bandit
-from lightning_uq.cli.compare import compare
 from lightning_uq.cli.errors import UsageError, one_line, recoverable_errors
-from lightning_uq.cli.evaluate import evaluate
-from lightning_uq.cli.fit import LIGHTNING_COMMANDS, run_lightning
-from lightning_uq.cli.options import run
-from lightning_uq.cli.report import report
-from lightning_uq.cli.score import score
 from lightning_uq.errors import is_interrupt
+from lightning_uq.version import __version__
 
 DEBUG = "LIGHTNING_UQ_DEBUG"
 
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "compare": compare,
-    "report": report,
-    "evaluate": evaluate,
-    "score": score,
-    "bandit": bandit,
-}
+# Each is a function in a file of its name, which is loaded when it is called: torch and Lightning take seconds.
+_COMMANDS = ("compare", "report", "evaluate", "score", "bandit")
+_LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
 _HELP = f"""\
 usage: lightning-uq [-h] [--version] COMMAND ...
@@ -81,17 +71,21 @@ def _run(arguments: list[str], *, from_process: bool) -> int:
         print(_HELP, end="")
         return 0
     if command == "--version":
-        print(f"lightning-uq {lightning_uq.__version__}")
+        print(f"lightning-uq {__version__}")
         return 0
     # The working directory is searched for a user's modules, as with `python -m`.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     if command in _COMMANDS:
-        run(_COMMANDS[command], arguments[1:])
+        from lightning_uq.cli.options import run
+
+        run(getattr(import_module(f"lightning_uq.cli.{command}"), command), arguments[1:])
         return 0
-    if command in LIGHTNING_COMMANDS:
+    if command in _LIGHTNING_COMMANDS:
+        from lightning_uq.cli.fit import run_lightning
+
         run_lightning(arguments, from_process=from_process)
         return 0
     raise UsageError(
-        f"unknown command {command!r}: choose from {', '.join((*_COMMANDS, *LIGHTNING_COMMANDS))} (see --help)"
+        f"unknown command {command!r}: choose from {', '.join((*_COMMANDS, *_LIGHTNING_COMMANDS))} (see --help)"
     )

@@ -8,8 +8,7 @@ from lightning_uq.checkpoint_files import is_file, read_checkpoint
 from lightning_uq.cli.errors import UsageError, missing_extra
 from lightning_uq.errors import UQError
 
-EVALUATING_COMMANDS = ("validate", "test", "predict")
-LIGHTNING_COMMANDS = ("fit", *EVALUATING_COMMANDS)
+_EVALUATING = ("validate", "test", "predict")
 
 
 def run_lightning(arguments: list[str], *, from_process: bool) -> None:
@@ -67,7 +66,7 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
             command = self.config["subcommand"]
             options = self.config[command]
             options.trainer = _rooted(options.trainer, str(options.trainer.default_root_dir or "."))
-            if command in EVALUATING_COMMANDS and options.ckpt_path is None and not options.untrained:
+            if command in _EVALUATING and options.ckpt_path is None and not options.untrained:
                 raise UsageError(
                     f"{command} has no --ckpt_path, so the weights are untrained. Pass --ckpt_path FILE.ckpt, or pass --untrained if the "
                     "weights that the module starts with are what you want."
@@ -113,7 +112,7 @@ def run_lightning(arguments: list[str], *, from_process: bool) -> None:
                 parser_class=Parser,
                 parser_kwargs={
                     "prog": "lightning-uq",
-                    **{command: {"needs_weights": True} for command in EVALUATING_COMMANDS},
+                    **{command: {"needs_weights": True} for command in _EVALUATING},
                 },
                 save_config_kwargs={"overwrite": True},
                 # None: LightningCLI reads the arguments of the process.

@@ -11,8 +11,12 @@ from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
+# Loaded, so that the help lists their classes, and a configuration can name one without its path.
+import lightning_uq.callbacks
 import lightning_uq.data
-import lightning_uq.networks.backbones  # so that the help lists them
+import lightning_uq.loggers
+import lightning_uq.modules
+import lightning_uq.networks.backbones
 from lightning_uq.errors import InputError
 from lightning_uq.importing import import_object
 from lightning_uq.lightning_trees import is_subclass
