@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lightning_uq import FitGMM, save_fitted
-from lightning_uq.cli import entry, main
+from lightning_uq.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,8 +91,8 @@ def exits_as_a_trainer_does():
 @pytest.mark.parametrize("function", [interrupted, exits_as_a_trainer_does])
 @pytest.mark.parametrize("command", ["compare", "fit"])
 def test_every_command(monkeypatch, capsys, function, command):
-    monkeypatch.setitem(entry._COMMANDS, "compare", function)
-    monkeypatch.setattr(entry, "run_lightning", lambda *args, **kwargs: function())
+    monkeypatch.setattr("lightning_uq.cli.compare.compare", function)
+    monkeypatch.setattr("lightning_uq.cli.fit.run_lightning", lambda *args, **kwargs: function())
     assert main([command]) == 130
     assert capsys.readouterr() == ("", "lightning-uq: interrupted\n")
     monkeypatch.setenv("LIGHTNING_UQ_DEBUG", "1")
@@ -101,7 +101,7 @@ def test_every_command(monkeypatch, capsys, function, command):
 
 
 def test_an_exit_that_is_no_interrupt_stays_one(monkeypatch):
-    monkeypatch.setattr(entry, "run_lightning", lambda *args, **kwargs: sys.exit(2))
+    monkeypatch.setattr("lightning_uq.cli.fit.run_lightning", lambda *args, **kwargs: sys.exit(2))
     with pytest.raises(SystemExit) as ended:
         main(["fit"])
     assert ended.value.code == 2

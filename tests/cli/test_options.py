@@ -1,6 +1,7 @@
 """A function's arguments become options."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,9 +114,7 @@ def test_the_help_has_the_docstrings_texts_and_the_defaults(monkeypatch):
 
 
 def test_every_option_of_every_command_has_a_help_text():
-    from lightning_uq.cli.entry import _COMMANDS
-
-    for command in _COMMANDS.values():
-        text = make_parser(command).format_help()
+    for command in ("compare", "report", "evaluate", "score", "bandit"):
+        text = make_parser(getattr(import_module(f"lightning_uq.cli.{command}"), command)).format_help()
         assert "None" not in text
         assert "type:" not in text
