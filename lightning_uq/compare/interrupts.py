@@ -24,23 +24,42 @@ class Interrupted(KeyboardInterrupt):
         self.comparison = comparison
 
 
+class Signals:
+    """Raises a KeyboardInterrupt at SIGINT and SIGTERM, and remembers that one came."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.came = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise the KeyboardInterrupt again that a signal raised before.
+
+        It can be lost: C code that asks whether an object has an attribute clears any error, and a finalizer only prints it.
+        """
+        if self.came:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """A context in which SIGTERM does what SIGINT does: it raises a KeyboardInterrupt.
+def signals_interrupt() -> Iterator[Signals]:
+    """A context in which SIGINT and SIGTERM raise a KeyboardInterrupt; SIGINT only where Python's own handler would.
 
     A Trainer that catches one ignores SIGINT from then on, so the handlers of both are put back at the end.
     """
+    signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set what signals do
+        yield signals  # only the main thread may set what signals do
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signals)
+    if before[signal.SIGINT] is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signals)
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

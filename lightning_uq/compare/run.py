@@ -16,7 +16,7 @@ from lightning_uq.compare.configuration import Configuration
 from lightning_uq.compare.directory.lock import locked
 from lightning_uq.compare.directory.run_directory import RunDirectory, open_run
 from lightning_uq.compare.directory.writing import write_results
-from lightning_uq.compare.interrupts import Interrupted, signals_interrupt
+from lightning_uq.compare.interrupts import Interrupted, Signals, signals_interrupt
 from lightning_uq.compare.jobs.jobs import Workshop, run_jobs
 from lightning_uq.compare.planning.plan import Job, Plan, make_plan
 from lightning_uq.compare.planning.tuning import Tuning, check_optuna
@@ -136,7 +136,7 @@ def compare(
     if configuration.recipe.tune:
         check_optuna()
     with ExitStack() as stack:
-        stack.enter_context(signals_interrupt())
+        signals = stack.enter_context(signals_interrupt())
         path = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(locked(path))
         plan = plan or make_plan(configuration)
@@ -151,7 +151,7 @@ def compare(
         )
         for note in [*notes_on_data(configuration, plan.problem), *notes]:
             progress.note(note)
-        return _run(configuration, plan, run, progress, options, can_resume=directory is not None)
+        return _run(configuration, plan, run, progress, options, signals, can_resume=directory is not None)
 
 
 def notes_on_data(configuration: Configuration, problem: Problem) -> list[str]:
@@ -178,6 +178,7 @@ def _run(
     run: RunDirectory,
     progress: Progress,
     options: RunOptions,
+    signals: Signals,
     *,
     can_resume: bool,
 ) -> Comparison:
@@ -189,6 +190,7 @@ def _run(
         run: The directory.
         progress: Told of every training and epoch.
         options: How to run.
+        signals: Tells of an interrupt between trainings.
         can_resume: Whether the directory outlives the run.
     """
     merged = run.state["configuration"]
@@ -232,6 +234,7 @@ def _run(
             )
         progress.start(total, plan.epochs, done)
         jobs = deque(map(next_job, left.values()))
+        signals.check()
         for job, finished in run_jobs(jobs, workshop, progress, options.jobs):
             done += 1
             progress.trained(job.trainee, job.seed, finished.epochs, finished.seconds)
@@ -240,12 +243,14 @@ def _run(
                 if not tuning.left(job.trainee, job.seed):
                     progress.note(tuning.outcome(job.trainee, job.seed))
                 jobs.appendleft(next_job(left[job.trainee, job.seed]))
+                signals.check()
                 continue
             for name, reason in finished.diverged.items():
                 run.add_diverged(name, job.seed, reason)
                 progress.note(f"{name} has no row: it diverged at seed {job.seed} ({reason}).")
             if can_resume:
                 write_results(found().results(statistics=False), run.path)
+            signals.check()
     except BaseException as error:
         comparison = found()
         run.discard_if_empty()

@@ -107,6 +107,23 @@ def test_nothing_is_left_of_a_run_that_no_training_has_ended(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+DEAF = SLOW.replace("import time", "import os, signal").replace(
+    "time.sleep(120)",
+    """try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                pass""",
+)
+
+
+def test_an_interrupt_that_something_swallows_ends_the_run_after_the_training(tmp_path):
+    (tmp_path / "deaf_method.py").write_text(DEAF)
+    with start(tmp_path, *COMMAND, "--methods", "gaussian,deaf_method.py") as process:
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1] == "lightning-uq: interrupted after 3 of 4 trainings. Go on with --resume."
+
+
 @pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_killed_again_and_again_a_run_ends_as_an_uninterrupted_one(tmp_path, uninterrupted, jobs):
     """Each time it is killed a moment after the next record began, so that some kills fall between two records of a training."""
