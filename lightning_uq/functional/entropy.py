@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lightning_uq.functional.precision import upcast, widen
 
-# Numbers in float64 at a time, so that maps need no float64 copy of all logits. On a processor they stay in its cache (2 MB).
-_CHUNK_CPU, _CHUNK = 1 << 18, 1 << 20
+# Numbers in float64 at a time, so that maps need no float64 copy of all logits. On a processor they stay in its cache (1 MB).
+_CHUNK_CPU, _CHUNK = 1 << 17, 1 << 20
 
 
 class Parts(NamedTuple):
@@ -121,19 +121,19 @@ def _decompose(logits: Tensor) -> Parts:
     logits = widen(logits)
     # torch's log_softmax over a short axis takes four times as long on a processor.
     logits = logits - logits.detach().amax(2, keepdim=True)
-    log_probs = logits - logits.exp().sum(2, keepdim=True).log()
-    mean = log_mean_exp(log_probs)
-    return Parts(mean, entropy(log_probs, 2).mean(0), _divergence(log_probs, mean).sum(1))
+    pooled = _pool(logits - logits.exp().sum(2, keepdim=True).log())
+    return Parts(pooled.log_mean, -pooled.mean_p_log_p.sum(1), pooled.divergence.sum(1))
 
 
 def mean_divergence(log_probs: Tensor) -> Tensor:
     """The parts of mean_z KL(p_z || m), m = mean_z p_z, that belong to each outcome: [Z, ...] -> [...], none of them negative.
 
-    The parts of p log(p / m) have both signs, and their sum cancels where the members agree. The sum over outcomes of p - m is 0, so
+    With t = max_z p_z and v = log(p_z / t), the part of an outcome is
 
-        p log(p / m) - p + m = m (d exp(d) - exp(d) + 1),    d = log(p / m),
+        t (mean_z[exp(v) v] - r log r),    r = mean_z exp(v) = m / t.
 
-    adds up to the same divergence, and is of the order of d^2 where d is small.
+    Where the members agree, v is small. Both terms are then as small as v, since exp(v) - 1 is computed as such, and their difference, of
+    the order of v^2, keeps its digits: an error in a member's log-probability reaches it only as a product with v.
 
     Args:
         log_probs: Log-probabilities of outcomes, for every z. What is returned must be summed over all outcomes.
@@ -142,12 +142,32 @@ def mean_divergence(log_probs: Tensor) -> Tensor:
         >>> mean_divergence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()).sum()
         tensor(0.6931)
     """
-    return _divergence(log_probs, log_mean_exp(log_probs))
+    return _pool(log_probs).divergence
 
 
-def _divergence(log_probs: Tensor, mean: Tensor) -> Tensor:
-    excluded = mean == -torch.inf
-    # exp(-800) is 0; an infinite d, of an outcome that one member excludes, would be multiplied by it.
-    d = (log_probs - mean.masked_fill(excluded, 0.0)).clamp_min(-800.0)
-    ratio = torch.expm1(d)  # p / m - 1
-    return mean.exp() * (d * ratio + (d - ratio)).mean(0)
+class _Pooled(NamedTuple):
+    """Of probabilities p_z [Z, ...] with the mean m: log m, mean_z p_z log p_z and mean_z p_z log(p_z / m), each [...]."""
+
+    log_mean: Tensor
+    mean_p_log_p: Tensor
+    divergence: Tensor
+
+
+def _pool(log_probs: Tensor) -> _Pooled:
+    """All that is pooled over axis 0, from one exponential of each number; see :func:`mean_divergence` for the formula."""
+    top = log_probs.detach().amax(0)
+    excluded = top == -torch.inf
+    top = top.masked_fill(excluded, 0.0)
+    # exp(-800) is 0; an infinite v, of an outcome that one member excludes, would be multiplied by it.
+    v = (log_probs - top).clamp_min(-800.0)
+    ratio = torch.expm1(v)  # p / t - 1
+    mean_ratio = ratio.mean(0).masked_fill(excluded, 0.0)  # a logarithm of 0 has no finite gradient
+    log_r = mean_ratio.log1p()
+    r = mean_ratio + 1
+    weighted = torch.addcmul(v, ratio, v).mean(0)  # exp(v) v
+    t = top.exp()
+    return _Pooled(
+        (top + log_r).masked_fill(excluded, -torch.inf),
+        t * (weighted + top * r),
+        t * (weighted - r * log_r).clamp_min(0.0),
+    )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_uq.functional import entropy
 from tests.no_float64 import device_without_float64
@@ -134,3 +135,27 @@ def test_the_gradient_of_the_mutual_information():
     torch.testing.assert_close(
         *(torch.autograd.grad(f(logits).sum(), logits)[0] for f in (entropy.mutual_information, definition))
     )
+
+
+@pytest.mark.parametrize("spread", [1e-6, 1e-8])
+def test_members_that_all_but_agree_have_the_variance_of_their_logits(spread):
+    """To second order, the information is half the mean variance of the logits over members."""
+    noise = torch.randn(20, 50, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probs = torch.full((10,), 0.1, dtype=torch.float64)
+    centred = noise - noise.mean(2, keepdim=True)
+    expected = 0.5 * spread**2 * (probs * centred.var(0, correction=0)).sum(1)
+    torch.testing.assert_close(entropy.mutual_information(spread * noise), expected, rtol=1e-4, atol=0.0)
+
+
+def test_pooling_takes_two_exponentials_of_each_number():
+    counted = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in (torch.ops.aten.exp, torch.ops.aten.expm1, torch.ops.aten.where):
+                counted.append(args[0].numel())
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        entropy.decompose(members(0, z=64, b=8, c=4))
+    assert sum(counted) < 2.1 * 64 * 8 * 4
