@@ -37,10 +37,21 @@ def indices_at_once(x: Any, numbers: int = 1, max_numbers: int = 1 << 62) -> int
 
 
 def in_chunks(run: Callable[[Tensor], Tensor], index: Tensor, size: int) -> Tensor:
-    """``run`` over ``size`` rows of ``index`` at a time, concatenated: [Z, ...]."""
+    """``run`` over ``size`` rows of ``index`` at a time, one result behind the other: [Z, ...]."""
     if len(index) <= size:
         return run(index)
-    return torch.cat([run(part) for part in torch.split(index, size)])
+    parts = torch.split(index, size)
+    if torch.is_grad_enabled():
+        return torch.cat([run(part) for part in parts])
+    whole = None
+    for start, part in zip(range(0, len(index), size), parts, strict=True):
+        output = run(part)
+        if whole is None:
+            whole = output.new_empty(len(index), *output.shape[1:])
+        whole[start : start + size] = output
+        del output  # the whole and one part are all that is there at any time
+    assert whole is not None
+    return whole
 
 
 def _first(x: Any) -> Tensor:

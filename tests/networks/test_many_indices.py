@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_uq import BayesByBackpropModule, DeterministicModule, DropoutModule, EpinetModule
 from lightning_uq.networks import MLP, BayesByBackpropNetwork, DropoutNetwork, EpinetHead, EpinetNetwork, mlp_prior
+from lightning_uq.networks.chunks import in_chunks
 from lightning_uq.networks.epinet.projected_mlp import ProjectedMLP
 from lightning_uq.predictions import PooledCategoricalPrediction, PooledRegressionPrediction
 from tests.counting import operators, peak_bytes, products
@@ -39,6 +40,15 @@ def test_memory_grows_with_the_outputs_alone(network):
         return peak_bytes(lambda: network(X, z)) - 4 * number * B * C
 
     assert beyond_outputs(40) - beyond_outputs(8) < 3 * 4 * 32 * B * C  # an epinet adds up three such outputs
+
+
+@torch.no_grad()
+def test_results_of_chunks_are_not_there_twice():
+    numbers = torch.arange(100.0)
+    whole = in_chunks(lambda part: part.unsqueeze(1).repeat(1, 1000), numbers, 7)
+    assert whole.equal(numbers.unsqueeze(1).expand(-1, 1000))
+    peak = peak_bytes(lambda: in_chunks(lambda part: part.unsqueeze(1).repeat(1, 1000), numbers, 7))
+    assert peak < 1.1 * 4 * 100 * 1000  # the whole and one part
 
 
 def products_of_each_index(make, mode="eval"):

@@ -109,7 +109,7 @@ class EpinetNetwork(EpistemicNetwork):
     def forward(self, x: Any, index: Tensor) -> Tensor:
         """Outputs [Z, B, C] of the batch ``x`` [B, ...] under the rows of ``index`` [Z, index_dim]."""
         learned, prior = self.learned_and_prior(x, index)
-        output = learned + prior
+        output = learned.add_(prior)  # Z B C numbers once more would be as dear as a layer of the head
         return output if self.training or self.head.temperature == 1 else output / self.head.temperature
 
     def learned_and_prior(self, x: Any, index: Tensor) -> tuple[Tensor, Tensor]:

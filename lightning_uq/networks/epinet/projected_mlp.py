@@ -66,22 +66,33 @@ class ProjectedMLP(nn.Module):
                 output = output + torch.einsum("zcd,zd->zc", by_index, index).unsqueeze(1)
             return output
 
+        # A processor takes longer for products with a narrow right-hand side, so there a column is a row of the batch.
+        by_columns = features.device.type == "cpu"
+        shared = shared.mT.contiguous() if by_columns else shared
+
         def run(index: Tensor) -> Tensor:
-            h = shared + F.linear(index, of_index).unsqueeze(1) if self.concat_index else shared.unsqueeze(0)
-            h = h.relu()
-            for layer in self.layers[1:-1]:
-                h = layer(h).relu()
-            h = h.expand(len(index), -1, -1)
             by_class = _by_class(last.weight, self.index_dim)
             projected = torch.bmm(index.expand(len(by_class), -1, -1), by_class).transpose(0, 1)  # [Z, C, H]
             bias = F.linear(index, _by_class(last.bias, self.index_dim))
-            if h.device.type == "cpu":  # takes four times as long for a product with a narrow right-hand side
-                return torch.baddbmm(bias.unsqueeze(2), projected, h.mT).mT
+            if self.concat_index:
+                h = (shared + F.linear(index, of_index).unsqueeze(2 if by_columns else 1)).relu_()
+            else:
+                h = shared.relu().unsqueeze(0)  # the same for all indices, up to the projection
+            for layer in self.layers[1:-1]:
+                h = (_on_columns(layer, h) if by_columns else layer(h)).relu_()
+            h = h.expand(len(index), -1, -1)
+            if by_columns:
+                return torch.baddbmm(bias.unsqueeze(2), projected, h).mT
             return torch.baddbmm(bias.unsqueeze(1), h, projected.mT)
 
         if self.training or torch.compiler.is_compiling():
             return run(index)
         return in_chunks(run, index, indices_at_once(features))
+
+
+def _on_columns(layer: Any, h: Tensor) -> Tensor:
+    """A linear layer on the columns of ``h`` [Z, H, B]."""
+    return torch.baddbmm(layer.bias.unsqueeze(1), layer.weight.expand(len(h), -1, -1), h)
 
 
 def _by_class(weight: Any, index_dim: int) -> Tensor:
