@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_uq import BayesByBackpropModule, DeterministicModule, DropoutModule, EpinetModule
 from lightning_uq.networks import MLP, BayesByBackpropNetwork, DropoutNetwork, EpinetHead, EpinetNetwork, mlp_prior
@@ -162,3 +163,20 @@ def test_predictions_of_many_indices_keep_no_members(make, task, kind):
         return sum(tensor.untyped_storage().nbytes() for _, tensor, _ in prediction._present())
 
     assert size(33) == size(200)
+
+
+def test_a_regression_test_holds_the_members_of_one_batch(make_trainer):
+    """The CRPS needs the mean and the variance of each member: 2 Z B numbers. Those of the batches before are gone."""
+    rows, number = 512, 40
+    members = 4 * 2 * number * rows
+    module = EpinetModule(MLP(D, 2, hidden_sizes=(8,)), task="regression", num_eval_samples=number)
+
+    def peak(batches):
+        loader = DataLoader(TensorDataset(torch.randn(batches * rows, D), torch.randn(batches * rows, 1)), rows)
+        trainer = make_trainer()
+        return peak_bytes(lambda: trainer.test(module, loader, verbose=False))
+
+    peak(1)  # indices and the like are made once
+    few, many = peak(1), peak(3)
+    assert few > members
+    assert abs(many - few) < 0.1 * members
