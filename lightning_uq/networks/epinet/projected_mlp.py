@@ -57,8 +57,8 @@ class ProjectedMLP(nn.Module):
         features, index = features.to(weight.dtype), index.to(weight)
         split = self.index_dim * self.concat_index
         of_index, of_features = torch.split(weight, [split, weight.shape[1] - split], 1)
-        shared = F.linear(features, of_features, first.bias)  # type: ignore[arg-type]
         if len(self.layers) == 1:
+            shared = F.linear(features, of_features, first.bias)  # type: ignore[arg-type]
             shape = (self.out_features, self.index_dim)
             output = torch.einsum("bcd,zd->zbc", shared.reshape(-1, *shape), index)
             if self.concat_index:
@@ -68,7 +68,10 @@ class ProjectedMLP(nn.Module):
 
         # A processor takes longer for products with a narrow right-hand side, so there a column is a row of the batch.
         by_columns = features.device.type == "cpu"
-        shared = shared.mT.contiguous() if by_columns else shared
+        if by_columns:
+            shared = torch.addmm(first.bias.unsqueeze(1), of_features, features.mT)  # type: ignore[operator]
+        else:
+            shared = F.linear(features, of_features, first.bias)  # type: ignore[arg-type]
 
         def run(index: Tensor) -> Tensor:
             by_class = _by_class(last.weight, self.index_dim)
