@@ -23,7 +23,8 @@ def wide_dtype(device: torch.device | str) -> torch.dtype:
         >>> wide_dtype("cpu"), wide_dtype("mps")
         (torch.float64, torch.float32)
     """
-    return torch.float32 if torch.device(device).type in DEVICES_WITHOUT_FLOAT64 else torch.float64
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+    return torch.float32 if kind in DEVICES_WITHOUT_FLOAT64 else torch.float64
 
 
 def upcast(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.precision import upcast
+from lightning_uq.functional.waiting import read_scalars
 
 # How far a row of probabilities may sum from one: the rounding of that dtype, generously. A float32 tensor may have
 # come from a half-precision softmax, so its tolerance is wide; logits miss all of these by far.
@@ -122,7 +123,7 @@ def check_probs_values(probs: Tensor, name: str = "probs") -> None:
     tolerance = _SUM_TOLERANCE.get(probs.dtype, 5e-3)
     wide = upcast(probs)
     total = wide.sum(1)
-    low_value, smallest, largest = torch.stack([wide.amin(), *total.aminmax()]).tolist()
+    low_value, smallest, largest = read_scalars(wide.amin(), *total.aminmax())
     gap = max(1 - smallest, largest - 1)
     if low_value >= 0 and gap <= tolerance:  # not so with NaN, and no value is above the sum of its row
         return
@@ -141,7 +142,7 @@ def check_target_values(target: Tensor, num_classes: int, name: str = "target") 
     """Refuse class indices outside [0, num_classes)."""
     if target.numel() == 0:
         return
-    low, high = torch.stack(target.aminmax()).tolist()
+    low, high = read_scalars(*target.aminmax())
     if low < 0 or high >= num_classes:
         found = f"it holds {low if low < 0 else high}"
         raise _error(name, f"hold class indices in [0, {num_classes})", found)

@@ -1,5 +1,6 @@
 """Where reading a value makes the program wait for a device."""
 
+import torch
 from torch import Tensor
 
 
@@ -10,8 +11,20 @@ def is_free(values: Tensor) -> bool:
     up on the device and is read once, at the end.
 
     Example:
-        >>> import torch
         >>> is_free(torch.zeros(1))
         True
     """
     return values.device.type == "cpu"
+
+
+def read_scalars(*scalars: Tensor) -> list[float]:
+    """The values of tensors [] on one device, with one wait for it.
+
+    Example:
+        >>> read_scalars(*torch.tensor([0.25, 0.5]).aminmax())
+        [0.25, 0.5]
+    """
+    if is_free(scalars[0]):
+        return [scalar.item() for scalar in scalars]  # each costs less than a stack of them all
+    values: list[float] = torch.stack(scalars).tolist()
+    return values

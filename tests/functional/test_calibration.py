@@ -15,7 +15,9 @@ from lightning_uq.functional.calibration import (
     adaptive_bin_statistics,
     bin_statistics,
     calibration_error,
+    uniform_bins,
 )
+from tests.counting import peak_bytes
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -105,6 +107,29 @@ def test_a_confidence_on_an_edge_is_in_the_bin_below(dtype, num_bins):
         assert bin_statistics(edges[k + 1, None], torch.ones(1), num_bins)[0].argmax() == k
         assert bin_statistics(above[k, None], torch.ones(1), num_bins)[0].argmax() == k
     assert bin_statistics(edges[:1], torch.ones(1), num_bins)[0].argmax() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_confidence_that_is_none_is_in_an_end_bin(dtype):
+    """As rounding leaves it above 1, or as it comes without checks."""
+    values = [-2.0, -1e-7, 5e-324, 1 + 1e-6, 2.0]
+    assert uniform_bins(torch.tensor(values, dtype=dtype), 15).tolist() == [0, 0, 0, 14, 14]
+    for value in (math.nan, math.inf, -math.inf):  # any bin will do, since the sum of the confidences shows it
+        statistics = bin_statistics(torch.tensor([value, 0.5], dtype=dtype), torch.ones(2), 15)
+        assert not calibration_error(statistics).isfinite()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 200))
+def test_bins_of_float32_are_found_as_by_a_search(seed, num_bins):
+    confidence = torch.rand(1000, generator=torch.Generator().manual_seed(seed))
+    edges = (torch.arange(1, num_bins, dtype=torch.float64) / num_bins).float()
+    assert torch.equal(uniform_bins(confidence, num_bins), torch.bucketize(confidence, edges))
+
+
+def test_memory_of_the_sums_is_that_of_a_few_numbers_per_row():
+    confidence, correct = torch.rand(50_000), torch.rand(50_000) < 0.5
+    assert peak_bytes(lambda: bin_statistics(confidence, correct, 15)) < 22 * len(confidence)
 
 
 def test_bins_of_the_reference_edges():
