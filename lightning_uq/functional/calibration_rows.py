@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.entropy import mean_log_probs
+from lightning_uq.functional.hashing import mix
 from lightning_uq.functional.precision import to_wide_device, upcast
 from lightning_uq.functional.validation import check_floating, check_target, check_target_values
 
@@ -67,9 +68,17 @@ def in_order(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     if rows.ndim != 2 or labels.shape != rows.shape[:1]:
         return rows, labels  # an error that the fit will tell
-    _, number = torch.unique(
-        rows, dim=0, return_inverse=True
-    )  # exact, also where a row rules a class out by minus infinity
+    if not rows.numel():
+        return rows, labels
+    # Sums of integers are the same in any order. A search for equal rows takes a multiple of the time.
+    weights = mix(torch.arange(rows.shape[1], device=rows.device))
+    size = max(1, _CHUNK // rows.shape[1])
+    bits = rows.contiguous().view(torch.int64 if rows.dtype == torch.float64 else torch.int32)
+    key, order = torch.cat([(part * weights).sum(1) for part in torch.split(bits, size)]).sort()
+    if bool((key[1:] != key[:-1]).all()):
+        return rows[order], labels[order]
+    # Exact, also where a row rules a class out by minus infinity.
+    _, number = torch.unique(rows, dim=0, return_inverse=True)
     order = (number * rows.shape[1] + labels).argsort()
     return rows[order], labels[order]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,13 +17,15 @@ from lightning_uq.functional.calibration_rows import calibration_rows, warn_of_m
 from lightning_uq.functional.precision import to_wide_device
 from lightning_uq.functional.standard_error import standard_errors
 from lightning_uq.functional.temperature import fit_temperature
-from lightning_uq.functional.temperature_search import best_temperature
 from lightning_uq.functional.validation import check_integer, flatten_classes
 
 _STRENGTHS = tuple(10.0**exponent for exponent in (-4, -3, -2, -1, 0))
 _ROWS_PER_CLASS = 20
 _MAX_BYTES = 4 * 2**30
-_PART_ELEMENTS = 2**17  # logits in float64 at a time
+_PART_ELEMENTS = 2**17  # logits at a time: what a cache holds
+_NEAR, _EXACT = 1e-10, 1e-14  # decrements of Newton's method, the last one where a minimum is found
+_SHARE_OF_NOISE = 1e-3  # of the gain that a fit of as many parameters to noise has: enough to compare strengths
+_SLOW = 0.2  # the share of its decrement that a step may leave before the Hessian is renewed
 
 
 class VectorScalingFit(NamedTuple):
@@ -64,9 +68,8 @@ def _class_mean(logits: Tensor) -> Tensor:
 
 def _class_means(logits: Tensor) -> Tensor:
     """The same in float64, a few rows [N, C] at a time."""
-    return torch.cat(
-        [_class_mean(part.double()) for part in torch.split(logits, max(1, _PART_ELEMENTS // logits.shape[1]))]
-    )
+    mean = _class_mean if logits.amin() == -math.inf else partial(torch.mean, dim=1, keepdim=True)
+    return torch.cat([mean(part.double()) for part in torch.split(logits, max(1, _PART_ELEMENTS // logits.shape[1]))])
 
 
 def fit_vector_scaling(
@@ -78,9 +81,8 @@ def fit_vector_scaling(
 
         mean_n -log softmax((1 + a) x_n + b)_y + strength / 2 (|a|^2 + |b|^2).
 
-    The strength is the one of least negative log-likelihood on the held-out fifths of a five-fold split, T being fitted
-    within each fold; where it does not beat T alone there by more than the standard error of the rows' differences, T it
-    is. Without a ridge, vector scaling takes the likelihood of a few hundred rows of a hundred classes from good to useless.
+    The strength is the one of least negative log-likelihood on the held-out fifths of a five-fold split, around the T of all
+    rows; where it does not beat T alone there by more than the standard error of the rows' differences, T it is. Without a ridge, vector scaling takes the likelihood of a few hundred rows of a hundred classes from good to useless.
 
     Args:
         logits: Logits or log-probabilities [N, C] (or [N, C, ...], each position a row) of held-out rows.
@@ -128,104 +130,164 @@ def fit_vector_scaling(
             stacklevel=2,
         )
     T = fit_temperature(logits, target).to(rows.device)
-    data = _Rows(rows[0], _class_means(flatten_classes(to_wide_device(logits))), classes)
-
     # Shuffled, since rows may lie in the order of their classes; by a fixed seed, so that two fits are equal.
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0)).to(rows.device)
-    # Of each row while held out: under T, then under each strength.
-    losses = rows.new_empty(1 + len(strengths), N, dtype=torch.float64)
-    for held in torch.tensor_split(order, num_folds):
-        kept = data.take(torch.ones_like(order, dtype=torch.bool).index_fill(0, held, False))
-        held_out = data.take(held)
-        fold = best_temperature(kept.logits[None], kept.target).temperature
-        start = rows.new_zeros(2, C, dtype=torch.float64)
-        losses[0, held] = held_out.losses(fold, start)
-        for i, strength in sorted(
-            enumerate(strengths, 1), key=lambda pair: -pair[1]
-        ):  # each starts at a stronger one's
-            start = _minimise(kept, fold, strength, start)
-            losses[i, held] = held_out.losses(fold, start)
-    best = int(losses[1:].mean(1).argmin())
-    gain = losses[0] - losses[1 + best]
-    start = torch.zeros_like(start)
+    data = _Rows.of(rows[0], _class_means(flatten_classes(to_wide_device(logits))), classes, T, order)
+    ends = [N * fold // num_folds for fold in range(num_folds + 1)]
+    minimum = _Minimum()
+    start = rows.new_zeros(2, C, dtype=torch.float64)
+    tempered = data.losses(start)
+    losses, starts = {}, {}  # by strength, of each row while held out, and the last minimum
+    for strength in sorted(
+        strengths, reverse=True
+    ):  # each starts at a stronger one's minimum, and each fold at that of the one before
+        found = []
+        for low, high in pairwise(ends):
+            start = minimum.find(data.without(low, high), strength, start, _SHARE_OF_NOISE * 2 * C / N)
+            found.append(data.part(low, high).losses(start))
+        losses[strength], starts[strength] = torch.cat(found), start
+    best = min(losses, key=lambda strength: float(losses[strength].mean()))
+    gain = tempered - losses[best]
     if not gain.mean() > standard_errors(gain):
-        return VectorScalingFit((1 / T).expand(C).clone(), start[1], T, math.inf)
+        return VectorScalingFit((1 / T).expand(C).clone(), torch.zeros_like(start[1]), T, math.inf)
     warn_of_missing_classes(rows[0], classes)
-    a, b = _minimise(data, float(T), strengths[best], start)
-    return VectorScalingFit((1 + a) / T, b, T, float(strengths[best]))
+    near = minimum.find(data, best, starts[best], _NEAR)
+    a, b = minimum.find(data.widened(), best, near)
+    return VectorScalingFit((1 + a) / T, b, T, float(best))
 
 
-class _Rows(NamedTuple):
-    """Rows that are widened, and centred, a few at a time.
+class _Rows:
+    """Rows as columns, in the precision of the logits: sums over few classes are fast along the first axis.
 
-    Attributes:
-        logits: [N, C] in their own precision.
-        mean: Their means over classes [N, 1] in float64.
-        target: [N].
+    Args:
+        pieces: Centred logits over the temperature, [C, n] each.
+        own: Those of the true class [N], in float64.
+        target: Class indices [N].
+        dtype: The precision of what is computed for each row; sums over rows are float64.
     """
 
-    logits: Tensor
-    mean: Tensor
-    target: Tensor
+    def __init__(self, pieces: Sequence[Tensor], own: Tensor, target: Tensor, dtype: torch.dtype) -> None:
+        self.pieces, self.own, self.target, self.dtype = pieces, own, target, dtype
+        ones = torch.ones_like(own)
+        # The sums over each class's rows of the numbers that its scale and its bias are multiplied by in the target's logit.
+        self.sums = own.new_zeros(2, len(pieces[0])).index_add_(1, target, torch.stack([own, ones]))
 
-    def take(self, index: Tensor) -> _Rows:
-        """The rows at an index or a mask."""
-        return _Rows(*(part[index] for part in self))
+    @classmethod
+    def of(cls, logits: Tensor, mean: Tensor, target: Tensor, temperature: Tensor, order: Tensor) -> _Rows:
+        """Rows of logits [N, C], with their means [N, 1] over classes in float64, in an order."""
+        x, target = logits.new_empty(logits.shape[1], len(order)), target[order]
+        size = max(1, _PART_ELEMENTS // len(x))
+        for part, rows in zip(torch.split(x, size, 1), torch.split(order, size), strict=True):
+            part.copy_(((logits[rows] - mean[rows]) / temperature).T)  # the mean's float64 widens
+        return cls([x], x.gather(0, target[None])[0].double(), target, x.dtype)
 
-    def parts(self, temperature: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """Centred logits over the temperature, [n, C] in float64, and targets [n] of some rows at a time."""
-        size = max(1, _PART_ELEMENTS // self.logits.shape[1])
-        for logits, mean, target in zip(*(torch.split(part, size) for part in self), strict=True):
-            yield (logits - mean) / temperature, target  # the mean's float64 widens
+    def part(self, low: int, high: int) -> _Rows:
+        """Some neighbouring rows."""
+        return _Rows([self.pieces[0][:, low:high]], self.own[low:high], self.target[low:high], self.dtype)
 
-    def losses(self, temperature: float, parameters: Tensor) -> Tensor:
-        """The negative log-likelihood [N] of each row under a and b, [2, C]."""
-        return torch.cat([_nll(x, target, parameters) for x, target in self.parts(temperature)])
+    def without(self, low: int, high: int) -> _Rows:
+        """All rows but some neighbouring ones."""
+        x = self.pieces[0]
+        own, target = (torch.cat([values[:low], values[high:]]) for values in (self.own, self.target))
+        return _Rows([x[:, :low], x[:, high:]], own, target, self.dtype)
 
+    def widened(self) -> _Rows:
+        """The same rows, computed with in float64."""
+        return _Rows(self.pieces, self.own, self.target, torch.float64)
 
-def _nll(x: Tensor, target: Tensor, parameters: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy((1 + parameters[0]) * x + parameters[1], target, reduction="none")
+    def losses(self, at: Tensor) -> Tensor:
+        """The negative log-likelihood [N] of each row under a and b, [2, C], in float64."""
+        a, b = at
+        total = torch.cat([torch.logsumexp(z, 0).double() for _, z in self._scaled(at)])
+        own: Tensor = (1 + a[self.target]) * self.own + b[self.target]
+        return total - own
 
+    def _scaled(self, at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some columns [C, n] at a time, and their logits under a and b."""
+        a, b = at.to(self.dtype).unsqueeze(2)
+        size = max(1, _PART_ELEMENTS // len(a))
+        for piece in self.pieces:
+            for x in torch.split(piece, size, 1):
+                x = x.to(self.dtype)
+                yield x, torch.mul(x, 1 + a).add_(b)  # addcmul takes twice the time
 
-def _minimise(data: _Rows, temperature: float, strength: float, start: Tensor) -> Tensor:
-    """The minimum [2, C] of the ridged, strictly convex loss, by Newton's method with backtracking."""
-    N, C = data.logits.shape
-    a_part, b_part = slice(0, C), slice(C, 2 * C)
-    parameters = start.clone()
+    def loss(self, at: Tensor, strength: float) -> tuple[float, Tensor]:
+        """The ridged mean loss and its gradient [2, C], in one pass."""
+        value, gradient = at.new_zeros(()), torch.zeros_like(at)
+        for x, z in self._scaled(at):
+            top = z.amax(0)
+            probs = z.sub_(top).exp_()
+            norm = probs.sum(0)
+            value += (top + norm.log()).sum(dtype=torch.float64)
+            probs /= norm
+            gradient[1] += probs.sum(1)
+            gradient[0] += probs.mul_(x).sum(1)
+        scaling = torch.stack([1 + at[0], at[1]])
+        N = len(self.target)
+        ridge = strength / 2 * at.square().sum()
+        return float((value - (scaling * self.sums).sum()) / N + ridge), (gradient - self.sums) / N + strength * at
 
-    def loss(at: Tensor) -> float:
-        total = sum(float(_nll(x, target, at).sum()) for x, target in data.parts(temperature))
-        return total / N + float(strength / 2 * at.square().sum())
-
-    value = loss(parameters)
-    for _ in range(100):
-        gradient = strength * parameters.flatten()
-        hessian = start.new_zeros(2 * C, 2 * C)
-        for x, target in data.parts(temperature):
-            probs = torch.softmax((1 + parameters[0]) * x + parameters[1], 1)
+    def hessian(self, at: Tensor) -> Tensor:
+        """The Hessian [2 C, 2 C] of the mean loss without the ridge."""
+        C, N = at.shape[1], len(self.target)
+        hessian = at.new_zeros(2 * C, 2 * C)
+        blocks = hessian.view(2, C, 2, C).diagonal(dim1=1, dim2=3)  # [2, 2, C]
+        for x, z in self.widened()._scaled(at):  # a rounded product need not be positive definite
+            probs = torch.softmax(z, 0)
             # With w = (x p, p) the Hessian is the mean of [diag(x^2 p), diag(x p); diag(x p), diag(p)] - w w^T.
-            moments = torch.cat([x * probs, probs], 1) / N
-            hessian.addmm_(moments.T, moments, alpha=-N)
-            of_x, of_one = torch.split(moments.sum(0), C)
-            for block, diagonal in (
-                (hessian[a_part, a_part], (x * moments[:, a_part]).sum(0)),
-                (hessian[a_part, b_part], of_x),
-                (hessian[b_part, a_part], of_x),
-                (hessian[b_part, b_part], of_one),
-            ):
-                block.diagonal().add_(diagonal)
-            error = probs.scatter_add_(1, target[:, None], -probs.new_ones(len(x), 1)) / N
-            gradient += torch.cat([(error * x).sum(0), error.sum(0)])
-        hessian.diagonal().add_(strength)
-        step = torch.linalg.solve(hessian, gradient)
-        decrement = float(gradient @ step)
-        if decrement < 1e-14:
-            break
-        size, following = 1.0, parameters - step.reshape(2, C)
-        while (proposed := loss(following)) > value - size / 4 * decrement and size > 1e-6:
-            size /= 2
-            following = parameters - size * step.reshape(2, C)
-        if not proposed < value:  # what is left to gain is rounding
-            break
-        parameters, value = following, proposed
-    return parameters
+            moments = torch.cat([x * probs, probs])
+            hessian -= moments @ moments.T
+            of_x, of_one = moments.sum(1).reshape(2, C)
+            blocks += torch.stack([torch.stack([(x * moments[:C]).sum(1), of_x]), torch.stack([of_x, of_one])])
+        return hessian / N
+
+
+class _Minimum:
+    """Finds minima of ridged, strictly convex losses by Newton's method with backtracking.
+
+    The Hessian costs as much as many losses. It is kept from step to step, and from one search to the next, until a step with it gains too little.
+    """
+
+    def __init__(self) -> None:
+        self._hessian: Tensor | None = None
+
+    def find(self, data: _Rows, strength: float, start: Tensor, tolerance: float = _EXACT) -> Tensor:
+        """The minimum [2, C], up to a decrement of the ``tolerance``: twice the loss that is left to gain."""
+        at, is_new = start, self._hessian is None
+        if self._hessian is None:
+            self._hessian = data.hessian(at)
+        factor = self._factor(strength)
+        value, gradient = data.loss(at, strength)
+        step, decrement = _newton_step(factor, gradient)
+        rounding = torch.finfo(data.dtype).eps * max(1.0, abs(value))
+        for _ in range(100):
+            if decrement < tolerance:
+                break
+            size, (following, gradient) = 1.0, data.loss(at - step, strength)
+            while following > value - size / 4 * decrement + rounding and size > 1e-6:
+                size /= 2
+                following, gradient = data.loss(at - size * step, strength)
+            at, value, previous = at - size * step, following, decrement
+            step, decrement = _newton_step(factor, gradient)
+            if decrement < _SLOW * previous:
+                is_new = False
+            elif is_new and decrement < rounding:  # rounding is all that is left
+                break
+            else:
+                self._hessian, is_new = data.hessian(at), True
+                factor = self._factor(strength)
+                step, decrement = _newton_step(factor, gradient)
+        return at
+
+    def _factor(self, strength: float) -> Tensor:
+        assert self._hessian is not None
+        ridged = self._hessian.clone()
+        ridged.diagonal().add_(strength)
+        factor: Tensor = torch.linalg.cholesky(ridged)
+        return factor
+
+
+def _newton_step(factor: Tensor, gradient: Tensor) -> tuple[Tensor, float]:
+    """The step [2, C] against which a minimum lies, and its product with the gradient."""
+    step = torch.cholesky_solve(gradient.reshape(-1, 1), factor).reshape(gradient.shape)
+    return step, float((gradient * step).sum())

@@ -33,6 +33,18 @@ def test_rows_have_one_order_whatever_order_they_come_in(special):
     assert pairs[0] == pairs[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_that_differ_are_not_compared_with_one_another(monkeypatch, dtype):
+    logits, target = rows(n=3000)
+    logits = logits.to(dtype)
+    expected = in_order(logits, target)
+    monkeypatch.setattr(torch, "unique", None)
+    shuffled = torch.randperm(3000)
+    found = in_order(logits[shuffled], target[shuffled])
+    assert all(map(torch.equal, found, expected))
+    assert torch.equal(found[0].sort(0).values, logits.sort(0).values)
+
+
 @pytest.mark.parametrize("fit", [fit_isotonic, fit_matrix_scaling, fit_vector_scaling])
 def test_a_class_without_a_row_is_named(fit):
     logits, target = rows()

@@ -7,7 +7,7 @@ import torch
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.temperature import fit_temperature
-from lightning_uq.functional.vector_scaling import _minimise, _Rows, apply_vector_scaling, fit_vector_scaling
+from lightning_uq.functional.vector_scaling import _Minimum, _Rows, apply_vector_scaling, fit_vector_scaling
 
 nll = torch.nn.functional.cross_entropy
 
@@ -51,20 +51,21 @@ def test_few_rows_of_many_classes_do_no_harm_as_they_do_without_a_ridge(miscalib
     test, classes = rows(4, 5000, 100, miscalibrated)
     tempered = nll(test / fit.temperature, classes)
     assert nll(apply_vector_scaling(test, fit.scale, fit.bias), classes) < tempered + 0.01
-    held_out = _Rows(logits, logits.mean(1, keepdim=True), target)
-    a, b = _minimise(held_out, float(fit.temperature), 1e-9, torch.zeros(2, 100, dtype=torch.float64))
+    held_out = _Rows.of(logits, logits.mean(1, keepdim=True), target, fit.temperature, torch.arange(500))
+    a, b = _Minimum().find(held_out, 1e-9, torch.zeros(2, 100, dtype=torch.float64))
     assert nll(apply_vector_scaling(test, (1 + a) / fit.temperature, b), classes) > tempered + 0.5
 
 
 @pytest.mark.parametrize("strength", [1e-4, 0.1])
 def test_the_minimum_is_stationary(strength):
     logits, target = rows(5, 300, 4)
-    held_out = _Rows(logits, logits.mean(1, keepdim=True), target)
-    x = logits - held_out.mean
-    found = _minimise(held_out, 1.0, strength, torch.zeros(2, 4, dtype=torch.float64)).requires_grad_()
+    x = logits - logits.mean(1, keepdim=True)
+    one = torch.ones((), dtype=torch.float64)
+    held_out = _Rows.of(logits, logits.mean(1, keepdim=True), target, one, torch.arange(300))
+    found = _Minimum().find(held_out, strength, torch.zeros(2, 4, dtype=torch.float64)).requires_grad_()
     loss = nll((1 + found[0]) * x + found[1], target) + strength / 2 * found.square().sum()
     assert torch.autograd.grad(loss, found)[0].abs().max() < 1e-7
-    other = _minimise(held_out, 1.0, strength, torch.randn(2, 4, dtype=torch.float64))
+    other = _Minimum().find(held_out, strength, torch.randn(2, 4, dtype=torch.float64))
     torch.testing.assert_close(other, found.detach(), rtol=1e-5, atol=1e-6)
 
 
@@ -82,6 +83,39 @@ def test_it_follows_the_scale_of_logits_and_ignores_shifts_and_a_change_of_names
     torch.testing.assert_close(renamed.bias[order], base.bias, rtol=1e-5, atol=1e-7)
     again = fit_vector_scaling(logits, target)
     assert torch.equal(again.scale, base.scale)
+
+
+@pytest.mark.parametrize("c", [5, 50])
+def test_a_fit_takes_few_passes_and_the_second_derivatives_once(monkeypatch, c):
+    """Of the 25 fits to four fifths of the rows, each begins at another one's minimum, and with its second derivatives."""
+    passes = []
+    for name in ("loss", "losses", "hessian"):
+        method = getattr(_Rows, name)
+        monkeypatch.setattr(
+            _Rows, name, lambda self, *args, name=name, method=method: passes.append(name) or method(self, *args)
+        )
+    logits, target = rows(10, 4000, c, 0.3)
+    fit = fit_vector_scaling(logits.float(), target)
+    assert fit.strength < math.inf
+    assert passes.count("losses") == 26
+    assert passes.count("hessian") <= 4
+    assert passes.count("loss") < 110
+
+
+def test_a_weak_ridge_and_autocast_leave_float32_logits_their_minimum():
+    logits, target = rows(12, 300, 4, 0.5)
+    fit = fit_vector_scaling(logits.float(), target, [1e-9])
+    expected = fit_vector_scaling(logits, target, [1e-9])
+    torch.testing.assert_close(fit.scale, expected.scale, rtol=1e-4, atol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fit_vector_scaling(logits.float(), target, [1e-9]).scale, fit.scale)
+
+
+def test_logits_in_float32_end_at_the_minimum_of_float64():
+    logits, target = rows(11, 300, 4, 0.5)
+    found, expected = fit_vector_scaling(logits.float(), target), fit_vector_scaling(logits, target)
+    torch.testing.assert_close(found.scale, expected.scale, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.bias, expected.bias, rtol=0, atol=1e-5)
 
 
 def test_the_global_random_state_is_left_alone():
