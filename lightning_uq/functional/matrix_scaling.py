@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,9 @@ _MAX_BYTES = 4 * 2**30
 _WEIGHTS_PER_ROW = 10  # above it the weights between classes, C (C - 1), are left out
 _NO_FLOOR = -1e4  # far below any log-probability, but finite, as stored tensors are
 _MARGIN = 0.75  # standard errors; chosen on classifiers of KITTI, MNIST and PCam
-_PART_ELEMENTS = 2**19  # what a cache holds
+_PART_ELEMENTS = 2**16  # what a cache holds
+_EXACT = 1e-7  # the slope where a minimum is found
+_SHARE_OF_NOISE = 1e-3  # of the squared slopes that the noise of the rows gives: enough to compare strengths
 _FOLD_ELEMENTS = 2**22  # above it one fold is held out, not each in turn
 
 
@@ -143,96 +146,155 @@ def fit_matrix_scaling(
         raise InputError(f"`strengths` must hold positive numbers, but it holds {list(strengths)!r}.")
     T = fit_temperature(logits, target).to(rows.device)
     floor = rows.new_tensor(-math.log(C * (N + 1)))
-    tempered = rows[0] / T
-    x = _features(tempered, floor)
     num_columns = C + 1 if C * (C - 1) <= _WEIGHTS_PER_ROW * N else 2
+    # Shuffled, since rows may lie in the order of their classes; by a fixed seed, so that two fits are equal.
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0)).to(rows.device)
+    tempered, shuffled = rows[0][order] / T, classes[order]
+    data = _Columns([_features(tempered, floor).T.contiguous()], shuffled, num_columns)
 
     path = sorted(strengths, reverse=True)  # each starts at the solution of the stronger one
-    losses: list[list[Tensor]] = [[] for _ in path]
-    held_out: list[Tensor] = []
-    # Shuffled, since rows may lie in the order of their classes; by a fixed seed, so that two fits are equal.
-    order = torch.randperm(N, generator=torch.Generator().manual_seed(0)).to(x.device)
-    for held in torch.tensor_split(order, num_folds)[: num_folds if x.numel() <= _FOLD_ELEMENTS else 1]:
-        kept = torch.ones(N, dtype=torch.bool, device=x.device).index_fill(0, held, False)
-        held_out.append(held)
-        start = x.new_zeros(C, num_columns)
-        for strength, of_strength in zip(path, losses, strict=True):
-            start = _minimise(x[kept], classes[kept], strength, start)
-            of_strength.append(_nll(_affine(x[held], start), classes[held]))
-    held = torch.cat(held_out)
-    candidates = {math.inf: _nll(tempered[held], classes[held])} | {
-        s: torch.cat(v) for s, v in zip(path, losses, strict=True)
-    }
+    losses: dict[float, Tensor] = {}
+    start = rows.new_zeros(C, num_columns)
+    ends = [N * fold // num_folds for fold in range(num_folds + 1)]
+    folds = list(pairwise(ends))[: num_folds if C * N <= _FOLD_ELEMENTS else 1]
+    num_held = folds[-1][1]
+    for strength in path:
+        found, coordinates = [], _Coordinates(data, start)
+        for low, high in folds:
+            start = _minimise(data.without(low, high), coordinates, strength, start, math.sqrt(_SHARE_OF_NOISE / N))
+            found.append(data.part(low, high).losses(start))
+        losses[strength] = torch.cat(found)
+    losses[math.inf] = cross_entropy(tempered[:num_held], shuffled[:num_held], reduction="none")
     default = min(path, key=lambda strength: abs(math.log(strength)))
-    best = min(candidates, key=lambda strength: float(candidates[strength].mean()))
-    gain = candidates[default] - candidates[best]
+    best = min(losses, key=lambda strength: float(losses[strength].mean()))
+    gain = losses[default] - losses[best]
     chosen = best if gain.mean() > _MARGIN * standard_errors(gain) else default
+    identity = torch.eye(C).to(rows)
     if chosen == math.inf:
-        return MatrixScalingFit(x.new_ones(C).diag(), x.new_zeros(C), x.new_tensor(_NO_FLOOR), T, math.inf)
+        return MatrixScalingFit(identity, rows.new_zeros(C), rows.new_tensor(_NO_FLOOR), T, math.inf)
     warn_of_missing_classes(rows[0], classes)
-    theta = _minimise(x, classes, chosen, x.new_zeros(C, num_columns))
+    theta = _minimise(data, _Coordinates(data, start), chosen, start, _EXACT)
     weight = theta[:, :-1] if num_columns > 2 else theta[:, 0].diag()
-    return MatrixScalingFit(x.new_ones(C).diag() + weight, theta[:, -1].clone(), floor, T, chosen)
+    return MatrixScalingFit(identity + weight, theta[:, -1].clone(), floor, T, chosen)
 
 
-def _nll(logits: Tensor, target: Tensor) -> Tensor:
-    return cross_entropy(logits, target, reduction="none")
+class _Columns:
+    """Features of rows as columns, since sums over few classes are fast along the first axis.
+
+    Args:
+        pieces: Features [C, n] each, in float64.
+        target: Class indices [N].
+        num_columns: C + 1 for theta = (A, b); 2 for (diag A, b).
+    """
+
+    def __init__(self, pieces: Sequence[Tensor], target: Tensor, num_columns: int) -> None:
+        self.pieces, self.target, self.num_columns = pieces, target, num_columns
+        self.is_vector = num_columns == 2 and len(pieces[0]) > 1
+
+    def part(self, low: int, high: int) -> _Columns:
+        """Some neighbouring rows."""
+        return _Columns([self.pieces[0][:, low:high]], self.target[low:high], self.num_columns)
+
+    def without(self, low: int, high: int) -> _Columns:
+        """All rows but some neighbouring ones."""
+        x = self.pieces[0]
+        target = torch.cat([self.target[:low], self.target[high:]])
+        return _Columns([x[:, :low], x[:, high:]], target, self.num_columns)
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some features [C, n] at a time, and their classes [n]."""
+        size = max(1, _PART_ELEMENTS // len(self.pieces[0]))
+        parts = [part for piece in self.pieces for part in torch.split(piece, size, 1) if part.numel()]
+        yield from zip(parts, torch.split(self.target, [part.shape[1] for part in parts]), strict=True)
+
+    def affine(self, x: Tensor, theta: Tensor) -> Tensor:
+        """x + A x + b."""
+        bias = theta[:, -1:]
+        return torch.addcmul(x + bias, x, theta[:, :1]) if self.is_vector else x + torch.addmm(bias, theta[:, :-1], x)
+
+    def sums(self, weights: Tensor, x: Tensor) -> Tensor:
+        """Sums over rows of weights [C, n] by features, one for each number in theta."""
+        products = (weights * x).sum(1, keepdim=True) if self.is_vector else weights @ x.T
+        return torch.cat([products, weights.sum(1, keepdim=True)], 1)
+
+    def losses(self, theta: Tensor) -> Tensor:
+        """The negative log-likelihood [N] of each row."""
+        return torch.cat([cross_entropy(self.affine(x, theta).T, y, reduction="none") for x, y in self.parts()])
+
+    def loss(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean negative log-likelihood and its gradient, in one pass."""
+        value, gradient = theta.new_zeros(()), torch.zeros_like(theta)
+        for x, y in self.parts():
+            z = self.affine(x, theta)
+            z -= z.amax(0)
+            value -= at_class(z, y, 0).sum()
+            probs = z.exp_()
+            norm = probs.sum(0)
+            value += norm.log().sum()
+            errors = probs.div_(norm).scatter_add_(0, y[None], -torch.ones_like(norm)[None])
+            gradient += self.sums(errors, x)
+        return value / len(self.target), gradient / len(self.target)
 
 
-def _affine(x: Tensor, theta: Tensor) -> Tensor:
-    """x + A x + b, with theta [C, C + 1] = (A, b), or [C, 2] = (diag A, b)."""
-    C = x.shape[1]
-    if theta.shape[1] == 2 and C > 1:
-        return torch.addcmul(theta[:, 1], x, 1 + theta[:, 0])
-    return x + torch.addmm(theta[:, C], x, theta[:, :C].T)
+class _Coordinates:
+    """Coordinates in which the Hessian of the ridged loss at theta is about the identity.
+
+    That of (A, b) is the mean over rows of (diag p - p p^T) x (x, 1) (x, 1)^T, a Kronecker product for each row. Of the product of the
+    means, the second one weighted by the first one's traces, the eigenvectors serve as axes. That of (diag A, b) has its diagonal alone.
+    """
+
+    def __init__(self, data: _Columns, theta: Tensor) -> None:
+        C = len(data.pieces[0])
+        x0 = data.pieces[0]
+        if data.is_vector:
+            curvature = x0.new_zeros(C, 2)
+            for x, _ in data.parts():
+                probs = torch.softmax(data.affine(x, theta), 0)
+                curvature += data.sums(probs - probs.square(), x.square())
+            self.curvature = curvature / len(data.target)
+            self.left, self.right = (torch.eye(size).to(x0) for size in (C, 2))
+            return
+        first, second = x0.new_zeros(C, C), x0.new_zeros(C + 1, C + 1)
+        for x, _ in data.parts():
+            probs = torch.softmax(data.affine(x, theta), 0)
+            first -= probs @ probs.T
+            first.diagonal().add_(probs.sum(1))
+            features = torch.cat([x, torch.ones_like(x[:1])])
+            second += (features * (1 - probs.square().sum(0))) @ features.T
+        (of_first, self.left), (of_second, self.right) = torch.linalg.eigh(first), torch.linalg.eigh(second)
+        share = second.new_tensor(len(data.target)) * first.trace().clamp_min(1e-300)
+        self.curvature = of_first.clamp_min(0)[:, None] * of_second.clamp_min(0) / share
+
+    def unit(self, ridge: Tensor) -> Tensor:
+        """The length of each axis [C, num_columns]."""
+        return (self.curvature + ridge.median()).rsqrt()
 
 
-def _minimise(x: Tensor, target: Tensor, strength: float, start: Tensor) -> Tensor:
-    """The minimum theta of the ridged, strictly convex loss, by L-BFGS in coordinates in which the Hessian at 0 has a diagonal of 1."""
-    N, C = x.shape
-    is_vector = start.shape[1] == 2 and C > 1
+def _minimise(data: _Columns, coordinates: _Coordinates, strength: float, start: Tensor, tolerance: float) -> Tensor:
+    """The minimum theta of the ridged, strictly convex loss, by L-BFGS, up to a slope along each axis of the ``tolerance``."""
+    C, N = len(start), len(data.target)
     ridge = torch.full_like(start, 2 * strength * C / N)
-    if not is_vector:
+    if not data.is_vector:
         ridge[:, :C] *= C - 1
         ridge[:, :C].diagonal().fill_(2 * strength * C / N)
-
-    def sums(weights: Tensor, values: Tensor) -> Tensor:
-        """Sums over rows, one for each number in theta."""
-        products = (weights * values).sum(0)[:, None] if is_vector else weights.T @ values
-        return torch.cat([products, weights.sum(0)[:, None]], 1)
-
-    def parts() -> Iterator[tuple[Tensor, Tensor]]:
-        size = max(1, _PART_ELEMENTS // C)
-        return zip(torch.split(x, size), torch.split(target, size), strict=True)
-
-    curvature = torch.zeros_like(start)
-    for rows, _ in parts():
-        probs = torch.softmax(rows, 1)
-        curvature += sums(probs - probs.square(), rows.square())
-    minus_one = -x.new_ones(N, 1)
-    unit = (curvature / N + ridge).rsqrt()
-    position = start / unit
+    unit, left, right = coordinates.unit(ridge), coordinates.left, coordinates.right
+    position = left.T @ start @ right / unit
     optimizer = torch.optim.LBFGS(
         [position],
         max_iter=500,
         history_size=20,
-        tolerance_grad=1e-8,
+        tolerance_grad=tolerance,
         tolerance_change=1e-14,
         line_search_fn="strong_wolfe",
     )
 
     @torch.no_grad()
     def loss() -> Tensor:
-        theta = position * unit
+        theta = left @ (position * unit) @ right.T
         penalty = ridge * theta
-        value, gradient = (penalty * theta).sum() / 2, penalty.clone()
-        for rows, classes in parts():
-            log_probs = torch.log_softmax(_affine(rows, theta), 1)
-            value -= at_class(log_probs, classes, 1).sum() / N
-            errors = log_probs.exp_().scatter_add_(1, classes[:, None], minus_one[: len(rows)])
-            gradient += sums(errors, rows) / N
-        position.grad = gradient * unit
-        return value
+        value, gradient = data.loss(theta)
+        position.grad = left.T @ (gradient + penalty) @ right * unit
+        return value + (penalty * theta).sum() / 2
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return position.detach() * unit
+    return left @ (position.detach() * unit) @ right.T

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from lightning_uq.errors import InputError
-from lightning_uq.functional.matrix_scaling import _minimise, apply_matrix_scaling, fit_matrix_scaling
+from lightning_uq.functional.matrix_scaling import (
+    _EXACT,
+    _Columns,
+    _Coordinates,
+    _minimise,
+    apply_matrix_scaling,
+    fit_matrix_scaling,
+)
 from lightning_uq.functional.temperature import fit_temperature
 
 nll = torch.nn.functional.cross_entropy
@@ -61,7 +68,12 @@ def test_few_rows_do_no_harm(c):
 def test_the_minimum_is_stationary(strength, columns):
     logits, target = rows(5, 300, 4)
     x = logits.log_softmax(1)
-    found = _minimise(x, target, strength, torch.zeros(4, columns, dtype=torch.float64))
+    data = _Columns([x.T.contiguous()], target, columns)
+
+    def minimum(start):
+        return _minimise(data, _Coordinates(data, start), strength, start, _EXACT)
+
+    found = minimum(torch.zeros(4, columns, dtype=torch.float64))
     weight = (found[:, :4] if columns == 5 else found[:, 0].diag()).requires_grad_()
     bias = found[:, -1].clone().requires_grad_()
     diagonal = weight.diagonal().square().sum()
@@ -69,7 +81,7 @@ def test_the_minimum_is_stationary(strength, columns):
     gradients = torch.autograd.grad(nll(x + x @ weight.T + bias, target) + penalty, [weight, bias])
     kept = gradients[0] if columns == 5 else gradients[0].diagonal()
     assert max(kept.abs().max(), gradients[1].abs().max()) < 1e-6
-    other = _minimise(x, target, strength, torch.randn(4, columns, dtype=torch.float64))
+    other = minimum(torch.randn(4, columns, dtype=torch.float64))
     torch.testing.assert_close(other, found, rtol=1e-4, atol=1e-5)
 
 
@@ -113,6 +125,24 @@ def test_pixels_are_rows_and_autocast_does_not_round():
     single = apply_matrix_scaling(logits.float(), flat.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(apply_matrix_scaling(logits.float(), flat.float()), single)
+
+
+@pytest.mark.parametrize("c", [3, 20])
+def test_a_fit_takes_few_passes(monkeypatch, c):
+    """Of the 15 fits to four fifths of the rows, each begins at another one's minimum, and ends where the noise is far larger than its error."""
+    passes, method = [], _Columns.loss
+    monkeypatch.setattr(_Columns, "loss", lambda self, *args: passes.append(self) or method(self, *args))
+    fit_matrix_scaling(*calibrated_rows(10, 2000, c))
+    assert len(passes) < 300
+
+
+def test_the_choice_is_that_of_exact_fits(monkeypatch):
+    logits, target = rows(11, 1000, 4)
+    found = fit_matrix_scaling(logits, target)
+    monkeypatch.setattr("lightning_uq.functional.matrix_scaling._SHARE_OF_NOISE", 1e-8)
+    expected = fit_matrix_scaling(logits, target)
+    assert found.strength == expected.strength < math.inf
+    torch.testing.assert_close(found.class_matrix, expected.class_matrix, rtol=1e-4, atol=1e-4)
 
 
 def test_many_classes_for_few_rows_have_no_weights_between_classes():
