@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lightning_uq.functional.calibration_rows import calibration_rows, warn_of_missing_classes
 
+_PART_ELEMENTS = 2**17  # scores fitted at a time
+
 
 def apply_isotonic(log_probs: Tensor, class_curves: Tensor) -> Tensor:
     """log(f_c(log p_c) / sum_k f_k(log p_k)): log-probabilities [N, C, ...] -> [N, C, ...].
@@ -72,12 +74,27 @@ def fit_isotonic(logits: Tensor, target: Tensor) -> Tensor:
     """
     rows, classes = calibration_rows(logits, target, 2)
     N, C = rows.shape[1:]
-    rows = rows.double()
     warn_of_missing_classes(rows[0], classes)
     # Scores are equal where a prediction in float32 cannot tell them apart.
-    scores = torch.empty_like(rows[0]).copy_(torch.log_softmax(rows[0], 1).float())
-    x, order = scores.T.contiguous().sort(1)  # [C, N]
-    hits = torch.zeros_like(x).scatter(0, classes[None], 1.0).gather(1, order)
+    scores = torch.empty(C, N, device=rows.device)
+    size = max(1, _PART_ELEMENTS // C)
+    for part, logits_part in zip(torch.split(scores, size, 1), torch.split(rows[0], size), strict=True):
+        part.copy_(torch.log_softmax(logits_part.double(), 1).T)
+    # A few classes at a time, since a fit takes tens of numbers for each of its scores.
+    together = max(1, _PART_ELEMENTS // N)
+    curves = [
+        _curves(part, classes == torch.arange(C, device=rows.device)[first : first + together, None], C)
+        for first, part in zip(range(0, C, together), torch.split(scores, together), strict=True)
+    ]
+    K = max(part.shape[2] for part in curves)
+    return torch.cat([torch.cat([part, part[:, :, -1:].expand(-1, -1, K - part.shape[2])], 2) for part in curves], 1)
+
+
+def _curves(scores: Tensor, hits: Tensor, num_classes: int) -> Tensor:
+    """Knots and values [2, c, K] of a few classes, from the scores [c, N] of rows and whether each is of the class."""
+    C, N = scores.shape
+    x, order = scores.double().sort(1)
+    hits = hits.to(x).gather(1, order)
     new = torch.ones_like(x, dtype=torch.bool)  # equal scores have one value
     new[:, 1:] = x[:, 1:] > x[:, :-1]
     block = _pool_adjacent_violators(
@@ -86,7 +103,7 @@ def fit_isotonic(logits: Tensor, target: Tensor) -> Tensor:
 
     total, num = (x.new_zeros(C * N).index_add(0, block, part) for part in (hits.flatten(), x.new_ones(C * N)))
     mean = total / num  # NaN behind the last block
-    value = ((N * mean + 1 / C) / (N + 1))[block].reshape(C, N)
+    value = ((N * mean + 1 / num_classes) / (N + 1))[block].reshape(C, N)
     # The knots of a block are its lowest score and its highest, where that is another one.
     ends = torch.ones(C * N + 1, dtype=torch.bool, device=x.device)
     ends[1:-1] = block[1:] != block[:-1]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.isotonic import apply_isotonic, fit_isotonic
+from tests.counting import peak_bytes
 
 
 def rows(seed, n, c):
@@ -90,6 +91,16 @@ def test_pixels_are_rows_and_rows_have_no_order():
     torch.testing.assert_close(fit_isotonic(logits[order], target[order]), curves)
     expected = apply_isotonic(logits.log_softmax(1), curves)
     torch.testing.assert_close(apply_isotonic(image.log_softmax(1), curves).movedim(1, -1).reshape(-1, 3), expected)
+
+
+def test_classes_are_fitted_a_few_at_a_time(monkeypatch):
+    logits, target = rows(6, 2000, 20)
+    logits = logits.float()
+    expected = fit_isotonic(logits, target)
+    monkeypatch.setattr("lightning_uq.functional.isotonic._PART_ELEMENTS", 4000)
+    found = []
+    assert peak_bytes(lambda: found.append(fit_isotonic(logits, target))) < 8 * logits.nbytes
+    assert torch.equal(found[0], expected)
 
 
 @pytest.mark.filterwarnings("ignore:No row is of class")
