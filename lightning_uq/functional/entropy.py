@@ -32,7 +32,23 @@ class Parts(NamedTuple):
 
 def log_softmax(logits: Tensor, dim: int) -> Tensor:
     """``log_softmax`` in at least float32."""
-    return torch.log_softmax(upcast(logits), dim)
+    logits = upcast(logits)
+    if is_short_row(logits, dim):
+        return torch.log_softmax(logits.transpose(-1, -2), -2).transpose(-1, -2)
+    return torch.log_softmax(logits, dim)
+
+
+def is_short_row(logits: Tensor, dim: int) -> bool:
+    """Whether torch's softmax over ``dim`` is several times faster over a transposed copy.
+
+    On a processor it takes the last axis number by number if that is shorter than a vector register, but any other axis by whole registers.
+
+    Example:
+        >>> is_short_row(torch.zeros(5, 100, 10), 2), is_short_row(torch.zeros(5, 100, 1000), 2)
+        (True, False)
+    """
+    is_last = dim in (-1, logits.ndim - 1) and logits.ndim > 1
+    return is_last and logits.shape[-1] < 16 and logits.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def entropy(log_probs: Tensor, dim: int) -> Tensor:
@@ -55,9 +71,9 @@ def log_mean_exp(values: Tensor) -> Tensor:
         >>> log_mean_exp(torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]]))
         tensor([0., -inf])
     """
-    excluded = (values == -torch.inf).all(0)
-    values = values.masked_fill(excluded, 0.0)
-    largest = values.amax(0).detach()
+    largest = values.detach().amax(0)
+    excluded = largest == -torch.inf
+    values, largest = values.masked_fill(excluded, 0.0), largest.masked_fill(excluded, 0.0)
     mean = largest + (values - largest).exp().mean(0).log()
     return mean.masked_fill(excluded, -torch.inf)
 

@@ -189,11 +189,13 @@ class UncertaintyModule(CheckpointedModule):
 
         It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False. It carries what callbacks
         have fitted (``prediction_transforms``); other weights than those of the fit are a :class:`NotFittedError`. It runs in
-        evaluation mode, whatever mode a training has left, and puts that mode back. A row with NaN or infinity is a
+        evaluation mode, whatever mode a training has left, and puts that mode back. It keeps no graph for gradients, which
+        ``module.prediction(module(x))`` has. A row with NaN or infinity is a
         :class:`NotFiniteError`, or, with ``nonfinite``, has a score of plus infinity.
         """
         return self._predict(x, "")
 
+    @torch.no_grad()
     def _predict(self, x: Any, where: str) -> Prediction:
         rows = FiniteRows(x, self.nonfinite, where)
         with in_eval_mode(self), self.prediction_transforms.observing(self, x) as transformed:

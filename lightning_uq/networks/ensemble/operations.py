@@ -44,8 +44,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):  # autocast does not reach into a function with its own backward
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = _narrow(x, dtype), _narrow(weight, dtype), None if bias is None else _narrow(bias, dtype)
+    if not torch.is_grad_enabled():  # the call of a Function costs more than the product of a small batch
+        return _product(x, weight, bias)
     output: Tensor = _BatchedLinear.apply(x, weight, bias)
     return output
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -62,9 +68,7 @@ class _BatchedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is None:
-            return torch.bmm(x, weight.mT)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+        return _product(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:

@@ -15,6 +15,10 @@ from lightning_uq.networks.ensemble.lift import lift
 from lightning_uq.networks.ensemble.loop import EnsembleNetwork
 from lightning_uq.networks.priors.members import trained_part
 
+_CACHED_NUMBERS = 1 << 18
+"""Numbers of a layer's activations that stay in a processor's cache: 1 MB of float32. Beyond it, the members' activations at once take
+1.7 times as long as those of one member after another."""
+
 
 class StackedEnsembleNetwork(EnsembleNetwork):
     """M networks of one architecture as one network over stacked parameters [M, ...]; see :class:`EnsembleNetwork`.
@@ -107,8 +111,22 @@ class StackedEnsembleNetwork(EnsembleNetwork):
             )
         if x_axis is None:
             x = x.expand(len(next(iter(tensors.values()))), *x.shape)
-        output = self._programs[self.training](x, tensors)
+        program, size = self._programs[self.training], self._members_at_once(x, tensors)
+        if size >= len(x):
+            output = program(x, tensors)
+        else:
+            parts = zip(*(tensor.split(size) for tensor in tensors.values()), strict=True)
+            groups = [dict(zip(tensors, part, strict=True)) for part in parts]
+            output = torch.cat([program(own, group) for own, group in zip(x.split(size), groups, strict=True)])
         return output if callable(self.read_output.output) else self.read_output(output)
+
+    def _members_at_once(self, x: Tensor, tensors: dict[str, Tensor]) -> int:
+        """How many members run at once on x [M, B, ..., in]: all, unless an inference's activations would leave a processor's cache."""
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return len(x)
+        rows = x[0].numel() // max(1, x.shape[-1])
+        widest = max((tensor.shape[1] for tensor in tensors.values() if tensor.ndim > 1), default=1)
+        return max(1, _CACHED_NUMBERS // max(1, rows * widest))
 
     def _copy_of_member(self, i: int) -> nn.Module:
         own = self._tensors_of_member(i)
