@@ -136,7 +136,8 @@ class UncertaintyModule(CheckpointedModule):
         self._unpack = None if unpack_batch is None else as_function(unpack_batch, "unpack_batch")
         checks.check_fits_task(self.task, self.network, self.data_noise)
         self.prediction_transforms = PredictionTransforms()
-        self._output_checked = self._targets_checked = self._is_logged = False
+        self._output_checked = self._targets_checked = False
+        self._logged_loaders: set[int] = set()  # whose metrics Lightning knows in this evaluation
         self._save_arguments()
 
     @property
@@ -344,8 +345,8 @@ class UncertaintyModule(CheckpointedModule):
         """
         step = "validation_step" if stage == "val" else "test_step"
         is_used = reaches_package(type(self), step)
-        self._is_logged = self.trainer.world_size > 1 and len(metric_sets) == 1 and is_used
-        if self._is_logged:
+        self._logged_loaders = {0} if self.trainer.world_size > 1 and len(metric_sets) == 1 and is_used else set()
+        if self._logged_loaders:
             log_metrics(self, stage, metrics_of(metric_sets, 0), 0)
 
     def _evaluate(
@@ -353,8 +354,9 @@ class UncertaintyModule(CheckpointedModule):
     ) -> None:
         metrics = metrics_of(metric_sets, loader_idx)
         update_metrics(self, metrics, loaders[loader_idx], batch, batch_idx)
-        if not self._is_logged:
+        if loader_idx not in self._logged_loaders:  # once: Lightning keeps the metrics, and each call takes longer than a small batch
             log_metrics(self, stage, metrics, loader_idx)
+            self._logged_loaders.add(loader_idx)
 
     # ------------------------------------------------------------------ checks
 

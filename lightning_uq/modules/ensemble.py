@@ -317,7 +317,7 @@ class EnsembleModule(UncertaintyModule):
             super()._log_before_batches(stage, metric_sets)
         else:
             self.members.metrics.start(stage, metric_sets)
-            self._is_logged = self.members.metrics.are_logged_at_end
+            self._logged_loaders = set(range(len(metric_sets))) if self.members.metrics.are_logged_at_end else set()
 
     def _evaluate(
         self, stage: str, metric_sets: nn.ModuleList, loaders: list[Any], batch: Any, batch_idx: int, loader_idx: int

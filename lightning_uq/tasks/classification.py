@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_uq.errors import InputError
+from lightning_uq.functional.entropy import is_short_row
 from lightning_uq.functional.precision import upcast
 from lightning_uq.functional.validation import check_at_least, check_choice
 from lightning_uq.metrics import Accuracy, BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
@@ -167,15 +168,17 @@ class Classification(ClassTask):
         weight = weight_tensor(self.class_weights, output)
         if target.is_floating_point():
             return sums_and_counts(self._soft_losses(upcast(output), target, weight))
-        ignored = self._ignored
+        ignored, logits, labels = self._ignored, self._counted_outputs(upcast(output), target), target.long()
+        if is_short_row(logits, 1):
+            logits, labels = logits.T.unsqueeze(0), labels.unsqueeze(0)  # one map of labels, whose classes are not the last axis
         losses = F.cross_entropy(
-            self._counted_outputs(upcast(output), target),
-            target.long(),
+            logits,
+            labels,
             weight,
             ignore_index=ignored,
             reduction="none",
             label_smoothing=self.label_smoothing,
-        )
+        ).reshape(target.shape)
         if self.loss == "focal":
             losses = losses * self._focus(upcast(output), target, ignored)
         return sums_and_counts(losses, label_counts(target, weight, ignored, losses))

@@ -124,7 +124,7 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         """How many members run at once on x [M, B, ..., in]: all, unless an inference's activations would leave a processor's cache."""
         if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
             return len(x)
-        rows = x[0].numel() // max(1, x.shape[-1])
+        rows = x.numel() // max(1, len(x) * x.shape[-1])
         widest = max((tensor.shape[1] for tensor in tensors.values() if tensor.ndim > 1), default=1)
         return max(1, _CACHED_NUMBERS // max(1, rows * widest))
 
