@@ -22,7 +22,7 @@ from lightning_uq.losses.penalty import Penalty
 from lightning_uq.modules import checks
 from lightning_uq.modules.arguments import given_network
 from lightning_uq.modules.checkpointing import CheckpointedModule
-from lightning_uq.modules.evaluation import log_metrics, make_metrics, metrics_of, update_metrics
+from lightning_uq.modules.evaluation import log_before_batches, log_metrics, make_metrics, metrics_of, update_metrics
 from lightning_uq.modules.frozen import expect_eval_mode, in_eval_mode
 from lightning_uq.modules.targets import Loss, Targets, losses_and_count
 from lightning_uq.modules.trainer_callbacks import check_callbacks
@@ -35,7 +35,6 @@ from lightning_uq.predictions import Prediction
 from lightning_uq.running.finite import FiniteRows
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.logits import UnpackBatch
-from lightning_uq.running.overriding import reaches_package
 from lightning_uq.running.transforms import PredictionTransforms
 from lightning_uq.strategies import check_strategy
 from lightning_uq.tasks import Progress, Task, task_of
@@ -190,9 +189,9 @@ class UncertaintyModule(CheckpointedModule):
 
         It is pooled, and so Z times smaller, above 32 indices or if ``return_members`` is False. It carries what callbacks
         have fitted (``prediction_transforms``); other weights than those of the fit are a :class:`NotFittedError`. It runs in
-        evaluation mode, whatever mode a training has left, and puts that mode back. It keeps no graph for gradients, which
-        ``module.prediction(module(x))`` has. A row with NaN or infinity is a
-        :class:`NotFiniteError`, or, with ``nonfinite``, has a score of plus infinity.
+        evaluation mode, whatever mode a training has left, and puts that mode back. It has no gradients; those of an input come
+        from ``module.prediction(module(x))``. A row with NaN or infinity is a :class:`NotFiniteError`, or, with ``nonfinite``,
+        has a score of plus infinity.
         """
         return self._predict(x, "")
 
@@ -338,23 +337,15 @@ class UncertaintyModule(CheckpointedModule):
             self.task.review(dict(metrics.items()), progress)  # type: ignore[operator]
 
     def _log_before_batches(self, stage: str, metric_sets: nn.ModuleList) -> None:
-        """Log the metrics of a single loader on every rank, so that a rank without a batch computes them too.
-
-        At a loader's end Lightning computes what its steps logged, and the ranks wait for each other. With several loaders
-        every rank needs a batch of each. A step that a subclass has replaced updates none of these metrics.
-        """
-        step = "validation_step" if stage == "val" else "test_step"
-        is_used = reaches_package(type(self), step)
-        self._logged_loaders = {0} if self.trainer.world_size > 1 and len(metric_sets) == 1 and is_used else set()
-        if self._logged_loaders:
-            log_metrics(self, stage, metrics_of(metric_sets, 0), 0)
+        self._logged_loaders = log_before_batches(self, stage, metric_sets)
 
     def _evaluate(
         self, stage: str, metric_sets: nn.ModuleList, loaders: list[Any], batch: Any, batch_idx: int, loader_idx: int
     ) -> None:
         metrics = metrics_of(metric_sets, loader_idx)
         update_metrics(self, metrics, loaders[loader_idx], batch, batch_idx)
-        if loader_idx not in self._logged_loaders:  # once: Lightning keeps the metrics, and each call takes longer than a small batch
+        # Once per loader: Lightning keeps the metrics that it was given, and each `log` takes longer than a small batch.
+        if loader_idx not in self._logged_loaders:
             log_metrics(self, stage, metrics, loader_idx)
             self._logged_loaders.add(loader_idx)
 

@@ -13,6 +13,7 @@ from lightning_uq.modules.targets import Targets
 from lightning_uq.running.finite import check_numbers, refuse_outputs, unusable_rows
 from lightning_uq.running.loaders import loader_list
 from lightning_uq.running.metrics import update_all
+from lightning_uq.running.overriding import reaches_package
 from lightning_uq.tasks import Stage, Task
 
 if TYPE_CHECKING:
@@ -75,6 +76,22 @@ def log_metrics(module: "UncertaintyModule", stage: str, metrics: dict[str, Metr
             batch_size=1,  # a metric counts for itself
             metric_attribute=f"{stage}_metrics.{loader_idx}.{name}",
         )
+
+
+def log_before_batches(module: "UncertaintyModule", stage: str, metric_sets: nn.ModuleList) -> set[int]:
+    """Log the metrics of a single loader on every rank, so that a rank without a batch computes them too.
+
+    At a loader's end Lightning computes what its steps logged, and the ranks wait for each other. With several loaders
+    every rank needs a batch of each. A step that a subclass has replaced updates none of these metrics.
+
+    Returns:
+        The numbers of the loaders whose metrics were logged.
+    """
+    is_used = reaches_package(type(module), "validation_step" if stage == "val" else "test_step")
+    if module.trainer.world_size == 1 or len(metric_sets) > 1 or not is_used:
+        return set()
+    log_metrics(module, stage, metrics_of(metric_sets, 0), 0)
+    return {0}
 
 
 def update_metrics(

@@ -170,7 +170,8 @@ class Classification(ClassTask):
             return sums_and_counts(self._soft_losses(upcast(output), target, weight))
         ignored, logits, labels = self._ignored, self._counted_outputs(upcast(output), target), target.long()
         if is_short_row(logits, 1):
-            logits, labels = logits.T.unsqueeze(0), labels.unsqueeze(0)  # one map of labels, whose classes are not the last axis
+            # One map of labels: its classes are not in the last axis.
+            logits, labels = logits.T.unsqueeze(0), labels.unsqueeze(0)
         losses = F.cross_entropy(
             logits,
             labels,

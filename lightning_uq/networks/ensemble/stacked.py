@@ -115,9 +115,9 @@ class StackedEnsembleNetwork(EnsembleNetwork):
         if size >= len(x):
             output = program(x, tensors)
         else:
-            parts = zip(*(tensor.split(size) for tensor in tensors.values()), strict=True)
+            parts = zip(*(torch.split(tensor, size) for tensor in tensors.values()), strict=True)
             groups = [dict(zip(tensors, part, strict=True)) for part in parts]
-            output = torch.cat([program(own, group) for own, group in zip(x.split(size), groups, strict=True)])
+            output = torch.cat([program(*own) for own in zip(torch.split(x, size), groups, strict=True)])
         return output if callable(self.read_output.output) else self.read_output(output)
 
     def _members_at_once(self, x: Tensor, tensors: dict[str, Tensor]) -> int:
