@@ -159,3 +159,26 @@ def test_pooling_takes_two_exponentials_of_each_number():
     with Count():
         entropy.decompose(members(0, z=64, b=8, c=4))
     assert sum(counted) < 2.1 * 64 * 8 * 4
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 15, 16, 40])
+def test_a_softmax_of_few_classes_does_not_run_over_the_last_axis(num_classes):
+    logits = torch.randn(3, 7, num_classes, generator=torch.Generator().manual_seed(0))
+    logits[0, 0, 0] = -torch.inf
+    logits.requires_grad_()
+    axes = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._log_softmax.default:
+                axes.append(args[1] % args[0].ndim)
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        found = entropy.log_softmax(logits, 2)
+    assert axes == [1 if num_classes < 16 else 2]
+    expected = torch.log_softmax(logits, 2)
+    torch.testing.assert_close(found, expected)
+    weights = torch.rand(expected.shape)[1:]
+    gradients = [torch.autograd.grad((log_probs[1:] * weights).sum(), logits)[0] for log_probs in (found, expected)]
+    torch.testing.assert_close(*gradients)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from lightning_uq.errors import InputError
 from lightning_uq.metrics import Accuracy, BrierScore, ExpectedCalibrationError, JointLogLoss, NegativeLogLikelihood
@@ -270,3 +271,34 @@ def test_numbers_of_numpy_are_saved_as_plain_ones():
     assert is_plain(saved)
     assert all(not isinstance(value, np.generic) for value in saved["init_args"].values())
     assert restore_argument(saved, "task") == task
+
+
+@pytest.mark.parametrize("num_classes", [3, 20])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"class_weights": True}, {"loss": "focal"}])
+def test_the_loss_of_few_classes_is_that_of_torch(num_classes, options):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(9, num_classes, generator=generator, requires_grad=True)
+    labels = torch.randint(num_classes, (9,), generator=generator)
+    weights = torch.rand(num_classes, generator=generator)
+    given = {"class_weights": weights.tolist()} if "class_weights" in options else options
+    sums, counts = Classification(**given).sample_losses(logits, labels)
+    expected = F.cross_entropy(
+        logits,
+        labels,
+        weights if "class_weights" in options else None,
+        reduction="none",
+        label_smoothing=options.get("label_smoothing", 0.0),
+    )
+    if "loss" in options:
+        expected = expected * (1 - logits.softmax(1)[torch.arange(9), labels]) ** 2
+    torch.testing.assert_close(sums, expected)
+    torch.testing.assert_close(counts, weights[labels] if "class_weights" in options else torch.ones(9))
+    torch.testing.assert_close(*(torch.autograd.grad(each.sum(), logits)[0] for each in (sums, expected)))
+    names = _operators(lambda: Classification(**given).sample_losses(logits, labels))
+    assert ("aten::nll_loss2d_forward" in names) == (num_classes < 16)
+
+
+def _operators(call):
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        call()
+    return {event.key for event in profiled.key_averages()}
