@@ -102,7 +102,7 @@ notebooks: install
 
 # Times this package beside its peers, whose packages come into an environment of their own on top of this one; writes benchmarks/results.md.
 bench: .venv-bench/.installed
-	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks $(BENCH)
+	OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=99 .venv-bench/bin/python -m benchmarks $(BENCH)
 
 .venv-bench/.installed: .venv/.installed benchmarks/requirements.txt
 	$(call environment_on_top,.venv-bench,benchmarks/requirements.txt)

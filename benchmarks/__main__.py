@@ -11,10 +11,13 @@ import importlib
 import json
 import logging
 import os
+import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import lightning.fabric
+import lightning.pytorch
 import torch
 
 from benchmarks.harness import circumstances, clock_for, measure
@@ -40,10 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.repeats < 1 or options.threads < 1:
         parser.error("--repeats and --threads must be at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no CUDA device")
+        sys.exit("--device cuda: there is no CUDA device.")
     torch.set_num_threads(options.threads)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for package in (lightning.pytorch, lightning.fabric):  # importing them sets the level
+        logging.getLogger(package.__name__).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")  # of the peers, and of trainings without a validation
     if options.what == "scaling":
         from benchmarks.scaling import write_page

@@ -135,6 +135,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds per call of each measurement: every round measures each contender once, so that a slow moment meets all of them."""
     times: dict[str, list[float]] = {name: [] for name in prepares}
+    gc.freeze()  # or each collection below looks through all imported packages, for a quarter of a second
     for _ in range(repeats):
         for name, prepare in prepares.items():
             call = prepare()
@@ -143,6 +144,7 @@ def interleaved(
             for _ in range(calls[name]):
                 call()
             times[name].append((clock() - start) / calls[name])
+    gc.unfreeze()
     return times
 
 

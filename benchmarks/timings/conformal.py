@@ -49,7 +49,9 @@ def ours(method: str, logits: Tensor, target: Tensor) -> ConformalSets:
 def ours_fit(method: str, logits: Tensor, target: Tensor) -> Call:
     def call() -> Tensor:
         threshold = ours(method, logits, target).threshold
-        return torch.sigmoid(threshold) if method == "lac" else 1 + threshold  # ours: log((1 - p) / p), and sums of p less 1
+        return (
+            torch.sigmoid(threshold) if method == "lac" else 1 + threshold
+        )  # ours: log((1 - p) / p), and sums of p less 1
 
     return call
 
