@@ -51,7 +51,7 @@ def rows(work: dict[str, Any]) -> list[str]:
         )
         title = f"{name} ({work['versions'][name]})" if name in work["versions"] else name
         same = "=" if name in work["checked"] and len(work["checked"]) > 1 else ""
-        peak = f"{work['peak_mb'][name]:.3g}"
+        peak = f"{work['peak_mb'][name]:.3g}" if name in work["peak_mb"] else ""
         first = work["work"] if name == ours else ""
         lines.append(f"| {first} | {title} | {same} | {middle:.4g} [{low:.4g}, {high:.4g}] | {peak} | {ratio} |")
     return lines

@@ -104,8 +104,8 @@ def peer_fit(theirs: Any, test: Tensor) -> Call:
     def call() -> Tensor:
         laplace.fit(loader)
         _, covariance = laplace._glm_predictive_distribution(test)
-        O = covariance.shape[1]
-        centered = torch.eye(O, device=test.device) - (1 / O if O > 1 else 0.0)
+        outputs = covariance.shape[1]
+        centered = torch.eye(outputs, device=test.device) - (1 / outputs if outputs > 1 else 0.0)
         return (centered @ covariance @ centered).diagonal(dim1=1, dim2=2)
 
     return call

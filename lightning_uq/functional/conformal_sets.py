@@ -51,11 +51,10 @@ def lac_scores(logits: Tensor, *, validate: bool = True) -> Tensor:
                 [-60.,  60.]], dtype=torch.float64)
     """
     logits = _checked(logits, validate)
-    ordered = logits.sort(1).values
-    log_prob = logits - ordered.logsumexp(1, keepdim=True)
+    log_prob = logits - logits.logsumexp(1, keepdim=True)
     # 1 - p has all its digits where p <= 1/2, hence for all labels but the top one, whose complement is summed.
-    top = ordered[:, -1:]
-    sure = ordered[:, :-1].logsumexp(1, keepdim=True) - top
+    top, label = logits.max(1, keepdim=True)
+    sure = logits.scatter(1, label, -torch.inf).logsumexp(1, keepdim=True) - top
     return torch.where(logits == top, sure, (-log_prob.exp()).log1p() - log_prob)
 
 
