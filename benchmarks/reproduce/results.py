@@ -1,16 +1,106 @@
-"""A folder of results, one JSON file per job: what exists is not made again, so a stopped run continues when it is called again."""
+"""A folder of results, one JSON file per job: jobs whose file exists are not run again, so a stopped run continues when it is called again.
+
+`reproduce` is what the scripts share: options, the loop, the table, and `--publish`, which keeps the results in ``published/NAME.json`` and
+rewrites the part of docs/results.md between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+"""
 
 import json
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
+import lightning
+import torch
 from tqdm import tqdm
 
 from lightning_uq.writing import replacing
 
 Result = dict[str, Any]
+PUBLISHED = Path(__file__).with_name("published")
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+
+
+def reproduce(
+    name: str,
+    parser: ArgumentParser,
+    jobs: Callable[[Namespace], Mapping[str, Callable[[], Result]]],
+    table: Callable[[Mapping[str, Result]], str],
+    settings: Sequence[str] = (),
+    *,
+    about: str | None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """The command of a script.
+
+    Args:
+        name: Of the results.
+        parser: Has the options of the script.
+        jobs: Makes the jobs from the options.
+        table: Makes Markdown from results by job.
+        settings: The options on which every result depends.
+        about: The docstring of the script.
+        argv: The arguments; None: those of the process.
+    """
+    parser.description, parser.formatter_class = about, RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files that are written")
+    parser.add_argument("--budget", type=float, default=60, help="minutes after which no further job is begun")
+    parser.add_argument("--publish", action="store_true", help="keep the results in the repository and on docs/results.md")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    chosen = {key: getattr(options, key) for key in settings}
+    results, left_out = run_jobs(jobs(options), options.out, chosen, options.budget)
+    print(table(results))
+    if left_out:
+        print(f"\nLeft out by the budget: {', '.join(left_out)}")
+    if options.publish:
+        publish(name, results, chosen, left_out, table)
+
+
+def publish(
+    name: str,
+    results: Mapping[str, Result],
+    settings: Result,
+    left_out: Sequence[str],
+    table: Callable[[Mapping[str, Result]], str],
+) -> None:
+    """Write ``published/NAME.json`` and the part of docs/results.md."""
+    content = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "versions": {"torch": torch.__version__.partition("+")[0], "lightning": lightning.__version__},
+        "settings": settings,
+        "left_out": list(left_out),
+        "results": results,
+    }
+    PUBLISHED.mkdir(exist_ok=True)
+    write(PUBLISHED / f"{name}.json", content)
+    text = PAGE.read_text()
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, after = text[: text.index(begin)], text[text.index(end) :]
+    PAGE.write_text(before + begin + part(content, table) + after)
+
+
+def part(content: Result, table: Callable[[Mapping[str, Result]], str]) -> str:
+    """What docs/results.md shows of published results."""
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    left_out = content["left_out"]
+    budget = f" Left out by the budget: {', '.join(left_out)}." if left_out else ""
+    return f"\n{table(content['results'])}\n\nMeasured on {content['date']} with {versions}.{budget}\n\n"
+
+
+def mean_and_error(values: Sequence[float], digits: int) -> tuple[str, str]:
+    """The mean, and ``±`` with the standard deviation over splits, or nothing for one split.
+
+    Example:
+        >>> mean_and_error([1.0, 3.0], 1)
+        ('2.0', ' ±1.4')
+    """
+    return f"{mean(values):.{digits}f}", f" ±{stdev(values):.{digits}f}" if len(values) > 1 else ""
 
 
 def run_jobs(
