@@ -104,7 +104,10 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"| {name} | {len(of_splits)} | " + " | ".join(texts) + " |")
         lines.append("")
     if own := results.get("nncal_densenet40_cifar10-0"):
-        lines += ["| DenseNet-40, CIFAR-10 | ECE before | NLL before | T | ECE after | NLL after |", "|---|" + "---:|" * 5]
+        lines += [
+            "| DenseNet-40, CIFAR-10 | ECE before | NLL before | T | ECE after | NLL after |",
+            "|---|" + "---:|" * 5,
+        ]
         for name, one in (("known answer", KNOWN), ("lightning_uq", own)):
             numbers = [
                 *(f"{one['before'][key]:.4f}" for key in ("ece", "nll")),

@@ -5,6 +5,7 @@ rewrites the part of docs/results.md between ``<!-- NAME -->`` and ``<!-- end of
 """
 
 import json
+import logging
 import time
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -49,10 +50,13 @@ def reproduce(
     parser.description, parser.formatter_class = about, RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files that are written")
     parser.add_argument("--budget", type=float, default=60, help="minutes after which no further job is begun")
-    parser.add_argument("--publish", action="store_true", help="keep the results in the repository and on docs/results.md")
+    parser.add_argument(
+        "--publish", action="store_true", help="keep the results in the repository and on docs/results.md"
+    )
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     chosen = {key: getattr(options, key) for key in settings}
     results, left_out = run_jobs(jobs(options), options.out, chosen, options.budget)
     print(table(results))

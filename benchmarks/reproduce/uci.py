@@ -1,6 +1,6 @@
 """Deep ensembles on UCI regression (Lakshminarayanan et al., NeurIPS 2017, Table 1), through EnsembleModule under a Trainer:
 
-    python benchmarks/reproduce/uci.py --root DATA/uci --out FOLDER [--sets yacht,boston] [--splits 20] [--budget MINUTES]
+    python benchmarks/reproduce/uci.py --root DATA/uci --out FOLDER [--sets yacht,boston] [--splits 20] [--budget MINUTES] [--publish]
 
 Each set has the 20 splits of Hernandez-Lobato and Adams (protein: 5), 90 % of the rows for training. Protocol of the paper: one hidden layer
 of 50 ReLU units (protein: 100), 40 epochs, batches of 100, Adam, mean and variance as outputs, inputs and targets standardised by the
@@ -11,20 +11,18 @@ batches; the paper's learning rate is 0.1 "unless otherwise specified"; its MC-d
 One JSON file per set and split. Files that exist are not made again, so a stopped run continues when it is called again.
 """
 
-import argparse
-import logging
 import math
-import sys
-import warnings
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from results import run_jobs
+from results import mean_and_error, reproduce
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
@@ -164,52 +162,41 @@ def run_split(name: str, split: int, root: Path, epochs: int) -> dict[str, Any]:
     return result
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> str:
+def table(results: Mapping[str, Any]) -> str:
     """Means and standard deviations over the splits, beside the paper's."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for job, result in results.items():
+        found.setdefault(job.rpartition("-")[0], []).append(result)
     lines = []
     for i, key in enumerate(("rmse", "nll")):
         head = [key.upper(), "splits", *METHODS, "paper: ensemble+AT", "paper: MC-dropout"]
-        lines.append(" ".join(f"{cell:>18}" for cell in head))
-        for name, splits in found.items():
-            ours = []
-            for method in METHODS:
-                values = [split[method][key] for split in splits]
-                error = f"±{stdev(values):.2f}" if len(values) > 1 else ""
-                ours.append(f"{mean(values):.{3 if name in ('kin8nm', 'naval') else 2}f}{error}")
+        lines += ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+        for name, splits in sorted(found.items()):
+            digits = 3 if name in ("kin8nm", "naval") else 2
+            ours = ["".join(mean_and_error([split[method][key] for split in splits], digits)) for method in METHODS]
             dropout, ensemble = PAPER[name][i]
-            lines.append(" ".join(f"{cell:>18}" for cell in [name, str(len(splits)), *ours, ensemble, dropout]))
+            lines.append("| " + " | ".join([name, str(len(splits)), *ours, ensemble, dropout]) + " |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines).strip()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files that are written")
-    parser.add_argument("--sets", default=",".join(FOLDERS), help="names of sets, with commas between them")
-    parser.add_argument("--splits", type=int, default=20, help="splits of each set; of protein at most 5")
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--budget", type=float, default=60, help="minutes after which no further split is begun")
-    arguments = parser.parse_args()
-    names = arguments.sets.split(",")
+def jobs(options: Namespace) -> dict[str, Any]:
+    """One per set and split, the splits of all sets in turn."""
+    names = options.sets.split(",")
     if unknown := set(names) - FOLDERS.keys():
-        parser.error(f"--sets: unknown {', '.join(sorted(unknown))}. The sets are {', '.join(FOLDERS)}.")
-    warnings.filterwarnings("ignore", module="lightning")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    jobs = {
-        f"{name}-{split}": partial(run_split, name, split, arguments.root, arguments.epochs)
-        for split in range(arguments.splits)
+        raise SystemExit(f"--sets: unknown {', '.join(sorted(unknown))}. The sets are {', '.join(FOLDERS)}.")
+    return {
+        f"{name}-{split}": partial(run_split, name, split, options.root, options.epochs)
+        for split in range(options.splits)
         for name in names
         if split < num_splits(name)
     }
-    results, left_out = run_jobs(jobs, arguments.out, {"epochs": arguments.epochs}, arguments.budget)
-    by_set: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for job, result in results.items():
-        by_set[job.rpartition("-")[0]].append(result)
-    print(table({name: splits for name, splits in by_set.items() if splits}))
-    if left_out:
-        print(f"Left out by the budget: {', '.join(left_out)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = ArgumentParser()
+    parser.add_argument("--root", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--sets", default=",".join(FOLDERS), help="names of sets, with commas between them")
+    parser.add_argument("--splits", type=int, default=20, help="splits of each set; of protein at most 5")
+    parser.add_argument("--epochs", type=int, default=40)
+    reproduce("uci", parser, jobs, table, settings=("epochs",), about=__doc__)
