@@ -113,7 +113,8 @@ def train(name: str, root: Path) -> tuple[Prediction, Tensor]:
         enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(TensorDataset(x[fitted], y[fitted].float()), 100, shuffle=True))
-    return module.predict(x[held_out]), y[held_out].float()
+    with torch.no_grad():
+        return module.predict(x[held_out]), y[held_out].float()
 
 
 def run_numbers(name: str, root: Path, resplits: int) -> dict[str, Any]:
