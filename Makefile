@@ -7,7 +7,7 @@ TEST := OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 # The oldest torch, torchvision and jsonargparse that pyproject.toml allows.
 OLDEST := $(shell sed -nE 's/^  "(torch|torchvision)>=([0-9.]+)",$$/\1==\2.*/p; s/^cli = \["(jsonargparse).*>=([0-9.]+)",.*/\1==\2.*/p' pyproject.toml)
 
-.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-deploy test-clients test-gpu api contract record lint notebooks bench clean
+.PHONY: install demo test test-oldest test-avx2 test-processors test-slow test-deploy test-clients test-gpu api contract record lint notebooks bench results clean
 
 install: .venv/.installed
 
@@ -106,6 +106,15 @@ bench: .venv-bench/.installed
 
 .venv-bench/.installed: .venv/.installed benchmarks/requirements.txt
 	$(call environment_on_top,.venv-bench,benchmarks/requirements.txt)
+
+# Papers' numbers beside ours, on real data in DATA; writes docs/results.md. What is done is not repeated; RESULTS keeps it.
+DATA ?= data
+RESULTS ?= runs/results
+REPRODUCE := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reproduce
+results: install
+	$(REPRODUCE)/calibration.py --root $(DATA)/logits --out $(RESULTS)/calibration --splits 3 --budget 15 --publish
+	$(REPRODUCE)/conformal.py --logits $(DATA)/logits --uci $(DATA)/uci --out $(RESULTS)/conformal --budget 20 --publish
+	$(REPRODUCE)/uci.py --root $(DATA)/uci --out $(RESULTS)/uci --budget 20 --publish
 
 clean:
 	rm -rf .venv .venv-oldest .venv-clients .venv-bench runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
