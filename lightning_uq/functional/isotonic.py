@@ -76,7 +76,7 @@ def fit_isotonic(logits: Tensor, target: Tensor) -> Tensor:
     N, C = rows.shape[1:]
     warn_of_missing_classes(rows[0], classes)
     # Scores are equal where a prediction in float32 cannot tell them apart.
-    scores = torch.empty(C, N, device=rows.device)
+    scores = rows.new_empty(C, N, dtype=torch.float32)
     size = max(1, _PART_ELEMENTS // C)
     for part, logits_part in zip(torch.split(scores, size, 1), torch.split(rows[0], size), strict=True):
         part.copy_(torch.log_softmax(logits_part.double(), 1).T)

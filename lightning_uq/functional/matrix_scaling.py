@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -159,7 +160,7 @@ def fit_matrix_scaling(
     folds = list(pairwise(ends))[: num_folds if C * N <= _FOLD_ELEMENTS else 1]
     num_held = folds[-1][1]
     for strength in path:
-        found, coordinates = [], _Coordinates(data, start)
+        found, coordinates = [], _Coordinates.at(data, start)
         for low, high in folds:
             start = _minimise(data.without(low, high), coordinates, strength, start, math.sqrt(_SHARE_OF_NOISE / N))
             found.append(data.part(low, high).losses(start))
@@ -173,11 +174,12 @@ def fit_matrix_scaling(
     if chosen == math.inf:
         return MatrixScalingFit(identity, rows.new_zeros(C), rows.new_tensor(_NO_FLOOR), T, math.inf)
     warn_of_missing_classes(rows[0], classes)
-    theta = _minimise(data, _Coordinates(data, start), chosen, start, _EXACT)
+    theta = _minimise(data, _Coordinates.at(data, start), chosen, start, _EXACT)
     weight = theta[:, :-1] if num_columns > 2 else theta[:, 0].diag()
     return MatrixScalingFit(identity + weight, theta[:, -1].clone(), floor, T, chosen)
 
 
+@dataclass(frozen=True)
 class _Columns:
     """Features of rows as columns, since sums over few classes are fast along the first axis.
 
@@ -187,9 +189,14 @@ class _Columns:
         num_columns: C + 1 for theta = (A, b); 2 for (diag A, b).
     """
 
-    def __init__(self, pieces: Sequence[Tensor], target: Tensor, num_columns: int) -> None:
-        self.pieces, self.target, self.num_columns = pieces, target, num_columns
-        self.is_vector = num_columns == 2 and len(pieces[0]) > 1
+    pieces: Sequence[Tensor]
+    target: Tensor
+    num_columns: int
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether A is diagonal."""
+        return self.num_columns == 2 and len(self.pieces[0]) > 1
 
     def part(self, low: int, high: int) -> _Columns:
         """Some neighbouring rows."""
@@ -236,6 +243,7 @@ class _Columns:
         return value / len(self.target), gradient / len(self.target)
 
 
+@dataclass(frozen=True)
 class _Coordinates:
     """Coordinates in which the Hessian of the ridged loss at theta is about the identity.
 
@@ -243,7 +251,13 @@ class _Coordinates:
     means, the second one weighted by the first one's traces, the eigenvectors serve as axes. That of (diag A, b) has its diagonal alone.
     """
 
-    def __init__(self, data: _Columns, theta: Tensor) -> None:
+    curvature: Tensor
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def at(cls, data: _Columns, theta: Tensor) -> _Coordinates:
+        """Those at a theta."""
         C = len(data.pieces[0])
         x0 = data.pieces[0]
         if data.is_vector:
@@ -251,9 +265,7 @@ class _Coordinates:
             for x, _ in data.parts():
                 probs = torch.softmax(data.affine(x, theta), 0)
                 curvature += data.sums(probs - probs.square(), x.square())
-            self.curvature = curvature / len(data.target)
-            self.left, self.right = (torch.eye(size).to(x0) for size in (C, 2))
-            return
+            return cls(curvature / len(data.target), torch.eye(C).to(x0), torch.eye(2).to(x0))
         first, second = x0.new_zeros(C, C), x0.new_zeros(C + 1, C + 1)
         for x, _ in data.parts():
             probs = torch.softmax(data.affine(x, theta), 0)
@@ -261,9 +273,9 @@ class _Coordinates:
             first.diagonal().add_(probs.sum(1))
             features = torch.cat([x, torch.ones_like(x[:1])])
             second += (features * (1 - probs.square().sum(0))) @ features.T
-        (of_first, self.left), (of_second, self.right) = torch.linalg.eigh(first), torch.linalg.eigh(second)
+        (of_first, left), (of_second, right) = torch.linalg.eigh(first), torch.linalg.eigh(second)
         share = second.new_tensor(len(data.target)) * first.trace().clamp_min(1e-300)
-        self.curvature = of_first.clamp_min(0)[:, None] * of_second.clamp_min(0) / share
+        return cls(of_first.clamp_min(0)[:, None] * of_second.clamp_min(0) / share, left, right)
 
     def unit(self, ridge: Tensor) -> Tensor:
         """The length of each axis [C, num_columns]."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -134,7 +135,7 @@ def fit_vector_scaling(
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0)).to(rows.device)
     data = _Rows.of(rows[0], _class_means(flatten_classes(to_wide_device(logits))), classes, T, order)
     ends = [N * fold // num_folds for fold in range(num_folds + 1)]
-    minimum = _Minimum()
+    hessian: Tensor | None = None
     start = rows.new_zeros(2, C, dtype=torch.float64)
     tempered = data.losses(start)
     losses, starts = {}, {}  # by strength, of each row while held out, and the last minimum
@@ -143,7 +144,8 @@ def fit_vector_scaling(
     ):  # each starts at a stronger one's minimum, and each fold at that of the one before
         found = []
         for low, high in pairwise(ends):
-            start = minimum.find(data.without(low, high), strength, start, _SHARE_OF_NOISE * 2 * C / N)
+            rest, tolerance = data.without(low, high), _SHARE_OF_NOISE * 2 * C / N
+            start, hessian = _minimise(rest, strength, start, hessian, tolerance)
             found.append(data.part(low, high).losses(start))
         losses[strength], starts[strength] = torch.cat(found), start
     best = min(losses, key=lambda strength: float(losses[strength].mean()))
@@ -151,11 +153,12 @@ def fit_vector_scaling(
     if not gain.mean() > standard_errors(gain):
         return VectorScalingFit((1 / T).expand(C).clone(), torch.zeros_like(start[1]), T, math.inf)
     warn_of_missing_classes(rows[0], classes)
-    near = minimum.find(data, best, starts[best], _NEAR)
-    a, b = minimum.find(data.widened(), best, near)
+    near, hessian = _minimise(data, best, starts[best], hessian, _NEAR)
+    (a, b), _ = _minimise(data.widened(), best, near, hessian)
     return VectorScalingFit((1 + a) / T, b, T, float(best))
 
 
+@dataclass(frozen=True)
 class _Rows:
     """Rows as columns, in the precision of the logits: sums over few classes are fast along the first axis.
 
@@ -166,11 +169,16 @@ class _Rows:
         dtype: The precision of what is computed for each row; sums over rows are float64.
     """
 
-    def __init__(self, pieces: Sequence[Tensor], own: Tensor, target: Tensor, dtype: torch.dtype) -> None:
-        self.pieces, self.own, self.target, self.dtype = pieces, own, target, dtype
-        ones = torch.ones_like(own)
-        # The sums over each class's rows of the numbers that its scale and its bias are multiplied by in the target's logit.
-        self.sums = own.new_zeros(2, len(pieces[0])).index_add_(1, target, torch.stack([own, ones]))
+    pieces: Sequence[Tensor]
+    own: Tensor
+    target: Tensor
+    dtype: torch.dtype
+
+    @cached_property
+    def sums(self) -> Tensor:
+        """The sums [2, C] over each class's rows of the numbers that its scale and its bias are multiplied by in the target's logit."""
+        terms = torch.stack([self.own, torch.ones_like(self.own)])
+        return self.own.new_zeros(2, len(self.pieces[0])).index_add_(1, self.target, terms)
 
     @classmethod
     def of(cls, logits: Tensor, mean: Tensor, target: Tensor, temperature: Tensor, order: Tensor) -> _Rows:
@@ -242,49 +250,52 @@ class _Rows:
         return hessian / N
 
 
-class _Minimum:
-    """Finds minima of ridged, strictly convex losses by Newton's method with backtracking.
+def _minimise(
+    data: _Rows, strength: float, start: Tensor, hessian: Tensor | None, tolerance: float = _EXACT
+) -> tuple[Tensor, Tensor]:
+    """The minimum [2, C] of a ridged, strictly convex loss by Newton's method with backtracking, and the Hessian that was used last.
 
     The Hessian costs as much as many losses. It is kept from step to step, and from one search to the next, until a step with it gains too little.
+
+    Args:
+        data: The rows.
+        strength: Of the ridge.
+        start: Where to start [2, C].
+        hessian: That of an earlier search, without the ridge; None: that at the start.
+        tolerance: The decrement to reach: twice the loss that is left to gain.
     """
-
-    def __init__(self) -> None:
-        self._hessian: Tensor | None = None
-
-    def find(self, data: _Rows, strength: float, start: Tensor, tolerance: float = _EXACT) -> Tensor:
-        """The minimum [2, C], up to a decrement of the ``tolerance``: twice the loss that is left to gain."""
-        at, is_new = start, self._hessian is None
-        if self._hessian is None:
-            self._hessian = data.hessian(at)
-        factor = self._factor(strength)
-        value, gradient = data.loss(at, strength)
+    at, is_new = start, hessian is None
+    hessian = data.hessian(at) if hessian is None else hessian
+    factor = _factor(hessian, strength)
+    value, gradient = data.loss(at, strength)
+    step, decrement = _newton_step(factor, gradient)
+    rounding = torch.finfo(data.dtype).eps * max(1.0, abs(value))
+    for _ in range(100):
+        if decrement < tolerance:
+            break
+        size, (following, gradient) = 1.0, data.loss(at - step, strength)
+        while following > value - size / 4 * decrement + rounding and size > 1e-6:
+            size /= 2
+            following, gradient = data.loss(at - size * step, strength)
+        at, value, previous = at - size * step, following, decrement
         step, decrement = _newton_step(factor, gradient)
-        rounding = torch.finfo(data.dtype).eps * max(1.0, abs(value))
-        for _ in range(100):
-            if decrement < tolerance:
-                break
-            size, (following, gradient) = 1.0, data.loss(at - step, strength)
-            while following > value - size / 4 * decrement + rounding and size > 1e-6:
-                size /= 2
-                following, gradient = data.loss(at - size * step, strength)
-            at, value, previous = at - size * step, following, decrement
+        if decrement < _SLOW * previous:
+            is_new = False
+        elif is_new and decrement < rounding:  # rounding is all that is left
+            break
+        else:
+            hessian, is_new = data.hessian(at), True
+            factor = _factor(hessian, strength)
             step, decrement = _newton_step(factor, gradient)
-            if decrement < _SLOW * previous:
-                is_new = False
-            elif is_new and decrement < rounding:  # rounding is all that is left
-                break
-            else:
-                self._hessian, is_new = data.hessian(at), True
-                factor = self._factor(strength)
-                step, decrement = _newton_step(factor, gradient)
-        return at
+    return at, hessian
 
-    def _factor(self, strength: float) -> Tensor:
-        assert self._hessian is not None
-        ridged = self._hessian.clone()
-        ridged.diagonal().add_(strength)
-        factor: Tensor = torch.linalg.cholesky(ridged)
-        return factor
+
+def _factor(hessian: Tensor, strength: float) -> Tensor:
+    """The Cholesky factor of the Hessian with the ridge."""
+    ridged = hessian.clone()
+    ridged.diagonal().add_(strength)
+    factor: Tensor = torch.linalg.cholesky(ridged)
+    return factor
 
 
 def _newton_step(factor: Tensor, gradient: Tensor) -> tuple[Tensor, float]:

@@ -71,7 +71,7 @@ def test_the_minimum_is_stationary(strength, columns):
     data = _Columns([x.T.contiguous()], target, columns)
 
     def minimum(start):
-        return _minimise(data, _Coordinates(data, start), strength, start, _EXACT)
+        return _minimise(data, _Coordinates.at(data, start), strength, start, _EXACT)
 
     found = minimum(torch.zeros(4, columns, dtype=torch.float64))
     weight = (found[:, :4] if columns == 5 else found[:, 0].diag()).requires_grad_()

@@ -7,7 +7,7 @@ import torch
 
 from lightning_uq.errors import InputError
 from lightning_uq.functional.temperature import fit_temperature
-from lightning_uq.functional.vector_scaling import _Minimum, _Rows, apply_vector_scaling, fit_vector_scaling
+from lightning_uq.functional.vector_scaling import _minimise, _Rows, apply_vector_scaling, fit_vector_scaling
 
 nll = torch.nn.functional.cross_entropy
 
@@ -52,7 +52,7 @@ def test_few_rows_of_many_classes_do_no_harm_as_they_do_without_a_ridge(miscalib
     tempered = nll(test / fit.temperature, classes)
     assert nll(apply_vector_scaling(test, fit.scale, fit.bias), classes) < tempered + 0.01
     held_out = _Rows.of(logits, logits.mean(1, keepdim=True), target, fit.temperature, torch.arange(500))
-    a, b = _Minimum().find(held_out, 1e-9, torch.zeros(2, 100, dtype=torch.float64))
+    (a, b), _ = _minimise(held_out, 1e-9, torch.zeros(2, 100, dtype=torch.float64), None)
     assert nll(apply_vector_scaling(test, (1 + a) / fit.temperature, b), classes) > tempered + 0.5
 
 
@@ -62,10 +62,10 @@ def test_the_minimum_is_stationary(strength):
     x = logits - logits.mean(1, keepdim=True)
     one = torch.ones((), dtype=torch.float64)
     held_out = _Rows.of(logits, logits.mean(1, keepdim=True), target, one, torch.arange(300))
-    found = _Minimum().find(held_out, strength, torch.zeros(2, 4, dtype=torch.float64)).requires_grad_()
+    found = _minimise(held_out, strength, torch.zeros(2, 4, dtype=torch.float64), None)[0].requires_grad_()
     loss = nll((1 + found[0]) * x + found[1], target) + strength / 2 * found.square().sum()
     assert torch.autograd.grad(loss, found)[0].abs().max() < 1e-7
-    other = _Minimum().find(held_out, strength, torch.randn(2, 4, dtype=torch.float64))
+    other, _ = _minimise(held_out, strength, torch.randn(2, 4, dtype=torch.float64), None)
     torch.testing.assert_close(other, found.detach(), rtol=1e-5, atol=1e-6)
 
 
