@@ -112,7 +112,7 @@ DATA ?= data
 RESULTS ?= runs/results
 REPRODUCE := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reproduce
 results: install
-	$(REPRODUCE)/calibration.py --root $(DATA)/logits --out $(RESULTS)/calibration --splits 3 --budget 15 --publish
+	$(REPRODUCE)/calibration.py --root $(DATA)/logits --out $(RESULTS)/calibration --budget 15 --publish
 	$(REPRODUCE)/conformal.py --logits $(DATA)/logits --uci $(DATA)/uci --out $(RESULTS)/conformal --budget 20 --publish
 	$(REPRODUCE)/uci.py --root $(DATA)/uci --out $(RESULTS)/uci --budget 20 --publish
 

@@ -113,8 +113,7 @@ def train(name: str, root: Path) -> tuple[Prediction, Tensor]:
         enable_model_summary=False,
     )
     trainer.fit(module, DataLoader(TensorDataset(x[fitted], y[fitted].float()), 100, shuffle=True))
-    with torch.no_grad():
-        return module.predict(x[held_out]), y[held_out].float()
+    return module.predict(x[held_out]), y[held_out].float()
 
 
 def run_numbers(name: str, root: Path, resplits: int) -> dict[str, Any]:

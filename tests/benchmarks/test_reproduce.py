@@ -1,10 +1,7 @@
 """The parts of the reproductions that would be wrong without a sign: splits, augmentation, scores and resuming."""
 
-import importlib
 import json
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,16 +12,6 @@ import torch
 from lightning_uq import GaussianMixturePrediction
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "reproduce"
-
-
-@pytest.fixture
-def module(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = set(sys.modules)
-    yield importlib.import_module(request.param)
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]  # their names are common ones
 
 
 @pytest.mark.parametrize("module", ["uci"], indirect=True)
