@@ -1,7 +1,7 @@
-"""One style for all pictures: Okabe and Ito's colours, which colour-blind readers can tell apart, on a transparent ground. The blue is lighter
-than theirs, which is hard to see in the dark.
+"""One style for all pictures: colours that colour-blind readers can tell apart, on a transparent ground.
 
-Text and axes take the colour of the page's text, so a picture can be read in light and in dark.
+The colours are Okabe and Ito's, with a lighter blue, since theirs is hard to see in the dark. Text and axes take the colour of the page's
+text, so a picture can be read in light and in dark.
 """
 
 import io

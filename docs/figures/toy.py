@@ -20,7 +20,10 @@ OPTIMIZER = partial(torch.optim.Adam, lr=0.01)
 def data(num_rows: int = 80) -> tuple[Tensor, Tensor]:
     """Inputs and targets [N, 1]: a sine on [-3.5, -1.5] and [0.5, 2.5], with noise of standard deviation 0.05 to 0.3."""
     generator = torch.Generator().manual_seed(0)
-    x = 2 * torch.rand(num_rows, 1, generator=generator) + torch.where(torch.arange(num_rows) % 2 == 0, -3.5, 0.5)[:, None]
+    x = (
+        2 * torch.rand(num_rows, 1, generator=generator)
+        + torch.where(torch.arange(num_rows) % 2 == 0, -3.5, 0.5)[:, None]
+    )
     noise = 0.05 + 0.25 * (x + 3.5) / 6
     return x, (1.5 * x).sin() + noise * torch.randn(num_rows, 1, generator=generator)
 

@@ -16,7 +16,9 @@ def rooms() -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
     for line in NAMES.read_text().splitlines():
         room, name = line.split("(")[0].rsplit(".", 1)
-        found.setdefault(room.removeprefix(PACKAGE).lstrip("."), {})[name] = getattr(importlib.import_module(room), name)
+        found.setdefault(room.removeprefix(PACKAGE).lstrip("."), {})[name] = getattr(
+            importlib.import_module(room), name
+        )
     return found
 
 
@@ -37,7 +39,14 @@ def _summary(thing: object) -> str:
 
 def _index() -> str:
     names = rooms()[""]
-    lines = ["# API", "", "The names that `lightning_uq` itself exports. Each folder has a page of its own.", "", "| | |", "|---|---|"]
+    lines = [
+        "# API",
+        "",
+        "The names that `lightning_uq` itself exports. Each folder has a page of its own.",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
     own = []
     for name, thing in names.items():
         if inspect.ismodule(thing):

@@ -81,13 +81,18 @@ def _keys(found: str) -> list[str]:
 
 def page() -> str:
     """The page of all references, by the first author's name."""
-    lines = ["# References", "", "Cite the paper of the method that you use. The entries are in `docs/references.bib`.", ""]
+    lines = [
+        "# References",
+        "",
+        "Cite the paper of the method that you use. The entries are in `docs/references.bib`.",
+        "",
+    ]
     for entry in sorted(references().values(), key=lambda entry: (entry.short.lower(), entry.key)):
         fields = {name: entities.escape(re.sub(r"[{}]", "", value)) for name, value in entry.fields.items()}
         people = ", ".join(
             " ".join(reversed([part.strip() for part in name.split(",")])) for name in fields["author"].split(" and ")
         )
-        venue = fields.get("booktitle") or fields.get("journal") or fields.get("publisher") or "Preprint"
+        venue = fields.get("booktitle") or fields.get("journal") or fields.get("institution") or "Preprint"
         lines.append(
             f'<p id="{entry.key}" class="reference">{people}. <a href="{entry.link}">{fields["title"]}</a>. '
             f"<em>{venue}</em>, {fields['year']}. <code>{entry.key}</code></p>\n"

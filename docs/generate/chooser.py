@@ -94,7 +94,7 @@ def rows() -> list[Row]:
 
 
 def runs_under_ddp(page: Path) -> str:
-    """"yes", "partly" or "no": how many of the contract's rows that a page names passed the tests under DDP.
+    """Whether the contract's rows that a page names passed the tests under DDP: "yes", "partly" or "no".
 
     Raises:
         ValueError: The contract has no such row.
@@ -168,7 +168,7 @@ def table() -> str:
     """The table of all methods, with what the filters above it need as attributes of its rows."""
     heads = "".join(f"<th>{head}</th>" for head in HEADS)
     return (
-        f"{_filters()}\n<div class=\"chooser-table\"><table id=\"methods\"><thead><tr>{heads}</tr></thead><tbody>\n"
+        f'{_filters()}\n<div class="chooser-table"><table id="methods"><thead><tr>{heads}</tr></thead><tbody>\n'
         + "\n".join(_line(row) for row in rows())
         + "\n</tbody></table></div>\n"
     )

@@ -12,7 +12,7 @@ from lightning_uq.compare.planning.discovery import methods
 from lightning_uq.tasks.names import TASKS
 
 ROOT = Path(__file__).parents[2]
-TEXTS = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "lightning_uq").rglob("*.py")]
+TEXTS = [*(ROOT / "docs").glob("*/*.md"), *(ROOT / "docs").glob("[!R]*.md"), *(ROOT / "lightning_uq").rglob("*.py")]
 
 
 def test_every_citation_has_an_entry():
@@ -20,8 +20,8 @@ def test_every_citation_has_an_entry():
     unknown, missing = {}, {}
     for path in TEXTS:
         cited, preprints = bibliography.cited(path.read_text())
-        unknown |= {key: path.name for key in cited - keys}
-        missing |= {number: path.name for number in preprints - set(entries)}
+        unknown |= dict.fromkeys(cited - keys, path.name)
+        missing |= dict.fromkeys(preprints - set(entries), path.name)
     assert not unknown, "docs/references.bib lacks these keys"
     assert not missing, "docs/references.bib lacks these arXiv numbers"
 
@@ -34,9 +34,7 @@ def test_every_entry_is_read():
 
 
 def test_citations_become_links_outside_code_and_tags():
-    html = (
-        '<p title="[@osband2018]">As in [@osband2018; @rahaman2021] and arXiv 1612.01474.</p><code>[@osband2018] arXiv 1612.01474</code>'
-    )
+    html = '<p title="[@osband2018]">As in [@osband2018; @rahaman2021] and arXiv 1612.01474.</p><code>[@osband2018] arXiv 1612.01474</code>'
     linked = bibliography.link(html, "../references.html", "page.md")
     assert linked == (
         '<p title="[@osband2018]">As in [<a href="../references.html#osband2018">Osband et al., 2018</a>; <a href="../references.html#rahaman2021">Rahaman and Thiery, 2021</a>] and '
@@ -96,3 +94,9 @@ def test_the_names_of_the_package_have_a_first_line():
     for name in lightning_uq.__all__:
         if not inspect.ismodule(getattr(lightning_uq, name)):
             assert re.search(rf"^\| (?:<a id=\"[\w.]+\"></a>)?\[`{name}`\]\[[\w.]+\] \| \S", page, re.MULTILINE), name
+
+
+def test_every_methods_paper_is_among_the_references():
+    links = {entry.link.lower() for entry in bibliography.references().values()}
+    missing = {m.link for task in TASKS for m in methods(task).values() if m.link and m.link.lower() not in links}
+    assert not missing

@@ -59,7 +59,10 @@ def test_nothing_is_fetched_from_other_hosts(site):
 
 def test_every_public_name_has_its_place(site, pages):
     ids = set().union(*(page.ids for path, page in pages.items() if path.parent.name == "api"))
-    modules = {f"lightning_uq.{room}" for room in ("active_learning", "data", "functional", "losses", "metrics", "networks", "tasks")}
+    modules = {
+        f"lightning_uq.{room}"
+        for room in ("active_learning", "data", "functional", "losses", "metrics", "networks", "tasks")
+    }
     assert not {name for name in NAMES if name not in ids and name not in modules}
 
 
