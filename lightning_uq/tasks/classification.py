@@ -93,8 +93,8 @@ class ClassTask(Task):
         if outputs.ndim < 3 or outputs.shape[2] < 2:
             raise OutputShapeError(
                 f"The network must return logits [B, C] with C >= 2, but it returned shape {list(outputs.shape[1:])}. Pass "
-                "`task=Binary()` for one logit per input, `task=Regression(head='mean')` for one number, or as `output` "
-                "a function that computes the logits."
+                "`task=Binary()` for one logit per input, `task=Regression(head='mean')` for one number, or a function "
+                "that computes the logits as `output`."
             )
         if self.num_classes is not None and outputs.shape[2] != self.num_classes:
             raise InputError(

@@ -125,8 +125,8 @@ class Multilabel(Task):
         if outputs.ndim != 3 or not outputs.shape[2]:
             raise OutputShapeError(
                 f"A network for Multilabel() must return one logit per label, [B, L], but it returned shape "
-                f"{list(outputs.shape[1:])}. Pass `task=Binary()` for a single label, or a function that picks the logits as "
-                "logits."
+                f"{list(outputs.shape[1:])}. Pass `task=Binary()` for a single label, or a function that picks the logits "
+                "as `output`."
             )
         if self.num_labels is not None and outputs.shape[2] != self.num_labels:
             raise InputError(
