@@ -1,4 +1,4 @@
-"""The acquisition loop: train on what is labelled, score what is not, label the highest, and so on."""
+"""The acquisition loop: train on the labelled data, score the unlabelled data, label the highest scores, repeat."""
 
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Round:
     """One round of an acquisition.
 
     Attributes:
-        labelled: Positions in the data set that the module was trained on, in the order in which they were labelled.
+        labelled: Positions in the data set of the training samples, in the order in which they were labelled.
         module: The trained module.
         pool: The other positions [P], ascending.
-        scores: Their scores [P].
-        acquired: Which of them are labelled next, the highest score first; they follow ``labelled`` in the next round.
+        scores: Scores [P] of the pool.
+        acquired: Positions that are labelled next, the highest score first; they follow ``labelled`` in the next round.
     """
 
     labelled: Tensor
@@ -46,26 +46,26 @@ def acquisition_rounds(
     batch_size: int = 256,
     **options: Any,
 ) -> Iterator[Round]:
-    """Rounds of training and acquisition, until nothing is left to label: as many as are asked for.
+    """Rounds of training and acquisition, until nothing is left to label.
 
-    Each trains a new module from its start, so that no round depends on the order of the others' labels. Take so many with
-    ``itertools.islice(acquisition_rounds(...), 5)``.
+    Each round trains a new module from its initial weights, so it does not depend on earlier trainings. To limit the number of
+    rounds, use ``itertools.islice(acquisition_rounds(...), 5)``.
 
     Args:
-        train: Makes a module and trains it on the part of the data that it is given, with a Trainer of your own.
-        dataset: Map-style data of ``(x, y)`` or of mappings; labels that are not yet acquired are looked at by
-            ``"nll"`` and ``"joint_nll"`` alone.
-        labelled: Positions that are labelled at the beginning.
-        num: How many are labelled after each round; the last takes what is left.
+        train: Builds a module and trains it on the given part of the data, with a Trainer of your own.
+        dataset: Map-style data of ``(x, y)`` or of mappings. Only ``"nll"`` and ``"joint_nll"`` read labels that are not acquired
+            yet.
+        labelled: Positions that are labelled at the start.
+        num: Number of samples labelled after each round; the last round takes the rest.
         score: A key of :data:`~lightning_uq.active_learning.ACQUISITION_SCORES`.
-        batch_size: Inputs scored at a time, by the module's ``predict_step``.
-        options: Of the score; see :func:`~lightning_uq.active_learning.score`.
+        batch_size: Number of inputs scored at a time, by the module's ``predict_step``.
+        options: Options of the score; see :func:`~lightning_uq.active_learning.score`.
 
     Yields:
-        One :class:`Round` after another; in the last the pool is empty.
+        One :class:`Round` after another; the pool of the last is empty.
 
     Raises:
-        InputError: A position is unknown or given twice, there is none, or the score or its arguments do not fit.
+        InputError: A position is unknown or repeated, there is none, or the score or its arguments are invalid.
 
     Example:
         >>> from lightning_uq import EnsembleModule
@@ -82,7 +82,7 @@ def acquisition_rounds(
     size = len(cast(Sized, dataset))
     start = torch.as_tensor(labelled)
     if start.ndim != 1 or not len(start) or start.is_floating_point() or start.dtype == torch.bool:
-        raise InputError(f"`labelled` must hold positions, at least one, but it holds {labelled!r}.")
+        raise InputError(f"`labelled` must hold at least one position, but it is {labelled!r}.")
     if not 0 <= int(start.min()) <= int(start.max()) < size or len(set(start.tolist())) < len(start):
         raise InputError(f"`labelled` must hold distinct positions in [0, {size}), but it holds other values.")
     scores.check_score(score, options)

@@ -1,12 +1,12 @@
-"""Acquisition scores: the worth of a label for each unlabelled input. Inputs with the highest scores are acquired first.
+"""Acquisition scores: the value of a label for each unlabelled input. Inputs with the highest scores are acquired first.
 
-Each takes logits [Z, B, C] and returns [B]; half precision is upcast to float32. :data:`ACQUISITION_SCORES` maps names to
-functions, :func:`score` also reads predictions, and :func:`acquire` picks the inputs to label. Scores that also detect
-out-of-distribution inputs have the names of :data:`~lightning_uq.functional.SCORES`: the BALD of Houlsby et al. is
-``mutual_information``, and ENN's ``var_ratios`` is ``max_softmax``. Each score ranks inputs independently, so a batch of near
-copies is acquired as a whole.
+Each score takes logits [Z, B, C] and returns [B]; half precision is upcast to float32. :data:`ACQUISITION_SCORES` maps names to
+functions, :func:`score` also takes predictions, and :func:`acquire` selects the inputs to label. Scores that also detect
+out-of-distribution inputs have the names of :data:`~lightning_uq.functional.SCORES`: BALD (Houlsby et al.) is
+``mutual_information``, and ENN's ``var_ratios`` is ``max_softmax``. Each score ranks inputs independently, so a group of near
+duplicates is acquired together.
 
-Source: ``enn.active_learning`` of google-deepmind/enn. Its entropies are NaN where a probability underflows to 0; these are
+Source: ``enn.active_learning`` of google-deepmind/enn. Its entropies are NaN if a probability underflows to 0; these are
 not.
 """
 
@@ -31,11 +31,11 @@ ClassValues = Sequence[float] | Tensor
 
 
 def uniform(logits: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """A number in [0, 1) for each input, drawn at random: the yardstick of every other score.
+    """A random number in [0, 1) for each input: the baseline for every other score.
 
     Args:
-        logits: [Z, B, C], of which only B counts.
-        generator: Source of the draw; torch's global one without it.
+        logits: [Z, B, C], of which only B is used.
+        generator: Source of the random numbers; default: torch's global generator.
 
     Example:
         >>> uniform(torch.zeros(1, 5, 2)).shape
@@ -47,7 +47,7 @@ def uniform(logits: Tensor, *, generator: torch.Generator | None = None) -> Tens
 
 
 def variance(logits: Tensor) -> Tensor:
-    """Variance of the probabilities over the hypotheses, summed over classes: sum_c Var_z p_z(c), Z in its denominator.
+    """Variance of the probabilities over the hypotheses, summed over classes: sum_c Var_z p_z(c), with Z as the denominator.
 
     Example:
         >>> variance(torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]]))
@@ -58,7 +58,7 @@ def variance(logits: Tensor) -> Tensor:
 
 
 def nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of the labels, -log mean_z p_z(y), in nats; it needs the labels that it would acquire.
+    """Negative log-likelihood of the labels, -log mean_z p_z(y), in nats. It needs the labels that it would acquire.
 
     Example:
         >>> nll(torch.zeros(1, 1, 2), torch.tensor([1]))
@@ -71,13 +71,13 @@ def nll(logits: Tensor, labels: Tensor) -> Tensor:
 def joint_nll(logits: Tensor, labels: Tensor, tau: int = 10) -> Tensor:
     """tau times the hypotheses' mean negative log-likelihood of the labels, -tau mean_z log p_z(y), in nats.
 
-    So ENN defines what it calls the joint one: a mean of logarithms, which bounds -log mean_z p_z(y)^tau, that of tau copies of
-    an input with one label, from above.
+    This is ENN's definition of its joint score. It is a mean of logarithms, an upper bound of -log mean_z p_z(y)^tau for tau copies
+    of an input with one label.
 
     Args:
         logits: [Z, B, C].
         labels: Class indices [B].
-        tau: Copies of an input.
+        tau: Number of copies of an input.
 
     Example:
         >>> joint_nll(torch.zeros(1, 1, 2), torch.tensor([1]))
@@ -89,7 +89,7 @@ def joint_nll(logits: Tensor, labels: Tensor, tau: int = 10) -> Tensor:
 
 
 def margin(logits: Tensor) -> Tensor:
-    """Minus the distance of the two largest mean probabilities.
+    """Minus the difference of the two largest mean probabilities.
 
     Source: Scheffer et al., IDA 2001.
 
@@ -107,11 +107,11 @@ def ucb(logits: Tensor, class_values: ClassValues | None = None, factor: float =
 
     Args:
         logits: [Z, B, C].
-        class_values: What an input of each class is worth, [C]; None: 1 for class 0, nothing for others.
-        factor: Number of standard deviations (of a population: Z in their denominator).
+        class_values: Value of an input of each class, [C]. None: 1 for class 0, and 0 for the others.
+        factor: Number of standard deviations (with Z as the denominator).
 
     Raises:
-        InputError: There is not one finite value per class, or ``factor`` is not finite.
+        InputError: The values are not one finite number per class, or ``factor`` is not finite.
 
     Example:
         >>> ucb(torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]]]))
@@ -160,30 +160,30 @@ ACQUISITION_SCORES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
 )
 
 LABELLED = frozenset({"nll", "joint_nll"})
-"""Scores of inputs whose labels are known, to replay training on them or to judge another score by."""
+"""Scores that need the labels, for replaying a training or judging other scores."""
 
 _POOLED = frozenset({"uniform", "nll", "predictive_entropy", "margin", "max_softmax", "scaled_mean"})
 
 
 def score(name: str, outputs: Tensor | Prediction, labels: Tensor | None = None, **options: Any) -> Tensor:
-    """A score by its name, of logits or of what a classifier of this package predicts.
+    """A score by its name, from logits or from a classifier's prediction.
 
-    Scores of the mean prediction (``predictive_entropy``, ``margin``, ``max_softmax``, ``nll``, ``scaled_mean``) are
-    computed from any prediction, after its calibration, and ``mutual_information`` of its hypotheses before a pooled one. The others need the members that
-    ``return_members`` keeps.
+    Scores of the mean prediction (``predictive_entropy``, ``margin``, ``max_softmax``, ``nll``, ``scaled_mean``) are computed from any
+    prediction, after its calibration. ``mutual_information`` is computed from any prediction too, before a pooled calibration. The
+    others need the members, which ``return_members`` keeps.
 
     Args:
         name: A key of :data:`ACQUISITION_SCORES`.
         outputs: Logits [Z, B, C], or a :class:`~lightning_uq.CategoricalPrediction` or
             :class:`~lightning_uq.DirichletPrediction`.
-        labels: Class indices [B], for those in :data:`LABELLED` alone; others do not look at them.
-        options: What the score takes further: ``class_values``, ``factor``, ``tau`` or ``generator``.
+        labels: Class indices [B], only used by the scores in :data:`LABELLED`.
+        options: Further arguments of the score: ``class_values``, ``factor``, ``tau`` or ``generator``.
 
     Returns:
-        [B]; the highest are acquired first. A prediction of maps has the mean over the positions of each input.
+        [B]; the highest are acquired first. For a prediction of maps, it is the mean over the positions of each input.
 
     Raises:
-        InputError: An unknown name, labels that lack, or a prediction without what the score needs.
+        InputError: The name is unknown, labels are missing, or the prediction lacks what the score needs.
 
     Example:
         >>> score("mutual_information", torch.tensor([[[50.0, 0.0], [1.0, 1.0]], [[0.0, 50.0], [1.0, 1.0]]]))
@@ -215,14 +215,14 @@ def check_score(name: str, options: Mapping[str, Any]) -> None:
 
 
 def select(scores: Tensor, num: int) -> Tensor:
-    """Positions [num] of the highest scores, highest first; of equal ones the first.
+    """Positions [num] of the highest scores, highest first; ties in order of position.
 
     Args:
         scores: [B].
-        num: How many.
+        num: Number of positions.
 
     Raises:
-        InputError: There are fewer scores, or one is NaN.
+        InputError: There are fewer scores, or a score is NaN.
 
     Example:
         >>> select(torch.tensor([0.1, 0.7, 0.2, 0.7]), 3)
@@ -231,14 +231,14 @@ def select(scores: Tensor, num: int) -> Tensor:
     check_floating("scores", scores, 1, "[B]")
     check_integer("num", num, 1)
     if scores.ndim > 1 or len(scores) < num:
-        raise InputError(f"`scores` must hold at least {num} in [B], but its shape is {list(scores.shape)}.")
+        raise InputError(f"`scores` must hold at least {num} numbers [B], but its shape is {list(scores.shape)}.")
     if bool(scores.isnan().any()):
         raise InputError(f"`scores` must hold numbers, but {int(scores.isnan().sum())} are NaN.")
     return scores.argsort(descending=True, stable=True)[:num]
 
 
 def acquire(name: str, outputs: Tensor | Prediction, num: int, labels: Tensor | None = None, **options: Any) -> Tensor:
-    """Positions [num] of the inputs to label next: :func:`select` of :func:`score`.
+    """Positions [num] of the inputs to label next: :func:`select` applied to :func:`score`.
 
     Example:
         >>> acquire("predictive_entropy", torch.tensor([[[9.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]), num=2)
@@ -278,7 +278,7 @@ def _values(logits: Tensor, class_values: ClassValues | None) -> Tensor:
 
 
 def _variance(x: Tensor) -> Tensor:
-    """Over axis 0, whose length is the denominator; torch's own warns where there is no input."""
+    """Variance over axis 0 with its length as denominator; torch's own function warns if there is no input."""
     return (x - x.mean(0)).square().mean(0)
 
 
@@ -288,7 +288,7 @@ def _check(logits: Tensor) -> None:
         raise InputError(
             f"`logits` must be [Z, B, C] with Z of at least 1 and C of at least 2, but its shape is {list(logits.shape)}."
         )
-    # A class may be ruled out by minus infinity, but not all of them.
+    # Minus infinity may exclude a class, but not all of them.
     bad = logits.isnan().any() | (logits.amax(2).isinf().any() if logits.numel() else False)
     if bool(bad):
         raise InputError("`logits` must be finite (or minus infinity for some classes), but it holds other values.")

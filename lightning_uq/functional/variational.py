@@ -105,7 +105,7 @@ def sampled_kl(
         One number a draw, [...].
 
     Raises:
-        InputError: The shapes do not go together, or a number is out of range.
+        InputError: The shapes do not match, or a number is out of range.
 
     Source: Blundell et al., arXiv 1505.05424, equation 2; ``get_sample_based_model_prior_kl_fn`` of ENN.
 
@@ -142,7 +142,7 @@ def linear_hypermodel_kl(weight: Tensor, bias: Tensor, prior_std: float = 1.0) -
         A scalar.
 
     Raises:
-        InputError: The shapes do not go together, or ``prior_std`` is not above zero.
+        InputError: The shapes do not match, or ``prior_std`` is not above zero.
 
     Source: ``get_analytical_linear_model_prior_kl_fn`` of ENN; Dwaracherla et al., arXiv 2006.07464.
 

@@ -33,7 +33,7 @@ class UncertaintyMetric(Metric):
     that of all.
 
     Args:
-        validate_args: Check the values of each batch (a pass over the data, and a synchronisation on a GPU). Shapes and
+        validate_args: Whether to check the values of each batch (a pass over the data, and a synchronisation on a GPU). Shapes and
             dtypes are always checked.
         kwargs: What every ``torchmetrics.Metric`` takes.
     """

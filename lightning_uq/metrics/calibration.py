@@ -30,7 +30,7 @@ class ExpectedCalibrationError(UncertaintyMetric):
         debiased: Subtract each bin's sampling variance (Kumar et al.); for ``norm="l2"`` alone.
         classwise: Bin each class's probability, not the top label's alone.
         from_logits: ``update`` takes logits instead of probabilities.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:
@@ -152,7 +152,7 @@ class SmoothCalibrationError(UncertaintyMetric):
 
     Args:
         from_logits: ``update`` takes logits instead of probabilities.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Source: Blasiok & Nakkiran, ICLR 2024 (arXiv 2309.12236).

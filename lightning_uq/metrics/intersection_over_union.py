@@ -20,7 +20,7 @@ class MeanIoU(UncertaintyMetric):
     whatever the number of pixels. It needs no number of classes, so a rank without a batch agrees with the others.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:

@@ -26,7 +26,7 @@ class IntervalScore(MeanMetric):
 
     Args:
         level: Share of probability in the interval, in (0, 1).
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:
@@ -63,7 +63,7 @@ class Sharpness(MeanMetric):
 
     Args:
         level: Share of probability in the interval, in (0, 1); None takes the standard deviation.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:

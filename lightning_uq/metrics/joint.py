@@ -38,7 +38,7 @@ class JointLogLoss(UncertaintyMetric):
             "sampled": one such draw from each block of ``kappa`` rows, as in ENN; the draws are a hash of (seed, number
             of the block on its rank), the same at every batch size. "consecutive": each block of ``tau`` rows, once.
         seed: Seed of the draws of "sampled".
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:

@@ -76,7 +76,7 @@ class LabelNLL(MeanMetric):
     """Mean negative log-likelihood of the known labels, in nats per label; a proper score.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -106,7 +106,7 @@ class LabelBrierScore(MeanMetric):
     """Mean of (p - y)^2 over the known labels, in [0, 1]; a proper score, half of that of two classes.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -135,7 +135,7 @@ class LabelAccuracy(MeanMetric):
     """Share of the known labels that are right at a threshold of 0.5; targets between 0 and 1 are left out.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -167,7 +167,7 @@ class LabelCalibrationError(UncertaintyMetric):
 
     Args:
         num_bins: Number of bins.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:
@@ -226,7 +226,7 @@ class _LabelRanking(UncertaintyMetric):
     """The base of metrics that keep every row's logits: exact, averaged over the labels with both values.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
     """
 
@@ -275,7 +275,7 @@ class LabelAUROC(_LabelRanking):
     """Area under the ROC curve of each label, averaged over the labels with both values; exact.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -293,7 +293,7 @@ class LabelAveragePrecision(_LabelRanking):
     """Average precision of each label, averaged over the labels with both values; exact, without interpolation.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:

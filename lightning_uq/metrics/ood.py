@@ -16,7 +16,7 @@ class DetectionMetric(UncertaintyMetric):
     """Base of the detection metrics: keeps each row's score and label, since all of them are exact.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
     """
 
@@ -60,7 +60,7 @@ class OODAUROC(DetectionMetric):
     """Area under the ROC curve: P(score_out > score_in) + 1/2 P(score_out = score_in). Exact; 0.5 is chance.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -87,7 +87,7 @@ class OODAUPRC(DetectionMetric):
 
     Args:
         positive: "out" to find out-of-distribution rows by a high score, "in" to find in-distribution rows by a low one.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:
@@ -133,7 +133,7 @@ class OODFPR95(DetectionMetric):
 
     Args:
         positive: Which kind is to be found, "in" or "out".
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:

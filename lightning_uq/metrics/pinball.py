@@ -16,7 +16,7 @@ class PinballLoss(MeanMetric):
 
     Args:
         levels: The levels in (0, 1), in increasing order. A prediction of quantiles must reach them.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:

@@ -20,7 +20,7 @@ class PITHistogram(UncertaintyMetric):
 
     Args:
         num_bins: Number of equal bins of [0, 1].
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:

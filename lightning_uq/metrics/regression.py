@@ -21,7 +21,7 @@ class RegressionNLL(MeanMetric):
     Args:
         moment_matched: Score the single Gaussian with the prediction's mean and variance, as in the deep-ensembles paper's
             table, instead of the prediction itself.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Source: Lakshminarayanan et al., NeurIPS 2017 (arXiv 1612.01474).
@@ -68,7 +68,7 @@ class CRPS(MeanMetric):
     In closed form; a proper score, and less sensitive to a target far out than the log-density.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Source: Gneiting & Raftery, JASA 102 (2007); Grimit et al., Q. J. R. Meteorol. Soc. 132 (2006).
@@ -97,7 +97,7 @@ class RMSE(MeanMetric):
     """Root mean squared error of the mixture's mean, in the target's units, over rows and dimensions.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -128,7 +128,7 @@ class MAE(MeanMetric):
     """Mean absolute error of the mean, or of the median of quantiles, in the target's units, over rows and dimensions.
 
     Args:
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:

@@ -19,7 +19,7 @@ class IntervalCoverage(MeanMetric):
 
     Args:
         level: Share of probability in the interval, in (0, 1).
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:
@@ -62,7 +62,7 @@ class QuantileCalibrationError(UncertaintyMetric):
         num_levels: Number of levels k / (num_levels + 1).
         levels: The levels instead, in increasing order: those of a prediction of quantiles, which knows no others.
         norm: "l1" for the mean absolute, "l2" for the root mean squared, "max" for the largest difference.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:

@@ -31,7 +31,7 @@ class NegativeLogLikelihood(MeanMetric):
 
     Args:
         from_logits: ``update`` takes logits instead of probabilities.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -164,7 +164,7 @@ class BrierScore(MeanMetric):
 
     Args:
         from_logits: ``update`` takes logits instead of probabilities.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -198,7 +198,7 @@ class PredictiveEntropy(MeanMetric):
 
     Args:
         from_logits: ``update`` takes logits instead of probabilities.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Example:
@@ -247,7 +247,7 @@ class MutualInformation(MeanMetric):
 
     Args:
         from_logits: ``update`` takes member logits instead of member probabilities.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Source: Houlsby et al. (arXiv 1112.5745).

@@ -19,7 +19,7 @@ class SelectiveMetric(UncertaintyMetric):
 
     Args:
         from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
     """
 
@@ -64,7 +64,7 @@ class AURC(SelectiveMetric):
 
     Args:
         from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Source: Geifman et al., ICLR 2019 (arXiv 1805.08206).
@@ -96,7 +96,7 @@ class AUGRC(SelectiveMetric):
 
     Args:
         from_logits: ``update`` takes logits instead of probabilities; sure rows are then ranked too.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Source: Traub et al., NeurIPS 2024 (arXiv 2407.01032).

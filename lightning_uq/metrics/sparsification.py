@@ -25,7 +25,7 @@ class AUSE(UncertaintyMetric):
         error: ``"rmse"`` or ``"mae"``, of the mean, or of the median of quantiles.
         uncertainty: The name of what the prediction says of each target: ``"variance"``, ``"aleatoric_variance"``,
             ``"epistemic_variance"``, or ``"interval_width"`` of quantiles.
-        validate_args: Check the values of each batch.
+        validate_args: Whether to check the values of each batch.
         kwargs: What every ``torchmetrics.Metric`` takes.
 
     Raises:
