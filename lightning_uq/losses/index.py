@@ -143,7 +143,9 @@ def average_over_indices(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The mean of a loss over newly drawn indices. (A module's training step uses all indices of a finite set instead.)
+    """The mean of a loss over newly drawn indices.
+
+    A module's training step uses all indices of a finite set instead.
 
     Args:
         loss: ``loss(output [Z, B, ...], target)``, which returns [Z] or a scalar.
