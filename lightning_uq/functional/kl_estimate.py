@@ -95,12 +95,12 @@ def uniform_kl(true_log_likelihood: Tensor, num_classes: int, tau: int) -> Tenso
 
 
 def gaussian_sample_kl(samples: Tensor, target: Tensor, noise_std: float, true_log_likelihood: Tensor) -> KLEstimate:
-    """The testbed's divergence for regression: every index predicts its mean with the environment's own noise.
+    """The testbed's divergence for regression: every index predicts its mean, plus noise of the environment's standard deviation.
 
     Args:
         samples: Predicted means [Z, S, tau].
         target: [S, tau].
-        noise_std: The noise's standard deviation, which the model is told.
+        noise_std: Standard deviation of the noise, which the model knows.
         true_log_likelihood: [S], of the environment.
 
     Raises:
