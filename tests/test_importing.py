@@ -18,7 +18,7 @@ def test_both_ways_to_write_a_path_lead_to_one_object(path):
         ("torch.nm.Linear", "torch has no nm"),
         ("torhc:Linear", "there is no module torhc"),
         ("no.such.module.Linear", "there is no module no"),
-        ("Linear", "it names no module, as in `my.module:Name`"),
+        ("Linear", "it names no module, as `my.module:Name` does"),
         ("torch.pi", "torch.pi is a float"),
     ],
 )

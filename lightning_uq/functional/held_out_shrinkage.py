@@ -144,20 +144,20 @@ def _classes(fitted: Moments, held_out: Moments, target: Target) -> list[_Class]
     floor = FLOOR * float(variances(within).mean())
     if not floor > 0:
         return []
-    T = _raised(shrinkage_target(within, target), floor)
+    T = _with_floor(shrinkage_target(within, target), floor)
     factor = T.sqrt() if T.ndim == 1 else torch.linalg.cholesky(T)
     log_det = 2 * (factor if T.ndim == 1 else factor.diagonal()).log().sum()
     found = []
     for c in usable:
         step = held_out.mean[c] - fitted.mean[c]
         outer = step.square() if T.ndim == 1 else torch.outer(step, step)
-        S = _raised(fitted.scatter[c] / (fitted.count[c] - 1), floor)
-        M = _raised(held_out.scatter[c] / held_out.count[c] + outer, floor)
+        S = _with_floor(fitted.scatter[c] / (fitted.count[c] - 1), floor)
+        M = _with_floor(held_out.scatter[c] / held_out.count[c] + outer, floor)
         found.append(_Class(log_det, *_in_common_basis(factor, S, M)))
     return found
 
 
-def _raised(covariance: Tensor, floor: float) -> Tensor:
+def _with_floor(covariance: Tensor, floor: float) -> Tensor:
     covariance = covariance.clone()
     variances(covariance).add_(floor)
     return covariance

@@ -201,7 +201,7 @@ def _scalar(value: float, like: Tensor) -> Tensor:
 def _announce(solution: Solution, like: Tensor) -> Tensor:
     if solution.problem is not None:
         warnings.warn(
-            f"The likelihood has no finite positive optimal temperature: {solution.problem} "
+            f"The likelihood has no finite positive temperature as its optimum: {solution.problem} "
             f"(T = {solution.temperature:.4g}).",
             stacklevel=3,
         )

@@ -40,7 +40,7 @@ def restore_argument(value: Any, name: str) -> Any:
     """
     if _is_unsaved(value):
         raise InputError(
-            f"The checkpoint does not contain argument `{name}`: a {value['unsaved']} cannot be saved as plain data. Pass it to "
+            f"The checkpoint does not hold argument `{name}`: a {value['unsaved']} cannot be saved as plain data. Pass it to "
             f"`load_from_checkpoint(path, {name}=...)`. To have it saved, use a `Factory` or an importable function."
         )
     if isinstance(value, Mapping) and set(value) == {"class_path", "init_args"}:

@@ -76,7 +76,7 @@ def load_member_files(
     network = ensemble.network
     if ensemble.members is not None:
         for i, (file, path) in enumerate(zip(files, paths, strict=True)):
-            with ensemble.members.using_stream(i) as module, _misfit(module, path):
+            with ensemble.members.using_stream(i) as module, _naming_file(module, path):
                 if LIGHTNING_VERSION in file:
                     load_as_lightning(module, file)
                 else:
@@ -92,7 +92,7 @@ def load_member_files(
 
 
 @contextmanager
-def _misfit(member: nn.Module, path: str | Path) -> Iterator[None]:
+def _naming_file(member: nn.Module, path: str | Path) -> Iterator[None]:
     """Turn torch's error about weights into one that names the file."""
     try:
         yield
@@ -177,14 +177,14 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
     missing, foreign = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or foreign:
         raise InputError(
-            f"{str(path)!r} does not hold the weights of {type(member).__name__}: it lacks {_some(missing)}, and has "
-            f"{_some(foreign)} that {type(member).__name__} has not."
+            f"{str(path)!r} does not hold the weights of {type(member).__name__}: it lacks {_first_names(missing)}, and holds "
+            f"{_first_names(foreign)}, which {type(member).__name__} lacks."
         )
-    with _misfit(member, path):
+    with _naming_file(member, path):
         member.load_state_dict({own[name]: value for name, value in state.items()})
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
 
 

@@ -328,7 +328,7 @@ class Prediction(ABC):
         """
         fitted = self._fitted_scores()
         if name in DENSITY_FIELDS:  # reading an absent field raises
-            return self._alarming(fitted[name] if name in fitted else self._score(name))
+            return self._nan_as_infinity(fitted[name] if name in fitted else self._score(name))
         own = type(
             self
         ).score_names  # a name that only other predictions of this type have raises an error with the reason
@@ -336,7 +336,7 @@ class Prediction(ABC):
             names = (*self.score_names, *fitted)
             listed = f"Its scores are {', '.join(names)}." if names else "It has none."
             raise InputError(f"{type(self).__name__} has no score {name!r}. {listed}{self._hint}")
-        return self._alarming(self._score(name))
+        return self._nan_as_infinity(self._score(name))
 
     def _fitted_scores(self) -> dict[str, Tensor]:
         """The scores of features in the prediction, by name."""
@@ -348,7 +348,7 @@ class Prediction(ABC):
         """Those of the type's score names that this prediction supports."""
         return names
 
-    def _alarming(self, score: Tensor) -> Tensor:
+    def _nan_as_infinity(self, score: Tensor) -> Tensor:
         """A score [B, *P] with plus infinity where the score or the prediction is NaN: a vote of NaN would be a label like any other."""
         bad = score.isnan()
         num = len(self.map_shape) if score.ndim > 1 else 0

@@ -126,7 +126,7 @@ class Decomposed(Prediction):
             NotFittedError: The prediction carries no ``log_density``.
         """
         is_part = name.removeprefix("uncalibrated_") in _PARTS
-        return self._alarming(self._score(name)) if is_part else super().score(name)
+        return self._nan_as_infinity(self._score(name)) if is_part else super().score(name)
 
     def _columns(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
         found = super()._columns(results)

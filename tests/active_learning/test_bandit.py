@@ -261,7 +261,7 @@ def test_a_bandit_refuses(arguments, message):
         ({"capacity": 0}, "`capacity` must be"),
         ({"steps_per_action": -1}, "`steps_per_action` must be an integer of at least 0, but it is -1"),
         ({"l2": -1.0}, "`l2` must be finite and at least 0, but it is -1.0"),
-        ({"module": nn.Linear(2, 2)}, "`module` must be a classifier of ours, but it is a Linear"),
+        ({"module": nn.Linear(2, 2)}, "`module` must be an UncertaintyModule that classifies, but it is a Linear"),
         ({"module": DeterministicModule(LINEAR, task="regression")}, "but it is a DeterministicModule"),
         (
             {"module": DeterministicModule(LINEAR, optimizer=torch.optim.AdamW), "l2": 1.0},

@@ -97,7 +97,7 @@ class Stream(IterableDataset):
     [
         ({"num": 0}, "`num` must be an integer of at least 1, but it is 0"),
         ({"batch_size": 0}, "`batch_size` must be an integer of at least 1, but it is 0"),
-        ({"labelled": []}, r"`labelled` must hold positions, at least one, but it holds \[\]"),
+        ({"labelled": []}, r"`labelled` must hold at least one position, but it is \[\]"),
         ({"labelled": [0.5]}, "`labelled` must hold positions"),
         ({"labelled": torch.ones(40, dtype=torch.bool)}, "`labelled` must hold positions"),
         ({"labelled": [1, 1]}, r"`labelled` must hold distinct positions in \[0, 40\)"),

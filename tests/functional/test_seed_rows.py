@@ -69,7 +69,7 @@ def test_equality_is_that_of_rows_and_order():
         (lambda: SeedRows([IDS], num_train=0), "`num_train` must be an integer of at least 1"),
         (
             lambda: SeedRows([IDS, IDS + 1]).variance_share(),
-            "Pass `num_train`, the number of training rows of a split: each seed has test rows of its own",
+            "Pass `num_train`, the number of training rows of a split: each seed has its own test rows",
         ),
     ],
 )

@@ -57,14 +57,14 @@ FROM_FIRST_MEMBER = (
 def with_members(module_class: Module) -> Module:
     """Pass the hooks of an ensemble's class on to its ``members``. If ``members`` is None, the hooks stay the class's own."""
     for name, part in REPLACED.items():
-        setattr(module_class, name, _replaced(module_class, name, part))
+        setattr(module_class, name, _replacement_hook(module_class, name, part))
     for name in PASSED_ON + PASSED_ON_FIRST:
-        setattr(module_class, name, _passed_on(module_class, name))
+        setattr(module_class, name, _propagating_hook(module_class, name))
     return module_class
 
 
-def _replaced(module_class: type[LightningModule], name: str, part: str) -> Callable[..., Any]:
-    own = _own(module_class, name)
+def _replacement_hook(module_class: type[LightningModule], name: str, part: str) -> Callable[..., Any]:
+    own = _own_hook(module_class, name)
 
     @functools.wraps(getattr(module_class, name))  # Lightning inspects the signature, and whether a hook is overridden
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -75,8 +75,8 @@ def _replaced(module_class: type[LightningModule], name: str, part: str) -> Call
     return hook
 
 
-def _passed_on(module_class: type[LightningModule], name: str) -> Callable[..., Any]:
-    own = _own(module_class, name)
+def _propagating_hook(module_class: type[LightningModule], name: str) -> Callable[..., Any]:
+    own = _own_hook(module_class, name)
 
     @functools.wraps(getattr(module_class, name))
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -92,7 +92,7 @@ def _passed_on(module_class: type[LightningModule], name: str) -> Callable[..., 
     return hook
 
 
-def _own(module_class: type[LightningModule], name: str) -> Callable[[Any], Callable[..., Any]]:
+def _own_hook(module_class: type[LightningModule], name: str) -> Callable[[Any], Callable[..., Any]]:
     """The hook that the class itself defines, bound to an instance; otherwise the inherited one."""
     defined = vars(module_class).get(name)
     if defined is None:

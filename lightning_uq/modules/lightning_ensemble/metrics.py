@@ -69,7 +69,7 @@ class EnsembleMetrics(Part):
             is_error = isinstance(error, NotFiniteError | NotFittedError)
             if is_error and ensemble.trainer.state.fn != TrainerFn.FITTING:
                 raise
-            reason = _described(error)
+            reason = _failure_text(error)
         if is_left_out:
             return
         if reason is not None:
@@ -120,7 +120,7 @@ class EnsembleMetrics(Part):
                 ensemble.inferred_task.note(y)
         except Exception as error:  # as in `update`
             report_guess(
-                f"A training batch does not show the task of the ensemble as a whole: {_described(error)}", ensemble
+                f"A training batch does not show the task of the ensemble as a whole: {_failure_text(error)}", ensemble
             )
 
     def agree_on_task(self) -> None:
@@ -148,6 +148,6 @@ class EnsembleMetrics(Part):
         return dict(self._metric_sets[dataloader_idx].items())  # type: ignore[operator]  # a ModuleList yields bare Modules
 
 
-def _described(error: Exception) -> str:
+def _failure_text(error: Exception) -> str:
     """An error's text as the reason for skipping metrics."""
     return str(error) if isinstance(error, UQError) else f"{type(error).__name__}: {error}"

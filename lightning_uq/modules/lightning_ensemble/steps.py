@@ -52,7 +52,7 @@ class MemberSteps(Part):
         losses = []
         for i in range(len(self.members.modules)):
             with self.members.using_stream(i) as member:
-                output = self._trained(member, self.batch_of(i, batch), batch_idx)
+                output = self._training_output(member, self.batch_of(i, batch), batch_idx)
             self._release(i, "on_train_batch_end")
             loss, extra = _loss_and_rest(output, member)
             if loss is None:
@@ -87,7 +87,7 @@ class MemberSteps(Part):
         if ensemble.network.read_output.predict_fn is None and layout_problem(ensemble, batch) is None:
             self._step_input.start(member, *ensemble.unpack_batch(batch))
 
-    def _trained(self, member: LightningModule, batch: Any, batch_idx: int) -> Any:
+    def _training_output(self, member: LightningModule, batch: Any, batch_idx: int) -> Any:
         """The result of a member's ``training_step``. With adversarial training, its loss is averaged with the adversarial one."""
         ensemble = self.members.ensemble
         if ensemble.adversary is None:
