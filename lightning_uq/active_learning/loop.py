@@ -82,7 +82,7 @@ def acquisition_rounds(
     size = len(cast(Sized, dataset))
     start = torch.as_tensor(labelled)
     if start.ndim != 1 or not len(start) or start.is_floating_point() or start.dtype == torch.bool:
-        raise InputError(f"`labelled` must hold at least one position, but it is {labelled!r}.")
+        raise InputError(f"`labelled` must hold integer positions, at least one, but it is {labelled!r}.")
     if not 0 <= int(start.min()) <= int(start.max()) < size or len(set(start.tolist())) < len(start):
         raise InputError(f"`labelled` must hold distinct positions in [0, {size}), but it holds other values.")
     scores.check_score(score, options)

@@ -265,7 +265,7 @@ def test_a_bandit_refuses(arguments, message):
         ({"module": DeterministicModule(LINEAR, task="regression")}, "but it is a DeterministicModule"),
         (
             {"module": DeterministicModule(LINEAR, optimizer=torch.optim.AdamW), "l2": 1.0},
-            "`weight_decay` is an L2 term, such as Adam, but AdamW has none",
+            "`weight_decay` is an L2 term, such as Adam, but it is AdamW",
         ),
         (
             {"module": DeterministicModule(LINEAR, lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1))},

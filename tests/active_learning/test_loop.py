@@ -97,9 +97,9 @@ class Stream(IterableDataset):
     [
         ({"num": 0}, "`num` must be an integer of at least 1, but it is 0"),
         ({"batch_size": 0}, "`batch_size` must be an integer of at least 1, but it is 0"),
-        ({"labelled": []}, r"`labelled` must hold at least one position, but it is \[\]"),
-        ({"labelled": [0.5]}, "`labelled` must hold positions"),
-        ({"labelled": torch.ones(40, dtype=torch.bool)}, "`labelled` must hold positions"),
+        ({"labelled": []}, r"`labelled` must hold integer positions, at least one, but it is \[\]"),
+        ({"labelled": [0.5]}, "`labelled` must hold integer positions"),
+        ({"labelled": torch.ones(40, dtype=torch.bool)}, "`labelled` must hold integer positions"),
         ({"labelled": [1, 1]}, r"`labelled` must hold distinct positions in \[0, 40\)"),
         ({"labelled": [40]}, r"`labelled` must hold distinct positions in \[0, 40\)"),
         ({"labelled": [-1]}, r"`labelled` must hold distinct positions in \[0, 40\)"),

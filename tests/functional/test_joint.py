@@ -201,7 +201,7 @@ def test_no_full_block_is_nan():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kappa": 3}, r"`kappa` must be 2 with sampling='dyadic'.* it is 3; use sampling='sampled'"),
+        ({"kappa": 3}, r"`kappa` must be 2 with sampling='dyadic'.* it is 3. Use sampling='sampled'"),
         ({"tau": 0}, "`tau` must be an integer of at least 1, but it is 0"),
         ({"sampling": "random"}, "`sampling` must be one of 'dyadic', 'sampled', 'consecutive', but it is 'random'"),
         ({"selected": torch.zeros(11, 10)}, "`selected` requires sampling='sampled', but sampling is 'dyadic'"),

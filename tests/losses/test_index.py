@@ -212,7 +212,7 @@ def test_inputs_are_left_alone_and_gradients_flow():
             lambda: CombinedLoss([]),
             r"`losses` and `weights` must have the same length of at least 1, but they have 0 and 0",
         ),
-        (lambda: CombinedLoss([l2_loss], [1.0, 2.0]), r"`losses` and `weights`.*but they hold 1 and 2"),
+        (lambda: CombinedLoss([l2_loss], [1.0, 2.0]), r"`losses` and `weights`.*but they have 1 and 2"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message):

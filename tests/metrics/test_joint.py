@@ -172,7 +172,7 @@ def test_carried_rows_are_small():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kappa": 3}, "use sampling='sampled' for kappa anchors"),
+        ({"kappa": 3}, "Use sampling='sampled' for kappa anchors"),
         ({"tau": 0}, "`tau` must be an integer of at least 1, but it is 0"),
         ({"sampling": "sampled", "kappa": 0}, "`kappa` must be an integer of at least 1, but it is 0"),
         ({"sampling": "all"}, "`sampling` must be one of"),

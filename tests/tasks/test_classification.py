@@ -142,7 +142,7 @@ def test_features_are_not_logits():
     with pytest.raises(InputError, match=r"3 logits \(`num_classes` of the task\), but it returned 512"):
         Classification(num_classes=3).check_output(torch.zeros(1, 2, 512))
     for outputs in (torch.zeros(1, 2, 1), torch.zeros(1, 2)):
-        with pytest.raises(OutputShapeError, match=r"logits \[B, C\] with C >= 2.*argument `output`"):
+        with pytest.raises(OutputShapeError, match=r"logits \[B, C\] with C >= 2.*as `output`"):
             Classification().check_output(outputs)
 
 
