@@ -71,7 +71,7 @@ def import_class(path: str, base: type, argument: str = "target") -> Any:
     """
     found = import_object(path, argument, base.__name__)
     if not (inspect.isclass(found) and is_subclass(found, base)):
-        raise InputError(f"`{argument}` must be the import path of a {base.__name__}, but {path!r} is another object.")
+        raise InputError(f"`{argument}` must be the import path of a {base.__name__}, but {path!r} is not one.")
     return found
 
 

@@ -29,5 +29,5 @@ def test_the_error_names_the_part_that_is_missing(path, problem):
 
 
 def test_a_class_of_another_kind_is_refused():
-    with pytest.raises(InputError, match="`data` must be the import path of a Module, but 'torch.Tensor' is none"):
+    with pytest.raises(InputError, match="`data` must be the import path of a Module, but 'torch.Tensor' is not one"):
         import_class("torch.Tensor", torch.nn.Module, "data")

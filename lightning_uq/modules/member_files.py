@@ -177,8 +177,8 @@ def load_member(member: nn.Module, state: Mapping[str, Any], path: str | Path) -
     missing, foreign = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or foreign:
         raise InputError(
-            f"{str(path)!r} does not hold the weights of {type(member).__name__}: it lacks {_first_names(missing)}, and holds "
-            f"{_first_names(foreign)}, which {type(member).__name__} lacks."
+            f"{str(path)!r} does not hold the weights of {type(member).__name__}: it lacks {_first_names(missing)}, and has "
+            f"{_first_names(foreign)} that {type(member).__name__} lacks."
         )
     with _naming_file(member, path):
         member.load_state_dict({own[name]: value for name, value in state.items()})

@@ -128,7 +128,7 @@ def test_one_instance_twice():
 
 def test_a_shared_trainable_part():
     body = nn.Linear(4, 4)
-    with pytest.raises(InputError, match=r"call 2 returned the same parameter '0.weight' as an earlier one"):
+    with pytest.raises(InputError, match=r"call 2 returned the same parameter '0.weight' as an earlier call"):
         EnsembleModule(lambda: nn.Sequential(body, nn.Linear(4, 3)), num_members=2)
     body.requires_grad_(False)
     ensemble = EnsembleModule(lambda: nn.Sequential(body, nn.Linear(4, 3)), num_members=2)
