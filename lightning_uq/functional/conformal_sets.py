@@ -215,7 +215,7 @@ def _in_parts(scores: _Scores, logits: Tensor, uniforms: Tensor | None, target: 
     return torch.cat([scores(logits[at], *(x if x is None else x[at] for x in (uniforms, target))) for at in rows])
 
 
-def _lac_scores(logits: Tensor, uniforms: None, target: Tensor | None) -> Tensor:
+def _lac_scores(logits: Tensor, uniforms: Tensor | None, target: Tensor | None) -> Tensor:
     logits = widen(logits)
     top, label = logits.max(1, keepdim=True)
     others = logits.scatter(1, label, -torch.inf)
