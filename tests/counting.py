@@ -1,8 +1,10 @@
 """What a call costs, in numbers that no clock has to measure: memory, products and operators."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -41,3 +43,20 @@ def operators(call: Callable[[], Any]) -> int:
     with Count() as mode:
         call()
     return mode.found
+
+
+def cuda_calls(call: Callable[[], Any]) -> Counter[str]:
+    """What a call asks of a CUDA device: ``launches`` of kernels, ``copies``, and ``waits`` until the device has done its work."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        call()
+    found: Counter[str] = Counter()
+    for event in profiled.profiler.kineto_results.events():
+        name = event.name()
+        found["launches"] += name.startswith(("cudaLaunchKernel", "cuLaunchKernel"))
+        found["copies"] += name.startswith("cudaMemcpy")
+        found["waits"] += name in (
+            "cudaStreamSynchronize",
+            "cudaEventSynchronize",
+        )  # the profiler calls cudaDeviceSynchronize
+    return found

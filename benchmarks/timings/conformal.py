@@ -13,7 +13,8 @@ from lightning_uq import CategoricalPrediction, ConformalSets
 
 TITLE = "Conformal prediction sets"
 ABOUT = """Split conformal prediction with alpha = 0.1 from logits in memory: the fit takes the threshold from 10,000 rows, the prediction makes the sets of 10,000 others.
-Compared are the thresholds, and the sets, one by one. TorchCP imports torchsort for a loss that is not used here; it has to be compiled, so a mock takes its place."""
+Compared are the thresholds, and the sets, one by one. TorchCP imports torchsort for a loss that is not used here; it has to be compiled, so a mock takes its place.
+TorchCP scores in float32. Ours scores in float64, as log-odds for LAC, which stay apart where probabilities round to 1: a threshold of tied scores would cover too much."""
 
 ROWS, ALPHA, PENALTY, FREE = 10_000, 0.1, 0.01, 5
 

@@ -11,7 +11,7 @@ from benchmarks.harness import Call, Contender, Work
 from lightning_uq.metrics import ExpectedCalibrationError
 
 TITLE = "Calibration error of 1,000,000 rows"
-ABOUT = "Ten classes, 15 bins, the updates and the result of a new metric. Both check their arguments, as they do by default; and both without."
+ABOUT = "Ten classes, 15 bins, the updates and the result of a new metric. Both check their arguments, as they do by default; and both without. The state of ours is a sum per bin, which each batch adds to; torchmetrics keeps all rows and bins them once, at the end."
 
 ROWS, CLASSES, BINS = 1_000_000, 10, 15
 

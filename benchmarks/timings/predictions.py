@@ -20,7 +20,8 @@ from lightning_uq.networks.backbones import LeNet
 
 TITLE = "Predictions of 1,000 rows"
 ABOUT = """Probabilities [B, C] from inputs that are in memory. Z = 100 indices or M members; the perceptron has two hidden layers of 128 units, on
-the 64 inputs of scikit-learn's digits. Ours are calls of `module.predict(x).probs`, with all checks."""
+the 64 inputs of scikit-learn's digits. Ours are calls of `module.predict(x).probs`, with all checks. Predictions of few
+members are the products of the plain loop, and the checks of the input and the output beside them."""
 
 ROWS, INDICES = 1000, 100
 

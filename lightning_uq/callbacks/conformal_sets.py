@@ -19,7 +19,6 @@ from lightning_uq.functional.conformal_sets import (
     lac_scores,
     prediction_sets,
     raps_scores,
-    true_label_scores,
 )
 from lightning_uq.functional.hashing import rows_to_uniform
 from lightning_uq.functional.held_out_scores import HeldOutScores, rows_needed
@@ -155,9 +154,9 @@ class ConformalSets(HeldOutCallback):
             raise InputError(
                 "`prediction` must hold one row per label, but it holds maps. Pass `prediction.as_rows()`."
             )
-        scores = self.scores(prediction.log_probs, values.get("uniforms"))
-        own = true_label_scores(scores, target.to(scores.device))
-        number = torch.full_like(target, scores.shape[1])
+        log_probs = prediction.log_probs
+        own = self.scores(log_probs, values.get("uniforms"), target.to(log_probs.device))
+        number = torch.full_like(target, log_probs.shape[1])
         weights = [one_per_row("weights", values["weights"], len(own))] if "weights" in values else []
         HeldOutScores(own, target if self.by_class else None, *weights)  # raises what does not fit together
         return (own, target.long(), number.long(), *weights)
@@ -274,15 +273,22 @@ class SetScores:
         """The arguments, as plain data."""
         return dict(vars(self)) if self.method == "raps" else {"method": self.method, "randomized": self.randomized}
 
-    def __call__(self, log_probs: Tensor, uniforms: Tensor | None = None, *, validate: bool = True) -> Tensor:
-        """Scores [N, C] in float64 of log-probabilities [N, C]; ``uniforms`` [N] in place of the draws."""
+    def __call__(
+        self,
+        log_probs: Tensor,
+        uniforms: Tensor | None = None,
+        target: Tensor | None = None,
+        *,
+        validate: bool = True,
+    ) -> Tensor:
+        """Scores [N, C] in float64 of log-probabilities [N, C], or those of the labels [N]; ``uniforms`` [N] in place of the draws."""
         if self.method == "lac":
-            return lac_scores(log_probs, validate=validate)
+            return lac_scores(log_probs, target, validate=validate)
         if self.randomized and uniforms is None:
             uniforms = rows_to_uniform(log_probs)
         if self.method == "aps":
-            return aps_scores(log_probs, uniforms, validate=validate)
-        return raps_scores(log_probs, self.penalty, self.k_reg, uniforms, validate=validate)
+            return aps_scores(log_probs, uniforms, target, validate=validate)
+        return raps_scores(log_probs, self.penalty, self.k_reg, uniforms, target, validate=validate)
 
 
 class SetTransform(PredictionTransform):

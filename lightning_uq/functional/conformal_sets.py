@@ -6,6 +6,10 @@ The threshold with coverage 1 - alpha over all rows is :func:`~lightning_uq.func
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -24,8 +28,11 @@ from lightning_uq.functional.validation import (
     check_target_values,
 )
 
+_CHUNK = 1 << 16  # logits scored at a time
+_Scores: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
-def lac_scores(logits: Tensor, *, validate: bool = True) -> Tensor:
+
+def lac_scores(logits: Tensor, target: Tensor | None = None, *, validate: bool = True) -> Tensor:
     """Scores of the least ambiguous set-valued classifiers (LAC), as log-odds: log((1 - p_y) / p_y) for each label y.
 
     They order labels like 1 - p_y, but also separate probabilities that round to 0 or 1; ``scores.sigmoid()`` is 1 - p_y. If the
@@ -33,13 +40,15 @@ def lac_scores(logits: Tensor, *, validate: bool = True) -> Tensor:
 
     Args:
         logits: Logits or log-probabilities [B, C].
+        target: Class indices [B]: only their scores are computed, with the same rounding as among those of all labels.
         validate: Whether to check the values, which waits for a GPU.
 
     Returns:
-        [B, C] in float64.
+        [B, C] in float64; [B] with ``target``.
 
     Raises:
-        InputError: ``logits`` are not floating point [B, C], hold NaN or plus infinity, or have a row with only minus infinity.
+        InputError: ``logits`` are not floating point [B, C], hold NaN or plus infinity, or have a row with only minus infinity; or ``target`` as for
+            :func:`true_label_scores`.
 
     Source: Sadinle, Lei & Wasserman, JASA 114 (2019) (arXiv 1609.00451).
 
@@ -50,15 +59,13 @@ def lac_scores(logits: Tensor, *, validate: bool = True) -> Tensor:
                 [-50.,  50.],
                 [-60.,  60.]], dtype=torch.float64)
     """
-    logits = _checked(logits, validate)
-    log_prob = logits - logits.logsumexp(1, keepdim=True)
-    # For p <= 1/2, 1 - p keeps all its digits; only the top label can have p > 1/2, and its complement is summed.
-    top, label = logits.max(1, keepdim=True)
-    sure = logits.scatter(1, label, -torch.inf).logsumexp(1, keepdim=True) - top
-    return torch.where(logits == top, sure, (-log_prob.exp()).log1p() - log_prob)
+    _check_logits(logits, validate)
+    return _in_parts(_lac_scores, logits, None, target)
 
 
-def aps_scores(logits: Tensor, uniforms: Tensor | None = None, *, validate: bool = True) -> Tensor:
+def aps_scores(
+    logits: Tensor, uniforms: Tensor | None = None, target: Tensor | None = None, *, validate: bool = True
+) -> Tensor:
     """Scores of adaptive prediction sets (APS), minus one: S_y - 1 with S_y = sum of the p_c > p_y, + u p_y.
 
     They are :func:`raps_scores` without a penalty.
@@ -66,6 +73,7 @@ def aps_scores(logits: Tensor, uniforms: Tensor | None = None, *, validate: bool
     Args:
         logits: Logits or log-probabilities [B, C].
         uniforms: u, one random number in [0, 1] per row [B], for calibration rows and new rows. None: u = 1, which gives larger sets.
+        target: Class indices [B]: only their scores are computed, with the same rounding as among those of all labels.
         validate: Whether to check the values, which waits for a GPU.
 
     Source: Romano, Sesia & Candes, "Classification with valid and adaptive coverage", NeurIPS 2020 (arXiv 2006.02544).
@@ -77,11 +85,17 @@ def aps_scores(logits: Tensor, uniforms: Tensor | None = None, *, validate: bool
         >>> 1 + aps_scores(logits, torch.tensor([0.5]))
         tensor([[0.2500, 0.9000, 0.6500]], dtype=torch.float64)
     """
-    return raps_scores(logits, penalty=0.0, uniforms=uniforms, validate=validate)
+    return raps_scores(logits, penalty=0.0, uniforms=uniforms, target=target, validate=validate)
 
 
 def raps_scores(
-    logits: Tensor, penalty: float = 0.01, k_reg: int = 5, uniforms: Tensor | None = None, *, validate: bool = True
+    logits: Tensor,
+    penalty: float = 0.01,
+    k_reg: int = 5,
+    uniforms: Tensor | None = None,
+    target: Tensor | None = None,
+    *,
+    validate: bool = True,
 ) -> Tensor:
     """Scores of regularised adaptive prediction sets (RAPS), minus one: S_y - 1 with S_y = sum of the p_c > p_y, + u p_y + penalty (rank_y - k_reg)_+.
 
@@ -93,13 +107,15 @@ def raps_scores(
         penalty: Lambda, the cost of each label beyond the first ``k_reg``; at least 0.
         k_reg: Number of labels without a penalty.
         uniforms: u, one random number in [0, 1] per row [B], for calibration rows and new rows. None: u = 1, which gives larger sets.
+        target: Class indices [B]: only their scores are computed, with the same rounding as among those of all labels.
         validate: Whether to check the values, which waits for a GPU.
 
     Returns:
-        [B, C] in float64.
+        [B, C] in float64; [B] with ``target``.
 
     Raises:
-        InputError: ``penalty`` or ``k_reg`` is negative, ``uniforms`` are not [B] in [0, 1], or see :func:`lac_scores` for ``logits``.
+        InputError: ``penalty`` or ``k_reg`` is negative, ``uniforms`` are not [B] in [0, 1], or ``logits`` or
+            ``target`` as for :func:`lac_scores`.
 
     Source: Angelopoulos et al., "Uncertainty sets for image classifiers using conformal prediction", ICLR 2021 (arXiv 2009.14193).
 
@@ -109,16 +125,10 @@ def raps_scores(
     """
     check_at_least("penalty", penalty, 0.0)
     check_integer("k_reg", k_reg, 0)
-    logits = _checked(logits, validate)
-    ordered, order = logits.sort(1)
-    probs = ordered.softmax(1)
-    first, last = _ties(ordered)
-    below = torch.cat([torch.zeros_like(probs[:, :1]), probs.cumsum(1)[:, :-1]], 1)
-    left = below.gather(1, last)  # the smaller probabilities, and the equal ones of other labels
+    _check_logits(logits, validate)
     if uniforms is not None:
-        left = left + (1 - _checked_uniforms(uniforms, logits, validate))[:, None] * probs
-    beyond = (logits.shape[1] - first - k_reg).clamp_min(0).to(probs)  # without `.to`, the product would be in float32
-    return torch.empty_like(probs).scatter(1, order, penalty * beyond - left)
+        _check_uniforms(uniforms, logits, validate)
+    return _in_parts(partial(_raps_scores, penalty, k_reg), logits, uniforms, target)
 
 
 def true_label_scores(scores: Tensor, target: Tensor) -> Tensor:
@@ -178,8 +188,8 @@ def prediction_sets(
     return sets | (lowest & ~sets.any(1, keepdim=True))
 
 
-def _checked(logits: Tensor, validate: bool) -> Tensor:
-    """Logits in float64, each row with a finite maximum."""
+def _check_logits(logits: Tensor, validate: bool) -> None:
+    """Raise unless logits are [B, C], each row with a finite maximum."""
     check_floating("logits", logits, 2, "[B, C]")
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise InputError(f"`logits` must have shape [B, C] with C > 0, but their shape is {list(logits.shape)}.")
@@ -187,15 +197,57 @@ def _checked(logits: Tensor, validate: bool) -> Tensor:
         raise InputError(
             "`logits` must hold no NaN, no plus infinity and no row with only minus infinity, but a row has one of these."
         )
-    return widen(logits)
 
 
-def _checked_uniforms(uniforms: Tensor, logits: Tensor, validate: bool) -> Tensor:
+def _check_uniforms(uniforms: Tensor, logits: Tensor, validate: bool) -> None:
     check_floating("uniforms", uniforms, 1, "[B]")
     check_shape("uniforms", uniforms, logits.shape[:1])
     if validate and not all_hold((uniforms >= 0) & (uniforms <= 1)):
         raise InputError("`uniforms` must lie in [0, 1], but some do not.")
-    return uniforms.to(logits)
+
+
+def _in_parts(scores: _Scores, logits: Tensor, uniforms: Tensor | None, target: Tensor | None) -> Tensor:
+    """Scores of all rows, on a processor of so many at a time as its cache holds: the new memory of large tensors costs more than the scores."""
+    step = max(1, _CHUNK // logits.shape[1])
+    if torch.compiler.is_compiling() or logits.device.type != "cpu" or len(logits) <= step:
+        return scores(logits, uniforms, target)
+    rows = [slice(start, start + step) for start in range(0, len(logits), step)]
+    return torch.cat([scores(logits[at], *(x if x is None else x[at] for x in (uniforms, target))) for at in rows])
+
+
+def _lac_scores(logits: Tensor, uniforms: Tensor | None, target: Tensor | None) -> Tensor:
+    logits = widen(logits)
+    top, label = logits.max(1, keepdim=True)
+    others = logits.scatter(1, label, -torch.inf)
+    second = others.amax(1, keepdim=True)
+    second = torch.where(second.isfinite(), second, top)  # a row whose only probability is the top's
+    weights = (others - second).exp_()  # relative to the second label: those of a sure row are not rounded to 0
+    total = weights.sum(1, keepdim=True)
+    own, weight = (x if target is None else true_label_scores(x, target)[:, None] for x in (logits, weights))
+    # (1 - p) / p is (sum of all others) / p. The top label's own weight, 1, has to be left out of the sum from the start, or sure rows lose
+    # their digits; from the sum of any other label, which holds that 1, its weight can be subtracted.
+    sure = total.log() + (second - top)
+    rest = (total - weight).mul_((second - top).exp()).log1p_()
+    scores = torch.where(own == top, sure, rest.add_(top - own))
+    return scores if target is None else scores.squeeze(1)
+
+
+def _raps_scores(penalty: float, k_reg: int, logits: Tensor, uniforms: Tensor | None, target: Tensor | None) -> Tensor:
+    ordered, order = logits.sort(1)  # before they are widened: a sort of float32 is cheaper
+    probs = widen(ordered).softmax(1)
+    if target is None:
+        first, last = _ties(ordered)
+        own = probs
+    else:
+        first, last = _ties_of(ordered, true_label_scores(logits, target)[:, None])
+        own = probs.gather(1, last)
+    below = torch.cat([torch.zeros_like(probs[:, :1]), probs.cumsum(1)[:, :-1]], 1)
+    left = below.gather(1, last)  # the smaller probabilities, and the equal ones of other labels
+    if uniforms is not None:
+        left = left + (1 - uniforms.to(probs))[:, None] * own
+    beyond = (logits.shape[1] - first - k_reg).clamp_min(0).to(probs)  # a number times integers is in float32
+    scores = penalty * beyond - left
+    return torch.empty_like(probs).scatter(1, order, scores) if target is None else scores.squeeze(1)
 
 
 def _ties(ordered: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,3 +260,8 @@ def _ties(ordered: Tensor) -> tuple[Tensor, Tensor]:
         1
     )  # backwards from the end
     return first, ordered.shape[1] - 1 - last
+
+
+def _ties_of(ordered: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last position [B, 1] of values [B, 1] that are in ascending rows [B, C]."""
+    return torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True) - 1

@@ -73,6 +73,8 @@ def log_mean_exp(values: Tensor) -> Tensor:
     """
     largest = values.detach().amax(0)
     excluded = largest == -torch.inf
+    if len(values) == 1:
+        return values[0].masked_fill(excluded, -torch.inf)  # what follows would give these numbers in six passes
     values, largest = values.masked_fill(excluded, 0.0), largest.masked_fill(excluded, 0.0)
     mean = largest + (values - largest).exp().mean(0).log()
     return mean.masked_fill(excluded, -torch.inf)

@@ -31,7 +31,8 @@ def evaluating(model: nn.Module, trainer: Trainer | None = None, *, fitting: boo
         {name: model.__dict__.get(name) for name in ("log", "log_dict")} if is_instance(model, LightningModule) else {}
     )
     stage = trainer.state.stage if trainer is not None else None
-    rng = isolate_rng()
+    # Before CUDA is initialized no model is on it, and asking whether there is a device takes longer than a small network.
+    rng = isolate_rng(include_cuda=torch.cuda.is_initialized())
     rng.__enter__()
     try:
         with torch.inference_mode(torch.is_inference_mode_enabled() and not fitting), torch.no_grad():

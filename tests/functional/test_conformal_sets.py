@@ -19,13 +19,14 @@ from lightning_uq.functional import (
     raps_scores,
     true_label_scores,
 )
+from tests.counting import peak_bytes
 
 SCORES = {
-    "lac": lambda logits, u: lac_scores(logits),
-    "aps": lambda logits, u: aps_scores(logits),
+    "lac": lambda logits, u, target=None: lac_scores(logits, target),
+    "aps": lambda logits, u, target=None: aps_scores(logits, None, target),
     "aps_randomized": aps_scores,
-    "raps": lambda logits, u: raps_scores(logits, 0.02, 2),
-    "raps_randomized": lambda logits, u: raps_scores(logits, 0.02, 2, u),
+    "raps": lambda logits, u, target=None: raps_scores(logits, 0.02, 2, None, target),
+    "raps_randomized": lambda logits, u, target=None: raps_scores(logits, 0.02, 2, u, target),
 }
 
 
@@ -78,6 +79,35 @@ def test_lac_does_not_sort():
     with profile() as profiled:
         lac_scores(logits)
     assert "aten::sort" not in {event.name for event in profiled.events()}
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES.keys())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_classes", [2, 3, 17, 100, 1000])
+def test_scores_of_true_labels_are_those_among_all_labels(score, dtype, num_classes):
+    # To the last bit, or a row that equals a fitted one could be left out of its own threshold. Half precision and rounded rows have ties.
+    logits, target, u = data(300, num_classes)
+    logits[:100] = logits[:100].round()
+    target[::2] = logits.argmax(1)[::2]
+    expected = true_label_scores(score(logits.to(dtype), u), target)
+    assert torch.equal(score(logits.to(dtype), u, target), expected)
+    alone = torch.cat([score(logits[i : i + 1].to(dtype), u[i : i + 1], target[i : i + 1]) for i in range(20)])
+    assert torch.equal(alone, expected[:20])
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES.keys())
+def test_memory_does_not_grow_with_the_rows(score):
+    logits, target, u = data(20_000, 100)
+    at_once = peak_bytes(lambda: score(logits[:1000], u[:1000]))
+    assert peak_bytes(lambda: score(logits, u, target)) < 2 * at_once + 20_000 * 8 * 3
+    assert peak_bytes(lambda: score(logits, u)) < 2 * at_once + logits.numel() * 8 * 2  # the scores, and their parts
+
+
+def test_gradients_of_lac_scores():
+    logits, target, _ = data(5)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lac_scores, (logits,))
+    assert torch.autograd.gradcheck(lac_scores, (logits, target))
 
 
 def test_sure_rows_stay_apart():
@@ -189,6 +219,8 @@ def test_edges(score):
         (lambda: aps_scores(torch.zeros(2, 3), torch.zeros(3)), r"`uniforms` must have shape \[2\]"),
         (lambda: aps_scores(torch.zeros(2, 3), torch.full((2,), 1.5)), r"`uniforms` must lie in \[0, 1\]"),
         (lambda: aps_scores(torch.zeros(2, 3), torch.full((2,), math.nan)), r"`uniforms` must lie in \[0, 1\]"),
+        (lambda: lac_scores(torch.zeros(2, 3), torch.tensor([0, 3])), r"class indices in \[0, 3\)"),
+        (lambda: aps_scores(torch.zeros(2, 3), None, torch.tensor([0])), r"`target` must have shape \[2\]"),
         (lambda: true_label_scores(torch.zeros(2, 3), torch.tensor([0, 3])), r"class indices in \[0, 3\)"),
         (lambda: true_label_scores(torch.zeros(2, 3), torch.tensor([0])), r"`target` must have shape \[2\]"),
         (lambda: prediction_sets(torch.zeros(2, 3), torch.zeros(2)), r"`threshold` must have shape \[\] or \[3\] or \[2, 1\]"),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_uq.functional import entropy
+from tests.counting import operators
 from tests.no_float64 import device_without_float64
 
 
@@ -182,3 +183,13 @@ def test_a_softmax_of_few_classes_does_not_run_over_the_last_axis(num_classes):
     weights = torch.rand(expected.shape)[1:]
     gradients = [torch.autograd.grad((log_probs[1:] * weights).sum(), logits)[0] for log_probs in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_one_member_is_its_own_mean():
+    logits = torch.tensor([[[0.3, -1.0, -math.inf], [2.0, 2.0, 2.0]]], requires_grad=True)
+    one = entropy.mean_log_probs(logits)
+    assert torch.equal(one, entropy.mean_log_probs(torch.cat([logits, logits])))
+    assert operators(lambda: entropy.mean_log_probs(logits)) <= 5  # 11 for several members
+    one[:, 1:].sum().backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 0, 2] == 0

@@ -93,7 +93,7 @@ def test_the_operators_of_a_training_step():
             loss.backward()
 
         step()
-        step()
+        module.zero_grad()  # as an optimizer does: no operator adds to an old gradient
         return operators(step)
 
     def epinet_module(number, **head):
@@ -105,8 +105,8 @@ def test_the_operators_of_a_training_step():
         of(epinet_module(32)),
     )
     assert few == many
-    assert few - plain <= 80  # 76 when this was written
-    assert few - of(epinet_module(8, prior_scale=0.0)) <= 16
+    assert few - plain <= 61  # 71 before the scaler and the prior's scale took fewer
+    assert few - of(epinet_module(8, prior_scale=0.0)) <= 9
 
 
 def test_an_epinets_head_keeps_its_precision_under_autocast():

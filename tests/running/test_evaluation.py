@@ -95,3 +95,16 @@ def test_batches_follow_the_model_without_a_trainer():
             return batch + 1
 
     assert to_device(torch.zeros(2, 4), Hooked()).tolist() == torch.ones(2, 4).tolist()
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="CUDA is in use")
+def test_a_pass_on_a_processor_does_not_look_for_a_gpu(monkeypatch):
+    def look():
+        raise AssertionError("this loads the driver's library at each call")
+
+    monkeypatch.setattr(torch.cuda, "is_available", look)
+    monkeypatch.setattr(torch.cuda, "device_count", look)
+    before = torch.get_rng_state()
+    with evaluating(nn.Dropout()):
+        torch.rand(1)
+    assert torch.equal(torch.get_rng_state(), before)

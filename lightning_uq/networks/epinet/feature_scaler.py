@@ -1,6 +1,7 @@
 """Running statistics that standardise features."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_uq.functional.precision import widen
@@ -43,29 +44,32 @@ class FeatureScaler(KeepsPrecision):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, F], each of about mean 0 and variance 1."""
+        features = features.to(self.running_var.dtype)
         if self.training and self.tracking:
             self._update(features.detach())
         variance = self.running_var.maximum(_SMALLEST_SPREAD**2 * self.running_var.mean())
         variance = variance.masked_fill(variance == 0, 1.0)
-        return (features.to(variance.dtype) - self.running_mean) * variance.rsqrt()
+        return F.batch_norm(
+            features, self.running_mean, variance, eps=0.0
+        )  # one operator, where the formula takes three
 
     def _update(self, features: Tensor) -> None:
-        variance, mean = _moments(widen(features))
+        variance, mean = _moments(features)
         self.running_batches += 1
-        weight = widen(self.running_batches.reciprocal().clamp_min(self.momentum))
+        weight = self.running_batches.reciprocal().clamp_min(self.momentum).to(mean.dtype)
+        # The new variance is (1 - w) v + w (variance + (1 - w) shift^2), and (1 - w) shift is what the mean has left to go after its own step.
         shift = mean - self.running_mean
-        step = weight * shift
-        # (1 - w) v + w variance + w (1 - w) shift^2, in the order that takes the fewest operators.
-        self.running_var += weight * torch.addcmul(variance - self.running_var, shift, shift - step)
-        self.running_mean += step
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(torch.addcmul(variance, shift, mean - self.running_mean), weight)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Variance and mean [F] of the rows [B, F] of all ranks."""
-    variance, mean = torch.var_mean(x, 0, correction=0)
     if is_alone():
-        return variance, mean
-    count = x.new_full((1,), len(x))
+        return torch.var_mean(x, 0, correction=0)
+    wide = widen(x)  # the squares below cancel
+    variance, mean = torch.var_mean(wide, 0, correction=0)
+    count = wide.new_full((1,), len(x))
     sums = all_sum(torch.cat([count, count * mean, count * (variance + mean.square())]))
     mean, square = (sums[1:] / sums[0]).chunk(2)
-    return (square - mean.square()).clamp_min(0), mean
+    return (square - mean.square()).clamp_min(0).to(x.dtype), mean.to(x.dtype)

@@ -30,25 +30,33 @@ class PriorScale(KeepsPrecision):
     """
 
     running_spread: Tensor
+    running_factor: Tensor
 
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.scale = scale
         self.measured = False
         self.register_buffer("running_spread", torch.zeros(()))
+        # scale / spread, which a step would compute in four operators.
+        self.register_buffer("running_factor", torch.tensor(float(scale)), persistent=False)
 
     def measure(self, prior: Tensor) -> None:
         """Take the spread of the prior's outputs [Z, B, C] as the unit."""
         variance = widen(prior.detach()).var(0)
         sums = all_sum(torch.stack([variance.sum(), variance.new_tensor(variance.numel())]))
         self.running_spread.copy_((sums[0] / sums[1]).sqrt())
+        self._set_factor()
         self.measured = True
 
     def forward(self, prior: Tensor) -> Tensor:
         """scale * prior / spread, [Z, B, C]."""
+        return prior * self.running_factor.to(prior.dtype)
+
+    def _set_factor(self) -> None:
         spread = self.running_spread.masked_fill(self.running_spread == 0, 1.0)
-        return prior * (self.scale / spread).to(prior.dtype)
+        self.running_factor.copy_(self.scale / spread)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._set_factor()
         self.measured = bool(self.running_spread > 0)
