@@ -32,7 +32,7 @@ class PoolBatch:
     """
 
     def __init__(self, module: LightningModule, batch: Any, features: FeatureReader, trainer: Trainer | None) -> None:
-        self._module, self._batch, self._features, self._trainer = module, batch, features, trainer
+        self._module, self._batch, self._reader, self._run_by = module, batch, features, trainer
 
     @cached_property
     def prediction(self) -> Prediction:
@@ -55,7 +55,7 @@ class PoolBatch:
     @cached_property
     def features(self) -> Tensor:
         """Features of the layer before the outputs [B, D]; those of several members side by side."""
-        features = self._features(self._module, self._batch, self._trainer)
+        features = self._reader(self._module, self._batch, self._run_by)
         return features.transpose(0, 1).flatten(1)
 
     def __len__(self) -> int:
@@ -75,10 +75,10 @@ class PoolBatch:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        if self._trainer is None:
+        if self._run_by is None:
             yield
         else:
-            with self._trainer.precision_plugin.predict_step_context():
+            with self._run_by.precision_plugin.predict_step_context():
                 yield
 
 
