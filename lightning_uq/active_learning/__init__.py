@@ -1,7 +1,7 @@
 """Which unlabelled samples to label next, and which actions to take."""
 
 from lightning_uq.active_learning.bandit import Bandit, thompson_sampling
-from lightning_uq.active_learning.loop import Round, acquisition_rounds
+from lightning_uq.active_learning.loop import Round, acquisition_rounds, read_rounds
 from lightning_uq.active_learning.pool import PoolDataModule, balanced_positions
 from lightning_uq.active_learning.scores import ACQUISITION_SCORES, acquire, score
 from lightning_uq.active_learning.selection import select, select_randomly
@@ -44,6 +44,7 @@ __all__ = [
     "batch_bald",
     "core_set",
     "epig",
+    "read_rounds",
     "score",
     "select",
     "select_randomly",

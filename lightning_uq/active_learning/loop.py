@@ -1,9 +1,10 @@
 """The acquisition loop: train on what is labelled, pick from what is not, and so on."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -27,12 +28,14 @@ class Round:
         labelled: Positions in the data set that the module was trained on [L], in the order of their acquisition.
         module: The trained module.
         acquired: Positions that are labelled next, in their order; they follow ``labelled`` in the next round. Empty in the last.
+        metrics: What ``measure`` returned.
     """
 
     number: int
     labelled: Tensor
     module: LightningModule
     acquired: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def acquisition_rounds(
@@ -41,6 +44,7 @@ def acquisition_rounds(
     num: int,
     strategy: str | Strategy = "mutual_information",
     *,
+    measure: Callable[[LightningModule], Mapping[str, float]] | None = None,
     folder: str | Path | None = None,
     batch_size: int = 256,
 ) -> Iterator[Round]:
@@ -54,6 +58,7 @@ def acquisition_rounds(
         data: The labelled samples and the pool; its ``labelled`` grows.
         num: Number of positions acquired after each round; the last takes what is left.
         strategy: A strategy or its name; see :meth:`PoolDataModule.acquire`.
+        measure: Measures each trained module, before it acquires: metrics by name, such as its accuracy on test data.
         folder: Where ``round-<k>.json`` is written after each round. If it holds rounds, they are not repeated: the loop goes on with the next
             one, on the labels that they acquired. None: nothing is written.
         batch_size: Inputs of the pool read at a time.
@@ -76,7 +81,7 @@ def acquisition_rounds(
     check_integer("batch_size", batch_size, 1)
     strategy = as_strategy(strategy)
     records = None if folder is None else _Records(Path(folder), data, num)
-    return _rounds(train, data, num, strategy, records, batch_size)
+    return _rounds(train, data, num, strategy, measure, records, batch_size)
 
 
 def _rounds(
@@ -84,6 +89,7 @@ def _rounds(
     data: PoolDataModule,
     num: int,
     strategy: Strategy,
+    measure: Callable[[LightningModule], Mapping[str, float]] | None,
     records: "_Records | None",
     batch_size: int,
 ) -> Iterator[Round]:
@@ -93,13 +99,22 @@ def _rounds(
         module = train(data)
         if not is_instance(module, LightningModule):
             raise InputError(f"`train` must return a LightningModule, but it returned a {type(module).__name__}.")
+        metrics = {} if measure is None else dict(measure(module))
         is_done = not len(data.pool)
         acquired = labelled[:0] if is_done else data.acquire(module, num, strategy, batch_size=batch_size)
-        done = Round(number, labelled, module, acquired)
+        done = Round(number, labelled, module, acquired, metrics)
         if records is not None:
             records.write(done)
         yield done
         number += 1
+
+
+def read_rounds(folder: str | Path) -> list[dict[str, Any]]:
+    """The rounds in a folder of :func:`acquisition_rounds`, in order: their ``labelled``, ``acquired`` and ``metrics``."""
+    found: list[dict[str, Any]] = []
+    while (path := Path(folder) / f"round-{len(found)}.json").exists():
+        found.append(json.loads(path.read_text()))
+    return found
 
 
 class _Records:
@@ -112,21 +127,20 @@ class _Records:
 
     def resume(self) -> tuple[int, bool]:
         """Label what finished rounds have acquired; the number of the next round, and whether nothing is left to do."""
-        number, labelled, acquired = 0, self._start, None
-        while (path := self._path(number)).exists():
-            found = json.loads(path.read_text())
+        labelled, acquired = self._start, None
+        rounds = read_rounds(self.folder)
+        for number, found in enumerate(rounds):
             same = found["settings"] == self.settings and found["labelled"] == labelled.tolist()
             if not same:
                 raise InputError(
-                    f"`folder` holds rounds of another experiment: {path} has {found['settings']} and {len(found['labelled'])} labels, "
+                    f"`folder` holds rounds of another experiment: {self._path(number)} has {found['settings']} and {len(found['labelled'])} labels, "
                     f"but this one has {self.settings} and {len(labelled)}, or other positions. Choose another folder."
                 )
             acquired = found["acquired"]
             labelled = torch.cat([labelled, torch.tensor(acquired, dtype=torch.long)])
-            number += 1
         if acquired:
             self.data.labelled = labelled
-        return number, acquired == []
+        return len(rounds), acquired == []
 
     def write(self, done: Round) -> None:
         """Write the file of a round, on the first process."""
@@ -139,6 +153,7 @@ class _Records:
             "settings": self.settings,
             "labelled": done.labelled.tolist(),
             "acquired": done.acquired.tolist(),
+            "metrics": done.metrics,
         }
         with replacing(self._path(done.number)) as partial:
             partial.write_text(json.dumps(content) + "\n")
