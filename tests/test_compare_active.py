@@ -49,6 +49,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def fails(capsys, *arguments):
+    capsys.readouterr()
     assert main(list(arguments)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line.removeprefix("lightning-uq: error: ")
@@ -83,12 +84,15 @@ def test_an_interrupted_run_ends_as_a_whole_one(workplace, capsys):
     assert main([*QUICK, "--out", "whole"]) == 0
     assert main([*QUICK, "--out", "part"]) == 0
     part = workplace / "part" / "rounds"
-    for path in [part / "margin" / "0" / "round-2.json", part / "margin" / "0" / "round-1.json"]:
+    for path in [
+        part / "softmax" / "margin" / "0" / "round-2.json",
+        part / "softmax" / "margin" / "0" / "round-1.json",
+    ]:
         path.unlink()
-    for path in (part / "random" / "1").iterdir():
+    for path in (part / "softmax" / "random" / "1").iterdir():
         path.unlink()
     (workplace / "part" / "results.json").unlink()
-    assert "holds rounds already. Pass `resume`" in fails(capsys, *QUICK, "--out", "part")
+    assert "holds rounds already. Pass --resume" in fails(capsys, *QUICK, "--out", "part")
     assert main([*QUICK, "--out", "part", "--resume"]) == 0
     assert rounds(part) == rounds(workplace / "whole" / "rounds")
     assert (workplace / "part" / "results.json").read_text() == (workplace / "whole" / "results.json").read_text()
@@ -160,15 +164,15 @@ def test_a_table_of_ones_own_is_a_pool(workplace, capsys):
     [
         (["--score", "bold"], "`name` must be one of"),
         (["--score", "random@nothing"], "The method must be one of softmax"),
-        (["--until", "10"], "`until` must be at least `initial`, 20, but it is 10"),
-        (["--seeds", "0"], "`seeds` must be at least 1, but it is 0"),
-        (["--data", "diabetes"], "accuracy of classes, but data='diabetes' is a regression"),
-        (["--data", "nowhere"], "`data` must be"),
+        (["--until", "10"], "--until must be at least --initial, 20, but it is 10"),
+        (["--seeds", "0"], "--seeds must be at least 1, but it is 0"),
+        (["--data", "diabetes"], "accuracy of classes, but --data diabetes is a regression"),
+        (["--data", "nowhere"], "--data must be"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, capsys, workplace):
     assert message in fails(capsys, "active", *arguments, "--out", "run")
-    assert not list(workplace.rglob("round-*"))
+    assert not list(workplace.iterdir())
 
 
 def test_ambiguous_samples_are_counted(tmp_path, monkeypatch):

@@ -202,7 +202,7 @@ def run_active(
 
     Args:
         configuration: What to run.
-        folder: Where each round is written, ``rounds/SCORE/SEED/round-<k>.json``.
+        folder: Where each round is written, ``rounds/METHOD/STRATEGY/SEED/round-<k>.json``.
         progress: Told of each run, and of each round as of an epoch.
         resume: Whether rounds that the folder holds are kept, and the runs go on after them.
 
@@ -210,7 +210,7 @@ def run_active(
         InputError: The folder holds rounds already, or those of another configuration.
     """
     progress = progress or Progress()
-    _check_folder(configuration, folder, resume)
+    recorded = _check_folder(configuration, folder, resume)
     names = configuration.scores
     progress.start(len(names) * configuration.seeds, configuration.num_rounds, 0)
     rounds: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
@@ -225,10 +225,13 @@ def run_active(
                 network=configuration.network,
             )
             notes = data.notes
+            recorded.parent.mkdir(parents=True, exist_ok=True)
+            recorded.write_text(json.dumps(configuration.recorded, indent=1) + "\n")
             for name in names:
                 start = time.perf_counter()
                 progress.training(name, seed)
-                own = folder / "rounds" / name.replace("@", "_at_") / str(seed)
+                strategy, method = configuration.parts(name)
+                own = folder / "rounds" / method / strategy / str(seed)
                 for _ in _run(configuration, data, name, seed, own):
                     progress.epoch(name, seed)
                 rounds[name].append(read_rounds(own)[: configuration.num_rounds])
@@ -356,8 +359,8 @@ def _metrics(module: LightningModule, test: Dataset[Any]) -> dict[str, float]:
     return {"accuracy": right / number, "nll": nll / number}
 
 
-def _check_folder(configuration: ActiveConfiguration, folder: Path, resume: bool) -> None:
-    """Refuse rounds that are not to be continued, and note what those of this run depend on."""
+def _check_folder(configuration: ActiveConfiguration, folder: Path, resume: bool) -> Path:
+    """Refuse rounds that are not to be continued; the file that records on what rounds depend."""
     path = folder / "rounds" / "configuration.json"
     recorded = json.loads(json.dumps(configuration.recorded))
     if path.exists():
@@ -371,8 +374,7 @@ def _check_folder(configuration: ActiveConfiguration, folder: Path, resume: bool
             raise InputError(
                 f"`out`: {folder} holds rounds with another value of {', '.join(differing)}. Choose another directory."
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(recorded, indent=1) + "\n")
+    return path
 
 
 def _summary(values: Tensor) -> Mapping[str, float | None]:
